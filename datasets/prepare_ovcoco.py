@@ -1,0 +1,352 @@
+"""Make OV-COCO's files from plain COCO 2017: Detic's zero-shot splits, CLIM's base/novel files, captions with
+tags.
+
+    python datasets/prepare_ovcoco.py --source /path/to/coco --output datasets
+
+``--source`` holds annotations/{instances_train2017,instances_val2017,captions_train2017}.json, train2017/ and
+val2017/, and is only read. ``--output`` becomes the data root (DETECTRON2_DATASETS); it may be the source's
+parent. Running it again with the same input changes nothing.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import stat
+import sys
+from collections import Counter
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+
+from clim.data import coco_splits, coco_synonyms, tags
+from clim.data.captions import read_json
+from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+from clim.errors import UserError
+from clim.paths import data_root
+from tabulate import tabulate
+from tqdm import tqdm
+
+DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
+ANNOTATIONS = ("instances_train2017.json", "instances_val2017.json", "captions_train2017.json")
+OPTIONAL_ANNOTATIONS = ("captions_val2017.json",)
+IMAGE_FOLDERS = ("train2017", "val2017")
+STAMP = ".prepare_ovcoco.json"
+COUNTED = ("images", "annotations", "categories")
+
+# Images of the complete set -> images left by the split (OVR-CNN, Detic): 48 classes of train, 65 of val.
+FULL_SET = {"train": (118_287, 107_761), "val": (5_000, 4_836)}
+
+# The released rule knows LVIS's words only; the other one COCO's names too.
+RULE_WORDS = {"released": coco_synonyms.lvis_words, "words": coco_synonyms.all_words}
+
+
+# ---- what the files hold: pure functions of COCO's content ----
+
+
+def keep_classes(instances: dict, ids: Collection[int], *, drop_empty_images: bool) -> dict:
+    """A COCO instances content with the annotations of ``ids`` only, crowds included, all ids unchanged.
+
+    ``drop_empty_images``: images without a kept annotation go too (OVR-CNN's split); otherwise all stay
+    (CLIM's).
+    """
+    annotations = [a for a in instances["annotations"] if a["category_id"] in ids]
+    images = instances["images"]
+    if drop_empty_images:
+        shown = {a["image_id"] for a in annotations}
+        images = [image for image in images if image["id"] in shown]
+    return instances | {"images": images, "annotations": annotations}
+
+
+def list_classes(instances: dict, ids: Collection[int]) -> dict:
+    """``instances`` with the ``categories`` of ``ids`` only, each with its ``split`` as OVR-CNN has it."""
+    categories = [
+        category | {"split": "seen" if category["id"] in BASE_IDS else "unseen"}
+        for category in instances["categories"]
+        if category["id"] in ids
+    ]
+    return instances | {"categories": categories}
+
+
+def category_info(instances: dict) -> list[dict]:
+    """COCO's 80 categories with ``image_count`` and ``instance_count`` (crowds counted), zeros included."""
+    annotations = instances["annotations"]
+    instance_count = Counter(a["category_id"] for a in annotations)
+    image_count = Counter(key for key, _ in {(a["category_id"], a["image_id"]) for a in annotations})
+    return [
+        category
+        | {"image_count": image_count[category["id"]], "instance_count": instance_count[category["id"]]}
+        for category in instances["categories"]
+    ]
+
+
+def tag_captions(captions: dict, categories: list[dict], *, rule: str) -> dict:
+    """Detic's caption file: the images with a tag, each with its ``captions`` and ``pos_category_ids``."""
+    find, words = tags.TAG_RULES[rule], RULE_WORDS[rule]()
+    by_image: dict[int, list[str]] = {}
+    for annotation in captions["annotations"]:
+        by_image.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    images = []
+    for image in tqdm(captions["images"], desc="tags of captions", unit="image"):
+        texts = by_image.get(image["id"], [])
+        if found := find(texts, words):
+            images.append(image | {"captions": texts, "pos_category_ids": found})
+    listed = [
+        category | {"synonyms": list(words[category["id"]]), "frequency": "f"} for category in categories
+    ]
+    return {"images": images, "categories": listed, "annotations": []}
+
+
+def check_full_set(part: str, instances: dict, split: dict) -> None:
+    """UserError where complete COCO gives another number of images than the published split."""
+    full, expected = FULL_SET[part]
+    if len(instances["images"]) == full and len(split["images"]) != expected:
+        raise UserError(
+            f"{part}2017 has all {full:,} images but the split keeps {len(split['images']):,} instead of "
+            f"{expected:,}: the annotations are not COCO 2017's; {DOWNLOAD}"
+        )
+
+
+# ---- reading the source, writing the output ----
+
+
+def find_source(source: Path) -> Path:
+    """``source``, resolved, once everything needed is there."""
+    needed = [f"annotations/{name}" for name in ANNOTATIONS] + list(IMAGE_FOLDERS)
+    missing = [name for name in needed if not (source / name).exists()]
+    if missing:
+        hint = DOWNLOAD
+        if all((source / "coco" / name).exists() for name in needed):
+            hint = f"did you mean --source {source / 'coco'}?"
+        raise UserError(f"--source {source} lacks {', '.join(missing)}: {hint}")
+    return source.resolve()
+
+
+def read_instances(path: Path) -> dict:
+    """A COCO instances file with COCO's 80 categories, these by ascending id."""
+    content = read_json(path, remedy=DOWNLOAD)
+    categories = sorted(content.get("categories", []), key=lambda category: category["id"])
+    if [(category["id"], category["name"]) for category in categories] != list(COCO_CATEGORIES):
+        raise UserError(f"{path} does not list COCO's 80 categories: {DOWNLOAD}")
+    return content | {"categories": categories}
+
+
+def require_writable(folder: Path, source: Path, *, in_place: bool) -> None:
+    """UserError where writing to ``folder`` would change a source elsewhere or a read-only folder."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    within = existing.resolve()
+    if not in_place and (within == source or source in within.parents):
+        raise UserError(
+            f"{existing} lies in the source {source}, which is only read: choose another --output "
+            f"(the folder that holds the source works in place) or remove the link"
+        )
+    # The mode too: an administrator may write anywhere, but should not where nobody is meant to.
+    anyone = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+    if not (within.stat().st_mode & anyone and os.access(within, os.W_OK)):
+        raise UserError(f"{existing} is read-only: choose another --output")
+
+
+def place(original: Path, target: Path, *, copy: bool) -> str:
+    """Link or copy a source file or folder to ``target``, which stays if it is there and holds the same."""
+    if target.is_symlink():
+        if not copy and target.resolve() == original.resolve():
+            return "linked already"
+        target.unlink()  # a link to elsewhere; what it points to stays
+    elif target.is_dir():
+        return "kept the folder that is there"
+    elif target.exists():
+        if target.stat().st_size == original.stat().st_size and digest(target) == digest(original):
+            return "kept the same file"
+        raise UserError(f"{target} is there already and differs from {original}: move it away")
+    unfinished = target.with_name(f".{target.name}.partial")
+    remove(unfinished)
+    if not copy:
+        unfinished.symlink_to(original)
+    elif original.is_dir():
+        unfinished.mkdir()
+        for file in tqdm(sorted(original.iterdir()), desc=f"copy {original.name}", unit="file"):
+            shutil.copyfile(file, unfinished / file.name)
+    else:
+        shutil.copyfile(original, unfinished)
+    os.replace(unfinished, target)
+    return "copied" if copy else "linked"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def remove(path: Path) -> None:
+    """Delete what an interrupted run left."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict | list, *, replace: bool) -> dict:
+    """Write whole or not at all; returns the file's row of the report.
+
+    ``replace``: False refuses to overwrite other content, e.g. files that Detic's or OVR-CNN's scripts left.
+    """
+    data = json.dumps(content).encode()
+    if not replace and path.exists() and path.read_bytes() != data:
+        raise UserError(
+            f"{path} is there already, differs and is not from this script: move it away or choose another "
+            "--output"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished.write_bytes(data)
+    os.replace(unfinished, path)
+    sections = {"categories": content} if isinstance(content, list) else content
+    return {
+        "bytes": path.stat().st_size,
+        "mtime_ns": path.stat().st_mtime_ns,
+        "sha256": hashlib.sha256(data).hexdigest()[:12],
+        **{key: len(sections[key]) if key in sections else None for key in COUNTED},
+    }
+
+
+# ---- the steps ----
+
+
+def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]:
+    """{path below coco/: function that builds its content}, after checking the published counts."""
+    annotations = source / "annotations"
+    both = BASE_IDS + NOVEL_IDS
+    train = read_instances(annotations / "instances_train2017.json")
+    train_seen = keep_classes(train, BASE_IDS, drop_empty_images=True)
+    check_full_set("train", train, train_seen)
+    val = read_instances(annotations / "instances_val2017.json")
+    val_parts = {
+        name: (ids, keep_classes(val, ids, drop_empty_images=True))
+        for name, ids in {"all": both, "seen": BASE_IDS, "unseen": NOVEL_IDS}.items()
+    }
+    check_full_set("val", val, val_parts["all"][1])
+
+    made = {
+        "zero-shot/instances_train2017_seen_2.json": partial(list_classes, train_seen, BASE_IDS),
+        "zero-shot/instances_train2017_seen_2_oriorder.json": partial(dict, train_seen),
+        "zero-shot/instances_train2017_seen_2_oriorder_cat_info.json": partial(category_info, train_seen),
+    }
+    for name, (ids, split) in val_parts.items():
+        made[f"zero-shot/instances_val2017_{name}_2.json"] = partial(list_classes, split, ids)
+        made[f"zero-shot/instances_val2017_{name}_2_oriorder.json"] = partial(dict, split)
+    for name, instances, ids in (
+        ("train2017_base", train, BASE_IDS),
+        ("val2017_base", val, BASE_IDS),
+        ("val2017_novel", val, NOVEL_IDS),
+    ):
+        made[f"wusize/instances_{name}.json"] = partial(keep_classes, instances, ids, drop_empty_images=False)
+    made["annotations/captions_train2017_tags_allcaps.json"] = lambda: tag_captions(
+        read_json(annotations / "captions_train2017.json", remedy=DOWNLOAD),
+        val["categories"],
+        rule=rule,
+    )
+    return made
+
+
+def describe_inputs(source: Path, *, rule: str, copy: bool) -> dict:
+    """What the output depends on: equal descriptions give equal files."""
+    files = [source / "annotations" / name for name in ANNOTATIONS]
+    code = b"".join(Path(module.__file__).read_bytes() for module in (coco_splits, coco_synonyms, tags))
+    return {
+        "source": str(source),
+        "rule": rule,
+        "copy": copy,
+        "code": hashlib.sha256(code + Path(__file__).read_bytes()).hexdigest()[:12],
+        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+    }
+
+
+def read_stamp(coco: Path) -> dict:
+    """{"inputs", "files"} of an earlier run, which may have been interrupted; empty where there was none."""
+    try:
+        stamp = json.loads((coco / STAMP).read_bytes())
+        return {"inputs": stamp["inputs"], "files": stamp["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"inputs": None, "files": {}}
+
+
+def intact(coco: Path, files: dict[str, dict]) -> bool:
+    """Whether all that a complete run left is still there, and its jsons as they were written."""
+
+    def untouched(path: Path, row: dict) -> bool:
+        return path.exists() and (path.stat().st_size, path.stat().st_mtime_ns) == (
+            row["bytes"],
+            row["mtime_ns"],
+        )
+
+    placed = (*IMAGE_FOLDERS, *(f"annotations/{name}" for name in ANNOTATIONS))
+    return all((coco / name).exists() for name in placed) and all(
+        untouched(coco / name, row) for name, row in files.items()
+    )
+
+
+def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = False) -> dict[str, dict]:
+    """Write everything below ``output/coco``; returns {path below coco/: bytes, sha256, counts} of the jsons.
+
+    Raises:
+        UserError: source incomplete or not COCO 2017, published counts missed, output read-only or in the
+            source.
+    """
+    source, coco = find_source(source), output / "coco"
+    in_place = coco.resolve() == source
+    inputs = describe_inputs(source, rule=rule, copy=copy)
+    stamp = read_stamp(coco)
+    if stamp["inputs"] == inputs and intact(coco, stamp["files"]):
+        print(f"{coco} is up to date with {source}: nothing to do")
+        return stamp["files"]
+
+    for folder in (coco, coco / "annotations", coco / "zero-shot", coco / "wusize"):
+        require_writable(folder, source, in_place=in_place)
+    made = contents(source, rule=rule)
+    (coco / "annotations").mkdir(parents=True, exist_ok=True)
+    if not in_place:
+        names = [*IMAGE_FOLDERS, *(f"annotations/{name}" for name in ANNOTATIONS + OPTIONAL_ANNOTATIONS)]
+        for name in names:
+            if (source / name).exists():
+                print(f"{coco / name}: {place(source / name, coco / name, copy=copy)}")
+    files, ours = {}, stamp["files"]
+    for name, build in tqdm(made.items(), desc="json files", unit="file"):
+        files[name] = write_json(coco / name, build(), replace=name in ours)
+        # After every file, so that an interrupted run knows its own; without inputs it is never complete.
+        write_json(coco / STAMP, {"inputs": None, "files": ours | files}, replace=True)
+    write_json(coco / STAMP, {"inputs": inputs, "files": files}, replace=True)
+    return files
+
+
+def report(files: dict[str, dict]) -> str:
+    """Counts and checksums as a table."""
+    rows = [[name, *(row[key] for key in COUNTED), row["sha256"]] for name, row in files.items()]
+    return tabulate(rows, headers=["below coco/", *COUNTED, "sha256"], intfmt=",")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="folder of plain COCO 2017, only read")
+    add("--output", type=Path, default=data_root(), help="data root to write coco/ into")
+    add("--tag-rule", choices=sorted(tags.TAG_RULES), default="released", help="how captions become tags")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--link", action="store_true", help="link photos and annotations (what happens anyway)")
+    how.add_argument("--copy", action="store_true", help="copy photos and annotations instead")
+    args = parser.parse_args(arguments)
+    try:
+        files = prepare(args.source, args.output, rule=args.tag_rule, copy=args.copy)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(report(files))
+
+
+if __name__ == "__main__":
+    main()

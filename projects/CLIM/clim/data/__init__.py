@@ -1,0 +1,1 @@
+"""Data: records, decoding, mosaics, mappers and the joint loader."""

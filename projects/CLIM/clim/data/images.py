@@ -1,0 +1,198 @@
+"""Decoding photos, damaged web pictures included, and resizing them.
+
+Everything is decoded by PIL, as Detectron2 does: a full-size read equals
+``detectron2.data.detection_utils.read_image`` bit for bit on ordinary files. It differs where Detectron2's
+result is no picture: samples of more than 8 bits are scaled (``convert("RGB")`` clips them to white), TIFFs
+are rotated once (PIL has already done it), and files that cannot be trusted raise :class:`UnreadableImage`.
+As in Detectron2, transparency is dropped: what a picture hides behind alpha 0 is shown, nothing is blended.
+"""
+
+import io
+import math
+import os
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+MIN_SIDE = 10  # pixels; the CLIM release replaces smaller pictures by another one
+MAX_PIXELS = 178_956_970  # PIL's own limit for decompression bombs, kept even where someone has lifted it
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(Exception):
+    """A picture that cannot be used: missing, damaged, too small, not a picture.
+
+    Attributes:
+        file_name: as it was given to :func:`read_image`.
+        reason: a few words, e.g. ``"truncated"`` or ``"tiny (6x300)"``.
+    """
+
+    def __init__(self, file_name: str, reason: str):
+        super().__init__(file_name, reason)  # both arguments, so that it survives pickling between workers
+        self.file_name = file_name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.file_name}: {self.reason}"
+
+
+class Decoded(NamedTuple):
+    """``image`` uint8 (H', W', 3), contiguous and writable; ``height``, ``width`` of the upright photo.
+
+    (H', W') equals (height, width) unless a reduced decode was asked for.
+    """
+
+    image: np.ndarray
+    height: int
+    width: int
+
+
+def read_image(
+    file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tuple[int, int] | None = None
+) -> Decoded:
+    """Decode a picture upright (EXIF orientation applied), always to three 8-bit channels.
+
+    Args:
+        file_name: a path, or anything Detectron2's ``PathManager`` opens.
+        fmt: channel order, ``"BGR"`` or ``"RGB"``.
+        at_least: (height, width) in pixels that the caller will resize to. A larger JPEG is then decoded at
+            1/2, 1/4 or 1/8 of its size by the codec itself, faster and free of aliasing; neither side
+            is smaller afterwards than asked (or than the photo's own). Other formats come at full size.
+
+    Raises:
+        UnreadableImage: the file is missing, empty, truncated, not a picture, has more than ``MAX_PIXELS``
+            pixels or a side shorter than ``MIN_SIDE``.
+    """
+    if fmt not in ("BGR", "RGB"):
+        raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
+    file_name = os.fspath(file_name)
+    data = _read_bytes(file_name)
+    try:
+        with _no_grey_filling(), Image.open(io.BytesIO(data)) as opened:
+            width, height = opened.size
+            if min(height, width) < MIN_SIDE:
+                raise UnreadableImage(file_name, f"tiny ({width}x{height})")
+            if height * width > MAX_PIXELS:
+                raise UnreadableImage(file_name, f"too large ({width}x{height})")
+            if opened.format == "EPS":  # a program for Ghostscript: never run one found on the web
+                raise UnreadableImage(file_name, "not a picture (PostScript)")
+            if at_least is not None:
+                _draft(opened, at_least)
+            opened.load()
+            # Only now: PIL turns a TIFF while loading it and then forgets its orientation.
+            orientation = _orientation(opened)
+            image = opened.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else opened
+            rgb = _to_rgb(image)
+    except (UnreadableImage, MemoryError):
+        raise
+    except Exception as error:  # damaged bytes make PIL raise nearly anything: struct.error, KeyError, …
+        raise UnreadableImage(file_name, _reason(error)) from error
+    if orientation >= 5:
+        height, width = width, height
+    return Decoded(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR) if fmt == "BGR" else rgb.copy(), height, width)
+
+
+def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Resize an array (H, W) or (H, W, C) to ``size_hw`` = (height, width) pixels.
+
+    Bilinear as in the CLIM release (cv2 ``INTER_LINEAR``), but by area averaging where a side shrinks more
+    than twofold: cv2's bilinear kernel reads 2 source pixels per axis whatever the scale, so beyond 2 it
+    skips pixels and aliases, which the small tiles of 3×3 and 4×4 mosaics would meet all the time.
+    """
+    height, width = size_hw
+    shrink = max(image.shape[0] / height, image.shape[1] / width)
+    return cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR
+    )
+
+
+def _read_bytes(file_name: str) -> bytes:
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            data = file.read()
+    except FileNotFoundError as error:
+        raise UnreadableImage(file_name, "missing") from error
+    except OSError as error:
+        raise UnreadableImage(file_name, f"cannot be opened ({error.strerror or error})") from error
+    if not data:
+        raise UnreadableImage(file_name, "empty")
+    return data
+
+
+@contextmanager
+def _no_grey_filling():
+    """Truncated files stay errors even where another library told PIL to fill what is missing with grey."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's 1…8; broken or senseless metadata on a sound picture count as 1, as in Detectron2."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # the EXIF parser raises as variously as the decoders
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _draft(image: Image.Image, at_least: tuple[int, int]) -> None:
+    """Let a JPEG decoder work at 1/2, 1/4 or 1/8. ``at_least`` is upright; the stored picture may lie."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    height, width = (max(1, math.ceil(side)) for side in at_least)
+    if _orientation(image) >= 5:
+        height, width = width, height
+    image.draft(None, (width, height))  # keeps the colour mode; stops at the last scale that is large enough
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """uint8 (H, W, 3). ``L``, ``1``, ``P``, ``LA``, ``RGBA``, ``CMYK``, … as PIL converts them."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        grey = _to_8_bit(np.asarray(image))
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    image.info.pop("transparency", None)  # dropped anyway; PIL would warn about it once per palette picture
+    return np.asarray(image.convert("RGB"))
+
+
+def _to_8_bit(samples: np.ndarray) -> np.ndarray:
+    """Scale integer or float grey samples (H, W) to uint8 by the narrowest usual range that holds them.
+
+    Integers: 0…65535 (16-bit PNG, TIFF and PGM). Floats: 0…1, else 0…255. Outside those, the picture's own
+    minimum…maximum is stretched to 0…255.
+    """
+    integer = np.issubdtype(samples.dtype, np.integer)
+    samples = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = samples.min(), samples.max()
+    usual = [65535.0] if integer else [1.0, 255.0]
+    top = next((top for top in usual if 0 <= low and high <= top), None)
+    if top is None:
+        samples, top = samples - low, (high - low) or 1.0
+    return np.rint(samples * (255.0 / top)).astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture"
+    if isinstance(error, Image.DecompressionBombError):
+        return "too large"
+    if "truncated" in str(error).lower():
+        return "truncated"
+    return f"damaged ({str(error)[:80] or type(error).__name__})"

@@ -1,0 +1,103 @@
+"""Joint batches: {"detection": […], "captions": […], "mosaics": […]} in every iteration (CLIM: 2 + 2 + 2 a GPU)."""
+
+from collections.abc import Iterator
+
+import torch
+from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from clim.errors import UserError
+from .mapper import CanvasMapper, DetectionMapper
+from .neighbours import load_neighbours
+from .streams import Key, alternating_batches, batches, draws, joint_batches
+
+# Streams are numbered so that no two sources ever draw the same pictures in step (the CLIM release does).
+STREAMS = {"detection": 0, "captions": 1, "mosaics": 2}
+
+
+class MappedSources(Dataset):
+    """(source, epoch, index) → that source's mapped sample."""
+
+    def __init__(self, mappers: dict):
+        self.mappers = mappers
+
+    def __getitem__(self, key: Key) -> tuple[str, dict]:
+        source, epoch, index = key
+        return source, self.mappers[source](epoch=epoch, index=index)
+
+
+def collate(samples: list[tuple[str, dict]]) -> dict:
+    """Samples by source, and the pictures that had to be replaced under ``skipped``."""
+    batch: dict = {name: [] for name in STREAMS} | {"skipped": []}
+    for source, sample in samples:
+        batch["skipped"] += sample.pop("skipped")
+        batch[source].append(sample)
+    return batch
+
+
+def caption_records(names) -> list[dict]:
+    records = [r for name in names for r in DatasetCatalog.get(name)]
+    if not records:
+        raise UserError(f"DATASETS.CAPTIONS = {tuple(names)} holds no image with a caption.")
+    return records
+
+
+def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]:
+    """Iterator over joint batches from iteration ``start_iter`` on, this rank's share of them.
+
+    The same (seed, start_iter, world size) gives the same batches, whatever DATALOADER.NUM_WORKERS is.
+    """
+    loader = cfg.DATALOADER
+    sizes = {
+        "detection": loader.DETECTION_PER_GPU,
+        "captions": loader.CAPTIONS_PER_GPU,
+        "mosaics": loader.MOSAICS_PER_GPU,
+    }
+    sizes = {name: size for name, size in sizes.items() if size > 0}
+    if not sizes:
+        raise UserError("DATALOADER.{DETECTION,CAPTIONS,MOSAICS}_PER_GPU are all 0: nothing to train on.")
+    pairs = caption_records(cfg.DATASETS.CAPTIONS) if {"captions", "mosaics"} & set(sizes) else []
+    mappers, streams = {}, {}
+    for name, size in sizes.items():
+        stream = STREAMS[name]
+        if name == "detection":
+            records = get_detection_dataset_dicts(
+                cfg.DATASETS.TRAIN, filter_empty=loader.FILTER_EMPTY_ANNOTATIONS
+            )
+            mappers[name] = DetectionMapper.from_cfg(cfg, records, seed=seed, stream=stream)
+        elif name == "captions":
+            records, mappers[name] = pairs, CanvasMapper.captions(cfg, pairs, seed=seed, stream=stream)
+        else:
+            partners = cfg.INPUT.MOSAIC.PARTNERS
+            index = None if partners == "random" else load_neighbours(partners, pairs)
+            records = pairs
+            mappers[name] = CanvasMapper.mosaics(cfg, pairs, seed=seed, stream=stream, partners=index)
+        # Mosaics are square whatever is on them; the others pad less beside pictures that lie the same way.
+        grouped = loader.ASPECT_RATIO_GROUPING and name != "mosaics"
+        landscape = [r["width"] > r["height"] for r in records] if grouped else None
+        drawn = draws(
+            len(records), seed=seed, stream=stream, rank=comm.get_rank(), world=comm.get_world_size()
+        )
+        streams[name] = batches(drawn, size, landscape=landscape)
+
+    if loader.ALTERNATE:
+        if len(loader.ALTERNATE) != len(streams):
+            raise UserError(
+                f"DATALOADER.ALTERNATE has {len(loader.ALTERNATE)} weights for {len(streams)} sources "
+                f"({', '.join(streams)}): give one weight for each."
+            )
+        keys = alternating_batches(streams, weights=loader.ALTERNATE, seed=seed, start=start_iter)
+    else:
+        keys = joint_batches(streams, start=start_iter)
+    return iter(
+        DataLoader(
+            MappedSources(mappers),
+            batch_sampler=keys,
+            num_workers=loader.NUM_WORKERS,
+            collate_fn=collate,
+            # Its own generator: the loader must not consume the random state that training resumes from.
+            generator=torch.Generator().manual_seed(seed),
+            persistent_workers=loader.NUM_WORKERS > 0,
+        )
+    )

@@ -1,0 +1,104 @@
+"""Geometry of mosaics: n x n pictures on one canvas, one formula for every n. Pure functions.
+
+Shape legend: T = n * n tiles in row-major order; boxes are (T, 4) x0, y0, x1, y1 in canvas pixels.
+Sources: CLIM paper §3.2 (squares filled by crops), CLIM release (keep ratio, pad, pack inwards).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+def fit_size(height: int, width: int, *, short: int, long: int) -> tuple[int, int]:
+    """Size that keeps the ratio, short side ``short`` unless the long one would pass ``long`` (Detectron2's rule)."""
+    scale = min(short / min(height, width), long / max(height, width))
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+
+
+def fit_cell(height: int, width: int, *, cell: tuple[int, int]) -> tuple[int, int]:
+    """Largest size of the same ratio that lies inside ``cell`` (height, width)."""
+    scale = min(cell[0] / height, cell[1] / width)
+    return (
+        min(max(int(height * scale + 0.5), 1), cell[0]),
+        min(max(int(width * scale + 0.5), 1), cell[1]),
+    )
+
+
+def grid_cells(n: int, *, size: tuple[int, int]) -> np.ndarray:
+    """Cells of the n x n grid on a canvas ``size`` (height, width): (T, 4) int64, without gap or overlap."""
+    rows, cols = (np.rint(np.arange(n + 1) * side / n).astype(np.int64) for side in size)
+    y, x = np.divmod(np.arange(n * n), n)
+    return np.stack([cols[x], rows[y], cols[x + 1], rows[y + 1]], axis=1)
+
+
+def inward_anchors(n: int, rng: np.random.Generator) -> np.ndarray:
+    """Where a picture sits in its cell, (T, 2) x and y: 0 = left or top edge, 1 = right or bottom edge.
+
+    Columns come in pairs that face each other (right-, left-aligned); the middle of an odd number is free.
+    Rows do the same up to n = 3; from n = 4 each row is pushed up or down at random (CLIM release).
+    """
+    free = rng.random((n, n, 2))
+    half = (np.arange(n // 2) + 1) % 2  # 1, 0, 1, … from the left edge
+    side = np.concatenate([half, np.full(n % 2, np.nan), 1 - half[::-1]])  # nan: free; the right half mirrors
+    x = np.where(np.isnan(side)[None, :], free[..., 0], np.nan_to_num(side)[None, :])
+    rows = side if n < 4 else rng.integers(0, 2, n).astype(float)
+    y = np.where(np.isnan(rows)[:, None], free[..., 1], np.nan_to_num(rows)[:, None])
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
+
+
+def place(sizes: np.ndarray, cells: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """Boxes (T, 4) int64 of pictures of ``sizes`` (T, 2: height, width) laid into ``cells`` at ``anchors``."""
+    extent = sizes[:, ::-1]
+    room = cells[:, 2:] - cells[:, :2] - extent
+    assert (room >= 0).all(), f"a picture is larger than its cell by {-room.min()} px"
+    corner = cells[:, :2] + np.rint(anchors * room).astype(np.int64)
+    return np.concatenate([corner, corner + extent], axis=1)
+
+
+def compose(pictures: Sequence, boxes, *, size: tuple[int, int], pad_value: float = 114):
+    """Paste ``pictures`` (each (C, h, w)) at ``boxes`` on one canvas (C, H, W) of ``size`` (H, W).
+
+    Arrays give an array and tensors a tensor on their device; every picture must have its box's size.
+    """
+    first, shape = pictures[0], (pictures[0].shape[0], *size)
+    if isinstance(first, torch.Tensor):
+        canvas = first.new_full(shape, pad_value)
+    else:
+        canvas = np.full(shape, pad_value, dtype=first.dtype)
+    for picture, (x0, y0, x1, y1) in zip(pictures, np.asarray(boxes).tolist(), strict=True):
+        canvas[:, y0:y1, x0:x1] = picture
+    return canvas
+
+
+def composition_groups(n: int, num_groups: int, rng: np.random.Generator) -> np.ndarray:
+    """Distinct sub-grid rectangles of two or more cells: (G, T) bool, G <= ``num_groups``.
+
+    Row and column spans are two uniform draws each, sorted (CLIM release). Small grids have fewer
+    rectangles than asked for: all (n(n+1)/2)^2 - n^2 of them at most.
+    """
+    available = (n * (n + 1) // 2) ** 2 - n * n
+    groups: dict[tuple, np.ndarray] = {}
+    while len(groups) < min(num_groups, available):
+        top, bottom = np.sort(rng.integers(0, n, 2)).tolist()
+        left, right = np.sort(rng.integers(0, n, 2)).tolist()
+        if (top, left) != (bottom, right):
+            cells = np.zeros((n, n), dtype=bool)
+            cells[top : bottom + 1, left : right + 1] = True
+            groups[top, bottom, left, right] = cells.ravel()
+    return np.stack(list(groups.values())) if groups else np.zeros((0, n * n), dtype=bool)
+
+
+def random_crop(
+    height: int, width: int, *, scale: tuple[float, float], ratio: float, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """A crop x0, y0, x1, y1 of the wanted width / height ``ratio``, as near to square cells as ``scale`` allows.
+
+    ``scale`` bounds the crop's area as a part of the largest rectangle of that ratio inside the picture.
+    """
+    crop_w = min(width, height * ratio)
+    crop_h = crop_w / ratio
+    side = np.sqrt(rng.uniform(*scale))
+    crop_w, crop_h = max(int(crop_w * side), 1), max(int(crop_h * side), 1)
+    x0, y0 = int(rng.integers(0, width - crop_w + 1)), int(rng.integers(0, height - crop_h + 1))
+    return x0, y0, x0 + crop_w, y0 + crop_h

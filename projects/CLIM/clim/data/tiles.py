@@ -1,0 +1,60 @@
+"""What a canvas carries, and a batch of canvases as the methods see it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Tiles:
+    """The tiles (pseudo regions) of one canvas, or of all canvases of a batch.
+
+    T tiles; L independent draws of G composition groups.
+    """
+
+    boxes: Tensor  # (T, 4) float32 xyxy in canvas pixels: the pasted pictures, not their cells
+    canvas: Tensor  # (T,) int64, index of the canvas in the batch
+    image_ids: Tensor  # (T,) int64, id of the source picture
+    captions: list[list[str]]  # all captions of each tile
+    drawn: list[str]  # the caption drawn for this visit
+    tags: list[list[int]]  # 0-based class indices
+    groups: Tensor  # (L, G, T) bool, the tiles that each composition group joins
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def to(self, device) -> "Tiles":
+        return Tiles(
+            boxes=self.boxes.to(device),
+            canvas=self.canvas.to(device),
+            image_ids=self.image_ids.to(device),
+            captions=self.captions,
+            drawn=self.drawn,
+            tags=self.tags,
+            groups=self.groups.to(device),
+        )
+
+    @classmethod
+    def cat(cls, tiles: list["Tiles"]) -> "Tiles":
+        """Tiles of several canvases as one batch; groups stay inside their canvas."""
+        return cls(
+            boxes=torch.cat([t.boxes for t in tiles]),
+            canvas=torch.cat([torch.full((len(t),), i) for i, t in enumerate(tiles)]),
+            image_ids=torch.cat([t.image_ids for t in tiles]),
+            captions=sum((t.captions for t in tiles), []),
+            drawn=sum((t.drawn for t in tiles), []),
+            tags=sum((t.tags for t in tiles), []),
+            groups=_block_diagonal([t.groups for t in tiles]),
+        )
+
+
+def _block_diagonal(groups: list[Tensor]) -> Tensor:
+    """Groups (L, G_i, T_i) of each canvas → (L, ΣG, ΣT)."""
+    draws = groups[0].shape[0]
+    out = torch.zeros(draws, sum(g.shape[1] for g in groups), sum(g.shape[2] for g in groups), dtype=torch.bool)
+    row = col = 0
+    for g in groups:
+        out[:, row : row + g.shape[1], col : col + g.shape[2]] = g
+        row, col = row + g.shape[1], col + g.shape[2]
+    return out

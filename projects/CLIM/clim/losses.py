@@ -1,0 +1,76 @@
+"""Losses as pure functions of tensors.
+
+Shape legend: R regions, T tiles of the batch, C candidate texts, K classes, D embedding width.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cosine_logits(regions: Tensor, texts: Tensor, *, temperature: float, bias: Tensor | float = 0.0) -> Tensor:
+    """``temperature * cos(regions (R, D), texts (C, D)) + bias`` as (R, C) float32.
+
+    A zero text row (Detic's background) gives the logit ``bias``.
+    """
+    regions = F.normalize(regions.float(), dim=-1)
+    texts = F.normalize(texts.float(), dim=-1)
+    return temperature * regions @ texts.T + bias
+
+
+def positives_by_id(members: Tensor, tile_ids: Tensor, text_ids: Tensor) -> Tensor:
+    """Which texts belong to which regions: (R, C) bool.
+
+    Args:
+        members: (R, T) bool, the tiles that each region stands for.
+        tile_ids: (T,) image id of each tile.
+        text_ids: (C,) image id of each text; negative ids belong to nothing.
+
+    A text is positive iff its image id is among the region's ids (CLIM release, Detic caption loss).
+    """
+    same = (tile_ids[:, None] == text_ids[None, :]) & (text_ids[None, :] >= 0)
+    return (members.float() @ same.float()) > 0
+
+
+def matched_bce(logits: Tensor, positive: Tensor, *, negative_weight: float) -> Tensor:
+    """Σ_c w_rc · BCE(logits_rc, positive_rc) for every region: (R,).
+
+    w = 1 / (number of the region's positives) for positives, ``negative_weight`` for the rest
+    (CLIM release; with one positive a row and weight 1 it is official Detic's caption loss).
+    """
+    target = positive.float()
+    weight = torch.where(positive, 1 / target.sum(1, keepdim=True).clamp(min=1), negative_weight)
+    return (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum(1)
+
+
+def multi_hot_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Σ_k BCE(logits_rk, targets_rk) for every region: (R,), targets (R, K) in {0, 1} (CLIM release)."""
+    return F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").sum(1)
+
+
+def one_hot_per_tag_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over a region's tags t of Σ_k BCE(logits_rk, 1[k = t]): (R,), zero where there is no tag.
+
+    An image's other tags act as negatives (official Detic). As BCE(s, 1) = BCE(s, 0) - s, the mean over
+    tags is Σ_k softplus(s_k) - mean_t s_t.
+    """
+    targets = targets.float()
+    count = targets.sum(1)
+    mean_positive = (logits * targets).sum(1) / count.clamp(min=1)
+    return (F.softplus(logits).sum(1) - mean_positive) * (count > 0)
+
+
+def masked_class_bce(logits: Tensor, gt_classes: Tensor, class_mask: Tensor) -> Tensor:
+    """Box-supervised class loss: Σ_r Σ_k m_k · BCE(logits_rk, 1[k = gt_r]) / R, a scalar.
+
+    Args:
+        logits: (R, K) without the background column.
+        gt_classes: (R,) in [0, K]; K is background and has no positive column.
+        class_mask: (K,) 1 for base classes, 0 for classes without box annotations (Detic §1.1).
+    """
+    num_regions, num_classes = logits.shape
+    if num_regions == 0:
+        return logits.sum() * 0.0  # keeps the graph, so that DDP sees a gradient for every parameter
+    target = F.one_hot(gt_classes, num_classes + 1)[:, :num_classes].to(logits.dtype)
+    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (bce * class_mask).sum() / num_regions

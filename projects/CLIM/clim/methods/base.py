@@ -1,0 +1,91 @@
+"""The contract of a method: it chooses regions, the model embeds them, it turns embeddings into losses.
+
+Shape legend: R regions, T tiles of the batch, C texts, K classes, D embedding width.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from detectron2.structures import Instances
+from fvcore.common.registry import Registry
+from torch import Tensor, nn
+
+from clim.data.tiles import Tiles
+
+METHOD_REGISTRY = Registry("METHOD")
+METHOD_REGISTRY.__doc__ = "What is learnt from image-text pairs: one file in clim/methods each, named by MODEL.METHOD.NAME."
+
+
+@dataclass
+class Regions:
+    """Boxes to be pooled for one role, and the tiles that each stands for."""
+
+    boxes: Tensor  # (R, 4) xyxy in canvas pixels
+    canvas: Tensor  # (R,) int64, index of the canvas in the batch
+    members: Tensor  # (R, T) bool
+
+    def __len__(self) -> int:
+        return len(self.canvas)
+
+    @classmethod
+    def of_tiles(cls, boxes: Tensor, tiles: Tiles, groups: Tensor) -> "Regions":
+        """One region for each tile's box (T, 4), then one for each group (G, T): the union of its members' boxes."""
+        regions = cls(boxes, tiles.canvas, torch.eye(len(tiles), dtype=torch.bool, device=boxes.device))
+        if len(groups) == 0:
+            return regions
+        inf = torch.full_like(boxes[:, :2], torch.inf)
+        inside = groups[..., None]
+        low = torch.where(inside, boxes[None, :, :2], inf).amin(1)
+        high = torch.where(inside, boxes[None, :, 2:], -inf).amax(1)
+        first = groups.float().argmax(1)
+        return cls(
+            torch.cat([boxes, torch.cat([low, high], 1)]),
+            torch.cat([tiles.canvas, tiles.canvas[first]]),
+            torch.cat([regions.members, groups]),
+        )
+
+
+class Texts:
+    """What a method may ask about the texts of its source batch."""
+
+    def __init__(self, tiles: Tiles, *, encoder, class_embeddings: Tensor):
+        self.tiles = tiles
+        self.class_embeddings = class_embeddings  # (K + 1, D) unit rows, the last one zeros: background
+        self._encoder = encoder
+
+    @cached_property
+    def drawn(self) -> Tensor:
+        """Embeddings (T, D) of the caption drawn for each tile."""
+        return self.encode(self.tiles.drawn)
+
+    def encode(self, captions: list[str]) -> Tensor:
+        """Frozen sentence embeddings (C, D), unit rows, from the cache where there is one."""
+        return self._encoder.encode(captions).to(self.class_embeddings.device)
+
+    def tag_targets(self, members: Tensor) -> Tensor:
+        """Multi-hot tags of regions (R, K): all tags of a region's tiles."""
+        num_classes = len(self.class_embeddings) - 1
+        per_tile = torch.zeros(len(self.tiles), num_classes)
+        for row, tags in zip(per_tile, self.tiles.tags, strict=True):
+            row[tags] = 1
+        return ((members.float() @ per_tile.to(members.device)) > 0).float()
+
+
+class Method(nn.Module):
+    """Base of all methods. Parameters and buffers live in checkpoints under ``method.*``."""
+
+    needs_proposals = True
+
+    def select(self, tiles: Tiles, proposals: list[Instances] | None) -> dict[str, Regions]:
+        """Regions to embed, by role. ``proposals``: one per canvas, best first, without gradient."""
+        raise NotImplementedError
+
+    def losses(
+        self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts
+    ) -> dict[str, Tensor]:
+        """{"loss_…": scalar} from un-normalised projections (R, D) of every role; changes no state."""
+        raise NotImplementedError
+
+    def commit(self, texts: Texts) -> None:
+        """Update memories; called once per source batch, after the last stage's losses."""

@@ -1,0 +1,135 @@
+"""Detic's two losses on pseudo regions: captions on the tile, tags on its largest proposal.
+
+With 1 x 1 canvases the tile is the image and this is Detic; with mosaics it is Detic + CLIM (CLIM paper §3.3).
+Two presets: the CLIM release (cosine x 25 - 20, queue, composition groups, multi-hot tags) and official Detic
+(cosine x 50, gathered captions, one-hot tags). Shape legend: methods/base.py.
+"""
+
+import torch
+from detectron2.config import configurable
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from clim.errors import UserError
+from clim.losses import cosine_logits, matched_bce, multi_hot_bce, one_hot_per_tag_bce, positives_by_id
+from .base import METHOD_REGISTRY, Method, Regions, Texts
+from .max_size import largest_inside
+from .queue import TextQueue
+
+
+@METHOD_REGISTRY.register()
+class Detic(Method):
+    @configurable
+    def __init__(
+        self,
+        *,
+        dim: int,
+        temperature: float,
+        bias: float | None,
+        caption_weight: float,
+        caption_base_regions: int,
+        caption_negatives: str,
+        negative_weight: float,
+        queue_length: int,
+        tag_weight: float,
+        tag_target: str,
+        tag_min_iof: float,
+        tag_topk: int,
+    ):
+        super().__init__()
+        if caption_negatives not in ("queue", "gather"):
+            raise UserError(
+                f'MODEL.METHOD.DETIC.CAPTION_NEGATIVES is "{caption_negatives}": choose "queue" or "gather".'
+            )
+        if tag_target not in ("multi_hot", "per_tag"):
+            raise UserError(f'MODEL.METHOD.DETIC.TAG_TARGET is "{tag_target}": choose "multi_hot" or "per_tag".')
+        self.temperature, self.negative_weight = temperature, negative_weight
+        self.caption_weight, self.caption_base_regions = caption_weight, caption_base_regions
+        self.tag_weight, self.tag_target = tag_weight, tag_target
+        self.tag_min_iof, self.tag_topk = tag_min_iof, tag_topk
+        self.needs_proposals = tag_weight > 0
+        roles = [r for r, w in (("caption", caption_weight), ("tag", tag_weight)) if w > 0]
+        self.bias = nn.ParameterDict({r: nn.Parameter(torch.tensor(bias)) for r in roles if bias is not None})
+        self.gather = caption_negatives == "gather"
+        self.queue = None
+        if "caption" in roles and not self.gather:
+            self.queue = TextQueue(queue_length, dim)
+
+    @classmethod
+    def from_config(cls, cfg):
+        detic = cfg.MODEL.METHOD.DETIC
+        return {
+            "dim": cfg.MODEL.TEXT.DIM,
+            "temperature": detic.TEMPERATURE,
+            "bias": float(detic.BIAS[0]) if detic.BIAS else None,
+            "caption_weight": detic.CAPTION_WEIGHT,
+            "caption_base_regions": detic.CAPTION_BASE_REGIONS,
+            "caption_negatives": detic.CAPTION_NEGATIVES,
+            "negative_weight": detic.NEGATIVE_WEIGHT,
+            "queue_length": detic.QUEUE_LENGTH,
+            "tag_weight": detic.TAG_WEIGHT,
+            "tag_target": detic.TAG_TARGET,
+            "tag_min_iof": detic.TAG_MIN_IOF,
+            "tag_topk": detic.TAG_TOPK,
+        }
+
+    def select(self, tiles, proposals):
+        """caption: the tiles; tag: the largest proposal inside each; both with their composition groups."""
+        regions = {}
+        if self.caption_weight > 0:
+            regions["caption"] = Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0])
+        if self.tag_weight > 0:
+            boxes = largest_inside(tiles, proposals, min_iof=self.tag_min_iof, topk=self.tag_topk)
+            regions["tag"] = Regions.of_tiles(boxes, tiles, tiles.groups[1])
+        return regions
+
+    def losses(self, embeddings, regions, texts):
+        losses = {}
+        if "caption" in regions:
+            losses["loss_caption"] = self.caption_loss(embeddings["caption"], regions["caption"], texts)
+        if "tag" in regions:
+            losses["loss_tag"] = self.tag_loss(embeddings["tag"], regions["tag"], texts)
+        return losses
+
+    def caption_loss(self, embeddings: Tensor, regions: Regions, texts: Texts) -> Tensor:
+        """Each region against the captions of the batch and of the queue, or of all processes."""
+        tile_ids = texts.tiles.image_ids
+        if self.gather:
+            candidates, ids = gather_texts(texts.drawn, tile_ids)
+        else:
+            stored, stored_ids = self.queue.read()
+            candidates, ids = torch.cat([texts.drawn, stored]), torch.cat([tile_ids, stored_ids])
+        positive = positives_by_id(regions.members, tile_ids, ids)
+        logits = self.logits("caption", embeddings, candidates)
+        per_region = matched_bce(logits, positive, negative_weight=self.negative_weight)
+        scale = len(regions) / self.caption_base_regions if self.caption_base_regions else 1.0
+        return self.caption_weight * scale * per_region.mean()
+
+    def tag_loss(self, embeddings: Tensor, regions: Regions, texts: Texts) -> Tensor:
+        """Each region's largest proposal against all class names; the classes without boxes are not masked."""
+        targets = texts.tag_targets(regions.members)
+        logits = self.logits("tag", embeddings, texts.class_embeddings)
+        if self.tag_target == "multi_hot":
+            per_region = multi_hot_bce(logits[:, :-1], targets)
+        else:  # official Detic also counts the background column, a constant
+            per_region = one_hot_per_tag_bce(logits, torch.cat([targets, targets.new_zeros(len(targets), 1)], 1))
+        return self.tag_weight * per_region.mean()
+
+    def logits(self, role: str, embeddings: Tensor, texts: Tensor) -> Tensor:
+        bias = self.bias[role] if role in self.bias else 0.0
+        return cosine_logits(embeddings, texts, temperature=self.temperature, bias=bias)
+
+    def commit(self, texts):
+        if self.queue is not None:
+            self.queue.push(texts.drawn, texts.tiles.image_ids)
+
+
+def gather_texts(captions: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Caption embeddings (C, D) and ids of all processes; texts are frozen, so no gradient crosses."""
+    if comm.get_world_size() == 1:
+        return captions, image_ids
+    gathered = comm.all_gather((captions.cpu(), image_ids.cpu()))
+    return (
+        torch.cat([c for c, _ in gathered]).to(captions.device),
+        torch.cat([i for _, i in gathered]).to(image_ids.device),
+    )

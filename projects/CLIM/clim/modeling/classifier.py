@@ -1,0 +1,51 @@
+"""Classifier whose weights are text embeddings: cosine logits, any vocabulary."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class CosineClassifier(nn.Module):
+    """temperature · cos(linear(x), text) with a background column that is always 0.
+
+    Args:
+        in_features: width of region features.
+        class_embeddings: (K, D); normalised here. Stored as ``zs_weight`` (D, K + 1), official Detic's key,
+            the last column zeros.
+        temperature: scale of the cosine (official Detic 50, CLIM release 25).
+        train_bias: start of a learnable bias that is added in training only; None: no bias. It stays out at
+            test: with -20 nothing below cos .68 would pass score > .05.
+    """
+
+    def __init__(
+        self, in_features: int, *, class_embeddings: Tensor, temperature: float, train_bias: float | None = None
+    ):
+        super().__init__()
+        self.temperature = temperature
+        self.linear = nn.Linear(in_features, class_embeddings.shape[1])
+        self.register_buffer("zs_weight", _with_background(class_embeddings))
+        if train_bias is not None:
+            self.cls_bias = nn.Parameter(torch.tensor([train_bias]))
+
+    @property
+    def class_embeddings(self) -> Tensor:
+        """(K + 1, D), unit rows and a last one of zeros."""
+        return self.zs_weight.T
+
+    def set_vocabulary(self, class_embeddings: Tensor) -> None:
+        """Replace the classes by (K', D) embeddings of other names."""
+        self.zs_weight = _with_background(class_embeddings).to(self.zs_weight)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Region features (R, in_features) → un-normalised embeddings (R, D)."""
+        return self.linear(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (R, K + 1)."""
+        logits = (self.temperature * F.normalize(self.project(x), dim=1)) @ self.zs_weight
+        return logits + self.cls_bias if self.training and hasattr(self, "cls_bias") else logits
+
+
+def _with_background(class_embeddings: Tensor) -> Tensor:
+    columns = F.normalize(class_embeddings.float(), dim=1).T
+    return torch.cat([columns, columns.new_zeros(len(columns), 1)], dim=1)

@@ -1,0 +1,88 @@
+"""The open-vocabulary detector: boxes by Detectron2's Faster R-CNN, image-text pairs by mosaic → pool → align."""
+
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_backbone, build_proposal_generator
+from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
+from torch import Tensor
+
+from clim.data.tiles import Tiles
+from clim.methods import Method, Texts, build_method
+from clim.text import build_text_encoder
+from .precision import autocast_backbone
+from .region_pooling import embed_regions
+
+PAIR_SOURCES = {"captions": "", "mosaics": "_mosaic"}  # source of a joint batch → suffix of its losses
+
+
+@META_ARCH_REGISTRY.register()
+class OpenVocabRCNN(GeneralizedRCNN):
+    """Faster R-CNN with a text classifier, and a method that learns from image-text pairs.
+
+    Training takes a joint batch {"detection": […], "captions": […], "mosaics": […]} (data/loader.py), each
+    of which may be empty; inference takes Detectron2's list of dicts.
+    """
+
+    @configurable
+    def __init__(self, *, method: Method | None, text_encoder, fp32_heads: bool, **kwargs):
+        super().__init__(**kwargs)
+        if method is not None:
+            self.method = method
+        # Frozen and shared: kept out of modules, so that it is neither stored nor moved nor trained.
+        object.__setattr__(self, "text_encoder", text_encoder)
+        if fp32_heads:
+            autocast_backbone(self)
+        self.register_load_state_dict_pre_hook(_drop_text_encoder)
+
+    @classmethod
+    def from_config(cls, cfg):
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        encoder = build_text_encoder(cfg)
+        return {
+            "backbone": backbone,
+            "proposal_generator": build_proposal_generator(cfg, shapes),
+            "roi_heads": ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=encoder),
+            "method": build_method(cfg),
+            "text_encoder": encoder,
+            "fp32_heads": cfg.MODEL.OPEN_VOCAB.FP32_HEADS,
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def forward(self, batch):
+        """Losses of a joint batch in training, else Detectron2's list of {"instances"}."""
+        if not self.training:
+            return self.inference(batch)
+        losses = super().forward(batch["detection"]) if batch["detection"] else {}
+        for source, suffix in PAIR_SOURCES.items():
+            if batch[source]:
+                losses |= {name + suffix: loss for name, loss in self.align(batch[source]).items()}
+        return losses
+
+    def align(self, canvases: list[dict]) -> dict[str, Tensor]:
+        """Mosaic → pool → align: the losses of one batch of canvases."""
+        images = self.preprocess_image(canvases)
+        tiles = Tiles.cat([c["tiles"] for c in canvases]).to(self.device)
+        texts = Texts(tiles, encoder=self.text_encoder, class_embeddings=self.classifier.class_embeddings)
+
+        features = self.backbone(images.tensor)
+        proposals = self.proposal_generator.propose(images, features) if self.method.needs_proposals else None
+        regions = self.method.select(tiles, proposals)
+        losses: dict[str, Tensor] = {}
+        for embeddings in embed_regions(self.roi_heads, features, regions):
+            for name, loss in self.method.losses(embeddings, regions, texts).items():
+                losses[name] = losses.get(name, 0.0) + loss
+        self.method.commit(texts)
+        return losses
+
+    @property
+    def classifier(self):
+        return self.roi_heads.box_predictor.cls_score
+
+
+def _drop_text_encoder(module, state_dict, prefix, *_):
+    """Official Detic stores the frozen text tower; ours comes from the config and is not part of the model."""
+    for key in [k for k in state_dict if k.startswith(prefix + "text_encoder.")]:
+        del state_dict[key]

@@ -1,0 +1,128 @@
+"""C4 RoI heads with a text classifier and class-agnostic boxes: official Detic's, by names and keys."""
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, Res5ROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats
+from detectron2.structures import Boxes
+from fvcore.nn import c2_xavier_fill
+from torch import Tensor, nn
+
+from clim.losses import masked_class_bce
+from .classifier import CosineClassifier
+from .vocabulary import class_mask, is_configured, num_classes, vocabulary_embeddings
+
+logger = logging.getLogger(__name__)
+
+
+class OpenVocabOutputLayers(FastRCNNOutputLayers):
+    """Cosine classifier, sigmoid scores, a two-layer class-agnostic box head (official Detic's shapes).
+
+    Args:
+        cls_score: the classifier.
+        class_mask: (K,) zero where a class has no box annotations; such columns are left out of the loss.
+        vocabulary_wins: True where the config names a vocabulary, which a checkpoint must not replace.
+    """
+
+    @configurable
+    def __init__(
+        self, input_shape, *, cls_score: CosineClassifier, class_mask: Tensor, vocabulary_wins: bool, **kwargs
+    ):
+        super().__init__(input_shape, **kwargs)
+        width = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
+        self.cls_score = cls_score
+        self.bbox_pred = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, 4))
+        c2_xavier_fill(self.bbox_pred[0])
+        nn.init.normal_(self.bbox_pred[2].weight, std=0.001)
+        nn.init.zeros_(self.bbox_pred[2].bias)
+        self.register_buffer("freq_weight", class_mask)
+        self.vocabulary_wins = vocabulary_wins
+        self.register_load_state_dict_pre_hook(_keep_vocabulary)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape, *, text_encoder):
+        ret = super().from_config(cfg, input_shape)
+        bias = cfg.MODEL.OPEN_VOCAB.TRAIN_BIAS
+        ret.update(
+            num_classes=num_classes(cfg),
+            use_sigmoid_ce=True,
+            cls_agnostic_bbox_reg=True,
+            cls_score=CosineClassifier(
+                input_shape.channels,
+                class_embeddings=vocabulary_embeddings(cfg, text_encoder),
+                temperature=cfg.MODEL.OPEN_VOCAB.TEMPERATURE,
+                train_bias=float(bias[0]) if bias else None,
+            ),
+            class_mask=class_mask(cfg),
+            vocabulary_wins=is_configured(cfg),
+        )
+        return ret
+
+    def losses(self, predictions, proposals):
+        """As the parent's, with the classes that have no boxes masked."""
+        scores, deltas = predictions
+        gt_classes = torch.cat([p.gt_classes for p in proposals])
+        _log_classification_stats(scores, gt_classes)
+        mask = (self.freq_weight > 1e-4).to(scores.dtype)
+        proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        # A picture without ground truth has no gt_boxes; its proposals are all background and unused here.
+        gt_boxes = torch.cat(
+            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+        )
+        return {
+            "loss_cls": masked_class_bce(scores[:, :-1], gt_classes, mask),
+            "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
+            * self.loss_weight.get("loss_box_reg", 1.0),
+        }
+
+    def set_vocabulary(self, class_embeddings: Tensor) -> None:
+        """Detect other classes from now on: (K', D) text embeddings."""
+        self.cls_score.set_vocabulary(class_embeddings)
+        self.num_classes = len(class_embeddings)
+        self.freq_weight = self.freq_weight.new_ones(len(class_embeddings))
+
+
+def _keep_vocabulary(module: OpenVocabOutputLayers, state_dict, prefix, *_):
+    """Loading must not silently replace the configured classes, nor fail on a file made for others."""
+    key = prefix + "cls_score.zs_weight"
+    mine = module.cls_score.zs_weight
+    theirs = state_dict.get(key)
+    if theirs is not None:
+        if not module.vocabulary_wins and theirs.shape[0] == mine.shape[0]:
+            if theirs.shape != mine.shape:
+                module.set_vocabulary(theirs[:, :-1].T)
+        elif theirs.shape != mine.shape or not torch.allclose(theirs.to(mine), mine, atol=1e-3):
+            logger.warning(
+                f"The checkpoint's class embeddings ({theirs.shape[1] - 1} classes) differ from the configured "
+                f"vocabulary ({mine.shape[1] - 1} classes): the configured one is used."
+            )
+            state_dict[key] = mine.clone()
+        else:
+            state_dict[key] = mine.clone()
+    freq = prefix + "freq_weight"
+    if freq in state_dict and state_dict[freq].shape != module.freq_weight.shape:
+        state_dict[freq] = module.freq_weight.clone()
+
+
+@ROI_HEADS_REGISTRY.register()
+class OpenVocabRes5ROIHeads(Res5ROIHeads):
+    """Detectron2's C4 head with :class:`OpenVocabOutputLayers` and embeddings of any boxes."""
+
+    @classmethod
+    def from_config(cls, cfg, input_shape, *, text_encoder):
+        ret = super().from_config(cfg, input_shape)
+        # The parent has built a plain predictor; its width tells what the last stage yields.
+        shape = ShapeSpec(channels=ret["box_predictor"].cls_score.in_features, height=1, width=1)
+        ret["box_predictor"] = OpenVocabOutputLayers(cfg, shape, text_encoder=text_encoder)
+        ret["num_classes"] = num_classes(cfg)
+        return ret
+
+    def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
+        """Un-normalised embeddings (ΣR, D) of boxes given picture by picture; a C4 head has one stage."""
+        pooled = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
+        yield self.box_predictor.cls_score.project(pooled.mean(dim=[2, 3]))

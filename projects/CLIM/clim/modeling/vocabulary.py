@@ -1,0 +1,77 @@
+"""The configured vocabulary: names or an embeddings file, and which of its classes have boxes."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clim.data import coco_splits
+from clim.errors import UserError
+from clim.paths import resolve
+from clim.text import class_embeddings, load_embeddings
+
+
+def num_classes(cfg) -> int:
+    return len(cfg.MODEL.VOCABULARY.NAMES) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+
+def is_configured(cfg) -> bool:
+    return bool(cfg.MODEL.VOCABULARY.NAMES or cfg.MODEL.VOCABULARY.EMBEDDINGS)
+
+
+def vocabulary_embeddings(cfg, encoder) -> Tensor:
+    """(K, D) from names, else from the embeddings file, else random rows that wait for a checkpoint's."""
+    vocabulary = cfg.MODEL.VOCABULARY
+    if vocabulary.NAMES:
+        return class_embeddings(encoder, list(vocabulary.NAMES), vocabulary.PROMPT)
+    expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT.DIM)
+    if not vocabulary.EMBEDDINGS:
+        return torch.randn(expected, generator=torch.Generator().manual_seed(0))
+    embeddings = load_embeddings(vocabulary.EMBEDDINGS)
+    if tuple(embeddings.shape) != expected:
+        raise UserError(
+            f"{resolve(vocabulary.EMBEDDINGS)} holds {tuple(embeddings.shape)} embeddings but MODEL.ROI_HEADS."
+            f"NUM_CLASSES x MODEL.TEXT.DIM is {expected}: set these keys, or name another file."
+        )
+    return embeddings
+
+
+def class_mask(cfg) -> Tensor:
+    """(K,) 1 for classes that have box annotations, 0 for the others (novel and unused)."""
+    base, count = cfg.MODEL.OPEN_VOCAB.BASE_CLASSES, num_classes(cfg)
+    if not base or cfg.MODEL.VOCABULARY.NAMES:
+        return torch.ones(count)
+    mask = _NAMED_MASKS[base]() if base in _NAMED_MASKS else _cat_info_mask(resolve(base))
+    if len(mask) != count:
+        raise UserError(
+            f"MODEL.OPEN_VOCAB.BASE_CLASSES = {base} tells of {len(mask)} classes, MODEL.ROI_HEADS.NUM_CLASSES "
+            f"of {count}: they must agree."
+        )
+    return mask
+
+
+def _ovcoco_mask() -> Tensor:
+    mask = torch.zeros(80)
+    mask[list(coco_splits.BASE_INDICES)] = 1
+    return mask
+
+
+def _mini_mask() -> Tensor:
+    from clim.data.mini_concepts import MINI_BASE, MINI_CATEGORIES
+
+    return torch.tensor([float(name in MINI_BASE) for name in MINI_CATEGORIES])
+
+
+_NAMED_MASKS = {"ovcoco": _ovcoco_mask, "mini": _mini_mask}
+
+
+def _cat_info_mask(path: Path) -> Tensor:
+    """Square roots of image counts, as official Detic's ``freq_weight``; a class without images is masked."""
+    if not path.is_file():
+        raise UserError(
+            f"MODEL.OPEN_VOCAB.BASE_CLASSES: {path} does not exist; give a cat_info json made by "
+            f"datasets/prepare_ovcoco.py, or one of {', '.join(_NAMED_MASKS)}."
+        )
+    info = sorted(json.loads(path.read_text()), key=lambda c: c["id"])
+    return torch.tensor([float(c["image_count"]) for c in info]).sqrt()

@@ -1,0 +1,33 @@
+"""Frozen text towers, prompts, class embeddings and the cache of caption embeddings.
+
+| file | what |
+|---|---|
+| ``base.py`` | ``TextTower``: what every tower offers |
+| ``open_clip_tower.py``, ``clip_weights.py`` | CLIP's text half, and the files that its weights come in |
+| ``bert_tower.py`` | mean-pooled BERT (MiniLM) |
+| ``towers.py`` | ``build_text_tower``: from the config's words to a tower |
+| ``prompts.py`` | prompt texts of a class name |
+| ``classes.py`` | embeddings of class names, computed or loaded |
+| ``store.py``, ``cache.py`` | ``CaptionCache``, ``LazyTower``: embeddings on disk |
+| ``encoder.py`` | ``build_text_encoder``: the tower of a model, cached or live |
+"""
+
+from clim.text.base import TextTower
+from clim.text.cache import CaptionCache, LazyTower
+from clim.text.classes import class_embeddings, load_embeddings
+from clim.text.encoder import build_text_encoder
+from clim.text.prompts import PROMPTS, a_name, ensemble
+from clim.text.towers import build_text_tower
+
+__all__ = [
+    "PROMPTS",
+    "CaptionCache",
+    "LazyTower",
+    "TextTower",
+    "a_name",
+    "build_text_encoder",
+    "build_text_tower",
+    "class_embeddings",
+    "ensemble",
+    "load_embeddings",
+]

@@ -1,0 +1,78 @@
+"""Embeddings of class names: computed by a text tower, or loaded from a file.
+
+Shapes: K classes, P prompts of a class, D dimensions of an embedding.
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from clim.errors import UserError
+from clim.paths import resolve
+from clim.text.prompts import PROMPTS
+
+_CLASSES_AT_ONCE = 32
+
+
+def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble") -> Tensor:
+    """(K, D) L2-normalised float32 embeddings of ``names``, on the tower's device.
+
+    Each prompt's embedding has unit length, a class is the normalised mean of its prompts' (CLIM
+    release). Official Detic's files hold the un-normalised embedding of ``"a " + name``; its
+    classifier normalises on loading, so the two are the same classifier.
+
+    Args:
+        tower: anything with ``dim`` and ``encode(texts)``.
+        prompt: "a", "ensemble" or "name", see :mod:`clim.text.prompts`.
+    """
+    if prompt not in PROMPTS:
+        raise UserError(f"MODEL.VOCABULARY.PROMPT {prompt!r} is unknown: choose one of {', '.join(PROMPTS)}.")
+    if not len(names):
+        return tower.encode([])
+    chunks = []
+    with tqdm(total=len(names), desc="class embeddings", unit="class", disable=len(names) < 200) as bar:
+        for start in range(0, len(names), _CLASSES_AT_ONCE):
+            texts = [PROMPTS[prompt](name) for name in names[start : start + _CLASSES_AT_ONCE]]
+            embeddings = tower.encode([text for of_class in texts for text in of_class])
+            chunks.append(embeddings.view(len(texts), -1, tower.dim).mean(dim=1))
+            bar.update(len(texts))
+    return F.normalize(torch.cat(chunks), dim=-1)
+
+
+def load_embeddings(path: str | os.PathLike, *, num_classes: int | None = None) -> Tensor:
+    """(K, D) L2-normalised float32 rows of a .npy file (K, D), float16, 32 or 64, of any row length.
+
+    ``path`` is looked up under ``DETECTRON2_DATASETS`` too. Raises UserError when the file is missing, is
+    not such an array, holds a row without direction, or has another K than ``num_classes``.
+    """
+    file = resolve(path)
+    remedy = f"python tools/build_text_embeddings.py classes --dataset coco --output {file}"
+    try:
+        array = np.load(file, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"No class embeddings at {file} (MODEL.VOCABULARY.EMBEDDINGS): build them with `{remedy}`."
+        ) from error
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file} is not a .npy file of class embeddings ({error}): `{remedy}`.") from error
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
+        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive of arrays"
+        raise UserError(
+            f"{file} holds {found}, but class embeddings are floats (classes, dimensions): `{remedy}`."
+        )
+    if num_classes is not None and len(array) != num_classes:
+        raise UserError(
+            f"{file} (MODEL.VOCABULARY.EMBEDDINGS) holds {len(array)} classes, but the model has "
+            f"{num_classes}: name the file of this vocabulary, or change MODEL.ROI_HEADS.NUM_CLASSES."
+        )
+    embeddings = torch.from_numpy(array.astype(np.float32))
+    norms = embeddings.norm(dim=1)
+    if not (norms.isfinite() & (norms > 0)).all():
+        row = int((~(norms.isfinite() & (norms > 0))).nonzero()[0])
+        raise UserError(f"Row {row} of the class embeddings in {file} is zero or not finite: `{remedy}`.")
+    return F.normalize(embeddings, dim=-1)

@@ -1,0 +1,15 @@
+"""From the config to what the model asks for embeddings: a tower, behind a cache where one is configured."""
+
+from clim.text.cache import CaptionCache, LazyTower
+
+
+def build_text_encoder(cfg) -> CaptionCache | LazyTower:
+    """The text encoder of ``cfg.MODEL.TEXT``; the tower is loaded when the first unknown text comes.
+
+    So a detector whose class embeddings come from a file or a checkpoint needs no tower to be evaluated.
+    """
+    text = cfg.MODEL.TEXT
+    tower = LazyTower(
+        name=text.NAME, pretrained=text.PRETRAINED, directory=text.CACHE or None, device=cfg.MODEL.DEVICE
+    )
+    return CaptionCache(tower, text.CACHE) if text.CACHE else tower

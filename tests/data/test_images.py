@@ -1,0 +1,352 @@
+"""Decoding: sound files equal Detectron2's reading, damaged ones are errors, reduced ones large enough."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+from clim.data import images
+from clim.data.images import UnreadableImage, read_image, resize
+from detectron2.data.detection_utils import read_image as detectron2_read_image
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+ORIENTATION = 0x0112
+
+
+def photo(height, width):
+    """Smooth colours, different in every corner, so that turns, flips and channel swaps all show."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    return np.rint(np.stack([255 * x, 255 * y, 200 * (1 - x) * (1 - y)], axis=2)).astype(np.uint8)
+
+
+def save(path, array, mode=None, *, orientation=None, **options):
+    picture = Image.fromarray(array)
+    if mode:
+        picture = picture.convert(mode)
+    if orientation:
+        options["exif"] = Image.Exif()
+        options["exif"][ORIENTATION] = orientation
+    picture.save(path, **options)
+    return str(path)
+
+
+def reason_of(path, **options):
+    with pytest.raises(UnreadableImage) as caught:
+        read_image(path, **options)
+    assert caught.value.file_name == str(path)
+    return caught.value.reason
+
+
+# ---- equal to Detectron2 --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 10)])
+@pytest.mark.parametrize("fmt", ["BGR", "RGB"])
+def test_equals_detectron2_on_jpegs(tmp_path, orientation, fmt):
+    path = save(tmp_path / "a.jpg", photo(40, 60), orientation=orientation, quality=90)
+    decoded = read_image(path, fmt=fmt)
+    np.testing.assert_array_equal(decoded.image, detectron2_read_image(path, fmt))
+    assert (decoded.height, decoded.width) == decoded.image.shape[:2]
+    assert decoded.image.dtype == np.uint8
+    assert decoded.image.flags.c_contiguous and decoded.image.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("grey.jpg", "L"), ("cmyk.jpg", "CMYK"), ("ycbcr.jpg", "YCbCr"), ("bits.png", "1"), ("grey.png", "L"),
+        ("greyalpha.png", "LA"), ("rgba.png", "RGBA"), ("palette.png", "P"), ("palette.gif", "P"),
+        ("rgb.bmp", "RGB"), ("rgb.webp", "RGB"), ("rgb.tif", "RGB"),
+    ],
+)  # fmt: skip
+def test_equals_detectron2_in_other_modes(tmp_path, name, mode):
+    path = save(tmp_path / name, photo(24, 31), mode)
+    decoded = read_image(path)
+    assert decoded.image.shape == (24, 31, 3)
+    np.testing.assert_array_equal(decoded.image, detectron2_read_image(path, "BGR"))
+
+
+def test_progressive_and_oversized_header_jpeg(tmp_path):
+    path = save(tmp_path / "p.jpg", photo(33, 47), progressive=True, icc_profile=b"x" * 70_000)
+    np.testing.assert_array_equal(read_image(path).image, detectron2_read_image(path, "BGR"))
+
+
+# ---- colours --------------------------------------------------------------------------------------
+
+
+def test_bgr_is_rgb_reversed(tmp_path):
+    path = save(tmp_path / "a.png", photo(20, 30))
+    np.testing.assert_array_equal(read_image(path, fmt="RGB").image, photo(20, 30))
+    np.testing.assert_array_equal(read_image(path, fmt="BGR").image, photo(20, 30)[:, :, ::-1])
+
+
+def test_alpha_is_dropped_not_blended(tmp_path):
+    rgb = photo(20, 30)
+    path = save(tmp_path / "a.png", np.dstack([rgb, np.zeros((20, 30), np.uint8)]))
+    np.testing.assert_array_equal(read_image(path, fmt="RGB").image, rgb)
+
+
+def test_transparent_palette_reads_without_warnings(tmp_path, recwarn):
+    palette = Image.fromarray(photo(20, 30)).quantize(16)
+    palette.save(tmp_path / "a.png", transparency=bytes(range(16)))
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "a.png", fmt="RGB").image, np.asarray(palette.convert("RGB"))
+    )
+    assert not [w for w in recwarn if "PIL" in w.filename]
+
+
+@pytest.mark.parametrize("at_least", [None, (20, 20)])
+def test_adobe_inverted_cmyk_shows_its_colours(tmp_path, at_least):
+    """PIL writes CMYK JPEGs as Adobe does, inverted; red must come back red, not cyan."""
+    red = np.zeros((80, 80, 3), np.uint8)
+    red[:] = 250, 10, 10
+    path = save(tmp_path / "a.jpg", red, "CMYK", quality=95)
+    assert b"Adobe" in open(path, "rb").read()
+    decoded = read_image(path, fmt="RGB", at_least=at_least).image
+    assert np.abs(decoded.astype(int) - red[0, 0]).max() <= 3
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path, name):
+    samples = np.linspace(1000, 40_000, 20 * 30).round().astype(np.uint16).reshape(20, 30)
+    Image.fromarray(samples).save(tmp_path / name)
+    expected = np.rint(samples / 257).astype(np.uint8)
+    np.testing.assert_array_equal(read_image(tmp_path / name).image, np.dstack([expected] * 3))
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (np.float32([0, 0.5, 1.0]), [0, 128, 255]),
+        (np.float32([0, 100, 255]), [0, 100, 255]),
+        (np.float32([-1, 0, 1]), [0, 128, 255]),
+        (np.float32([0, 500, 1000]), [0, 128, 255]),
+        (np.float32([np.nan, np.inf, 1.0]), [0, 0, 255]),
+        (np.float32([700, 700, 700]), [0, 0, 0]),
+        (np.int32([0, 257, 65535]), [0, 1, 255]),
+        (np.int32([0, 100_000, 200_000]), [0, 128, 255]),
+    ],
+)
+def test_32_bit_grey_is_scaled_not_clipped(tmp_path, samples, expected):
+    Image.fromarray(np.repeat(samples[None], 12, axis=0).repeat(4, axis=1)).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif").image[0, ::4, 1], expected)
+
+
+# ---- orientation and reduced decoding -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+def test_orientation_in_other_formats(tmp_path, orientation, suffix):
+    upright = photo(24, 36)
+    undo = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)
+    path = tmp_path / f"a.{suffix}"
+    options = {"lossless": True} if suffix == "webp" else {}
+    stored = Image.fromarray(upright)
+    if undo > 1:
+        stored = stored.transpose(images._UPRIGHT[undo])
+    decoded = read_image(save(path, np.asarray(stored), orientation=orientation, **options), fmt="RGB")
+    assert (decoded.height, decoded.width) == (24, 36)
+    np.testing.assert_array_equal(decoded.image, upright)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_reduced_decode_is_the_upright_photo_made_smaller(tmp_path, orientation):
+    path = save(tmp_path / "a.jpg", photo(320, 480), orientation=orientation, quality=95, subsampling=0)
+    full = read_image(path)
+    assert (full.height, full.width) == ((320, 480) if orientation < 5 else (480, 320))
+    at_least = (80, 120) if orientation < 5 else (120, 80)
+    reduced = read_image(path, at_least=at_least)
+    assert reduced.image.shape == (*at_least, 3)
+    assert (reduced.height, reduced.width) == (full.height, full.width)
+    blocks = full.image.reshape(at_least[0], 4, at_least[1], 4, 3).mean(axis=(1, 3))
+    assert np.abs(reduced.image - blocks).max() < 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("pictures")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    size=st.tuples(st.integers(10, 300), st.integers(10, 300)),
+    at_least=st.tuples(st.integers(1, 350), st.integers(1, 350)),
+    orientation=st.integers(1, 8),
+    progressive=st.booleans(),
+)
+def test_reduced_sides_are_never_shorter_than_asked(folder, size, at_least, orientation, progressive):
+    path = save(folder / "a.jpg", photo(*size), orientation=orientation, progressive=progressive)
+    decoded = read_image(path, at_least=at_least)
+    full = size if orientation < 5 else size[::-1]
+    assert (decoded.height, decoded.width) == full
+    for side, asked, whole in zip(decoded.image.shape, at_least, full, strict=False):
+        assert min(asked, whole) <= side <= whole
+    if all(whole >= 2 * asked for whole, asked in zip(full, at_least, strict=True)):
+        assert decoded.image.shape[0] <= full[0] // 2 + 1  # and it is reduced whenever it can be
+
+
+def test_fractions_of_pixels_are_rounded_up(tmp_path):
+    path = save(tmp_path / "a.jpg", photo(200, 200))
+    assert read_image(path, at_least=(100.0, 100.0)).image.shape == (100, 100, 3)
+    assert read_image(path, at_least=(100.2, 100.2)).image.shape == (200, 200, 3)
+
+
+def test_other_formats_come_at_full_size(tmp_path):
+    path = save(tmp_path / "a.png", photo(200, 300))
+    np.testing.assert_array_equal(read_image(path, at_least=(20, 30)).image, read_image(path).image)
+
+
+# ---- damaged --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_least", [None, (12, 12)])
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("jpg", {}), ("jpg", {"progressive": True}), ("png", {}), ("gif", {}), ("bmp", {}), ("webp", {}),
+        ("tif", {}),
+    ],
+)  # fmt: skip
+def test_a_file_cut_anywhere_is_an_error_or_complete(tmp_path, suffix, options, at_least):
+    path = save(tmp_path / f"a.{suffix}", photo(48, 64), **options)
+    data = open(path, "rb").read()
+    full = read_image(path, at_least=at_least).image
+    reasons = set()
+    for length in [*range(10), *range(10, len(data), len(data) // 60), *range(len(data) - 5, len(data))]:
+        with open(path, "wb") as file:
+            file.write(data[:length])
+        try:
+            np.testing.assert_array_equal(read_image(path, at_least=at_least).image, full)
+        except UnreadableImage as error:
+            reasons.add(error.reason)
+    assert "empty" in reasons and "not a picture" in reasons
+    if suffix != "webp":  # its decoder doesn't say why it gave up
+        assert "truncated" in reasons
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_no_grey_filling_even_where_pil_is_told_to(tmp_path, monkeypatch, before):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", before)
+    path = save(tmp_path / "a.jpg", photo(100, 100), quality=95)
+    data = open(path, "rb").read()
+    (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2])
+    assert reason_of(path) == "truncated"
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is before
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "not a picture"),
+        (b"\xff\xd8\xff", "not a picture"),
+        (bytes(1000), "not a picture"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg" width="30" height="30"/>', "not a picture"),
+    ],
+)
+def test_what_is_no_picture(tmp_path, content, reason):
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert reason_of(tmp_path / "a.jpg") == reason
+
+
+def test_postscript_is_never_run(tmp_path):
+    Image.fromarray(photo(20, 30)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    assert reason_of(tmp_path / "a.jpg") == "not a picture (PostScript)"
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert reason_of(tmp_path / "none.jpg") == "missing"
+    assert reason_of(tmp_path).startswith("cannot be opened")
+
+
+@pytest.mark.parametrize(
+    ("size", "tiny"), [((9, 100), True), ((100, 9), True), ((1, 1), True), ((10, 10), False)]
+)
+def test_tiny_pictures(tmp_path, size, tiny):
+    path = save(tmp_path / "a.jpg", photo(*size))
+    if tiny:
+        assert reason_of(path) == f"tiny ({size[1]}x{size[0]})"
+    else:
+        assert read_image(path).image.shape == (*size, 3)
+
+
+def test_decompression_bombs(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", photo(100, 120))
+    monkeypatch.setattr(images, "MAX_PIXELS", 11_999)
+    assert reason_of(path) == "too large (120x100)"
+    monkeypatch.setattr(images, "MAX_PIXELS", 12_000)
+    assert read_image(path).image.shape == (100, 120, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_999)
+    assert reason_of(path) == "too large"
+
+
+def test_flipped_bytes_never_raise_anything_else(tmp_path):
+    rng = np.random.default_rng(0)
+    for suffix in ("jpg", "png", "gif", "tif", "webp"):
+        data = np.frombuffer(open(save(tmp_path / f"a.{suffix}", photo(24, 24)), "rb").read(), np.uint8)
+        outcomes = set()
+        for _ in range(80):
+            damaged = data.copy()
+            damaged[rng.integers(0, len(data), size=8)] = rng.integers(0, 256, size=8)
+            (tmp_path / "b").write_bytes(damaged.tobytes())
+            try:
+                decoded = read_image(tmp_path / "b")
+                assert decoded.image.dtype == np.uint8 and decoded.image.shape[2] == 3
+                outcomes.add("read")
+            except UnreadableImage:
+                outcomes.add("error")
+        assert "error" in outcomes
+
+
+def test_unreadable_survives_pickling_and_reads_well():
+    error = pickle.loads(pickle.dumps(UnreadableImage("a/b.jpg", "truncated")))
+    assert (error.file_name, error.reason, str(error)) == ("a/b.jpg", "truncated", "a/b.jpg: truncated")
+
+
+def test_unknown_channel_order_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="BGR"):
+        read_image(save(tmp_path / "a.png", photo(20, 20)), fmt="L")
+
+
+def test_a_picture_read_from_bytes_leaves_no_file_open(tmp_path):
+    path = tmp_path / "a.jpg"
+    save(path, photo(20, 20))
+    decoded = read_image(path)
+    buffer = io.BytesIO(path.read_bytes())
+    path.unlink()
+    np.testing.assert_array_equal(decoded.image, np.asarray(Image.open(buffer))[:, :, ::-1])
+
+
+# ---- resizing -------------------------------------------------------------------------------------
+
+
+def test_resize_is_bilinear_up_to_twofold_and_averages_beyond():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, size=(12, 12, 3), dtype=np.uint8)
+    halves = image.reshape(6, 2, 6, 2, 3).mean(axis=(1, 3))  # at exactly 2 the bilinear kernel is this mean
+    assert np.abs(resize(image, (6, 6)) - halves).max() <= 1
+    quarters = image.reshape(3, 4, 3, 4, 3).mean(axis=(1, 3))
+    assert np.abs(resize(image, (3, 3)) - quarters).max() <= 1
+    np.testing.assert_array_equal(resize(image, (12, 12)), image)
+
+
+def test_resize_twofold_up_matches_the_bilinear_formula():
+    row = np.uint8([[0, 100, 200, 40]]).repeat(2, axis=0)
+    np.testing.assert_array_equal(resize(row, (2, 8))[0], [0, 25, 75, 125, 175, 160, 80, 40])
+
+
+def test_strong_shrinking_does_not_alias():
+    """Stripes one pixel wide become grey; a bilinear kernel that skips pixels would keep stripes."""
+    stripes = np.zeros((72, 72, 3), np.uint8)
+    stripes[:, ::3] = 240
+    assert np.abs(resize(stripes, (24, 24)).astype(int) - 80).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 40), (40, 5), (33, 17)])
+def test_resize_shapes(size):
+    assert resize(photo(20, 30), size).shape == (*size, 3)
+    assert resize(photo(20, 30)[:, :, 0], size).shape == size

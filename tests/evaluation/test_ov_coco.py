@@ -1,0 +1,387 @@
+"""OVCOCOEvaluator: base and novel scores against pycocotools itself and against cases counted by hand.
+
+Run as a script (`test_ov_coco.py RANK FOLDER`) this file is one process of the two-process test.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clim.errors import UserError
+from clim.evaluation import OVCOCOEvaluator
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluators, print_csv_format
+from detectron2.structures import Boxes, Instances
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+NAMES = {1: "cat", 3: "apple", 7: "person", 8: "knife", 11: "zebra", 20: "sink"}  # dataset id: name
+BASE, NOVEL, UNUSED = ["zebra", "person", "apple"], ["sink", "cat"], ["knife"]
+CONTIGUOUS = {category: i for i, category in enumerate(NAMES)}
+IDS = {name: category for category, name in NAMES.items()}
+SPOT, AWAY = [10, 10, 20, 20], [70, 70, 20, 20]  # two boxes, XYWH, that do not touch
+
+
+@pytest.fixture(autouse=True)
+def logs_reach_caplog(monkeypatch):
+    """Detectron2's setup_logger, wherever a test called it, ends propagation."""
+    for name in ("clim", "detectron2"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+
+
+def make_ground_truth(seed=0, num_images=20):
+    """1–3 objects of each class an image, some crowds; the last image empty, the one before unused only."""
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for image in range(1, num_images + 1):
+        for name in NAMES.values():
+            wanted = name in UNUSED if image == num_images - 1 else image < num_images
+            for _ in range(int(rng.integers(1, 4)) * wanted):
+                box = rng.integers((0, 0, 5, 5), (50, 50, 50, 50)).tolist()
+                annotations.append(thing(image, name, box) | {"iscrowd": int(rng.random() < 0.2)})
+    return ground_truth_of(annotations, range(1, num_images + 1))
+
+
+def ground_truth_of(annotations, images):
+    return {
+        "images": [{"id": i, "height": 100, "width": 100} for i in images],
+        "categories": [{"id": category, "name": name} for category, name in NAMES.items()],
+        "annotations": [
+            {"id": i, "area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0} | a
+            for i, a in enumerate(annotations, start=1)
+        ],
+    }
+
+
+def thing(image, name, box, score=1.0):
+    """An annotation, and as well a detection."""
+    return {"image_id": image, "category_id": IDS[name], "bbox": box, "score": score}
+
+
+def random_detections(ground_truth, seed):
+    rng = np.random.default_rng(seed)
+    found = []
+    for a in ground_truth["annotations"]:
+        if rng.random() < 0.8:
+            box = np.add(a["bbox"], rng.normal(0, 1.5, 4)).clip(min=1)
+            found.append(thing(a["image_id"], NAMES[a["category_id"]], box.tolist()))
+    for image in ground_truth["images"]:
+        box = rng.uniform((0, 0, 5, 5), (50, 50, 50, 50))
+        found.append(thing(image["id"], NAMES[rng.choice(list(NAMES))], box.tolist()))
+    return [d | {"score": int(rng.integers(1, 30)) / 32} for d in found]
+
+
+def register(folder, ground_truth, **changes):
+    """Write the json into ``folder`` and register it; returns the data set's name."""
+    (folder / "instances.json").write_text(json.dumps(ground_truth))
+    return register_written(folder, **changes)
+
+
+def register_written(folder, **changes):
+    metadata = {
+        "json_file": str(folder / "instances.json"),
+        "thing_classes": list(NAMES.values()),
+        "thing_dataset_id_to_contiguous_id": CONTIGUOUS,
+        "base_classes": BASE,
+        "novel_classes": NOVEL,
+    } | changes
+    name = f"ov_coco_test_{folder}"
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)
+    MetadataCatalog.get(name).set(**{k: v for k, v in metadata.items() if v is not None})
+    return name
+
+
+def feed(evaluator, images, detections):
+    for image in images:
+        mine = [d for d in detections if d["image_id"] == image]
+        xywh = torch.tensor([d["bbox"] for d in mine], dtype=torch.float32).reshape(-1, 4)
+        instances = Instances((100, 100))
+        instances.pred_boxes = Boxes(torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1))
+        instances.scores = torch.tensor([d.get("score", 1.0) for d in mine], dtype=torch.float32)
+        instances.pred_classes = torch.tensor([CONTIGUOUS[d["category_id"]] for d in mine], dtype=torch.int64)
+        evaluator.process([{"image_id": image}], [{"instances": instances}])
+
+
+def score(folder, ground_truth, detections, *, changes=None, **options):
+    evaluator = OVCOCOEvaluator(register(folder, ground_truth, **(changes or {})), **options)
+    feed(evaluator, [image["id"] for image in ground_truth["images"]], detections)
+    return evaluator.evaluate()["bbox"]
+
+
+def official_ap(ground_truth, detections_file, *, names, keep_image=lambda image: True):
+    """{class name: (AP50, AP, AR)} in percent from pycocotools alone on a file cut down to these classes."""
+    wanted = {IDS[name] for name in names}
+    cut = copy.deepcopy(ground_truth)
+    cut["annotations"] = [a for a in cut["annotations"] if a["category_id"] in wanted]
+    cut["images"] = [image for image in cut["images"] if keep_image(image["id"])]
+    images = {image["id"] for image in cut["images"]}
+    detections = [d for d in json.loads(detections_file.read_text()) if d["image_id"] in images]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = cut
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(detections), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision, recall = (evaluation.eval[key][..., 0, -1] for key in ("precision", "recall"))
+    return {
+        NAMES[c]: tuple(100 * a.mean() for a in (precision[0, :, k], precision[:, :, k], recall[:, k]))
+        for k, c in enumerate(evaluation.params.catIds)
+        if c in wanted
+    }
+
+
+def mean(figures, names, column):
+    return float(np.mean([figures[name][column] for name in names]))
+
+
+def has_scored_object(ground_truth):
+    unused = {IDS[name] for name in UNUSED}
+    images = {a["image_id"] for a in ground_truth["annotations"] if a["category_id"] not in unused}
+    return lambda image: image in images
+
+
+@pytest.mark.parametrize("backend", ["faster", "pycocotools"])
+def test_ground_truth_as_detections_scores_100(tmp_path, backend):
+    ground_truth = make_ground_truth()
+    summary = score(tmp_path, ground_truth, ground_truth["annotations"], backend=backend, protocol="both")
+    groups = ["novel", "base", "all"]
+    assert list(summary) == [f"{m}_{g}" for m in ("AP50", "AP", "AR") for g in groups] + [
+        f"{m}_{g}" for m in ("AP50", "AP", "AR") for g in ("novel_run", "base_run")
+    ]
+    assert summary == pytest.approx(dict.fromkeys(summary, 100.0), abs=1e-9)
+
+
+def test_one_corrupted_class_scores_as_pycocotools_says(tmp_path):
+    ground_truth = make_ground_truth()
+    detections = []
+    for i, a in enumerate(ground_truth["annotations"]):
+        x, y, w, h = a["bbox"]
+        shift = w if a["category_id"] == IDS["sink"] and i % 3 == 0 else 0
+        detections.append({**a, "bbox": [x + shift, y, w, h], "score": 1 - i / 1024})
+    summary = score(tmp_path, ground_truth, detections, output_dir=tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "ov_coco_results.json").read_text())
+    official = official_ap(
+        ground_truth,
+        tmp_path / "out" / "coco_instances_results.json",
+        names=BASE + NOVEL,
+        keep_image=has_scored_object(ground_truth),
+    )
+    assert 0 < official["sink"][0] < 95
+    by_name = {row["class"]: row for row in report["per_class"]}
+    assert by_name["sink"]["AP50"] == pytest.approx(official["sink"][0], abs=1e-9)
+    assert all(by_name[name]["AP50"] == pytest.approx(100, abs=1e-9) for name in ["cat", *BASE])
+    assert summary["AP50_base"] == pytest.approx(100, abs=1e-9)
+    assert summary["AP50_novel"] == pytest.approx((100 + official["sink"][0]) / 2, abs=1e-9)
+    assert summary["AP50_all"] == pytest.approx((400 + official["sink"][0]) / 5, abs=1e-9)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_random_detections_score_as_pycocotools_says(seed, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("random")
+    ground_truth = make_ground_truth(seed)
+    detections = random_detections(ground_truth, seed + 1)
+    options = {"protocol": "both", "output_dir": folder / "out"}
+    faster = score(folder, ground_truth, detections, backend="faster", **options)
+    slower = score(folder, ground_truth, detections, backend="pycocotools", **options)
+    assert faster == pytest.approx(slower, abs=1e-9)
+
+    found = folder / "out" / "coco_instances_results.json"
+    scored = has_scored_object(ground_truth)
+    generalized = official_ap(ground_truth, found, names=BASE + NOVEL, keep_image=scored)
+    base_run = official_ap(ground_truth, found, names=BASE)
+    novel_run = official_ap(ground_truth, found, names=NOVEL)
+    for column, metric in enumerate(("AP50", "AP", "AR")):
+        expected = {
+            f"{metric}_novel": mean(generalized, NOVEL, column),
+            f"{metric}_base": mean(generalized, BASE, column),
+            f"{metric}_all": mean(generalized, BASE + NOVEL, column),
+            f"{metric}_novel_run": mean(novel_run, NOVEL, column),
+            f"{metric}_base_run": mean(base_run, BASE, column),
+        }
+        assert {key: faster[key] for key in expected} == pytest.approx(expected, abs=1e-9)
+
+
+def test_unused_classes_compete_for_the_slots(tmp_path, caplog):
+    ground_truth = ground_truth_of([thing(1, "cat", SPOT), thing(1, "apple", AWAY)], [1])
+    detections = [
+        thing(1, "knife", SPOT, 0.9),
+        thing(1, "cat", SPOT, 0.5),
+        thing(1, "apple", AWAY, 0.8),
+        thing(1, "knife", AWAY, 0.7),
+    ]
+    assert score(tmp_path, ground_truth, detections, max_dets=4)["AP50_novel"] == pytest.approx(100)
+    assert "more than" not in caplog.text
+    cut = score(tmp_path, ground_truth, detections, max_dets=3)
+    assert cut["AP50_novel"] == 0.0 and cut["AP50_base"] == pytest.approx(100)
+    assert "1 images had more than 3 detections" in caplog.text
+
+
+def test_two_runs_also_count_images_without_base_and_novel_objects(tmp_path, caplog):
+    # The surer "cat" is on an image with an unused object only, which the generalized protocol leaves out.
+    ground_truth = ground_truth_of(
+        [thing(1, "cat", SPOT), thing(1, "person", AWAY), thing(2, "knife", SPOT)], [1, 2]
+    )
+    detections = [thing(1, "cat", SPOT, 0.5), thing(2, "cat", SPOT, 0.9), thing(1, "person", AWAY, 0.5)]
+    summary = score(tmp_path, ground_truth, detections, protocol="both")
+    assert (summary["AP50_novel"], summary["AP50_novel_run"]) == pytest.approx((100, 50))
+    assert (summary["AP50_base"], summary["AP50_base_run"]) == pytest.approx((100, 100))
+    assert summary["AP50_all"] == pytest.approx(100)
+    assert summary["AR_novel_run"] == pytest.approx(100)
+    assert "every image shows" not in caplog.text
+
+    alone = score(tmp_path, ground_truth, detections, protocol="two_run")
+    assert alone == {key: value for key, value in summary.items() if key.endswith("_run")}
+
+
+def test_a_file_of_scored_images_only_cannot_show_the_two_runs_difference(tmp_path, caplog):
+    ground_truth = ground_truth_of([thing(1, "cat", SPOT), thing(1, "person", AWAY)], [1])
+    score(tmp_path, ground_truth, [thing(1, "cat", SPOT)], protocol="two_run")
+    assert "every image shows a base or novel object" in caplog.text
+
+
+def test_classes_without_ground_truth_leave_the_means(tmp_path):
+    ground_truth = ground_truth_of([thing(1, "apple", SPOT), thing(1, "zebra", AWAY)], [1])
+    detections = [thing(1, "apple", SPOT), thing(1, "cat", SPOT)]
+    summary = score(tmp_path, ground_truth, detections, output_dir=tmp_path / "out", protocol="both")
+    assert summary["AP50_base"] == pytest.approx(50), "apple 100, zebra 0, person has no ground truth"
+    assert summary["AP50_all"] == pytest.approx(50)
+    assert math.isnan(summary["AP50_novel"]) and math.isnan(summary["AR_novel_run"])
+    text = (tmp_path / "out" / "ov_coco_results.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["summary"]["AP50_novel"] is None
+
+
+@pytest.mark.parametrize("protocol", ["generalized", "two_run", "both"])
+def test_ground_truth_without_any_annotation_is_nan(tmp_path, protocol):
+    summary = score(tmp_path, ground_truth_of([], [1, 2]), [thing(1, "cat", SPOT)], protocol=protocol)
+    assert summary and all(math.isnan(value) for value in summary.values())
+
+
+def test_no_detections_score_zero(tmp_path, caplog):
+    ground_truth = make_ground_truth()
+    summary = score(tmp_path, ground_truth, [], protocol="both")
+    assert summary == dict.fromkeys(summary, 0.0)
+    assert "no detections" in caplog.text and "not processed" not in caplog.text
+
+
+def test_images_not_processed_are_told_and_count_as_missed(tmp_path, caplog):
+    ground_truth = ground_truth_of([thing(1, "cat", SPOT), thing(2, "cat", SPOT)], [1, 2])
+    evaluator = OVCOCOEvaluator(register(tmp_path, ground_truth))
+    feed(evaluator, [2], [thing(2, "cat", SPOT)])
+    assert evaluator.evaluate()["bbox"]["AR_novel"] == pytest.approx(50)
+    assert "1 of 2 images" in caplog.text
+    evaluator.reset()
+    assert evaluator.evaluate()["bbox"]["AP50_novel"] == 0.0
+
+
+def test_an_image_that_a_padded_sampler_repeats_counts_once(tmp_path):
+    ground_truth = ground_truth_of([thing(1, "cat", SPOT), thing(2, "cat", SPOT)], [1, 2])
+    detections = [thing(1, "cat", AWAY, 0.9), thing(1, "cat", SPOT, 0.8), thing(2, "cat", SPOT, 0.7)]
+    once = score(tmp_path, ground_truth, detections)
+    evaluator = OVCOCOEvaluator(register(tmp_path, ground_truth))
+    feed(evaluator, [1, 2, 1], detections)
+    assert evaluator.evaluate()["bbox"] == once
+
+
+def test_files_tables_and_detectron2s_own_printing(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    ground_truth = make_ground_truth()
+    evaluator = OVCOCOEvaluator(register(tmp_path, ground_truth), output_dir=tmp_path / "a" / "b")
+    evaluators = DatasetEvaluators([evaluator])
+    feed(evaluators, [image["id"] for image in ground_truth["images"]], ground_truth["annotations"])
+    results = evaluators.evaluate()
+    print_csv_format(results)
+    assert "copypaste: AP50_novel,AP50_base,AP50_all,AP_novel" in caplog.text
+    assert "| all " in caplog.text and "| class " in caplog.text
+
+    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == [
+        "coco_instances_results.json",
+        "ov_coco_results.json",
+    ]
+    written = json.loads((tmp_path / "a" / "b" / "coco_instances_results.json").read_text())
+    assert len(written) == len(ground_truth["annotations"])
+    assert {d["category_id"] for d in written} == set(NAMES)
+    report = json.loads((tmp_path / "a" / "b" / "ov_coco_results.json").read_text())
+    assert report["summary"] == results["bbox"]
+    assert [(row["split"], row["class"]) for row in report["per_class"]] == [
+        *(("base", name) for name in sorted(BASE)),
+        *(("novel", name) for name in sorted(NOVEL)),
+    ]
+    for row in report["per_class"]:
+        mine = [a for a in ground_truth["annotations"] if a["category_id"] == IDS[row["class"]]]
+        assert row["num_gt"] == sum(not a["iscrowd"] for a in mine)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"novel_classes": None}, {}, "without metadata novel_classes"),
+        ({"json_file": "nowhere/instances.json"}, {}, "not found: nowhere/instances.json"),
+        ({"novel_classes": ["sink", "unicorn"]}, {}, "novel class 'unicorn' is not in thing_classes"),
+        ({"novel_classes": ["sink", "apple"]}, {}, "class 'apple' is listed twice"),
+        ({}, {"protocol": "zero-shot"}, "unknown OV-COCO protocol 'zero-shot'"),
+        ({}, {"backend": "lvis"}, "unknown COCO backend 'lvis'"),
+    ],
+)
+def test_mistakes_are_told_before_inference(tmp_path, changes, options, message):
+    name = register(tmp_path, make_ground_truth(), **changes)
+    with pytest.raises(UserError, match=message):
+        OVCOCOEvaluator(name, **options)
+
+
+def test_a_class_beyond_the_dataset_is_told(tmp_path):
+    ground_truth = ground_truth_of([thing(1, "cat", SPOT)], [1])
+    fewer = {category: i for category, i in CONTIGUOUS.items() if i < 5}
+    changes = {
+        "thing_dataset_id_to_contiguous_id": fewer,
+        "thing_classes": list(NAMES.values())[:5],
+        "novel_classes": ["cat"],
+    }
+    with pytest.raises(UserError, match="predicts class 5, but .* has 5"):
+        score(tmp_path, ground_truth, [thing(1, "sink", SPOT)], changes=changes)
+
+
+def test_two_processes_equal_one(tmp_path):
+    ground_truth = make_ground_truth(5)
+    detections = random_detections(ground_truth, 6)
+    single = score(tmp_path, ground_truth, detections, protocol="both", output_dir=tmp_path / "one")
+    (tmp_path / "detections.json").write_text(json.dumps(detections))
+    workers = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in (0, 1)]
+    try:
+        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert json.loads((tmp_path / "rank0.json").read_text()) == {"bbox": single}
+    assert json.loads((tmp_path / "rank1.json").read_text()) == {}
+    for name in ("coco_instances_results.json", "ov_coco_results.json"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
+
+
+def one_of_two_processes(rank, folder):
+    """Rank 0 sees the even images, rank 1 the odd ones and, as a padding sampler would, image 2 again."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    ground_truth = json.loads((folder / "instances.json").read_text())
+    images = [image["id"] for image in ground_truth["images"] if image["id"] % 2 == rank]
+    evaluator = OVCOCOEvaluator(register_written(folder), protocol="both", output_dir=folder / "two")
+    feed(evaluator, images + [2] * rank, json.loads((folder / "detections.json").read_text()))
+    (folder / f"rank{rank}.json").write_text(json.dumps(evaluator.evaluate()))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    one_of_two_processes(int(sys.argv[1]), Path(sys.argv[2]))

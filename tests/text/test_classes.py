@@ -1,0 +1,163 @@
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from clim.errors import UserError
+from clim.text.classes import class_embeddings, load_embeddings
+from clim.text.prompts import ensemble
+
+
+class FakeTower:
+    dim = 5
+
+    def encode(self, texts):
+        seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") for text in texts]
+        rows = [torch.randn(self.dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return F.normalize(torch.stack(rows), dim=1) if rows else torch.zeros(0, self.dim)
+
+
+NAMES = [f"class {i}" for i in range(70)]  # more than one chunk
+
+
+def test_ensemble_is_the_normalised_mean_of_normalised_prompts():
+    embeddings = class_embeddings(FakeTower(), NAMES, "ensemble")
+    assert embeddings.shape == (70, 5)
+    for name, embedding in zip(NAMES[::23], embeddings[::23], strict=True):
+        mean = sum(FakeTower().encode([text])[0] for text in ensemble(name)) / 63
+        torch.testing.assert_close(embedding, mean / mean.norm())
+
+
+def test_single_prompts():
+    torch.testing.assert_close(
+        class_embeddings(FakeTower(), ["dog", "cat"], "a"), FakeTower().encode(["a dog", "a cat"])
+    )
+    torch.testing.assert_close(class_embeddings(FakeTower(), ["dog"], "name"), FakeTower().encode(["dog"]))
+
+
+def test_no_class_and_unknown_prompt():
+    assert class_embeddings(FakeTower(), []).shape == (0, 5)
+    with pytest.raises(UserError, match="'an' is unknown: choose one of a, ensemble, name"):
+        class_embeddings(FakeTower(), NAMES, "an")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_load_normalises_rows(tmp_path, dtype):
+    array = (np.arange(1, 13).reshape(3, 4) * 2).astype(dtype)
+    np.save(tmp_path / "e.npy", array)
+    embeddings = load_embeddings(tmp_path / "e.npy", num_classes=3)
+    assert embeddings.dtype == torch.float32
+    reference = array.astype(np.float64) / np.linalg.norm(array.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(embeddings.numpy(), reference, rtol=1e-6)
+
+
+def test_load_looks_under_the_data_root(tmp_path, monkeypatch):
+    (tmp_path / "metadata").mkdir()
+    np.save(tmp_path / "metadata" / "e.npy", np.ones((2, 3)))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert load_embeddings("metadata/e.npy").shape == (2, 3)
+
+
+def test_missing_file_names_the_command(tmp_path):
+    with pytest.raises(UserError, match="absent.npy.*build_text_embeddings.py classes"):
+        load_embeddings(tmp_path / "absent.npy")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.ones(3), np.ones((2, 3, 4)), np.ones((0, 4)), np.ones((4, 0)), np.ones((2, 3), dtype=np.int64)],
+)
+def test_wrong_shape_or_type(tmp_path, array):
+    np.save(tmp_path / "e.npy", array)
+    with pytest.raises(UserError, match=r"floats \(classes, dimensions\)"):
+        load_embeddings(tmp_path / "e.npy")
+
+
+def test_wrong_number_of_classes(tmp_path):
+    np.save(tmp_path / "e.npy", np.ones((3, 4)))
+    with pytest.raises(UserError, match="holds 3 classes, but the model has 80"):
+        load_embeddings(tmp_path / "e.npy", num_classes=80)
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+def test_row_without_direction(tmp_path, bad):
+    array = np.ones((4, 3))
+    array[2] = bad
+    np.save(tmp_path / "e.npy", array)
+    with pytest.raises(UserError, match="Row 2"):
+        load_embeddings(tmp_path / "e.npy")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an array", b"\x93NUMPY"])
+def test_not_an_array(tmp_path, content):
+    (tmp_path / "e.npy").write_bytes(content)
+    with pytest.raises(UserError, match="is not a .npy file"):
+        load_embeddings(tmp_path / "e.npy")
+
+
+def test_pickled_and_zipped_arrays_are_refused(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "several.npz", a=np.ones((2, 3)))
+    with pytest.raises(UserError, match="is not a .npy file"):
+        load_embeddings(tmp_path / "objects.npy")
+    with pytest.raises(UserError, match="an archive of arrays"):
+        load_embeddings(tmp_path / "several.npz")
+
+
+# ---- tools/build_text_embeddings.py -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tool():
+    path = Path(__file__).parents[2] / "tools" / "build_text_embeddings.py"
+    spec = importlib.util.spec_from_file_location("build_text_embeddings", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tool_writes_class_embeddings(tool, tmp_path):
+    output = tmp_path / "new" / "e.npy"
+    arguments = ["--names", "dog, puppy,car", "--tower", "minilm", "--prompt", "a", "--output", str(output)]
+    tool.main(["classes", *arguments])
+    assert np.load(output).dtype == np.float16
+    dog, puppy, car = load_embeddings(output, num_classes=3)
+    assert dog @ puppy > dog @ car + 0.2
+
+
+def test_tool_fills_the_cache(tool, tmp_path, capsys):
+    from clim.text import CaptionCache, LazyTower
+    from detectron2.data import DatasetCatalog
+
+    records = [{"captions": ["a dog", "two dogs"]}, {"captions": ["a dog"]}, {"captions": []}]
+    DatasetCatalog.register("tool_captions", lambda: records)
+    try:
+        arguments = ["--dataset", "tool_captions", "--tower", "minilm", "--pretrained", ""]
+        tool.main(["captions", *arguments, "--cache", str(tmp_path)])
+    finally:
+        DatasetCatalog.remove("tool_captions")
+    assert "2 captions computed, 2 known" in capsys.readouterr().out
+    unloaded = LazyTower(name="minilm", pretrained="", directory=tmp_path)
+    assert CaptionCache(unloaded, tmp_path).encode(["two dogs", "a dog"]).shape == (2, 384)
+    assert "tower" not in vars(unloaded)
+
+
+def test_tool_knows_class_names(tool, tmp_path):
+    assert tool.class_names(dataset="coco", names=None)[:3] == ["person", "bicycle", "car"]
+    assert len(tool.class_names(dataset="coco", names=None)) == 80
+    assert len(tool.class_names(dataset="mini", names=None)) == 65
+    categories = [{"id": 2, "name": "aerosol_can"}, {"id": 1, "name": "air_conditioner"}]
+    (tmp_path / "lvis.json").write_text(json.dumps({"categories": categories}))
+    names = tool.class_names(dataset=str(tmp_path / "lvis.json"), names=None)
+    assert names == ["air_conditioner", "aerosol_can"]
+
+
+def test_tool_user_errors(tool, tmp_path):
+    with pytest.raises(UserError, match="neither coco nor mini"):
+        tool.class_names(dataset=str(tmp_path / "absent.json"), names=None)
+    with pytest.raises(UserError, match="not registered"):
+        tool.captions_of(["no_such_set"])

@@ -1,0 +1,112 @@
+"""Compute text embeddings once: of class names (a .npy for MODEL.VOCABULARY.EMBEDDINGS) or of captions
+(a cache for MODEL.TEXT.CACHE).
+
+    python tools/build_text_embeddings.py classes --dataset coco --prompt a \\
+        --output datasets/metadata/coco_clip_a+cname.npy
+    python tools/build_text_embeddings.py captions --dataset coco_caption_train_tags --cache output/captions
+"""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from clim.errors import UserError
+from clim.paths import resolve
+from clim.text import PROMPTS, CaptionCache, LazyTower, build_text_tower, class_embeddings
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if args.command == "classes":
+        build_classes(args)
+    else:
+        fill_cache(args)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    classes = commands.add_parser("classes", help="class names -> .npy (K, D), float16, unit rows")
+    source = classes.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--dataset", help="coco, mini, or a json with categories (LVIS), taken by ascending id"
+    )
+    source.add_argument("--names", help='class names in order, "a,b,c"')
+    classes.add_argument("--prompt", choices=sorted(PROMPTS), default="ensemble", help="default: %(default)s")
+    classes.add_argument("--output", required=True, type=Path, help="the .npy file to write")
+    captions = commands.add_parser("captions", help="captions of registered data sets -> cache folder")
+    captions.add_argument("--dataset", required=True, nargs="+", help="registered caption data sets")
+    captions.add_argument("--cache", required=True, type=Path, help="the folder that MODEL.TEXT.CACHE names")
+    for command in (classes, captions):
+        command.add_argument("--tower", default="ViT-B-32-quickgelu", help="as MODEL.TEXT.NAME (%(default)s)")
+        command.add_argument("--pretrained", default="openai", help="as MODEL.TEXT.PRETRAINED (%(default)s)")
+        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(arguments)
+
+
+def build_classes(args: argparse.Namespace) -> None:
+    names = class_names(dataset=args.dataset, names=args.names)
+    tower = build_text_tower(name=args.tower, pretrained=args.pretrained, device=args.device)
+    embeddings = class_embeddings(tower, names, args.prompt).cpu().numpy().astype(np.float16)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with open(args.output, "wb") as file:
+        np.save(file, embeddings)
+    print(f"{args.output}: {embeddings.shape[0]} classes x {embeddings.shape[1]} dimensions")
+
+
+def fill_cache(args: argparse.Namespace) -> None:
+    tower = LazyTower(name=args.tower, pretrained=args.pretrained, directory=args.cache, device=args.device)
+    cache = CaptionCache(tower, args.cache)
+    new = cache.prefill(captions_of(args.dataset))
+    print(f"{args.cache}: {new} captions computed, {len(cache)} known")
+
+
+def class_names(*, dataset: str | None, names: str | None) -> list[str]:
+    """Names in the order of the contiguous class indices."""
+    if names is not None:
+        return [name.strip() for name in names.split(",") if name.strip()]
+    if dataset == "coco":
+        from clim.data.coco_splits import COCO_NAMES
+
+        return list(COCO_NAMES)
+    if dataset == "mini":
+        from clim.data.mini_concepts import MINI_CATEGORIES
+
+        return list(MINI_CATEGORIES)
+    path = resolve(dataset)
+    try:
+        categories = json.loads(path.read_text())["categories"]
+        return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--dataset {dataset} is neither coco nor mini, nor a json file with categories ({error!r})."
+        ) from error
+
+
+def captions_of(datasets: list[str]) -> list[str]:
+    """All captions of registered data sets, in order."""
+    import clim.data.builtin  # noqa: F401  registers the data sets
+    from detectron2.data import DatasetCatalog
+
+    for name in datasets:
+        if name not in DatasetCatalog.list():
+            raise UserError(f"--dataset {name} is not registered: try coco_caption_train_tags.")
+    records = [record for name in datasets for record in DatasetCatalog.get(name)]
+    captions = [caption for record in records for caption in record.get("captions", ())]
+    if not captions:
+        raise UserError(f"--dataset {' '.join(datasets)}: no captions in it, only boxes.")
+    return captions
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(str(error))
