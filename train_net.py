@@ -1,41 +1,28 @@
 """Train or evaluate: python train_net.py --config-file configs/Detic_CLIM_C4.yaml --num-gpus 8
 
---resume continues OUTPUT_DIR's last checkpoint; --eval-only scores MODEL.WEIGHTS; KEY VALUE pairs override the
-config; --num-machines, --machine-rank and --dist-url train on several machines, as in Detectron2.
+--resume continues OUTPUT_DIR's last checkpoint; --eval-only scores MODEL.WEIGHTS, or with --resume that
+checkpoint; KEY VALUE pairs override the config; --num-machines, --machine-rank and --dist-url train on
+several machines, as in Detectron2. Without CUDA it runs on the CPU; --num-gpus then counts processes.
 """
 
-from clim.engine import Trainer, evaluate, run_cleanly, setup
-from clim.engine.checkpoint import SafeCheckpointer
-from clim.engine.trainer import check_weights
-from detectron2.engine import default_argument_parser, launch
-from detectron2.modeling import build_model
+from detectron2.engine import default_argument_parser
+
+from clim.engine import SafeCheckpointer, Trainer, build, evaluate, launch, setup, together
 
 
 def main(args):
-    cfg = setup(args)
+    with together():
+        cfg = setup(args)
     if args.eval_only:
-        model = build_model(cfg)
-        if not args.resume:
-            check_weights(cfg.MODEL.WEIGHTS)
-        SafeCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        with together():
+            model = build(cfg)
+            checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         return evaluate(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
-def worker(args):
-    return run_cleanly(main, args)
-
-
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
-    run_cleanly(
-        launch,
-        worker,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    launch(main, default_argument_parser().parse_args())

@@ -20,13 +20,14 @@ from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
+from tabulate import tabulate
+from tqdm import tqdm
+
 from clim.data import coco_splits, coco_synonyms, tags
 from clim.data.captions import read_json
 from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.errors import UserError
 from clim.paths import data_root
-from tabulate import tabulate
-from tqdm import tqdm
 
 DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
 ANNOTATIONS = ("instances_train2017.json", "instances_val2017.json", "captions_train2017.json")

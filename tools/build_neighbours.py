@@ -10,17 +10,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import clim.data.builtin  # noqa: F401  registers the data sets
 import numpy as np
 import torch
-from clim.data.images import UnreadableImage, read_image, resize
-from clim.data.loader import caption_records
-from clim.data.neighbours import build_neighbours, save_neighbours
-from clim.errors import UserError
 from detectron2.data import DatasetCatalog
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+
+import clim.data.builtin  # noqa: F401  registers the data sets
+from clim.data.images import UnreadableImage, read_image, resize
+from clim.data.loader import caption_records
+from clim.data.neighbours import build_neighbours, save_neighbours
+from clim.errors import UserError
 
 BATCH = 64  # images
 

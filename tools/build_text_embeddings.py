@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from clim.errors import UserError
 from clim.paths import resolve
 from clim.text import PROMPTS, CaptionCache, LazyTower, build_text_tower, class_embeddings
@@ -92,8 +93,9 @@ def class_names(*, dataset: str | None, names: str | None) -> list[str]:
 
 def captions_of(datasets: list[str]) -> list[str]:
     """All captions of registered data sets, in order."""
-    import clim.data.builtin  # noqa: F401  registers the data sets
     from detectron2.data import DatasetCatalog
+
+    import clim.data.builtin  # noqa: F401  registers the data sets
 
     for name in datasets:
         if name not in DatasetCatalog.list():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
 from clim.data.mini import CANVAS, DEFAULT_SIZES, build_mini
 from clim.errors import UserError
 

@@ -9,11 +9,12 @@ import subprocess
 import sys
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
 from clim.data import builtin
 from clim.data.coco_splits import BASE_NAMES, COCO_CATEGORIES, COCO_NAMES, NOVEL_NAMES, contiguous_ids
 from clim.errors import UserError
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
 
 COCO_80 = [{"id": identifier, "name": name} for identifier, name in COCO_CATEGORIES]
 # name: (images, json file, is a validation set)

@@ -4,10 +4,11 @@ import json
 import logging
 
 import pytest
-from clim.data.captions import load_captions_json, register_captions
-from clim.errors import UserError
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+
+from clim.data.captions import load_captions_json, register_captions
+from clim.errors import UserError
 
 CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 18, "name": "dog"}]
 

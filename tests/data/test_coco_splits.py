@@ -1,5 +1,7 @@
 """The category table against Detectron2's own, the split against the counts and names that papers print."""
 
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES as DETECTRON2_CATEGORIES
+
 from clim.data import coco_splits
 from clim.data.coco_splits import (
     BASE_IDS,
@@ -16,7 +18,6 @@ from clim.data.coco_splits import (
     UNUSED_NAMES,
     contiguous_ids,
 )
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES as DETECTRON2_CATEGORIES
 
 
 def test_categories_are_detectron2s_80_things_in_ascending_order():

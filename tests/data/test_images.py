@@ -5,12 +5,13 @@ import pickle
 
 import numpy as np
 import pytest
-from clim.data import images
-from clim.data.images import UnreadableImage, read_image, resize
 from detectron2.data.detection_utils import read_image as detectron2_read_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+
+from clim.data import images
+from clim.data.images import UnreadableImage, read_image, resize
 
 ORIENTATION = 0x0112
 

@@ -7,13 +7,14 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+
 from clim.data import mini
 from clim.data.mini import build_mini, caption_tags, draw, draw_pair, draw_picture, draw_scene, place
 from clim.data.mini_concepts import CONCEPTS, MINI_BASE, MINI_CATEGORIES, MINI_NOVEL, plural_of
 from clim.errors import UserError
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pycocotools.coco import COCO
 
 SIZES = {"num_train": 12, "num_pairs": 10, "num_cluttered": 6, "num_val": 8}
 

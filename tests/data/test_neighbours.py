@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clim.data import neighbours
-from clim.data.neighbours import build_neighbours, load_neighbours, save_neighbours
-from clim.errors import UserError
 from detectron2.data import DatasetCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from clim.data import neighbours
+from clim.data.neighbours import build_neighbours, load_neighbours, save_neighbours
+from clim.errors import UserError
 
 
 def unit(features):

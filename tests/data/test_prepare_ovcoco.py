@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog
+
 from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.errors import UserError
-from detectron2.data import DatasetCatalog
 
 SCRIPT = Path(__file__).parents[2] / "datasets/prepare_ovcoco.py"
 spec = importlib.util.spec_from_file_location("prepare_ovcoco", SCRIPT)

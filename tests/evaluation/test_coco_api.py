@@ -7,12 +7,13 @@ import io
 
 import numpy as np
 import pytest
-from clim.errors import UserError
-from clim.evaluation.coco_api import precision_at, resolve_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from clim.errors import UserError
+from clim.evaluation.coco_api import precision_at, resolve_backend
 
 BACKENDS = ["faster", "pycocotools"]
 

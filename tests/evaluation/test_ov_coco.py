@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clim.errors import UserError
-from clim.evaluation import OVCOCOEvaluator
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators, print_csv_format
 from detectron2.structures import Boxes, Instances
@@ -25,6 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from clim.errors import UserError
+from clim.evaluation import OVCOCOEvaluator
 
 NAMES = {1: "cat", 3: "apple", 7: "person", 8: "knife", 11: "zebra", 20: "sink"}  # dataset id: name
 BASE, NOVEL, UNUSED = ["zebra", "person", "apple"], ["sink", "cat"], ["knife"]

@@ -4,13 +4,14 @@ import multiprocessing
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from clim.errors import UserError
 from clim.text import cache as cache_module
 from clim.text.cache import CaptionCache, LazyTower
 from clim.text.encoder import build_text_encoder
-from detectron2.config import CfgNode
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 DIM = 6
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from clim.errors import UserError
 from clim.text.classes import class_embeddings, load_embeddings
 from clim.text.prompts import ensemble
@@ -130,8 +131,9 @@ def test_tool_writes_class_embeddings(tool, tmp_path):
 
 
 def test_tool_fills_the_cache(tool, tmp_path, capsys):
-    from clim.text import CaptionCache, LazyTower
     from detectron2.data import DatasetCatalog
+
+    from clim.text import CaptionCache, LazyTower
 
     records = [{"captions": ["a dog", "two dogs"]}, {"captions": ["a dog"]}, {"captions": []}]
     DatasetCatalog.register("tool_captions", lambda: records)

@@ -1,6 +1,7 @@
-from clim.text.prompts import PROMPTS, TEMPLATES, a_name, ensemble
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from clim.text.prompts import PROMPTS, TEMPLATES, a_name, ensemble
 
 
 def test_a_name_keeps_the_raw_name():

@@ -6,10 +6,11 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from clim.errors import UserError
 from clim.text import clip_weights
 from clim.text.towers import build_text_tower, tower_stamp
-from safetensors.torch import save_file
 
 WORDS = ["a dog", "a photo of a cat that sleeps on a red chair near the window", "", "two cars"]
 TEXT_CFG = {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}

@@ -8,6 +8,10 @@ def add_clim_config(cfg: CN) -> None:
     import clim.data.builtin  # noqa: F401  registers the data sets
     import clim.modeling  # noqa: F401  registers meta-architectures, heads, backbones and methods
 
+    # ---- Weights --------------------------------------------------------------------------------
+    # True: also load weight files that hold more than tensors and arrays; that can run code from them.
+    cfg.MODEL.TRUST_WEIGHTS = False
+
     # ---- Open-vocabulary classifier -------------------------------------------------------------
     cfg.MODEL.OPEN_VOCAB = ov = CN()
     ov.TEMPERATURE = 25.0  # scale of the cosine; official Detic 50, CLIM release 25
@@ -69,6 +73,8 @@ def add_clim_config(cfg: CN) -> None:
     cfg.DATALOADER.ALTERNATE = ()
 
     # ---- Solver ---------------------------------------------------------------------------------
+    cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # for "ADAMW": learning rate of backbone and res5, relative
     # Detectron2's CLIP_GRADIENTS "norm" clips each parameter alone; this is the norm of all together.
     cfg.SOLVER.CLIP_GLOBAL_NORM = 0.0  # 0: off; CLIM 35, OV-RCNN 5
     cfg.SOLVER.KEEP_CHECKPOINTS = 3  # newest ones kept on disk, beside model_final

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 
 def cosine_logits(regions: Tensor, texts: Tensor, *, temperature: float, bias: Tensor | float = 0.0) -> Tensor:
-    """``temperature * cos(regions (R, D), texts (C, D)) + bias`` as (R, C) float32.
+    """``temperature * cos(regions (R, D), texts (C, D)) + bias`` as (R, C) float32, inside autocast too.
 
     A zero text row (Detic's background) gives the logit ``bias``.
     """
-    regions = F.normalize(regions.float(), dim=-1)
-    texts = F.normalize(texts.float(), dim=-1)
-    return temperature * regions @ texts.T + bias
+    with torch.autocast(regions.device.type, enabled=False):  # half precision is 1/64 coarse at -20
+        regions = F.normalize(regions.float(), dim=-1)
+        texts = F.normalize(texts.float(), dim=-1)
+        return temperature * regions @ texts.T + bias
 
 
 def positives_by_id(members: Tensor, tile_ids: Tensor, text_ids: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
+import cv2
 import torch
 from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from clim.errors import UserError
+
 from .mapper import CanvasMapper, DetectionMapper
 from .neighbours import load_neighbours
 from .streams import Key, alternating_batches, batches, draws, joint_batches
@@ -43,6 +45,18 @@ def caption_records(names) -> list[dict]:
     return records
 
 
+def detection_records(names, *, filter_empty: bool) -> list[dict]:
+    try:
+        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    except AssertionError as error:  # Detectron2 asserts that something is left
+        raise UserError(f"DATASETS.TRAIN = {tuple(names)} holds no image with a box: {error}") from error
+
+
+def start_worker(_) -> None:
+    """OpenCV keeps to one thread in each worker, as torch does; many workers would fight for the cores."""
+    cv2.setNumThreads(0)
+
+
 def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]:
     """Iterator over joint batches from iteration ``start_iter`` on, this rank's share of them.
 
@@ -62,9 +76,7 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
     for name, size in sizes.items():
         stream = STREAMS[name]
         if name == "detection":
-            records = get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN, filter_empty=loader.FILTER_EMPTY_ANNOTATIONS
-            )
+            records = detection_records(cfg.DATASETS.TRAIN, filter_empty=loader.FILTER_EMPTY_ANNOTATIONS)
             mappers[name] = DetectionMapper.from_cfg(cfg, records, seed=seed, stream=stream)
         elif name == "captions":
             records, mappers[name] = pairs, CanvasMapper.captions(cfg, pairs, seed=seed, stream=stream)
@@ -96,6 +108,7 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
             batch_sampler=keys,
             num_workers=loader.NUM_WORKERS,
             collate_fn=collate,
+            worker_init_fn=start_worker,
             # Its own generator: the loader must not consume the random state that training resumes from.
             generator=torch.Generator().manual_seed(seed),
             persistent_workers=loader.NUM_WORKERS > 0,

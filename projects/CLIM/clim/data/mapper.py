@@ -12,10 +12,11 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 
 from clim.errors import UserError
+
 from .images import UnreadableImage, read_image, resize
 from .mosaic import (
-    composition_groups,
     compose,
+    composition_groups,
     fit_cell,
     fit_size,
     grid_cells,
@@ -156,11 +157,15 @@ class CanvasMapper(_Mapper):
         }
 
     def draw_partners(self, index: int, count: int, rng) -> list[int]:
-        """``index`` and ``count`` - 1 partners, distinct where there are enough of them."""
-        pool = self.partners[index] if self.partners is not None else len(self.records)
-        size = len(pool) if self.partners is not None else pool
-        drawn = rng.choice(size, count - 1, replace=size < count)
-        return [index, *(int(pool[i]) if self.partners is not None else int(i) for i in drawn)]
+        """``index`` and ``count`` - 1 others, distinct where there are enough of them."""
+        pool = self.partners[index] if self.partners is not None else None
+        size = len(pool) if pool is not None else len(self.records) - 1
+        if size == 0:
+            return [index] * count
+        drawn = rng.choice(size, count - 1, replace=size < count - 1)
+        if pool is not None:
+            return [index, *(int(pool[i]) for i in drawn)]
+        return [index, *(int(i) + (i >= index) for i in drawn)]  # all records but ``index``
 
     def any_record(self, rng):
         return lambda: int(rng.integers(len(self.records)))

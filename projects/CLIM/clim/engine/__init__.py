@@ -1,6 +1,30 @@
-"""Training and evaluation around Detectron2's engine."""
+"""Training and evaluation around Detectron2's engine.
 
-from .setup import load_config, run_cleanly, setup
-from .trainer import Trainer, evaluate
+| file | what |
+|---|---|
+| ``trainer.py`` | ``Trainer``: one training step, resuming, hooks |
+| ``setup.py``, ``checks.py`` | from the command line to a checked config |
+| ``processes.py``, ``failures.py`` | launching processes; a mistake ends all of them with one sentence |
+| ``checkpoint.py``, ``rank_state.py``, ``history.py`` | what a killed run goes on from |
+| ``schedule.py``, ``optimizer.py`` | learning rate for the processes there are; SGD or AdamW |
+| ``evaluation.py``, ``hooks.py`` | scoring; checkpoints in time, unreadable pictures |
+"""
 
-__all__ = ["Trainer", "evaluate", "load_config", "run_cleanly", "setup"]
+from .checkpoint import SafeCheckpointer
+from .evaluation import evaluate
+from .failures import run_cleanly, together
+from .processes import launch
+from .setup import load_config, setup
+from .trainer import Trainer, build
+
+__all__ = [
+    "SafeCheckpointer",
+    "Trainer",
+    "build",
+    "evaluate",
+    "launch",
+    "load_config",
+    "run_cleanly",
+    "setup",
+    "together",
+]

@@ -1,21 +1,38 @@
-"""Checkpoints that survive a kill, hold all that the next loss depends on, and run no code when loaded."""
+"""Checkpoints that survive a kill, and weights that run no code when they are loaded."""
 
 import os
 import pickle
-import random
+from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils import comm
+from detectron2.utils.file_io import Detectron2Handler
 from torch import nn
 
 from clim.errors import UserError
 
+# Everything that unpickling may call: it rebuilds arrays and plain containers, and touches nothing else.
+_NUMPY_PARTS = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2
+    _NUMPY_PARTS[_core, "_reconstruct"] = np.zeros(0).__reduce__()[0]
+    _NUMPY_PARTS[_core, "scalar"] = np.float64(0).__reduce__()[0]
+_PLAIN_PARTS = {("collections", "OrderedDict"), ("_codecs", "encode")}
+_DAMAGE = (EOFError, OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
+
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer: atomic writes, and loading that executes nothing from the file."""
+    """Detectron2's checkpointer: atomic writes, and loading that executes nothing from the file.
+
+    Args:
+        trusted: load files that hold more than tensors and arrays, which may run code from them.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str, *, trusted: bool = False, **checkpointables):
+        super().__init__(model, save_dir, **checkpointables)
+        self.trusted = trusted
 
     def save(self, name: str, **kwargs) -> None:
         """Write ``name``.pth and point ``last_checkpoint`` at it; call on the main process only."""
@@ -30,23 +47,81 @@ class SafeCheckpointer(DetectionCheckpointer):
         temporary.write_text(path.name)
         os.replace(temporary, pointer)
 
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
+        """As Detectron2's: from a local file or an address; "" loads nothing.
+
+        Raises:
+            UserError: the file is missing, cannot be fetched, is damaged, would run code, or has no weight
+                that this model knows.
+        """
+        try:
+            if path:
+                self._check_there(path)
+            return super().load(path, checkpointables)
+        finally:
+            self._parsed_url_during_load = None
+
+    def _check_there(self, path: str) -> None:
+        try:
+            local = self.path_manager.get_local_path(path.partition("?")[0])
+        except (OSError, HTTPException, ValueError) as error:
+            url = path.replace("detectron2://", Detectron2Handler.S3_DETECTRON2_PREFIX)
+            raise UserError(
+                f"MODEL.WEIGHTS: {path} could not be fetched ({error}): download {url} where there is a "
+                'network and set MODEL.WEIGHTS to the file, or to "" for random weights.'
+            ) from error
+        if Path(local).is_file():
+            return
+        if Path(local).parent.resolve() == Path(self.save_dir).resolve():
+            raise UserError(
+                f"{local} is missing, although last_checkpoint beside it names it: correct that file."
+            )
+        raise UserError(f"MODEL.WEIGHTS: {path} does not exist{_how_to_get(Path(path))}.")
+
     def _load_file(self, filename):
-        path = self.path_manager.get_local_path(filename)
         try:
             if filename.endswith(".pkl"):
-                return _as_detectron2(load_numpy_pickle(path))
-            data = torch.load(path, map_location="cpu", weights_only=True)
+                return _as_detectron2(load_numpy_pickle(filename, trusted=self.trusted))
+            with torch.serialization.safe_globals([(v, ".".join(k)) for k, v in _numpy_globals().items()]):
+                data = torch.load(filename, map_location="cpu", weights_only=not self.trusted)
         except pickle.UnpicklingError as error:
             raise UserError(
-                f"{filename} holds more than tensors and was not loaded, because loading it would run code from "
-                f"it. If you trust it, re-save its weights alone: torch.save({{'model': state_dict}}, FILE)."
+                f"{filename} is damaged or holds more than tensors, and was not loaded, because that could "
+                "run code from it: re-save its weights alone (torch.save({'model': state_dict}, FILE)), or "
+                "set MODEL.TRUST_WEIGHTS True if you trust its author."
             ) from error
-        return data if "model" in data else {"model": data.get("state_dict", data)}
+        except _DAMAGE as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
+            raise UserError(
+                f"{filename} cannot be read as a file of weights ({reason}): is it whole?"
+            ) from error
+        data = data if isinstance(data, dict) else {}
+        if "model" not in data:
+            data = {"model": data.get("state_dict", data)}
+        weights = data["model"]
+        if not (isinstance(weights, dict) and weights and all(map(_is_array, weights.values()))):
+            raise UserError(
+                f"{filename} holds no weights: expected {{'model': {{name: tensor}}}} or {{name: tensor}}."
+            )
+        if parse_qs(self._parsed_url_during_load.query).get("matching_heuristics") == ["True"]:
+            data["matching_heuristics"] = True
+        return data
+
+    def _load_model(self, checkpoint):
+        names = len(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        # Parameters without any in the file: Detectron2 would go on from random ones.
+        if set(incompatible.missing_keys) >= {name for name, _ in self.model.named_parameters()}:
+            raise UserError(
+                f"None of the {names} weights in the file fits this model: it is of another architecture; "
+                "check MODEL.WEIGHTS against the config."
+            )
+        return incompatible
 
 
 def atomic_save(data, path: Path) -> None:
     """torch.save that leaves either the old file or the whole new one, whenever the process is killed."""
-    temporary = path.with_name(path.name + f".tmp{os.getpid()}")
+    temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         torch.save(data, file)
         file.flush()
@@ -54,27 +129,31 @@ def atomic_save(data, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def load_numpy_pickle(path, *, trusted: bool = False) -> dict:
+    """A .pkl of NumPy arrays (Detectron2's model zoo, MSRA R-50), without executing what it says.
+
+    Raises pickle.UnpicklingError where the file asks for anything but arrays and plain containers.
+    """
+    with open(path, "rb") as file:
+        unpickler = pickle.Unpickler if trusted else _NumpyUnpickler
+        return unpickler(file, encoding="latin1").load()
+
+
 class _NumpyUnpickler(pickle.Unpickler):
     """Arrays and plain containers, nothing callable."""
 
-    _ALLOWED = {
-        *((module, name) for module in ("numpy.core.multiarray", "numpy._core.multiarray") for name in ("_reconstruct", "scalar")),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("collections", "OrderedDict"),
-        ("_codecs", "encode"),
-    }  # fmt: skip
-
     def find_class(self, module, name):
-        if (module, name) not in self._ALLOWED:
+        if (module, name) in _NUMPY_PARTS:
+            return _NUMPY_PARTS[module, name]
+        if (module, name) not in _PLAIN_PARTS:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of weights")
         return super().find_class(module, name)
 
 
-def load_numpy_pickle(path) -> dict:
-    """A .pkl of NumPy arrays (Detectron2's model zoo, MSRA R-50), without executing what it says."""
-    with open(path, "rb") as file:
-        return _NumpyUnpickler(file, encoding="latin1").load()
+def _numpy_globals() -> dict:
+    """What torch.load may rebuild besides tensors: NumPy arrays and numbers, dtype by dtype."""
+    dtypes = {type(np.dtype(char)) for char in np.typecodes["All"]}
+    return _NUMPY_PARTS | {(kind.__module__, kind.__qualname__): kind for kind in dtypes}
 
 
 def _as_detectron2(data: dict) -> dict:
@@ -86,50 +165,20 @@ def _as_detectron2(data: dict) -> dict:
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 
-# ---- What the next loss depends on besides weights and optimiser: one file a rank ----------------
+def _is_array(value) -> bool:
+    return isinstance(value, torch.Tensor | np.ndarray)
 
 
-def rank_state_path(output_dir, name: str) -> Path:
-    return Path(output_dir) / "rank_states" / f"{name}.rank{comm.get_rank()}.pth"
-
-
-def save_rank_state(model: nn.Module, path: Path) -> None:
-    """Random states and non-persistent buffers (queues) of this process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    numpy_state = np.random.get_state()
-    state = {
-        "world_size": comm.get_world_size(),
-        "buffers": dict(_transient_buffers(model)),
-        "python": random.getstate(),
-        "numpy": [numpy_state[0], torch.from_numpy(numpy_state[1].copy()), *numpy_state[2:]],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-    atomic_save(state, path)
-
-
-def load_rank_state(model: nn.Module, path: Path) -> bool:
-    """Restore what :func:`save_rank_state` stored; False where this rank's file is missing or of another world."""
-    if not path.is_file():
-        return False
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["world_size"] != comm.get_world_size():
-        return False
-    for name, buffer in _transient_buffers(model):
-        buffer.copy_(state["buffers"][name])
-    random.setstate(_tuples(state["python"]))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy(), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    return True
-
-
-def _transient_buffers(model: nn.Module):
-    stored = model.state_dict().keys()
-    return [(name, buffer) for name, buffer in model.named_buffers() if name not in stored]
-
-
-def _tuples(value):
-    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+def _how_to_get(weights: Path) -> str:
+    """For what one of the configs trains, the base stage above all: that config, and a published file."""
+    told = f'OUTPUT_DIR: "{weights.parent}"'
+    config = next(
+        (path for path in sorted(Path("configs").rglob("*.yaml")) if told in path.read_text()), None
+    )
+    if weights.name != "model_final.pth" or config is None:
+        return ""
+    published = ", or point MODEL.WEIGHTS at Detic's published BoxSup_OVCOCO_CLIP_R50_1x.pth"
+    return (
+        f": this config starts from what another one trains; run python train_net.py --config-file {config} first"
+        f"{published if config.name.startswith('BoxSup') else ''}"
+    )

@@ -1,37 +1,37 @@
 """From command line to a frozen config, and what every entry point shares."""
 
 import logging
-import sys
 
 import torch
+import yaml
 from detectron2.config import get_cfg
 from detectron2.engine import default_setup
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from clim.config import add_clim_config
 from clim.errors import UserError
 
-DETECTRON2_IMS_PER_BATCH = 16  # Detectron2's default: any other value was meant to be read
+from .checks import check_datasets, check_device, check_keys, check_sources
+
 logger = logging.getLogger(__name__)
 
 
-def load_config(config_file: str, overrides: list[str]):
-    """The config of a YAML and command-line overrides, with the device that is really there; frozen."""
+def load_config(config_file: str, overrides: list):
+    """The config of a YAML and KEY, VALUE, … overrides, with the device that is really there; frozen."""
     cfg = get_cfg()
     add_clim_config(cfg)
     try:
         if config_file:
             cfg.merge_from_file(config_file)
         cfg.merge_from_list(overrides)
-    except (FileNotFoundError, KeyError, ValueError, AssertionError) as error:
-        raise UserError(f"{config_file or 'Overrides'} {' '.join(overrides)}: {error}") from error
-    if cfg.SOLVER.IMS_PER_BATCH != DETECTRON2_IMS_PER_BATCH:
-        raise UserError(
-            "SOLVER.IMS_PER_BATCH is not read: batch sizes are per GPU here, in DATALOADER.DETECTION_PER_GPU, "
-            "CAPTIONS_PER_GPU and MOSAICS_PER_GPU."
-        )
-    if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
+    except (OSError, KeyError, ValueError, AssertionError, AttributeError, yaml.YAMLError) as error:
+        where = " ".join(map(str, [config_file or "the defaults", *overrides]))
+        raise UserError(f"The config cannot be read ({where}): {_one_line(error)}") from error
+    check_device(cfg)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    check_keys(cfg)
     cfg.freeze()
     return cfg
 
@@ -40,19 +40,16 @@ def setup(args):
     """Config, logging, seeds and output folder of a command that trains or evaluates."""
     cfg = load_config(args.config_file, args.opts)
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clim")
     if cfg.MODEL.DEVICE == "cpu":
-        logging.getLogger("clim").info("No CUDA device is used: running on the CPU.")
+        reason = "MODEL.DEVICE is cpu" if torch.cuda.is_available() else "no CUDA device was found"
+        logger.info("Running on the CPU: %s.", reason)
+    if not args.eval_only:
+        check_sources(cfg)
+    check_datasets(cfg, training=not args.eval_only)
     return cfg
 
 
-def run_cleanly(function, *args, **kwargs):
-    """Call; a :class:`UserError`, here or in a spawned process, becomes one line on stderr and exit code 2."""
-    try:
-        return function(*args, **kwargs)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (ProcessRaisedException, ProcessExitedException) as error:
-        if getattr(error, "exit_code", None) == 2:  # that process has said why
-            sys.exit(2)
-        raise
+def _one_line(error: Exception) -> str:
+    told = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(told).split())

@@ -1,38 +1,44 @@
 """The training loop: Detectron2's pieces around joint batches, global-norm clipping and exact resumption."""
 
 import logging
+import math
 import os
 import time
-from pathlib import Path
 
 import torch
-from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, hooks
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.engine import SimpleTrainer, TrainerBase, hooks
 from detectron2.modeling import build_model
-from detectron2.data import build_detection_test_loader
-from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
 from torch.nn.parallel import DistributedDataParallel
 
 from clim.data.loader import build_train_loader
 from clim.errors import UserError
-from clim.evaluation import OVCOCOEvaluator
-from .checkpoint import SafeCheckpointer, load_rank_state, rank_state_path
+
+from .checkpoint import SafeCheckpointer
+from .checks import check_text_width
+from .evaluation import build_evaluators, evaluate
+from .failures import together
+from .history import cut_metrics, put_earlier_run_aside
 from .hooks import CheckpointHook, SkippedImages
+from .optimizer import build_optimizer
+from .rank_state import load_rank_state, rank_state_path
+from .schedule import scale_to_world
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer(TrainerBase):
-    """Model, data, optimiser and hooks from a config; :meth:`resume_or_load`, then ``train()``."""
+    """Model, data, optimiser and hooks from a config; :meth:`resume_or_load`, then :meth:`train`."""
 
     def __init__(self, cfg):
         super().__init__()
-        self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        self.raw_model = build_model(cfg)
-        self.optimizer = build_optimizer(cfg, self.raw_model)
-        self.scheduler = build_lr_scheduler(cfg, self.optimizer)
+        self.reference_world_size = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        self.cfg = cfg = scale_to_world(cfg, comm.get_world_size())
+        with together():
+            self.raw_model = build(cfg)
+            self.optimizer, self.scheduler = build_solver(cfg, self.raw_model)
         self.model = self._distributed(self.raw_model)
         self.device_type = self.raw_model.device.type
         amp = cfg.SOLVER.AMP.ENABLED and self.device_type == "cuda"
@@ -40,7 +46,12 @@ class Trainer(TrainerBase):
             logger.info("Mixed precision needs CUDA: training in float32.")
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=amp)
         self.checkpointer = SafeCheckpointer(
-            self.raw_model, cfg.OUTPUT_DIR, optimizer=self.optimizer, scheduler=self.scheduler, scaler=self.scaler
+            self.raw_model,
+            cfg.OUTPUT_DIR,
+            trusted=cfg.MODEL.TRUST_WEIGHTS,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            **({"scaler": self.scaler} if amp else {}),
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.skipped = SkippedImages(cfg.OUTPUT_DIR)
@@ -58,24 +69,51 @@ class Trainer(TrainerBase):
         )
 
     def resume_or_load(self, *, resume: bool) -> None:
-        """Continue from OUTPUT_DIR's last checkpoint, or start from MODEL.WEIGHTS; then open the data streams."""
-        seed = self.cfg.SEED if self.cfg.SEED >= 0 else comm.shared_random_seed()
+        """Continue from OUTPUT_DIR's last checkpoint, or start from MODEL.WEIGHTS; open the data streams."""
+        cfg = self.cfg
+        seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         resuming = resume and self.checkpointer.has_checkpoint()
-        if not resuming:
-            check_weights(self.cfg.MODEL.WEIGHTS)
-        state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resuming:
-            self.start_iter = state["iteration"] + 1
-            seed = state["data_seed"]
-        self.loader = build_train_loader(self.cfg, seed=seed, start_iter=self.start_iter)
+        with together():
+            build_evaluators(cfg)
+            if cfg.MODEL.METHOD.NAME:
+                check_text_width(cfg, self.raw_model.text_encoder)
+            state = self.checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+            if resuming:
+                self.start_iter, seed = state["iteration"] + 1, state["data_seed"]
+                self._check_world(state["world_size"])
+        self._check_agreement()
+        if comm.is_main_process():
+            if resume:
+                cut_metrics(cfg.OUTPUT_DIR, start_iter=self.start_iter)
+            else:
+                put_earlier_run_aside(cfg.OUTPUT_DIR)
+        with together():
+            self.loader = build_train_loader(cfg, seed=seed, start_iter=self.start_iter)
         self._register_hooks(seed)
-        if resuming:
-            name = Path(self.checkpointer.get_checkpoint_file()).stem
-            if not load_rank_state(self.raw_model, rank_state_path(self.cfg.OUTPUT_DIR, name)):
-                logger.warning(
-                    "Resuming with another number of processes (or without rank_states/): random states and "
-                    "queues start afresh, so losses will differ slightly from an uninterrupted run."
-                )
+        if resuming and not load_rank_state(
+            self.raw_model, rank_state_path(cfg.OUTPUT_DIR, self.start_iter - 1)
+        ):
+            logger.warning(
+                "Resuming with another number of processes, other queues or without rank_states/: random "
+                "states and queues start afresh, so losses will differ slightly from an uninterrupted run."
+            )
+
+    def _check_world(self, before: int) -> None:
+        now = comm.get_world_size()
+        if self.reference_world_size and now != before:
+            raise UserError(
+                f"This run's checkpoint was written by {before} processes, and learning rate and iterations "
+                f"are counted for them (SOLVER.REFERENCE_WORLD_SIZE): resume with {before}, not {now}, or "
+                "start anew from its weights."
+            )
+
+    def _check_agreement(self) -> None:
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise UserError(
+                f"The processes found different checkpoints in {self.cfg.OUTPUT_DIR} (they would start at "
+                f"iterations {starts}): all machines must see the same folder, or have a copy of it."
+            )
 
     def _register_hooks(self, seed: int) -> None:
         cfg = self.cfg
@@ -88,7 +126,8 @@ class Trainer(TrainerBase):
                     self.checkpointer,
                     period=cfg.SOLVER.CHECKPOINT_PERIOD,
                     keep=cfg.SOLVER.KEEP_CHECKPOINTS,
-                    extra={"data_seed": seed},
+                    start_iter=self.start_iter,
+                    extra={"data_seed": seed, "world_size": comm.get_world_size()},
                 ),
                 hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: evaluate(cfg, self.raw_model)),
             ]
@@ -102,78 +141,107 @@ class Trainer(TrainerBase):
             CommonMetricPrinter(self.max_iter),
             # window 1: the exact loss of the iteration, which resumed runs are compared by
             JSONWriter(os.path.join(folder, "metrics.json"), window_size=1),
-            TensorboardXWriter(folder),
+            # purge: what a killed run logged after its last checkpoint is not shown
+            TensorboardXWriter(folder, purge_step=self.start_iter),
         ]
 
-    def train(self):
-        super().train(self.start_iter, self.max_iter)
+    def train(self) -> None:
+        """From the first iteration to the last, then evaluation; nothing is evaluated after a failure."""
+        logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                while self.iter < self.max_iter:
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.iter += 1
+            except UserError as error:
+                logger.error("%s", error)
+                raise
+            except Exception:
+                logger.exception("Training failed at iteration %d", self.iter)
+                raise
+            self.after_train()
 
     def run_step(self):
         self.model.train()
         start = time.perf_counter()
-        batch = next(self.loader)
+        with together():
+            batch = next(self.loader)
         data_time = time.perf_counter() - start
         self.skipped.add(batch.pop("skipped"))
 
-        with torch.autocast(self.device_type, enabled=self.scaler.is_enabled()):
-            losses = self.model(batch)
-        total = sum(losses.values())
-        check_finite(losses, batch, self.iter)
+        try:
+            with torch.autocast(self.device_type, enabled=self.scaler.is_enabled()):
+                losses = self.model(batch)
+        except FloatingPointError as error:  # Detectron2's RPN looks at its predictions
+            raise diverged(str(error), batch, self.iter) from error
 
-        self.optimizer.zero_grad()
-        self.scaler.scale(total).backward()
-        if self.cfg.SOLVER.CLIP_GLOBAL_NORM > 0:
-            self.scaler.unscale_(self.optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(self.raw_model.parameters(), self.cfg.SOLVER.CLIP_GLOBAL_NORM)
-            self.storage.put_scalar("grad_norm", norm.item())
+        # Where sources alternate, a parameter outside this one's graph has gradient zero, not none: momentum
+        # and weight decay go on, as in official Detic.
+        self.optimizer.zero_grad(set_to_none=not self.cfg.DATALOADER.ALTERNATE)
+        self.scaler.scale(sum(losses.values())).backward()
+        norm = self.clip_gradients()
+        with together():  # after backward: processes wait for each other there
+            check_finite(losses, norm, batch, self.iter)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         SimpleTrainer.write_metrics(losses, data_time, self.iter)
 
-    def state_dict(self):
-        raise NotImplementedError("the checkpointer holds what is stored, see __init__")
+    def clip_gradients(self) -> float:
+        """Scale all gradients so that their common L2 norm is at most SOLVER.CLIP_GLOBAL_NORM; 0 leaves them.
+
+        Returns the norm before, 0 where it was not needed. Gradients are the mean over processes by now, and
+        in float16 training free of the loss scale.
+        """
+        limit = self.cfg.SOLVER.CLIP_GLOBAL_NORM
+        if limit <= 0:
+            return 0.0
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.raw_model.parameters(), limit).item()
+        self.storage.put_scalar("grad_norm", norm)
+        # The loss scaler meets infinite gradients now and then, skips the step and lowers its scale.
+        return 0.0 if self.scaler.is_enabled() else norm
 
 
-def check_finite(losses: dict, batch: dict, iteration: int) -> None:
-    """Stop at the first loss that is not a number, before it reaches the weights."""
-    bad = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+def build(cfg) -> torch.nn.Module:
+    """Detectron2's ``build_model``; a name that no registry knows is a :class:`UserError`."""
+    try:
+        return build_model(cfg)
+    except KeyError as error:
+        if "registry" not in str(error):
+            raise
+        raise UserError(f"The config names a part that does not exist: {error.args[0]}") from error
+
+
+def build_solver(cfg, model: torch.nn.Module):
+    """Optimiser and learning-rate schedule; a value that they refuse is a :class:`UserError`."""
+    try:
+        optimizer = build_optimizer(cfg, model)
+        return optimizer, build_lr_scheduler(cfg, optimizer)
+    except ValueError as error:
+        raise UserError(f"A SOLVER key of the config has a wrong value: {error}.") from error
+
+
+def check_finite(losses: dict, gradient_norm: float, batch: dict, iteration: int) -> None:
+    """Stop at the first loss or gradient that is not a number, before it reaches the weights."""
+    values = dict(zip(losses, torch.stack([loss.detach() for loss in losses.values()]).tolist(), strict=True))
+    values["gradient norm"] = gradient_norm
+    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        ids = {
-            source: [s["image_id"] if "image_id" in s else s["tiles"].image_ids.tolist() for s in samples]
-            for source, samples in batch.items()
-            if samples
-        }
-        raise UserError(
-            f"Iteration {iteration}: {', '.join(f'{n} = {losses[n].item()}' for n in bad)}. Training stopped; "
-            f"image ids of the batch: {ids}. Lower SOLVER.BASE_LR or look at these pictures, then --resume."
-        )
+        raise diverged(", ".join(bad), batch, iteration)
 
 
-def check_weights(weights: str) -> None:
-    """One clear sentence where the starting point is missing."""
-    if not weights or "://" in weights or Path(weights).is_file():
-        return
-    if Path(weights).name == "model_final.pth":
-        raise UserError(
-            f"MODEL.WEIGHTS: {weights} does not exist. Fine-tuning starts from the base stage: train it with its "
-            f"config (python train_net.py --config-file configs/{Path(weights).parent.name}.yaml), or point "
-            "MODEL.WEIGHTS at a published one (Detic's BoxSup_OVCOCO_CLIP_R50_1x.pth serves OV-COCO)."
-        )
-    raise UserError(f"MODEL.WEIGHTS: {weights} does not exist.")
-
-
-@torch.no_grad()
-def evaluate(cfg, model) -> dict:
-    """Detections and AP50 novel / base / all on every set of DATASETS.TEST; leaves random states alone."""
-    results = {}
-    with torch.random.fork_rng():  # the loader draws a seed, which training must not notice
-        for name in cfg.DATASETS.TEST:
-            loader = build_detection_test_loader(cfg, name)
-            evaluator = OVCOCOEvaluator(
-                name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", name), protocol=cfg.TEST.PROTOCOL
-            )
-            results[name] = inference_on_dataset(model, loader, evaluator)
-            if comm.is_main_process():
-                logger.info("Results on %s:", name)
-                print_csv_format(results[name])
-    return results[cfg.DATASETS.TEST[0]] if len(results) == 1 else results
+def diverged(what: str, batch: dict, iteration: int) -> UserError:
+    ids = {
+        source: [s["image_id"] if "image_id" in s else s["tiles"].image_ids.tolist() for s in samples]
+        for source, samples in batch.items()
+        if samples
+    }
+    rank = f" on process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
+    return UserError(
+        f"Iteration {iteration}{rank}: {what.rstrip('.')}; image ids of the batch: {ids}. Training "
+        "stopped: look at these pictures, or start anew with a lower SOLVER.BASE_LR."
+    )

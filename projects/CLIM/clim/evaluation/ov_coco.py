@@ -103,10 +103,13 @@ class OVCOCOEvaluator(DatasetEvaluator):
         """
         Args:
             inputs: B records with ``image_id``.
-            outputs: B dicts with ``instances``: pred_boxes, scores, pred_classes at the image's own size.
+            outputs: B dicts with ``instances``: pred_boxes, scores, pred_classes at the image's own size, and
+                ``logits`` where there are any: sigmoid scores near 1 tie in float32, and ties lose precision.
         """
         for record, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
+            if instances.has("logits"):
+                instances.scores = instances.logits.double().sigmoid()
             best = instances.scores.argsort(descending=True, stable=True)[: self._max_dets]
             self._num_cut += len(instances) > self._max_dets
             self._detections[record["image_id"]] = instances_to_coco_json(instances[best], record["image_id"])

@@ -2,6 +2,7 @@
 
 from .base import METHOD_REGISTRY, Method, Regions, Texts
 from .detic import Detic
+from .permuted import PermutedDetic
 
 __all__ = ["METHOD_REGISTRY", "Detic", "Method", "Regions", "Texts", "build_method"]
 

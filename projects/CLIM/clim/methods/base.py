@@ -12,9 +12,12 @@ from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from clim.data.tiles import Tiles
+from clim.errors import UserError
 
 METHOD_REGISTRY = Registry("METHOD")
-METHOD_REGISTRY.__doc__ = "What is learnt from image-text pairs: one file in clim/methods each, named by MODEL.METHOD.NAME."
+METHOD_REGISTRY.__doc__ = (
+    "What is learnt from image-text pairs: one file in clim/methods each, named by MODEL.METHOD.NAME."
+)
 
 
 @dataclass
@@ -68,6 +71,11 @@ class Texts:
         num_classes = len(self.class_embeddings) - 1
         per_tile = torch.zeros(len(self.tiles), num_classes)
         for row, tags in zip(per_tile, self.tiles.tags, strict=True):
+            if tags and max(tags) >= num_classes:
+                raise UserError(
+                    f"An image-text pair has tag {max(tags)}, but the detector {num_classes} classes: "
+                    "DATASETS.CAPTIONS and MODEL.VOCABULARY must speak of the same categories."
+                )
             row[tags] = 1
         return ((members.float() @ per_tile.to(members.device)) > 0).float()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clim.errors import UserError
 from clim.losses import cosine_logits, matched_bce, multi_hot_bce, one_hot_per_tag_bce, positives_by_id
+
 from .base import METHOD_REGISTRY, Method, Regions, Texts
 from .max_size import largest_inside
 from .queue import TextQueue

@@ -8,6 +8,7 @@ from torch import Tensor
 from clim.data.tiles import Tiles
 from clim.methods import Method, Texts, build_method
 from clim.text import build_text_encoder
+
 from .precision import autocast_backbone
 from .region_pooling import embed_regions
 

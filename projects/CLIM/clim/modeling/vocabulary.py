@@ -24,7 +24,13 @@ def vocabulary_embeddings(cfg, encoder) -> Tensor:
     """(K, D) from names, else from the embeddings file, else random rows that wait for a checkpoint's."""
     vocabulary = cfg.MODEL.VOCABULARY
     if vocabulary.NAMES:
-        return class_embeddings(encoder, list(vocabulary.NAMES), vocabulary.PROMPT)
+        embeddings = class_embeddings(encoder, list(vocabulary.NAMES), vocabulary.PROMPT)
+        if embeddings.shape[1] != cfg.MODEL.TEXT.DIM:
+            raise UserError(
+                f"MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME} gives embeddings of {embeddings.shape[1]} dimensions, "
+                f"but MODEL.TEXT.DIM is {cfg.MODEL.TEXT.DIM}: set it to {embeddings.shape[1]}."
+            )
+        return embeddings
     expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT.DIM)
     if not vocabulary.EMBEDDINGS:
         return torch.randn(expected, generator=torch.Generator().manual_seed(0))

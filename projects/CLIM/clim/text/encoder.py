@@ -1,5 +1,6 @@
 """From the config to what the model asks for embeddings: a tower, behind a cache where one is configured."""
 
+from clim.paths import resolve
 from clim.text.cache import CaptionCache, LazyTower
 
 
@@ -9,7 +10,8 @@ def build_text_encoder(cfg) -> CaptionCache | LazyTower:
     So a detector whose class embeddings come from a file or a checkpoint needs no tower to be evaluated.
     """
     text = cfg.MODEL.TEXT
+    folder = resolve(text.CACHE) if text.CACHE else None
     tower = LazyTower(
-        name=text.NAME, pretrained=text.PRETRAINED, directory=text.CACHE or None, device=cfg.MODEL.DEVICE
+        name=text.NAME, pretrained=text.PRETRAINED, directory=folder, device=cfg.MODEL.DEVICE
     )
-    return CaptionCache(tower, text.CACHE) if text.CACHE else tower
+    return CaptionCache(tower, folder) if folder else tower

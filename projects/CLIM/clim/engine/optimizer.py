@@ -1,0 +1,27 @@
+"""SGD as Detectron2 builds it, or AdamW with a slower pre-trained part."""
+
+import torch
+from detectron2.solver import build_optimizer as build_sgd
+from detectron2.solver.build import get_default_optimizer_params
+
+from clim.errors import UserError
+
+PRETRAINED = ("backbone.", "roi_heads.res5.")
+
+
+def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimiser named by ``cfg.SOLVER.OPTIMIZER``."""
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER == "SGD":
+        return build_sgd(cfg, model)
+    if solver.OPTIMIZER != "ADAMW":
+        raise UserError(f'SOLVER.OPTIMIZER is "{solver.OPTIMIZER}": choose "SGD" or "ADAMW".')
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lambda name: solver.BACKBONE_MULTIPLIER if name.startswith(PRETRAINED) else 1.0,
+    )
+    return torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)

@@ -1,0 +1,276 @@
+"""Trainings as steps of something larger: each a process of its own, kept when finished, resumed when cut off.
+
+An output folder holds ``results.json``: the settings that the run was started with, its seconds so far and,
+once it has been evaluated, its results. The same settings again return at once or go on from the last
+checkpoint; other settings start over.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from detectron2.data import MetadataCatalog
+
+from clim.engine import load_config
+from clim.errors import UserError
+from clim.paths import data_root
+
+TRAIN_NET = Path(__file__).resolve().parents[3] / "train_net.py"
+RECORD = "results.json"
+POLL_SECONDS = 1.0
+TAIL_LINES = 15
+
+
+class Progress(NamedTuple):
+    """Where a run is. ``phase``: "kept", "starting", "resuming", "training", "evaluating" or "finished"."""
+
+    phase: str
+    done: int = 0  # iterations, or pictures while evaluating
+    total: int = 0
+    eta: float | None = None  # seconds of training that are left
+    loss: float | None = None
+
+
+def run_training(
+    config: str | os.PathLike,
+    *,
+    output: str | os.PathLike,
+    overrides: Sequence = (),
+    datasets_root: str | os.PathLike | None = None,
+    threads: int = 1,
+    log: str | os.PathLike | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> dict:
+    """Train and evaluate by ``train_net.py`` in a process of its own; returns what the evaluation found.
+
+    Args:
+        config: a YAML file.
+        output: folder of this run. A run of other settings in it is deleted; what is no run of ours is not.
+        overrides: KEY, VALUE, … on top of the config, as on the command line.
+        datasets_root: ``DETECTRON2_DATASETS`` of the run; None: this process's.
+        threads: ``OMP_NUM_THREADS`` of the run.
+        log: file for what the run prints; None: ``output``/train.log.
+        progress: called about once a second, always at the start and at the end; what it raises stops the run.
+
+    Returns {"AP50_novel", "AP50_base", "AP50_all", … all that OVCOCOEvaluator sums up, "per_class": its rows,
+    "seconds": of all sessions of this run together}; figures are percent, None where no object exists.
+
+    Same settings: same config after overrides, same weights, embeddings and annotation files, byte by byte.
+    Raises UserError with the end of the log where the run fails, and where another one holds ``output``.
+    """
+    output = Path(output)
+    root = Path(datasets_root) if datasets_root is not None else data_root()
+    overrides = [str(value) for value in overrides]
+    cfg = load_config(str(config), overrides)
+    settings = {"config": _comparable(cfg), "inputs": _input_digests(cfg, root)}
+    with _holding(output) as lock:
+        record = _known_record(output, settings)
+        if record["results"]:
+            progress(Progress("kept"))
+            return {**record["results"], "seconds": record["seconds"]}
+        resuming = (output / "last_checkpoint").is_file()
+        progress(now := Progress("resuming" if resuming else "starting"))
+        log = Path(log) if log else output / "train.log"
+        command = [sys.executable, str(TRAIN_NET), "--config-file", str(config), "--resume"]
+        environment = os.environ | {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": str(threads)}
+        with open(log, "ab") as stream:
+            process = subprocess.Popen(
+                [*command, "OUTPUT_DIR", str(output), *overrides],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=[lock],  # should this process be killed, the run still holds its folder
+            )
+            before, start = record["seconds"], time.monotonic()
+            try:
+                while not _ended(process):
+                    record["seconds"] = round(before + time.monotonic() - start, 1)
+                    _write_record(output, record)
+                    now = _where(output, log, cfg.SOLVER.MAX_ITER) or now
+                    progress(now)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+        if process.returncode != 0:
+            raise UserError(
+                f"{config} stopped with exit code {process.returncode}; the end of {log}:\n{log_tail(log)}"
+            )
+        record["results"] = _evaluation(output, cfg.DATASETS.TEST[0])
+        _write_record(output, record)
+    progress(Progress("finished"))
+    return {**record["results"], "seconds": record["seconds"]}
+
+
+def run_together(trainings: Mapping[str, dict], *, at_once: int) -> dict[str, dict]:
+    """:func:`run_training` for each {name: its arguments}, ``at_once`` of them at a time; {name: its result}.
+
+    When one fails, or this process is interrupted, the others are stopped; they resume another time.
+    """
+    failed = threading.Event()
+
+    def run(arguments: dict) -> dict:
+        def progress(now: Progress) -> None:
+            if failed.is_set():
+                raise UserError("stopped because another run failed")
+            arguments.get("progress", lambda _: None)(now)
+
+        return run_training(**{**arguments, "progress": progress})
+
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = {name: pool.submit(run, arguments) for name, arguments in trainings.items()}
+        try:
+            wait(futures.values(), return_when=FIRST_EXCEPTION)
+            for future in futures.values():
+                if future.done():
+                    future.result()
+        except BaseException:
+            failed.set()
+            raise
+        return {name: future.result() for name, future in futures.items()}
+
+
+def read_metrics(output: str | os.PathLike) -> list[dict]:
+    """Lines of a run's metrics.json by ascending iteration; of those that a resumed run repeats, the last."""
+    try:
+        lines = (Path(output) / "metrics.json").read_text().splitlines()
+    except OSError:
+        return []
+    by_iteration = {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            by_iteration[entry["iteration"]] = by_iteration.get(entry["iteration"], {}) | entry
+        except (ValueError, KeyError):  # the line that a kill cut off
+            continue
+    return [by_iteration[iteration] for iteration in sorted(by_iteration)]
+
+
+def log_tail(log: str | os.PathLike, lines: int = TAIL_LINES) -> str:
+    """The last lines of a log, without colours, indented."""
+    text = Path(log).read_text(errors="replace") if Path(log).is_file() else ""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    return "\n".join(f"    {line}" for line in plain[-lines:])
+
+
+def _ended(process) -> bool:
+    try:
+        process.wait(POLL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _where(output: Path, log: Path, max_iter: int) -> Progress | None:
+    """From the ends of metrics.json and of the log; None before the first line of metrics."""
+    for line in reversed(_end_of(output / "metrics.json").splitlines()):
+        try:
+            last = json.loads(line)
+            done, loss, eta = last["iteration"] + 1, last["total_loss"], last.get("eta_seconds")
+        except (ValueError, KeyError):  # cut off by the window or by a kill, or a line of the evaluation
+            continue
+        if done < max_iter:
+            return Progress("training", done, max_iter, eta, loss)
+        counts = re.findall(r"Inference done (\d+)/(\d+)", _end_of(log)) or [(0, 0)]
+        return Progress("evaluating", *map(int, counts[-1]))
+    return None
+
+
+def _end_of(path: Path, size: int = 8192) -> str:
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - size, 0))
+        return file.read().decode(errors="replace")
+
+
+# ---- What makes two runs the same ----------------------------------------------------------------
+
+
+def _comparable(cfg) -> str:
+    """The config as text, but for where the run lies and how often it speaks."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD = "", 0
+    return cfg.dump()
+
+
+def _input_digests(cfg, root: Path) -> dict[str, str]:
+    """{file: sha256} of weights, class embeddings and annotations, those that exist."""
+    sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.CAPTIONS, *cfg.DATASETS.TEST)
+    files = [MetadataCatalog.get(name).get("json_file") for name in sets]
+    # Registrations answer with paths under this process's data root; the run may have another.
+    files = [os.path.relpath(file, data_root()) for file in files if file]
+    files += [cfg.MODEL.WEIGHTS, cfg.MODEL.VOCABULARY.EMBEDDINGS]
+    found = {}
+    for file in filter(None, files):
+        path = Path(file) if Path(file).is_file() else root / file
+        if path.is_file():
+            found[file] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+# ---- The output folder ---------------------------------------------------------------------------
+
+
+@contextmanager
+def _holding(output: Path):
+    """A lock on ``output`` that this process and its run share; yields its file descriptor."""
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / ".lock"
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{output}: another training is still writing there; wait for it or stop it.") from error
+        yield file.fileno()
+
+
+def _known_record(output: Path, settings: dict) -> dict:
+    """This run's record."""
+    path = output / RECORD
+    others = [entry for entry in output.iterdir() if entry.name != ".lock"]
+    if not path.is_file() and others:
+        raise UserError(f"{output} holds files that no such run has made: remove it, or name another folder.")
+    record = _read_json(path)
+    if record and record.get("settings") == settings:
+        return record
+    for entry in others:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    record = {"settings": settings, "seconds": 0.0, "results": None}
+    _write_record(output, record)
+    return record
+
+
+def _evaluation(output: Path, dataset: str) -> dict:
+    path = output / "inference" / dataset / "ov_coco_results.json"
+    report = _read_json(path)
+    if report is None:
+        raise UserError(f"{path} is missing: the training ended without an evaluation.")
+    return {**report["summary"], "per_class": report["per_class"]}
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _write_record(output: Path, record: dict) -> None:
+    partial = output / f"{RECORD}.partial"
+    partial.write_text(json.dumps(record))
+    os.replace(partial, output / RECORD)

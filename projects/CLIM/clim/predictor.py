@@ -1,0 +1,92 @@
+"""From a picture file to named boxes: the detector of a config and its weights, ready to be called."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from torchvision.ops import nms
+
+from clim.data.images import read_image
+from clim.engine.checkpoint import SafeCheckpointer
+from clim.modeling.vocabulary import num_classes, vocabulary_embeddings
+
+
+class Predictor:
+    """``Predictor(cfg)(file_name)`` → Instances in the picture's own pixels.
+
+    Where training used a bias on the logits that inference leaves out (CLIM: sigmoid(25 cos) at test), every
+    pair of a box and a class scores high, the best ones 0.9999…. Here the learnt bias stays in: ``scores`` are
+    the probabilities that training fitted. Ranks are those of the evaluation, and a threshold means something.
+
+    Attributes:
+        names: K class names, the configured vocabulary's.
+        novel: indices of those that had no boxes in training.
+    """
+
+    def __init__(self, cfg, *, score_threshold: float = 0.0):
+        """Weights are cfg.MODEL.WEIGHTS; "" leaves them random. Results below ``score_threshold`` are dropped."""
+        self.input_format = cfg.INPUT.FORMAT
+        self.names = class_names(cfg)
+        base = _metadata(cfg, "base_classes")
+        self.novel = frozenset(i for i, name in enumerate(self.names) if base and name not in base)
+        self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.model = build_model(_with_own_vocabulary(cfg)).eval()
+        SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS).load(cfg.MODEL.WEIGHTS)
+        predictor = self.model.roi_heads.box_predictor
+        if cfg.MODEL.VOCABULARY.NAMES:
+            predictor.set_vocabulary(vocabulary_embeddings(cfg, self.model.text_encoder))
+        predictor.test_score_thresh = score_threshold
+        predictor.cls_score.register_forward_hook(_keep_training_bias)
+
+    def __call__(self, file_name: str | os.PathLike) -> Instances:
+        """Detections of a picture file; raises :class:`clim.data.images.UnreadableImage`."""
+        return self.predict(read_image(file_name, fmt=self.input_format).image)
+
+    @torch.no_grad()
+    def predict(self, image: np.ndarray) -> Instances:
+        """``image`` (H, W, 3) uint8 in cfg.INPUT.FORMAT → pred_boxes, scores (falling), pred_classes, on the CPU."""
+        height, width = image.shape[:2]
+        resized = self.resize.get_transform(image).apply_image(image)
+        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        found = self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
+        return found[found.scores.argsort(descending=True, stable=True)]
+
+
+def most_confident(
+    found: Instances, *, threshold: float = 0.0, top: int | None = None, overlap: float = 1.0
+) -> Instances:
+    """What a person wants to see of ``found`` (scores falling): at most ``top`` boxes that score ``threshold``.
+
+    Of boxes whose IoU passes ``overlap`` the best stays, whatever their classes: one name for one object.
+    """
+    found = found[found.scores >= threshold]
+    return found[nms(found.pred_boxes.tensor.double(), found.scores.double(), overlap)[:top]]
+
+
+def class_names(cfg) -> list[str]:
+    """Names of the configured classes: the given ones, else the test set's, else their numbers."""
+    count = num_classes(cfg)
+    names: Sequence[str] = cfg.MODEL.VOCABULARY.NAMES or _metadata(cfg, "thing_classes")
+    return list(names) if len(names) == count else [f"class {i}" for i in range(count)]
+
+
+def _with_own_vocabulary(cfg):
+    """The config of the checkpoint's classes, so that other names are set after loading and not loaded over."""
+    cfg = cfg.clone()
+    if cfg.MODEL.VOCABULARY.NAMES:
+        cfg.defrost()
+        cfg.MODEL.VOCABULARY.NAMES, cfg.MODEL.VOCABULARY.EMBEDDINGS = [], ""
+    return cfg
+
+
+def _metadata(cfg, key: str) -> Sequence[str]:
+    return MetadataCatalog.get(cfg.DATASETS.TEST[0]).get(key, ()) if cfg.DATASETS.TEST else ()
+
+
+def _keep_training_bias(classifier, inputs, logits):
+    return logits + classifier.cls_bias if hasattr(classifier, "cls_bias") else logits

@@ -1,0 +1,409 @@
+"""Records → network inputs: what is drawn, decoded, pasted and told, and what happens to broken pictures."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from clim.data import mapper as mapper_module
+from clim.data.images import read_image, resize
+from clim.data.mapper import CanvasMapper, DetectionMapper
+from clim.data.mosaic import fit_cell, fit_size, grid_cells
+from clim.errors import UserError
+
+SIZES = [(60, 90), (90, 60), (64, 64), (40, 120), (50, 70), (80, 30)] * 4
+
+
+@pytest.fixture(scope="module")
+def photos(make_photos):
+    return make_photos(SIZES)
+
+
+def canvases(records, **kwargs):
+    arguments = {"grids": [2], "short": 96, "long": 96, "flip": 0.5, "seed": 1, "stream": 2} | kwargs
+    return CanvasMapper(records, **arguments)
+
+
+def same(a, b):
+    """Equality of two canvases, all fields."""
+    return (
+        torch.equal(a["image"], b["image"])
+        and (a["height"], a["width"], a["skipped"]) == (b["height"], b["width"], b["skipped"])
+        and all(
+            torch.equal(getattr(a["tiles"], n), getattr(b["tiles"], n))
+            for n in ("boxes", "image_ids", "groups")
+        )
+        and (a["tiles"].captions, a["tiles"].drawn, a["tiles"].tags)
+        == (b["tiles"].captions, b["tiles"].drawn, b["tiles"].tags)
+    )
+
+
+def pixels(record, size, *, flipped=False, fmt="BGR"):
+    picture = resize(read_image(record["file_name"], fmt=fmt).image, size)
+    return torch.from_numpy((picture[:, ::-1] if flipped else picture).transpose(2, 0, 1).copy())
+
+
+# ---- canvases
+
+
+def test_1x1_is_the_resized_picture_unpadded(photos):
+    mapper = canvases(photos, grids=[1], short=40, long=70, flip=0.0)
+    for index, record in enumerate(photos[:6]):
+        sample = mapper(index=index, epoch=0)
+        size = fit_size(record["height"], record["width"], short=40, long=70)
+        assert (sample["height"], sample["width"]) == size
+        assert sample["image"].dtype == torch.uint8
+        assert torch.equal(sample["image"], pixels(record, size))
+        assert sample["tiles"].boxes.tolist() == [[0, 0, size[1], size[0]]]
+        assert sample["tiles"].image_ids.tolist() == [record["image_id"]]
+        assert sample["tiles"].groups.shape == (2, 0, 1)
+        assert sample["skipped"] == []
+
+
+@pytest.mark.parametrize("fmt", ["BGR", "RGB"])
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_fit_pastes_resized_pictures_into_their_cells_and_pads_the_rest(photos, n, fmt):
+    by_id = {r["image_id"]: r for r in photos}
+    mapper = canvases(photos, grids=[n], flip=0.0, pad_value=114, image_format=fmt)
+    for index in range(3):
+        sample = mapper(index=index, epoch=0)
+        tiles, image = sample["tiles"], sample["image"]
+        assert image.shape == (3, 96, 96) and len(tiles) == n * n
+        assert tiles.image_ids[0] == photos[index]["image_id"]
+        padding = torch.ones(96, 96, dtype=torch.bool)
+        cells = grid_cells(n, size=(96, 96))
+        for box, cell, image_id in zip(
+            tiles.boxes.int().tolist(), cells.tolist(), tiles.image_ids.tolist(), strict=True
+        ):
+            x0, y0, x1, y1 = box
+            assert cell[0] <= x0 and cell[1] <= y0 and x1 <= cell[2] and y1 <= cell[3]
+            record = by_id[image_id]
+            size = fit_cell(record["height"], record["width"], cell=(cell[3] - cell[1], cell[2] - cell[0]))
+            assert torch.equal(image[:, y0:y1, x0:x1], pixels(record, size, fmt=fmt))
+            padding[y0:y1, x0:x1] = False
+        assert padding.any() and (image[:, padding] == 114).all()
+
+
+def test_flips_mirror_each_picture_for_itself(photos):
+    by_id = {r["image_id"]: r for r in photos}
+    seen = []
+    for index in range(8):
+        sample = canvases(photos)(index=index, epoch=0)
+        for box, image_id in zip(
+            sample["tiles"].boxes.int().tolist(), sample["tiles"].image_ids.tolist(), strict=True
+        ):
+            x0, y0, x1, y1 = box
+            tile = sample["image"][:, y0:y1, x0:x1]
+            upright = torch.equal(tile, pixels(by_id[image_id], (y1 - y0, x1 - x0)))
+            assert upright or torch.equal(tile, pixels(by_id[image_id], (y1 - y0, x1 - x0), flipped=True))
+            seen.append(upright)
+    assert 8 <= sum(seen) <= 24  # of 32 with probability 1/2
+
+
+def test_crop_fills_each_cell(photos):
+    mapper = canvases(photos, grids=[3], filling="crop", crop_scale=(0.5, 1.0), long=100)
+    sample = mapper(index=0, epoch=0)
+    assert sample["tiles"].boxes.int().tolist() == grid_cells(3, size=(100, 100)).tolist()
+    assert not (sample["image"] == 114).all(dim=0).any()
+
+
+def test_a_crop_keeps_the_ratio_of_what_it_shows(tmp_path):
+    """The pixels of a ramp hold their y and x: the crop's slopes tell its scale on both axes."""
+    height, width = 120, 200
+    ramp = np.zeros((height, width, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(height)[:, None], np.arange(width)[None, :]
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    record = {"file_name": str(tmp_path / "ramp.png"), "height": height, "width": width, "image_id": 1}
+    record |= {"captions": ["x"], "tags": []}
+    mapper = canvases([record], filling="crop", crop_scale=(0.6, 0.9), flip=0.0, image_format="RGB", long=80)
+    for epoch in range(5):
+        image = mapper(index=0, epoch=epoch)["image"].float()
+        for y0, x0 in ((0, 0), (0, 40), (40, 0), (40, 40)):
+            tile = image[:, y0 : y0 + 40, x0 : x0 + 40]
+            rows, columns = tile[0, -1, 0] - tile[0, 0, 0], tile[1, 0, -1] - tile[1, 0, 0]
+            assert abs(rows - columns) <= 4  # a square region of the photo in a square cell
+            side = rows / 39 * 40
+            assert 120 * 0.6**0.5 - 4 <= side <= 120 * 0.9**0.5 + 4
+
+
+def test_grids_are_drawn_uniformly(photos, monkeypatch):
+    monkeypatch.setattr(
+        CanvasMapper, "read_tile", lambda self, *_: (photos[0], np.zeros((4, 4, 3), np.uint8))
+    )
+    mapper = canvases(photos, grids=[2, 3, 4])
+    counts = [len(mapper(index=i % 24, epoch=i // 24)["tiles"]) for i in range(600)]
+    assert {c: abs(counts.count(c) / 600 - 1 / 3) < 0.07 for c in set(counts)} == {4: True, 9: True, 16: True}
+
+
+def test_texts_belong_to_their_tiles(photos):
+    by_id = {r["image_id"]: r for r in photos}
+    drawn = set()
+    for epoch in range(12):
+        tiles = canvases(photos, grids=[3])(index=5, epoch=epoch)["tiles"]
+        for i, image_id in enumerate(tiles.image_ids.tolist()):
+            assert tiles.captions[i] == by_id[image_id]["captions"]
+            assert tiles.tags[i] == by_id[image_id]["tags"]
+            assert tiles.drawn[i] in tiles.captions[i]
+        drawn.add(tiles.drawn[0])
+    assert drawn == set(photos[5]["captions"])  # every caption comes up
+
+
+def test_the_two_losses_get_groups_of_their_own(photos):
+    mapper = canvases(photos, grids=[4], num_groups=4)
+    groups = [mapper(index=i, epoch=0)["tiles"].groups for i in range(5)]
+    assert all(g.shape == (2, 4, 16) and g.dtype == torch.bool for g in groups)
+    assert all((g.sum(dim=2) >= 2).all() for g in groups)
+    assert any(not torch.equal(g[0], g[1]) for g in groups)
+    assert mapper(index=0, epoch=0)["tiles"].groups.shape == (2, 4, 16)
+    assert canvases(photos, grids=[4], num_groups=0)(index=0, epoch=0)["tiles"].groups.shape == (2, 0, 16)
+
+
+def test_a_sample_is_a_function_of_seed_stream_epoch_and_index(photos):
+    kwargs = {"grids": [2, 3], "num_groups": 2}
+    first = canvases(photos, **kwargs)(index=3, epoch=1)
+    other = canvases(photos, **kwargs)
+    other(index=9, epoch=0)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    assert same(first, other(index=3, epoch=1))
+    assert not same(first, other(index=3, epoch=2))
+    assert not same(first, other(index=4, epoch=1))
+    assert not same(first, canvases(photos, seed=2, **kwargs)(index=3, epoch=1))
+    assert not same(first, canvases(photos, stream=1, **kwargs)(index=3, epoch=1))
+
+
+# ---- partners
+
+
+def test_partners_are_others_and_distinct_where_there_are_enough(photos):
+    mapper = canvases(photos, grids=[4])
+    seen = set()
+    for epoch in range(40):
+        ids = mapper.draw_partners(7, 16, np.random.default_rng(epoch))
+        assert ids[0] == 7 and len(set(ids)) == 16
+        seen |= set(ids)
+    assert seen == set(range(len(photos)))
+
+
+def test_partners_repeat_where_there_are_too_few(photos):
+    mapper = canvases(photos[:3])
+    drawn = [mapper.draw_partners(1, 16, np.random.default_rng(s)) for s in range(5)]
+    assert all(d[0] == 1 and len(d) == 16 and set(d[1:]) == {0, 2} for d in drawn)
+
+
+def test_a_single_record_is_its_own_partner(photos):
+    assert canvases(photos[:1]).draw_partners(0, 4, np.random.default_rng(0)) == [0, 0, 0, 0]
+
+
+def test_partners_come_from_the_index(photos):
+    index = np.array([[(i + 1) % 24, (i + 2) % 24, (i + 3) % 24] for i in range(24)], dtype=np.int32)
+    mapper = canvases(photos, partners=index)
+    for i in (0, 5, 23):
+        ids = mapper(index=i, epoch=0)["tiles"].image_ids.tolist()
+        assert ids[0] == photos[i]["image_id"]
+        assert sorted(ids[1:]) == sorted(photos[j]["image_id"] for j in index[i])  # all three, each once
+
+
+def test_a_short_index_repeats_its_neighbours(photos):
+    mapper = canvases(photos, partners=np.array([[4, 9]] * 24, dtype=np.int32), grids=[3])
+    ids = mapper(index=2, epoch=0)["tiles"].image_ids.tolist()
+    assert ids[0] == photos[2]["image_id"] and set(ids[1:]) == {photos[4]["image_id"], photos[9]["image_id"]}
+
+
+# ---- damaged pictures
+
+
+def broken(photos, *indices):
+    """Copies of the records in which some pictures do not exist."""
+    return [
+        r | ({"file_name": r["file_name"] + ".gone"} if i in indices else {}) for i, r in enumerate(photos)
+    ]
+
+
+@pytest.mark.parametrize("grids", [[1], [3]])
+def test_unreadable_pictures_are_replaced_deterministically_and_reported(photos, grids):
+    records = broken(photos, *range(0, 24, 2))
+    for index in (0, 6):
+        sample, again = (canvases(records, grids=grids)(index=index, epoch=4) for _ in range(2))
+        assert same(sample, again)
+        assert (records[index]["file_name"], "missing") in sample["skipped"]
+        readable = {r["image_id"] for r in records[1::2]}
+        assert set(sample["tiles"].image_ids.tolist()) <= readable
+        # The replacement brings its own texts.
+        by_id = {r["image_id"]: r for r in records}
+        for i, image_id in enumerate(sample["tiles"].image_ids.tolist()):
+            assert sample["tiles"].captions[i] == by_id[image_id]["captions"]
+
+
+def test_a_truncated_picture_is_replaced(photos, tmp_path):
+    data = Path(photos[0]["file_name"]).read_bytes()
+    (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
+    records = [photos[0] | {"file_name": str(tmp_path / "half.png")}, photos[1]]
+    (skipped,) = {s for s in canvases(records, grids=[1])(index=0, epoch=0)["skipped"]}
+    assert skipped == (str(tmp_path / "half.png"), "truncated")
+
+
+def test_fifty_unreadable_pictures_in_a_row_are_the_users_mistake(photos):
+    records = broken(photos, *range(24))
+    with pytest.raises(
+        UserError, match="50 pictures in a row could not be read, the last one .*gone.*missing"
+    ):
+        canvases(records)(index=0, epoch=0)
+    with pytest.raises(UserError, match="50 pictures in a row"):
+        detections(records, [])(index=0, epoch=0)
+
+
+def test_forty_nine_unreadable_pictures_in_a_row_are_survived(photos, monkeypatch):
+    mapper, draws = canvases(broken(photos, 0)), iter([0] * 48 + [1])
+    skipped = []
+    record, _ = mapper.read(0, np.random.default_rng(0), skipped, lambda: next(draws))
+    assert record["image_id"] == photos[1]["image_id"] and len(skipped) == 49
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [({"filling": "stretch"}, "FILLING"), ({"grids": []}, "GRIDS"), ({"grids": [0, 2]}, "GRIDS")],
+)
+def test_wrong_settings_are_told(photos, bad, message):
+    with pytest.raises(UserError, match=message):
+        canvases(photos, **bad)
+
+
+# ---- reduced decoding
+
+
+@pytest.fixture
+def decodes(monkeypatch):
+    """(asked at least, decoded size) of every picture read from now on."""
+    calls = []
+
+    def reading(file_name, *, fmt, at_least=None):
+        decoded = read_image(file_name, fmt=fmt, at_least=at_least)
+        calls.append((at_least, decoded.image.shape[:2]))
+        return decoded
+
+    monkeypatch.setattr(mapper_module, "read_image", reading)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "kwargs, expected",
+    [
+        ({"grids": [2], "long": 200}, (120, 160)),  # tiles 75 x 100 of a 480 x 640 photo: a quarter
+        ({"grids": [4], "long": 128}, (60, 80)),  # 24 x 32: an eighth
+        ({"grids": [1], "short": 200, "long": 400}, (240, 320)),  # 200 x 267: a half
+        ({"grids": [1], "short": 300, "long": 600}, (480, 640)),  # larger than a half
+        ({"grids": [2], "long": 2000}, (480, 640)),  # larger than the photo
+        # The crop's short side is .9 of the photo's or more, for 64 px: 71 rows are needed, 120 are decoded.
+        ({"grids": [2], "long": 128, "filling": "crop", "crop_scale": (0.81, 1.0)}, (120, 160)),
+        # At a quarter of the area the crop needs 128 rows: an eighth or quarter would be enlarged.
+        ({"grids": [2], "long": 128, "filling": "crop", "crop_scale": (0.25, 1.0)}, (240, 320)),
+    ],
+)
+def test_photos_are_decoded_no_larger_than_needed(make_photos, decodes, kwargs, expected):
+    records = make_photos([(480, 640)], ext="jpg")
+    canvases(records, **kwargs)(index=0, epoch=0)
+    assert {size for _, size in decodes} == {expected}
+
+
+@pytest.mark.parametrize("filling", ["fit", "crop"])
+def test_no_tile_is_enlarged_from_a_reduced_decode(make_photos, decodes, filling, monkeypatch):
+    shown = []
+    real = mapper_module.resize
+    monkeypatch.setattr(
+        mapper_module, "resize", lambda im, size: shown.append((im.shape[:2], size)) or real(im, size)
+    )
+    records = make_photos([(300, 500), (501, 299), (640, 480)], ext="jpg")
+    mapper = canvases(records, grids=[2, 3, 4], filling=filling, crop_scale=(0.5, 1.0), long=200)
+    for epoch in range(6):
+        mapper(index=epoch % 3, epoch=epoch)
+    assert any(size[0] < 150 for _, size in decodes)  # reduced decodes did happen
+    for source, target in shown:
+        assert source[0] >= target[0] - 1 and source[1] >= target[1] - 1  # crops are whole pixels
+
+
+def test_a_reduced_decode_shows_the_same_picture(make_photos):
+    (record,) = make_photos([(480, 640)], ext="jpg")
+    tile = canvases([record], grids=[1], short=60, long=80, flip=0.0)(index=0, epoch=0)["image"].float()
+    assert (tile - pixels(record, (60, 80)).float()).abs().max() < 12
+
+
+# ---- detection
+
+
+def annotated(records):
+    """The same pictures with boxes: ordinary, reaching outside, degenerate, and a crowd."""
+    for r in records:
+        h, w = r["height"], r["width"]
+        boxes = [[1, 2, w / 2, h / 3], [w / 4, h / 4, w, h], [5, 5, 0, 4], [0, 0, w / 3, h / 2]]
+        r["annotations"] = [
+            {"bbox": b, "bbox_mode": BoxMode.XYWH_ABS, "category_id": i, "iscrowd": int(i == 3)}
+            for i, b in enumerate(boxes)
+        ]
+    return records
+
+
+def detections(records, augmentations):
+    return DetectionMapper(records, augmentations=augmentations, seed=1, stream=0)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_detections_equal_detectron2s_mapper(make_photos, flip):
+    records = annotated(make_photos(SIZES[:4]))
+    augmentations = [T.ResizeShortestEdge(80, 130), T.RandomFlip(prob=flip)]
+    theirs = DatasetMapper(True, augmentations=augmentations, image_format="BGR")
+    for index, record in enumerate(records):
+        ours, expected = detections(records, augmentations)(index=index, epoch=0), theirs(record)
+        assert torch.equal(ours["image"], expected["image"])
+        assert torch.equal(ours["instances"].gt_boxes.tensor, expected["instances"].gt_boxes.tensor)
+        assert torch.equal(ours["instances"].gt_classes, expected["instances"].gt_classes)
+        assert ours["instances"].gt_classes.tolist() == [0, 1]  # neither the crowd nor the empty box
+        assert ours["instances"].image_size == expected["instances"].image_size
+        keys = ("height", "width", "image_id", "file_name")
+        assert [ours[k] for k in keys] == [record[k] for k in keys] == [expected[k] for k in keys]
+
+
+def test_random_flips_differ_by_sample_and_repeat_exactly(make_photos):
+    records = annotated(make_photos([(40, 60)] * 12))
+    augmentations = [T.ResizeShortestEdge([30, 40, 50], 130, "choice"), T.RandomFlip()]
+    samples = [detections(records, augmentations)(index=i, epoch=0) for i in range(12)]
+    again = [detections(records, augmentations)(index=i, epoch=0) for i in reversed(range(12))][::-1]
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(samples, again, strict=True))
+    assert {s["image"].shape[1] for s in samples} == {30, 40, 50}
+    flipped = {bool(s["instances"].gt_boxes.tensor[0, 0] > s["image"].shape[2] / 4) for s in samples}
+    assert flipped == {True, False}
+
+
+def test_a_detection_leaves_records_and_random_states_alone(make_photos):
+    records = annotated(make_photos([(40, 60)]))
+    boxes = [list(a["bbox"]) for a in records[0]["annotations"]]
+    np.random.seed(3)
+    random.seed(3)
+    expected = np.random.random(), random.random()
+    np.random.seed(3)
+    random.seed(3)
+    detections(records, [T.RandomFlip()])(index=0, epoch=0)
+    assert (np.random.random(), random.random()) == expected
+    assert [a["bbox"] for a in records[0]["annotations"]] == boxes
+
+
+@pytest.mark.parametrize("annotations", [{}, {"annotations": []}])
+def test_a_picture_without_boxes(photos, annotations):
+    sample = detections([photos[0] | annotations], [T.ResizeShortestEdge(40, 90)])(index=0, epoch=0)
+    assert len(sample["instances"]) == 0
+    assert sample["instances"].gt_boxes.tensor.shape == (0, 4)
+    assert sample["instances"].gt_classes.dtype == torch.int64
+
+
+def test_an_unreadable_detection_is_replaced_with_its_boxes(make_photos):
+    records = broken(annotated(make_photos(SIZES[:4])), 0, 1, 2)
+    sample = detections(records, [])(index=1, epoch=0)
+    assert sample["image_id"] == records[3]["image_id"] and sample["image"].shape[1:] == SIZES[3]
+    assert set(sample["skipped"]) <= {(records[i]["file_name"], "missing") for i in range(3)}
+    assert sample["skipped"][0] == (records[1]["file_name"], "missing")

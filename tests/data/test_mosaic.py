@@ -1,0 +1,287 @@
+"""Properties of the geometry: cells, packing, pasting, groups, crops."""
+
+from collections import Counter
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data.transforms import ResizeShortestEdge
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clim.data.mosaic import (
+    compose,
+    composition_groups,
+    fit_cell,
+    fit_size,
+    grid_cells,
+    inward_anchors,
+    place,
+    random_crop,
+)
+
+GRIDS = st.integers(1, 6)
+SEEDS = st.integers(0, 2**32 - 1)
+SIDES = st.integers(1, 900)
+
+
+# ---- sizes
+
+
+@pytest.mark.parametrize(
+    "photo, expected",
+    [
+        ((480, 640), (400, 533)),  # the short side decides
+        ((640, 480), (533, 400)),
+        ((400, 1000), (267, 667)),  # the long side decides
+        ((400, 400), (400, 400)),
+        ((1, 10_000), (1, 667)),  # never 0
+    ],
+)
+def test_fit_size_is_the_resize_shortest_edge_rule(photo, expected):
+    assert fit_size(*photo, short=400, long=667) == expected
+
+
+@settings(deadline=None, max_examples=200)
+@given(SIDES, SIDES)
+def test_fit_size_agrees_with_detectron2(height, width):
+    ours = fit_size(height, width, short=400, long=667)
+    scale = min(Fraction(400, min(height, width)), Fraction(667, max(height, width)))
+    exact = [side * scale for side in (height, width)]
+    assert all(
+        abs(a - b) <= Fraction(1, 2) + Fraction(1, 10**6) or a == 1 for a, b in zip(ours, exact, strict=True)
+    )
+    # Floats may round a side of exactly k + 1/2 either way, and Detectron2's side may become 0.
+    if all(side % 1 != Fraction(1, 2) and side > 1 for side in exact):
+        assert ours == tuple(ResizeShortestEdge.get_output_shape(height, width, 400, 667))
+
+
+@settings(deadline=None, max_examples=200)
+@given(SIDES, SIDES, st.integers(1, 300), st.integers(1, 300))
+def test_fit_cell_is_the_largest_size_of_that_ratio_inside(height, width, cell_h, cell_w):
+    h, w = fit_cell(height, width, cell=(cell_h, cell_w))
+    assert 1 <= h <= cell_h and 1 <= w <= cell_w
+    assert h == cell_h or w == cell_w
+    scale = min(cell_h / height, cell_w / width)
+    assert abs(h - height * scale) <= 0.5 + 1e-9 or h == 1
+    assert abs(w - width * scale) <= 0.5 + 1e-9 or w == 1
+
+
+# ---- cells
+
+
+@settings(deadline=None, max_examples=100)
+@given(GRIDS, st.integers(6, 200), st.integers(6, 200))
+def test_cells_cover_the_canvas_once(n, height, width):
+    cells = grid_cells(n, size=(height, width))
+    covered = np.zeros((height, width), dtype=int)
+    for x0, y0, x1, y1 in cells:
+        assert x0 < x1 and y0 < y1
+        covered[y0:y1, x0:x1] += 1
+    assert (covered == 1).all()
+    sizes = cells[:, 2:] - cells[:, :2]
+    assert (np.abs(sizes - np.array([width, height]) / n) <= 1).all()
+
+
+def test_cells_go_row_by_row():
+    assert grid_cells(2, size=(80, 100)).tolist() == [
+        [0, 0, 50, 40], [50, 0, 100, 40],
+        [0, 40, 50, 80], [50, 40, 100, 80],
+    ]  # fmt: skip
+    assert grid_cells(3, size=(800, 800))[:3].tolist() == [
+        [0, 0, 267, 267],
+        [267, 0, 533, 267],
+        [533, 0, 800, 267],
+    ]
+
+
+# ---- packing
+
+
+def test_2x2_packs_towards_the_centre():
+    anchors = inward_anchors(2, np.random.default_rng(0)).reshape(2, 2, 2)
+    assert anchors.tolist() == [[[1, 1], [0, 1]], [[1, 0], [0, 0]]]  # (x, y); 1: right- or bottom-aligned
+
+
+def test_3x3_leaves_the_middle_row_and_column_free():
+    draws = np.stack([inward_anchors(3, np.random.default_rng(s)).reshape(3, 3, 2) for s in range(300)])
+    x, y = draws[..., 0], draws[..., 1]
+    assert (x[:, :, 0] == 1).all() and (x[:, :, 2] == 0).all()
+    assert (y[:, 0, :] == 1).all() and (y[:, 2, :] == 0).all()
+    for free in (x[:, :, 1], y[:, 1, :]):  # each tile for itself, anywhere
+        assert free.min() >= 0 and free.max() <= 1
+        assert np.histogram(free, bins=4, range=(0, 1))[0].min() > 0.2 * free.size
+        assert abs(np.corrcoef(free[:, 0], free[:, 1])[0, 1]) < 0.2
+
+
+def test_4x4_columns_alternate_and_rows_are_pushed_up_or_down_together():
+    draws = np.stack([inward_anchors(4, np.random.default_rng(s)).reshape(4, 4, 2) for s in range(300)])
+    x, y = draws[..., 0], draws[..., 1]
+    assert (x == np.array([1, 0, 1, 0])).all()
+    assert (y == y[:, :, :1]).all()  # one draw a row
+    assert set(np.unique(y)) == {0, 1}
+    assert (np.abs(y[:, :, 0].mean(axis=0) - 0.5) < 0.12).all()
+    assert len({tuple(row) for row in y[:, :, 0].tolist()}) == 16  # rows are independent
+
+
+@pytest.mark.parametrize("n, columns", [(5, [1, 0, None, 1, 0]), (6, [1, 0, 1, 0, 1, 0])])
+def test_larger_grids_go_on_in_pairs(n, columns):
+    x = np.stack([inward_anchors(n, np.random.default_rng(s)).reshape(n, n, 2)[..., 0] for s in range(20)])
+    for column, expected in enumerate(columns):
+        if expected is None:
+            assert len(np.unique(x[:, :, column])) == 20 * n
+        else:
+            assert (x[:, :, column] == expected).all()
+
+
+@settings(deadline=None, max_examples=150)
+@given(GRIDS, SEEDS, st.data())
+def test_pictures_lie_inside_their_cells(n, seed, data):
+    canvas = data.draw(st.integers(12, 300)), data.draw(st.integers(12, 300))
+    cells = grid_cells(n, size=canvas)
+    photos = [(data.draw(SIDES), data.draw(SIDES)) for _ in cells]
+    sizes = np.array(
+        [fit_cell(h, w, cell=(c[3] - c[1], c[2] - c[0])) for (h, w), c in zip(photos, cells, strict=True)]
+    )
+    anchors = inward_anchors(n, np.random.default_rng(seed))
+    boxes = place(sizes, cells, anchors)
+    assert boxes.dtype.kind == "i"
+    assert (boxes[:, :2] >= cells[:, :2]).all() and (boxes[:, 2:] <= cells[:, 2:]).all()
+    assert (boxes[:, 2:] - boxes[:, :2] == sizes[:, ::-1]).all()
+    # One side touches both borders of the cell; the other keeps the border that the anchor names.
+    for anchor, box, cell in zip(anchors, boxes, cells, strict=True):
+        for axis in (0, 1):
+            if anchor[axis] == 0:
+                assert box[axis] == cell[axis]
+            if anchor[axis] == 1:
+                assert box[axis + 2] == cell[axis + 2]
+
+
+def test_tiles_of_a_2x2_meet_at_the_centre():
+    cells = grid_cells(2, size=(80, 80))
+    boxes = place(
+        np.array([[30, 40], [40, 20], [40, 10], [15, 40]]), cells, inward_anchors(2, np.random.default_rng(0))
+    )
+    assert boxes.tolist() == [[0, 10, 40, 40], [40, 0, 60, 40], [30, 40, 40, 80], [40, 40, 80, 55]]
+
+
+def test_a_picture_larger_than_its_cell_is_refused():
+    with pytest.raises(AssertionError, match="larger than its cell by 1 px"):
+        place(np.array([[41, 40]]), np.array([[0, 0, 40, 40]]), np.array([[0.0, 0.0]]))
+
+
+# ---- compose
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 4), SEEDS)
+def test_pasted_pixels_are_the_pictures_and_the_rest_is_padding(n, seed):
+    rng = np.random.default_rng(seed)
+    size = tuple(int(s) for s in rng.integers(4 * n, 60, 2))
+    cells = grid_cells(n, size=size)
+    sizes = np.array([[rng.integers(1, c[3] - c[1] + 1), rng.integers(1, c[2] - c[0] + 1)] for c in cells])
+    pictures = [rng.integers(0, 256, (3, h, w), dtype=np.uint8) for h, w in sizes]
+    boxes = place(sizes, cells, inward_anchors(n, rng))
+    canvas = compose(pictures, boxes, size=size, pad_value=114)
+    assert canvas.shape == (3, *size) and canvas.dtype == np.uint8
+    expected = np.full((3, *size), 114)
+    for picture, (x0, y0, _, _) in zip(pictures, boxes, strict=True):
+        for y, x in product(range(picture.shape[1]), range(picture.shape[2])):
+            expected[:, y0 + y, x0 + x] = picture[:, y, x]
+    assert (canvas == expected).all()
+
+    tensors = compose([torch.from_numpy(p) for p in pictures], boxes, size=size, pad_value=114)
+    assert isinstance(tensors, torch.Tensor) and tensors.dtype == torch.uint8
+    assert (tensors.numpy() == canvas).all()
+    from_tensor_boxes = compose(pictures, torch.from_numpy(boxes), size=size, pad_value=114)
+    assert (from_tensor_boxes == canvas).all()
+
+
+def test_compose_keeps_float_tensors_and_their_gradient():
+    pictures = [torch.rand(3, 4, 4, requires_grad=True) for _ in range(4)]
+    canvas = compose(pictures, grid_cells(2, size=(8, 8)), size=(9, 9), pad_value=0.5)
+    assert canvas.dtype == torch.float32
+    canvas.sum().backward()
+    assert all((p.grad == 1).all() for p in pictures)
+
+
+def test_1x1_is_the_picture_itself():
+    picture = np.random.default_rng(0).integers(0, 256, (3, 30, 50), dtype=np.uint8)
+    cells = grid_cells(1, size=(30, 50))
+    boxes = place(np.array([[30, 50]]), cells, inward_anchors(1, np.random.default_rng(0)))
+    assert boxes.tolist() == [[0, 0, 50, 30]]
+    assert (compose([picture], boxes, size=(30, 50)) == picture).all()
+
+
+def test_compose_wants_a_box_a_picture():
+    with pytest.raises(ValueError):
+        compose([np.zeros((3, 2, 2), np.uint8)] * 2, [[0, 0, 2, 2]], size=(4, 4))
+
+
+# ---- composition groups
+
+
+def rectangles(n):
+    """All sub-grid rectangles of two or more cells, as frozensets of cells."""
+    spans = [(a, b) for a in range(n) for b in range(a, n)]
+    return {
+        frozenset(r * n + c for r in range(r0, r1 + 1) for c in range(c0, c1 + 1))
+        for (r0, r1), (c0, c1) in product(spans, spans)
+        if (r0, c0) != (r1, c1)
+    }
+
+
+@settings(deadline=None, max_examples=100)
+@given(GRIDS, st.integers(0, 8), SEEDS)
+def test_groups_are_distinct_rectangles_of_two_or_more_cells(n, num_groups, seed):
+    groups = composition_groups(n, num_groups, np.random.default_rng(seed))
+    assert groups.dtype == bool and groups.shape == (min(num_groups, len(rectangles(n))), n * n)
+    cells = [frozenset(np.flatnonzero(g).tolist()) for g in groups]
+    assert len(set(cells)) == len(cells)
+    assert set(cells) <= rectangles(n)
+
+
+def test_all_rectangles_of_a_small_grid_when_more_are_asked_for():
+    groups = composition_groups(2, 100, np.random.default_rng(0))
+    assert {frozenset(np.flatnonzero(g).tolist()) for g in groups} == rectangles(2)
+    assert len(groups) == 5
+
+
+def test_spans_are_two_uniform_draws_sorted():
+    """First group of a 2x2: the whole 1/4, each row or column 1/8, over the 3/4 that are not single cells."""
+    counts = Counter(
+        frozenset(np.flatnonzero(composition_groups(2, 1, np.random.default_rng(s))[0]).tolist())
+        for s in range(3000)
+    )
+    for cells in rectangles(2):
+        expected = (1 / 4 if len(cells) == 4 else 1 / 8) / (3 / 4)
+        assert abs(counts[cells] / 3000 - expected) < 0.03
+
+
+# ---- random crops
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(10, 400), st.integers(10, 400), st.floats(0.3, 3), SEEDS)
+def test_a_crop_lies_inside_and_has_the_wanted_ratio_and_area(height, width, ratio, seed):
+    x0, y0, x1, y1 = random_crop(
+        height, width, scale=(0.5, 1.0), ratio=ratio, rng=np.random.default_rng(seed)
+    )
+    assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+    full_w = min(width, height * ratio)
+    full_h = full_w / ratio
+    for side, full in ((x1 - x0, full_w), (y1 - y0, full_h)):
+        assert full * np.sqrt(0.5) - 1 <= max(side, 1) <= max(full, 1) + 1e-9
+
+
+def test_a_whole_square_stays_whole():
+    assert random_crop(64, 64, scale=(1.0, 1.0), ratio=1.0, rng=np.random.default_rng(0)) == (0, 0, 64, 64)
+
+
+def test_crops_reach_every_border():
+    crops = np.array(
+        [random_crop(20, 30, scale=(0.9, 1.0), ratio=1.0, rng=np.random.default_rng(s)) for s in range(300)]
+    )
+    assert crops.min(axis=0)[:2].tolist() == [0, 0] and crops.max(axis=0)[2:].tolist() == [30, 20]

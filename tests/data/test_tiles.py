@@ -1,0 +1,74 @@
+"""Batches of tiles: what is joined, and that groups stay inside their canvas."""
+
+import torch
+
+from clim.data.tiles import Tiles
+
+
+def tiles(ids, groups):
+    """Tiles of one canvas; ``groups`` (L, G, T)."""
+    count = len(ids)
+    return Tiles(
+        boxes=torch.arange(4.0 * count).reshape(count, 4) + ids[0],
+        canvas=torch.zeros(count, dtype=torch.int64),
+        image_ids=torch.tensor(ids),
+        captions=[[f"{i}a", f"{i}b"] for i in ids],
+        drawn=[f"{i}a" for i in ids],
+        tags=[[i] for i in ids],
+        groups=torch.tensor(groups, dtype=torch.bool).reshape(2, -1, count),
+    )
+
+
+CANVASES = [
+    tiles([10, 11, 12, 13], [[[1, 1, 0, 0], [1, 0, 1, 0]], [[1, 1, 1, 1], [0, 1, 0, 1]]]),
+    tiles([20], [[], []]),
+    tiles([30, 31], [[[1, 1]], [[1, 1]]]),
+]
+
+
+def test_cat_joins_in_order_and_numbers_the_canvases():
+    batch = Tiles.cat(CANVASES)
+    assert len(batch) == 7
+    assert batch.image_ids.tolist() == [10, 11, 12, 13, 20, 30, 31]
+    assert batch.canvas.tolist() == [0, 0, 0, 0, 1, 2, 2]
+    assert batch.canvas.dtype == torch.int64
+    assert batch.boxes.tolist() == [row for c in CANVASES for row in c.boxes.tolist()]
+    assert batch.captions == [row for c in CANVASES for row in c.captions]
+    assert batch.drawn == ["10a", "11a", "12a", "13a", "20a", "30a", "31a"]
+    assert batch.tags == [[10], [11], [12], [13], [20], [30], [31]]
+
+
+def test_groups_are_block_diagonal():
+    groups = Tiles.cat(CANVASES).groups
+    assert groups.dtype == torch.bool
+    assert groups.int().tolist() == [
+        [[1, 1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1]],
+        [[1, 1, 1, 1, 0, 0, 0], [0, 1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1]],
+    ]
+
+
+def test_no_groups_at_all():
+    batch = Tiles.cat([CANVASES[1], CANVASES[1]])
+    assert batch.groups.shape == (2, 0, 2)
+    assert batch.canvas.tolist() == [0, 1]
+
+
+def test_cat_leaves_its_parts_alone():
+    Tiles.cat(CANVASES)
+    assert CANVASES[2].canvas.tolist() == [0, 0] and CANVASES[0].captions[0] == ["10a", "10b"]
+    assert len(CANVASES[0]) == 4
+
+
+def test_to_moves_every_tensor():
+    moved = CANVASES[0].to("meta")
+    assert {
+        moved.boxes.device.type,
+        moved.canvas.device.type,
+        moved.image_ids.device.type,
+        moved.groups.device.type,
+    } == {"meta"}
+    assert (moved.captions, moved.drawn, moved.tags) == (
+        CANVASES[0].captions,
+        CANVASES[0].drawn,
+        CANVASES[0].tags,
+    )

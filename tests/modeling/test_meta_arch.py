@@ -1,0 +1,406 @@
+"""The detector whole, R50-C4 on small pictures: keys, checkpoints, inference, training steps, precision."""
+
+import copy
+import json
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torchvision.ops import batched_nms, roi_align
+
+from clim.data.tiles import Tiles
+from clim.engine.checkpoint import SafeCheckpointer
+from clim.modeling import meta_arch
+
+MANIFEST = json.loads((Path(__file__).parent / "detic_ovcoco_r50_keys.json").read_text())
+VOCABULARY = "roi_heads.box_predictor.cls_score.zs_weight"
+SMALL = [
+    "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.WEIGHTS", "",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 40, "MODEL.RPN.POST_NMS_TOPK_TEST", 15,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def build(load_cfg, hash_tower):
+    """``build("Detic_C4.yaml", "KEY", value, …)``: a model whose text tower needs no weights."""
+
+    def make(name, *overrides):
+        torch.manual_seed(0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(meta_arch, "build_text_encoder", lambda cfg: hash_tower(cfg.MODEL.TEXT.DIM))
+            model = build_model(load_cfg(name, *SMALL, *overrides))
+        # As built, all deltas and objectness are near 0; spread them, so that boxes and their order matter.
+        for layer in (
+            model.proposal_generator.rpn_head.objectness_logits,
+            model.roi_heads.box_predictor.bbox_pred[2],
+        ):
+            torch.nn.init.normal_(layer.weight, std=0.05)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def official(build):
+    return build("Detic_C4_official.yaml")
+
+
+@pytest.fixture(scope="module")
+def clim(build):
+    return build("Detic_CLIM_C4.yaml")
+
+
+def picture(height, width, seed=0):
+    rows = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.nn.functional.interpolate(rows[None], (height, width), mode="bicubic")[0]
+    return (smooth.clamp(0, 1) * 255).to(torch.uint8)
+
+
+def detection(height=64, width=96, *, boxes=((8.0, 8, 40, 50), (30.0, 10, 90, 60)), seed=0):
+    truth = Instances((height, width), gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)))
+    truth.gt_classes = torch.arange(len(boxes))
+    return {
+        "image": picture(height, width, seed),
+        "height": height,
+        "width": width,
+        "instances": truth,
+        "image_id": 1,
+    }
+
+
+def canvas(n, ids, *, side=64, groups=()):
+    cell = side // n
+    boxes = [[c % n * cell, c // n * cell, (c % n + 1) * cell, (c // n + 1) * cell] for c in range(n * n)]
+    tiles = Tiles(
+        boxes=torch.tensor(boxes, dtype=torch.float32),
+        canvas=torch.zeros(n * n, dtype=torch.int64),
+        image_ids=torch.tensor(ids),
+        captions=[[f"caption {i}"] for i in ids],
+        drawn=[f"caption {i}" for i in ids],
+        tags=[[i % 80, (i + 1) % 80] for i in ids],
+        groups=torch.tensor([[[t in g for t in range(n * n)] for g in groups]] * 2).reshape(2, -1, n * n),
+    )
+    return {"image": picture(side, side, seed=sum(ids)), "height": side, "width": side, "tiles": tiles}
+
+
+def joint(detections=True, captions=True, mosaics=True):
+    return {
+        "detection": [detection(), detection(80, 64, seed=1)] if detections else [],
+        "captions": [canvas(1, [11]), canvas(1, [12])] if captions else [],
+        "mosaics": [canvas(2, [11, 13, 14, 15], groups=[(0, 1), (1, 3)])] if mosaics else [],
+    }
+
+
+def train(model, batch):
+    torch.manual_seed(0)  # the heads sample their RoIs
+    model.train()
+    with EventStorage():
+        return model(batch)
+
+
+# ---- keys
+
+
+def test_the_official_presets_keys_and_shapes(official):
+    assert {k: list(v.shape) for k, v in official.state_dict().items()} == MANIFEST
+    assert len(MANIFEST) == 279 and sum(1 for _ in official.named_parameters()) == 65
+
+
+def test_the_clim_preset_adds_its_biases_only(clim):
+    added = {"roi_heads.box_predictor.cls_score.cls_bias", "method.bias.caption", "method.bias.tag"}
+    assert set(clim.state_dict()) == set(MANIFEST) | added
+    assert all(dict(clim.named_parameters())[name].item() == -20 for name in added)
+
+
+# ---- checkpoints
+
+
+def official_file(seed=7):
+    """What an official file holds, the text tower of the caption configs included."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {k: torch.randn(v, generator=generator) * 0.01 for k, v in MANIFEST.items()}
+    state["text_encoder.positional_embedding"] = torch.zeros(77, 512)
+    state["text_encoder.transformer.resblocks.0.attn.in_proj_weight"] = torch.zeros(1536, 512)
+    return state
+
+
+def test_an_official_file_with_a_text_tower_loads_strictly(build):
+    model = build("Detic_C4_official.yaml")
+    given = official_file()
+    model.load_state_dict(dict(given), strict=True)
+    assert all(torch.equal(v, given[k]) for k, v in model.state_dict().items())
+
+
+def test_a_checkpoint_does_not_change_the_configured_vocabulary(build, hash_tower, tmp_path, caplog):
+    """Through the checkpointer, which drops tensors of other shapes before the model sees them."""
+    torch.save({"model": official_file()}, tmp_path / "official.pth")
+    for names in (["dog", "cat", "bird"], [f"class {i}" for i in range(80)]):
+        model = build(
+            "Detic_C4_official.yaml", "MODEL.VOCABULARY.NAMES", names, "MODEL.VOCABULARY.PROMPT", "name"
+        )
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            SafeCheckpointer(model, str(tmp_path)).load(str(tmp_path / "official.pth"))
+        expected = torch.cat([hash_tower(512).encode(names), torch.zeros(1, 512)])
+        torch.testing.assert_close(model.classifier.class_embeddings, expected)
+        assert any("zs_weight" in m or "configured vocabulary" in m for m in caplog.messages)
+        weight = model.state_dict()["roi_heads.box_predictor.bbox_pred.2.weight"]
+        assert torch.equal(weight, official_file()["roi_heads.box_predictor.bbox_pred.2.weight"])
+        (output,) = detect(model, picture(64, 64))
+        assert output.has("pred_classes")
+        assert set(output.pred_classes.tolist()) <= set(range(len(names)))
+
+
+def test_without_a_configured_vocabulary_the_checkpoints_wins(build, tmp_path):
+    torch.save({"model": official_file()}, tmp_path / "official.pth")
+    model = build("Detic_C4_official.yaml")
+    SafeCheckpointer(model, str(tmp_path)).load(str(tmp_path / "official.pth"))
+    assert torch.equal(model.classifier.zs_weight, official_file()[VOCABULARY])
+
+
+def test_a_base_stage_without_a_method_starts_one_with_it(build, tmp_path):
+    base = build("BoxSup_C4.yaml")
+    torch.save({"model": base.state_dict()}, tmp_path / "base.pth")
+    model = build("Detic_CLIM_C4.yaml")
+    torch.nn.init.zeros_(model.classifier.linear.weight)
+    SafeCheckpointer(model, str(tmp_path)).load(str(tmp_path / "base.pth"))
+    assert torch.equal(model.classifier.linear.weight, base.classifier.linear.weight)
+    assert model.method.bias["caption"].item() == -20
+
+
+# ---- inference
+
+
+@torch.no_grad()
+def detect(model, image, **size):
+    model.eval()
+    sizes = {"height": image.shape[1], "width": image.shape[2]} | size
+    return [model([{"image": image, **sizes}])[0]["instances"]]
+
+
+@torch.no_grad()
+def independent_detections(model, image, *, temperature, threshold=0.05):
+    """Features → RoIAlign → res5 → mean → linear → cosine → sigmoid → threshold → NMS class by class → 100."""
+    height, width = image.shape[1:]
+    mean = torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1)
+    features = model.backbone((image.float() - mean)[None])["res4"]
+    proposals = model.proposal_generator.propose(
+        type("Images", (), {"image_sizes": [(height, width)]}), {"res4": features}
+    )[0].proposal_boxes.tensor
+    pooled = roi_align(features, [proposals], (14, 14), 1 / 16, sampling_ratio=0, aligned=True)
+    x = model.roi_heads.res5(pooled).mean(dim=(2, 3))
+    state = model.roi_heads.box_predictor.state_dict()
+
+    v = x @ state["cls_score.linear.weight"].T + state["cls_score.linear.bias"]
+    text = state["cls_score.zs_weight"][:, :-1]
+    cosines = v @ text / v.norm(dim=1, keepdim=True) / text.norm(dim=0)
+    scores = 1 / (1 + (-temperature * cosines).exp())
+
+    hidden = (x @ state["bbox_pred.0.weight"].T + state["bbox_pred.0.bias"]).clamp(min=0)
+    dx, dy, dw, dh = (hidden @ state["bbox_pred.2.weight"].T + state["bbox_pred.2.bias"]).T
+    w, h = proposals[:, 2] - proposals[:, 0], proposals[:, 3] - proposals[:, 1]
+    cx, cy = proposals[:, 0] + w / 2 + dx / 10 * w, proposals[:, 1] + h / 2 + dy / 10 * h
+    w, h = (
+        w * (dw / 5).clamp(max=math.log(1000 / 16)).exp(),
+        h * (dh / 5).clamp(max=math.log(1000 / 16)).exp(),
+    )
+    boxes = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], dim=1)
+    boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+
+    row, label = (scores > threshold).nonzero(as_tuple=True)
+    keep = batched_nms(boxes[row], scores[row, label], label, 0.5)[:100]
+    return boxes[row[keep]], scores[row[keep], label[keep]], label[keep]
+
+
+@pytest.mark.parametrize("name, temperature", [("official", 50.0), ("clim", 25.0)])
+def test_inference_equals_a_direct_implementation(request, name, temperature):
+    model, image = request.getfixturevalue(name), picture(64, 96, seed=5)
+    (ours,) = detect(model, image)
+    boxes, scores, labels = independent_detections(model, image, temperature=temperature)
+    assert len(ours) == len(scores) == 100
+    torch.testing.assert_close(ours.scores, scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.pred_boxes.tensor, boxes, rtol=1e-4, atol=1e-2)
+    assert torch.equal(ours.pred_classes, labels)
+
+
+def test_detections_come_in_the_size_that_was_asked_for(official):
+    image = picture(64, 96, seed=5)
+    (small,), (large,) = detect(official, image), detect(official, image, height=128, width=288)
+    assert large.image_size == (128, 288)
+    scale = torch.tensor([3.0, 2, 3, 2])
+    torch.testing.assert_close(large.pred_boxes.tensor, small.pred_boxes.tensor * scale, rtol=1e-4, atol=1e-3)
+    assert torch.equal(large.scores, small.scores)
+
+
+def test_the_training_bias_stays_out_of_inference(clim):
+    (before,) = detect(clim, picture(64, 64))
+    changed = copy.deepcopy(clim)
+    torch.nn.init.constant_(changed.classifier.cls_bias, 5.0)
+    (after,) = detect(changed, picture(64, 64))
+    assert len(before) > 0 and torch.equal(before.scores, after.scores)
+
+
+def test_another_vocabulary_at_run_time(build):
+    model = build("Detic_CLIM_C4.yaml")
+    model.roi_heads.box_predictor.set_vocabulary(torch.randn(3, 512))
+    (output,) = detect(model, picture(64, 64))
+    assert set(output.pred_classes.tolist()) == {0, 1, 2}
+
+
+# ---- training
+
+
+DETECTION_LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+
+
+def test_a_joint_step_has_every_loss_once(clim):
+    losses = train(clim, joint())
+    pairs = {"loss_caption", "loss_tag", "loss_caption_mosaic", "loss_tag_mosaic"}
+    assert set(losses) == DETECTION_LOSSES | pairs
+    assert all(loss.shape == () and torch.isfinite(loss) and loss > 0 for loss in losses.values())
+
+
+@pytest.mark.parametrize("source, names", [
+    ("detections", DETECTION_LOSSES), ("captions", {"loss_caption", "loss_tag"}),
+    ("mosaics", {"loss_caption_mosaic", "loss_tag_mosaic"}),
+])  # fmt: skip
+def test_a_batch_of_one_source(clim, source, names):
+    batch = joint(**({"detections": False, "captions": False, "mosaics": False} | {source: True}))
+    assert set(train(clim, batch)) == names
+
+
+def test_sources_do_not_touch_each_others_losses(build):
+    together = train(build("Detic_CLIM_C4.yaml"), joint())
+    apart = build("Detic_CLIM_C4.yaml")
+    losses = train(apart, joint(mosaics=False))
+    torch.testing.assert_close({k: together[k] for k in losses}, losses)
+    # The mosaics come last, and find the single captions in the queue: image 11 is in both.
+    losses = train(apart, joint(detections=False, captions=False))
+    torch.testing.assert_close({k: together[k] for k in losses}, losses)
+    assert apart.method.queue.read()[1].tolist() == [11, 13, 14, 15, 11, 12]
+
+
+def test_losses_of_a_canvas_are_those_of_its_own_features(build):
+    """The caption loss from scratch: features of the canvas → pooled tiles → the method's formula."""
+    model = build("Detic_CLIM_C4.yaml", "MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
+    batch = joint(detections=False, captions=False)
+    loss = train(model, batch)["loss_caption_mosaic"]
+    (mosaic,) = batch["mosaics"]
+    with torch.no_grad():
+        mean = torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1)
+        features = model.backbone((mosaic["image"].float() - mean)[None])["res4"]
+        boxes = torch.cat([mosaic["tiles"].boxes, torch.tensor([[0.0, 0, 64, 32], [32, 0, 64, 64]])])
+        pooled = roi_align(features, [boxes], (14, 14), 1 / 16, sampling_ratio=0, aligned=True)
+        v = model.classifier.linear(model.roi_heads.res5(pooled).mean(dim=(2, 3)))
+        t = model.text_encoder.encode(mosaic["tiles"].drawn)
+        logits = 25 * torch.nn.functional.cosine_similarity(v[:, None], t[None], dim=2) - 20
+    expected = 0.0
+    for row, members in enumerate([[0], [1], [2], [3], [0, 1], [1, 3]]):
+        for column in range(4):
+            z = logits[row, column].item()
+            positive = math.log1p(math.exp(-z)) / len(members)
+            expected += positive if column in members else 0.125 * math.log1p(math.exp(z))
+    assert loss.item() == pytest.approx(0.025 * expected, rel=1e-3)
+
+
+def test_gradients_of_pairs_reach_backbone_and_head_but_not_the_rpn(clim):
+    clim.zero_grad(set_to_none=True)
+    sum(train(clim, joint(detections=False)).values()).backward()
+    reached = {name for name, p in clim.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert {"method.bias.caption", "method.bias.tag"} < reached
+    assert any(n.startswith("backbone.res4") for n in reached) and any("res5" in n for n in reached)
+    assert "roi_heads.box_predictor.cls_score.linear.weight" in reached
+    assert not any("proposal_generator" in n or "bbox_pred" in n or "cls_bias" in n for n in reached)
+
+
+def test_gradients_of_a_joint_step_reach_every_parameter_that_learns(clim):
+    """So DDP needs no search for unused parameters."""
+    clim.zero_grad(set_to_none=True)
+    sum(train(clim, joint()).values()).backward()
+    missing = [name for name, p in clim.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_a_picture_without_boxes(clim):
+    batch = joint(captions=False, mosaics=False)
+    batch["detection"] = [detection(boxes=()), detection()]
+    assert all(torch.isfinite(loss) for loss in train(clim, batch).values())
+    batch["detection"] = [detection(boxes=())]
+    losses = train(clim, batch)
+    assert losses["loss_box_reg"] == 0 and losses["loss_rpn_loc"] == 0 and losses["loss_cls"] > 0
+    sum(losses.values()).backward()
+
+
+def test_captions_only_needs_no_proposals(build, monkeypatch):
+    model = build("Detic_CLIM_C4_caption.yaml")
+    monkeypatch.setattr(model.proposal_generator, "propose", None)
+    assert set(train(model, joint(detections=False))) == {"loss_caption", "loss_caption_mosaic"}
+
+
+def test_official_training(official):
+    """An iteration of boxes, then one of captions: no parameter of the method, no queue."""
+    assert set(train(official, joint(captions=False, mosaics=False))) == DETECTION_LOSSES
+    losses = train(official, joint(detections=False, mosaics=False))
+    assert set(losses) == {"loss_caption", "loss_tag"}
+    # Two captions, two tags each, 81 columns: some nats a column at logits of order 1.
+    assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
+    assert not list(official.method.parameters())
+
+
+def test_the_text_tower_is_no_part_of_the_model(clim):
+    assert clim.text_encoder.dim == 512
+    assert not any("text_encoder" in name for name, _ in clim.named_modules())
+
+
+# ---- precision
+
+
+def dtypes_seen(model, batch, monkeypatch):
+    """Precision of convolutions in the backbone's res4, the RPN, res5 and the projection, in one training step."""
+    seen = {}
+    places = {
+        "backbone": model.backbone.res4[0].conv1,
+        "rpn": model.proposal_generator.rpn_head.conv,
+        "res5": model.roi_heads.res5[0].conv1,
+        "linear": model.classifier.linear,
+    }
+    hooks = [
+        layer.register_forward_hook(
+            lambda m, i, out, place=place: seen.setdefault(place, set()).add(out.dtype)
+        )
+        for place, layer in places.items()
+    ]
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = train(model, batch)
+    for hook in hooks:
+        hook.remove()
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    return seen
+
+
+def test_official_runs_the_backbone_alone_in_half_precision(build, monkeypatch):
+    model = build("Detic_C4_official.yaml")
+    half, full = {torch.bfloat16}, {torch.float32}
+    seen = dtypes_seen(model, joint(mosaics=False), monkeypatch)
+    assert seen == {"backbone": half, "rpn": full, "res5": full, "linear": full}
+
+
+def test_clim_runs_all_of_it_in_half_precision(build, monkeypatch):
+    seen = dtypes_seen(build("Detic_CLIM_C4.yaml"), joint(), monkeypatch)
+    assert set().union(*seen.values()) == {torch.bfloat16}
+
+
+def test_without_autocast_everything_is_float32_whatever_the_preset(official):
+    before = copy.deepcopy(official.state_dict())
+    dtypes = []
+    hook = official.backbone.res4[0].conv1.register_forward_hook(lambda m, i, out: dtypes.append(out.dtype))
+    detect(official, picture(64, 64))
+    hook.remove()
+    assert dtypes == [torch.float32]
+    assert set(before) == set(MANIFEST)  # wrapping the backbone renames nothing

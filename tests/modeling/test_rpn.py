@@ -1,0 +1,73 @@
+"""Proposals on pictures without boxes: those that Detectron2's RPN gives."""
+
+import pytest
+import torch
+from detectron2.modeling import build_proposal_generator
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+
+from clim.modeling import EfficientNetC4
+
+
+@pytest.fixture(scope="module")
+def rpn(load_cfg):
+    cfg = load_cfg(
+        "mini/detic_clim.yaml", "MODEL.RPN.POST_NMS_TOPK_TRAIN", 30, "MODEL.RPN.POST_NMS_TOPK_TEST", 12
+    )  # fmt: skip
+    torch.manual_seed(0)
+    rpn = build_proposal_generator(cfg, EfficientNetC4.output_shape(None))
+    for parameter in rpn.rpn_head.parameters():  # spread the scores and move the anchors
+        torch.nn.init.normal_(parameter, std=0.05)
+    return rpn
+
+
+@pytest.fixture
+def inputs():
+    """Two pictures of different size on one canvas, and their features."""
+    torch.manual_seed(1)
+    images = ImageList(torch.zeros(2, 3, 96, 128), [(96, 128), (64, 100)])
+    return images, {"res4": torch.randn(2, 112, 6, 8, requires_grad=True)}
+
+
+def equal(ours, theirs):
+    return all(
+        torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
+        and torch.equal(a.objectness_logits, b.objectness_logits)
+        and a.image_size == b.image_size
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def test_in_evaluation_it_is_detectron2s_rpn(rpn, inputs):
+    rpn.eval()
+    expected, _ = rpn(*inputs)
+    assert [len(p) for p in expected] == [12, 12]
+    assert equal(rpn.propose(*inputs), expected)
+
+
+def test_in_training_it_is_detectron2s_rpn_with_the_training_numbers(rpn, inputs):
+    rpn.train()
+    truth = [
+        Instances(size, gt_boxes=Boxes(torch.tensor([[5.0, 5, 40, 40]]))) for size in inputs[0].image_sizes
+    ]
+    with EventStorage():
+        expected, _ = rpn(*inputs, truth)
+    assert [len(p) for p in expected] == [30, 30]
+    assert equal(rpn.propose(*inputs), expected)
+
+
+def test_proposals_are_best_first_and_inside(rpn, inputs):
+    rpn.train()
+    for proposals, (height, width) in zip(rpn.propose(*inputs), inputs[0].image_sizes, strict=True):
+        scores, boxes = proposals.objectness_logits, proposals.proposal_boxes.tensor
+        assert (scores[:-1] >= scores[1:]).all() and scores[0] > scores[-1]
+        assert (boxes >= 0).all()
+        assert (boxes[:, 0::2] <= width).all() and (boxes[:, 1::2] <= height).all()
+        assert (proposals.proposal_boxes.area() > 0).all()
+
+
+def test_proposals_carry_no_gradient(rpn, inputs):
+    rpn.train()
+    for proposals in rpn.propose(*inputs):
+        assert not proposals.proposal_boxes.tensor.requires_grad
+        assert not proposals.objectness_logits.requires_grad

@@ -1,0 +1,114 @@
+"""Which classes a config asks for, and which of them have boxes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from clim.data.coco_splits import BASE_INDICES
+from clim.errors import UserError
+from clim.modeling.vocabulary import class_mask, is_configured, num_classes, vocabulary_embeddings
+
+NOVEL = [4, 5, 15, 16, 19, 20, 25, 27, 31, 36, 41, 43, 55, 57, 66, 71, 76]
+
+
+@pytest.fixture
+def cfg(load_cfg):
+    """A config with 4 classes of width 6 and no vocabulary, to be overridden."""
+
+    def make(*overrides):
+        small = ["MODEL.ROI_HEADS.NUM_CLASSES", 4, "MODEL.TEXT.DIM", 6, "MODEL.OPEN_VOCAB.BASE_CLASSES", ""]
+        return load_cfg("Detic_CLIM_C4.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "", *small, *overrides)
+
+    return make
+
+
+def test_names_are_read_by_the_tower(cfg, hash_tower):
+    tower = hash_tower(6)
+    named = cfg("MODEL.VOCABULARY.NAMES", ["dog", "cat"], "MODEL.VOCABULARY.PROMPT", "a")
+    assert num_classes(named) == 2 and is_configured(named)
+    torch.testing.assert_close(vocabulary_embeddings(named, tower), hash_tower(6).encode(["a dog", "a cat"]))
+    assert tower.asked == [["a dog", "a cat"]]
+
+
+def test_names_win_over_a_file(cfg, hash_tower, tmp_path):
+    np.save(tmp_path / "e.npy", np.ones((4, 6), np.float32))
+    both = cfg(
+        "MODEL.VOCABULARY.NAMES", ["dog"], "MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "e.npy"),
+        "MODEL.VOCABULARY.PROMPT", "name",
+    )  # fmt: skip
+    torch.testing.assert_close(vocabulary_embeddings(both, hash_tower(6)), hash_tower(6).encode(["dog"]))
+
+
+def test_a_file_under_the_data_root(cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "metadata").mkdir()
+    array = np.arange(1, 25, dtype=np.float16).reshape(4, 6)
+    np.save(tmp_path / "metadata" / "e.npy", array)
+    filed = cfg("MODEL.VOCABULARY.EMBEDDINGS", "metadata/e.npy")
+    assert num_classes(filed) == 4 and is_configured(filed)
+    expected = torch.from_numpy(array.astype(np.float32))
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(vocabulary_embeddings(filed, None)),
+        torch.nn.functional.normalize(expected),
+    )
+
+
+def test_without_a_vocabulary_rows_wait_for_a_checkpoint(cfg):
+    state = torch.get_rng_state()
+    rows = vocabulary_embeddings(cfg(), None)
+    assert rows.shape == (4, 6) and not is_configured(cfg())
+    assert torch.equal(rows, vocabulary_embeddings(cfg(), None))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (4, 5)])
+def test_a_file_of_another_shape_is_told(cfg, tmp_path, shape):
+    np.save(tmp_path / "e.npy", np.ones(shape, np.float32))
+    with pytest.raises(UserError, match=rf"e.npy holds \({shape[0]}, {shape[1]}\).*\(4, 6\)"):
+        vocabulary_embeddings(cfg("MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "e.npy")), None)
+
+
+def test_a_tower_of_another_width_is_told(cfg, hash_tower):
+    with pytest.raises(UserError, match="5 dimensions.*MODEL.TEXT.DIM is 6"):
+        vocabulary_embeddings(cfg("MODEL.VOCABULARY.NAMES", ["dog"]), hash_tower(5))
+
+
+# ---- class_mask
+
+
+def test_ovcoco_masks_novel_and_unused_classes(load_cfg):
+    mask = class_mask(load_cfg("Detic_C4_official.yaml"))
+    assert mask.shape == (80,) and mask.sum() == 48
+    assert mask[list(BASE_INDICES)].tolist() == [1] * 48
+    assert mask[NOVEL].tolist() == [0] * 17
+    assert mask[0] == 1 and mask[79] == 1  # person, toothbrush
+    assert mask[9] == 0 and mask[[74, 75]].tolist() == [1, 1]  # traffic light; clock and vase
+
+
+def test_mini_masks_its_17_novel_concepts(load_cfg):
+    mask = class_mask(load_cfg("mini/base_stage.yaml"))
+    assert mask.shape == (65,) and mask.sum() == 48 and set(mask.tolist()) == {0, 1}
+
+
+def test_without_base_classes_nothing_is_masked(cfg):
+    assert class_mask(cfg()).tolist() == [1] * 4
+
+
+def test_names_have_no_mask(load_cfg):
+    assert class_mask(load_cfg("Detic_C4.yaml", "MODEL.VOCABULARY.NAMES", ["dog", "cat"])).tolist() == [1, 1]
+
+
+def test_a_cat_info_file_gives_square_roots_of_image_counts(cfg, tmp_path):
+    info = [{"id": i, "image_count": n} for i, n in ((7, 9), (1, 4), (3, 0), (9, 2))]
+    (tmp_path / "cat_info.json").write_text(json.dumps(info))
+    mask = class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", str(tmp_path / "cat_info.json")))
+    torch.testing.assert_close(mask, torch.tensor([2, 0, 3, 2**0.5]))  # by ascending id
+
+
+def test_a_mask_of_other_classes_or_none_is_told(cfg, tmp_path):
+    with pytest.raises(UserError, match="ovcoco tells of 80 classes.* of 4"):
+        class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", "ovcoco"))
+    with pytest.raises(UserError, match="gone.json does not exist; give a cat_info json"):
+        class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", str(tmp_path / "gone.json")))

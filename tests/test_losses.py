@@ -1,0 +1,246 @@
+"""Every loss against loops in plain Python, written from the formulas."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clim.losses import (
+    cosine_logits,
+    masked_class_bce,
+    matched_bce,
+    multi_hot_bce,
+    one_hot_per_tag_bce,
+    positives_by_id,
+)
+
+
+def bce(logit, target):
+    """-log sigmoid(logit) for target 1, -log sigmoid(-logit) for target 0."""
+    signed = -logit if target else logit
+    return max(signed, 0.0) + math.log1p(math.exp(-abs(signed)))
+
+
+def randn(*shape, seed=0, scale=1.0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def close(actual, expected, **kwargs):
+    torch.testing.assert_close(
+        actual.detach().double(),
+        torch.as_tensor(expected, dtype=torch.float64),
+        rtol=1e-5,
+        atol=1e-5,
+        **kwargs,
+    )
+
+
+# ---- cosine_logits
+
+
+def test_cosine_logits_are_temperature_times_cosine_plus_bias():
+    regions, texts = randn(4, 6, seed=1, scale=3), randn(5, 6, seed=2, scale=0.1)
+    logits = cosine_logits(regions, texts, temperature=25.0, bias=torch.tensor(-20.0))
+    expected = [
+        [
+            25 * sum(a * b for a, b in zip(r, t, strict=True)) / (math.hypot(*r) * math.hypot(*t)) - 20
+            for t in texts.tolist()
+        ]
+        for r in regions.tolist()
+    ]
+    assert logits.dtype == torch.float32
+    close(logits, expected)
+
+
+def test_a_zero_text_gives_the_bias():
+    texts = torch.cat([randn(1, 6), torch.zeros(1, 6)])
+    assert cosine_logits(randn(3, 6), texts, temperature=50.0)[:, 1].tolist() == [0, 0, 0]
+    assert cosine_logits(randn(3, 6), texts, temperature=25.0, bias=-20.0)[:, 1].tolist() == [-20, -20, -20]
+
+
+def test_parallel_and_opposite():
+    close(
+        cosine_logits(randn(1, 6), torch.cat([randn(1, 6) * 7, -randn(1, 6)]), temperature=50.0), [[50, -50]]
+    )
+
+
+def test_cosine_logits_stay_in_float32_inside_autocast():
+    """At -20, bfloat16 is 1/8 coarse: losses of different logits would fall together."""
+    regions, texts = randn(4, 32, seed=1), randn(5, 32, seed=2)
+    expected = cosine_logits(regions, texts, temperature=25.0, bias=torch.tensor(-20.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = cosine_logits(regions.bfloat16(), texts, temperature=25.0, bias=torch.tensor(-20.0))
+        exact = cosine_logits(regions, texts, temperature=25.0, bias=torch.tensor(-20.0))
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(exact, expected, rtol=0, atol=1e-5)
+
+
+# ---- positives_by_id
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_positives_by_id_is_membership(data):
+    ids = st.integers(0, 4)
+    tile_ids = data.draw(st.lists(ids, min_size=1, max_size=6))
+    text_ids = data.draw(st.lists(st.integers(-1, 4), max_size=7))
+    members = [[data.draw(st.booleans()) for _ in tile_ids] for _ in range(data.draw(st.integers(0, 4)))]
+    positive = positives_by_id(
+        torch.tensor(members, dtype=torch.bool).reshape(-1, len(tile_ids)),
+        torch.tensor(tile_ids),
+        torch.tensor(text_ids, dtype=torch.int64),
+    )
+    expected = [
+        [t >= 0 and any(m and t == i for m, i in zip(row, tile_ids, strict=True)) for t in text_ids]
+        for row in members
+    ]
+    assert positive.shape == (len(members), len(text_ids))
+    assert positive.tolist() == expected
+
+
+def test_the_id_of_an_empty_place_belongs_to_nothing():
+    assert not positives_by_id(
+        torch.ones(1, 1, dtype=torch.bool), torch.tensor([-1]), torch.tensor([-1])
+    ).any()
+
+
+# ---- matched_bce
+
+
+def slow_matched(logits, positive, negative_weight):
+    rows = []
+    for row, flags in zip(logits.tolist(), positive.tolist(), strict=True):
+        count = sum(flags)
+        rows.append(
+            sum(
+                bce(z, 1) / count if flag else negative_weight * bce(z, 0)
+                for z, flag in zip(row, flags, strict=True)
+            )
+        )
+    return rows
+
+
+@pytest.mark.parametrize("negative_weight", [0.125, 1.0])
+def test_matched_bce_with_none_one_and_several_positives(negative_weight):
+    logits = randn(3, 5, scale=8) - 3
+    positive = torch.tensor([[0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [1, 0, 1, 0, 1]], dtype=torch.bool)
+    close(
+        matched_bce(logits, positive, negative_weight=negative_weight),
+        slow_matched(logits, positive, negative_weight),
+    )
+
+
+def test_matched_bce_closed_form():
+    """At logit 0 every entry is ln 2: one for all positives together, 1/8 for each negative."""
+    positive = torch.tensor([[1, 1, 0, 0, 0]], dtype=torch.bool)
+    close(matched_bce(torch.zeros(1, 5), positive, negative_weight=0.125), [math.log(2) * (1 + 3 / 8)])
+
+
+def test_matched_bce_survives_extreme_logits():
+    logits = torch.tensor([[-1000.0, 1000.0]])
+    close(matched_bce(logits, torch.tensor([[True, False]]), negative_weight=0.5), [1500.0])
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_matched_bce_of_nothing(shape):
+    loss = matched_bce(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool), negative_weight=0.125)
+    assert loss.tolist() == [0.0] * shape[0]
+
+
+# ---- multi_hot_bce and one_hot_per_tag_bce
+
+
+TARGETS = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 1]])
+
+
+def test_multi_hot_bce():
+    logits = randn(3, 4, scale=6)
+    expected = [
+        sum(bce(z, t) for z, t in zip(row, target, strict=True))
+        for row, target in zip(logits.tolist(), TARGETS.tolist(), strict=True)
+    ]
+    close(multi_hot_bce(logits, TARGETS), expected)
+
+
+def test_one_hot_per_tag_bce():
+    """Other tags of the same picture are negatives of each tag; no tag, no loss."""
+    logits = randn(3, 4, scale=6)
+    expected = []
+    for row, target in zip(logits.tolist(), TARGETS.tolist(), strict=True):
+        tags = [k for k, t in enumerate(target) if t]
+        total = sum(bce(z, k == tag) for tag in tags for k, z in enumerate(row))
+        expected.append(total / len(tags) if tags else 0.0)
+    close(one_hot_per_tag_bce(logits, TARGETS), expected)
+
+
+def test_one_hot_per_tag_has_no_gradient_without_tags():
+    logits = randn(3, 4).requires_grad_()
+    one_hot_per_tag_bce(logits, TARGETS).sum().backward()
+    assert logits.grad[0].tolist() == [0] * 4
+    assert (logits.grad[1:] != 0).all()
+
+
+def test_closed_forms_at_logit_zero():
+    close(multi_hot_bce(torch.zeros(3, 4), TARGETS), [4 * math.log(2)] * 3)
+    close(one_hot_per_tag_bce(torch.zeros(3, 4), TARGETS), [0, 4 * math.log(2), 4 * math.log(2)])
+
+
+@pytest.mark.parametrize("loss", [multi_hot_bce, one_hot_per_tag_bce])
+def test_tag_losses_of_no_region(loss):
+    assert loss(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+
+
+# ---- masked_class_bce
+
+
+def slow_class_loss(logits, gt_classes, mask):
+    total = 0.0
+    for row, gt in zip(logits.tolist(), gt_classes.tolist(), strict=True):
+        for k, z in enumerate(row):
+            total += mask[k] * bce(z, k == gt)
+    return total / len(logits)
+
+
+def test_class_loss_is_masked_and_divided_by_the_number_of_rois():
+    logits = randn(6, 4, scale=5)
+    gt_classes = torch.tensor([0, 4, 3, 4, 2, 1])  # 4: background
+    mask = [1.0, 0.0, 1.0, 1.0]
+    close(masked_class_bce(logits, gt_classes, torch.tensor(mask)), slow_class_loss(logits, gt_classes, mask))
+
+
+def test_class_loss_closed_form():
+    """ln 2 for each of the base columns, of whatever class the regions are: no 1 / K."""
+    loss = masked_class_bce(torch.zeros(7, 80), torch.arange(7), torch.cat([torch.ones(48), torch.zeros(32)]))
+    close(loss, 48 * math.log(2))
+
+
+def test_masked_classes_get_no_gradient():
+    logits = randn(5, 4).requires_grad_()
+    masked_class_bce(logits, torch.tensor([0, 1, 2, 3, 4]), torch.tensor([1.0, 0, 1, 0])).backward()
+    assert (logits.grad[:, [1, 3]] == 0).all()
+    assert (logits.grad[:, [0, 2]] != 0).all()
+
+
+def test_class_loss_of_no_roi_is_a_zero_with_a_graph():
+    logits = torch.zeros(0, 4, requires_grad=True)
+    loss = masked_class_bce(logits, torch.zeros(0, dtype=torch.int64), torch.ones(4))
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.shape == (0, 4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(st.floats(-60, 60), min_size=3, max_size=3), min_size=1, max_size=4), st.data())
+def test_all_losses_on_arbitrary_logits(rows, data):
+    logits = torch.tensor(rows, dtype=torch.float64)
+    flags = [[data.draw(st.booleans()) for _ in range(3)] for _ in rows]
+    positive = torch.tensor(flags)
+    gt = torch.tensor([data.draw(st.integers(0, 3)) for _ in rows])
+    close(matched_bce(logits, positive, negative_weight=0.125), slow_matched(logits, positive, 0.125))
+    close(masked_class_bce(logits, gt, torch.tensor([1.0, 0, 1])), slow_class_loss(logits, gt, [1, 0, 1]))
+    expected = [
+        sum(bce(z, t) for z, t in zip(row, target, strict=True))
+        for row, target in zip(rows, flags, strict=True)
+    ]
+    close(multi_hot_bce(logits, positive), expected)

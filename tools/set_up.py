@@ -1,0 +1,212 @@
+"""Create ``.venv`` with everything CLIM needs. Run by ``make setup``; a second run brings it up to date.
+
+Usage: python3.11 tools/set_up.py [--isolated]
+
+An interpreter that already imports torch and detectron2 keeps them, and every other package it has:
+``.venv`` sees them, and only what is missing is added. A Detectron2 built inside ``.venv`` is kept too.
+Otherwise ``.venv`` gets the pinned requirements and the Detectron2 wheel. Needs the standard library only.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+TRIED = ("3.11", "3.12", "3.13")
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements.txt"
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "setup.json"
+COMPILED_AGAINST = ("torch", "torchvision", "numpy")  # never moved under a Detectron2 that is kept
+QUIET = [] if sys.stdout.isatty() else ["--quiet"]  # pip's progress bars are for people
+OFFLINE_SIGNS = ("connection", "timed out", "name resolution", "unreachable", "proxy")
+
+# {distribution: [version, whether it is inside the environment]}; the first on the path is the one imported.
+INSPECT = """
+import importlib.metadata, json, os, re, sys
+found, prefix = {}, os.path.realpath(sys.prefix) + os.sep
+for distribution in importlib.metadata.distributions():
+    name = re.sub("[-_.]+", "-", distribution.metadata["Name"] or "").lower()
+    inside = os.path.realpath(str(distribution.locate_file(""))).startswith(prefix)
+    found.setdefault(name, [distribution.version, inside])
+print(json.dumps(found))
+"""
+
+SUMMARY = """
+import platform, cv2, detectron2, torch, torchvision, clim
+try:
+    from detectron2 import _C
+    kind = "compiled operators"
+except ImportError:
+    kind = "pure Python"
+device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+print(f"Python {platform.python_version()}, torch {torch.__version__} ({device}), "
+      f"detectron2 {detectron2.__version__} ({kind}), OpenCV {cv2.__version__}")
+"""
+
+
+class SetupError(Exception):
+    """One sentence for the user."""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--isolated", action="store_true", help="do not share the interpreter's packages")
+    isolated = parser.parse_args().isolated
+    check_version()
+
+    seconds = {}
+    with step("virtual environment", seconds):
+        make_environment(isolated=isolated)
+        there = json.loads(succeed([PYTHON, "-c", INSPECT]))
+        ours = "detectron2" not in there and there.get("sal-detectron2", ["", False])[1]
+        keep = not ours and works([PYTHON, "-c", "import torch, detectron2"])
+    with step("packages", seconds):
+        if keep:
+            print("torch and detectron2 are there already: they stay, and what is missing is added.")
+            add_missing(there)
+        else:
+            install(*QUIET, "-r", REQUIREMENTS)
+        mend_opencv()
+    if not keep:
+        with step("Detectron2", seconds):
+            unpack_detectron2()
+    with step("clim", seconds):
+        install("--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT)
+    with step("check", seconds):
+        print(succeed([PYTHON, "-c", SUMMARY]), end="")
+    STAMP.write_text(json.dumps({"seconds": seconds, "kept_detectron2": keep}, indent=2) + "\n")
+    print(f"set-up: {sum(seconds.values()):.1f} s")
+
+
+def check_version():
+    """Only versions on which the pinned packages were installed and tried."""
+    if "{}.{}".format(*sys.version_info) not in TRIED:
+        raise SetupError(
+            f"{sys.executable} is Python {sys.version.split()[0]}, CLIM runs on Python {', '.join(TRIED)}: "
+            "name one of these with `make setup PYTHON=/path/to/python3.11`."
+        )
+
+
+@contextmanager
+def step(name, seconds):
+    """Announce a step; say and note how long it took."""
+    print(f"{name} …", flush=True)
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 1)
+    print(f"{name}: {seconds[name]} s", flush=True)
+
+
+def make_environment(*, isolated):
+    """``.venv``, unless a working one is there; it sees the caller's packages if they hold a Detectron2."""
+    if works([PYTHON, "-c", "import pip"]):
+        return
+    share = not isolated and works([sys.executable, "-c", "import torch, detectron2"])
+    command = [sys.executable, "-m", "venv", "--clear", VENV] + ["--system-site-packages"] * share
+    if not works(command):
+        raise SetupError(
+            f"`{' '.join(map(str, command))}` failed; where Python's venv is a package of its own, as on "
+            "Debian and Ubuntu, `apt install python{}.{}-venv` brings it.".format(*sys.version_info)
+        )
+    if share and sys.prefix != sys.base_prefix:
+        # What venv calls the system's packages are those of the base interpreter, so a caller that is a
+        # virtual environment itself has to be named. addsitedir follows its links to source builds, too.
+        folders = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
+        lines = [f"import site; site.addsitedir({folder!r})\n" for folder in folders]
+        (site_packages() / "parent-environment.pth").write_text("".join(lines))
+
+
+def add_missing(there):
+    """Install the pins that the caller's packages lack; torch and NumPy stay wherever they are."""
+    kept = {name for name, (_, inside) in there.items() if not inside or name in COMPILED_AGAINST}
+    kept -= {"setuptools", "ruff"}  # clim's own installation and style need these very versions
+    if any(name.startswith("opencv") for name in kept):
+        kept.add("opencv-python")  # all its builds are the same module
+    pins = re.findall(r"^([\w.-]+)(==\S+)", REQUIREMENTS.read_text(), re.MULTILINE)
+    missing = [name + pin for name, pin in pins if name.replace("_", "-") not in kept]
+    with tempfile.TemporaryDirectory() as folder:
+        constraints = Path(folder) / "kept.txt"
+        constraints.write_text("".join(f"{n}=={there[n][0]}\n" for n in COMPILED_AGAINST if n in there))
+        hint = (
+            "if what it needs does not go with the torch or NumPy that are kept, `make clean` and "
+            "`make setup SETUP_OPTIONS=--isolated` give CLIM an environment of its own."
+        )
+        install(*QUIET, "-c", constraints, *missing, hint=hint)
+
+
+def mend_opencv():
+    """OpenCV without windows, same version, where the system libraries of its windows (libGL) are missing."""
+    if works([PYTHON, "-c", "import cv2"]):
+        return
+    pin = re.search(r"^opencv-python(==\S+)", REQUIREMENTS.read_text(), re.MULTILINE)[1]
+    print("opencv-python does not import here, as without libGL: opencv-python-headless takes its place.")
+    works([PYTHON, "-m", "pip", "uninstall", "--yes", "opencv-python"])
+    install("--quiet", "--no-deps", "--force-reinstall", f"opencv-python-headless{pin}")
+
+
+def unpack_detectron2():
+    """The wheel is tagged for Python 3.10, and its Python files run on later versions as they are."""
+    platform = ["--python-version", "3.10", "--implementation", "cp", "--only-binary=:all:"]
+    wheel = ["--require-hashes", "-r", ROOT / "requirements-detectron2.txt"]
+    install("--quiet", "--upgrade", "--no-deps", "--target", site_packages(), *platform, *wheel)
+
+
+def site_packages():
+    """The package folder of ``.venv``."""
+    return Path(succeed([PYTHON, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).strip())
+
+
+def install(*arguments, hint="pip's last lines above say why."):
+    """``pip install`` in the environment; a failure becomes one sentence."""
+    # Without conflict warnings: the Detectron2 wheel claims NumPy < 2, which its Python files do not need.
+    command = [PYTHON, "-m", "pip", "install", "--no-warn-conflicts", *map(str, arguments)]
+    if subprocess.run(command).returncode == 0:
+        return
+    if offline():
+        raise SetupError(
+            "no package registry answers; the first set-up needs the network, or a mirror set in pip's "
+            "configuration. Call `make setup` again then."
+        )
+    raise SetupError(f"`pip install` failed: {hint}")
+
+
+def offline():
+    """Whether fetching one small package fails, too, and for want of a connection."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [PYTHON, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--retries", "1"]
+        probe = subprocess.run([*command, "-d", folder, "tabulate"], capture_output=True, text=True)
+    return probe.returncode != 0 and any(sign in probe.stderr.lower() for sign in OFFLINE_SIGNS)
+
+
+def works(command):
+    """Whether a command exists and succeeds; its output is dropped."""
+    try:
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:
+        return False
+
+
+def succeed(command):
+    """The standard output of a command that has to succeed."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SetupError("the environment is damaged (see above): call `make clean`, then `make setup`.")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    os.environ.pop("PYTHONPATH", None)  # .venv has to do without it
+    os.environ["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    try:
+        main()
+    except SetupError as error:
+        sys.exit(f"error: {error}")
