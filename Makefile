@@ -41,8 +41,8 @@ test-all: $(READY)  ## all tests
 	$(BIN)/python -m pytest
 
 lint: $(READY)  ## ruff: rules and format
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
 
 clean:  ## remove .venv and caches; datasets and output stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis projects/CLIM/*.egg-info

@@ -1,11 +1,11 @@
 """Detect objects of any names in pictures: drawings with boxes, names and scores, and a JSON file.
 
-    python tools/predict.py --input photo.jpg folder "more/*.png" --vocabulary "dog, fire hydrant" --output out
+    python tools/predict.py --input photo.jpg folder "more/*.png" --vocabulary "dog, fire hydrant"
     python tools/predict.py --config-file configs/Detic_CLIM_C4.yaml --weights model_final.pth --input photos
 
-The default model is the one that ``make demo`` has trained. A score is the probability that training fitted
-(the bias that CLIM leaves out at test is kept in, or everything would score nearly 1). Classes without boxes in
-training (starred in the drawings) score lower than base classes: lower --threshold to see more of them.
+The default model is the one that ``make demo`` has trained. A score is the probability that training fitted:
+the bias that CLIM leaves out at test is kept in, or everything would score nearly 1. Classes without boxes in
+training (starred in the drawings) score lower than others: lower --threshold to see more of them.
 
 DIR/predictions.json:
     {"vocabulary": [names], "novel": [names without boxes in training], "config": …, "weights": …,
@@ -23,7 +23,6 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,7 +30,7 @@ from clim.data.images import UnreadableImage, read_image
 from clim.engine import load_config, run_cleanly
 from clim.errors import UserError
 from clim.predictor import Predictor, most_confident
-from clim.visualization import class_colours, draw_boxes
+from clim.visualization import draw_objects
 
 DEMO_WEIGHTS = Path("output/demo/detic_clim/model_final.pth")
 DEMO_CONFIG = Path("configs/mini/detic_clim.yaml")
@@ -39,15 +38,27 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", "
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", nargs="+", required=True, metavar="PICTURES", help="files, folders or globs")
-    parser.add_argument("--output", type=Path, default=Path("output/predictions"), help="folder (%(default)s)")
-    parser.add_argument("--vocabulary", help='"a,b,c", or a .txt with one name a line (default: the config\'s)')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="PICTURES", help="files, folders or globs"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/predictions"), help="folder (%(default)s)"
+    )
+    parser.add_argument(
+        "--vocabulary", help='"a,b,c", or a .txt with one name a line (default: the config\'s)'
+    )
     parser.add_argument("--config-file", type=Path, default=DEMO_CONFIG, help="YAML (%(default)s)")
-    parser.add_argument("--weights", help=f"checkpoint (default: {DEMO_WEIGHTS} with its config, else the config's)")
+    parser.add_argument(
+        "--weights", help=f"checkpoint (default: {DEMO_WEIGHTS} with its config, else the config's)"
+    )
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score shown (%(default)s)")
     parser.add_argument("--top", type=int, default=20, help="most boxes shown of a picture (%(default)s)")
-    parser.add_argument("--overlap", type=float, default=0.6, help="of boxes with a higher IoU the best stays (%(default)s)")
+    parser.add_argument(
+        "--overlap", type=float, default=0.6, help="of boxes with a higher IoU the best stays (%(default)s)"
+    )
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
     return parser.parse_args(arguments)
 
@@ -55,14 +66,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)  # torch warns of its own internals on the first call
+    logging.getLogger("torch.fx").setLevel(
+        logging.ERROR
+    )  # torch warns of its own internals on the first call
     pictures = find_pictures(args.input)
     cfg = load_config(str(args.config_file), overrides_of(args))
     predictor = Predictor(cfg)
     args.output.mkdir(parents=True, exist_ok=True)
-    colours = class_colours(len(predictor.names))
     images, skipped, drawings = [], [], drawing_names(pictures)
-    for path, drawing in zip(tqdm(pictures, unit="picture", disable=len(pictures) < 2), drawings, strict=True):
+    for path, drawing in zip(
+        tqdm(pictures, unit="picture", disable=len(pictures) < 2), drawings, strict=True
+    ):
         try:
             picture = read_image(path, fmt="RGB").image
         except UnreadableImage as error:
@@ -70,7 +84,11 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         found = predictor.predict(picture if cfg.INPUT.FORMAT == "RGB" else picture[..., ::-1])
         found = most_confident(found, threshold=args.threshold, top=args.top, overlap=args.overlap)
-        save_drawing(args.output / drawing, picture, found, predictor, colours)
+        boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes.tolist(), found.scores.tolist()
+        drawn = draw_objects(
+            picture, boxes, classes, names=predictor.names, novel=predictor.novel, scores=scores
+        )
+        Image.fromarray(drawn).save(args.output / drawing, quality=92)
         height, width = picture.shape[:2]
         images.append(
             {"file_name": str(path), "height": height, "width": width, "drawing": drawing}
@@ -111,12 +129,16 @@ def read_vocabulary(text: str) -> list[str]:
         try:
             names = Path(text).read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--vocabulary {text} cannot be read ({error}): give a text file, a name a line.") from error
+            raise UserError(
+                f"--vocabulary {text} cannot be read ({error}): give a text file, a name a line."
+            ) from error
     else:
         names = text.split(",")
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not names:
-        raise UserError(f'--vocabulary {text!r} holds no name: write "a,b,c", or a name on each line of the file.')
+        raise UserError(
+            f'--vocabulary {text!r} holds no name: write "a,b,c", or a name on each line of the file.'
+        )
     return names
 
 
@@ -145,22 +167,10 @@ def drawing_names(pictures: list[Path]) -> list[str]:
     return list(names)
 
 
-def save_drawing(path: Path, picture: np.ndarray, found, predictor: Predictor, colours: np.ndarray) -> None:
-    """The best box lies on top."""
-    found = found[list(reversed(range(len(found))))]
-    classes = found.pred_classes.tolist()
-    drawn = draw_boxes(
-        picture,
-        found.pred_boxes.tensor.numpy(),
-        [f"{predictor.names[c]} {score:.2f}" for c, score in zip(classes, found.scores.tolist(), strict=True)],
-        colours=colours[classes],
-        marked=[i for i, c in enumerate(classes) if c in predictor.novel],
-    )
-    Image.fromarray(drawn).save(path, quality=92)
-
-
 def as_records(found, names: list[str]) -> list[dict]:
-    rows = zip(found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+    rows = zip(
+        found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True
+    )
     return [
         {
             "name": names[category],
@@ -174,13 +184,15 @@ def as_records(found, names: list[str]) -> list[dict]:
 
 def tell(args: argparse.Namespace, images: list[dict], skipped: list[dict]) -> None:
     boxes = sum(len(image["detections"]) for image in images)
-    print(f"{len(images)} pictures, {boxes} boxes: {args.output}/*.jpg and {args.output / 'predictions.json'}")
+    print(
+        f"{len(images)} pictures, {boxes} boxes: {args.output}/*.jpg and {args.output / 'predictions.json'}"
+    )
     if skipped:
         print(f"{len(skipped)} pictures could not be read:")
         for entry in skipped:
             print(f"  {entry['file_name']}: {entry['reason']}")
     if images and not boxes:
-        print(f"Nothing scores {args.threshold} or more: try a lower --threshold, such as {args.threshold / 10:g}.")
+        print(f"Nothing scores {args.threshold} or more: lower --threshold, to {args.threshold / 10:g} say.")
 
 
 if __name__ == "__main__":

@@ -1,34 +1,27 @@
-"""Trainings as steps of something larger: each a process of its own, kept when finished, resumed when cut off.
+"""Trainings as steps of something larger, each a process of its own.
 
-An output folder holds ``results.json``: the settings that the run was started with, its seconds so far and,
-once it has been evaluated, its results. The same settings again return at once or go on from the last
-checkpoint; other settings start over.
+Asked for again with the same settings, a finished run is kept and one that was cut off goes on from its last
+checkpoint; other settings start over (``run_record.py``).
 """
 
-import fcntl
-import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-
-from detectron2.data import MetadataCatalog
 
 from clim.engine import load_config
 from clim.errors import UserError
 from clim.paths import data_root
+from clim.run_record import holding, open_record, read_json, settings_of, write_record
 
 TRAIN_NET = Path(__file__).resolve().parents[3] / "train_net.py"
-RECORD = "results.json"
 POLL_SECONDS = 1.0
 TAIL_LINES = 15
 
@@ -62,7 +55,7 @@ def run_training(
         datasets_root: ``DETECTRON2_DATASETS`` of the run; None: this process's.
         threads: ``OMP_NUM_THREADS`` of the run.
         log: file for what the run prints; None: ``output``/train.log.
-        progress: called about once a second, always at the start and at the end; what it raises stops the run.
+        progress: called about once a second; what it raises stops the run.
 
     Returns {"AP50_novel", "AP50_base", "AP50_all", … all that OVCOCOEvaluator sums up, "per_class": its rows,
     "seconds": of all sessions of this run together}; figures are percent, None where no object exists.
@@ -74,9 +67,9 @@ def run_training(
     root = Path(datasets_root) if datasets_root is not None else data_root()
     overrides = [str(value) for value in overrides]
     cfg = load_config(str(config), overrides)
-    settings = {"config": _comparable(cfg), "inputs": _input_digests(cfg, root)}
-    with _holding(output) as lock:
-        record = _known_record(output, settings)
+    settings = settings_of(cfg, root)
+    with holding(output) as lock:
+        record = open_record(output, settings)
         if record["results"]:
             progress(Progress("kept"))
             return {**record["results"], "seconds": record["seconds"]}
@@ -98,7 +91,7 @@ def run_training(
             try:
                 while not _ended(process):
                     record["seconds"] = round(before + time.monotonic() - start, 1)
-                    _write_record(output, record)
+                    write_record(output, record)
                     now = _where(output, log, cfg.SOLVER.MAX_ITER) or now
                     progress(now)
             finally:
@@ -107,10 +100,10 @@ def run_training(
                     process.wait()
         if process.returncode != 0:
             raise UserError(
-                f"{config} stopped with exit code {process.returncode}; the end of {log}:\n{log_tail(log)}"
+                f"{config} stopped with exit code {process.returncode}; {log} ends:\n{log_tail(log)}"
             )
         record["results"] = _evaluation(output, cfg.DATASETS.TEST[0])
-        _write_record(output, record)
+        write_record(output, record)
     progress(Progress("finished"))
     return {**record["results"], "seconds": record["seconds"]}
 
@@ -143,27 +136,12 @@ def run_together(trainings: Mapping[str, dict], *, at_once: int) -> dict[str, di
         return {name: future.result() for name, future in futures.items()}
 
 
-def read_metrics(output: str | os.PathLike) -> list[dict]:
-    """Lines of a run's metrics.json by ascending iteration; of those that a resumed run repeats, the last."""
-    try:
-        lines = (Path(output) / "metrics.json").read_text().splitlines()
-    except OSError:
-        return []
-    by_iteration = {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            by_iteration[entry["iteration"]] = by_iteration.get(entry["iteration"], {}) | entry
-        except (ValueError, KeyError):  # the line that a kill cut off
-            continue
-    return [by_iteration[iteration] for iteration in sorted(by_iteration)]
-
-
 def log_tail(log: str | os.PathLike, lines: int = TAIL_LINES) -> str:
-    """The last lines of a log, without colours, indented."""
+    """The last lines of a log, without colours, indented; only the error where the run has named it."""
     text = Path(log).read_text(errors="replace") if Path(log).is_file() else ""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
-    return "\n".join(f"    {line}" for line in plain[-lines:])
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[-lines:]
+    named = next((i for i, line in enumerate(plain) if line.startswith("error: ")), 0)
+    return "\n".join(f"    {line}" for line in plain[named:])
 
 
 def _ended(process) -> bool:
@@ -197,80 +175,9 @@ def _end_of(path: Path, size: int = 8192) -> str:
         return file.read().decode(errors="replace")
 
 
-# ---- What makes two runs the same ----------------------------------------------------------------
-
-
-def _comparable(cfg) -> str:
-    """The config as text, but for where the run lies and how often it speaks."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD = "", 0
-    return cfg.dump()
-
-
-def _input_digests(cfg, root: Path) -> dict[str, str]:
-    """{file: sha256} of weights, class embeddings and annotations, those that exist."""
-    sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.CAPTIONS, *cfg.DATASETS.TEST)
-    files = [MetadataCatalog.get(name).get("json_file") for name in sets]
-    # Registrations answer with paths under this process's data root; the run may have another.
-    files = [os.path.relpath(file, data_root()) for file in files if file]
-    files += [cfg.MODEL.WEIGHTS, cfg.MODEL.VOCABULARY.EMBEDDINGS]
-    found = {}
-    for file in filter(None, files):
-        path = Path(file) if Path(file).is_file() else root / file
-        if path.is_file():
-            found[file] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
-
-
-# ---- The output folder ---------------------------------------------------------------------------
-
-
-@contextmanager
-def _holding(output: Path):
-    """A lock on ``output`` that this process and its run share; yields its file descriptor."""
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / ".lock"
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{output}: another training is still writing there; wait for it or stop it.") from error
-        yield file.fileno()
-
-
-def _known_record(output: Path, settings: dict) -> dict:
-    """This run's record."""
-    path = output / RECORD
-    others = [entry for entry in output.iterdir() if entry.name != ".lock"]
-    if not path.is_file() and others:
-        raise UserError(f"{output} holds files that no such run has made: remove it, or name another folder.")
-    record = _read_json(path)
-    if record and record.get("settings") == settings:
-        return record
-    for entry in others:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    record = {"settings": settings, "seconds": 0.0, "results": None}
-    _write_record(output, record)
-    return record
-
-
 def _evaluation(output: Path, dataset: str) -> dict:
     path = output / "inference" / dataset / "ov_coco_results.json"
-    report = _read_json(path)
+    report = read_json(path)
     if report is None:
         raise UserError(f"{path} is missing: the training ended without an evaluation.")
     return {**report["summary"], "per_class": report["per_class"]}
-
-
-def _read_json(path: Path):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _write_record(output: Path, record: dict) -> None:
-    partial = output / f"{RECORD}.partial"
-    partial.write_text(json.dumps(record))
-    os.replace(partial, output / RECORD)

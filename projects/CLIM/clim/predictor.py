@@ -20,8 +20,8 @@ class Predictor:
     """``Predictor(cfg)(file_name)`` → Instances in the picture's own pixels.
 
     Where training used a bias on the logits that inference leaves out (CLIM: sigmoid(25 cos) at test), every
-    pair of a box and a class scores high, the best ones 0.9999…. Here the learnt bias stays in: ``scores`` are
-    the probabilities that training fitted. Ranks are those of the evaluation, and a threshold means something.
+    pair of a box and a class scores high, the best ones 0.9999…. Here the learnt bias stays in: ``scores``
+    are the probabilities that training fitted. Ranks are the evaluation's, and a threshold means something.
 
     Attributes:
         names: K class names, the configured vocabulary's.
@@ -29,7 +29,7 @@ class Predictor:
     """
 
     def __init__(self, cfg, *, score_threshold: float = 0.0):
-        """Weights are cfg.MODEL.WEIGHTS; "" leaves them random. Results below ``score_threshold`` are dropped."""
+        """Weights: cfg.MODEL.WEIGHTS, "" for random ones. Boxes below ``score_threshold`` are dropped."""
         self.input_format = cfg.INPUT.FORMAT
         self.names = class_names(cfg)
         base = _metadata(cfg, "base_classes")
@@ -49,7 +49,7 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> Instances:
-        """``image`` (H, W, 3) uint8 in cfg.INPUT.FORMAT → pred_boxes, scores (falling), pred_classes, on the CPU."""
+        """``image`` uint8 (H, W, 3) in cfg.INPUT.FORMAT → pred_boxes, falling scores, pred_classes."""
         height, width = image.shape[:2]
         resized = self.resize.get_transform(image).apply_image(image)
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
@@ -60,9 +60,9 @@ class Predictor:
 def most_confident(
     found: Instances, *, threshold: float = 0.0, top: int | None = None, overlap: float = 1.0
 ) -> Instances:
-    """What a person wants to see of ``found`` (scores falling): at most ``top`` boxes that score ``threshold``.
+    """What a person wants to see of ``found``: at most ``top`` boxes that score ``threshold`` or more.
 
-    Of boxes whose IoU passes ``overlap`` the best stays, whatever their classes: one name for one object.
+    ``found`` is sorted by falling score. Of boxes whose IoU passes ``overlap`` the best stays, whatever their classes: one name for one object.
     """
     found = found[found.scores >= threshold]
     return found[nms(found.pred_boxes.tensor.double(), found.scores.double(), overlap)[:top]]
@@ -76,7 +76,7 @@ def class_names(cfg) -> list[str]:
 
 
 def _with_own_vocabulary(cfg):
-    """The config of the checkpoint's classes, so that other names are set after loading and not loaded over."""
+    """The config of the checkpoint's classes; other names are set after loading, not loaded over."""
     cfg = cfg.clone()
     if cfg.MODEL.VOCABULARY.NAMES:
         cfg.defrost()

@@ -42,12 +42,11 @@ class Board:
             self.stream.write(text + "\n")
             self.stream.flush()
 
-    def close(self, name: str) -> None:
-        """The run ``name`` leaves the live line."""
+    def done(self, name: str, text: str) -> None:
+        """The run ``name`` leaves the live line, and a line about it stays."""
         with self._lock:
             self._now.pop(name, None)
-            if self.live:
-                self.stream.write("\r\x1b[K")
+        self.say(f"  {name}: {text}")
 
     def _redraw(self) -> None:
         line = "   ".join(f"{name}: {describe(progress)}" for name, progress in self._now.items())
@@ -75,7 +74,7 @@ def describe(progress: Progress) -> str:
 
 
 def clock(seconds: float) -> str:
-    """"1:23", "1:02:03"."""
+    """ "1:23", "1:02:03"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -2,7 +2,7 @@
 
 import torch
 from detectron2.solver import build_optimizer as build_sgd
-from detectron2.solver.build import get_default_optimizer_params
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
 from clim.errors import UserError
 
@@ -24,4 +24,5 @@ def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=lambda name: solver.BACKBONE_MULTIPLIER if name.startswith(PRETRAINED) else 1.0,
     )
-    return torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+    return maybe_add_gradient_clipping(cfg, optimizer)

@@ -1,5 +1,6 @@
 """The training loop: Detectron2's pieces around joint batches, global-norm clipping and exact resumption."""
 
+import inspect
 import logging
 import math
 import os
@@ -27,6 +28,10 @@ from .rank_state import load_rank_state, rank_state_path
 from .schedule import scale_to_world
 
 logger = logging.getLogger(__name__)
+
+# The name of DDP's switch changed in torch 2.14.
+_DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers"
 
 
 class Trainer(TrainerBase):
@@ -64,8 +69,8 @@ class Trainer(TrainerBase):
         return DistributedDataParallel(
             model,
             device_ids=[comm.get_local_rank()] if model.device.type == "cuda" else None,
-            broadcast_buffers=False,  # queues are each rank's own
             find_unused_parameters=bool(loader.ALTERNATE) or loader.DETECTION_PER_GPU == 0,
+            **{_SYNC_BUFFERS: False},  # queues are each rank's own
         )
 
     def resume_or_load(self, *, resume: bool) -> None:

@@ -4,11 +4,13 @@
 |---|---|
 | ``draw.py`` | boxes with names on a picture, mosaics with their tiles, panels side by side |
 | ``curves.py`` | line charts as SVG text |
-| ``report.py`` | one HTML file with tables, curves and pictures inside |
+| ``report.py``, ``style.py`` | one HTML file with tables, curves and pictures inside |
+| ``comparison.py`` | detectors beside the ground truth, example mosaics |
 """
 
+from clim.visualization.comparison import compare, mosaic_of_each_grid, most_novel
 from clim.visualization.curves import line_chart, smooth
-from clim.visualization.draw import class_colours, draw_boxes, draw_canvas, enlarge, side_by_side
+from clim.visualization.draw import class_colours, draw_boxes, draw_canvas, draw_objects, side_by_side
 from clim.visualization.report import Example, Report, Run, render_report
 
 __all__ = [
@@ -16,10 +18,13 @@ __all__ = [
     "Report",
     "Run",
     "class_colours",
+    "compare",
     "draw_boxes",
     "draw_canvas",
-    "enlarge",
+    "draw_objects",
     "line_chart",
+    "mosaic_of_each_grid",
+    "most_novel",
     "render_report",
     "side_by_side",
     "smooth",

@@ -1,4 +1,4 @@
-"""Line charts as SVG text: no script; ink and grid take their colours from the CSS of the page around them."""
+"""Line charts as SVG text: no script; ink and grid get their colours from the CSS of the page around them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -44,7 +44,10 @@ def line_chart(
     """
     faint = faint or {}
     points = [
-        (x, y) for xs, ys in (*series.values(), *faint.values()) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)
+        (x, y)
+        for xs, ys in (*series.values(), *faint.values())
+        for x, y in zip(xs, ys, strict=True)
+        if math.isfinite(y)
     ]
     head = (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}" '

@@ -73,6 +73,36 @@ def draw_boxes(
     return np.asarray(canvas)
 
 
+def draw_objects(
+    image: np.ndarray,
+    boxes,
+    classes: Sequence[int],
+    *,
+    names: Sequence[str],
+    novel: Collection[int] = (),
+    scores: Sequence[float] | None = None,
+    side: int = 640,
+) -> np.ndarray:
+    """Detections, or ground truth where ``scores`` is None; the first object lies on top.
+
+    Args:
+        classes: N indices into ``names``, each with a colour of its own.
+        novel: class indices that are marked.
+    """
+    labels = [names[c] for c in classes]
+    if scores is not None:
+        labels = [f"{label} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
+    last = len(labels) - 1
+    return draw_boxes(
+        image,
+        np.asarray(boxes, dtype=float).reshape(-1, 4)[::-1],
+        labels[::-1],
+        colours=class_colours(len(names))[list(classes)[::-1]],
+        marked={last - i for i, c in enumerate(classes) if c in novel},
+        side=side,
+    )
+
+
 def draw_canvas(canvas: dict, *, image_format: str, side: int = 768, captions: bool = True) -> np.ndarray:
     """What the network saw of a mosaic (data/mapper.py): the canvas, its tiles' boxes and drawn captions.
 
@@ -122,7 +152,9 @@ def _font(size: int):
 def _outline(draw, box, size, *, grow: int, width: int, colour) -> None:
     """A rectangle drawn inwards from ``box`` grown by ``grow`` px, kept visible at the picture's border."""
     x0, y0 = (min(max(v - grow, 0), limit - 1) for v, limit in zip(box[:2], size, strict=True))
-    x1, y1 = (min(max(v + grow, low), limit - 1) for v, limit, low in zip(box[2:], size, (x0, y0), strict=True))
+    x1, y1 = (
+        min(max(v + grow, low), limit - 1) for v, limit, low in zip(box[2:], size, (x0, y0), strict=True)
+    )
     draw.rectangle((x0, y0, x1, y1), outline=colour, width=width)
 
 
@@ -134,7 +166,14 @@ def _label(draw, box, size, *, text: str, font, colour, star: bool, others: list
     x0, y0, x1, y1 = box
     corners = [(x0, y0)]
     if others is not None:
-        corners = [(x0, y0 - height), (x0, y1), (x1 - width, y0 - height), (x1 - width, y1), (x0, y0), (x0, y1 - height)]
+        corners = [
+            (x0, y0 - height),
+            (x0, y1),
+            (x1 - width, y0 - height),
+            (x1 - width, y1),
+            (x0, y0),
+            (x0, y1 - height),
+        ]
     places = []
     for x, y in corners:
         x = min(max(x, 0), max(size[0] - width, 0))

@@ -106,7 +106,8 @@ def _results_table(runs: Sequence[Run]) -> str:
 def _class_table(runs: Sequence[Run]) -> str:
     """AP50 of every novel class, the last run's best ones first."""
     scores = [
-        {row["class"]: row for row in run.results.get("per_class", []) if row["split"] == "novel"} for run in runs
+        {row["class"]: row for row in run.results.get("per_class", []) if row["split"] == "novel"}
+        for run in runs
     ]
     names = {name: row["num_gt"] for by_class in scores for name, row in by_class.items()}
 
@@ -158,7 +159,8 @@ def _examples(examples: Iterable[Example], note: str) -> str:
     for example in examples:
         figures = "".join(
             f'<figure><img src="{data_uri(image)}" width="{image.shape[1]}" height="{image.shape[0]}" '
-            f'alt="{escape(example.title)}: {escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
+            f'alt="{escape(example.title)}: {escape(caption)}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
             for caption, image in example.panels
         )
         heading = f"<h3>{escape(example.title)}</h3>" if example.title else ""
@@ -172,14 +174,17 @@ def _seconds_table(seconds: dict[str, float]) -> str:
 
 
 def _commands(commands: Iterable[tuple[str, str]]) -> str:
-    return "".join(f"<p>{_text(what)}</p><pre><code>{escape(command)}</code></pre>" for what, command in commands)
+    return "".join(
+        f"<p>{_text(what)}</p><pre><code>{escape(command)}</code></pre>" for what, command in commands
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Cells are HTML already; all columns but the first are numbers."""
     cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>'
 

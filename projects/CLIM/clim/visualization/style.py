@@ -23,7 +23,10 @@ h3 { font-size: .95rem; font-weight: 600; color: var(--ink-2); margin: 20px 0 8p
 header p { max-width: 78ch; margin: 0 0 10px; }
 header p:first-of-type { font-size: 1.15rem; }
 p { max-width: 84ch; margin: 0 0 12px; }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 22px 24px; margin-top: 22px; }
+section {
+  background: var(--card); border: 1px solid var(--line); border-radius: 12px;
+  padding: 22px 24px; margin-top: 22px;
+}
 a { color: var(--run1); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -32,10 +35,13 @@ th:first-child { text-align: left; padding-left: 0; }
 thead th { color: var(--ink-2); font-size: .85rem; font-weight: 600; }
 tbody th { font-weight: 500; }
 tbody tr:last-child > * { border-bottom: 0; }
-.bar { display: inline-block; width: 150px; text-align: right; padding: 1px 6px; position: relative; isolation: isolate; }
+.bar {
+  display: inline-block; width: 150px; padding: 1px 6px; text-align: right;
+  position: relative; isolation: isolate;
+}
 .bar::before {
-  content: ""; position: absolute; inset: 0 auto 0 0; width: var(--width); background: var(--ink); opacity: .28;
-  border-radius: 3px; z-index: -1;
+  content: ""; position: absolute; inset: 0 auto 0 0; width: var(--width); border-radius: 3px;
+  background: var(--ink); opacity: .28; z-index: -1;
 }
 .swatch { display: inline-block; width: .75em; height: .75em; border-radius: 3px; margin-right: .5em; }
 .legend span { margin-right: 22px; }

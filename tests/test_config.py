@@ -1,0 +1,187 @@
+"""Configs: every file loads and builds on what it should, and says the numbers of its row."""
+
+import re
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
+
+from clim.config import add_clim_config
+from clim.methods import METHOD_REGISTRY
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml"))
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        if hasattr(value, "items"):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def changed(cfg, base):
+    base = dict(leaves(base))
+    return {key: value for key, value in leaves(cfg) if base.get(key, ...) != value}
+
+
+def test_every_key_of_clim_has_a_default_and_detectron2s_are_untouched():
+    plain, ours = get_cfg(), get_cfg()
+    add_clim_config(ours)
+    added = set(dict(leaves(ours))) - set(dict(leaves(plain)))
+    assert {"MODEL.OPEN_VOCAB.TEMPERATURE", "MODEL.METHOD.DETIC.BIAS", "INPUT.MOSAIC.GRIDS"} <= added
+    kept = {key: value for key, value in leaves(ours) if key not in added}
+    assert kept == dict(leaves(plain))
+
+
+def test_every_key_of_clim_is_explained():
+    """One line a key: a comment on the line, or on the line before for the group."""
+    lines = (ROOT / "projects" / "CLIM" / "clim" / "config.py").read_text().splitlines()
+    bare = []
+    for before, line in zip(lines, lines[1:], strict=False):
+        if re.match(r"\s+\w+(\.\w+)* = (?!.*CN\(\))", line) and "#" not in line:
+            named = line.split("=")[0].strip()
+            if not before.strip().startswith("#") and not re.search(r"_PER_GPU|\.FLIP|\.TEMPERATURE", named):
+                bare.append(named)
+    assert bare == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_loads_and_names_what_exists(file, load_cfg):
+    cfg = load_cfg(file)
+    assert cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
+    assert cfg.MODEL.PROPOSAL_GENERATOR.NAME in PROPOSAL_GENERATOR_REGISTRY
+    assert cfg.MODEL.ROI_HEADS.NAME in ROI_HEADS_REGISTRY
+    assert not cfg.MODEL.METHOD.NAME or cfg.MODEL.METHOD.NAME in METHOD_REGISTRY
+    pairs = cfg.DATALOADER.CAPTIONS_PER_GPU + cfg.DATALOADER.MOSAICS_PER_GPU
+    assert (pairs > 0) == bool(cfg.MODEL.METHOD.NAME)
+    assert not pairs or cfg.DATASETS.CAPTIONS
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if "Base" not in f])
+def test_output_folders_are_the_rows_own(file, load_cfg):
+    assert [load_cfg(other).OUTPUT_DIR for other in FILES].count(load_cfg(file).OUTPUT_DIR) == 1
+
+
+@pytest.mark.parametrize(
+    "file", ["BoxSup_C4.yaml", "Detic_C4.yaml", "Detic_CLIM_C4.yaml", "Detic_C4_official.yaml"]
+)
+def test_the_detector_of_ovcoco(file, load_cfg):
+    cfg = load_cfg(file)
+    model = cfg.MODEL
+    assert (model.ROI_HEADS.NUM_CLASSES, model.OPEN_VOCAB.BASE_CLASSES) == (80, "ovcoco")
+    assert model.PIXEL_MEAN == [103.53, 116.28, 123.675] and model.PIXEL_STD == [1.0, 1.0, 1.0]
+    assert (cfg.INPUT.FORMAT, model.BACKBONE.FREEZE_AT, model.RESNETS.NORM) == ("BGR", 2, "FrozenBN")
+    assert (
+        model.RESNETS.DEPTH == 50 and model.RESNETS.STRIDE_IN_1X1 and model.RESNETS.OUT_FEATURES == ["res4"]
+    )
+    assert model.ANCHOR_GENERATOR.SIZES == [[32, 64, 128, 256, 512]]
+    assert model.ANCHOR_GENERATOR.ASPECT_RATIOS == [[0.5, 1.0, 2.0]]
+    rpn = model.RPN
+    assert (rpn.PRE_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TRAIN) == (12000, 2000)
+    assert (rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST, rpn.NMS_THRESH) == (6000, 1000, 0.7)
+    assert (rpn.BATCH_SIZE_PER_IMAGE, rpn.POSITIVE_FRACTION, rpn.IOU_THRESHOLDS) == (256, 0.5, [0.3, 0.7])
+    heads = model.ROI_HEADS
+    assert (heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION, heads.IOU_THRESHOLDS) == (512, 0.25, [0.5])
+    assert (heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (0.05, 0.5, 100)
+    assert heads.PROPOSAL_APPEND_GT
+    head = model.ROI_BOX_HEAD
+    assert (head.POOLER_TYPE, head.POOLER_RESOLUTION, head.BBOX_REG_WEIGHTS) == (
+        "ROIAlignV2", 14, (10.0, 10.0, 5.0, 5.0),
+    )  # fmt: skip
+    assert head.SMOOTH_L1_BETA == rpn.SMOOTH_L1_BETA == 0.0  # L1
+    assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ((800,), 1333)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, cfg.INPUT.RANDOM_FLIP) == (
+        800,
+        1333,
+        "horizontal",
+    )
+    solver = cfg.SOLVER
+    assert (solver.BASE_LR, solver.MOMENTUM, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == (
+        0.02,
+        0.9,
+        1e-4,
+        0,
+    )
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.GAMMA) == (1000, 0.001, 0.1)
+    assert solver.REFERENCE_WORLD_SIZE == 8 and solver.AMP.ENABLED and solver.OPTIMIZER == "SGD"
+    assert cfg.DATASETS.TRAIN == ("coco_zeroshot_train_oriorder",)
+    assert cfg.DATASETS.TEST == ("coco_generalized_zeroshot_val",)
+    assert (cfg.INPUT.CAPTION.SHORT_SIDE, cfg.INPUT.CAPTION.LONG_SIDE) == (400, 667)
+
+
+@pytest.mark.parametrize(
+    "file, sizes, schedule, tags",
+    [
+        ("BoxSup_C4.yaml", (2, 0, 0), (90_000, (60_000, 80_000)), None),
+        ("Detic_C4_caption.yaml", (2, 4, 0), (45_000, (30_000, 40_000)), False),
+        ("Detic_C4.yaml", (2, 4, 0), (45_000, (30_000, 40_000)), True),
+        ("Detic_CLIM_C4_caption.yaml", (2, 2, 2), (45_000, (30_000, 40_000)), False),
+        ("Detic_CLIM_C4.yaml", (2, 2, 2), (45_000, (30_000, 40_000)), True),
+    ],
+)
+def test_the_clim_releases_rows(file, sizes, schedule, tags, load_cfg):
+    cfg = load_cfg(file)
+    loader, detic = cfg.DATALOADER, cfg.MODEL.METHOD.DETIC
+    assert (loader.DETECTION_PER_GPU, loader.CAPTIONS_PER_GPU, loader.MOSAICS_PER_GPU) == sizes
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.CLIP_GLOBAL_NORM) == (*schedule, 35.0)
+    assert (cfg.MODEL.OPEN_VOCAB.TEMPERATURE, cfg.MODEL.OPEN_VOCAB.TRAIN_BIAS) == (25.0, [-20.0])
+    assert cfg.MODEL.VOCABULARY.EMBEDDINGS == "metadata/coco_clip_hand_craft.npy"
+    assert not cfg.MODEL.OPEN_VOCAB.FP32_HEADS and loader.ALTERNATE == ()
+    if tags is None:
+        assert cfg.MODEL.METHOD.NAME == ""
+        return
+    assert cfg.MODEL.WEIGHTS == "output/BoxSup_C4/model_final.pth"
+    assert (detic.TEMPERATURE, detic.BIAS, detic.CAPTION_WEIGHT, detic.CAPTION_BASE_REGIONS) == (
+        25,
+        [-20],
+        0.1,
+        4,
+    )
+    assert (detic.CAPTION_NEGATIVES, detic.NEGATIVE_WEIGHT, detic.QUEUE_LENGTH) == ("queue", 0.125, 256)
+    assert detic.TAG_WEIGHT == (0.1 / 3 if tags else 0)
+    assert (detic.TAG_TARGET, detic.TAG_MIN_IOF, detic.TAG_TOPK) == ("multi_hot", 0.3, 128)
+    mosaic = cfg.INPUT.MOSAIC
+    assert (mosaic.GRIDS, mosaic.SIZE, mosaic.FLIP, mosaic.GROUPS) == ([2, 3, 4], 800, 0.5, 4)
+    assert (mosaic.FILLING, mosaic.PAD_VALUE, mosaic.PARTNERS) == ("fit", 114, "random")
+
+
+@pytest.mark.parametrize(
+    "file, caption, tag, proposals",
+    [
+        ("Detic_C4_official.yaml", 0.1, 0.1, 32),
+        ("Detic_C4_official_caption.yaml", 0.1, 0.0, 32),
+        ("Detic_C4_official_max-size.yaml", 0.0, 0.1, 31),
+    ],
+)
+def test_official_detics_rows(file, caption, tag, proposals, load_cfg):
+    cfg = load_cfg(file)
+    detic, loader = cfg.MODEL.METHOD.DETIC, cfg.DATALOADER
+    assert (cfg.MODEL.OPEN_VOCAB.TEMPERATURE, cfg.MODEL.OPEN_VOCAB.TRAIN_BIAS) == (50.0, [])
+    assert cfg.MODEL.OPEN_VOCAB.FP32_HEADS
+    assert cfg.MODEL.VOCABULARY.EMBEDDINGS == "metadata/coco_clip_a+cname.npy"
+    assert cfg.MODEL.WEIGHTS == "output/BoxSup_C4_official/model_final.pth"
+    assert (loader.DETECTION_PER_GPU, loader.CAPTIONS_PER_GPU, loader.MOSAICS_PER_GPU) == (2, 8, 0)
+    assert loader.ALTERNATE == (1, 1) and not loader.FILTER_EMPTY_ANNOTATIONS
+    assert (detic.TEMPERATURE, detic.BIAS, detic.CAPTION_BASE_REGIONS) == (50.0, [], 0)
+    assert (detic.CAPTION_NEGATIVES, detic.NEGATIVE_WEIGHT, detic.TAG_TARGET) == ("gather", 1.0, "per_tag")
+    assert (detic.CAPTION_WEIGHT, detic.TAG_WEIGHT, detic.TAG_TOPK) == (caption, tag, proposals)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90_000, (60_000, 80_000))
+    assert cfg.SOLVER.CLIP_GLOBAL_NORM == 0.0 and not cfg.SOLVER.CLIP_GRADIENTS.ENABLED
+
+
+def test_clim_is_a_config_change(load_cfg):
+    """From Detic to Detic + CLIM only batch sizes change."""
+    for suffix in ("", "_caption"):
+        difference = changed(load_cfg(f"Detic_CLIM_C4{suffix}.yaml"), load_cfg(f"Detic_C4{suffix}.yaml"))
+        assert set(difference) == {"DATALOADER.CAPTIONS_PER_GPU", "DATALOADER.MOSAICS_PER_GPU", "OUTPUT_DIR"}
+
+
+def test_mini_runs_mean_what_they_say(load_cfg):
+    for file in FILES:
+        if file.startswith("mini"):
+            cfg = load_cfg(file)
+            assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
+            assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.OPEN_VOCAB.BASE_CLASSES) == (65, "mini")
