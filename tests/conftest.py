@@ -11,6 +11,8 @@ from detectron2.config import get_cfg
 from torch.nn import functional as F
 
 from clim.config import add_clim_config
+from clim.data.mini_setup import set_up_mini
+from clim.engine import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -76,6 +78,45 @@ def load_cfg():
         add_clim_config(cfg)
         cfg.merge_from_file(str(CONFIGS / name))
         cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
+        return cfg
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny_mini(tmp_path_factory):
+    """A data root with a mini benchmark of 12 scenes, 4 of them to test on, and 16 image-text pairs."""
+    root = tmp_path_factory.mktemp("tiny_mini")
+    set_up_mini(root, seed=7, num_train=12, num_val=4, num_pairs=16, num_cluttered=4, workers=1)
+    return root
+
+
+@pytest.fixture
+def tiny_overrides(tmp_path):
+    """KEY, VALUE, … that make a run of configs/mini on ``tiny_mini`` a matter of seconds."""
+    return [
+        "MODEL.WEIGHTS", "",
+        "INPUT.MIN_SIZE_TRAIN", "(96,)",
+        "INPUT.MIN_SIZE_TEST", "96",
+        "INPUT.MOSAIC.SIZE", "128",
+        "INPUT.CAPTION.SHORT_SIDE", "64",
+        "INPUT.CAPTION.LONG_SIDE", "64",
+        "SOLVER.WARMUP_ITERS", "2",
+        "SOLVER.STEPS", "()",
+        "SOLVER.LOG_PERIOD", "1",
+        "SOLVER.CHECKPOINT_PERIOD", "0",
+        "OUTPUT_DIR", str(tmp_path / "output"),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def tiny_cfg(tiny_mini, tiny_overrides, monkeypatch):
+    """``tiny_cfg("KEY", value, …)``: the frozen config of a tiny Detic + CLIM run."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
+
+    def load(*overrides, config="mini/detic_clim.yaml"):
+        cfg = load_config(str(CONFIGS / config), [*tiny_overrides, *overrides])
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
         return cfg
 
     return load

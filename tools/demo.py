@@ -16,16 +16,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
-
-from clim.data.mini import DEFAULT_SIZES, build_mini
+from clim.data.mini import DEFAULT_SIZES
+from clim.data.mini_setup import set_up_mini
 from clim.engine import load_config, run_cleanly
 from clim.experiments import run_together, run_training
 from clim.paths import data_root
 from clim.progress import Board, clock
 from clim.run_record import read_json
-from clim.text import build_text_encoder, build_text_tower, class_embeddings
 from clim.visualization.demo_report import COMPARED, TITLES, write_demo_report
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "mini"
@@ -96,17 +93,7 @@ def prepare_data(args: argparse.Namespace, board: Board) -> float:
     if args.sizes:
         sizes = dict(zip(("train", "val", "pairs"), args.sizes, strict=True), cluttered=0)
     numbers = {f"num_{split}": number for split, number in sizes.items()}
-    summary = build_mini(data_root(), seed=args.seed, workers=cores(), **numbers)
-    cfg = config(args, "detic_clim")
-    embeddings = data_root() / cfg.MODEL.VOCABULARY.EMBEDDINGS
-    if not embeddings.is_file():
-        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
-        tower = build_text_tower(name=cfg.MODEL.TEXT.NAME, pretrained=cfg.MODEL.TEXT.PRETRAINED)
-        embeddings.parent.mkdir(parents=True, exist_ok=True)
-        np.save(embeddings, class_embeddings(tower, names, cfg.MODEL.VOCABULARY.PROMPT).numpy())
-    if cfg.MODEL.TEXT.CACHE:
-        records = DatasetCatalog.get(cfg.DATASETS.CAPTIONS[0])
-        build_text_encoder(cfg).prefill([caption for record in records for caption in record["captions"]])
+    summary = set_up_mini(data_root(), seed=args.seed, workers=cores(), **numbers)
     # A later call finds everything made: what counts is how long it took the first time.
     note = args.output / "data.json"
     known = read_json(note) or {}

@@ -104,6 +104,7 @@ def test_flips_mirror_each_picture_for_itself(photos):
             assert upright or torch.equal(tile, pixels(by_id[image_id], (y1 - y0, x1 - x0), flipped=True))
             seen.append(upright)
     assert 8 <= sum(seen) <= 24  # of 32 with probability 1/2
+    assert any(0 < sum(seen[i : i + 4]) < 4 for i in range(0, 32, 4))  # not whole canvases
 
 
 def test_crop_fills_each_cell(photos):

@@ -274,6 +274,8 @@ def test_a_crop_lies_inside_and_has_the_wanted_ratio_and_area(height, width, rat
     full_h = full_w / ratio
     for side, full in ((x1 - x0, full_w), (y1 - y0, full_h)):
         assert full * np.sqrt(0.5) - 1 <= max(side, 1) <= max(full, 1) + 1e-9
+    if min(x1 - x0, y1 - y0) > 1:  # sides are whole pixels, and at least one
+        assert abs((x1 - x0) - (y1 - y0) * ratio) <= 1 + ratio
 
 
 def test_a_whole_square_stays_whole():

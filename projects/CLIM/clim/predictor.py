@@ -62,7 +62,8 @@ def most_confident(
 ) -> Instances:
     """What a person wants to see of ``found``: at most ``top`` boxes that score ``threshold`` or more.
 
-    ``found`` is sorted by falling score. Of boxes whose IoU passes ``overlap`` the best stays, whatever their classes: one name for one object.
+    ``found`` is sorted by falling score. Of boxes whose IoU passes ``overlap`` the best stays, whatever their
+    classes: one name for one object.
     """
     found = found[found.scores >= threshold]
     return found[nms(found.pred_boxes.tensor.double(), found.scores.double(), overlap)[:top]]

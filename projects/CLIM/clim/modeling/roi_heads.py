@@ -1,7 +1,6 @@
 """C4 RoI heads with a text classifier and class-agnostic boxes: official Detic's, by names and keys."""
 
 import logging
-import math
 from collections.abc import Iterator
 
 import torch
@@ -9,7 +8,7 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers, Res5ROIHeads
-from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats, fast_rcnn_inference, fast_rcnn_inference
+from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats, fast_rcnn_inference
 from detectron2.structures import Boxes
 from fvcore.nn import c2_xavier_fill
 from torch import Tensor, nn
@@ -83,26 +82,6 @@ class OpenVocabOutputLayers(FastRCNNOutputLayers):
         }
 
     def inference(self, predictions, proposals):
-        """As the parent's, but ranked by logits; where training had a bias, scores are float64.
-
-        Without that bias a good box has 25 cos > 20, and float32 rounds sigmoid to exactly 1 from 16.7 on: NMS,
-        the cut to the best 100 and AP could not tell the best boxes of a class apart.
-        """
-        logits, _ = predictions
-        results, kept = fast_rcnn_inference(
-            self.predict_boxes(predictions, proposals),
-            logits.split([len(p) for p in proposals]),
-            [p.image_size for p in proposals],
-            torch.tensor(self.test_score_thresh).logit().item(),
-            self.test_nms_thresh,
-            self.test_topk_per_image,
-        )
-        dtype = torch.float64 if hasattr(self.cls_score, "cls_bias") else logits.dtype
-        for result in results:
-            result.scores = result.scores.to(dtype).sigmoid()
-        return results, kept
-
-    def inference(self, predictions, proposals):
         """As the parent's, but ordered by logits: in float32 sigmoid is 1 from 17 on, and would tie.
 
         Instances carry ``scores`` (sigmoid, as official Detic) and ``logits``, by which evaluation ranks.
@@ -112,7 +91,7 @@ class OpenVocabOutputLayers(FastRCNNOutputLayers):
             self.predict_boxes(predictions, proposals),
             logits,
             [p.image_size for p in proposals],
-            math.log(self.test_score_thresh / (1 - self.test_score_thresh)) if self.test_score_thresh else -math.inf,
+            torch.tensor(self.test_score_thresh).logit().item(),
             self.test_nms_thresh,
             self.test_topk_per_image,
         )

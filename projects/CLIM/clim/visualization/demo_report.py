@@ -19,15 +19,15 @@ SHOWN_SCORE, SHOWN_OVERLAP = 0.2, 0.5
 
 ABOUT = (
     "All three are one Faster R-CNN (EfficientNet-Lite0 C4) that classifies regions by text embeddings "
-    "(MiniLM). The base stage learns boxes of 48 base classes. From there, Detic also learns from captions and "
-    "tags of single pictures; Detic + CLIM from single pictures and from mosaics of 4, 9 or 16 pictures, whose "
-    "tiles stand in for regions. At test the vocabulary is all 65 classes, 17 of them novel: no box of theirs "
-    "was ever seen."
+    "(MiniLM). The base stage learns boxes of 48 base classes. From there, Detic also learns from captions "
+    "and tags of single pictures; Detic + CLIM from single pictures and from mosaics of 4, 9 or 16 pictures, "
+    "whose tiles stand in for regions. At test the vocabulary is all 65 classes, 17 of them novel: no box of "
+    "theirs was ever seen."
 )
 EXAMPLES_NOTE = (
-    f"The {NUM_EXAMPLES} validation pictures with the most novel objects, chosen by ground truth alone. Shown "
-    f"are detections of probability {SHOWN_SCORE} and more, of overlapping ones the best. A star and a white "
-    "rim mark novel classes."
+    f"The {NUM_EXAMPLES} validation pictures with the most novel objects, chosen by ground truth alone. "
+    f"Shown are detections of probability {SHOWN_SCORE} and more, of overlapping ones the best. A star and a "
+    "white rim mark novel classes."
 )
 NOTES = [
     "All pictures are drawn by a program: OpenMoji drawings, CC BY-SA 4.0 (https://openmoji.org, "
@@ -49,7 +49,7 @@ def write_demo_report(
     seed: int,
     commands: list[tuple[str, str]],
 ) -> Path:
-    """``folder``/report.html and ``folder``/examples from the finished runs ``folder``/{base,detic,detic_clim}.
+    """``folder``/report.html and ``folder``/examples, from the finished runs in ``folder``/{base,detic,…}.
 
     Args:
         configs: {run: the config that it was trained with}.
@@ -64,10 +64,7 @@ def write_demo_report(
             ABOUT,
             f"This is one seed ({seed}); a few points of difference between seeds are normal.",
         ],
-        runs=[
-            Run(name, TITLES[name], seed, result, read_metrics(folder / name))
-            for name, result in results.items()
-        ],
+        runs=runs,
         examples=_examples(folder, configs),
         examples_note=EXAMPLES_NOTE,
         mosaics=[

@@ -1,0 +1,172 @@
+"""A run that is cut off and resumed goes on exactly as it would have, on the CPU."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.env import seed_all_rng
+
+from clim.engine import Trainer, rank_state
+from clim.engine.rank_state import load_rank_state, random_states_kept, rank_state_path, save_rank_state
+from clim.errors import UserError
+from clim.methods.queue import TextQueue
+
+EXACT = ("loss", "norm", "lr", "AP", "AR", "num_", "accuracy")  # what must not differ by one bit
+
+
+class CutOff(BaseException):
+    """Not an Exception: nothing may clean up after it, as after a kill."""
+
+
+def run(cfg, *, resume=False, cut_after=None):
+    """One session of a training; ``cut_after``: the iteration after which it dies."""
+    seed_all_rng(cfg.SEED)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    after_step = trainer.after_step
+
+    def dying():
+        after_step()
+        if trainer.iter == cut_after:
+            raise CutOff
+
+    trainer.after_step = dying
+    if cut_after is None:
+        trainer.train()
+        return trainer
+    with pytest.raises(CutOff):
+        trainer.train()
+    seed_all_rng(4711)
+    return trainer
+
+
+def exact_metrics(cfg):
+    by_iteration = {}
+    for line in (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines():
+        entry = json.loads(line)
+        kept = {k: v for k, v in entry.items() if any(part in k for part in EXACT)}
+        assert not kept.keys() & by_iteration.get(entry["iteration"], {}).keys(), "a line is there twice"
+        by_iteration.setdefault(entry["iteration"], {}).update(kept)
+    return by_iteration
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_losses_after_resuming_are_bit_equal(tiny_cfg, tmp_path, workers):
+    """Checkpoints after iterations 1 and 3, evaluation after iteration 2, death after iteration 4."""
+    options = (
+        *("SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 3),
+        *("DATALOADER.NUM_WORKERS", workers, "MODEL.METHOD.DETIC.QUEUE_LENGTH", 20),
+    )
+    whole = tiny_cfg(*options, "OUTPUT_DIR", str(tmp_path / "whole"))
+    straight = run(whole)
+    parts = tiny_cfg(*options, "OUTPUT_DIR", str(tmp_path / "parts"))
+    run(parts, cut_after=2)
+    assert (tmp_path / "parts/last_checkpoint").read_text() == "model_0000001.pth"
+    run(parts, resume=True, cut_after=4)
+    assert (tmp_path / "parts/last_checkpoint").read_text() == "model_0000003.pth"
+    resumed = run(parts, resume=True)
+
+    expected, found = exact_metrics(whole), exact_metrics(parts)
+    assert sorted(expected) == [0, 1, 2, 3, 4, 5, 6]
+    assert found == expected
+    for name, buffer in straight.raw_model.named_buffers():
+        assert torch.equal(buffer, dict(resumed.raw_model.named_buffers())[name]), name
+    for name, parameter in straight.raw_model.named_parameters():
+        assert torch.equal(parameter, dict(resumed.raw_model.named_parameters())[name]), name
+    queue = resumed.raw_model.method.queue
+    assert (queue.image_ids >= 0).all()  # full and overflowing: the oldest fell out
+
+
+def test_resuming_a_finished_run_evaluates_again(tiny_cfg):
+    cfg = tiny_cfg("SOLVER.MAX_ITER", 1)
+    run(cfg)
+    (Path(cfg.OUTPUT_DIR) / "evaluation.json").unlink()
+    before = exact_metrics(cfg)[0]
+    trainer = run(cfg, resume=True)
+    assert trainer.start_iter == 1
+    assert (Path(cfg.OUTPUT_DIR) / "evaluation.json").is_file()
+    assert exact_metrics(cfg)[0] == before
+
+
+def test_a_fresh_run_does_not_resume_an_earlier_one(tiny_cfg):
+    """Killed before its first checkpoint, a run must not go on from what another left in the folder."""
+    cfg = tiny_cfg("SOLVER.MAX_ITER", 2)
+    run(cfg)
+    run(cfg, cut_after=0)
+    trainer = run(cfg, resume=True)
+    assert trainer.start_iter == 0
+    assert sorted(exact_metrics(cfg)) == [0, 1, 2]
+
+
+def test_another_number_of_processes(tiny_cfg, monkeypatch, caplog):
+    cfg = tiny_cfg("SOLVER.MAX_ITER", 1)
+    run(cfg)
+    trainer = Trainer(tiny_cfg("SOLVER.MAX_ITER", 2))
+    path = Path(cfg.OUTPUT_DIR) / "model_final.pth"
+    torch.save(torch.load(path) | {"world_size": 8}, path)
+    state = rank_state_path(cfg.OUTPUT_DIR, 0)
+    torch.save(torch.load(state) | {"world_size": 8}, state)
+    trainer.resume_or_load(resume=True)
+    assert "another number of processes" in caplog.text
+
+    scaled = Trainer(tiny_cfg("SOLVER.MAX_ITER", 2, "SOLVER.REFERENCE_WORLD_SIZE", 8))
+    with pytest.raises(UserError, match="written by 8 processes.* resume with 8, not 1"):
+        scaled.resume_or_load(resume=True)
+
+
+# ---- The state of one process ------------------------------------------------------------------------
+
+
+def drawn():
+    return random.random(), np.random.rand(), np.random.randn(), torch.rand(2).tolist()
+
+
+def test_random_states_and_queues_come_back(tmp_path):
+    queue = TextQueue(4, 3)
+    queue.push(torch.eye(3), torch.tensor([5, 6, 7]))
+    seed_all_rng(3)
+    np.random.randn()  # leaves a second normal number in store
+    save_rank_state(queue, tmp_path / "state.pth")
+    expected = drawn()
+    contents = {name: buffer.clone() for name, buffer in queue.named_buffers()}
+
+    seed_all_rng(4)
+    queue.push(torch.ones(2, 3), torch.tensor([8, 9]))
+    assert load_rank_state(queue, tmp_path / "state.pth")
+    assert drawn() == expected
+    for name, buffer in queue.named_buffers():
+        assert torch.equal(buffer, contents[name])
+
+
+def test_states_that_do_not_fit_change_nothing(tmp_path, monkeypatch):
+    queue = TextQueue(4, 3)
+    assert not load_rank_state(queue, tmp_path / "missing.pth")
+    save_rank_state(queue, tmp_path / "state.pth")
+    longer = TextQueue(5, 3)
+    longer.push(torch.ones(1, 3), torch.tensor([1]))
+    seed_all_rng(1)
+    expected = drawn()
+    seed_all_rng(1)
+    assert not load_rank_state(longer, tmp_path / "state.pth")
+    monkeypatch.setattr(rank_state.comm, "get_world_size", lambda: 2)
+    assert not load_rank_state(queue, tmp_path / "state.pth")
+    assert drawn() == expected and longer.image_ids.tolist() == [1, -1, -1, -1, -1]
+
+
+def test_random_states_are_kept_around_an_error():
+    seed_all_rng(9)
+    expected = drawn()
+    seed_all_rng(9)
+    with pytest.raises(ValueError), random_states_kept():
+        drawn()
+        raise ValueError
+    assert drawn() == expected
+
+
+def test_each_process_has_its_own_file(monkeypatch):
+    assert rank_state_path("out", 4999).name == "iteration_0004999.rank0.pth"
+    monkeypatch.setattr(rank_state.comm, "get_rank", lambda: 3)
+    assert rank_state_path("out", 4999).name == "iteration_0004999.rank3.pth"

@@ -1,0 +1,273 @@
+"""The training loop on a tiny Detic + CLIM run: what it logs, writes, clips and stops at."""
+
+import json
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.events import EventStorage
+
+from clim.engine import Trainer, build, evaluate
+from clim.engine.evaluation import build_evaluators
+from clim.engine.history import cut_metrics, put_earlier_run_aside
+from clim.engine.trainer import build_solver, check_finite
+from clim.errors import UserError
+from clim.evaluation.ov_coco import NEEDED_METADATA
+
+LOSSES = {
+    "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc",
+    "loss_caption", "loss_tag", "loss_caption_mosaic", "loss_tag_mosaic",
+}  # fmt: skip
+
+
+def started(cfg):
+    """A trainer about to take its first step."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.iter = 0
+    return trainer
+
+
+def metrics_of(folder):
+    by_iteration = {}
+    for line in (Path(folder) / "metrics.json").read_text().splitlines():
+        entry = json.loads(line)
+        by_iteration.setdefault(entry["iteration"], {}).update(entry)
+    return by_iteration
+
+
+def test_a_run_leaves_its_losses_figures_and_checkpoints(tiny_cfg, caplog):
+    cfg = tiny_cfg("SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 2, "SOLVER.AMP.ENABLED", True)
+    evaluated_at = []
+    with caplog.at_level(logging.INFO, "clim"):
+        trainer = started(cfg)
+        before = {name: p.clone() for name, p in trainer.raw_model.named_parameters() if p.requires_grad}
+        after_step = trainer.after_step
+
+        def watched():
+            after_step()
+            evaluated_at.append((trainer.iter, (Path(cfg.OUTPUT_DIR) / "evaluation.json").exists()))
+
+        trainer.after_step = watched
+        trainer.train()
+
+    assert caplog.text.count("Mixed precision needs CUDA: training in float32.") == 1
+    metrics = metrics_of(cfg.OUTPUT_DIR)
+    for iteration in range(4):
+        entry = metrics[iteration]
+        losses = {name for name in entry if name.startswith("loss_")}
+        assert losses == LOSSES
+        assert entry["total_loss"] == pytest.approx(sum(entry[name] for name in losses))
+        assert entry["grad_norm"] > 0 and entry["lr"] > 0 and entry["skipped_images"] == 0
+    assert "bbox/AP50_novel" in metrics[1] and "bbox/AP50_novel" in metrics[4]
+    assert evaluated_at == [(0, False), (1, True), (2, True), (3, True)]
+
+    after = dict(trainer.raw_model.named_parameters())
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    output = Path(cfg.OUTPUT_DIR)
+    figures = json.loads((output / "evaluation.json").read_text())
+    assert {"AP50_novel", "AP50_base", "AP50_all"} < set(figures)
+    assert figures["AP50_all"] == pytest.approx(metrics[4]["bbox/AP50_all"])
+    assert (output / "last_checkpoint").read_text() == "model_final.pth"
+    assert list(output.glob("events.out.tfevents.*"))
+    stored = torch.load(output / "model_final.pth")
+    assert not any(name.startswith("method.queue") or "text_encoder" in name for name in stored["model"])
+
+
+def test_several_test_sets(tiny_cfg):
+    cfg = tiny_cfg("DATASETS.TEST", "('mini_ov_val', 'mini_ov_train_scored')")
+    DatasetCatalog.register("mini_ov_train_scored", lambda: DatasetCatalog.get("mini_ov_val")[:1])
+    known = MetadataCatalog.get("mini_ov_val")
+    MetadataCatalog.get("mini_ov_train_scored").set(**{key: known.get(key) for key in NEEDED_METADATA})
+    try:
+        results = evaluate(cfg, build(cfg))
+    finally:
+        DatasetCatalog.remove("mini_ov_train_scored")
+        MetadataCatalog.remove("mini_ov_train_scored")
+    assert set(results) == {"mini_ov_val", "mini_ov_train_scored"}
+    figures = json.loads((Path(cfg.OUTPUT_DIR) / "evaluation.json").read_text())
+    assert set(figures) == set(results) and "AP50_novel" in figures["mini_ov_val"]
+
+
+def test_evaluation_draws_no_random_numbers_of_the_training(tiny_cfg):
+    cfg = tiny_cfg()
+    model = build(cfg)
+
+    def drawn():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = drawn()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    model.train()
+    evaluate(cfg, model)
+    assert drawn() == expected
+    assert model.training
+
+
+def test_a_set_that_cannot_be_scored_is_found_before_training(tiny_cfg):
+    with pytest.raises(UserError, match="registered without metadata"):
+        build_evaluators(tiny_cfg("DATASETS.TEST", "('keypoints_coco_2017_val',)"))
+    with pytest.raises(UserError, match="protocol"):
+        build_evaluators(tiny_cfg("TEST.PROTOCOL", "mine"))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_cfg, capsys):
+    cfg = tiny_cfg("SOLVER.MAX_ITER", 2)
+    trainer = started(cfg)
+    seen = []
+    model = trainer.raw_model
+    tag_loss, step = model.method.tag_loss, trainer.run_step
+
+    def infinite_on_mosaics(embeddings, regions, texts):
+        seen.append(texts.tiles.image_ids.tolist())
+        loss = tag_loss(embeddings, regions, texts)
+        return loss * float("inf") if trainer.iter == 1 and len(texts.tiles) > 2 else loss
+
+    def remembering():
+        before.update({name: p.clone() for name, p in model.named_parameters()})
+        step()
+
+    before = {}
+    model.method.tag_loss = infinite_on_mosaics
+    trainer.run_step = remembering
+    with pytest.raises(UserError) as caught:
+        trainer.train()
+    message = str(caught.value)
+    assert message.startswith("Iteration 1: loss_tag_mosaic = inf")
+    assert "loss_tag = " not in message and "\n" not in message
+    for image_id in seen[-1]:
+        assert str(image_id) in message
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    assert not (Path(cfg.OUTPUT_DIR) / "evaluation.json").exists()
+
+
+def test_a_gradient_that_is_no_number_stops_the_run():
+    batch = {"detection": [{"image_id": 4}], "captions": [], "mosaics": []}
+    losses = {"loss_cls": torch.tensor(1.0), "loss_tag": torch.tensor(2.0)}
+    check_finite(losses, 3.0, batch, 7)
+    with pytest.raises(UserError, match=r"Iteration 7: gradient norm = nan; .*\{'detection': \[4\]\}"):
+        check_finite(losses, float("nan"), batch, 7)
+    with pytest.raises(UserError, match=r"loss_cls = nan, loss_tag = inf;"):
+        check_finite(
+            {"loss_cls": torch.tensor(torch.nan), "loss_tag": torch.tensor(torch.inf)}, 1.0, batch, 7
+        )
+
+
+def test_divergence_that_detectron2_meets_first_names_the_pictures(tiny_cfg):
+    trainer = started(tiny_cfg("SOLVER.MAX_ITER", 1))
+    with torch.no_grad():
+        for parameter in trainer.raw_model.proposal_generator.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(UserError, match="Iteration 0: .*Inf/NaN.*image ids of the batch: .*detection"):
+        trainer.train()
+
+
+def gradients_after(trainer, monkeypatch):
+    """Gradients as the optimiser meets them in one step, and their global norm."""
+    met = {}
+
+    def step(*args, **kwargs):
+        met.update({n: p.grad.clone() for n, p in trainer.raw_model.named_parameters() if p.grad is not None})
+
+    monkeypatch.setattr(trainer.optimizer, "step", step)
+    with EventStorage() as trainer.storage:
+        trainer.run_step()
+        logged = trainer.storage.latest().get("grad_norm", (None,))[0]
+    return met, torch.stack([g.norm() for g in met.values()]).norm().item(), logged
+
+
+def seeded(cfg):
+    torch.manual_seed(0)
+    return started(cfg)
+
+
+def test_clipping_is_by_the_norm_of_all_gradients_together(tiny_cfg, monkeypatch):
+    free, norm, logged = gradients_after(seeded(tiny_cfg("SOLVER.CLIP_GLOBAL_NORM", 0.0)), monkeypatch)
+    assert logged is None and norm > 1
+    clipped, clipped_norm, logged = gradients_after(
+        seeded(tiny_cfg("SOLVER.CLIP_GLOBAL_NORM", 0.5)), monkeypatch
+    )
+    assert logged == pytest.approx(norm, rel=1e-4)
+    assert clipped_norm == pytest.approx(0.5, rel=1e-4)
+    assert clipped.keys() == free.keys()
+    for name in free:
+        torch.testing.assert_close(clipped[name], free[name] * (0.5 / norm), rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "ADAMW"])
+def test_detectron2_own_clipping_still_works(tiny_cfg, optimizer):
+    cfg = tiny_cfg(
+        "SOLVER.OPTIMIZER", optimizer, "SOLVER.CLIP_GRADIENTS.ENABLED", True,
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.25,
+    )  # fmt: skip
+    net = torch.nn.Linear(2, 1)
+    solver, _ = build_solver(cfg, net)
+    net.weight.grad, net.bias.grad = torch.tensor([[3.0, -0.1]]), torch.tensor([-9.0])
+    solver.step()
+    torch.testing.assert_close(net.weight.grad, torch.tensor([[0.25, -0.1]]))
+    assert net.bias.grad.item() == -0.25
+
+
+def test_wrong_solver_values_are_told(tiny_cfg):
+    net = torch.nn.Linear(2, 1)
+    for key, value in (("LR_SCHEDULER_NAME", "x"), ("OPTIMIZER", "LION"), ("BASE_LR", -1.0)):
+        with pytest.raises(UserError, match="SOLVER"):
+            build_solver(tiny_cfg(f"SOLVER.{key}", value), net)
+
+
+def test_parts_that_no_registry_knows(tiny_cfg):
+    for key in ("META_ARCHITECTURE", "METHOD.NAME", "ROI_HEADS.NAME", "BACKBONE.NAME"):
+        with pytest.raises(UserError, match="does not exist.*Nothing"):
+            build(tiny_cfg(f"MODEL.{key}", "Nothing"))
+
+
+def test_alternating_sources_keep_momentum_going(tiny_cfg, monkeypatch):
+    """Official Detic: in an iteration of pairs the box head's gradient is zero, not absent."""
+    cfg = tiny_cfg("DATALOADER.MOSAICS_PER_GPU", 0, "DATALOADER.ALTERNATE", "(1, 1)", "SOLVER.MAX_ITER", 8)
+    trainer = started(cfg)
+    weight = trainer.raw_model.roi_heads.box_predictor.bbox_pred[0].weight
+    history = []
+    step = trainer.run_step
+
+    def watched():
+        before = weight.detach().clone()
+        step()
+        history.append((weight.grad is not None and bool(weight.grad.any()), not torch.equal(before, weight)))
+
+    trainer.run_step = watched
+    trainer.train()
+    sources = [
+        {name for name in entry if name.startswith("loss_")} for entry in metrics_of(cfg.OUTPUT_DIR).values()
+    ]
+    boxes = ["loss_box_reg" in s for s in sources if s]
+    assert {True, False} == set(boxes)
+    assert [has_gradient for has_gradient, _ in history] == boxes
+    first = boxes.index(True)
+    assert all(moved for _, moved in history[first:])
+
+
+# ---- metrics.json of one run -------------------------------------------------------------------------
+
+
+def test_a_new_run_puts_the_earlier_one_aside(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"iteration": 1}\n')
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    put_earlier_run_aside(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["previous.last_checkpoint", "previous.metrics.json"]
+    put_earlier_run_aside(tmp_path)
+    assert (tmp_path / "previous.metrics.json").read_text() == '{"iteration": 1}\n'
+
+
+def test_a_resumed_run_cuts_what_it_repeats(tmp_path):
+    cut_metrics(tmp_path, start_iter=3)
+    assert list(tmp_path.iterdir()) == []
+    lines = ['{"iteration": 1, "total_loss": 0.1}\n', '{"iteration": 2}\n', '{"iteration": 3}\n', '{"iterat']
+    (tmp_path / "metrics.json").write_text("".join(lines))
+    cut_metrics(tmp_path, start_iter=3)
+    assert (tmp_path / "metrics.json").read_text() == "".join(lines[:2])
