@@ -236,6 +236,18 @@ def test_step_config_scales_sides_and_takes_overrides(tool, settings):
     assert (loader.DETECTION_PER_GPU, loader.CAPTIONS_PER_GPU, loader.MOSAICS_PER_GPU) == (2, 20, 0)
 
 
+def test_an_untrained_network_has_its_full_number_of_regions(tool, settings, records, without_tower):
+    """R50's random deltas would leave some 20 proposals, and the RoI head next to nothing to do."""
+    config_file = str(ROOT / "configs/Detic_CLIM_C4.yaml")
+    cfg = tool.step_config(replace(settings, scale=0.15, config_file=config_file), (1, 0, 0))
+    tool.register(records)
+    trainer = tool.new_trainer(cfg)
+    model = trainer.raw_model
+    images = model.preprocess_image(next(tool.build_train_loader(cfg, seed=0))["detection"])
+    (proposals,) = model.proposal_generator.propose(images, model.backbone(images.tensor))
+    assert len(proposals) >= cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 512
+
+
 def test_measure_steps_sees_every_part(tool, settings, records, without_tower, monkeypatch):
     batches = []
     real = tool.Trainer.run_step

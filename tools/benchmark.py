@@ -6,9 +6,9 @@
     python tools/benchmark.py --only steps --config-file configs/mini/detic_clim.yaml
 
 What is compared runs in turn (ABAB), each section in a process of its own. On a CPU, rates and ratios are of
-CPU seconds, which other programs disturb less; wall seconds stand beside them. Steps take the same photos, with
-boxes, captions and tags drawn at random; their weights are random and the anchors serve as proposals, unless
-"-- MODEL.WEIGHTS FILE" ends the command.
+CPU seconds, which other programs disturb less; wall seconds stand beside them. Boxes, captions and tags of the
+photos are drawn at random. Weights are random too, with the anchors as proposals, unless the command ends in
+"-- MODEL.WEIGHTS FILE".
 """
 
 import argparse

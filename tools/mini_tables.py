@@ -55,7 +55,9 @@ METRICS = ("AP50_novel", "AP50_base", "AP50_all")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("output/mini_tables"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
@@ -81,7 +83,9 @@ def run_all(args) -> None:
                 for config, overrides in rows.values():
                     for seed in seeds:
                         if config != "base_stage.yaml":
-                            jobs.append(pool.submit(run_row, args.output, seed, config, overrides, bases[seed]))
+                            jobs.append(
+                                pool.submit(run_row, args.output, seed, config, overrides, bases[seed])
+                            )
         for done, job in enumerate(jobs, 1):
             job.result()
             print(f"{done} of {len(jobs)} fine-tunings done, {time.strftime('%H:%M:%S')}", flush=True)
@@ -115,10 +119,17 @@ def tables(output: Path, seeds: list[int]) -> str:
     lines = []
     for sections, of_seeds in ((SECTIONS, seeds), (CLUTTERED_SECTION, seeds[:1])):
         for title, rows in sections.items():
-            lines += [f"### {title}", "", "| | AP50 novel | AP50 base | AP50 all | novel, by seed |", "|---|---|---|---|---|"]
+            lines += [
+                f"### {title}",
+                "",
+                "| | AP50 novel | AP50 base | AP50 all | novel, by seed |",
+                "|---|---|---|---|---|",
+            ]
             for name, (config, overrides) in rows.items():
                 found = [finished(folder_of(output, seed, config, overrides)) for seed in of_seeds]
-                lines.append(f"| {name} | {' | '.join(spread(found, m) for m in METRICS)} | {by_seed(found)} |")
+                lines.append(
+                    f"| {name} | {' | '.join(spread(found, m) for m in METRICS)} | {by_seed(found)} |"
+                )
             lines.append("")
     return "\n".join(lines)
 

@@ -116,7 +116,9 @@ def test_captions_and_mosaics_draw_different_pictures(take):
     drawn = {source: [ids(b, source) for b in batches] for source in ("captions", "mosaics")}
     same = sum(set(c) == set(m) for c, m in zip(drawn["captions"], drawn["mosaics"], strict=True))
     assert same <= 1
-    assert sorted(i for pair in drawn["mosaics"] for i in pair) == list(range(1000, 1024))  # each once an epoch
+    assert sorted(i for pair in drawn["mosaics"] for i in pair) == list(
+        range(1000, 1024)
+    )  # each once an epoch
 
 
 def test_seeds_differ(take):

@@ -16,7 +16,9 @@ def add_clim_config(cfg: CN) -> None:
     cfg.MODEL.OPEN_VOCAB = ov = CN()
     ov.TEMPERATURE = 25.0  # scale of the cosine; official Detic 50, CLIM release 25
     ov.TRAIN_BIAS = []  # [-20.0]: learnable bias added to the logits in training only (CLIM); []: none (Detic)
-    ov.BASE_CLASSES = ""  # classes with boxes, the others are masked: "ovcoco", "mini", cat_info json; "": all
+    ov.BASE_CLASSES = (
+        ""  # classes with boxes, the others are masked: "ovcoco", "mini", cat_info json; "": all
+    )
     ov.FP32_HEADS = False  # True: only the backbone runs in half precision (official Detic)
 
     cfg.MODEL.VOCABULARY = vocabulary = CN()
@@ -39,7 +41,9 @@ def add_clim_config(cfg: CN) -> None:
     detic.TEMPERATURE = 25.0
     detic.BIAS = [-20.0]  # start of the two learnable biases, one for captions and one for tags; []: none
     detic.CAPTION_WEIGHT = 0.1  # 0: no caption loss
-    detic.CAPTION_BASE_REGIONS = 4  # loss x (regions / this), CLIM release; 0: plain mean over regions (Detic)
+    detic.CAPTION_BASE_REGIONS = (
+        4  # loss x (regions / this), CLIM release; 0: plain mean over regions (Detic)
+    )
     detic.CAPTION_NEGATIVES = "queue"  # "queue": batch + memory of this process; "gather": all processes
     detic.NEGATIVE_WEIGHT = 0.125
     detic.QUEUE_LENGTH = 256  # caption embeddings, per process

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def cosine_logits(regions: Tensor, texts: Tensor, *, temperature: float, bias: Tensor | float = 0.0) -> Tensor:
+def cosine_logits(
+    regions: Tensor, texts: Tensor, *, temperature: float, bias: Tensor | float = 0.0
+) -> Tensor:
     """``temperature * cos(regions (R, D), texts (C, D)) + bias`` as (R, C) float32, inside autocast too.
 
     A zero text row (Detic's background) gives the logit ``bias``.

@@ -97,7 +97,9 @@ class CanvasMapper(_Mapper):
         if filling not in ("fit", "crop"):
             raise UserError(f'INPUT.MOSAIC.FILLING is "{filling}": choose "fit" or "crop".')
         if not grids or min(grids) < 1:
-            raise UserError(f"INPUT.MOSAIC.GRIDS is {list(grids)}: give one or more n >= 1, such as [2, 3, 4].")
+            raise UserError(
+                f"INPUT.MOSAIC.GRIDS is {list(grids)}: give one or more n >= 1, such as [2, 3, 4]."
+            )
         self.grids, self.short, self.long, self.flip = tuple(grids), short, long, flip
         self.filling, self.crop_scale, self.pad_value = filling, crop_scale, pad_value
         self.num_groups, self.partners = num_groups, partners

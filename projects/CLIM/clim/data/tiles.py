@@ -52,7 +52,9 @@ class Tiles:
 def _block_diagonal(groups: list[Tensor]) -> Tensor:
     """Groups (L, G_i, T_i) of each canvas → (L, ΣG, ΣT)."""
     draws = groups[0].shape[0]
-    out = torch.zeros(draws, sum(g.shape[1] for g in groups), sum(g.shape[2] for g in groups), dtype=torch.bool)
+    out = torch.zeros(
+        draws, sum(g.shape[1] for g in groups), sum(g.shape[2] for g in groups), dtype=torch.bool
+    )
     row = col = 0
     for g in groups:
         out[:, row : row + g.shape[1], col : col + g.shape[2]] = g

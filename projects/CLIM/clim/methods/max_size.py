@@ -30,7 +30,11 @@ def largest_inside(tiles: Tiles, proposals: list[Instances], *, min_iof: float, 
         area, best = inside.masked_fill(~owned, -1).max(0)
         clipped = candidates.tensor[best]
         clipped = torch.cat(
-            [torch.maximum(clipped[:, :2], tile_boxes[:, :2]), torch.minimum(clipped[:, 2:], tile_boxes[:, 2:])], 1
+            [
+                torch.maximum(clipped[:, :2], tile_boxes[:, :2]),
+                torch.minimum(clipped[:, 2:], tile_boxes[:, 2:]),
+            ],
+            1,
         )
         boxes[rows] = torch.where((area > 0)[:, None], clipped, tile_boxes)
     return boxes.detach()

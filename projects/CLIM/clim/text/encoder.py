@@ -11,7 +11,5 @@ def build_text_encoder(cfg) -> CaptionCache | LazyTower:
     """
     text = cfg.MODEL.TEXT
     folder = resolve(text.CACHE) if text.CACHE else None
-    tower = LazyTower(
-        name=text.NAME, pretrained=text.PRETRAINED, directory=folder, device=cfg.MODEL.DEVICE
-    )
+    tower = LazyTower(name=text.NAME, pretrained=text.PRETRAINED, directory=folder, device=cfg.MODEL.DEVICE)
     return CaptionCache(tower, folder) if folder else tower
