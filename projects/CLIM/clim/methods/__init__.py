@@ -1,10 +1,14 @@
-"""Methods: what is learnt from image-text pairs. A new method is one file here, imported by this table."""
+"""Methods: what is learnt from image-text pairs. Every file of this folder is imported: a new method is one file."""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from .base import METHOD_REGISTRY, Method, Regions, Texts
-from .detic import Detic
-from .permuted import PermutedDetic
 
-__all__ = ["METHOD_REGISTRY", "Detic", "Method", "Regions", "Texts", "build_method"]
+__all__ = ["METHOD_REGISTRY", "Method", "Regions", "Texts", "build_method"]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
 
 def build_method(cfg) -> Method | None:
