@@ -96,6 +96,8 @@ def tiny_overrides(tmp_path):
     """KEY, VALUE, … that make a run of configs/mini on ``tiny_mini`` a matter of seconds."""
     return [
         "MODEL.WEIGHTS", "",
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "3",
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8",
         "INPUT.MIN_SIZE_TRAIN", "(96,)",
         "INPUT.MIN_SIZE_TEST", "96",
         "INPUT.MOSAIC.SIZE", "128",

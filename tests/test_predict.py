@@ -145,7 +145,8 @@ def test_predictions_are_drawn_and_written(tiny_mini, tiny_cfg, tiny_overrides, 
     (pictures / "broken.jpg").write_bytes(b"no picture")
     output = tmp_path / "out"
     predict.main([
-        "--input", str(pictures), str(pictures / "gone.jpg"), "--output", str(output), "--config-file", CONFIG,
+        "--input", str(pictures), str(pictures / "gone.jpg"), "--output", str(output),
+        "--config-file", CONFIG,
         "--vocabulary", "dog, zebra", "--weights", str(weights), "--threshold", "0.01", "--top", "5",
         "--opts", *tiny_overrides,
     ])  # fmt: skip

@@ -1,13 +1,13 @@
 """Speed and memory of the mosaics, the joint step and the text towers, side by side: medians (min–max).
 
-    python tools/benchmark.py                          # everything, minutes on two cores
+    python tools/benchmark.py                          # everything, a quarter of an hour on two cores
     python tools/benchmark.py --only mosaics --images COCO/val2017
     python tools/benchmark.py --only steps memory --full --json output/benchmark.json
     python tools/benchmark.py --only steps --config-file configs/mini/detic_clim.yaml
 
 What is compared runs in turn (ABAB), each section in a process of its own. On a CPU, rates and ratios are of
-CPU seconds, which other programs disturb less; wall seconds stand beside them. Boxes, captions and tags of the
-photos are drawn at random. Weights are random too, with the anchors as proposals, unless the command ends in
+CPU seconds, which other programs disturb less; wall seconds stand beside them. Boxes, captions and tags are
+drawn at random. Weights are random too, with the anchors as proposals, unless the command ends in
 "-- MODEL.WEIGHTS FILE".
 """
 
@@ -62,7 +62,7 @@ GRIDS = (2, 3, 4)
 CANVAS = 800  # px
 RELEASED_CELL = 400  # px, to which the CLIM release resizes every picture before it lays it on a canvas
 SMALLEST_SIDE = 32  # px, of scaled inputs
-MEMORY_STEPS = 3  # the optimiser's momenta are there from the second on
+MEMORY_STEPS = 2  # the optimiser's momenta are there from the second on
 TOWERS = {"MiniLM": "minilm", "ViT-B/32 (random weights)": "ViT-B-32-quickgelu"}
 CAPTIONS_A_STEP = 2 + 2 * sum(n * n for n in GRIDS) // len(GRIDS)  # 2 single pairs and 2 mosaics
 
@@ -557,7 +557,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--images", default="", help="folder of photos, e.g. COCO's; else synthetic ones are made"
     )
     parser.add_argument("--photos", type=int, default=64, help="number of photos (default 64)")
-    parser.add_argument("--repeats", type=int, default=5, help="runs behind each median (default 5)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs behind each median (default 3)")
     parser.add_argument(
         "--canvases", type=int, default=8, help="canvases (or steps' captions) a run (default 8)"
     )

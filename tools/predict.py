@@ -54,10 +54,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--weights", help=f"checkpoint (default: {DEMO_WEIGHTS} with its config, else the config's)"
     )
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score shown (%(default)s)")
+    parser.add_argument("--threshold", type=float, default=0.05, help="lowest score shown (%(default)s)")
     parser.add_argument("--top", type=int, default=20, help="most boxes shown of a picture (%(default)s)")
     parser.add_argument(
-        "--overlap", type=float, default=0.6, help="of boxes with a higher IoU the best stays (%(default)s)"
+        "--overlap", type=float, default=0.3, help="of boxes with a higher IoU the best stays (%(default)s)"
     )
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
     return parser.parse_args(arguments)
@@ -192,7 +192,8 @@ def tell(args: argparse.Namespace, images: list[dict], skipped: list[dict]) -> N
         for entry in skipped:
             print(f"  {entry['file_name']}: {entry['reason']}")
     if images and not boxes:
-        print(f"Nothing scores {args.threshold} or more: lower --threshold, to {args.threshold / 10:g} say.")
+        lower = f": lower --threshold, to {args.threshold / 10:g} say" if args.threshold > 0 else ""
+        print(f"Nothing scores {args.threshold:g} or more{lower}.")
 
 
 if __name__ == "__main__":

@@ -140,26 +140,29 @@ def close(actual, expected):
 # ---- CLIM release's losses
 
 
+@pytest.mark.parametrize("bias", [-20.0, -1.0])  # at -20 negatives cost nearly nothing, at -1 they do
 @pytest.mark.parametrize("tiles", [SINGLES, MOSAICS], ids=["singles", "mosaics"])
-def test_clim_losses_with_an_empty_queue(texts, tiles):
-    method = Detic(**CLIM_PRESET)
+def test_clim_losses_with_an_empty_queue(texts, tiles, bias):
+    method = Detic(**CLIM_PRESET | {"bias": bias})
     regions = method.select(tiles, no_proposals(tiles))
     embeddings = embed(regions)
     losses = method.losses(embeddings, regions, texts(tiles))
     assert set(losses) == {"loss_caption", "loss_tag"}
-    close(losses["loss_caption"], slow_caption_loss(embeddings["caption"], tiles, [], texts.row))
-    close(losses["loss_tag"], slow_tag_loss(embeddings["tag"], tiles))
+    close(losses["loss_caption"], slow_caption_loss(embeddings["caption"], tiles, [], texts.row, bias=bias))
+    close(losses["loss_tag"], slow_tag_loss(embeddings["tag"], tiles, bias=bias))
 
 
-def test_queued_captions_are_negatives_and_those_of_the_same_image_positives(texts):
+@pytest.mark.parametrize("bias", [-20.0, -1.0])
+def test_queued_captions_are_negatives_and_those_of_the_same_image_positives(texts, bias):
     """Captions first, then mosaics, as one iteration runs: image 1 is in both, image 6 twice in the batch."""
-    method = Detic(**CLIM_PRESET)
+    method = Detic(**CLIM_PRESET | {"bias": bias})
     method.commit(texts(SINGLES))
     regions = method.select(MOSAICS, no_proposals(MOSAICS))
     embeddings = embed(regions)
     queue = [(texts.row("caption of 1"), 1), (texts.row("caption of 2"), 2)]
-    expected = slow_caption_loss(embeddings["caption"], MOSAICS, queue, texts.row)
-    assert abs(expected - slow_caption_loss(embeddings["caption"], MOSAICS, [], texts.row)) > 0.01
+    expected = slow_caption_loss(embeddings["caption"], MOSAICS, queue, texts.row, bias=bias)
+    without = slow_caption_loss(embeddings["caption"], MOSAICS, [], texts.row, bias=bias)
+    assert abs(expected - without) > 0.01
     close(method.losses(embeddings, regions, texts(MOSAICS))["loss_caption"], expected)
 
 

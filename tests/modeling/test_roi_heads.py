@@ -62,14 +62,17 @@ BATCH = [
 
 def test_box_losses_of_the_formulas(layers):
     """Class: masked BCE with the training bias; boxes: L1 on deltas × (10, 10, 5, 5); both over all RoIs."""
-    head = layers(class_mask=torch.tensor([1.0, 1, 0, 0.01, 1])).train()
+    # A mild bias: at -20 every column but the positive ones costs nothing, masked or not.
+    head = layers(
+        "MODEL.OPEN_VOCAB.TRAIN_BIAS", [-2.0], class_mask=torch.tensor([1.0, 1, 0, 0.01, 1])
+    ).train()
     torch.nn.init.normal_(head.bbox_pred[2].weight, std=0.5)
     x = torch.randn(4, WIDTH)
     result = losses(head, x, BATCH)
 
     logits, deltas = head(x)
     assert logits.shape == (4, CLASSES + 1) and deltas.shape == (4, 4)
-    assert (logits[:, -1] == -20).all()
+    assert (logits[:, -1] == -2).all()
     classes, mask = [1, CLASSES, 4, CLASSES], [1, 1, 0, 1, 1]  # the mask is whether the weight is > 1e-4
     expected = sum(
         m * bce(z, k == gt)

@@ -28,11 +28,11 @@ def novel_classes(dataset: str) -> set[int]:
 
 
 def compare(
-    record: dict, dataset: str, predictors: Mapping[str, Predictor], *, threshold: float, overlap: float
+    record: dict, dataset: str, predictors: Mapping[str, Predictor], *, threshold: float, overlap: float, top: int
 ) -> Example:
     """One picture with its ground truth, then with what each of {title: predictor} finds in it.
 
-    ``threshold`` and ``overlap`` as in :func:`clim.predictor.most_confident`.
+    ``threshold``, ``overlap`` and ``top`` as in :func:`clim.predictor.most_confident`.
     """
     picture = read_image(record["file_name"], fmt="RGB").image
     names, novel = MetadataCatalog.get(dataset).thing_classes, novel_classes(dataset)
@@ -41,7 +41,7 @@ def compare(
     classes = [a["category_id"] for a in record["annotations"]]
     panels = [("Ground truth", draw_objects(picture, boxes, classes, names=names, novel=novel))]
     for title, predictor in predictors.items():
-        found = most_confident(predictor(record["file_name"]), threshold=threshold, overlap=overlap)
+        found = most_confident(predictor(record["file_name"]), threshold=threshold, overlap=overlap, top=top)
         drawn = draw_objects(
             picture,
             found.pred_boxes.tensor,

@@ -15,7 +15,7 @@ from .report import Example, Report, Run, render_report
 TITLES = {"base": "Base stage", "detic": "Detic", "detic_clim": "Detic + CLIM"}
 COMPARED = ("detic", "detic_clim")
 NUM_EXAMPLES = 6
-SHOWN_SCORE, SHOWN_OVERLAP = 0.2, 0.5
+SHOWN = {"threshold": 0.05, "overlap": 0.3, "top": 8}
 
 ABOUT = (
     "All three are one Faster R-CNN (EfficientNet-Lite0 C4) that classifies regions by text embeddings "
@@ -26,8 +26,9 @@ ABOUT = (
 )
 EXAMPLES_NOTE = (
     f"The {NUM_EXAMPLES} validation pictures with the most novel objects, chosen by ground truth alone. "
-    f"Shown are detections of probability {SHOWN_SCORE} and more, of overlapping ones the best. A star and a "
-    "white rim mark novel classes."
+    f"Shown are up to {SHOWN['top']} detections of probability {SHOWN['threshold']} and more, of overlapping "
+    "ones the best. A star and a white rim mark novel classes. Their probabilities are low, because no box "
+    "has ever raised them; AP compares the detections of a class among themselves."
 )
 NOTES = [
     "All pictures are drawn by a program: OpenMoji drawings, CC BY-SA 4.0 (https://openmoji.org, "
@@ -98,7 +99,7 @@ def _examples(folder: Path, configs: Mapping) -> list[Example]:
         predictors[TITLES[name]] = Predictor(cfg)
     dataset = cfg.DATASETS.TEST[0]
     shown = [
-        compare(record, dataset, predictors, threshold=SHOWN_SCORE, overlap=SHOWN_OVERLAP)
+        compare(record, dataset, predictors, **SHOWN)
         for record in most_novel(dataset, count=NUM_EXAMPLES)
     ]
     (folder / "examples").mkdir(exist_ok=True)

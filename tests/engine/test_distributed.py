@@ -1,0 +1,175 @@
+"""Two Gloo processes on the CPU against what each of them would compute alone."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.events import EventStorage
+
+from clim.data.tiles import Tiles
+from clim.engine import build, load_config
+
+HERE = Path(__file__).parent
+PROGRAM = HERE / "two_ranks.py"
+CONFIG = HERE.parents[1] / "configs/mini/detic_clim.yaml"
+spec = importlib.util.spec_from_file_location("two_ranks", PROGRAM)
+two_ranks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(two_ranks)
+
+
+@pytest.fixture(scope="module")
+def setting(tiny_mini, tmp_path_factory):
+    """(config overrides, folder of what the two processes wrote down)."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    overrides = [
+        "MODEL.WEIGHTS", "",
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "3",
+        "INPUT.MIN_SIZE_TRAIN", "(96,)",
+        "INPUT.MOSAIC.SIZE", "128",
+        "INPUT.CAPTION.SHORT_SIDE", "64",
+        "INPUT.CAPTION.LONG_SIDE", "64",
+        "MODEL.METHOD.DETIC.QUEUE_LENGTH", "64",
+        "DATASETS.TEST", "()",
+        "SOLVER.OPTIMIZER", "SGD",
+        "SOLVER.BASE_LR", "0.001",
+        "SOLVER.CLIP_GLOBAL_NORM", "1.0",
+        "SOLVER.CHECKPOINT_PERIOD", "1",
+        "SOLVER.LOG_PERIOD", "1",
+        "SOLVER.MAX_ITER", str(two_ranks.STEPS),
+        "OUTPUT_DIR", str(folder / "output"),
+    ]  # fmt: skip
+    (folder / "output").mkdir()
+    environment = os.environ | {"DETECTRON2_DATASETS": str(tiny_mini), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(PROGRAM), str(CONFIG), str(folder), *overrides]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return overrides, folder
+
+
+@pytest.fixture(scope="module")
+def ranks(setting):
+    return [torch.load(setting[1] / f"rank{rank}.pth", weights_only=False) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def alone(setting, ranks, tiny_mini):
+    """(losses, gradients) of each rank's batch in this one process, by step and rank."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
+        model = build(load_config(str(CONFIG), setting[0])).train()
+        return [[compute(model, rank["steps"][i]) for rank in ranks] for i in range(two_ranks.STEPS)]
+
+
+def compute(model, step):
+    model.load_state_dict(step["weights"])
+    for name, buffer in model.method.queue.named_buffers():
+        buffer.copy_(step["queue"][name])
+    torch.set_rng_state(step["random"])
+    model.zero_grad()
+    batch = {source: samples for source, samples in step["batch"].items() if source != "skipped"}
+    with EventStorage():
+        losses = model(batch)
+    sum(losses.values()).backward()
+    return {k: v.item() for k, v in losses.items()}, two_ranks.gradients(model)
+
+
+def test_the_ranks_hold_different_pictures(ranks):
+    for step in range(two_ranks.STEPS):
+        first, second = (rank["steps"][step]["batch"] for rank in ranks)
+        ids = [{d["image_id"] for d in batch["detection"]} for batch in (first, second)]
+        assert not ids[0] & ids[1]
+        assert len(first["mosaics"]) == len(second["mosaics"]) == 2
+
+
+def test_losses_are_each_rank_own(ranks, alone):
+    for step, by_rank in enumerate(alone):
+        for rank, (losses, _) in zip(ranks, by_rank, strict=True):
+            assert rank["steps"][step]["losses"] == pytest.approx(losses, rel=1e-5)
+        assert by_rank[0][0]["loss_caption"] != by_rank[1][0]["loss_caption"]
+
+
+def test_logged_losses_are_the_mean_of_the_ranks(ranks):
+    lines = [json.loads(line) for line in ranks[0]["metrics"].splitlines()]
+    for step in range(two_ranks.STEPS):
+        first, second = (rank["steps"][step]["losses"] for rank in ranks)
+        logged = {name: lines[step][name] for name in first}
+        assert logged == pytest.approx({name: (first[name] + second[name]) / 2 for name in first}, rel=1e-6)
+        assert len(logged) == 8
+
+
+def test_gradients_are_the_mean_of_the_ranks(ranks, alone):
+    for step, ((_, first), (_, second)) in enumerate(alone):
+        for rank in ranks:
+            found = rank["steps"][step]["gradients"]
+            assert found.keys() == first.keys() and len(found) > 50
+            for name in found:
+                mean = (first[name] + second[name]) / 2
+                torch.testing.assert_close(found[name], mean, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_gradients_are_clipped_by_their_global_norm(ranks):
+    for step in range(two_ranks.STEPS):
+        free, clipped = (ranks[0]["steps"][step][key] for key in ("gradients", "clipped"))
+        norm = torch.stack([g.norm() for g in free.values()]).norm()
+        assert norm > 1
+        for name in free:
+            torch.testing.assert_close(clipped[name], free[name] / norm, rtol=1e-3, atol=1e-7)
+            torch.testing.assert_close(
+                clipped[name], ranks[1]["steps"][step]["clipped"][name], rtol=0, atol=0
+            )
+
+
+def test_weights_stay_the_same_on_all_ranks(ranks):
+    first, second = (rank["steps"][-1]["weights"] for rank in ranks)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_each_rank_has_its_own_queue(ranks):
+    """What a rank's batches held, newest first, and nothing of the other's."""
+    for rank in ranks:
+        ids = []
+        for step in rank["steps"]:
+            for source in ("captions", "mosaics"):
+                ids = Tiles.cat([c["tiles"] for c in step["batch"][source]]).image_ids.tolist() + ids
+        length = len(rank["queue"]["image_ids"])
+        assert rank["queue"]["image_ids"].tolist() == (ids + [-1] * length)[:length]
+    assert ranks[0]["queue"]["image_ids"].tolist() != ranks[1]["queue"]["image_ids"].tolist()
+
+
+def test_resuming_restores_each_rank_queue_and_random_state(ranks):
+    """Resumed after the first step, a rank stands where it stood before its second."""
+    for number, rank in enumerate(ranks):
+        before_second, resumed = rank["steps"][1], rank["resumed"]
+        assert resumed["start"] == 1 and resumed["file"] == f"iteration_0000000.rank{number}.pth"
+        for name, buffer in before_second["queue"].items():
+            assert torch.equal(resumed["queue"][name], buffer)
+        assert torch.equal(resumed["random"], before_second["random"])
+    assert not torch.equal(ranks[0]["resumed"]["random"], ranks[1]["resumed"]["random"])
+
+
+def test_gathered_captions_equal_the_joined_batch(ranks):
+    """Official Detic: the mean of the ranks' losses is the loss of one process with both batches."""
+    embeddings, tiles = zip(*(two_ranks.caption_batch(rank) for rank in range(2)), strict=True)
+    joined = torch.cat([e.detach() for e in embeddings]).requires_grad_()
+    loss, gradient = two_ranks.caption_loss(joined, Tiles.cat(list(tiles)))
+    apart = [rank["gather"] for rank in ranks]
+    assert (apart[0]["loss"] + apart[1]["loss"]) / 2 == pytest.approx(loss, rel=1e-5)
+    mean_gradient = torch.cat([rank["gradient"] for rank in apart]) / 2
+    torch.testing.assert_close(mean_gradient, gradient, rtol=1e-4, atol=1e-7)
+    own = [two_ranks.caption_loss(e, t)[0] for e, t in zip(embeddings, tiles, strict=True)]
+    assert apart[0]["loss"] > own[0] and apart[1]["loss"] > own[1]  # the other rank's captions are negatives
+
+
+def test_a_mistake_on_one_rank_stops_all(ranks):
+    assert [rank["together"] for rank in ranks] == ["only process 1 met this"] * 2
+
+
+def test_ranks_that_found_different_checkpoints(ranks):
+    for rank in ranks:
+        assert "(they would start at iterations [0, 1])" in rank["disagreement"]
