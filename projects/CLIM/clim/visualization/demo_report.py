@@ -99,8 +99,7 @@ def _examples(folder: Path, configs: Mapping) -> list[Example]:
         predictors[TITLES[name]] = Predictor(cfg)
     dataset = cfg.DATASETS.TEST[0]
     shown = [
-        compare(record, dataset, predictors, **SHOWN)
-        for record in most_novel(dataset, count=NUM_EXAMPLES)
+        compare(record, dataset, predictors, **SHOWN) for record in most_novel(dataset, count=NUM_EXAMPLES)
     ]
     (folder / "examples").mkdir(exist_ok=True)
     for number, example in enumerate(shown, start=1):
