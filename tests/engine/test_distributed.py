@@ -106,7 +106,7 @@ def test_gradients_are_the_mean_of_the_ranks(ranks, alone):
     for step, ((_, first), (_, second)) in enumerate(alone):
         for rank in ranks:
             found = rank["steps"][step]["gradients"]
-            assert found.keys() == first.keys() and len(found) > 50
+            assert found.keys() == first.keys() and len(found) > 40
             for name in found:
                 mean = (first[name] + second[name]) / 2
                 torch.testing.assert_close(found[name], mean, rtol=1e-4, atol=1e-6, msg=name)
