@@ -512,7 +512,7 @@ def measure_text(settings: Settings, records: Sequence[dict]) -> list[dict]:
 SECTIONS = {
     "mosaics": "Mosaics of 800 px; rate and ratio by CPU seconds, ratio to the first row of the grid",
     "steps": "Joint training step (detection + captions + mosaics), ratio to the baseline",
-    "memory": "Peak memory of training steps, ratio to the baseline",
+    "memory": "Peak memory of training steps (small inputs leave mostly libraries and weights), ratio to the baseline",
     "text": f"Caption embeddings, {CAPTIONS_A_STEP} captions a joint step, ratio to the live tower",
 }
 
