@@ -168,6 +168,8 @@ class Trainer(TrainerBase):
             except Exception:
                 logger.exception("Training failed at iteration %d", self.iter)
                 raise
+            finally:
+                self.loader = None  # ends its workers now; left to the garbage collector that takes seconds
             self.after_train()
 
     def run_step(self):
