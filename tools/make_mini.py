@@ -14,7 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from clim.data.mini import CANVAS, DEFAULT_SIZES, build_mini
+from clim.data.mini import DEFAULT_SIZES, build_mini
+from clim.data.mini_pictures import CANVAS
 from clim.errors import UserError
 
 COLUMNS = 6

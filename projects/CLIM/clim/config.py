@@ -52,6 +52,31 @@ def add_clim_config(cfg: CN) -> None:
     detic.TAG_MIN_IOF = 0.3  # a proposal belongs to the tile that holds more than this part of it
     detic.TAG_TOPK = 128  # proposals of a tile, by score, among which the largest is taken
 
+    method.CLIP = clip = CN()  # image-text contrast of whole pictures and tiles (CLIM §3.3, clip_fvlm §2)
+    clip.SCALE = 100.0  # start of the learned factor of the cosines: 1 / 0.01, where OpenAI's training ended
+    clip.MAX_SCALE = 100.0
+    method.REGION_CLIP = region_clip = CN()  # comparator: boxes with pseudo-labels (clip_fvlm §5)
+    region_clip.SCALE = 100.0  # factor of the cosines, not learned
+    region_clip.CLASSES = 100  # a loss looks at this many: those present, and random ones
+    region_clip.EMBEDDINGS = ""  # .npy (nouns, D), unit rows, looked up under DETECTRON2_DATASETS
+
+    # ---- Image encoder of an image-text model (ImageTextModel, FVLM) ------------------------------
+    cfg.MODEL.IMAGE_ENCODER = encoder = CN()
+    encoder.NAME = "ClipViT"  # or "ClipResNet", "EfficientNetLite0"
+    encoder.ARCHITECTURE = "ViT-B-16-quickgelu"  # an open_clip model, or a json in the format of its configs
+    encoder.PRETRAINED = "openai"  # open_clip tag, hub name or file (OpenAI, open_clip, CLIM); "": random weights
+    encoder.UNLOCKED_BLOCKS = 6  # last blocks that learn, of a ViT's 12; ClipResNet: 1, layer4 and q, k, positions
+    encoder.REGIONS = "v2"  # ClipResNet: "v2" attention pool of RoIAligned layer4, "v1" RoIAligned dense map
+
+    # ---- F-VLM detector (clip_fvlm §4) ----------------------------------------------------------
+    cfg.MODEL.FVLM = fvlm = CN()
+    fvlm.ALPHA = 0.1  # weight of the VLM score, base classes and background
+    fvlm.BETA = 0.8  # the same, classes without boxes
+    fvlm.TEMPERATURE = 75.0  # of the VLM score
+    fvlm.DETECTOR_TEMPERATURE = 50.0  # start of the learned one of the detection score
+    fvlm.BACKGROUND_WEIGHT = 0.6  # of background regions in the classification loss
+    fvlm.UPSCALING = "deconvolution"  # of ViT maps to strides 4 and 8, learned (release); "interpolation" (paper)
+
     # ---- Input ----------------------------------------------------------------------------------
     cfg.INPUT.CAPTION = caption = CN()
     caption.SHORT_SIDE = 400  # px
@@ -66,12 +91,26 @@ def add_clim_config(cfg: CN) -> None:
     mosaic.PAD_VALUE = 114  # grey of the gaps
     mosaic.GROUPS = 4  # composition groups a canvas and loss (CLIM release); 0: none (paper)
     mosaic.PARTNERS = "random"  # or an index made by tools/build_neighbours.py (Table 2c)
+    cfg.INPUT.CLIP = crops = CN()  # pictures for ImageTextModel (clip_fvlm §2)
+    crops.SIZE = 224  # px, side of a single picture's crop
+    crops.CROP_SCALE = [0.9, 1.0]  # part of the picture's area
+    crops.CROP_RATIO = [3 / 4, 4 / 3]
+    # "device": single crops come from the loader, and every 4 + 9 + 16 of them become three canvases inside
+    # the step (release); "loader": canvases come from the loader (DATALOADER.MOSAICS_PER_GPU).
+    crops.COMPOSE = "device"
+    cfg.INPUT.REGIONS = regions = CN()  # pictures with boxes to be classified
+    regions.SIZE = 1024  # px, longest side; padded to a square
+    regions.MIN_AREA = 64  # px² of the original picture; smaller and larger boxes are left out
+    regions.MAX_AREA = 1024 * 1024
+    regions.MAX_BOXES = 100  # of a picture
 
     # ---- Data: sizes are per GPU ----------------------------------------------------------------
     cfg.DATASETS.CAPTIONS = ()  # registered sets of image-text pairs
+    cfg.DATASETS.REGIONS = ()  # registered sets of pictures with pseudo-labelled boxes
     cfg.DATALOADER.DETECTION_PER_GPU = 2
     cfg.DATALOADER.CAPTIONS_PER_GPU = 0
     cfg.DATALOADER.MOSAICS_PER_GPU = 0
+    cfg.DATALOADER.REGIONS_PER_GPU = 0
     # (): every source in every iteration. (1, 1): official Detic, an iteration holds detection *or* pairs,
     # drawn with these weights, the same on every process.
     cfg.DATALOADER.ALTERNATE = ()
@@ -81,6 +120,8 @@ def add_clim_config(cfg: CN) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # for "ADAMW": learning rate of backbone and res5, relative
     # Detectron2's CLIP_GRADIENTS "norm" clips each parameter alone; this is the norm of all together.
     cfg.SOLVER.CLIP_GLOBAL_NORM = 0.0  # 0: off; CLIM 35, OV-RCNN 5
+    # Part of the trained weights in what is saved as clip.pt and evaluated, the rest being the start's (CLIM: 0.7).
+    cfg.SOLVER.WEIGHT_ENSEMBLE = 1.0
     cfg.SOLVER.KEEP_CHECKPOINTS = 3  # newest ones kept on disk, beside model_final
     cfg.SOLVER.LOG_PERIOD = 20  # iterations between two lines of the log
 
