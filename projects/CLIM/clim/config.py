@@ -82,6 +82,9 @@ def add_clim_config(cfg: CN) -> None:
     caption.SHORT_SIDE = 400  # px
     caption.LONG_SIDE = 667  # px, at most
     caption.FLIP = 0.5  # probability of a horizontal flip
+    caption.CROP = 0  # px; above 0: a random crop, resized to this square (CLIP), in place of the whole picture
+    caption.CROP_SCALE = [0.9, 1.0]  # part of the picture's area
+    caption.CROP_RATIO = [3 / 4, 4 / 3]  # width / height
     cfg.INPUT.MOSAIC = mosaic = CN()
     mosaic.GRIDS = [2, 3, 4]  # n of the n x n tiles, drawn uniformly for every canvas
     mosaic.SIZE = 800  # px, side of the canvas
@@ -90,14 +93,9 @@ def add_clim_config(cfg: CN) -> None:
     mosaic.CROP_SCALE = [0.9, 1.0]  # for "crop": part of the picture's area
     mosaic.PAD_VALUE = 114  # grey of the gaps
     mosaic.GROUPS = 4  # composition groups a canvas and loss (CLIM release); 0: none (paper)
+    # "device": the model lays every 4 + 9 + 16 single crops of a batch on three canvases (CLIP release).
+    mosaic.COMPOSE = "loader"
     mosaic.PARTNERS = "random"  # or an index made by tools/build_neighbours.py (Table 2c)
-    cfg.INPUT.CLIP = crops = CN()  # pictures for ImageTextModel (clip_fvlm §2)
-    crops.SIZE = 224  # px, side of a single picture's crop
-    crops.CROP_SCALE = [0.9, 1.0]  # part of the picture's area
-    crops.CROP_RATIO = [3 / 4, 4 / 3]
-    # "device": single crops come from the loader, and every 4 + 9 + 16 of them become three canvases inside
-    # the step (release); "loader": canvases come from the loader (DATALOADER.MOSAICS_PER_GPU).
-    crops.COMPOSE = "device"
     cfg.INPUT.REGIONS = regions = CN()  # pictures with boxes to be classified
     regions.SIZE = 1024  # px, longest side; padded to a square
     regions.MIN_AREA = 64  # px² of the original picture; smaller and larger boxes are left out
