@@ -3,7 +3,8 @@
 | file | what |
 |---|---|
 | ``base.py`` | ``TextTower``: what every tower offers |
-| ``open_clip_tower.py``, ``clip_weights.py`` | CLIP's text half, and the files that its weights come in |
+| ``open_clip_tower.py`` | CLIP's text half |
+| ``clip_config.py``, ``clip_weights.py`` | CLIP models by name or json, and the files of either half's weights |
 | ``bert_tower.py`` | mean-pooled BERT (MiniLM) |
 | ``towers.py`` | ``build_text_tower``: from the config's words to a tower |
 | ``prompts.py`` | prompt texts of a class name |

