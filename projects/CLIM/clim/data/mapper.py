@@ -13,6 +13,7 @@ from detectron2.data import transforms as T
 
 from clim.errors import UserError
 
+from .augmentation import training_augmentations
 from .images import UnreadableImage, read_image, resize
 from .mosaic import (
     compose,
@@ -31,8 +32,10 @@ NUM_GROUP_DRAWS = 2  # independent draws of composition groups: captions, tags
 logger = logging.getLogger(__name__)
 
 
-class _Mapper:
-    """What the two mappers share: the random stream of a sample, and what happens to unreadable pictures."""
+class RecordMapper:
+    """What all mappers share: the random stream of a sample, and what happens to unreadable pictures."""
+
+    square = False  # whether all samples have one square size, whatever the pictures' shapes
 
     def __init__(self, records: Sequence[dict], *, seed: int, stream: int, image_format: str):
         self.records = records
@@ -61,8 +64,24 @@ class _Mapper:
             f"({skipped[-1][1]}): is the image folder of this data set complete?"
         )
 
+    def any_record(self, rng):
+        return lambda: int(rng.integers(len(self.records)))
 
-class CanvasMapper(_Mapper):
+
+def tiles_of(records: Sequence[dict], boxes: np.ndarray, *, groups: np.ndarray, rng) -> Tiles:
+    """Tiles of one canvas: T records at ``boxes`` (T, 4), one caption drawn for each, ``groups`` (L, G, T)."""
+    return Tiles(
+        boxes=torch.from_numpy(boxes).float(),
+        canvas=torch.zeros(len(boxes), dtype=torch.int64),
+        image_ids=torch.tensor([r["image_id"] for r in records]),
+        captions=[list(r["captions"]) for r in records],
+        drawn=[r["captions"][rng.integers(len(r["captions"]))] for r in records],
+        tags=[list(r.get("tags", ())) for r in records],
+        groups=torch.from_numpy(groups),
+    )
+
+
+class CanvasMapper(RecordMapper):
     """Image-caption records → canvases of n x n tiles; n = 1 is the resized picture, unpadded.
 
     Args:
@@ -103,6 +122,7 @@ class CanvasMapper(_Mapper):
         self.grids, self.short, self.long, self.flip = tuple(grids), short, long, flip
         self.filling, self.crop_scale, self.pad_value = filling, crop_scale, pad_value
         self.num_groups, self.partners = num_groups, partners
+        self.square = min(grids) > 1
 
     @classmethod
     def captions(cls, cfg, records, *, seed, stream):
@@ -147,15 +167,7 @@ class CanvasMapper(_Mapper):
             "image": torch.from_numpy(np.ascontiguousarray(canvas)),
             "height": size[0],
             "width": size[1],
-            "tiles": Tiles(
-                boxes=torch.from_numpy(boxes).float(),
-                canvas=torch.zeros(n * n, dtype=torch.int64),
-                image_ids=torch.tensor([r["image_id"] for r in chosen]),
-                captions=[list(r["captions"]) for r in chosen],
-                drawn=[r["captions"][rng.integers(len(r["captions"]))] for r in chosen],
-                tags=[list(r.get("tags", ())) for r in chosen],
-                groups=torch.from_numpy(np.stack(groups)),
-            ),
+            "tiles": tiles_of(chosen, boxes, groups=np.stack(groups), rng=rng),
         }
 
     def draw_partners(self, index: int, count: int, rng) -> list[int]:
@@ -168,9 +180,6 @@ class CanvasMapper(_Mapper):
         if pool is not None:
             return [index, *(int(pool[i]) for i in drawn)]
         return [index, *(int(i) + (i >= index) for i in drawn)]  # all records but ``index``
-
-    def any_record(self, rng):
-        return lambda: int(rng.integers(len(self.records)))
 
     def read_single(self, index, rng, skipped):
         def at_least(record):
@@ -203,7 +212,7 @@ class CanvasMapper(_Mapper):
         return record, resize(decoded.image[y0:y1, x0:x1], (height, width))
 
 
-class DetectionMapper(_Mapper):
+class DetectionMapper(RecordMapper):
     """Detection records → Detectron2's {image, height, width, image_id, instances}, training only.
 
     Detectron2's own augmentations, on pictures that may be unreadable.
@@ -216,12 +225,12 @@ class DetectionMapper(_Mapper):
     @classmethod
     def from_cfg(cls, cfg, records, *, seed, stream):
         return cls(
-            records, augmentations=utils.build_augmentation(cfg, is_train=True), seed=seed, stream=stream,
+            records, augmentations=training_augmentations(cfg), seed=seed, stream=stream,
             image_format=cfg.INPUT.FORMAT,
         )  # fmt: skip
 
     def map(self, index, rng, skipped):
-        record, decoded = self.read(index, rng, skipped, lambda: int(rng.integers(len(self.records))))
+        record, decoded = self.read(index, rng, skipped, self.any_record(rng))
         record = copy.deepcopy(record)
         aug_input = T.AugInput(decoded.image)
         with _numpy_seeded(int(rng.integers(2**31))):
