@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from clim.losses import (
     cosine_logits,
     masked_class_bce,
+    masked_softmax_ce,
     matched_bce,
     multi_hot_bce,
     one_hot_per_tag_bce,
@@ -244,3 +245,57 @@ def test_all_losses_on_arbitrary_logits(rows, data):
         for row, target in zip(rows, flags, strict=True)
     ]
     close(multi_hot_bce(logits, positive), expected)
+
+
+# ---- masked_softmax_ce
+
+
+def slow_softmax_ce(logits, gt_classes, has_boxes, background_weight):
+    total = 0.0
+    for row, gt in zip(logits.tolist(), gt_classes.tolist(), strict=True):
+        columns = [k for k, seen in enumerate([*has_boxes.tolist(), True]) if seen]
+        if gt not in columns:
+            continue
+        top = max(row[k] for k in columns)
+        log_sum = top + math.log(sum(math.exp(row[k] - top) for k in columns))
+        weight = background_weight if gt == len(has_boxes) else 1.0
+        total += weight * (log_sum - row[gt])
+    return total / len(logits)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.floats(0, 2), st.integers(0, 2**31 - 1))
+def test_masked_softmax_ce_is_the_formula(regions, classes, background_weight, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 10 * torch.randn(regions, classes + 1, generator=generator)
+    gt_classes = torch.randint(0, classes + 1, (regions,), generator=generator)
+    has_boxes = torch.rand(classes, generator=generator) < 0.6
+    loss = masked_softmax_ce(logits, gt_classes, has_boxes, background_weight=background_weight)
+    close(loss, slow_softmax_ce(logits, gt_classes, has_boxes, background_weight))
+
+
+def test_masked_softmax_ce_divides_by_regions_not_by_weights():
+    """One base and three background regions, all logits equal: (1 + 3 · .6) · log 3 / 4, column 1 masked."""
+    has_boxes = torch.tensor([True, False, True])
+    loss = masked_softmax_ce(
+        torch.zeros(4, 4), torch.tensor([0, 3, 3, 3]), has_boxes, background_weight=0.6
+    )
+    close(loss, 2.8 * math.log(3) / 4)
+
+
+def test_masked_softmax_ce_leaves_classes_without_boxes_alone():
+    logits = randn(3, 5).requires_grad_()
+    has_boxes = torch.tensor([True, False, True, False])
+    masked_softmax_ce(logits, torch.tensor([0, 3, 4]), has_boxes, background_weight=0.6).backward()
+    assert logits.grad.isfinite().all() and (logits.grad[:, [1, 3]] == 0).all()
+    assert (logits.grad[1] == 0).all()  # a region of a class that does not count
+    assert (logits.grad[0, [0, 2, 4]] != 0).all()
+
+
+def test_masked_softmax_ce_of_nothing_keeps_the_graph():
+    logits = torch.zeros(0, 3, requires_grad=True)
+    loss = masked_softmax_ce(
+        logits, torch.zeros(0, dtype=torch.int64), torch.tensor([True, True]), background_weight=0.6
+    )
+    loss.backward()
+    assert loss.item() == 0 and logits.grad is not None

@@ -24,6 +24,7 @@ DETECTION = {
     "coco_zeroshot_val": ("val2017", "zero-shot/instances_val2017_unseen_2", True),
     "coco_not_zeroshot_val": ("val2017", "zero-shot/instances_val2017_seen_2", True),
     "coco_ovd_base_train": ("train2017", "wusize/instances_train2017_base", False),
+    "coco_ovd_val": ("val2017", "annotations/instances_val2017", True),
     "coco_ovd_base_val": ("val2017", "wusize/instances_val2017_base", True),
     "coco_ovd_novel_val": ("val2017", "wusize/instances_val2017_novel", True),
 }

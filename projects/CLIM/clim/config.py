@@ -76,6 +76,9 @@ def add_clim_config(cfg: CN) -> None:
     fvlm.DETECTOR_TEMPERATURE = 50.0  # start of the learned one of the detection score
     fvlm.BACKGROUND_WEIGHT = 0.6  # of background regions in the classification loss
     fvlm.UPSCALING = "deconvolution"  # of ViT maps to strides 4 and 8, learned (release); "interpolation" (paper)
+    # Colour of what pads a picture to a square, in INPUT.FORMAT's order. Here RGB: the release gives the RGB
+    # mean to BGR pixels, so that padding is not zero after normalisation.
+    fvlm.PAD_PIXEL = [104.09373615, 116.7460125, 122.7709383]
 
     # ---- Input ----------------------------------------------------------------------------------
     cfg.INPUT.CAPTION = caption = CN()
@@ -101,6 +104,10 @@ def add_clim_config(cfg: CN) -> None:
     regions.MIN_AREA = 64  # px² of the original picture; smaller and larger boxes are left out
     regions.MAX_AREA = 1024 * 1024
     regions.MAX_BOXES = 100  # of a picture
+
+    cfg.INPUT.LSJ = lsj = CN()  # large-scale jittering of detection pictures in training
+    lsj.SIZE = 0  # px, side of the square that FVLM pads to at test too; 0: Detectron2's resizing
+    lsj.SCALE = [0.1, 2.0]  # a picture is scaled to fit a square of a random part of SIZE
 
     # ---- Data: sizes are per GPU ----------------------------------------------------------------
     cfg.DATASETS.CAPTIONS = ()  # registered sets of image-text pairs

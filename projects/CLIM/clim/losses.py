@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def cosine_logits(
-    regions: Tensor, texts: Tensor, *, temperature: float, bias: Tensor | float = 0.0
+    regions: Tensor, texts: Tensor, *, temperature: Tensor | float, bias: Tensor | float = 0.0
 ) -> Tensor:
     """``temperature * cos(regions (R, D), texts (C, D)) + bias`` as (R, C) float32, inside autocast too.
 
@@ -77,3 +77,27 @@ def masked_class_bce(logits: Tensor, gt_classes: Tensor, class_mask: Tensor) -> 
     target = F.one_hot(gt_classes, num_classes + 1)[:, :num_classes].to(logits.dtype)
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (bce * class_mask).sum() / num_regions
+
+
+def masked_softmax_ce(
+    logits: Tensor, gt_classes: Tensor, has_boxes: Tensor, *, background_weight: float
+) -> Tensor:
+    """Box-supervised class loss of F-VLM: Σ_r w_r · (-log softmax(logits_r)[gt_r]) / R, a scalar.
+
+    The softmax runs over the classes with boxes and the background; w is ``background_weight`` for background
+    regions, 1 for the classes with boxes and 0 for the others. The divisor is the number of regions, not Σ w
+    (clip_fvlm §4).
+
+    Args:
+        logits: (R, K + 1), the last column background.
+        gt_classes: (R,) in [0, K]; K is background.
+        has_boxes: (K,) bool.
+    """
+    num_regions = len(logits)
+    if num_regions == 0:
+        return logits.sum() * 0.0  # keeps the graph, so that DDP sees a gradient for every parameter
+    weight = torch.cat([has_boxes.to(logits.dtype), logits.new_tensor([background_weight])])
+    masked = logits.masked_fill(F.pad(~has_boxes, (0, 1)), -torch.inf)
+    nll = F.cross_entropy(masked, gt_classes, reduction="none")
+    weight = weight[gt_classes]
+    return torch.where(weight > 0, weight * nll, 0.0).sum() / num_regions

@@ -39,7 +39,8 @@ class Predictor:
         SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS).load(cfg.MODEL.WEIGHTS)
         predictor = self.model.roi_heads.box_predictor
         if cfg.MODEL.VOCABULARY.NAMES:
-            predictor.set_vocabulary(vocabulary_embeddings(cfg, self.model.text_encoder))
+            with_boxes = torch.tensor([i not in self.novel for i in range(len(self.names))]).float()
+            predictor.set_vocabulary(vocabulary_embeddings(cfg, self.model.text_encoder), with_boxes)
         predictor.test_score_thresh = score_threshold
         predictor.cls_score.register_forward_hook(_keep_training_bias)
 

@@ -150,6 +150,7 @@ _COCO_VAL = {
         "coco/zero-shot/instances_val2017_seen_2_oriorder.json",
         "coco/zero-shot/instances_val2017_seen_2.json",
     ),
+    "coco_ovd_val": ("coco/annotations/instances_val2017.json",),  # all 5,000 images, for CLIM's two runs
     "coco_ovd_base_val": ("coco/wusize/instances_val2017_base.json",),
     "coco_ovd_novel_val": ("coco/wusize/instances_val2017_novel.json",),
 }

@@ -5,7 +5,11 @@ from .clip_resnet import ClipResNet
 from .clip_vit import ClipViT
 from .efficientnet import EfficientNetC4, EfficientNetC4ROIHeads
 from .efficientnet_encoder import EfficientNetLite0
+from .fvlm import FVLM
+from .fvlm_backbone import ClipFPN
+from .fvlm_heads import FVLMROIHeads
 from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, build_image_encoder
+from .image_text import ImageTextModel
 from .meta_arch import OpenVocabRCNN
 from .region_pooling import embed_regions
 from .roi_heads import OpenVocabOutputLayers, OpenVocabRes5ROIHeads
@@ -13,13 +17,17 @@ from .rpn import ProposingRPN
 
 __all__ = [
     "IMAGE_ENCODER_REGISTRY",
+    "ClipFPN",
     "ClipResNet",
     "ClipViT",
     "CosineClassifier",
     "EfficientNetC4",
     "EfficientNetC4ROIHeads",
     "EfficientNetLite0",
+    "FVLM",
+    "FVLMROIHeads",
     "ImageEncoder",
+    "ImageTextModel",
     "OpenVocabOutputLayers",
     "OpenVocabRCNN",
     "OpenVocabRes5ROIHeads",

@@ -69,17 +69,21 @@ class OpenVocabOutputLayers(FastRCNNOutputLayers):
         scores, deltas = predictions
         gt_classes = torch.cat([p.gt_classes for p in proposals])
         _log_classification_stats(scores, gt_classes)
-        mask = (self.freq_weight > 1e-4).to(scores.dtype)
         proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         # A picture without ground truth has no gt_boxes; its proposals are all background and unused here.
         gt_boxes = torch.cat(
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
         )
         return {
-            "loss_cls": masked_class_bce(scores[:, :-1], gt_classes, mask),
+            "loss_cls": self.class_loss(scores, gt_classes),
             "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
             * self.loss_weight.get("loss_box_reg", 1.0),
         }
+
+    def class_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
+        """Of logits (R, K + 1) and classes (R,) in [0, K], K being background."""
+        mask = (self.freq_weight > 1e-4).to(logits.dtype)
+        return masked_class_bce(logits[:, :-1], gt_classes, mask)
 
     def inference(self, predictions, proposals):
         """As the parent's, but ordered by logits: in float32 sigmoid is 1 from 17 on, and would tie.
@@ -100,11 +104,12 @@ class OpenVocabOutputLayers(FastRCNNOutputLayers):
             result.scores = result.logits.sigmoid()
         return results, kept
 
-    def set_vocabulary(self, class_embeddings: Tensor) -> None:
-        """Detect other classes from now on: (K', D) text embeddings."""
+    def set_vocabulary(self, class_embeddings: Tensor, class_mask: Tensor | None = None) -> None:
+        """Detect other classes from now on: (K', D) text embeddings; (K',) mask as the constructor's, or ones."""
         self.cls_score.set_vocabulary(class_embeddings)
         self.num_classes = len(class_embeddings)
-        self.freq_weight = self.freq_weight.new_ones(len(class_embeddings))
+        mask = torch.ones(self.num_classes) if class_mask is None else class_mask
+        self.freq_weight = mask.to(self.freq_weight)
 
 
 def _keep_vocabulary(module: OpenVocabOutputLayers, state_dict, prefix, *_):

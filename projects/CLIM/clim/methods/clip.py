@@ -1,0 +1,51 @@
+"""CLIP's contrast with pseudo regions: whole pictures and tiles of mosaics in one InfoNCE (CLIM §3.3, clip_fvlm §2)."""
+
+import math
+
+import torch
+from detectron2.config import configurable
+from torch import nn
+from torch.nn import functional as F
+
+from clim.losses import symmetric_info_nce
+
+from .base import METHOD_REGISTRY, Method, Regions
+from .gather import gather_rows
+
+
+@METHOD_REGISTRY.register()
+class ClipContrast(Method):
+    """Every tile against the captions of all tiles of all processes, and every caption against all tiles.
+
+    Args:
+        scale: start of the learned factor of the cosines, kept in [1, ``max_scale``].
+    """
+
+    needs_proposals = False
+
+    @configurable
+    def __init__(self, *, scale: float, max_scale: float):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.max_log = math.log(max_scale)
+
+    @classmethod
+    def from_config(cls, cfg):
+        clip = cfg.MODEL.METHOD.CLIP
+        return {"scale": clip.SCALE, "max_scale": clip.MAX_SCALE}
+
+    def select(self, tiles, proposals):
+        """tile: every tile, a whole picture being the only tile of its canvas."""
+        with torch.no_grad():  # what the last step may have moved out of its range
+            self.logit_scale.clamp_(0.0, self.max_log)
+        return {"tile": Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0][:0])}
+
+    def losses(self, embeddings, regions, texts):
+        images, captions = F.normalize(embeddings["tile"].float(), dim=-1), texts.drawn.float()
+        all_images, start = gather_rows(images)
+        all_captions, _ = gather_rows(captions)
+        return {
+            "loss_contrast": symmetric_info_nce(
+                images, captions, all_images, all_captions, scale=self.logit_scale.exp(), start=start
+            )
+        }

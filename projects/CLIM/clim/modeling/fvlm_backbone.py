@@ -1,0 +1,123 @@
+"""F-VLM's backbone: a frozen image encoder, its taps brought to strides 4 to 32, and Detectron2's FPN on them.
+
+Shape legend: N pictures, C channels, H, W pixels, R regions, D width of region embeddings.
+"""
+
+import torch
+from detectron2.layers import ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from clim.errors import UserError
+
+from .image_encoders import build_image_encoder
+
+LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}  # name: stride in px of what the pyramid is made of
+VLM = "vlm"  # the map that the encoder's own region embeddings are pooled from, at test only
+UPSCALING = ("deconvolution", "interpolation")
+
+
+def rescaling(channels: int, factor: float, *, upscaling: str, norm: str) -> nn.Module:
+    """(N, C, h, w) → (N, C, factor · h, factor · w) for a factor of 1/2, 1, 2 or 4.
+
+    Upwards by 2 x 2 deconvolutions with stride 2, a norm and a GELU between two of them (CLIM release), or
+    bilinear ("interpolation", CLIM paper §4); downwards by 2 x 2 max-pooling in both.
+    """
+    if factor == 1:
+        return nn.Identity()
+    if factor == 0.5:
+        return nn.MaxPool2d(2)
+    if upscaling == "interpolation":
+        return nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)
+    twice = [nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(2)]
+    return {2: twice[0], 4: nn.Sequential(twice[0], get_norm(norm, channels), nn.GELU(), twice[1])}[factor]
+
+
+class TapLevels(Backbone):
+    """Maps of the encoder's taps at the strides of LEVELS: what an FPN calls its bottom-up network.
+
+    Args:
+        shapes: {tap: channels and stride}, four taps, first the one for stride 4; a ViT's all have stride 16.
+    """
+
+    def __init__(self, shapes: dict[str, ShapeSpec], *, upscaling: str, norm: str):
+        super().__init__()
+        if upscaling not in UPSCALING:
+            raise UserError(f'MODEL.FVLM.UPSCALING is "{upscaling}": choose one of {", ".join(UPSCALING)}.')
+        self.taps = dict(zip(LEVELS, shapes, strict=True))
+        self.rescale = nn.ModuleDict(
+            {
+                level: rescaling(
+                    shapes[tap].channels, shapes[tap].stride / LEVELS[level], upscaling=upscaling, norm=norm
+                )
+                for level, tap in self.taps.items()
+            }
+        )
+        self.shapes = {
+            level: ShapeSpec(channels=shapes[tap].channels, stride=LEVELS[level])
+            for level, tap in self.taps.items()
+        }
+
+    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{tap: map} → {level: (N, C, H / stride, W / stride)}."""
+        return {level: self.rescale[level](maps[tap]) for level, tap in self.taps.items()}
+
+    def output_shape(self):
+        return self.shapes
+
+
+class ClipFPN(Backbone):
+    """Frozen encoder → pyramid p2 … p6; at test also the map of the encoder's own region embeddings.
+
+    Args:
+        encoder: an image encoder with ``taps``; frozen here, and in evaluation mode whatever the model's is.
+        pyramid: maps of the taps by name → feature maps by name.
+    """
+
+    def __init__(self, encoder: nn.Module, pyramid: Backbone):
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.pyramid = pyramid
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W) normalised pixels → {"p2": …, "p6": …}, and VLM where the model is not in training."""
+        with torch.no_grad():
+            maps, vlm = self.encoder.taps(images)
+        features = self.pyramid(maps)
+        return features if self.training else features | {VLM: vlm}
+
+    def embed_regions(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        """The encoder's embeddings (ΣR, D) of boxes in input pixels, picture by picture; not normalised."""
+        (embeddings,) = self.encoder.embed_stages({"dense": features[VLM]}, boxes)
+        return embeddings
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.pyramid.size_divisibility
+
+    def output_shape(self):
+        return self.pyramid.output_shape()
+
+
+@BACKBONE_REGISTRY.register()
+def build_clip_fpn_backbone(cfg, input_shape):
+    """The encoder of MODEL.IMAGE_ENCODER under an FPN (MODEL.FPN.OUT_CHANNELS, NORM; "" for none)."""
+    encoder, fpn = build_image_encoder(cfg), cfg.MODEL.FPN
+    levels = TapLevels(encoder.tap_shapes, upscaling=cfg.MODEL.FVLM.UPSCALING, norm=fpn.NORM)
+    pyramid = FPN(
+        levels,
+        in_features=list(LEVELS),
+        out_channels=fpn.OUT_CHANNELS,
+        norm=fpn.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=fpn.FUSE_TYPE,
+    )
+    return ClipFPN(encoder, pyramid)

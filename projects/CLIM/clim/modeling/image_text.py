@@ -1,0 +1,187 @@
+"""An image-text model that learns from pictures and mosaics, and classifies regions: no detector."""
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clim.data.tiles import Tiles
+from clim.errors import UserError
+from clim.methods import Method, Regions, Texts, build_method
+from clim.text import build_text_encoder
+
+from .device_canvases import Canvases, compose_groups
+from .image_encoders import ImageEncoder, build_image_encoder
+from .region_pooling import embed_regions
+from .vocabulary import is_configured, vocabulary_embeddings
+
+
+@META_ARCH_REGISTRY.register()
+class ImageTextModel(nn.Module):
+    """CLIP's image half and a method that contrasts its embeddings with texts (CLIM §3.3; clip_fvlm §2).
+
+    Training takes a joint batch (data/loader.py): single pictures ("captions") are embedded whole, by the
+    encoder's ordinary path; tiles of "mosaics" and boxes of "regions" are pooled from its dense features. They
+    form one set: the method sees the tiles of all of them, the single pictures' first.
+
+    Inference takes dicts {"image": (3, H, W), "boxes": Boxes, "masks": (R, H, W) bool, "crops": (R, 3, S, S)},
+    of which any but the image may be missing, and returns dicts {"region_scores": {"boxes" | "masks" | "crops":
+    (R, K) cosines}}; K classes of the configured vocabulary.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        image_encoder: ImageEncoder,
+        method: Method | None,
+        text_encoder,
+        class_embeddings: Tensor,
+        device_grids: list[int],
+        canvas_size: int,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+    ):
+        """
+        Args:
+            class_embeddings: (K, D), (0, D) where no vocabulary is configured.
+            device_grids: canvases of these grids are made in the step, from the batch's single pictures; []: not.
+            canvas_size: px, side of these canvases.
+        """
+        super().__init__()
+        self.image_encoder = image_encoder
+        if method is not None:
+            self.method = method
+        # Frozen and shared: kept out of modules, so that it is neither stored nor moved nor trained.
+        object.__setattr__(self, "text_encoder", text_encoder)
+        self.class_embeddings = F.normalize(class_embeddings, dim=-1)
+        self.device_grids, self.canvas_size = device_grids, canvas_size
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.register_load_state_dict_pre_hook(_accept_clip_keys)
+
+    @classmethod
+    def from_config(cls, cfg):
+        encoder = build_text_encoder(cfg)
+        dim = cfg.MODEL.TEXT.DIM
+        mosaic = cfg.INPUT.MOSAIC
+        if mosaic.COMPOSE not in ("loader", "device"):
+            raise UserError(f'INPUT.MOSAIC.COMPOSE is "{mosaic.COMPOSE}": choose "loader" or "device".')
+        image_encoder = build_image_encoder(cfg)
+        if image_encoder.dim != dim:
+            raise UserError(
+                f"MODEL.IMAGE_ENCODER.ARCHITECTURE {cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE} gives embeddings of "
+                f"{image_encoder.dim} dimensions, but MODEL.TEXT.DIM is {dim}: they must agree."
+            )
+        return {
+            "image_encoder": image_encoder,
+            "method": build_method(cfg),
+            "text_encoder": encoder,
+            "class_embeddings": vocabulary_embeddings(cfg, encoder)
+            if is_configured(cfg)
+            else torch.zeros(0, dim),
+            "device_grids": list(mosaic.GRIDS) if mosaic.COMPOSE == "device" else [],
+            "canvas_size": mosaic.SIZE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batch):
+        """Losses of a joint batch in training, else regions' scores."""
+        if not self.training:
+            return self.inference(batch)
+        singles, canvases = self.load(batch["captions"]), self.load(batch["mosaics"] + batch["regions"])
+        if self.device_grids:
+            singles, canvases = compose_groups(singles, grids=self.device_grids, size=self.canvas_size)
+        return self.align(singles, canvases)
+
+    def align(self, singles: Canvases, canvases: Canvases) -> dict[str, Tensor]:
+        """Mosaic → pool → align: the losses of one batch."""
+        tiles = Tiles.cat(singles.tiles + canvases.tiles).to(self.device)
+        texts = Texts(
+            tiles, encoder=self.text_encoder, class_embeddings=self.class_embeddings.to(self.device)
+        )
+        regions = self.method.select(tiles, None)
+        losses = self.method.losses(self.embed(singles.pixels, canvases.pixels, regions), regions, texts)
+        self.method.commit(texts)
+        return losses
+
+    def embed(self, singles: Tensor, canvases: Tensor, regions: dict[str, Regions]) -> dict[str, Tensor]:
+        """Embeddings (R, D) of every role's regions, not normalised.
+
+        Args:
+            singles: (B, 3, S, S) pictures that are regions as a whole.
+            canvases: (B', 3, H, W) pictures that regions are pooled from; numbered after ``singles``.
+        """
+        parts = []
+        if len(singles):
+            images = self.image_encoder.embed_images(singles)
+            parts.append({role: images[r.canvas[r.canvas < len(singles)]] for role, r in regions.items()})
+        if len(canvases):
+            pooled = {role: _on_canvases(r, first=len(singles)) for role, r in regions.items()}
+            parts += embed_regions(self.image_encoder, self.image_encoder.features(canvases), pooled)
+        return {
+            role: torch.cat([part[role] for part in parts])[_places(r, len(singles))]
+            for role, r in regions.items()
+        }
+
+    @torch.no_grad()
+    def inference(self, batch: list[dict]) -> list[dict]:
+        if len(self.class_embeddings) == 0:
+            raise UserError(
+                "Regions are classified among the classes of a vocabulary, and none is configured: set "
+                "MODEL.VOCABULARY.NAMES or MODEL.VOCABULARY.EMBEDDINGS."
+            )
+        return [{"region_scores": self.score_regions(sample)} for sample in batch]
+
+    def score_regions(self, sample: dict) -> dict[str, Tensor]:
+        encoder, embeddings = self.image_encoder, {}
+        if "boxes" in sample or "masks" in sample:
+            features = encoder.features(self.normalised([sample["image"]]))
+        if "boxes" in sample:
+            (embeddings["boxes"],) = encoder.embed_stages(features, [sample["boxes"].to(self.device)])
+        if "masks" in sample:
+            embeddings["masks"] = encoder.embed_masks(features, [sample["masks"].to(self.device)])
+        if "crops" in sample:
+            embeddings["crops"] = encoder.embed_images(self.normalised(sample["crops"]))
+        classes = self.class_embeddings.to(self.device)
+        return {kind: F.normalize(rows.float(), dim=-1) @ classes.T for kind, rows in embeddings.items()}
+
+    def load(self, samples: list[dict]) -> Canvases:
+        pixels = self.normalised([s["image"] for s in samples])
+        return Canvases(pixels, [s["tiles"] for s in samples])
+
+    def normalised(self, images) -> Tensor:
+        """Pictures (3, H, W) of one size as (B, 3, H, W) on the model's device."""
+        if len(images) == 0:
+            return self.pixel_mean.new_zeros(0, 3, 1, 1)
+        pixels = torch.stack(list(images)).to(self.device, torch.float32)
+        return (pixels - self.pixel_mean) / self.pixel_std
+
+
+def _places(regions: Regions, singles: int) -> Tensor:
+    """Where each region (R,) is, when those of the first ``singles`` canvases stand before the others."""
+    return torch.argsort(torch.argsort((regions.canvas >= singles).int(), stable=True))
+
+
+def _on_canvases(regions: Regions, *, first: int) -> Regions:
+    """The regions that do not lie on the ``first`` canvases, numbered without these."""
+    on = regions.canvas >= first
+    return Regions(regions.boxes[on], regions.canvas[on] - first, regions.members[on])
+
+
+def _accept_clip_keys(module, state_dict, prefix, *_):
+    """Weights named as OpenAI, open_clip and CLIM name them; their text half comes from the config."""
+    if not any(key.startswith(f"{prefix}visual.") for key in state_dict):
+        return
+    for key in list(state_dict):
+        value = state_dict.pop(key)
+        if key.startswith(f"{prefix}visual."):
+            state_dict[f"{prefix}image_encoder.{key.removeprefix(prefix)}"] = value
+        elif key == f"{prefix}logit_scale" and hasattr(module, "method"):
+            state_dict[f"{prefix}method.logit_scale"] = value
