@@ -63,6 +63,23 @@ def one_hot_per_tag_bce(logits: Tensor, targets: Tensor) -> Tensor:
     return (F.softplus(logits).sum(1) - mean_positive) * (count > 0)
 
 
+def sampled_class_bce(
+    regions: Tensor, labels: Tensor, classes: Tensor, sampled: Tensor, *, scale: float
+) -> Tensor:
+    """Mean over regions of Σ_s BCE(scale · cos(region_r, class_s), 1[s = label_r]), a scalar (CLIPSelf's RegionCLIP).
+
+    Args:
+        regions: (R, D) projections.
+        labels: (R,) in [0, K).
+        classes: (K, D) embeddings.
+        sampled: (S,) the classes that are looked at, every label among them.
+    """
+    logits = cosine_logits(regions, classes[sampled], temperature=scale)
+    if len(regions) == 0:
+        return logits.sum() * 0.0  # keeps the graph, so that DDP sees a gradient for every parameter
+    return multi_hot_bce(logits, labels[:, None] == sampled[None, :]).mean()
+
+
 def masked_class_bce(logits: Tensor, gt_classes: Tensor, class_mask: Tensor) -> Tensor:
     """Box-supervised class loss: Σ_r Σ_k m_k · BCE(logits_rk, 1[k = gt_r]) / R, a scalar.
 

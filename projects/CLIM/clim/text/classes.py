@@ -44,20 +44,20 @@ def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble") -> T
     return F.normalize(torch.cat(chunks), dim=-1)
 
 
-def load_embeddings(path: str | os.PathLike, *, num_classes: int | None = None) -> Tensor:
+def load_embeddings(
+    path: str | os.PathLike, *, num_classes: int | None = None, key: str = "MODEL.VOCABULARY.EMBEDDINGS"
+) -> Tensor:
     """(K, D) L2-normalised float32 rows of a .npy file (K, D), float16, 32 or 64, of any row length.
 
-    ``path`` is looked up under ``DETECTRON2_DATASETS`` too. Raises UserError when the file is missing, is
-    not such an array, holds a row without direction, or has another K than ``num_classes``.
+    ``path``, the config's ``key``, is looked up under ``DETECTRON2_DATASETS`` too. Raises UserError when the
+    file is missing, is not such an array, holds a row without direction, or has another K than ``num_classes``.
     """
     file = resolve(path)
     remedy = f"python tools/build_text_embeddings.py classes --dataset coco --output {file}"
     try:
         array = np.load(file, allow_pickle=False)
     except FileNotFoundError as error:
-        raise UserError(
-            f"No class embeddings at {file} (MODEL.VOCABULARY.EMBEDDINGS): build them with `{remedy}`."
-        ) from error
+        raise UserError(f"No class embeddings at {file} ({key}): build them with `{remedy}`.") from error
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{file} is not a .npy file of class embeddings ({error}): `{remedy}`.") from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
@@ -67,7 +67,7 @@ def load_embeddings(path: str | os.PathLike, *, num_classes: int | None = None) 
         )
     if num_classes is not None and len(array) != num_classes:
         raise UserError(
-            f"{file} (MODEL.VOCABULARY.EMBEDDINGS) holds {len(array)} classes, but the model has "
+            f"{file} ({key}) holds {len(array)} classes, but the model has "
             f"{num_classes}: name the file of this vocabulary, or change MODEL.ROI_HEADS.NUM_CLASSES."
         )
     embeddings = torch.from_numpy(array.astype(np.float32))

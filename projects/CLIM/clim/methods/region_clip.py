@@ -1,0 +1,79 @@
+"""RegionCLIP as CLIM and CLIPSelf compare with it: boxes with pseudo-labels, no captions (clip_fvlm §5).
+
+Region features against noun embeddings by sigmoid BCE over a class subset. The official RegionCLIP distils a
+teacher and contrasts captions as well; this is the comparator of CLIM's tables. Shape legend: methods/base.py;
+S sampled classes.
+"""
+
+import torch
+from detectron2.config import configurable
+from torch import Tensor
+
+from clim.errors import UserError
+from clim.losses import sampled_class_bce
+from clim.text import load_embeddings
+
+from .base import METHOD_REGISTRY, Method, Regions
+
+
+@METHOD_REGISTRY.register()
+class RegionClip(Method):
+    """Every tile is a region, its one tag the noun that it was given."""
+
+    needs_proposals = False
+
+    @configurable
+    def __init__(self, *, nouns: Tensor, scale: float, classes: int):
+        """``nouns`` (K, D) unit rows; ``scale`` of the cosines; ``classes`` that one loss looks at."""
+        super().__init__()
+        self.scale, self.classes = scale, classes
+        self.register_buffer("nouns", nouns, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg):
+        region_clip, dim = cfg.MODEL.METHOD.REGION_CLIP, cfg.MODEL.TEXT.DIM
+        if not region_clip.EMBEDDINGS:
+            raise UserError(
+                "MODEL.METHOD.REGION_CLIP.EMBEDDINGS is empty: name the .npy of the nouns that the "
+                "pseudo-labels were made with."
+            )
+        nouns = load_embeddings(region_clip.EMBEDDINGS, key="MODEL.METHOD.REGION_CLIP.EMBEDDINGS")
+        if nouns.shape[1] != dim:
+            raise UserError(
+                f"{region_clip.EMBEDDINGS} (MODEL.METHOD.REGION_CLIP.EMBEDDINGS) holds {nouns.shape[1]} "
+                f"dimensions, but MODEL.TEXT.DIM is {dim}: embed the nouns with that text tower."
+            )
+        return {"nouns": nouns, "scale": region_clip.SCALE, "classes": region_clip.CLASSES}
+
+    def select(self, tiles, proposals):
+        return {"region": Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0])}
+
+    def losses(self, embeddings, regions, texts):
+        labels = self.labels(texts.tiles.tags).to(self.nouns.device)
+        sampled = sample_classes(labels, num_classes=len(self.nouns), count=self.classes)
+        loss = sampled_class_bce(embeddings["region"], labels, self.nouns, sampled, scale=self.scale)
+        return {"loss_region_clip": loss}
+
+    def labels(self, tags: list[list[int]]) -> Tensor:
+        """(R,) the noun of each tile; UserError for one without embedding."""
+        labels = torch.tensor([noun for (noun,) in tags], dtype=torch.int64)
+        if len(labels) and labels.max() >= len(self.nouns):
+            raise UserError(
+                f"A box has noun {int(labels.max())}, but MODEL.METHOD.REGION_CLIP.EMBEDDINGS {len(self.nouns)} "
+                "rows: give the embeddings of the nouns that the pseudo-labels were made with."
+            )
+        return labels
+
+
+def sample_classes(labels: Tensor, *, num_classes: int, count: int) -> Tensor:
+    """(S,) the classes of ``labels`` (R,), then others drawn uniformly without repetition until there are ``count``.
+
+    S = count, or fewer where there are no more classes, or more where the labels alone are more. Drawn from
+    torch's own random state on the CPU, which resuming restores, whatever device the labels are on.
+    """
+    present = labels.unique()
+    absent = torch.ones(num_classes, dtype=torch.bool)
+    absent[present.cpu()] = False
+    others = absent.nonzero()[:, 0]
+    drawn = others[torch.randperm(len(others))[: max(0, count - len(present))]]
+    return torch.cat([present, drawn.to(labels.device)])
