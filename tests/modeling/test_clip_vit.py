@@ -1,0 +1,211 @@
+"""CLIP's vision transformer against open_clip and against clip_fvlm §1 written out."""
+
+import math
+
+import open_clip
+import pytest
+import torch
+from detectron2.structures import Boxes
+
+from clim.errors import UserError
+from clim.modeling.clip_vit import ClipViT
+
+
+@pytest.fixture(scope="module")
+def full(random_clip):
+    return random_clip("ViT-B-16-quickgelu").visual
+
+
+@pytest.fixture(scope="module")
+def tiny(random_clip, tiny_json):
+    return random_clip(tiny_json("vit")).visual
+
+
+def pictures(height, width, batch=1):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
+
+
+# ---- the slow reference -----------------------------------------------------------------------------
+
+
+def layer_norm(x, norm):
+    centred = x - x.mean()
+    return centred / math.sqrt(centred.square().mean() + norm.eps) * norm.weight + norm.bias
+
+
+def quick_gelu(x):
+    return x / (1 + torch.exp(-1.702 * x))
+
+
+def slow_last_block(block, x):
+    """One token (W,) through a block without attention: each head passes on the token's own value."""
+    width, heads = len(x), block.attn.num_heads
+    weight, bias = block.attn.in_proj_weight[2 * width :], block.attn.in_proj_bias[2 * width :]
+    normed, passed = layer_norm(x, block.ln_1), []
+    for head in range(heads):
+        rows = slice(head * width // heads, (head + 1) * width // heads)
+        passed.append(weight[rows] @ normed + bias[rows])
+    y = x + block.attn.out_proj.weight @ torch.cat(passed) + block.attn.out_proj.bias
+    hidden = quick_gelu(block.mlp.c_fc.weight @ layer_norm(y, block.ln_2) + block.mlp.c_fc.bias)
+    return y + block.mlp.c_proj.weight @ hidden + block.mlp.c_proj.bias
+
+
+@torch.no_grad()
+def slow_dense(visual, picture, slow_positions):
+    """(D, h, w) of one picture (3, H, W), and the tokens before and after the last block."""
+    patch = visual.patch_size[0]
+    h, w = picture.shape[1] // patch, picture.shape[2] // patch
+    tokens = [visual.class_embedding]
+    for i in range(h):
+        for j in range(w):
+            pixels = picture[:, i * patch : (i + 1) * patch, j * patch : (j + 1) * patch]
+            tokens.append(visual.conv1.weight.flatten(1) @ pixels.flatten())
+    x = torch.stack(tokens) + slow_positions(visual.positional_embedding, (h, w))
+    x = torch.stack([layer_norm(token, visual.ln_pre) for token in x])[None]
+    for block in visual.transformer.resblocks[:-1]:
+        x = block(x)
+    before = x[0]
+    after = torch.stack([slow_last_block(visual.transformer.resblocks[-1], token) for token in before])
+    dense = torch.zeros(visual.output_dim, h, w)
+    for cell, token in enumerate(after[1:]):
+        vector = layer_norm(token, visual.ln_post) @ visual.proj
+        dense[:, cell // w, cell % w] = vector / math.sqrt(vector.square().sum())
+    return dense, before, after
+
+
+SIZES = [(224, 224), (320, 320), pytest.param((640, 640), marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_dense_map_of_vit_b_16(full, size, slow_positions):
+    picture = pictures(*size)
+    with torch.no_grad():
+        dense = ClipViT(visual=full, unlocked_blocks=6).features(picture)["dense"]
+    expected, _, _ = slow_dense(full, picture[0], slow_positions)
+    torch.testing.assert_close(dense[0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 72), (8, 8)])
+def test_dense_map_and_taps_of_a_tiny_one(tiny, size, slow_positions):
+    encoder = ClipViT(visual=tiny, unlocked_blocks=2)
+    picture = pictures(*size)
+    expected, before, after = slow_dense(tiny, picture[0], slow_positions)
+    with torch.no_grad():
+        taps, dense = encoder.taps(picture, (2, 3))
+        alone = encoder.features(picture)["dense"]
+    assert list(taps) == [2, 3] and torch.equal(dense, alone)
+    torch.testing.assert_close(dense[0], expected, rtol=0, atol=1e-5)
+    for tap, tokens in ((taps[2], before), (taps[3], after)):
+        assert tap.shape == (1, 32, size[0] // 8, size[1] // 8)
+        torch.testing.assert_close(tap[0].flatten(1).T, tokens[1:], rtol=0, atol=1e-5)
+
+
+def test_taps_and_the_map_come_from_one_pass(tiny):
+    passes = []
+    handle = tiny.conv1.register_forward_hook(lambda *_: passes.append(1))
+    taps, _ = ClipViT(visual=tiny, unlocked_blocks=0).taps(pictures(32, 32), (0, 1, 3))
+    handle.remove()
+    assert passes == [1] and list(taps) == [0, 1, 3]
+
+
+# ---- whole pictures ---------------------------------------------------------------------------------
+
+
+def test_pictures_of_native_size_are_embedded_as_by_open_clip(full, tiny):
+    for visual, size in ((full, 224), (tiny, 32)):
+        encoder = ClipViT(visual=visual, unlocked_blocks=2).eval()
+        assert (encoder.native_size, encoder.dim) == (size, visual.output_dim)
+        with torch.no_grad():
+            embedded = encoder.embed_images(pictures(size, size, batch=2))
+            torch.testing.assert_close(embedded, visual(pictures(size, size, batch=2)), rtol=0, atol=1e-5)
+
+
+def test_pictures_of_other_sizes_are_embedded_as_by_a_tower_of_that_size(
+    tiny, tiny_json, random_clip, slow_positions
+):
+    large = random_clip(tiny_json("vit", vision={"image_size": 56})).visual
+    state = tiny.state_dict()
+    large.load_state_dict(
+        state | {"positional_embedding": slow_positions(state["positional_embedding"], (7, 7))}
+    )
+    with torch.no_grad():
+        embedded = ClipViT(visual=tiny, unlocked_blocks=2).embed_images(pictures(56, 56))
+        torch.testing.assert_close(embedded, large(pictures(56, 56)), rtol=0, atol=1e-5)
+
+
+def test_exact_gelu_is_computed_where_the_architecture_says_so(tiny_json, random_clip):
+    quick, exact = (random_clip(tiny_json("vit", quick_gelu=quick)).visual for quick in (True, False))
+    exact.load_state_dict(quick.state_dict())
+    maps = [ClipViT(visual=v, unlocked_blocks=0).features(pictures(32, 32))["dense"] for v in (quick, exact)]
+    assert 1e-5 < (maps[0] - maps[1]).abs().max() < 0.5
+
+
+# ---- regions ----------------------------------------------------------------------------------------
+
+
+def test_regions_average_the_unit_vectors_of_their_cells(tiny):
+    encoder = ClipViT(visual=tiny, unlocked_blocks=2)
+    features = encoder.features(pictures(40, 48, batch=2))
+    one_cell = Boxes(torch.tensor([[16.0, 8, 24, 16]]))  # column 2, row 1
+    boxes = [one_cell, Boxes(torch.tensor([[8.0, 16, 32, 24], [0, 0, 48, 40]]))]
+    (regions,) = encoder.embed_stages(features, boxes)
+    dense = features["dense"]
+    expected = [dense[0, :, 1, 2], dense[1, :, 2, 1:4].mean(1), dense[1].mean((1, 2))]
+    torch.testing.assert_close(regions, torch.stack(expected), rtol=0, atol=1e-6)
+
+
+# ---- what learns ------------------------------------------------------------------------------------
+
+
+def test_the_release_trains_the_last_six_blocks(full):
+    encoder = ClipViT(visual=full, unlocked_blocks=6)
+    learning = {n for n, p in encoder.named_parameters() if p.requires_grad}
+    assert learning == {
+        n
+        for n, _ in encoder.named_parameters()
+        if n.split(".resblocks.")[-1].split(".")[0] in "6 7 8 9 10 11".split()
+    }
+    assert (
+        sum(p.numel() for p in encoder.parameters() if p.requires_grad) == 42_527_232
+    )  # 42.5 M, clip_fvlm §2
+
+
+@pytest.mark.parametrize("unlocked", range(5))
+def test_frozen_blocks_get_no_gradient_and_no_graph(tiny_json, random_clip, unlocked):
+    encoder = ClipViT(visual=random_clip(tiny_json("vit")).visual, unlocked_blocks=unlocked).train()
+    taps, dense = encoder.taps(pictures(40, 40), range(4))
+    assert [taps[i].requires_grad for i in range(4)] == [i >= 4 - unlocked for i in range(4)]
+    if unlocked:
+        (dense[:, 0].sum() + encoder.embed_images(pictures(40, 40))[:, 0].sum()).backward()
+    for name, weight in encoder.named_parameters():
+        block = name.removeprefix("visual.transformer.resblocks.").partition(".")[0]
+        learns = block.isdigit() and int(block) >= 4 - unlocked
+        assert (weight.grad is not None) == learns == weight.requires_grad
+
+
+def test_the_dense_map_does_not_move_queries_and_keys_of_the_last_block(tiny_json, random_clip):
+    encoder = ClipViT(visual=random_clip(tiny_json("vit")).visual, unlocked_blocks=1)
+    encoder.features(pictures(32, 32))["dense"][:, 0].sum().backward()
+    grad = encoder.visual.transformer.resblocks[-1].attn.in_proj_weight.grad
+    assert not grad[:64].any() and grad[64:].any()
+
+
+# ---- what is refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pool_type": "avg"},
+        {"final_ln_after_pool": True},
+        {"attentional_pool": True, "attn_pooler_heads": 4},
+        {"qk_norm": True},
+        {"image_size": [32, 64]},
+    ],
+)
+def test_transformers_of_other_kinds_are_refused(change, tiny_json):
+    config = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1} | change
+    text = {"context_length": 4, "vocab_size": 4, "width": 16, "heads": 2, "layers": 1}
+    visual = open_clip.CLIP(embed_dim=12, vision_cfg=config, text_cfg=text).visual
+    with pytest.raises(UserError, match="does not name a CLIP vision transformer for square pictures"):
+        ClipViT(visual=visual, unlocked_blocks=0)

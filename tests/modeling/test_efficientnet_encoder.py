@@ -1,0 +1,66 @@
+"""EfficientNet-Lite0 as an image encoder: the detector's blocks, with a projection."""
+
+import pytest
+import torch
+from detectron2.structures import Boxes
+from torchvision.ops import roi_align
+
+from clim.modeling.efficientnet import EfficientNetC4, _lite0
+from clim.modeling.efficientnet_encoder import EfficientNetLite0
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return EfficientNetLite0(dim=10, unlocked_blocks=4).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def last_blocks(x):
+    for block in _lite0()._blocks[11:]:
+        x = block(x)
+    return x
+
+
+def test_the_map_is_the_detectors(encoder, images):
+    with torch.no_grad():
+        expected = EfficientNetC4(_lite0(), freeze_at=0)(images)["res4"]
+        torch.testing.assert_close(encoder.features(images)["dense"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_regions_and_cells_share_the_last_blocks_and_the_projection(encoder, images):
+    boxes = [
+        Boxes(torch.tensor([[0.0, 0, 50, 60]])),
+        Boxes(torch.tensor([[10.0, 5, 90, 60], [0, 0, 96, 64]])),
+    ]
+    with torch.no_grad():
+        features = encoder.features(images)
+        whole = last_blocks(features["dense"])
+        tensors = [b.tensor for b in boxes]
+        pooled = roi_align(
+            features["dense"], tensors, 7, spatial_scale=1 / 16, sampling_ratio=-1, aligned=True
+        )
+        close = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(
+            encoder.embed_images(images), encoder.projection(whole.mean((2, 3))), **close
+        )
+        (regions,) = encoder.embed_stages(features, boxes)
+        expected = encoder.projection(last_blocks(pooled).mean((2, 3)))
+        torch.testing.assert_close(regions, expected, **close)
+        cell = encoder.projection(whole[1, :, 0, 2])
+        torch.testing.assert_close(encoder.dense(features)[1, :, 0, 2], cell / cell.norm(), **close)
+
+
+@pytest.mark.parametrize("unlocked", [0, 4, 16])
+def test_the_last_blocks_and_the_projection_learn(images, unlocked):
+    encoder = EfficientNetLite0(dim=10, unlocked_blocks=unlocked).train()
+    encoder.embed_images(images).sum().backward()
+    touched = {n for n, p in encoder.named_parameters() if p.grad is not None}
+    blocks = {int(n.split(".")[1]) for n in touched if n.startswith("blocks.")}
+    assert blocks == set(range(16 - unlocked, 16))
+    assert {n for n in touched if not n.startswith("blocks.")} == {"projection.weight", "projection.bias"}
