@@ -37,7 +37,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     classes = commands.add_parser("classes", help="class names -> .npy (K, D), float16, unit rows")
     source = classes.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--dataset", help="coco, mini, or a json with categories (LVIS), taken by ascending id"
+        "--dataset", help="coco, coco_panoptic, mini, or a json with categories (LVIS), taken by ascending id"
     )
     source.add_argument("--names", help='class names in order, "a,b,c"')
     classes.add_argument("--prompt", choices=sorted(PROMPTS), default="ensemble", help="default: %(default)s")
@@ -77,6 +77,10 @@ def class_names(*, dataset: str | None, names: str | None) -> list[str]:
         from clim.data.coco_splits import COCO_NAMES
 
         return list(COCO_NAMES)
+    if dataset == "coco_panoptic":
+        from clim.data.coco_panoptic import PANOPTIC_NAMES
+
+        return list(PANOPTIC_NAMES)
     if dataset == "mini":
         from clim.data.mini_concepts import MINI_CATEGORIES
 
@@ -87,7 +91,7 @@ def class_names(*, dataset: str | None, names: str | None) -> list[str]:
         return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--dataset {dataset} is neither coco nor mini, nor a json file with categories ({error!r})."
+            f"--dataset {dataset} is neither coco nor mini nor coco_panoptic, nor a json with categories ({error!r})."
         ) from error
 
 

@@ -152,6 +152,9 @@ def test_tool_knows_class_names(tool, tmp_path):
     assert tool.class_names(dataset="coco", names=None)[:3] == ["person", "bicycle", "car"]
     assert len(tool.class_names(dataset="coco", names=None)) == 80
     assert len(tool.class_names(dataset="mini", names=None)) == 65
+    panoptic = tool.class_names(dataset="coco_panoptic", names=None)
+    assert panoptic[:80] == tool.class_names(dataset="coco", names=None)
+    assert len(panoptic) == 133 and panoptic[80] == "banner"
     categories = [{"id": 2, "name": "aerosol_can"}, {"id": 1, "name": "air_conditioner"}]
     (tmp_path / "lvis.json").write_text(json.dumps({"categories": categories}))
     names = tool.class_names(dataset=str(tmp_path / "lvis.json"), names=None)

@@ -101,9 +101,12 @@ def add_clim_config(cfg: CN) -> None:
     mosaic.PARTNERS = "random"  # or an index made by tools/build_neighbours.py (Table 2c)
     cfg.INPUT.REGIONS = regions = CN()  # pictures with boxes to be classified
     regions.SIZE = 1024  # px, longest side; padded to a square
+    regions.MASK_STRIDE = 16  # px, cells that masks of regions are made of: the stride of the encoder's dense map
+    regions.CROP_SIZE = 224  # px, side of a region's crop: what the encoder was trained on
     regions.MIN_AREA = 64  # px² of the original picture; smaller and larger boxes are left out
     regions.MAX_AREA = 1024 * 1024
-    regions.MAX_BOXES = 100  # of a picture
+    regions.MAX_BOXES = 100  # annotations of a picture, in their order, of which sizes are then looked at
+    regions.CROWDS = True  # crowds are regions like others (release); False: they are left out beforehand
 
     cfg.INPUT.LSJ = lsj = CN()  # large-scale jittering of detection pictures in training
     lsj.SIZE = 0  # px, side of the square that FVLM pads to at test too; 0: Detectron2's resizing
@@ -132,3 +135,5 @@ def add_clim_config(cfg: CN) -> None:
 
     # ---- Evaluation -----------------------------------------------------------------------------
     cfg.TEST.PROTOCOL = "generalized"  # Detic: one run, 80 predicted and 65 scored; "two_run": CLIM; "both"
+    # How regions are classified, one or more of: by "boxes" or "masks" on the picture, by "crops" of it.
+    cfg.TEST.REGIONS = ["boxes"]

@@ -5,68 +5,20 @@ Registering reads nothing. Paths are worked out from ``clim.paths.data_root()`` 
 metadata is asked for, so ``DETECTRON2_DATASETS`` may be set or changed after the import.
 """
 
-from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import load_coco_json
 
-from clim.data.captions import PREPARE_OV_COCO, load_captions_json, read_json, require_folder
+from clim.data.captions import PREPARE_OV_COCO, load_captions_json, require_folder
+from clim.data.catalog import Files, Vocabulary, categories_of, register
+from clim.data.coco_panoptic import STUFF_NAMES
 from clim.data.coco_splits import BASE_NAMES, COCO_NAMES, NOVEL_NAMES, contiguous_ids
+from clim.data.region_sets import load_panoptic_regions, load_regions
 from clim.errors import UserError
-from clim.paths import data_root
 
 MAKE_MINI = "python tools/make_mini.py"
-
-
-class Vocabulary(NamedTuple):
-    """Names in contiguous order, their split, and {category id of the json: contiguous index}."""
-
-    names: list[str]
-    base: list[str]
-    novel: list[str]
-    index: dict[int, int]
-
-
-class Files(NamedTuple):
-    """A data set on disk, relative to the data root; of several json files the first that exists is taken."""
-
-    image_root: str
-    json_files: tuple[str, ...]
-    command: str
-
-    def image_path(self) -> str:
-        return str(data_root() / self.image_root)
-
-    def json_path(self) -> str:
-        paths = [data_root() / json_file for json_file in self.json_files]
-        return str(next((path for path in paths if path.is_file()), paths[0]))
-
-    def made_by(self) -> str:
-        return f"{self.command} --output {data_root()}"
-
-
-class LazyMetadata(Metadata):
-    """Detectron2's metadata with entries that are computed at every read instead of stored.
-
-    Copying and unpickling call the constructor without arguments and fill ``__dict__`` afterwards.
-    """
-
-    def __init__(self, *, name: str = "", entries: Mapping[str, Callable[[], object]] | None = None):
-        super().__init__(name=name)
-        self.__dict__["_entries"] = dict(entries or {})
-
-    def __getattr__(self, key):
-        if not key.startswith("_") and key in self._entries:
-            return self._entries[key]()
-        return super().__getattr__(key)
-
-    def as_dict(self) -> dict:
-        stored = {key: value for key, value in self.__dict__.items() if key != "_entries"}
-        return {key: compute() for key, compute in self._entries.items()} | stored
 
 
 def coco_vocabulary() -> Vocabulary:
@@ -81,7 +33,7 @@ def mini_vocabulary(files: Files) -> Vocabulary:
     path = Path(files.json_path())
     categories = tuple(enumerate(MINI_CATEGORIES, start=1))
     if path.is_file():
-        categories = _categories(str(path), path.stat().st_mtime_ns)
+        categories = categories_of(path, remedy=f"make it with: {MAKE_MINI}")
     names = [name for _, name in categories]
     base, novel = ([name for name in names if name in part] for part in (MINI_BASE, MINI_NOVEL))
     return Vocabulary(names, base, novel, {key: position for position, (key, _) in enumerate(categories)})
@@ -127,13 +79,6 @@ def load_captions(files: Files, vocabulary: Callable[[], Vocabulary]) -> list[di
     )
 
 
-@lru_cache(maxsize=8)
-def _categories(json_file: str, modified_ns: int) -> tuple[tuple[int, str], ...]:
-    """(id, name) by ascending id; ``modified_ns`` makes a rewritten file another cache entry."""
-    content = read_json(json_file, remedy=f"make it with: {MAKE_MINI}")
-    return tuple(sorted((category["id"], category["name"]) for category in content["categories"]))
-
-
 # Where Detic's instructions and code name different places, or its file lists half of the categories although
 # an evaluator needs all that the detector predicts ("oriorder" has the 80), the better file is tried first.
 _COCO_TRAIN = {
@@ -160,10 +105,18 @@ _COCO_CAPTIONS = {
         "coco/captions_train2017_tags_allcaps.json",
     ),
 }
+_COCO_REGIONS = {
+    "coco_val_regions": ("instances_val2017.json", load_regions, {}),
+    "coco_panoptic_val_regions": (
+        "panoptic_val2017.json",
+        load_panoptic_regions,
+        {"stuff_classes": list(STUFF_NAMES)},
+    ),
+}
 
 
 def register_builtin() -> None:
-    """Register every data set of this file; names that are taken stay as they are."""
+    """Register every data set of this file; names that are taken (a second import, Detic's own) stay."""
     for name, json_files in _COCO_TRAIN.items():
         _register_coco(name, "coco/train2017", json_files, load_detection)
     for name, json_files in _COCO_VAL.items():
@@ -174,37 +127,21 @@ def register_builtin() -> None:
     _register_mini("mini_ov_val", "val", "instances_val_all.json", load_detection, evaluator_type="ov_coco")
     _register_mini("mini_ov_captions", "pairs", "captions_pairs_tags.json", load_captions)
     _register_mini("mini_ov_captions_cluttered", "cluttered", "captions_cluttered_tags.json", load_captions)
+    for name, (json_file, load, metadata) in _COCO_REGIONS.items():
+        json_files = (f"coco/annotations/{json_file}",)
+        _register_coco(name, "coco/val2017", json_files, load, evaluator_type="regions", **metadata)
+    _register_mini(
+        "mini_val_regions", "val", "instances_val_all.json", load_regions, evaluator_type="regions"
+    )
 
 
 def _register_coco(name: str, folder: str, json_files: tuple[str, ...], load: Callable, **metadata) -> None:
-    _register(name, Files(folder, json_files, PREPARE_OV_COCO), coco_vocabulary, load, **metadata)
+    register(name, Files(folder, json_files, PREPARE_OV_COCO), coco_vocabulary, load, **metadata)
 
 
 def _register_mini(name: str, folder: str, json_file: str, load: Callable, **metadata) -> None:
     files = Files(f"mini/{folder}", (f"mini/annotations/{json_file}",), MAKE_MINI)
-    _register(name, files, partial(mini_vocabulary, files), load, **metadata)
-
-
-def _register(
-    name: str, files: Files, vocabulary: Callable[[], Vocabulary], load: Callable, **metadata
-) -> None:
-    """Fill both catalogues; a name that is there already (a second import, or Detic's own) stays."""
-    if name in DatasetCatalog:
-        return
-    DatasetCatalog.register(name, partial(load, files, vocabulary))
-    entries = {
-        "json_file": files.json_path,
-        "image_root": files.image_path,
-        "thing_classes": partial(_field, vocabulary, "names"),
-        "thing_dataset_id_to_contiguous_id": partial(_field, vocabulary, "index"),
-        "base_classes": partial(_field, vocabulary, "base"),
-        "novel_classes": partial(_field, vocabulary, "novel"),
-    }
-    MetadataCatalog[name] = LazyMetadata(name=name, entries=entries).set(**metadata)
-
-
-def _field(vocabulary: Callable[[], Vocabulary], key: str):
-    return getattr(vocabulary(), key)
+    register(name, files, partial(mini_vocabulary, files), load, **metadata)
 
 
 register_builtin()

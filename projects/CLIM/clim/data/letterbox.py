@@ -16,11 +16,16 @@ def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:
         PIL's bicubic filter, which averages where it shrinks, as torchvision resizes PIL pictures.
     """
     height, width = image.shape[:2]
-    scale = size / max(height, width)
-    new_height, new_width = (max(round(side * scale), 1) for side in (height, width))
+    new_height, new_width = letterbox_size(height, width, size)
     if (new_height, new_width) != (height, width):
         resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC)
         image = np.asarray(resized)
     square = np.zeros((size, size, 3), dtype=np.uint8)
     square[:new_height, :new_width] = image
-    return square, scale
+    return square, size / max(height, width)
+
+
+def letterbox_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) in px that a picture gets on its square, at least 1."""
+    scale = size / max(height, width)
+    return max(round(height * scale), 1), max(round(width * scale), 1)

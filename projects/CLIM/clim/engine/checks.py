@@ -7,6 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from clim.errors import UserError
+from clim.evaluation.region_classification import region_classes
 from clim.modeling.vocabulary import num_classes
 
 DETECTRON2_IMS_PER_BATCH = 16  # Detectron2's default: any other value was meant to be read
@@ -22,19 +23,19 @@ def check_keys(cfg) -> None:
 
 
 def check_sources(cfg) -> None:
-    """UserError where image-text pairs have no method to learn from them, or a method no pairs."""
+    """UserError where image-text pairs or named regions have no method to learn from them, or a method none."""
     loader, method = cfg.DATALOADER, cfg.MODEL.METHOD.NAME
-    pairs = loader.CAPTIONS_PER_GPU + loader.MOSAICS_PER_GPU
+    pairs = loader.CAPTIONS_PER_GPU + loader.MOSAICS_PER_GPU + loader.REGIONS_PER_GPU
     if pairs and not method:
         raise UserError(
-            f"DATALOADER.CAPTIONS_PER_GPU {loader.CAPTIONS_PER_GPU} and MOSAICS_PER_GPU "
-            f"{loader.MOSAICS_PER_GPU} need a method that learns from them: set MODEL.METHOD.NAME, for "
-            'instance "Detic".'
+            f"DATALOADER.CAPTIONS_PER_GPU {loader.CAPTIONS_PER_GPU}, MOSAICS_PER_GPU {loader.MOSAICS_PER_GPU} and "
+            f"REGIONS_PER_GPU {loader.REGIONS_PER_GPU} need a method that learns from them: set "
+            'MODEL.METHOD.NAME, for instance "Detic".'
         )
     if method and not pairs:
         raise UserError(
             f"MODEL.METHOD.NAME {method} needs image-text pairs: set DATALOADER.CAPTIONS_PER_GPU or "
-            "MOSAICS_PER_GPU."
+            "MOSAICS_PER_GPU (RegionClip: named regions, REGIONS_PER_GPU)."
         )
 
 
@@ -53,12 +54,17 @@ def check_device(cfg) -> None:
 
 def check_datasets(cfg, *, training: bool) -> None:
     """UserError for data sets that are not registered, or that have other classes than the detector."""
-    for key in ("TRAIN", "CAPTIONS", "TEST") if training else ("TEST",):
+    for key in ("TRAIN", "CAPTIONS", "REGIONS", "TEST") if training else ("TEST",):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog.list():
                 raise UserError(f"DATASETS.{key} names {name}, which is not registered{_near(name)}.")
-            classes = MetadataCatalog.get(name).get("thing_classes")
-            if key != "CAPTIONS" and classes is not None and len(classes) != num_classes(cfg):
+            if key in ("CAPTIONS", "REGIONS"):  # what they speak of is the method's business
+                continue
+            metadata = MetadataCatalog.get(name)
+            classes = metadata.get("thing_classes")
+            if classes is not None and metadata.get("evaluator_type") == "regions":
+                classes = region_classes(metadata)
+            if classes is not None and len(classes) != num_classes(cfg):
                 raise UserError(
                     f"DATASETS.{key} {name} has {len(classes)} classes, but the detector {num_classes(cfg)}: "
                     "set MODEL.ROI_HEADS.NUM_CLASSES with MODEL.VOCABULARY, or choose another data set."

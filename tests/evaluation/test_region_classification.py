@@ -1,0 +1,240 @@
+"""RegionClassificationEvaluator against a slow count, region by region; ties, gaps, files, two processes.
+
+Run as a script (`test_region_classification.py RANK FOLDER`) this file is one process of the two-process test.
+"""
+
+import json
+import logging
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import print_csv_format
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clim.data.regions import NO_REGION, Skipped
+from clim.errors import UserError
+from clim.evaluation import RegionClassificationEvaluator
+from clim.evaluation.region_classification import averages, class_accuracies, true_ranks
+
+THINGS = ["cat", "apple", "person", "knife", "zebra", "sink", "bus", "cake"]
+STUFF = ["sky", "sand", "road"]
+K = len(THINGS) + len(STUFF)
+
+
+@pytest.fixture(autouse=True)
+def logs_reach_caplog(monkeypatch):
+    """Detectron2's setup_logger, wherever a test called it, ends propagation."""
+    for name in ("clim", "detectron2"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+
+
+def register(name, *, stuff=STUFF, **more):
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)
+    entries = {"thing_classes": THINGS} | ({"stuff_classes": stuff} if stuff else {}) | more
+    MetadataCatalog.get(name).set(**entries)
+    return name
+
+
+def make_pictures(seed=0, *, num_pictures=12, variants=("boxes",), num_classes=K):
+    """[(image id, classes (R,), {variant: scores (R, K)})] of random scores; "knife" and "sand" never occur."""
+    generator = torch.Generator().manual_seed(seed)
+    present = torch.tensor([i for i in range(num_classes) if i not in (3, 9)])
+    pictures = []
+    for image_id in range(num_pictures):
+        count = int(torch.randint(1, 9, (), generator=generator))
+        classes = present[torch.randint(len(present), (count,), generator=generator)]
+        scores = {v: torch.randint(0, 40, (count, num_classes), generator=generator) / 40 for v in variants}
+        pictures.append((image_id, classes, scores))
+    return pictures
+
+
+def feed(evaluator, pictures):
+    for image_id, classes, scores in pictures:
+        evaluator.process([{"image_id": image_id, "gt_classes": classes}], [{"region_scores": scores}])
+
+
+def score(name, pictures, **options):
+    evaluator = RegionClassificationEvaluator(name, **options)
+    feed(evaluator, pictures)
+    return evaluator.evaluate()["regions"]
+
+
+def slow_rank(row, wanted):
+    """Place of class ``wanted``: classes sorted by score, the lower class first where they tie."""
+    return sorted(range(len(row)), key=lambda k: (-row[k], k)).index(wanted)
+
+
+def slow_figures(pictures, variant, *, members, num_classes, top):
+    hits = {}
+    for _, classes, scores in pictures:
+        for wanted, row in zip(classes.tolist(), scores[variant].tolist(), strict=True):
+            if wanted in members:
+                hits.setdefault(wanted, []).append(slow_rank(row[:num_classes], wanted) < top)
+    by_class = {k: sum(h) / len(h) for k, h in hits.items()}
+    regions = [hit for h in hits.values() for hit in h]
+    return 100 * sum(by_class.values()) / len(by_class), 100 * sum(regions) / len(regions)
+
+
+def test_every_figure_equals_a_slow_count():
+    pictures = make_pictures(variants=("boxes", "crops"))
+    found = score(register("regions_slow"), pictures, variants=("boxes", "crops"))
+    things, stuff = set(range(len(THINGS))), set(range(len(THINGS), K))
+    groups = {"": (things | stuff, K), "_things": (things, K), "_stuff": (stuff, K), "_8way": (things, 8)}
+    expected = {}
+    for variant, prefix in (("boxes", ""), ("crops", "crops.")):
+        for metric, top in (("Top1", 1), ("Top5", 5)):
+            for suffix, (members, num_classes) in groups.items():
+                macro, micro = slow_figures(
+                    pictures, variant, members=members, num_classes=num_classes, top=top
+                )
+                expected[f"{prefix}{metric}_macro{suffix}"] = macro
+                expected[f"{prefix}{metric}_micro{suffix}"] = micro
+    assert found == pytest.approx(expected)
+    assert len(set(found.values())) > 20  # no figure stands for another
+
+
+def test_things_alone_have_one_group():
+    pictures = make_pictures(num_classes=8)
+    found = score(register("regions_things", stuff=None), pictures)
+    assert list(found) == ["Top1_macro", "Top1_micro", "Top5_macro", "Top5_micro"]
+    macro, micro = slow_figures(pictures, "boxes", members=set(range(8)), num_classes=8, top=5)
+    assert found["Top5_macro"] == pytest.approx(macro) and found["Top5_micro"] == pytest.approx(micro)
+
+
+def test_base_and_novel_are_groups_where_there_is_such_a_split():
+    name = register("regions_split", stuff=None, base_classes=["cat", "bus"], novel_classes=["sink"])
+    pictures = make_pictures(3, num_classes=8)
+    found = score(name, pictures)
+    assert len(found) == 4 * 3
+    for group, members in (("base", {0, 6}), ("novel", {5})):
+        macro, micro = slow_figures(pictures, "boxes", members=members, num_classes=8, top=1)
+        assert found[f"Top1_macro_{group}"] == pytest.approx(macro)
+        assert found[f"Top1_micro_{group}"] == pytest.approx(micro)
+
+
+@given(st.data())
+def test_ranks_are_places_in_a_sorted_list(data):
+    num_classes, count = data.draw(st.integers(1, 9)), data.draw(st.integers(0, 6))
+    row = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 2.0]), min_size=num_classes, max_size=num_classes)
+    rows = data.draw(st.lists(row, min_size=count, max_size=count))
+    classes = data.draw(st.lists(st.integers(0, num_classes - 1), min_size=count, max_size=count))
+    ranks = true_ranks(torch.tensor(rows).view(count, num_classes), torch.tensor(classes, dtype=torch.int64))
+    assert ranks.tolist() == [slow_rank(r, c) for r, c in zip(rows, classes, strict=True)]
+
+
+def test_a_score_that_is_no_number_is_never_right():
+    scores = torch.tensor([[math.nan, 0.1, 0.2], [math.nan, 0.1, 0.2], [math.nan] * 3])
+    assert true_ranks(scores, torch.tensor([0, 2, 1])).tolist() == [3, 0, 3]
+    assert true_ranks(scores[:, :2], torch.tensor([2, 1, 2])).tolist() == [2, 0, 2]
+
+
+def test_averages_by_hand():
+    correct = np.array([True, False, True, True, False])
+    classes = np.array([4, 4, 4, 1, 2])
+    np.testing.assert_allclose(
+        class_accuracies(correct, classes, num_classes=5), [np.nan, 100, 0, np.nan, 200 / 3]
+    )
+    assert averages(correct, classes, members=[0, 1, 4]) == pytest.approx({"macro": 250 / 3, "micro": 75})
+    assert averages(correct, classes, members=[2]) == {"macro": 0, "micro": 0}
+    nothing = averages(correct, classes, members=[0, 3])
+    assert math.isnan(nothing["macro"]) and math.isnan(nothing["micro"])
+
+
+def test_the_report_on_disk(tmp_path, caplog):
+    pictures = make_pictures(1)
+    evaluator = RegionClassificationEvaluator(register("regions_report"), output_dir=tmp_path / "new")
+    for skipped in (Skipped("b.jpg", "missing"), Skipped("a.jpg", "truncated"), Skipped("c.jpg", NO_REGION)):
+        evaluator.skip(skipped)
+    feed(evaluator, pictures)
+    with caplog.at_level(logging.INFO):
+        results = evaluator.evaluate()
+        print_csv_format(results)
+    assert "2 pictures were left out, the first a.jpg (truncated)" in caplog.text
+    assert "| cat" in caplog.text and "Top5_macro_things" in caplog.text
+    report = json.loads((tmp_path / "new/region_results.json").read_text())
+    assert report["summary"] == results["regions"]
+    assert report["unreadable"] == [["a.jpg", "truncated"], ["b.jpg", "missing"]]
+    counts = [report[f"num_{key}"] for key in ("pictures", "regions", "pictures_without_regions")]
+    assert counts == [12, sum(len(classes) for _, classes, _ in pictures), 1]
+    rows = report["per_class"]
+    assert [row["class"] for row in rows] == THINGS + STUFF
+    assert [row["kind"] for row in rows] == ["thing"] * 8 + ["stuff"] * 3
+    assert sum(row["num_regions"] for row in rows) == counts[1]
+    assert rows[3] == {"class": "knife", "kind": "thing", "num_regions": 0, "Top1": None, "Top5": None}
+    seen = [row["Top1"] for row in rows if row["num_regions"]]
+    assert sum(seen) / len(seen) == pytest.approx(report["summary"]["Top1_macro"])
+
+
+def test_nothing_seen_has_no_figures(tmp_path):
+    name = register("regions_none")
+    evaluator = RegionClassificationEvaluator(name, output_dir=tmp_path)
+    found = evaluator.evaluate()["regions"]
+    assert len(found) == 16 and all(math.isnan(value) for value in found.values())
+    report = json.loads((tmp_path / "region_results.json").read_text())
+    assert set(report["summary"].values()) == {None} and report["num_regions"] == 0
+    feed(evaluator, make_pictures())
+    evaluator.skip(Skipped("a.jpg", "missing"))
+    evaluator.reset()
+    evaluator.evaluate()
+    assert json.loads((tmp_path / "region_results.json").read_text()) == report
+
+
+def test_mistakes_are_told():
+    name = register("regions_wrong")
+    for variants in ((), ("boxes", "rois"), ("mask",)):
+        with pytest.raises(UserError, match="TEST.REGIONS is .* boxes, masks, crops"):
+            RegionClassificationEvaluator(name, variants=variants)
+    with pytest.raises(UserError, match="without metadata thing_classes"):
+        RegionClassificationEvaluator("regions_never_registered")
+    (picture,) = make_pictures(num_pictures=1)
+    inputs = [{"image_id": 0, "gt_classes": picture[1]}]
+    evaluator = RegionClassificationEvaluator(name, variants=("masks",))
+    for output in ({"instances": None}, {"region_scores": picture[2]}):
+        with pytest.raises(
+            UserError, match="no scores for their masks: evaluate a model of images and texts"
+        ):
+            evaluator.process(inputs, [output])
+    for scores in (picture[2]["boxes"][:, :-1], picture[2]["boxes"][1:]):
+        with pytest.raises(UserError, match=r"has \(\d, 11\): set the model's vocabulary"):
+            evaluator.process(inputs, [{"region_scores": {"masks": scores}}])
+
+
+def test_two_processes_equal_one(tmp_path):
+    evaluator = RegionClassificationEvaluator(register("regions_two"), output_dir=tmp_path / "one")
+    feed(evaluator, make_pictures(2))
+    evaluator.skip(Skipped("a.jpg", "missing"))
+    single = evaluator.evaluate()
+    workers = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in (0, 1)]
+    try:
+        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert json.loads((tmp_path / "rank0.json").read_text()) == single
+    assert json.loads((tmp_path / "rank1.json").read_text()) == {}
+    one, two = (tmp_path / folder / "region_results.json" for folder in ("one", "two"))
+    assert two.read_text() == one.read_text()
+
+
+def one_of_two_processes(rank, folder):
+    """Rank 0 sees the even pictures, rank 1 the odd ones and, as a padding sampler would, picture 2 again."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    evaluator = RegionClassificationEvaluator(register("regions_two"), output_dir=folder / "two")
+    pictures = make_pictures(2)
+    feed(evaluator, pictures[rank::2] + pictures[2:3] * rank)
+    if rank == 1:
+        evaluator.skip(Skipped("a.jpg", "missing"))
+    (folder / f"rank{rank}.json").write_text(json.dumps(evaluator.evaluate()))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    one_of_two_processes(int(sys.argv[1]), Path(sys.argv[2]))
