@@ -1,0 +1,134 @@
+"""The comparator's loss against a loop, the class subset's properties, and what goes wrong."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from clim.data.tiles import Tiles
+from clim.errors import UserError
+from clim.losses import sampled_class_bce
+from clim.methods import Texts, build_method
+from clim.methods.region_clip import RegionClip, sample_classes
+
+
+def slow_loss(regions, labels, classes, sampled, scale):
+    total = 0.0
+    for region, label in zip(regions.tolist(), labels.tolist(), strict=True):
+        for k in sampled.tolist():
+            row = classes[k].tolist()
+            dot = sum(a * b for a, b in zip(region, row, strict=True))
+            z = scale * dot / math.hypot(*region) / math.hypot(*row)
+            p = 1 / (1 + math.exp(-z))
+            total -= math.log(p if k == label else 1 - p)
+    return total / len(labels)
+
+
+def test_loss_equals_a_loop():
+    g = torch.Generator().manual_seed(0)
+    regions, classes = torch.randn(5, 8, generator=g), torch.randn(12, 8, generator=g)
+    labels, sampled = torch.tensor([3, 7, 3, 0, 11]), torch.tensor([7, 11, 0, 3, 9, 1])
+    loss = sampled_class_bce(regions, labels, classes, sampled, scale=10.0)
+    assert float(loss) == pytest.approx(slow_loss(regions, labels, classes, sampled, 10.0), rel=1e-5)
+
+
+def test_no_box_gives_zero_with_a_graph():
+    regions = torch.zeros(0, 4, requires_grad=True)
+    loss = sampled_class_bce(
+        regions, torch.zeros(0, dtype=torch.int64), torch.eye(4), torch.arange(4), scale=9.0
+    )
+    loss.backward()
+    assert float(loss) == 0 and regions.grad.shape == (0, 4)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    num_classes=st.integers(1, 60),
+    count=st.integers(0, 70),
+    boxes=st.integers(0, 30),
+    seed=st.integers(0, 99),
+)
+def test_class_subset(num_classes, count, boxes, seed):
+    """Labels first, all different, as many as asked for where there are so many, the same from the same state."""
+    torch.manual_seed(seed)
+    labels = torch.randint(num_classes, (boxes,))
+    state = torch.get_rng_state()
+    sampled = sample_classes(labels, num_classes=num_classes, count=count)
+    present = labels.unique()
+    assert torch.equal(sampled[: len(present)], present)
+    assert len(set(sampled.tolist())) == len(sampled) == max(len(present), min(count, num_classes))
+    assert sampled.dtype == torch.int64 and bool(((sampled >= 0) & (sampled < num_classes)).all())
+    torch.set_rng_state(state)
+    assert torch.equal(sample_classes(labels, num_classes=num_classes, count=count), sampled)
+
+
+def test_the_other_classes_are_drawn_uniformly():
+    torch.manual_seed(0)
+    labels, seen = torch.tensor([2, 2, 5]), torch.zeros(10)
+    for _ in range(2000):
+        seen[sample_classes(labels, num_classes=10, count=4)] += 1
+    assert seen[2] == seen[5] == 2000
+    assert float((seen[[0, 1, 3, 4, 6, 7, 8, 9]] - 500).abs().max()) < 100  # 5 standard deviations
+
+
+def tiles_of(tags):
+    count = len(tags)
+    return Tiles(
+        boxes=torch.arange(4 * count).view(-1, 4).float(), canvas=torch.arange(count) // 2,
+        image_ids=torch.arange(count), captions=[[]] * count, drawn=[""] * count, tags=tags,
+        groups=torch.zeros(2, 0, count, dtype=torch.bool),
+    )  # fmt: skip
+
+
+def test_method_end_to_end():
+    """Boxes are the tiles'; the loss is the pure one on the subset that the state of torch gives."""
+    nouns = F.normalize(torch.randn(9, 6, generator=torch.Generator().manual_seed(1)), dim=1)
+    method = RegionClip(nouns=nouns, scale=20.0, classes=5)
+    tiles = tiles_of([[4], [0], [4]])
+    regions = method.select(tiles, None)
+    assert list(regions) == ["region"] and torch.equal(regions["region"].boxes, tiles.boxes)
+    assert torch.equal(regions["region"].canvas, tiles.canvas)
+
+    embeddings = torch.randn(3, 6, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    texts = Texts(tiles, encoder=None, class_embeddings=torch.zeros(1, 6))
+    state = torch.get_rng_state()
+    losses = method.losses({"region": embeddings}, regions, texts)
+    torch.set_rng_state(state)
+    labels = torch.tensor([4, 0, 4])
+    sampled = sample_classes(labels, num_classes=9, count=5)
+    assert list(losses) == ["loss_region_clip"] and len(sampled) == 5
+    assert float(losses["loss_region_clip"]) == pytest.approx(
+        slow_loss(embeddings, labels, nouns, sampled, 20.0), rel=1e-5
+    )
+    losses["loss_region_clip"].backward()
+    assert embeddings.grad.abs().sum() > 0
+    assert not list(method.parameters()) and not method.state_dict()
+
+
+def test_a_noun_without_embedding_is_told():
+    method = RegionClip(nouns=torch.eye(3), scale=1.0, classes=2)
+    assert method.labels([[2], [0]]).tolist() == [2, 0] and method.labels([]).shape == (0,)
+    with pytest.raises(UserError, match="noun 3, but .* 3 rows"):
+        method.labels([[0], [3]])
+
+
+def test_from_config(load_cfg, tmp_path):
+    np.save(tmp_path / "nouns.npy", np.random.default_rng(0).normal(size=(7, 16)).astype(np.float16))
+    key = "MODEL.METHOD.REGION_CLIP.EMBEDDINGS"
+
+    def build(*overrides):
+        return build_method(load_cfg("mini/detic.yaml", "MODEL.METHOD.NAME", "RegionClip", *overrides))
+
+    method = build(key, str(tmp_path / "nouns.npy"), "MODEL.TEXT.DIM", 16)
+    assert method.nouns.shape == (7, 16) and (method.scale, method.classes) == (100.0, 100)
+    torch.testing.assert_close(method.nouns.norm(dim=1), torch.ones(7))
+    with pytest.raises(UserError, match="16 dimensions, but MODEL.TEXT.DIM is 8"):
+        build(key, str(tmp_path / "nouns.npy"), "MODEL.TEXT.DIM", 8)
+    with pytest.raises(UserError, match=f"{key} is empty"):
+        build()
+    with pytest.raises(UserError, match=rf"gone.npy \({key}\)"):
+        build(key, str(tmp_path / "gone.npy"))
