@@ -1,7 +1,5 @@
 """F-VLM's backbone: levels and strides of the pyramid, upscaling, and an encoder that nothing moves."""
 
-import json
-
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -39,22 +37,15 @@ class RecordingEncoder(nn.Module):
 
 
 @pytest.fixture
-def vit_json(tmp_path):
-    path = tmp_path / "tiny_vit.json"
-    vision = {"image_size": 64, "layers": 12, "width": 32, "head_width": 16, "patch_size": 16}
-    text = {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}
-    path.write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
-    return str(path)
-
-
-@pytest.fixture
-def backbone(load_cfg, vit_json):
+def backbone(load_cfg, tiny_json):
     """``backbone("KEY", value, …)`` of the shipped config, on a small random ViT."""
+
+    architecture = tiny_json("vit", vision={"patch_size": 16, "layers": 12})
 
     def build(*overrides):
         torch.manual_seed(0)
         cfg = load_cfg(
-            "FVLM_ViTB16_CLIP_COCO.yaml", "MODEL.IMAGE_ENCODER.ARCHITECTURE", vit_json,
+            "FVLM_ViTB16_CLIP_COCO.yaml", "MODEL.IMAGE_ENCODER.ARCHITECTURE", architecture,
             "MODEL.IMAGE_ENCODER.PRETRAINED", "", "MODEL.FPN.OUT_CHANNELS", 24, "MODEL.FPN.NORM", "BN", *overrides,
         )  # fmt: skip
         return build_backbone(cfg)
@@ -160,7 +151,7 @@ def test_the_pyramid_of_the_shipped_config(backbone):
         name: (1, 24, 128 // stride, 64 // stride) for name, (_, stride) in shapes.items()
     }
     dense = features[VLM]
-    assert dense.shape == (1, 16, 8, 4)
+    assert dense.shape == (1, 12, 8, 4)
     torch.testing.assert_close(dense.norm(dim=1), torch.ones(1, 8, 4))
 
 
@@ -172,7 +163,7 @@ def test_regions_are_roi_aligned_from_the_dense_map(backbone):
         boxes = [Boxes(torch.zeros(0, 4)), Boxes(torch.tensor([[16.0, 0, 48, 16]]))]
         regions = model.embed_regions(features, boxes)
     torch.testing.assert_close(regions[0], features[VLM][1, :, 0, 1:3].mean(1), rtol=1e-5, atol=1e-6)
-    assert regions.shape == (1, 16)
+    assert regions.shape == (1, 12)
 
 
 def test_what_learns(backbone):
@@ -187,23 +178,22 @@ def test_what_learns(backbone):
     assert not any("rescale" in name for name in names)
 
 
-@pytest.mark.parametrize("name, architecture", [("ClipResNet", "resnet"), ("EfficientNetLite0", "")])
-def test_other_encoders(load_cfg, tmp_path, name, architecture):
+def test_a_tower_too_shallow_for_four_taps(backbone, tiny_json):
+    with pytest.raises(UserError, match="3 maps, but a pyramid needs 4"):
+        backbone("MODEL.IMAGE_ENCODER.ARCHITECTURE", tiny_json("vit", vision={"layers": 4}))
+
+
+@pytest.mark.parametrize("name", ["ClipResNet", "EfficientNetLite0"])
+def test_other_encoders(load_cfg, tiny_json, name):
     """Whatever has taps at strides 4 to 32."""
-    if architecture:
-        path = tmp_path / "resnet.json"
-        vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}
-        text = {"context_length": 8, "vocab_size": 16, "width": 8, "heads": 1, "layers": 1}
-        path.write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
-        architecture = str(path)
     cfg = load_cfg(
-        "FVLM_ViTB16_CLIP_COCO.yaml", "MODEL.IMAGE_ENCODER.NAME", name, "MODEL.TEXT.DIM", 16,
-        "MODEL.IMAGE_ENCODER.ARCHITECTURE", architecture, "MODEL.IMAGE_ENCODER.PRETRAINED", "",
+        "FVLM_ViTB16_CLIP_COCO.yaml", "MODEL.IMAGE_ENCODER.NAME", name, "MODEL.TEXT.DIM", 12,
+        "MODEL.IMAGE_ENCODER.ARCHITECTURE", tiny_json("resnet"), "MODEL.IMAGE_ENCODER.PRETRAINED", "",
         "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.FPN.NORM", "BN",
     )  # fmt: skip
     model = build_backbone(cfg).eval()
     features = model(torch.randn(1, 3, 64, 96))
     assert [tuple(features[f"p{i}"].shape[2:]) for i in range(2, 6)] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     regions = model.embed_regions(features, [Boxes(torch.tensor([[3.0, 5, 40, 60], [0, 0, 96, 64]]))])
-    assert regions.shape == (2, 16) and regions.isfinite().all()
+    assert regions.shape == (2, 12) and regions.isfinite().all()
     assert not any(p.requires_grad for p in model.encoder.parameters())

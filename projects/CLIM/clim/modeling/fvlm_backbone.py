@@ -47,6 +47,10 @@ class TapLevels(Backbone):
         super().__init__()
         if upscaling not in UPSCALING:
             raise UserError(f'MODEL.FVLM.UPSCALING is "{upscaling}": choose one of {", ".join(UPSCALING)}.')
+        if len(shapes) != len(LEVELS):
+            raise UserError(
+                f"MODEL.IMAGE_ENCODER gives {len(shapes)} maps, but a pyramid needs {len(LEVELS)}: choose a deeper one."
+            )
         self.taps = dict(zip(LEVELS, shapes, strict=True))
         self.rescale = nn.ModuleDict(
             {
