@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 import clim.data.builtin  # noqa: F401  registers the data sets
 from clim.data.images import UnreadableImage, read_image, resize
-from clim.data.loader import caption_records
 from clim.data.neighbours import build_neighbours, save_neighbours
+from clim.data.sources import caption_records
 from clim.errors import UserError
 
 BATCH = 64  # images

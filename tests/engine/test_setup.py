@@ -19,7 +19,7 @@ from clim.engine import failures, load_config, run_cleanly, setup, together
 from clim.engine.checks import check_datasets, check_device, check_sources, check_text_width
 from clim.engine.failures import sentence
 from clim.engine.processes import check_processes
-from clim.engine.schedule import scale_to_world
+from clim.engine.schedule import count_epochs, scale_to_world
 from clim.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -314,3 +314,22 @@ def test_a_port_that_is_taken():
         check_processes(arguments("--num-machines", "2", "--machine-rank", "1", "--dist-url", url))
         check_processes(argparse.Namespace(**vars(arguments("--dist-url", url))))  # one process needs no port
     check_processes(arguments("--num-gpus", "2", "--dist-url", url))
+
+
+def test_epochs_are_counted_in_whole_batches_of_all_processes(tiny_cfg):
+    cfg = tiny_cfg("SOLVER.EPOCHS", 3.0, "DATALOADER.CAPTIONS_PER_GPU", 3, "SOLVER.MAX_ITER", 7)  # 16 pairs
+    assert count_epochs(cfg, 1).SOLVER.MAX_ITER == 15
+    assert count_epochs(cfg, 2).SOLVER.MAX_ITER == 6
+    assert count_epochs(cfg, 100).SOLVER.MAX_ITER == 3
+    boxes = tiny_cfg(
+        "SOLVER.EPOCHS",
+        0.5,
+        "DATALOADER.CAPTIONS_PER_GPU",
+        0,
+        "DATALOADER.MOSAICS_PER_GPU",
+        0,
+        "MODEL.METHOD.NAME",
+        "",
+    )
+    assert count_epochs(boxes, 1).SOLVER.MAX_ITER == 3  # 12 scenes, 2 a step
+    assert count_epochs(tiny_cfg("SOLVER.MAX_ITER", 7), 1).SOLVER.MAX_ITER == 7

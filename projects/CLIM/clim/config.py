@@ -124,7 +124,10 @@ def add_clim_config(cfg: CN) -> None:
     cfg.DATALOADER.ALTERNATE = ()
 
     # ---- Solver ---------------------------------------------------------------------------------
+    cfg.SOLVER.EPOCHS = 0.0  # above 0: passes over the pairs (or boxes' pictures); sets MAX_ITER
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
+    cfg.SOLVER.BETAS = [0.9, 0.999]  # of "ADAMW"; CLIP's ViTs 0.9, 0.98
+    cfg.SOLVER.EPS = 1e-8  # of "ADAMW"; CLIP's ViTs 1e-6
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # for "ADAMW": learning rate of backbone and res5, relative
     # Detectron2's CLIP_GRADIENTS "norm" clips each parameter alone; this is the norm of all together.
     cfg.SOLVER.CLIP_GLOBAL_NORM = 0.0  # 0: off; CLIM 35, OV-RCNN 5

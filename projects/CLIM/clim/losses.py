@@ -118,3 +118,23 @@ def masked_softmax_ce(
     nll = F.cross_entropy(masked, gt_classes, reduction="none")
     weight = weight[gt_classes]
     return torch.where(weight > 0, weight * nll, 0.0).sum() / num_regions
+
+
+def symmetric_info_nce(
+    images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, *, scale: Tensor | float, start: int = 0
+) -> Tensor:
+    """½ [CE(scale · images · all_textsᵀ, y) + CE(scale · texts · all_imagesᵀ, y)], y_r = r + ``start``, a scalar.
+
+    Args:
+        images, texts: (R, D) unit rows of this process's pairs.
+        all_images, all_texts: (N, D) those of all processes, which hold this one's from row ``start`` on.
+
+    In float32, inside autocast too. Means are over R; 0 without pairs (clip_fvlm §2, "Loss").
+    """
+    if len(images) == 0:
+        return (images.sum() + all_images.sum()) * 0.0 * scale
+    with torch.autocast(images.device.type, enabled=False):
+        target = torch.arange(len(images), device=images.device) + start
+        to_texts = F.cross_entropy(scale * images @ all_texts.T, target)
+        to_images = F.cross_entropy(scale * texts @ all_images.T, target)
+    return (to_texts + to_images) / 2

@@ -6,7 +6,7 @@ from detectron2.solver.build import get_default_optimizer_params, maybe_add_grad
 
 from clim.errors import UserError
 
-PRETRAINED = ("backbone.", "roi_heads.res5.")
+PRETRAINED = ("backbone.", "roi_heads.res5.", "image_encoder.")
 
 
 def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -23,6 +23,9 @@ def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=lambda name: solver.BACKBONE_MULTIPLIER if name.startswith(PRETRAINED) else 1.0,
+        overrides={"logit_scale": {"weight_decay": 0.0}},  # a factor, not a weight
     )
-    optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR, weight_decay=solver.WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(
+        groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), eps=solver.EPS, weight_decay=solver.WEIGHT_DECAY
+    )
     return maybe_add_gradient_clipping(cfg, optimizer)

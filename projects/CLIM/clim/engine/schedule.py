@@ -1,6 +1,8 @@
-"""Learning rate and schedule for another number of processes than the config was written for."""
+"""Learning rate and schedule for the processes and pictures that there are."""
 
 import logging
+
+from clim.data.sources import batch_sizes, source_records
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,30 @@ def scale_to_world(cfg, world_size: int):
         ", ".join(f"{key} {_at(cfg, key)} -> {_at(scaled, key)}" for key in keys if _at(cfg, key)),
     )
     return scaled
+
+
+def count_epochs(cfg, world_size: int):
+    """The config with SOLVER.EPOCHS, if above 0, turned into SOLVER.MAX_ITER; a left-over batch is not counted.
+
+    An epoch is one pass over the single pictures; where a run has none, over the pictures with labelled
+    regions, else over those with boxes.
+    """
+    epochs = cfg.SOLVER.EPOCHS
+    if epochs <= 0:
+        return cfg
+    sizes = batch_sizes(cfg)
+    source = next(name for name in ("captions", "regions", "detection", "mosaics") if name in sizes)
+    pictures = len(source_records(cfg, source))
+    counted = cfg.clone()
+    counted.defrost()
+    steps = max(1, pictures // (sizes[source] * world_size))
+    counted.SOLVER.MAX_ITER = max(1, round(epochs * steps))
+    counted.freeze()
+    logger.info(
+        "%g epochs of %d pictures (%s), %d a step: SOLVER.MAX_ITER %d",
+        epochs, pictures, source, sizes[source] * world_size, counted.SOLVER.MAX_ITER,
+    )  # fmt: skip
+    return counted
 
 
 def _at(cfg, key: str):

@@ -5,10 +5,11 @@ import logging
 import math
 import os
 import time
+from pathlib import Path
 
 import torch
 from detectron2.engine import SimpleTrainer, TrainerBase, hooks
-from detectron2.modeling import build_model
+from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
@@ -25,7 +26,8 @@ from .history import cut_metrics, put_earlier_run_aside
 from .hooks import CheckpointHook, SkippedImages
 from .optimizer import build_optimizer
 from .rank_state import load_rank_state, rank_state_path
-from .schedule import scale_to_world
+from .schedule import count_epochs, scale_to_world
+from .weight_ensemble import PublishClip, WeightEnsemble
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +42,8 @@ class Trainer(TrainerBase):
     def __init__(self, cfg):
         super().__init__()
         self.reference_world_size = cfg.SOLVER.REFERENCE_WORLD_SIZE
-        self.cfg = cfg = scale_to_world(cfg, comm.get_world_size())
         with together():
+            self.cfg = cfg = count_epochs(scale_to_world(cfg, comm.get_world_size()), comm.get_world_size())
             self.raw_model = build(cfg)
             self.optimizer, self.scheduler = build_solver(cfg, self.raw_model)
         self.model = self._distributed(self.raw_model)
@@ -64,12 +66,13 @@ class Trainer(TrainerBase):
     def _distributed(self, model):
         if comm.get_world_size() == 1:
             return model
-        # Only where an iteration leaves whole parts out do parameters go without gradient.
+        # Only where an iteration leaves whole parts of a detector out do parameters go without gradient.
         loader = self.cfg.DATALOADER
+        no_boxes = loader.DETECTION_PER_GPU == 0 and isinstance(model, GeneralizedRCNN)
         return DistributedDataParallel(
             model,
             device_ids=[comm.get_local_rank()] if model.device.type == "cuda" else None,
-            find_unused_parameters=bool(loader.ALTERNATE) or loader.DETECTION_PER_GPU == 0,
+            find_unused_parameters=bool(loader.ALTERNATE) or no_boxes,
             **{_SYNC_BUFFERS: False},  # queues are each rank's own
         )
 
@@ -83,9 +86,13 @@ class Trainer(TrainerBase):
             if cfg.MODEL.METHOD.NAME:
                 check_text_width(cfg, self.raw_model.text_encoder)
             state = self.checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+            self.ensemble = WeightEnsemble(self.raw_model, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
             if resuming:
                 self.start_iter, seed = state["iteration"] + 1, state["data_seed"]
                 self._check_world(state["world_size"])
+                self.ensemble.load(Path(cfg.OUTPUT_DIR))
+            else:
+                self.ensemble.save(Path(cfg.OUTPUT_DIR))
         self._check_agreement()
         if comm.is_main_process():
             if resume:
@@ -134,11 +141,18 @@ class Trainer(TrainerBase):
                     start_iter=self.start_iter,
                     extra={"data_seed": seed, "world_size": comm.get_world_size()},
                 ),
-                hooks.EvalHook(cfg.TEST.EVAL_PERIOD, lambda: evaluate(cfg, self.raw_model)),
+                hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
             ]
         )
+        if cfg.MODEL.META_ARCHITECTURE == "ImageTextModel":
+            name = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
+            self.register_hooks([PublishClip(self.ensemble, cfg.OUTPUT_DIR, name=name)])
         if comm.is_main_process():
             self.register_hooks([hooks.PeriodicWriter(self._writers(), period=cfg.SOLVER.LOG_PERIOD)])
+
+    def evaluate(self) -> dict:
+        with self.ensemble.mixed() as model:
+            return evaluate(self.cfg, model)
 
     def _writers(self):
         folder = self.cfg.OUTPUT_DIR

@@ -7,8 +7,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clim.data.images import read_image
-from clim.data.loader import STREAMS, caption_records
 from clim.data.mapper import CanvasMapper
+from clim.data.sources import STREAMS, caption_records
 from clim.predictor import Predictor, most_confident
 
 from .draw import draw_canvas, draw_objects

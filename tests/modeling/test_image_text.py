@@ -1,0 +1,172 @@
+"""ImageTextModel: whole pictures and tiles in one set, canvases of both kinds, CLIP's keys, regions' scores."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.structures import Boxes
+from torch.nn.functional import normalize
+
+from clim.config import add_clim_config
+from clim.data.tiles import Tiles
+from clim.engine import build
+from clim.errors import UserError
+
+MEAN, STD = [120.0, 110.0, 100.0], [60.0, 70.0, 80.0]
+
+
+@pytest.fixture
+def make(tiny_json):
+    def model(*overrides, kind="vit"):
+        cfg = get_cfg()
+        add_clim_config(cfg)
+        path = tiny_json(kind)
+        cfg.merge_from_list(
+            [
+                "MODEL.META_ARCHITECTURE", "ImageTextModel", "MODEL.DEVICE", "cpu", "MODEL.TEXT.NAME", path,
+                "MODEL.TEXT.PRETRAINED", "", "MODEL.TEXT.DIM", 12, "MODEL.METHOD.NAME", "ClipContrast",
+                "MODEL.IMAGE_ENCODER.NAME", "ClipViT" if kind == "vit" else "ClipResNet",
+                "MODEL.IMAGE_ENCODER.ARCHITECTURE", path, "MODEL.IMAGE_ENCODER.PRETRAINED", "",
+                "MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS", 1, "MODEL.VOCABULARY.NAMES", ["cat", "dog", "cow"],
+                "MODEL.VOCABULARY.PROMPT", "a", "MODEL.PIXEL_MEAN", MEAN, "MODEL.PIXEL_STD", STD,
+                "INPUT.MOSAIC.SIZE", 64, *overrides,
+            ]
+        )  # fmt: skip
+        torch.manual_seed(0)
+        return build(cfg)
+
+    return model
+
+
+def sample(side, boxes, seed=0):
+    count = len(boxes)
+    return {
+        "image": torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(seed)).byte(),
+        "tiles": Tiles(
+            boxes=torch.tensor(boxes, dtype=torch.float32), canvas=torch.zeros(count, dtype=torch.int64),
+            image_ids=torch.arange(count) + 100 * seed, captions=[["x"]] * count,
+            drawn=[f"caption {seed} {i}" for i in range(count)], tags=[[]] * count,
+            groups=torch.zeros(2, 0, count, dtype=torch.bool),
+        ),
+    }  # fmt: skip
+
+
+def joint(captions=(), mosaics=(), regions=()):
+    return {"detection": [], "captions": list(captions), "mosaics": list(mosaics), "regions": list(regions)}
+
+
+QUARTERS = [[0, 0, 32, 32], [32, 0, 64, 32], [0, 32, 32, 64], [32, 32, 64, 64]]
+WHOLE = [[0, 0, 32, 32]]
+
+
+def pixels(image):
+    return (image.float() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_pictures_and_tiles_form_one_contrast(make, kind):
+    side = 32 if kind == "vit" else 64
+    model = make(kind=kind).train()
+    singles = [sample(side, [[0, 0, side, side]], seed=s) for s in (1, 2)]
+    mosaic = sample(64, QUARTERS, seed=3)
+    (loss,) = model(joint(captions=singles, mosaics=[mosaic])).values()
+
+    encoder = model.image_encoder
+    rows = [encoder.embed_images(pixels(s["image"])[None]) for s in singles]
+    features = encoder.features(pixels(mosaic["image"])[None])
+    rows += [
+        next(encoder.embed_stages(features, [Boxes(torch.tensor([box], dtype=torch.float32))]))
+        for box in QUARTERS
+    ]
+    images = normalize(torch.cat(rows), dim=1)
+    texts = model.text_encoder.encode(
+        [f"caption {s} 0" for s in (1, 2)] + [f"caption 3 {i}" for i in range(4)]
+    )
+    logits = model.method.logit_scale.exp() * images @ texts.T
+    target = torch.arange(6)
+    expected = (
+        torch.nn.functional.cross_entropy(logits, target)
+        + torch.nn.functional.cross_entropy(logits.T, target)
+    ) / 2
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_canvases_of_the_loader_and_of_the_device_are_the_same_model(make):
+    singles = [sample(32, WHOLE, seed=s) for s in range(5)]
+    model = make("INPUT.MOSAIC.COMPOSE", "device", "INPUT.MOSAIC.GRIDS", [2]).train()
+    (device,) = model(joint(captions=singles)).values()
+    image = torch.cat(
+        [torch.cat([singles[2 * r + c]["image"] for c in (0, 1)], dim=2) for r in (0, 1)], dim=1
+    )
+    mosaic = sample(64, QUARTERS, seed=9)
+    mosaic["image"] = image
+    mosaic["tiles"].drawn = [s["tiles"].drawn[0] for s in singles[:4]]
+    model = make().train()
+    (loader,) = model(joint(captions=singles[4:], mosaics=[mosaic])).values()
+    torch.testing.assert_close(device, loader, rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_last_block_and_the_temperature_learn(make):
+    model = make().train()
+    (loss,) = model(
+        joint(captions=[sample(32, WHOLE, seed=1)], mosaics=[sample(64, QUARTERS, seed=2)])
+    ).values()
+    loss.backward()
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learning == {name for name, p in model.named_parameters() if p.grad is not None}
+    assert {n.split(".")[4] for n in learning if "resblocks" in n} == {"3"}
+    assert {n for n in learning if "resblocks" not in n} == {"method.logit_scale"}
+    assert not any("text" in name for name in model.state_dict())
+
+
+def test_regions_only(make):
+    (loss,) = make().train()(joint(regions=[sample(64, QUARTERS[:3], seed=4)])).values()
+    assert loss.isfinite()
+
+
+def test_scores_are_cosines_to_the_classes_and_each_picture_stands_alone(make):
+    model = make().eval()
+    image = sample(64, QUARTERS)["image"]
+    boxes = Boxes(torch.tensor(QUARTERS, dtype=torch.float32))
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, :32], masks[1, :, 40:] = True, True
+    crops = torch.stack([sample(32, WHOLE, seed=s)["image"] for s in (5, 6)])
+    inputs = {"image": image, "boxes": boxes, "masks": masks, "crops": crops}
+    both = model([inputs, {"image": image, "boxes": boxes[:0]}])
+    scores = both[0]["region_scores"]
+    assert {k: tuple(v.shape) for k, v in scores.items()} == {
+        "boxes": (4, 3),
+        "masks": (2, 3),
+        "crops": (2, 3),
+    }
+    assert both[1]["region_scores"]["boxes"].shape == (0, 3)
+    classes = model.text_encoder.encode(["a cat", "a dog", "a cow"])
+    expected = normalize(model.image_encoder.embed_images(pixels(crops)), dim=1) @ classes.T
+    torch.testing.assert_close(scores["crops"], expected)
+    assert scores["boxes"].abs().max() <= 1 + 1e-5
+    torch.testing.assert_close(
+        model([{"image": image, "boxes": boxes}])[0]["region_scores"]["boxes"], scores["boxes"]
+    )
+
+
+def test_weights_named_as_clips_are_taken(make, random_clip, tiny_json):
+    model, clip = make(), random_clip(tiny_json("vit"), seed=5)
+    state = clip.state_dict()
+    result = model.load_state_dict(dict(state), strict=False)
+    assert not result.unexpected_keys and not result.missing_keys
+    assert torch.equal(model.method.logit_scale, clip.logit_scale)
+    for name, value in model.image_encoder.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    own = {k: v + 1 for k, v in model.state_dict().items()}
+    model.load_state_dict(own)
+    assert all(torch.equal(v, own[k]) for k, v in model.state_dict().items())
+
+
+def test_mistakes_are_told(make):
+    with pytest.raises(UserError, match=r'INPUT\.MOSAIC\.COMPOSE is "gpu"'):
+        make("INPUT.MOSAIC.COMPOSE", "gpu")
+    with pytest.raises(UserError, match=r"embeddings of 12 dimensions, but MODEL\.TEXT\.DIM is 16"):
+        make("MODEL.TEXT.DIM", 16, "MODEL.VOCABULARY.NAMES", [])
+    with pytest.raises(UserError, match=r"none is configured"):
+        make("MODEL.VOCABULARY.NAMES", []).eval()(
+            [{"image": torch.zeros(3, 64, 64), "boxes": Boxes(torch.zeros(0, 4))}]
+        )
