@@ -76,6 +76,7 @@ def test_every_iteration_holds_all_sources(take):
             "detection": 2,
             "captions": 2,
             "mosaics": 2,
+            "regions": 0,
         }
         assert batch["skipped"] == []
         assert all(len(s["tiles"]) == 1 for s in batch["captions"])

@@ -15,6 +15,7 @@ from clim.data.captions import PREPARE_OV_COCO, load_captions_json, require_fold
 from clim.data.catalog import Files, Vocabulary, categories_of, register
 from clim.data.coco_panoptic import STUFF_NAMES
 from clim.data.coco_splits import BASE_NAMES, COCO_NAMES, NOVEL_NAMES, contiguous_ids
+from clim.data.pseudo_sets import register_pseudo_labels
 from clim.data.region_sets import load_panoptic_regions, load_regions
 from clim.errors import UserError
 
@@ -133,6 +134,8 @@ def register_builtin() -> None:
     _register_mini(
         "mini_val_regions", "val", "instances_val_all.json", load_regions, evaluator_type="regions"
     )
+    register_pseudo_labels("coco_pseudo_regions", "coco/annotations/pseudo_regions.json", "coco/train2017")
+    register_pseudo_labels("mini_pseudo_regions", "mini/annotations/pseudo_regions.json", "mini/pairs")
 
 
 def _register_coco(name: str, folder: str, json_files: tuple[str, ...], load: Callable, **metadata) -> None:

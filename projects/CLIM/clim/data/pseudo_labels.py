@@ -1,0 +1,174 @@
+"""Pseudo-labels of pictures: kept while they are made, then written as COCO-format json.
+
+Making them for many pictures takes hours and may be interrupted. Every finished picture is a line in a folder
+beside the json, in any number of files that different processes append to; the json comes when no picture is
+missing.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from clim.data.images import UnreadableImage, read_image
+from clim.errors import UserError
+
+
+class Labels(NamedTuple):
+    """Boxes (R, 4) xyxy in pixels, nouns (R,) 0-based, scores (R,) of one picture."""
+
+    boxes: np.ndarray
+    nouns: np.ndarray
+    scores: np.ndarray
+
+
+class LabelFolder:
+    """Finished pictures: {image_id, size, boxes, nouns, scores} or {image_id, skipped: reason}, a line each.
+
+    Args:
+        settings: what the labels depend on, in types of json; the folder belongs to one set of them.
+
+    Raises:
+        UserError: the folder was begun with other settings, or a line of it is damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: Mapping):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "settings.json"
+        if not path.exists():
+            write_json(path, dict(settings))
+        before, now = json.loads(path.read_text()), json.loads(json.dumps(dict(settings)))
+        for key in before | now:
+            if before.get(key) != now.get(key):
+                raise UserError(
+                    f"{self.folder} was begun with {key} = {before.get(key)}, not {now.get(key)}: go on with "
+                    "the same arguments, or remove that folder to start anew."
+                )
+
+    def finished(self) -> dict[int, dict]:
+        """{image id: line} over all files; a line that is still being written, or was cut off, is not there."""
+        lines = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+                try:
+                    entry = json.loads(line)
+                    lines[entry["image_id"]] = entry
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(f"Line {number} of {path} is damaged: remove that file.") from error
+        return lines
+
+    @contextmanager
+    def appending(self, shard: int, shards: int) -> Iterator[Callable[[dict], None]]:
+        """A function that adds a line to this shard's file. UserError where another process is at it."""
+        with open(self.folder / f"{shard}-of-{shards}.jsonl", "a+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"Another process works on shard {shard}/{shards} of {self.folder}: wait for it, or give "
+                    "the two different --shard i/n."
+                ) from error
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # what a killed process left of its last line
+
+            def append(entry: dict) -> None:
+                file.write(json.dumps(entry).encode() + b"\n")
+                file.flush()
+
+            yield append
+
+
+def label_pictures(
+    records: Sequence[Mapping],
+    label: Callable[[np.ndarray], Labels],
+    append: Callable[[dict], None],
+    *,
+    workers: int = 0,
+) -> Iterator[dict]:
+    """Label every picture of ``records``, append its line and yield it; unreadable ones are ``skipped``.
+
+    Args:
+        label: RGB uint8 (H, W, 3) → labels; what it depends on belongs into the folder's settings.
+        workers: processes that decode pictures.
+    """
+    pictures = DataLoader(_Pictures(records), batch_size=None, collate_fn=_same, num_workers=workers)
+    for record, (picture, fault) in zip(records, pictures, strict=True):
+        entry = {"image_id": record["image_id"]}
+        if fault:
+            entry["skipped"] = fault
+        else:
+            boxes, nouns, scores = label(picture)
+            entry["size"] = list(picture.shape[:2])
+            entry["boxes"] = [[round(float(v), 2) for v in box] for box in boxes]
+            entry["nouns"] = [int(noun) for noun in nouns]
+            entry["scores"] = [round(float(score), 4) for score in scores]
+        append(entry)
+        yield entry
+
+
+def coco_format(
+    records: Sequence[Mapping], lines: Mapping[int, Mapping], *, nouns: Sequence[str], image_root: str
+) -> dict:
+    """The json's content: pictures with boxes in the records' order, categories 1…N in the nouns' order.
+
+    ``file_name`` is relative to ``image_root``; ``bbox`` is x, y, width, height in pixels of the upright picture.
+    """
+    images, annotations = [], []
+    for record in records:
+        line = lines[record["image_id"]]
+        if not line.get("boxes"):
+            continue
+        height, width = line["size"]
+        name = os.path.relpath(record["file_name"], image_root)
+        images.append({"id": record["image_id"], "file_name": name, "height": height, "width": width})
+        for (x0, y0, x1, y1), noun, score in zip(line["boxes"], line["nouns"], line["scores"], strict=True):
+            w, h = round(x1 - x0, 2), round(y1 - y0, 2)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record["image_id"],
+                    "category_id": noun + 1,
+                    "bbox": [x0, y0, w, h],
+                    "area": round(w * h, 2),
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    categories = [{"id": i, "name": noun} for i, noun in enumerate(nouns, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def write_json(path: str | os.PathLike, content) -> None:
+    """Write ``content``; a reader sees the old file or the whole new one, whenever the process is killed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    unfinished.write_text(json.dumps(content))
+    unfinished.replace(path)
+
+
+class _Pictures(Dataset):
+    """Record index → (RGB uint8 (H, W, 3), None), or (None, why it is unreadable)."""
+
+    def __init__(self, records: Sequence[Mapping]):
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray | None, str | None]:
+        try:
+            return read_image(self.records[index]["file_name"], fmt="RGB").image, None
+        except UnreadableImage as error:
+            return None, error.reason
+
+
+def _same(sample):
+    return sample

@@ -1,0 +1,48 @@
+"""Data sets of pictures with pseudo-labelled boxes, from the jsons of ``tools/pseudo_label.py``."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from clim.data.catalog import Files, Vocabulary, categories_of, register
+from clim.data.region_sets import load_regions
+
+REMEDY = "make it with tools/pseudo_label.py"
+
+
+def register_pseudo_labels(name: str, json_file: str, image_root: str) -> None:
+    """Register a json of :func:`clim.data.pseudo_labels.coco_format`, for DATASETS.REGIONS; nothing is read yet.
+
+    Its classes are the file's categories by ascending id. A name that is taken stays as it is.
+
+    Args:
+        json_file, image_root: absolute, or relative to the data root.
+    """
+    files = Files(image_root, (json_file,), command="")
+
+    def vocabulary() -> Vocabulary:
+        categories = categories_of(files.json_path(), remedy=REMEDY)
+        index = {identifier: position for position, (identifier, _) in enumerate(categories)}
+        return Vocabulary([noun for _, noun in categories], [], [], index)
+
+    register(name, files, vocabulary, load_pseudo_labels)
+
+
+def load_pseudo_labels(files: Files, vocabulary: Callable[[], Vocabulary]) -> list[dict]:
+    """{file_name, height, width, image_id, boxes (R, 4) float32 xyxy in pixels, nouns (R,) int64, 0-based}, R >= 1.
+
+    Pictures without a box that has an area are left out. Arrays, because there are millions of boxes.
+
+    Raises:
+        UserError: json or image folder missing, a broken json, a box of an unknown category.
+    """
+    records = []
+    for record in load_regions(files, vocabulary, remedy=REMEDY):
+        annotations = record.pop("annotations")
+        boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
+        nouns = np.array([a["category_id"] for a in annotations], np.int64)
+        kept = (boxes[:, 2:] > 0).all(axis=1)
+        boxes[:, 2:] += boxes[:, :2]
+        if kept.any():
+            records.append(record | {"boxes": boxes[kept], "nouns": nouns[kept]})
+    return records

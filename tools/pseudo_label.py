@@ -1,0 +1,186 @@
+"""Name the regions of pictures without annotations: RPN proposals, cropped and matched to nouns by CLIP.
+
+    python tools/pseudo_label.py --dataset coco_caption_train_tags \\
+        --config-file configs/BoxSup_C4.yaml --weights output/BoxSup_C4/model_final.pth \\
+        --encoder configs/CLIP_CLIM_ViTB16_COCO.yaml \\
+        --nouns datasets/metadata/coco_nouns.json --embeddings datasets/metadata/coco_nouns_vitb16.npy \\
+        --output datasets/coco/annotations/pseudo_regions.json
+
+That output is the data set coco_pseudo_regions of configs/CLIP_RegionCLIP_ViTB16_COCO.yaml. Finished pictures are
+kept in OUTPUT.parts/: the same command goes on after an interruption. Several GPUs: start one process on each
+with --shard 0/8, 1/8, …; the last to finish writes the json. Unreadable pictures are left out and told; remove
+OUTPUT.parts/ to try them again, or after the json is there.
+"""
+
+import argparse
+import hashlib
+import logging
+import re
+from pathlib import Path
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tqdm import tqdm
+
+from clim.data.captions import read_json
+from clim.data.pseudo_labels import LabelFolder, coco_format, label_pictures, write_json
+from clim.engine import load_config, run_cleanly
+from clim.errors import UserError
+from clim.paths import resolve
+from clim.pseudo_labeller import Proposer, PseudoLabeller, load_image_encoder
+from clim.text import load_embeddings
+
+TOLD = 10  # unreadable pictures by name
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--dataset", required=True, help="a registered set of pictures")
+    add("--config-file", required=True, help="YAML of the detector whose RPN proposes")
+    add("--weights", help="its checkpoint (default: the config's)")
+    add("--encoder", required=True, help="YAML with the image encoder (MODEL.IMAGE_ENCODER)")
+    add(
+        "--encoder-weights",
+        help="checkpoint of that image-text model (default: MODEL.WEIGHTS, none if empty)",
+    )
+    add("--nouns", required=True, help="json with categories, of tools/parse_nouns.py")
+    add("--embeddings", required=True, help=".npy (nouns, D), of tools/build_text_embeddings.py")
+    add("--output", type=Path, required=True, help="the json to write")
+    add("--boxes", type=int, default=20, help="most proposals of a picture, by objectness (%(default)s)")
+    add("--overlap", type=float, default=0.5, help="of boxes with a higher IoU one stays (%(default)s)")
+    add("--min-area", type=float, default=64, help="px², smaller boxes are left out (%(default)s)")
+    add(
+        "--min-score",
+        type=float,
+        default=-1.0,
+        help="least cosine of a box and its noun (%(default)s: no cut)",
+    )
+    add("--shard", default="0/1", metavar="I/N", help="every N-th picture from the I-th on (%(default)s)")
+    add("--workers", type=int, default=2, help="processes that decode pictures")
+    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of --config-file")
+    add("--encoder-opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of --encoder")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    shard, shards = read_shard(args.shard)
+    detector = load_config(args.config_file, with_weights(args.opts, args.weights))
+    encoder = load_config(args.encoder, with_weights(args.encoder_opts, args.encoder_weights))
+    nouns, embeddings = read_nouns(args.nouns, args.embeddings)
+    if args.dataset not in DatasetCatalog.list():
+        raise UserError(f"--dataset {args.dataset} is not registered: clim/data/builtin.py lists the names.")
+    records = DatasetCatalog.get(args.dataset)
+    folder = LabelFolder(
+        args.output.with_name(args.output.name + ".parts"),
+        settings_of(args, detector, encoder, nouns, embeddings),
+    )
+    lines = folder.finished()
+    mine = [record for record in records[shard::shards] if record["image_id"] not in lines]
+    if mine:
+        labeller = PseudoLabeller(
+            propose=Proposer(detector, count=args.boxes, overlap=args.overlap, min_area=args.min_area),
+            encoder=load_image_encoder(encoder),
+            nouns=embeddings,
+            pixel_mean=encoder.MODEL.PIXEL_MEAN,
+            pixel_std=encoder.MODEL.PIXEL_STD,
+            input_format=encoder.INPUT.FORMAT,
+            min_score=args.min_score,
+        )
+        with folder.appending(shard, shards) as append:
+            labelled = label_pictures(mine, labeller, append, workers=args.workers)
+            for _ in tqdm(labelled, total=len(mine), desc=f"shard {shard}/{shards}", unit="picture"):
+                pass
+        lines = folder.finished()
+    missing = sum(record["image_id"] not in lines for record in records)
+    if missing:
+        print(
+            f"Shard {shard}/{shards} is done; {missing} of {len(records)} pictures are left to other shards."
+        )
+        return
+    content = coco_format(
+        records, lines, nouns=nouns, image_root=MetadataCatalog.get(args.dataset).image_root
+    )
+    tell(args.output, content, skipped_of(records, lines), total=len(records))
+    write_json(args.output, content)
+
+
+def with_weights(overrides: list[str], weights: str | None) -> list[str]:
+    return overrides if weights is None else [*overrides, "MODEL.WEIGHTS", weights]
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """ "2/8" → (2, 8)."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--shard {text}: give I/N with I from 0 to N - 1, such as 0/8.")
+    return int(match[1]), int(match[2])
+
+
+def read_nouns(names: str, embeddings: str) -> tuple[list[str], torch.Tensor]:
+    """Nouns by ascending id, and their embeddings (N, D), unit rows."""
+    content = read_json(resolve(names), remedy="make it with tools/parse_nouns.py")
+    try:
+        nouns = [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"--nouns {names} has no categories with id and name: make it with tools/parse_nouns.py."
+        ) from error
+    rows = load_embeddings(embeddings, key="--embeddings")
+    if len(rows) != len(nouns):
+        raise UserError(
+            f"--embeddings {embeddings} holds {len(rows)} rows, but --nouns {names} {len(nouns)} nouns: embed "
+            f"them with tools/build_text_embeddings.py classes --dataset {names}."
+        )
+    return nouns, rows
+
+
+def settings_of(args, detector, encoder, nouns: list[str], embeddings: torch.Tensor) -> dict:
+    """What the labels depend on, for a person to read: files by their names, tables by hashes."""
+    return {
+        "--dataset": args.dataset,
+        "--config-file": args.config_file,
+        "--weights": detector.MODEL.WEIGHTS,
+        "--encoder": args.encoder,
+        "--encoder-weights": encoder.MODEL.WEIGHTS,
+        "--opts": args.opts,
+        "--encoder-opts": args.encoder_opts,
+        "--nouns": _hash("\n".join(nouns).encode()),
+        "--embeddings": _hash(embeddings.numpy().tobytes()),
+        "--boxes": args.boxes,
+        "--overlap": args.overlap,
+        "--min-area": args.min_area,
+        "--min-score": args.min_score,
+    }
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def skipped_of(records: list[dict], lines: dict[int, dict]) -> list[str]:
+    """ "file: reason" of every unreadable picture."""
+    reasons = ((record["file_name"], lines[record["image_id"]].get("skipped")) for record in records)
+    return [f"{name}: {reason}" for name, reason in reasons if reason]
+
+
+def tell(output: Path, content: dict, skipped: list[str], *, total: int) -> None:
+    if skipped:
+        print(f"{len(skipped)} of {total} pictures could not be read:")
+        print("\n".join(f"  {fault}" for fault in skipped[:TOLD]))
+        if len(skipped) > TOLD:
+            print(f"  … and {len(skipped) - TOLD} more")
+    if not content["images"]:
+        raise UserError(f"None of the {total} pictures has a labelled box: {output} was not written.")
+    used = len({annotation["category_id"] for annotation in content["annotations"]})
+    print(
+        f"{output}: {len(content['annotations'])} boxes of {used} nouns on {len(content['images'])} of {total} pictures"
+    )
+
+
+if __name__ == "__main__":
+    run_cleanly(main)
