@@ -43,8 +43,9 @@ def test_every_file_loads_and_names_what_exists(file, load_cfg):
     assert cfg.MODEL.ROI_HEADS.NAME in ROI_HEADS_REGISTRY
     assert not cfg.MODEL.METHOD.NAME or cfg.MODEL.METHOD.NAME in METHOD_REGISTRY
     pairs = cfg.DATALOADER.CAPTIONS_PER_GPU + cfg.DATALOADER.MOSAICS_PER_GPU
-    assert (pairs > 0) == bool(cfg.MODEL.METHOD.NAME)
-    assert not pairs or cfg.DATASETS.CAPTIONS
+    regions = cfg.DATALOADER.REGIONS_PER_GPU
+    assert (pairs + regions > 0) == bool(cfg.MODEL.METHOD.NAME)
+    assert (not pairs or cfg.DATASETS.CAPTIONS) and (not regions or cfg.DATASETS.REGIONS)
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if "Base" not in f])
