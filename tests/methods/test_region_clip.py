@@ -1,15 +1,22 @@
 """The comparator's loss against a loop, the class subset's properties, and what goes wrong."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.env import seed_all_rng
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from clim.data.pseudo_labels import write_json
+from clim.data.pseudo_sets import register_pseudo_labels
 from clim.data.tiles import Tiles
+from clim.engine import Trainer
 from clim.errors import UserError
 from clim.losses import sampled_class_bce
 from clim.methods import Texts, build_method
@@ -132,3 +139,56 @@ def test_from_config(load_cfg, tmp_path):
         build()
     with pytest.raises(UserError, match=rf"gone.npy \({key}\)"):
         build(key, str(tmp_path / "gone.npy"))
+
+
+@pytest.fixture
+def training(tiny_cfg, make_photos, tmp_path):
+    """The config of 4 iterations on 4 pictures with 2 boxes each, of 7 nouns of which a loss sees 3."""
+    records = make_photos([(40, 60), (60, 40), (48, 48), (30, 64)])
+    root = Path(records[0]["file_name"]).parent
+    names = {r["image_id"]: Path(r["file_name"]).name for r in records}
+    labels = {
+        "images": [{"id": i, "file_name": name, "height": 1, "width": 1} for i, name in names.items()],
+        "annotations": [
+            {"id": n, "image_id": i, "category_id": 1 + (i + n) % 7, "bbox": [1 + n, 2, 20, 20]}
+            for i in names
+            for n in range(2)
+        ],
+        "categories": [{"id": k, "name": f"noun {k}"} for k in range(1, 8)],
+    }
+    write_json(tmp_path / "labels.json", labels)
+    np.save(tmp_path / "nouns.npy", np.random.default_rng(0).normal(size=(7, 384)))
+    register_pseudo_labels("test_region_clip", str(tmp_path / "labels.json"), str(root))
+    yield tiny_cfg(
+        "MODEL.METHOD.NAME", "RegionClip", "MODEL.METHOD.REGION_CLIP.CLASSES", 3,
+        "MODEL.METHOD.REGION_CLIP.EMBEDDINGS", str(tmp_path / "nouns.npy"),
+        "DATASETS.REGIONS", ("test_region_clip",), "DATALOADER.REGIONS_PER_GPU", 2, "INPUT.REGIONS.SIZE", 64,
+        "DATALOADER.CAPTIONS_PER_GPU", 0, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2,
+        "DATASETS.TEST", (), config="mini/clip_start.yaml",
+    )  # fmt: skip
+    DatasetCatalog.remove("test_region_clip")
+    MetadataCatalog.remove("test_region_clip")
+
+
+def losses_of(cfg):
+    lines = map(json.loads, (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines())
+    return {line["iteration"]: line["total_loss"] for line in lines if "total_loss" in line}
+
+
+def test_training_and_resuming(training):
+    """The same losses to the last bit, the drawn classes included; the encoder learns."""
+    seed_all_rng(1)
+    trainer = Trainer(training)
+    before = trainer.raw_model.image_encoder.projection.weight.clone()
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    straight = losses_of(training)
+    assert sorted(straight) == [0, 1, 2, 3] and all(map(math.isfinite, straight.values()))
+    assert not torch.equal(trainer.raw_model.image_encoder.projection.weight, before)
+
+    (Path(training.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000001.pth")
+    seed_all_rng(2)
+    resumed = Trainer(training)
+    resumed.resume_or_load(resume=True)
+    resumed.train()
+    assert losses_of(training) == straight
