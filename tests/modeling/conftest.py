@@ -7,6 +7,8 @@ import open_clip
 import pytest
 import torch
 
+from clim.text.clip_config import clip_config
+
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VISION = {
     "vit": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 4},
@@ -38,12 +40,13 @@ def random_clip():
 
     def make(name, seed=0):
         torch.manual_seed(seed)
-        config = json.loads(open(name).read()) if name.endswith(".json") else open_clip.get_model_config(name)
-        text = config["text_cfg"] if name.endswith(".json") else TEXT  # ours are tested with tiny text halves
+        config = clip_config(name, key="name")
+        if not name.endswith(".json"):
+            config["text_cfg"] = TEXT  # a full text half would take longer than the test
         model = open_clip.CLIP(
             embed_dim=config["embed_dim"],
             vision_cfg=config["vision_cfg"],
-            text_cfg=text,
+            text_cfg=config["text_cfg"],
             quick_gelu=config.get("quick_gelu", False),
         )
         for module in model.modules():  # open_clip starts norms as identities and biases at zero

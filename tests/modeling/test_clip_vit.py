@@ -100,6 +100,11 @@ def test_dense_map_and_taps_of_a_tiny_one(tiny, size, slow_positions):
         torch.testing.assert_close(tap[0].flatten(1).T, tokens[1:], rtol=0, atol=1e-5)
 
 
+def test_taps_of_a_pyramid(full):
+    """Of 12 blocks those of the release, clip_fvlm §4."""
+    assert list(ClipViT(visual=full, unlocked_blocks=0).tap_shapes) == [3, 5, 7, 11]
+
+
 def test_taps_and_the_map_come_from_one_pass(tiny):
     passes = []
     handle = tiny.conv1.register_forward_hook(lambda *_: passes.append(1))

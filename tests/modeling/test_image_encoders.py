@@ -94,6 +94,14 @@ def test_shapes(encoder, images):
     torch.testing.assert_close(dense.norm(dim=1), torch.ones(2, *dense.shape[2:]))
 
 
+def test_taps_have_the_shapes_that_are_told(encoder, images):
+    taps, dense = encoder.taps(images)
+    assert list(taps) == list(encoder.tap_shapes)
+    for name, shape in encoder.tap_shapes.items():
+        assert taps[name].shape == (2, shape.channels, 64 // shape.stride, 96 // shape.stride)
+    torch.testing.assert_close(dense, encoder.features(images)["dense"])
+
+
 def test_batched_equals_single(encoder, images):
     masks = [torch.rand(2, 64, 96, generator=torch.Generator().manual_seed(i)) > 0.6 for i in range(2)]
 

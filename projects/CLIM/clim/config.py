@@ -29,7 +29,7 @@ def add_clim_config(cfg: CN) -> None:
 
     # ---- Text tower (frozen) --------------------------------------------------------------------
     cfg.MODEL.TEXT = text = CN()
-    text.NAME = "ViT-B-32-quickgelu"  # an open_clip model, "minilm", or a folder with a BERT
+    text.NAME = "ViT-B-32-quickgelu"  # an open_clip model or a json of one, "minilm", or a folder with a BERT
     text.PRETRAINED = "openai"  # open_clip tag, file or hub name; "": random weights, for tests only
     text.DIM = 512  # width of its embeddings, and of the classifier's projection
     text.CACHE = ""  # folder of cached caption embeddings; "": the tower runs in every step

@@ -4,10 +4,11 @@ Shapes: B pictures of H x W pixels, D embedding width, (h, w) cells of a map, R_
 ΣR regions of all pictures, picture by picture.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 from detectron2.utils.registry import Registry
@@ -66,6 +67,15 @@ class ImageEncoder(nn.Module):
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:
         """(B, D, h, w), a unit vector for each location."""
+        raise NotImplementedError
+
+    @property
+    def tap_shapes(self) -> dict[Hashable, ShapeSpec]:
+        """Channels and stride of the maps of :meth:`taps`, finest first."""
+        raise NotImplementedError
+
+    def taps(self, images: Tensor) -> tuple[dict[Hashable, Tensor], Tensor]:
+        """Maps from several depths, for a pyramid, and ``features(images)["dense"]``, in one pass."""
         raise NotImplementedError
 
     def embed_masks(self, features: dict[str, Tensor], masks: Sequence[Tensor]) -> Tensor:
