@@ -100,28 +100,6 @@ def test_most_confident_keeps_one_name_for_one_place():
 # ---- The tool ------------------------------------------------------------------------------------
 
 
-def test_pictures_of_files_folders_and_globs(tmp_path):
-    for name in ("b.jpg", "a.PNG", "notes.txt", "sub/c.jpg"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
-    found = predict.find_pictures([str(tmp_path), str(tmp_path / "**/*.jpg"), str(tmp_path / "missing.jpg")])
-    assert [str(p.relative_to(tmp_path)) for p in found] == ["a.PNG", "b.jpg", "sub/c.jpg", "missing.jpg"]
-    with pytest.raises(UserError, match="no picture there"):
-        predict.find_pictures([str(tmp_path / "*.gif")])
-
-
-def test_vocabulary_of_a_text_or_a_file(tmp_path):
-    assert predict.read_vocabulary(" dog, fire hydrant,,dog ,") == ["dog", "fire hydrant"]
-    file = tmp_path / "names.txt"
-    file.write_text("dog\n\nknife, fork\n")
-    assert predict.read_vocabulary(str(file)) == ["dog", "knife, fork"]
-    with pytest.raises(UserError, match="holds no name"):
-        predict.read_vocabulary(" , ")
-    with pytest.raises(UserError, match="cannot be read"):
-        predict.read_vocabulary(str(tmp_path / "none.txt"))
-
-
 def test_drawings_never_overwrite_each_other():
     paths = [Path(p) for p in ("a/x.jpg", "b/x.png", "x_2.jpg", "c/x.jpg")]
     assert predict.drawing_names(paths) == ["x.jpg", "x_2.jpg", "x_2_2.jpg", "x_3.jpg"]

@@ -18,15 +18,14 @@ DIR/predictions.json:
 """
 
 import argparse
-import glob
 import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
+from clim.arguments import find_pictures, read_names
 from clim.data.images import UnreadableImage, read_image
 from clim.engine import load_config, run_cleanly
 from clim.errors import UserError
@@ -35,7 +34,6 @@ from clim.visualization import draw_objects
 
 DEMO_WEIGHTS = Path("output/demo/detic_clim/model_final.pth")
 DEMO_CONFIG = Path("configs/mini/detic_clim.yaml")
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -107,42 +105,6 @@ def main(arguments: list[str] | None = None) -> None:
     tell(args, images, skipped)
 
 
-def find_pictures(inputs: Iterable[str]) -> list[Path]:
-    """Files as they are, the pictures directly in folders, what globs match; each once, in order."""
-    found: dict[Path, None] = {}
-    for item in inputs:
-        path = Path(item).expanduser()
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        elif path.exists() or not glob.has_magic(item):
-            inside = [path]
-        else:
-            inside = [p for p in map(Path, sorted(glob.glob(str(path), recursive=True))) if p.is_file()]
-        if not inside:
-            raise UserError(f"--input {item}: no picture there ({', '.join(sorted(SUFFIXES))}).")
-        found.update(dict.fromkeys(inside))
-    return list(found)
-
-
-def read_vocabulary(text: str) -> list[str]:
-    """Names of "a,b,c" or of the lines of a .txt file; each once."""
-    if text.endswith(".txt"):
-        try:
-            names = Path(text).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"--vocabulary {text} cannot be read ({error}): give a text file, a name a line."
-            ) from error
-    else:
-        names = text.split(",")
-    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if not names:
-        raise UserError(
-            f'--vocabulary {text!r} holds no name: write "a,b,c", or a name on each line of the file.'
-        )
-    return names
-
-
 def overrides_of(args: argparse.Namespace) -> list[str]:
     overrides = list(args.opts)
     weights = args.weights
@@ -153,7 +115,7 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
     if weights is not None:
         overrides += ["MODEL.WEIGHTS", weights]
     if args.vocabulary is not None:
-        overrides += ["MODEL.VOCABULARY.NAMES", read_vocabulary(args.vocabulary)]
+        overrides += ["MODEL.VOCABULARY.NAMES", read_names(args.vocabulary, option="--vocabulary")]
     return overrides
 
 

@@ -5,10 +5,12 @@ Pictures are uint8 (H, W, 3) RGB; boxes are (N, 4) x0, y0, x1, y1 in pixels of t
 
 import colorsys
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from . import lettering
+from .lettering import shortened
 
 GOLDEN_ANGLE = 0.381966  # of a turn: neighbouring class indices get hues far apart
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -56,7 +58,7 @@ def draw_boxes(
     draw = ImageDraw.Draw(canvas)
     long = max(canvas.size)
     line = max(2, round(long / 300))
-    font = _font(max(13, round(long / 46)))
+    font = lettering.font(max(13, round(long / 46)), text="".join(labels))
     boxes = np.asarray(boxes, dtype=float).reshape(-1, 4) * scale
     colours = [tuple(int(v) for v in colour) for colour in colours]
     for i, (box, colour) in enumerate(zip(boxes, colours, strict=True)):
@@ -115,9 +117,9 @@ def draw_canvas(canvas: dict, *, image_format: str, side: int = 768, captions: b
     rgb = np.ascontiguousarray(image[..., ::-1] if image_format == "BGR" else image)
     image, scale = enlarge(rgb, side=side)
     boxes = tiles.boxes.numpy() * scale
-    font = _font(max(13, round(side / 46)))
+    font = lettering.font(max(13, round(side / 46)), text="".join(tiles.drawn))
     texts = [
-        _shortened(text, width=box[2] - box[0] - font.size, font=font) if captions else ""
+        shortened(text, width=box[2] - box[0] - font.size, font=font) if captions else ""
         for text, box in zip(tiles.drawn, boxes, strict=True)
     ]
     return draw_boxes(image, boxes, texts, colours=class_colours(len(tiles)), labels_inside=True, side=side)
@@ -128,7 +130,7 @@ def side_by_side(
 ) -> np.ndarray:
     """Pictures in a row under their titles, all scaled to the height of the first one."""
     height = panels[0].shape[0]
-    font = _font(max(14, round(height / 32)))
+    font = lettering.font(max(14, round(height / 32)), text="".join(titles))
     head = round(font.size * 1.8)
     pictures = [Image.fromarray(panel) for panel in panels]
     pictures = [p.resize((round(p.width * height / p.height), height)) for p in pictures]
@@ -137,16 +139,11 @@ def side_by_side(
     draw = ImageDraw.Draw(sheet)
     x = gap
     for picture, title in zip(pictures, titles, strict=True):
-        text = _shortened(title, width=picture.width, font=font)
+        text = shortened(title, width=picture.width, font=font)
         draw.text((x, head / 2), text, fill=ink, font=font, anchor="lm")
         sheet.paste(picture, (x, head))
         x += picture.width + gap
     return np.asarray(sheet)
-
-
-@lru_cache(maxsize=32)
-def _font(size: int):
-    return ImageFont.load_default(size)  # a scalable one comes with Pillow
 
 
 def _outline(draw, box, size, *, grow: int, width: int, colour) -> None:
@@ -199,12 +196,3 @@ def _star(draw, centre, radius: float, colour) -> None:
     radii = np.where(np.arange(10) % 2 == 0, radius, radius * 0.42)
     points = np.stack([centre[0] + radii * np.cos(angles), centre[1] + radii * np.sin(angles)], axis=1)
     draw.polygon([tuple(point) for point in points], fill=colour)
-
-
-def _shortened(text: str, *, width: float, font) -> str:
-    """``text``, cut with an ellipsis where it is longer than ``width`` px."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"

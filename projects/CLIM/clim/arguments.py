@@ -1,0 +1,45 @@
+"""What command lines say in words: which pictures, and which names."""
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+
+from clim.errors import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+
+
+def find_pictures(inputs: Iterable[str]) -> list[Path]:
+    """Files as they are, the pictures directly in folders, what globs match; each once, in order."""
+    found: dict[Path, None] = {}
+    for item in inputs:
+        path = Path(item).expanduser()
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        elif path.exists() or not glob.has_magic(item):
+            inside = [path]
+        else:
+            inside = [p for p in map(Path, sorted(glob.glob(str(path), recursive=True))) if p.is_file()]
+        if not inside:
+            raise UserError(f"--input {item}: no picture there ({', '.join(sorted(SUFFIXES))}).")
+        found.update(dict.fromkeys(inside))
+    return list(found)
+
+
+def read_names(text: str, *, option: str) -> list[str]:
+    """Names of "a,b,c" or of the lines of a .txt file, each once; ``option`` is what errors speak of."""
+    if text.endswith(".txt"):
+        try:
+            names = Path(text).read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{option} {text} cannot be read ({error}): give a text file, a name a line."
+            ) from error
+    else:
+        names = text.split(",")
+    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not names:
+        raise UserError(
+            f'{option} {text!r} holds no name: write "a,b,c", or a name on each line of the file.'
+        )
+    return names

@@ -1,0 +1,92 @@
+"""Embeddings of every location: against the head's own pooling at one location, shapes, other kinds of models."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes
+from torch import nn
+from torch.nn import functional as F
+
+from clim.errors import UserError
+from clim.modeling.dense_responses import dense_embeddings, dense_stride, head_embeddings, responses
+from clim.modeling.image_encoders import ImageEncoder
+
+
+@pytest.fixture
+def model(tiny_cfg):
+    torch.manual_seed(0)
+    return build_model(tiny_cfg()).eval()
+
+
+@torch.no_grad()
+def test_a_location_is_what_the_head_makes_of_its_cell_alone(model):
+    """By hand at one location: res5 on the whole map, one column of channels, linear, divided by its length."""
+    features = {"res4": torch.randn(2, 112, 6, 10, generator=torch.Generator().manual_seed(1))}
+    embeddings = head_embeddings(model.roi_heads, features)
+    assert embeddings.shape == (2, 384, 3, 5)
+    linear = model.roi_heads.box_predictor.cls_score.linear
+    cells = model.roi_heads.res5(features["res4"])
+    for picture, row, column in [(0, 0, 0), (1, 2, 3)]:
+        by_hand = linear.weight @ cells[picture, :, row, column] + linear.bias
+        torch.testing.assert_close(embeddings[picture, :, row, column], by_hand / by_hand.norm())
+
+
+@torch.no_grad()
+def test_the_mean_of_a_map_of_one_cell_is_the_region_of_the_whole_picture(model):
+    """The pooled path and the dense path are one network: on a constant map, all locations are the region."""
+    head = model.roi_heads
+    one = torch.randn(1, 112, 1, 1, generator=torch.Generator().manual_seed(2))
+    features = {"res4": one.expand(1, 112, 12, 12).contiguous()}
+    # Zero padding of the convolutions reaches inwards; where it does not, a constant stays constant.
+    head.res5 = nn.Sequential(nn.Conv2d(112, 320, 1, stride=2), nn.ReLU())
+    (region,) = head.embed_stages(features, [Boxes(torch.tensor([[0.0, 0, 192, 192]]))])
+    embeddings = head_embeddings(head, features)[0].flatten(1).T
+    torch.testing.assert_close(embeddings, F.normalize(region, dim=1).expand(36, -1), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_batch_equals_its_pictures_one_by_one_and_the_map_covers_the_picture(model):
+    assert dense_stride(model) == 32
+    images = torch.randn(2, 3, 64, 160, generator=torch.Generator().manual_seed(3))
+    together = dense_embeddings(model, images)
+    assert together.shape == (2, 384, 2, 5)
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(2, 2, 5))
+    for i in range(2):
+        torch.testing.assert_close(
+            together[i], dense_embeddings(model, images[i : i + 1])[0], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_responses_are_cosines():
+    generator = torch.Generator().manual_seed(4)
+    embeddings = F.normalize(torch.randn(2, 7, 3, 4, generator=generator), dim=1)
+    texts = 5 * torch.randn(3, 7, generator=generator)
+    found = responses(embeddings, texts)
+    assert found.shape == (2, 3, 3, 4) and found.abs().max() <= 1 + 1e-6
+    for b, q, y, x in [(0, 0, 0, 0), (1, 2, 2, 3)]:
+        expected = F.cosine_similarity(embeddings[b, :, y, x], texts[q], dim=0)
+        torch.testing.assert_close(found[b, q, y, x], expected)
+    assert responses(embeddings, texts[:0]).shape == (2, 0, 3, 4)
+
+
+class Encoder(ImageEncoder):
+    dim, stride, native_size = 3, 4, 8
+
+    def features(self, images):
+        return {"dense": F.avg_pool2d(images, self.stride)}
+
+    def dense(self, features):
+        return F.normalize(features["dense"], dim=1)
+
+
+def test_a_model_around_an_image_encoder_is_asked_for_its_dense_map():
+    model = nn.ModuleDict({"image_encoder": Encoder()})
+    images = torch.randn(1, 3, 8, 12, generator=torch.Generator().manual_seed(5))
+    assert dense_stride(model) == 4
+    expected = F.normalize(images[0, :, 4:, 8:].mean(dim=(1, 2)), dim=0)
+    torch.testing.assert_close(dense_embeddings(model, images)[0, :, 1, 2], expected)
+
+
+def test_other_models_are_told():
+    with pytest.raises(UserError, match="Linear has neither a C4 head .* nor an image encoder"):
+        dense_stride(nn.Linear(2, 2))

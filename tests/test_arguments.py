@@ -1,0 +1,28 @@
+"""Pictures and names as command lines give them."""
+
+import pytest
+
+from clim.arguments import find_pictures, read_names
+from clim.errors import UserError
+
+
+def test_pictures_of_files_folders_and_globs(tmp_path):
+    for name in ("b.jpg", "a.PNG", "notes.txt", "sub/c.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    found = find_pictures([str(tmp_path), str(tmp_path / "**/*.jpg"), str(tmp_path / "missing.jpg")])
+    assert [str(p.relative_to(tmp_path)) for p in found] == ["a.PNG", "b.jpg", "sub/c.jpg", "missing.jpg"]
+    with pytest.raises(UserError, match="no picture there"):
+        find_pictures([str(tmp_path / "*.gif")])
+
+
+def test_names_of_a_text_or_a_file(tmp_path):
+    assert read_names(" dog, fire hydrant,,dog ,", option="--names") == ["dog", "fire hydrant"]
+    file = tmp_path / "names.txt"
+    file.write_text("dog\n\nknife, fork\n")
+    assert read_names(str(file), option="--names") == ["dog", "knife, fork"]
+    with pytest.raises(UserError, match="--names ' , ' holds no name"):
+        read_names(" , ", option="--names")
+    with pytest.raises(UserError, match="--names .*cannot be read"):
+        read_names(str(tmp_path / "none.txt"), option="--names")

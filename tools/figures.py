@@ -1,0 +1,315 @@
+"""The paper's pictures for any pictures, words and models: response maps (Figs. 3, 4) and class maps (Fig. 5).
+
+    python tools/figures.py responses --input photo.jpg --query "a dog" umbrella --boxes
+    python tools/figures.py responses --input datasets/mini/pairs/00000[0-8].jpg --mosaic 3 --query rabbit --tile 1
+    python tools/figures.py classes --input photos --names pascal_context --config-file A.yaml --weights A.pth B.pth
+
+Models stand side by side; the default ones are the two that `make demo` has trained. Each is a detector with a C4
+head or a model with an image encoder. One --config-file serves several --weights, and the other way round;
+--weights "" takes what the config names.
+
+A response is the cosine of a location's embedding with a text's, at the locations of the model's own map and bilinear
+in between, and coloured from its own lowest to its own highest value: compare where maps are high, not how high. A ring
+marks the highest response. A detector's map is its head run on the whole picture; a class map takes, for every pixel,
+the class with the highest response.
+"""
+
+import argparse
+import difflib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clim.arguments import find_pictures, read_names
+from clim.data.coco_splits import COCO_NAMES
+from clim.data.images import UnreadableImage, read_image, resize
+from clim.data.mini_concepts import MINI_CATEGORIES
+from clim.data.mosaic import compose, fit_cell, grid_cells, inward_anchors, place
+from clim.data.pascal_context import PASCAL_CONTEXT
+from clim.engine import load_config, run_cleanly
+from clim.errors import UserError
+from clim.responder import Responder
+from clim.text.prompts import PROMPTS
+from clim.visualization.class_map import class_map, name_regions, paint, shares
+from clim.visualization.demo_report import COMPARED, TITLES
+from clim.visualization.draw import BLACK, class_colours
+from clim.visualization.response import mark_peak, min_max, outline, overlay, peak, upsample
+from clim.visualization.sheet import GAP, Panel, class_legend, panel_size, response_legend, sheet
+
+DEMO_CONFIGS = [f"configs/mini/{name}.yaml" for name in COMPARED]
+DEMO_WEIGHTS = [f"output/demo/{name}/model_final.pth" for name in COMPARED]
+NAMES = {"pascal_context": PASCAL_CONTEXT, "coco": COCO_NAMES, "mini": MINI_CATEGORIES}
+SMALLEST_SHARE = 0.005  # of a picture: classes with less are left out of the legend
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, told in (("responses", "cosine maps of texts"), ("classes", "a class for every pixel")):
+        command = commands.add_parser(name, help=told)
+        add = command.add_argument
+        add("--input", nargs="+", required=True, metavar="PICTURES", help="files, folders or globs")
+        add("--output", type=Path, default=Path(f"output/figures/{name}.png"), help="picture (%(default)s)")
+        add("--config-file", nargs="+", help="YAML of each model (the demo's)")
+        add("--weights", nargs="+", help="checkpoint of each model (the demo's, else the config's)")
+        add("--titles", nargs="+", help="of the models (from the names of files)")
+        add("--prompt", choices=PROMPTS, help="what is read for a text (MODEL.VOCABULARY.PROMPT)")
+        add("--size", type=positive, help="px, longest side that a network sees (the config's size at test)")
+        add("--panel", type=positive, default=320, help="px, width of a picture in the figure (%(default)s)")
+        add("--small", action="store_true", help="256 colours: a PNG of a third of the bytes")
+        add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides of all models")
+        if name == "responses":
+            add("--query", nargs="+", default=[], metavar="TEXT", help="a row for each, and for each picture")
+            add(
+                "--mosaic",
+                type=positive,
+                metavar="N",
+                help="lay the first N x N pictures on one canvas; others stand alone",
+            )
+            add("--tile", type=int, nargs="+", help="tile of each query, outlined: 1 is the upper left one")
+            add("--boxes", action="store_true", help="draw the best box for the query (detectors)")
+        else:
+            add(
+                "--names",
+                default="pascal_context",
+                help=f'{", ".join(NAMES)}, "a,b,c" or a .txt (%(default)s)',
+            )
+    return parser.parse_args(arguments)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("torch.fx").setLevel(
+        logging.ERROR
+    )  # torch warns of its own internals on the first call
+    if args.output.suffix not in (".png", ".jpg"):
+        raise UserError(f"--output {args.output}: name a .png or a .jpg.")
+    pictures = find_pictures(args.input)
+    figure = {"responses": response_figure, "classes": class_figure}[args.command](args, pictures)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    save(figure, args.output, small=args.small)
+    print(f"{args.output}: {figure.shape[1]} x {figure.shape[0]} px")
+
+
+def save(figure: np.ndarray, path: Path, *, small: bool) -> None:
+    image = Image.fromarray(figure)
+    if path.suffix == ".png":
+        if small:  # Pillow dithers only towards a palette that it is given
+            image = image.quantize(palette=image.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
+        image.save(path, optimize=True)
+    else:
+        image.save(path, quality=92)
+
+
+# ---- Figures 3 and 4 -----------------------------------------------------------------------------
+
+
+def response_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
+    queries = [query for query in args.query if query.strip()]
+    if not queries:
+        raise UserError('--query holds no text: name what to look for, such as --query "a dog".')
+    check_mosaic(args, queries, paths)
+    photos = [read(path) for path in paths]
+    models = load_models(args)
+    texts = {title: model.embed(queries) for title, model in models.items()}
+    rows = []
+    if args.mosaic:
+        count = args.mosaic**2
+        canvas, boxes = lay_mosaic(photos[:count], n=args.mosaic, side=args.size or mosaic_side(args))
+        tiles = boxes[np.array(args.tile) - 1] if args.tile else [None] * len(queries)
+        rows += response_rows(canvas, queries, models, texts, tiles=tiles, size=canvas.shape[0], args=args)
+        photos = photos[count:]
+    for photo in photos:
+        tiles = [None] * len(queries)
+        rows += response_rows(photo, queries, models, texts, tiles=tiles, size=args.size, args=args)
+    note = "each map from its own lowest to its own highest cosine; ring: highest response"
+    if args.boxes:
+        note += "; box: best detection of this text"
+    legend = response_legend(width=sheet_width(args, models), size=legend_size(args), note=note)
+    return sheet(rows, ["Picture", *models], panel=args.panel, footer=legend)
+
+
+def response_rows(photo, queries, models, texts, *, tiles, size, args) -> list[list[Panel]]:
+    """A row for each query: the picture, then every model's map. ``tiles``: a box or None for each query."""
+    maps = {title: model(photo, texts[title], long_side=size) for title, model in models.items()}
+    height, width = panel_size(*photo.shape[:2], panel=args.panel)
+    small = resize(photo, (height, width))
+    scale = np.array([width / photo.shape[1], height / photo.shape[0]] * 2)
+    rows = []
+    for q, (query, tile) in enumerate(zip(queries, tiles, strict=True)):
+        tile = None if tile is None else tile * scale
+        row = [Panel(small if tile is None else outline(small, tile), f"“{query}”", strong=True)]
+        for title, model in models.items():
+            best = model.best_box(photo, texts[title][q], long_side=size) if args.boxes else None
+            best = None if best is None else best * scale
+            row.append(response_panel(small, maps[title][q], tile=tile, best=best))
+        rows.append(row)
+    return rows
+
+
+def response_panel(picture: np.ndarray, cells, *, tile, best) -> Panel:
+    """One model's map over the picture; the boxes ``tile`` and ``best`` (or None) in its pixels."""
+    response = upsample(cells[None], picture.shape[:2])[0].numpy()
+    point = peak(cells.numpy(), response.shape)
+    text = f"cosine {cells.min():.2f} to {cells.max():.2f}"
+    drawn = overlay(picture, min_max(response))
+    if best is not None:
+        drawn = outline(drawn, best, colour=BLACK, width=1)
+    if tile is not None:
+        drawn = outline(drawn, tile)
+        inside = tile[0] <= point[0] < tile[2] and tile[1] <= point[1] < tile[3]
+        text += ", highest in the tile" if inside else ", highest elsewhere"
+    return Panel(mark_peak(drawn, point), text)
+
+
+def lay_mosaic(pictures: Sequence[np.ndarray], *, n: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Canvas (side, side, 3) of n x n pictures, row by row, and their boxes: as in training, the ratio kept."""
+    cells = grid_cells(n, size=(side, side))
+    sizes = [
+        fit_cell(*p.shape[:2], cell=(c[3] - c[1], c[2] - c[0])) for p, c in zip(pictures, cells, strict=True)
+    ]
+    boxes = place(np.array(sizes), cells, inward_anchors(n, np.random.default_rng(0)))
+    resized = [resize(p, size).transpose(2, 0, 1) for p, size in zip(pictures, sizes, strict=True)]
+    return np.ascontiguousarray(compose(resized, boxes, size=(side, side)).transpose(1, 2, 0)), boxes
+
+
+def check_mosaic(args: argparse.Namespace, queries: list[str], paths: list[Path]) -> None:
+    if args.mosaic and len(paths) < args.mosaic**2:
+        raise UserError(
+            f"--mosaic {args.mosaic} takes {args.mosaic**2} pictures, but --input names {len(paths)}: name more, or "
+            "a smaller mosaic."
+        )
+    if args.tile and not args.mosaic:
+        raise UserError("--tile names a tile of a mosaic: give --mosaic too, or leave it out.")
+    if args.tile and (len(args.tile) != len(queries) or not all(1 <= t <= args.mosaic**2 for t in args.tile)):
+        raise UserError(
+            f"--tile {' '.join(map(str, args.tile))}: give one number from 1 to {args.mosaic**2} for each of the "
+            f"{len(queries)} texts of --query."
+        )
+
+
+# ---- Figure 5 ------------------------------------------------------------------------------------
+
+
+def class_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
+    names = class_list(args.names)
+    photos = [read(path) for path in paths]
+    models = load_models(args)
+    texts = {title: model.embed(names) for title, model in models.items()}
+    colours = class_colours(len(names))
+    rows, held = [], np.zeros(len(names))
+    for path, photo in zip(paths, photos, strict=True):
+        small = resize(photo, panel_size(*photo.shape[:2], panel=args.panel))
+        row = [Panel(small, path.name)]
+        for title, model in models.items():
+            classes = class_map(model(photo, texts[title], long_side=args.size), small.shape[:2])
+            held = np.maximum(held, shares(classes, len(names)))
+            painted = paint(small, classes, colours)
+            row.append(Panel(name_regions(painted, classes, names, size=legend_size(args))))
+        rows.append(row)
+    shown = np.flatnonzero(held >= SMALLEST_SHARE)
+    rest = np.count_nonzero(held) - len(shown)
+    legend = class_legend(
+        [names[k] for k in shown], colours[shown],
+        width=sheet_width(args, models), size=legend_size(args),
+        note=f"and {rest} on less than {SMALLEST_SHARE:.1%} of any picture" if rest else "",
+    )  # fmt: skip
+    return sheet(rows, ["Picture", *models], panel=args.panel, footer=legend)
+
+
+def class_list(text: str) -> list[str]:
+    """The names that --names stands for."""
+    if text in NAMES:
+        return list(NAMES[text])
+    if "," not in text and not text.endswith(".txt"):
+        near = difflib.get_close_matches(text, NAMES)
+        raise UserError(
+            f"--names {text!r} is no known list ({', '.join(NAMES)}"
+            + (f"; did you mean {near[0]}?" if near else "")
+            + '), and one name alone wins everywhere: write "a,b,c", or a .txt with a name a line.'
+        )
+    return read_names(text, option="--names")
+
+
+# ---- What both share -----------------------------------------------------------------------------
+
+
+def load_models(args: argparse.Namespace) -> dict[str, Responder]:
+    """{title: model}, in the order of the command line."""
+    configs, weights = args.config_file, args.weights
+    if configs is None and weights is None:
+        missing = [path for path in DEMO_WEIGHTS if not Path(path).is_file()]
+        if missing:
+            raise UserError(
+                f"{missing[0]} does not exist: train it with `make demo`, or name --config-file and --weights."
+            )
+        weights = DEMO_WEIGHTS
+    configs = configs or DEMO_CONFIGS
+    weights = weights or [None]
+    count = max(len(configs), len(weights))
+    if len({len(configs), len(weights), count, 1}) > 2:
+        raise UserError(
+            f"{len(configs)} files after --config-file and {len(weights)} after --weights: give as many of both, or "
+            "one of either."
+        )
+    configs, weights = (list(files) * (count // len(files)) for files in (configs, weights))
+    titles = args.titles or model_titles(configs, weights)
+    if len(set(titles)) != count:
+        raise UserError(
+            f"--titles holds {len(set(titles))} different names for {count} models: name each of them."
+        )
+    return {
+        title: Responder(load_config(config, overrides(args, path)), prompt=args.prompt)
+        for title, config, path in zip(titles, configs, weights, strict=True)
+    }
+
+
+def overrides(args: argparse.Namespace, weights: str | None) -> list[str]:
+    # A query is no caption: the cache of the training data stays as it is.
+    values = [*args.opts, "MODEL.TEXT.CACHE", ""]
+    return values if weights is None else [*values, "MODEL.WEIGHTS", weights]
+
+
+def model_titles(configs: Sequence[str], weights: Sequence[str | None]) -> list[str]:
+    """The folder of a checkpoint or the name of a config, whichever tells the models apart."""
+    stems = [Path(config).stem for config in configs]
+    folders = [Path(path).parent.name if path else stem for path, stem in zip(weights, stems, strict=True)]
+    files = [Path(path).name if path else stem for path, stem in zip(weights, stems, strict=True)]
+    names = next((n for n in (stems, folders, files) if len(set(n)) == len(n)), None)
+    names = names or [f"{stem} {i + 1}" for i, stem in enumerate(stems)]
+    return [TITLES.get(name, name) for name in names]
+
+
+def mosaic_side(args: argparse.Namespace) -> int:
+    return load_config((args.config_file or DEMO_CONFIGS)[0], list(args.opts)).INPUT.MOSAIC.SIZE
+
+
+def read(path: Path) -> np.ndarray:
+    try:
+        return read_image(path, fmt="RGB").image
+    except UnreadableImage as error:
+        raise UserError(f"--input {path}: {error.reason}.") from error
+
+
+def sheet_width(args: argparse.Namespace, models) -> int:
+    return (len(models) + 1) * (args.panel + GAP) - GAP
+
+
+def legend_size(args: argparse.Namespace) -> int:
+    return max(round(args.panel / 22), 9)
+
+
+if __name__ == "__main__":
+    run_cleanly(main)
