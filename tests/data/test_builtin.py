@@ -271,3 +271,15 @@ def test_metadata_behaves_like_detectron2s(root):
         metadata.thing_classes = ["other"]
     for other in (pickle.loads(pickle.dumps(metadata)), copy.deepcopy(metadata)):
         assert other.as_dict() == metadata.as_dict()
+
+
+def test_cc3m_is_read_where_detics_scripts_put_it(tmp_path, monkeypatch, make_photos):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (photo,) = make_photos([(30, 40)])
+    (tmp_path / "cc3m").mkdir()
+    (tmp_path / "cc3m/training").symlink_to(Path(photo["file_name"]).parent)
+    images = [{"id": 3, "file_name": Path(photo["file_name"]).name, "captions": ["a photo"]}]
+    (tmp_path / "cc3m/train_image_info.json").write_text(json.dumps({"images": images}))
+    (record,) = DatasetCatalog.get("cc3m_v1_train")
+    assert (record["image_id"], record["height"], record["width"]) == (3, 30, 40)
+    assert record["captions"] == ["a photo"] and record["tags"] == []

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import load_coco_json
 
-from clim.data.captions import PREPARE_OV_COCO, load_captions_json, require_folder
+from clim.data.captions import PREPARE_OV_COCO, load_captions_json, register_captions, require_folder
 from clim.data.catalog import Files, Vocabulary, categories_of, register
 from clim.data.coco_panoptic import STUFF_NAMES
 from clim.data.coco_splits import BASE_NAMES, COCO_NAMES, NOVEL_NAMES, contiguous_ids
@@ -124,6 +125,11 @@ def register_builtin() -> None:
         _register_coco(name, "coco/val2017", json_files, load_detection, evaluator_type="ov_coco")
     for name, json_files in _COCO_CAPTIONS.items():
         _register_coco(name, "coco/train2017", json_files, load_captions)
+    # Conceptual Captions 3M where Detic's scripts put it; CLIM's list of it has the same format.
+    if "cc3m_v1_train" not in DatasetCatalog:
+        register_captions(
+            "cc3m_v1_train", "cc3m/train_image_info.json", "cc3m/training", made_by="see datasets/README.md"
+        )
     _register_mini("mini_ov_train", "train", "instances_train_base.json", load_detection)
     _register_mini("mini_ov_val", "val", "instances_val_all.json", load_detection, evaluator_type="ov_coco")
     _register_mini("mini_ov_captions", "pairs", "captions_pairs_tags.json", load_captions)

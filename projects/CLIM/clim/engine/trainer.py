@@ -239,6 +239,10 @@ def build(cfg) -> torch.nn.Module:
 
 def build_solver(cfg, model: torch.nn.Module):
     """Optimiser and learning-rate schedule; a value that they refuse is a :class:`UserError`."""
+    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:  # all is warm-up: nothing is left to be rescaled
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.RESCALE_INTERVAL = False
     try:
         optimizer = build_optimizer(cfg, model)
         return optimizer, build_lr_scheduler(cfg, optimizer)
