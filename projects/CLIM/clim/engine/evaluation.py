@@ -1,6 +1,5 @@
 """Detect or classify, and score: every set of DATASETS.TEST, in the trainer's process or alone."""
 
-import json
 import logging
 import math
 import os
@@ -15,6 +14,7 @@ from detectron2.utils import comm
 
 from clim.data.regions import build_region_test_loader
 from clim.evaluation import OVCOCOEvaluator, RegionClassificationEvaluator
+from clim.evaluation.results_file import write_json
 
 from .rank_state import random_states_kept
 
@@ -81,7 +81,7 @@ def evaluate(cfg, model) -> dict:
     figures = {name: flat_figures(result) for name, result in results.items()}
     if len(results) == 1:
         (results,), (figures,) = results.values(), figures.values()
-    _write_json(Path(cfg.OUTPUT_DIR) / EVALUATION_FILE, figures)
+    write_json(Path(cfg.OUTPUT_DIR) / EVALUATION_FILE, figures, indent=1)
     return results
 
 
@@ -92,9 +92,3 @@ def flat_figures(result: Mapping[str, Mapping[str, float]]) -> dict[str, float |
         for task, figures in result.items()
         for key, value in figures.items()
     }
-
-
-def _write_json(path: Path, value) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    os.replace(temporary, path)

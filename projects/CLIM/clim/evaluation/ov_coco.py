@@ -29,6 +29,7 @@ from tabulate import tabulate
 
 from clim.errors import UserError
 from clim.evaluation.coco_api import precision_at, resolve_backend
+from clim.evaluation.results_file import nan_to_none, write_json
 
 METRICS = ("AP50", "AP", "AR")
 PROTOCOLS = ("generalized", "two_run", "both")
@@ -126,7 +127,7 @@ class OVCOCOEvaluator(DatasetEvaluator):
         detections = [self._with_dataset_id(d) for image_id in sorted(by_image) for d in by_image[image_id]]
         if self._output_dir is not None:
             self._output_dir.mkdir(parents=True, exist_ok=True)
-            _write_json(self._output_dir / "coco_instances_results.json", detections)
+            write_json(self._output_dir / "coco_instances_results.json", detections)
 
         with PathManager.open(self._json_file) as file:
             ground_truth = json.load(file)
@@ -140,10 +141,10 @@ class OVCOCOEvaluator(DatasetEvaluator):
                 "protocol": self._protocol,
                 "backend": self._backend,
                 "max_dets": self._max_dets,
-                "summary": _nan_to_none(summary),
-                "per_class": [_nan_to_none(row) for row in per_class],
+                "summary": nan_to_none(summary),
+                "per_class": [nan_to_none(row) for row in per_class],
             }
-            _write_json(self._output_dir / "ov_coco_results.json", report)
+            write_json(self._output_dir / "ov_coco_results.json", report)
         return OrderedDict(bbox=summary)
 
     def _with_dataset_id(self, detection: dict) -> dict:
@@ -245,14 +246,3 @@ def _split_ids(id_of: dict[str, int], **names: Iterable[str]) -> dict[str, dict[
             seen.add(name)
         splits[split] = {name: id_of[name] for name in members}
     return splits
-
-
-def _nan_to_none(row: Mapping) -> dict:
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
-
-
-def _write_json(path: Path, value):
-    """Write beside and rename: a reader sees the old file or the whole new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value))
-    os.replace(partial, path)

@@ -9,7 +9,6 @@ Every region is scored against all classes of its set: things, then stuff. R: re
 - where there is stuff, also things among the things alone, e.g. 80 classes instead of 133: ``…_80way``.
 """
 
-import json
 import logging
 import math
 import os
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from clim.data.regions import NO_REGION, VARIANTS, Skipped
 from clim.errors import UserError
+from clim.evaluation.results_file import nan_to_none, write_json
 
 METRICS = {"Top1": 1, "Top5": 5}
 RESULTS_FILE = "region_results.json"
@@ -141,10 +141,10 @@ class RegionClassificationEvaluator(DatasetEvaluator):
                 "dataset": self._name,
                 "variants": self._variants,
                 **counts,
-                "summary": _nan_to_none(summary),
-                "per_class": [_nan_to_none(row) for row in per_class],
+                "summary": nan_to_none(summary),
+                "per_class": [nan_to_none(row) for row in per_class],
             }
-            _write_json(self._output_dir / RESULTS_FILE, report)
+            write_json(self._output_dir / RESULTS_FILE, report)
         return OrderedDict(regions=summary)
 
     def _report_counts(self, num_pictures: int, num_regions: int, skipped: Sequence[Skipped]) -> dict:
@@ -252,15 +252,3 @@ def _groups(metadata, classes: Sequence[str], num_things: int) -> dict[str, list
         if names := metadata.get(f"{split}_classes"):
             groups[f"_{split}"] = [i for i, name in enumerate(classes) if name in set(names)]
     return groups
-
-
-def _nan_to_none(row: Mapping) -> dict:
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
-
-
-def _write_json(path: Path, value):
-    """Write beside and rename: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value))
-    os.replace(partial, path)
