@@ -160,6 +160,48 @@ def test_official_detics_rows(file, caption, tag, proposals, load_cfg):
     assert cfg.SOLVER.CLIP_GLOBAL_NORM == 0.0 and not cfg.SOLVER.CLIP_GRADIENTS.ENABLED
 
 
+@pytest.mark.parametrize(
+    "file, weights",
+    [
+        ("FVLM_ViTB16_CLIP_COCO.yaml", "openai"),
+        ("FVLM_ViTB16_CLIM_COCO.yaml", "output/CLIP_CLIM_ViTB16_COCO/clip.pt"),
+        ("FVLM_ViTB16_RegionCLIP_COCO.yaml", "output/CLIP_RegionCLIP_ViTB16_COCO/clip.pt"),
+    ],
+)
+def test_fvlms_rows(file, weights, load_cfg):
+    """CLIM release, clip_fvlm §4; rows differ in the encoder's weights alone."""
+    cfg = load_cfg(file)
+    assert set(changed(cfg, load_cfg("Base_FVLM_OVCOCO.yaml"))) <= {
+        "MODEL.IMAGE_ENCODER.PRETRAINED",
+        "OUTPUT_DIR",
+    }
+    model, fvlm, solver = cfg.MODEL, cfg.MODEL.FVLM, cfg.SOLVER
+    assert (model.IMAGE_ENCODER.PRETRAINED, model.IMAGE_ENCODER.ARCHITECTURE) == (
+        weights,
+        "ViT-B-16-quickgelu",
+    )
+    assert (fvlm.ALPHA, fvlm.BETA, fvlm.TEMPERATURE, fvlm.DETECTOR_TEMPERATURE) == (0.1, 0.8, 75, 50)
+    assert (fvlm.BACKGROUND_WEIGHT, fvlm.UPSCALING) == (0.6, "deconvolution")
+    assert model.FPN.NORM == model.ROI_BOX_HEAD.NORM == "SyncBN" and model.FPN.OUT_CHANNELS == 256
+    rpn, heads, head = model.RPN, model.ROI_HEADS, model.ROI_BOX_HEAD
+    assert rpn.CONV_DIMS == [-1, -1] and (rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST) == (1000, 1000)
+    assert (rpn.BATCH_SIZE_PER_IMAGE, rpn.POSITIVE_FRACTION, rpn.IOU_THRESHOLDS) == (256, 0.5, [0.3, 0.7])
+    assert (heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION, heads.IOU_THRESHOLDS) == (512, 0.25, [0.5])
+    assert (heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (0.01, 0.4, 100)
+    assert (head.NUM_CONV, head.CONV_DIM, head.NUM_FC, head.FC_DIM) == (4, 256, 2, 1024)
+    assert (head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO, head.POOLER_TYPE) == (7, 0, "ROIAlignV2")
+    assert head.BBOX_REG_WEIGHTS == (10, 10, 5, 5) and head.SMOOTH_L1_BETA == rpn.SMOOTH_L1_BETA == 0
+    assert cfg.INPUT.LSJ.SIZE == cfg.INPUT.MIN_SIZE_TEST == cfg.INPUT.MAX_SIZE_TEST == 640
+    assert (cfg.INPUT.FORMAT, cfg.INPUT.LSJ.SCALE) == ("RGB", [0.1, 2.0])
+    epoch = -(-107_761 // (8 * cfg.DATALOADER.DETECTION_PER_GPU))
+    assert (solver.MAX_ITER, solver.CHECKPOINT_PERIOD, solver.STEPS) == (3 * epoch, epoch, ())
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM) == (
+        "ADAMW", 1e-4, 0.1, 0.1,
+    )  # fmt: skip
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.CLIP_GLOBAL_NORM) == (250, 0.001, 1)
+    assert (cfg.DATASETS.TEST, cfg.TEST.PROTOCOL) == (("coco_ovd_val",), "two_run")
+
+
 def test_clim_is_a_config_change(load_cfg):
     """From Detic to Detic + CLIM only batch sizes change."""
     for suffix in ("", "_caption"):
@@ -172,4 +214,6 @@ def test_mini_runs_mean_what_they_say(load_cfg):
         if file.startswith("mini"):
             cfg = load_cfg(file)
             assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
-            assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.OPEN_VOCAB.BASE_CLASSES) == (65, "mini")
+            assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 65
+            if cfg.MODEL.META_ARCHITECTURE != "ImageTextModel":  # that one has no boxes
+                assert cfg.MODEL.OPEN_VOCAB.BASE_CLASSES == "mini"
