@@ -5,6 +5,7 @@ import torch
 from detectron2.structures import Boxes
 from torchvision.ops import roi_align
 
+from clim.errors import UserError
 from clim.modeling.efficientnet import EfficientNetC4, _lite0
 from clim.modeling.efficientnet_encoder import EfficientNetLite0
 
@@ -64,3 +65,18 @@ def test_the_last_blocks_and_the_projection_learn(images, unlocked):
     blocks = {int(n.split(".")[1]) for n in touched if n.startswith("blocks.")}
     assert blocks == set(range(16 - unlocked, 16))
     assert {n for n in touched if not n.startswith("blocks.")} == {"projection.weight", "projection.bias"}
+
+
+def test_weights_of_a_trained_model_are_taken_and_others_refused(tmp_path):
+    torch.manual_seed(3)
+    trained = EfficientNetLite0(dim=12, unlocked_blocks=4)
+    state = trained.state_dict()
+    torch.save({"epoch": 0, "name": "mini", "state_dict": state}, tmp_path / "clip.pt")
+    torch.save({"model": {f"image_encoder.{k}": v for k, v in state.items()}}, tmp_path / "model_final.pth")
+    for name in ("clip.pt", "model_final.pth"):
+        loaded = EfficientNetLite0(dim=12, unlocked_blocks=4, pretrained=str(tmp_path / name))
+        assert all(torch.equal(v, state[k]) for k, v in loaded.state_dict().items())
+    with pytest.raises(UserError, match=r"MODEL\.TEXT\.DIM 8 \(size mismatch for projection"):
+        EfficientNetLite0(dim=8, unlocked_blocks=4, pretrained=str(tmp_path / "clip.pt"))
+    with pytest.raises(UserError, match=r"nowhere\.pt does not exist"):
+        EfficientNetLite0(dim=8, unlocked_blocks=4, pretrained=str(tmp_path / "nowhere.pt"))

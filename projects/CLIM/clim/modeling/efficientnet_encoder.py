@@ -13,11 +13,16 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from clim.errors import UserError
+from clim.paths import resolve
+from clim.text.clip_weights import Half, read_weights
 
 from .efficientnet import LAST_SHARED, OUT_CHANNELS, _lite0
 from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, as_rois, pool_rois
 
 ROI_SIZE = 7
+WEIGHTS = Half(
+    "image encoder", "projection.weight", "", "MODEL.IMAGE_ENCODER.NAME", "MODEL.IMAGE_ENCODER.PRETRAINED"
+)
 TAPS = {2: ShapeSpec(channels=24, stride=4), 4: ShapeSpec(channels=40, stride=8),
         10: ShapeSpec(channels=112, stride=16), 15: ShapeSpec(channels=320, stride=32)}  # fmt: skip
 
@@ -31,8 +36,13 @@ class EfficientNetLite0(ImageEncoder):
     native_size = 128
 
     @configurable
-    def __init__(self, *, dim: int, unlocked_blocks: int):
-        """The last ``unlocked_blocks`` of 16 blocks learn, and always the projection to ``dim``, random at first."""
+    def __init__(self, *, dim: int, unlocked_blocks: int, pretrained: str = ""):
+        """
+        Args:
+            unlocked_blocks: the last of 16 blocks, which learn; the projection to ``dim`` always does.
+            pretrained: a file with all of this encoder's weights, such as an image-text model's clip.pt; "": those
+                of ImageNet and a random projection.
+        """
         super().__init__()
         net = _lite0()
         count = len(net._blocks)
@@ -45,13 +55,36 @@ class EfficientNetLite0(ImageEncoder):
         self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
         self.blocks = nn.ModuleList(net._blocks)
         self.projection = nn.Linear(OUT_CHANNELS, dim)
+        if pretrained:
+            self._load(pretrained)
         self.first_unlocked = count - unlocked_blocks
         for module in (self.stem, *self.blocks[: self.first_unlocked]):
             module.requires_grad_(False)
 
     @classmethod
     def from_config(cls, cfg):
-        return {"dim": cfg.MODEL.TEXT.DIM, "unlocked_blocks": cfg.MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS}
+        encoder = cfg.MODEL.IMAGE_ENCODER
+        return {
+            "dim": cfg.MODEL.TEXT.DIM,
+            "unlocked_blocks": encoder.UNLOCKED_BLOCKS,
+            "pretrained": encoder.PRETRAINED,
+        }
+
+    def _load(self, pretrained: str) -> None:
+        path = resolve(pretrained)
+        if not path.is_file():
+            raise UserError(
+                f"MODEL.IMAGE_ENCODER.PRETRAINED: {path} does not exist; name a clip.pt that an image-text model with "
+                'this encoder has written, or "" for ImageNet weights.'
+            )
+        try:
+            self.load_state_dict(read_weights(WEIGHTS, path).state)
+        except RuntimeError as error:  # other keys or shapes
+            reason = str(error).partition("\n")[2].strip().partition("\n")[0]
+            raise UserError(
+                f"MODEL.IMAGE_ENCODER.PRETRAINED: {path} holds another encoder than EfficientNetLite0 with "
+                f"MODEL.TEXT.DIM {self.dim} ({reason})."
+            ) from error
 
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, D): the projected mean of the last map."""
