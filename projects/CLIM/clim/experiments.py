@@ -22,6 +22,7 @@ from clim.paths import data_root
 from clim.run_record import holding, open_record, read_json, settings_of, write_record
 
 TRAIN_NET = Path(__file__).resolve().parents[3] / "train_net.py"
+REPORTS = ("ov_coco_results.json", "region_results.json")  # what evaluators of detections, of regions write
 POLL_SECONDS = 1.0
 TAIL_LINES = 15
 
@@ -57,7 +58,7 @@ def run_training(
         log: file for what the run prints; None: ``output``/train.log.
         progress: called about once a second; what it raises stops the run.
 
-    Returns {"AP50_novel", "AP50_base", "AP50_all", … all that OVCOCOEvaluator sums up, "per_class": its rows,
+    Returns {"AP50_novel", "AP50_base", "AP50_all", … all that the evaluator sums up, "per_class": its rows,
     "seconds": of all sessions of this run together}; figures are percent, None where no object exists.
 
     Same settings: same config after overrides, same weights, embeddings and annotation files, byte by byte.
@@ -176,8 +177,10 @@ def _end_of(path: Path, size: int = 8192) -> str:
 
 
 def _evaluation(output: Path, dataset: str) -> dict:
-    path = output / "inference" / dataset / "ov_coco_results.json"
-    report = read_json(path)
+    folder = output / "inference" / dataset
+    report = next(filter(None, (read_json(folder / name) for name in REPORTS)), None)
     if report is None:
-        raise UserError(f"{path} is missing: the training ended without an evaluation.")
+        raise UserError(
+            f"{folder} holds none of {', '.join(REPORTS)}: the training ended without an evaluation."
+        )
     return {**report["summary"], "per_class": report["per_class"]}

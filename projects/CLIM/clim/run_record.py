@@ -93,12 +93,13 @@ def _comparable(cfg) -> str:
 
 
 def _input_digests(cfg, root: Path) -> dict[str, str]:
-    """{file: sha256} of weights, class embeddings and annotations, those that exist."""
-    sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.CAPTIONS, *cfg.DATASETS.TEST)
+    """{file: sha256} of weights, embeddings and annotations, those that exist."""
+    sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.CAPTIONS, *cfg.DATASETS.REGIONS, *cfg.DATASETS.TEST)
     files = [MetadataCatalog.get(name).get("json_file") for name in sets]
     # Registrations answer with paths under this process's data root; the run may have another.
     files = [os.path.relpath(file, data_root()) for file in files if file]
-    files += [cfg.MODEL.WEIGHTS, cfg.MODEL.VOCABULARY.EMBEDDINGS]
+    files += [cfg.MODEL.WEIGHTS, cfg.MODEL.IMAGE_ENCODER.PRETRAINED]
+    files += [cfg.MODEL.VOCABULARY.EMBEDDINGS, cfg.MODEL.METHOD.REGION_CLIP.EMBEDDINGS]
     found = {}
     for file in filter(None, files):
         path = Path(file) if Path(file).is_file() else root / file

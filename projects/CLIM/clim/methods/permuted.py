@@ -1,26 +1,42 @@
-"""A control for experiments: CLIM whose texts are permuted within each canvas."""
+"""Controls for experiments: CLIM whose texts are permuted within each canvas.
+
+The model sees the same canvases, boxes and captions, and only which belongs to which is wrong. A gain that
+survives this does not come from aligning regions with texts. Single images keep their texts.
+"""
 
 from dataclasses import replace
 
 import torch
 
+from clim.data.tiles import Tiles
+
 from .base import METHOD_REGISTRY
+from .clip import ClipContrast
 from .detic import Detic
 
 
 @METHOD_REGISTRY.register()
 class PermutedDetic(Detic):
-    """Detic on mosaics whose tiles have exchanged their texts; single images keep theirs.
-
-    The model sees the same canvases, boxes and captions, and only which belongs to which is wrong. A gain that
-    survives this does not come from aligning regions with texts.
-    """
+    """Detic on mosaics whose tiles have exchanged their texts."""
 
     def select(self, tiles, proposals):
-        boxes = tiles.boxes.clone()
-        for canvas in tiles.canvas.unique():
-            rows = (tiles.canvas == canvas).nonzero().squeeze(1)
-            if len(rows) > 1:
-                # A rotation moves every text: a random permutation would leave some in place.
-                boxes[rows] = tiles.boxes[rows.roll(int(torch.randint(1, len(rows), ())))]
-        return super().select(replace(tiles, boxes=boxes), proposals)
+        return super().select(exchanged(tiles), proposals)
+
+
+@METHOD_REGISTRY.register()
+class PermutedClip(ClipContrast):
+    """CLIP's contrast on mosaics whose tiles have exchanged their texts."""
+
+    def select(self, tiles, proposals):
+        return super().select(exchanged(tiles), proposals)
+
+
+def exchanged(tiles: Tiles) -> Tiles:
+    """The same tiles, each at the place of another of its canvas; a single tile stays."""
+    boxes = tiles.boxes.clone()
+    for canvas in tiles.canvas.unique():
+        rows = (tiles.canvas == canvas).nonzero().squeeze(1)
+        if len(rows) > 1:
+            # A rotation moves every text: a random permutation would leave some in place.
+            boxes[rows] = tiles.boxes[rows.roll(int(torch.randint(1, len(rows), ())))]
+    return replace(tiles, boxes=boxes)
