@@ -16,6 +16,7 @@ from torch.nn.functional import log_softmax, normalize
 from clim.data.tiles import Tiles
 from clim.losses import symmetric_info_nce
 from clim.methods.clip import ClipContrast
+from clim.methods.permuted import PermutedClip
 
 PROGRAM = Path(__file__).parent / "clip_ranks.py"
 spec = importlib.util.spec_from_file_location("clip_ranks", PROGRAM)
@@ -119,3 +120,17 @@ def test_processes_may_hold_different_numbers_of_pairs(ranks):
     mean.backward()
     torch.testing.assert_close(sum(rank["unequal"][0] for rank in ranks) / 2, mean.detach())
     torch.testing.assert_close(sum(rank["unequal"][1] for rank in ranks) / 2, weight.grad)
+
+
+def test_the_control_changes_which_text_belongs_to_which_tile_and_nothing_else():
+    boxes = torch.arange(20.0).view(5, 4)
+    tiles = Tiles(
+        boxes=boxes, canvas=torch.tensor([0, 1, 1, 1, 1]), image_ids=torch.arange(5), captions=[["x"]] * 5,
+        drawn=list("abcde"), tags=[[]] * 5, groups=torch.zeros(2, 0, 5, dtype=torch.bool),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    regions = PermutedClip(scale=1.0, max_scale=100.0).select(tiles, None)["tile"]
+    assert torch.equal(regions.boxes[0], boxes[0])  # a whole picture keeps its text
+    assert torch.equal(regions.boxes.sort(0).values, boxes)
+    assert (regions.boxes[1:] != boxes[1:]).any(1).all()
+    assert torch.equal(regions.canvas, tiles.canvas) and torch.equal(tiles.boxes, boxes)
