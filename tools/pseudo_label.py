@@ -80,7 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
         settings_of(args, detector, encoder, nouns, embeddings),
     )
     lines = folder.finished()
-    mine = [record for record in records[shard::shards] if record["image_id"] not in lines]
+    share = records[shard::shards]
+    mine = [record for record in share if record["image_id"] not in lines]
     if mine:
         labeller = PseudoLabeller(
             propose=Proposer(detector, count=args.boxes, overlap=args.overlap, min_area=args.min_area),
@@ -93,7 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
         )
         with folder.appending(shard, shards) as append:
             labelled = label_pictures(mine, labeller, append, workers=args.workers)
-            for _ in tqdm(labelled, total=len(mine), desc=f"shard {shard}/{shards}", unit="picture"):
+            known, name = len(share) - len(mine), f"shard {shard}/{shards}"
+            for _ in tqdm(labelled, total=len(share), initial=known, desc=name, unit="picture"):
                 pass
         lines = folder.finished()
     missing = sum(record["image_id"] not in lines for record in records)

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import multiprocessing
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -178,15 +181,37 @@ def test_workers_change_nothing(records, tmp_path):
     assert lines(0)[3] == {"image_id": 103, "skipped": "missing"}
 
 
+def hold(folder, held, ended):
+    """Another process at shard 0/2, whose own child outlives it (a decoding worker of a killed run)."""
+    with LabelFolder(folder, {}).appending(0, 2):
+        if not os.fork():
+            ended.wait(30)
+            os._exit(0)
+        held.set()
+        time.sleep(60)
+
+
 def test_two_processes_on_one_shard(tmp_path):
-    store = LabelFolder(tmp_path, {})
-    with store.appending(0, 2), store.appending(1, 2):
+    context = multiprocessing.get_context("fork")
+    held, ended = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, held, ended))
+    other.start()
+    try:
+        assert held.wait(30)
+        store = LabelFolder(tmp_path, {})
+        with store.appending(1, 2):
+            pass
         with pytest.raises(UserError, match="Another process works on shard 0/2"):
-            with LabelFolder(tmp_path, {}).appending(0, 2):
+            with store.appending(0, 2):
                 pass
-    with store.appending(0, 2) as append:  # free again
-        append({"image_id": 1})
-    assert store.finished() == {1: {"image_id": 1}}
+        other.kill()
+        other.join()
+        with store.appending(0, 2) as append:  # free again, although its child still lives
+            append({"image_id": 1})
+        assert store.finished() == {1: {"image_id": 1}}
+    finally:
+        ended.set()
+        other.kill()
 
 
 def test_other_settings_and_damage_are_told(tmp_path):
@@ -289,7 +314,7 @@ def test_proposals(tiny_cfg):
     assert proposer(picture).shape == (0, 4)
 
 
-MINI_ENCODER = ["MODEL.IMAGE_ENCODER.NAME", "EfficientNetLite0"]
+MINI_ENCODER = ["MODEL.IMAGE_ENCODER.NAME", "EfficientNetLite0", "MODEL.IMAGE_ENCODER.PRETRAINED", ""]
 
 
 def test_the_encoders_part_of_a_checkpoint(tiny_cfg, tmp_path):

@@ -67,9 +67,11 @@ class LabelFolder:
     @contextmanager
     def appending(self, shard: int, shards: int) -> Iterator[Callable[[dict], None]]:
         """A function that adds a line to this shard's file. UserError where another process is at it."""
-        with open(self.folder / f"{shard}-of-{shards}.jsonl", "a+b") as file:
+        stem = self.folder / f"{shard}-of-{shards}"
+        with open(stem.with_suffix(".lock"), "wb") as lock, open(stem.with_suffix(".jsonl"), "a+b") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Of this process alone: flock's would live on in the workers of a killed one.
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(
                     f"Another process works on shard {shard}/{shards} of {self.folder}: wait for it, or give "
