@@ -1,5 +1,6 @@
 """Embeddings of every location: against the head's own pooling at one location, shapes, other kinds of models."""
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from clim.errors import UserError
 from clim.modeling.dense_responses import dense_embeddings, dense_stride, head_embeddings, responses
 from clim.modeling.image_encoders import ImageEncoder
+from clim.responder import Responder
 
 
 @pytest.fixture
@@ -77,6 +79,55 @@ class Encoder(ImageEncoder):
 
     def dense(self, features):
         return F.normalize(features["dense"], dim=1)
+
+
+@pytest.fixture
+def clip(load_cfg, tiny_json):
+    """``clip("FVLM_ViTB16_CLIM_COCO.yaml")``: one of the full-size configs around a random CLIP of 16 px patches."""
+
+    def load(config):
+        tower = tiny_json("vit", vision={"patch_size": 16, "layers": 6})
+        return load_cfg(
+            config, "MODEL.IMAGE_ENCODER.ARCHITECTURE", tower, "MODEL.IMAGE_ENCODER.PRETRAINED", "",
+            "MODEL.TEXT.NAME", tower, "MODEL.TEXT.PRETRAINED", "", "MODEL.TEXT.DIM", 12,
+            "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.WEIGHTS", "",
+        )  # fmt: skip
+
+    return load
+
+
+SMALL_FVLM = [
+    "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.CONV_DIM", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
+    "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
+    "INPUT.LSJ.SIZE", 64, "INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TEST", 64,
+]  # fmt: skip
+
+
+def test_clip_and_f_vlm_answer_with_the_dense_map_of_their_encoder(clip):
+    """Of pictures given as pixels: the encoder's map of the normalised picture, against each text."""
+    picture = np.random.default_rng(0).integers(0, 255, (48, 32, 3), dtype=np.uint8)
+    for config in ("CLIP_CLIM_ViTB16_COCO.yaml", "FVLM_ViTB16_CLIM_COCO.yaml"):
+        cfg = clip(config)
+        if config.startswith("FVLM"):
+            cfg.merge_from_list(SMALL_FVLM)
+        responder = Responder(cfg, prompt="name")
+        texts = responder.embed(["dog", "a red car"])
+        maps = responder(picture, texts, long_side=48)
+        encoder = responder.model.image_encoder if not responder.detects else responder.model.backbone.encoder
+        pixels = torch.tensor(picture).permute(2, 0, 1).float()
+        pixels = (pixels - torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1)) / torch.tensor(
+            cfg.MODEL.PIXEL_STD
+        ).view(3, 1, 1)
+        with torch.no_grad():
+            dense = encoder.features(pixels[None])["dense"][0]
+        expected = torch.einsum("dhw,qd->qhw", dense, texts)
+        torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
+        assert maps.shape == (2, 3, 2)
+        if responder.detects:
+            assert responder.best_box(picture, texts[0]).shape == (4,)
+        else:
+            with pytest.raises(UserError, match="ImageTextModel draws response maps but no boxes"):
+                responder.best_box(picture, texts[0])
 
 
 def test_a_model_around_an_image_encoder_is_asked_for_its_dense_map():

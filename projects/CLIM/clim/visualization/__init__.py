@@ -6,6 +6,8 @@
 | ``curves.py`` | line charts as SVG text |
 | ``report.py``, ``style.py`` | one HTML file with tables, curves and pictures inside |
 | ``comparison.py`` | detectors beside the ground truth, example mosaics |
+| ``response.py``, ``class_map.py`` | cosine maps of texts, a class for every pixel, over pictures |
+| ``sheet.py``, ``lettering.py`` | panels in rows and columns with a legend; fonts |
 """
 
 from clim.visualization.comparison import compare, mosaic_of_each_grid, most_novel
