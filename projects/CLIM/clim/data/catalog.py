@@ -96,6 +96,13 @@ def categories_of(json_file: str | Path, *, remedy: str) -> tuple[tuple[int, str
     return _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, remedy)
 
 
+def own_vocabulary(files: Files, *, remedy: str) -> Vocabulary:
+    """The json's own categories by ascending id, none of them novel. UserError as :func:`categories_of`."""
+    categories = categories_of(files.json_path(), remedy=remedy)
+    index = {identifier: position for position, (identifier, _) in enumerate(categories)}
+    return Vocabulary([name for _, name in categories], [], [], index)
+
+
 @lru_cache(maxsize=8)
 def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[tuple[int, str], ...]:
     """``modified_ns`` makes a rewritten file another cache entry."""

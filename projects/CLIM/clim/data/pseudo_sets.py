@@ -1,10 +1,11 @@
 """Data sets of pictures with pseudo-labelled boxes, from the jsons of ``tools/pseudo_label.py``."""
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from clim.data.catalog import Files, Vocabulary, categories_of, register
+from clim.data.catalog import Files, Vocabulary, own_vocabulary, register
 from clim.data.region_sets import load_regions
 
 REMEDY = "make it with tools/pseudo_label.py"
@@ -19,13 +20,7 @@ def register_pseudo_labels(name: str, json_file: str, image_root: str) -> None:
         json_file, image_root: absolute, or relative to the data root.
     """
     files = Files(image_root, (json_file,), command="")
-
-    def vocabulary() -> Vocabulary:
-        categories = categories_of(files.json_path(), remedy=REMEDY)
-        index = {identifier: position for position, (identifier, _) in enumerate(categories)}
-        return Vocabulary([noun for _, noun in categories], [], [], index)
-
-    register(name, files, vocabulary, load_pseudo_labels)
+    register(name, files, partial(own_vocabulary, files, remedy=REMEDY), load_pseudo_labels)
 
 
 def load_pseudo_labels(files: Files, vocabulary: Callable[[], Vocabulary]) -> list[dict]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 from clim.data.captions import read_json, require_folder
-from clim.data.catalog import Files, Vocabulary, categories_of, first_existing, register
+from clim.data.catalog import Files, Vocabulary, first_existing, own_vocabulary, register
 from clim.data.coco_panoptic import STUFF_IDS, panoptic_ids
 from clim.errors import UserError
 from clim.paths import data_root
@@ -38,12 +38,7 @@ def register_region_set(name: str, json_file: str, image_root: str, **metadata) 
         raise UserError(f"data set '{name}' is registered already: choose another name")
     files = Files(image_root, (json_file,), command="")
     remedy = f"register '{name}' with the path of its json"
-
-    def vocabulary() -> Vocabulary:
-        categories = categories_of(files.json_path(), remedy=remedy)
-        index = {identifier: position for position, (identifier, _) in enumerate(categories)}
-        return Vocabulary([category for _, category in categories], [], [], index)
-
+    vocabulary = partial(own_vocabulary, files, remedy=remedy)
     load = partial(load_regions, remedy=remedy)
     register(name, files, vocabulary, load, evaluator_type="regions", **metadata)
 
