@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from clim import benchmarking
-from clim.benchmarking import Run, Spread, Stages
+from clim.benchmarks import memory, mosaics, pictures, steps, stopwatch, texts
+from clim.benchmarks.settings import Settings
+from clim.benchmarks.stopwatch import Run, Spread, Stages
 from clim.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -36,25 +37,26 @@ def tool():
 
 
 @pytest.fixture(scope="module")
-def records(tool, make_photos):
+def records(make_photos):
     sizes = [(60, 80), (80, 60), (64, 64), (48, 96), (90, 70)]
-    return tool.records_of([Path(r["file_name"]) for r in make_photos(sizes, ext="jpg")])
+    return pictures.records_of([Path(r["file_name"]) for r in make_photos(sizes, ext="jpg")])
 
 
 @pytest.fixture
-def settings(tool, tmp_path):
-    return tool.Settings(
+def settings(tmp_path):
+    return Settings(
         repeats=2, canvases=3, threads=1, device="cpu", config_file=MINI, scale=0.25,
         folder=str(tmp_path), overrides=(),
     )  # fmt: skip
 
 
 @pytest.fixture
-def without_tower(tool, monkeypatch, hash_tower):
+def without_tower(monkeypatch, hash_tower):
     """No text tower is loaded: embeddings come from a hash of the text."""
     tower = hash_tower(384)
     monkeypatch.setattr("clim.text.cache.build_text_tower", lambda **_: tower)
-    monkeypatch.setattr(tool, "build_text_tower", lambda **_: tower)
+    for module in (steps, texts):
+        monkeypatch.setattr(module, "build_text_tower", lambda **_: tower)
     return tower
 
 
@@ -67,7 +69,7 @@ class Clock:
         return self.now
 
 
-# ---- clim.benchmarking ----------------------------------------------------------------------------
+# ---- clim.benchmarks.stopwatch --------------------------------------------------------------------
 
 
 def test_a_moment_counts_for_the_innermost_stage():
@@ -109,7 +111,7 @@ def test_measure_leaves_out_what_came_before():
             clock.now += 3
 
     waits = []
-    run = benchmarking.measure(work, stages=stages, synchronise=lambda: waits.append(clock.now))
+    run = stopwatch.measure(work, stages=stages, synchronise=lambda: waits.append(clock.now))
     assert run.stages == {"work": 3, "rest": 0}
     assert waits == [5, 8]  # the device is waited for on both sides
     assert run.wall >= 0 and run.cpu >= 0
@@ -125,7 +127,7 @@ def test_arms_take_turns_and_warm_ups_are_dropped():
 
         return run
 
-    runs = benchmarking.interleaved({"a": arm("a"), "b": arm("b")}, repeats=2, title="test")
+    runs = stopwatch.interleaved({"a": arm("a"), "b": arm("b")}, repeats=2, title="test")
     assert calls == ["a", "b"] * 3
     assert {name: [r.wall for r in taken] for name, taken in runs.items()} == {"a": [3, 5], "b": [4, 6]}
 
@@ -133,37 +135,37 @@ def test_arms_take_turns_and_warm_ups_are_dropped():
 def test_spread_and_ratios_by_round():
     assert Spread.of([3.0, 1.0, 2.0, 10.0]) == (2.5, 1.0, 10.0)
     # The machine is three times slower in the second round: the ratio does not notice.
-    assert benchmarking.paired_ratio([2.0, 6.0], [1.0, 3.0]) == (2.0, 2.0, 2.0)
+    assert stopwatch.paired_ratio([2.0, 6.0], [1.0, 3.0]) == (2.0, 2.0, 2.0)
     assert str(Spread(0.12345, 1.0, 123456.0)) == "0.123 (1–123,456)"
     with pytest.raises(ValueError):
-        benchmarking.paired_ratio([1.0], [1.0, 2.0])
+        stopwatch.paired_ratio([1.0], [1.0, 2.0])
 
 
 def test_shares_are_medians_over_runs():
     runs = [Run(0, 0, {"a": 1.0, "rest": 3.0}), Run(0, 0, {"rest": 2.0}), Run(0, 0, {"a": 2.0, "rest": 2.0})]
-    assert benchmarking.shares(runs) == {"a": 0.25, "rest": 0.75}
+    assert stopwatch.shares(runs) == {"a": 0.25, "rest": 0.75}
 
 
 def test_a_fresh_process_does_not_inherit_the_peak():
     block = np.ones(60 * 2**17)  # 60 MiB
-    here = benchmarking.peak_resident_bytes()
+    here = stopwatch.peak_resident_bytes()
     assert here > block.nbytes
-    assert benchmarking.fresh(benchmarking.peak_resident_bytes) < here / 2
+    assert stopwatch.fresh(stopwatch.peak_resident_bytes) < here / 2
 
 
 # ---- mosaics --------------------------------------------------------------------------------------
 
 
-def test_each_way_decodes_what_its_name_says(tool, settings, records, monkeypatch):
+def test_each_way_decodes_what_its_name_says(settings, records, monkeypatch):
     asked = []
 
     def read(file_name, *, fmt="BGR", at_least=None):
         asked.append(at_least)
         return real(file_name, fmt=fmt, at_least=at_least)
 
-    real = tool.read_image
-    monkeypatch.setattr(tool, "read_image", read)
-    arms = tool.mosaic_arms(settings, records, 2)
+    real = mosaics.read_image
+    monkeypatch.setattr(mosaics, "read_image", read)
+    arms = mosaics.mosaic_arms(settings, records, 2)
     tiles = 4 * settings.canvases
     counts = {}
     for name, arm in arms.items():
@@ -180,18 +182,18 @@ def test_each_way_decodes_what_its_name_says(tool, settings, records, monkeypatc
         "released order, decoded afresh": tiles,
         "released order, partners in memory": settings.canvases,
     }
-    assert tool.mapper.read_image is real  # measuring leaves the mapper as it was
+    assert mosaics.mapper.read_image is real  # measuring leaves the mapper as it was
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
-def test_released_order_lays_every_tile_in_its_cell(tool, tmp_path, n):
+def test_released_order_lays_every_tile_in_its_cell(tmp_path, n):
     """Pictures of one colour: after both resizes each cell holds its own colour and grey, nothing else."""
     records = []
     for i in range(n * n):
         path = tmp_path / f"{i}.png"
         cv2.imwrite(str(path), np.full((60, 80, 3), 10 * i + 5, np.uint8))
         records.append({"file_name": str(path)})
-    canvas = tool.ReleasedOrder(records, n=n)(index=0, epoch=0).numpy()
+    canvas = mosaics.ReleasedOrder(records, n=n)(index=0, epoch=0).numpy()
     assert canvas.shape == (3, 800, 800)
     side = 800 // n
     colours = set()
@@ -204,15 +206,15 @@ def test_released_order_lays_every_tile_in_its_cell(tool, tmp_path, n):
     assert colours <= {10 * i + 5 for i in range(n * n)} and canvas[0, side // 2, side // 2] == 5
 
 
-def test_remembered_partners_change_no_canvas(tool, records):
-    plain = tool.ReleasedOrder(records, n=3)
-    remembering = tool.ReleasedOrder(records, n=3, partners=functools.cache(plain.fitted))
+def test_remembered_partners_change_no_canvas(records):
+    plain = mosaics.ReleasedOrder(records, n=3)
+    remembering = mosaics.ReleasedOrder(records, n=3, partners=functools.cache(plain.fitted))
     for epoch in (0, 1):
         assert torch.equal(plain(index=1, epoch=epoch), remembering(index=1, epoch=epoch))
 
 
-def test_measure_mosaics(tool, settings, records):
-    rows = tool.measure_mosaics(settings, records)
+def test_measure_mosaics(settings, records):
+    rows = mosaics.measure_mosaics(settings, records)
     assert [r["grid"] for r in rows[::5]] == ["2 x 2", "3 x 3", "4 x 4", "2, 3, 4"]
     for row in rows:
         assert row["decode %"] + row["resize %"] + row["rest %"] == pytest.approx(100, abs=5)  # medians
@@ -222,10 +224,10 @@ def test_measure_mosaics(tool, settings, records):
 # ---- steps, memory, texts -------------------------------------------------------------------------
 
 
-def test_step_config_scales_sides_and_takes_overrides(tool, settings):
-    full = tool.step_config(replace(settings, scale=1.0), (2, 4, 0))
+def test_step_config_scales_sides_and_takes_overrides(settings):
+    full = steps.step_config(replace(settings, scale=1.0), (2, 4, 0))
     assert full.INPUT.MIN_SIZE_TRAIN == (256,) and full.MODEL.ANCHOR_GENERATOR.SIZES == [[24, 40, 64, 104]]
-    cfg = tool.step_config(replace(settings, overrides=("MODEL.TEXT.DIM", "8")), (2, 20, 0))
+    cfg = steps.step_config(replace(settings, overrides=("MODEL.TEXT.DIM", "8")), (2, 20, 0))
     assert cfg.INPUT.MIN_SIZE_TRAIN == (64,) and cfg.INPUT.MAX_SIZE_TRAIN == 64
     assert (cfg.INPUT.CAPTION.SHORT_SIDE, cfg.INPUT.MOSAIC.SIZE) == (32, 64)
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[6, 10, 16, 26]]
@@ -236,21 +238,21 @@ def test_step_config_scales_sides_and_takes_overrides(tool, settings):
     assert (loader.DETECTION_PER_GPU, loader.CAPTIONS_PER_GPU, loader.MOSAICS_PER_GPU) == (2, 20, 0)
 
 
-def test_an_untrained_network_has_its_full_number_of_regions(tool, settings, records, without_tower):
+def test_an_untrained_network_has_its_full_number_of_regions(settings, records, without_tower):
     """R50's random deltas would leave some 20 proposals, and the RoI head next to nothing to do."""
     config_file = str(ROOT / "configs/Detic_CLIM_C4.yaml")
-    cfg = tool.step_config(replace(settings, scale=0.15, config_file=config_file), (1, 0, 0))
-    tool.register(records)
-    trainer = tool.new_trainer(cfg)
+    cfg = steps.step_config(replace(settings, scale=0.15, config_file=config_file), (1, 0, 0))
+    steps.register(records)
+    trainer = steps.new_trainer(cfg)
     model = trainer.raw_model
-    images = model.preprocess_image(next(tool.build_train_loader(cfg, seed=0))["detection"])
+    images = model.preprocess_image(next(steps.build_train_loader(cfg, seed=0))["detection"])
     (proposals,) = model.proposal_generator.propose(images, model.backbone(images.tensor))
     assert len(proposals) >= cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 512
 
 
-def test_measure_steps_sees_every_part(tool, settings, records, without_tower, monkeypatch):
+def test_measure_steps_sees_every_part(settings, records, without_tower, monkeypatch):
     batches = []
-    real = tool.Trainer.run_step
+    real = steps.Trainer.run_step
 
     def run_step(trainer):
         loader = trainer.loader
@@ -263,37 +265,39 @@ def test_measure_steps_sees_every_part(tool, settings, records, without_tower, m
         trainer.loader = iter(watched, None)
         real(trainer)
 
-    monkeypatch.setattr(tool.Trainer, "run_step", run_step)
-    monkeypatch.setitem(tool.STEPS, "stacked 2+20", (1, 3, 0))
-    monkeypatch.setitem(tool.STEPS, "stacked 2+32", (1, 5, 0))
+    monkeypatch.setattr(steps.Trainer, "run_step", run_step)
+    monkeypatch.setitem(steps.STEPS, "stacked 2+20", (1, 3, 0))
+    monkeypatch.setitem(steps.STEPS, "stacked 2+32", (1, 5, 0))
     backward, clip = torch.Tensor.backward, torch.nn.utils.clip_grad_norm_
-    tool.prefill_captions(settings, records)
+    steps.prefill_captions(settings, records)
     without_tower.asked.clear()
-    rows = tool.measure_steps(settings, records)
-    assert batches == list(tool.STEPS.values()) * (settings.repeats + 1)
+    rows = steps.measure_steps(settings, records)
+    assert batches == list(steps.STEPS.values()) * (settings.repeats + 1)
     assert without_tower.asked == []  # the warm cache answers
     for row in rows:
-        parts = {part: row[f"{part} %"] for part in tool.PARTS}
+        parts = {part: row[f"{part} %"] for part in steps.PARTS}
         assert min(parts.values()) > 0, parts
         assert sum(parts.values()) == pytest.approx(100, abs=5)  # each a median over runs
         assert parts["rest"] < 25
-    assert [row["step"] for row in rows] == list(tool.STEPS) and rows[0]["ratio"] == (1, 1, 1)
+    assert [row["step"] for row in rows] == list(steps.STEPS) and rows[0]["ratio"] == (1, 1, 1)
     assert torch.Tensor.backward is backward and torch.nn.utils.clip_grad_norm_ is clip
 
 
-def test_peak_of_steps(tool, settings, records, without_tower):
-    peak = tool.peak_of_steps(settings, records, (1, 1, 1))
+def test_peak_of_steps(settings, records, without_tower):
+    peak = memory.peak_of_steps(settings, records, (1, 1, 1))
     assert peak["peak"] >= peak["before"] > 100 * 2**20  # torch alone needs that
 
 
-def test_measure_text(tool, settings, records, without_tower):
-    rows = tool.measure_text(settings, records)
-    assert [(r["tower"], r["way"]) for r in rows] == [(t, w) for t in tool.TOWERS for w in ("live", "cached")]
+def test_measure_text(settings, records, without_tower):
+    rows = texts.measure_text(settings, records)
+    assert [(r["tower"], r["way"]) for r in rows] == [
+        (t, w) for t in texts.TOWERS for w in ("live", "cached")
+    ]
     # One prefill of 25 captions for each tower's folder; then only the live arms ask.
-    live = [texts for texts in without_tower.asked if len(texts) == tool.CAPTIONS_A_STEP]
-    assert tool.CAPTIONS_A_STEP == 21
-    assert len(live) == len(tool.TOWERS) * (settings.repeats + 1) * settings.canvases
-    assert len(without_tower.asked) - len(live) == len(tool.TOWERS)
+    live = [asked for asked in without_tower.asked if len(asked) == texts.CAPTIONS_A_STEP]
+    assert texts.CAPTIONS_A_STEP == 21
+    assert len(live) == len(texts.TOWERS) * (settings.repeats + 1) * settings.canvases
+    assert len(without_tower.asked) - len(live) == len(texts.TOWERS)
 
 
 # ---- command line ---------------------------------------------------------------------------------
@@ -301,8 +305,9 @@ def test_measure_text(tool, settings, records, without_tower):
 
 def test_command_line_prints_and_writes(tool, records, tmp_path, monkeypatch, capsys, without_tower):
     peaks = iter(range(1, 100))
-    monkeypatch.setattr(tool, "fresh", lambda function, *args: function(*args))
-    monkeypatch.setattr(tool, "peak_of_steps", lambda *_: {"before": 2**20, "peak": next(peaks) * 2**20})
+    for module in (tool, memory):
+        monkeypatch.setattr(module, "fresh", lambda function, *args: function(*args))
+    monkeypatch.setattr(memory, "peak_of_steps", lambda *_: {"before": 2**20, "peak": next(peaks) * 2**20})
     folder = str(Path(records[0]["file_name"]).parent)
     tool.main(
         [
@@ -345,23 +350,23 @@ def test_wrong_arguments(tool, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_pictures_that_cannot_serve(tool, tmp_path):
+def test_pictures_that_cannot_serve(tmp_path):
     with pytest.raises(UserError, match="no .jpg or .png"):
-        tool.find_photos(str(tmp_path), count=3)
+        pictures.find_photos(str(tmp_path), count=3)
     (tmp_path / "a.jpg").write_bytes(b"no picture")
     with pytest.raises(UserError, match="a.jpg: not a picture"):
-        tool.records_of(tool.find_photos(str(tmp_path), count=3))
+        pictures.records_of(pictures.find_photos(str(tmp_path), count=3))
 
 
-def test_photos_are_spread_over_the_folder(tool, tmp_path):
+def test_photos_are_spread_over_the_folder(tmp_path):
     for i in range(10):
         (tmp_path / f"{i}.jpg").touch()
-    assert [p.stem for p in tool.find_photos(str(tmp_path), count=4)] == ["0", "3", "6", "9"]
-    assert len(tool.find_photos(str(tmp_path), count=64)) == 10
+    assert [p.stem for p in pictures.find_photos(str(tmp_path), count=4)] == ["0", "3", "6", "9"]
+    assert len(pictures.find_photos(str(tmp_path), count=64)) == 10
 
 
-def test_synthetic_photos_are_like_cocos(tool, tmp_path):
-    paths = tool.synthetic_photos(tmp_path, count=2)
+def test_synthetic_photos_are_like_cocos(tmp_path):
+    paths = pictures.synthetic_photos(tmp_path, count=2)
     sizes = [path.stat().st_size for path in paths]
     assert all(130_000 < size < 200_000 for size in sizes)  # COCO: 162 kB on average
     first, second = (cv2.imread(str(path)) for path in paths)

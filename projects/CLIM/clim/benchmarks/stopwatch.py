@@ -1,6 +1,6 @@
 """Timing without surprises: stages that never overlap, rounds in turn (ABAB), medians, peak memory.
 
-Nothing here knows what is measured; ``tools/benchmark.py`` does.
+Nothing here knows what is measured.
 """
 
 import os
