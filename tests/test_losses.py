@@ -277,9 +277,7 @@ def test_masked_softmax_ce_is_the_formula(regions, classes, background_weight, s
 def test_masked_softmax_ce_divides_by_regions_not_by_weights():
     """One base and three background regions, all logits equal: (1 + 3 · .6) · log 3 / 4, column 1 masked."""
     has_boxes = torch.tensor([True, False, True])
-    loss = masked_softmax_ce(
-        torch.zeros(4, 4), torch.tensor([0, 3, 3, 3]), has_boxes, background_weight=0.6
-    )
+    loss = masked_softmax_ce(torch.zeros(4, 4), torch.tensor([0, 3, 3, 3]), has_boxes, background_weight=0.6)
     close(loss, 2.8 * math.log(3) / 4)
 
 

@@ -24,7 +24,7 @@ def rescaling(channels: int, factor: float, *, upscaling: str, norm: str) -> nn.
     """(N, C, h, w) → (N, C, factor · h, factor · w) for a factor of 1/2, 1, 2 or 4.
 
     Upwards by 2 x 2 deconvolutions with stride 2, a norm and a GELU between two of them (CLIM release), or
-    bilinear ("interpolation", CLIM paper §4); downwards by 2 x 2 max-pooling in both.
+    bilinear ("interpolation", CLIM paper); downwards by 2 x 2 max-pooling in both.
     """
     if factor == 1:
         return nn.Identity()

@@ -14,7 +14,7 @@ def fused_log_scores(
 
     w is ``alpha`` for classes with boxes and for the background, ``beta`` for the other classes. Nothing is
     masked before the softmax and nothing renormalised after it, so a row does not sum to one (F-VLM, arXiv
-    2209.15639 §3.4; clip_fvlm §4). In double precision, because a sure head's p rounds to 1 in float32.
+    2209.15639; clip_fvlm §4). In double precision, because a sure head's p rounds to 1 in float32.
 
     Args:
         detection: (R, K + 1) logits of the head, temperature included.
