@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from torch.multiprocessing import ProcessRaisedException
 
 from clim.engine import failures, load_config, run_cleanly, setup, together
-from clim.engine.checks import check_datasets, check_device, check_sources, check_text_width
+from clim.engine.checks import (
+    check_composition,
+    check_datasets,
+    check_device,
+    check_sources,
+    check_text_width,
+)
 from clim.engine.failures import sentence
 from clim.engine.processes import check_processes
 from clim.engine.schedule import count_epochs, scale_to_world
@@ -121,12 +127,15 @@ def test_together_raises_another_process_error_here(monkeypatch):
 # ---- Config files and overrides --------------------------------------------------------------------
 
 
+ARCHITECTURES = ("OpenVocabRCNN", "ImageTextModel", "FVLM")
+
+
 def test_every_config_of_the_repository_loads():
     files = sorted(CONFIGS.rglob("*.yaml"))
     assert len(files) > 10
     for file in files:
         cfg = load_config(str(file), [])
-        assert cfg.is_frozen() and cfg.MODEL.META_ARCHITECTURE == "OpenVocabRCNN", file
+        assert cfg.is_frozen() and cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES, file
         if "Base" not in file.stem:  # a file that others build on says nothing about its output
             assert cfg.OUTPUT_DIR.startswith("output/"), file
 
@@ -333,3 +342,10 @@ def test_epochs_are_counted_in_whole_batches_of_all_processes(tiny_cfg):
     )
     assert count_epochs(boxes, 1).SOLVER.MAX_ITER == 3  # 12 scenes, 2 a step
     assert count_epochs(tiny_cfg("SOLVER.MAX_ITER", 7), 1).SOLVER.MAX_ITER == 7
+
+
+def test_canvases_on_the_device_leave_no_other_source_unused(tiny_cfg):
+    check_composition(tiny_cfg())
+    check_composition(tiny_cfg("INPUT.MOSAIC.COMPOSE", "device", "DATALOADER.MOSAICS_PER_GPU", 0))
+    with pytest.raises(UserError, match=r"MOSAICS_PER_GPU 2 and REGIONS_PER_GPU 0 to 0"):
+        check_composition(tiny_cfg("INPUT.MOSAIC.COMPOSE", "device"))

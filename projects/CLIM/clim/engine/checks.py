@@ -39,6 +39,17 @@ def check_sources(cfg) -> None:
         )
 
 
+def check_composition(cfg) -> None:
+    """UserError where canvases are to be made from single crops, and something else would go unused."""
+    loader = cfg.DATALOADER
+    if cfg.INPUT.MOSAIC.COMPOSE == "device" and loader.MOSAICS_PER_GPU + loader.REGIONS_PER_GPU:
+        raise UserError(
+            "INPUT.MOSAIC.COMPOSE device makes its canvases from DATALOADER.CAPTIONS_PER_GPU alone: set "
+            f"MOSAICS_PER_GPU {loader.MOSAICS_PER_GPU} and REGIONS_PER_GPU {loader.REGIONS_PER_GPU} to 0, or "
+            'COMPOSE to "loader".'
+        )
+
+
 def check_device(cfg) -> None:
     """UserError where MODEL.DEVICE is none, or several processes cannot talk about what lies there."""
     try:

@@ -12,7 +12,7 @@ from detectron2.utils.logger import setup_logger
 from clim.config import add_clim_config
 from clim.errors import UserError
 
-from .checks import check_datasets, check_device, check_keys, check_sources
+from .checks import check_composition, check_datasets, check_device, check_keys, check_sources
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def setup(args):
         logger.info("Running on the CPU: %s.", reason)
     if not args.eval_only:
         check_sources(cfg)
+        check_composition(cfg)
     check_datasets(cfg, training=not args.eval_only)
     return cfg
 
