@@ -8,50 +8,51 @@ configs/mini; nothing here is tuned.
 """
 
 import argparse
-import json
-import statistics
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from clim.data.mini_setup import set_up_mini
 from clim.engine import run_cleanly
-from clim.experiments import run_training
+from clim.experiment_table import Row, markdown, run_rows
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "mini"
-NO_TAGS = ["MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0]
-STACKED = ["DATALOADER.CAPTIONS_PER_GPU", 21]  # CLIM's 2 + 2 x (4 + 9 + 16) / 3 pictures
-CLUTTERED = ["DATASETS.CAPTIONS", "('mini_ov_captions_cluttered',)"]
+BASE = Row("base_stage.yaml")
+NO_TAGS = ("MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
+STACKED = ("DATALOADER.CAPTIONS_PER_GPU", 21)  # CLIM's 2 + 2 x (4 + 9 + 16) / 3 pictures
+CLUTTERED = ("DATASETS.CAPTIONS", "('mini_ov_captions_cluttered',)")
+
+
+def tuned(config: str, *overrides) -> Row:
+    """A row that is fine-tuned from the base stage."""
+    return Row(config, overrides, starts_from=(("MODEL.WEIGHTS", BASE, "model_final.pth"),))
+
+
 SECTIONS = {
     "Image-text supervision, object-centric pairs": {
-        "base stage only": ("base_stage.yaml", []),
-        "4 captions": ("detic.yaml", NO_TAGS),
-        "21 captions, stacked": ("detic.yaml", [*STACKED, *NO_TAGS]),
-        "CLIM, captions": ("detic_clim.yaml", NO_TAGS),
-        "4 captions + tags": ("detic.yaml", []),
-        "21 captions + tags, stacked": ("detic.yaml", STACKED),
-        "CLIM, captions + tags": ("detic_clim.yaml", []),
-        "control: CLIM, texts permuted within each canvas": (
-            "detic_clim.yaml",
-            ["MODEL.METHOD.NAME", "PermutedDetic"],
+        "base stage only": BASE,
+        "4 captions": tuned("detic.yaml", *NO_TAGS),
+        "21 captions, stacked": tuned("detic.yaml", *STACKED, *NO_TAGS),
+        "CLIM, captions": tuned("detic_clim.yaml", *NO_TAGS),
+        "4 captions + tags": tuned("detic.yaml"),
+        "21 captions + tags, stacked": tuned("detic.yaml", *STACKED),
+        "CLIM, captions + tags": tuned("detic_clim.yaml"),
+        "control: CLIM, texts permuted within each canvas": tuned(
+            "detic_clim.yaml", "MODEL.METHOD.NAME", "PermutedDetic"
         ),
     },
     "Grids, captions + tags": {
-        "2 x 2": ("detic_clim.yaml", ["INPUT.MOSAIC.GRIDS", "[2]"]),
-        "3 x 3": ("detic_clim.yaml", ["INPUT.MOSAIC.GRIDS", "[3]"]),
-        "4 x 4": ("detic_clim.yaml", ["INPUT.MOSAIC.GRIDS", "[4]"]),
-        "random (the row above)": ("detic_clim.yaml", []),
+        "2 x 2": tuned("detic_clim.yaml", "INPUT.MOSAIC.GRIDS", "[2]"),
+        "3 x 3": tuned("detic_clim.yaml", "INPUT.MOSAIC.GRIDS", "[3]"),
+        "4 x 4": tuned("detic_clim.yaml", "INPUT.MOSAIC.GRIDS", "[4]"),
+        "random (the row above)": tuned("detic_clim.yaml"),
     },
 }
 CLUTTERED_SECTION = {
     "Cluttered pairs, captions + tags (one seed)": {
-        "base stage only": ("base_stage.yaml", []),
-        "4 captions + tags": ("detic.yaml", CLUTTERED),
-        "21 captions + tags, stacked": ("detic.yaml", [*STACKED, *CLUTTERED]),
-        "CLIM, captions + tags": ("detic_clim.yaml", CLUTTERED),
+        "base stage only": BASE,
+        "4 captions + tags": tuned("detic.yaml", *CLUTTERED),
+        "21 captions + tags, stacked": tuned("detic.yaml", *STACKED, *CLUTTERED),
+        "CLIM, captions + tags": tuned("detic_clim.yaml", *CLUTTERED),
     }
 }
-METRICS = ("AP50_novel", "AP50_base", "AP50_all")
+METRICS = {"AP50_novel": "AP50 novel", "AP50_base": "AP50 base", "AP50_all": "AP50 all"}
 PREFACE = """# Results on the mini benchmark
 
 Written by `python tools/mini_tables.py --report docs/mini_results.md`; the runs themselves by `python
@@ -84,92 +85,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
     parser.add_argument("--report", type=Path, help="only write the tables of what has been run")
     args = parser.parse_args()
+    sections = [(title, rows, args.seeds) for title, rows in SECTIONS.items()]
+    sections += [(title, rows, args.seeds[:1]) for title, rows in CLUTTERED_SECTION.items()]
     if args.report is None:
-        run_all(args)
-    text = PREFACE + tables(args.output, args.seeds)
+        run_rows(
+            ((row, seeds) for _, rows, seeds in sections for row in rows.values()),
+            output=args.output,
+            jobs=args.jobs,
+        )
+    text = PREFACE
+    for title, rows, seeds in sections:
+        lines = markdown(rows, output=args.output, seeds=seeds, metrics=METRICS)
+        text += "\n".join([f"### {title}", "", *lines, "", ""])
     (args.report or args.output / "tables.md").write_text(text)
     print(text)
-
-
-def run_all(args) -> None:
-    """Base stages first, each before the rows that start from it; every finished row is kept on disk."""
-    for seed in args.seeds:
-        set_up_mini(args.output / f"seed{seed}" / "datasets", seed=seed)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        bases = {seed: pool.submit(run_row, args.output, seed, "base_stage.yaml", []) for seed in args.seeds}
-        jobs = []
-        # Row by row over the seeds, so that a run that is cut short leaves whole rows.
-        for sections, seeds in ((SECTIONS, args.seeds), (CLUTTERED_SECTION, args.seeds[:1])):
-            for rows in sections.values():
-                for config, overrides in rows.values():
-                    for seed in seeds:
-                        if config != "base_stage.yaml":
-                            jobs.append(
-                                pool.submit(run_row, args.output, seed, config, overrides, bases[seed])
-                            )
-        for done, job in enumerate(jobs, 1):
-            job.result()
-            print(f"{done} of {len(jobs)} fine-tunings done, {time.strftime('%H:%M:%S')}", flush=True)
-
-
-def folder_of(output: Path, seed: int, config: str, overrides: list) -> Path:
-    words = "_".join(str(value) for value in [Path(config).stem, *overrides])
-    return output / f"seed{seed}" / "".join(c if c.isalnum() else "_" for c in words)
-
-
-def run_row(output: Path, seed: int, config: str, overrides: list, base=None) -> dict:
-    """One training; rows that name the same settings share it."""
-    if base is not None:
-        base.result()
-        overrides = [
-            "MODEL.WEIGHTS", str(folder_of(output, seed, "base_stage.yaml", []) / "model_final.pth"), *overrides
-        ]  # fmt: skip
-        target = folder_of(output, seed, config, overrides[2:])
-    else:
-        target = folder_of(output, seed, config, overrides)
-    return run_training(
-        CONFIGS / config,
-        output=target,
-        overrides=["SEED", seed, *overrides],
-        datasets_root=output / f"seed{seed}" / "datasets",
-    )
-
-
-def tables(output: Path, seeds: list[int]) -> str:
-    """Markdown: mean ± standard deviation over the seeds that have been run, and each seed's novel figure."""
-    lines = []
-    for sections, of_seeds in ((SECTIONS, seeds), (CLUTTERED_SECTION, seeds[:1])):
-        for title, rows in sections.items():
-            lines += [
-                f"### {title}",
-                "",
-                "| | AP50 novel | AP50 base | AP50 all | novel, by seed |",
-                "|---|---|---|---|---|",
-            ]
-            for name, (config, overrides) in rows.items():
-                found = [finished(folder_of(output, seed, config, overrides)) for seed in of_seeds]
-                lines.append(
-                    f"| {name} | {' | '.join(spread(found, m) for m in METRICS)} | {by_seed(found)} |"
-                )
-            lines.append("")
-    return "\n".join(lines)
-
-
-def finished(folder: Path) -> dict | None:
-    record = folder / "results.json"
-    return json.loads(record.read_text())["results"] if record.is_file() else None
-
-
-def spread(found: list, metric: str) -> str:
-    values = [result[metric] for result in found if result]
-    if not values:
-        return "not run"
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
-
-
-def by_seed(found: list) -> str:
-    return ", ".join(f"{result['AP50_novel']:.1f}" if result else "–" for result in found)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,120 @@
+"""Tables of trainings on the mini benchmark: rows that start from each other, over several seeds, resumable.
+
+A seed has its own pictures under ``output/seed{N}/datasets`` and shares the runs that its rows start from.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from clim.data.mini_setup import set_up_mini
+from clim.experiments import run_training
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "mini"
+Section = Mapping[str, "Row"]
+
+
+class Row(NamedTuple):
+    """One training a seed; rows that name the same settings share it.
+
+    starts_from: {config key: (row, file in its folder)}, e.g. {"MODEL.WEIGHTS": (base, "model_final.pth")}.
+    prepare: called with the seed's folder before the training, which needs what it makes.
+    """
+
+    config: str
+    overrides: tuple = ()
+    starts_from: tuple[tuple[str, "Row", str], ...] = ()
+    prepare: Callable[[Path], None] | None = None
+
+    def folder(self, output: Path, seed: int) -> Path:
+        words = "_".join(str(value) for value in [Path(self.config).stem, *self.overrides, *self._origins()])
+        return output / f"seed{seed}" / "".join(c if c.isalnum() else "_" for c in words)
+
+    def _origins(self) -> list[str]:
+        """What tells rows apart that differ in their start alone: starts that are no plain base stage."""
+        return [row.config for key, row, _ in self.starts_from if key != "MODEL.WEIGHTS"]
+
+
+def run_rows(rows: Iterable[tuple[Row, Sequence[int]]], *, output: Path, jobs: int) -> None:
+    """Train every (row, its seeds), ``jobs`` at a time with one thread each; finished runs are kept.
+
+    A row waits for those it starts from. Rows are begun in order, so a run that is cut short leaves whole rows.
+    """
+    rows = list(rows)
+    for seed in sorted({seed for _, seeds in rows for seed in seeds}):
+        set_up_mini(output / f"seed{seed}" / "datasets", seed=seed)
+    started: dict[Path, Future] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+
+        def submit(row: Row, seed: int) -> Future:
+            folder = row.folder(output, seed)
+            if folder not in started:
+                needed = [submit(origin, seed) for _, origin, _ in row.starts_from]
+                started[folder] = pool.submit(run_row, row, seed, output=output, needed=needed)
+            return started[folder]
+
+        # First what others start from, for all seeds: no worker then waits for a run that has not begun.
+        for row, seeds in sorted(rows, key=lambda r: bool(r[0].starts_from)):
+            for seed in seeds:
+                submit(row, seed)
+        for done, job in enumerate(started.values(), 1):
+            job.result()
+            print(f"{done} of {len(started)} trainings done, {time.strftime('%H:%M:%S')}", flush=True)
+
+
+def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> dict:
+    for job in needed:
+        job.result()
+    if row.prepare is not None:
+        row.prepare(output / f"seed{seed}")
+    origins = [
+        word
+        for key, origin, file in row.starts_from
+        for word in (key, str(origin.folder(output, seed) / file))
+    ]
+    return run_training(
+        CONFIGS / row.config,
+        output=row.folder(output, seed),
+        overrides=["SEED", seed, *origins, *row.overrides],
+        datasets_root=output / f"seed{seed}" / "datasets",
+    )
+
+
+def markdown(
+    section: Section, *, output: Path, seeds: Sequence[int], metrics: Mapping[str, str]
+) -> list[str]:
+    """Lines of a table: mean ± standard deviation over the seeds that have been run, and the first metric by seed.
+
+    ``metrics``: {key of a run's results: heading}.
+    """
+    first = next(iter(metrics))
+    lines = [
+        f"| | {' | '.join(metrics.values())} | {metrics[first]}, by seed |",
+        "|---" * (len(metrics) + 2) + "|",
+    ]
+    for name, row in section.items():
+        found = [finished(row.folder(output, seed)) for seed in seeds]
+        cells = [*(spread(found, metric) for metric in metrics), by_seed(found, first)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def finished(folder: Path) -> dict | None:
+    record = folder / "results.json"
+    return json.loads(record.read_text())["results"] if record.is_file() else None
+
+
+def spread(found: Sequence[dict | None], metric: str) -> str:
+    values = [result[metric] for result in found if result]
+    if not values:
+        return "not run"
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def by_seed(found: Sequence[dict | None], metric: str) -> str:
+    return ", ".join(f"{result[metric]:.1f}" if result else "–" for result in found)
