@@ -66,7 +66,9 @@ def add_clim_config(cfg: CN) -> None:
     encoder.ARCHITECTURE = "ViT-B-16-quickgelu"  # an open_clip model, or a json in the format of its configs
     encoder.PRETRAINED = "openai"  # open_clip tag, hub name or file (OpenAI, open_clip, CLIM); "": random weights
     encoder.UNLOCKED_BLOCKS = 6  # last blocks that learn, of a ViT's 12; ClipResNet: 1, layer4 and q, k, positions
-    encoder.REGIONS = "v2"  # ClipResNet: "v2" attention pool of RoIAligned layer4, "v1" RoIAligned dense map
+    # How ClipResNet and EfficientNetLite0 embed boxes: "v2", RoIAlign and then the rest of the network with its
+    # pooling; "v1", RoIAlign of the dense map, which is the only way of a ViT.
+    encoder.REGIONS = "v2"
 
     # ---- F-VLM detector (clip_fvlm §4) ----------------------------------------------------------
     cfg.MODEL.FVLM = fvlm = CN()

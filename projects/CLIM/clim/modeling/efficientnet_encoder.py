@@ -29,14 +29,18 @@ TAPS = {2: ShapeSpec(channels=24, stride=4), 4: ShapeSpec(channels=40, stride=8)
 
 @IMAGE_ENCODER_REGISTRY.register()
 class EfficientNetLite0(ImageEncoder):
-    """Regions: RoIAlign 7 x 7 after block 10, blocks 11–15, mean, projection; pictures: the same without RoIAlign."""
+    """Pictures: blocks 0–15, mean, projection.
+
+    Regions "v2": RoIAlign 7 x 7 after block 10, then the same rest, as an attention-pool ResNet's; "v1": RoIAlign
+    1 x 1 of the dense map, as a ViT's (clip_fvlm §1).
+    """
 
     stride = 16
     dense_stride = 32
     native_size = 128
 
     @configurable
-    def __init__(self, *, dim: int, unlocked_blocks: int, pretrained: str = ""):
+    def __init__(self, *, dim: int, unlocked_blocks: int, regions: str = "v2", pretrained: str = ""):
         """
         Args:
             unlocked_blocks: the last of 16 blocks, which learn; the projection to ``dim`` always does.
@@ -51,7 +55,9 @@ class EfficientNetLite0(ImageEncoder):
                 f"MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS is {unlocked_blocks}, but EfficientNet-Lite0 has {count} "
                 f"blocks: choose a number from 0 to {count}."
             )
-        self.dim = dim
+        if regions not in ("v1", "v2"):
+            raise UserError(f'MODEL.IMAGE_ENCODER.REGIONS is "{regions}": choose "v1" or "v2".')
+        self.dim, self.regions = dim, regions
         self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
         self.blocks = nn.ModuleList(net._blocks)
         self.projection = nn.Linear(OUT_CHANNELS, dim)
@@ -67,6 +73,7 @@ class EfficientNetLite0(ImageEncoder):
         return {
             "dim": cfg.MODEL.TEXT.DIM,
             "unlocked_blocks": encoder.UNLOCKED_BLOCKS,
+            "regions": encoder.REGIONS,
             "pretrained": encoder.PRETRAINED,
         }
 
@@ -112,9 +119,11 @@ class EfficientNetLite0(ImageEncoder):
         return maps, maps[LAST_SHARED]
 
     def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
-        yield self._project_mean(
-            pool_rois(features["dense"], as_rois(boxes), stride=self.stride, size=ROI_SIZE)
-        )
+        rois = as_rois(boxes)
+        if self.regions == "v1":
+            yield pool_rois(self.dense(features), rois, stride=self.dense_stride, size=1).flatten(1)
+        else:
+            yield self._project_mean(pool_rois(features["dense"], rois, stride=self.stride, size=ROI_SIZE))
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:
         """(B, D, h / 2, w / 2), a unit vector for each location at stride 32."""
