@@ -21,22 +21,32 @@ Section = Mapping[str, "Row"]
 class Row(NamedTuple):
     """One training a seed; rows that name the same settings share it.
 
-    starts_from: {config key: (row, file in its folder)}, e.g. {"MODEL.WEIGHTS": (base, "model_final.pth")}.
-    prepare: called with the seed's folder before the training, which needs what it makes.
+    starts_from: (config key, row, file in its folder), e.g. ("MODEL.WEIGHTS", base, "model_final.pth").
+    needs: further rows that must be finished before.
+    prepare: called with (output, seed) before the training, which needs what it makes.
     """
 
     config: str
     overrides: tuple = ()
     starts_from: tuple[tuple[str, "Row", str], ...] = ()
-    prepare: Callable[[Path], None] | None = None
+    needs: tuple["Row", ...] = ()
+    prepare: Callable[[Path, int], None] | None = None
+
+    @property
+    def origins(self) -> list["Row"]:
+        return [*(row for _, row, _ in self.starts_from), *self.needs]
 
     def folder(self, output: Path, seed: int) -> Path:
-        words = "_".join(str(value) for value in [Path(self.config).stem, *self.overrides, *self._origins()])
+        words = "_".join(str(value) for value in [Path(self.config).stem, *self.overrides, *self._marks()])
         return output / f"seed{seed}" / "".join(c if c.isalnum() else "_" for c in words)
 
-    def _origins(self) -> list[str]:
+    def _marks(self) -> list[str]:
         """What tells rows apart that differ in their start alone: starts that are no plain base stage."""
         return [row.config for key, row, _ in self.starts_from if key != "MODEL.WEIGHTS"]
+
+
+def datasets_of(output: Path, seed: int) -> Path:
+    return output / f"seed{seed}" / "datasets"
 
 
 def run_rows(rows: Iterable[tuple[Row, Sequence[int]]], *, output: Path, jobs: int) -> None:
@@ -46,19 +56,19 @@ def run_rows(rows: Iterable[tuple[Row, Sequence[int]]], *, output: Path, jobs: i
     """
     rows = list(rows)
     for seed in sorted({seed for _, seeds in rows for seed in seeds}):
-        set_up_mini(output / f"seed{seed}" / "datasets", seed=seed)
+        set_up_mini(datasets_of(output, seed), seed=seed)
     started: dict[Path, Future] = {}
     with ThreadPoolExecutor(jobs) as pool:
 
         def submit(row: Row, seed: int) -> Future:
             folder = row.folder(output, seed)
             if folder not in started:
-                needed = [submit(origin, seed) for _, origin, _ in row.starts_from]
+                needed = [submit(origin, seed) for origin in row.origins]
                 started[folder] = pool.submit(run_row, row, seed, output=output, needed=needed)
             return started[folder]
 
         # First what others start from, for all seeds: no worker then waits for a run that has not begun.
-        for row, seeds in sorted(rows, key=lambda r: bool(r[0].starts_from)):
+        for row, seeds in sorted(rows, key=lambda r: bool(r[0].origins)):
             for seed in seeds:
                 submit(row, seed)
         for done, job in enumerate(started.values(), 1):
@@ -70,7 +80,7 @@ def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> d
     for job in needed:
         job.result()
     if row.prepare is not None:
-        row.prepare(output / f"seed{seed}")
+        row.prepare(output, seed)
     origins = [
         word
         for key, origin, file in row.starts_from
@@ -80,7 +90,7 @@ def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> d
         CONFIGS / row.config,
         output=row.folder(output, seed),
         overrides=["SEED", seed, *origins, *row.overrides],
-        datasets_root=output / f"seed{seed}" / "datasets",
+        datasets_root=datasets_of(output, seed),
     )
 
 

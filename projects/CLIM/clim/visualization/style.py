@@ -40,7 +40,7 @@ tbody tr:last-child > * { border-bottom: 0; }
   position: relative; isolation: isolate;
 }
 .bar::before {
-  content: ""; position: absolute; inset: 0 auto 0 0; width: var(--width); border-radius: 3px;
+  content: ""; position: absolute; inset: 0 auto 0 0; width: calc(var(--width) * .66); border-radius: 3px;
   background: var(--ink); opacity: .28; z-index: -1;
 }
 .swatch { display: inline-block; width: .75em; height: .75em; border-radius: 3px; margin-right: .5em; }

@@ -1,0 +1,79 @@
+"""Rows wait for what they start from, share runs of the same settings, and become lines of a table."""
+
+import json
+import threading
+
+import pytest
+
+from clim import experiment_table
+from clim.experiment_table import Row, by_seed, datasets_of, markdown, run_rows, spread
+
+START = Row("start.yaml")
+FIRST = Row("tuned.yaml", ("A.B", 1), starts_from=(("MODEL.WEIGHTS", START, "model_final.pth"),))
+LAST = Row("last.yaml", starts_from=(("MODEL.ENCODER", FIRST, "clip.pt"),), needs=(START,))
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """What was trained, in the order in which it was finished."""
+    trained, lock = [], threading.Lock()
+
+    def run_training(config, *, output, overrides, datasets_root):
+        with lock:
+            trained.append((config.name, output, overrides, datasets_root))
+
+    monkeypatch.setattr(experiment_table, "run_training", run_training)
+    monkeypatch.setattr(experiment_table, "set_up_mini", lambda root, *, seed: None)
+    return trained
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_every_row_is_trained_once_after_what_it_needs(tmp_path, ran, jobs):
+    run_rows([(LAST, [0, 1]), (START, [0, 1]), (FIRST, [0]), (FIRST, [0])], output=tmp_path, jobs=jobs)
+    for seed in (0, 1):
+        of_seed = [
+            (name, overrides) for name, _, overrides, root in ran if root == datasets_of(tmp_path, seed)
+        ]
+        assert [name for name, _ in of_seed] == ["start.yaml", "tuned.yaml", "last.yaml"]
+        assert of_seed[0][1] == ["SEED", seed]
+        weights = str(START.folder(tmp_path, seed) / "model_final.pth")
+        assert of_seed[1][1] == ["SEED", seed, "MODEL.WEIGHTS", weights, "A.B", 1]
+        assert of_seed[2][1] == ["SEED", seed, "MODEL.ENCODER", str(FIRST.folder(tmp_path, seed) / "clip.pt")]
+    assert len({output for _, output, _, _ in ran}) == len(ran) == 6
+
+
+def test_a_failure_ends_the_table(tmp_path, ran, monkeypatch):
+    monkeypatch.setattr(experiment_table, "run_training", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_rows([(FIRST, [0])], output=tmp_path, jobs=2)
+
+
+def test_what_a_row_prepares_is_there_before_its_training(tmp_path, ran):
+    seen = []
+    row = Row("x.yaml", prepare=lambda output, seed: seen.append((output, seed, len(ran))))
+    run_rows([(row, [3])], output=tmp_path, jobs=1)
+    assert seen == [(tmp_path, 3, 0)] and len(ran) == 1
+
+
+def test_figures_are_means_with_the_deviation_of_seeds():
+    found = [{"AP": 1.0}, None, {"AP": 4.0}]
+    assert spread(found, "AP") == "2.5 ± 2.1" and by_seed(found, "AP") == "1.0, –, 4.0"
+    assert spread(found[:1], "AP") == "1.0" and spread([None], "AP") == "not run"
+
+
+def test_a_table_shows_what_has_been_run(tmp_path):
+    folder = FIRST.folder(tmp_path, 0)
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"results": {"AP": 12.34, "AR": 5.0}}))
+    lines = markdown(
+        {"first": FIRST, "start": START},
+        output=tmp_path,
+        seeds=[0, 1],
+        metrics={"AP": "AP50", "AR": "recall"},
+    )
+    assert lines == [
+        "| | AP50 | recall | AP50, by seed |",
+        "|---|---|---|---|",
+        "| first | 12.3 | 5.0 | 12.3, – |",
+        "| start | not run | not run | –, – |",
+    ]
