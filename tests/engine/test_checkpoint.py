@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from clim.engine import checkpoint
+from clim.engine import build, checkpoint
 from clim.engine.checkpoint import SafeCheckpointer, atomic_save, load_numpy_pickle
 from clim.errors import UserError
 
@@ -283,3 +283,17 @@ class TestMissing:
         (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
         with pytest.raises(UserError, match="last_checkpoint beside it names it"):
             SafeCheckpointer(filled(0.0), str(tmp_path)).resume_or_load("", resume=True)
+
+
+def test_a_vocabulary_of_another_size_is_told_where_none_is_configured(tmp_path, tiny_cfg):
+    few = ["MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.OPEN_VOCAB.BASE_CLASSES", ""]
+    unnamed = ["MODEL.VOCABULARY.EMBEDDINGS", ""]
+    SafeCheckpointer(build(tiny_cfg(*few, *unnamed)), str(tmp_path)).save("five")
+    path = str(tmp_path / "five.pth")
+    detector = build(tiny_cfg(*unnamed))
+    with pytest.raises(UserError, match=r"has 5 classes of 384 dimensions, but the config's detector 65"):
+        SafeCheckpointer(detector, "").load(path)
+    configured = build(tiny_cfg())
+    names = configured.classifier.zs_weight.clone()
+    SafeCheckpointer(configured, "").load(path)
+    assert torch.equal(configured.classifier.zs_weight, names)

@@ -116,7 +116,19 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"None of the {names} weights in the file fits this model: it is of another architecture; "
                 "check MODEL.WEIGHTS against the config."
             )
+        for name, theirs, ours in incompatible.incorrect_shapes:
+            self._check_vocabulary(name, theirs, ours)
         return incompatible
+
+    def _check_vocabulary(self, name: str, theirs: tuple, ours: tuple) -> None:
+        """A configured vocabulary wins over a file's; without one, random embeddings would take its place."""
+        head, found, _ = name.rpartition(".cls_score.zs_weight")
+        if found and not self.model.get_submodule(head).vocabulary_wins:
+            raise UserError(
+                f"The file's vocabulary has {theirs[1] - 1} classes of {theirs[0]} dimensions, but the config's "
+                f"detector {ours[1] - 1} of {ours[0]} and no names: set MODEL.VOCABULARY, or MODEL.ROI_HEADS."
+                "NUM_CLASSES and MODEL.TEXT.DIM to the file's."
+            )
 
 
 def atomic_save(data, path: Path) -> None:
