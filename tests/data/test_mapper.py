@@ -408,3 +408,13 @@ def test_an_unreadable_detection_is_replaced_with_its_boxes(make_photos):
     assert sample["image_id"] == records[3]["image_id"] and sample["image"].shape[1:] == SIZES[3]
     assert set(sample["skipped"]) <= {(records[i]["file_name"], "missing") for i in range(3)}
     assert sample["skipped"][0] == (records[1]["file_name"], "missing")
+
+
+def test_a_picture_of_another_size_than_its_boxes_were_drawn_on_is_replaced(make_photos):
+    records = annotated(make_photos([(40, 60), (50, 50)]))
+    records[0] |= {"height": 400, "width": 600}
+    sample = detections(records, [])(index=0, epoch=0)
+    assert sample["image_id"] == records[1]["image_id"]
+    assert set(sample["skipped"]) == {(records[0]["file_name"], "60x40 px, but annotated as 600x400")}
+    # captions hold whatever the size
+    assert canvases(records, grids=[1], short=30, long=60)(index=0, epoch=0)["skipped"] == []

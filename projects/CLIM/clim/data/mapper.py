@@ -14,7 +14,7 @@ from detectron2.data import transforms as T
 from clim.errors import UserError
 
 from .augmentation import training_augmentations
-from .images import UnreadableImage, read_image, resize
+from .images import Decoded, UnreadableImage, read_image, resize
 from .mosaic import (
     compose,
     composition_groups,
@@ -36,6 +36,7 @@ class RecordMapper:
     """What all mappers share: the random stream of a sample, and what happens to unreadable pictures."""
 
     square = False  # whether all samples have one square size, whatever the pictures' shapes
+    annotated = False  # whether records hold boxes, which are wrong on a picture of another size than theirs
 
     def __init__(self, records: Sequence[dict], *, seed: int, stream: int, image_format: str):
         self.records = records
@@ -55,7 +56,10 @@ class RecordMapper:
             record = self.records[index]
             try:
                 short_of = at_least(record) if at_least else None
-                return record, read_image(record["file_name"], fmt=self.image_format, at_least=short_of)
+                decoded = read_image(record["file_name"], fmt=self.image_format, at_least=short_of)
+                if self.annotated:
+                    check_size(record, decoded)
+                return record, decoded
             except UnreadableImage as error:
                 skipped.append((error.file_name, error.reason))
                 index = replace()
@@ -66,6 +70,14 @@ class RecordMapper:
 
     def any_record(self, rng):
         return lambda: int(rng.integers(len(self.records)))
+
+
+def check_size(record: dict, decoded: Decoded) -> None:
+    """UnreadableImage where the picture is not the one that was annotated."""
+    told, found = (record["width"], record["height"]), (decoded.width, decoded.height)
+    if told != found:
+        reason = f"{found[0]}x{found[1]} px, but annotated as {told[0]}x{told[1]}"
+        raise UnreadableImage(record["file_name"], reason)
 
 
 def tiles_of(records: Sequence[dict], boxes: np.ndarray, *, groups: np.ndarray, rng) -> Tiles:
@@ -217,6 +229,8 @@ class DetectionMapper(RecordMapper):
 
     Detectron2's own augmentations, on pictures that may be unreadable.
     """
+
+    annotated = True
 
     def __init__(self, records, *, augmentations, seed, stream, image_format="BGR"):
         super().__init__(records, seed=seed, stream=stream, image_format=image_format)

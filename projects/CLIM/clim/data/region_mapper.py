@@ -14,12 +14,12 @@ class RegionMapper(RecordMapper):
     Every box is a tile with one tag, its noun, and without caption.
 
     Args:
-        records: dicts with ``file_name, image_id``, ``boxes`` (R, 4) xyxy in pixels of the picture, R >= 1, and
-            ``nouns`` (R,) 0-based.
+        records: dicts with ``file_name, height, width, image_id``, ``boxes`` (R, 4) xyxy in pixels of the
+            picture, R >= 1, and ``nouns`` (R,) 0-based.
         size: px, side of the canvas.
     """
 
-    square = True
+    square, annotated = True, True
 
     def __init__(self, records, *, size: int, seed: int, stream: int, image_format: str = "BGR"):
         super().__init__(records, seed=seed, stream=stream, image_format=image_format)
