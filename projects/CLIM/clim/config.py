@@ -64,8 +64,12 @@ def add_clim_config(cfg: CN) -> None:
     cfg.MODEL.IMAGE_ENCODER = encoder = CN()
     encoder.NAME = "ClipViT"  # or "ClipResNet", "EfficientNetLite0"
     encoder.ARCHITECTURE = "ViT-B-16-quickgelu"  # an open_clip model, or a json in the format of its configs
-    encoder.PRETRAINED = "openai"  # open_clip tag, hub name or file (OpenAI, open_clip, CLIM); "": random weights
-    encoder.UNLOCKED_BLOCKS = 6  # last blocks that learn, of a ViT's 12; ClipResNet: 1, layer4 and q, k, positions
+    encoder.PRETRAINED = (
+        "openai"  # open_clip tag, hub name or file (OpenAI, open_clip, CLIM); "": random weights
+    )
+    encoder.UNLOCKED_BLOCKS = (
+        6  # last blocks that learn, of a ViT's 12; ClipResNet: 1, layer4 and q, k, positions
+    )
     # How ClipResNet and EfficientNetLite0 embed boxes: "v2", RoIAlign and then the rest of the network with its
     # pooling; "v1", RoIAlign of the dense map, which is the only way of a ViT.
     encoder.REGIONS = "v2"
@@ -77,7 +81,9 @@ def add_clim_config(cfg: CN) -> None:
     fvlm.TEMPERATURE = 75.0  # of the VLM score
     fvlm.DETECTOR_TEMPERATURE = 50.0  # start of the learned one of the detection score
     fvlm.BACKGROUND_WEIGHT = 0.6  # of background regions in the classification loss
-    fvlm.UPSCALING = "deconvolution"  # of ViT maps to strides 4 and 8, learned (release); "interpolation" (paper)
+    fvlm.UPSCALING = (
+        "deconvolution"  # of ViT maps to strides 4 and 8, learned (release); "interpolation" (paper)
+    )
     # Colour of what pads a picture to a square, in INPUT.FORMAT's order. Here RGB: the release gives the RGB
     # mean to BGR pixels, so that padding is not zero after normalisation.
     fvlm.PAD_PIXEL = [104.09373615, 116.7460125, 122.7709383]
@@ -87,7 +93,9 @@ def add_clim_config(cfg: CN) -> None:
     caption.SHORT_SIDE = 400  # px
     caption.LONG_SIDE = 667  # px, at most
     caption.FLIP = 0.5  # probability of a horizontal flip
-    caption.CROP = 0  # px; above 0: a random crop, resized to this square (CLIP), in place of the whole picture
+    caption.CROP = (
+        0  # px; above 0: a random crop, resized to this square (CLIP), in place of the whole picture
+    )
     caption.CROP_SCALE = [0.9, 1.0]  # part of the picture's area
     caption.CROP_RATIO = [3 / 4, 4 / 3]  # width / height
     cfg.INPUT.MOSAIC = mosaic = CN()
@@ -103,7 +111,9 @@ def add_clim_config(cfg: CN) -> None:
     mosaic.PARTNERS = "random"  # or an index made by tools/build_neighbours.py (Table 2c)
     cfg.INPUT.REGIONS = regions = CN()  # pictures with boxes to be classified
     regions.SIZE = 1024  # px, longest side; padded to a square
-    regions.MASK_STRIDE = 16  # px, cells that masks of regions are made of: the stride of the encoder's dense map
+    regions.MASK_STRIDE = (
+        16  # px, cells that masks of regions are made of: the stride of the encoder's dense map
+    )
     regions.CROP_SIZE = 224  # px, side of a region's crop: what the encoder was trained on
     regions.MIN_AREA = 64  # px² of the original picture; smaller and larger boxes are left out
     regions.MAX_AREA = 1024 * 1024

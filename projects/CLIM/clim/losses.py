@@ -121,7 +121,13 @@ def masked_softmax_ce(
 
 
 def symmetric_info_nce(
-    images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, *, scale: Tensor | float, start: int = 0
+    images: Tensor,
+    texts: Tensor,
+    all_images: Tensor,
+    all_texts: Tensor,
+    *,
+    scale: Tensor | float,
+    start: int = 0,
 ) -> Tensor:
     """½ [CE(scale · images · all_textsᵀ, y) + CE(scale · texts · all_imagesᵀ, y)], y_r = r + ``start``, a scalar.
 
