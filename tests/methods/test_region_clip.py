@@ -148,7 +148,10 @@ def training(tiny_cfg, make_photos, tmp_path):
     root = Path(records[0]["file_name"]).parent
     names = {r["image_id"]: Path(r["file_name"]).name for r in records}
     labels = {
-        "images": [{"id": i, "file_name": name, "height": 1, "width": 1} for i, name in names.items()],
+        "images": [
+            {"id": r["image_id"], "file_name": names[r["image_id"]], "height": r["height"], "width": r["width"]}
+            for r in records
+        ],
         "annotations": [
             {"id": n, "image_id": i, "category_id": 1 + (i + n) % 7, "bbox": [1 + n, 2, 20, 20]}
             for i in names
