@@ -149,7 +149,12 @@ def training(tiny_cfg, make_photos, tmp_path):
     names = {r["image_id"]: Path(r["file_name"]).name for r in records}
     labels = {
         "images": [
-            {"id": r["image_id"], "file_name": names[r["image_id"]], "height": r["height"], "width": r["width"]}
+            {
+                "id": r["image_id"],
+                "file_name": names[r["image_id"]],
+                "height": r["height"],
+                "width": r["width"],
+            }
             for r in records
         ],
         "annotations": [
