@@ -127,6 +127,8 @@ def add_clim_config(cfg: CN) -> None:
     # ---- Data: sizes are per GPU ----------------------------------------------------------------
     cfg.DATASETS.CAPTIONS = ()  # registered sets of image-text pairs
     cfg.DATASETS.REGIONS = ()  # registered sets of pictures with pseudo-labelled boxes
+    # Your own sets: [[name, "captions" | "boxes" | "regions", json, image folder], …], see datasets/README.md.
+    cfg.DATASETS.OWN = []
     cfg.DATALOADER.DETECTION_PER_GPU = 2
     cfg.DATALOADER.CAPTIONS_PER_GPU = 0
     cfg.DATALOADER.MOSAICS_PER_GPU = 0

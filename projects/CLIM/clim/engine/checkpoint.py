@@ -13,6 +13,7 @@ from detectron2.utils.file_io import Detectron2Handler
 from torch import nn
 
 from clim.errors import UserError
+from clim.text.clip_weights import is_torchscript
 
 # Everything that unpickling may call: it rebuilds arrays and plain containers, and touches nothing else.
 _NUMPY_PARTS = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
@@ -79,6 +80,11 @@ class SafeCheckpointer(DetectionCheckpointer):
         raise UserError(f"MODEL.WEIGHTS: {path} does not exist{_how_to_get(Path(path))}.")
 
     def _load_file(self, filename):
+        if is_torchscript(filename):
+            raise UserError(
+                f"{filename} is a TorchScript file, as OpenAI publishes CLIP: name it in "
+                "MODEL.IMAGE_ENCODER.PRETRAINED instead of MODEL.WEIGHTS."
+            )
         try:
             if filename.endswith(".pkl"):
                 return _as_detectron2(load_numpy_pickle(filename, trusted=self.trusted))
@@ -109,7 +115,14 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint):
         names = len(checkpoint["model"])
-        incompatible = super()._load_model(checkpoint)
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except RuntimeError as error:  # names that a model translates are compared late
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UserError(
+                f"The weights in the file do not fit this model ({reason}): it is of another architecture; "
+                "check MODEL.WEIGHTS against the config."
+            ) from error
         # Parameters without any in the file: Detectron2 would go on from random ones.
         if set(incompatible.missing_keys) >= {name for name, _ in self.model.named_parameters()}:
             raise UserError(

@@ -97,3 +97,6 @@ class Method(nn.Module):
 
     def commit(self, texts: Texts) -> None:
         """Update memories; called once per source batch, after the last stage's losses."""
+
+    def after_update(self) -> None:
+        """Put parameters back into their range; called after every step of the optimiser."""
