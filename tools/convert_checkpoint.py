@@ -1,8 +1,8 @@
 """Turn a published file of an official project into one that our models load.
 
     python tools/convert_checkpoint.py detic_coco_cap_w_tags_clim.pth --output Detic_CLIM_C4_official.pth
-    python train_net.py --eval-only --config-file configs/Detic_CLIM_C4.yaml MODEL.WEIGHTS Detic_CLIM_C4_official.pth
 
+It ends with the command that evaluates the result, or for a first stage that trains the second one from it.
 Reads OVR-CNN's two stages, CLIM's Detic and F-VLM (ViT-B/16) and ovdet's BARON (docs/checkpoints.md); which one a
 file is of, its tensors tell. Nothing that the file holds besides tensors is run. Official Detic's files and CLIM's
 CLIPs need no conversion.
@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     converted = convert(state, kind)
     atomic_save({"model": converted.weights}, args.output)
     print("\n".join(summary(kind, converted)))
-    print(f"{args.output}: {len(converted.weights)} tensors. To evaluate it:")
-    print(f"  {command(kind, args.output)}")
+    print(f"{args.output} is written. What to do with it:")
+    print(f"  python train_net.py {kind.arguments} MODEL.WEIGHTS {args.output}")
 
 
 def check_output(output: Path, source: str) -> None:
@@ -60,12 +60,6 @@ def summary(kind: Kind, converted: Converted) -> list[str]:
         names = listed(converted.missing)
         lines.append(f"  not found  {len(converted.missing)}, which training starts anew: {names}")
     return lines
-
-
-def command(kind: Kind, output: Path) -> str:
-    return (
-        f"python train_net.py --eval-only --config-file {kind.config} MODEL.WEIGHTS {output} {kind.overrides}"
-    ).rstrip()
 
 
 if __name__ == "__main__":

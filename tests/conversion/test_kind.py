@@ -10,7 +10,7 @@ from clim.errors import UserError
 PLAIN = Kind(
     name="plain",
     what="a test",
-    config="none.yaml",
+    arguments="--eval-only",
     fits=lambda state: "a.weight" in state,
     table=with_bias({"a": "ours.a"})
     | {"b": Row("ours.b", lambda x: x.reshape(2, 2).T), "c": Row("ours.c", optional=True)},

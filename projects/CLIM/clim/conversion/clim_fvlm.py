@@ -79,9 +79,9 @@ def _convolution(official: str, ours: str) -> Table:
 CLIM_FVLM = Kind(
     name="clim-fvlm",
     what="CLIM's F-VLM on ViT-B/16 (MMDetection)",
-    # Published with exact GELU; the encoder's weights are in the file.
-    config="configs/FVLM_ViTB16_CLIM_COCO.yaml",
-    overrides='MODEL.IMAGE_ENCODER.ARCHITECTURE ViT-B-16 MODEL.IMAGE_ENCODER.PRETRAINED ""',
+    # Measured with exact GELU. The file holds the encoder's weights and the classes' embeddings.
+    arguments="--eval-only --config-file configs/FVLM_ViTB16_CLIM_COCO.yaml MODEL.IMAGE_ENCODER.ARCHITECTURE ViT-B-16 "
+    'MODEL.IMAGE_ENCODER.PRETRAINED "" MODEL.VOCABULARY.EMBEDDINGS ""',
     fits=is_fvlm,
     table=encoder_table() | pyramid_table() | heads_table(),
     left_out={"data_preprocessor.*": "pixel statistics, which the config holds"},

@@ -46,20 +46,18 @@ class Kind:
     Args:
         name: what the command line calls it.
         what: one phrase for people.
-        config: the YAML whose model reads the result.
+        arguments: of train_net.py, with the result as MODEL.WEIGHTS.
         fits: whether a file is of this kind, from its tensors.
         table: every tensor that is taken.
         left_out: {pattern of official names: why they are not needed}; the first that fits counts.
-        overrides: KEY VALUE … that the published model differs in from ``config``.
     """
 
     name: str
     what: str
-    config: str
+    arguments: str
     fits: Callable[[State], bool]
     table: Table
     left_out: dict[str, str]
-    overrides: str = ""
 
 
 @dataclass

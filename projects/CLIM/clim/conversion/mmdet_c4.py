@@ -11,6 +11,7 @@ from .tensors import text_matrix
 
 HEAD = "roi_head.bbox_head."
 PREDICTOR = "roi_heads.box_predictor."
+OWN_CLASSES = 'MODEL.VOCABULARY.EMBEDDINGS ""'  # those that the file holds, as published
 LAYERS = {
     "rpn_head.rpn_conv": "proposal_generator.rpn_head.conv",
     "rpn_head.rpn_cls": "proposal_generator.rpn_head.objectness_logits",

@@ -10,7 +10,7 @@ POSITIONS = {
 OVDET_BARON = Kind(
     name="ovdet-baron",
     what="ovdet's BARON on R50-C4 (MMDetection)",
-    config="configs/BARON_C4_joint.yaml",
+    arguments=f"--eval-only --config-file configs/BARON_C4_joint.yaml {mmdet_c4.OWN_CLASSES}",
     fits=lambda state: mmdet_c4.is_c4(state) and mmdet_c4.classifies_by_words(state),
     # The base stage has no positional embedding.
     table=mmdet_c4.detector_table() | with_bias(POSITIONS, optional=True),

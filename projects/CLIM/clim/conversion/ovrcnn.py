@@ -34,7 +34,7 @@ def detector_table() -> Table:
 OVRCNN = Kind(
     name="ovrcnn",
     what="OVR-CNN's detector (maskrcnn-benchmark)",
-    config="configs/OVRCNN_C4.yaml",
+    arguments="--eval-only --config-file configs/OVRCNN_C4.yaml",
     fits=lambda state: f"{BOX}predictor.emb_pred.weight" in state,
     table=detector_table(),
     left_out={

@@ -20,7 +20,7 @@ def encoder_table() -> Table:
 OVRCNN_PRETRAIN = Kind(
     name="ovrcnn-pretrain",
     what="OVR-CNN's pre-trained network (maskrcnn-benchmark)",
-    config="configs/OVRCNN_C4.yaml",
+    arguments="--num-gpus 8 --config-file configs/OVRCNN_C4.yaml",  # the second stage starts from it
     fits=lambda state: f"{GROUNDING}v2l_projection.weight" in state,
     table=encoder_table(),
     left_out={
