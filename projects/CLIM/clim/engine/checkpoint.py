@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -21,6 +22,7 @@ for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and
     _NUMPY_PARTS[_core, "_reconstruct"] = np.zeros(0).__reduce__()[0]
     _NUMPY_PARTS[_core, "scalar"] = np.float64(0).__reduce__()[0]
 _PLAIN_PARTS = {("collections", "OrderedDict"), ("_codecs", "encode")}
+_TRUST = ", or set MODEL.TRUST_WEIGHTS True if you trust its author"
 _DAMAGE = (EOFError, OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
 
 
@@ -85,30 +87,13 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{filename} is a TorchScript file, as OpenAI publishes CLIP: name it in "
                 "MODEL.IMAGE_ENCODER.PRETRAINED instead of MODEL.WEIGHTS."
             )
-        try:
+        with readable(filename, otherwise=_TRUST):
             if filename.endswith(".pkl"):
                 return _as_detectron2(load_numpy_pickle(filename, trusted=self.trusted))
-            with torch.serialization.safe_globals([(v, ".".join(k)) for k, v in _numpy_globals().items()]):
+            with torch.serialization.safe_globals(numpy_globals()):
                 data = torch.load(filename, map_location="cpu", weights_only=not self.trusted)
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"{filename} is damaged or holds more than tensors, and was not loaded, because that could "
-                "run code from it: re-save its weights alone (torch.save({'model': state_dict}, FILE)), or "
-                "set MODEL.TRUST_WEIGHTS True if you trust its author."
-            ) from error
-        except _DAMAGE as error:
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
-            raise UserError(
-                f"{filename} cannot be read as a file of weights ({reason}): is it whole?"
-            ) from error
-        data = data if isinstance(data, dict) else {}
-        if "model" not in data:
-            data = {"model": data.get("state_dict", data)}
-        weights = data["model"]
-        if not (isinstance(weights, dict) and weights and all(map(_is_array, weights.values()))):
-            raise UserError(
-                f"{filename} holds no weights: expected {{'model': {{name: tensor}}}} or {{name: tensor}}."
-            )
+        weights = weights_of(data, filename)
+        data = data if "model" in data else {"model": weights}
         if parse_qs(self._parsed_url_during_load.query).get("matching_heuristics") == ["True"]:
             data["matching_heuristics"] = True
         return data
@@ -154,6 +139,35 @@ def atomic_save(data, path: Path) -> None:
     os.replace(temporary, path)
 
 
+@contextmanager
+def readable(filename: str, *, otherwise: str = ""):
+    """Inside, a file that cannot be read, or asks for more than arrays and plain containers, is a UserError.
+
+    ``otherwise``: what can be done with the latter but to re-save it.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{filename} is damaged or holds more than tensors, and was not loaded, because that could "
+            f"run code from it: re-save its weights alone (torch.save({{'model': state_dict}}, FILE)){otherwise}."
+        ) from error
+    except _DAMAGE as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
+        raise UserError(f"{filename} cannot be read as a file of weights ({reason}): is it whole?") from error
+
+
+def weights_of(data, filename: str) -> dict:
+    """{name: tensor or array} in what a file holds: below "model" or "state_dict", or at the top; else UserError."""
+    data = data if isinstance(data, dict) else {}
+    weights = data.get("model", data.get("state_dict", data))
+    if isinstance(weights, dict) and weights and all(map(_is_array, weights.values())):
+        return weights
+    raise UserError(
+        f"{filename} holds no weights: expected {{'model': {{name: tensor}}}} or {{name: tensor}}."
+    )
+
+
 def load_numpy_pickle(path, *, trusted: bool = False) -> dict:
     """A .pkl of NumPy arrays (Detectron2's model zoo, MSRA R-50), without executing what it says.
 
@@ -175,10 +189,11 @@ class _NumpyUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _numpy_globals() -> dict:
-    """What torch.load may rebuild besides tensors: NumPy arrays and numbers, dtype by dtype."""
+def numpy_globals() -> list[tuple]:
+    """What torch.load may rebuild besides tensors, as (object, its name): NumPy arrays and numbers, by dtype."""
     dtypes = {type(np.dtype(char)) for char in np.typecodes["All"]}
-    return _NUMPY_PARTS | {(kind.__module__, kind.__qualname__): kind for kind in dtypes}
+    parts = _NUMPY_PARTS | {(kind.__module__, kind.__qualname__): kind for kind in dtypes}
+    return [(part, ".".join(name)) for name, part in parts.items()]
 
 
 def _as_detectron2(data: dict) -> dict:
