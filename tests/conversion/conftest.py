@@ -15,8 +15,13 @@ TINY_RESNET = (
     "MODEL.RESNETS.WIDTH_PER_GROUP", WIDTH, "MODEL.RPN.POST_NMS_TOPK_TEST", 20,
     "TEST.DETECTIONS_PER_IMAGE", 10_000,
 )  # fmt: skip
-SIZES, RATIOS = (32, 64, 128, 256, 512), (0.5, 1, 2)
-SQUARES = [(size, ratio) for size in SIZES for ratio in RATIOS]
+SIZES = (32, 64, 128, 256, 512)
+EXACT = [
+    (0.5**-0.5, 0.5**0.5),
+    (1, 1),
+    (0.5**0.5, 0.5**-0.5),
+]  # width, height of a square with height / width .5, 1, 2
+ROUNDED = [(23 / 16, 12 / 16), (1, 1), (11 / 16, 22 / 16)]
 
 
 @dataclass
@@ -24,7 +29,7 @@ class OfficialC4:
     """A C4 detector of one project: ``state`` by its names, and its forward up to the features of regions.
 
     Args:
-        anchors: (size, height / width) of each anchor, in the project's order.
+        anchors: (width, height) of each anchor, in the project's order.
         offset: of anchors' centres, in cells.
         eps: what the normalisation adds to the variance.
         aligned: RoIAlign by half a pixel.
@@ -118,8 +123,7 @@ class OfficialC4:
         logits = F.conv2d(x, s[f"{objectness}.weight"], s[f"{objectness}.bias"])[0]
         deltas = F.conv2d(x, s[f"{regression}.weight"], s[f"{regression}.bias"])[0]
         boxes, scores = [], []
-        for a, (side, ratio) in enumerate(self.anchors):
-            w, h = side / ratio**0.5, side * ratio**0.5
+        for a, (w, h) in enumerate(self.anchors):
             for row in range(logits.shape[1]):
                 for column in range(logits.shape[2]):
                     x, y = 16 * (column + self.offset), 16 * (row + self.offset)
@@ -190,7 +194,7 @@ class Official:
             layer="backbone.layer{}.",
             res5="roi_head.shared_head.layer4.",
             rpn=("rpn_head.rpn_conv", "rpn_head.rpn_cls", "rpn_head.rpn_reg"),
-            anchors=SQUARES,
+            anchors=[(size * w, size * h) for size in SIZES for w, h in EXACT],
             offset=0.0,
             eps=1e-5,
             aligned=True,
@@ -199,13 +203,13 @@ class Official:
 
     @staticmethod
     def ovrcnn():
-        """maskrcnn-benchmark's: anchors by ratio, then size; no eps; RoIAlign not aligned."""
+        """maskrcnn-benchmark's: anchors of rounded sides, by ratio, then size; no eps; RoIAlign not aligned."""
         return OfficialC4(
             stem="backbone.body.stem.",
             layer="backbone.body.layer{}.",
             res5="roi_heads.box.feature_extractor.head.layer4.",
             rpn=("rpn.head.conv", "rpn.head.cls_logits", "rpn.head.bbox_pred"),
-            anchors=[(size, ratio) for ratio in RATIOS for size in SIZES],
+            anchors=[(size * w, size * h) for w, h in ROUNDED for size in SIZES],
             offset=0.5,
             eps=0.0,
             aligned=False,

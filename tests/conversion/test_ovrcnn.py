@@ -58,7 +58,10 @@ def words(published):
 @pytest.fixture
 def model(load_cfg, official, words, tmp_path):
     np.save(tmp_path / "words.npy", words.numpy())
-    keys = ("MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "words.npy"), "MODEL.TEXT.DIM", DIM)
+    keys = (
+        "MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "words.npy"), "MODEL.TEXT.DIM", DIM,
+        "MODEL.ANCHOR_GENERATOR.NAME", "RoundedAnchorGenerator",
+    )  # fmt: skip
     torch.manual_seed(0)
     return build_model(load_cfg("OVRCNN_C4.yaml", *keys, *official.tiny_resnet)).eval()
 

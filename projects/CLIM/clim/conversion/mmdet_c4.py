@@ -24,7 +24,6 @@ LEFT_OUT = {
     "*.num_batches_tracked": "counts of normalisations that are frozen",
     "roi_head.clip.*": "the frozen text tower, which MODEL.TEXT names",
     f"{HEAD}bg_embedding": "the background's embedding, zeros in both",
-    "data_preprocessor.*": "pixel statistics, which the config holds",
 }
 
 

@@ -14,6 +14,5 @@ OVDET_BARON = Kind(
     fits=lambda state: mmdet_c4.is_c4(state) and mmdet_c4.classifies_by_words(state),
     # The base stage has no positional embedding.
     table=mmdet_c4.detector_table() | with_bias(POSITIONS, optional=True),
-    left_out=mmdet_c4.LEFT_OUT
-    | {"roi_head.baron_caption.queues.*": "bags and captions of the last iterations"},
+    left_out=mmdet_c4.LEFT_OUT,
 )

@@ -34,7 +34,7 @@ def detector_table() -> Table:
 OVRCNN = Kind(
     name="ovrcnn",
     what="OVR-CNN's detector (maskrcnn-benchmark)",
-    arguments="--eval-only --config-file configs/OVRCNN_C4.yaml",
+    arguments="--eval-only --config-file configs/OVRCNN_C4.yaml MODEL.ANCHOR_GENERATOR.NAME RoundedAnchorGenerator",
     fits=lambda state: f"{BOX}predictor.emb_pred.weight" in state,
     table=detector_table(),
     left_out={

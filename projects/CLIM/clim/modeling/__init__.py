@@ -13,6 +13,7 @@ from .image_text import ImageTextModel
 from .meta_arch import OpenVocabRCNN
 from .region_pooling import embed_regions
 from .roi_heads import OpenVocabOutputLayers, OpenVocabRes5ROIHeads
+from .rounded_anchors import RoundedAnchorGenerator
 from .rpn import ProposingRPN
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "OpenVocabRCNN",
     "OpenVocabRes5ROIHeads",
     "ProposingRPN",
+    "RoundedAnchorGenerator",
     "build_image_encoder",
     "embed_regions",
 ]
