@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from clim.errors import UserError
-from clim.text.classes import class_embeddings, load_embeddings
+from clim.text import CaptionCache, LazyTower, build_text_tower
+from clim.text.classes import FEATURES, class_embeddings, load_embeddings
 from clim.text.prompts import ensemble
 
 
@@ -130,10 +131,27 @@ def test_tool_writes_class_embeddings(tool, tmp_path):
     assert dog @ puppy > dog @ car + 0.2
 
 
+def test_hidden_features_of_classes(tool, tmp_path):
+    """The last layer's features, normalised, averaged over prompts and normalised; by the tool and by a cached tower."""
+    config = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+    vision = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
+    name = str(tmp_path / "tiny.json")
+    Path(name).write_text(json.dumps({"embed_dim": 8, "vision_cfg": vision, "text_cfg": config}))
+    tower = build_text_tower(name=name)
+    texts = ensemble("dog")
+    rows = F.normalize(tower.features(tower.tokenize(texts)).hidden, dim=1)
+    cached = CaptionCache(LazyTower(name=name, pretrained="", directory=tmp_path), tmp_path)
+    for encoder in (tower, cached):
+        found = class_embeddings(FEATURES["hidden"](encoder), ["dog"])
+        torch.testing.assert_close(found, F.normalize(rows.mean(0, keepdim=True), dim=1))
+    arguments = ["--names", "dog", "--tower", name, "--pretrained", "", "--device", "cpu"]
+    tool.main(["classes", *arguments, "--features", "hidden", "--output", str(tmp_path / "h.npy")])
+    assert np.load(tmp_path / "h.npy").dtype == np.float16
+    torch.testing.assert_close(load_embeddings(tmp_path / "h.npy"), found, atol=1e-3, rtol=0)
+
+
 def test_tool_fills_the_cache(tool, tmp_path, capsys):
     from detectron2.data import DatasetCatalog
-
-    from clim.text import CaptionCache, LazyTower
 
     records = [{"captions": ["a dog", "two dogs"]}, {"captions": ["a dog"]}, {"captions": []}]
     DatasetCatalog.register("tool_captions", lambda: records)

@@ -88,6 +88,9 @@ class TextTower(nn.Module):
                 f"A sequence of {words.shape[1]} pseudo words is longer than the {self.context - 2} that the text "
                 "tower (MODEL.TEXT.NAME) reads: lower MODEL.METHOD.BARON.PROPOSALS or MODEL.OPEN_VOCAB.WORDS."
             )
+        if len(words) == 0:  # BERT's attention cannot tell how wide nothing is
+            nothing = words.sum()
+            return WordFeatures(nothing.expand(0, self.hidden_dim), nothing.expand(0, self.dim))
         start, end = self.word_embeddings[list(self.ends)].to(words.dtype)
         words = torch.cat([start.expand(len(words), 1, -1), words, end.expand(len(words), 1, -1)], dim=1)
         place = torch.arange(words.shape[1], device=words.device) == lengths[:, None] + 1
