@@ -131,12 +131,9 @@ def test_tool_writes_class_embeddings(tool, tmp_path):
     assert dog @ puppy > dog @ car + 0.2
 
 
-def test_hidden_features_of_classes(tool, tmp_path):
-    """The last layer's features, normalised, averaged over prompts and normalised; by the tool and by a cached tower."""
-    config = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
-    vision = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
-    name = str(tmp_path / "tiny.json")
-    Path(name).write_text(json.dumps({"embed_dim": 8, "vision_cfg": vision, "text_cfg": config}))
+def test_hidden_features_of_classes(tool, tiny_json, tmp_path):
+    """Normalised, averaged over prompts and normalised; by the tool and by a tower behind a cache."""
+    name = tiny_json("vit", text={"context_length": 24})
     tower = build_text_tower(name=name)
     texts = ensemble("dog")
     rows = F.normalize(tower.features(tower.tokenize(texts)).hidden, dim=1)
