@@ -10,6 +10,7 @@ from clim.config import add_clim_config
 from clim.methods import METHOD_REGISTRY
 
 ROOT = Path(__file__).parents[1]
+MSRA = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 FILES = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml"))
 
 
@@ -202,11 +203,48 @@ def test_fvlms_rows(file, weights, load_cfg):
     assert (cfg.DATASETS.TEST, cfg.TEST.PROTOCOL) == (("coco_ovd_val",), "two_run")
 
 
-def test_clim_is_a_config_change(load_cfg):
-    """From Detic to Detic + CLIM only batch sizes change."""
-    for suffix in ("", "_caption"):
-        difference = changed(load_cfg(f"Detic_CLIM_C4{suffix}.yaml"), load_cfg(f"Detic_C4{suffix}.yaml"))
-        assert set(difference) == {"DATALOADER.CAPTIONS_PER_GPU", "DATALOADER.MOSAICS_PER_GPU", "OUTPUT_DIR"}
+@pytest.mark.parametrize(
+    "file, sizes, schedule, start",
+    [
+        ("BARON_BoxSup_C4.yaml", (2, 0, 0), (90_000, (60_000, 80_000)), MSRA),
+        ("BARON_C4_joint.yaml", (2, 2, 0), (90_000, (60_000, 80_000)), MSRA),
+        ("BARON_C4.yaml", (2, 4, 0), (45_000, (30_000, 40_000)), "output/BARON_BoxSup_C4/model_final.pth"),
+        (
+            "BARON_CLIM_C4.yaml",
+            (2, 2, 2),
+            (45_000, (30_000, 40_000)),
+            "output/BARON_BoxSup_C4/model_final.pth",
+        ),
+    ],
+)
+def test_barons_rows(file, sizes, schedule, start, load_cfg):
+    """baron §2 to §6; rows on the CLIM release's detector, except for the classifier."""
+    cfg = load_cfg(file)
+    loader, model, ov = cfg.DATALOADER, cfg.MODEL, cfg.MODEL.OPEN_VOCAB
+    assert (loader.DETECTION_PER_GPU, loader.CAPTIONS_PER_GPU, loader.MOSAICS_PER_GPU) == sizes
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.CLIP_GLOBAL_NORM) == (*schedule, 35.0)
+    assert model.WEIGHTS == start and model.METHOD.NAME == ("Baron" if sizes[1] else "")
+    assert (ov.CLASSIFIER, ov.WORDS, ov.WORD_DROPOUT) == ("pseudo_words", 4, 0.5)
+    assert (ov.TEMPERATURE, ov.TRAIN_BIAS, ov.BASE_CLASSES) == (25.0, [-20.0], "ovcoco")
+    assert model.VOCABULARY.EMBEDDINGS == "metadata/coco_clip_hand_craft_attn12.npy"
+    assert (model.TEXT.NAME, model.TEXT.DIM, model.TEXT.WORD_DIM) == ("ViT-B-32-quickgelu", 512, 512)
+    assert cfg.INPUT.MOSAIC.GRIDS == [2, 3, 4] and cfg.INPUT.MOSAIC.SIZE == 800
+    allowed = ("MODEL.OPEN_VOCAB.", "MODEL.VOCABULARY.", "MODEL.METHOD.NAME", "MODEL.WEIGHTS", "DATALOADER.")
+    for key in changed(cfg, load_cfg("BoxSup_C4.yaml")):
+        assert key.startswith(
+            (*allowed, "SOLVER.STEPS", "SOLVER.MAX_ITER", "INPUT.MOSAIC.GROUPS", "OUTPUT_DIR")
+        )
+
+
+@pytest.mark.parametrize("clim, baseline", [
+    ("Detic_CLIM_C4.yaml", "Detic_C4.yaml"), ("Detic_CLIM_C4_caption.yaml", "Detic_C4_caption.yaml"),
+    ("BARON_CLIM_C4.yaml", "BARON_C4.yaml"), ("mini/detic_clim.yaml", "mini/detic.yaml"),
+    ("mini/baron_clim.yaml", "mini/baron.yaml"),
+])  # fmt: skip
+def test_clim_is_a_config_change(clim, baseline, load_cfg):
+    """From a method to the method + CLIM only batch sizes change."""
+    difference = changed(load_cfg(clim), load_cfg(baseline))
+    assert set(difference) == {"DATALOADER.CAPTIONS_PER_GPU", "DATALOADER.MOSAICS_PER_GPU", "OUTPUT_DIR"}
 
 
 def test_mini_runs_mean_what_they_say(load_cfg):

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from clim.errors import UserError
-from clim.text.classes import class_embeddings, load_embeddings
+from clim.text import CaptionCache, LazyTower, build_text_tower
+from clim.text.classes import FEATURES, class_embeddings, load_embeddings
 from clim.text.prompts import ensemble
 
 
@@ -130,10 +131,24 @@ def test_tool_writes_class_embeddings(tool, tmp_path):
     assert dog @ puppy > dog @ car + 0.2
 
 
+def test_hidden_features_of_classes(tool, tiny_json, tmp_path):
+    """Normalised, averaged over prompts and normalised; by the tool and by a tower behind a cache."""
+    name = tiny_json("vit", text={"context_length": 24})
+    tower = build_text_tower(name=name)
+    texts = ensemble("dog")
+    rows = F.normalize(tower.features(tower.tokenize(texts)).hidden, dim=1)
+    cached = CaptionCache(LazyTower(name=name, pretrained="", directory=tmp_path), tmp_path)
+    for encoder in (tower, cached):
+        found = class_embeddings(FEATURES["hidden"](encoder), ["dog"])
+        torch.testing.assert_close(found, F.normalize(rows.mean(0, keepdim=True), dim=1))
+    arguments = ["--names", "dog", "--tower", name, "--pretrained", "", "--device", "cpu"]
+    tool.main(["classes", *arguments, "--features", "hidden", "--output", str(tmp_path / "h.npy")])
+    assert np.load(tmp_path / "h.npy").dtype == np.float16
+    torch.testing.assert_close(load_embeddings(tmp_path / "h.npy"), found, atol=1e-3, rtol=0)
+
+
 def test_tool_fills_the_cache(tool, tmp_path, capsys):
     from detectron2.data import DatasetCatalog
-
-    from clim.text import CaptionCache, LazyTower
 
     records = [{"captions": ["a dog", "two dogs"]}, {"captions": ["a dog"]}, {"captions": []}]
     DatasetCatalog.register("tool_captions", lambda: records)

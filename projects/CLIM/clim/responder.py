@@ -12,6 +12,7 @@ from clim.data.mosaic import fit_size
 from clim.engine.checkpoint import SafeCheckpointer
 from clim.errors import UserError
 from clim.modeling.dense_responses import dense_embeddings, dense_stride, responses
+from clim.modeling.vocabulary import class_encoder
 from clim.predictor import Predictor
 from clim.text import build_text_encoder, class_embeddings
 
@@ -26,7 +27,7 @@ class Responder:
     def __init__(self, cfg, *, prompt: str | None = None):
         """Weights: cfg.MODEL.WEIGHTS, "" for what the parts bring. ``prompt``: MODEL.VOCABULARY.PROMPT where None."""
         self.prompt = prompt or cfg.MODEL.VOCABULARY.PROMPT
-        self.text_encoder = build_text_encoder(cfg)
+        self.text_encoder = class_encoder(cfg, build_text_encoder(cfg))
         self.input_format = cfg.INPUT.FORMAT
         self.detects = issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), GeneralizedRCNN)
         if self.detects:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clim.losses import masked_class_bce
 
 from .classifier import CosineClassifier
-from .vocabulary import class_mask, is_configured, num_classes, vocabulary_embeddings
+from .vocabulary import class_mask, classifier_type, is_configured, num_classes, vocabulary_embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -48,16 +48,15 @@ class OpenVocabOutputLayers(FastRCNNOutputLayers):
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):
         ret = super().from_config(cfg, input_shape)
-        bias = cfg.MODEL.OPEN_VOCAB.TRAIN_BIAS
         ret.update(
             num_classes=num_classes(cfg),
             use_sigmoid_ce=True,
             cls_agnostic_bbox_reg=True,
-            cls_score=CosineClassifier(
+            cls_score=classifier_type(cfg)(
+                cfg,
                 input_shape.channels,
                 class_embeddings=vocabulary_embeddings(cfg, text_encoder),
-                temperature=cfg.MODEL.OPEN_VOCAB.TEMPERATURE,
-                train_bias=float(bias[0]) if bias else None,
+                text_encoder=text_encoder,
             ),
             class_mask=class_mask(cfg),
             vocabulary_wins=is_configured(cfg),

@@ -1,4 +1,4 @@
-"""The configured vocabulary: names or an embeddings file, and which of its classes have boxes."""
+"""The configured vocabulary: names or an embeddings file, what compares with them, which classes have boxes."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,16 @@ from torch import Tensor
 from clim.data import coco_splits
 from clim.errors import UserError
 from clim.paths import resolve
-from clim.text import class_embeddings, load_embeddings
+from clim.text import FEATURES, class_embeddings, load_embeddings
+
+from .classifier import CosineClassifier
+from .pseudo_words import PseudoWordClassifier
+
+CLASSIFIERS = {"cosine": CosineClassifier, "pseudo_words": PseudoWordClassifier}
+WIDTHS = {
+    "embedding": "DIM",
+    "hidden": "WORD_DIM",
+}  # features of class names → the MODEL.TEXT key of their width
 
 
 def num_classes(cfg) -> int:
@@ -20,25 +29,42 @@ def is_configured(cfg) -> bool:
     return bool(cfg.MODEL.VOCABULARY.NAMES or cfg.MODEL.VOCABULARY.EMBEDDINGS)
 
 
+def classifier_type(cfg) -> type[CosineClassifier]:
+    """The classifier named by MODEL.OPEN_VOCAB.CLASSIFIER."""
+    name = cfg.MODEL.OPEN_VOCAB.CLASSIFIER
+    if name not in CLASSIFIERS:
+        raise UserError(
+            f'MODEL.OPEN_VOCAB.CLASSIFIER is "{name}": choose one of {", ".join(sorted(CLASSIFIERS))}.'
+        )
+    return CLASSIFIERS[name]
+
+
+def class_encoder(cfg, encoder):
+    """``encoder``, reading class names by the features that the configured classifier compares with."""
+    return FEATURES[classifier_type(cfg).text_features](encoder)
+
+
 def vocabulary_embeddings(cfg, encoder) -> Tensor:
     """(K, D) from names, else from the embeddings file, else random rows that wait for a checkpoint's."""
     vocabulary = cfg.MODEL.VOCABULARY
+    width_key = WIDTHS[classifier_type(cfg).text_features]
+    width = cfg.MODEL.TEXT[width_key]
     if vocabulary.NAMES:
-        embeddings = class_embeddings(encoder, list(vocabulary.NAMES), vocabulary.PROMPT)
-        if embeddings.shape[1] != cfg.MODEL.TEXT.DIM:
+        embeddings = class_embeddings(class_encoder(cfg, encoder), list(vocabulary.NAMES), vocabulary.PROMPT)
+        if embeddings.shape[1] != width:
             raise UserError(
                 f"MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME} gives embeddings of {embeddings.shape[1]} dimensions, "
-                f"but MODEL.TEXT.DIM is {cfg.MODEL.TEXT.DIM}: set it to {embeddings.shape[1]}."
+                f"but MODEL.TEXT.{width_key} is {width}: set it to {embeddings.shape[1]}."
             )
         return embeddings
-    expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT.DIM)
+    expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, width)
     if not vocabulary.EMBEDDINGS:
         return torch.randn(expected, generator=torch.Generator().manual_seed(0))
     embeddings = load_embeddings(vocabulary.EMBEDDINGS)
     if tuple(embeddings.shape) != expected:
         raise UserError(
             f"{resolve(vocabulary.EMBEDDINGS)} holds {tuple(embeddings.shape)} embeddings but MODEL.ROI_HEADS."
-            f"NUM_CLASSES x MODEL.TEXT.DIM is {expected}: set these keys, or name another file."
+            f"NUM_CLASSES x MODEL.TEXT.{width_key} is {expected}: set these keys, or name another file."
         )
     return embeddings
 

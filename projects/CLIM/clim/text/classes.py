@@ -19,6 +19,23 @@ from clim.text.prompts import PROMPTS
 _CLASSES_AT_ONCE = 32
 
 
+class HiddenFeatures:
+    """A tower whose ``encode`` gives the last layer's features, BARON's "attn12" (baron §4)."""
+
+    def __init__(self, encoder):
+        """``encoder``: a tower, or a lazy or cached one; loaded now if it was not."""
+        self._tower = encoder.live
+        self.dim = self._tower.hidden_dim
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """(N, H) float32 L2-normalised on the tower's device."""
+        return self._tower.encode_hidden(texts)
+
+
+# Name of a tower's features -> what encodes class names by them.
+FEATURES = {"embedding": lambda encoder: encoder, "hidden": HiddenFeatures}
+
+
 def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble") -> Tensor:
     """(K, D) L2-normalised float32 embeddings of ``names``, on the tower's device.
 
