@@ -31,17 +31,19 @@ class Responder:
         self.detects = issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), GeneralizedRCNN)
         if self.detects:
             self.model = Predictor(cfg).model
+            self.embed_names = self.model.roi_heads.box_predictor.embed_names
             self.short, self.long = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         else:
             self.model = build_model(cfg).eval()
+            self.embed_names = class_embeddings
             checkpointer = SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
             checkpointer.load(cfg.MODEL.WEIGHTS)
             self.short = self.long = cfg.INPUT.REGIONS.SIZE
         self.stride = dense_stride(self.model)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """(Q, D) unit vectors of texts, each in the prompts that stand for a class name."""
-        return class_embeddings(self.text_encoder, list(texts), self.prompt).to(self.model.device)
+        """(Q, D) of texts, each read as the model reads a class name."""
+        return self.embed_names(self.text_encoder, list(texts), self.prompt).to(self.model.device)
 
     @torch.no_grad()
     def __call__(self, picture: np.ndarray, texts: Tensor, *, long_side: int | None = None) -> Tensor:

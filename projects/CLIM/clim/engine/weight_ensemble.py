@@ -106,7 +106,5 @@ def clip_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 def text_half(encoder) -> dict[str, Tensor]:
     """Weights of a CLIP text tower behind ``encoder``; {} for other towers, whose names are not CLIP's."""
-    tower = getattr(encoder, "tower", encoder)
-    tower = getattr(tower, "tower", tower)  # a cache around a lazy tower
-    state = tower.state_dict()
+    state = encoder.live.state_dict()
     return state if "text_projection" in state else {}

@@ -47,7 +47,7 @@ def head_embeddings(roi_heads: nn.Module, features: dict[str, Tensor]) -> Tensor
     """
     (name,) = roi_heads.in_features
     cells = roi_heads.res5(features[name]).permute(0, 2, 3, 1)
-    return F.normalize(roi_heads.box_predictor.cls_score.project(cells), dim=3).permute(0, 3, 1, 2)
+    return F.normalize(roi_heads.box_predictor.project(cells), dim=3).permute(0, 3, 1, 2)
 
 
 def responses(embeddings: Tensor, texts: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def _image_encoder(model: nn.Module) -> ImageEncoder | None:
 
 def _c4_head(model: nn.Module) -> nn.Module:
     head = getattr(model, "roi_heads", None)
-    if not hasattr(head, "res5") or not hasattr(head.box_predictor.cls_score, "project"):
+    if not hasattr(head, "res5") or not hasattr(head.box_predictor, "project"):
         raise UserError(
             f"{type(model).__name__} has neither a C4 head with a text classifier nor an image encoder: response "
             "maps can be drawn for these two."

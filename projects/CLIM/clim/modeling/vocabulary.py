@@ -20,11 +20,16 @@ def is_configured(cfg) -> bool:
     return bool(cfg.MODEL.VOCABULARY.NAMES or cfg.MODEL.VOCABULARY.EMBEDDINGS)
 
 
-def vocabulary_embeddings(cfg, encoder) -> Tensor:
-    """(K, D) from names, else from the embeddings file, else random rows that wait for a checkpoint's."""
+def vocabulary_embeddings(cfg, encoder, *, embed=class_embeddings, unit: bool = True) -> Tensor:
+    """(K, D) from names, else from the embeddings file, else random rows that wait for a checkpoint's.
+
+    Args:
+        embed: ``embed(encoder, names, prompt)`` reads the names.
+        unit: whether a file's rows are L2-normalised.
+    """
     vocabulary = cfg.MODEL.VOCABULARY
     if vocabulary.NAMES:
-        embeddings = class_embeddings(encoder, list(vocabulary.NAMES), vocabulary.PROMPT)
+        embeddings = embed(encoder, list(vocabulary.NAMES), vocabulary.PROMPT)
         if embeddings.shape[1] != cfg.MODEL.TEXT.DIM:
             raise UserError(
                 f"MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME} gives embeddings of {embeddings.shape[1]} dimensions, "
@@ -34,7 +39,7 @@ def vocabulary_embeddings(cfg, encoder) -> Tensor:
     expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT.DIM)
     if not vocabulary.EMBEDDINGS:
         return torch.randn(expected, generator=torch.Generator().manual_seed(0))
-    embeddings = load_embeddings(vocabulary.EMBEDDINGS)
+    embeddings = load_embeddings(vocabulary.EMBEDDINGS, unit=unit)
     if tuple(embeddings.shape) != expected:
         raise UserError(
             f"{resolve(vocabulary.EMBEDDINGS)} holds {tuple(embeddings.shape)} embeddings but MODEL.ROI_HEADS."
@@ -57,6 +62,22 @@ def class_mask(cfg) -> Tensor:
     return mask
 
 
+def competing_classes(cfg) -> Tensor:
+    """(K,) bool, the classes of MODEL.OVRCNN.TEST_CLASSES; all where it is "" or the config gives names."""
+    name, count = cfg.MODEL.OVRCNN.TEST_CLASSES, num_classes(cfg)
+    competes = torch.ones(count, dtype=torch.bool)
+    if not name or cfg.MODEL.VOCABULARY.NAMES:
+        return competes
+    if name not in _TEST_CLASSES or count != len(coco_splits.COCO_NAMES):
+        raise UserError(
+            f'MODEL.OVRCNN.TEST_CLASSES is "{name}", with {count} classes: choose one of '
+            f'{", ".join(_TEST_CLASSES)} for COCO\'s 80 classes, else "".'
+        )
+    competes[:] = False
+    competes[list(_TEST_CLASSES[name])] = True
+    return competes
+
+
 def _ovcoco_mask() -> Tensor:
     mask = torch.zeros(80)
     mask[list(coco_splits.BASE_INDICES)] = 1
@@ -70,6 +91,11 @@ def _mini_mask() -> Tensor:
 
 
 _NAMED_MASKS = {"ovcoco": _ovcoco_mask, "mini": _mini_mask}
+_TEST_CLASSES = {
+    "ovcoco": coco_splits.BASE_INDICES + coco_splits.NOVEL_INDICES,
+    "ovcoco_base": coco_splits.BASE_INDICES,
+    "ovcoco_novel": coco_splits.NOVEL_INDICES,
+}
 
 
 def _cat_info_mask(path: Path) -> Tensor:

@@ -15,7 +15,7 @@
 
 from clim.text.base import TextTower
 from clim.text.cache import CaptionCache, LazyTower
-from clim.text.classes import class_embeddings, load_embeddings
+from clim.text.classes import class_embeddings, load_embeddings, word_piece_means
 from clim.text.encoder import build_text_encoder
 from clim.text.prompts import PROMPTS, a_name, ensemble
 from clim.text.towers import build_text_tower
@@ -31,4 +31,5 @@ __all__ = [
     "class_embeddings",
     "ensemble",
     "load_embeddings",
+    "word_piece_means",
 ]

@@ -45,6 +45,10 @@ class BertTower(TextTower):
         longest = self.model.config.max_position_embeddings
         return self._tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
 
+    @property
+    def word_embeddings(self) -> Tensor:
+        return self.model.get_input_embeddings().weight
+
     def features(self, tokens: list[list[int]]) -> Tensor:
         batch = self._tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self.device)
         hidden = self.model(**batch).last_hidden_state  # (B, L, D)

@@ -54,6 +54,10 @@ class OpenClipTower(TextTower):
         ends = ids.argmax(dim=1)  # the end-of-text token has the highest id
         return [row[: end + 1].tolist() for row, end in zip(ids, ends, strict=True)]
 
+    @property
+    def word_embeddings(self) -> Tensor:
+        return self.token_embedding.weight
+
     def features(self, tokens: list[list[int]]) -> Tensor:
         rows = [torch.tensor(row) for row in tokens]
         ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
