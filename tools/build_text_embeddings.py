@@ -3,6 +3,8 @@
 
     python tools/build_text_embeddings.py classes --dataset coco --prompt a \\
         --output datasets/metadata/coco_clip_a+cname.npy
+    python tools/build_text_embeddings.py classes --dataset coco --features words \\
+        --tower bert-base-uncased --output datasets/metadata/coco_bert_words.npy
     python tools/build_text_embeddings.py captions --dataset coco_caption_train_tags --cache output/captions
 """
 
@@ -17,7 +19,15 @@ import torch
 
 from clim.errors import UserError
 from clim.paths import resolve
-from clim.text import PROMPTS, CaptionCache, LazyTower, build_text_tower, class_embeddings
+from clim.text import PROMPTS, CaptionCache, LazyTower, build_text_tower, class_embeddings, word_piece_means
+
+# What a class becomes: --features NAME -> (tower, names, prompt) -> array. Dot products need all of words' digits.
+FEATURES = {
+    "embedding": lambda tower, names, prompt: (
+        class_embeddings(tower, names, prompt).cpu().numpy().astype(np.float16)
+    ),
+    "words": lambda tower, names, prompt: word_piece_means(tower, names).cpu().numpy(),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,13 +44,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    classes = commands.add_parser("classes", help="class names -> .npy (K, D), float16, unit rows")
+    classes = commands.add_parser("classes", help="class names -> .npy (K, D)")
     source = classes.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--dataset", help="coco, coco_panoptic, mini, or a json with categories (LVIS), taken by ascending id"
     )
     source.add_argument("--names", help='class names in order, "a,b,c"')
     classes.add_argument("--prompt", choices=sorted(PROMPTS), default="ensemble", help="default: %(default)s")
+    classes.add_argument(
+        "--features",
+        choices=sorted(FEATURES),
+        default="embedding",
+        help="embedding: what the tower makes of the prompts, unit rows, float16; words: mean of a name's word pieces "
+        "among the tower's word embeddings, float32, as OV-RCNN reads them, without prompts (%(default)s)",
+    )
     classes.add_argument("--output", required=True, type=Path, help="the .npy file to write")
     captions = commands.add_parser("captions", help="captions of registered data sets -> cache folder")
     captions.add_argument("--dataset", required=True, nargs="+", help="registered caption data sets")
@@ -55,7 +72,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def build_classes(args: argparse.Namespace) -> None:
     names = class_names(dataset=args.dataset, names=args.names)
     tower = build_text_tower(name=args.tower, pretrained=args.pretrained, device=args.device)
-    embeddings = class_embeddings(tower, names, args.prompt).cpu().numpy().astype(np.float16)
+    embeddings = FEATURES[args.features](tower, names, args.prompt)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with open(args.output, "wb") as file:
         np.save(file, embeddings)

@@ -5,7 +5,6 @@ Shape legend: R regions, K classes, D width of word embeddings; column K of (R, 
 
 import logging
 
-import torch
 from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -99,8 +98,13 @@ class OVRCNNOutputLayers(TextOutputLayers):
     def inference(self, predictions, proposals):
         """As the parent's; ``scores`` are the softmax, ``logits`` its log-odds, which do not tie near 1."""
         logits, deltas = predictions
-        competing = logits.double().masked_fill(~F.pad(self.competes, (0, 1), value=True), -torch.inf)
-        return super().inference((log_odds(competing.log_softmax(1)).float(), deltas), proposals)
+        competing = logits[:, F.pad(self.competes, (0, 1), value=True)].double()
+        odds = log_odds(competing.log_softmax(1)).float()
+        results, kept = super().inference((odds, deltas), proposals)
+        classes = self.competes.nonzero()[:, 0]
+        for result in results:
+            result.pred_classes = classes[result.pred_classes]
+        return results, kept
 
 
 def _with_background(class_embeddings: Tensor) -> Tensor:

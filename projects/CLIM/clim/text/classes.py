@@ -75,7 +75,8 @@ def load_embeddings(
     file is missing, is not such an array, holds a row without direction, or has another K than ``num_classes``.
     """
     file = resolve(path)
-    remedy = f"python tools/build_text_embeddings.py classes --dataset coco --output {file}"
+    features = "" if unit else " --features words"
+    remedy = f"python tools/build_text_embeddings.py classes --dataset coco{features} --output {file}"
     try:
         array = np.load(file, allow_pickle=False)
     except FileNotFoundError as error:
