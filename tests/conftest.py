@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import string
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from torch.nn import functional as F
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from clim.config import add_clim_config
 from clim.data.mini_setup import set_up_mini
@@ -91,6 +93,21 @@ def random_clip():
         return model.eval()
 
     return make
+
+
+def tiny_bert(tmp_path_factory):
+    """Folder of a random two-layer BERT, 32 wide, whose words are "dog", "##s" and single letters."""
+    folder = tmp_path_factory.mktemp("bert")
+    letters = string.ascii_lowercase
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, "dog", *letters, *(f"##{letter}" for letter in letters)]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(BertConfig(vocab_size=len(words), **size)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

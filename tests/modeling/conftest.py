@@ -4,6 +4,12 @@ import math
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from torch import nn
+
+from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+from clim.engine import SafeCheckpointer
 
 
 def cubic_matrix(size, target):
@@ -35,3 +41,95 @@ def slow_positions():
         return torch.cat([positions[:1], resized.flatten(0, 1).to(positions)])
 
     return resize
+
+
+@pytest.fixture(scope="module")
+def tiny_coco(tmp_path_factory, make_photos):
+    """A data root: six photos to train on, with base objects, and three to test on, one of them with unused objects."""
+    root = tmp_path_factory.mktemp("coco_root")
+    unused = next(i for i, _ in COCO_CATEGORIES if i not in {*BASE_IDS, *NOVEL_IDS})
+    train = [(BASE_IDS[i % 3],) for i in range(6)]
+    parts = {
+        ("train2017", "zero-shot/instances_train2017_seen_2_oriorder"): train,
+        ("val2017", "annotations/instances_val2017"): [
+            (BASE_IDS[0], NOVEL_IDS[0]),
+            (BASE_IDS[1],),
+            (unused,),
+        ],
+    }
+    parts["val2017", "zero-shot/instances_val2017_all_2_oriorder"] = parts[
+        "val2017", "annotations/instances_val2017"
+    ]
+    for (folder, name), classes in parts.items():
+        (root / "coco" / folder).mkdir(parents=True, exist_ok=True)
+        path = root / "coco" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        records = make_photos([(60, 90), (90, 60), (64, 64)] * (len(classes) // 3), ext="jpg")
+        images = [
+            {"id": r["image_id"], "file_name": r["file_name"], "height": r["height"], "width": r["width"]}
+            for r in records
+        ]
+        objects = [
+            (image["id"], k) for image, of_image in zip(images, classes, strict=True) for k in of_image
+        ]
+        annotations = [
+            {"id": n, "image_id": i, "category_id": k, "bbox": [8, 9, 40, 30], "area": 1200, "iscrowd": 0}
+            for n, (i, k) in enumerate(objects, start=1)
+        ]
+        categories = [{"id": i, "name": name} for i, name in COCO_CATEGORIES]
+        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return root
+
+
+class GridEncoder(nn.Module):
+    """Names of OV-RCNN's first stage on Detectron2's ResNet, conv1 to res5."""
+
+    def __init__(self, cfg, dim):
+        super().__init__()
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+        self.backbone = build_backbone(cfg, ShapeSpec(channels=3))
+        self.backbone.stem.conv1.norm.weight *= 1e-4  # untrained residuals grow, and pixels are large already
+        self.emb_pred = nn.Linear(2048, dim)
+
+    def forward(self, images):
+        return self.backbone(images)["res5"], self.emb_pred
+
+
+class ImageTextFile(nn.Module):
+    """An image-text model as far as its file goes: an encoder and the part of a method."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.image_encoder = encoder
+        self.method = nn.Linear(3, 3)
+
+
+@pytest.fixture(scope="session")
+def shaken():
+    """``shaken(module)``: in evaluation mode, with other weights than any that a package or a file brings."""
+
+    def shake(module):
+        generator = torch.Generator().manual_seed(1)
+        for value in module.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.02 * value.abs().mean() * torch.randn(value.shape, generator=generator))
+        return module.eval()
+
+    return shake
+
+
+@pytest.fixture(scope="session")
+def grid_encoder(load_cfg, shaken):
+    """``grid_encoder(dim)``: random; called with pictures, it gives (B, 2048, h, w) cells and the projection."""
+    return lambda dim: shaken(GridEncoder(load_cfg("OVRCNN_C4.yaml"), dim))
+
+
+@pytest.fixture(scope="session")
+def save_stage1():
+    """``save_stage1(encoder, folder)``: path of a checkpoint of a model around that encoder."""
+
+    def save(encoder, folder):
+        SafeCheckpointer(ImageTextFile(getattr(encoder, "encoder", encoder)), str(folder)).save("stage1")
+        return str(folder / "stage1.pth")
+
+    return save

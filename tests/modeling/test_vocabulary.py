@@ -79,13 +79,17 @@ def test_a_tower_of_another_width_is_told(cfg, hash_tower):
 def test_pseudo_words_compare_with_hidden_features(cfg, tiny_json):
     """Width of the tower's last layer, 16, not of its embeddings, 12; names are read by that layer."""
     tower = build_text_tower(name=tiny_json("vit"))
-    words = ["MODEL.OPEN_VOCAB.CLASSIFIER", "pseudo_words", "MODEL.TEXT.WORD_DIM", 16]
-    assert vocabulary_embeddings(cfg(*words), None).shape == (4, 16)
+    words = ["MODEL.TEXT.WORD_DIM", 16]
+    assert vocabulary_embeddings(cfg(*words), None, features="hidden").shape == (4, 16)
     named = cfg(*words, "MODEL.VOCABULARY.NAMES", ["dog"], "MODEL.VOCABULARY.PROMPT", "a")
-    torch.testing.assert_close(vocabulary_embeddings(named, tower), tower.encode_hidden(["a dog"]))
+    torch.testing.assert_close(
+        vocabulary_embeddings(named, tower, features="hidden"), tower.encode_hidden(["a dog"])
+    )
     with pytest.raises(UserError, match="16 dimensions, but MODEL.TEXT.WORD_DIM is 12: set it to 16"):
         vocabulary_embeddings(
-            cfg(*words, "MODEL.TEXT.WORD_DIM", 12, "MODEL.VOCABULARY.NAMES", ["dog"]), tower
+            cfg(*words, "MODEL.TEXT.WORD_DIM", 12, "MODEL.VOCABULARY.NAMES", ["dog"]),
+            tower,
+            features="hidden",
         )
 
 

@@ -32,6 +32,14 @@ def add_clim_config(cfg: CN) -> None:
     vocabulary.PROMPT = "ensemble"  # for NAMES: "a" ("a " + name), "ensemble" (63 templates) or "name"
     vocabulary.EMBEDDINGS = ""  # .npy (NUM_CLASSES, D), looked up under DETECTRON2_DATASETS
 
+    # What classifies and refines regions of a C4 head: "OpenVocabOutputLayers" or "OVRCNNOutputLayers".
+    cfg.MODEL.ROI_BOX_HEAD.PREDICTOR = "OpenVocabOutputLayers"
+    cfg.MODEL.OVRCNN = ovrcnn = CN()  # OVRCNNOutputLayers (ovrcnn §2, §6)
+    ovrcnn.BACKGROUND_WEIGHT = 0.2  # of background regions in the classification loss
+    # COCO's classes in the softmax at test: "ovcoco", the 65 that are scored (generalized, the published figure),
+    # "ovcoco_base", "ovcoco_novel" (base-only and target-only figures); "": all configured.
+    ovrcnn.TEST_CLASSES = ""
+
     # ---- Text tower (frozen) --------------------------------------------------------------------
     cfg.MODEL.TEXT = text = CN()
     text.NAME = "ViT-B-32-quickgelu"  # an open_clip model or a json of one, "minilm", or a folder with a BERT

@@ -120,13 +120,16 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _check_vocabulary(self, name: str, theirs: tuple, ours: tuple) -> None:
         """A configured vocabulary wins over a file's; without one, random embeddings would take its place."""
-        head, found, _ = name.rpartition(".cls_score.zs_weight")
-        if found and not self.model.get_submodule(head).vocabulary_wins:
-            raise UserError(
-                f"The file's vocabulary has {theirs[1] - 1} classes of {theirs[0]} dimensions, but the config's "
-                f"detector {ours[1] - 1} of {ours[0]} and no names: set MODEL.VOCABULARY, or MODEL.ROI_HEADS."
-                "NUM_CLASSES and MODEL.TEXT.DIM to the file's."
-            )
+        owner, found, key = name.partition(".box_predictor.")
+        predictor = self.model.get_submodule(f"{owner}.box_predictor") if found else None
+        if key != getattr(predictor, "vocabulary_key", None) or predictor.vocabulary_wins:
+            return
+        classes, width = predictor.vocabulary_axis, 1 - predictor.vocabulary_axis
+        raise UserError(
+            f"The file's vocabulary has {theirs[classes] - 1} classes of {theirs[width]} dimensions, but the config's "
+            f"detector {ours[classes] - 1} of {ours[width]} and no names: set MODEL.VOCABULARY, or MODEL.ROI_HEADS."
+            "NUM_CLASSES and MODEL.TEXT.DIM to the file's."
+        )
 
 
 def atomic_save(data, path: Path) -> None:

@@ -11,12 +11,15 @@ from .fvlm_heads import FVLMROIHeads
 from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, build_image_encoder
 from .image_text import ImageTextModel
 from .meta_arch import OpenVocabRCNN
+from .output_layers import BOX_PREDICTOR_REGISTRY, TextOutputLayers, build_box_predictor
+from .ovrcnn import OVRCNNOutputLayers
 from .region_pooling import embed_regions
 from .roi_heads import OpenVocabOutputLayers, OpenVocabRes5ROIHeads
 from .rounded_anchors import RoundedAnchorGenerator
 from .rpn import ProposingRPN
 
 __all__ = [
+    "BOX_PREDICTOR_REGISTRY",
     "IMAGE_ENCODER_REGISTRY",
     "ClipFPN",
     "ClipResNet",
@@ -29,11 +32,14 @@ __all__ = [
     "FVLMROIHeads",
     "ImageEncoder",
     "ImageTextModel",
+    "OVRCNNOutputLayers",
     "OpenVocabOutputLayers",
     "OpenVocabRCNN",
     "OpenVocabRes5ROIHeads",
     "ProposingRPN",
     "RoundedAnchorGenerator",
+    "TextOutputLayers",
+    "build_box_predictor",
     "build_image_encoder",
     "embed_regions",
 ]

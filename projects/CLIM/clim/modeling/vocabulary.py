@@ -9,7 +9,7 @@ from torch import Tensor
 from clim.data import coco_splits
 from clim.errors import UserError
 from clim.paths import resolve
-from clim.text import FEATURES, class_embeddings, load_embeddings
+from clim.text import CLASS_FEATURES, load_embeddings
 
 from .classifier import CosineClassifier
 from .pseudo_words import PseudoWordClassifier
@@ -18,6 +18,7 @@ CLASSIFIERS = {"cosine": CosineClassifier, "pseudo_words": PseudoWordClassifier}
 WIDTHS = {
     "embedding": "DIM",
     "hidden": "WORD_DIM",
+    "words": "DIM",
 }  # features of class names → the MODEL.TEXT key of their width
 
 
@@ -39,18 +40,16 @@ def classifier_type(cfg) -> type[CosineClassifier]:
     return CLASSIFIERS[name]
 
 
-def class_encoder(cfg, encoder):
-    """``encoder``, reading class names by the features that the configured classifier compares with."""
-    return FEATURES[classifier_type(cfg).text_features](encoder)
+def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tensor:
+    """(K, D) from names, else from the embeddings file, else random rows that wait for a checkpoint's.
 
-
-def vocabulary_embeddings(cfg, encoder) -> Tensor:
-    """(K, D) from names, else from the embeddings file, else random rows that wait for a checkpoint's."""
+    ``features``: what a class name becomes, of :data:`clim.text.CLASS_FEATURES`; rows of "words" keep their length.
+    """
     vocabulary = cfg.MODEL.VOCABULARY
-    width_key = WIDTHS[classifier_type(cfg).text_features]
+    width_key = WIDTHS[features]
     width = cfg.MODEL.TEXT[width_key]
     if vocabulary.NAMES:
-        embeddings = class_embeddings(class_encoder(cfg, encoder), list(vocabulary.NAMES), vocabulary.PROMPT)
+        embeddings = CLASS_FEATURES[features](encoder, list(vocabulary.NAMES), vocabulary.PROMPT)
         if embeddings.shape[1] != width:
             raise UserError(
                 f"MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME} gives embeddings of {embeddings.shape[1]} dimensions, "
@@ -60,7 +59,7 @@ def vocabulary_embeddings(cfg, encoder) -> Tensor:
     expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, width)
     if not vocabulary.EMBEDDINGS:
         return torch.randn(expected, generator=torch.Generator().manual_seed(0))
-    embeddings = load_embeddings(vocabulary.EMBEDDINGS)
+    embeddings = load_embeddings(vocabulary.EMBEDDINGS, unit=features != "words")
     if tuple(embeddings.shape) != expected:
         raise UserError(
             f"{resolve(vocabulary.EMBEDDINGS)} holds {tuple(embeddings.shape)} embeddings but MODEL.ROI_HEADS."
@@ -83,6 +82,22 @@ def class_mask(cfg) -> Tensor:
     return mask
 
 
+def competing_classes(cfg) -> Tensor:
+    """(K,) bool, the classes of MODEL.OVRCNN.TEST_CLASSES; all where it is "" or the config gives names."""
+    name, count = cfg.MODEL.OVRCNN.TEST_CLASSES, num_classes(cfg)
+    competes = torch.ones(count, dtype=torch.bool)
+    if not name or cfg.MODEL.VOCABULARY.NAMES:
+        return competes
+    if name not in _TEST_CLASSES or count != len(coco_splits.COCO_NAMES):
+        raise UserError(
+            f'MODEL.OVRCNN.TEST_CLASSES is "{name}", with {count} classes: choose one of '
+            f'{", ".join(_TEST_CLASSES)} for COCO\'s 80 classes, else "".'
+        )
+    competes[:] = False
+    competes[list(_TEST_CLASSES[name])] = True
+    return competes
+
+
 def _ovcoco_mask() -> Tensor:
     mask = torch.zeros(80)
     mask[list(coco_splits.BASE_INDICES)] = 1
@@ -96,6 +111,11 @@ def _mini_mask() -> Tensor:
 
 
 _NAMED_MASKS = {"ovcoco": _ovcoco_mask, "mini": _mini_mask}
+_TEST_CLASSES = {
+    "ovcoco": coco_splits.BASE_INDICES + coco_splits.NOVEL_INDICES,
+    "ovcoco_base": coco_splits.BASE_INDICES,
+    "ovcoco_novel": coco_splits.NOVEL_INDICES,
+}
 
 
 def _cat_info_mask(path: Path) -> Tensor:

@@ -15,13 +15,13 @@
 
 from clim.text.base import TextTower, WordFeatures
 from clim.text.cache import CaptionCache, LazyTower
-from clim.text.classes import FEATURES, class_embeddings, load_embeddings
+from clim.text.classes import CLASS_FEATURES, class_embeddings, load_embeddings, word_piece_means
 from clim.text.encoder import build_text_encoder
 from clim.text.prompts import PROMPTS, a_name, ensemble
 from clim.text.towers import build_text_tower
 
 __all__ = [
-    "FEATURES",
+    "CLASS_FEATURES",
     "PROMPTS",
     "CaptionCache",
     "LazyTower",
@@ -33,4 +33,5 @@ __all__ = [
     "class_embeddings",
     "ensemble",
     "load_embeddings",
+    "word_piece_means",
 ]

@@ -1,7 +1,7 @@
 """The contract of a frozen text tower, and what all towers share: batching, words without text, identity.
 
-Shapes: N texts, B texts of a batch, L words of the longest, W width of word embeddings, H width of the last
-layer, D dimensions of an embedding.
+Shapes: N texts, B texts of a batch, L words of the longest, V tokens known, W width of word embeddings, H width of
+the last layer, D dimensions of an embedding.
 """
 
 import hashlib
