@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clim.data.tiles import Tiles
 from clim.errors import UserError
+from clim.text import TextTower
 
 METHOD_REGISTRY = Registry("METHOD")
 METHOD_REGISTRY.__doc__ = (
@@ -66,6 +67,11 @@ class Texts:
         """Frozen sentence embeddings (C, D), unit rows, from the cache where there is one."""
         return self._encoder.encode(captions).to(self.class_embeddings.device)
 
+    @property
+    def tower(self) -> TextTower:
+        """The live text tower, for what is read token by token: OV-RCNN's words (:class:`BertTower`)."""
+        return self._encoder.live
+
     def tag_targets(self, members: Tensor) -> Tensor:
         """Multi-hot tags of regions (R, K): all tags of a region's tiles."""
         num_classes = len(self.class_embeddings) - 1
@@ -81,9 +87,15 @@ class Texts:
 
 
 class Method(nn.Module):
-    """Base of all methods. Parameters and buffers live in checkpoints under ``method.*``."""
+    """Base of all methods. Parameters and buffers live in checkpoints under ``method.*``.
+
+    Attributes:
+        pools: "boxes", regions of any place and size; or "cells" of an encoder's grid, for which ``Cells`` take the
+            place of ``Regions`` and one ``Grid`` a canvas that of proposals (methods/cells.py).
+    """
 
     needs_proposals = True
+    pools = "boxes"
 
     def select(self, tiles: Tiles, proposals: list[Instances] | None) -> dict[str, Regions]:
         """Regions to embed, by role. ``proposals``: one per canvas, best first, without gradient."""

@@ -8,6 +8,8 @@ from .efficientnet_encoder import EfficientNetLite0
 from .fvlm import FVLM
 from .fvlm_backbone import ClipFPN
 from .fvlm_heads import FVLMROIHeads
+from .grid_encoder import GridEncoder, ResNetGrid
+from .grid_text import GridTextModel
 from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, build_image_encoder
 from .image_text import ImageTextModel
 from .meta_arch import OpenVocabRCNN
@@ -26,12 +28,15 @@ __all__ = [
     "EfficientNetLite0",
     "FVLM",
     "FVLMROIHeads",
+    "GridEncoder",
+    "GridTextModel",
     "ImageEncoder",
     "ImageTextModel",
     "OpenVocabOutputLayers",
     "OpenVocabRCNN",
     "OpenVocabRes5ROIHeads",
     "ProposingRPN",
+    "ResNetGrid",
     "build_image_encoder",
     "embed_regions",
 ]

@@ -1,6 +1,6 @@
 """The contract of a frozen text tower, and what all towers share: batching and identity.
 
-Shapes: N texts, B texts of a batch, D dimensions of an embedding.
+Shapes: N texts, B texts of a batch, V tokens known, W width of word embeddings, D dimensions of an embedding.
 """
 
 import hashlib
@@ -31,6 +31,16 @@ class TextTower(nn.Module):
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without padding, truncated to what the tower can read."""
         raise NotImplementedError
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        """(V, W) of every token id, frozen."""
+        raise NotImplementedError
+
+    @property
+    def live(self) -> "TextTower":
+        """Itself: caches and lazy towers have the same property."""
+        return self
 
     def features(self, tokens: list[list[int]]) -> Tensor:
         """(B, D) embeddings of B token lists, not normalised."""

@@ -61,6 +61,11 @@ class LazyTower:
         """The tower itself, loaded now if it was not."""
         return build_text_tower(**self._source, device=self._device)
 
+    @property
+    def live(self) -> TextTower:
+        """The tower itself, as a model needs it that reads words without text."""
+        return self.tower
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(N, D) float32 L2-normalised embeddings on the tower's device."""
         return self.tower.encode(texts)
@@ -95,6 +100,11 @@ class CaptionCache:
         """``tower`` has ``fingerprint``, ``dim`` and ``encode``; a :class:`LazyTower` may stay unloaded."""
         self.tower = tower
         self._directory = Path(directory)
+
+    @property
+    def live(self) -> TextTower:
+        """The tower behind the cache, loaded now if it was not."""
+        return self.tower.live
 
     @property
     def dim(self) -> int:
