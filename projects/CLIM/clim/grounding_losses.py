@@ -49,7 +49,7 @@ def aligned_local(
 def mean_of_pairs(
     words: Tensor, is_word: Tensor, cells: Tensor, is_cell: Tensor, *, temperature: float
 ) -> dict[str, Tensor]:
-    """S_ij = mean over all pairs (c, n) of ⟨word c of caption i, cell n of tile j⟩ / ``temperature``: {"pairs": (T, T)}.
+    """S_ij = mean over all pairs (c, n) of ⟨word c of caption i, cell n of tile j⟩ / ``temperature``: (T, T) "pairs".
 
     As CLIM's paper words the score of OV-RCNN, with cosines; it states no temperature. A mean of products is the
     product of means. Arguments as in :func:`aligned_local`.

@@ -13,8 +13,8 @@ from clim.grounding_losses import GLOBAL_METRICS, LOCAL_METRICS, choices
 from clim.text.tokens import TokenBatch, mask_words
 from clim.text.towers import bert_config
 
-from .base import METHOD_REGISTRY, Method, Texts
-from .cells import Cells, cells_of_tiles, drop_cells, padded
+from .base import METHOD_REGISTRY, Method
+from .cells import cells_of_tiles, drop_cells, padded
 from .multimodal import MultimodalTransformer
 
 

@@ -1,4 +1,4 @@
-"""An image-text model whose regions are grid cells: OV-RCNN's pre-training, with and without mosaics (ovrcnn §1, §3)."""
+"""An image-text model whose regions are grid cells: OV-RCNN's pre-training, mosaics or not (ovrcnn §1, §3)."""
 
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
