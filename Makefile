@@ -11,6 +11,7 @@ BIN := .venv/bin
 READY := .venv/setup.json
 DATA := $(or $(DETECTRON2_DATASETS),datasets)
 MINI := $(DATA)/mini/metadata/classes_minilm.npy
+MINI_WORDS := $(DATA)/mini/metadata/classes_minilm_words.npy
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data demo test test-all lint clean
@@ -24,12 +25,16 @@ setup: $(READY)  ## .venv with pinned packages; a Detectron2 that is already the
 $(READY): requirements.txt constraints.txt requirements-detectron2.txt pyproject.toml tools/set_up.py
 	$(PYTHON) tools/set_up.py $(SETUP_OPTIONS)
 
-data: $(MINI)  ## the mini benchmark and its class embeddings
+data: $(MINI) $(MINI_WORDS)  ## the mini benchmark and its class embeddings
 
 $(MINI): | $(READY)
 	$(BIN)/python tools/make_mini.py --output $(DATA)
 	$(BIN)/python tools/build_text_embeddings.py classes --dataset mini --tower minilm --pretrained "" \
 		--prompt a --output $@
+
+$(MINI_WORDS): | $(MINI)
+	$(BIN)/python tools/build_text_embeddings.py classes --dataset mini --tower minilm --pretrained "" \
+		--features words --output $@
 
 demo: $(READY)  ## train Detic and Detic + CLIM on the mini benchmark and write output/demo/report.html
 	$(BIN)/python tools/demo.py

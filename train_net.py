@@ -7,7 +7,7 @@ several machines, as in Detectron2. Without CUDA it runs on the CPU; --num-gpus 
 
 from detectron2.engine import default_argument_parser
 
-from clim.engine import SafeCheckpointer, Trainer, build, evaluate, launch, setup, together
+from clim.engine import SafeCheckpointer, Trainer, WeightEnsemble, build, evaluate, launch, setup, together
 
 
 def main(args):
@@ -18,7 +18,11 @@ def main(args):
             model = build(cfg)
             checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        return evaluate(cfg, model)
+            resumed = args.resume and checkpointer.has_checkpoint()
+            path = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
+            ensemble = WeightEnsemble.of_checkpoint(model, path, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
+        with ensemble.mixed():
+            return evaluate(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -1,20 +1,30 @@
-"""Small things that many tests need: photos on disk, a text tower without weights, tiny configs."""
+"""Small things that many tests need: photos on disk, text towers and tiny CLIPs without weights, tiny configs."""
 
 import hashlib
+import json
+import string
 from pathlib import Path
 
 import cv2
 import numpy as np
+import open_clip
 import pytest
 import torch
 from detectron2.config import get_cfg
 from torch.nn import functional as F
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from clim.config import add_clim_config
 from clim.data.mini_setup import set_up_mini
 from clim.engine import load_config
+from clim.text.clip_config import clip_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+VISION = {
+    "vit": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 4},
+    "resnet": {"image_size": 64, "width": 8, "layers": [1, 2, 1, 1]},
+}
 
 
 class HashTower:
@@ -37,6 +47,67 @@ class HashTower:
 def hash_tower():
     """``hash_tower(dim)``."""
     return HashTower
+
+
+@pytest.fixture(scope="session")
+def tiny_json(tmp_path_factory):
+    """``tiny_json("vit" or "resnet", key=value, …)``: path of a json in open_clip's config format, D = 12."""
+
+    def write(kind, *, vision=(), text=(), **changes):
+        config = {
+            "embed_dim": 12,
+            "quick_gelu": True,
+            "vision_cfg": VISION[kind] | dict(vision),
+            "text_cfg": TEXT | dict(text),
+        }
+        path = tmp_path_factory.mktemp("clip") / f"tiny-{kind}.json"
+        path.write_text(json.dumps(config | changes))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def random_clip():
+    """``random_clip(name or json path, seed)``: an open_clip model whose every weight matters."""
+
+    def make(name, seed=0):
+        torch.manual_seed(seed)
+        config = clip_config(name, key="name")
+        if not name.endswith(".json"):
+            config["text_cfg"] = TEXT  # a full text half would take longer than the test
+        model = open_clip.CLIP(
+            embed_dim=config["embed_dim"],
+            vision_cfg=config["vision_cfg"],
+            text_cfg=config["text_cfg"],
+            quick_gelu=config.get("quick_gelu", False),
+        )
+        for module in model.modules():  # open_clip starts norms as identities and biases at zero
+            for weight in module.parameters(recurse=False):
+                if weight.ndim == 1:
+                    weight.data += 0.1 * torch.randn_like(weight)
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.data.uniform_(0.3, 0.6)
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 1.5)
+        return model.eval()
+
+    return make
+
+
+def tiny_bert(tmp_path_factory):
+    """Folder of a random two-layer BERT, 32 wide, whose words are "dog", "##s" and single letters."""
+    folder = tmp_path_factory.mktemp("bert")
+    letters = string.ascii_lowercase
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, "dog", *letters, *(f"##{letter}" for letter in letters)]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(BertConfig(vocab_size=len(words), **size)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,10 @@ from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY,
 
 from clim.config import add_clim_config
 from clim.methods import METHOD_REGISTRY
+from clim.modeling import BOX_PREDICTOR_REGISTRY
 
 ROOT = Path(__file__).parents[1]
+MSRA = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 FILES = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml"))
 
 
@@ -41,6 +43,7 @@ def test_every_file_loads_and_names_what_exists(file, load_cfg):
     assert cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
     assert cfg.MODEL.PROPOSAL_GENERATOR.NAME in PROPOSAL_GENERATOR_REGISTRY
     assert cfg.MODEL.ROI_HEADS.NAME in ROI_HEADS_REGISTRY
+    assert cfg.MODEL.ROI_BOX_HEAD.PREDICTOR in BOX_PREDICTOR_REGISTRY
     assert not cfg.MODEL.METHOD.NAME or cfg.MODEL.METHOD.NAME in METHOD_REGISTRY
     pairs = cfg.DATALOADER.CAPTIONS_PER_GPU + cfg.DATALOADER.MOSAICS_PER_GPU
     regions = cfg.DATALOADER.REGIONS_PER_GPU
@@ -202,11 +205,90 @@ def test_fvlms_rows(file, weights, load_cfg):
     assert (cfg.DATASETS.TEST, cfg.TEST.PROTOCOL) == (("coco_ovd_val",), "two_run")
 
 
-def test_clim_is_a_config_change(load_cfg):
-    """From Detic to Detic + CLIM only batch sizes change."""
-    for suffix in ("", "_caption"):
-        difference = changed(load_cfg(f"Detic_CLIM_C4{suffix}.yaml"), load_cfg(f"Detic_C4{suffix}.yaml"))
-        assert set(difference) == {"DATALOADER.CAPTIONS_PER_GPU", "DATALOADER.MOSAICS_PER_GPU", "OUTPUT_DIR"}
+@pytest.mark.parametrize(
+    "file, sizes, schedule, start",
+    [
+        ("BARON_BoxSup_C4.yaml", (2, 0, 0), (90_000, (60_000, 80_000)), MSRA),
+        ("BARON_C4_joint.yaml", (2, 2, 0), (90_000, (60_000, 80_000)), MSRA),
+        ("BARON_C4.yaml", (2, 4, 0), (45_000, (30_000, 40_000)), "output/BARON_BoxSup_C4/model_final.pth"),
+        (
+            "BARON_CLIM_C4.yaml",
+            (2, 2, 2),
+            (45_000, (30_000, 40_000)),
+            "output/BARON_BoxSup_C4/model_final.pth",
+        ),
+    ],
+)
+def test_barons_rows(file, sizes, schedule, start, load_cfg):
+    """baron §2 to §6; rows on the CLIM release's detector, except for the classifier."""
+    cfg = load_cfg(file)
+    loader, model, ov = cfg.DATALOADER, cfg.MODEL, cfg.MODEL.OPEN_VOCAB
+    assert (loader.DETECTION_PER_GPU, loader.CAPTIONS_PER_GPU, loader.MOSAICS_PER_GPU) == sizes
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.CLIP_GLOBAL_NORM) == (*schedule, 35.0)
+    assert model.WEIGHTS == start and model.METHOD.NAME == ("Baron" if sizes[1] else "")
+    assert (ov.CLASSIFIER, ov.WORDS, ov.WORD_DROPOUT) == ("pseudo_words", 4, 0.5)
+    assert (ov.TEMPERATURE, ov.TRAIN_BIAS, ov.BASE_CLASSES) == (25.0, [-20.0], "ovcoco")
+    assert model.VOCABULARY.EMBEDDINGS == "metadata/coco_clip_hand_craft_attn12.npy"
+    assert (model.TEXT.NAME, model.TEXT.DIM, model.TEXT.WORD_DIM) == ("ViT-B-32-quickgelu", 512, 512)
+    assert cfg.INPUT.MOSAIC.GRIDS == [2, 3, 4] and cfg.INPUT.MOSAIC.SIZE == 800
+    allowed = ("MODEL.OPEN_VOCAB.", "MODEL.VOCABULARY.", "MODEL.METHOD.NAME", "MODEL.WEIGHTS", "DATALOADER.")
+    for key in changed(cfg, load_cfg("BoxSup_C4.yaml")):
+        assert key.startswith(
+            (*allowed, "SOLVER.STEPS", "SOLVER.MAX_ITER", "INPUT.MOSAIC.GROUPS", "OUTPUT_DIR")
+        )
+
+
+@pytest.mark.parametrize("clim, baseline", [
+    ("Detic_CLIM_C4.yaml", "Detic_C4.yaml"), ("Detic_CLIM_C4_caption.yaml", "Detic_C4_caption.yaml"),
+    ("BARON_CLIM_C4.yaml", "BARON_C4.yaml"), ("mini/detic_clim.yaml", "mini/detic.yaml"),
+    ("mini/baron_clim.yaml", "mini/baron.yaml"),
+])  # fmt: skip
+def test_clim_is_a_config_change(clim, baseline, load_cfg):
+    """From a method to the method + CLIM only batch sizes change."""
+    difference = changed(load_cfg(clim), load_cfg(baseline))
+    assert set(difference) == {"DATALOADER.CAPTIONS_PER_GPU", "DATALOADER.MOSAICS_PER_GPU", "OUTPUT_DIR"}
+
+
+def test_ovrcnns_second_stage(load_cfg):
+    """Official zeroshot_v06.yaml and its defaults, ovrcnn §1.5, §2 and §6; + CLIM differs in what it starts from."""
+    cfg = load_cfg("OVRCNN_C4.yaml")
+    assert set(changed(load_cfg("OVRCNN_CLIM_C4.yaml"), cfg)) == {"MODEL.WEIGHTS", "OUTPUT_DIR"}
+    model, solver, loader = cfg.MODEL, cfg.SOLVER, cfg.DATALOADER
+    assert model.WEIGHTS == "output/OVRCNN_pretrain/model_final.pth" and model.METHOD.NAME == ""
+    assert model.PIXEL_MEAN == [102.9801, 115.9465, 122.7717] and model.PIXEL_STD == [1, 1, 1]
+    assert (model.BACKBONE.FREEZE_AT, model.RESNETS.NORM, model.RESNETS.STRIDE_IN_1X1) == (
+        2,
+        "FrozenBN",
+        True,
+    )
+    rpn, heads, head = model.RPN, model.ROI_HEADS, model.ROI_BOX_HEAD
+    assert (rpn.SMOOTH_L1_BETA, rpn.BOUNDARY_THRESH, rpn.NMS_THRESH) == (1 / 9, 0, 0.7)
+    assert (rpn.BATCH_SIZE_PER_IMAGE, rpn.POSITIVE_FRACTION, rpn.IOU_THRESHOLDS) == (256, 0.5, [0.3, 0.7])
+    assert (rpn.PRE_NMS_TOPK_TRAIN, rpn.POST_NMS_TOPK_TRAIN) == (12000, 2000)
+    assert (rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST) == (6000, 1000)
+    assert model.ANCHOR_GENERATOR.OFFSET == 0.5
+    assert model.ANCHOR_GENERATOR.SIZES == [[32, 64, 128, 256, 512]]
+    assert (heads.BATCH_SIZE_PER_IMAGE, heads.POSITIVE_FRACTION, heads.IOU_THRESHOLDS) == (512, 1.0, [0.5])
+    assert (heads.SCORE_THRESH_TEST, heads.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (0.05, 0.5, 100)
+    assert heads.PROPOSAL_APPEND_GT and heads.NUM_CLASSES == 80 and model.OPEN_VOCAB.BASE_CLASSES == "ovcoco"
+    assert (head.PREDICTOR, head.CLS_AGNOSTIC_BBOX_REG, head.SMOOTH_L1_BETA) == (
+        "OVRCNNOutputLayers",
+        True,
+        1,
+    )
+    assert (head.POOLER_TYPE, head.POOLER_RESOLUTION, head.POOLER_SAMPLING_RATIO) == ("ROIAlign", 14, 0)
+    assert head.BBOX_REG_WEIGHTS == (10, 10, 5, 5)
+    assert (model.OVRCNN.BACKGROUND_WEIGHT, model.OVRCNN.TEST_CLASSES) == (0.2, "ovcoco")
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.MOMENTUM, solver.GAMMA) == ("SGD", 0.005, 0.9, 0.1)
+    assert (solver.MAX_ITER, solver.STEPS) == (150_000, (60_000, 120_000))
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR) == (500, 1 / 3)
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS) == (1e-4, 1e-4, 0)
+    assert (solver.BIAS_LR_FACTOR, solver.CLIP_GLOBAL_NORM, solver.AMP.ENABLED) == (2, 0, False)
+    assert (solver.REFERENCE_WORLD_SIZE, loader.DETECTION_PER_GPU) == (8, 1)
+    assert (cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN) == ("BGR", (800,), 1333)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (
+        ("coco_zeroshot_train_oriorder",), ("coco_generalized_zeroshot_val",),
+    )  # fmt: skip
 
 
 def test_mini_runs_mean_what_they_say(load_cfg):

@@ -12,9 +12,11 @@ from clim.losses import (
     masked_class_bce,
     masked_softmax_ce,
     matched_bce,
+    matched_contrast,
     multi_hot_bce,
     one_hot_per_tag_bce,
     positives_by_id,
+    symmetric_info_nce,
 )
 
 
@@ -297,3 +299,78 @@ def test_masked_softmax_ce_of_nothing_keeps_the_graph():
     )
     loss.backward()
     assert loss.item() == 0 and logits.grad is not None
+
+
+# ---- matched_contrast
+
+
+def slow_matched_nll(logits, positive):
+    """mean_r -Σ_c Y_rc log softmax(S_r)_c / (Σ_c Y_rc + 1e-6)."""
+    total = 0.0
+    for row, own in zip(logits, positive, strict=True):
+        top = max(row)
+        log_sum = top + math.log(sum(math.exp(s - top) for s in row))
+        total += sum(log_sum - s for s, y in zip(row, own, strict=True) if y) / (sum(own) + 1e-6)
+    return total / len(logits)
+
+
+def slow_matched_contrast(regions, region_ids, texts, text_ids, scale):
+    logits = [
+        [scale * sum(a * b for a, b in zip(r, t, strict=True)) for t in texts.tolist()]
+        for r in regions.tolist()
+    ]
+    positive = [[i == j for j in text_ids.tolist()] for i in region_ids.tolist()]
+    turned = (
+        [list(column) for column in zip(*logits, strict=True)],
+        [list(column) for column in zip(*positive, strict=True)],
+    )
+    return (slow_matched_nll(logits, positive) + slow_matched_nll(*turned)) / 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=7),
+    st.lists(st.integers(0, 4), min_size=1, max_size=7),
+    st.sampled_from([1.0, 30.0]),
+    st.integers(0, 999),
+)
+def test_matched_contrast_is_the_formula(region_ids, text_ids, scale, seed):
+    """Several positives, the same image on many rows, rows and columns without a positive."""
+    regions = torch.nn.functional.normalize(randn(len(region_ids), 5, seed=seed), dim=1)
+    texts = torch.nn.functional.normalize(randn(len(text_ids), 5, seed=seed + 1), dim=1)
+    region_ids, text_ids = torch.tensor(region_ids), torch.tensor(text_ids)
+    loss = matched_contrast(regions, region_ids, texts, text_ids, scale=scale)
+    close(loss, slow_matched_contrast(regions, region_ids, texts, text_ids, scale))
+
+
+def test_matched_contrast_with_one_positive_each_is_info_nce():
+    regions = torch.nn.functional.normalize(randn(4, 6, seed=1), dim=1)
+    texts = torch.nn.functional.normalize(randn(4, 6, seed=2), dim=1)
+    ids = torch.tensor([5, 1, 8, 0])
+    loss = matched_contrast(regions, ids, texts, ids, scale=20.0)
+    close(loss, symmetric_info_nce(regions, texts, regions, texts, scale=20.0).item())
+
+
+def test_rows_of_the_queue_are_anchors_and_rows_without_positive_count_as_zero():
+    """Two rows alike and two texts alike: log 2 for the one positive; the lone row halves the mean, both ways."""
+    rows = torch.eye(2)[:1].expand(2, 2)
+    loss = matched_contrast(rows, torch.tensor([1, 2]), rows, torch.tensor([1, 3]), scale=30.0)
+    close(loss, math.log(2) / 2)
+
+
+def test_matched_contrast_stays_in_float32_inside_autocast():
+    rows = torch.nn.functional.normalize(randn(6, 32, seed=1), dim=1)
+    ids = torch.arange(6)
+    expected = matched_contrast(rows, ids, rows, ids, scale=30.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(matched_contrast(rows, ids, rows, ids, scale=30.0), expected)
+
+
+@pytest.mark.parametrize("regions, texts", [(0, 0), (0, 2), (2, 0)])
+def test_matched_contrast_of_nothing_keeps_the_graph(regions, texts):
+    rows = torch.zeros(regions, 3, requires_grad=True)
+    loss = matched_contrast(
+        rows, torch.arange(regions), torch.zeros(texts, 3), torch.arange(texts), scale=30.0
+    )
+    loss.backward()
+    assert loss.item() == 0 and rows.grad is not None

@@ -174,6 +174,20 @@ def test_two_machines(train_net, tmp_path):
 
 
 @pytest.mark.slow
+def test_ovrcnns_second_stage_on_two_processes(train_net, tmp_path):
+    """Its projection has no gradient; every other parameter needs its own, or the second step would fail."""
+    keys = ("SOLVER.MAX_ITER", "3", "SOLVER.CHECKPOINT_PERIOD", "2")
+    flags = ("--num-gpus", "2", "--dist-url", "auto")
+    finished(train_net(*flags, "KEYS", *keys, config="configs/mini/ovrcnn.yaml"))
+    whole = losses_of(tmp_path / "output")
+    assert sorted(whole) == [0, 1, 2, 3]
+    (tmp_path / "output/last_checkpoint").write_text("model_0000001.pth")
+    (tmp_path / "output/model_final.pth").unlink()
+    finished(train_net(*flags, "--resume", "KEYS", *keys, config="configs/mini/ovrcnn.yaml"))
+    assert losses_of(tmp_path / "output") == whole
+
+
+@pytest.mark.slow
 def test_official_recipe_alternates_on_two_processes(train_net, tmp_path):
     keys = (
         *("DATALOADER.MOSAICS_PER_GPU", "0", "DATALOADER.ALTERNATE", "(1, 1)", "SOLVER.MAX_ITER", "8"),

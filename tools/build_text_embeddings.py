@@ -3,6 +3,10 @@
 
     python tools/build_text_embeddings.py classes --dataset coco --prompt a \\
         --output datasets/metadata/coco_clip_a+cname.npy
+    python tools/build_text_embeddings.py classes --dataset coco --features hidden \\
+        --output datasets/metadata/coco_clip_hand_craft_attn12.npy
+    python tools/build_text_embeddings.py classes --dataset coco --features words \\
+        --tower bert-base-uncased --output datasets/metadata/coco_bert_words.npy
     python tools/build_text_embeddings.py captions --dataset coco_caption_train_tags --cache output/captions
 """
 
@@ -17,7 +21,7 @@ import torch
 
 from clim.errors import UserError
 from clim.paths import resolve
-from clim.text import PROMPTS, CaptionCache, LazyTower, build_text_tower, class_embeddings
+from clim.text import CLASS_FEATURES, PROMPTS, CaptionCache, LazyTower, build_text_tower
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,13 +38,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    classes = commands.add_parser("classes", help="class names -> .npy (K, D), float16, unit rows")
+    classes = commands.add_parser("classes", help="class names -> .npy (K, D)")
     source = classes.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--dataset", help="coco, coco_panoptic, mini, or a json with categories (LVIS), taken by ascending id"
     )
     source.add_argument("--names", help='class names in order, "a,b,c"')
     classes.add_argument("--prompt", choices=sorted(PROMPTS), default="ensemble", help="default: %(default)s")
+    classes.add_argument(
+        "--features",
+        choices=sorted(CLASS_FEATURES),
+        default="embedding",
+        help='"hidden": of the last layer, for MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"; "words": mean of a name\'s '
+        "word pieces among the tower's word embeddings, float32, as OV-RCNN reads them, without prompts (%(default)s)",
+    )
     classes.add_argument("--output", required=True, type=Path, help="the .npy file to write")
     captions = commands.add_parser("captions", help="captions of registered data sets -> cache folder")
     captions.add_argument("--dataset", required=True, nargs="+", help="registered caption data sets")
@@ -55,7 +66,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def build_classes(args: argparse.Namespace) -> None:
     names = class_names(dataset=args.dataset, names=args.names)
     tower = build_text_tower(name=args.tower, pretrained=args.pretrained, device=args.device)
-    embeddings = class_embeddings(tower, names, args.prompt).cpu().numpy().astype(np.float16)
+    embeddings = CLASS_FEATURES[args.features](tower, names, args.prompt).cpu().numpy()
+    if args.features != "words":  # dot products need all of words' digits
+        embeddings = embeddings.astype(np.float16)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with open(args.output, "wb") as file:
         np.save(file, embeddings)

@@ -285,15 +285,17 @@ class TestMissing:
             SafeCheckpointer(filled(0.0), str(tmp_path)).resume_or_load("", resume=True)
 
 
-def test_a_vocabulary_of_another_size_is_told_where_none_is_configured(tmp_path, tiny_cfg):
+@pytest.mark.parametrize("config", ["mini/detic_clim.yaml", "mini/ovrcnn.yaml"])
+def test_a_vocabulary_of_another_size_is_told_where_none_is_configured(config, tmp_path, tiny_cfg):
     few = ["MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.OPEN_VOCAB.BASE_CLASSES", ""]
     unnamed = ["MODEL.VOCABULARY.EMBEDDINGS", ""]
-    SafeCheckpointer(build(tiny_cfg(*few, *unnamed)), str(tmp_path)).save("five")
+    SafeCheckpointer(build(tiny_cfg(*few, *unnamed, config=config)), str(tmp_path)).save("five")
     path = str(tmp_path / "five.pth")
-    detector = build(tiny_cfg(*unnamed))
+    detector = build(tiny_cfg(*unnamed, config=config))
     with pytest.raises(UserError, match=r"has 5 classes of 384 dimensions, but the config's detector 65"):
         SafeCheckpointer(detector, "").load(path)
-    configured = build(tiny_cfg())
-    names = configured.classifier.zs_weight.clone()
+    configured = build(tiny_cfg(config=config))
+    predictor = configured.roi_heads.box_predictor
+    names = predictor.get_buffer(predictor.vocabulary_key).clone()
     SafeCheckpointer(configured, "").load(path)
-    assert torch.equal(configured.classifier.zs_weight, names)
+    assert torch.equal(predictor.get_buffer(predictor.vocabulary_key), names)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -16,14 +17,35 @@ from clim.engine import build, load_config
 
 HERE = Path(__file__).parent
 PROGRAM = HERE / "two_ranks.py"
-CONFIG = HERE.parents[1] / "configs/mini/detic_clim.yaml"
+CONFIGS = HERE.parents[1] / "configs/mini"
 spec = importlib.util.spec_from_file_location("two_ranks", PROGRAM)
 two_ranks = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(two_ranks)
 
 
+class Case(NamedTuple):
+    config: str
+    queue_length: str  # its key
+    queue: str  # attribute of the method
+    all_captions: bool  # whether the queue takes all captions of a tile, or the drawn one
+    loss: str  # of single pictures
+    num_losses: int
+
+
+DETIC = Case("detic_clim.yaml", "MODEL.METHOD.DETIC.QUEUE_LENGTH", "queue", False, "loss_caption", 8)
+BARON = Case("baron_clim.yaml", "MODEL.METHOD.BARON.QUEUE_LENGTH", "caption_queue", True, "loss_bag", 6)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(DETIC, id="detic"), pytest.param(BARON, id="baron", marks=pytest.mark.slow)],
+)
+def case(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def setting(tiny_mini, tmp_path_factory):
+def setting(case, tiny_mini, tmp_path_factory):
     """(config overrides, folder of what the two processes wrote down)."""
     folder = tmp_path_factory.mktemp("two_ranks")
     overrides = [
@@ -33,7 +55,7 @@ def setting(tiny_mini, tmp_path_factory):
         "INPUT.MOSAIC.SIZE", "128",
         "INPUT.CAPTION.SHORT_SIDE", "64",
         "INPUT.CAPTION.LONG_SIDE", "64",
-        "MODEL.METHOD.DETIC.QUEUE_LENGTH", "64",
+        case.queue_length, "64",
         "DATASETS.TEST", "()",
         "SOLVER.OPTIMIZER", "SGD",
         "SOLVER.BASE_LR", "0.001",
@@ -45,7 +67,7 @@ def setting(tiny_mini, tmp_path_factory):
     ]  # fmt: skip
     (folder / "output").mkdir()
     environment = os.environ | {"DETECTRON2_DATASETS": str(tiny_mini), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(PROGRAM), str(CONFIG), str(folder), *overrides]
+    command = [sys.executable, str(PROGRAM), str(CONFIGS / case.config), str(folder), *overrides]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return overrides, folder
@@ -57,17 +79,17 @@ def ranks(setting):
 
 
 @pytest.fixture(scope="module")
-def alone(setting, ranks, tiny_mini):
+def alone(case, setting, ranks, tiny_mini):
     """(losses, gradients) of each rank's batch in this one process, by step and rank."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
-        model = build(load_config(str(CONFIG), setting[0])).train()
+        model = build(load_config(str(CONFIGS / case.config), setting[0])).train()
         return [[compute(model, rank["steps"][i]) for rank in ranks] for i in range(two_ranks.STEPS)]
 
 
 def compute(model, step):
     model.load_state_dict(step["weights"])
-    for name, buffer in model.method.queue.named_buffers():
+    for name, buffer in model.method.named_buffers():
         buffer.copy_(step["queue"][name])
     torch.set_rng_state(step["random"])
     model.zero_grad()
@@ -86,20 +108,20 @@ def test_the_ranks_hold_different_pictures(ranks):
         assert len(first["mosaics"]) == len(second["mosaics"]) == 2
 
 
-def test_losses_are_each_rank_own(ranks, alone):
+def test_losses_are_each_rank_own(case, ranks, alone):
     for step, by_rank in enumerate(alone):
         for rank, (losses, _) in zip(ranks, by_rank, strict=True):
             assert rank["steps"][step]["losses"] == pytest.approx(losses, rel=1e-5)
-        assert by_rank[0][0]["loss_caption"] != by_rank[1][0]["loss_caption"]
+        assert by_rank[0][0][case.loss] != by_rank[1][0][case.loss]
 
 
-def test_logged_losses_are_the_mean_of_the_ranks(ranks):
+def test_logged_losses_are_the_mean_of_the_ranks(case, ranks):
     lines = [json.loads(line) for line in ranks[0]["metrics"].splitlines()]
     for step in range(two_ranks.STEPS):
         first, second = (rank["steps"][step]["losses"] for rank in ranks)
         logged = {name: lines[step][name] for name in first}
         assert logged == pytest.approx({name: (first[name] + second[name]) / 2 for name in first}, rel=1e-6)
-        assert len(logged) == 8
+        assert len(logged) == case.num_losses
 
 
 def test_gradients_are_the_mean_of_the_ranks(ranks, alone):
@@ -130,16 +152,19 @@ def test_weights_stay_the_same_on_all_ranks(ranks):
         assert torch.equal(first[name], second[name]), name
 
 
-def test_each_rank_has_its_own_queue(ranks):
+def test_each_rank_has_its_own_queue(case, ranks):
     """What a rank's batches held, newest first, and nothing of the other's."""
-    for rank in ranks:
+    found = [rank["queue"][f"{case.queue}.image_ids"].tolist() for rank in ranks]
+    for rank, stored in zip(ranks, found, strict=True):
         ids = []
         for step in rank["steps"]:
             for source in ("captions", "mosaics"):
-                ids = Tiles.cat([c["tiles"] for c in step["batch"][source]]).image_ids.tolist() + ids
-        length = len(rank["queue"]["image_ids"])
-        assert rank["queue"]["image_ids"].tolist() == (ids + [-1] * length)[:length]
-    assert ranks[0]["queue"]["image_ids"].tolist() != ranks[1]["queue"]["image_ids"].tolist()
+                tiles = Tiles.cat([c["tiles"] for c in step["batch"][source]])
+                counts = [len(c) if case.all_captions else 1 for c in tiles.captions]
+                of_batch = zip(tiles.image_ids.tolist(), counts, strict=True)
+                ids = [i for image_id, count in of_batch for i in [image_id] * count] + ids
+        assert stored == (ids + [-1] * len(stored))[: len(stored)]
+    assert found[0] != found[1]
 
 
 def test_resuming_restores_each_rank_queue_and_random_state(ranks):

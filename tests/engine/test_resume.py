@@ -53,19 +53,28 @@ def exact_metrics(cfg):
     return by_iteration
 
 
-def test_losses_after_resuming_are_bit_equal(tiny_cfg, tmp_path):
+@pytest.mark.parametrize(
+    "config, queue_key, sessions",
+    [
+        ("mini/detic_clim.yaml", "MODEL.METHOD.DETIC.QUEUE_LENGTH", ((0, (2,)), (2, (2, 3)))),
+        ("mini/baron_clim.yaml", "MODEL.METHOD.BARON.QUEUE_LENGTH", ((0, (2,)),)),
+    ],
+    ids=["detic", "baron"],
+)
+def test_losses_after_resuming_are_bit_equal(tiny_cfg, tmp_path, config, queue_key, sessions):
     """Checkpoints after iterations 1 and 3, evaluation after iteration 2; any number of loader workers."""
-    options = (
-        *("SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 3),
-        *("MODEL.METHOD.DETIC.QUEUE_LENGTH", 20),
-    )
-    whole = tiny_cfg(*options, "OUTPUT_DIR", str(tmp_path / "whole"))
+
+    def load(*overrides):
+        options = ("SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 3, queue_key, 20)
+        return tiny_cfg(*options, *overrides, config=config)
+
+    whole = load("OUTPUT_DIR", str(tmp_path / "whole"))
     straight = run(whole)
     expected = exact_metrics(whole)
     assert sorted(expected) == [0, 1, 2, 3, 4, 5]
-    for workers, deaths in ((0, (2,)), (2, (2, 3))):
+    for workers, deaths in sessions:
         folder = tmp_path / f"parts{workers}"
-        parts = tiny_cfg(*options, "DATALOADER.NUM_WORKERS", workers, "OUTPUT_DIR", str(folder))
+        parts = load("DATALOADER.NUM_WORKERS", workers, "OUTPUT_DIR", str(folder))
         for session, death in enumerate(deaths):
             run(parts, resume=session > 0, cut_after=death)
         last = {2: "model_0000001.pth", 3: "model_0000003.pth"}[death]
@@ -78,7 +87,9 @@ def test_losses_after_resuming_are_bit_equal(tiny_cfg, tmp_path):
             assert torch.equal(buffer, dict(found.named_buffers())[name]), name
         for name, parameter in straight.raw_model.named_parameters():
             assert torch.equal(parameter, dict(found.named_parameters())[name]), name
-        assert (found.method.queue.image_ids >= 0).all()  # full and overflowing: the oldest fell out
+        queues = [module for module in found.method.modules() if isinstance(module, TextQueue)]
+        # full and overflowing: the oldest fell out
+        assert queues and all((queue.image_ids >= 0).all() for queue in queues)
 
 
 def test_resuming_a_finished_run_evaluates_again(tiny_cfg):

@@ -1,10 +1,12 @@
 """The mixed weights are the exact mean, training never notices them, and clip.pt is a file of open_clip's kind."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from clim.engine.weight_ensemble import WeightEnsemble
+from clim.engine.weight_ensemble import PublishClip, WeightEnsemble
 from clim.errors import UserError
 
 
@@ -75,3 +77,31 @@ def test_mistakes_are_told(tmp_path):
         WeightEnsemble(model(), alpha=1.5)
     with pytest.raises(UserError, match=r"start_weights\.pth is missing"):
         WeightEnsemble(model(), alpha=0.5).load(tmp_path)
+
+
+def test_a_runs_own_checkpoint_is_evaluated_mixed_and_other_files_are_not(tmp_path):
+    net = model()
+    WeightEnsemble(net, alpha=0.7).save(tmp_path)
+    start = {k: v.clone() for k, v in net.state_dict().items()}
+    train(net)
+    trained = {k: v.clone() for k, v in net.state_dict().items()}
+    with WeightEnsemble.of_checkpoint(net, str(tmp_path / "model_final.pth"), alpha=0.7).mixed():
+        torch.testing.assert_close(net[2].weight.data, 0.7 * trained["2.weight"] + 0.3 * start["2.weight"])
+    for other in ("", str(tmp_path / "clip.pt")):
+        with WeightEnsemble.of_checkpoint(net, other, alpha=0.7).mixed():
+            assert torch.equal(net[2].weight, trained["2.weight"])
+    with pytest.raises(UserError, match="start_weights.pth is missing"):
+        WeightEnsemble.of_checkpoint(net, str(tmp_path / "elsewhere" / "model_final.pth"), alpha=0.7)
+
+
+@pytest.mark.parametrize("period, published", [(0, [9]), (4, [3, 7, 9])])
+def test_clip_file_is_written_with_every_checkpoint(period, published, tmp_path, monkeypatch):
+    hook = PublishClip(
+        WeightEnsemble(model(), alpha=1.0), str(tmp_path), name="ViT-B-16", period=period, epochs=5.0
+    )
+    epochs = {}
+    monkeypatch.setattr(hook, "publish", lambda epoch: epochs.setdefault(hook.trainer.iter, epoch))
+    for iteration in range(10):
+        hook.trainer = SimpleNamespace(iter=iteration, max_iter=10)
+        hook.after_step()
+    assert epochs == {iteration: round(5 * (iteration + 1) / 10) for iteration in published}

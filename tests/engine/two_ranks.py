@@ -29,7 +29,7 @@ def main(config, output, overrides):
     told = {"gather": gathered_captions(), "together": failures_together()}
     cfg = load_config(config, overrides)
     told["steps"], trainer = train(cfg)
-    told["queue"] = dict(trainer.raw_model.method.queue.named_buffers())
+    told["queue"] = dict(trainer.raw_model.method.named_buffers())
     told["metrics"] = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text()
     told["resumed"] = resumed(cfg)
     trainer.start_iter = rank
@@ -50,7 +50,7 @@ def train(cfg):
             {
                 "batch": copy.deepcopy(batch),
                 "weights": copy.deepcopy(model.state_dict()),
-                "queue": {name: b.clone() for name, b in model.method.queue.named_buffers()},
+                "queue": {name: b.clone() for name, b in model.method.named_buffers()},
                 "random": torch.get_rng_state(),
             }
         )
@@ -81,7 +81,7 @@ def resumed(cfg):
     trainer.resume_or_load(resume=True)
     return {
         "start": trainer.start_iter,
-        "queue": dict(trainer.raw_model.method.queue.named_buffers()),
+        "queue": dict(trainer.raw_model.method.named_buffers()),
         "random": torch.get_rng_state(),
         "file": rank_state_path(cfg.OUTPUT_DIR, 0).name,
     }

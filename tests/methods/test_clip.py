@@ -77,11 +77,7 @@ def test_embeddings_are_normalised_and_the_method_is_the_loss():
 def test_the_temperature_stays_in_its_range(value, kept):
     method = ClipContrast(scale=1.0, max_scale=100.0)
     method.logit_scale.data.fill_(value)
-    tiles = Tiles(
-        boxes=torch.zeros(1, 4), canvas=torch.zeros(1, dtype=torch.int64), image_ids=torch.zeros(1),
-        captions=[["x"]], drawn=["x"], tags=[[]], groups=torch.zeros(2, 0, 1, dtype=torch.bool),
-    )  # fmt: skip
-    assert list(method.select(tiles, None)) == ["tile"]
+    method.after_update()
     assert method.logit_scale.item() == pytest.approx(kept)
 
 

@@ -1,65 +1,15 @@
-"""Tiny CLIPs with random weights, and slow obvious versions of what encoders share."""
+"""Slow obvious versions of what encoders share."""
 
-import json
 import math
 
-import open_clip
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+from torch import nn
 
-from clim.text.clip_config import clip_config
-
-TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-VISION = {
-    "vit": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 4},
-    "resnet": {"image_size": 64, "width": 8, "layers": [1, 2, 1, 1]},
-}
-
-
-@pytest.fixture(scope="session")
-def tiny_json(tmp_path_factory):
-    """``tiny_json("vit" or "resnet", key=value, …)``: path of a json in open_clip's config format, D = 12."""
-
-    def write(kind, *, vision=(), text=(), **changes):
-        config = {
-            "embed_dim": 12,
-            "quick_gelu": True,
-            "vision_cfg": VISION[kind] | dict(vision),
-            "text_cfg": TEXT | dict(text),
-        }
-        path = tmp_path_factory.mktemp("clip") / f"tiny-{kind}.json"
-        path.write_text(json.dumps(config | changes))
-        return str(path)
-
-    return write
-
-
-@pytest.fixture(scope="session")
-def random_clip():
-    """``random_clip(name or json path, seed)``: an open_clip model whose every weight matters."""
-
-    def make(name, seed=0):
-        torch.manual_seed(seed)
-        config = clip_config(name, key="name")
-        if not name.endswith(".json"):
-            config["text_cfg"] = TEXT  # a full text half would take longer than the test
-        model = open_clip.CLIP(
-            embed_dim=config["embed_dim"],
-            vision_cfg=config["vision_cfg"],
-            text_cfg=config["text_cfg"],
-            quick_gelu=config.get("quick_gelu", False),
-        )
-        for module in model.modules():  # open_clip starts norms as identities and biases at zero
-            for weight in module.parameters(recurse=False):
-                if weight.ndim == 1:
-                    weight.data += 0.1 * torch.randn_like(weight)
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.weight.data.uniform_(0.3, 0.6)
-                module.running_mean.normal_(std=0.1)
-                module.running_var.uniform_(0.5, 1.5)
-        return model.eval()
-
-    return make
+from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+from clim.engine import SafeCheckpointer
 
 
 def cubic_matrix(size, target):
@@ -91,3 +41,95 @@ def slow_positions():
         return torch.cat([positions[:1], resized.flatten(0, 1).to(positions)])
 
     return resize
+
+
+@pytest.fixture(scope="module")
+def tiny_coco(tmp_path_factory, make_photos):
+    """A data root: six photos to train on, with base objects, and three to test on, one of them with unused objects."""
+    root = tmp_path_factory.mktemp("coco_root")
+    unused = next(i for i, _ in COCO_CATEGORIES if i not in {*BASE_IDS, *NOVEL_IDS})
+    train = [(BASE_IDS[i % 3],) for i in range(6)]
+    parts = {
+        ("train2017", "zero-shot/instances_train2017_seen_2_oriorder"): train,
+        ("val2017", "annotations/instances_val2017"): [
+            (BASE_IDS[0], NOVEL_IDS[0]),
+            (BASE_IDS[1],),
+            (unused,),
+        ],
+    }
+    parts["val2017", "zero-shot/instances_val2017_all_2_oriorder"] = parts[
+        "val2017", "annotations/instances_val2017"
+    ]
+    for (folder, name), classes in parts.items():
+        (root / "coco" / folder).mkdir(parents=True, exist_ok=True)
+        path = root / "coco" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        records = make_photos([(60, 90), (90, 60), (64, 64)] * (len(classes) // 3), ext="jpg")
+        images = [
+            {"id": r["image_id"], "file_name": r["file_name"], "height": r["height"], "width": r["width"]}
+            for r in records
+        ]
+        objects = [
+            (image["id"], k) for image, of_image in zip(images, classes, strict=True) for k in of_image
+        ]
+        annotations = [
+            {"id": n, "image_id": i, "category_id": k, "bbox": [8, 9, 40, 30], "area": 1200, "iscrowd": 0}
+            for n, (i, k) in enumerate(objects, start=1)
+        ]
+        categories = [{"id": i, "name": name} for i, name in COCO_CATEGORIES]
+        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return root
+
+
+class GridEncoder(nn.Module):
+    """Names of OV-RCNN's first stage on Detectron2's ResNet, conv1 to res5."""
+
+    def __init__(self, cfg, dim):
+        super().__init__()
+        cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+        self.backbone = build_backbone(cfg, ShapeSpec(channels=3))
+        self.backbone.stem.conv1.norm.weight *= 1e-4  # untrained residuals grow, and pixels are large already
+        self.emb_pred = nn.Linear(2048, dim)
+
+    def forward(self, images):
+        return self.backbone(images)["res5"], self.emb_pred
+
+
+class ImageTextFile(nn.Module):
+    """An image-text model as far as its file goes: an encoder and the part of a method."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.image_encoder = encoder
+        self.method = nn.Linear(3, 3)
+
+
+@pytest.fixture(scope="session")
+def shaken():
+    """``shaken(module)``: in evaluation mode, with other weights than any that a package or a file brings."""
+
+    def shake(module):
+        generator = torch.Generator().manual_seed(1)
+        for value in module.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.02 * value.abs().mean() * torch.randn(value.shape, generator=generator))
+        return module.eval()
+
+    return shake
+
+
+@pytest.fixture(scope="session")
+def grid_encoder(load_cfg, shaken):
+    """``grid_encoder(dim)``: random; called with pictures, it gives (B, 2048, h, w) cells and the projection."""
+    return lambda dim: shaken(GridEncoder(load_cfg("OVRCNN_C4.yaml"), dim))
+
+
+@pytest.fixture(scope="session")
+def save_stage1():
+    """``save_stage1(encoder, folder)``: path of a checkpoint of a model around that encoder."""
+
+    def save(encoder, folder):
+        SafeCheckpointer(ImageTextFile(getattr(encoder, "encoder", encoder)), str(folder)).save("stage1")
+        return str(folder / "stage1.pth")
+
+    return save

@@ -18,41 +18,6 @@ CONFIG = str(ROOT / "configs/FVLM_ViTB16_CLIM_COCO.yaml")
 FIGURES = {f"{metric}_{run}_run" for metric in ("AP50", "AP", "AR") for run in ("novel", "base")}
 
 
-@pytest.fixture(scope="module")
-def tiny_coco(tmp_path_factory, make_photos):
-    """A data root: six photos to train on, with base objects, and three to test on, one of them with unused objects."""
-    root = tmp_path_factory.mktemp("coco_root")
-    unused = next(i for i, _ in COCO_CATEGORIES if i not in {*BASE_IDS, *NOVEL_IDS})
-    train = [(BASE_IDS[i % 3],) for i in range(6)]
-    parts = {
-        ("train2017", "zero-shot/instances_train2017_seen_2_oriorder"): train,
-        ("val2017", "annotations/instances_val2017"): [
-            (BASE_IDS[0], NOVEL_IDS[0]),
-            (BASE_IDS[1],),
-            (unused,),
-        ],
-    }
-    for (folder, name), classes in parts.items():
-        (root / "coco" / folder).mkdir(parents=True)
-        path = root / "coco" / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
-        records = make_photos([(60, 90), (90, 60), (64, 64)] * (len(classes) // 3), ext="jpg")
-        images = [
-            {"id": r["image_id"], "file_name": r["file_name"], "height": r["height"], "width": r["width"]}
-            for r in records
-        ]
-        objects = [
-            (image["id"], k) for image, of_image in zip(images, classes, strict=True) for k in of_image
-        ]
-        annotations = [
-            {"id": n, "image_id": i, "category_id": k, "bbox": [8, 9, 40, 30], "area": 1200, "iscrowd": 0}
-            for n, (i, k) in enumerate(objects, start=1)
-        ]
-        categories = [{"id": i, "name": name} for i, name in COCO_CATEGORIES]
-        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
-    return root
-
-
 @pytest.fixture
 def overrides(tiny_json, tmp_path):
     keys = {

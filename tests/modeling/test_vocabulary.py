@@ -9,6 +9,7 @@ import torch
 from clim.data.coco_splits import BASE_INDICES
 from clim.errors import UserError
 from clim.modeling.vocabulary import class_mask, is_configured, num_classes, vocabulary_embeddings
+from clim.text import build_text_tower
 
 NOVEL = [4, 5, 15, 16, 19, 20, 25, 27, 31, 36, 41, 43, 55, 57, 66, 71, 76]
 
@@ -73,6 +74,23 @@ def test_a_file_of_another_shape_is_told(cfg, tmp_path, shape):
 def test_a_tower_of_another_width_is_told(cfg, hash_tower):
     with pytest.raises(UserError, match="5 dimensions.*MODEL.TEXT.DIM is 6"):
         vocabulary_embeddings(cfg("MODEL.VOCABULARY.NAMES", ["dog"]), hash_tower(5))
+
+
+def test_pseudo_words_compare_with_hidden_features(cfg, tiny_json):
+    """Width of the tower's last layer, 16, not of its embeddings, 12; names are read by that layer."""
+    tower = build_text_tower(name=tiny_json("vit"))
+    words = ["MODEL.TEXT.WORD_DIM", 16]
+    assert vocabulary_embeddings(cfg(*words), None, features="hidden").shape == (4, 16)
+    named = cfg(*words, "MODEL.VOCABULARY.NAMES", ["dog"], "MODEL.VOCABULARY.PROMPT", "a")
+    torch.testing.assert_close(
+        vocabulary_embeddings(named, tower, features="hidden"), tower.encode_hidden(["a dog"])
+    )
+    with pytest.raises(UserError, match="16 dimensions, but MODEL.TEXT.WORD_DIM is 12: set it to 16"):
+        vocabulary_embeddings(
+            cfg(*words, "MODEL.TEXT.WORD_DIM", 12, "MODEL.VOCABULARY.NAMES", ["dog"]),
+            tower,
+            features="hidden",
+        )
 
 
 # ---- class_mask

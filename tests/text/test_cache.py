@@ -296,6 +296,13 @@ def test_real_tower_through_the_cache(tmp_path):
     assert "tower" not in vars(unloaded) and unloaded.dim == 384
 
 
+def test_the_live_tower_behind_any_encoder(tmp_path):
+    lazy_tower = LazyTower(name="minilm", pretrained="", directory=tmp_path)
+    tower = CaptionCache(lazy_tower, tmp_path).live
+    assert tower is lazy_tower.live and tower is CaptionCache(tower, tmp_path).live
+    assert tower.word_dim == tower.hidden_dim == tower.dim == 384
+
+
 def test_from_config(weights, tmp_path):
     text = {"NAME": "ViT-B-32", "PRETRAINED": str(weights[0]), "CACHE": ""}
     cfg = CfgNode({"MODEL": {"DEVICE": "cpu", "TEXT": text}})

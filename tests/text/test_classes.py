@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clim.data.coco_splits import BASE_NAMES, NOVEL_NAMES
 from clim.errors import UserError
-from clim.text.classes import class_embeddings, load_embeddings
+from clim.text import CaptionCache, LazyTower, build_text_tower
+from clim.text.classes import CLASS_FEATURES, class_embeddings, load_embeddings, word_piece_means
 from clim.text.prompts import ensemble
 
 
@@ -44,6 +46,63 @@ def test_no_class_and_unknown_prompt():
     assert class_embeddings(FakeTower(), []).shape == (0, 5)
     with pytest.raises(UserError, match="'an' is unknown: choose one of a, ensemble, name"):
         class_embeddings(FakeTower(), NAMES, "an")
+
+
+# ---- word-piece means
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return build_text_tower(name="minilm")
+
+
+def test_the_names_of_ovcoco_that_bert_takes_to_pieces(minilm):
+    """Golden: bert-base-uncased's vocabulary, which MiniLM shares, has 54 of the 65 names whole (ovrcnn §5)."""
+    names = [*BASE_NAMES, *NOVEL_NAMES]
+    assert len(names) == 65
+    pieces = {name: len(tokens) - 2 for name, tokens in zip(names, minilm.tokenize(names), strict=True)}
+    assert {name: count for name, count in pieces.items() if count > 1} == {
+        "giraffe": 3, "frisbee": 3, "broccoli": 3, "handbag": 2, "skis": 2, "snowboard": 2, "skateboard": 2,
+        "surfboard": 2, "donut": 2, "toaster": 2, "toothbrush": 2,
+    }  # fmt: skip
+
+
+def test_words_are_plain_means_of_the_rows_of_their_pieces(tiny_bert):
+    tower = build_text_tower(name=str(tiny_bert))
+    words = (tiny_bert / "vocab.txt").read_text().split()
+    rows = tower.state_dict()["model.embeddings.word_embeddings.weight"]
+    expected = {
+        "dog": [rows[words.index("dog")]],
+        "Dogs": [rows[words.index(piece)] for piece in ("dog", "##s")],
+        "cat dog": [rows[words.index(piece)] for piece in ("c", "##a", "##t", "dog")],
+    }
+    means = word_piece_means(tower, list(expected))
+    assert means.shape == (3, tower.word_dim) and means.dtype == torch.float32 and not means.requires_grad
+    for mean, pieces in zip(means, expected.values(), strict=True):
+        torch.testing.assert_close(mean, sum(pieces) / len(pieces))
+    assert word_piece_means(tower, []).shape == (0, 32)
+    with pytest.raises(UserError, match="class name ' ' has no word"):
+        word_piece_means(tower, ["dog", " "])
+
+
+def test_a_lazy_and_a_cached_tower_show_their_words(tiny_bert, tmp_path):
+    lazy = LazyTower(name=str(tiny_bert), pretrained="")
+    cached = CaptionCache(LazyTower(name=str(tiny_bert), pretrained=""), tmp_path)
+    direct = build_text_tower(name=str(tiny_bert))
+    assert direct.live is direct and lazy.live is lazy.tower
+    for tower in (lazy, cached):
+        assert torch.equal(word_piece_means(tower.live, ["dogs"]), word_piece_means(direct, ["dogs"]))
+
+
+# ---- files
+
+
+def test_rows_may_keep_their_lengths(tmp_path):
+    array = np.arange(1, 13, dtype=np.float16).reshape(3, 4)
+    np.save(tmp_path / "e.npy", array)
+    assert load_embeddings(tmp_path / "e.npy", unit=False).tolist() == array.tolist()
+    with pytest.raises(UserError, match="build_text_embeddings.py classes --dataset coco --features words"):
+        load_embeddings(tmp_path / "absent.npy", unit=False)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -130,10 +189,41 @@ def test_tool_writes_class_embeddings(tool, tmp_path):
     assert dog @ puppy > dog @ car + 0.2
 
 
+def test_hidden_features_of_classes(tool, tiny_json, tmp_path):
+    """Normalised, averaged over prompts and normalised; by the tool and by a tower behind a cache."""
+    name = tiny_json("vit", text={"context_length": 24})
+    tower = build_text_tower(name=name)
+    texts = ensemble("dog")
+    rows = F.normalize(tower.features(tower.tokenize(texts)).hidden, dim=1)
+    cached = CaptionCache(LazyTower(name=name, pretrained="", directory=tmp_path), tmp_path)
+    for encoder in (tower, cached):
+        found = CLASS_FEATURES["hidden"](encoder, ["dog"], "ensemble")
+        torch.testing.assert_close(found, F.normalize(rows.mean(0, keepdim=True), dim=1))
+    arguments = ["--names", "dog", "--tower", name, "--pretrained", "", "--device", "cpu"]
+    tool.main(["classes", *arguments, "--features", "hidden", "--output", str(tmp_path / "h.npy")])
+    assert np.load(tmp_path / "h.npy").dtype == np.float16
+    torch.testing.assert_close(load_embeddings(tmp_path / "h.npy"), found, atol=1e-3, rtol=0)
+
+
+def test_tool_writes_words(tool, tiny_bert, tmp_path):
+    output = tmp_path / "words.npy"
+    arguments = [
+        "--names",
+        "dog,dogs",
+        "--tower",
+        str(tiny_bert),
+        "--features",
+        "words",
+        "--output",
+        str(output),
+    ]
+    tool.main(["classes", *arguments])
+    expected = word_piece_means(build_text_tower(name=str(tiny_bert)), ["dog", "dogs"])
+    assert torch.equal(load_embeddings(output, num_classes=2, unit=False), expected)
+
+
 def test_tool_fills_the_cache(tool, tmp_path, capsys):
     from detectron2.data import DatasetCatalog
-
-    from clim.text import CaptionCache, LazyTower
 
     records = [{"captions": ["a dog", "two dogs"]}, {"captions": ["a dog"]}, {"captions": []}]
     DatasetCatalog.register("tool_captions", lambda: records)

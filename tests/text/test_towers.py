@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn.functional import normalize
 
 from clim.errors import UserError
 from clim.text import clip_weights
@@ -106,6 +107,86 @@ def test_building_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     build_text_tower(name="tiny-clip")
     assert torch.equal(before, torch.get_rng_state())
+
+
+# ---- words ------------------------------------------------------------------------------------------
+
+
+def inner_words(tower, texts):
+    """Word embeddings (B, L, W) of what stands between each text's start and end, and their numbers (B,)."""
+    inner = [ids[1:-1] for ids in tower.tokenize(texts)]
+    length = max(len(ids) for ids in inner)
+    words = torch.full((len(texts), length, tower.word_dim), 7.0)  # beyond a text: must not be read
+    for row, ids in zip(words, inner, strict=True):
+        row[: len(ids)] = tower.word_embeddings[ids]
+    return words, torch.tensor([len(ids) for ids in inner])
+
+
+def test_words_of_a_text_are_read_as_the_text(any_tower):
+    features = any_tower.encode_words(*inner_words(any_tower, WORDS))
+    torch.testing.assert_close(normalize(features.embedding), any_tower.encode(WORDS), atol=1e-6, rtol=0)
+    torch.testing.assert_close(normalize(features.hidden), any_tower.encode_hidden(WORDS), atol=1e-6, rtol=0)
+    assert features.hidden.shape == (4, any_tower.hidden_dim)
+    assert (features.embedding.norm(dim=1) - 1).abs().min() > 1e-3  # not normalised
+
+
+def test_a_batch_of_words_equals_its_sequences_one_by_one(any_tower):
+    words, lengths = inner_words(any_tower, WORDS)
+    together = any_tower.encode_words(words, lengths)
+    for b, n in enumerate(lengths.tolist()):
+        alone = any_tower.encode_words(words[b : b + 1, :n], lengths[b : b + 1])
+        for all_of, one in zip(together, alone, strict=True):
+            torch.testing.assert_close(all_of[b], one[0], atol=1e-5, rtol=1e-4)
+
+
+def test_gradients_reach_the_words_that_are_read_and_no_weight(any_tower):
+    words = torch.randn(2, 5, any_tower.word_dim, requires_grad=True)
+    features = any_tower.encode_words(words, torch.tensor([5, 3]))
+    (normalize(features.hidden)[:, 0] + normalize(features.embedding)[:, 0]).sum().backward()
+    assert words.grad[0].any(1).all() and words.grad[1, :3].any(1).all()
+    assert not words.grad[1, 3:].any()
+    assert all(p.grad is None for p in any_tower.parameters())
+
+
+def test_no_sequence(any_tower):
+    for length in (0, 3):
+        features = any_tower.encode_words(
+            torch.zeros(0, length, any_tower.word_dim), torch.zeros(0, dtype=torch.int64)
+        )
+        assert features.hidden.shape == (0, any_tower.hidden_dim)
+        assert features.embedding.shape == (0, any_tower.dim)
+
+
+def test_more_words_than_it_can_read_are_told(tower):
+    assert tower.context == 20
+    tower.encode_words(torch.zeros(1, 18, 16), torch.tensor([18]))
+    with pytest.raises(
+        UserError, match="19 pseudo words is longer than the 18 .*MODEL.METHOD.BARON.PROPOSALS"
+    ):
+        tower.encode_words(torch.zeros(1, 19, 16), torch.tensor([19]))
+
+
+def test_clips_two_features_by_hand(clip, tmp_path):
+    """Embeddings, positions, blocks one by one under a causal mask; the last token, before and after ``ln_final``."""
+    tower = build_text_tower(name="tiny-clip-quickgelu", pretrained=str(save_plain(clip, tmp_path)))
+    words = torch.randn(1, 3, 16)
+    start, end = clip.token_embedding.weight[49406], clip.token_embedding.weight[49407]
+    with torch.no_grad():
+        x = torch.cat([start[None], words[0], end[None]])[None] + clip.positional_embedding[:5]
+        mask = torch.full((5, 5), -torch.inf).triu(1)
+        for block in clip.transformer.resblocks:
+            x = block(x, attn_mask=mask)
+        hidden = x[:, -1]
+        embedding = clip.ln_final(hidden) @ clip.text_projection
+    features = tower.encode_words(words, torch.tensor([3]))
+    torch.testing.assert_close(features.hidden, hidden, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(features.embedding, embedding, atol=1e-6, rtol=1e-5)
+
+
+def test_features_of_words_are_float32_inside_autocast(tower):
+    with torch.autocast("cpu", torch.bfloat16):
+        features = tower.encode_words(torch.randn(2, 3, 16), torch.tensor([3, 2]))
+    assert features.hidden.dtype == features.embedding.dtype == torch.float32
 
 
 # ---- fingerprint ------------------------------------------------------------------------------------
@@ -315,13 +396,6 @@ def test_unknown_tag_or_file():
 def test_other_kinds_of_text_half_are_refused():
     with pytest.raises(UserError, match="tiny-pooled.*not CLIP's causal transformer"):
         build_text_tower(name="tiny-pooled")
-
-
-def test_word_embeddings_carry_gradients(tower):
-    words = torch.randn(2, 5, 16, requires_grad=True)
-    tower.features_of_words(words, torch.tensor([4, 2])).sum().backward()
-    assert words.grad[0].any() and words.grad[1, :3].any()
-    assert not words.grad[1, 3:].any()  # behind the end of the second text
 
 
 # ---- BERT -------------------------------------------------------------------------------------------

@@ -16,6 +16,11 @@ def add_clim_config(cfg: CN) -> None:
     cfg.MODEL.OPEN_VOCAB = ov = CN()
     ov.TEMPERATURE = 25.0  # scale of the cosine; official Detic 50, CLIM release 25
     ov.TRAIN_BIAS = []  # [-20.0]: learnable bias added to the logits in training only (CLIM); []: none (Detic)
+    # "cosine": linear · text embedding (Detic). "pseudo_words": the text tower reads a region (baron §3), and
+    # MODEL.VOCABULARY holds hidden features of class names (tools/build_text_embeddings.py --features hidden).
+    ov.CLASSIFIER = "cosine"
+    ov.WORDS = 4  # pseudo words of a region
+    ov.WORD_DROPOUT = 0.5  # probability that training removes a pseudo word from what the classifier reads
     ov.BASE_CLASSES = (
         ""  # classes with boxes, the others are masked: "ovcoco", "mini", cat_info json; "": all
     )
@@ -27,16 +32,25 @@ def add_clim_config(cfg: CN) -> None:
     vocabulary.PROMPT = "ensemble"  # for NAMES: "a" ("a " + name), "ensemble" (63 templates) or "name"
     vocabulary.EMBEDDINGS = ""  # .npy (NUM_CLASSES, D), looked up under DETECTRON2_DATASETS
 
+    # What classifies and refines regions of a C4 head: "OpenVocabOutputLayers" or "OVRCNNOutputLayers".
+    cfg.MODEL.ROI_BOX_HEAD.PREDICTOR = "OpenVocabOutputLayers"
+    cfg.MODEL.OVRCNN = ovrcnn = CN()  # OVRCNNOutputLayers (ovrcnn §2, §6)
+    ovrcnn.BACKGROUND_WEIGHT = 0.2  # of background regions in the classification loss
+    # COCO's classes in the softmax at test: "ovcoco", the 65 that are scored (generalized, the published figure),
+    # "ovcoco_base", "ovcoco_novel" (base-only and target-only figures); "": all configured.
+    ovrcnn.TEST_CLASSES = ""
+
     # ---- Text tower (frozen) --------------------------------------------------------------------
     cfg.MODEL.TEXT = text = CN()
     text.NAME = "ViT-B-32-quickgelu"  # an open_clip model or a json of one, "minilm", or a folder with a BERT
     text.PRETRAINED = "openai"  # open_clip tag, file or hub name; "": random weights, for tests only
     text.DIM = 512  # width of its embeddings, and of the classifier's projection
+    text.WORD_DIM = 512  # width of its word embeddings and of its last layer, for pseudo words
     text.CACHE = ""  # folder of cached caption embeddings; "": the tower runs in every step
 
     # ---- Method: what is learnt from image-text pairs (clim/methods) ----------------------------
     cfg.MODEL.METHOD = method = CN()
-    method.NAME = ""  # "Detic", "Grounding"; "": boxes only
+    method.NAME = ""  # "Detic", "Baron", "Grounding"; "": boxes only
     method.DETIC = detic = CN()
     detic.TEMPERATURE = 25.0
     detic.BIAS = [-20.0]  # start of the two learnable biases, one for captions and one for tags; []: none
@@ -51,6 +65,24 @@ def add_clim_config(cfg: CN) -> None:
     detic.TAG_TARGET = "multi_hot"  # or "per_tag": one-hot for each tag + background column (Detic)
     detic.TAG_MIN_IOF = 0.3  # a proposal belongs to the tile that holds more than this part of it
     detic.TAG_TOPK = 128  # proposals of a tile, by score, among which the largest is taken
+
+    # BARON's caption branch: the proposals of a picture or tile are one bag, read like a sentence (baron §5). The
+    # part for tiles is unpublished: what tells tiles apart is Detic's, all else happens inside the tile (baron §7).
+    method.BARON = baron = CN()
+    baron.MIN_IOF = 0.3  # a proposal belongs to the tile that holds more than this part of it (inferred)
+    baron.TOPK = 128  # proposals of a tile, by score, that are looked at
+    baron.RATIO = [0.25, 4.0]  # width / height of a proposal, between these
+    baron.MIN_AREA = 0.01  # part of the tile's area that a proposal is larger than
+    baron.MIN_OBJECTNESS = 0.85  # probability; none above it, or of good shape: the best proposal alone
+    baron.NMS = 0.2  # IoU of proposals of one bag
+    baron.PROPOSALS = 10  # of a bag at most, drawn uniformly; the tile's own box comes on top
+    baron.ORDERS = 4  # different random orders in which a bag is read
+    baron.WORD_DROPOUT = 0.5  # probability that a word of a bag is removed, drawn for each order
+    baron.FREQUENCIES = 128  # sines and cosines of a box coordinate
+    baron.FREQUENCY_BASE = 1.2  # ratio of neighbouring frequencies, which are centred at one wave a tile
+    baron.TEMPERATURE = 30.0
+    baron.QUEUE_LENGTH = 1024  # bags, and as many captions, per process
+    baron.WEIGHT = 10.0  # of each source's loss (inferred for mosaics)
 
     method.CLIP = clip = CN()  # image-text contrast of whole pictures and tiles (CLIM §3.3, clip_fvlm §2)
     clip.SCALE = 100.0  # start of the learned factor of the cosines: 1 / 0.01, where OpenAI's training ended
@@ -152,6 +184,8 @@ def add_clim_config(cfg: CN) -> None:
     # ---- Data: sizes are per GPU ----------------------------------------------------------------
     cfg.DATASETS.CAPTIONS = ()  # registered sets of image-text pairs
     cfg.DATASETS.REGIONS = ()  # registered sets of pictures with pseudo-labelled boxes
+    # Your own sets: [[name, "captions" | "boxes" | "regions", json, image folder], …], see datasets/README.md.
+    cfg.DATASETS.OWN = []
     cfg.DATALOADER.DETECTION_PER_GPU = 2
     cfg.DATALOADER.CAPTIONS_PER_GPU = 0
     cfg.DATALOADER.MOSAICS_PER_GPU = 0

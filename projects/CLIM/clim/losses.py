@@ -144,3 +144,32 @@ def symmetric_info_nce(
         to_texts = F.cross_entropy(scale * images @ all_texts.T, target)
         to_images = F.cross_entropy(scale * texts @ all_images.T, target)
     return (to_texts + to_images) / 2
+
+
+def matched_contrast(
+    regions: Tensor, region_ids: Tensor, texts: Tensor, text_ids: Tensor, *, scale: float
+) -> Tensor:
+    """½ [ℓ(S, Y) + ℓ(Sᵀ, Yᵀ)], S = scale · regions · textsᵀ, Y = 1 where image ids match, a scalar (BARON, baron §5).
+
+    ℓ(S, Y) is the mean over rows of -Σ_c Y_rc · log softmax(S_r)_c / (Σ_c Y_rc + 1e-6): with one positive a row it is
+    InfoNCE; a row without positives counts as 0.
+
+    Args:
+        regions: (R, D) unit rows, those of the queue among them: these are anchors too.
+        region_ids: (R,) image ids >= 0.
+        texts: (C, D) unit rows, the queue's among them.
+        text_ids: (C,) image ids >= 0.
+
+    In float32, inside autocast too. 0 where there are no regions or no texts.
+    """
+    if len(regions) == 0 or len(texts) == 0:
+        return (regions.sum() + texts.sum()) * 0.0  # keeps the graph, so that DDP sees every parameter
+    with torch.autocast(regions.device.type, enabled=False):
+        logits = scale * regions.float() @ texts.float().T
+        same = (region_ids[:, None] == text_ids[None, :]).float()
+        return (_mean_positive_nll(logits, same) + _mean_positive_nll(logits.T, same.T)) / 2
+
+
+def _mean_positive_nll(logits: Tensor, positive: Tensor) -> Tensor:
+    nll = -(positive * logits.log_softmax(1)).sum(1)
+    return (nll / (positive.sum(1) + 1e-6)).mean()

@@ -13,7 +13,7 @@ from torchvision.ops import nms
 
 from clim.data.images import read_image
 from clim.engine.checkpoint import SafeCheckpointer
-from clim.modeling.vocabulary import num_classes, vocabulary_embeddings
+from clim.modeling.vocabulary import num_classes
 
 
 class Predictor:
@@ -40,9 +40,11 @@ class Predictor:
         predictor = self.model.roi_heads.box_predictor
         if cfg.MODEL.VOCABULARY.NAMES:
             with_boxes = torch.tensor([i not in self.novel for i in range(len(self.names))]).float()
-            predictor.set_vocabulary(vocabulary_embeddings(cfg, self.model.text_encoder), with_boxes)
+            predictor.set_vocabulary(predictor.read_vocabulary(cfg, self.model.text_encoder), with_boxes)
         predictor.test_score_thresh = score_threshold
-        predictor.cls_score.register_forward_hook(_keep_training_bias)
+        for part in predictor.modules():
+            if hasattr(part, "cls_bias"):
+                part.register_forward_hook(_keep_training_bias)
 
     def __call__(self, file_name: str | os.PathLike) -> Instances:
         """Detections of a picture file; raises :class:`clim.data.images.UnreadableImage`."""
@@ -91,4 +93,4 @@ def _metadata(cfg, key: str) -> Sequence[str]:
 
 
 def _keep_training_bias(classifier, inputs, logits):
-    return logits + classifier.cls_bias if hasattr(classifier, "cls_bias") else logits
+    return logits + classifier.cls_bias

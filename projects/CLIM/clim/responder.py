@@ -13,7 +13,7 @@ from clim.engine.checkpoint import SafeCheckpointer
 from clim.errors import UserError
 from clim.modeling.dense_responses import dense_embeddings, dense_stride, responses
 from clim.predictor import Predictor
-from clim.text import build_text_encoder, class_embeddings
+from clim.text import CLASS_FEATURES, build_text_encoder
 
 
 class Responder:
@@ -31,17 +31,20 @@ class Responder:
         self.detects = issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), GeneralizedRCNN)
         if self.detects:
             self.model = Predictor(cfg).model
+            self.features = self.model.roi_heads.box_predictor.text_features(cfg)
             self.short, self.long = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         else:
             self.model = build_model(cfg).eval()
+            self.features = "embedding"
             checkpointer = SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
             checkpointer.load(cfg.MODEL.WEIGHTS)
             self.short = self.long = cfg.INPUT.REGIONS.SIZE
         self.stride = dense_stride(self.model)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """(Q, D) unit vectors of texts, each in the prompts that stand for a class name."""
-        return class_embeddings(self.text_encoder, list(texts), self.prompt).to(self.model.device)
+        """(Q, D) of texts, each read as the model reads a class name."""
+        read = CLASS_FEATURES[self.features]
+        return read(self.text_encoder, list(texts), self.prompt).to(self.model.device)
 
     @torch.no_grad()
     def __call__(self, picture: np.ndarray, texts: Tensor, *, long_side: int | None = None) -> Tensor:

@@ -2,22 +2,28 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from clim.data.mini import build_mini
 from clim.data.mini_concepts import MINI_CATEGORIES
-from clim.text import CaptionCache, LazyTower, build_text_tower, class_embeddings
+from clim.text import CaptionCache, LazyTower, TextTower, build_text_tower, class_embeddings, word_piece_means
 
-CLASS_EMBEDDINGS = Path("mini/metadata/classes_minilm.npy")  # as configs/mini/Base.yaml names them
+# As configs/mini name them: what MiniLM makes of the 65 concepts.
+CLASS_EMBEDDINGS: dict[str, Callable[[TextTower], Tensor]] = {
+    "mini/metadata/classes_minilm.npy": lambda tower: class_embeddings(tower, MINI_CATEGORIES, "a"),
+    "mini/metadata/classes_minilm_words.npy": lambda tower: word_piece_means(tower, MINI_CATEGORIES),
+}
 CAPTION_CACHE = Path("mini/metadata/captions_minilm")
 
 
 def set_up_mini(root: Path, *, seed: int, **sizes) -> dict:
     """Make under ``root`` what configs/mini expects; what is there already is kept. Returns build_mini's summary."""
     summary = build_mini(root, seed=seed, **sizes)
-    write_class_embeddings(root / CLASS_EMBEDDINGS)
+    write_class_embeddings(root)
     cache = CaptionCache(
         LazyTower(name="minilm", pretrained="", directory=root / CAPTION_CACHE), root / CAPTION_CACHE
     )
@@ -27,13 +33,15 @@ def set_up_mini(root: Path, *, seed: int, **sizes) -> dict:
     return summary
 
 
-def write_class_embeddings(path: Path) -> None:
-    """MiniLM's embeddings of "a " + name for the 65 concepts, unless they are there."""
-    if path.is_file():
+def write_class_embeddings(root: Path) -> None:
+    """The files of CLASS_EMBEDDINGS that are not there yet."""
+    missing = {root / name: read for name, read in CLASS_EMBEDDINGS.items() if not (root / name).is_file()}
+    if not missing:
         return
     tower = build_text_tower(name="minilm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        np.save(file, class_embeddings(tower, MINI_CATEGORIES, "a").cpu().numpy())
-    os.replace(partial, path)
+    for path, read in missing.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        with open(partial, "wb") as file:
+            np.save(file, read(tower).cpu().numpy())
+        os.replace(partial, path)

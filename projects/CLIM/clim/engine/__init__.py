@@ -16,10 +16,12 @@ from .failures import run_cleanly, together
 from .processes import launch
 from .setup import load_config, setup
 from .trainer import Trainer, build
+from .weight_ensemble import WeightEnsemble
 
 __all__ = [
     "SafeCheckpointer",
     "Trainer",
+    "WeightEnsemble",
     "build",
     "evaluate",
     "launch",

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -13,6 +14,7 @@ from detectron2.utils.file_io import Detectron2Handler
 from torch import nn
 
 from clim.errors import UserError
+from clim.text.clip_weights import is_torchscript
 
 # Everything that unpickling may call: it rebuilds arrays and plain containers, and touches nothing else.
 _NUMPY_PARTS = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
@@ -20,6 +22,7 @@ for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and
     _NUMPY_PARTS[_core, "_reconstruct"] = np.zeros(0).__reduce__()[0]
     _NUMPY_PARTS[_core, "scalar"] = np.float64(0).__reduce__()[0]
 _PLAIN_PARTS = {("collections", "OrderedDict"), ("_codecs", "encode")}
+_TRUST = ", or set MODEL.TRUST_WEIGHTS True if you trust its author"
 _DAMAGE = (EOFError, OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
 
 
@@ -79,37 +82,32 @@ class SafeCheckpointer(DetectionCheckpointer):
         raise UserError(f"MODEL.WEIGHTS: {path} does not exist{_how_to_get(Path(path))}.")
 
     def _load_file(self, filename):
-        try:
+        if is_torchscript(filename):
+            raise UserError(
+                f"{filename} is a TorchScript file, as OpenAI publishes CLIP: name it in "
+                "MODEL.IMAGE_ENCODER.PRETRAINED instead of MODEL.WEIGHTS."
+            )
+        with readable(filename, otherwise=_TRUST):
             if filename.endswith(".pkl"):
                 return _as_detectron2(load_numpy_pickle(filename, trusted=self.trusted))
-            with torch.serialization.safe_globals([(v, ".".join(k)) for k, v in _numpy_globals().items()]):
+            with torch.serialization.safe_globals(numpy_globals()):
                 data = torch.load(filename, map_location="cpu", weights_only=not self.trusted)
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"{filename} is damaged or holds more than tensors, and was not loaded, because that could "
-                "run code from it: re-save its weights alone (torch.save({'model': state_dict}, FILE)), or "
-                "set MODEL.TRUST_WEIGHTS True if you trust its author."
-            ) from error
-        except _DAMAGE as error:
-            reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
-            raise UserError(
-                f"{filename} cannot be read as a file of weights ({reason}): is it whole?"
-            ) from error
-        data = data if isinstance(data, dict) else {}
-        if "model" not in data:
-            data = {"model": data.get("state_dict", data)}
-        weights = data["model"]
-        if not (isinstance(weights, dict) and weights and all(map(_is_array, weights.values()))):
-            raise UserError(
-                f"{filename} holds no weights: expected {{'model': {{name: tensor}}}} or {{name: tensor}}."
-            )
+        weights = weights_of(data, filename)
+        data = data if "model" in data else {"model": weights}
         if parse_qs(self._parsed_url_during_load.query).get("matching_heuristics") == ["True"]:
             data["matching_heuristics"] = True
         return data
 
     def _load_model(self, checkpoint):
         names = len(checkpoint["model"])
-        incompatible = super()._load_model(checkpoint)
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except RuntimeError as error:  # names that a model translates are compared late
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise UserError(
+                f"The weights in the file do not fit this model ({reason}): it is of another architecture; "
+                "check MODEL.WEIGHTS against the config."
+            ) from error
         # Parameters without any in the file: Detectron2 would go on from random ones.
         if set(incompatible.missing_keys) >= {name for name, _ in self.model.named_parameters()}:
             raise UserError(
@@ -122,13 +120,16 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _check_vocabulary(self, name: str, theirs: tuple, ours: tuple) -> None:
         """A configured vocabulary wins over a file's; without one, random embeddings would take its place."""
-        head, found, _ = name.rpartition(".cls_score.zs_weight")
-        if found and not self.model.get_submodule(head).vocabulary_wins:
-            raise UserError(
-                f"The file's vocabulary has {theirs[1] - 1} classes of {theirs[0]} dimensions, but the config's "
-                f"detector {ours[1] - 1} of {ours[0]} and no names: set MODEL.VOCABULARY, or MODEL.ROI_HEADS."
-                "NUM_CLASSES and MODEL.TEXT.DIM to the file's."
-            )
+        owner, found, key = name.partition(".box_predictor.")
+        predictor = self.model.get_submodule(f"{owner}.box_predictor") if found else None
+        if key != getattr(predictor, "vocabulary_key", None) or predictor.vocabulary_wins:
+            return
+        classes, width = predictor.vocabulary_axis, 1 - predictor.vocabulary_axis
+        raise UserError(
+            f"The file's vocabulary has {theirs[classes] - 1} classes of {theirs[width]} dimensions, but the config's "
+            f"detector {ours[classes] - 1} of {ours[width]} and no names: set MODEL.VOCABULARY, or MODEL.ROI_HEADS."
+            "NUM_CLASSES and MODEL.TEXT.DIM to the file's."
+        )
 
 
 def atomic_save(data, path: Path) -> None:
@@ -139,6 +140,35 @@ def atomic_save(data, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+@contextmanager
+def readable(filename: str, *, otherwise: str = ""):
+    """Inside, a file that cannot be read, or asks for more than arrays and plain containers, is a UserError.
+
+    ``otherwise``: what can be done with the latter but to re-save it.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{filename} is damaged or holds more than tensors, and was not loaded, because that could "
+            f"run code from it: re-save its weights alone (torch.save({{'model': state_dict}}, FILE)){otherwise}."
+        ) from error
+    except _DAMAGE as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
+        raise UserError(f"{filename} cannot be read as a file of weights ({reason}): is it whole?") from error
+
+
+def weights_of(data, filename: str) -> dict:
+    """{name: tensor or array} in what a file holds: below "model" or "state_dict", or at the top; else UserError."""
+    data = data if isinstance(data, dict) else {}
+    weights = data.get("model", data.get("state_dict", data))
+    if isinstance(weights, dict) and weights and all(map(_is_array, weights.values())):
+        return weights
+    raise UserError(
+        f"{filename} holds no weights: expected {{'model': {{name: tensor}}}} or {{name: tensor}}."
+    )
 
 
 def load_numpy_pickle(path, *, trusted: bool = False) -> dict:
@@ -162,10 +192,11 @@ class _NumpyUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _numpy_globals() -> dict:
-    """What torch.load may rebuild besides tensors: NumPy arrays and numbers, dtype by dtype."""
+def numpy_globals() -> list[tuple]:
+    """What torch.load may rebuild besides tensors, as (object, its name): NumPy arrays and numbers, by dtype."""
     dtypes = {type(np.dtype(char)) for char in np.typecodes["All"]}
-    return _NUMPY_PARTS | {(kind.__module__, kind.__qualname__): kind for kind in dtypes}
+    parts = _NUMPY_PARTS | {(kind.__module__, kind.__qualname__): kind for kind in dtypes}
+    return [(part, ".".join(name)) for name, part in parts.items()]
 
 
 def _as_detectron2(data: dict) -> dict:

@@ -16,6 +16,9 @@ def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
         return build_sgd(cfg, model)
     if solver.OPTIMIZER != "ADAMW":
         raise UserError(f'SOLVER.OPTIMIZER is "{solver.OPTIMIZER}": choose "SGD" or "ADAMW".')
+    overrides = {"logit_scale": {"weight_decay": 0.0}}  # a factor, not a weight
+    if solver.WEIGHT_DECAY_BIAS is not None:  # Detectron2 knows biases by the name "bias" alone
+        overrides["in_proj_bias"] = {"weight_decay": solver.WEIGHT_DECAY_BIAS}
     groups = get_default_optimizer_params(
         model,
         base_lr=solver.BASE_LR,
@@ -23,7 +26,7 @@ def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR,
         weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
         lr_factor_func=lambda name: solver.BACKBONE_MULTIPLIER if name.startswith(PRETRAINED) else 1.0,
-        overrides={"logit_scale": {"weight_decay": 0.0}},  # a factor, not a weight
+        overrides=overrides,
     )
     optimizer = torch.optim.AdamW(
         groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), eps=solver.EPS, weight_decay=solver.WEIGHT_DECAY

@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from clim.config import add_clim_config
+from clim.data.own_sets import register_own_sets
 from clim.errors import UserError
 
 from .checks import check_composition, check_datasets, check_device, check_keys, check_sources
@@ -32,6 +33,7 @@ def load_config(config_file: str, overrides: list):
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     check_keys(cfg)
+    register_own_sets(cfg.DATASETS.OWN)
     cfg.freeze()
     return cfg
 

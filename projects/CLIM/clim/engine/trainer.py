@@ -146,7 +146,10 @@ class Trainer(TrainerBase):
         )
         if cfg.MODEL.META_ARCHITECTURE == "ImageTextModel":
             name = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
-            self.register_hooks([PublishClip(self.ensemble, cfg.OUTPUT_DIR, name=name)])
+            period, epochs = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.EPOCHS
+            self.register_hooks(
+                [PublishClip(self.ensemble, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs)]
+            )
         if comm.is_main_process():
             self.register_hooks([hooks.PeriodicWriter(self._writers(), period=cfg.SOLVER.LOG_PERIOD)])
 
@@ -209,6 +212,8 @@ class Trainer(TrainerBase):
             check_finite(losses, norm, batch, self.iter)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.cfg.MODEL.METHOD.NAME:
+            self.raw_model.method.after_update()
         SimpleTrainer.write_metrics(losses, data_time, self.iter)
 
     def clip_gradients(self) -> float:

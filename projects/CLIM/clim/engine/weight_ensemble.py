@@ -58,6 +58,19 @@ class WeightEnsemble:
             )
         self.start = torch.load(path, map_location="cpu", weights_only=True)
 
+    @classmethod
+    def of_checkpoint(cls, model: nn.Module, path: str, *, alpha: float) -> "WeightEnsemble":
+        """The mixture of a run whose checkpoint ``path`` the model has loaded; of other files nothing is mixed."""
+        if not Path(path).name.startswith("model_"):
+            return cls(model, alpha=1.0)
+        ensemble = cls(model, alpha=alpha)
+        ensemble.load(Path(path).parent)
+        if ensemble.start:
+            logger.info(
+                "Evaluating %g of %s and %g of the weights that it started from.", alpha, path, 1 - alpha
+            )
+        return ensemble
+
     @contextmanager
     def mixed(self):
         """Inside, the model has the mixed weights; afterwards the trained ones, bit by bit."""
@@ -77,21 +90,26 @@ class WeightEnsemble:
 
 
 class PublishClip(HookBase):
-    """Writes OUTPUT_DIR/clip.pt after training: the mixed weights under open_clip's names (clip_fvlm §7).
+    """Writes OUTPUT_DIR/clip.pt with every checkpoint: the mixed weights under open_clip's names (clip_fvlm §7).
 
     ``{"epoch", "name", "state_dict"}`` as open_clip's training writes it, with the frozen text half where that is
     CLIP's: a file for open_clip, for MODEL.IMAGE_ENCODER.PRETRAINED and for detectors.
     """
 
-    def __init__(self, ensemble: WeightEnsemble, folder: str, *, name: str):
+    def __init__(self, ensemble: WeightEnsemble, folder: str, *, name: str, period: int, epochs: float):
+        """``period``: iterations between two files, 0: one at the end; ``epochs`` of the whole training."""
         self.ensemble, self.folder, self.name = ensemble, Path(folder), name
+        self.period, self.epochs = period, epochs
 
-    def after_train(self):
-        if self.trainer.iter + 1 < self.trainer.max_iter or not comm.is_main_process():
-            return
+    def after_step(self):
+        done, end = self.trainer.iter + 1, self.trainer.max_iter
+        if comm.is_main_process() and (done == end or self.period > 0 and done % self.period == 0):
+            self.publish(epoch=round(self.epochs * done / end))
+
+    def publish(self, *, epoch: int) -> None:
         with self.ensemble.mixed() as model:
             state = clip_state_dict(model)
-            atomic_save({"epoch": 0, "name": self.name, "state_dict": state}, self.folder / CLIP_FILE)
+            atomic_save({"epoch": epoch, "name": self.name, "state_dict": state}, self.folder / CLIP_FILE)
         logger.info("Wrote %s (%d tensors)", self.folder / CLIP_FILE, len(state))
 
 
@@ -106,7 +124,5 @@ def clip_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 def text_half(encoder) -> dict[str, Tensor]:
     """Weights of a CLIP text tower behind ``encoder``; {} for other towers, whose names are not CLIP's."""
-    tower = getattr(encoder, "tower", encoder)
-    tower = getattr(tower, "tower", tower)  # a cache around a lazy tower
-    state = tower.state_dict()
+    state = encoder.live.state_dict()
     return state if "text_projection" in state else {}

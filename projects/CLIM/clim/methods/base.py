@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clim.data.tiles import Tiles
 from clim.errors import UserError
-from clim.text import TextTower
+from clim.text import TextTower, WordFeatures
 
 METHOD_REGISTRY = Registry("METHOD")
 METHOD_REGISTRY.__doc__ = (
@@ -51,17 +51,32 @@ class Regions:
 
 
 class Texts:
-    """What a method may ask about the texts of its source batch."""
+    """What a method may ask about the texts of its source batch.
+
+    ``memory`` is the batch's scratch paper: what ``losses`` has computed without gradient and ``commit`` keeps.
+    """
 
     def __init__(self, tiles: Tiles, *, encoder, class_embeddings: Tensor):
         self.tiles = tiles
         self.class_embeddings = class_embeddings  # (K + 1, D) unit rows, the last one zeros: background
+        self.memory: dict[str, Tensor] = {}
         self._encoder = encoder
 
     @cached_property
     def drawn(self) -> Tensor:
         """Embeddings (T, D) of the caption drawn for each tile."""
         return self.encode(self.tiles.drawn)
+
+    @cached_property
+    def all_captions(self) -> Tensor:
+        """Embeddings (C, D) of all captions of all tiles, tile by tile."""
+        return self.encode([caption for captions in self.tiles.captions for caption in captions])
+
+    @cached_property
+    def all_caption_ids(self) -> Tensor:
+        """(C,) image id of each of :attr:`all_captions`."""
+        counts = torch.tensor([len(captions) for captions in self.tiles.captions])
+        return self.tiles.image_ids.repeat_interleave(counts.to(self.tiles.image_ids.device))
 
     def encode(self, captions: list[str]) -> Tensor:
         """Frozen sentence embeddings (C, D), unit rows, from the cache where there is one."""
@@ -71,6 +86,10 @@ class Texts:
     def tower(self) -> TextTower:
         """The live text tower, for what is read token by token: OV-RCNN's words (:class:`BertTower`)."""
         return self._encoder.live
+
+    def encode_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
+        """The live tower's features of pseudo words (B, L, W), with gradients (:meth:`TextTower.encode_words`)."""
+        return self.tower.encode_words(words, lengths)
 
     def tag_targets(self, members: Tensor) -> Tensor:
         """Multi-hot tags of regions (R, K): all tags of a region's tiles."""
@@ -104,8 +123,14 @@ class Method(nn.Module):
     def losses(
         self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts
     ) -> dict[str, Tensor]:
-        """{"loss_…": scalar} from un-normalised projections (R, D) of every role; changes no state."""
+        """{"loss_…": scalar} from un-normalised projections (R, D) of every role.
+
+        Changes no state; what ``commit`` is to keep goes, detached, into ``texts.memory``.
+        """
         raise NotImplementedError
 
     def commit(self, texts: Texts) -> None:
         """Update memories; called once per source batch, after the last stage's losses."""
+
+    def after_update(self) -> None:
+        """Put parameters back into their range; called after every step of the optimiser."""

@@ -36,8 +36,6 @@ class ClipContrast(Method):
 
     def select(self, tiles, proposals):
         """tile: every tile, a whole picture being the only tile of its canvas."""
-        with torch.no_grad():  # what the last step may have moved out of its range
-            self.logit_scale.clamp_(0.0, self.max_log)
         return {"tile": Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0][:0])}
 
     def losses(self, embeddings, regions, texts):
@@ -49,3 +47,7 @@ class ClipContrast(Method):
                 images, captions, all_images, all_captions, scale=self.logit_scale.exp(), start=start
             )
         }
+
+    def after_update(self):
+        with torch.no_grad():
+            self.logit_scale.clamp_(0.0, self.max_log)

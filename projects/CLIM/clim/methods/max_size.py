@@ -1,11 +1,12 @@
 """Detic's choice of a region for tags: the largest proposal inside each tile."""
 
 import torch
-from detectron2.structures import Boxes, Instances
-from detectron2.structures.boxes import pairwise_intersection
+from detectron2.structures import Instances
 from torch import Tensor
 
 from clim.data.tiles import Tiles
+
+from .ownership import clipped, owned_by
 
 
 def largest_inside(tiles: Tiles, proposals: list[Instances], *, min_iof: float, topk: int) -> Tensor:
@@ -21,20 +22,8 @@ def largest_inside(tiles: Tiles, proposals: list[Instances], *, min_iof: float, 
         if len(canvas) == 0 or len(rows) == 0:
             continue
         tile_boxes, candidates = tiles.boxes[rows], canvas.proposal_boxes
-        inside = pairwise_intersection(candidates, Boxes(tile_boxes))  # (P, t) = area of the clipped proposal
-        share, owner = (inside / candidates.area().clamp(min=1e-6)[:, None]).max(1)
-        owned = torch.zeros_like(inside, dtype=torch.bool)
-        owned[torch.arange(len(owner), device=owner.device), owner] = share > min_iof
-        # Proposals come best first, so the running count is the rank inside the tile.
-        owned &= owned.cumsum(0) <= topk
+        owned, inside = owned_by(tile_boxes, candidates, min_iof=min_iof, topk=topk)
         area, best = inside.masked_fill(~owned, -1).max(0)
-        clipped = candidates.tensor[best]
-        clipped = torch.cat(
-            [
-                torch.maximum(clipped[:, :2], tile_boxes[:, :2]),
-                torch.minimum(clipped[:, 2:], tile_boxes[:, 2:]),
-            ],
-            1,
-        )
-        boxes[rows] = torch.where((area > 0)[:, None], clipped, tile_boxes)
+        largest = clipped(candidates.tensor[best], tile_boxes)
+        boxes[rows] = torch.where((area > 0)[:, None], largest, tile_boxes)
     return boxes.detach()

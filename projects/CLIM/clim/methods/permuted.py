@@ -10,6 +10,7 @@ import torch
 
 from clim.data.tiles import Tiles
 
+from .baron import Baron
 from .base import METHOD_REGISTRY
 from .clip import ClipContrast
 from .detic import Detic
@@ -19,6 +20,14 @@ from .grounding import Grounding
 @METHOD_REGISTRY.register()
 class PermutedDetic(Detic):
     """Detic on mosaics whose tiles have exchanged their texts."""
+
+    def select(self, tiles, proposals):
+        return super().select(exchanged(tiles), proposals)
+
+
+@METHOD_REGISTRY.register()
+class PermutedBaron(Baron):
+    """BARON on mosaics whose tiles have exchanged their texts."""
 
     def select(self, tiles, proposals):
         return super().select(exchanged(tiles), proposals)

@@ -45,6 +45,11 @@ class RegionClip(Method):
             )
         return {"nouns": nouns, "scale": region_clip.SCALE, "classes": region_clip.CLASSES}
 
+    @property
+    def logit_scale(self) -> Tensor:
+        """The logarithm that a CLIP file holds of this factor."""
+        return torch.tensor(self.scale).log()
+
     def select(self, tiles, proposals):
         return {"region": Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0])}
 

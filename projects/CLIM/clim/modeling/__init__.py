@@ -13,11 +13,15 @@ from .grid_text import GridTextModel
 from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, build_image_encoder
 from .image_text import ImageTextModel
 from .meta_arch import OpenVocabRCNN
+from .output_layers import BOX_PREDICTOR_REGISTRY, TextOutputLayers, build_box_predictor
+from .ovrcnn import OVRCNNOutputLayers
 from .region_pooling import embed_regions
 from .roi_heads import OpenVocabOutputLayers, OpenVocabRes5ROIHeads
+from .rounded_anchors import RoundedAnchorGenerator
 from .rpn import ProposingRPN
 
 __all__ = [
+    "BOX_PREDICTOR_REGISTRY",
     "IMAGE_ENCODER_REGISTRY",
     "ClipFPN",
     "ClipResNet",
@@ -32,11 +36,15 @@ __all__ = [
     "GridTextModel",
     "ImageEncoder",
     "ImageTextModel",
+    "OVRCNNOutputLayers",
     "OpenVocabOutputLayers",
     "OpenVocabRCNN",
     "OpenVocabRes5ROIHeads",
     "ProposingRPN",
     "ResNetGrid",
+    "RoundedAnchorGenerator",
+    "TextOutputLayers",
+    "build_box_predictor",
     "build_image_encoder",
     "embed_regions",
 ]

@@ -1,6 +1,7 @@
 """Classifier whose weights are text embeddings: cosine logits, any vocabulary."""
 
 import torch
+from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,8 +16,12 @@ class CosineClassifier(nn.Module):
         temperature: scale of the cosine (official Detic 50, CLIM release 25).
         train_bias: start of a learnable bias that is added in training only; None: no bias. It stays out at
             test: with -20 nothing below cos .68 would pass score > .05.
+        width: of the projection; None: D, as :meth:`embed` needs it here.
     """
 
+    text_features = "embedding"  # of class names, by which it compares: a key of clim.text.FEATURES
+
+    @configurable
     def __init__(
         self,
         in_features: int,
@@ -24,13 +29,24 @@ class CosineClassifier(nn.Module):
         class_embeddings: Tensor,
         temperature: float,
         train_bias: float | None = None,
+        width: int | None = None,
     ):
         super().__init__()
         self.temperature = temperature
-        self.linear = nn.Linear(in_features, class_embeddings.shape[1])
+        self.linear = nn.Linear(in_features, width or class_embeddings.shape[1])
         self.register_buffer("zs_weight", _with_background(class_embeddings))
         if train_bias is not None:
             self.cls_bias = nn.Parameter(torch.tensor([train_bias]))
+
+    @classmethod
+    def from_config(cls, cfg, in_features, *, class_embeddings, text_encoder):
+        bias = cfg.MODEL.OPEN_VOCAB.TRAIN_BIAS
+        return {
+            "in_features": in_features,
+            "class_embeddings": class_embeddings,
+            "temperature": cfg.MODEL.OPEN_VOCAB.TEMPERATURE,
+            "train_bias": float(bias[0]) if bias else None,
+        }
 
     @property
     def class_embeddings(self) -> Tensor:
@@ -42,12 +58,18 @@ class CosineClassifier(nn.Module):
         self.zs_weight = _with_background(class_embeddings).to(self.zs_weight)
 
     def project(self, x: Tensor) -> Tensor:
-        """Region features (R, in_features) → un-normalised embeddings (R, D)."""
+        """Region features (R, in_features) → un-normalised embeddings (R, D): what methods get."""
         return self.linear(x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Region features (R, in_features) → un-normalised embeddings (R, D) in the space of the classes'."""
+        return self.project(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (R, K + 1)."""
-        logits = (self.temperature * F.normalize(self.project(x), dim=1)) @ self.zs_weight
+        return self.with_train_bias((self.temperature * F.normalize(self.embed(x), dim=1)) @ self.zs_weight)
+
+    def with_train_bias(self, logits: Tensor) -> Tensor:
         return logits + self.cls_bias if self.training and hasattr(self, "cls_bias") else logits
 
 

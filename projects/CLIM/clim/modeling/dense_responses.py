@@ -41,13 +41,14 @@ def dense_embeddings(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def head_embeddings(roi_heads: nn.Module, features: dict[str, Tensor]) -> Tensor:
-    """(B, D, h, w) of a C4 head: its last stage on the whole map, then the classifier's projection per location.
+    """(B, D, h, w) of a C4 head: its last stage on the whole map, then the classifier's embedding per location.
 
-    A region's embedding is the projection of the mean over its cells; here every cell is projected by itself.
+    A region's embedding is that of the mean over its cells; here every cell is embedded by itself.
     """
     (name,) = roi_heads.in_features
     cells = roi_heads.res5(features[name]).permute(0, 2, 3, 1)
-    return F.normalize(roi_heads.box_predictor.cls_score.project(cells), dim=3).permute(0, 3, 1, 2)
+    embeddings = roi_heads.box_predictor.embed(cells.flatten(0, 2))
+    return F.normalize(embeddings, dim=1).unflatten(0, cells.shape[:3]).permute(0, 3, 1, 2)
 
 
 def responses(embeddings: Tensor, texts: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def _image_encoder(model: nn.Module) -> ImageEncoder | None:
 
 def _c4_head(model: nn.Module) -> nn.Module:
     head = getattr(model, "roi_heads", None)
-    if not hasattr(head, "res5") or not hasattr(head.box_predictor.cls_score, "project"):
+    if not hasattr(head, "res5") or not hasattr(head.box_predictor, "embed"):
         raise UserError(
             f"{type(model).__name__} has neither a C4 head with a text classifier nor an image encoder: response "
             "maps can be drawn for these two."

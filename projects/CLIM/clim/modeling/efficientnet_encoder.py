@@ -85,7 +85,11 @@ class EfficientNetLite0(ImageEncoder):
                 'this encoder has written, or "" for ImageNet weights.'
             )
         try:
-            self.load_state_dict(read_weights(WEIGHTS, path).state)
+            parts = dict(self.named_children())
+            state = read_weights(
+                WEIGHTS, path
+            ).state  # beside the encoder's own, a published file has logit_scale
+            self.load_state_dict({k: v for k, v in state.items() if k.partition(".")[0] in parts})
         except RuntimeError as error:  # other keys or shapes
             reason = str(error).partition("\n")[2].strip().partition("\n")[0]
             raise UserError(

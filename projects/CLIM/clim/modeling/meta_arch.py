@@ -10,6 +10,7 @@ from clim.methods import Method, Texts, build_method
 from clim.text import build_text_encoder
 
 from .precision import autocast_backbone
+from .pretrained_trunk import take_pretrained_trunk
 from .region_pooling import embed_regions
 
 PAIR_SOURCES = {"captions": "", "mosaics": "_mosaic"}  # source of a joint batch → suffix of its losses
@@ -33,6 +34,7 @@ class OpenVocabRCNN(GeneralizedRCNN):
         if fp32_heads:
             autocast_backbone(self)
         self.register_load_state_dict_pre_hook(_drop_text_encoder)
+        self.register_load_state_dict_pre_hook(take_pretrained_trunk)
 
     @classmethod
     def from_config(cls, cfg):

@@ -1,4 +1,4 @@
-"""The configured vocabulary: names or an embeddings file, and which of its classes have boxes."""
+"""The configured vocabulary: names or an embeddings file, what compares with them, which classes have boxes."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,17 @@ from torch import Tensor
 from clim.data import coco_splits
 from clim.errors import UserError
 from clim.paths import resolve
-from clim.text import class_embeddings, load_embeddings
+from clim.text import CLASS_FEATURES, load_embeddings
+
+from .classifier import CosineClassifier
+from .pseudo_words import PseudoWordClassifier
+
+CLASSIFIERS = {"cosine": CosineClassifier, "pseudo_words": PseudoWordClassifier}
+WIDTHS = {
+    "embedding": "DIM",
+    "hidden": "WORD_DIM",
+    "words": "DIM",
+}  # features of class names → the MODEL.TEXT key of their width
 
 
 def num_classes(cfg) -> int:
@@ -20,25 +30,40 @@ def is_configured(cfg) -> bool:
     return bool(cfg.MODEL.VOCABULARY.NAMES or cfg.MODEL.VOCABULARY.EMBEDDINGS)
 
 
-def vocabulary_embeddings(cfg, encoder) -> Tensor:
-    """(K, D) from names, else from the embeddings file, else random rows that wait for a checkpoint's."""
+def classifier_type(cfg) -> type[CosineClassifier]:
+    """The classifier named by MODEL.OPEN_VOCAB.CLASSIFIER."""
+    name = cfg.MODEL.OPEN_VOCAB.CLASSIFIER
+    if name not in CLASSIFIERS:
+        raise UserError(
+            f'MODEL.OPEN_VOCAB.CLASSIFIER is "{name}": choose one of {", ".join(sorted(CLASSIFIERS))}.'
+        )
+    return CLASSIFIERS[name]
+
+
+def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tensor:
+    """(K, D) from names, else from the embeddings file, else random rows that wait for a checkpoint's.
+
+    ``features``: what a class name becomes, of :data:`clim.text.CLASS_FEATURES`; rows of "words" keep their length.
+    """
     vocabulary = cfg.MODEL.VOCABULARY
+    width_key = WIDTHS[features]
+    width = cfg.MODEL.TEXT[width_key]
     if vocabulary.NAMES:
-        embeddings = class_embeddings(encoder, list(vocabulary.NAMES), vocabulary.PROMPT)
-        if embeddings.shape[1] != cfg.MODEL.TEXT.DIM:
+        embeddings = CLASS_FEATURES[features](encoder, list(vocabulary.NAMES), vocabulary.PROMPT)
+        if embeddings.shape[1] != width:
             raise UserError(
                 f"MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME} gives embeddings of {embeddings.shape[1]} dimensions, "
-                f"but MODEL.TEXT.DIM is {cfg.MODEL.TEXT.DIM}: set it to {embeddings.shape[1]}."
+                f"but MODEL.TEXT.{width_key} is {width}: set it to {embeddings.shape[1]}."
             )
         return embeddings
-    expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT.DIM)
+    expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, width)
     if not vocabulary.EMBEDDINGS:
         return torch.randn(expected, generator=torch.Generator().manual_seed(0))
-    embeddings = load_embeddings(vocabulary.EMBEDDINGS)
+    embeddings = load_embeddings(vocabulary.EMBEDDINGS, unit=features != "words")
     if tuple(embeddings.shape) != expected:
         raise UserError(
             f"{resolve(vocabulary.EMBEDDINGS)} holds {tuple(embeddings.shape)} embeddings but MODEL.ROI_HEADS."
-            f"NUM_CLASSES x MODEL.TEXT.DIM is {expected}: set these keys, or name another file."
+            f"NUM_CLASSES x MODEL.TEXT.{width_key} is {expected}: set these keys, or name another file."
         )
     return embeddings
 
@@ -57,6 +82,22 @@ def class_mask(cfg) -> Tensor:
     return mask
 
 
+def competing_classes(cfg) -> Tensor:
+    """(K,) bool, the classes of MODEL.OVRCNN.TEST_CLASSES; all where it is "" or the config gives names."""
+    name, count = cfg.MODEL.OVRCNN.TEST_CLASSES, num_classes(cfg)
+    competes = torch.ones(count, dtype=torch.bool)
+    if not name or cfg.MODEL.VOCABULARY.NAMES:
+        return competes
+    if name not in _TEST_CLASSES or count != len(coco_splits.COCO_NAMES):
+        raise UserError(
+            f'MODEL.OVRCNN.TEST_CLASSES is "{name}", with {count} classes: choose one of '
+            f'{", ".join(_TEST_CLASSES)} for COCO\'s 80 classes, else "".'
+        )
+    competes[:] = False
+    competes[list(_TEST_CLASSES[name])] = True
+    return competes
+
+
 def _ovcoco_mask() -> Tensor:
     mask = torch.zeros(80)
     mask[list(coco_splits.BASE_INDICES)] = 1
@@ -70,6 +111,11 @@ def _mini_mask() -> Tensor:
 
 
 _NAMED_MASKS = {"ovcoco": _ovcoco_mask, "mini": _mini_mask}
+_TEST_CLASSES = {
+    "ovcoco": coco_splits.BASE_INDICES + coco_splits.NOVEL_INDICES,
+    "ovcoco_base": coco_splits.BASE_INDICES,
+    "ovcoco_novel": coco_splits.NOVEL_INDICES,
+}
 
 
 def _cat_info_mask(path: Path) -> Tensor:

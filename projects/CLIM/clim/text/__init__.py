@@ -14,22 +14,25 @@
 | ``encoder.py`` | ``build_text_encoder``: the tower of a model, cached or live |
 """
 
-from clim.text.base import TextTower
+from clim.text.base import TextTower, WordFeatures
 from clim.text.cache import CaptionCache, LazyTower
-from clim.text.classes import class_embeddings, load_embeddings
+from clim.text.classes import CLASS_FEATURES, class_embeddings, load_embeddings, word_piece_means
 from clim.text.encoder import build_text_encoder
 from clim.text.prompts import PROMPTS, a_name, ensemble
 from clim.text.towers import build_text_tower
 
 __all__ = [
+    "CLASS_FEATURES",
     "PROMPTS",
     "CaptionCache",
     "LazyTower",
     "TextTower",
+    "WordFeatures",
     "a_name",
     "build_text_encoder",
     "build_text_tower",
     "class_embeddings",
     "ensemble",
     "load_embeddings",
+    "word_piece_means",
 ]

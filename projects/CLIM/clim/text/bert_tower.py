@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer
 
 from clim.errors import UserError
-from clim.text.base import TextTower
+from clim.text.base import TextTower, WordFeatures
 from clim.text.tokens import TokenBatch
 
 
@@ -43,13 +43,14 @@ class BertTower(TextTower):
         }
         super().__init__(architecture=json.dumps(self_description, sort_keys=True))
         self.model = model
-        self.dim = model.config.hidden_size
+        self.dim = self.hidden_dim = model.config.hidden_size
+        self.context = model.config.max_position_embeddings
+        self.ends = (tokenizer.cls_token_id, tokenizer.sep_token_id)
         self._tokenizer = tokenizer
         self.freeze()
 
     def tokenize(self, texts) -> list[list[int]]:
-        longest = self.model.config.max_position_embeddings
-        return self._tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+        return self._tokenizer(list(texts), truncation=True, max_length=self.context)["input_ids"]
 
     @property
     def word_embeddings(self) -> Tensor:
@@ -83,8 +84,10 @@ class BertTower(TextTower):
         finally:
             self.model.eval()
 
-    def features(self, tokens: list[list[int]]) -> Tensor:
-        batch = self._tokenizer.pad({"input_ids": tokens}, return_tensors="pt").to(self.device)
-        hidden = self.model(**batch).last_hidden_state  # (B, L, D)
-        real = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-        return (hidden * real).sum(dim=1) / real.sum(dim=1)
+    def features_of_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
+        """hidden and embedding are one: the mean over a text's tokens, start and end included."""
+        real = torch.arange(words.shape[1], device=words.device) < lengths[:, None]
+        tokens = self.model(inputs_embeds=words, attention_mask=real.long()).last_hidden_state  # (B, L, H)
+        weights = real.unsqueeze(-1).to(tokens.dtype)
+        mean = (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+        return WordFeatures(mean, mean)

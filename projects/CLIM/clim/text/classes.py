@@ -14,9 +14,23 @@ from tqdm import tqdm
 
 from clim.errors import UserError
 from clim.paths import resolve
+from clim.text.base import TextTower
 from clim.text.prompts import PROMPTS
 
 _CLASSES_AT_ONCE = 32
+
+
+class HiddenFeatures:
+    """A tower whose ``encode`` gives the last layer's features, BARON's "attn12" (baron §4)."""
+
+    def __init__(self, encoder):
+        """``encoder``: a tower, or a lazy or cached one; loaded now if it was not."""
+        self._tower = encoder.live
+        self.dim = self._tower.hidden_dim
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """(N, H) float32 L2-normalised on the tower's device."""
+        return self._tower.encode_hidden(texts)
 
 
 def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble") -> Tensor:
@@ -44,16 +58,38 @@ def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble") -> T
     return F.normalize(torch.cat(chunks), dim=-1)
 
 
+def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
+    """(K, D) float32 means of the word-embedding rows of each name's word pieces, not normalised (OV-RCNN §2).
+
+    No position, no context: what the tower knows of a word before it reads. Raises UserError for a name without
+    any piece.
+    """
+    rows = []
+    for name, tokens in zip(names, tower.tokenize(names) if len(names) else [], strict=True):
+        pieces = tokens[1:-1]  # between the tower's start and end
+        if not pieces:
+            raise UserError(
+                f"The class name {name!r} has no word that the text tower knows: give it another name."
+            )
+        rows.append(tower.word_embeddings[pieces].mean(dim=0))
+    return torch.stack(rows).float() if rows else tower.word_embeddings.new_zeros(0, tower.word_dim)
+
+
 def load_embeddings(
-    path: str | os.PathLike, *, num_classes: int | None = None, key: str = "MODEL.VOCABULARY.EMBEDDINGS"
+    path: str | os.PathLike,
+    *,
+    num_classes: int | None = None,
+    key: str = "MODEL.VOCABULARY.EMBEDDINGS",
+    unit: bool = True,
 ) -> Tensor:
-    """(K, D) L2-normalised float32 rows of a .npy file (K, D), float16, 32 or 64, of any row length.
+    """(K, D) float32 rows of a .npy file (K, D), float16, 32 or 64, L2-normalised unless ``unit`` is False.
 
     ``path``, the config's ``key``, is looked up under ``DETECTRON2_DATASETS`` too. Raises UserError when the
     file is missing, is not such an array, holds a row without direction, or has another K than ``num_classes``.
     """
     file = resolve(path)
-    remedy = f"python tools/build_text_embeddings.py classes --dataset coco --output {file}"
+    features = "" if unit else " --features words"
+    remedy = f"python tools/build_text_embeddings.py classes --dataset coco{features} --output {file}"
     try:
         array = np.load(file, allow_pickle=False)
     except FileNotFoundError as error:
@@ -75,4 +111,12 @@ def load_embeddings(
     if not (norms.isfinite() & (norms > 0)).all():
         row = int((~(norms.isfinite() & (norms > 0))).nonzero()[0])
         raise UserError(f"Row {row} of the class embeddings in {file} is zero or not finite: `{remedy}`.")
-    return F.normalize(embeddings, dim=-1)
+    return F.normalize(embeddings, dim=-1) if unit else embeddings
+
+
+# What a class name becomes: feature -> (encoder, names, prompt) -> (K, D).
+CLASS_FEATURES = {
+    "embedding": class_embeddings,
+    "hidden": lambda encoder, names, prompt: class_embeddings(HiddenFeatures(encoder), names, prompt),
+    "words": lambda encoder, names, prompt: word_piece_means(encoder.live, names),
+}

@@ -110,7 +110,7 @@ def read_weights(half: Half, path: Path) -> ClipWeights:
 
     Raises UserError when the file cannot be read that way or holds no such half.
     """
-    torchscript = zipfile.is_zipfile(path) and _is_torchscript(path)
+    torchscript = is_torchscript(path)
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -141,7 +141,10 @@ def read_weights(half: Half, path: Path) -> ClipWeights:
     return ClipWeights(part, True if openai else None)
 
 
-def _is_torchscript(path: Path) -> bool:
+def is_torchscript(path: str | Path) -> bool:
+    """Whether a file is a program with its weights, as OpenAI's are, not a pickle of tensors."""
+    if not zipfile.is_zipfile(path):
+        return False
     with zipfile.ZipFile(path) as archive:
         return any(entry.endswith("/constants.pkl") for entry in archive.namelist())
 

@@ -1,6 +1,6 @@
 """Text half of an open_clip model: CLIP's causal transformer, read at the end-of-text token.
 
-Shapes: B texts, L tokens of the longest, W width of the transformer, D dimensions of an embedding.
+Shapes: as in base.py, L tokens of the longest; W = H width of the transformer.
 """
 
 import json
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clim.errors import UserError
-from clim.text.base import TextTower
+from clim.text.base import TextTower, WordFeatures
 from clim.text.clip_config import clip_config
 from clim.text.clip_weights import TEXT, load_half
 
@@ -42,10 +42,12 @@ class OpenClipTower(TextTower):
         self.ln_final = model.ln_final
         self.text_projection = model.text_projection
         self.register_buffer("attn_mask", model.attn_mask, persistent=False)
-        self.dim = self.text_projection.shape[1]
+        self.hidden_dim, self.dim = self.text_projection.shape
         self._tokenizer = open_clip.SimpleTokenizer(
             context_length=model.context_length, **config["text_cfg"].get("tokenizer_kwargs", {})
         )
+        self.context = model.context_length
+        self.ends = (self._tokenizer.sot_token_id, self._tokenizer.eot_token_id)
         load_half(self, TEXT, name=name, pretrained=pretrained, quick_gelu=text_part["quick_gelu"])
         self.freeze()
 
@@ -54,22 +56,18 @@ class OpenClipTower(TextTower):
         ends = ids.argmax(dim=1)  # the end-of-text token has the highest id
         return [row[: end + 1].tolist() for row, end in zip(ids, ends, strict=True)]
 
-    def features(self, tokens: list[list[int]]) -> Tensor:
-        rows = [torch.tensor(row) for row in tokens]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
-        ends = torch.tensor([len(row) - 1 for row in tokens], device=self.device)
-        return self.features_of_words(self.token_embedding(ids), ends)
+    @property
+    def word_embeddings(self) -> Tensor:
+        return self.token_embedding.weight
 
-    def features_of_words(self, words: Tensor, ends: Tensor) -> Tensor:
-        """(B, D) from word embeddings ``words`` (B, L, W) and the places ``ends`` (B,) of their last token.
-
-        Differentiable with respect to ``words``; the embeddings are not normalised.
-        """
+    def features_of_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
+        """hidden: the last token's output of the last block; embedding: ``ln_final``, then projected."""
         length = words.shape[1]
         x = words + self.positional_embedding[:length]
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
-        x = x[torch.arange(len(x), device=x.device), ends]
-        return self.ln_final(x) @ self.text_projection
+        hidden = x[torch.arange(len(x), device=x.device), lengths - 1].float()
+        with torch.autocast(hidden.device.type, enabled=False):  # features stay float32 (baron §5)
+            return WordFeatures(hidden, self.ln_final(hidden) @ self.text_projection)
 
 
 def _plain_config(name: str) -> dict:

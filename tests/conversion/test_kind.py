@@ -1,0 +1,87 @@
+"""Tables applied to files: what is taken, left out, unknown and missing, and how a kind is found."""
+
+import pytest
+import torch
+
+from clim.conversion import KINDS, convert, find_kind
+from clim.conversion.kind import Kind, Row, listed, with_bias
+from clim.errors import UserError
+
+PLAIN = Kind(
+    name="plain",
+    what="a test",
+    arguments="--eval-only",
+    fits=lambda state: "a.weight" in state,
+    table=with_bias({"a": "ours.a"})
+    | {"b": Row("ours.b", lambda x: x.reshape(2, 2).T), "c": Row("ours.c", optional=True)},
+    left_out={"text.*": "frozen", "*.count": "counts"},
+)
+
+
+def whole(**more):
+    state = {"a.weight": torch.ones(2, 3), "a.bias": torch.zeros(2), "b": torch.arange(4.0)}
+    return state | more
+
+
+def test_names_layouts_and_the_rest():
+    converted = convert(
+        whole(
+            **{
+                "text.x": torch.ones(1),
+                "text.count": torch.ones(1),
+                "z.count": torch.ones(1),
+                "z": torch.ones(1),
+            }
+        ),
+        PLAIN,
+    )
+    assert list(converted.weights) == ["ours.a.weight", "ours.a.bias", "ours.b"]
+    assert converted.weights["ours.b"].tolist() == [[0, 2], [1, 3]]
+    assert converted.left_out == {"frozen": ["text.x", "text.count"], "counts": ["z.count"]}
+    assert converted.unknown == ["z"] and converted.missing == ["ours.c"]
+
+
+def test_tensors_are_copies():
+    state = whole()
+    weights = convert(state, PLAIN).weights
+    weights["ours.a.weight"].zero_()
+    assert state["a.weight"].eq(1).all()
+
+
+def test_names_of_a_distributed_model():
+    state = {f"module.{name}": tensor for name, tensor in whole(c=torch.ones(1)).items()}
+    assert find_kind(state, [PLAIN]) is PLAIN
+    converted = convert(state, PLAIN)
+    assert "ours.c" in converted.weights and not converted.missing and not converted.unknown
+
+
+def test_missing_tensors_are_told():
+    state = whole()
+    del state["a.bias"], state["b"]
+    with pytest.raises(UserError, match="lacks 2 of the 4 tensors of kind plain, a.bias, b: is it whole"):
+        convert(state, PLAIN)
+
+
+def test_other_shapes_are_told():
+    with pytest.raises(UserError, match=r"b has shape \(5,\), which no file of kind plain has"):
+        convert(whole(b=torch.zeros(5)), PLAIN)
+
+
+def test_files_of_no_kind():
+    with pytest.raises(UserError, match=r"no kind .*\(plain\): it holds q, r\.$"):
+        find_kind({"q": torch.ones(1), "r": torch.ones(1)}, [PLAIN])
+    with pytest.raises(UserError, match="set MODEL.WEIGHTS to it as it is"):
+        find_kind({"roi_heads.box_predictor.cls_score.zs_weight": torch.ones(1)}, KINDS.values())
+    with pytest.raises(UserError, match="set MODEL.IMAGE_ENCODER.PRETRAINED to it as it is"):
+        find_kind({"visual.conv1.weight": torch.ones(1)}, KINDS.values())
+
+
+def test_long_lists_are_cut():
+    assert listed("abcd") == "a, b, c, d"
+    assert listed("abcdef") == "a, b, c, d and 2 more"
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_every_tensor_of_ours_comes_from_one_of_theirs(name):
+    ours = [row.ours for row in KINDS[name].table.values()]
+    assert len(ours) == len(set(ours)) and KINDS[name].name == name

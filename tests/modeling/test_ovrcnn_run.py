@@ -1,0 +1,104 @@
+"""OV-RCNN's second stage from its shipped configs: from stage 1's file to figures, and to other names."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, COCO_NAMES, NOVEL_IDS
+from clim.engine import SafeCheckpointer, Trainer, build, evaluate, load_config
+from clim.predictor import Predictor
+from clim.responder import Responder
+from clim.text import build_text_tower, word_piece_means
+
+CONFIG = str(Path(__file__).parents[2] / "configs/OVRCNN_CLIM_C4.yaml")
+TEST_SET = "coco_generalized_zeroshot_val"
+
+
+@pytest.fixture
+def config(tiny_coco, tiny_bert, grid_encoder, save_stage1, tmp_path, monkeypatch):
+    """``config("KEY", value, …)``: the shipped config on six photos, from a random file of the first stage."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_coco))
+    tower = build_text_tower(name=str(tiny_bert))
+    np.save(tmp_path / "words.npy", word_piece_means(tower, COCO_NAMES).numpy())
+    keys = {
+        "MODEL.DEVICE": "cpu", "MODEL.WEIGHTS": save_stage1(grid_encoder(32), tmp_path),
+        "MODEL.VOCABULARY.EMBEDDINGS": tmp_path / "words.npy", "MODEL.TEXT.NAME": tiny_bert, "MODEL.TEXT.DIM": 32,
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 4, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 20, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001,
+        "INPUT.MIN_SIZE_TRAIN": (64,), "INPUT.MIN_SIZE_TEST": 64,
+        "SOLVER.REFERENCE_WORLD_SIZE": 0, "SOLVER.MAX_ITER": 2, "SOLVER.LOG_PERIOD": 1,
+        "DATALOADER.NUM_WORKERS": 0, "OUTPUT_DIR": tmp_path / "output",
+    }  # fmt: skip
+
+    def load(*more):
+        overrides = [str(part) for item in keys.items() for part in item]
+        cfg = load_config(CONFIG, [*overrides, *map(str, more)])
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        return cfg
+
+    return load
+
+
+def detections(folder):
+    return json.loads((folder / f"inference/{TEST_SET}/coco_instances_results.json").read_text())
+
+
+def test_train_score_load_and_rename(config, tiny_coco, tmp_path):
+    trainer = Trainer(config())
+    trainer.resume_or_load(resume=False)
+    model = trainer.raw_model
+    stage1 = torch.load(tmp_path / "stage1.pth")["model"]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert torch.equal(
+        before["roi_heads.res5.2.conv3.weight"], stage1["image_encoder.backbone.res5.2.conv3.weight"]
+    )
+    trainer.train()
+
+    after = model.state_dict()
+    kept = {name for name, value in after.items() if torch.equal(value, before[name])}
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    predictor = "roi_heads.box_predictor"
+    assert {f"{predictor}.emb_pred.weight", f"{predictor}.emb_pred.bias"} <= kept - learning
+    assert {f"{predictor}.bbox_pred.weight", "roi_heads.res5.0.conv1.weight"} <= learning - kept
+    assert not {name for name in learning if name.startswith(("backbone.stem", "backbone.res2"))}
+    scored = json.loads((tmp_path / "output/evaluation.json").read_text())
+    assert {"AP50_novel", "AP50_base", "AP50_all"} <= set(scored)
+    found = detections(tmp_path / "output")
+    assert found and {d["category_id"] for d in found} <= {
+        *BASE_IDS,
+        *NOVEL_IDS,
+    }  # the 15 others do not compete
+
+    weights = str(tmp_path / "output/model_final.pth")
+    again = build(config())
+    SafeCheckpointer(again, "").load(weights)
+    evaluate(config("OUTPUT_DIR", tmp_path / "again"), again)
+    assert detections(tmp_path / "again") == found
+    novel = config("OUTPUT_DIR", tmp_path / "novel", "MODEL.OVRCNN.TEST_CLASSES", "ovcoco_novel")
+    again = build(novel)
+    SafeCheckpointer(again, "").load(weights)
+    evaluate(novel, again)
+    assert {d["category_id"] for d in detections(tmp_path / "novel")} <= {*NOVEL_IDS}
+
+    names = [*(name for _, name in COCO_CATEGORIES[:6]), "unicorn"]
+    options = ("MODEL.WEIGHTS", weights, "MODEL.VOCABULARY.NAMES", names)
+    asked = Predictor(config(*options))
+    assert {names[i] for i in asked.novel} == {"airplane", "bus", "unicorn"}
+    layers = asked.model.roi_heads.box_predictor
+    words = layers.class_embeddings
+    torch.testing.assert_close(words[:6], before[f"{predictor}.class_embeddings"][:6])
+    photo = json.loads((tiny_coco / "coco/annotations/instances_val2017.json").read_text())["images"][0][
+        "file_name"
+    ]
+    instances = asked(photo)
+    assert len(instances) > 0 and set(instances.pred_classes.tolist()) <= set(range(7))
+    torch.testing.assert_close(instances.logits.sigmoid(), instances.scores)
+
+    responder = Responder(config("MODEL.WEIGHTS", weights))
+    texts = responder.embed(names)
+    torch.testing.assert_close(texts, words[:-1])
+    picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    assert responder(picture, texts, long_side=96).shape == (7, 2, 3)

@@ -1,0 +1,100 @@
+"""A detector on an image-text model's weights computes what that model's encoder does, cell by cell."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from clim.engine import SafeCheckpointer, build
+from clim.errors import UserError
+
+UNNAMED = ("MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.TEXT.DIM", 12)
+
+
+class LiteEncoder(nn.Module):
+    """The mini benchmark's encoder, as it is built."""
+
+    def __init__(self, load_cfg, dim):
+        super().__init__()
+        self.encoder = build(load_cfg("mini/clip_start.yaml", *UNNAMED[:2])).image_encoder
+        self.encoder.projection = nn.Linear(320, dim)
+
+    def forward(self, images):
+        return self.encoder._head(self.encoder.features(images)["dense"]), self.encoder.projection
+
+
+@pytest.fixture
+def make_encoder(grid_encoder, load_cfg, shaken):
+    """``make_encoder("resnet" or "efficientnet", dim)``: called with pictures, it gives cells and a projection."""
+
+    def make(trunk, dim=12):
+        return grid_encoder(dim) if trunk == "resnet" else shaken(LiteEncoder(load_cfg, dim))
+
+    return make
+
+
+TRUNKS = [("OVRCNN_C4.yaml", "resnet"), ("mini/ovrcnn.yaml", "efficientnet")]
+
+
+@pytest.mark.parametrize("config, trunk", TRUNKS)
+@torch.no_grad()
+def test_features_and_projections_are_the_encoders(
+    config, trunk, make_encoder, save_stage1, load_cfg, tmp_path, caplog
+):
+    encoder = make_encoder(trunk)
+    with caplog.at_level(logging.INFO, logger="clim"):
+        model = build(load_cfg(config, *UNNAMED, "MODEL.OPEN_VOCAB.BASE_CLASSES", "")).eval()
+        SafeCheckpointer(model, "").load(save_stage1(encoder, tmp_path))
+    images = torch.randn(1, 3, 64, 96)
+    expected, projection = encoder(images)
+    cells = model.roi_heads.res5(model.backbone(images)["res4"])
+    assert cells.shape == (1, expected.shape[1], 2, 3)
+    torch.testing.assert_close(cells, expected)
+    rows = cells.flatten(2)[0].T
+    torch.testing.assert_close(model.roi_heads.box_predictor.project(rows), projection(rows))
+    frozen = model.roi_heads.box_predictor.emb_pred
+    assert not frozen.weight.requires_grad and not frozen.bias.requires_grad
+    assert "with its projection" in caplog.text and "no projection" not in caplog.text
+
+
+def test_a_detector_without_such_a_projection_takes_the_trunk(
+    make_encoder, save_stage1, load_cfg, tmp_path, caplog
+):
+    encoder = make_encoder("efficientnet")
+    model = build(load_cfg("mini/base_stage.yaml", "MODEL.VOCABULARY.EMBEDDINGS", ""))
+    before = model.classifier.linear.weight.clone()
+    with caplog.at_level(logging.INFO, logger="clim"):
+        SafeCheckpointer(model, "").load(save_stage1(encoder, tmp_path))
+    assert torch.equal(
+        model.roi_heads.res5.blocks[4]._project_conv.weight, encoder.encoder.blocks[15]._project_conv.weight
+    )
+    assert torch.equal(model.classifier.linear.weight, before) and "without its projection" in caplog.text
+
+
+def test_a_projection_of_another_width_is_told(make_encoder, save_stage1, load_cfg, tmp_path):
+    path = save_stage1(make_encoder("efficientnet", dim=10), tmp_path)
+    model = build(load_cfg("mini/ovrcnn.yaml", *UNNAMED, "MODEL.OPEN_VOCAB.BASE_CLASSES", ""))
+    with pytest.raises(UserError, match=r"emb_pred.weight the shape \(10, 320\), but here it is \(12, 320\)"):
+        SafeCheckpointer(model, "").load(path)
+
+
+def test_a_detectors_own_file_is_left_alone(shaken, load_cfg, tmp_path, caplog):
+    cfg = load_cfg("mini/ovrcnn.yaml", *UNNAMED, "MODEL.OPEN_VOCAB.BASE_CLASSES", "")
+    trained = shaken(build(cfg))
+    SafeCheckpointer(trained, str(tmp_path)).save("stage2")
+    model = build(cfg)
+    with caplog.at_level(logging.INFO, logger="clim"):
+        SafeCheckpointer(model, "").load(str(tmp_path / "stage2.pth"))
+    state = model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in trained.state_dict().items())
+    assert "Taken from" not in caplog.text
+
+
+def test_ordinary_pretraining_is_told_to_lack_the_projection(make_encoder, load_cfg, tmp_path, caplog):
+    encoder = make_encoder("resnet")
+    torch.save({"model": encoder.backbone.state_dict()}, tmp_path / "r50.pth")
+    model = build(load_cfg("OVRCNN_C4.yaml", *UNNAMED, "MODEL.OPEN_VOCAB.BASE_CLASSES", ""))
+    SafeCheckpointer(model, "").load(f"{tmp_path}/r50.pth?matching_heuristics=True")
+    assert torch.equal(model.backbone.res4[0].conv1.weight, encoder.backbone.res4[0].conv1.weight)
+    assert "hold no projection into the space of words" in caplog.text

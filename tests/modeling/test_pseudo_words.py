@@ -1,0 +1,294 @@
+"""BARON's classifier against regions read one by one, and the shipped detector around it, on small pictures."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch.nn import functional as F
+
+from clim.data.mapper import CanvasMapper
+from clim.engine.checkpoint import SafeCheckpointer
+from clim.errors import UserError
+from clim.losses import matched_contrast
+from clim.modeling.dense_responses import head_embeddings
+from clim.modeling.pseudo_words import PseudoWordClassifier
+from clim.predictor import Predictor
+from clim.text import FEATURES, build_text_tower, class_embeddings
+
+IN, WORDS, WORD_DIM, CLASSES = 8, 3, 16, 5
+CLS = "roi_heads.box_predictor.cls_score."
+
+
+@pytest.fixture(scope="module")
+def tower(tiny_json):
+    return build_text_tower(name=tiny_json("vit", text={"layers": 2}))
+
+
+def classifier(tower, *, dropout=0.5, train_bias=-20.0):
+    torch.manual_seed(0)
+    module = PseudoWordClassifier(
+        IN, tower=tower, words=WORDS, dropout=dropout, class_embeddings=3 * torch.randn(CLASSES, WORD_DIM),
+        temperature=25.0, train_bias=train_bias,
+    )  # fmt: skip
+    torch.nn.init.normal_(module.linear.weight)  # as built, words are too small to matter
+    return module
+
+
+def slow_logits(module, x, kept):
+    """25 · cos of every region with every class; ``kept``: the words that are read of each region."""
+    rows = []
+    for features, places in zip(x, kept, strict=True):
+        words = (module.linear.weight @ features + module.linear.bias).view(WORDS, WORD_DIM)[places]
+        hidden = module.tower.encode_words(words[None], torch.tensor([len(places)])).hidden[0]
+        cosines = [F.cosine_similarity(hidden, c, dim=0) for c in module.class_embeddings[:-1]]
+        rows.append([25 * c.item() for c in cosines] + [0.0])
+    return torch.tensor(rows)
+
+
+# ---- the classifier
+
+
+def test_logits_at_test_read_all_words_and_have_no_bias(tower):
+    module, x = classifier(tower).eval(), torch.randn(6, IN)
+    expected = slow_logits(module, x, [[0, 1, 2]] * 6)
+    torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(module(x), module(x)) and (module(x)[:, -1] == 0).all()
+
+
+def test_training_drops_words_and_adds_the_bias(tower):
+    module, x = classifier(tower).train(), torch.randn(12, IN)
+    torch.manual_seed(4)
+    logits = module(x)
+    torch.manual_seed(4)
+    kept = [[i for i in range(WORDS) if row[i] >= 0.5] or [0] for row in torch.rand(12, WORDS).tolist()]
+    assert {len(places) for places in kept} == {1, 2, 3}
+    torch.testing.assert_close(logits, slow_logits(module, x, kept) - 20, rtol=1e-4, atol=1e-4)
+
+
+def test_projections_are_the_words_un_normalised(tower):
+    module, x = classifier(tower), torch.randn(4, IN)
+    assert module.project(x).shape == (4, WORDS * WORD_DIM)
+    assert torch.equal(module.project(x), module.linear(x))
+    assert module.class_embeddings.shape == (CLASSES + 1, WORD_DIM)
+
+
+def test_the_tower_is_neither_stored_nor_trained(tower):
+    module = classifier(tower)
+    assert {k: tuple(v.shape) for k, v in module.state_dict().items()} == {
+        "linear.weight": (WORDS * WORD_DIM, IN), "linear.bias": (WORDS * WORD_DIM,),
+        "zs_weight": (WORD_DIM, CLASSES + 1), "cls_bias": (1,),
+    }  # fmt: skip
+    assert list(module.children()) == [module.linear]
+    x = torch.randn(3, IN, requires_grad=True)
+    module.train()(x)[:, :-1].sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in (*module.parameters(), x))
+    assert all(p.grad is None for p in tower.parameters())
+
+
+def test_the_start_of_the_projection(tower):
+    module = PseudoWordClassifier(
+        512, tower=tower, words=WORDS, dropout=0.5, class_embeddings=torch.eye(CLASSES, WORD_DIM), temperature=25.0
+    )  # fmt: skip
+    assert module.linear.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert (module.linear.bias == 0).all() and not hasattr(module, "cls_bias")
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_region(tower, training):
+    module = classifier(tower).train(training)
+    logits = module(torch.zeros(0, IN))
+    assert logits.shape == (0, CLASSES + 1)
+    logits.sum().backward()
+    assert module.linear.weight.grad is not None
+
+
+def test_logits_are_float32_inside_autocast(tower):
+    module, x = classifier(tower).eval(), torch.randn(4, IN)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = module(x)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, module(x), rtol=0, atol=1.0)  # the tower itself runs in half precision
+
+
+# ---- the shipped detector
+
+
+@pytest.fixture(scope="module")
+def overrides(tiny_json):
+    """KEY, VALUE, …: a tiny CLIP text half, small numbers of regions."""
+    return [
+        "MODEL.TEXT.NAME", tiny_json("vit", text={"context_length": 77}), "MODEL.TEXT.PRETRAINED", "",
+        "MODEL.TEXT.DIM", 12, "MODEL.TEXT.WORD_DIM", WORD_DIM,
+        "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.WEIGHTS", "",
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN", 40, "MODEL.RPN.POST_NMS_TOPK_TEST", 15,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8,
+        "INPUT.CAPTION.SHORT_SIDE", 64, "INPUT.CAPTION.LONG_SIDE", 96, "INPUT.MOSAIC.SIZE", 96,
+        "INPUT.MOSAIC.GRIDS", [2],
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cfg(load_cfg, overrides):
+    return load_cfg("BARON_CLIM_C4.yaml", *overrides)
+
+
+def build(cfg):
+    """Frozen batch norms of an untrained R50 are identities, and features explode: damped here."""
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    backbone = model.backbone
+    backbone.stem.conv1.norm.weight.fill_(0.02)
+    for block in [*backbone.res2, *backbone.res3, *backbone.res4, *model.roi_heads.res5]:
+        block.conv3.norm.weight.fill_(0.2)
+    torch.nn.init.normal_(model.proposal_generator.rpn_head.objectness_logits.weight, std=0.05)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(cfg):
+    return build(cfg)
+
+
+@pytest.fixture(scope="module")
+def batch(cfg, make_photos):
+    """A joint batch of two pictures with boxes, two captions and one mosaic, by the mappers."""
+    records = make_photos([(60, 90), (64, 64), (90, 60), (80, 80)])
+    captions = CanvasMapper.captions(cfg, records, seed=0, stream=1)
+    mosaics = CanvasMapper.mosaics(cfg, records, seed=0, stream=2)
+    detections = []
+    for i in range(2):
+        single = captions(index=i, epoch=0)
+        size = (single["height"], single["width"])
+        truth = Instances(
+            size, gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 50]])), gt_classes=torch.tensor([i])
+        )
+        detections.append({"image": single["image"], "height": size[0], "width": size[1], "instances": truth})
+    return {
+        "detection": detections,
+        "captions": [captions(index=i, epoch=1) for i in range(2)],
+        "mosaics": [mosaics(index=3, epoch=0)],
+    }
+
+
+def train(model, batch):
+    torch.manual_seed(0)
+    model.train()
+    with EventStorage():
+        return model(batch)
+
+
+def test_keys_and_shapes_of_the_whole_model(model):
+    """Detic's, with pseudo words in the place of embeddings, and the positional embedding of the method."""
+    manifest = json.loads((Path(__file__).parent / "detic_ovcoco_r50_keys.json").read_text())
+    expected = manifest | {
+        f"{CLS}linear.weight": [4 * WORD_DIM, 2048], f"{CLS}linear.bias": [4 * WORD_DIM],
+        f"{CLS}zs_weight": [WORD_DIM, 81], f"{CLS}cls_bias": [1],
+        "method.positional_embed.0.weight": [512, 512], "method.positional_embed.0.bias": [512],
+        "method.positional_embed.1.weight": [512], "method.positional_embed.1.bias": [512],
+        "method.positional_embed.2.weight": [4 * WORD_DIM, 512], "method.positional_embed.2.bias": [4 * WORD_DIM],
+    }  # fmt: skip
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == expected
+    assert model.classifier.tower is model.text_encoder.live
+    assert not any(p is q for p in model.parameters() for q in model.classifier.tower.parameters())
+
+
+def test_a_joint_step_has_every_loss_and_a_gradient_for_every_parameter(model, batch):
+    model = copy.deepcopy(model)
+    losses = train(model, batch)
+    assert set(losses) == {
+        "loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_bag", "loss_bag_mosaic",
+    }  # fmt: skip
+    assert all(loss.shape == () and torch.isfinite(loss) and loss > 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    ids = [c["tiles"].image_ids.tolist() for c in batch["captions"] + batch["mosaics"]]
+    expected = [i for canvas in (ids[2], ids[0], ids[1]) for i in canvas for _ in range(3)]
+    assert model.method.caption_queue.read()[1].tolist() == expected
+
+
+def test_bags_of_mosaics_alone_reach_backbone_and_words_but_not_the_rpn(model, batch):
+    model = copy.deepcopy(model)
+    (loss,) = train(model, {"detection": [], "captions": [], "mosaics": batch["mosaics"]}).values()
+    loss.backward()
+    reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert f"{CLS}linear.weight" in reached and "roi_heads.res5.0.conv1.weight" in reached
+    assert any(n.startswith("backbone.res3") for n in reached)
+    assert not any("proposal_generator" in n or "bbox_pred" in n or "cls_bias" in n for n in reached)
+
+
+def test_the_first_loss_of_a_mosaic_is_that_of_its_bags_and_captions(model, batch):
+    """Nothing queued yet: 10 · contrast of what the batch leaves behind."""
+    model = copy.deepcopy(model)
+    (loss,) = train(model, {"detection": [], "captions": [], "mosaics": batch["mosaics"]}).values()
+    expected = matched_contrast(
+        *model.method.bag_queue.read(), *model.method.caption_queue.read(), scale=30.0
+    )
+    torch.testing.assert_close(loss.detach(), 10 * expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_detections_rank_by_cosines_of_the_words_that_the_tower_reads(model):
+    model.eval()
+    picture = torch.randint(
+        0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(2), dtype=torch.uint8
+    )
+    (found,) = model([{"image": picture, "height": 64, "width": 96}])
+    found = found["instances"]
+    assert len(found) > 0 and found.logits.abs().max() <= 25 + 1e-3
+    assert torch.equal(found.logits.sort(descending=True).values, found.logits)
+    torch.testing.assert_close(found.scores, found.logits.sigmoid())
+
+
+def test_a_base_stage_starts_it_and_its_vocabulary_stays(load_cfg, overrides, cfg, tmp_path):
+    base = build(load_cfg("BARON_BoxSup_C4.yaml", *overrides))
+    torch.save({"model": base.state_dict()}, tmp_path / "base.pth")
+    model = build(cfg)
+    torch.nn.init.zeros_(model.classifier.linear.weight)
+    SafeCheckpointer(model, str(tmp_path)).load(str(tmp_path / "base.pth"))
+    assert torch.equal(model.classifier.linear.weight, base.classifier.linear.weight)
+    assert not any(name.startswith("method.") for name in base.state_dict())
+
+
+def test_names_are_read_by_hidden_features(load_cfg, overrides, cfg, tmp_path):
+    names = ["dog", "red car", "bird"]
+    named = load_cfg("BARON_BoxSup_C4.yaml", *overrides, "MODEL.VOCABULARY.NAMES", names)
+    model = build_model(named)
+    expected = class_embeddings(FEATURES["hidden"](model.text_encoder), names)
+    torch.testing.assert_close(model.classifier.class_embeddings[:-1], expected)
+    # and for a checkpoint of other classes, with the learnt bias in what is shown to people
+    base = build(load_cfg("BARON_BoxSup_C4.yaml", *overrides))
+    torch.save({"model": base.state_dict()}, tmp_path / "base.pth")
+    asked = load_cfg(
+        "BARON_BoxSup_C4.yaml", *overrides, "MODEL.VOCABULARY.NAMES", names,
+        "MODEL.WEIGHTS", str(tmp_path / "base.pth"), "OUTPUT_DIR", str(tmp_path),
+    )  # fmt: skip
+    shown = Predictor(asked)
+    torch.testing.assert_close(shown.model.classifier.class_embeddings[:-1], expected)
+    found = shown.predict(torch.zeros(64, 64, 3, dtype=torch.uint8).numpy())
+    assert found.scores.max() <= 1 / (1 + math.exp(-5 - 1e-3))  # 25 · cos - 20 at most
+
+
+@torch.no_grad()
+def test_response_maps_are_of_what_the_tower_reads_at_every_location(model):
+    features = {"res4": torch.randn(2, 1024, 4, 6, generator=torch.Generator().manual_seed(1))}
+    model.eval()
+    embeddings = head_embeddings(model.roi_heads, features)
+    assert embeddings.shape == (2, WORD_DIM, 2, 3)
+    cells = model.roi_heads.res5(features["res4"])
+    for picture, row, column in [(0, 0, 0), (1, 1, 2)]:
+        words = model.classifier.linear(cells[picture, :, row, column]).view(1, 4, WORD_DIM)
+        hidden = model.classifier.tower.encode_words(words, torch.tensor([4])).hidden[0]
+        torch.testing.assert_close(embeddings[picture, :, row, column], F.normalize(hidden, dim=0))
+
+
+def test_mistakes_are_told(load_cfg, overrides):
+    with pytest.raises(UserError, match="words of 16 dimensions, but MODEL.TEXT.WORD_DIM is 8: set it to 16"):
+        build_model(load_cfg("BARON_BoxSup_C4.yaml", *overrides, "MODEL.TEXT.WORD_DIM", 8))
+    with pytest.raises(UserError, match='CLASSIFIER is "words": choose one of cosine, pseudo_words'):
+        build_model(load_cfg("BARON_BoxSup_C4.yaml", *overrides, "MODEL.OPEN_VOCAB.CLASSIFIER", "words"))

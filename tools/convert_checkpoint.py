@@ -1,0 +1,66 @@
+"""Turn a published file of an official project into one that our models load.
+
+    python tools/convert_checkpoint.py detic_coco_cap_w_tags_clim.pth --output Detic_CLIM_C4_official.pth
+
+It ends with the command that evaluates the result, or for a first stage that trains the second one from it.
+Reads OVR-CNN's two stages, CLIM's Detic and F-VLM (ViT-B/16) and ovdet's BARON (docs/checkpoints.md); which one a
+file is of, its tensors tell. Nothing that the file holds besides tensors is run. Official Detic's files and CLIM's
+CLIPs need no conversion.
+"""
+
+import argparse
+from pathlib import Path
+
+from clim.conversion import KINDS, Converted, Kind, convert, find_kind, listed, read_official
+from clim.engine import run_cleanly
+from clim.engine.checkpoint import atomic_save
+from clim.errors import UserError
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", metavar="FILE", help="the published file")
+    parser.add_argument("--output", type=Path, required=True, metavar="OURS.pth", help="the file to write")
+    parser.add_argument("--kind", choices=sorted(KINDS), help="what FILE is (default: what its tensors tell)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    check_output(args.output, args.file)
+    print(f"Reading {args.file} …", flush=True)
+    state = read_official(args.file)
+    kind = KINDS[args.kind] if args.kind else find_kind(state, KINDS.values())
+    converted = convert(state, kind)
+    atomic_save({"model": converted.weights}, args.output)
+    print("\n".join(summary(kind, converted)))
+    print(f"{args.output} is written. What to do with it:")
+    print(f"  python train_net.py {kind.arguments} MODEL.WEIGHTS {args.output}")
+
+
+def check_output(output: Path, source: str) -> None:
+    """UserError where the result would fall on the source, or into a folder that does not exist."""
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: {output.parent} is no folder; make it, or name another.")
+    if output.resolve() == Path(source).resolve():
+        raise UserError(f"--output {output} is the published file itself: name another one.")
+
+
+def summary(kind: Kind, converted: Converted) -> list[str]:
+    """What was taken, left out and not found, one line each."""
+    lines = [f"{kind.name}: {kind.what}", f"  taken      {len(converted.weights)} tensors"]
+    for reason, names in converted.left_out.items():
+        lines.append(f"  left out   {len(names)}: {reason}")
+    if converted.unknown:
+        names = listed(converted.unknown)
+        lines.append(f"  left out   {len(converted.unknown)} that this kind does not know: {names}")
+    if converted.missing:
+        names = listed(converted.missing)
+        lines.append(f"  not found  {len(converted.missing)}, which training starts anew: {names}")
+    return lines
+
+
+if __name__ == "__main__":
+    run_cleanly(main)
