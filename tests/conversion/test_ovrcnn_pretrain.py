@@ -3,10 +3,10 @@
 import math
 
 import torch
-from clim.methods.multimodal import MultimodalTransformer
 from torch.nn import functional as F
 
 from clim.conversion import KINDS
+from clim.methods.multimodal import MultimodalTransformer
 
 DIM, HEADS, LAYERS, VOCABULARY = 16, 2, 6, 9
 PREFIX = "mmss_heads.TransformerHead."

@@ -50,7 +50,7 @@ def add_clim_config(cfg: CN) -> None:
 
     # ---- Method: what is learnt from image-text pairs (clim/methods) ----------------------------
     cfg.MODEL.METHOD = method = CN()
-    method.NAME = ""  # "Detic", "Baron"; "": boxes only
+    method.NAME = ""  # "Detic", "Baron", "Grounding"; "": boxes only
     method.DETIC = detic = CN()
     detic.TEMPERATURE = 25.0
     detic.BIAS = [-20.0]  # start of the two learnable biases, one for captions and one for tags; []: none
@@ -87,14 +87,39 @@ def add_clim_config(cfg: CN) -> None:
     method.CLIP = clip = CN()  # image-text contrast of whole pictures and tiles (CLIM §3.3, clip_fvlm §2)
     clip.SCALE = 100.0  # start of the learned factor of the cosines: 1 / 0.01, where OpenAI's training ended
     clip.MAX_SCALE = 100.0
+    # OV-RCNN's pre-training (ovrcnn §1, §3); official values but for CLIM's, which are unpublished and inferred.
+    method.GROUNDING = grounding = CN()
+    # Caption against tile: "aligned_local", each word choosing its cells and each cell its words (official); "mean"
+    # over all pairs of word and cell (CLIM's paper, with "cosine" and TEMPERATURE .01).
+    grounding.GLOBAL_METRIC = "aligned_local"
+    grounding.LOCAL_METRIC = "dot"  # word against cell; or "cosine"
+    grounding.TEMPERATURE = 10.0  # divides it; for "cosine" .01
+    grounding.CONTRAST_GROUP = (
+        8  # tiles contrasted with each other, a GPU's batch officially; 0: all of a GPU
+    )
+    grounding.JOINT = (
+        True  # plain pictures and mosaics in one contrast; False: each has its losses (as Detic's)
+    )
+    grounding.MAX_CELLS = 100  # of a tile, drawn at random in training
+    grounding.LAYERS = 6  # of the multimodal transformer, for plain pictures; 0: no matching, no hidden words
+    grounding.HEADS = 8
+    grounding.DROPOUT = 0.1  # of the transformer
+    grounding.MASK_PADDING = (
+        False  # of the transformer's attention; False: padding is read, all else e times (official)
+    )
+    grounding.MLM_PROBABILITY = 0.15  # of a word to be predicted
+    grounding.MLM_HIDDEN = (
+        0.9  # part of these that is hidden, from grounding too; the others stay as they are
+    )
+    grounding.TEXT_DROPOUT = True  # the frozen BERT reads with its own dropout in training
     method.REGION_CLIP = region_clip = CN()  # comparator: boxes with pseudo-labels (clip_fvlm §5)
     region_clip.SCALE = 100.0  # factor of the cosines, not learned
     region_clip.CLASSES = 100  # a loss looks at this many: those present, and random ones
     region_clip.EMBEDDINGS = ""  # .npy (nouns, D), unit rows, looked up under DETECTRON2_DATASETS
 
-    # ---- Image encoder of an image-text model (ImageTextModel, FVLM) ------------------------------
+    # ---- Image encoder of an image-text model (ImageTextModel, GridTextModel, FVLM) ---------------
     cfg.MODEL.IMAGE_ENCODER = encoder = CN()
-    encoder.NAME = "ClipViT"  # or "ClipResNet", "EfficientNetLite0"
+    encoder.NAME = "ClipViT"  # or "ClipResNet", "EfficientNetLite0", "ResNetGrid" (OV-RCNN)
     encoder.ARCHITECTURE = "ViT-B-16-quickgelu"  # an open_clip model, or a json in the format of its configs
     encoder.PRETRAINED = (
         "openai"  # open_clip tag, hub name or file (OpenAI, open_clip, CLIM); "": random weights

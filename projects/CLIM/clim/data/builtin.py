@@ -106,6 +106,7 @@ _COCO_CAPTIONS = {
         "coco/annotations/captions_train2017_tags_allcaps.json",
         "coco/captions_train2017_tags_allcaps.json",
     ),
+    "coco_caption_train": ("coco/annotations/captions_train2017.json",),  # all photos, no tags
 }
 _COCO_REGIONS = {
     "coco_val_regions": ("instances_val2017.json", load_regions, {}),

@@ -1,4 +1,4 @@
-"""Image-caption data sets: Detic's json of captions with tags -> records for the mappers."""
+"""Image-caption data sets: Detic's json of captions with tags, or COCO's own -> records for the mappers."""
 
 import json
 import logging
@@ -26,12 +26,13 @@ def load_captions_json(
     category_index: Mapping[int, int] | None = None,
     made_by: str = PREPARE_OV_COCO,
 ) -> list[dict]:
-    """Read a caption file in the format of Detic's ``captions_train2017_tags_allcaps.json``.
+    """Read a caption file in the format of Detic's ``captions_train2017_tags_allcaps.json``, or of COCO's without tags.
 
     Args:
         json_file: {"images": [{id, file_name, height, width, captions [str], pos_category_ids [id]}],
             "categories": [{id, name}]}. ``pos_category_ids`` may be absent (no tags), ``height`` and
-            ``width`` too: then they are read from the picture's header.
+            ``width`` too: then they are read from the picture's header. COCO keeps the captions apart, in
+            "annotations": [{image_id, caption}].
         image_root: folder that ``file_name`` is relative to (an absolute ``file_name`` stays).
         category_index: {category id: contiguous 0-based index} of the vocabulary that ``tags`` refer to.
             None: the file's own categories in ascending id order.
@@ -53,10 +54,11 @@ def load_captions_json(
     if index is None:
         index = {key: i for i, key in enumerate(sorted(c["id"] for c in content.get("categories", ())))}
 
+    apart = _captions_apart(content)
     records, unreadable, silent = [], [], 0
     sized = all("height" in image and "width" in image for image in content["images"])
     for image in tqdm(content["images"], desc="image sizes", disable=sized):
-        captions = [caption for caption in image.get("captions", ()) if caption.strip()]
+        captions = [c for c in image.get("captions", apart.get(image["id"], ())) if c.strip()]
         if not captions:
             silent += 1
             continue
@@ -130,6 +132,14 @@ def require_folder(image_root: str | os.PathLike) -> None:
         raise UserError(
             f"image folder {image_root} not found: set DETECTRON2_DATASETS, see datasets/README.md"
         )
+
+
+def _captions_apart(content: Mapping) -> dict[int, list[str]]:
+    """{image id: captions} of COCO's own files; {} of Detic's, whose annotations are empty."""
+    captions: dict[int, list[str]] = {}
+    for annotation in content.get("annotations", ()):
+        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    return captions
 
 
 def _load_resolved(json_file, image_root, made_by) -> list[dict]:

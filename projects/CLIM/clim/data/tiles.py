@@ -24,6 +24,11 @@ class Tiles:
     def __len__(self) -> int:
         return len(self.captions)
 
+    @property
+    def alone(self) -> Tensor:
+        """(T,) bool: the only tile of its canvas, hence a plain picture."""
+        return torch.bincount(self.canvas)[self.canvas] == 1
+
     def to(self, device) -> "Tiles":
         return Tiles(
             boxes=self.boxes.to(device),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clim.data.tiles import Tiles
 from clim.errors import UserError
-from clim.text import WordFeatures
+from clim.text import TextTower, WordFeatures
 
 METHOD_REGISTRY = Registry("METHOD")
 METHOD_REGISTRY.__doc__ = (
@@ -82,9 +82,14 @@ class Texts:
         """Frozen sentence embeddings (C, D), unit rows, from the cache where there is one."""
         return self._encoder.encode(captions).to(self.class_embeddings.device)
 
+    @property
+    def tower(self) -> TextTower:
+        """The live text tower, for what is read token by token: OV-RCNN's words (:class:`BertTower`)."""
+        return self._encoder.live
+
     def encode_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
         """The live tower's features of pseudo words (B, L, W), with gradients (:meth:`TextTower.encode_words`)."""
-        return self._encoder.live.encode_words(words, lengths)
+        return self.tower.encode_words(words, lengths)
 
     def tag_targets(self, members: Tensor) -> Tensor:
         """Multi-hot tags of regions (R, K): all tags of a region's tiles."""
@@ -101,9 +106,15 @@ class Texts:
 
 
 class Method(nn.Module):
-    """Base of all methods. Parameters and buffers live in checkpoints under ``method.*``."""
+    """Base of all methods. Parameters and buffers live in checkpoints under ``method.*``.
+
+    Attributes:
+        pools: "boxes", regions of any place and size; or "cells" of an encoder's grid, for which ``Cells`` take the
+            place of ``Regions`` and one ``Grid`` a canvas that of proposals (methods/cells.py).
+    """
 
     needs_proposals = True
+    pools = "boxes"
 
     def select(self, tiles: Tiles, proposals: list[Instances] | None) -> dict[str, Regions]:
         """Regions to embed, by role. ``proposals``: one per canvas, best first, without gradient."""

@@ -14,6 +14,7 @@ from .baron import Baron
 from .base import METHOD_REGISTRY
 from .clip import ClipContrast
 from .detic import Detic
+from .grounding import Grounding
 
 
 @METHOD_REGISTRY.register()
@@ -35,6 +36,14 @@ class PermutedBaron(Baron):
 @METHOD_REGISTRY.register()
 class PermutedClip(ClipContrast):
     """CLIP's contrast on mosaics whose tiles have exchanged their texts."""
+
+    def select(self, tiles, proposals):
+        return super().select(exchanged(tiles), proposals)
+
+
+@METHOD_REGISTRY.register()
+class PermutedGrounding(Grounding):
+    """OV-RCNN's pre-training on mosaics whose tiles have exchanged their texts."""
 
     def select(self, tiles, proposals):
         return super().select(exchanged(tiles), proposals)

@@ -8,6 +8,8 @@ from .efficientnet_encoder import EfficientNetLite0
 from .fvlm import FVLM
 from .fvlm_backbone import ClipFPN
 from .fvlm_heads import FVLMROIHeads
+from .grid_encoder import GridEncoder, ResNetGrid
+from .grid_text import GridTextModel
 from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, build_image_encoder
 from .image_text import ImageTextModel
 from .meta_arch import OpenVocabRCNN
@@ -30,6 +32,8 @@ __all__ = [
     "EfficientNetLite0",
     "FVLM",
     "FVLMROIHeads",
+    "GridEncoder",
+    "GridTextModel",
     "ImageEncoder",
     "ImageTextModel",
     "OVRCNNOutputLayers",
@@ -37,6 +41,7 @@ __all__ = [
     "OpenVocabRCNN",
     "OpenVocabRes5ROIHeads",
     "ProposingRPN",
+    "ResNetGrid",
     "RoundedAnchorGenerator",
     "TextOutputLayers",
     "build_box_predictor",

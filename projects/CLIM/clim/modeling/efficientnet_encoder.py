@@ -29,7 +29,7 @@ TAPS = {2: ShapeSpec(channels=24, stride=4), 4: ShapeSpec(channels=40, stride=8)
 
 @IMAGE_ENCODER_REGISTRY.register()
 class EfficientNetLite0(ImageEncoder):
-    """Pictures: blocks 0–15, mean, projection.
+    """Pictures: blocks 0–15, mean, projection. Cells: without mean.
 
     Regions "v2": RoIAlign 7 x 7 after block 10, then the same rest, as an attention-pool ResNet's; "v1": RoIAlign
     1 x 1 of the dense map, as a ViT's (clip_fvlm §1).
@@ -100,6 +100,13 @@ class EfficientNetLite0(ImageEncoder):
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, D): the projected mean of the last map."""
         return self._project_mean(self.features(images)["dense"])
+
+    def cells(self, images: Tensor) -> Tensor:
+        """(B, 320, H / 32, W / 32), the output of block 15."""
+        return self._head(self.features(images)["dense"])
+
+    def project(self, rows: Tensor) -> Tensor:
+        return self.projection(rows)
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """{"dense": (B, 112, h, w)}, the output of block 10."""

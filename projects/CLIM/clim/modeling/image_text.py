@@ -30,6 +30,8 @@ class ImageTextModel(nn.Module):
     (R, K) cosines}}; K classes of the configured vocabulary.
     """
 
+    pools = "boxes"  # as a method's
+
     @configurable
     def __init__(
         self,
@@ -76,7 +78,7 @@ class ImageTextModel(nn.Module):
             )
         return {
             "image_encoder": image_encoder,
-            "method": build_method(cfg),
+            "method": build_method(cfg, pools=cls.pools),
             "text_encoder": encoder,
             "class_embeddings": vocabulary_embeddings(cfg, encoder)
             if is_configured(cfg)

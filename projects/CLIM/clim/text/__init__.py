@@ -5,7 +5,8 @@
 | ``base.py`` | ``TextTower``: what every tower offers |
 | ``open_clip_tower.py`` | CLIP's text half |
 | ``clip_config.py``, ``clip_weights.py`` | CLIP models by name or json, and the files of either half's weights |
-| ``bert_tower.py`` | mean-pooled BERT (MiniLM) |
+| ``bert_tower.py`` | mean-pooled BERT (MiniLM), and its single tokens |
+| ``tokens.py`` | ``TokenBatch``: captions as tokens; masking of words |
 | ``towers.py`` | ``build_text_tower``: from the config's words to a tower |
 | ``prompts.py`` | prompt texts of a class name |
 | ``classes.py`` | embeddings of class names, computed or loaded |

@@ -1,15 +1,21 @@
-"""BERT-like sentence tower: mean of the last layer's token features, from a folder on this machine."""
+"""BERT-like tower, from a folder on this machine: mean of the last layer's token features, or token by token.
+
+Shapes: B texts, L tokens of the longest, V tokens known, D width of words and of the last layer.
+"""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer
 
 from clim.errors import UserError
 from clim.text.base import TextTower, WordFeatures
+from clim.text.tokens import TokenBatch
 
 
 class BertTower(TextTower):
@@ -49,6 +55,34 @@ class BertTower(TextTower):
     @property
     def word_embeddings(self) -> Tensor:
         return self.model.get_input_embeddings().weight
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the token that hides a word."""
+        return self._tokenizer.mask_token_id
+
+    def tokens(self, texts: Sequence[str]) -> TokenBatch:
+        """Tokens of B texts on the tower's device, those that :meth:`tokenize` puts around a text marked special."""
+        rows = self.tokenize(texts)
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = pad_sequence(
+            [torch.tensor(row) for row in rows], True, padding_value=self._tokenizer.pad_token_id
+        )
+        place = torch.arange(ids.shape[1])
+        special = (place == 0) | (place >= lengths[:, None] - 1)
+        return TokenBatch(*(t.to(self.device) for t in (ids, place < lengths[:, None], special)))
+
+    @torch.no_grad()
+    def contextual(self, ids: Tensor, attention: Tensor, *, dropout: bool = False) -> Tensor:
+        """(B, L, D) last layer's token features of ``ids`` (B, L) where ``attention`` (B, L) is True.
+
+        ``dropout``: with the model's own dropout, as official OVR-CNN reads captions (ovrcnn §1.2).
+        """
+        self.model.train(dropout)
+        try:
+            return self.model(input_ids=ids, attention_mask=attention.long()).last_hidden_state
+        finally:
+            self.model.eval()
 
     def features_of_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
         """hidden and embedding are one: the mean over a text's tokens, start and end included."""

@@ -57,6 +57,17 @@ def tower_stamp(*, name: str, pretrained: str = "") -> str | None:
     return json.dumps(["open_clip", name, clip_config(name, TEXT.name_key), source])
 
 
+def bert_config(name: str) -> dict:
+    """The config.json of a BERT, which tells its sizes without loading it. UserError where ``name`` is no BERT."""
+    folder = _bert_folder(name)
+    if folder is None:
+        raise UserError(
+            f"MODEL.TEXT.NAME {name} is a CLIP, but single words and their context are read from a BERT: name a "
+            "folder with one, or minilm."
+        )
+    return json.loads((folder / "config.json").read_text())
+
+
 def _bert_folder(name: str) -> Path | None:
     """Folder of a BERT; None for an open_clip model; UserError for anything else."""
     if name == "minilm":

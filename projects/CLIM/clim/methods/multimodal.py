@@ -1,0 +1,116 @@
+"""OV-RCNN's multimodal transformer: captions and pictures read together, for image-text matching and hidden words.
+
+Shape legend: B captions and as many pictures, L tokens, N cells, D width, V tokens that the text tower knows.
+Parameters are named as in official OVR-CNN's ``TransformerHead.backbone`` (Hugging Face BERT's; ovrcnn §1.4, §4).
+"""
+
+import torch
+from torch import Tensor, nn
+
+INIT_STD = 0.02
+
+
+class MultimodalTransformer(nn.Module):
+    """BERT's encoder over [caption; cells], once for every caption with every picture.
+
+    Args:
+        dim: D, of words, cells, and the transformer with its inner layers.
+        vocabulary: V.
+        mask_padding: True hides padding from attention. False is the official code: its mask of ones and zeros is
+            *added* to the attention scores, so padding is read, and all else counts e times as much.
+    """
+
+    def __init__(
+        self, *, dim: int, vocabulary: int, layers: int, heads: int, dropout: float, mask_padding: bool
+    ):
+        from transformers import BertConfig  # takes seconds
+        from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
+
+        super().__init__()
+        config = BertConfig(
+            hidden_size=dim,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=dim,
+            hidden_act="gelu",
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            attn_implementation="sdpa",
+        )
+        self.mask_padding = mask_padding
+        self.visual_emb = VisualEmbedding(config)
+        self.encoder = BertEncoder(config)
+        self.pooler = BertPooler(config)
+        self.heads = nn.Module()
+        self.heads.bi_seq_relationship = nn.Linear(
+            dim, 2
+        )  # the second output is unused, as in the official code
+        self.heads.predictions = WordPrediction(config, vocabulary)
+        self.apply(_init_bert)
+
+    def forward(
+        self, tokens: Tensor, is_token: Tensor, cells: Tensor, is_cell: Tensor, place: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Read all B² pairs.
+
+        Args:
+            tokens: (B, L, D) contextual features of the captions' tokens, ``is_token`` (B, L) bool, False: padding.
+            cells: (B, N, D), ``is_cell`` (B, N) bool, ``place`` (B, N, 2) x and y within the picture, 0 to 1.
+
+        Returns (B, B) scores of caption i with picture j, and (B, L, D) features of the tokens beside their own
+        picture.
+        """
+        count, length = is_token.shape
+        visual = self.visual_emb(cells, place)
+        # pair i · B + j: caption i, picture j
+        sequences = torch.cat([tokens.repeat_interleave(count, dim=0), visual.repeat(count, 1, 1)], dim=1)
+        real = torch.cat([is_token.repeat_interleave(count, dim=0), is_cell.repeat(count, 1)], dim=1)
+        features = self.encoder(sequences, self.attention_bias(real)).last_hidden_state
+        distances = self.heads.bi_seq_relationship(self.pooler(features))[:, 0].view(count, count)
+        matched = features[:: count + 1, :length]
+        return -distances, matched
+
+    def attention_bias(self, real: Tensor) -> Tensor:
+        """(P, 1, 1, S) what is added to the attention scores of sequences (P, S)."""
+        bias = real.float()[:, None, None, :]
+        return (1 - bias) * torch.finfo(bias.dtype).min if self.mask_padding else bias
+
+    def word_logits(self, features: Tensor, word_embeddings: Tensor) -> Tensor:
+        """(M, V) of token features (M, D); the decoder is tied to the text tower's frozen (V, D)."""
+        return self.heads.predictions(features, word_embeddings)
+
+
+class VisualEmbedding(nn.Module):
+    """A cell as a token: LayerNorm(Linear(cell) + Linear(its place)), dropout."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.image_embeddings = nn.Linear(config.hidden_size, config.hidden_size)
+        self.image_location_embeddings = nn.Linear(2, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, cells: Tensor, place: Tensor) -> Tensor:
+        return self.dropout(
+            self.LayerNorm(self.image_embeddings(cells) + self.image_location_embeddings(place))
+        )
+
+
+class WordPrediction(nn.Module):
+    """BERT's language-model head without weights of its own for words, only their biases."""
+
+    def __init__(self, config, vocabulary: int):
+        from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+
+        super().__init__()
+        self.transform = BertPredictionHeadTransform(config)
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+
+    def forward(self, features: Tensor, word_embeddings: Tensor) -> Tensor:
+        return self.transform(features) @ word_embeddings.T + self.bias
+
+
+def _init_bert(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=INIT_STD)
+        nn.init.zeros_(module.bias)

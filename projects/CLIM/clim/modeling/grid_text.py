@@ -1,0 +1,83 @@
+"""An image-text model whose regions are grid cells: OV-RCNN's pre-training, mosaics or not (ovrcnn §1, §3)."""
+
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList
+from torch import Tensor
+
+from clim.data.tiles import Tiles
+from clim.errors import UserError
+from clim.methods import Texts
+from clim.methods.cells import Cells, Grid
+
+from .grid_encoder import GridEncoder
+from .image_text import ImageTextModel
+
+
+@META_ARCH_REGISTRY.register()
+class GridTextModel(ImageTextModel):
+    """Encoder and method, no detector. Trains on plain pictures of any size ("captions") and on "mosaics".
+
+    Each of the two goes through the encoder as a batch of its own, padded on the right and below.
+    """
+
+    pools = "cells"
+
+    @classmethod
+    def from_config(cls, cfg):
+        ret = super().from_config(cfg)
+        if not isinstance(ret["image_encoder"], GridEncoder):
+            raise UserError(
+                f"MODEL.IMAGE_ENCODER.NAME {cfg.MODEL.IMAGE_ENCODER.NAME} has no grid of cells to ground words in: "
+                "choose ResNetGrid or EfficientNetLite0."
+            )
+        if ret["device_grids"]:
+            raise UserError(
+                'INPUT.MOSAIC.COMPOSE is "device", but GridTextModel takes its canvases from the loader: set "loader".'
+            )
+        return ret
+
+    def forward(self, batch):
+        """Losses of a joint batch in training, those of mosaics with a suffix where they are not one set."""
+        if not self.training:
+            return self.inference(batch)
+        plain, mosaics = batch["captions"], batch["mosaics"]
+        if self.method.joint:
+            return self.align(plain, mosaics)
+        losses = self.align(plain) if plain else {}
+        if mosaics:
+            losses |= {f"{name}_mosaic": loss for name, loss in self.align(mosaics).items()}
+        return losses
+
+    def align(self, *sources: list[dict]) -> dict[str, Tensor]:
+        """Mosaic → pool → align: the losses of canvases from one or two sources."""
+        tiles = Tiles.cat([c["tiles"] for source in sources for c in source]).to(self.device)
+        texts = Texts(
+            tiles, encoder=self.text_encoder, class_embeddings=self.class_embeddings.to(self.device)
+        )
+        maps, grids = [], []
+        for source in filter(None, sources):
+            images = self.padded([c["image"] for c in source])
+            maps.append(self.image_encoder.cells(images.tensor))
+            sizes = {"padded": images.tensor.shape[-2:], "cells": maps[-1].shape[-2:]}
+            grids += [Grid.of(size, **sizes) for size in images.image_sizes]
+        cells = self.method.select(tiles, grids)
+        embeddings = {role: self.image_encoder.project(read_cells(maps, c)) for role, c in cells.items()}
+        losses = self.method.losses(embeddings, cells, texts)
+        self.method.commit(texts)
+        return losses
+
+    def padded(self, images: list[Tensor]) -> ImageList:
+        """Pictures (3, H, W) as one normalised batch, padded with the mean colour."""
+        pixels = (image.to(self.device, torch.float32) for image in images)
+        return ImageList.from_tensors([(image - self.pixel_mean) / self.pixel_std for image in pixels])
+
+
+def read_cells(maps: list[Tensor], cells: Cells) -> Tensor:
+    """(R, C) the vectors of ``cells`` in maps (B_i, C, h_i, w_i), whose canvases are numbered through."""
+    rows, first = [], 0
+    for features in maps:
+        on = cells[(cells.canvas >= first) & (cells.canvas < first + len(features))]
+        rows.append(features[on.canvas - first, :, on.row, on.column])
+        first += len(features)
+    return torch.cat(rows)
