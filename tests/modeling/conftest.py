@@ -1,5 +1,6 @@
 """Slow obvious versions of what encoders share."""
 
+import json
 import math
 
 import pytest
