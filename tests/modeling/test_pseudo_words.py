@@ -19,7 +19,7 @@ from clim.losses import matched_contrast
 from clim.modeling.dense_responses import head_embeddings
 from clim.modeling.pseudo_words import PseudoWordClassifier
 from clim.predictor import Predictor
-from clim.text import FEATURES, build_text_tower, class_embeddings
+from clim.text import build_text_tower, class_embeddings
 
 IN, WORDS, WORD_DIM, CLASSES = 8, 3, 16, 5
 CLS = "roi_heads.box_predictor.cls_score."
@@ -259,7 +259,7 @@ def test_names_are_read_by_hidden_features(load_cfg, overrides, cfg, tmp_path):
     names = ["dog", "red car", "bird"]
     named = load_cfg("BARON_BoxSup_C4.yaml", *overrides, "MODEL.VOCABULARY.NAMES", names)
     model = build_model(named)
-    expected = class_embeddings(FEATURES["hidden"](model.text_encoder), names)
+    expected = class_embeddings(HiddenFeatures(model.text_encoder), names)
     torch.testing.assert_close(model.classifier.class_embeddings[:-1], expected)
     # and for a checkpoint of other classes, with the learnt bias in what is shown to people
     base = build(load_cfg("BARON_BoxSup_C4.yaml", *overrides))
