@@ -95,6 +95,7 @@ def random_clip():
     return make
 
 
+@pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory):
     """Folder of a random two-layer BERT, 32 wide, whose words are "dog", "##s" and single letters."""
     folder = tmp_path_factory.mktemp("bert")

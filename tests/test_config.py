@@ -238,6 +238,41 @@ def test_barons_rows(file, sizes, schedule, start, load_cfg):
         )
 
 
+def test_ovrcnns_first_stage(load_cfg):
+    """Official mmss_v07.yaml, ovrcnn §1; + CLIM by ovrcnn §3's recommendations."""
+    cfg = load_cfg("OVRCNN_pretrain.yaml")
+    model, solver, loader = cfg.MODEL, cfg.SOLVER, cfg.DATALOADER
+    assert (model.META_ARCHITECTURE, model.METHOD.NAME) == ("GridTextModel", "Grounding")
+    assert (model.IMAGE_ENCODER.NAME, model.RESNETS.DEPTH) == ("ResNetGrid", 50)
+    assert (model.BACKBONE.FREEZE_AT, model.RESNETS.NORM, model.RESNETS.STRIDE_IN_1X1) == (
+        0,
+        "FrozenBN",
+        True,
+    )
+    assert model.WEIGHTS == "detectron2://ImageNetPretrained/MSRA/R-50.pkl" and model.TEXT.DIM == 768
+    assert model.PIXEL_MEAN == [102.9801, 115.9465, 122.7717] and model.PIXEL_STD == [1, 1, 1]
+    caption = cfg.INPUT.CAPTION
+    assert (cfg.INPUT.FORMAT, caption.SHORT_SIDE, caption.LONG_SIDE) == ("BGR", 800, 1333)
+    assert (caption.FLIP, caption.CROP, loader.ASPECT_RATIO_GROUPING) == (0.5, 0, True)
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.MOMENTUM, solver.GAMMA) == ("SGD", 0.01, 0.9, 0.1)
+    assert (solver.MAX_ITER, solver.STEPS) == (40_000, (20_000, 35_000))
+    assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.WARMUP_METHOD) == (500, 1 / 3, "linear")
+    assert (solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_NORM, solver.WEIGHT_DECAY_BIAS) == (1e-4, 1e-4, 0)
+    assert (solver.BIAS_LR_FACTOR, solver.CLIP_GLOBAL_NORM, solver.AMP.ENABLED) == (2, 5, False)
+    assert (solver.REFERENCE_WORLD_SIZE, loader.CAPTIONS_PER_GPU, loader.DETECTION_PER_GPU) == (8, 8, 0)
+    assert (cfg.DATASETS.CAPTIONS, cfg.DATASETS.TEST) == (("coco_caption_train",), ())
+    clim = load_cfg("OVRCNN_CLIM_pretrain.yaml")
+    assert set(changed(clim, cfg)) == {
+        "MODEL.METHOD.GROUNDING.CONTRAST_GROUP", "INPUT.MOSAIC.SIZE", "INPUT.MOSAIC.FILLING", "INPUT.MOSAIC.GROUPS",
+        "DATALOADER.CAPTIONS_PER_GPU", "DATALOADER.MOSAICS_PER_GPU", "OUTPUT_DIR",
+    }  # fmt: skip
+    assert (clim.DATALOADER.CAPTIONS_PER_GPU, clim.DATALOADER.MOSAICS_PER_GPU) == (4, 4)
+    mosaic = clim.INPUT.MOSAIC
+    assert (mosaic.GRIDS, mosaic.SIZE, mosaic.FILLING, mosaic.CROP_SCALE) == (
+        [2, 3, 4], 768, "crop", [0.9, 1],
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("clim, baseline", [
     ("Detic_CLIM_C4.yaml", "Detic_C4.yaml"), ("Detic_CLIM_C4_caption.yaml", "Detic_C4_caption.yaml"),
     ("BARON_CLIM_C4.yaml", "BARON_C4.yaml"), ("mini/detic_clim.yaml", "mini/detic.yaml"),
@@ -297,5 +332,5 @@ def test_mini_runs_mean_what_they_say(load_cfg):
             cfg = load_cfg(file)
             assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
             assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 65
-            if cfg.MODEL.META_ARCHITECTURE != "ImageTextModel":  # that one has no boxes
+            if cfg.DATALOADER.DETECTION_PER_GPU:
                 assert cfg.MODEL.OPEN_VOCAB.BASE_CLASSES == "mini"

@@ -91,7 +91,7 @@ def test_detection_sets_read_their_file(root, name):
     assert metadata.get("evaluator_type") == ("ov_coco" if is_val else None)
 
 
-@pytest.mark.parametrize("name", [*DETECTION, "coco_caption_train_tags"])
+@pytest.mark.parametrize("name", [*DETECTION, "coco_caption_train", "coco_caption_train_tags"])
 def test_coco_metadata_needs_no_files(root, name):
     metadata = MetadataCatalog.get(name)
     assert metadata.thing_classes == list(COCO_NAMES)
@@ -163,6 +163,17 @@ def test_the_caption_file_is_found_in_both_of_detics_places(root, folder):
     assert MetadataCatalog.get("coco_caption_train_tags").json_file == str(path)
 
 
+def test_all_captions_come_from_cocos_own_file(root):
+    (root / "coco/train2017").mkdir(parents=True)
+    (root / "coco/annotations").mkdir()
+    image = {"id": 9, "file_name": "9.jpg", "height": 20, "width": 30}
+    content = {"images": [image], "annotations": [{"id": 1, "image_id": 9, "caption": "A dog."}]}
+    (root / "coco/annotations/captions_train2017.json").write_text(json.dumps(content))
+    (record,) = DatasetCatalog.get("coco_caption_train")
+    assert (record["captions"], record["tags"]) == (["A dog."], [])
+    assert record["file_name"] == str(root / "coco/train2017/9.jpg")
+
+
 def test_of_two_caption_files_the_one_in_annotations_counts(root):
     (root / "coco/train2017").mkdir(parents=True)
     (root / "coco/annotations").mkdir()
@@ -183,7 +194,7 @@ def test_the_data_root_is_read_at_every_load(root, monkeypatch, tmp_path_factory
     assert MetadataCatalog.get(name).image_root == str(other / f"coco/{folder}")
 
 
-@pytest.mark.parametrize("name", [*DETECTION, "coco_caption_train_tags", *MINI])
+@pytest.mark.parametrize("name", [*DETECTION, "coco_caption_train", "coco_caption_train_tags", *MINI])
 def test_a_missing_json_is_one_sentence_with_the_command(root, name):
     command = "tools/make_mini.py" if name in MINI else "datasets/prepare_ovcoco.py --source COCO"
     with pytest.raises(UserError) as error:

@@ -70,6 +70,23 @@ def test_a_caption_file_without_tags(tmp_path):
     assert load_captions_json(path, tmp_path)[0]["tags"] == []
 
 
+def test_cocos_own_file_keeps_captions_apart(tmp_path):
+    images = [image(i) for i in (1, 2, 3)]
+    for entry in images:
+        del entry["captions"], entry["pos_category_ids"]
+    annotations = [
+        {"id": n, "image_id": i, "caption": c}
+        for n, (i, c) in enumerate([(2, "A cat."), (1, "B."), (2, "C.")])
+    ]
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    records = load_captions_json(path, tmp_path)
+    assert [(r["image_id"], r["captions"], r["tags"]) for r in records] == [
+        (1, ["B."], []),
+        (2, ["A cat.", "C."], []),
+    ]
+
+
 def test_relative_and_absolute_file_names(tmp_path):
     absolute = str(tmp_path / "elsewhere.jpg")
     images = [image(1, file_name="part/1.jpg"), image(2, file_name=absolute)]

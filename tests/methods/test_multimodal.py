@@ -1,0 +1,152 @@
+"""The multimodal transformer, pair by pair and head by head from its weights; both ways of masking."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from clim.methods.multimodal import MultimodalTransformer
+
+B, L, N, DIM, HEADS, LAYERS, VOCABULARY = 3, 4, 5, 16, 2, 2, 11
+TOKENS, CELLS = [4, 2, 3], [5, 1, 4]
+
+
+def make(mask_padding, dropout=0.1):
+    torch.manual_seed(0)
+    model = MultimodalTransformer(
+        dim=DIM, vocabulary=VOCABULARY, layers=LAYERS, heads=HEADS, dropout=dropout, mask_padding=mask_padding
+    )
+    for weight in model.parameters():  # not near zero, and biases that matter
+        weight.data += 0.3 * torch.randn_like(weight)
+    return model.eval()
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    tokens, cells = (torch.randn(B, n, DIM, generator=generator) for n in (L, N))
+    is_token, is_cell = (
+        torch.arange(n) < torch.tensor(counts)[:, None] for n, counts in ((L, TOKENS), (N, CELLS))
+    )
+    return tokens, is_token, cells, is_cell, torch.rand(B, N, 2, generator=generator)
+
+
+def slow_pair(state, tokens, cells, place, bias):
+    """Features (S, D) of one sequence; ``bias`` (S,) is added to every query's scores."""
+
+    def linear(name, x):
+        return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
+
+    def norm(name, x):
+        mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
+        return (x - mean) / (var + 1e-12).sqrt() * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+    visual = linear("visual_emb.image_embeddings", cells) + linear(
+        "visual_emb.image_location_embeddings", place
+    )
+    x = torch.cat([tokens, norm("visual_emb.LayerNorm", visual)])
+    for layer in range(LAYERS):
+        name, heads = f"encoder.layer.{layer}", []
+        q, k, v = (linear(f"{name}.attention.self.{part}", x) for part in ("query", "key", "value"))
+        for head in torch.arange(DIM).view(HEADS, -1):
+            scores = q[:, head] @ k[:, head].T / math.sqrt(len(head)) + bias
+            heads.append(scores.softmax(1) @ v[:, head])
+        x = norm(
+            f"{name}.attention.output.LayerNorm",
+            x + linear(f"{name}.attention.output.dense", torch.cat(heads, 1)),
+        )
+        inner = F.gelu(linear(f"{name}.intermediate.dense", x))
+        x = norm(f"{name}.output.LayerNorm", x + linear(f"{name}.output.dense", inner))
+    return x
+
+
+def distance(state, features):
+    pooled = torch.tanh(features[0] @ state["pooler.dense.weight"].T + state["pooler.dense.bias"])
+    return pooled @ state["heads.bi_seq_relationship.weight"][0] + state["heads.bi_seq_relationship.bias"][0]
+
+
+def test_true_masking_is_every_pair_alone_without_padding(inputs):
+    model = make(mask_padding=True)
+    tokens, is_token, cells, is_cell, place = inputs
+    scores, matched = model(*inputs)
+    assert scores.shape == (B, B) and matched.shape == (B, L, DIM)
+    for i in range(B):
+        for j in range(B):
+            real = is_cell[j]
+            features = slow_pair(
+                model.state_dict(), tokens[i][is_token[i]], cells[j][real], place[j][real], 0.0
+            )
+            torch.testing.assert_close(
+                scores[i, j], -distance(model.state_dict(), features), rtol=1e-3, atol=1e-4
+            )
+            if i == j:
+                torch.testing.assert_close(
+                    matched[i][is_token[i]], features[: TOKENS[i]], rtol=1e-3, atol=1e-4
+                )
+
+
+def test_the_official_mask_is_added_to_the_scores(inputs):
+    model = make(mask_padding=False)
+    tokens, is_token, cells, is_cell, place = inputs
+    scores, matched = model(*inputs)
+    for i in range(B):
+        for j in range(B):
+            bias = torch.cat([is_token[i], is_cell[j]]).float()
+            features = slow_pair(model.state_dict(), tokens[i], cells[j], place[j], bias)
+            torch.testing.assert_close(
+                scores[i, j], -distance(model.state_dict(), features), rtol=1e-3, atol=1e-4
+            )
+            if i == j:
+                torch.testing.assert_close(matched[i], features[:L], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("mask_padding", [True, False])
+def test_padding_is_read_only_in_the_official_way(inputs, mask_padding):
+    model = make(mask_padding)
+    changed = [t.clone() for t in inputs]
+    changed[0][~inputs[1]] += 1
+    changed[2][~inputs[3]] += 1
+    (before, _), (after, _) = model(*inputs), model(*changed)
+    assert torch.equal(before, after) if mask_padding else not torch.isclose(before, after).all()
+
+
+def test_words_are_predicted_by_the_text_towers_own_rows(inputs):
+    model = make(mask_padding=True)
+    features, table = torch.randn(2, DIM), torch.randn(VOCABULARY, DIM)
+    state = model.state_dict()
+    dense = features @ state["heads.predictions.transform.dense.weight"].T
+    hidden = F.gelu(dense + state["heads.predictions.transform.dense.bias"])
+    norm = [state[f"heads.predictions.transform.LayerNorm.{part}"] for part in ("weight", "bias")]
+    expected = F.layer_norm(hidden, (DIM,), *norm, eps=1e-12) @ table.T + state["heads.predictions.bias"]
+    torch.testing.assert_close(model.word_logits(features, table), expected)
+    assert model.word_logits(features[:0], table).shape == (0, VOCABULARY)
+
+
+def test_names_and_start_are_berts():
+    model = MultimodalTransformer(dim=768, vocabulary=50, layers=1, heads=8, dropout=0.1, mask_padding=False)
+    state = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    matrix = (768, 768)
+    assert state["visual_emb.image_embeddings.weight"] == state["pooler.dense.weight"] == matrix
+    assert state["visual_emb.image_location_embeddings.weight"] == (768, 2)
+    assert state["encoder.layer.0.attention.self.query.weight"] == matrix
+    assert state["encoder.layer.0.intermediate.dense.weight"] == matrix
+    assert state["encoder.layer.0.output.LayerNorm.bias"] == state["visual_emb.LayerNorm.weight"] == (768,)
+    assert state["heads.bi_seq_relationship.weight"] == (2, 768)
+    assert state["heads.predictions.bias"] == (50,)
+    assert state["heads.predictions.transform.dense.weight"] == matrix
+    assert not any("decoder" in name for name in state)
+    for name, value in model.named_parameters():
+        if value.ndim == 2 and value.numel() > 10_000:
+            assert value.std().item() == pytest.approx(0.02, rel=0.02), name
+        elif name.endswith("bias"):
+            assert not value.any(), name
+
+
+def test_dropout_in_training_only(inputs):
+    model = make(mask_padding=False)
+    assert torch.equal(model(*inputs)[0], model(*inputs)[0])
+    model.train()
+    assert not torch.equal(model(*inputs)[0], model(*inputs)[0])
+    still = make(mask_padding=False, dropout=0.0).train()
+    assert torch.equal(still(*inputs)[0], still(*inputs)[0])

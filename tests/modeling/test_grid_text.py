@@ -1,0 +1,156 @@
+"""GridTextModel: plain pictures and mosaics, their cells, one contrast or two; runs of both mini configs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from clim.data.mosaic import grid_cells
+from clim.data.tiles import Tiles
+from clim.engine import Trainer, build
+from clim.errors import UserError
+from clim.methods.cells import Cells
+from clim.modeling.grid_text import read_cells
+
+MEAN, STD = [120.0, 110.0, 100.0], [60.0, 70.0, 80.0]
+SMALL = ["MODEL.METHOD.GROUNDING.LAYERS", 1, "MODEL.METHOD.GROUNDING.HEADS", 2, "MODEL.TEXT.DIM", 32]
+
+
+@pytest.fixture(scope="module")
+def make(load_cfg, tiny_bert):
+    """``make("KEY", value, …)``: the mini model with the tiny BERT, in training."""
+
+    def model(*overrides):
+        cfg = load_cfg(
+            "mini/ovrcnn_clim_pretrain.yaml", *SMALL, "MODEL.TEXT.NAME", str(tiny_bert),
+            "MODEL.PIXEL_MEAN", MEAN, "MODEL.PIXEL_STD", STD, *overrides,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        return build(cfg).train()
+
+    return model
+
+
+def sample(height, width, *, n=1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "image": torch.randint(0, 256, (3, height, width), generator=generator).byte(),
+        "tiles": Tiles(
+            boxes=torch.from_numpy(grid_cells(n, size=(height, width))).float(),
+            canvas=torch.zeros(n * n, dtype=torch.int64),
+            image_ids=torch.arange(n * n) + 100 * seed, captions=[["x"]] * n**2,
+            drawn=[f"dog {letter}" for letter in "abcdefghi"[: n * n]], tags=[[]] * n**2,
+            groups=torch.zeros(2, 0, n * n, dtype=torch.bool),
+        ),
+    }  # fmt: skip
+
+
+def joint(captions=(), mosaics=()):
+    return {"detection": [], "captions": list(captions), "mosaics": list(mosaics), "regions": []}
+
+
+def seen(model, batch):
+    """What the method is given: (embeddings, cells) of the one call of its ``losses``."""
+    told = []
+    original = model.method.losses
+    model.method.losses = lambda embeddings, cells, texts: (
+        told.append((embeddings["cell"], cells["cell"])) or original(embeddings, cells, texts)
+    )
+    try:
+        model(batch)
+    finally:
+        del model.method.losses
+    ((rows, cells),) = told
+    return rows, cells
+
+
+def normalised(image):
+    return (image.float() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+def test_pictures_are_padded_among_themselves_and_padding_is_no_cell(make):
+    model = make()
+    plain = [sample(64, 96, seed=1), sample(96, 64, seed=2)]
+    mosaic = sample(128, 128, n=2, seed=3)
+    rows, cells = seen(model, joint(captions=plain, mosaics=[mosaic]))
+    assert torch.bincount(cells.tile).tolist() == [2 * 3, 3 * 2, 4, 4, 4, 4]
+    assert cells.canvas.tolist() == [0] * 6 + [1] * 6 + [2] * 16
+
+    encoder = model.image_encoder
+    batch = torch.zeros(2, 3, 96, 96)
+    batch[0, :, :64, :], batch[1, :, :, :64] = normalised(plain[0]["image"]), normalised(plain[1]["image"])
+    maps = encoder.cells(batch)
+    alone = encoder.cells(normalised(mosaic["image"])[None])[0]
+    places = zip(cells.canvas.tolist(), cells.row.tolist(), cells.column.tolist(), strict=True)
+    expected = [alone[:, y, x] if c == 2 else maps[c, :, y, x] for c, y, x in places]
+    torch.testing.assert_close(rows, encoder.project(torch.stack(expected)), rtol=1e-4, atol=1e-5)
+
+
+def test_cells_of_several_maps_are_read_in_order():
+    maps = [torch.arange(16.0).view(2, 2, 2, 2), 100 + torch.arange(6.0).view(1, 2, 1, 3)]
+    canvas, row, column = torch.tensor([[0, 1, 1, 2], [0, 1, 0, 0], [1, 1, 0, 2]])
+    cells = Cells(canvas, row, column, torch.arange(4), torch.zeros(4, 2))
+    assert read_cells(maps, cells).tolist() == [[1, 5], [11, 15], [8, 12], [102, 105]]
+
+
+def test_one_contrast_or_one_of_each_source(make):
+    plain, mosaics = [sample(64, 64, seed=s) for s in (1, 2)], [sample(128, 128, n=2, seed=3)]
+    grounding = {
+        "loss_words_to_image",
+        "loss_words_to_caption",
+        "loss_cells_to_image",
+        "loss_cells_to_caption",
+    }
+    extra = {"loss_matching", "loss_words"}
+    assert make()(joint(plain, mosaics)).keys() == grounding | extra
+    still = ["MODEL.METHOD.GROUNDING.MLM_PROBABILITY", 0.0, "MODEL.METHOD.GROUNDING.DROPOUT", 0.0,
+             "MODEL.METHOD.GROUNDING.TEXT_DROPOUT", False]  # fmt: skip
+    apart = make("MODEL.METHOD.GROUNDING.JOINT", False, *still)
+    losses = apart(joint(plain, mosaics))
+    assert losses.keys() == grounding | extra | {f"{name}_mosaic" for name in grounding}
+    together = make(*still)
+    of_plain, of_mosaics = together(joint(plain)), together(joint(mosaics=mosaics))
+    expected = of_plain | {f"{name}_mosaic": loss for name, loss in of_mosaics.items()}
+    torch.testing.assert_close(losses, expected)
+    assert apart(joint(mosaics=mosaics)).keys() == {f"{name}_mosaic" for name in grounding}
+
+
+def test_everything_that_learns_gets_a_gradient_and_the_text_tower_is_in_no_file(make):
+    model = make()
+    losses = model(joint([sample(64, 64, seed=s) for s in (1, 2)], [sample(128, 128, n=2, seed=3)]))
+    sum(losses.values()).backward()
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learning == {name for name, p in model.named_parameters() if p.grad is not None}
+    assert {name.split(".")[0] for name in model.state_dict()} == {"image_encoder", "method"}
+    assert {n.split(".")[1] for n in model.state_dict() if n.startswith("method")} == {"transformer"}
+    assert not any(module.training for module in model.text_encoder.live.modules())
+
+
+def test_mistakes_are_told(make, load_cfg, tiny_bert):
+    clip = ["MODEL.IMAGE_ENCODER.NAME", "ClipViT", "MODEL.IMAGE_ENCODER.PRETRAINED", "",
+            "MODEL.IMAGE_ENCODER.ARCHITECTURE", "ViT-B-32"]  # fmt: skip
+    with pytest.raises(UserError, match=r"ClipViT has no grid of cells"):
+        bert = ["MODEL.TEXT.DIM", 512, "MODEL.METHOD.GROUNDING.LAYERS", 0]
+        make(*clip, *bert)
+    with pytest.raises(UserError, match=r'COMPOSE is "device"'):
+        make("INPUT.MOSAIC.COMPOSE", "device")
+    with pytest.raises(UserError, match=r"Detic pools boxes, but .* GridTextModel cells"):
+        make("MODEL.METHOD.NAME", "Detic")
+    with pytest.raises(UserError, match=r"Grounding pools cells, but .* ImageTextModel boxes"):
+        make("MODEL.META_ARCHITECTURE", "ImageTextModel")
+
+
+@pytest.mark.parametrize("row", ["ovrcnn_pretrain", "ovrcnn_clim_pretrain"])
+def test_a_run_without_evaluation_leaves_the_trunk(tiny_cfg, tiny_bert, row):
+    cfg = tiny_cfg(*SMALL, "MODEL.TEXT.NAME", str(tiny_bert), "SOLVER.MAX_ITER", 2, config=f"mini/{row}.yaml")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    before = trainer.raw_model.image_encoder.projection.weight.clone()
+    trainer.train()
+    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
+    entries = [entry for entry in map(json.loads, lines) if "total_loss" in entry]
+    assert len(entries) == 2 and all("loss_matching" in e and "loss_cells_to_image" in e for e in entries)
+    state = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)["model"]
+    assert not torch.equal(state["image_encoder.projection.weight"], before)
+    assert not (Path(cfg.OUTPUT_DIR) / "clip.pt").exists()
