@@ -93,6 +93,13 @@ def test_pseudo_words_compare_with_hidden_features(cfg, tiny_json):
         )
 
 
+def test_a_missing_file_names_the_command_that_writes_it(cfg, tmp_path):
+    mine = cfg("MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "e.npy"), "MODEL.VOCABULARY.PROMPT", "a",
+               "MODEL.ROI_HEADS.NUM_CLASSES", 133, "MODEL.TEXT.NAME", "ViT-B-16-quickgelu")  # fmt: skip
+    with pytest.raises(UserError, match="--dataset coco_panoptic .*--prompt a --tower ViT-B-16-quickgelu"):
+        vocabulary_embeddings(mine, None)
+
+
 # ---- class_mask
 
 

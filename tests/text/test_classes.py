@@ -101,7 +101,7 @@ def test_rows_may_keep_their_lengths(tmp_path):
     array = np.arange(1, 13, dtype=np.float16).reshape(3, 4)
     np.save(tmp_path / "e.npy", array)
     assert load_embeddings(tmp_path / "e.npy", unit=False).tolist() == array.tolist()
-    with pytest.raises(UserError, match="build_text_embeddings.py classes --dataset coco --features words"):
+    with pytest.raises(UserError, match="build_text_embeddings.py classes --output"):
         load_embeddings(tmp_path / "absent.npy", unit=False)
 
 

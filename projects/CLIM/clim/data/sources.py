@@ -46,7 +46,12 @@ def build_mappers(cfg, sources, *, seed: int) -> dict[str, RecordMapper]:
 
 def caption_records(names) -> list[dict]:
     """Image-text pairs of registered data sets. UserError where there is none."""
-    return _concatenated("CAPTIONS", names, "a caption")
+    records = _concatenated("CAPTIONS", names, "a caption")
+    if any("captions" not in record for record in records):
+        raise UserError(
+            f"DATASETS.CAPTIONS = {tuple(names)} names sets of boxes, which belong in DATASETS.TRAIN."
+        )
+    return records
 
 
 def _pairs(cfg) -> list[dict]:
@@ -59,6 +64,11 @@ def _regions(cfg) -> list[dict]:
 
 def _boxes(cfg) -> list[dict]:
     names = cfg.DATASETS.TRAIN
+    for name in names:
+        if any("annotations" not in record for record in DatasetCatalog.get(name)[:1]):
+            raise UserError(
+                f"DATASETS.TRAIN {name} holds no boxes, only captions: name it in DATASETS.CAPTIONS."
+            )
     try:
         return get_detection_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     except AssertionError as error:  # Detectron2 asserts that something is left

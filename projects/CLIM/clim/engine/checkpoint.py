@@ -212,12 +212,13 @@ def _is_array(value) -> bool:
     return isinstance(value, torch.Tensor | np.ndarray)
 
 
+CONFIGS = Path(__file__).resolve().parents[4] / "configs"
+
+
 def _how_to_get(weights: Path) -> str:
     """For what one of the configs trains, the base stage above all: that config, and a published file."""
     told = f'OUTPUT_DIR: "{weights.parent}"'
-    config = next(
-        (path for path in sorted(Path("configs").rglob("*.yaml")) if told in path.read_text()), None
-    )
+    config = next((path for path in sorted(CONFIGS.rglob("*.yaml")) if told in path.read_text()), None)
     if weights.name != "model_final.pth" or config is None:
         return ""
     published = ", or point MODEL.WEIGHTS at Detic's published BoxSup_OVCOCO_CLIP_R50_1x.pth"

@@ -39,9 +39,59 @@ def check_sources(cfg) -> None:
         )
 
 
+def _share(value) -> bool:
+    return 0 <= value <= 1
+
+
+def _interval(bounds) -> bool:
+    return len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= 1
+
+
+# Keys whose wrong values would show late, or not at all: (key, what is right, the same in words).
+RANGES = (
+    ("INPUT.FORMAT", lambda v: v in ("BGR", "RGB"), "BGR or RGB"),
+    ("INPUT.CAPTION.SHORT_SIDE", lambda v: v > 0, "px above 0"),
+    ("INPUT.CAPTION.FLIP", _share, "a probability"),
+    ("INPUT.CAPTION.CROP_SCALE", _interval, "two parts of the area, 0 < smaller <= larger <= 1"),
+    ("INPUT.MOSAIC.GRIDS", lambda v: v and all(type(n) is int and n > 0 for n in v), "whole numbers above 0"),
+    ("INPUT.MOSAIC.COMPOSE", lambda v: v in ("loader", "device"), "loader or device"),
+    ("INPUT.MOSAIC.FLIP", _share, "a probability"),
+    ("INPUT.MOSAIC.CROP_SCALE", _interval, "two parts of the area, 0 < smaller <= larger <= 1"),
+    ("INPUT.MOSAIC.GROUPS", lambda v: v >= 0, "a number, 0 for none"),
+    ("DATALOADER.NUM_WORKERS", lambda v: v >= 0, "a number, 0 for none"),
+    ("DATALOADER.ALTERNATE", lambda v: all(w > 0 for w in v), "weights above 0, or none"),
+    ("MODEL.METHOD.DETIC.QUEUE_LENGTH", lambda v: v >= 0, "a number, 0 for none"),
+)
+
+
+def check_ranges(cfg) -> None:
+    """UserError for the first key of RANGES that has a value outside it, and for canvases of less than a px a tile."""
+    for key, is_right, words in RANGES:
+        value = cfg
+        for part in key.split("."):
+            value = value[part]
+        if not is_right(value):
+            raise UserError(f"{key} is {value}: it must be {words}.")
+    mosaic = cfg.INPUT.MOSAIC
+    if cfg.DATALOADER.MOSAICS_PER_GPU and mosaic.SIZE < max(mosaic.GRIDS):
+        raise UserError(
+            f"INPUT.MOSAIC.SIZE {mosaic.SIZE} px is too small for INPUT.MOSAIC.GRIDS {mosaic.GRIDS}."
+        )
+    losses = cfg.MODEL.METHOD.DETIC.CAPTION_WEIGHT, cfg.MODEL.METHOD.DETIC.TAG_WEIGHT
+    if cfg.MODEL.METHOD.NAME == "Detic" and not any(losses):
+        raise UserError(
+            "MODEL.METHOD.DETIC.CAPTION_WEIGHT and TAG_WEIGHT are both 0: nothing is learnt from pairs."
+        )
+
+
 def check_composition(cfg) -> None:
     """UserError where canvases are to be made from single crops, and something else would go unused."""
     loader = cfg.DATALOADER
+    if cfg.INPUT.MOSAIC.COMPOSE == "device" and cfg.MODEL.META_ARCHITECTURE != "ImageTextModel":
+        raise UserError(
+            "INPUT.MOSAIC.COMPOSE device is for ImageTextModel, which makes canvases in the step: set it to "
+            f'"loader" for MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}.'
+        )
     if cfg.INPUT.MOSAIC.COMPOSE == "device" and loader.MOSAICS_PER_GPU + loader.REGIONS_PER_GPU:
         raise UserError(
             "INPUT.MOSAIC.COMPOSE device makes its canvases from DATALOADER.CAPTIONS_PER_GPU alone: set "

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 
 from clim.data.regions import build_region_test_loader
+from clim.data.test_loader import detection_test_loader
 from clim.evaluation import OVCOCOEvaluator, RegionClassificationEvaluator
 from clim.evaluation.results_file import write_json
 
@@ -45,7 +46,7 @@ def _output_dir(cfg, name: str) -> str:
 
 # By the ``evaluator_type`` of a set's metadata. Sets of any other type have to be OV-COCO's kind.
 PROTOCOLS = {
-    "ov_coco": Protocol(_detections, lambda cfg, name, _: build_detection_test_loader(cfg, name)),
+    "ov_coco": Protocol(_detections, lambda cfg, name, _: detection_test_loader(cfg, name)),
     "regions": Protocol(
         _regions, lambda cfg, name, evaluator: build_region_test_loader(cfg, name, on_skip=evaluator.skip)
     ),

@@ -13,7 +13,14 @@ from clim.config import add_clim_config
 from clim.data.own_sets import register_own_sets
 from clim.errors import UserError
 
-from .checks import check_composition, check_datasets, check_device, check_keys, check_sources
+from .checks import (
+    check_composition,
+    check_datasets,
+    check_device,
+    check_keys,
+    check_ranges,
+    check_sources,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +54,7 @@ def setup(args):
         reason = "MODEL.DEVICE is cpu" if torch.cuda.is_available() else "no CUDA device was found"
         logger.info("Running on the CPU: %s.", reason)
     if not args.eval_only:
+        check_ranges(cfg)
         check_sources(cfg)
         check_composition(cfg)
     check_datasets(cfg, training=not args.eval_only)

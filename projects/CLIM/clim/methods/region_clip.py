@@ -37,7 +37,11 @@ class RegionClip(Method):
                 "MODEL.METHOD.REGION_CLIP.EMBEDDINGS is empty: name the .npy of the nouns that the "
                 "pseudo-labels were made with."
             )
-        nouns = load_embeddings(region_clip.EMBEDDINGS, key="MODEL.METHOD.REGION_CLIP.EMBEDDINGS")
+        nouns = load_embeddings(
+            region_clip.EMBEDDINGS,
+            key="MODEL.METHOD.REGION_CLIP.EMBEDDINGS",
+            made_by=f"python tools/build_text_embeddings.py classes --dataset NOUNS.json --tower {cfg.MODEL.TEXT.NAME}",
+        )
         if nouns.shape[1] != dim:
             raise UserError(
                 f"{region_clip.EMBEDDINGS} (MODEL.METHOD.REGION_CLIP.EMBEDDINGS) holds {nouns.shape[1]} "

@@ -21,7 +21,7 @@ class OpenVocabRCNN(GeneralizedRCNN):
     """Faster R-CNN with a text classifier, and a method that learns from image-text pairs.
 
     Training takes a joint batch {"detection": […], "captions": […], "mosaics": […]} (data/loader.py), each
-    of which may be empty; inference takes Detectron2's list of dicts.
+    of which may be empty or missing, or Detectron2's list of dicts, as inference does.
     """
 
     @configurable
@@ -58,9 +58,11 @@ class OpenVocabRCNN(GeneralizedRCNN):
         """Losses of a joint batch in training, else Detectron2's list of {"instances"}."""
         if not self.training:
             return self.inference(batch)
-        losses = super().forward(batch["detection"]) if batch["detection"] else {}
+        if isinstance(batch, list):  # Detectron2's own loaders give pictures with boxes alone
+            batch = {"detection": batch}
+        losses = super().forward(batch["detection"]) if batch.get("detection") else {}
         for source, suffix in PAIR_SOURCES.items():
-            if batch[source]:
+            if batch.get(source):
                 losses |= {name + suffix: loss for name, loss in self.align(batch[source]).items()}
         return losses
 

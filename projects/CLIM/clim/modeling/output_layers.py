@@ -135,5 +135,10 @@ def keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):
         else:
             state_dict[key] = mine.clone()
     freq = prefix + "freq_weight"
-    if freq in state_dict and state_dict[freq].shape != module.freq_weight.shape:
-        state_dict[freq] = module.freq_weight.clone()
+    if freq in state_dict:
+        theirs, mine = state_dict[freq], module.freq_weight
+        if theirs.shape != mine.shape:
+            state_dict[freq] = mine.clone()
+        elif module.vocabulary_wins and not torch.equal(theirs.cpu() > 1e-4, mine.cpu() > 1e-4):
+            logger.warning("The checkpoint masks other classes than the config: the configured mask is used.")
+            state_dict[freq] = mine.clone()

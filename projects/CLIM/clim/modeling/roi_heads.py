@@ -10,6 +10,7 @@ from detectron2.structures import Boxes
 from fvcore.nn import c2_xavier_fill
 from torch import Tensor, nn
 
+from clim.errors import UserError
 from clim.losses import masked_class_bce
 
 from .classifier import CosineClassifier
@@ -34,9 +35,13 @@ class OpenVocabOutputLayers(TextOutputLayers):
         self, input_shape, *, cls_score: CosineClassifier, class_mask: Tensor, vocabulary_wins: bool, **kwargs
     ):
         super().__init__(input_shape, **kwargs)
+        self.class_agnostic = kwargs.get("cls_agnostic_bbox_reg", False)
         width = input_shape.channels * (input_shape.width or 1) * (input_shape.height or 1)
         self.cls_score = cls_score
-        self.bbox_pred = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, 4))
+        box_classes = 1 if self.class_agnostic else self.num_classes
+        self.bbox_pred = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, 4 * box_classes)
+        )
         c2_xavier_fill(self.bbox_pred[0])
         nn.init.normal_(self.bbox_pred[2].weight, std=0.001)
         nn.init.zeros_(self.bbox_pred[2].bias)
@@ -50,7 +55,6 @@ class OpenVocabOutputLayers(TextOutputLayers):
         ret.update(
             num_classes=num_classes(cfg),
             use_sigmoid_ce=True,
-            cls_agnostic_bbox_reg=True,
             cls_score=classifier_type(cfg)(
                 cfg,
                 input_shape.channels,
@@ -78,6 +82,11 @@ class OpenVocabOutputLayers(TextOutputLayers):
         return self.cls_score.embed(x)
 
     def set_class_embeddings(self, embeddings: Tensor) -> None:
+        if not self.class_agnostic and len(embeddings) != self.num_classes:
+            raise UserError(
+                "This detector's boxes are those of its own classes (MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG False): "
+                f"it cannot go from {self.num_classes} classes to {len(embeddings)}."
+            )
         self.cls_score.set_vocabulary(embeddings)
 
 

@@ -59,7 +59,9 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
     expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, width)
     if not vocabulary.EMBEDDINGS:
         return torch.randn(expected, generator=torch.Generator().manual_seed(0))
-    embeddings = load_embeddings(vocabulary.EMBEDDINGS, unit=features != "words")
+    embeddings = load_embeddings(
+        vocabulary.EMBEDDINGS, unit=features != "words", made_by=_command(cfg, features)
+    )
     if tuple(embeddings.shape) != expected:
         raise UserError(
             f"{resolve(vocabulary.EMBEDDINGS)} holds {tuple(embeddings.shape)} embeddings but MODEL.ROI_HEADS."
@@ -68,12 +70,24 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
     return embeddings
 
 
+def _command(cfg, features: str) -> str:
+    """What builds the file of the configured data set's classes, but for its output."""
+    classes, text = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT
+    dataset = {65: "mini", 80: "coco", 133: "coco_panoptic"}.get(classes, f"JSON_OF_{classes}_CATEGORIES")
+    return (
+        f"python tools/build_text_embeddings.py classes --dataset {dataset} --features {features} "
+        f"--prompt {cfg.MODEL.VOCABULARY.PROMPT} --tower {text.NAME} --pretrained '{text.PRETRAINED}'"
+    )
+
+
 def class_mask(cfg) -> Tensor:
     """(K,) 1 for classes that have box annotations, 0 for the others (novel and unused)."""
     base, count = cfg.MODEL.OPEN_VOCAB.BASE_CLASSES, num_classes(cfg)
-    if not base or cfg.MODEL.VOCABULARY.NAMES:
+    if not base:
         return torch.ones(count)
     mask = _NAMED_MASKS[base]() if base in _NAMED_MASKS else _cat_info_mask(resolve(base))
+    if len(mask) != count and cfg.MODEL.VOCABULARY.NAMES:  # other words than those of the data set
+        return torch.ones(count)
     if len(mask) != count:
         raise UserError(
             f"MODEL.OPEN_VOCAB.BASE_CLASSES = {base} tells of {len(mask)} classes, MODEL.ROI_HEADS.NUM_CLASSES "

@@ -81,15 +81,16 @@ def load_embeddings(
     num_classes: int | None = None,
     key: str = "MODEL.VOCABULARY.EMBEDDINGS",
     unit: bool = True,
+    made_by: str = "python tools/build_text_embeddings.py classes",
 ) -> Tensor:
     """(K, D) float32 rows of a .npy file (K, D), float16, 32 or 64, L2-normalised unless ``unit`` is False.
 
-    ``path``, the config's ``key``, is looked up under ``DETECTRON2_DATASETS`` too. Raises UserError when the
-    file is missing, is not such an array, holds a row without direction, or has another K than ``num_classes``.
+    ``path``, the config's ``key``, is looked up under ``DETECTRON2_DATASETS`` too; ``made_by``, without its
+    ``--output``, is the command that writes it. Raises UserError when the file is missing, is not such an array,
+    holds a row without direction, or has another K than ``num_classes``.
     """
     file = resolve(path)
-    features = "" if unit else " --features words"
-    remedy = f"python tools/build_text_embeddings.py classes --dataset coco{features} --output {file}"
+    remedy = f"{made_by} --output {file}"
     try:
         array = np.load(file, allow_pickle=False)
     except FileNotFoundError as error:
