@@ -127,7 +127,7 @@ def test_together_raises_another_process_error_here(monkeypatch):
 # ---- Config files and overrides --------------------------------------------------------------------
 
 
-ARCHITECTURES = ("OpenVocabRCNN", "ImageTextModel", "FVLM")
+ARCHITECTURES = ("OpenVocabRCNN", "ImageTextModel", "GridTextModel", "FVLM")
 
 
 def test_every_config_of_the_repository_loads():
