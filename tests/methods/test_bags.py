@@ -78,7 +78,7 @@ def slow_kept(boxes, logits, tile, rules):
 
 @st.composite
 def boxes_inside(draw):
-    """Corners on a grid of 7 px, so that no share is near a threshold by rounding alone."""
+    """Corners on a grid of 7 px: shares are ratios of small numbers, and no threshold of the test is one."""
     x0, y0 = draw(st.integers(0, 12)), draw(st.integers(0, 12))
     w, h = draw(st.integers(1, 13 - x0)), draw(st.integers(1, 13 - y0))
     return [10.0 + 7 * x0, 20.0 + 7 * y0, 10.0 + 7 * (x0 + w), 20.0 + 7 * (y0 + h)]
@@ -88,7 +88,7 @@ def boxes_inside(draw):
 @given(
     st.lists(boxes_inside(), min_size=1, max_size=9),
     st.lists(st.floats(-1, 6), min_size=9, max_size=9, unique=True),
-    st.sampled_from([0.2, 0.55]),
+    st.sampled_from([0.2137, 0.5521]),
 )
 def test_the_rules_against_a_loop(boxes, logits, overlap):
     logits = sorted(torch.tensor(logits[: len(boxes)]).tolist(), reverse=True)

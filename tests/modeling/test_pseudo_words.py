@@ -20,6 +20,7 @@ from clim.modeling.dense_responses import head_embeddings
 from clim.modeling.pseudo_words import PseudoWordClassifier
 from clim.predictor import Predictor
 from clim.text import build_text_tower, class_embeddings
+from clim.text.classes import HiddenFeatures
 
 IN, WORDS, WORD_DIM, CLASSES = 8, 3, 16, 5
 CLS = "roi_heads.box_predictor.cls_score."
