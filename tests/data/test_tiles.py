@@ -72,3 +72,7 @@ def test_to_moves_every_tensor():
         CANVASES[0].drawn,
         CANVASES[0].tags,
     )
+
+
+def test_a_plain_picture_is_alone_on_its_canvas():
+    assert Tiles.cat(CANVASES).alone.tolist() == [False] * 4 + [True] + [False] * 2

@@ -111,10 +111,12 @@ class Method(nn.Module):
     Attributes:
         pools: "boxes", regions of any place and size; or "cells" of an encoder's grid, for which ``Cells`` take the
             place of ``Regions`` and one ``Grid`` a canvas that of proposals (methods/cells.py).
+        joint: of methods that pool cells: plain pictures and mosaics are one batch; False: each has its losses.
     """
 
     needs_proposals = True
     pools = "boxes"
+    joint = True
 
     def select(self, tiles: Tiles, proposals: list[Instances] | None) -> dict[str, Regions]:
         """Regions to embed, by role. ``proposals``: one per canvas, best first, without gradient."""
