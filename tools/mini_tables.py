@@ -80,7 +80,8 @@ What comes out: CLIM adds 19 points of AP50 novel with captions alone and 13 wit
 them all. Stacked single pictures, as many as CLIM shows, are 3 to 4 points better still, at 1.5 times the
 CPU time of a step (`tools/benchmark.py --only steps --config-file configs/mini/detic_clim.yaml`): in the paper
 they are worse than CLIM. On cluttered pairs, whose objects are as small as those of the scenes, CLIM gains nothing
-(one seed). AP50 base falls by 4 points, with CLIM and with stacking alike.
+(one seed). AP50 base falls by 4 points, with CLIM and with stacking alike. The base stage's
+AP50 novel was meant to be about 0 and is 4; why was not looked into.
 
 """
 
