@@ -22,7 +22,8 @@ from .queue import TextQueue
 
 @METHOD_REGISTRY.register()
 class Baron(Method):
-    """
+    """Bags of proposals against captions, both with a memory.
+
     Args:
         dim: D of captions.
         word_dim: W.

@@ -10,6 +10,7 @@
 | ``towers.py`` | ``build_text_tower``: from the config's words to a tower |
 | ``prompts.py`` | prompt texts of a class name |
 | ``classes.py`` | embeddings of class names, computed or loaded |
+| ``words.py`` | word dropout of pseudo words |
 | ``store.py``, ``cache.py`` | ``CaptionCache``, ``LazyTower``: embeddings on disk |
 | ``encoder.py`` | ``build_text_encoder``: the tower of a model, cached or live |
 """
