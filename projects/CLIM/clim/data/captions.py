@@ -138,7 +138,8 @@ def _captions_apart(content: Mapping) -> dict[int, list[str]]:
     """{image id: captions} of COCO's own files; {} of Detic's, whose annotations are empty."""
     captions: dict[int, list[str]] = {}
     for annotation in content.get("annotations", ()):
-        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
+        if "caption" in annotation:  # files of boxes may tell captions beside their pictures
+            captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
     return captions
 
 
