@@ -49,7 +49,8 @@ def caption_records(names) -> list[dict]:
     records = _concatenated("CAPTIONS", names, "a caption")
     if any("captions" not in record for record in records):
         raise UserError(
-            f"DATASETS.CAPTIONS = {tuple(names)} holds pictures without captions: sets of boxes belong in DATASETS.TRAIN."
+            f"DATASETS.CAPTIONS = {tuple(names)} holds pictures without captions: sets of boxes belong in "
+            "DATASETS.TRAIN."
         )
     return records
 

@@ -223,6 +223,7 @@ def _how_to_get(weights: Path) -> str:
         return ""
     published = ", or point MODEL.WEIGHTS at Detic's published BoxSup_OVCOCO_CLIP_R50_1x.pth"
     return (
-        f": this config starts from what another one trains; run python train_net.py --config-file {config.relative_to(CONFIGS.parent)} "
+        ": this config starts from what another one trains; run python train_net.py --config-file "
+        f"{config.relative_to(CONFIGS.parent)} "
         f"first{published if config.name.startswith('BoxSup') else ''}"
     )
