@@ -21,7 +21,7 @@ def files(tmp_path):
 
 @pytest.mark.parametrize("kind", ["captions", "boxes", "regions"])
 def test_set_is_read_under_its_name(kind, files):
-    name = f"own_{kind}"
+    name = f"mine_{kind}"
     register_own_sets([[name, kind, *files]])
     register_own_sets([[name, kind, *files]])  # the config is read again
     (record,) = DatasetCatalog.get(name)
@@ -34,6 +34,7 @@ def test_set_is_read_under_its_name(kind, files):
     with pytest.raises(UserError, match="another data set already"):
         register_own_sets([[name, kind, files[0], "elsewhere"]])
     DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
 
 
 @pytest.mark.parametrize("entry", [["a", "pictures", "b", "c"], ["a", "captions", "b"]])
