@@ -65,15 +65,16 @@ def _regions(cfg) -> list[dict]:
 
 def _boxes(cfg) -> list[dict]:
     names = cfg.DATASETS.TRAIN
-    for name in names:
-        if any("annotations" not in record for record in DatasetCatalog.get(name)[:1]):
-            raise UserError(
-                f"DATASETS.TRAIN {name} holds no boxes, only captions: name it in DATASETS.CAPTIONS."
-            )
     try:
-        return get_detection_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+        records = get_detection_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     except AssertionError as error:  # Detectron2 asserts that something is left
         raise UserError(f"DATASETS.TRAIN = {tuple(names)} holds no image with a box: {error}") from error
+    if any("annotations" not in record for record in records):
+        raise UserError(
+            f"DATASETS.TRAIN = {tuple(names)} holds pictures without boxes: sets of captions belong in "
+            "DATASETS.CAPTIONS."
+        )
+    return records
 
 
 def _concatenated(key: str, names, needed: str) -> list[dict]:

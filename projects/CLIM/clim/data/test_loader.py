@@ -29,4 +29,5 @@ def detection_test_loader(cfg, name: str) -> RegionLoader:
 
 
 def tell(skipped: Skipped) -> None:
+    """Warn of a picture that gives no detections."""
     logger.warning("Picture left out of the evaluation, where its objects count as missed: %s (%s)", *skipped)
