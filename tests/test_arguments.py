@@ -1,8 +1,10 @@
 """Pictures and names as command lines give them."""
 
+import argparse
+
 import pytest
 
-from clim.arguments import find_pictures, read_names
+from clim.arguments import count, find_pictures, read_names
 from clim.errors import UserError
 
 
@@ -26,3 +28,10 @@ def test_names_of_a_text_or_a_file(tmp_path):
         read_names(" , ", option="--names")
     with pytest.raises(UserError, match="--names .*cannot be read"):
         read_names(str(tmp_path / "none.txt"), option="--names")
+
+
+def test_numbers_above_0():
+    assert count("3") == 3
+    for text in ("0", "-1", "1.5", "many", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="no whole number above 0"):
+            count(text)

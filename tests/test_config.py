@@ -51,9 +51,24 @@ def test_every_file_loads_and_names_what_exists(file, load_cfg):
     assert (not pairs or cfg.DATASETS.CAPTIONS) and (not regions or cfg.DATASETS.REGIONS)
 
 
+@pytest.fixture(scope="module")
+def folders(load_cfg):
+    """OUTPUT_DIR of every file."""
+    return [load_cfg(file).OUTPUT_DIR for file in FILES]
+
+
 @pytest.mark.parametrize("file", [f for f in FILES if "Base" not in f])
-def test_output_folders_are_the_rows_own(file, load_cfg):
-    assert [load_cfg(other).OUTPUT_DIR for other in FILES].count(load_cfg(file).OUTPUT_DIR) == 1
+def test_output_folders_are_the_rows_own(file, folders, load_cfg):
+    assert folders.count(load_cfg(file).OUTPUT_DIR) == 1
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_a_row_starts_from_is_what_another_row_writes(file, folders, load_cfg):
+    cfg = load_cfg(file)
+    starts = {"model_final.pth": cfg.MODEL.WEIGHTS, "clip.pt": cfg.MODEL.IMAGE_ENCODER.PRETRAINED}
+    for name, path in starts.items():
+        if path.startswith("output/"):
+            assert Path(path).name == name and str(Path(path).parent) in folders
 
 
 @pytest.mark.parametrize(
@@ -161,6 +176,53 @@ def test_official_detics_rows(file, caption, tag, proposals, load_cfg):
     assert (detic.CAPTION_WEIGHT, detic.TAG_WEIGHT, detic.TAG_TOPK) == (caption, tag, proposals)
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (90_000, (60_000, 80_000))
     assert cfg.SOLVER.CLIP_GLOBAL_NORM == 0.0 and not cfg.SOLVER.CLIP_GRADIENTS.ENABLED
+
+
+@pytest.mark.parametrize(
+    "file, captions, size, encoder, crop, betas, epochs",
+    [
+        ("CLIP_CLIM_ViTB16_COCO.yaml", "coco_caption_train", 1024, "ViT-B-16", 224, (0.9, 0.98), 100),
+        ("ablations/clip_canvas640.yaml", "coco_caption_train", 640, "ViT-B-16", 224, (0.9, 0.98), 100),
+        ("ablations/clip_canvas320.yaml", "coco_caption_train", 320, "ViT-B-16", 224, (0.9, 0.98), 100),
+        ("CLIP_CLIM_ViTB16_CC3M.yaml", "cc3m_v1_train", 1024, "ViT-B-16", 224, (0.9, 0.98), 3),
+        ("CLIP_CLIM_RN50x64_CC3M.yaml", "cc3m_v1_train", 1024, "RN50x64", 448, (0.9, 0.999), 3),
+    ],
+)
+def test_clips_rows(file, captions, size, encoder, crop, betas, epochs, load_cfg):
+    """CLIM release, clip_fvlm §2, §3."""
+    cfg = load_cfg(file)
+    image, text, solver = cfg.MODEL.IMAGE_ENCODER, cfg.MODEL.TEXT, cfg.SOLVER
+    assert image.ARCHITECTURE == text.NAME == f"{encoder}-quickgelu"
+    assert image.PRETRAINED == text.PRETRAINED == "openai"
+    assert image.UNLOCKED_BLOCKS == (6 if encoder == "ViT-B-16" else 1) and image.REGIONS == "v2"
+    assert text.DIM == (512 if encoder == "ViT-B-16" else 1024)
+    assert (cfg.MODEL.METHOD.NAME, cfg.MODEL.METHOD.CLIP.MAX_SCALE) == ("ClipContrast", 100)
+    assert cfg.DATASETS.CAPTIONS == (captions,) and cfg.DATASETS.TEST == ("coco_panoptic_val_regions",)
+    assert (cfg.INPUT.FORMAT, cfg.INPUT.CAPTION.CROP) == ("RGB", crop)
+    assert (cfg.INPUT.CAPTION.CROP_SCALE, cfg.INPUT.CAPTION.CROP_RATIO) == ([0.9, 1.0], [3 / 4, 4 / 3])
+    mosaic, regions = cfg.INPUT.MOSAIC, cfg.INPUT.REGIONS
+    assert (mosaic.COMPOSE, mosaic.GRIDS, mosaic.SIZE) == ("device", [2, 3, 4], size)
+    assert (regions.SIZE, regions.MIN_AREA, regions.MAX_AREA, regions.MAX_BOXES) == (1024, 8**2, 1024**2, 100)
+    assert regions.CROWDS and cfg.MODEL.ROI_HEADS.NUM_CLASSES == 133
+    loader = cfg.DATALOADER
+    assert (loader.CAPTIONS_PER_GPU, loader.MOSAICS_PER_GPU, loader.DETECTION_PER_GPU) == (32, 0, 0)
+    assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY) == ("ADAMW", 1e-5, 0.1)
+    assert tuple(solver.BETAS) == betas and solver.EPS == (1e-6 if encoder == "ViT-B-16" else 1e-8)
+    assert (solver.EPOCHS, solver.WARMUP_ITERS, solver.REFERENCE_WORLD_SIZE) == (epochs, 1000, 4)
+    assert (solver.WEIGHT_ENSEMBLE, solver.AMP.ENABLED, solver.CLIP_GLOBAL_NORM) == (0.7, True, 0)
+
+
+def test_the_comparators_row(load_cfg):
+    """Boxes in place of pairs, all else CLIM's (clip_fvlm §5)."""
+    cfg = load_cfg("CLIP_RegionCLIP_ViTB16_COCO.yaml")
+    assert set(changed(cfg, load_cfg("CLIP_CLIM_ViTB16_COCO.yaml"))) == {
+        "MODEL.METHOD.NAME", "MODEL.METHOD.REGION_CLIP.EMBEDDINGS", "DATASETS.REGIONS", "INPUT.MOSAIC.COMPOSE",
+        "DATALOADER.CAPTIONS_PER_GPU", "DATALOADER.REGIONS_PER_GPU", "SOLVER.REFERENCE_WORLD_SIZE",
+        "SOLVER.EPOCHS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD", "OUTPUT_DIR",
+    }  # fmt: skip
+    assert (cfg.MODEL.METHOD.NAME, cfg.MODEL.METHOD.REGION_CLIP.CLASSES) == ("RegionClip", 100)
+    solver, loader = cfg.SOLVER, cfg.DATALOADER
+    assert (loader.REGIONS_PER_GPU, solver.REFERENCE_WORLD_SIZE, solver.EPOCHS) == (2, 8, 6)
 
 
 @pytest.mark.parametrize(

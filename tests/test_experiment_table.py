@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from clim import experiment_table
-from clim.experiment_table import Row, by_seed, datasets_of, markdown, run_rows, spread
+from clim.experiment_table import Row, by_seed, datasets_of, markdown, report, run_rows, spread
 
 START = Row("start.yaml")
 FIRST = Row("tuned.yaml", ("A.B", 1), starts_from=(("MODEL.WEIGHTS", START, "model_final.pth"),))
@@ -77,3 +77,18 @@ def test_a_table_shows_what_has_been_run(tmp_path):
         "| first | 12.3 | 5.0 | 12.3, – |",
         "| start | not run | not run | –, – |",
     ]
+
+
+def test_a_report_replaces_its_own_tables_and_no_word_around_them(tmp_path):
+    path = tmp_path / "results.md"
+    path.write_text("# By hand\n")
+    for figure in ("1", "2"):
+        report(path, tool="first.py", sections={"One": ["| a |", f"| {figure} |"], "Two": ["| b |"]})
+        report(path, tool="second.py", sections={"Three": ["| c |"]})
+    path.write_text(path.read_text() + "And more.\n")
+    told = report(path, tool="first.py", sections={"One": ["| a |", "| 3 |"]})
+    assert told == "### One\n\n| a |\n| 3 |\n"
+    assert path.read_text() == (
+        "# By hand\n<!-- tables of first.py -->\n\n### One\n\n| a |\n| 3 |\n\n<!-- end of the tables of first.py -->\n"
+        "<!-- tables of second.py -->\n\n### Three\n\n| c |\n\n<!-- end of the tables of second.py -->\nAnd more.\n"
+    )

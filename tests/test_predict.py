@@ -145,3 +145,22 @@ def test_predictions_are_drawn_and_written(tiny_mini, tiny_cfg, tiny_overrides, 
         assert drawing.size == (640, 411)
     told = capsys.readouterr().out
     assert "1 picture" in told and "2 pictures could not be read" in told and "gone.jpg: missing" in told
+
+
+def test_a_command_that_read_no_picture_fails(tiny_cfg, tiny_overrides, tmp_path, capsys):
+    weights = tmp_path / "model.pth"
+    torch.save({"model": Predictor(tiny_cfg()).model.state_dict()}, weights)
+    arguments = [
+        "--input",
+        str(tmp_path / "gone.jpg"),
+        "--output",
+        str(tmp_path / "out"),
+        "--config-file",
+        CONFIG,
+    ]
+    with pytest.raises(UserError, match="None of the pictures"):
+        predict.main([*arguments, "--weights", str(weights), "--opts", *tiny_overrides])
+    assert "gone.jpg: missing" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/predictions.json").read_text())["skipped"]
+    with pytest.raises(SystemExit):
+        predict.main([*arguments, "--top", "-1"])

@@ -1,7 +1,7 @@
 """Tables 3, 4 and 5 on the mini benchmark: a dual encoder, CLIM on it, and detectors on the frozen result.
 
     python tools/mini_clip_tables.py                       # all rows; can be stopped and started again
-    python tools/mini_clip_tables.py --report docs/mini_clip_results.md   # only write what has been run so far
+    python tools/mini_clip_tables.py --report docs/mini_results.md   # only write tables of what has been run
 
 A seed has its own pictures, its own dual encoder, and its own base stage, whose RPN proposes the comparator's boxes.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from clim.engine import run_cleanly
 from clim.errors import UserError
-from clim.experiment_table import CONFIGS, Row, datasets_of, markdown, run_rows
+from clim.experiment_table import CONFIGS, Row, datasets_of, markdown, report, run_rows
 
 TOOLS = Path(__file__).resolve().parent
 MIN_MENTIONS = 50  # of a noun in the 7,500 captions
@@ -93,17 +93,6 @@ SECTIONS = {
         },
     ),
 }
-PREFACE = """# CLIP + CLIM on the mini benchmark
-
-Written by `python tools/mini_clip_tables.py --report docs/mini_clip_results.md`; the runs themselves by `python
-tools/mini_clip_tables.py`.
-
-Mean ± standard deviation over seeds, percent. Regions: ground-truth boxes of 250 held-out scenes, 65 classes. The dual
-encoder is EfficientNet-Lite0 with frozen MiniLM texts, 200 steps of 32 whole pictures; each row goes on from it for 100
-steps of 32 pictures, of which CLIM lays 29 on three canvases (RegionCLIP: 100 steps of 8 pictures with all
-their boxes). Same settings in all rows, chosen on the dual encoder with spare seed 9 before any run with mosaics.
-
-"""
 
 
 def main() -> None:
@@ -118,12 +107,11 @@ def main() -> None:
     if args.report is None:
         rows = ((row, args.seeds) for _, section in SECTIONS.values() for row in section.values())
         run_rows(rows, output=args.output, jobs=args.jobs)
-    text = PREFACE
-    for title, (metrics, section) in SECTIONS.items():
-        lines = markdown(section, output=args.output, seeds=args.seeds, metrics=metrics)
-        text += "\n".join([f"### {title}", "", *lines, "", ""])
-    (args.report or args.output / "tables.md").write_text(text)
-    print(text)
+    tables = {
+        title: markdown(section, output=args.output, seeds=args.seeds, metrics=metrics)
+        for title, (metrics, section) in SECTIONS.items()
+    }
+    print(report(args.report or args.output / "tables.md", tool="mini_clip_tables.py", sections=tables))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from clim.arguments import find_pictures, read_names
+from clim.arguments import count, find_pictures, read_names
 from clim.data.images import UnreadableImage, read_image
 from clim.engine import load_config, run_cleanly
 from clim.errors import UserError
@@ -54,7 +54,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--weights", help=f"checkpoint (default: {DEMO_WEIGHTS} with its config, else the config's)"
     )
     parser.add_argument("--threshold", type=float, default=0.05, help="lowest score shown (%(default)s)")
-    parser.add_argument("--top", type=int, default=20, help="most boxes shown of a picture (%(default)s)")
+    parser.add_argument("--top", type=count, default=20, help="most boxes shown of a picture (%(default)s)")
     parser.add_argument(
         "--overlap", type=float, default=0.3, help="of boxes with a higher IoU the best stays (%(default)s)"
     )
@@ -103,6 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
     }
     (args.output / "predictions.json").write_text(json.dumps(result, indent=1))
     tell(args, images, skipped)
+    if not images:
+        raise UserError("None of the pictures could be read; the reasons are above.")
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:

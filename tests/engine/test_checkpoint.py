@@ -299,3 +299,14 @@ def test_a_vocabulary_of_another_size_is_told_where_none_is_configured(config, t
     names = predictor.get_buffer(predictor.vocabulary_key).clone()
     SafeCheckpointer(configured, "").load(path)
     assert torch.equal(predictor.get_buffer(predictor.vocabulary_key), names)
+
+
+@pytest.mark.parametrize("config", ["mini/detic_clim.yaml", "mini/ovrcnn.yaml"])
+def test_classes_that_neither_config_nor_file_names_are_told(config, tmp_path, tiny_cfg):
+    detector = build(tiny_cfg("MODEL.VOCABULARY.EMBEDDINGS", "", config=config))
+    predictor = detector.roi_heads.box_predictor
+    key = f"roi_heads.box_predictor.{predictor.vocabulary_key}"
+    weights = {name: tensor for name, tensor in detector.state_dict().items() if name != key}
+    torch.save({"model": weights}, tmp_path / "unnamed.pth")
+    with pytest.raises(UserError, match="what the 65 classes are: set MODEL.VOCABULARY"):
+        SafeCheckpointer(detector, "").load(str(tmp_path / "unnamed.pth"))

@@ -100,3 +100,15 @@ def test_embeddings_of_any_precision(dtype):
     module, _ = classifier(class_embeddings=embeddings)
     assert module.zs_weight.dtype == torch.float32
     torch.testing.assert_close(module.zs_weight.norm(dim=0), torch.tensor([1.0, 1, 1, 1, 0]))
+
+
+def test_a_learned_background_is_one_direction_more():
+    module, embeddings = classifier(learned_background=True)
+    x = torch.randn(5, 8)
+    weight, bias = module.background.weight[:, 0].tolist(), module.background.bias.tolist()
+    rows = torch.cat([embeddings, torch.tensor([[w + b for w, b in zip(weight, bias, strict=True)]])])
+    torch.testing.assert_close(module(x), slow_logits(module, rows, x)[:, :-1], rtol=1e-4, atol=1e-4)
+    module(x)[:, -1].sum().backward()
+    assert module.background.weight.grad.abs().sum() > 0
+    module.set_vocabulary(torch.randn(2, 6))
+    assert module(x).shape == (5, 3)

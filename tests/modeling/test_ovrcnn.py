@@ -329,3 +329,9 @@ def test_an_unknown_predictor_is_told(load_cfg):
     cfg = load_cfg("OVRCNN_C4.yaml", "MODEL.ROI_BOX_HEAD.PREDICTOR", "OVRCNN")
     with pytest.raises(UserError, match="'OVRCNN' is unknown: choose one of .*OVRCNNOutputLayers"):
         build_box_predictor(cfg, SHAPE, text_encoder=None)
+
+
+def test_a_method_beside_a_detector_of_boxes_alone_is_told(load_cfg):
+    cfg = load_cfg("mini/ovrcnn.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.METHOD.NAME", "Detic")
+    with pytest.raises(UserError, match="OVRCNNOutputLayers learns from boxes alone: set MODEL.METHOD.NAME"):
+        build(cfg)

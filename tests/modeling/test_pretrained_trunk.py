@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,7 +10,21 @@ from torch import nn
 from clim.engine import SafeCheckpointer, build
 from clim.errors import UserError
 
-UNNAMED = ("MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.TEXT.DIM", 12)
+DIM = 12
+
+
+@pytest.fixture
+def cfg_of(load_cfg, tmp_path):
+    """``cfg_of(config, dim)``: a detector of random class embeddings, all classes with boxes."""
+
+    def load(config, dim=DIM):
+        cfg = load_cfg(config)
+        rows = np.random.default_rng(0).normal(size=(cfg.MODEL.ROI_HEADS.NUM_CLASSES, dim))
+        np.save(tmp_path / "classes.npy", rows.astype(np.float32))
+        keys = ("MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "classes.npy"), "MODEL.TEXT.DIM", dim)
+        return load_cfg(config, *keys, "MODEL.OPEN_VOCAB.BASE_CLASSES", "")
+
+    return load
 
 
 class LiteEncoder(nn.Module):
@@ -17,7 +32,9 @@ class LiteEncoder(nn.Module):
 
     def __init__(self, load_cfg, dim):
         super().__init__()
-        self.encoder = build(load_cfg("mini/clip_start.yaml", *UNNAMED[:2])).image_encoder
+        self.encoder = build(
+            load_cfg("mini/clip_start.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "")
+        ).image_encoder
         self.encoder.projection = nn.Linear(320, dim)
 
     def forward(self, images):
@@ -40,11 +57,11 @@ TRUNKS = [("OVRCNN_C4.yaml", "resnet"), ("mini/ovrcnn.yaml", "efficientnet")]
 @pytest.mark.parametrize("config, trunk", TRUNKS)
 @torch.no_grad()
 def test_features_and_projections_are_the_encoders(
-    config, trunk, make_encoder, save_stage1, load_cfg, tmp_path, caplog
+    config, trunk, make_encoder, save_stage1, cfg_of, tmp_path, caplog
 ):
     encoder = make_encoder(trunk)
     with caplog.at_level(logging.INFO, logger="clim"):
-        model = build(load_cfg(config, *UNNAMED, "MODEL.OPEN_VOCAB.BASE_CLASSES", "")).eval()
+        model = build(cfg_of(config)).eval()
         SafeCheckpointer(model, "").load(save_stage1(encoder, tmp_path))
     images = torch.randn(1, 3, 64, 96)
     expected, projection = encoder(images)
@@ -59,10 +76,10 @@ def test_features_and_projections_are_the_encoders(
 
 
 def test_a_detector_without_such_a_projection_takes_the_trunk(
-    make_encoder, save_stage1, load_cfg, tmp_path, caplog
+    make_encoder, save_stage1, cfg_of, tmp_path, caplog
 ):
     encoder = make_encoder("efficientnet")
-    model = build(load_cfg("mini/base_stage.yaml", "MODEL.VOCABULARY.EMBEDDINGS", ""))
+    model = build(cfg_of("mini/base_stage.yaml", 384))
     before = model.classifier.linear.weight.clone()
     with caplog.at_level(logging.INFO, logger="clim"):
         SafeCheckpointer(model, "").load(save_stage1(encoder, tmp_path))
@@ -72,15 +89,15 @@ def test_a_detector_without_such_a_projection_takes_the_trunk(
     assert torch.equal(model.classifier.linear.weight, before) and "without its projection" in caplog.text
 
 
-def test_a_projection_of_another_width_is_told(make_encoder, save_stage1, load_cfg, tmp_path):
+def test_a_projection_of_another_width_is_told(make_encoder, save_stage1, cfg_of, tmp_path):
     path = save_stage1(make_encoder("efficientnet", dim=10), tmp_path)
-    model = build(load_cfg("mini/ovrcnn.yaml", *UNNAMED, "MODEL.OPEN_VOCAB.BASE_CLASSES", ""))
+    model = build(cfg_of("mini/ovrcnn.yaml"))
     with pytest.raises(UserError, match=r"emb_pred.weight the shape \(10, 320\), but here it is \(12, 320\)"):
         SafeCheckpointer(model, "").load(path)
 
 
 def test_a_detectors_own_file_is_left_alone(shaken, load_cfg, tmp_path, caplog):
-    cfg = load_cfg("mini/ovrcnn.yaml", *UNNAMED, "MODEL.OPEN_VOCAB.BASE_CLASSES", "")
+    cfg = load_cfg("mini/ovrcnn.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "")
     trained = shaken(build(cfg))
     SafeCheckpointer(trained, str(tmp_path)).save("stage2")
     model = build(cfg)
@@ -91,10 +108,10 @@ def test_a_detectors_own_file_is_left_alone(shaken, load_cfg, tmp_path, caplog):
     assert "Taken from" not in caplog.text
 
 
-def test_ordinary_pretraining_is_told_to_lack_the_projection(make_encoder, load_cfg, tmp_path, caplog):
+def test_ordinary_pretraining_is_told_to_lack_the_projection(make_encoder, cfg_of, tmp_path, caplog):
     encoder = make_encoder("resnet")
     torch.save({"model": encoder.backbone.state_dict()}, tmp_path / "r50.pth")
-    model = build(load_cfg("OVRCNN_C4.yaml", *UNNAMED, "MODEL.OPEN_VOCAB.BASE_CLASSES", ""))
+    model = build(cfg_of("OVRCNN_C4.yaml"))
     SafeCheckpointer(model, "").load(f"{tmp_path}/r50.pth?matching_heuristics=True")
     assert torch.equal(model.backbone.res4[0].conv1.weight, encoder.backbone.res4[0].conv1.weight)
     assert "hold no projection into the space of words" in caplog.text

@@ -95,6 +95,24 @@ def test_box_losses_of_the_formulas(layers):
     assert result["loss_box_reg"].item() == pytest.approx(expected / 4, rel=1e-5)
 
 
+def test_a_learned_background_is_a_class_of_the_loss(layers):
+    head = layers(
+        "MODEL.OPEN_VOCAB.ZERO_BACKGROUND", False, class_mask=torch.tensor([1.0, 1, 0, 1, 1])
+    ).train()
+    x = torch.randn(4, WIDTH)
+    result = losses(head, x, BATCH)
+    logits, _ = head(x)
+    classes, mask = [1, CLASSES, 4, CLASSES], [1, 1, 0, 1, 1, 1]
+    expected = sum(
+        m * bce(z, k == gt)
+        for row, gt in zip(logits.tolist(), classes, strict=True)
+        for k, (z, m) in enumerate(zip(row, mask, strict=True))
+    )
+    assert result["loss_cls"].item() == pytest.approx(expected / 4, rel=1e-5)
+    result["loss_cls"].backward()
+    assert head.cls_score.background.weight.grad.abs().sum() > 0
+
+
 def test_every_parameter_gets_a_gradient_and_no_text(layers):
     head = layers().train()
     sum(losses(head, torch.randn(4, WIDTH), BATCH).values()).backward()

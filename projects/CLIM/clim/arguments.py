@@ -1,5 +1,6 @@
-"""What command lines say in words: which pictures, and which names."""
+"""What command lines say in words: which pictures, which names, how many."""
 
+import argparse
 import glob
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,3 +44,11 @@ def read_names(text: str, *, option: str) -> list[str]:
             f'{option} {text!r} holds no name: write "a,b,c", or a name on each line of the file.'
         )
     return names
+
+
+def count(text: str) -> int:
+    """A number above 0, for ``type=`` of an argparse option."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return number

@@ -21,6 +21,8 @@ def add_clim_config(cfg: CN) -> None:
     ov.CLASSIFIER = "cosine"
     ov.WORDS = 4  # pseudo words of a region
     ov.WORD_DROPOUT = 0.5  # probability that training removes a pseudo word from what the classifier reads
+    # False: the background of OpenVocabOutputLayers is a learned direction with a column in the loss, not zeros.
+    ov.ZERO_BACKGROUND = True
     ov.BASE_CLASSES = (
         ""  # classes with boxes, the others are masked: "ovcoco", "mini", cat_info json; "": all
     )

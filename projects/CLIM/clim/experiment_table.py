@@ -113,6 +113,22 @@ def markdown(
     return lines
 
 
+def report(path: Path, *, tool: str, sections: Mapping[str, Sequence[str]]) -> str:
+    """Write {title: lines of its table} into ``path`` and return them as text.
+
+    In a file that is there already, only what ``tool`` wrote earlier, between its two marks, is replaced: words
+    about the tables are written by hand around them.
+    """
+    begin, end = f"<!-- tables of {tool} -->", f"<!-- end of the tables of {tool} -->"
+    tables = "\n".join(line for title, lines in sections.items() for line in (f"### {title}", "", *lines, ""))
+    block = f"{begin}\n\n{tables}\n{end}\n"
+    text = path.read_text() if path.is_file() else ""
+    before, marked, rest = text.partition(begin)
+    after = rest.partition(f"{end}\n")[2] if marked else ""
+    path.write_text(before + block + after)
+    return tables
+
+
 def finished(folder: Path) -> dict | None:
     record = folder / "results.json"
     return json.loads(record.read_text())["results"] if record.is_file() else None

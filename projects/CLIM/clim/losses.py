@@ -84,8 +84,8 @@ def masked_class_bce(logits: Tensor, gt_classes: Tensor, class_mask: Tensor) -> 
     """Box-supervised class loss: Σ_r Σ_k m_k · BCE(logits_rk, 1[k = gt_r]) / R, a scalar.
 
     Args:
-        logits: (R, K) without the background column.
-        gt_classes: (R,) in [0, K]; K is background and has no positive column.
+        logits: (R, K) without the background column; with it, background is one class more.
+        gt_classes: (R,) in [0, K]; K is background and has no positive column, unless its own is among them.
         class_mask: (K,) 1 for base classes, 0 for classes without box annotations (Detic §1.1).
     """
     num_regions, num_classes = logits.shape

@@ -1,5 +1,7 @@
 """The sources of a joint batch: what each reads, and how its records become network inputs."""
 
+import logging
+
 from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 
 from clim.errors import UserError
@@ -8,6 +10,8 @@ from .crop_mapper import CropMapper
 from .mapper import CanvasMapper, DetectionMapper, RecordMapper
 from .neighbours import load_neighbours
 from .region_mapper import RegionMapper
+
+logger = logging.getLogger(__name__)
 
 # Streams are numbered so that no two sources ever draw the same pictures in step (the CLIM release does).
 STREAMS = {"detection": 0, "captions": 1, "mosaics": 2, "regions": 3}
@@ -52,7 +56,21 @@ def caption_records(names) -> list[dict]:
             f"DATASETS.CAPTIONS = {tuple(names)} holds pictures without captions: sets of boxes belong in "
             "DATASETS.TRAIN."
         )
-    return records
+    return with_own_ids(records)
+
+
+def with_own_ids(records: list[dict]) -> list[dict]:
+    """Records whose ``image_id`` tells pictures apart, as contrast needs it.
+
+    Where two pictures of several data sets have the same id, or an id is no number >= 0, all are numbered anew.
+    """
+    files: dict = {}
+    shared = any(files.setdefault(r["image_id"], r["file_name"]) != r["file_name"] for r in records)
+    if not shared and all(type(image_id) is int and image_id >= 0 for image_id in files):
+        return records
+    logger.info("Image ids of the image-text pairs do not tell pictures apart: they are numbered anew.")
+    numbers: dict[str, int] = {}
+    return [r | {"image_id": numbers.setdefault(r["file_name"], len(numbers))} for r in records]
 
 
 def _pairs(cfg) -> list[dict]:

@@ -116,13 +116,17 @@ class SafeCheckpointer(DetectionCheckpointer):
             )
         for name, theirs, ours in incompatible.incorrect_shapes:
             self._check_vocabulary(name, theirs, ours)
+        for name in incompatible.missing_keys:
+            if (predictor := self._waiting_for(name)) is not None:
+                raise UserError(
+                    f"Neither the config nor the file says what the {predictor.num_classes} classes are: set "
+                    "MODEL.VOCABULARY.NAMES or MODEL.VOCABULARY.EMBEDDINGS."
+                )
         return incompatible
 
     def _check_vocabulary(self, name: str, theirs: tuple, ours: tuple) -> None:
         """A configured vocabulary wins over a file's; without one, random embeddings would take its place."""
-        owner, found, key = name.partition(".box_predictor.")
-        predictor = self.model.get_submodule(f"{owner}.box_predictor") if found else None
-        if key != getattr(predictor, "vocabulary_key", None) or predictor.vocabulary_wins:
+        if (predictor := self._waiting_for(name)) is None:
             return
         classes, width = predictor.vocabulary_axis, 1 - predictor.vocabulary_axis
         raise UserError(
@@ -130,6 +134,13 @@ class SafeCheckpointer(DetectionCheckpointer):
             f"detector {ours[classes] - 1} of {ours[width]} and no names: set MODEL.VOCABULARY, or MODEL.ROI_HEADS."
             "NUM_CLASSES and MODEL.TEXT.DIM to the file's."
         )
+
+    def _waiting_for(self, name: str):
+        """The box predictor whose class embeddings ``name`` is, if it takes them from files; else None."""
+        owner, found, key = name.partition(".box_predictor.")
+        predictor = self.model.get_submodule(f"{owner}.box_predictor") if found else None
+        waits = key == getattr(predictor, "vocabulary_key", None) and not predictor.vocabulary_wins
+        return predictor if waits else None
 
 
 def atomic_save(data, path: Path) -> None:
@@ -221,7 +232,10 @@ def _how_to_get(weights: Path) -> str:
     config = next((path for path in sorted(CONFIGS.rglob("*.yaml")) if told in path.read_text()), None)
     if weights.name != "model_final.pth" or config is None:
         return ""
-    published = ", or point MODEL.WEIGHTS at Detic's published BoxSup_OVCOCO_CLIP_R50_1x.pth"
+    published = (
+        ", or point MODEL.WEIGHTS at Detic's published BoxSup_OVCOCO_CLIP_R50_1x.pth (trained at temperature 50 "
+        "without a bias, as configs/Detic_C4_official.yaml has it)"
+    )
     return (
         ": this config starts from what another one trains; run python train_net.py --config-file "
         f"{config.relative_to(CONFIGS.parent)} "

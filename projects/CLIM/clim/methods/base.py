@@ -58,7 +58,7 @@ class Texts:
 
     def __init__(self, tiles: Tiles, *, encoder, class_embeddings: Tensor):
         self.tiles = tiles
-        self.class_embeddings = class_embeddings  # (K + 1, D) unit rows, the last one zeros: background
+        self.class_embeddings = class_embeddings  # (K + 1, D) unit rows; the last, background, may be zeros
         self.memory: dict[str, Tensor] = {}
         self._encoder = encoder
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class CosineClassifier(nn.Module):
-    """temperature · cos(linear(x), text) with a background column that is always 0.
+    """temperature · cos(linear(x), text) with a last column for the background, always 0 unless that is learned.
 
     Args:
         in_features: width of region features.
@@ -17,6 +17,7 @@ class CosineClassifier(nn.Module):
         train_bias: start of a learnable bias that is added in training only; None: no bias. It stays out at
             test: with -20 nothing below cos .68 would pass score > .05.
         width: of the projection; None: D, as :meth:`embed` needs it here.
+        learned_background: compare with a learned direction in that column too (F-VLM).
     """
 
     text_features = "embedding"  # of class names, by which it compares: a key of clim.text.FEATURES
@@ -30,6 +31,7 @@ class CosineClassifier(nn.Module):
         temperature: float,
         train_bias: float | None = None,
         width: int | None = None,
+        learned_background: bool = False,
     ):
         super().__init__()
         self.temperature = temperature
@@ -37,6 +39,12 @@ class CosineClassifier(nn.Module):
         self.register_buffer("zs_weight", _with_background(class_embeddings))
         if train_bias is not None:
             self.cls_bias = nn.Parameter(torch.tensor([train_bias]))
+        self.learned_background = learned_background
+        if learned_background:
+            # A layer on the constant 1: its weight and bias add up to the direction (CLIM release).
+            self.background = nn.Linear(1, class_embeddings.shape[1])
+            nn.init.xavier_uniform_(self.background.weight)
+            nn.init.zeros_(self.background.bias)
 
     @classmethod
     def from_config(cls, cfg, in_features, *, class_embeddings, text_encoder):
@@ -46,12 +54,16 @@ class CosineClassifier(nn.Module):
             "class_embeddings": class_embeddings,
             "temperature": cfg.MODEL.OPEN_VOCAB.TEMPERATURE,
             "train_bias": float(bias[0]) if bias else None,
+            "learned_background": not cfg.MODEL.OPEN_VOCAB.ZERO_BACKGROUND,
         }
 
     @property
     def class_embeddings(self) -> Tensor:
-        """(K + 1, D), unit rows and a last one of zeros."""
-        return self.zs_weight.T
+        """(K + 1, D), unit rows and a last one of zeros, or the learned background."""
+        if not self.learned_background:
+            return self.zs_weight.T
+        background = F.normalize(self.background.weight[:, 0] + self.background.bias, dim=0)
+        return torch.cat([self.zs_weight[:, :-1].T, background[None]])
 
     def set_vocabulary(self, class_embeddings: Tensor) -> None:
         """Replace the classes by (K', D) embeddings of other names."""
@@ -67,7 +79,8 @@ class CosineClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (R, K + 1)."""
-        return self.with_train_bias((self.temperature * F.normalize(self.embed(x), dim=1)) @ self.zs_weight)
+        embeddings = self.temperature * F.normalize(self.embed(x), dim=1)
+        return self.with_train_bias(embeddings @ self.class_embeddings.T)
 
     def with_train_bias(self, logits: Tensor) -> Tensor:
         return logits + self.cls_bias if self.training and hasattr(self, "cls_bias") else logits

@@ -29,22 +29,14 @@ class BackgroundClassifier(CosineClassifier):
     """
 
     def __init__(self, in_features: int, *, class_embeddings: Tensor, temperature: float):
-        super().__init__(in_features, class_embeddings=class_embeddings, temperature=temperature)
+        super().__init__(
+            in_features, class_embeddings=class_embeddings, temperature=temperature, learned_background=True
+        )
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
         self.hidden = nn.Linear(in_features, in_features)
-        # A layer on the constant 1: its weight and bias add up to the direction of the background (release).
-        self.background = nn.Linear(1, class_embeddings.shape[1])
         c2_xavier_fill(self.hidden)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
-        nn.init.xavier_uniform_(self.background.weight)
-        nn.init.zeros_(self.background.bias)
-
-    @property
-    def class_embeddings(self) -> Tensor:
-        """(K + 1, D), unit rows, the last one the learned background."""
-        background = F.normalize(self.background.weight[:, 0] + self.background.bias, dim=0)
-        return torch.cat([self.zs_weight[:, :-1].T, background[None]])
 
     def project(self, x: Tensor) -> Tensor:
         """Region features (R, in_features) → un-normalised embeddings (R, D)."""

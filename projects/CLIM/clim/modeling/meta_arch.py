@@ -6,6 +6,7 @@ from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from torch import Tensor
 
 from clim.data.tiles import Tiles
+from clim.errors import UserError
 from clim.methods import Method, Texts, build_method
 from clim.text import build_text_encoder
 
@@ -41,10 +42,17 @@ class OpenVocabRCNN(GeneralizedRCNN):
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
         encoder = build_text_encoder(cfg)
+        proposal_generator = build_proposal_generator(cfg, shapes)
+        roi_heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=encoder)
+        if cfg.MODEL.METHOD.NAME and not hasattr(roi_heads.box_predictor, "cls_score"):
+            raise UserError(
+                f"MODEL.ROI_BOX_HEAD.PREDICTOR {cfg.MODEL.ROI_BOX_HEAD.PREDICTOR} learns from boxes alone: set "
+                f'MODEL.METHOD.NAME, now {cfg.MODEL.METHOD.NAME}, to "".'
+            )
         return {
             "backbone": backbone,
-            "proposal_generator": build_proposal_generator(cfg, shapes),
-            "roi_heads": ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=encoder),
+            "proposal_generator": proposal_generator,
+            "roi_heads": roi_heads,
             "method": build_method(cfg),
             "text_encoder": encoder,
             "fp32_heads": cfg.MODEL.OPEN_VOCAB.FP32_HEADS,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -69,6 +70,8 @@ class OpenVocabOutputLayers(TextOutputLayers):
     def class_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
         """Of logits (R, K + 1) and classes (R,) in [0, K], K being background."""
         mask = (self.freq_weight > 1e-4).to(logits.dtype)
+        if self.cls_score.learned_background:  # a class like others, that of background regions
+            return masked_class_bce(logits, gt_classes, torch.cat([mask, mask.new_ones(1)]))
         return masked_class_bce(logits[:, :-1], gt_classes, mask)
 
     @classmethod
