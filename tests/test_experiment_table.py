@@ -42,6 +42,15 @@ def test_every_row_is_trained_once_after_what_it_needs(tmp_path, ran, jobs):
     assert len({output for _, output, _, _ in ran}) == len(ran) == 6
 
 
+def test_no_worker_waits_for_a_run_that_has_not_begun(tmp_path, ran):
+    """What others start from comes first, whatever the order of rows."""
+    other = Row("other.yaml", starts_from=(("MODEL.WEIGHTS", Row("more.yaml"), "model_final.pth"),))
+    run_rows([(LAST, [0, 1]), (other, [0])], output=tmp_path, jobs=1)
+    assert [name for name, *_ in ran] == [
+        "start.yaml", "start.yaml", "more.yaml", "tuned.yaml", "tuned.yaml", "other.yaml", "last.yaml", "last.yaml",
+    ]  # fmt: skip
+
+
 def test_a_failure_ends_the_table(tmp_path, ran, monkeypatch):
     monkeypatch.setattr(experiment_table, "run_training", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -81,6 +81,12 @@ def test_a_finished_run_is_kept(tmp_path, stand_in):
     assert environment == {"DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "3"}
 
 
+def test_a_run_that_tests_on_nothing_is_finished_all_the_same(tmp_path, stand_in):
+    first = run(tmp_path, "DATASETS.TEST", "()")
+    assert list(first) == ["seconds"] and run(tmp_path, "DATASETS.TEST", "()") == first
+    assert len(stand_in.calls()) == 1
+
+
 def test_other_settings_start_over(tmp_path, stand_in):
     run(tmp_path, "SEED", 1)
     (tmp_path / "run" / "old.pth").write_text("")

@@ -13,18 +13,27 @@ from pathlib import Path
 from clim.engine import run_cleanly
 from clim.experiment_table import Row, markdown, report, run_rows
 
-BASE = Row("base_stage.yaml")
+BASE, BARON_BASE = Row("base_stage.yaml"), Row("baron_base_stage.yaml")
 NO_TAGS = ("MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
 STACKED = ("DATALOADER.CAPTIONS_PER_GPU", 21)  # CLIM's 2 + 2 x (4 + 9 + 16) / 3 pictures
 CLUTTERED = ("DATASETS.CAPTIONS", "('mini_ov_captions_cluttered',)")
 
 
-def tuned(config: str, *overrides) -> Row:
-    """A row that is fine-tuned from the base stage."""
-    return Row(config, overrides, starts_from=(("MODEL.WEIGHTS", BASE, "model_final.pth"),))
+def tuned(config: str, *overrides, start: Row = BASE) -> Row:
+    """A row that is fine-tuned from the base stage, or from ``start``."""
+    return Row(config, overrides, starts_from=(("MODEL.WEIGHTS", start, "model_final.pth"),))
 
 
+TABLE_1A = {
+    "Detic": tuned("detic.yaml"),
+    "Detic + CLIM": tuned("detic_clim.yaml"),
+    "BARON": tuned("baron.yaml", start=BARON_BASE),
+    "BARON + CLIM": tuned("baron_clim.yaml", start=BARON_BASE),
+    "OV-RCNN": tuned("ovrcnn.yaml", start=Row("ovrcnn_pretrain.yaml")),
+    "OV-RCNN + CLIM": tuned("ovrcnn_clim.yaml", start=Row("ovrcnn_clim_pretrain.yaml")),
+}
 SECTIONS = {
+    "Table 1a: methods, each with and without CLIM": TABLE_1A,
     "Image-text supervision, object-centric pairs": {
         "base stage only": BASE,
         "4 captions": tuned("detic.yaml", *NO_TAGS),

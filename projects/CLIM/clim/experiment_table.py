@@ -6,7 +6,7 @@ A seed has its own pictures under ``output/seed{N}/datasets`` and shares the run
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +36,11 @@ class Row(NamedTuple):
     def origins(self) -> list["Row"]:
         return [*(row for _, row, _ in self.starts_from), *self.needs]
 
+    @property
+    def depth(self) -> int:
+        """How many trainings have to be finished one after another before this one."""
+        return max((origin.depth + 1 for origin in self.origins), default=0)
+
     def folder(self, output: Path, seed: int) -> Path:
         words = "_".join(str(value) for value in [Path(self.config).stem, *self.overrides, *self._marks()])
         return output / f"seed{seed}" / "".join(c if c.isalnum() else "_" for c in words)
@@ -52,28 +57,29 @@ def datasets_of(output: Path, seed: int) -> Path:
 def run_rows(rows: Iterable[tuple[Row, Sequence[int]]], *, output: Path, jobs: int) -> None:
     """Train every (row, its seeds), ``jobs`` at a time with one thread each; finished runs are kept.
 
-    A row waits for those it starts from. Rows are begun in order, so a run that is cut short leaves whole rows.
+    What others start from is begun before them, for all seeds, so that no worker waits for a run not yet begun; else
+    rows are begun in order, so that a run that is cut short leaves whole rows.
     """
     rows = list(rows)
     for seed in sorted({seed for _, seeds in rows for seed in seeds}):
         set_up_mini(datasets_of(output, seed), seed=seed)
     started: dict[Path, Future] = {}
     with ThreadPoolExecutor(jobs) as pool:
-
-        def submit(row: Row, seed: int) -> Future:
-            folder = row.folder(output, seed)
-            if folder not in started:
-                needed = [submit(origin, seed) for origin in row.origins]
-                started[folder] = pool.submit(run_row, row, seed, output=output, needed=needed)
-            return started[folder]
-
-        # First what others start from, for all seeds: no worker then waits for a run that has not begun.
-        for row, seeds in sorted(rows, key=lambda r: bool(r[0].origins)):
+        for row, seeds in sorted(with_origins(rows), key=lambda r: r[0].depth):
             for seed in seeds:
-                submit(row, seed)
+                if (folder := row.folder(output, seed)) not in started:
+                    needed = [started[origin.folder(output, seed)] for origin in row.origins]
+                    started[folder] = pool.submit(run_row, row, seed, output=output, needed=needed)
         for done, job in enumerate(started.values(), 1):
             job.result()
             print(f"{done} of {len(started)} trainings done, {time.strftime('%H:%M:%S')}", flush=True)
+
+
+def with_origins(rows: Iterable[tuple[Row, Sequence[int]]]) -> Iterator[tuple[Row, Sequence[int]]]:
+    """The rows, each preceded by all that it starts from."""
+    for row, seeds in rows:
+        yield from with_origins((origin, seeds) for origin in row.origins)
+        yield row, seeds
 
 
 def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> dict:

@@ -59,7 +59,8 @@ def run_training(
         progress: called about once a second; what it raises stops the run.
 
     Returns {"AP50_novel", "AP50_base", "AP50_all", … all that the evaluator sums up, "per_class": its rows,
-    "seconds": of all sessions of this run together}; figures are percent, None where no object exists.
+    "seconds": of all sessions of this run together}; figures are percent, None where no object exists. Without
+    DATASETS.TEST, as in pre-training, "seconds" alone.
 
     Same settings: same config after overrides, same weights, embeddings and annotation files, byte by byte.
     Raises UserError with the end of the log where the run fails, and where another one holds ``output``.
@@ -71,7 +72,7 @@ def run_training(
     settings = settings_of(cfg, root)
     with holding(output) as lock:
         record = open_record(output, settings)
-        if record["results"]:
+        if record["results"] is not None:
             progress(Progress("kept"))
             return {**record["results"], "seconds": record["seconds"]}
         resuming = (output / "last_checkpoint").is_file()
@@ -103,7 +104,7 @@ def run_training(
             raise UserError(
                 f"{config} stopped with exit code {process.returncode}; {log} ends:\n{log_tail(log)}"
             )
-        record["results"] = _evaluation(output, cfg.DATASETS.TEST[0])
+        record["results"] = _evaluation(output, cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else {}
         write_record(output, record)
     progress(Progress("finished"))
     return {**record["results"], "seconds": record["seconds"]}
