@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.multiprocessing import ProcessRaisedException
 
-from clim.engine import failures, load_config, run_cleanly, setup, together
+from clim.engine import failures, load_config, processes, run_cleanly, setup, together
 from clim.engine.checks import (
     check_composition,
     check_datasets,
@@ -312,6 +312,19 @@ def test_processes_that_cannot_be_started(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match="--num-gpus 2, but this machine has 1"):
         check_processes(arguments("--num-gpus", "2"))
+
+
+@pytest.mark.parametrize("asked, expected", [(None, "3"), ("1", "1")])
+def test_processes_share_the_cores_unless_told_otherwise(monkeypatch, asked, expected):
+    monkeypatch.setattr(processes.os, "environ", {} if asked is None else {"OMP_NUM_THREADS": asked})
+    monkeypatch.setattr(processes.os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    seen = []
+    monkeypatch.setattr(
+        processes, "detectron2_launch", lambda *_, **__: seen.append(dict(processes.os.environ))
+    )
+    processes.launch(print, arguments("--num-gpus", "2"))
+    assert seen == [{"OMP_NUM_THREADS": expected}]
 
 
 def test_a_port_that_is_taken():

@@ -1,5 +1,6 @@
 """One process for each GPU (or for each share of a CPU), as Detectron2 launches them."""
 
+import os
 import socket
 from urllib.parse import urlparse
 
@@ -12,7 +13,8 @@ from .failures import run_cleanly
 
 
 def launch(main, args) -> None:
-    """Run ``main(args)`` in ``args.num_gpus`` processes here, ``args.num_machines`` times; Gloo without CUDA.
+    """Run ``main(args)`` in ``args.num_gpus`` processes here, ``args.num_machines`` times; without CUDA they
+    talk by Gloo and share the cores (OMP_NUM_THREADS, unless it is set).
 
     ``args`` are those of Detectron2's ``default_argument_parser``. A user's mistake ends the program with one
     line on stderr and exit code 2.
@@ -22,6 +24,8 @@ def launch(main, args) -> None:
 
 def _launch(main, args):
     check_processes(args)
+    if args.num_gpus > 1 and not torch.cuda.is_available():  # every process would want all cores
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.num_gpus)))
     detectron2_launch(
         main,
         args.num_gpus,
