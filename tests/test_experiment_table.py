@@ -1,12 +1,23 @@
 """Rows wait for what they start from, share runs of the same settings, and become lines of a table."""
 
 import json
+import sys
 import threading
 
 import pytest
 
 from clim import experiment_table
-from clim.experiment_table import Row, by_seed, datasets_of, markdown, report, run_rows, spread
+from clim.experiment_table import (
+    Row,
+    Section,
+    by_seed,
+    datasets_of,
+    markdown,
+    report,
+    run_rows,
+    spread,
+    tables_command,
+)
 
 START = Row("start.yaml")
 FIRST = Row("tuned.yaml", ("A.B", 1), starts_from=(("MODEL.WEIGHTS", START, "model_final.pth"),))
@@ -101,3 +112,27 @@ def test_a_report_replaces_its_own_tables_and_no_word_around_them(tmp_path):
         "# By hand\n<!-- tables of first.py -->\n\n### One\n\n| a |\n| 3 |\n\n<!-- end of the tables of first.py -->\n"
         "<!-- tables of second.py -->\n\n### Three\n\n| c |\n\n<!-- end of the tables of second.py -->\nAnd more.\n"
     )
+
+
+def test_the_command_runs_what_is_chosen_and_reports_everything(tmp_path, ran, monkeypatch, capsys):
+    sections = {
+        "First rows": Section({"start": START}, {"AP": "AP50"}),
+        "Last rows": Section({"tuned": FIRST}, {"AP": "AP50"}, most_seeds=1),
+    }
+    monkeypatch.setattr(
+        sys, "argv", ["x.py", "--output", str(tmp_path), "--only", "Last", "--seeds", "4", "5"]
+    )
+    (tmp_path / "seed4").mkdir()
+    tables_command(sections, tool="x", description="")
+    assert [name for name, *_ in ran] == ["start.yaml", "tuned.yaml"]
+    told = (tmp_path / "tables.md").read_text()
+    assert (
+        "### First rows" in told
+        and "| start | not run | –, – |" in told
+        and "| tuned | not run | – |" in told
+    )
+    monkeypatch.setattr(
+        sys, "argv", ["x.py", "--output", str(tmp_path), "--report", str(tmp_path / "all.md")]
+    )
+    tables_command(sections, tool="x", description="")
+    assert len(ran) == 2 and "tables of x.py" in (tmp_path / "all.md").read_text()

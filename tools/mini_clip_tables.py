@@ -6,7 +6,6 @@
 A seed has its own pictures, its own dual encoder, and its own base stage, whose RPN proposes the comparator's boxes.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from clim.engine import run_cleanly
 from clim.errors import UserError
-from clim.experiment_table import CONFIGS, Row, datasets_of, markdown, report, run_rows
+from clim.experiment_table import CONFIGS, Row, Section, datasets_of, tables_command
 
 TOOLS = Path(__file__).resolve().parent
 MIN_MENTIONS = 50  # of a noun in the 7,500 captions
@@ -67,8 +66,7 @@ REGION_CLIP = tuned("clip_region_clip.yaml", needs=(BASE,), prepare=label_boxes)
 TOP = {"Top1_micro": "Top-1", "Top5_micro": "Top-5", "Top1_micro_novel": "Top-1, novel"}
 AP = {"AP50_novel": "AP50 novel", "AP50_base": "AP50 base", "AP50_all": "AP50 all"}
 SECTIONS = {
-    "Mini Table 3: regions classified by the dual encoder": (
-        TOP,
+    "Mini Table 3: regions classified by the dual encoder": Section(
         {
             "dual encoder": START,
             "fine-tuned on whole pictures": WHOLE,
@@ -79,40 +77,20 @@ SECTIONS = {
                 "clip_clim.yaml", "MODEL.METHOD.NAME", "PermutedClip"
             ),
         },
-    ),
-    "Mini Table 5: CLIM and RegionCLIP": (
         TOP,
-        {"whole pictures": WHOLE, "CLIM": CLIM, "RegionCLIP": REGION_CLIP},
     ),
-    "Mini Table 4: F-VLM detectors on the frozen encoders": (
-        AP,
+    "Mini Table 5: CLIM and RegionCLIP": Section(
+        {"whole pictures": WHOLE, "CLIM": CLIM, "RegionCLIP": REGION_CLIP}, TOP
+    ),
+    "Mini Table 4: F-VLM detectors on the frozen encoders": Section(
         {
             "whole pictures": detector(WHOLE),
             "CLIM": detector(CLIM),
             "RegionCLIP": detector(REGION_CLIP),
         },
+        AP,
     ),
 }
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("output/mini_clip_tables"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
-    parser.add_argument("--report", type=Path, help="only write the tables of what has been run")
-    args = parser.parse_args()
-    if args.report is None:
-        rows = ((row, args.seeds) for _, section in SECTIONS.values() for row in section.values())
-        run_rows(rows, output=args.output, jobs=args.jobs)
-    tables = {
-        title: markdown(section, output=args.output, seeds=args.seeds, metrics=metrics)
-        for title, (metrics, section) in SECTIONS.items()
-    }
-    print(report(args.report or args.output / "tables.md", tool="mini_clip_tables.py", sections=tables))
-
-
 if __name__ == "__main__":
-    run_cleanly(main)
+    run_cleanly(tables_command, SECTIONS, tool="mini_clip_tables", description=__doc__)

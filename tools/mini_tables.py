@@ -7,11 +7,8 @@ A seed has its own pictures and its own base stage, which all its rows start fro
 configs/mini; nothing here is tuned.
 """
 
-import argparse
-from pathlib import Path
-
 from clim.engine import run_cleanly
-from clim.experiment_table import Row, markdown, report, run_rows
+from clim.experiment_table import Row, Section, tables_command
 
 BASE, BARON_BASE = Row("base_stage.yaml"), Row("baron_base_stage.yaml")
 NO_TAGS = ("MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
@@ -24,7 +21,8 @@ def tuned(config: str, *overrides, start: Row = BASE) -> Row:
     return Row(config, overrides, starts_from=(("MODEL.WEIGHTS", start, "model_final.pth"),))
 
 
-TABLE_1A = {
+METRICS = {"AP50_novel": "AP50 novel", "AP50_base": "AP50 base", "AP50_all": "AP50 all"}
+METHODS = {
     "Detic": tuned("detic.yaml"),
     "Detic + CLIM": tuned("detic_clim.yaml"),
     "BARON": tuned("baron.yaml", start=BARON_BASE),
@@ -32,61 +30,36 @@ TABLE_1A = {
     "OV-RCNN": tuned("ovrcnn.yaml", start=Row("ovrcnn_pretrain.yaml")),
     "OV-RCNN + CLIM": tuned("ovrcnn_clim.yaml", start=Row("ovrcnn_clim_pretrain.yaml")),
 }
+SUPERVISION = {
+    "base stage only": BASE,
+    "4 captions": tuned("detic.yaml", *NO_TAGS),
+    "21 captions, stacked": tuned("detic.yaml", *STACKED, *NO_TAGS),
+    "CLIM, captions": tuned("detic_clim.yaml", *NO_TAGS),
+    "4 captions + tags": tuned("detic.yaml"),
+    "21 captions + tags, stacked": tuned("detic.yaml", *STACKED),
+    "CLIM, captions + tags": tuned("detic_clim.yaml"),
+    "control: CLIM, texts permuted within each canvas": tuned(
+        "detic_clim.yaml", "MODEL.METHOD.NAME", "PermutedDetic"
+    ),
+}
+GRIDS = {
+    "2 x 2": tuned("detic_clim.yaml", "INPUT.MOSAIC.GRIDS", "[2]"),
+    "3 x 3": tuned("detic_clim.yaml", "INPUT.MOSAIC.GRIDS", "[3]"),
+    "4 x 4": tuned("detic_clim.yaml", "INPUT.MOSAIC.GRIDS", "[4]"),
+    "random (the row above)": tuned("detic_clim.yaml"),
+}
+CLUTTERED_ROWS = {
+    "base stage only": BASE,
+    "4 captions + tags": tuned("detic.yaml", *CLUTTERED),
+    "21 captions + tags, stacked": tuned("detic.yaml", *STACKED, *CLUTTERED),
+    "CLIM, captions + tags": tuned("detic_clim.yaml", *CLUTTERED),
+}
 SECTIONS = {
-    "Table 1a: methods, each with and without CLIM": TABLE_1A,
-    "Image-text supervision, object-centric pairs": {
-        "base stage only": BASE,
-        "4 captions": tuned("detic.yaml", *NO_TAGS),
-        "21 captions, stacked": tuned("detic.yaml", *STACKED, *NO_TAGS),
-        "CLIM, captions": tuned("detic_clim.yaml", *NO_TAGS),
-        "4 captions + tags": tuned("detic.yaml"),
-        "21 captions + tags, stacked": tuned("detic.yaml", *STACKED),
-        "CLIM, captions + tags": tuned("detic_clim.yaml"),
-        "control: CLIM, texts permuted within each canvas": tuned(
-            "detic_clim.yaml", "MODEL.METHOD.NAME", "PermutedDetic"
-        ),
-    },
-    "Grids, captions + tags": {
-        "2 x 2": tuned("detic_clim.yaml", "INPUT.MOSAIC.GRIDS", "[2]"),
-        "3 x 3": tuned("detic_clim.yaml", "INPUT.MOSAIC.GRIDS", "[3]"),
-        "4 x 4": tuned("detic_clim.yaml", "INPUT.MOSAIC.GRIDS", "[4]"),
-        "random (the row above)": tuned("detic_clim.yaml"),
-    },
+    "Methods, each with and without CLIM": Section(METHODS, METRICS),
+    "Image-text supervision, object-centric pairs": Section(SUPERVISION, METRICS),
+    "Grids, captions + tags": Section(GRIDS, METRICS),
+    "Cluttered pairs, captions + tags (one seed)": Section(CLUTTERED_ROWS, METRICS, most_seeds=1),
 }
-CLUTTERED_SECTION = {
-    "Cluttered pairs, captions + tags (one seed)": {
-        "base stage only": BASE,
-        "4 captions + tags": tuned("detic.yaml", *CLUTTERED),
-        "21 captions + tags, stacked": tuned("detic.yaml", *STACKED, *CLUTTERED),
-        "CLIM, captions + tags": tuned("detic_clim.yaml", *CLUTTERED),
-    }
-}
-METRICS = {"AP50_novel": "AP50 novel", "AP50_base": "AP50 base", "AP50_all": "AP50 all"}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("output/mini_tables"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
-    parser.add_argument("--report", type=Path, help="only write the tables of what has been run")
-    args = parser.parse_args()
-    sections = [(title, rows, args.seeds) for title, rows in SECTIONS.items()]
-    sections += [(title, rows, args.seeds[:1]) for title, rows in CLUTTERED_SECTION.items()]
-    if args.report is None:
-        run_rows(
-            ((row, seeds) for _, rows, seeds in sections for row in rows.values()),
-            output=args.output,
-            jobs=args.jobs,
-        )
-    tables = {
-        title: markdown(rows, output=args.output, seeds=seeds, metrics=METRICS)
-        for title, rows, seeds in sections
-    }
-    print(report(args.report or args.output / "tables.md", tool="mini_tables.py", sections=tables))
-
 
 if __name__ == "__main__":
-    run_cleanly(main)
+    run_cleanly(tables_command, SECTIONS, tool="mini_tables", description=__doc__)

@@ -3,6 +3,7 @@
 A seed has its own pictures under ``output/seed{N}/datasets`` and shares the runs that its rows start from.
 """
 
+import argparse
 import json
 import statistics
 import time
@@ -15,7 +16,6 @@ from clim.data.mini_setup import set_up_mini
 from clim.experiments import run_training
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "mini"
-Section = Mapping[str, "Row"]
 
 
 class Row(NamedTuple):
@@ -48,6 +48,38 @@ class Row(NamedTuple):
     def _marks(self) -> list[str]:
         """What tells rows apart that differ in their start alone: starts that are no plain base stage."""
         return [row.config for key, row, _ in self.starts_from if key != "MODEL.WEIGHTS"]
+
+
+class Section(NamedTuple):
+    """A table: its rows by name, {key of a run's results: heading}, and of how many seeds at most."""
+
+    rows: Mapping[str, Row]
+    metrics: Mapping[str, str]
+    most_seeds: int | None = None
+
+
+def tables_command(sections: Mapping[str, Section], *, tool: str, description: str) -> None:
+    """The command line of a tool that trains all rows of ``sections``, by title, and writes their tables."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output") / tool)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="run only sections with a word in their title"
+    )
+    parser.add_argument("--report", type=Path, help="only write the tables of what has been run")
+    args = parser.parse_args()
+    if args.report is None:
+        chosen = [s for title, s in sections.items() if any(word in title for word in args.only or [""])]
+        rows = [(row, args.seeds[: s.most_seeds]) for s in chosen for row in s.rows.values()]
+        run_rows(rows, output=args.output, jobs=args.jobs)
+    tables = {
+        title: markdown(s.rows, output=args.output, seeds=args.seeds[: s.most_seeds], metrics=s.metrics)
+        for title, s in sections.items()
+    }
+    print(report(args.report or args.output / "tables.md", tool=f"{tool}.py", sections=tables))
 
 
 def datasets_of(output: Path, seed: int) -> Path:
@@ -101,7 +133,7 @@ def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> d
 
 
 def markdown(
-    section: Section, *, output: Path, seeds: Sequence[int], metrics: Mapping[str, str]
+    rows: Mapping[str, Row], *, output: Path, seeds: Sequence[int], metrics: Mapping[str, str]
 ) -> list[str]:
     """Lines of a table: mean ± standard deviation over the seeds that have been run, and the first metric by seed.
 
@@ -112,7 +144,7 @@ def markdown(
         f"| | {' | '.join(metrics.values())} | {metrics[first]}, by seed |",
         "|---" * (len(metrics) + 2) + "|",
     ]
-    for name, row in section.items():
+    for name, row in rows.items():
         found = [finished(row.folder(output, seed)) for seed in seeds]
         cells = [*(spread(found, metric) for metric in metrics), by_seed(found, first)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
