@@ -62,6 +62,14 @@ def test_no_worker_waits_for_a_run_that_has_not_begun(tmp_path, ran):
     ]  # fmt: skip
 
 
+def test_rows_that_start_from_other_settings_are_other_runs(tmp_path):
+    def second(first):
+        return Row("second.yaml", starts_from=(("MODEL.WEIGHTS", first, "model_final.pth"),))
+
+    folders = {second(Row("first.yaml", o)).folder(tmp_path, 0) for o in ((), ("A.B", "C"), ("A.B", "D"))}
+    assert len(folders) == 3
+
+
 def test_a_failure_ends_the_table(tmp_path, ran, monkeypatch):
     monkeypatch.setattr(experiment_table, "run_training", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -30,6 +30,11 @@ METHODS = {
     "OV-RCNN": tuned("ovrcnn.yaml", start=Row("ovrcnn_pretrain.yaml")),
     "OV-RCNN + CLIM": tuned("ovrcnn_clim.yaml", start=Row("ovrcnn_clim_pretrain.yaml")),
 }
+GROUNDING_CONTROL = Row("ovrcnn_clim_pretrain.yaml", ("MODEL.METHOD.NAME", "PermutedGrounding"))
+METHOD_CONTROLS = {
+    "BARON + CLIM": tuned("baron_clim.yaml", "MODEL.METHOD.NAME", "PermutedBaron", start=BARON_BASE),
+    "OV-RCNN + CLIM": tuned("ovrcnn_clim.yaml", start=GROUNDING_CONTROL),
+}
 SUPERVISION = {
     "base stage only": BASE,
     "4 captions": tuned("detic.yaml", *NO_TAGS),
@@ -56,6 +61,7 @@ CLUTTERED_ROWS = {
 }
 SECTIONS = {
     "Methods, each with and without CLIM": Section(METHODS, METRICS),
+    "Controls of these methods: texts permuted within each canvas": Section(METHOD_CONTROLS, METRICS),
     "Image-text supervision, object-centric pairs": Section(SUPERVISION, METRICS),
     "Grids, captions + tags": Section(GRIDS, METRICS),
     "Cluttered pairs, captions + tags (one seed)": Section(CLUTTERED_ROWS, METRICS, most_seeds=1),

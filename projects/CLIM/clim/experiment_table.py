@@ -46,8 +46,12 @@ class Row(NamedTuple):
         return output / f"seed{seed}" / "".join(c if c.isalnum() else "_" for c in words)
 
     def _marks(self) -> list[str]:
-        """What tells rows apart that differ in their start alone: starts that are no plain base stage."""
-        return [row.config for key, row, _ in self.starts_from if key != "MODEL.WEIGHTS"]
+        """What tells rows apart that differ in their start alone: encoders, and starts of other settings."""
+        return [
+            word
+            for key, row, _ in self.starts_from
+            for word in ([row.config] if key != "MODEL.WEIGHTS" else []) + list(row.overrides)
+        ]
 
 
 class Section(NamedTuple):
