@@ -107,40 +107,38 @@ def test_a_table_shows_what_has_been_run(tmp_path):
     ]
 
 
-def test_a_report_replaces_its_own_tables_and_no_word_around_them(tmp_path):
+def test_a_report_replaces_tables_by_title_and_no_word_around_them(tmp_path):
     path = tmp_path / "results.md"
     path.write_text("# By hand\n")
     for figure in ("1", "2"):
-        report(path, tool="first.py", sections={"One": ["| a |", f"| {figure} |"], "Two": ["| b |"]})
-        report(path, tool="second.py", sections={"Three": ["| c |"]})
+        report(path, {"One": ["| a |", f"| {figure} |"]})
+        report(path, {"Two": ["| b |"]})
     path.write_text(path.read_text() + "And more.\n")
-    told = report(path, tool="first.py", sections={"One": ["| a |", "| 3 |"]})
-    assert told == "### One\n\n| a |\n| 3 |\n"
+    assert report(path, {"One": ["| a |", "| 3 |"]}) == "### One\n\n| a |\n| 3 |\n"
     assert path.read_text() == (
-        "# By hand\n<!-- tables of first.py -->\n\n### One\n\n| a |\n| 3 |\n\n<!-- end of the tables of first.py -->\n"
-        "<!-- tables of second.py -->\n\n### Three\n\n| c |\n\n<!-- end of the tables of second.py -->\nAnd more.\n"
+        "# By hand\n\n<!-- table: One -->\n### One\n\n| a |\n| 3 |\n\n<!-- end: One -->\n\n"
+        "<!-- table: Two -->\n### Two\n\n| b |\n\n<!-- end: Two -->\nAnd more.\n"
     )
+    report(tmp_path / "new.md", {"One": ["| a |"]})
+    assert (tmp_path / "new.md").read_text().startswith("<!-- table: One -->\n### One\n")
 
 
-def test_the_command_runs_what_is_chosen_and_reports_everything(tmp_path, ran, monkeypatch, capsys):
+def test_the_command_runs_what_is_chosen_and_reports_what_has_been_run(tmp_path, ran, monkeypatch):
     sections = {
         "First rows": Section({"start": START}, {"AP": "AP50"}),
         "Last rows": Section({"tuned": FIRST}, {"AP": "AP50"}, most_seeds=1),
     }
+    folder = FIRST.folder(tmp_path, 4)
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"results": {"AP": 12.34}}))
     monkeypatch.setattr(
         sys, "argv", ["x.py", "--output", str(tmp_path), "--only", "Last", "--seeds", "4", "5"]
     )
-    (tmp_path / "seed4").mkdir()
     tables_command(sections, tool="x", description="")
     assert [name for name, *_ in ran] == ["start.yaml", "tuned.yaml"]
     told = (tmp_path / "tables.md").read_text()
-    assert (
-        "### First rows" in told
-        and "| start | not run | –, – |" in told
-        and "| tuned | not run | – |" in told
-    )
-    monkeypatch.setattr(
-        sys, "argv", ["x.py", "--output", str(tmp_path), "--report", str(tmp_path / "all.md")]
-    )
+    assert "| tuned | 12.3 | 12.3 |" in told and "First rows" not in told
+    arguments = ["--output", str(tmp_path), "--seeds", "4", "--report", str(tmp_path / "all.md")]
+    monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
     tables_command(sections, tool="x", description="")
-    assert len(ran) == 2 and "tables of x.py" in (tmp_path / "all.md").read_text()
+    assert len(ran) == 2 and (tmp_path / "all.md").read_text() == told

@@ -82,8 +82,9 @@ def tables_command(sections: Mapping[str, Section], *, tool: str, description: s
     tables = {
         title: markdown(s.rows, output=args.output, seeds=args.seeds[: s.most_seeds], metrics=s.metrics)
         for title, s in sections.items()
+        if any(finished(row.folder(args.output, seed)) for row in s.rows.values() for seed in args.seeds)
     }
-    print(report(args.report or args.output / "tables.md", tool=f"{tool}.py", sections=tables))
+    print(report(args.report or args.output / "tables.md", tables))
 
 
 def datasets_of(output: Path, seed: int) -> Path:
@@ -155,20 +156,23 @@ def markdown(
     return lines
 
 
-def report(path: Path, *, tool: str, sections: Mapping[str, Sequence[str]]) -> str:
-    """Write {title: lines of its table} into ``path`` and return them as text.
+def report(path: Path, tables: Mapping[str, Sequence[str]]) -> str:
+    """Write {title: lines of a table} into ``path``; returns what was written.
 
-    In a file that is there already, only what ``tool`` wrote earlier, between its two marks, is replaced: words
-    about the tables are written by hand around them.
+    In a file that is there already, a table replaces the one of its title, between two marks, and new ones come
+    last: words about them are written by hand around them.
     """
-    begin, end = f"<!-- tables of {tool} -->", f"<!-- end of the tables of {tool} -->"
-    tables = "\n".join(line for title, lines in sections.items() for line in (f"### {title}", "", *lines, ""))
-    block = f"{begin}\n\n{tables}\n{end}\n"
     text = path.read_text() if path.is_file() else ""
-    before, marked, rest = text.partition(begin)
-    after = rest.partition(f"{end}\n")[2] if marked else ""
-    path.write_text(before + block + after)
-    return tables
+    written = []
+    for title, lines in tables.items():
+        begin, end = f"<!-- table: {title} -->", f"<!-- end: {title} -->"
+        block = "\n".join([begin, f"### {title}", "", *lines, "", end])
+        before, marked, rest = text.partition(begin)
+        after = rest.partition(end)[2] if marked else "\n"
+        text = f"{before}{block}{after}" if marked or not before else f"{before.rstrip()}\n\n{block}{after}"
+        written += [f"### {title}", "", *lines, ""]
+    path.write_text(text)
+    return "\n".join(written)
 
 
 def finished(folder: Path) -> dict | None:
