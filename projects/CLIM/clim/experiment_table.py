@@ -88,6 +88,7 @@ def tables_command(sections: Mapping[str, Section], *, tool: str, description: s
 
 
 def datasets_of(output: Path, seed: int) -> Path:
+    """Data root of a seed."""
     return output / f"seed{seed}" / "datasets"
 
 
@@ -120,6 +121,7 @@ def with_origins(rows: Iterable[tuple[Row, Sequence[int]]]) -> Iterator[tuple[Ro
 
 
 def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> dict:
+    """Train one row of one seed once ``needed`` are done; what :func:`run_training` returns."""
     for job in needed:
         job.result()
     if row.prepare is not None:
@@ -176,11 +178,13 @@ def report(path: Path, tables: Mapping[str, Sequence[str]]) -> str:
 
 
 def finished(folder: Path) -> dict | None:
+    """Figures of the run in ``folder``; None while there are none."""
     record = folder / "results.json"
     return json.loads(record.read_text())["results"] if record.is_file() else None
 
 
 def spread(found: Sequence[dict | None], metric: str) -> str:
+    """Mean ± standard deviation over the seeds that have been run, as a cell."""
     values = [result[metric] for result in found if result]
     if not values:
         return "not run"
@@ -189,4 +193,5 @@ def spread(found: Sequence[dict | None], metric: str) -> str:
 
 
 def by_seed(found: Sequence[dict | None], metric: str) -> str:
+    """The figure of every seed, as a cell."""
     return ", ".join(f"{result[metric]:.1f}" if result else "–" for result in found)

@@ -30,6 +30,7 @@ class CropMapper(RecordMapper):
 
     @classmethod
     def captions(cls, cfg, records, *, seed, stream):
+        """Single crops of INPUT.CAPTION."""
         caption = cfg.INPUT.CAPTION
         return cls(
             records, size=caption.CROP, scale=tuple(caption.CROP_SCALE), ratio=tuple(caption.CROP_RATIO),

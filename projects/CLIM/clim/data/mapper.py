@@ -147,6 +147,7 @@ class CanvasMapper(RecordMapper):
 
     @classmethod
     def mosaics(cls, cfg, records, *, seed, stream, partners=None):
+        """Canvases of INPUT.MOSAIC; ``partners``: (N, P) indices of records to draw from, None: all."""
         mosaic = cfg.INPUT.MOSAIC
         return cls(
             records, grids=mosaic.GRIDS, short=mosaic.SIZE, long=mosaic.SIZE, flip=mosaic.FLIP,
@@ -194,6 +195,8 @@ class CanvasMapper(RecordMapper):
         return [index, *(int(i) + (i >= index) for i in drawn)]  # all records but ``index``
 
     def read_single(self, index, rng, skipped):
+        """(record, its picture resized to the caption size, (h, w, 3) uint8)."""
+
         def at_least(record):
             return fit_size(record["height"], record["width"], short=self.short, long=self.long)
 

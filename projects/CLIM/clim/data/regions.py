@@ -117,6 +117,7 @@ class RegionTestMapper:
         return sample
 
     def is_sized(self, box: Tensor) -> bool:
+        """Whether a box (4,) xyxy, in px of the original picture, is neither too small nor too large."""
         width, height = (box[2:] - box[:2]).tolist()
         return self.min_area <= width * height <= self.max_area
 

@@ -30,6 +30,7 @@ class Tiles:
         return torch.bincount(self.canvas)[self.canvas] == 1
 
     def to(self, device) -> "Tiles":
+        """The same tiles with their tensors on ``device``; strings stay."""
         return Tiles(
             boxes=self.boxes.to(device),
             canvas=self.canvas.to(device),

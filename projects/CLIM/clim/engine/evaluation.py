@@ -54,6 +54,7 @@ PROTOCOLS = {
 
 
 def protocol_of(name: str) -> Protocol:
+    """How the registered data set ``name`` is scored."""
     return PROTOCOLS.get(MetadataCatalog.get(name).get("evaluator_type"), PROTOCOLS["ov_coco"])
 
 

@@ -73,6 +73,7 @@ class SkippedImages(HookBase):
         self.count: Counter = Counter()
 
     def add(self, skipped: list[tuple[str, str]]) -> None:
+        """Count (file name, reason) of replaced pictures; each is logged once."""
         for item in skipped:
             if item not in self.count:
                 logger.warning("Picture replaced by another one: %s (%s)", *item)

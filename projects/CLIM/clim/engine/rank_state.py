@@ -17,6 +17,7 @@ from .checkpoint import atomic_save
 
 
 def rank_state_path(output_dir, iteration: int, rank: int | None = None) -> Path:
+    """File of a process's state after ``iteration``; ``rank`` None: of this process."""
     rank = comm.get_rank() if rank is None else rank
     return Path(output_dir) / "rank_states" / f"iteration_{iteration:07d}.rank{rank}.pth"
 

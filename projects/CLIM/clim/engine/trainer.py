@@ -190,6 +190,7 @@ class Trainer(TrainerBase):
             self.after_train()
 
     def run_step(self):
+        """One joint batch: losses, their check, gradients, clipping, the optimiser's step."""
         self.model.train()
         start = time.perf_counter()
         with together():
@@ -265,6 +266,7 @@ def check_finite(losses: dict, gradient_norm: float, batch: dict, iteration: int
 
 
 def diverged(what: str, batch: dict, iteration: int) -> UserError:
+    """The error that names what is not finite, and the image ids of the batch."""
     ids = {
         source: [s["image_id"] if "image_id" in s else s["tiles"].image_ids.tolist() for s in samples]
         for source, samples in batch.items()

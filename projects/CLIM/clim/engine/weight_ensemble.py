@@ -107,6 +107,7 @@ class PublishClip(HookBase):
             self.publish(epoch=round(self.epochs * done / end))
 
     def publish(self, *, epoch: int) -> None:
+        """Write the file now, as of ``epoch``."""
         with self.ensemble.mixed() as model:
             state = clip_state_dict(model)
             atomic_save({"epoch": epoch, "name": self.name, "state_dict": state}, self.folder / CLIP_FILE)

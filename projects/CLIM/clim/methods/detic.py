@@ -20,6 +20,8 @@ from .queue import TextQueue
 
 @METHOD_REGISTRY.register()
 class Detic(Method):
+    """Losses ``loss_caption`` and ``loss_tag``; keys of MODEL.METHOD.DETIC are explained in config.py."""
+
     @configurable
     def __init__(
         self,
@@ -121,6 +123,7 @@ class Detic(Method):
         return self.tag_weight * per_region.mean()
 
     def logits(self, role: str, embeddings: Tensor, texts: Tensor) -> Tensor:
+        """Of embeddings (R, D) and texts (C, D) → (R, C), with the bias of the role, "caption" or "tag"."""
         bias = self.bias[role] if role in self.bias else 0.0
         return cosine_logits(embeddings, texts, temperature=self.temperature, bias=bias)
 

@@ -83,6 +83,7 @@ class CosineClassifier(nn.Module):
         return self.with_train_bias(embeddings @ self.class_embeddings.T)
 
     def with_train_bias(self, logits: Tensor) -> Tensor:
+        """``logits``, in training plus the learned bias where there is one."""
         return logits + self.cls_bias if self.training and hasattr(self, "cls_bias") else logits
 
 

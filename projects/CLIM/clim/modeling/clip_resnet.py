@@ -93,6 +93,7 @@ class ClipResNet(ImageEncoder):
         yield pool(features, as_rois(boxes))
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:
+        """(B, D, h, w) of unit length at every cell (clip_fvlm §1)."""
         # The pool without attention: each cell's projected value. The mean token then touches no cell.
         pool, layer4 = self.visual.attnpool, features["dense"]
         grid = layer4.shape[2:]

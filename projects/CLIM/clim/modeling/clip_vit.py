@@ -87,6 +87,7 @@ class ClipViT(ImageEncoder):
         yield pool_rois(features["dense"], as_rois(boxes), stride=self.stride, size=1).flatten(1)
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:
+        """(B, D, h, w) of unit length at every cell (clip_fvlm §1)."""
         return features["dense"]
 
     def _grid(self, images: Tensor) -> tuple[int, int]:

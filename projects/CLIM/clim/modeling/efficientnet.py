@@ -70,6 +70,8 @@ def build_efficientnet_lite0_c4(cfg, input_shape):
 
 
 class EfficientNetC4(Backbone):
+    """EfficientNet-Lite0 up to stride 16 as a C4 backbone; the last stage is the head's."""
+
     def __init__(self, net: EfficientNet, *, freeze_at: int):
         super().__init__()
         self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)

@@ -134,6 +134,7 @@ class ImageTextModel(nn.Module):
 
     @torch.no_grad()
     def inference(self, batch: list[dict]) -> list[dict]:
+        """See the class; UserError where no vocabulary is configured."""
         if len(self.class_embeddings) == 0:
             raise UserError(
                 "Regions are classified among the classes of a vocabulary, and none is configured: set "
@@ -142,6 +143,7 @@ class ImageTextModel(nn.Module):
         return [{"region_scores": self.score_regions(sample)} for sample in batch]
 
     def score_regions(self, sample: dict) -> dict[str, Tensor]:
+        """{"boxes" | "masks" | "crops": (R, K) cosines} of what ``sample`` has of them."""
         encoder, embeddings = self.image_encoder, {}
         if "boxes" in sample or "masks" in sample:
             features = encoder.features(self.normalised([sample["image"]]))
@@ -155,6 +157,7 @@ class ImageTextModel(nn.Module):
         return {kind: F.normalize(rows.float(), dim=-1) @ classes.T for kind, rows in embeddings.items()}
 
     def load(self, samples: list[dict]) -> Canvases:
+        """Normalised pixels on the model's device, and the tiles of each sample."""
         pixels = self.normalised([s["image"] for s in samples])
         return Canvases(pixels, [s["tiles"] for s in samples])
 

@@ -23,10 +23,12 @@ WIDTHS = {
 
 
 def num_classes(cfg) -> int:
+    """K of the configured vocabulary."""
     return len(cfg.MODEL.VOCABULARY.NAMES) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
 
 
 def is_configured(cfg) -> bool:
+    """Whether the config says what the classes are, by names or embeddings."""
     return bool(cfg.MODEL.VOCABULARY.NAMES or cfg.MODEL.VOCABULARY.EMBEDDINGS)
 
 

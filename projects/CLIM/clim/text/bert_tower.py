@@ -50,10 +50,12 @@ class BertTower(TextTower):
         self.freeze()
 
     def tokenize(self, texts) -> list[list[int]]:
+        """Word-piece ids with [CLS] and [SEP], cut to the context."""
         return self._tokenizer(list(texts), truncation=True, max_length=self.context)["input_ids"]
 
     @property
     def word_embeddings(self) -> Tensor:
+        """(V, W), a row for each word piece."""
         return self.model.get_input_embeddings().weight
 
     @property

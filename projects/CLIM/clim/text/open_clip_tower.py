@@ -52,12 +52,14 @@ class OpenClipTower(TextTower):
         self.freeze()
 
     def tokenize(self, texts) -> list[list[int]]:
+        """Ids from the start to the end token."""
         ids = self._tokenizer(list(texts))
         ends = ids.argmax(dim=1)  # the end-of-text token has the highest id
         return [row[: end + 1].tolist() for row, end in zip(ids, ends, strict=True)]
 
     @property
     def word_embeddings(self) -> Tensor:
+        """(V, W), a row for each token."""
         return self.token_embedding.weight
 
     def features_of_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
