@@ -295,9 +295,11 @@ def test_barons_rows(file, sizes, schedule, start, load_cfg):
     assert cfg.INPUT.MOSAIC.GRIDS == [2, 3, 4] and cfg.INPUT.MOSAIC.SIZE == 800
     allowed = ("MODEL.OPEN_VOCAB.", "MODEL.VOCABULARY.", "MODEL.METHOD.NAME", "MODEL.WEIGHTS", "DATALOADER.")
     for key in changed(cfg, load_cfg("BoxSup_C4.yaml")):
-        assert key.startswith(
-            (*allowed, "SOLVER.STEPS", "SOLVER.MAX_ITER", "INPUT.MOSAIC.GROUPS", "OUTPUT_DIR")
-        )
+        solver = ("SOLVER.STEPS", "SOLVER.MAX_ITER", "SOLVER.WEIGHT_DECAY_NORM")
+        assert key.startswith((*allowed, *solver, "INPUT.MOSAIC.GROUPS", "INPUT.CAPTION.", "OUTPUT_DIR"))
+    caption = (800, 1333) if file == "BARON_C4_joint.yaml" else (400, 667)
+    assert (cfg.INPUT.CAPTION.SHORT_SIDE, cfg.INPUT.CAPTION.LONG_SIDE) == caption
+    assert cfg.SOLVER.WEIGHT_DECAY_NORM == cfg.SOLVER.WEIGHT_DECAY == 1e-4
 
 
 def test_ovrcnns_first_stage(load_cfg):

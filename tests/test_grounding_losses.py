@@ -74,7 +74,8 @@ def test_padding_gets_no_gradient():
     words, is_word, cells, is_cell = batch([(3, 5), (1, 2)])
     words.requires_grad_(), cells.requires_grad_()
     sum(
-        choices(m)[0] for m in aligned_local(words, is_word, cells, is_cell, temperature=1.0).values()
+        choices(m, torch.arange(2))[0]
+        for m in aligned_local(words, is_word, cells, is_cell, temperature=1.0).values()
     ).backward()
     assert not words.grad[~is_word].any() and not cells.grad[~is_cell].any()
     assert words.grad[is_word].any(dim=1).all() and cells.grad[is_cell].any(dim=1).all()
@@ -102,12 +103,23 @@ def test_choices_are_cross_entropies_over_the_columns_and_over_the_rows():
     s = [[1.0, 0.5, -1.0], [0.0, 2.0, 0.3], [0.7, -0.2, 0.1]]
     picture = [-s[i][i] + math.log(sum(math.exp(x) for x in s[i])) for i in range(3)]
     caption = [-s[i][i] + math.log(sum(math.exp(row[i]) for row in s)) for i in range(3)]
-    found = choices(torch.tensor(s))
+    found = choices(torch.tensor(s), torch.arange(3))
     assert [float(loss) for loss in found] == pytest.approx([sum(picture) / 3, sum(caption) / 3])
 
 
+def test_the_same_picture_again_is_no_candidate():
+    s = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    picture, caption = choices(s, torch.tensor([5, 6, 5, 7]))
+    candidates = [[0, 1, 3], [0, 1, 2, 3], [1, 2, 3], [0, 1, 2, 3]]  # the others of id 5 are left out
+    rows = [s[i, of].logsumexp(0) - s[i, i] for i, of in enumerate(candidates)]
+    columns = [s[of, i].logsumexp(0) - s[i, i] for i, of in enumerate(candidates)]
+    torch.testing.assert_close([picture, caption], [sum(rows) / 4, sum(columns) / 4])
+    (picture + caption).backward()
+    assert s.grad.isfinite().all() and s.grad[0, 2] == s.grad[2, 0] == 0
+
+
 def test_one_pair_has_nothing_to_choose():
-    assert [float(loss) for loss in choices(torch.tensor([[3.0]]))] == [0.0, 0.0]
+    assert [float(loss) for loss in choices(torch.tensor([[3.0]]), torch.tensor([7]))] == [0.0, 0.0]
 
 
 def test_scores_are_float32_inside_autocast():

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clim.data.crop_mapper import CropMapper, resized_crop
+from clim.data.crop_mapper import CropMapper
+from clim.data.mosaic import resized_crop
 
 
 @pytest.fixture(scope="module")

@@ -157,6 +157,17 @@ def test_random_states_and_queues_come_back(tmp_path):
         assert torch.equal(buffer, contents[name])
 
 
+def test_what_the_config_decides_is_not_brought_back(tmp_path):
+    model = torch.nn.Module()
+    model.queue = TextQueue(4, 3)
+    model.register_buffer("class_mask", torch.ones(2), persistent=False)
+    save_rank_state(model, tmp_path / "state.pth")
+    model.class_mask.zero_()
+    model.queue.push(torch.ones(1, 3), torch.tensor([1]))
+    assert load_rank_state(model, tmp_path / "state.pth")
+    assert not model.class_mask.any() and (model.queue.image_ids == -1).all()
+
+
 def test_states_that_do_not_fit_change_nothing(tmp_path, monkeypatch):
     queue = TextQueue(4, 3)
     assert not load_rank_state(queue, tmp_path / "missing.pth")

@@ -1,6 +1,7 @@
 """BARON whole: selection → reading → loss → queues, against a slow reading of every bag in every order."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -144,20 +145,29 @@ def test_captions_are_all_of_a_tile_not_the_drawn_one(tower):
 
 
 def test_a_dropped_word_is_not_read(tower):
-    """All words but the first of each order are dropped: a bag is what its first region begins with."""
+    """All words are dropped but one of each region: a bag is what its regions begin with, in some order."""
     baron = method(word_dropout=1.0)
     regions = baron.select(MOSAIC, proposals_of(INSIDE))
     embeddings = embed(regions)
     words, owner = baron.placed_words(embeddings, regions)
     bags, tile = baron.read_bags(words, owner, texts_of(MOSAIC, tower))
     for t in range(4):
-        mine = bags[tile == t]
-        firsts = tower.encode_words(
-            words[owner == t][:, :1], torch.ones(int((owner == t).sum()), dtype=torch.int64)
-        )
-        nearest = (mine @ normalize(firsts.embedding, dim=1).T).max(1)
+        mine, firsts = bags[tile == t], words[owner == t][:, 0]
+        orders = torch.stack([torch.stack(order) for order in itertools.permutations(firsts)])
+        read = tower.encode_words(orders, torch.full((len(orders),), len(firsts)))
+        nearest = (mine @ normalize(read.embedding, dim=1).T).max(1)
         torch.testing.assert_close(nearest.values, torch.ones(len(mine)))
-        assert len(nearest.indices.unique()) == len(firsts.embedding)  # each region comes first somewhere
+        assert len(nearest.indices.unique()) == len(orders)  # all of them are read
+
+
+def test_a_bag_too_long_for_the_tower_is_told_at_once(tower):
+    """Also where dropout would have made it short enough: it must not strike by chance."""
+    baron = method(
+        word_dropout=1.0, rules=replace(RULES, size=7)
+    )  # 8 regions of 2 words, and the tower reads 14
+    regions = baron.select(SINGLES, proposals_of([], []))
+    with pytest.raises(UserError, match="A sequence of 16 pseudo words is longer than the 14"):
+        baron.losses(embed(regions), regions, texts_of(SINGLES, tower))
 
 
 def test_words_are_dropped_for_each_order_apart(tower):

@@ -78,7 +78,7 @@ def slow_terms(tower, rows, members, temperature=1.0):
             s = caption @ rows[4 * tile : 4 * tile + 4].T / temperature
             scores["words"][i, j] = (s.softmax(1) * s).sum(1).mean()
             scores["cells"][i, j] = (s.softmax(0) * s).sum(0).mean()
-    return [loss for matrix in scores.values() for loss in choices(matrix)]
+    return [loss for matrix in scores.values() for loss in choices(matrix, torch.arange(len(members)))]
 
 
 def test_all_tiles_are_contrasted_with_all_captions(make, tower):
@@ -104,7 +104,9 @@ def test_the_mean_of_cosines_has_two_terms(make, tower):
     unit = F.normalize(rows, dim=1).view(2, 4, DIM).mean(1)
     words = [tower.word_embeddings[tower.tokenize([c])[0][1:-1]] for c in CAPTIONS[:2]]
     scores = torch.stack([F.normalize(w, dim=1).mean(0) for w in words]) @ unit.T / 0.01
-    expected = dict(zip(["loss_pairs_to_image", "loss_pairs_to_caption"], choices(scores), strict=True))
+    expected = dict(
+        zip(["loss_pairs_to_image", "loss_pairs_to_caption"], choices(scores, torch.arange(2)), strict=True)
+    )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -112,13 +114,14 @@ def test_plain_pictures_alone_reach_the_transformer(make, tower):
     method = make("CONTRAST_GROUP", 0).eval()
     found, rows, tiles = run(method, tower, 1, 1, 2)
     tokens = tower.tokens(tiles.drawn)
-    ids, attention = tokens.ids[:2], tokens.attention[:2]
+    ids, attention, _ = tokens.of(torch.arange(2))  # padding is read, and is that of plain captions alone
+    assert ids.shape[1] == attention.sum(1).max() < tokens.ids.shape[1]
     context = tower.contextual(ids, attention)
     place = cells_of_tiles(*batch(1, 1)).place.view(2, 4, 2)
     scores, _ = method.transformer(
         context, attention, rows[:8].view(2, 4, DIM), torch.ones(2, 4, dtype=torch.bool), place
     )
-    torch.testing.assert_close(found["loss_matching"], sum(choices(scores)))
+    torch.testing.assert_close(found["loss_matching"], sum(choices(scores, torch.arange(2))))
     assert found["loss_words"] == 0  # nothing is hidden in evaluation
     assert not {"loss_matching", "loss_words"} & run(method, tower, 2)[0].keys()
 
@@ -164,6 +167,7 @@ def test_cells_are_dropped_in_training_only(make):
     method = make("LAYERS", 0, "MAX_CELLS", 3)
     tiles, grids = batch(1, 2)
     assert torch.bincount(method.train().select(tiles, grids)["cell"].tile).tolist() == [3] * 5
+    assert torch.bincount(make("MAX_CELLS", 0).train().select(tiles, grids)["cell"].tile).tolist() == [4] * 5
     assert torch.bincount(method.eval().select(tiles, grids)["cell"].tile).tolist() == [4] * 5
 
 

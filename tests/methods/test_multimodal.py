@@ -136,7 +136,12 @@ def test_names_and_start_are_berts():
     assert state["heads.predictions.bias"] == (50,)
     assert state["heads.predictions.transform.dense.weight"] == matrix
     assert not any("decoder" in name for name in state)
+    # Cells' layers are no part of BERT: they start as any linear layer, uniformly within ± 1 / √inputs.
+    places = model.visual_emb.image_location_embeddings
+    assert places.weight.std().item() == pytest.approx(2**-0.5 / 3**0.5, rel=0.05) and places.bias.any()
     for name, value in model.named_parameters():
+        if name.startswith("visual_emb"):
+            continue
         if value.ndim == 2 and value.numel() > 10_000:
             assert value.std().item() == pytest.approx(0.02, rel=0.02), name
         elif name.endswith("bias"):

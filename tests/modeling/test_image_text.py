@@ -166,6 +166,8 @@ def test_mistakes_are_told(make):
         make("INPUT.MOSAIC.COMPOSE", "gpu")
     with pytest.raises(UserError, match=r"embeddings of 12 dimensions, but MODEL\.TEXT\.DIM is 16"):
         make("MODEL.TEXT.DIM", 16, "MODEL.VOCABULARY.NAMES", [])
+    with pytest.raises(UserError, match="Detic chooses among proposals, which .* ImageTextModel has none of"):
+        make("MODEL.METHOD.NAME", "Detic")
     with pytest.raises(UserError, match=r"none is configured"):
         make("MODEL.VOCABULARY.NAMES", []).eval()(
             [{"image": torch.zeros(3, 64, 64), "boxes": Boxes(torch.zeros(0, 4))}]

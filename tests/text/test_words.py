@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clim.text.words import drop_words
+from clim.text.words import drop_words, surviving
 
 
 def slow(words, real, draws, dropout):
@@ -54,3 +54,15 @@ def test_every_word_goes_with_the_given_probability(dropout):
     frequency = torch.tensor([((kept[..., 0] == i) & real).float().sum() / 20_000 for i in range(4)])
     expected = torch.tensor([1 - dropout + dropout**4, *[1 - dropout] * 3])
     assert (frequency - expected).abs().max() < 4 * (dropout * (1 - dropout) / 20_000) ** 0.5
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.sampled_from([0.5, 1.0]), st.integers(0, 999))
+def test_every_row_that_has_words_keeps_one_and_padding_none(regions, dropout, seed):
+    """Rows may be grouped: sequences of regions of 2 words, some of the regions padding (baron §3, §5)."""
+    real = torch.tensor([[i < n for i in range(3)] for n in regions])[..., None].expand(-1, -1, 2)
+    torch.manual_seed(seed)
+    kept = surviving(real, dropout=dropout)
+    assert torch.equal(kept.any(-1), real.any(-1)) and not (kept & ~real).any()
+    if dropout == 1.0:
+        assert torch.equal(kept[..., 0], real[..., 0]) and not kept[..., 1].any()

@@ -102,7 +102,7 @@ def add_clim_config(cfg: CN) -> None:
     grounding.JOINT = (
         True  # plain pictures and mosaics in one contrast; False: each has its losses (as Detic's)
     )
-    grounding.MAX_CELLS = 100  # of a tile, drawn at random in training
+    grounding.MAX_CELLS = 100  # of a tile, drawn at random in training; 0: all
     grounding.LAYERS = 6  # of the multimodal transformer, for plain pictures; 0: no matching, no hidden words
     grounding.HEADS = 8
     grounding.DROPOUT = 0.1  # of the transformer
@@ -163,6 +163,7 @@ def add_clim_config(cfg: CN) -> None:
     mosaic.FLIP = 0.5
     mosaic.FILLING = "fit"  # "fit": keep ratio, pad, pack inwards (release); "crop": fill the cell (paper)
     mosaic.CROP_SCALE = [0.9, 1.0]  # for "crop": part of the picture's area
+    mosaic.CROP_RATIO = [3 / 4, 4 / 3]  # width / height of the crop, which is resized to the cell
     mosaic.PAD_VALUE = 114  # grey of the gaps
     mosaic.GROUPS = 4  # composition groups a canvas and loss (CLIM release); 0: none (paper)
     # "device": the model lays every 4 + 9 + 16 single crops of a batch on three canvases (CLIP release).

@@ -62,8 +62,13 @@ def mean_of_pairs(
 GLOBAL_METRICS = {"aligned_local": aligned_local, "mean": mean_of_pairs}
 
 
-def choices(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropies of captions choosing their picture among (T, T) scores, and of pictures their caption."""
+def choices(scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropies of captions choosing their picture among (T, T) scores, and of pictures their caption.
+
+    Another tile of the same picture, by its image id (T,), is no candidate.
+    """
+    again = (ids[:, None] == ids).fill_diagonal_(False)
+    scores = scores.masked_fill(again, -torch.inf)
     target = torch.arange(len(scores), device=scores.device)
     return F.cross_entropy(scores, target), F.cross_entropy(scores.T, target)
 

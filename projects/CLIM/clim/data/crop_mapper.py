@@ -5,8 +5,7 @@ import torch
 from PIL import Image
 
 from .mapper import NUM_GROUP_DRAWS, RecordMapper, tiles_of
-
-TRIES = 10  # to find a crop that fits, as torchvision's RandomResizedCrop
+from .mosaic import resized_crop, shortest_crop
 
 
 class CropMapper(RecordMapper):
@@ -39,7 +38,7 @@ class CropMapper(RecordMapper):
 
     def map(self, index, rng, skipped):
         # The smallest crop still has at least ``size`` px a side, where the picture has them.
-        margin = self.size / np.sqrt(self.scale[0] / max(self.ratio[1], 1 / self.ratio[0]))
+        margin = self.size / shortest_crop(scale=self.scale, ratio=self.ratio)
 
         def at_least(record):
             grow = margin / min(record["height"], record["width"])
@@ -57,28 +56,3 @@ class CropMapper(RecordMapper):
             "width": self.size,
             "tiles": tiles_of([record], boxes, groups=np.zeros((NUM_GROUP_DRAWS, 0, 1), bool), rng=rng),
         }
-
-
-def resized_crop(
-    height: int,
-    width: int,
-    *,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    rng: np.random.Generator,
-) -> tuple[int, int, int, int]:
-    """A crop x0, y0, x1, y1 by the rule of torchvision's RandomResizedCrop.
-
-    Where no drawn shape fits, the largest central crop whose width / height lies within ``ratio``.
-    """
-    for _ in range(TRIES):
-        area = height * width * rng.uniform(*scale)
-        shape = np.exp(rng.uniform(*np.log(ratio)))
-        w, h = round(np.sqrt(area * shape)), round(np.sqrt(area / shape))
-        if 0 < w <= width and 0 < h <= height:
-            x0, y0 = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
-            return x0, y0, x0 + w, y0 + h
-    w = min(width, max(round(height * ratio[1]), 1))
-    h = min(height, max(round(width / ratio[0]), 1))
-    x0, y0 = (width - w) // 2, (height - h) // 2
-    return x0, y0, x0 + w, y0 + h

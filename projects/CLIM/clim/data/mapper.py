@@ -23,7 +23,8 @@ from .mosaic import (
     grid_cells,
     inward_anchors,
     place,
-    random_crop,
+    resized_crop,
+    shortest_crop,
 )
 from .tiles import Tiles
 
@@ -117,6 +118,7 @@ class CanvasMapper(RecordMapper):
         flip: float,
         filling: str = "fit",
         crop_scale: tuple[float, float] = (0.9, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         pad_value: float = 114,
         num_groups: int = 0,
         partners: np.ndarray | None = None,
@@ -132,7 +134,8 @@ class CanvasMapper(RecordMapper):
                 f"INPUT.MOSAIC.GRIDS is {list(grids)}: give one or more n >= 1, such as [2, 3, 4]."
             )
         self.grids, self.short, self.long, self.flip = tuple(grids), short, long, flip
-        self.filling, self.crop_scale, self.pad_value = filling, crop_scale, pad_value
+        self.filling, self.crop_scale, self.crop_ratio = filling, crop_scale, crop_ratio
+        self.pad_value = pad_value
         self.num_groups, self.partners = num_groups, partners
         self.square = min(grids) > 1
 
@@ -151,7 +154,8 @@ class CanvasMapper(RecordMapper):
         mosaic = cfg.INPUT.MOSAIC
         return cls(
             records, grids=mosaic.GRIDS, short=mosaic.SIZE, long=mosaic.SIZE, flip=mosaic.FLIP,
-            filling=mosaic.FILLING, crop_scale=tuple(mosaic.CROP_SCALE), pad_value=mosaic.PAD_VALUE,
+            filling=mosaic.FILLING, crop_scale=tuple(mosaic.CROP_SCALE),
+            crop_ratio=tuple(mosaic.CROP_RATIO), pad_value=mosaic.PAD_VALUE,
             num_groups=mosaic.GROUPS, partners=partners, seed=seed, stream=stream, image_format=cfg.INPUT.FORMAT,
         )  # fmt: skip
 
@@ -208,8 +212,9 @@ class CanvasMapper(RecordMapper):
     def read_tile(self, index, cell, rng, skipped):
         """A picture for ``cell`` (x0, y0, x1, y1), fitted or cropped to it."""
         height, width = int(cell[3] - cell[1]), int(cell[2] - cell[0])
-        # A crop keeps at least this part of each side, so the whole picture must be decoded that much larger.
-        margin = 1.0 if self.filling == "fit" else 1 / np.sqrt(self.crop_scale[0])
+        # A crop keeps a part of each side, so the whole picture must be decoded that much larger.
+        crop = {"scale": self.crop_scale, "ratio": self.crop_ratio}
+        margin = 1.0 if self.filling == "fit" else 1 / shortest_crop(**crop)
 
         def at_least(record):
             h, w = record["height"], record["width"]
@@ -221,9 +226,7 @@ class CanvasMapper(RecordMapper):
             return record, resize(
                 decoded.image, fit_cell(decoded.height, decoded.width, cell=(height, width))
             )
-        x0, y0, x1, y1 = random_crop(
-            *decoded.image.shape[:2], scale=self.crop_scale, ratio=width / height, rng=rng
-        )
+        x0, y0, x1, y1 = resized_crop(*decoded.image.shape[:2], **crop, rng=rng)
         return record, resize(decoded.image[y0:y1, x0:x1], (height, width))
 
 

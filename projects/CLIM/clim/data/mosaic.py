@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+TRIES = 10  # to find a crop that fits, as torchvision's RandomResizedCrop
+
 
 def fit_size(height: int, width: int, *, short: int, long: int) -> tuple[int, int]:
     """Size that keeps the ratio, short side ``short`` unless the long one would pass ``long`` (Detectron2's rule)."""
@@ -89,16 +91,31 @@ def composition_groups(n: int, num_groups: int, rng: np.random.Generator) -> np.
     return np.stack(list(groups.values())) if groups else np.zeros((0, n * n), dtype=bool)
 
 
-def random_crop(
-    height: int, width: int, *, scale: tuple[float, float], ratio: float, rng: np.random.Generator
+def resized_crop(
+    height: int,
+    width: int,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """A crop x0, y0, x1, y1 of the wanted width / height ``ratio``, as near to square cells as ``scale`` allows.
+    """A crop x0, y0, x1, y1 by the rule of torchvision's RandomResizedCrop.
 
-    ``scale`` bounds the crop's area as a part of the largest rectangle of that ratio inside the picture.
+    Where no drawn shape fits, the largest central crop whose width / height lies within ``ratio``.
     """
-    crop_w = min(width, height * ratio)
-    crop_h = crop_w / ratio
-    side = np.sqrt(rng.uniform(*scale))
-    crop_w, crop_h = max(int(crop_w * side), 1), max(int(crop_h * side), 1)
-    x0, y0 = int(rng.integers(0, width - crop_w + 1)), int(rng.integers(0, height - crop_h + 1))
-    return x0, y0, x0 + crop_w, y0 + crop_h
+    for _ in range(TRIES):
+        area = height * width * rng.uniform(*scale)
+        shape = np.exp(rng.uniform(*np.log(ratio)))
+        w, h = round(np.sqrt(area * shape)), round(np.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            x0, y0 = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return x0, y0, x0 + w, y0 + h
+    w = min(width, max(round(height * ratio[1]), 1))
+    h = min(height, max(round(width / ratio[0]), 1))
+    x0, y0 = (width - w) // 2, (height - h) // 2
+    return x0, y0, x0 + w, y0 + h
+
+
+def shortest_crop(*, scale: tuple[float, float], ratio: tuple[float, float]) -> float:
+    """The shortest side that :func:`resized_crop` gives, as a part of the shorter side of the picture, or less."""
+    return float(np.sqrt(scale[0] / max(ratio[1], 1 / ratio[0])))

@@ -13,6 +13,8 @@ import torch
 from detectron2.utils import comm
 from torch import nn
 
+from clim.methods.queue import TextQueue
+
 from .checkpoint import atomic_save
 
 
@@ -23,9 +25,9 @@ def rank_state_path(output_dir, iteration: int, rank: int | None = None) -> Path
 
 
 def save_rank_state(model: nn.Module, path: Path) -> None:
-    """Write this process's random states and non-persistent buffers (queues)."""
+    """Write this process's random states and the queues of its method."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"world_size": comm.get_world_size(), "buffers": _transient_buffers(model), **_random_states()}
+    state = {"world_size": comm.get_world_size(), "queues": _queues(model), **_random_states()}
     atomic_save(state, path)
 
 
@@ -33,18 +35,18 @@ def load_rank_state(model: nn.Module, path: Path) -> bool:
     """Restore what :func:`save_rank_state` wrote.
 
     False, and nothing changed, where there is no such file, or one of another number of processes or of a
-    model with other buffers.
+    model with other queues.
     """
     if not path.is_file():
         return False
     state = torch.load(path, map_location="cpu", weights_only=True)
-    buffers = _transient_buffers(model)
-    shapes = {name: buffer.shape for name, buffer in buffers.items()}
-    stored = {name: buffer.shape for name, buffer in state["buffers"].items()}
+    queues = _queues(model)
+    shapes = {name: buffer.shape for name, buffer in queues.items()}
+    stored = {name: buffer.shape for name, buffer in state.get("queues", {}).items()}
     if state["world_size"] != comm.get_world_size() or stored != shapes:
         return False
-    for name, buffer in buffers.items():
-        buffer.copy_(state["buffers"][name])
+    for name, buffer in queues.items():
+        buffer.copy_(state["queues"][name])
     _set_random_states(state)
     return True
 
@@ -79,6 +81,7 @@ def _set_random_states(states: dict) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _transient_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    stored = model.state_dict().keys()
-    return {name: buffer for name, buffer in model.named_buffers() if name not in stored}
+def _queues(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers of the model's queues. Other buffers that checkpoints leave out are the config's business."""
+    queues = [(name, module) for name, module in model.named_modules() if isinstance(module, TextQueue)]
+    return {f"{name}.{key}": buffer for name, queue in queues for key, buffer in queue.named_buffers()}

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from clim.errors import UserError
 from clim.losses import matched_contrast
-from clim.text.words import drop_words
+from clim.text.words import close_up, surviving
 
 from .bags import BagRules, box_waves, reading_orders, tile_bags
 from .base import METHOD_REGISTRY, Method, Regions, Texts
@@ -30,7 +30,7 @@ class Baron(Method):
         words: n.
         rules: which proposals a tile's bag may hold.
         orders: different random orders in which a bag is read, at most.
-        word_dropout: probability that a word is removed, drawn for each order.
+        word_dropout: probability that a word is removed, drawn for each order; a region keeps one at least.
         frequencies, frequency_base: ``count`` and ``base`` of :func:`clim.methods.bags.box_waves`.
         temperature: factor of the cosines.
         queue_length: bags of the past, and as many captions, per process.
@@ -127,7 +127,11 @@ class Baron(Method):
         return (written + self.positional_embed(waves)).unflatten(1, (self.words, -1)), owner
 
     def read_bags(self, words: Tensor, owner: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
-        """Unit embeddings (S, D) of every bag in each of its orders, words dropped at random, and the tiles (S,)."""
+        """Unit embeddings (S, D) of every bag in each of its orders, words dropped at random, and the tiles (S,).
+
+        UserError where the text tower cannot read the longest bag that the rules allow.
+        """
+        texts.tower.check_length(self.words * (self.rules.size + 1))
         orders, tile = [], []
         owners = owner.tolist()
         for t in range(len(texts.tiles)):
@@ -135,9 +139,9 @@ class Baron(Method):
             orders += bag
             tile += [t] * len(bag)
         places = pad_sequence(orders, batch_first=True, padding_value=-1).to(words.device)  # (S, regions)
-        real = (places >= 0).repeat_interleave(self.words, dim=1)  # (S, L)
-        sequences = words[places.clamp(min=0)].flatten(1, 2)  # (S, L, W)
-        sequences, lengths = drop_words(sequences, real, dropout=self.word_dropout)
+        real = (places >= 0)[..., None].expand(-1, -1, self.words)  # (S, regions, n)
+        kept = surviving(real, dropout=self.word_dropout).flatten(1)  # (S, L)
+        sequences, lengths = close_up(words[places.clamp(min=0)].flatten(1, 2), kept)
         bags = F.normalize(texts.encode_words(sequences, lengths).embedding, dim=-1)
         return bags, torch.tensor(tile, device=words.device)
 

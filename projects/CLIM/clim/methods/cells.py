@@ -72,10 +72,12 @@ def cells_of_tiles(tiles: Tiles, grids: Sequence[Grid]) -> Cells:
 
 
 def drop_cells(cells: Cells, limit: int) -> Cells:
-    """At most ``limit`` cells a tile, drawn uniformly without replacement (official OVR-CNN: 100; ovrcnn §1.1).
+    """At most ``limit`` cells a tile, drawn uniformly without replacement (official OVR-CNN: 100; ovrcnn §1.1); 0: all.
 
     Drawn from torch's own random state on the CPU, which resuming restores.
     """
+    if limit == 0:
+        return cells
     tile = cells.tile.cpu()
     shuffled = torch.randperm(len(tile))
     order = shuffled[torch.argsort(tile[shuffled], stable=True)]  # tile by tile, each in random order

@@ -89,14 +89,15 @@ class Grounding(Method):
         cells, is_cell = padded(embeddings["cell"], chosen_cells.tile, count=len(tiles))
 
         words = F.embedding(read.ids, tower.word_embeddings)
-        losses = self.grounding_losses(words, ~read.special, cells, is_cell)
+        losses = self.grounding_losses(words, ~read.special, cells, is_cell, tiles.image_ids)
         if self.transformer is not None and tiles.alone.any():
             place, _ = padded(chosen_cells.place, chosen_cells.tile, count=len(tiles))
             plain = tiles.alone.nonzero()[:, 0]
             pictures = cells[plain], is_cell[plain], place[plain]
-            losses |= self.multimodal_losses(
-                read.of(plain), pictures, tokens.ids[plain], chosen[plain], tower
-            )
+            captions = read.of(plain)  # padding is read: it must not depend on the tiles' captions
+            longest = captions.ids.shape[1]
+            wanted = tokens.ids[plain, :longest], chosen[plain, :longest]
+            losses |= self.multimodal_losses(captions, pictures, *wanted, tiles.image_ids[plain], tower)
         return losses
 
     def hide_words(self, tokens: TokenBatch, alone: Tensor, *, mask_id: int) -> tuple[TokenBatch, Tensor]:
@@ -111,7 +112,7 @@ class Grounding(Method):
         return kept, chosen & plain
 
     def grounding_losses(
-        self, words: Tensor, is_word: Tensor, cells: Tensor, is_cell: Tensor
+        self, words: Tensor, is_word: Tensor, cells: Tensor, is_cell: Tensor, image_ids: Tensor
     ) -> dict[str, Tensor]:
         """Both choices for every kind of score, means over all tiles: four terms, or two of the mean metric."""
         words, cells = self.to_metric(words), self.to_metric(cells)
@@ -121,12 +122,14 @@ class Grounding(Method):
                 words[rows], is_word[rows], cells[rows], is_cell[rows], temperature=self.temperature
             )
             for kind, matrix in scores.items():
-                for side, loss in zip(("image", "caption"), choices(matrix), strict=True):
+                for side, loss in zip(("image", "caption"), choices(matrix, image_ids[rows]), strict=True):
                     name = f"loss_{kind}_to_{side}"
                     losses[name] = losses.get(name, 0.0) + share * loss
         return losses
 
-    def multimodal_losses(self, read: TokenBatch, pictures, ids, chosen, tower) -> dict[str, Tensor]:
+    def multimodal_losses(
+        self, read: TokenBatch, pictures, ids, chosen, image_ids, tower
+    ) -> dict[str, Tensor]:
         """Image-text matching among the plain pictures of each group, and the hidden words of their captions."""
         tokens = tower.contextual(read.ids, read.attention, dropout=self.text_dropout and self.training)
         matching, features = 0.0, []
@@ -134,7 +137,7 @@ class Grounding(Method):
             scores, matched = self.transformer(
                 tokens[rows], read.attention[rows], *(part[rows] for part in pictures)
             )
-            matching = matching + share * sum(choices(scores))
+            matching = matching + share * sum(choices(scores, image_ids[rows]))
             features.append(matched)
         logits = self.transformer.word_logits(torch.cat(features)[chosen], tower.word_embeddings)
         words = F.cross_entropy(logits.float(), ids[chosen], reduction="sum") / chosen.sum().clamp(min=1)

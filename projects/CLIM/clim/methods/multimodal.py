@@ -46,7 +46,12 @@ class MultimodalTransformer(nn.Module):
             dim, 2
         )  # the second output is unused, as in the official code
         self.heads.predictions = WordPrediction(config, vocabulary)
-        self.apply(_init_bert)
+        for part in (
+            self.encoder,
+            self.pooler,
+            self.heads,
+        ):  # not the visual embedding, as in the official code
+            part.apply(_init_bert)
 
     def forward(
         self, tokens: Tensor, is_token: Tensor, cells: Tensor, is_cell: Tensor, place: Tensor

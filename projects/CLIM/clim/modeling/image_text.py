@@ -76,9 +76,15 @@ class ImageTextModel(nn.Module):
                 f"MODEL.IMAGE_ENCODER.ARCHITECTURE {cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE} gives embeddings of "
                 f"{image_encoder.dim} dimensions, but MODEL.TEXT.DIM is {dim}: they must agree."
             )
+        method = build_method(cfg, pools=cls.pools)
+        if method is not None and method.needs_proposals:
+            raise UserError(
+                f"MODEL.METHOD.NAME {cfg.MODEL.METHOD.NAME} chooses among proposals, which MODEL.META_ARCHITECTURE "
+                f"{cfg.MODEL.META_ARCHITECTURE} has none of: use a detector, or a method of whole tiles."
+            )
         return {
             "image_encoder": image_encoder,
-            "method": build_method(cfg, pools=cls.pools),
+            "method": method,
             "text_encoder": encoder,
             "class_embeddings": vocabulary_embeddings(cfg, encoder)
             if is_configured(cfg)

@@ -83,11 +83,7 @@ class TextTower(nn.Module):
         The first ``lengths[b]`` rows of ``words[b]``, of (B, L, W), are read between the tower's own start and end
         tokens. Differentiable with respect to ``words``. UserError where L is more than the tower can read.
         """
-        if words.shape[1] + 2 > self.context:
-            raise UserError(
-                f"A sequence of {words.shape[1]} pseudo words is longer than the {self.context - 2} that the text "
-                "tower (MODEL.TEXT.NAME) reads: lower MODEL.METHOD.BARON.PROPOSALS or MODEL.OPEN_VOCAB.WORDS."
-            )
+        self.check_length(words.shape[1])
         if len(words) == 0:  # BERT's attention cannot tell how wide nothing is
             nothing = words.sum()
             return WordFeatures(nothing.expand(0, self.hidden_dim), nothing.expand(0, self.dim))
@@ -95,6 +91,14 @@ class TextTower(nn.Module):
         words = torch.cat([start.expand(len(words), 1, -1), words, end.expand(len(words), 1, -1)], dim=1)
         place = torch.arange(words.shape[1], device=words.device) == lengths[:, None] + 1
         return self.features_of_words(torch.where(place[..., None], end, words), lengths + 2)
+
+    def check_length(self, words: int) -> None:
+        """UserError where a sequence of so many pseudo words is longer than the tower can read."""
+        if words + 2 > self.context:
+            raise UserError(
+                f"A sequence of {words} pseudo words is longer than the {self.context - 2} that the text "
+                "tower (MODEL.TEXT.NAME) reads: lower MODEL.METHOD.BARON.PROPOSALS or MODEL.OPEN_VOCAB.WORDS."
+            )
 
     def freeze(self) -> None:
         """No parameter learns, and dropout stays off."""

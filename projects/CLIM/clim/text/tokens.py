@@ -17,8 +17,9 @@ class TokenBatch(NamedTuple):
     special: Tensor  # (B, L) bool: start and end tokens, padding, and words hidden by :func:`mask_words`
 
     def of(self, captions: Tensor) -> "TokenBatch":
-        """Those of ``captions`` (indices or a mask), as long as before."""
-        return TokenBatch(*(field[captions] for field in self))
+        """Those of ``captions`` (indices or a mask), padded to the longest of them."""
+        longest = max(self.attention[captions].sum(1).tolist(), default=0)
+        return TokenBatch(*(field[captions, :longest] for field in self))
 
 
 def mask_words(
