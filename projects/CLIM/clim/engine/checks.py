@@ -43,6 +43,14 @@ def _share(value) -> bool:
     return 0 <= value <= 1
 
 
+def _positive(value) -> bool:
+    return value > 0
+
+
+def _not_negative(value) -> bool:
+    return value >= 0
+
+
 def _interval(bounds) -> bool:
     return len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= 1
 
@@ -50,7 +58,7 @@ def _interval(bounds) -> bool:
 # Keys whose wrong values would show late, or not at all: (key, what is right, the same in words).
 RANGES = (
     ("INPUT.FORMAT", lambda v: v in ("BGR", "RGB"), "BGR or RGB"),
-    ("INPUT.CAPTION.SHORT_SIDE", lambda v: v > 0, "px above 0"),
+    ("INPUT.CAPTION.SHORT_SIDE", _positive, "px above 0"),
     ("INPUT.CAPTION.FLIP", _share, "a probability"),
     ("INPUT.CAPTION.CROP_SCALE", _interval, "two parts of the area, 0 < smaller <= larger <= 1"),
     ("INPUT.MOSAIC.GRIDS", lambda v: v and all(type(n) is int and n > 0 for n in v), "whole numbers above 0"),
@@ -62,27 +70,27 @@ RANGES = (
         lambda v: len(v) == 2 and 0 < v[0] <= v[1],
         "two ratios, 0 < smaller <= larger",
     ),
-    ("INPUT.MOSAIC.GROUPS", lambda v: v >= 0, "a number, 0 for none"),
-    ("DATALOADER.NUM_WORKERS", lambda v: v >= 0, "a number, 0 for none"),
+    ("INPUT.MOSAIC.GROUPS", _not_negative, "a number, 0 for none"),
+    ("DATALOADER.NUM_WORKERS", _not_negative, "a number, 0 for none"),
     ("DATALOADER.ALTERNATE", lambda v: all(w > 0 for w in v), "weights above 0, or none"),
-    ("MODEL.METHOD.DETIC.QUEUE_LENGTH", lambda v: v >= 0, "a number, 0 for none"),
-    ("MODEL.OPEN_VOCAB.WORDS", lambda v: v > 0, "a number above 0"),
+    ("MODEL.METHOD.DETIC.QUEUE_LENGTH", _not_negative, "a number, 0 for none"),
+    ("MODEL.OPEN_VOCAB.WORDS", _positive, "a number above 0"),
     ("MODEL.OPEN_VOCAB.WORD_DROPOUT", _share, "a probability"),
     ("MODEL.METHOD.BARON.WORD_DROPOUT", _share, "a probability"),
-    ("MODEL.METHOD.BARON.ORDERS", lambda v: v > 0, "a number above 0"),
+    ("MODEL.METHOD.BARON.ORDERS", _positive, "a number above 0"),
     (
         "MODEL.METHOD.BARON.FREQUENCIES",
         lambda v: v > 0 and v % 2 == 0,
         "an even number, a sine and a cosine each",
     ),
-    ("MODEL.METHOD.BARON.TEMPERATURE", lambda v: v > 0, "a factor above 0"),
-    ("MODEL.METHOD.BARON.QUEUE_LENGTH", lambda v: v >= 0, "a number, 0 for none"),
-    ("MODEL.METHOD.BARON.PROPOSALS", lambda v: v >= 0, "a number, 0 for the tile alone"),
-    ("MODEL.METHOD.GROUNDING.TEMPERATURE", lambda v: v > 0, "a divisor above 0"),
-    ("MODEL.METHOD.GROUNDING.CONTRAST_GROUP", lambda v: v >= 0, "a number of tiles, 0 for all"),
-    ("MODEL.METHOD.GROUNDING.MAX_CELLS", lambda v: v >= 0, "a number, 0 for all"),
-    ("MODEL.METHOD.GROUNDING.LAYERS", lambda v: v >= 0, "a number, 0 for no transformer"),
-    ("MODEL.METHOD.GROUNDING.HEADS", lambda v: v > 0, "a number above 0"),
+    ("MODEL.METHOD.BARON.TEMPERATURE", _positive, "a factor above 0"),
+    ("MODEL.METHOD.BARON.QUEUE_LENGTH", _not_negative, "a number, 0 for none"),
+    ("MODEL.METHOD.BARON.PROPOSALS", _not_negative, "a number, 0 for the tile alone"),
+    ("MODEL.METHOD.GROUNDING.TEMPERATURE", _positive, "a divisor above 0"),
+    ("MODEL.METHOD.GROUNDING.CONTRAST_GROUP", _not_negative, "a number of tiles, 0 for all"),
+    ("MODEL.METHOD.GROUNDING.MAX_CELLS", _not_negative, "a number, 0 for all"),
+    ("MODEL.METHOD.GROUNDING.LAYERS", _not_negative, "a number, 0 for no transformer"),
+    ("MODEL.METHOD.GROUNDING.HEADS", _positive, "a number above 0"),
     ("MODEL.METHOD.GROUNDING.DROPOUT", _share, "a probability"),
     ("MODEL.METHOD.GROUNDING.MLM_PROBABILITY", _share, "a probability"),
     ("MODEL.METHOD.GROUNDING.MLM_HIDDEN", _share, "a probability"),
