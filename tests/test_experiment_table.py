@@ -142,3 +142,6 @@ def test_the_command_runs_what_is_chosen_and_reports_what_has_been_run(tmp_path,
     monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
     tables_command(sections, tool="x", description="")
     assert len(ran) == 2 and (tmp_path / "all.md").read_text() == told
+    monkeypatch.setattr(sys, "argv", ["x.py", *arguments, "--only", "First"])
+    tables_command(sections, tool="x", description="")  # the last rows' table stays as it is
+    assert (tmp_path / "all.md").read_text() == told

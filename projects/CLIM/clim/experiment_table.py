@@ -70,14 +70,12 @@ def tables_command(sections: Mapping[str, Section], *, tool: str, description: s
     parser.add_argument("--output", type=Path, default=Path("output") / tool)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
-    parser.add_argument(
-        "--only", nargs="+", metavar="WORD", help="run only sections with a word in their title"
-    )
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="only sections with a word in their title")
     parser.add_argument("--report", type=Path, help="only write the tables of what has been run")
     args = parser.parse_args()
+    sections = {title: s for title, s in sections.items() if any(word in title for word in args.only or [""])}
     if args.report is None:
-        chosen = [s for title, s in sections.items() if any(word in title for word in args.only or [""])]
-        rows = [(row, args.seeds[: s.most_seeds]) for s in chosen for row in s.rows.values()]
+        rows = [(row, args.seeds[: s.most_seeds]) for s in sections.values() for row in s.rows.values()]
         run_rows(rows, output=args.output, jobs=args.jobs)
     tables = {
         title: markdown(s.rows, output=args.output, seeds=args.seeds[: s.most_seeds], metrics=s.metrics)
