@@ -7,6 +7,8 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
@@ -134,3 +136,28 @@ def save_stage1():
         return str(folder / "stage1.pth")
 
     return save
+
+
+@pytest.fixture(scope="session")
+def sampled():
+    """``sampled(boxes, classes, gt_boxes=None)``: sampled RoIs of one picture, as the head's labelling leaves them."""
+
+    def make(boxes, classes, gt_boxes=None):
+        instances = Instances((64, 64), proposal_boxes=Boxes(torch.tensor(boxes).float().reshape(-1, 4)))
+        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+        if gt_boxes is not None:
+            instances.gt_boxes = Boxes(torch.tensor(gt_boxes).float())
+        return instances
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def head_losses():
+    """``head_losses(output layers, features, proposals)``: {loss name: scalar}."""
+
+    def losses(head, x, proposals):
+        with EventStorage():
+            return head.losses(head(x), proposals)
+
+    return losses

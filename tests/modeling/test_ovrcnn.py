@@ -9,7 +9,6 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -42,26 +41,12 @@ def layers(load_cfg, tmp_path):
     return make
 
 
-def sampled(boxes, classes, gt_boxes=None):
-    """Sampled RoIs of one picture, as the head's labelling leaves them."""
-    instances = Instances(
-        (64, 64), proposal_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-    )
-    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-    if gt_boxes is not None:
-        instances.gt_boxes = Boxes(torch.tensor(gt_boxes, dtype=torch.float32))
-    return instances
-
-
-BATCH = [
-    sampled([[0, 0, 20, 20], [5, 5, 30, 40], [1, 1, 9, 9]], [1, CLASSES, 3], [[2, 1, 22, 20]] * 3),
-    sampled([[10, 10, 20, 20]], [CLASSES]),  # a picture without ground truth: background, no gt_boxes
-]
-
-
-def losses(head, x, proposals):
-    with EventStorage():
-        return head.losses(head(x), proposals)
+@pytest.fixture
+def batch(sampled):
+    return [
+        sampled([[0, 0, 20, 20], [5, 5, 30, 40], [1, 1, 9, 9]], [1, CLASSES, 3], [[2, 1, 22, 20]] * 3),
+        sampled([[10, 10, 20, 20]], [CLASSES]),  # a picture without ground truth: background, no gt_boxes
+    ]
 
 
 def test_logits_are_dot_products_of_the_projection_with_rows_of_any_length(layers):
@@ -87,12 +72,12 @@ def unit_sines(k):
     return [value / math.hypot(*values) for value in values]
 
 
-def test_losses_of_the_formulas(layers):
+def test_losses_of_the_formulas(layers, head_losses, batch):
     """Class: softmax over base classes and background, which weighs .2; boxes: smooth L1, β = 1; both over all RoIs."""
     head = layers(class_mask=torch.tensor([1.0, 1, 0, 1])).train()
     torch.nn.init.normal_(head.bbox_pred.weight, std=0.2)
     x = torch.randn(4, WIDTH)
-    result = losses(head, x, BATCH)
+    result = head_losses(head, x, batch)
 
     logits, deltas = head(x)
     expected = 0.0
@@ -103,7 +88,7 @@ def test_losses_of_the_formulas(layers):
 
     expected, quadratic = 0.0, 0
     for row in (0, 2):  # the foreground
-        x0, y0, x1, y1 = BATCH[0].proposal_boxes.tensor[row].tolist()
+        x0, y0, x1, y1 = batch[0].proposal_boxes.tensor[row].tolist()
         target = [
             10 * (12 - (x0 + x1) / 2) / (x1 - x0),
             10 * (10.5 - (y0 + y1) / 2) / (y1 - y0),
@@ -117,27 +102,24 @@ def test_losses_of_the_formulas(layers):
     assert result["loss_box_reg"].item() == pytest.approx(expected / 4, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "batch",
-    [[sampled([], [])], [sampled([[0, 0, 9, 9]] * 2, [CLASSES] * 2)]],
-    ids=["no RoI", "background only"],
-)
-def test_batches_without_foreground_are_finite_and_have_a_graph(layers, batch):
+@pytest.mark.parametrize("background", [0, 2])
+def test_batches_without_foreground_are_finite_and_have_a_graph(layers, sampled, head_losses, background):
     head = layers().train()
-    x = torch.randn(len(batch[0]), WIDTH, requires_grad=True)
-    result = losses(head, x, batch)
+    batch = [sampled([[0, 0, 9, 9]] * background, [CLASSES] * background)]
+    x = torch.randn(background, WIDTH, requires_grad=True)
+    result = head_losses(head, x, batch)
     assert result["loss_box_reg"].item() == 0 and math.isfinite(result["loss_cls"].item())
     sum(result.values()).backward()
     assert x.grad is not None and head.bbox_pred.weight.grad is not None
 
 
-def test_the_projection_is_frozen_and_passes_gradients(layers):
+def test_the_projection_is_frozen_and_passes_gradients(layers, head_losses, batch):
     head = layers().train()
     x = torch.randn(4, WIDTH, requires_grad=True)
     before = head.emb_pred.weight.clone()
     head.load_state_dict(head.state_dict())
     optimizer = torch.optim.SGD([p for p in head.parameters() if p.requires_grad], lr=1.0)
-    losses(head, x, BATCH)["loss_cls"].backward()
+    head_losses(head, x, batch)["loss_cls"].backward()
     optimizer.step()
     assert x.grad.abs().sum() > 0 and torch.equal(head.emb_pred.weight, before)
     assert [n for n, p in head.named_parameters() if p.requires_grad] == [
