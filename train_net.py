@@ -17,10 +17,10 @@ def main(args):
         with together():
             model = build(cfg)
             checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
-            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+            loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
             resumed = args.resume and checkpointer.has_checkpoint()
             path = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
-            ensemble = WeightEnsemble.of_checkpoint(model, path, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
+            ensemble = WeightEnsemble.of_checkpoint(model, path, loaded, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
         with ensemble.mixed():
             return evaluate(cfg, model)
     trainer = Trainer(cfg)

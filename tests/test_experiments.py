@@ -107,6 +107,16 @@ def test_other_contents_of_the_inputs_start_over(tmp_path, stand_in, file):
         assert len(stand_in.calls()) == calls
 
 
+@pytest.mark.parametrize(
+    "key", ["MODEL.TEXT.PRETRAINED", "INPUT.MOSAIC.PARTNERS", "MODEL.OPEN_VOCAB.BASE_CLASSES"]
+)
+def test_other_contents_of_a_named_file_start_over(tmp_path, stand_in, key):
+    for content, calls in (("{}", 1), ("{}", 1), ("{ }", 2)):
+        (tmp_path / "named.json").write_text(content)
+        run(tmp_path, key, str(tmp_path / "named.json"))
+        assert len(stand_in.calls()) == calls
+
+
 def test_log_period_and_place_do_not_matter(tmp_path, stand_in):
     run(tmp_path)
     (tmp_path / "run").rename(tmp_path / "moved")

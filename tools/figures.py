@@ -42,9 +42,9 @@ from clim.visualization.sheet import GAP, Panel, class_legend, panel_size, respo
 DEMO_CONFIGS = [f"configs/mini/{name}.yaml" for name in COMPARED]
 DEMO_WEIGHTS = [f"output/demo/{name}/model_final.pth" for name in COMPARED]
 NAMES = {"pascal_context": PASCAL_CONTEXT, "coco": COCO_NAMES, "mini": MINI_CATEGORIES}
-# The texts are the vocabulary, and are no captions to be cached: no data set has to be there, or is written to.
+# Texts are asked later, and are no captions to be cached: no data set has to be there, or is written to.
 NO_DATA = [
-    "MODEL.TEXT.CACHE", "", "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
+    "MODEL.TEXT.CACHE", "", "MODEL.VOCABULARY.NAMES", "['object']", "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
     "DATASETS.TEST", "()",
 ]  # fmt: skip
 SMALLEST_SHARE = 0.005  # of a picture: classes with less are left out of the legend

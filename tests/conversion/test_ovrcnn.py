@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from clim.conversion import KINDS, convert, find_kind
 from clim.data.coco_splits import BASE_INDICES, NOVEL_INDICES
+from clim.predictor import Predictor
 
 CLASSES, DIM = 80, 12
 PREDICTOR = "roi_heads.box.predictor."
@@ -93,6 +94,24 @@ def test_the_converted_detector_detects_what_the_official_one_does(official, pub
         (found,) = model([{"image": image, "height": 96, "width": 128}])
         expected = official_detections(official, published, image, words)
     official.check_detections(found["instances"], expected, at_least=15)
+
+
+def test_it_finds_what_a_user_names(official, published, load_cfg, tmp_path):
+    """The file holds no class embeddings: the names' own are all it needs."""
+    weights = tmp_path / "ours.pth"
+    torch.save(
+        {"model": convert(published.state, find_kind(published.state, KINDS.values())).weights}, weights
+    )
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    predictor = Predictor(
+        load_cfg(
+            "OVRCNN_C4.yaml", "MODEL.WEIGHTS", str(weights), "MODEL.VOCABULARY.NAMES", ["zebra", "a red bus"],
+            "MODEL.TEXT.NAME", "minilm", "MODEL.TEXT.DIM", 384, "MODEL.ROI_BOX_HEAD.PREDICTOR", "OVRCNNOutputLayers",
+            *official.tiny_resnet,
+        )
+    )  # fmt: skip
+    assert set(predictor.predict(picture).pred_classes.tolist()) <= {0, 1}
 
 
 @torch.no_grad()

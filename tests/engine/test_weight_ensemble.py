@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from clim.engine.weight_ensemble import PublishClip, WeightEnsemble
+from clim.engine.weight_ensemble import PublishClip, WeightEnsemble, tell_unmixed
 from clim.errors import UserError
 
 
@@ -85,13 +85,22 @@ def test_a_runs_own_checkpoint_is_evaluated_mixed_and_other_files_are_not(tmp_pa
     start = {k: v.clone() for k, v in net.state_dict().items()}
     train(net)
     trained = {k: v.clone() for k, v in net.state_dict().items()}
-    with WeightEnsemble.of_checkpoint(net, str(tmp_path / "model_final.pth"), alpha=0.7).mixed():
+    of_a_run = {"iteration": 3, "weight_ensemble": 0.7}
+    with WeightEnsemble.of_checkpoint(net, str(tmp_path / "renamed.pth"), of_a_run, alpha=0.7).mixed():
         torch.testing.assert_close(net[2].weight.data, 0.7 * trained["2.weight"] + 0.3 * start["2.weight"])
-    for other in ("", str(tmp_path / "clip.pt")):
-        with WeightEnsemble.of_checkpoint(net, other, alpha=0.7).mixed():
+    for loaded in ({}, {"iteration": 3, "weight_ensemble": 1.0}):
+        with WeightEnsemble.of_checkpoint(net, str(tmp_path / "model_final.pth"), loaded, alpha=0.7).mixed():
             assert torch.equal(net[2].weight, trained["2.weight"])
     with pytest.raises(UserError, match="start_weights.pth is missing"):
-        WeightEnsemble.of_checkpoint(net, str(tmp_path / "elsewhere" / "model_final.pth"), alpha=0.7)
+        WeightEnsemble.of_checkpoint(net, str(tmp_path / "elsewhere" / "model.pth"), of_a_run, alpha=0.7)
+
+
+def test_trained_weights_that_are_used_alone_are_told(caplog):
+    tell_unmixed("clip.pt", {})
+    tell_unmixed("model_final.pth", {"weight_ensemble": 1.0})
+    assert not caplog.records
+    tell_unmixed("model_final.pth", {"weight_ensemble": 0.7})
+    assert "model_final.pth holds the trained weights alone" in caplog.text
 
 
 @pytest.mark.parametrize("period, published", [(0, [9]), (4, [3, 7, 9])])

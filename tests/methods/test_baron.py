@@ -285,5 +285,5 @@ def test_the_config_builds_it(load_cfg):
 
 
 def test_it_needs_pseudo_words(load_cfg):
-    with pytest.raises(UserError, match='CLASSIFIER is "cosine": set it to "pseudo_words"'):
+    with pytest.raises(UserError, match='is "cosine": set it to "pseudo_words"'):
         build_method(load_cfg("BARON_C4.yaml", "MODEL.OPEN_VOCAB.CLASSIFIER", "cosine"))

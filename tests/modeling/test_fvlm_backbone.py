@@ -89,6 +89,13 @@ def test_the_layers_of_the_release():
     assert rescale["c5"](x).tolist() == [[[[5.0, 7.0], [13.0, 15.0]]]]  # the largest of 2 x 2
 
 
+def test_without_a_norm_the_deconvolutions_keep_their_numbers():
+    rescale = TapLevels(VIT_TAPS, upscaling="deconvolution", norm="").rescale["c2"]
+    x = torch.randn(1, CHANNELS, 2, 3)
+    torch.testing.assert_close(rescale(x), rescale[3](F.gelu(rescale[0](x))))
+    assert [name for name, _ in rescale.named_parameters()] == ["0.weight", "0.bias", "3.weight", "3.bias"]
+
+
 def test_interpolation_learns_nothing():
     levels = TapLevels(VIT_TAPS, upscaling="interpolation", norm="BN")
     assert list(levels.parameters()) == []

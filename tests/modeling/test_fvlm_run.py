@@ -11,6 +11,7 @@ import torch
 
 from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.engine import SafeCheckpointer, Trainer, build, evaluate, load_config
+from clim.errors import UserError
 from clim.predictor import Predictor
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,15 @@ def config(tiny_coco, overrides, monkeypatch):
         return cfg
 
     return load
+
+
+def test_what_does_not_go_with_fvlm_is_told(config):
+    with pytest.raises(
+        UserError, match="FVLMROIHeads with .* learns from boxes alone: set MODEL.METHOD.NAME, now Detic"
+    ):
+        build(config("MODEL.METHOD.NAME", "Detic"))
+    with pytest.raises(UserError, match='CLASSIFIER is "pseudo_words", but F-VLM compares regions'):
+        build(config("MODEL.OPEN_VOCAB.CLASSIFIER", "pseudo_words"))
 
 
 def a_photo(root):

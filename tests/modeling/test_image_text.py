@@ -105,6 +105,29 @@ def test_canvases_of_the_loader_and_of_the_device_are_the_same_model(make):
     torch.testing.assert_close(device, loader, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("regions, idle", [("v1", True), ("v2", False)])
+def test_whole_pictures_alone_reach_the_queries_of_a_pool_that_regions_do_not_use(make, regions, idle):
+    model = make("MODEL.IMAGE_ENCODER.REGIONS", regions, kind="resnet").train()
+    assert model.leaves_weights_idle(None) == idle
+    sum(model(joint(mosaics=[sample(64, QUARTERS)])).values()).backward()
+    assert any(p.requires_grad and p.grad is None for p in model.parameters()) == idle
+
+
+def test_a_method_may_ask_for_classes_and_tags(make):
+    """Rows of the classes and one of zeros, which is no class."""
+    model = make()
+    tiles = sample(64, QUARTERS)["tiles"]
+    tiles.tags = [[0], [2, 1], [], [1]]
+    texts = model.texts(tiles)
+    assert (
+        torch.equal(texts.class_embeddings[:-1], model.class_embeddings) and len(model.class_embeddings) == 3
+    )
+    assert not texts.class_embeddings[-1].any()
+    assert texts.tag_targets(torch.eye(4)).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 1, 0]]
+    with pytest.raises(UserError, match="has tag 0, but the detector 0 classes"):
+        make("MODEL.VOCABULARY.NAMES", []).texts(tiles).tag_targets(torch.eye(4))
+
+
 def test_only_the_last_block_and_the_temperature_learn(make):
     model = make().train()
     (loss,) = model(
@@ -166,6 +189,10 @@ def test_mistakes_are_told(make):
         make("INPUT.MOSAIC.COMPOSE", "gpu")
     with pytest.raises(UserError, match=r"embeddings of 12 dimensions, but MODEL\.TEXT\.DIM is 16"):
         make("MODEL.TEXT.DIM", 16, "MODEL.VOCABULARY.NAMES", [])
+    with pytest.raises(
+        UserError, match='reads what MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words" projects, but'
+    ):
+        make("MODEL.METHOD.NAME", "Baron")
     with pytest.raises(UserError, match="Detic chooses among proposals, which .* ImageTextModel has none of"):
         make("MODEL.METHOD.NAME", "Detic")
     with pytest.raises(UserError, match=r"none is configured"):

@@ -35,12 +35,12 @@ class Predictor:
         base = _metadata(cfg, "base_classes")
         self.novel = frozenset(i for i, name in enumerate(self.names) if base and name not in base)
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-        self.model = build_model(_with_own_vocabulary(cfg)).eval()
+        self.model = build_model(cfg).eval()
         SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS).load(cfg.MODEL.WEIGHTS)
         predictor = self.model.roi_heads.box_predictor
         if cfg.MODEL.VOCABULARY.NAMES:
             with_boxes = torch.tensor([i not in self.novel for i in range(len(self.names))]).float()
-            predictor.set_vocabulary(predictor.read_vocabulary(cfg, self.model.text_encoder), with_boxes)
+            predictor.freq_weight = with_boxes.to(predictor.freq_weight)
         predictor.test_score_thresh = score_threshold
         for part in predictor.modules():
             if hasattr(part, "cls_bias"):
@@ -77,15 +77,6 @@ def class_names(cfg) -> list[str]:
     count = num_classes(cfg)
     names: Sequence[str] = cfg.MODEL.VOCABULARY.NAMES or _metadata(cfg, "thing_classes")
     return list(names) if len(names) == count else [f"class {i}" for i in range(count)]
-
-
-def _with_own_vocabulary(cfg):
-    """The config of the checkpoint's classes; other names are set after loading, not loaded over."""
-    cfg = cfg.clone()
-    if cfg.MODEL.VOCABULARY.NAMES:
-        cfg.defrost()
-        cfg.MODEL.VOCABULARY.NAMES, cfg.MODEL.VOCABULARY.EMBEDDINGS = [], ""
-    return cfg
 
 
 def _metadata(cfg, key: str) -> Sequence[str]:

@@ -15,6 +15,7 @@ from torchvision.ops import nms
 from clim.data.pseudo_labels import Labels
 from clim.data.region_shapes import crop_letterboxed
 from clim.engine.checkpoint import SafeCheckpointer
+from clim.engine.weight_ensemble import tell_unmixed
 from clim.errors import UserError
 from clim.modeling.image_encoders import ImageEncoder, build_image_encoder
 
@@ -98,7 +99,8 @@ def load_image_encoder(cfg) -> ImageEncoder:
     """The config's encoder on its device, with the encoder's part of cfg.MODEL.WEIGHTS, "" for none."""
     holder = nn.Module()
     holder.image_encoder = build_image_encoder(cfg)
-    SafeCheckpointer(holder, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS).load(cfg.MODEL.WEIGHTS)
+    checkpointer = SafeCheckpointer(holder, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
+    tell_unmixed(cfg.MODEL.WEIGHTS, checkpointer.load(cfg.MODEL.WEIGHTS))
     return holder.image_encoder.to(cfg.MODEL.DEVICE).eval()
 
 

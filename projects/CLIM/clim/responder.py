@@ -10,6 +10,7 @@ from torch import Tensor
 from clim.data.images import resize
 from clim.data.mosaic import fit_size
 from clim.engine.checkpoint import SafeCheckpointer
+from clim.engine.weight_ensemble import tell_unmixed
 from clim.errors import UserError
 from clim.modeling.dense_responses import dense_embeddings, dense_stride, responses
 from clim.predictor import Predictor
@@ -37,7 +38,7 @@ class Responder:
             self.model = build_model(cfg).eval()
             self.features = "embedding"
             checkpointer = SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
-            checkpointer.load(cfg.MODEL.WEIGHTS)
+            tell_unmixed(cfg.MODEL.WEIGHTS, checkpointer.load(cfg.MODEL.WEIGHTS))
             self.short = self.long = cfg.INPUT.REGIONS.SIZE
         self.stride = dense_stride(self.model)
 

@@ -93,12 +93,13 @@ def _comparable(cfg) -> str:
 
 
 def _input_digests(cfg, root: Path) -> dict[str, str]:
-    """{file: sha256} of weights, embeddings and annotations, those that exist."""
+    """{file: sha256} of weights, embeddings, annotations, partners and classes with boxes, those that exist."""
     sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.CAPTIONS, *cfg.DATASETS.REGIONS, *cfg.DATASETS.TEST)
     files = [MetadataCatalog.get(name).get("json_file") for name in sets]
     # Registrations answer with paths under this process's data root; the run may have another.
     files = [os.path.relpath(file, data_root()) for file in files if file]
-    files += [cfg.MODEL.WEIGHTS, cfg.MODEL.IMAGE_ENCODER.PRETRAINED]
+    files += [cfg.MODEL.WEIGHTS, cfg.MODEL.IMAGE_ENCODER.PRETRAINED, cfg.MODEL.TEXT.PRETRAINED]
+    files += [cfg.INPUT.MOSAIC.PARTNERS, cfg.MODEL.OPEN_VOCAB.BASE_CLASSES]
     files += [cfg.MODEL.VOCABULARY.EMBEDDINGS, cfg.MODEL.METHOD.REGION_CLIP.EMBEDDINGS]
     found = {}
     for file in filter(None, files):

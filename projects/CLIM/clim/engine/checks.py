@@ -4,10 +4,13 @@ import difflib
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
+from clim.data.sources import STREAMS, batch_sizes
 from clim.errors import UserError
 from clim.evaluation.region_classification import region_classes
+from clim.methods import METHOD_REGISTRY
 from clim.modeling.vocabulary import num_classes
 
 DETECTRON2_IMS_PER_BATCH = 16  # Detectron2's default: any other value was meant to be read
@@ -23,7 +26,9 @@ def check_keys(cfg) -> None:
 
 
 def check_sources(cfg) -> None:
-    """UserError where image-text pairs or named regions have no method to learn from them, or a method none."""
+    """UserError where pairs or named regions have no method to learn from them, or a method none, and for sources
+    that the model or the method does not read.
+    """
     loader, method = cfg.DATALOADER, cfg.MODEL.METHOD.NAME
     pairs = loader.CAPTIONS_PER_GPU + loader.MOSAICS_PER_GPU + loader.REGIONS_PER_GPU
     if pairs and not method:
@@ -37,6 +42,25 @@ def check_sources(cfg) -> None:
             f"MODEL.METHOD.NAME {method} needs image-text pairs: set DATALOADER.CAPTIONS_PER_GPU or "
             "MOSAICS_PER_GPU (RegionClip: named regions, REGIONS_PER_GPU)."
         )
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    readers = {
+        f"MODEL.META_ARCHITECTURE {architecture}": _sources(META_ARCH_REGISTRY, architecture),
+        f"MODEL.METHOD.NAME {method}": {
+            "detection",
+            *_sources(METHOD_REGISTRY, method),
+        },  # boxes are the model's
+    }
+    for reader, reads in readers.items():
+        for source, size in batch_sizes(cfg).items():
+            if source not in reads:
+                raise UserError(
+                    f"DATALOADER.{source.upper()}_PER_GPU is {size}, but {reader} learns from no {source}: set it to 0."
+                )
+
+
+def _sources(registry, name: str) -> set[str]:
+    """What the class of that name learns from; all where it does not say, or is not there, which is told later."""
+    return set(getattr(registry.get(name), "sources", STREAMS) if name in registry else STREAMS)
 
 
 def _share(value) -> bool:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 from detectron2.engine import SimpleTrainer, TrainerBase, hooks
-from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 
 from clim.data.loader import build_train_loader
 from clim.errors import UserError
@@ -27,7 +28,7 @@ from .hooks import CheckpointHook, SkippedImages
 from .optimizer import build_optimizer
 from .rank_state import load_rank_state, rank_state_path
 from .schedule import count_epochs, scale_to_world
-from .weight_ensemble import PublishClip, WeightEnsemble
+from .weight_ensemble import CHECKPOINT_KEY, PublishClip, WeightEnsemble
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +67,11 @@ class Trainer(TrainerBase):
     def _distributed(self, model):
         if comm.get_world_size() == 1:
             return model
-        # Only where an iteration leaves whole parts of a detector out do parameters go without gradient.
         loader = self.cfg.DATALOADER
-        no_boxes = loader.DETECTION_PER_GPU == 0 and isinstance(model, GeneralizedRCNN)
         return DistributedDataParallel(
             model,
             device_ids=[comm.get_local_rank()] if model.device.type == "cuda" else None,
-            find_unused_parameters=bool(loader.ALTERNATE) or no_boxes,
+            find_unused_parameters=bool(loader.ALTERNATE) or model.leaves_weights_idle(loader),
             **{_SYNC_BUFFERS: False},  # queues are each rank's own
         )
 
@@ -139,7 +138,11 @@ class Trainer(TrainerBase):
                     period=cfg.SOLVER.CHECKPOINT_PERIOD,
                     keep=cfg.SOLVER.KEEP_CHECKPOINTS,
                     start_iter=self.start_iter,
-                    extra={"data_seed": seed, "world_size": comm.get_world_size()},
+                    extra={
+                        "data_seed": seed,
+                        "world_size": comm.get_world_size(),
+                        CHECKPOINT_KEY: self.ensemble.alpha,
+                    },
                 ),
                 hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
             ]
@@ -220,14 +223,12 @@ class Trainer(TrainerBase):
     def clip_gradients(self) -> float:
         """Scale all gradients so that their common L2 norm is at most SOLVER.CLIP_GLOBAL_NORM; 0 leaves them.
 
-        Returns the norm before, 0 where it was not needed. Gradients are the mean over processes by now, and
-        in float16 training free of the loss scale.
+        Returns the norm before, 0 in float16 training. Gradients are the mean over processes by now, and in
+        float16 training free of the loss scale.
         """
         limit = self.cfg.SOLVER.CLIP_GLOBAL_NORM
-        if limit <= 0:
-            return 0.0
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.raw_model.parameters(), limit).item()
+        norm = clip_grad_norm_(self.raw_model.parameters(), limit if limit > 0 else math.inf).item()
         self.storage.put_scalar("grad_norm", norm)
         # The loss scaler meets infinite gradients now and then, skips the step and lowers its scale.
         return 0.0 if self.scaler.is_enabled() else norm

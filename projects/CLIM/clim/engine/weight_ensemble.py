@@ -18,6 +18,7 @@ from .checkpoint import atomic_save
 
 START_FILE = "start_weights.pth"
 CLIP_FILE = "clip.pt"
+CHECKPOINT_KEY = "weight_ensemble"  # in a run's checkpoints: its alpha
 logger = logging.getLogger(__name__)
 
 
@@ -59,9 +60,13 @@ class WeightEnsemble:
         self.start = torch.load(path, map_location="cpu", weights_only=True)
 
     @classmethod
-    def of_checkpoint(cls, model: nn.Module, path: str, *, alpha: float) -> "WeightEnsemble":
-        """The mixture of a run whose checkpoint ``path`` the model has loaded; of other files nothing is mixed."""
-        if not Path(path).name.startswith("model_"):
+    def of_checkpoint(cls, model: nn.Module, path: str, loaded: dict, *, alpha: float) -> "WeightEnsemble":
+        """The mixture of a run whose checkpoint ``path`` the model has loaded; of other files nothing is mixed.
+
+        Args:
+            loaded: what the checkpointer gave back of the file, beside the weights.
+        """
+        if not is_mixed_with_start(loaded):
             return cls(model, alpha=1.0)
         ensemble = cls(model, alpha=alpha)
         ensemble.load(Path(path).parent)
@@ -87,6 +92,22 @@ class WeightEnsemble:
             with torch.no_grad():
                 for name, weight in self._learning():
                     weight.copy_(trained[name])
+
+
+def is_mixed_with_start(loaded: dict) -> bool:
+    """Whether a file, of which ``loaded`` came back beside the weights, holds half of a mixture: trained weights."""
+    return loaded.get(CHECKPOINT_KEY, 1.0) < 1
+
+
+def tell_unmixed(path: str, loaded: dict) -> None:
+    """Warn where the weights of ``path`` are used as they were trained, although evaluation would mix them."""
+    if is_mixed_with_start(loaded):
+        logger.warning(
+            "%s holds the trained weights alone: evaluation mixes them with the start's (SOLVER.WEIGHT_ENSEMBLE). "
+            "The mixture is %s beside it: set MODEL.IMAGE_ENCODER.PRETRAINED to that file.",
+            path,
+            CLIP_FILE,
+        )
 
 
 class PublishClip(HookBase):

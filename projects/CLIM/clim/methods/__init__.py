@@ -16,15 +16,21 @@ for _module in iter_modules(__path__):
 def build_method(cfg, *, pools: str = "boxes") -> Method | None:
     """The method named by ``cfg.MODEL.METHOD.NAME``; None for "" (boxes only).
 
-    UserError where it pools something else than the model offers, "boxes" or "cells".
+    UserError where it pools something else than the model offers, "boxes" or "cells", or reads another classifier.
     """
-    name = cfg.MODEL.METHOD.NAME
+    name, classifier = cfg.MODEL.METHOD.NAME, cfg.MODEL.OPEN_VOCAB.CLASSIFIER
     if not name:
         return None
-    wanted = METHOD_REGISTRY.get(name).pools
-    if wanted != pools:
+    method = METHOD_REGISTRY.get(name)
+    if method.pools != pools:
         raise UserError(
-            f"MODEL.METHOD.NAME {name} pools {wanted}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} "
-            f"{pools}: GridTextModel is for methods that pool cells, the others for those that pool boxes."
+            f"MODEL.METHOD.NAME {name} pools {method.pools}, but MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE} {pools}: GridTextModel is for methods that pool cells, the others for "
+            "those that pool boxes."
         )
-    return METHOD_REGISTRY.get(name)(cfg)
+    if method.classifier != classifier:
+        raise UserError(
+            f'MODEL.METHOD.NAME {name} reads what MODEL.OPEN_VOCAB.CLASSIFIER "{method.classifier}" projects, but that '
+            f'key is "{classifier}": set it to "{method.classifier}", or choose another method.'
+        )
+    return method(cfg)

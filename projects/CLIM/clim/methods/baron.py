@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from clim.errors import UserError
 from clim.losses import matched_contrast
 from clim.text.words import close_up, surviving
 
@@ -36,6 +35,8 @@ class Baron(Method):
         queue_length: bags of the past, and as many captions, per process.
         weight: of the loss.
     """
+
+    classifier = "pseudo_words"
 
     @configurable
     def __init__(
@@ -65,12 +66,7 @@ class Baron(Method):
 
     @classmethod
     def from_config(cls, cfg):
-        baron, classifier = cfg.MODEL.METHOD.BARON, cfg.MODEL.OPEN_VOCAB.CLASSIFIER
-        if classifier != "pseudo_words":
-            raise UserError(
-                f'MODEL.METHOD.NAME Baron reads pseudo words, but MODEL.OPEN_VOCAB.CLASSIFIER is "{classifier}": set '
-                'it to "pseudo_words".'
-            )
+        baron = cfg.MODEL.METHOD.BARON
         return {
             "dim": cfg.MODEL.TEXT.DIM,
             "word_dim": cfg.MODEL.TEXT.WORD_DIM,

@@ -111,11 +111,15 @@ class Method(nn.Module):
     Attributes:
         pools: "boxes", regions of any place and size; or "cells" of an encoder's grid, for which ``Cells`` take the
             place of ``Regions`` and one ``Grid`` a canvas that of proposals (methods/cells.py).
+        sources: of a joint batch, the ones it learns from.
+        classifier: MODEL.OPEN_VOCAB.CLASSIFIER of a detector, whose projections it reads.
         joint: of methods that pool cells: plain pictures and mosaics are one batch; False: each has its losses.
     """
 
     needs_proposals = True
     pools = "boxes"
+    sources: tuple[str, ...] = ("captions", "mosaics")
+    classifier = "cosine"
     joint = True
 
     def select(self, tiles: Tiles, proposals: list[Instances] | None) -> dict[str, Regions]:

@@ -21,6 +21,7 @@ class RegionClip(Method):
     """Every tile is a region, its one tag the noun that it was given."""
 
     needs_proposals = False
+    sources = ("regions",)
 
     @configurable
     def __init__(self, *, nouns: Tensor, scale: float, classes: int):

@@ -5,6 +5,8 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clim.losses import cosine_logits
+
 
 class CosineClassifier(nn.Module):
     """temperature · cos(linear(x), text) with a last column for the background, always 0 unless that is learned.
@@ -79,8 +81,8 @@ class CosineClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (R, K + 1)."""
-        embeddings = self.temperature * F.normalize(self.embed(x), dim=1)
-        return self.with_train_bias(embeddings @ self.class_embeddings.T)
+        logits = cosine_logits(self.embed(x), self.class_embeddings, temperature=self.temperature)
+        return self.with_train_bias(logits)
 
     def with_train_bias(self, logits: Tensor) -> Tensor:
         """``logits``, in training plus the learned bias where there is one."""

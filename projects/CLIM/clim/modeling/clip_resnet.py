@@ -43,6 +43,7 @@ class ClipResNet(ImageEncoder):
         self.grid = round((len(visual.attnpool.positional_embedding) - 1) ** 0.5)
         self.native_size = self.grid * self.stride
         self.learns = bool(unlocked_blocks)
+        self.idle_without_singles = self.learns and regions == "v1"  # the pool's queries and keys
         visual.requires_grad_(False)
         pool = visual.attnpool
         for module in (visual.layer4, pool.q_proj, pool.k_proj):

@@ -84,11 +84,11 @@ class EfficientNetLite0(ImageEncoder):
                 f"MODEL.IMAGE_ENCODER.PRETRAINED: {path} does not exist; name a clip.pt that an image-text model with "
                 'this encoder has written, or "" for ImageNet weights.'
             )
+        parts = dict(self.named_children())
+        state = read_weights(
+            WEIGHTS, path
+        ).state  # beside the encoder's own, a published file has logit_scale
         try:
-            parts = dict(self.named_children())
-            state = read_weights(
-                WEIGHTS, path
-            ).state  # beside the encoder's own, a published file has logit_scale
             self.load_state_dict({k: v for k, v in state.items() if k.partition(".")[0] in parts})
         except RuntimeError as error:  # other keys or shapes
             reason = str(error).partition("\n")[2].strip().partition("\n")[0]

@@ -33,7 +33,8 @@ def rescaling(channels: int, factor: float, *, upscaling: str, norm: str) -> nn.
     if upscaling == "interpolation":
         return nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)
     twice = [nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(2)]
-    return {2: twice[0], 4: nn.Sequential(twice[0], get_norm(norm, channels), nn.GELU(), twice[1])}[factor]
+    between = get_norm(norm, channels) or nn.Identity()  # "" is no norm; the second layer keeps its number
+    return {2: twice[0], 4: nn.Sequential(twice[0], between, nn.GELU(), twice[1])}[factor]
 
 
 class TapLevels(Backbone):

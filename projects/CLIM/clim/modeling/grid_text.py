@@ -7,7 +7,6 @@ from torch import Tensor
 
 from clim.data.tiles import Tiles
 from clim.errors import UserError
-from clim.methods import Texts
 from clim.methods.cells import Cells, Grid
 
 from .grid_encoder import GridEncoder
@@ -22,6 +21,7 @@ class GridTextModel(ImageTextModel):
     """
 
     pools = "cells"
+    sources = ("captions", "mosaics")
 
     @classmethod
     def from_config(cls, cfg):
@@ -52,9 +52,7 @@ class GridTextModel(ImageTextModel):
     def align(self, *sources: list[dict]) -> dict[str, Tensor]:
         """Mosaic → pool → align: the losses of canvases from one or two sources."""
         tiles = Tiles.cat([c["tiles"] for source in sources for c in source]).to(self.device)
-        texts = Texts(
-            tiles, encoder=self.text_encoder, class_embeddings=self.class_embeddings.to(self.device)
-        )
+        texts = self.texts(tiles)
         maps, grids = [], []
         for source in filter(None, sources):
             images = self.padded([c["image"] for c in source])

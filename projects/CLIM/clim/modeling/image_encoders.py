@@ -43,11 +43,13 @@ class ImageEncoder(nn.Module):
         native_size: px, side of the square pictures that :meth:`embed_images` was trained on.
         stride: px per cell of the map that boxes are pooled from.
         dense_stride: px per cell of :meth:`dense`.
+        idle_without_singles: whether some weights that learn are met by :meth:`embed_images` alone.
     """
 
     dim: int
     native_size: int
     stride: int
+    idle_without_singles = False
 
     @property
     def dense_stride(self) -> int:
@@ -115,9 +117,10 @@ def pool_rois(features: Tensor, rois: Tensor, *, stride: int, size: int) -> Tens
 
     Half-pixel correct, with as many samples as a bin has cells (clip_fvlm §1).
     """
-    return roi_align(
-        features, rois.to(features), size, spatial_scale=1 / stride, sampling_ratio=-1, aligned=True
+    pooled = roi_align(  # pixels beyond 2048 are whole even numbers in half precision
+        features.float(), rois.float(), size, spatial_scale=1 / stride, sampling_ratio=-1, aligned=True
     )
+    return pooled.to(features)
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:

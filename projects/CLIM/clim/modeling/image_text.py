@@ -31,6 +31,7 @@ class ImageTextModel(nn.Module):
     """
 
     pools = "boxes"  # as a method's
+    sources = ("captions", "mosaics", "regions")
 
     @configurable
     def __init__(
@@ -57,7 +58,7 @@ class ImageTextModel(nn.Module):
             self.method = method
         # Frozen and shared: kept out of modules, so that it is neither stored nor moved nor trained.
         object.__setattr__(self, "text_encoder", text_encoder)
-        self.class_embeddings = F.normalize(class_embeddings, dim=-1)
+        self.register_buffer("class_embeddings", F.normalize(class_embeddings, dim=-1), False)
         self.device_grids, self.canvas_size = device_grids, canvas_size
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -111,13 +112,20 @@ class ImageTextModel(nn.Module):
     def align(self, singles: Canvases, canvases: Canvases) -> dict[str, Tensor]:
         """Mosaic → pool → align: the losses of one batch."""
         tiles = Tiles.cat(singles.tiles + canvases.tiles).to(self.device)
-        texts = Texts(
-            tiles, encoder=self.text_encoder, class_embeddings=self.class_embeddings.to(self.device)
-        )
+        texts = self.texts(tiles)
         regions = self.method.select(tiles, None)
         losses = self.method.losses(self.embed(singles.pixels, canvases.pixels, regions), regions, texts)
         self.method.commit(texts)
         return losses
+
+    def texts(self, tiles: Tiles) -> Texts:
+        """What the method may ask about ``tiles``; there is no background but a row of zeros."""
+        classes = F.pad(self.class_embeddings, (0, 0, 0, 1))
+        return Texts(tiles, encoder=self.text_encoder, class_embeddings=classes)
+
+    def leaves_weights_idle(self, loader) -> bool:
+        """Whether an iteration of ``loader`` (cfg.DATALOADER) can leave parameters without gradient."""
+        return self.image_encoder.idle_without_singles
 
     def embed(self, singles: Tensor, canvases: Tensor, regions: dict[str, Regions]) -> dict[str, Tensor]:
         """Embeddings (R, D) of every role's regions, not normalised.
@@ -159,8 +167,10 @@ class ImageTextModel(nn.Module):
             embeddings["masks"] = encoder.embed_masks(features, [sample["masks"].to(self.device)])
         if "crops" in sample:
             embeddings["crops"] = encoder.embed_images(self.normalised(sample["crops"]))
-        classes = self.class_embeddings.to(self.device)
-        return {kind: F.normalize(rows.float(), dim=-1) @ classes.T for kind, rows in embeddings.items()}
+        return {
+            kind: F.normalize(rows.float(), dim=-1) @ self.class_embeddings.T
+            for kind, rows in embeddings.items()
+        }
 
     def load(self, samples: list[dict]) -> Canvases:
         """Normalised pixels on the model's device, and the tiles of each sample."""

@@ -25,6 +25,8 @@ class OpenVocabRCNN(GeneralizedRCNN):
     of which may be empty or missing, or Detectron2's list of dicts, as inference does.
     """
 
+    sources = ("detection", "captions", "mosaics")
+
     @configurable
     def __init__(self, *, method: Method | None, text_encoder, fp32_heads: bool, **kwargs):
         super().__init__(**kwargs)
@@ -44,10 +46,12 @@ class OpenVocabRCNN(GeneralizedRCNN):
         encoder = build_text_encoder(cfg)
         proposal_generator = build_proposal_generator(cfg, shapes)
         roi_heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=encoder)
-        if cfg.MODEL.METHOD.NAME and not hasattr(roi_heads.box_predictor, "cls_score"):
+        embeds = hasattr(roi_heads, "embed_stages") and hasattr(roi_heads.box_predictor, "cls_score")
+        if cfg.MODEL.METHOD.NAME and not embeds:
             raise UserError(
-                f"MODEL.ROI_BOX_HEAD.PREDICTOR {cfg.MODEL.ROI_BOX_HEAD.PREDICTOR} learns from boxes alone: set "
-                f'MODEL.METHOD.NAME, now {cfg.MODEL.METHOD.NAME}, to "".'
+                f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} with MODEL.ROI_BOX_HEAD.PREDICTOR "
+                f"{cfg.MODEL.ROI_BOX_HEAD.PREDICTOR} learns from boxes alone: set MODEL.METHOD.NAME, now "
+                f'{cfg.MODEL.METHOD.NAME}, to "".'
             )
         return {
             "backbone": backbone,
@@ -89,6 +93,10 @@ class OpenVocabRCNN(GeneralizedRCNN):
                 losses[name] = losses.get(name, 0.0) + loss
         self.method.commit(texts)
         return losses
+
+    def leaves_weights_idle(self, loader) -> bool:
+        """Whether an iteration of ``loader`` (cfg.DATALOADER) can leave parameters without gradient."""
+        return loader.DETECTION_PER_GPU == 0
 
     @property
     def classifier(self):
