@@ -86,9 +86,8 @@ class EfficientNetLite0(ImageEncoder):
             )
         try:
             parts = dict(self.named_children())
-            state = read_weights(
-                WEIGHTS, path
-            ).state  # beside the encoder's own, a published file has logit_scale
+            # Beside the encoder's own weights, a published file has logit_scale.
+            state = read_weights(WEIGHTS, path).state
             self.load_state_dict({k: v for k, v in state.items() if k.partition(".")[0] in parts})
         except RuntimeError as error:  # other keys or shapes
             reason = str(error).partition("\n")[2].strip().partition("\n")[0]
