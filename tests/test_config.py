@@ -282,7 +282,7 @@ def test_fvlms_rows(file, weights, load_cfg):
     ],
 )
 def test_barons_rows(file, sizes, schedule, start, load_cfg):
-    """baron §2 to §6; rows on the CLIM release's detector, except for the classifier."""
+    """baron §2, §3, §4, §5, §6; rows on the CLIM release's detector, except for the classifier."""
     cfg = load_cfg(file)
     loader, model, ov = cfg.DATALOADER, cfg.MODEL, cfg.MODEL.OPEN_VOCAB
     assert (loader.DETECTION_PER_GPU, loader.CAPTIONS_PER_GPU, loader.MOSAICS_PER_GPU) == sizes
@@ -303,7 +303,7 @@ def test_barons_rows(file, sizes, schedule, start, load_cfg):
 
 
 def test_ovrcnns_first_stage(load_cfg):
-    """Official mmss_v07.yaml, ovrcnn §1; + CLIM by ovrcnn §3's recommendations."""
+    """Official mmss_v07.yaml, ovrcnn §1; + CLIM as ovrcnn §3 has it."""
     cfg = load_cfg("OVRCNN_pretrain.yaml")
     model, solver, loader = cfg.MODEL, cfg.SOLVER, cfg.DATALOADER
     assert (model.META_ARCHITECTURE, model.METHOD.NAME) == ("GridTextModel", "Grounding")
@@ -349,7 +349,7 @@ def test_clim_is_a_config_change(clim, baseline, load_cfg):
 
 
 def test_ovrcnns_second_stage(load_cfg):
-    """Official zeroshot_v06.yaml and its defaults, ovrcnn §1.5, §2 and §6; + CLIM differs in what it starts from."""
+    """Official zeroshot_v06.yaml and its defaults, ovrcnn §1.5, §2, §6; + CLIM differs in what it starts from."""
     cfg = load_cfg("OVRCNN_C4.yaml")
     assert set(changed(load_cfg("OVRCNN_CLIM_C4.yaml"), cfg)) == {"MODEL.WEIGHTS", "OUTPUT_DIR"}
     model, solver, loader = cfg.MODEL, cfg.SOLVER, cfg.DATALOADER
