@@ -1,5 +1,6 @@
 """Configs: every file loads and builds on what it should, and says the numbers of its row."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -388,6 +389,13 @@ def test_ovrcnns_second_stage(load_cfg):
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (
         ("coco_zeroshot_train_oriorder",), ("coco_generalized_zeroshot_val",),
     )  # fmt: skip
+
+
+def test_the_data_guide_names_every_file_that_configs_read():
+    texts = [(ROOT / "configs" / file).read_text() for file in FILES]
+    files = {name for text in texts for name in re.findall(r'"metadata/([^"]+)"', text)}
+    guide = (ROOT / "datasets/README.md").read_text()
+    assert len(files) > 8 and not [name for name in files if name not in guide]
 
 
 def test_mini_runs_mean_what_they_say(load_cfg):
