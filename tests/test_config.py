@@ -1,5 +1,6 @@
 """Configs: every file loads and builds on what it should, and says the numbers of its row."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -282,7 +283,7 @@ def test_fvlms_rows(file, weights, load_cfg):
     ],
 )
 def test_barons_rows(file, sizes, schedule, start, load_cfg):
-    """baron §2 to §6; rows on the CLIM release's detector, except for the classifier."""
+    """baron §2, §3, §4, §5, §6; rows on the CLIM release's detector, except for the classifier."""
     cfg = load_cfg(file)
     loader, model, ov = cfg.DATALOADER, cfg.MODEL, cfg.MODEL.OPEN_VOCAB
     assert (loader.DETECTION_PER_GPU, loader.CAPTIONS_PER_GPU, loader.MOSAICS_PER_GPU) == sizes
@@ -303,7 +304,7 @@ def test_barons_rows(file, sizes, schedule, start, load_cfg):
 
 
 def test_ovrcnns_first_stage(load_cfg):
-    """Official mmss_v07.yaml, ovrcnn §1; + CLIM by ovrcnn §3's recommendations."""
+    """Official mmss_v07.yaml, ovrcnn §1; + CLIM as ovrcnn §3 has it."""
     cfg = load_cfg("OVRCNN_pretrain.yaml")
     model, solver, loader = cfg.MODEL, cfg.SOLVER, cfg.DATALOADER
     assert (model.META_ARCHITECTURE, model.METHOD.NAME) == ("GridTextModel", "Grounding")
@@ -349,7 +350,7 @@ def test_clim_is_a_config_change(clim, baseline, load_cfg):
 
 
 def test_ovrcnns_second_stage(load_cfg):
-    """Official zeroshot_v06.yaml and its defaults, ovrcnn §1.5, §2 and §6; + CLIM differs in what it starts from."""
+    """Official zeroshot_v06.yaml and its defaults, ovrcnn §1.5, §2, §6; + CLIM differs in what it starts from."""
     cfg = load_cfg("OVRCNN_C4.yaml")
     assert set(changed(load_cfg("OVRCNN_CLIM_C4.yaml"), cfg)) == {"MODEL.WEIGHTS", "OUTPUT_DIR"}
     model, solver, loader = cfg.MODEL, cfg.SOLVER, cfg.DATALOADER
@@ -388,6 +389,13 @@ def test_ovrcnns_second_stage(load_cfg):
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (
         ("coco_zeroshot_train_oriorder",), ("coco_generalized_zeroshot_val",),
     )  # fmt: skip
+
+
+def test_the_data_guide_names_every_file_that_configs_read():
+    texts = [(ROOT / "configs" / file).read_text() for file in FILES]
+    files = {name for text in texts for name in re.findall(r'"metadata/([^"]+)"', text)}
+    guide = (ROOT / "datasets/README.md").read_text()
+    assert len(files) > 8 and not [name for name in files if name not in guide]
 
 
 def test_mini_runs_mean_what_they_say(load_cfg):

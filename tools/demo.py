@@ -48,9 +48,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("torch.fx").setLevel(
-        logging.ERROR
-    )  # torch warns of its own internals on the first call
+    # torch warns of its own internals on the first call.
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
     if args.fresh:
         forget(args.output)
     args.output.mkdir(parents=True, exist_ok=True)

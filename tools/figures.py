@@ -96,9 +96,8 @@ def positive(text: str) -> int:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("torch.fx").setLevel(
-        logging.ERROR
-    )  # torch warns of its own internals on the first call
+    # torch warns of its own internals on the first call.
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
     if args.output.suffix not in (".png", ".jpg"):
         raise UserError(f"--output {args.output}: name a .png or a .jpg.")
     pictures = find_pictures(args.input)

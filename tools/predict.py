@@ -65,9 +65,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("torch.fx").setLevel(
-        logging.ERROR
-    )  # torch warns of its own internals on the first call
+    # torch warns of its own internals on the first call.
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
     pictures = find_pictures(args.input)
     cfg = load_config(str(args.config_file), overrides_of(args))
     predictor = Predictor(cfg)

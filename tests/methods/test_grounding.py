@@ -207,7 +207,7 @@ def test_wrong_words_are_told(make, load_cfg, tiny_bert):
 
 
 def test_presets_of_the_configs(load_cfg):
-    """Official mmss_v07.yaml (ovrcnn §1), and ovrcnn §3's recommendations for + CLIM."""
+    """Official mmss_v07.yaml (ovrcnn §1), and + CLIM as ovrcnn §3 has it."""
     keys = load_cfg("OVRCNN_pretrain.yaml").MODEL.METHOD.GROUNDING
     assert (keys.GLOBAL_METRIC, keys.LOCAL_METRIC, keys.TEMPERATURE) == ("aligned_local", "dot", 10)
     assert (keys.CONTRAST_GROUP, keys.MAX_CELLS, keys.LAYERS, keys.HEADS) == (8, 100, 6, 8)

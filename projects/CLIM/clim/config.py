@@ -23,9 +23,8 @@ def add_clim_config(cfg: CN) -> None:
     ov.WORD_DROPOUT = 0.5  # probability that training removes a pseudo word from what the classifier reads
     # False: the background of OpenVocabOutputLayers is a learned direction with a column in the loss, not zeros.
     ov.ZERO_BACKGROUND = True
-    ov.BASE_CLASSES = (
-        ""  # classes with boxes, the others are masked: "ovcoco", "mini", cat_info json; "": all
-    )
+    # Classes with boxes, the others are masked: "ovcoco", "mini", cat_info json; "": all.
+    ov.BASE_CLASSES = ""
     ov.FP32_HEADS = False  # True: only the backbone runs in half precision (official Detic)
 
     cfg.MODEL.VOCABULARY = vocabulary = CN()
@@ -57,9 +56,8 @@ def add_clim_config(cfg: CN) -> None:
     detic.TEMPERATURE = 25.0
     detic.BIAS = [-20.0]  # start of the two learnable biases, one for captions and one for tags; []: none
     detic.CAPTION_WEIGHT = 0.1  # 0: no caption loss
-    detic.CAPTION_BASE_REGIONS = (
-        4  # loss x (regions / this), CLIM release; 0: plain mean over regions (Detic)
-    )
+    # The loss is multiplied by regions / this (CLIM release); 0: plain mean over regions (Detic).
+    detic.CAPTION_BASE_REGIONS = 4
     detic.CAPTION_NEGATIVES = "queue"  # "queue": batch + memory of this process; "gather": all processes
     detic.NEGATIVE_WEIGHT = 0.125
     detic.QUEUE_LENGTH = 256  # caption embeddings, per process
@@ -86,7 +84,9 @@ def add_clim_config(cfg: CN) -> None:
     baron.QUEUE_LENGTH = 1024  # bags, and as many captions, per process
     baron.WEIGHT = 10.0  # of each source's loss (inferred for mosaics)
 
-    method.CLIP = clip = CN()  # image-text contrast of whole pictures and tiles (CLIM §3.3, clip_fvlm §2)
+    method.CLIP = clip = (
+        CN()
+    )  # image-text contrast of whole pictures and tiles (CLIM paper §3.3, clip_fvlm §2)
     clip.SCALE = 100.0  # start of the learned factor of the cosines: 1 / 0.01, where OpenAI's training ended
     clip.MAX_SCALE = 100.0
     # OV-RCNN's pre-training (ovrcnn §1, §3); official values but for CLIM's, which are unpublished and inferred.
@@ -96,23 +96,19 @@ def add_clim_config(cfg: CN) -> None:
     grounding.GLOBAL_METRIC = "aligned_local"
     grounding.LOCAL_METRIC = "dot"  # word against cell; or "cosine"
     grounding.TEMPERATURE = 10.0  # divides it; for "cosine" .01
-    grounding.CONTRAST_GROUP = (
-        8  # tiles contrasted with each other, a GPU's batch officially; 0: all of a GPU
-    )
-    grounding.JOINT = (
-        True  # plain pictures and mosaics in one contrast; False: each has its losses (as Detic's)
-    )
+    # Tiles contrasted with each other, a GPU's batch officially; 0: all of a GPU.
+    grounding.CONTRAST_GROUP = 8
+    # Plain pictures and mosaics in one contrast; False: each has its losses (as Detic's).
+    grounding.JOINT = True
     grounding.MAX_CELLS = 100  # of a tile, drawn at random in training; 0: all
     grounding.LAYERS = 6  # of the multimodal transformer, for plain pictures; 0: no matching, no hidden words
     grounding.HEADS = 8
     grounding.DROPOUT = 0.1  # of the transformer
-    grounding.MASK_PADDING = (
-        False  # of the transformer's attention; False: padding is read, all else e times (official)
-    )
+    # Of the transformer's attention. False: padding is read, and all else e times as much (official).
+    grounding.MASK_PADDING = False
     grounding.MLM_PROBABILITY = 0.15  # of a word to be predicted
-    grounding.MLM_HIDDEN = (
-        0.9  # part of these that is hidden, from grounding too; the others stay as they are
-    )
+    # Part of the words to be predicted that is hidden, from grounding too; the others stay as they are.
+    grounding.MLM_HIDDEN = 0.9
     grounding.TEXT_DROPOUT = True  # the frozen BERT reads with its own dropout in training
     method.REGION_CLIP = region_clip = CN()  # comparator: boxes with pseudo-labels (clip_fvlm §5)
     region_clip.SCALE = 100.0  # factor of the cosines, not learned
@@ -123,12 +119,10 @@ def add_clim_config(cfg: CN) -> None:
     cfg.MODEL.IMAGE_ENCODER = encoder = CN()
     encoder.NAME = "ClipViT"  # or "ClipResNet", "EfficientNetLite0", "ResNetGrid" (OV-RCNN)
     encoder.ARCHITECTURE = "ViT-B-16-quickgelu"  # an open_clip model, or a json in the format of its configs
-    encoder.PRETRAINED = (
-        "openai"  # open_clip tag, hub name or file (OpenAI, open_clip, CLIM); "": random weights
-    )
-    encoder.UNLOCKED_BLOCKS = (
-        6  # last blocks that learn, of a ViT's 12; ClipResNet: 1, layer4 and q, k, positions
-    )
+    # Tag of open_clip, hub name or file (OpenAI, open_clip, CLIM); "": random weights.
+    encoder.PRETRAINED = "openai"
+    # Last blocks that learn, of a ViT's 12; ClipResNet: 1, layer4 and q, k, positions.
+    encoder.UNLOCKED_BLOCKS = 6
     # How ClipResNet and EfficientNetLite0 embed boxes: "v2", RoIAlign and then the rest of the network with its
     # pooling; "v1", RoIAlign of the dense map, which is the only way of a ViT.
     encoder.REGIONS = "v2"
@@ -140,9 +134,8 @@ def add_clim_config(cfg: CN) -> None:
     fvlm.TEMPERATURE = 75.0  # of the VLM score
     fvlm.DETECTOR_TEMPERATURE = 50.0  # start of the learned one of the detection score
     fvlm.BACKGROUND_WEIGHT = 0.6  # of background regions in the classification loss
-    fvlm.UPSCALING = (
-        "deconvolution"  # of ViT maps to strides 4 and 8, learned (release); "interpolation" (paper)
-    )
+    # How ViT maps get strides 4 and 8: "deconvolution", learned (release), or "interpolation" (paper).
+    fvlm.UPSCALING = "deconvolution"
     # Colour of what pads a picture to a square, in INPUT.FORMAT's order. Here RGB: the release gives the RGB
     # mean to BGR pixels, so that padding is not zero after normalisation.
     fvlm.PAD_PIXEL = [104.09373615, 116.7460125, 122.7709383]
@@ -152,9 +145,8 @@ def add_clim_config(cfg: CN) -> None:
     caption.SHORT_SIDE = 400  # px
     caption.LONG_SIDE = 667  # px, at most
     caption.FLIP = 0.5  # probability of a horizontal flip
-    caption.CROP = (
-        0  # px; above 0: a random crop, resized to this square (CLIP), in place of the whole picture
-    )
+    # In px; above 0: a random crop, resized to this square (CLIP), in place of the whole picture.
+    caption.CROP = 0
     caption.CROP_SCALE = [0.9, 1.0]  # part of the picture's area
     caption.CROP_RATIO = [3 / 4, 4 / 3]  # width / height
     cfg.INPUT.MOSAIC = mosaic = CN()
@@ -171,9 +163,8 @@ def add_clim_config(cfg: CN) -> None:
     mosaic.PARTNERS = "random"  # or an index made by tools/build_neighbours.py (Table 2c)
     cfg.INPUT.REGIONS = regions = CN()  # pictures with boxes to be classified
     regions.SIZE = 1024  # px, longest side; padded to a square
-    regions.MASK_STRIDE = (
-        16  # px, cells that masks of regions are made of: the stride of the encoder's dense map
-    )
+    # In px, cells that masks of regions are made of: the stride of the encoder's dense map.
+    regions.MASK_STRIDE = 16
     regions.CROP_SIZE = 224  # px, side of a region's crop: what the encoder was trained on
     regions.MIN_AREA = 64  # px² of the original picture; smaller and larger boxes are left out
     regions.MAX_AREA = 1024 * 1024

@@ -86,7 +86,7 @@ def masked_class_bce(logits: Tensor, gt_classes: Tensor, class_mask: Tensor) -> 
     Args:
         logits: (R, K) without the background column; with it, background is one class more.
         gt_classes: (R,) in [0, K]; K is background and has no positive column, unless its own is among them.
-        class_mask: (K,) 1 for base classes, 0 for classes without box annotations (Detic §1.1).
+        class_mask: (K,) 1 for base classes, 0 for classes without box annotations (detic §1.1).
     """
     num_regions, num_classes = logits.shape
     if num_regions == 0:
@@ -135,7 +135,7 @@ def symmetric_info_nce(
         images, texts: (R, D) unit rows of this process's pairs.
         all_images, all_texts: (N, D) those of all processes, which hold this one's from row ``start`` on.
 
-    In float32, inside autocast too. Means are over R; 0 without pairs (clip_fvlm §2, "Loss").
+    In float32, inside autocast too. Means are over R; 0 without pairs (clip_fvlm §2).
     """
     if len(images) == 0:
         return (images.sum() + all_images.sum()) * 0.0 * scale

@@ -1,4 +1,4 @@
-"""CLIM's Detic detectors on OV-COCO, and the base stage that they start from (detic.md §2, §5)."""
+"""CLIM's Detic detectors on OV-COCO, and the base stage that they start from (detic §2, §5)."""
 
 from . import mmdet_c4
 from .kind import Kind, Row

@@ -1,4 +1,4 @@
-"""CLIM's F-VLM detector on ViT-B/16, OV-COCO (clip_fvlm.md §4, §7).
+"""CLIM's F-VLM detector on ViT-B/16, OV-COCO (clip_fvlm §4, §7).
 
 One anchor size a level, so the order of ratios is the order of anchors, as in Detectron2; fully connected layers read
 maps as (C, 7, 7), as Detectron2's do.

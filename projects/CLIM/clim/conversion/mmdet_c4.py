@@ -2,7 +2,7 @@
 
 Both order their anchors as Detectron2 does (``scale_major=False``), normalise with eps 1e-5, regress with stds
 .1, .1, .2, .2 (our weights 10, 10, 5, 5), subtract the same BGR mean and sort classes by ascending COCO id, so
-that only names differ (detic.md §2, §5; baron.md §2, §9).
+that only names differ (detic §2, §5; baron §2, §9).
 """
 
 from .kind import Row, State, Table, with_bias

@@ -1,4 +1,4 @@
-"""ovdet's BARON with captions on R50-C4, and the base stage with the same head (baron.md §9)."""
+"""ovdet's BARON with captions on R50-C4, and the base stage with the same head (baron §9)."""
 
 from . import mmdet_c4
 from .kind import Kind, with_bias

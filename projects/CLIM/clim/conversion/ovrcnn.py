@@ -1,4 +1,4 @@
-"""OVR-CNN's detector, its second stage (ovrcnn.md §2, §4)."""
+"""OVR-CNN's detector, its second stage (ovrcnn §2, §4)."""
 
 from .kind import Kind, Row, Table, with_bias
 from .resnet import stage, stem

@@ -1,4 +1,4 @@
-"""OVR-CNN's network after its first stage, vision-language pre-training (ovrcnn.md §1, §4)."""
+"""OVR-CNN's network after its first stage, vision-language pre-training (ovrcnn §1, §4)."""
 
 from .kind import Kind, Row, Table, with_bias
 from .resnet import stage, stem

@@ -16,9 +16,7 @@ from clim.errors import UserError
 from clim.text import TextTower, WordFeatures
 
 METHOD_REGISTRY = Registry("METHOD")
-METHOD_REGISTRY.__doc__ = (
-    "What is learnt from image-text pairs: one file in clim/methods each, named by MODEL.METHOD.NAME."
-)
+METHOD_REGISTRY.__doc__ = "How image-text pairs are learnt from: files of clim/methods, by MODEL.METHOD.NAME."
 
 
 @dataclass

@@ -57,7 +57,7 @@ def cells_of_tiles(tiles: Tiles, grids: Sequence[Grid]) -> Cells:
     """Each canvas's cells, given to the tile that holds the centre of what the cell shows; gaps have no cells.
 
     So a plain picture has all cells that show any of it (official OVR-CNN), and a canvas whose tiles end between two
-    cells is parted without a rest: 24 x 24 cells into 12, 8 or 6 a side, 25 into 12 and 13 (ovrcnn §3, "canvas").
+    cells is parted without a rest: 24 x 24 cells into 12, 8 or 6 a side, 25 into 12 and 13 (ovrcnn §3).
     """
     parts = []
     for canvas, grid in enumerate(grids):

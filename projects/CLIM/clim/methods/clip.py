@@ -1,4 +1,4 @@
-"""CLIP's contrast with pseudo regions: whole pictures and tiles of mosaics in one InfoNCE (CLIM §3.3, clip_fvlm §2)."""
+"""CLIP's contrast with pseudo regions, whole pictures and tiles in one InfoNCE (CLIM paper §3.3, clip_fvlm §2)."""
 
 import math
 

@@ -42,15 +42,11 @@ class MultimodalTransformer(nn.Module):
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config)
         self.heads = nn.Module()
-        self.heads.bi_seq_relationship = nn.Linear(
-            dim, 2
-        )  # the second output is unused, as in the official code
+        # The second output is unused, as in the official code.
+        self.heads.bi_seq_relationship = nn.Linear(dim, 2)
         self.heads.predictions = WordPrediction(config, vocabulary)
-        for part in (
-            self.encoder,
-            self.pooler,
-            self.heads,
-        ):  # not the visual embedding, as in the official code
+        # Not the visual embedding, as in the official code.
+        for part in (self.encoder, self.pooler, self.heads):
             part.apply(_init_bert)
 
     def forward(

@@ -22,7 +22,7 @@ class CosineClassifier(nn.Module):
         learned_background: compare with a learned direction in that column too (F-VLM).
     """
 
-    text_features = "embedding"  # of class names, by which it compares: a key of clim.text.FEATURES
+    text_features = "embedding"  # of class names, by which it compares: a key of clim.text.CLASS_FEATURES
 
     @configurable
     def __init__(

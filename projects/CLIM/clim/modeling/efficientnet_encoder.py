@@ -85,9 +85,8 @@ class EfficientNetLite0(ImageEncoder):
                 'this encoder has written, or "" for ImageNet weights.'
             )
         parts = dict(self.named_children())
-        state = read_weights(
-            WEIGHTS, path
-        ).state  # beside the encoder's own, a published file has logit_scale
+        # Beside the encoder's own weights, a published file has logit_scale.
+        state = read_weights(WEIGHTS, path).state
         try:
             self.load_state_dict({k: v for k, v in state.items() if k.partition(".")[0] in parts})
         except RuntimeError as error:  # other keys or shapes

@@ -138,12 +138,8 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def _mean_inside(cells: Tensor, masks: Tensor, stride: int) -> Tensor:
     h, w = cells.shape[1:]
-    missing = (
-        0,
-        w * stride - masks.shape[2],
-        0,
-        h * stride - masks.shape[1],
-    )  # negative where they are larger
+    # Right of the masks and below them; negative where they are larger.
+    missing = (0, w * stride - masks.shape[2], 0, h * stride - masks.shape[1])
     cover = F.avg_pool2d(F.pad(masks.float(), missing)[:, None], stride)[:, 0]  # (R, h, w)
     inside = (cover >= cover.amax((1, 2), keepdim=True).clamp(max=0.5)) & (cover > 0)
     weights = inside.flatten(1).to(cells.dtype)

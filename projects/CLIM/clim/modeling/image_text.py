@@ -19,7 +19,7 @@ from .vocabulary import is_configured, vocabulary_embeddings
 
 @META_ARCH_REGISTRY.register()
 class ImageTextModel(nn.Module):
-    """CLIP's image half and a method that contrasts its embeddings with texts (CLIM §3.3; clip_fvlm §2).
+    """CLIP's image half and a method that contrasts its embeddings with texts (CLIM paper §3.3; clip_fvlm §2).
 
     Training takes a joint batch (data/loader.py): single pictures ("captions") are embedded whole, by the
     encoder's ordinary path; tiles of "mosaics" and boxes of "regions" are pooled from its dense features. They

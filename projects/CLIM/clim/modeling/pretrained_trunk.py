@@ -1,6 +1,6 @@
 """A C4 detector that starts from an image-text model's file: its image encoder, cut in two, and its projection.
 
-OV-RCNN's second stage starts so from its first (ovrcnn §2, "Transfer"). Two trunks are known: Detectron2's ResNet and
+OV-RCNN's second stage starts so from its first (ovrcnn §2). Two trunks are known: Detectron2's ResNet and
 EfficientNet-Lite0.
 """
 

@@ -15,11 +15,8 @@ from .classifier import CosineClassifier
 from .pseudo_words import PseudoWordClassifier
 
 CLASSIFIERS = {"cosine": CosineClassifier, "pseudo_words": PseudoWordClassifier}
-WIDTHS = {
-    "embedding": "DIM",
-    "hidden": "WORD_DIM",
-    "words": "DIM",
-}  # features of class names → the MODEL.TEXT key of their width
+# Features of class names → the MODEL.TEXT key of their width.
+WIDTHS = {"embedding": "DIM", "hidden": "WORD_DIM", "words": "DIM"}
 
 
 def num_classes(cfg) -> int:

@@ -22,10 +22,10 @@ SAMPLES_PER_WEIGHT = 64
 class WordFeatures(NamedTuple):
     """What a tower makes of a sequence, twice, neither normalised."""
 
-    hidden: (
-        Tensor  # (B, H) of its last layer; for CLIP before ``ln_final`` and projection (BARON's classifier)
-    )
-    embedding: Tensor  # (B, D) in the space of captions
+    # (B, H) of its last layer; for CLIP before ``ln_final`` and projection (BARON's classifier).
+    hidden: Tensor
+    # (B, D) in the space of captions.
+    embedding: Tensor
 
 
 class TextTower(nn.Module):

@@ -59,7 +59,7 @@ def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble") -> T
 
 
 def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
-    """(K, D) float32 means of the word-embedding rows of each name's word pieces, not normalised (OV-RCNN §2).
+    """(K, D) float32 means of the word-embedding rows of each name's word pieces, not normalised (ovrcnn §2).
 
     No position, no context: what the tower knows of a word before it reads. Raises UserError for a name without
     any piece.
