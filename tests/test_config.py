@@ -180,16 +180,36 @@ def test_official_detics_rows(file, caption, tag, proposals, load_cfg):
 
 
 @pytest.mark.parametrize(
-    "file, captions, size, encoder, crop, betas, epochs",
+    "file, captions, size, encoder, crop, betas, epochs, gpus, ensemble",
     [
-        ("CLIP_CLIM_ViTB16_COCO.yaml", "coco_caption_train", 1024, "ViT-B-16", 224, (0.9, 0.98), 100),
-        ("ablations/clip_canvas640.yaml", "coco_caption_train", 640, "ViT-B-16", 224, (0.9, 0.98), 100),
-        ("ablations/clip_canvas320.yaml", "coco_caption_train", 320, "ViT-B-16", 224, (0.9, 0.98), 100),
-        ("CLIP_CLIM_ViTB16_CC3M.yaml", "cc3m_v1_train", 1024, "ViT-B-16", 224, (0.9, 0.98), 3),
-        ("CLIP_CLIM_RN50x64_CC3M.yaml", "cc3m_v1_train", 1024, "RN50x64", 448, (0.9, 0.999), 3),
+        ("CLIP_CLIM_ViTB16_COCO.yaml", "coco_caption_train", 1024, "ViT-B-16", 224, (0.9, 0.98), 100, 4, 0.7),
+        (
+            "ablations/clip_canvas640.yaml",
+            "coco_caption_train",
+            640,
+            "ViT-B-16",
+            224,
+            (0.9, 0.98),
+            100,
+            4,
+            0.7,
+        ),
+        (
+            "ablations/clip_canvas320.yaml",
+            "coco_caption_train",
+            320,
+            "ViT-B-16",
+            224,
+            (0.9, 0.98),
+            100,
+            4,
+            0.7,
+        ),
+        ("CLIP_CLIM_ViTB16_CC3M.yaml", "cc3m_v1_train", 1024, "ViT-B-16", 224, (0.9, 0.98), 3, 4, 0.7),
+        ("CLIP_CLIM_RN50x64_CC3M.yaml", "cc3m_v1_train", 1024, "RN50x64", 448, (0.9, 0.999), 3, 8, 0.5),
     ],
 )
-def test_clips_rows(file, captions, size, encoder, crop, betas, epochs, load_cfg):
+def test_clips_rows(file, captions, size, encoder, crop, betas, epochs, gpus, ensemble, load_cfg):
     """CLIM release, clip_fvlm §2, §3."""
     cfg = load_cfg(file)
     image, text, solver = cfg.MODEL.IMAGE_ENCODER, cfg.MODEL.TEXT, cfg.SOLVER
@@ -209,8 +229,8 @@ def test_clips_rows(file, captions, size, encoder, crop, betas, epochs, load_cfg
     assert (loader.CAPTIONS_PER_GPU, loader.MOSAICS_PER_GPU, loader.DETECTION_PER_GPU) == (32, 0, 0)
     assert (solver.OPTIMIZER, solver.BASE_LR, solver.WEIGHT_DECAY) == ("ADAMW", 1e-5, 0.1)
     assert tuple(solver.BETAS) == betas and solver.EPS == (1e-6 if encoder == "ViT-B-16" else 1e-8)
-    assert (solver.EPOCHS, solver.WARMUP_ITERS, solver.REFERENCE_WORLD_SIZE) == (epochs, 1000, 4)
-    assert (solver.WEIGHT_ENSEMBLE, solver.AMP.ENABLED, solver.CLIP_GLOBAL_NORM) == (0.7, True, 0)
+    assert (solver.EPOCHS, solver.WARMUP_ITERS, solver.REFERENCE_WORLD_SIZE) == (epochs, 1000, gpus)
+    assert (solver.WEIGHT_ENSEMBLE, solver.AMP.ENABLED, solver.CLIP_GLOBAL_NORM) == (ensemble, True, 0)
 
 
 def test_the_comparators_row(load_cfg):
