@@ -14,6 +14,7 @@ from detectron2.utils.file_io import Detectron2Handler
 from torch import nn
 
 from clim.errors import UserError
+from clim.files import replacing
 from clim.text.clip_weights import is_torchscript
 
 # Everything that unpickling may call: it rebuilds arrays and plain containers, and touches nothing else.
@@ -45,10 +46,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info(f"Saving checkpoint to {path}")
         atomic_save(data, path)
-        pointer = Path(self.save_dir) / "last_checkpoint"
-        temporary = pointer.with_suffix(".tmp")
-        temporary.write_text(path.name)
-        os.replace(temporary, pointer)
+        with replacing(Path(self.save_dir) / "last_checkpoint") as pointer:
+            pointer.write_text(path.name)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """As Detectron2's: from a local file or an address; "" loads nothing.
@@ -145,12 +144,10 @@ class SafeCheckpointer(DetectionCheckpointer):
 
 def atomic_save(data, path: Path) -> None:
     """torch.save that leaves either the old file or the whole new one, whenever the process is killed."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:
         torch.save(data, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from clim.data.regions import NO_REGION, VARIANTS, Skipped
 from clim.errors import UserError
-from clim.evaluation.results_file import nan_to_none, write_json
+from clim.files import nan_to_none, write_json
 
 METRICS = {"Top1": 1, "Top5": 5}
 RESULTS_FILE = "region_results.json"
