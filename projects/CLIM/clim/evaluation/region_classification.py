@@ -24,7 +24,8 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import Tensor
 
-from clim.data.regions import NO_REGION, VARIANTS, Skipped
+from clim.data.regions import NO_REGION, VARIANTS
+from clim.data.skipping_loader import Skipped
 from clim.errors import UserError
 from clim.files import nan_to_none, write_json
 
