@@ -24,9 +24,9 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from clim.data import coco_splits, coco_synonyms, tags
-from clim.data.captions import read_json
 from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.errors import UserError
+from clim.files import read_json, replacing
 from clim.paths import data_root
 
 DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
@@ -160,17 +160,15 @@ def place(original: Path, target: Path, *, copy: bool) -> str:
         if target.stat().st_size == original.stat().st_size and digest(target) == digest(original):
             return "kept the same file"
         raise UserError(f"{target} is there already and differs from {original}: move it away")
-    unfinished = target.with_name(f".{target.name}.partial")
-    remove(unfinished)
-    if not copy:
-        unfinished.symlink_to(original)
-    elif original.is_dir():
-        unfinished.mkdir()
-        for file in tqdm(sorted(original.iterdir()), desc=f"copy {original.name}", unit="file"):
-            shutil.copyfile(file, unfinished / file.name)
-    else:
-        shutil.copyfile(original, unfinished)
-    os.replace(unfinished, target)
+    with replacing(target) as unfinished:
+        if not copy:
+            unfinished.symlink_to(original)
+        elif original.is_dir():
+            unfinished.mkdir()
+            for file in tqdm(sorted(original.iterdir()), desc=f"copy {original.name}", unit="file"):
+                shutil.copyfile(file, unfinished / file.name)
+        else:
+            shutil.copyfile(original, unfinished)
     return "copied" if copy else "linked"
 
 
@@ -183,15 +181,7 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
-def remove(path: Path) -> None:
-    """Delete what an interrupted run left."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict | list, *, replace: bool) -> dict:
+def write_output(path: Path, content: dict | list, *, replace: bool) -> dict:
     """Write whole or not at all; returns the file's row of the report.
 
     ``replace``: False refuses to overwrite other content, e.g. files that Detic's or OVR-CNN's scripts left.
@@ -202,10 +192,8 @@ def write_json(path: Path, content: dict | list, *, replace: bool) -> dict:
             f"{path} is there already, differs and is not from this script: move it away or choose another "
             "--output"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(data)
     sections = {"categories": content} if isinstance(content, list) else content
     return {
         "bytes": path.stat().st_size,
@@ -309,7 +297,6 @@ def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = 
     for folder in (coco, coco / "annotations", coco / "zero-shot", coco / "wusize"):
         require_writable(folder, source, in_place=in_place)
     made = contents(source, rule=rule)
-    (coco / "annotations").mkdir(parents=True, exist_ok=True)
     if not in_place:
         names = [*IMAGE_FOLDERS, *(f"annotations/{name}" for name in ANNOTATIONS + OPTIONAL_ANNOTATIONS)]
         for name in names:
@@ -317,10 +304,10 @@ def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = 
                 print(f"{coco / name}: {place(source / name, coco / name, copy=copy)}")
     files, ours = {}, stamp["files"]
     for name, build in tqdm(made.items(), desc="json files", unit="file"):
-        files[name] = write_json(coco / name, build(), replace=name in ours)
+        files[name] = write_output(coco / name, build(), replace=name in ours)
         # After every file, so that an interrupted run knows its own; without inputs it is never complete.
-        write_json(coco / STAMP, {"inputs": None, "files": ours | files}, replace=True)
-    write_json(coco / STAMP, {"inputs": inputs, "files": files}, replace=True)
+        write_output(coco / STAMP, {"inputs": None, "files": ours | files}, replace=True)
+    write_output(coco / STAMP, {"inputs": inputs, "files": files}, replace=True)
     return files
 
 

@@ -182,7 +182,7 @@ def test_each_way_decodes_what_its_name_says(settings, records, monkeypatch):
         "released order, decoded afresh": tiles,
         "released order, partners in memory": settings.canvases,
     }
-    assert mosaics.mapper.read_image is real  # measuring leaves the mapper as it was
+    assert mosaics.record_mapper.read_image is real  # measuring leaves the mapper as it was
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])

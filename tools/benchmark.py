@@ -12,7 +12,6 @@ drawn at random. Weights are random too, with the anchors as proposals, unless t
 """
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -36,6 +35,7 @@ from clim.benchmarks.steps import measure_steps, prefill_captions
 from clim.benchmarks.stopwatch import Spread, fresh, machine
 from clim.benchmarks.texts import CAPTIONS_A_STEP, measure_text
 from clim.engine import load_config, run_cleanly
+from clim.files import write_json
 
 SECTIONS = {
     "mosaics": "Mosaics of 800 px; rate and ratio by CPU seconds, ratio to the first row of the grid",
@@ -141,8 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"\n{SECTIONS[name]}; median (min–max) of {args.repeats}\n\n{as_table(results[name])}")
             if args.json:  # after every section: an interrupted run keeps what it has
                 content = {"machine": facts, "settings": asdict(settings), "results": as_json(results)}
-                args.json.parent.mkdir(parents=True, exist_ok=True)
-                args.json.write_text(json.dumps(content, indent=1) + "\n")
+                write_json(args.json, content, indent=1)
 
 
 def describe(records: Sequence[dict], *, source: str) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from clim.errors import UserError
+from clim.files import write_array
 from clim.paths import resolve
 from clim.text import CLASS_FEATURES, PROMPTS, CaptionCache, LazyTower, build_text_tower
 
@@ -69,9 +70,7 @@ def build_classes(args: argparse.Namespace) -> None:
     embeddings = CLASS_FEATURES[args.features](tower, names, args.prompt).cpu().numpy()
     if args.features != "words":  # dot products need all of words' digits
         embeddings = embeddings.astype(np.float16)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with open(args.output, "wb") as file:
-        np.save(file, embeddings)
+    write_array(args.output, embeddings)
     print(f"{args.output}: {embeddings.shape[0]} classes x {embeddings.shape[1]} dimensions")
 
 

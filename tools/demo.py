@@ -7,7 +7,6 @@ Ends with output/demo/report.html and output/demo/results.json.
 """
 
 import argparse
-import json
 import logging
 import os
 import shutil
@@ -20,9 +19,9 @@ from clim.data.mini import DEFAULT_SIZES
 from clim.data.mini_setup import set_up_mini
 from clim.engine import load_config, run_cleanly
 from clim.experiments import run_together, run_training
+from clim.files import read_json_or_none, write_json
 from clim.paths import data_root
 from clim.progress import Board, clock
-from clim.run_record import read_json
 from clim.visualization.demo_report import COMPARED, TITLES, write_demo_report
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "mini"
@@ -95,10 +94,10 @@ def prepare_data(args: argparse.Namespace, board: Board) -> float:
     summary = set_up_mini(data_root(), seed=args.seed, workers=cores(), **numbers)
     # A later call finds everything made: what counts is how long it took the first time.
     note = args.output / "data.json"
-    known = read_json(note) or {}
+    known = read_json_or_none(note) or {}
     if known.get("summary") != summary:
         known = {"summary": summary, "seconds": round(time.monotonic() - start, 1)}
-        note.write_text(json.dumps(known))
+        write_json(note, known)
     pictures = sum(counts["images"] for counts in summary["counts"].values())
     board.say(f"  {pictures} pictures in {known['seconds']:.0f} s")
     return known["seconds"]
@@ -167,7 +166,7 @@ def write_results(args: argparse.Namespace, results: dict[str, dict], seconds: d
         {"name": name, "seed": args.seed} | {key: result[key] for key in FIGURES}
         for name, result in results.items()
     ]
-    (args.output / "results.json").write_text(json.dumps({"runs": runs, "seconds": seconds}, indent=1))
+    write_json(args.output / "results.json", {"runs": runs, "seconds": seconds}, indent=1)
 
 
 def in_words(result: dict) -> str:

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from clim.engine import run_cleanly
 from clim.errors import UserError
+from clim.files import write_json
 from clim.paths import resolve
+from clim.text.nouns import parse_nouns
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -30,9 +32,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    from clim.data.pseudo_labels import write_json  # Detectron2 and torch take seconds to import
-    from clim.text.nouns import parse_nouns
-
     args = parse(arguments)
     captions = [caption for name in args.captions for caption in captions_of(name)]
     nouns = parse_nouns(captions, min_count=args.min_count)

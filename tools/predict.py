@@ -18,7 +18,6 @@ DIR/predictions.json:
 """
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from clim.arguments import count, find_pictures, read_names
 from clim.data.images import UnreadableImage, read_image
 from clim.engine import load_config, run_cleanly
 from clim.errors import UserError
+from clim.files import write_json
 from clim.predictor import Predictor, most_confident
 from clim.visualization import draw_objects
 
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
         "images": images,
         "skipped": skipped,
     }
-    (args.output / "predictions.json").write_text(json.dumps(result, indent=1))
+    write_json(args.output / "predictions.json", result, indent=1)
     tell(args, images, skipped)
     if not images:
         raise UserError("None of the pictures could be read; the reasons are above.")

@@ -22,10 +22,10 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from clim.data.captions import read_json
-from clim.data.pseudo_labels import LabelFolder, coco_format, label_pictures, write_json
+from clim.data.pseudo_labels import LabelFolder, coco_format, label_pictures
 from clim.engine import load_config, run_cleanly
 from clim.errors import UserError
+from clim.files import read_json, write_json
 from clim.paths import resolve
 from clim.pseudo_labeller import Proposer, PseudoLabeller, load_image_encoder
 from clim.text import load_embeddings
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         records, lines, nouns=nouns, image_root=MetadataCatalog.get(args.dataset).image_root
     )
     tell(args.output, content, skipped_of(records, lines), total=len(records))
-    write_json(args.output, content)
+    write_json(args.output, content, shared=True)  # two shards may both come last
 
 
 def with_weights(overrides: list[str], weights: str | None) -> list[str]:

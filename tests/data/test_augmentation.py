@@ -7,7 +7,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from clim.data.augmentation import training_augmentations
-from clim.data.mapper import DetectionMapper
+from clim.data.detection_mapper import DetectionMapper
 
 SIZE = 64
 

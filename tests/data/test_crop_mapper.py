@@ -94,7 +94,7 @@ def test_reduced_decoding_leaves_every_crop_the_pixels_it_needs(records, size, l
         asked["at_least"] = at_least
         raise StopIteration
 
-    monkeypatch.setattr("clim.data.mapper.read_image", read_image)
+    monkeypatch.setattr("clim.data.record_mapper.read_image", read_image)
     record = {**records[0], "height": 4 * long_side // 5, "width": long_side}
     with pytest.raises(StopIteration):
         mapper([record], size=size, scale=(0.5, 1.0)).map(0, np.random.default_rng(0), [])

@@ -17,10 +17,11 @@ from torchvision.ops import box_iou
 
 import clim.data.builtin  # noqa: F401  registers the data sets
 from clim.data.images import read_image
-from clim.data.pseudo_labels import LabelFolder, Labels, coco_format, label_pictures, write_json
+from clim.data.pseudo_labels import LabelFolder, Labels, coco_format, label_pictures
 from clim.data.pseudo_sets import register_pseudo_labels
 from clim.data.region_shapes import crop_letterboxed
 from clim.errors import UserError
+from clim.files import write_json
 from clim.modeling.image_encoders import ImageEncoder
 from clim.pseudo_labeller import Proposer, PseudoLabeller, load_image_encoder
 
@@ -222,14 +223,6 @@ def test_other_settings_and_damage_are_told(tmp_path):
     (tmp_path / "0-of-1.jsonl").write_bytes(b'{"image_id": 1}\n{"image\n{"image_id": 2}\n')
     with pytest.raises(UserError, match="Line 2 of .*0-of-1.jsonl is damaged"):
         LabelFolder(tmp_path, {"boxes": 20, "opts": ["a", "b"]}).finished()
-
-
-def test_the_json_appears_whole(tmp_path):
-    write_json(tmp_path / "new" / "x.json", {"a": [1]})
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "new" / "x.json", {"a": object()})
-    assert json.loads((tmp_path / "new" / "x.json").read_text()) == {"a": [1]}
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["x.json"]
 
 
 def registered(name, content, records, tmp_path):

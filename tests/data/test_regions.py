@@ -15,7 +15,8 @@ from clim.config import add_clim_config
 from clim.data.images import read_image
 from clim.data.letterbox import letterbox
 from clim.data.region_shapes import crop_letterboxed, letterbox_masks
-from clim.data.regions import NO_REGION, RegionTestMapper, Skipped, build_region_test_loader
+from clim.data.regions import NO_REGION, RegionTestMapper, build_region_test_loader
+from clim.data.skipping_loader import Skipped
 from clim.errors import UserError
 
 HEIGHT, WIDTH = 40, 60

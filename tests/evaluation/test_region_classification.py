@@ -18,7 +18,8 @@ from detectron2.evaluation import print_csv_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clim.data.regions import NO_REGION, Skipped
+from clim.data.regions import NO_REGION
+from clim.data.skipping_loader import Skipped
 from clim.errors import UserError
 from clim.evaluation import RegionClassificationEvaluator
 from clim.evaluation.region_classification import averages, class_accuracies, true_ranks

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from clim.data.pseudo_labels import write_json
 from clim.data.pseudo_sets import register_pseudo_labels
 from clim.data.tiles import Tiles
 from clim.engine import Trainer
 from clim.errors import UserError
+from clim.files import write_json
 from clim.losses import sampled_class_bce
 from clim.methods import Texts, build_method
 from clim.methods.region_clip import RegionClip, sample_classes

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
-from clim.data.mapper import CanvasMapper
+from clim.data.canvas_mapper import CanvasMapper
 from clim.engine.checkpoint import SafeCheckpointer
 from clim.errors import UserError
 from clim.losses import matched_contrast

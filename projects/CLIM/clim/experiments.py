@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 from clim.engine import load_config
 from clim.errors import UserError
+from clim.files import read_json_or_none
 from clim.paths import data_root
-from clim.run_record import holding, open_record, read_json, settings_of, write_record
+from clim.run_record import holding, open_record, settings_of, write_record
 
 TRAIN_NET = Path(__file__).resolve().parents[3] / "train_net.py"
 REPORTS = ("ov_coco_results.json", "region_results.json")  # what evaluators of detections, of regions write
@@ -179,7 +180,7 @@ def _end_of(path: Path, size: int = 8192) -> str:
 
 def _evaluation(output: Path, dataset: str) -> dict:
     folder = output / "inference" / dataset
-    report = next(filter(None, (read_json(folder / name) for name in REPORTS)), None)
+    report = next(filter(None, (read_json_or_none(folder / name) for name in REPORTS)), None)
     if report is None:
         raise UserError(
             f"{folder} holds none of {', '.join(REPORTS)}: the training ended without an evaluation."

@@ -14,6 +14,7 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 
 from clim.errors import UserError
+from clim.files import read_json_or_none, write_json
 from clim.paths import data_root
 
 RECORD = "results.json"
@@ -45,7 +46,7 @@ def open_record(output: Path, settings: dict) -> dict:
     others = [entry for entry in output.iterdir() if entry.name != LOCK]
     if others and not path.is_file():
         raise UserError(f"{output} holds files that no such run has made: remove it, or name another folder.")
-    record = read_json(path)
+    record = read_json_or_none(path)
     if record and record.get("settings") == settings:
         return record
     for entry in others:
@@ -56,10 +57,8 @@ def open_record(output: Path, settings: dict) -> dict:
 
 
 def write_record(output: Path, record: dict) -> None:
-    """Atomically: a reader sees the old record or the whole new one."""
-    partial = output / f"{RECORD}.partial"
-    partial.write_text(json.dumps(record))
-    os.replace(partial, output / RECORD)
+    """Keep what is known of the run; a reader sees the old record or the whole new one."""
+    write_json(output / RECORD, record)
 
 
 def read_metrics(output: str | os.PathLike) -> list[dict]:
@@ -74,14 +73,6 @@ def read_metrics(output: str | os.PathLike) -> list[dict]:
             continue
         by_iteration[iteration] = by_iteration.get(iteration, {}) | entry
     return [by_iteration[iteration] for iteration in sorted(by_iteration)]
-
-
-def read_json(path: Path):
-    """The content of a json file; None where there is none or a kill has damaged it."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def _comparable(cfg) -> str:

@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from clim.data import mapper
+from clim.data import canvas_mapper, record_mapper
 from clim.data.images import read_image, resize
 from clim.data.mosaic import fit_cell, grid_cells, inward_anchors, place
 
@@ -34,9 +34,9 @@ class ReleasedOrder:
         self.partner = partners or self.fitted
 
     def fitted(self, index: int) -> np.ndarray:
-        picture = mapper.read_image(self.records[index]["file_name"]).image
+        picture = record_mapper.read_image(self.records[index]["file_name"]).image
         size = fit_cell(*picture.shape[:2], cell=(RELEASED_CELL, RELEASED_CELL))
-        return mapper.resize(picture, size)
+        return canvas_mapper.resize(picture, size)
 
     def __call__(self, *, index: int, epoch: int) -> torch.Tensor:
         rng = np.random.default_rng([epoch, index])
@@ -48,7 +48,7 @@ class ReleasedOrder:
         canvas = np.full((side, side, 3), 114, dtype=np.uint8)
         for picture, (x0, y0, x1, y1) in zip(pictures, boxes.tolist(), strict=True):
             canvas[y0:y1, x0:x1] = picture if rng.random() < 0.5 else picture[:, ::-1]
-        canvas = mapper.resize(canvas, (CANVAS, CANVAS))
+        canvas = canvas_mapper.resize(canvas, (CANVAS, CANVAS))
         return torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))
 
 
@@ -59,7 +59,7 @@ def full_decode(file_name, *, fmt="BGR", at_least=None):
 
 def mosaic_arms(settings: Settings, records: Sequence[dict], n: int) -> dict[str, Callable[[], Run]]:
     """One run of each way to make ``settings.canvases`` canvases of n x n tiles, always the same ones."""
-    clim = mapper.CanvasMapper(
+    clim = canvas_mapper.CanvasMapper(
         records, grids=[n], short=CANVAS, long=CANVAS, flip=0.5, num_groups=4, seed=0, stream=0
     )
     released = ReleasedOrder(records, n=n)
@@ -73,8 +73,8 @@ def mosaic_arms(settings: Settings, records: Sequence[dict], n: int) -> dict[str
 
         def timed():
             with (
-                mock.patch.object(mapper, "read_image", stages.timed("decode", read)),
-                mock.patch.object(mapper, "resize", stages.timed("resize", resize)),
+                mock.patch.object(record_mapper, "read_image", stages.timed("decode", read)),
+                mock.patch.object(canvas_mapper, "resize", stages.timed("resize", resize)),
             ):
                 return measure(run, stages=stages)
 

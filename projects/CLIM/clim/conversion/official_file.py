@@ -5,7 +5,7 @@ import zipfile
 import torch
 from torch import Tensor
 
-from clim.engine.checkpoint import numpy_globals, readable, weights_of
+from clim.engine.safe_load import numpy_globals, readable, weights_of
 
 
 class Inert:

@@ -1,6 +1,5 @@
 """Image-caption data sets: Detic's json of captions with tags, or COCO's own -> records for the mappers."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from clim.errors import UserError
+from clim.files import read_json
 from clim.paths import resolve
 
 PREPARE_OV_COCO = "python datasets/prepare_ovcoco.py --source COCO"
@@ -114,16 +114,6 @@ def register_captions(
         raise UserError(f"data set '{name}' is registered already: choose another name")
     DatasetCatalog.register(name, partial(_load_resolved, json_file, image_root, made_by))
     MetadataCatalog.get(name).set(json_file=str(json_file), image_root=str(image_root), **metadata)
-
-
-def read_json(json_file: str | os.PathLike, *, remedy: str):
-    """Content of a json file; UserError ending in ``remedy`` where it is missing or broken."""
-    try:
-        return json.loads(Path(json_file).read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{json_file} not found: {remedy}") from error
-    except ValueError as error:
-        raise UserError(f"{json_file} is not valid json ({error}): {remedy}") from error
 
 
 def require_folder(image_root: str | os.PathLike) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from clim.data.captions import read_json
+from clim.files import read_json
 from clim.paths import data_root
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .mapper import NUM_GROUP_DRAWS, RecordMapper, tiles_of
 from .mosaic import resized_crop, shortest_crop
+from .record_mapper import RecordMapper
+from .tiles import NUM_GROUP_DRAWS, tiles_of
 
 
 class CropMapper(RecordMapper):

@@ -34,6 +34,7 @@ from clim.data.mini_captions import caption_tags, scene_captions, web_captions
 from clim.data.mini_concepts import CONCEPTS, MINI_CATEGORIES
 from clim.data.mini_pictures import CANVAS, PHOTOS, VAL_PHOTOS, Picture, draw_pair, draw_scene
 from clim.errors import UserError
+from clim.files import write_json
 
 VERSION = 1
 DEFAULT_SIZES = {"train": 1000, "val": 250, "pairs": 1500, "cluttered": 500}
@@ -212,12 +213,12 @@ def build_mini(
         "captions_cluttered_tags": _captions(images["cluttered"]),
     }
     for name, content in files.items():
-        (folder / "annotations" / f"{name}.json").write_text(json.dumps(content))
+        write_json(folder / "annotations" / f"{name}.json", content)
 
     counts = {split: {"images": len(images[split]), "objects": len(objects[split])} for split in SPLITS}
     counts["train"]["annotations"] = len(base)
     for split in ("pairs", "cluttered"):
         counts[split]["tags"] = sum(len(image["pos_category_ids"]) for image in images[split])
     summary = {"version": VERSION, "arguments": arguments, "counts": counts}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2))
+    write_json(folder / "summary.json", summary, indent=2)
     return summary

@@ -1,15 +1,14 @@
 """All that a run on the mini benchmark reads: pictures and jsons, class embeddings, cached captions."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from clim.data.mini import build_mini
 from clim.data.mini_concepts import MINI_CATEGORIES
+from clim.files import write_array
 from clim.text import CaptionCache, LazyTower, TextTower, build_text_tower, class_embeddings, word_piece_means
 
 # As configs/mini name them: what MiniLM makes of the 65 concepts.
@@ -40,8 +39,4 @@ def write_class_embeddings(root: Path) -> None:
         return
     tower = build_text_tower(name="minilm")
     for path, read in missing.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with open(partial, "wb") as file:
-            np.save(file, read(tower).cpu().numpy())
-        os.replace(partial, path)
+        write_array(path, read(tower).cpu().numpy())

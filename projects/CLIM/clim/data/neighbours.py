@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from clim.errors import UserError
+from clim.files import write_array, write_json
 from clim.paths import resolve
 
 COLUMNS = 16384  # neighbours compared at once: bounds the memory at ``chunk`` × COLUMNS similarities
@@ -56,7 +57,6 @@ def save_neighbours(
 ) -> None:
     """Write ``rows`` (N, K) to ``path`` (``.npy``) and what it is for to the ``.json`` beside it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "dataset": dataset,
         "by": by,
@@ -66,11 +66,8 @@ def save_neighbours(
     }
     # The facts go first and come last: an interrupted run leaves no pair that would load.
     path.with_suffix(".json").unlink(missing_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    with open(unfinished, "wb") as file:
-        np.save(file, rows.astype(np.int32))
-    unfinished.replace(path)
-    path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_array(path, rows.astype(np.int32))
+    write_json(path.with_suffix(".json"), facts, indent=1)
 
 
 def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> NeighbourIndex:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clim.data.images import UnreadableImage, read_image
 from clim.errors import UserError
+from clim.files import write_json
 
 
 class Labels(NamedTuple):
@@ -43,7 +44,7 @@ class LabelFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "settings.json"
         if not path.exists():
-            write_json(path, dict(settings))
+            write_json(path, dict(settings), shared=True)
         before, now = json.loads(path.read_text()), json.loads(json.dumps(dict(settings)))
         for key in before | now:
             if before.get(key) != now.get(key):
@@ -145,15 +146,6 @@ def coco_format(
             )
     categories = [{"id": i, "name": noun} for i, noun in enumerate(nouns, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def write_json(path: str | os.PathLike, content) -> None:
-    """Write ``content``; a reader sees the old file or the whole new one, whenever the process is killed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
-    unfinished.write_text(json.dumps(content))
-    unfinished.replace(path)
 
 
 class _Pictures(Dataset):

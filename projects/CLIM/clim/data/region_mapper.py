@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from .letterbox import letterbox
-from .mapper import NUM_GROUP_DRAWS, RecordMapper
-from .tiles import Tiles
+from .record_mapper import RecordMapper
+from .tiles import NUM_GROUP_DRAWS, Tiles
 
 
 class RegionMapper(RecordMapper):

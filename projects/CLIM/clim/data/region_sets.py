@@ -12,10 +12,11 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
-from clim.data.captions import read_json, require_folder
+from clim.data.captions import require_folder
 from clim.data.catalog import Files, Vocabulary, first_existing, own_vocabulary, register
 from clim.data.coco_panoptic import STUFF_IDS, panoptic_ids
 from clim.errors import UserError
+from clim.files import read_json
 from clim.paths import data_root
 
 PANOPTIC_FOLDERS = ("coco/panoptic_val2017", "coco/annotations/panoptic_val2017")  # Detectron2's, COCO's zip

@@ -3,8 +3,7 @@
 CLIM release's protocol (clip_fvlm §3). R: regions that are left of a picture; S, C, M: sides in px.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -18,17 +17,11 @@ from clim.errors import UserError
 from .images import UnreadableImage, read_image
 from .letterbox import letterbox
 from .region_shapes import bitmask, crop_letterboxed, extent, letterbox_masks, segment_ids
+from .skipping_loader import Skipped, SkippingLoader
 
 VARIANTS = ("boxes", "masks", "crops")
-NO_REGION = "no region left"
+NO_REGION = "no region left"  # why a readable picture is skipped: nothing on it is to be classified
 CROP_ENLARGED = 1.5  # crops show the surroundings of a given box; stuff is cut at its extent (CLIM release)
-
-
-class Skipped(NamedTuple):
-    """A picture that gives no input: it cannot be read, or (``NO_REGION``) nothing on it is to be classified."""
-
-    file_name: str
-    reason: str
 
 
 class RegionTestMapper:
@@ -130,26 +123,7 @@ class RegionTestMapper:
         return torch.stack([_channels_first(crop) for crop in crops])
 
 
-class RegionLoader:
-    """Batches of a loader without the pictures that were skipped; these are told to ``on_skip``."""
-
-    def __init__(self, loader, *, on_skip: Callable[[Skipped], None]):
-        self.loader, self.on_skip = loader, on_skip
-
-    def __len__(self) -> int:
-        """Batches, counting those that turn out to be empty."""
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[list[dict]]:
-        for batch in self.loader:
-            for sample in batch:
-                if isinstance(sample, Skipped):
-                    self.on_skip(sample)
-            if samples := [sample for sample in batch if not isinstance(sample, Skipped)]:
-                yield samples
-
-
-def build_region_test_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> RegionLoader:
+def build_region_test_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
     """This process's share of region set ``name``, one picture a batch.
 
     Raises:
@@ -165,7 +139,7 @@ def build_region_test_loader(cfg, name: str, *, on_skip: Callable[[Skipped], Non
     loader = build_detection_test_loader(
         records, mapper=RegionTestMapper.from_cfg(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
     )
-    return RegionLoader(loader, on_skip=on_skip)
+    return SkippingLoader(loader, on_skip=on_skip)
 
 
 def _has_masks(record: dict) -> bool:

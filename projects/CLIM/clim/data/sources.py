@@ -6,9 +6,11 @@ from detectron2.data import DatasetCatalog, get_detection_dataset_dicts
 
 from clim.errors import UserError
 
+from .canvas_mapper import CanvasMapper
 from .crop_mapper import CropMapper
-from .mapper import CanvasMapper, DetectionMapper, RecordMapper
+from .detection_mapper import DetectionMapper
 from .neighbours import load_neighbours
+from .record_mapper import RecordMapper
 from .region_mapper import RegionMapper
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import logging
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.detection_utils import SizeMismatchError
 
-from .regions import RegionLoader, Skipped
+from .skipping_loader import Skipped, SkippingLoader
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +23,9 @@ class ReadableMapper:
             return Skipped(record["file_name"], " ".join(str(error).split()))
 
 
-def detection_test_loader(cfg, name: str) -> RegionLoader:
+def detection_test_loader(cfg, name: str) -> SkippingLoader:
     """This process's share of data set ``name``, in Detectron2's format."""
-    return RegionLoader(build_detection_test_loader(cfg, name, mapper=ReadableMapper(cfg)), on_skip=tell)
+    return SkippingLoader(build_detection_test_loader(cfg, name, mapper=ReadableMapper(cfg)), on_skip=tell)
 
 
 def tell(skipped: Skipped) -> None:

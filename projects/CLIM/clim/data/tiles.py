@@ -1,9 +1,13 @@
 """What a canvas carries, and a batch of canvases as the methods see it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+NUM_GROUP_DRAWS = 2  # independent draws of composition groups: captions, tags
 
 
 @dataclass
@@ -53,6 +57,19 @@ class Tiles:
             tags=sum((t.tags for t in tiles), []),
             groups=_block_diagonal([t.groups for t in tiles]),
         )
+
+
+def tiles_of(records: Sequence[dict], boxes: np.ndarray, *, groups: np.ndarray, rng) -> Tiles:
+    """Tiles of one canvas: T records at ``boxes`` (T, 4), one caption drawn for each, ``groups`` (L, G, T)."""
+    return Tiles(
+        boxes=torch.from_numpy(boxes).float(),
+        canvas=torch.zeros(len(boxes), dtype=torch.int64),
+        image_ids=torch.tensor([r["image_id"] for r in records]),
+        captions=[list(r["captions"]) for r in records],
+        drawn=[r["captions"][rng.integers(len(r["captions"]))] for r in records],
+        tags=[list(r.get("tags", ())) for r in records],
+        groups=torch.from_numpy(groups),
+    )
 
 
 def _block_diagonal(groups: list[Tensor]) -> Tensor:

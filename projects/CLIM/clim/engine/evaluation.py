@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from clim.data.regions import build_region_test_loader
 from clim.data.test_loader import detection_test_loader
 from clim.evaluation import OVCOCOEvaluator, RegionClassificationEvaluator
-from clim.evaluation.results_file import write_json
+from clim.files import write_json
 
 from .rank_state import random_states_kept
 

@@ -5,6 +5,8 @@ import logging
 import os
 from pathlib import Path
 
+from clim.files import replacing
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,9 +29,8 @@ def cut_metrics(output_dir, *, start_iter: int) -> None:
     if not path.is_file():
         return
     lines = [line for line in path.read_text().splitlines(keepends=True) if _is_before(line, start_iter)]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines))
-    os.replace(temporary, path)
+    with replacing(path) as partial:
+        partial.write_text("".join(lines))
 
 
 def _is_before(line: str, start_iter: int) -> bool:

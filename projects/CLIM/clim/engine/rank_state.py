@@ -26,7 +26,6 @@ def rank_state_path(output_dir, iteration: int, rank: int | None = None) -> Path
 
 def save_rank_state(model: nn.Module, path: Path) -> None:
     """Write this process's random states and the queues of its method."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {"world_size": comm.get_world_size(), "queues": _queues(model), **_random_states()}
     atomic_save(state, path)
 

@@ -44,7 +44,6 @@ class WeightEnsemble:
     def save(self, folder: Path) -> None:
         """Keep the start on disk: a resumed run has other weights when it begins."""
         if self.start and comm.is_main_process():
-            folder.mkdir(parents=True, exist_ok=True)
             atomic_save(self.start, folder / START_FILE)
 
     def load(self, folder: Path) -> None:

@@ -4,7 +4,6 @@
 - :mod:`~clim.evaluation.ov_coco`: AP50, AP and AR on novel, base and all classes of OV-COCO, in the
   generalized protocol and in CLIM's two runs.
 - :mod:`~clim.evaluation.region_classification`: Top-1 and Top-5 of regions whose boxes are given.
-- :mod:`~clim.evaluation.results_file`: how they are written.
 """
 
 from clim.evaluation.coco_api import EvaluationParams, PrecisionRecall, precision_at, resolve_backend

@@ -29,7 +29,7 @@ from tabulate import tabulate
 
 from clim.errors import UserError
 from clim.evaluation.coco_api import precision_at, resolve_backend
-from clim.evaluation.results_file import nan_to_none, write_json
+from clim.files import nan_to_none, write_json
 
 METRICS = ("AP50", "AP", "AR")
 PROTOCOLS = ("generalized", "two_run", "both")
@@ -126,7 +126,6 @@ class OVCOCOEvaluator(DatasetEvaluator):
         by_image = {image_id: found for part, _ in parts for image_id, found in part.items()}
         detections = [self._with_dataset_id(d) for image_id in sorted(by_image) for d in by_image[image_id]]
         if self._output_dir is not None:
-            self._output_dir.mkdir(parents=True, exist_ok=True)
             write_json(self._output_dir / "coco_instances_results.json", detections)
 
         with PathManager.open(self._json_file) as file:

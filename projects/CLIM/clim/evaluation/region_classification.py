@@ -24,9 +24,10 @@ from detectron2.utils import comm
 from tabulate import tabulate
 from torch import Tensor
 
-from clim.data.regions import NO_REGION, VARIANTS, Skipped
+from clim.data.regions import NO_REGION, VARIANTS
+from clim.data.skipping_loader import Skipped
 from clim.errors import UserError
-from clim.evaluation.results_file import nan_to_none, write_json
+from clim.files import nan_to_none, write_json
 
 METRICS = {"Top1": 1, "Top5": 5}
 RESULTS_FILE = "region_results.json"

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clim.errors import UserError
+from clim.files import write_json
 from clim.text.base import TextTower
 from clim.text.store import KEY_BYTES, RowStore
 from clim.text.towers import build_text_tower, tower_stamp
@@ -80,9 +81,7 @@ class LazyTower:
         if identity is None:
             identity = self._loaded_identity()
             _make_folder(self._directory)
-            scratch = note_file.with_suffix(f".{os.getpid()}")
-            scratch.write_text(json.dumps(identity | self._source))
-            scratch.replace(note_file)
+            write_json(note_file, identity | self._source, shared=True)
         return identity
 
     def _loaded_identity(self) -> dict:

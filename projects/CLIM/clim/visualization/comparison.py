@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clim.data.canvas_mapper import CanvasMapper
 from clim.data.images import read_image
-from clim.data.mapper import CanvasMapper
 from clim.data.sources import STREAMS, caption_records
 from clim.predictor import Predictor, most_confident
 

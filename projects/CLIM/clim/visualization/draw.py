@@ -106,7 +106,7 @@ def draw_objects(
 
 
 def draw_canvas(canvas: dict, *, image_format: str, side: int = 768, captions: bool = True) -> np.ndarray:
-    """What the network saw of a mosaic (data/mapper.py): the canvas, its tiles' boxes and drawn captions.
+    """What the network saw of a mosaic (data/canvas_mapper.py): the canvas, its tiles' boxes and drawn captions.
 
     Args:
         canvas: ``image`` (3, H, W) uint8 tensor and ``tiles``.

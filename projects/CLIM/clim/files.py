@@ -1,0 +1,85 @@
+"""Files that are never half written, and json.
+
+What a kill leaves of an unfinished file is called NAME.partial; the next attempt overwrites it.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from clim.errors import UserError
+
+SUFFIX = ".partial"
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, *, shared: bool = False) -> Iterator[Path]:
+    """A path beside ``path`` to write a file, link or folder to; at the end it takes the place of ``path``.
+
+    Whenever the process dies, ``path`` is the old one or the whole new one. An error inside leaves the old one and
+    nothing beside it. Makes the folder of ``path``.
+
+    Args:
+        shared: other processes may be writing ``path`` too: the last one wins. Each then has a name of its own
+            to write to, which the next attempt does not overwrite.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + SUFFIX)
+    remove(partial)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:  # a Ctrl-C too
+        remove(partial)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link (what it points to stays) or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
+    """Replace ``path`` by a .npy file, whatever its suffix."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.save(file, array)
+
+
+def write_json(path: str | os.PathLike, content, *, indent: int | None = None, shared: bool = False) -> None:
+    """Replace ``path`` by ``content`` as json; ``shared`` as in :func:`replacing`."""
+    text = json.dumps(content, indent=indent)
+    with replacing(path, shared=shared) as partial:
+        partial.write_text(text)
+
+
+def nan_to_none(row: Mapping) -> dict:
+    """A copy with None in place of nan, which json does not know."""
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+
+
+def read_json(path: str | os.PathLike, *, remedy: str):
+    """Content of a json file; UserError ending in ``remedy`` where it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path} not found: {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid json ({error}): {remedy}") from error
+
+
+def read_json_or_none(path: str | os.PathLike):
+    """Content of a json file; None where there is none that can be read."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except (OSError, ValueError):
+        return None
