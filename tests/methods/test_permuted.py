@@ -7,7 +7,7 @@ from clim.data.mosaic import grid_cells
 from clim.data.tiles import Tiles
 from clim.methods import permuted
 from clim.methods.base import METHOD_REGISTRY
-from clim.methods.permuted import Exchanged, exchanged
+from clim.methods.permuted import Exchanged, PermutedClip, exchanged
 
 CONTROLS = {
     "PermutedDetic": "Detic",
@@ -68,3 +68,17 @@ def test_a_control_differs_from_its_method_in_the_selection_alone(name, monkeypa
     monkeypatch.setattr(method, "select", lambda self, *given: seen.append(given) or "regions")
     assert control.select(control.__new__(control), "tiles", "proposals") == "regions"
     assert seen == [("exchanged tiles", "proposals")]
+
+
+def test_the_control_changes_which_text_belongs_to_which_tile_and_nothing_else():
+    boxes = torch.arange(20.0).view(5, 4)
+    tiles = Tiles(
+        boxes=boxes, canvas=torch.tensor([0, 1, 1, 1, 1]), image_ids=torch.arange(5), captions=[["x"]] * 5,
+        drawn=list("abcde"), tags=[[]] * 5, groups=torch.zeros(2, 0, 5, dtype=torch.bool),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    regions = PermutedClip(scale=1.0, max_scale=100.0).select(tiles, None)["tile"]
+    assert torch.equal(regions.boxes[0], boxes[0])  # a whole picture keeps its text
+    assert torch.equal(regions.boxes.sort(0).values, boxes)
+    assert (regions.boxes[1:] != boxes[1:]).any(1).all()
+    assert torch.equal(regions.canvas, tiles.canvas) and torch.equal(tiles.boxes, boxes)
