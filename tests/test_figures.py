@@ -175,7 +175,7 @@ def test_models_that_do_not_match_are_told(pictures, monkeypatch, tmp_path):
 def test_numbers_below_1_are_refused(capsys):
     with pytest.raises(SystemExit):
         figures.main(["responses", "--input", "x", "--query", "dog", "--mosaic", "0"])
-    assert "0 is not a whole number above 0" in capsys.readouterr().err
+    assert "'0' is no whole number above 0" in capsys.readouterr().err
 
 
 def test_titles_come_from_what_differs():

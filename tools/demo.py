@@ -7,7 +7,6 @@ Ends with output/demo/report.html and output/demo/results.json.
 """
 
 import argparse
-import logging
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from clim.arguments import quiet_logging
 from clim.data.mini import DEFAULT_SIZES
 from clim.data.mini_setup import set_up_mini
 from clim.engine import load_config, run_cleanly
@@ -46,9 +46,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # torch warns of its own internals on the first call.
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    quiet_logging()
     if args.fresh:
         forget(args.output)
     args.output.mkdir(parents=True, exist_ok=True)

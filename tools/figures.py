@@ -16,19 +16,15 @@ the class with the highest response.
 
 import argparse
 import difflib
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from clim.arguments import find_pictures, read_names
-from clim.data.coco_splits import COCO_NAMES
+from clim.arguments import NAMED_CLASSES, count, find_pictures, quiet_logging, read_names
 from clim.data.images import UnreadableImage, read_image, resize
-from clim.data.mini_concepts import MINI_CATEGORIES
 from clim.data.mosaic import compose, fit_cell, grid_cells, inward_anchors, place
-from clim.data.pascal_context import PASCAL_CONTEXT
 from clim.engine import load_config, run_cleanly
 from clim.errors import UserError
 from clim.responder import Responder
@@ -41,7 +37,6 @@ from clim.visualization.sheet import GAP, Panel, class_legend, panel_size, respo
 
 DEMO_CONFIGS = [f"configs/mini/{name}.yaml" for name in COMPARED]
 DEMO_WEIGHTS = [f"output/demo/{name}/model_final.pth" for name in COMPARED]
-NAMES = {"pascal_context": PASCAL_CONTEXT, "coco": COCO_NAMES, "mini": MINI_CATEGORIES}
 # Texts are asked later, and are no captions to be cached: no data set has to be there, or is written to.
 NO_DATA = [
     "MODEL.TEXT.CACHE", "", "MODEL.VOCABULARY.NAMES", "['object']", "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
@@ -64,15 +59,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         add("--weights", nargs="+", help="checkpoint of each model (the demo's, else the config's)")
         add("--titles", nargs="+", help="of the models (from the names of files)")
         add("--prompt", choices=PROMPTS, help="what is read for a text (MODEL.VOCABULARY.PROMPT)")
-        add("--size", type=positive, help="px, longest side that a network sees (the config's size at test)")
-        add("--panel", type=positive, default=320, help="px, width of a picture in the figure (%(default)s)")
+        add("--size", type=count, help="px, longest side that a network sees (the config's size at test)")
+        add("--panel", type=count, default=320, help="px, width of a picture in the figure (%(default)s)")
         add("--small", action="store_true", help="256 colours: a PNG of a third of the bytes")
         add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides of all models")
         if name == "responses":
             add("--query", nargs="+", default=[], metavar="TEXT", help="a row for each, and for each picture")
             add(
                 "--mosaic",
-                type=positive,
+                type=count,
                 metavar="N",
                 help="lay the first N x N pictures on one canvas; others stand alone",
             )
@@ -82,22 +77,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             add(
                 "--names",
                 default="pascal_context",
-                help=f'{", ".join(NAMES)}, "a,b,c" or a .txt (%(default)s)',
+                help=f'{", ".join(NAMED_CLASSES)}, "a,b,c" or a .txt (%(default)s)',
             )
     return parser.parse_args(arguments)
 
 
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
-
-
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # torch warns of its own internals on the first call.
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    quiet_logging()
     if args.output.suffix not in (".png", ".jpg"):
         raise UserError(f"--output {args.output}: name a .png or a .jpg.")
     pictures = find_pictures(args.input)
@@ -235,12 +222,12 @@ def class_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
 
 def class_list(text: str) -> list[str]:
     """The names that --names stands for."""
-    if text in NAMES:
-        return list(NAMES[text])
+    if text in NAMED_CLASSES:
+        return list(NAMED_CLASSES[text])
     if "," not in text and not text.endswith(".txt"):
-        near = difflib.get_close_matches(text, NAMES)
+        near = difflib.get_close_matches(text, NAMED_CLASSES)
         raise UserError(
-            f"--names {text!r} is no known list ({', '.join(NAMES)}"
+            f"--names {text!r} is no known list ({', '.join(NAMED_CLASSES)}"
             + (f"; did you mean {near[0]}?" if near else "")
             + '), and one name alone wins everywhere: write "a,b,c", or a .txt with a name a line.'
         )

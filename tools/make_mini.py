@@ -5,7 +5,6 @@ Usage: python tools/make_mini.py --output datasets --seed 0 [--preview output/mi
 
 import argparse
 import json
-import sys
 import textwrap
 import time
 from collections import defaultdict
@@ -16,7 +15,7 @@ import numpy as np
 
 from clim.data.mini import DEFAULT_SIZES, build_mini
 from clim.data.mini_pictures import CANVAS
-from clim.errors import UserError
+from clim.engine import run_cleanly
 
 COLUMNS = 6
 CAPTION_HEIGHT = 44
@@ -102,7 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_cleanly(main)

@@ -18,14 +18,13 @@ DIR/predictions.json:
 """
 
 import argparse
-import logging
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from clim.arguments import count, find_pictures, read_names
-from clim.data.images import UnreadableImage, read_image
+from clim.arguments import count, find_pictures, quiet_logging, read_names
+from clim.data.images import UnreadableImage, ordered, read_image
 from clim.engine import load_config, run_cleanly
 from clim.errors import UserError
 from clim.files import write_json
@@ -64,9 +63,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # torch warns of its own internals on the first call.
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    quiet_logging()
     pictures = find_pictures(args.input)
     cfg = load_config(str(args.config_file), overrides_of(args))
     predictor = Predictor(cfg)
@@ -80,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         except UnreadableImage as error:
             skipped.append({"file_name": str(path), "reason": error.reason})
             continue
-        found = predictor.predict(picture if cfg.INPUT.FORMAT == "RGB" else picture[..., ::-1])
+        found = predictor.predict(ordered(picture, cfg.INPUT.FORMAT))
         found = most_confident(found, threshold=args.threshold, top=args.top, overlap=args.overlap)
         boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes.tolist(), found.scores.tolist()
         drawn = draw_objects(

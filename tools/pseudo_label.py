@@ -14,7 +14,6 @@ OUTPUT.parts/ to try them again, or after the json is there.
 
 import argparse
 import hashlib
-import logging
 import re
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
+from clim.arguments import quiet_logging
 from clim.data.pseudo_labels import LabelFolder, coco_format, label_pictures
 from clim.engine import load_config, run_cleanly
 from clim.errors import UserError
@@ -67,7 +67,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    quiet_logging()
     shard, shards = read_shard(args.shard)
     detector = load_config(args.config_file, with_weights(args.opts, args.weights))
     encoder = load_config(args.encoder, with_weights(args.encoder_opts, args.encoder_weights))

@@ -1,18 +1,22 @@
 """evaluate(): each set by its own protocol, from the loader to evaluation.json."""
 
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from clim.engine import evaluate
+from clim.engine import build, evaluate
 from clim.engine.checks import check_datasets
 from clim.engine.evaluation import build_evaluators, flat_figures
 from clim.errors import UserError
 from clim.evaluation import OVCOCOEvaluator, RegionClassificationEvaluator
+from clim.evaluation.ov_coco import NEEDED_METADATA
 
 
 class Knowing(nn.Module):
@@ -89,3 +93,38 @@ def test_stuff_counts_among_the_classes_of_a_set(tiny_cfg):
 def test_flat_figures():
     assert flat_figures({"bbox": {"AP": 1.0, "AR": float("nan")}}) == {"AP": 1.0, "AR": None}
     assert flat_figures({"bbox": {"AP": 1.0}, "segm": {"AP": 2.0}}) == {"bbox/AP": 1.0, "segm/AP": 2.0}
+
+
+def test_several_test_sets(tiny_cfg):
+    cfg = tiny_cfg("DATASETS.TEST", "('mini_ov_val', 'mini_ov_train_scored')")
+    DatasetCatalog.register("mini_ov_train_scored", lambda: DatasetCatalog.get("mini_ov_val")[:1])
+    known = MetadataCatalog.get("mini_ov_val")
+    MetadataCatalog.get("mini_ov_train_scored").set(**{key: known.get(key) for key in NEEDED_METADATA})
+    try:
+        results = evaluate(cfg, build(cfg))
+    finally:
+        DatasetCatalog.remove("mini_ov_train_scored")
+        MetadataCatalog.remove("mini_ov_train_scored")
+    assert set(results) == {"mini_ov_val", "mini_ov_train_scored"}
+    figures = json.loads((Path(cfg.OUTPUT_DIR) / "evaluation.json").read_text())
+    assert set(figures) == set(results) and "AP50_novel" in figures["mini_ov_val"]
+
+
+def test_evaluation_draws_no_random_numbers_of_the_training(tiny_cfg, drawn):
+    cfg = tiny_cfg()
+    model = build(cfg)
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = drawn()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    model.train()
+    evaluate(cfg, model)
+    assert drawn() == expected
+    assert model.training
+
+
+def test_a_set_that_cannot_be_scored_is_found_before_training(tiny_cfg):
+    with pytest.raises(UserError, match="registered without metadata"):
+        build_evaluators(tiny_cfg("DATASETS.TEST", "('keypoints_coco_2017_val',)"))
+    with pytest.raises(UserError, match="protocol"):
+        build_evaluators(tiny_cfg("TEST.PROTOCOL", "mine"))

@@ -2,21 +2,15 @@
 
 import json
 import logging
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
-from clim.engine import Trainer, build, evaluate
-from clim.engine.evaluation import build_evaluators
-from clim.engine.history import cut_metrics, put_earlier_run_aside
+from clim.engine import Trainer, build
 from clim.engine.trainer import build_solver, check_finite
 from clim.errors import UserError
-from clim.evaluation.ov_coco import NEEDED_METADATA
 
 LOSSES = {
     "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc",
@@ -76,44 +70,6 @@ def test_a_run_leaves_its_losses_figures_and_checkpoints(tiny_cfg, caplog):
     assert list(output.glob("events.out.tfevents.*"))
     stored = torch.load(output / "model_final.pth")
     assert not any(name.startswith("method.queue") or "text_encoder" in name for name in stored["model"])
-
-
-def test_several_test_sets(tiny_cfg):
-    cfg = tiny_cfg("DATASETS.TEST", "('mini_ov_val', 'mini_ov_train_scored')")
-    DatasetCatalog.register("mini_ov_train_scored", lambda: DatasetCatalog.get("mini_ov_val")[:1])
-    known = MetadataCatalog.get("mini_ov_val")
-    MetadataCatalog.get("mini_ov_train_scored").set(**{key: known.get(key) for key in NEEDED_METADATA})
-    try:
-        results = evaluate(cfg, build(cfg))
-    finally:
-        DatasetCatalog.remove("mini_ov_train_scored")
-        MetadataCatalog.remove("mini_ov_train_scored")
-    assert set(results) == {"mini_ov_val", "mini_ov_train_scored"}
-    figures = json.loads((Path(cfg.OUTPUT_DIR) / "evaluation.json").read_text())
-    assert set(figures) == set(results) and "AP50_novel" in figures["mini_ov_val"]
-
-
-def test_evaluation_draws_no_random_numbers_of_the_training(tiny_cfg):
-    cfg = tiny_cfg()
-    model = build(cfg)
-
-    def drawn():
-        return random.random(), np.random.rand(), torch.rand(1).item()
-
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    expected = drawn()
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    model.train()
-    evaluate(cfg, model)
-    assert drawn() == expected
-    assert model.training
-
-
-def test_a_set_that_cannot_be_scored_is_found_before_training(tiny_cfg):
-    with pytest.raises(UserError, match="registered without metadata"):
-        build_evaluators(tiny_cfg("DATASETS.TEST", "('keypoints_coco_2017_val',)"))
-    with pytest.raises(UserError, match="protocol"):
-        build_evaluators(tiny_cfg("TEST.PROTOCOL", "mine"))
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny_cfg, capsys):
@@ -261,24 +217,3 @@ def test_alternating_sources_keep_momentum_going(tiny_cfg, monkeypatch):
     assert [has_gradient for has_gradient, _ in history] == boxes
     first = boxes.index(True)
     assert all(moved for _, moved in history[first:])
-
-
-# ---- metrics.json of one run -------------------------------------------------------------------------
-
-
-def test_a_new_run_puts_the_earlier_one_aside(tmp_path):
-    (tmp_path / "metrics.json").write_text('{"iteration": 1}\n')
-    (tmp_path / "last_checkpoint").write_text("model_final.pth")
-    put_earlier_run_aside(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["previous.last_checkpoint", "previous.metrics.json"]
-    put_earlier_run_aside(tmp_path)
-    assert (tmp_path / "previous.metrics.json").read_text() == '{"iteration": 1}\n'
-
-
-def test_a_resumed_run_cuts_what_it_repeats(tmp_path):
-    cut_metrics(tmp_path, start_iter=3)
-    assert list(tmp_path.iterdir()) == []
-    lines = ['{"iteration": 1, "total_loss": 0.1}\n', '{"iteration": 2}\n', '{"iteration": 3}\n', '{"iterat']
-    (tmp_path / "metrics.json").write_text("".join(lines))
-    cut_metrics(tmp_path, start_iter=3)
-    assert (tmp_path / "metrics.json").read_text() == "".join(lines[:2])

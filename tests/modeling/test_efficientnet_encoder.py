@@ -6,7 +6,7 @@ from detectron2.structures import Boxes
 from torchvision.ops import roi_align
 
 from clim.errors import UserError
-from clim.modeling.efficientnet import EfficientNetC4, _lite0
+from clim.modeling.efficientnet import EfficientNetC4, folded_lite0
 from clim.modeling.efficientnet_encoder import EfficientNetLite0
 
 
@@ -23,14 +23,14 @@ def images():
 
 @torch.no_grad()
 def last_blocks(x):
-    for block in _lite0()._blocks[11:]:
+    for block in folded_lite0()._blocks[11:]:
         x = block(x)
     return x
 
 
 def test_the_map_is_the_detectors(encoder, images):
     with torch.no_grad():
-        expected = EfficientNetC4(_lite0(), freeze_at=0)(images)["res4"]
+        expected = EfficientNetC4(folded_lite0(), freeze_at=0)(images)["res4"]
         torch.testing.assert_close(encoder.features(images)["dense"], expected, rtol=1e-4, atol=1e-4)
 
 

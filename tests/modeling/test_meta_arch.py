@@ -4,50 +4,23 @@ import copy
 import json
 import logging
 import math
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from detectron2.modeling import build_model
-from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils.events import EventStorage
+from detectron2.structures import ImageList
 from torchvision.ops import batched_nms, roi_align
 
-from clim.data.tiles import Tiles
 from clim.engine.checkpoint import SafeCheckpointer
-from clim.modeling import meta_arch
 
 MANIFEST = json.loads((Path(__file__).parent / "detic_ovcoco_r50_keys.json").read_text())
 VOCABULARY = "roi_heads.box_predictor.cls_score.zs_weight"
-SMALL = [
-    "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.WEIGHTS", "",
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 40, "MODEL.RPN.POST_NMS_TOPK_TEST", 15,
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8,
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def build(load_cfg, hash_tower):
-    """``build("Detic_C4.yaml", "KEY", value, …)``: a model whose text tower needs no weights."""
-
-    def make(name, *overrides):
-        torch.manual_seed(0)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(meta_arch, "build_text_encoder", lambda cfg: hash_tower(cfg.MODEL.TEXT.DIM))
-            model = build_model(load_cfg(name, *SMALL, *overrides))
-        # As built, objectness and deltas are near 0; spread them, so that boxes and their order matter.
-        torch.nn.init.normal_(model.proposal_generator.rpn_head.objectness_logits.weight, std=0.05)
-        torch.nn.init.normal_(model.roi_heads.box_predictor.bbox_pred[2].weight, std=0.01)
-        return model
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def official(build):
+def official(build_detector):
     """R50-C4. Without training its frozen batch norms are identities and features explode: damped here."""
-    model = build("Detic_C4_official.yaml")
+    model = build_detector("Detic_C4_official.yaml")
     model.backbone.stem.conv1.norm.weight.fill_(0.02)
     for block in [*model.backbone.res2, *model.backbone.res3, *model.backbone.res4, *model.roi_heads.res5]:
         block.conv3.norm.weight.fill_(0.2)
@@ -55,57 +28,9 @@ def official(build):
 
 
 @pytest.fixture(scope="module")
-def mini(build):
+def mini(build_detector):
     """The same classes around EfficientNet-Lite0, in the CLIM release's preset."""
-    return build("mini/detic_clim.yaml")
-
-
-def picture(height, width, seed=0):
-    rows = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(seed))
-    smooth = torch.nn.functional.interpolate(rows[None], (height, width), mode="bicubic")[0]
-    return (smooth.clamp(0, 1) * 255).to(torch.uint8)
-
-
-def detection(height=64, width=96, *, boxes=((8.0, 8, 40, 50), (30.0, 10, 90, 60)), seed=0):
-    truth = Instances((height, width), gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)))
-    truth.gt_classes = torch.arange(len(boxes))
-    return {
-        "image": picture(height, width, seed),
-        "height": height,
-        "width": width,
-        "instances": truth,
-        "image_id": 1,
-    }
-
-
-def canvas(n, ids, *, side=64, groups=()):
-    cell = side // n
-    boxes = [[c % n * cell, c // n * cell, (c % n + 1) * cell, (c // n + 1) * cell] for c in range(n * n)]
-    tiles = Tiles(
-        boxes=torch.tensor(boxes, dtype=torch.float32),
-        canvas=torch.zeros(n * n, dtype=torch.int64),
-        image_ids=torch.tensor(ids),
-        captions=[[f"caption {i}"] for i in ids],
-        drawn=[f"caption {i}" for i in ids],
-        tags=[[i % 65, (i + 1) % 65] for i in ids],
-        groups=torch.tensor([[[t in g for t in range(n * n)] for g in groups]] * 2).reshape(2, -1, n * n),
-    )
-    return {"image": picture(side, side, seed=sum(ids)), "height": side, "width": side, "tiles": tiles}
-
-
-def joint(detections=True, captions=True, mosaics=True):
-    return {
-        "detection": [detection(), detection(80, 64, seed=1)] if detections else [],
-        "captions": [canvas(1, [11]), canvas(1, [12])] if captions else [],
-        "mosaics": [canvas(2, [11, 13, 14, 15], groups=[(0, 1), (1, 3)])] if mosaics else [],
-    }
-
-
-def train(model, batch):
-    torch.manual_seed(0)  # the heads sample their RoIs
-    model.train()
-    with EventStorage():
-        return model(batch)
+    return build_detector("mini/detic_clim.yaml")
 
 
 # ---- keys
@@ -116,8 +41,8 @@ def test_the_official_presets_keys_and_shapes(official):
     assert len(MANIFEST) == 279 and sum(1 for _ in official.named_parameters()) == 65
 
 
-def test_the_clim_preset_adds_its_biases_only(build):
-    clim = build("Detic_CLIM_C4.yaml")
+def test_the_clim_preset_adds_its_biases_only(build_detector):
+    clim = build_detector("Detic_CLIM_C4.yaml")
     added = {"roi_heads.box_predictor.cls_score.cls_bias", "method.bias.caption", "method.bias.tag"}
     assert set(clim.state_dict()) == set(MANIFEST) | added
     assert all(dict(clim.named_parameters())[name].item() == -20 for name in added)
@@ -135,18 +60,20 @@ def official_file(seed=7):
     return state
 
 
-def test_an_official_file_with_a_text_tower_loads_strictly(build):
-    model = build("Detic_C4_official.yaml")
+def test_an_official_file_with_a_text_tower_loads_strictly(build_detector):
+    model = build_detector("Detic_C4_official.yaml")
     given = official_file()
     model.load_state_dict(dict(given), strict=True)
     assert all(torch.equal(v, given[k]) for k, v in model.state_dict().items())
 
 
-def test_a_checkpoint_does_not_change_the_configured_vocabulary(build, hash_tower, tmp_path, caplog):
+def test_a_checkpoint_does_not_change_the_configured_vocabulary(
+    build_detector, hash_tower, tmp_path, caplog, picture, detect
+):
     """Through the checkpointer, which drops tensors of other shapes before the model sees them."""
     torch.save({"model": official_file()}, tmp_path / "official.pth")
     for names in (["dog", "cat", "bird"], [f"class {i}" for i in range(80)]):
-        model = build(
+        model = build_detector(
             "Detic_C4_official.yaml", "MODEL.VOCABULARY.NAMES", names, "MODEL.VOCABULARY.PROMPT", "name"
         )
         caplog.clear()
@@ -162,17 +89,17 @@ def test_a_checkpoint_does_not_change_the_configured_vocabulary(build, hash_towe
         assert set(output.pred_classes.tolist()) <= set(range(len(names)))
 
 
-def test_without_a_configured_vocabulary_the_checkpoints_wins(build, tmp_path):
+def test_without_a_configured_vocabulary_the_checkpoints_wins(build_detector, tmp_path):
     torch.save({"model": official_file()}, tmp_path / "official.pth")
-    model = build("Detic_C4_official.yaml")
+    model = build_detector("Detic_C4_official.yaml")
     SafeCheckpointer(model, str(tmp_path)).load(str(tmp_path / "official.pth"))
     assert torch.equal(model.classifier.zs_weight, official_file()[VOCABULARY])
 
 
-def test_a_base_stage_without_a_method_starts_one_with_it(build, tmp_path):
-    base = build("mini/base_stage.yaml")
+def test_a_base_stage_without_a_method_starts_one_with_it(build_detector, tmp_path):
+    base = build_detector("mini/base_stage.yaml")
     torch.save({"model": base.state_dict()}, tmp_path / "base.pth")
-    model = build("mini/detic_clim.yaml")
+    model = build_detector("mini/detic_clim.yaml")
     torch.nn.init.zeros_(model.classifier.linear.weight)
     SafeCheckpointer(model, str(tmp_path)).load(str(tmp_path / "base.pth"))
     assert torch.equal(model.classifier.linear.weight, base.classifier.linear.weight)
@@ -180,13 +107,6 @@ def test_a_base_stage_without_a_method_starts_one_with_it(build, tmp_path):
 
 
 # ---- inference
-
-
-@torch.no_grad()
-def detect(model, image, **size):
-    model.eval()
-    sizes = {"height": image.shape[1], "width": image.shape[2]} | size
-    return [model([{"image": image, **sizes}])[0]["instances"]]
 
 
 @torch.no_grad()
@@ -228,7 +148,7 @@ def independent_detections(model, image, *, temperature, mean, std, resolution, 
         ("mini", {"temperature": 25.0, "mean": [127.0, 127.0, 127.0], "std": 128.0, "resolution": 7}),
     ],
 )
-def test_inference_equals_a_direct_implementation(request, name, facts):
+def test_inference_equals_a_direct_implementation(request, name, facts, picture, detect):
     model, image = request.getfixturevalue(name), picture(64, 96, seed=5)
     (ours,) = detect(model, image)
     boxes, scores, labels = independent_detections(model, image, **facts)
@@ -239,7 +159,7 @@ def test_inference_equals_a_direct_implementation(request, name, facts):
     assert len(labels.unique()) > 10 and len(boxes.unique(dim=0)) > 3
 
 
-def test_detections_come_in_the_size_that_was_asked_for(official):
+def test_detections_come_in_the_size_that_was_asked_for(official, picture, detect):
     image = picture(64, 96, seed=5)
     (small,), (large,) = detect(official, image), detect(official, image, height=128, width=288)
     assert large.image_size == (128, 288)
@@ -248,7 +168,7 @@ def test_detections_come_in_the_size_that_was_asked_for(official):
     assert torch.equal(large.scores, small.scores)
 
 
-def test_the_training_bias_stays_out_of_inference(mini):
+def test_the_training_bias_stays_out_of_inference(mini, picture, detect):
     (before,) = detect(mini, picture(64, 64))
     changed = copy.deepcopy(mini)
     torch.nn.init.constant_(changed.classifier.cls_bias, 5.0)
@@ -256,7 +176,7 @@ def test_the_training_bias_stays_out_of_inference(mini):
     assert len(before) > 0 and torch.equal(before.scores, after.scores)
 
 
-def test_another_vocabulary_at_run_time(mini):
+def test_another_vocabulary_at_run_time(mini, picture, detect):
     model = copy.deepcopy(mini)
     model.roi_heads.box_predictor.set_vocabulary(torch.randn(3, 384))
     (output,) = detect(model, picture(64, 64))
@@ -269,8 +189,8 @@ def test_another_vocabulary_at_run_time(mini):
 DETECTION_LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
 
 
-def test_a_joint_step_has_every_loss_once(mini):
-    losses = train(mini, joint())
+def test_a_joint_step_has_every_loss_once(mini, joint_batch, train_step):
+    losses = train_step(mini, joint_batch())
     pairs = {"loss_caption", "loss_tag", "loss_caption_mosaic", "loss_tag_mosaic"}
     assert set(losses) == DETECTION_LOSSES | pairs
     assert all(loss.shape == () and torch.isfinite(loss) and loss > 0 for loss in losses.values())
@@ -280,30 +200,30 @@ def test_a_joint_step_has_every_loss_once(mini):
     ("detections", DETECTION_LOSSES), ("captions", {"loss_caption", "loss_tag"}),
     ("mosaics", {"loss_caption_mosaic", "loss_tag_mosaic"}),
 ])  # fmt: skip
-def test_a_batch_of_one_source(mini, source, names):
-    batch = joint(**({"detections": False, "captions": False, "mosaics": False} | {source: True}))
-    assert set(train(mini, batch)) == names
+def test_a_batch_of_one_source(mini, source, names, joint_batch, train_step):
+    batch = joint_batch(**({"detections": False, "captions": False, "mosaics": False} | {source: True}))
+    assert set(train_step(mini, batch)) == names
 
 
-def test_sources_do_not_touch_each_others_losses(mini):
+def test_sources_do_not_touch_each_others_losses(mini, joint_batch, train_step):
     model = copy.deepcopy(mini)
-    together = train(model, joint())
+    together = train_step(model, joint_batch())
     model.method.queue.image_ids.fill_(-1)
-    losses = train(model, joint(mosaics=False))
+    losses = train_step(model, joint_batch(mosaics=False))
     torch.testing.assert_close({k: together[k] for k in losses}, losses)
     # The mosaics come last, and find the single captions in the queue: image 11 is in both.
-    losses = train(model, joint(detections=False, captions=False))
+    losses = train_step(model, joint_batch(detections=False, captions=False))
     torch.testing.assert_close({k: together[k] for k in losses}, losses)
     assert model.method.queue.read()[1].tolist() == [11, 13, 14, 15, 11, 12]
 
 
-def test_the_caption_loss_from_scratch(mini):
+def test_the_caption_loss_from_scratch(mini, joint_batch, train_step):
     """Features of the canvas → pooled tiles and groups → the formula, with the queue's captions."""
     model = copy.deepcopy(mini)
     model.method.queue.image_ids.fill_(-1)
-    train(model, joint(detections=False, mosaics=False))
-    batch = joint(detections=False, captions=False)
-    loss = train(model, batch)["loss_caption_mosaic"]
+    train_step(model, joint_batch(detections=False, mosaics=False))
+    batch = joint_batch(detections=False, captions=False)
+    loss = train_step(model, batch)["loss_caption_mosaic"]
     (mosaic,) = batch["mosaics"]
     with torch.no_grad():
         features = model.backbone(((mosaic["image"].float() - 127) / 128)[None])["res4"]
@@ -322,9 +242,9 @@ def test_the_caption_loss_from_scratch(mini):
     assert loss.item() == pytest.approx(0.025 * expected, rel=1e-4)
 
 
-def test_gradients_of_pairs_reach_backbone_and_head_but_not_the_rpn(mini):
+def test_gradients_of_pairs_reach_backbone_and_head_but_not_the_rpn(mini, joint_batch, train_step):
     mini.zero_grad(set_to_none=True)
-    sum(train(mini, joint(detections=False)).values()).backward()
+    sum(train_step(mini, joint_batch(detections=False)).values()).backward()
     reached = {name for name, p in mini.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert {"method.bias.caption", "method.bias.tag"} < reached
     assert any(n.startswith("backbone.") for n in reached) and any("res5" in n for n in reached)
@@ -332,38 +252,38 @@ def test_gradients_of_pairs_reach_backbone_and_head_but_not_the_rpn(mini):
     assert not any("proposal_generator" in n or "bbox_pred" in n or "cls_bias" in n for n in reached)
 
 
-def test_gradients_of_a_joint_step_reach_every_parameter_that_learns(mini):
+def test_gradients_of_a_joint_step_reach_every_parameter_that_learns(mini, joint_batch, train_step):
     """So DDP needs no search for unused parameters."""
     mini.zero_grad(set_to_none=True)
-    sum(train(mini, joint()).values()).backward()
+    sum(train_step(mini, joint_batch()).values()).backward()
     assert [name for name, p in mini.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_a_picture_without_boxes(mini):
+def test_a_picture_without_boxes(mini, detection, joint_batch, train_step):
     model = copy.deepcopy(mini)
     torch.nn.init.zeros_(model.classifier.cls_bias)  # at -20 the loss of background rounds to 0
-    batch = joint(captions=False, mosaics=False)
+    batch = joint_batch(captions=False, mosaics=False)
     batch["detection"] = [detection(boxes=()), detection()]
-    assert all(torch.isfinite(loss) for loss in train(model, batch).values())
+    assert all(torch.isfinite(loss) for loss in train_step(model, batch).values())
     batch["detection"] = [detection(boxes=())]
     model.zero_grad(set_to_none=True)
-    losses = train(model, batch)
+    losses = train_step(model, batch)
     assert losses["loss_box_reg"] == 0 and losses["loss_rpn_loc"] == 0 and losses["loss_cls"] > 0
     sum(losses.values()).backward()
     missing = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
     assert missing == {"method.bias.caption", "method.bias.tag"}  # there were no pairs
 
 
-def test_captions_only_needs_no_proposals(build, monkeypatch):
-    model = build("mini/detic_clim.yaml", "MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
+def test_captions_only_needs_no_proposals(build_detector, monkeypatch, joint_batch, train_step):
+    model = build_detector("mini/detic_clim.yaml", "MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
     monkeypatch.setattr(model.proposal_generator, "propose", None)
-    assert set(train(model, joint(detections=False))) == {"loss_caption", "loss_caption_mosaic"}
+    assert set(train_step(model, joint_batch(detections=False))) == {"loss_caption", "loss_caption_mosaic"}
 
 
-def test_official_training(official):
+def test_official_training(official, joint_batch, train_step):
     """An iteration of boxes, then one of captions: no parameter of the method, no queue."""
-    assert set(train(official, joint(captions=False, mosaics=False))) == DETECTION_LOSSES
-    losses = train(official, joint(detections=False, mosaics=False))
+    assert set(train_step(official, joint_batch(captions=False, mosaics=False))) == DETECTION_LOSSES
+    losses = train_step(official, joint_batch(detections=False, mosaics=False))
     assert set(losses) == {"loss_caption", "loss_tag"}
     assert all(torch.isfinite(loss) and loss > 0 for loss in losses.values())
     assert not list(official.method.parameters())
@@ -372,54 +292,3 @@ def test_official_training(official):
 def test_the_text_tower_is_no_part_of_the_model(mini):
     assert mini.text_encoder.dim == 384
     assert not any("text_encoder" in name for name, _ in mini.named_modules())
-
-
-# ---- precision
-
-
-@contextmanager
-def precisions(model):
-    """{place: types of its outputs} of what runs inside: backbone, RPN, last blocks, projection."""
-    seen = {}
-    places = {
-        "backbone": model.backbone.stem[0],
-        "rpn": model.proposal_generator.rpn_head.objectness_logits,
-        "res5": model.roi_heads.res5.blocks[0],
-        "linear": model.classifier.linear,
-    }
-    hooks = [
-        layer.register_forward_hook(
-            lambda m, i, out, place=place: seen.setdefault(place, set()).add(out.dtype)
-        )
-        for place, layer in places.items()
-    ]
-    yield seen
-    for hook in hooks:
-        hook.remove()
-
-
-HALF, FULL = {torch.bfloat16}, {torch.float32}
-
-
-@pytest.mark.parametrize("fp32_heads, rest", [(True, FULL), (False, HALF)])
-def test_mixed_precision(build, fp32_heads, rest):
-    """Official Detic: the backbone alone in half precision. CLIM release: the whole model."""
-    model = build("mini/detic_clim.yaml", "MODEL.OPEN_VOCAB.FP32_HEADS", fp32_heads)
-    with precisions(model) as seen, torch.autocast("cpu", torch.bfloat16):
-        losses = train(model, joint())
-    assert seen == {"backbone": HALF, "rpn": rest, "res5": rest, "linear": rest}
-    assert all(torch.isfinite(loss) for loss in losses.values())
-    with precisions(model) as seen, torch.autocast("cpu", torch.bfloat16):
-        detect(model, picture(64, 64))
-    assert seen == {"backbone": HALF, "rpn": rest, "res5": rest, "linear": rest}
-    with precisions(model) as seen:  # autocast is off
-        train(model, joint())
-    assert seen == dict.fromkeys(seen, FULL)
-
-
-def test_the_wrapped_backbone_gets_its_gradients(build):
-    model = build("mini/detic_clim.yaml", "MODEL.OPEN_VOCAB.FP32_HEADS", True)
-    with torch.autocast("cpu", torch.bfloat16):
-        losses = train(model, joint(captions=False, mosaics=False))
-    sum(losses.values()).backward()
-    assert model.backbone.trunk.blocks[-1]._project_conv.weight.grad.abs().sum() > 0

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from clim.data.coco_splits import BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES
 from clim.engine import build
 from clim.errors import UserError
-from clim.modeling import BOX_PREDICTOR_REGISTRY, OVRCNNOutputLayers, build_box_predictor
+from clim.modeling import OVRCNNOutputLayers
 from clim.modeling.vocabulary import competing_classes
 from clim.text import build_text_tower, word_piece_means
 
@@ -291,26 +291,6 @@ def test_names_are_read_word_by_word(load_cfg, tiny_bert):
     head = OVRCNNOutputLayers(cfg, SHAPE, text_encoder=tower)
     assert torch.equal(head.class_embeddings[:-1], word_piece_means(tower, names))
     assert (head.class_embeddings[-1] == 0).all()
-
-
-# ---- predictors by name
-
-
-@pytest.mark.parametrize("config", ["OVRCNN_C4.yaml", "mini/ovrcnn.yaml"])
-@pytest.mark.parametrize("predictor", ["OpenVocabOutputLayers", "OVRCNNOutputLayers"])
-def test_both_c4_heads_take_any_predictor(load_cfg, config, predictor):
-    keys = ("MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.ROI_BOX_HEAD.PREDICTOR", predictor)
-    model = build(load_cfg(config, *keys))
-    assert type(model.roi_heads.box_predictor) is BOX_PREDICTOR_REGISTRY.get(predictor)
-    width = {"OVRCNN_C4.yaml": 2048, "mini/ovrcnn.yaml": 320}[config]
-    logits, deltas = model.roi_heads.box_predictor(torch.randn(2, width))
-    assert logits.shape == (2, model.roi_heads.num_classes + 1) and deltas.shape == (2, 4)
-
-
-def test_an_unknown_predictor_is_told(load_cfg):
-    cfg = load_cfg("OVRCNN_C4.yaml", "MODEL.ROI_BOX_HEAD.PREDICTOR", "OVRCNN")
-    with pytest.raises(UserError, match="'OVRCNN' is unknown: choose one of .*OVRCNNOutputLayers"):
-        build_box_predictor(cfg, SHAPE, text_encoder=None)
 
 
 def test_a_method_beside_a_detector_of_boxes_alone_is_told(load_cfg):

@@ -1,6 +1,5 @@
 """The C4 head: losses of box images, shapes, and whose vocabulary a loaded checkpoint leaves."""
 
-import logging
 import math
 
 import pytest
@@ -12,23 +11,6 @@ from clim.modeling import CosineClassifier, OpenVocabOutputLayers
 
 CLASSES, WIDTH, DIM = 5, 8, 6
 VOCABULARY = "cls_score.zs_weight"
-
-
-@pytest.fixture
-def layers(load_cfg, hash_tower):
-    """``layers("KEY", value, …)``: output layers of 5 named classes, or of 5 unnamed ones."""
-
-    def make(*overrides, names=True, **kwargs):
-        cfg = load_cfg(
-            "BoxSup_C4.yaml", "MODEL.TEXT.DIM", DIM, "MODEL.ROI_HEADS.NUM_CLASSES", CLASSES,
-            "MODEL.VOCABULARY.NAMES", [f"class {i}" for i in range(CLASSES)] if names else [],
-            "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.OPEN_VOCAB.BASE_CLASSES", "", *overrides,
-        )  # fmt: skip
-        torch.manual_seed(0)
-        shape = ShapeSpec(channels=WIDTH, height=1, width=1)
-        return OpenVocabOutputLayers(cfg, shape, text_encoder=hash_tower(DIM), **kwargs)
-
-    return make
 
 
 def bce(logit, target):
@@ -44,10 +26,10 @@ def batch(sampled):
     ]
 
 
-def test_box_losses_of_the_formulas(layers, head_losses, batch):
+def test_box_losses_of_the_formulas(cosine_layers, head_losses, batch):
     """Class: masked BCE with the training bias; boxes: L1 on deltas × (10, 10, 5, 5); both over all RoIs."""
     # A mild bias: at -20 every column but the positive ones costs nothing, masked or not.
-    head = layers(
+    head = cosine_layers(
         "MODEL.OPEN_VOCAB.TRAIN_BIAS", [-2.0], class_mask=torch.tensor([1.0, 1, 0, 0.01, 1])
     ).train()
     torch.nn.init.normal_(head.bbox_pred[2].weight, std=0.5)
@@ -79,8 +61,8 @@ def test_box_losses_of_the_formulas(layers, head_losses, batch):
     assert result["loss_box_reg"].item() == pytest.approx(expected / 4, rel=1e-5)
 
 
-def test_a_learned_background_is_a_class_of_the_loss(layers, head_losses, batch):
-    head = layers(
+def test_a_learned_background_is_a_class_of_the_loss(cosine_layers, head_losses, batch):
+    head = cosine_layers(
         "MODEL.OPEN_VOCAB.ZERO_BACKGROUND", False, class_mask=torch.tensor([1.0, 1, 0, 1, 1])
     ).train()
     x = torch.randn(4, WIDTH)
@@ -97,8 +79,8 @@ def test_a_learned_background_is_a_class_of_the_loss(layers, head_losses, batch)
     assert head.cls_score.background.weight.grad.abs().sum() > 0
 
 
-def test_every_parameter_gets_a_gradient_and_no_text(layers, head_losses, batch):
-    head = layers().train()
+def test_every_parameter_gets_a_gradient_and_no_text(cosine_layers, head_losses, batch):
+    head = cosine_layers().train()
     sum(head_losses(head, torch.randn(4, WIDTH), batch).values()).backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
@@ -108,8 +90,10 @@ def test_every_parameter_gets_a_gradient_and_no_text(layers, head_losses, batch)
 
 
 @pytest.mark.parametrize("background", [0, 2])
-def test_batches_without_foreground_are_finite_and_have_a_graph(layers, sampled, head_losses, background):
-    head = layers().train()
+def test_batches_without_foreground_are_finite_and_have_a_graph(
+    cosine_layers, sampled, head_losses, background
+):
+    head = cosine_layers().train()
     batch = [sampled([[0, 0, 9, 9]] * background, [CLASSES] * background)]
     result = head_losses(head, torch.randn(background, WIDTH), batch)
     assert result["loss_box_reg"].item() == 0 and math.isfinite(result["loss_cls"].item())
@@ -117,8 +101,8 @@ def test_batches_without_foreground_are_finite_and_have_a_graph(layers, sampled,
     assert all(p.grad is not None for p in head.parameters())
 
 
-def test_scores_are_sigmoids_without_background_and_boxes_class_agnostic(layers, sampled):
-    head = layers().eval()
+def test_scores_are_sigmoids_without_background_and_boxes_class_agnostic(cosine_layers, sampled):
+    head = cosine_layers().eval()
     x = torch.randn(3, WIDTH)
     predictions = head(x)
     (scores,) = head.predict_probs(predictions, [sampled([[0, 0, 9, 9]] * 3, [0] * 3)])
@@ -127,8 +111,8 @@ def test_scores_are_sigmoids_without_background_and_boxes_class_agnostic(layers,
     assert boxes.shape == (3, 4)
 
 
-def test_official_initialisation_of_the_box_head(layers):
-    head = layers(names=False)
+def test_official_initialisation_of_the_box_head(cosine_layers):
+    head = cosine_layers(names=False)
     assert [tuple(p.shape) for p in head.bbox_pred.parameters()] == [(8, 8), (8,), (4, 8), (4,)]
     assert head.bbox_pred[2].weight.std() < 0.003 and (head.bbox_pred[2].bias == 0).all()
 
@@ -146,72 +130,3 @@ def test_an_explicit_head_needs_no_config():
         vocabulary_wins=True,
     )
     assert head(torch.randn(2, WIDTH))[0].shape == (2, 4)
-
-
-# ---- vocabularies and checkpoints
-
-
-def other_state(head, *, classes=CLASSES, seed=3):
-    """A checkpoint's state for other class names."""
-    state = {k: torch.full_like(v, 0.5) for k, v in head.state_dict().items()}
-    rows = torch.randn(DIM, classes, generator=torch.Generator().manual_seed(seed))
-    state[VOCABULARY] = torch.cat([rows / rows.norm(dim=0), torch.zeros(DIM, 1)], dim=1)
-    state["freq_weight"] = torch.full((classes,), 2.0)
-    return state
-
-
-@pytest.mark.parametrize("classes", [CLASSES, 9])
-def test_the_configured_vocabulary_wins_and_says_so(layers, caplog, classes):
-    head = layers()
-    mine = head.cls_score.zs_weight.clone()
-    with caplog.at_level(logging.WARNING, logger="clim"):
-        head.load_state_dict(other_state(head, classes=classes))
-    assert torch.equal(head.cls_score.zs_weight, mine)
-    assert (head.cls_score.linear.weight == 0.5).all()  # everything else is the checkpoint's
-    (record,) = caplog.records
-    assert f"({classes} classes) differ from the configured vocabulary (5 classes)" in record.getMessage()
-
-
-def test_the_same_vocabulary_is_not_worth_a_word(layers, caplog):
-    head = layers()
-    state = other_state(head)
-    state[VOCABULARY] = head.cls_score.zs_weight.half()
-    mine = head.cls_score.zs_weight.clone()
-    with caplog.at_level(logging.INFO, logger="clim"):
-        head.load_state_dict(state)
-    assert torch.equal(head.cls_score.zs_weight, mine) and not caplog.records
-
-
-def test_without_a_configured_vocabulary_the_checkpoints_is_used(layers, caplog):
-    head = layers(names=False)
-    state = other_state(head)
-    head.load_state_dict(dict(state))
-    assert torch.equal(head.cls_score.zs_weight, state[VOCABULARY])
-    assert not caplog.records
-
-
-def test_loading_does_not_change_the_given_state(layers):
-    head = layers()
-    state = other_state(head)
-    theirs = state[VOCABULARY]
-    head.load_state_dict(state)
-    assert state[VOCABULARY] is theirs
-
-
-def test_a_state_without_a_vocabulary_is_told_by_strict_loading(layers):
-    head = layers()
-    state = other_state(head)
-    del state[VOCABULARY]
-    with pytest.raises(RuntimeError, match="Missing key.*zs_weight"):
-        head.load_state_dict(state)
-
-
-def test_another_vocabulary_at_run_time(layers, sampled):
-    head = layers().eval()
-    head.set_vocabulary(torch.randn(7, DIM))
-    assert head.num_classes == 7 and head.freq_weight.tolist() == [1] * 7
-    predictions = head(torch.randn(2, WIDTH))
-    assert predictions[0].shape == (2, 8)
-    proposals = [sampled([[0, 0, 9, 9]] * 2, [0] * 2)]
-    (result,), _ = head.inference(predictions, proposals)
-    assert set(result.pred_classes.tolist()) <= set(range(7))

@@ -252,7 +252,7 @@ def test_tool_knows_class_names(tool, tmp_path):
 
 
 def test_tool_user_errors(tool, tmp_path):
-    with pytest.raises(UserError, match="neither coco nor mini"):
+    with pytest.raises(UserError, match="neither a known list of classes .coco, .* nor a json"):
         tool.class_names(dataset=str(tmp_path / "absent.json"), names=None)
     with pytest.raises(UserError, match="not registered"):
         tool.captions_of(["no_such_set"])

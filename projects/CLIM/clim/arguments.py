@@ -1,13 +1,31 @@
-"""What command lines say in words: which pictures, which names, how many."""
+"""What commands share: pictures, names and numbers as command lines give them, and a quiet log."""
 
 import argparse
 import glob
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+from clim.data.coco_panoptic import PANOPTIC_NAMES
+from clim.data.coco_splits import COCO_NAMES
+from clim.data.mini_concepts import MINI_CATEGORIES
+from clim.data.pascal_context import PASCAL_CONTEXT
 from clim.errors import UserError
 
+# What one word stands for where a command asks for classes, in the order of the contiguous indices.
+NAMED_CLASSES: dict[str, tuple[str, ...]] = {
+    "coco": COCO_NAMES,
+    "coco_panoptic": PANOPTIC_NAMES,
+    "mini": MINI_CATEGORIES,
+    "pascal_context": PASCAL_CONTEXT,
+}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+
+
+def quiet_logging() -> None:
+    """Warnings and errors alone, as bare sentences."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)  # it warns of its own internals on the first call
 
 
 def find_pictures(inputs: Iterable[str]) -> list[Path]:

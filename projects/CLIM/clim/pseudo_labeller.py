@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.ops import nms
 
+from clim.data.images import ordered
 from clim.data.pseudo_labels import Labels
 from clim.data.region_shapes import crop_letterboxed
 from clim.engine.checkpoint import SafeCheckpointer
@@ -102,8 +103,3 @@ def load_image_encoder(cfg) -> ImageEncoder:
     checkpointer = SafeCheckpointer(holder, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
     tell_unmixed(cfg.MODEL.WEIGHTS, checkpointer.load(cfg.MODEL.WEIGHTS))
     return holder.image_encoder.to(cfg.MODEL.DEVICE).eval()
-
-
-def ordered(picture: np.ndarray, input_format: str) -> np.ndarray:
-    """RGB (H, W, 3) in the channel order of a config's INPUT.FORMAT."""
-    return picture if input_format == "RGB" else np.ascontiguousarray(picture[:, :, ::-1])

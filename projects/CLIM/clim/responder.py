@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from torch import Tensor
 
-from clim.data.images import resize
+from clim.data.images import ordered, resize
 from clim.data.mosaic import fit_size
 from clim.engine.checkpoint import SafeCheckpointer
 from clim.engine.weight_ensemble import tell_unmixed
@@ -27,7 +27,6 @@ class Responder:
     def __init__(self, cfg, *, prompt: str | None = None):
         """Weights: cfg.MODEL.WEIGHTS, "" for what the parts bring. ``prompt``: MODEL.VOCABULARY.PROMPT where None."""
         self.prompt = prompt or cfg.MODEL.VOCABULARY.PROMPT
-        self.text_encoder = build_text_encoder(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self.detects = issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), GeneralizedRCNN)
         if self.detects:
@@ -40,6 +39,8 @@ class Responder:
             checkpointer = SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
             tell_unmixed(cfg.MODEL.WEIGHTS, checkpointer.load(cfg.MODEL.WEIGHTS))
             self.short = self.long = cfg.INPUT.REGIONS.SIZE
+        owned = getattr(self.model, "text_encoder", None)  # no `or`: an empty cache is false
+        self.text_encoder = build_text_encoder(cfg) if owned is None else owned
         self.stride = dense_stride(self.model)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -63,17 +64,18 @@ class Responder:
     ) -> np.ndarray | None:
         """x0, y0, x1, y1 in the picture's pixels of the detection that fits ``text`` (D,) best.
 
-        The vocabulary is this one text. None where nothing is found; UserError where the model has no boxes.
+        The vocabulary is this one text, and afterwards the model's own again. None where nothing is found; UserError
+        where the model has no boxes.
         """
         if not self.detects:
             raise UserError(
                 f"MODEL.META_ARCHITECTURE {type(self.model).__name__} draws response maps but no boxes: leave out "
                 "--boxes, or name the config of a detector."
             )
-        self.model.roi_heads.box_predictor.set_vocabulary(text[None])
         height, width = picture.shape[:2]
         batch = [{"image": self._pixels(picture, long_side), "height": height, "width": width}]
-        found = self.model(batch)[0]["instances"].to("cpu")
+        with self.model.roi_heads.box_predictor.vocabulary(text[None]):
+            found = self.model(batch)[0]["instances"].to("cpu")
         if not len(found):
             return None
         return found.pred_boxes.tensor[found.logits.argmax()].numpy()
@@ -86,5 +88,5 @@ class Responder:
             for side in fit_size(*picture.shape[:2], short=short, long=long)
         ]
         image = picture if tuple(size) == picture.shape[:2] else resize(picture, tuple(size))
-        image = image if self.input_format == "RGB" else image[..., ::-1]
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().to(self.model.device)
+        image = ordered(image, self.input_format).transpose(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(image)).float().to(self.model.device)

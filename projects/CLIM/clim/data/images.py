@@ -120,6 +120,11 @@ def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     )
 
 
+def ordered(picture: np.ndarray, input_format: str) -> np.ndarray:
+    """RGB (H, W, 3) in the channel order of a config's INPUT.FORMAT, "RGB" or "BGR", or back from it; contiguous."""
+    return np.ascontiguousarray(picture if input_format == "RGB" else picture[..., ::-1])
+
+
 def _read_bytes(file_name: str) -> bytes:
     try:
         with PathManager.open(file_name, "rb") as file:

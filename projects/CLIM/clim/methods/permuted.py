@@ -17,36 +17,31 @@ from .detic import Detic
 from .grounding import Grounding
 
 
-@METHOD_REGISTRY.register()
-class PermutedDetic(Detic):
-    """Detic on mosaics whose tiles have exchanged their texts."""
+class Exchanged:
+    """Before a :class:`Method` among a class's bases: that method on tiles that have exchanged their texts."""
 
     def select(self, tiles, proposals):
         return super().select(exchanged(tiles), proposals)
 
 
 @METHOD_REGISTRY.register()
-class PermutedBaron(Baron):
-    """BARON on mosaics whose tiles have exchanged their texts."""
-
-    def select(self, tiles, proposals):
-        return super().select(exchanged(tiles), proposals)
+class PermutedDetic(Exchanged, Detic):
+    """The control of Detic."""
 
 
 @METHOD_REGISTRY.register()
-class PermutedClip(ClipContrast):
-    """CLIP's contrast on mosaics whose tiles have exchanged their texts."""
-
-    def select(self, tiles, proposals):
-        return super().select(exchanged(tiles), proposals)
+class PermutedBaron(Exchanged, Baron):
+    """The control of BARON."""
 
 
 @METHOD_REGISTRY.register()
-class PermutedGrounding(Grounding):
-    """OV-RCNN's pre-training on mosaics whose tiles have exchanged their texts."""
+class PermutedClip(Exchanged, ClipContrast):
+    """The control of CLIP's contrast."""
 
-    def select(self, tiles, proposals):
-        return super().select(exchanged(tiles), proposals)
+
+@METHOD_REGISTRY.register()
+class PermutedGrounding(Exchanged, Grounding):
+    """The control of OV-RCNN's pre-training."""
 
 
 def exchanged(tiles: Tiles) -> Tiles:

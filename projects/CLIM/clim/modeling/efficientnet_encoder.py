@@ -16,7 +16,7 @@ from clim.errors import UserError
 from clim.paths import resolve
 from clim.text.clip_weights import Half, read_weights
 
-from .efficientnet import LAST_SHARED, OUT_CHANNELS, _lite0
+from .efficientnet import LAST_SHARED, OUT_CHANNELS, folded_lite0
 from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, as_rois, pool_rois
 
 ROI_SIZE = 7
@@ -48,7 +48,7 @@ class EfficientNetLite0(ImageEncoder):
                 of ImageNet and a random projection.
         """
         super().__init__()
-        net = _lite0()
+        net = folded_lite0()
         count = len(net._blocks)
         if not 0 <= unlocked_blocks <= count:
             raise UserError(

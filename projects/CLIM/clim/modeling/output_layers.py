@@ -4,6 +4,8 @@ Shape legend: R regions, K classes, D width of text embeddings; column K of (R, 
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
@@ -64,6 +66,19 @@ class TextOutputLayers(FastRCNNOutputLayers):
         self.num_classes = len(embeddings)
         mask = torch.ones(self.num_classes) if class_mask is None else class_mask
         self.freq_weight = mask.to(self.freq_weight)
+
+    @contextmanager
+    def vocabulary(self, embeddings: Tensor) -> Iterator[None]:
+        """In this block detect (K', D) other classes, afterwards the same as before."""
+        count, buffers = self.num_classes, dict(self.named_buffers())
+        try:
+            self.set_vocabulary(embeddings)
+            yield
+        finally:  # set_vocabulary exchanges buffers and writes into none, so that these are still the old ones
+            self.num_classes = count
+            for name, buffer in buffers.items():
+                owner, _, key = name.rpartition(".")
+                setattr(self.get_submodule(owner), key, buffer)
 
     def set_class_embeddings(self, embeddings: Tensor) -> None:
         """Exchange the buffer of class embeddings for that of (K', D) others."""

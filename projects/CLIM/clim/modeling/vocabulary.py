@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clim.arguments import NAMED_CLASSES
 from clim.data import coco_splits
 from clim.errors import UserError
 from clim.paths import resolve
@@ -72,7 +73,8 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
 def _command(cfg, features: str) -> str:
     """What builds the file of the configured data set's classes, but for its output."""
     classes, text = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT
-    dataset = {65: "mini", 80: "coco", 133: "coco_panoptic"}.get(classes, f"JSON_OF_{classes}_CATEGORIES")
+    lists = {len(names): word for word, names in NAMED_CLASSES.items()}
+    dataset = lists.get(classes, f"JSON_OF_{classes}_CATEGORIES")
     return (
         f"python tools/build_text_embeddings.py classes --dataset {dataset} --features {features} "
         f"--prompt {cfg.MODEL.VOCABULARY.PROMPT} --tower {text.NAME} --pretrained '{text.PRETRAINED}'"

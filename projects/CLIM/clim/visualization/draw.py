@@ -9,6 +9,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
+from clim.data.images import ordered
+
 from . import lettering
 from .lettering import shortened
 
@@ -114,8 +116,7 @@ def draw_canvas(canvas: dict, *, image_format: str, side: int = 768, captions: b
     """
     image = canvas["image"].permute(1, 2, 0).numpy()
     tiles = canvas["tiles"]
-    rgb = np.ascontiguousarray(image[..., ::-1] if image_format == "BGR" else image)
-    image, scale = enlarge(rgb, side=side)
+    image, scale = enlarge(ordered(image, image_format), side=side)
     boxes = tiles.boxes.numpy() * scale
     font = lettering.font(max(13, round(side / 46)), text="".join(tiles.drawn))
     texts = [
