@@ -20,6 +20,7 @@ def main(args):
             loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
             resumed = args.resume and checkpointer.has_checkpoint()
             path = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
+            checkpointer.require_whole(path)
             ensemble = WeightEnsemble.of_checkpoint(model, path, loaded, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
         with ensemble.mixed():
             return evaluate(cfg, model)

@@ -61,6 +61,15 @@ def test_other_names_win_over_those_of_the_checkpoint(tiny_cfg, scene, tmp_path)
     assert set(predictor(scene).pred_classes.tolist()) <= {0, 1, 2}
 
 
+def test_models_that_do_not_detect_are_told(tiny_cfg, tmp_path):
+    with pytest.raises(UserError, match="META_ARCHITECTURE GridTextModel detects nothing"):
+        Predictor(tiny_cfg(config="mini/ovrcnn_pretrain.yaml"))
+    part = Predictor(tiny_cfg()).model.backbone.state_dict()
+    torch.save({"model": {f"backbone.{k}": v for k, v in part.items()}}, tmp_path / "part.pth")
+    with pytest.raises(UserError, match="part.pth lacks .* weights that this config's model learns"):
+        Predictor(tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "part.pth")))
+
+
 def test_boxes_are_in_pixels_of_the_upright_picture(tiny_cfg, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side

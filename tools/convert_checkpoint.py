@@ -11,7 +11,7 @@ CLIPs need no conversion.
 import argparse
 from pathlib import Path
 
-from clim.conversion import KINDS, Converted, Kind, convert, find_kind, listed, read_official
+from clim.conversion import KINDS, Converted, Kind, convert, find_kind, listed, read_official, without_wrapper
 from clim.engine import run_cleanly
 from clim.engine.checkpoint import atomic_save
 from clim.errors import UserError
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     check_output(args.output, args.file)
     print(f"Reading {args.file} …", flush=True)
     state = read_official(args.file)
-    kind = KINDS[args.kind] if args.kind else find_kind(state, KINDS.values())
+    kind = chosen_kind(state, args.kind)
     converted = convert(state, kind)
     atomic_save({"model": converted.weights}, args.output)
     print("\n".join(summary(kind, converted)))
@@ -40,10 +40,22 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"  python train_net.py {kind.arguments} MODEL.WEIGHTS {args.output}")
 
 
+def chosen_kind(state, name: str | None) -> Kind:
+    """The kind called ``name``, else the one that the tensors tell. UserError where these tell another one."""
+    if name is None:
+        return find_kind(state, KINDS.values())
+    kind, told = KINDS[name], [k.name for k in KINDS.values() if k.fits(without_wrapper(state))]
+    if told and name not in told:
+        raise UserError(f"--kind {name}: the file's tensors are those of kind {told[0]}; leave --kind out.")
+    return kind
+
+
 def check_output(output: Path, source: str) -> None:
     """UserError where the result would fall on the source, or into a folder that does not exist."""
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: {output.parent} is no folder; make it, or name another.")
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file in it.")
     if output.resolve() == Path(source).resolve():
         raise UserError(f"--output {output} is the published file itself: name another one.")
 

@@ -83,7 +83,9 @@ def test_mistakes_are_told(published, tmp_path):
         tool.main([path, "--output", path])
     with pytest.raises(UserError, match="is no folder"):
         tool.main([path, "--output", str(tmp_path / "gone" / "ours.pth")])
-    with pytest.raises(UserError, match="lacks .* tensors of kind clim-fvlm, .* is it whole"):
+    with pytest.raises(UserError, match="is a folder: name a file in it"):
+        tool.main([path, "--output", str(tmp_path)])
+    with pytest.raises(UserError, match="--kind clim-fvlm: the file's tensors are those of kind clim-detic"):
         tool.main([path, "--output", str(tmp_path / "ours.pth"), "--kind", "clim-fvlm"])
     with pytest.raises(UserError, match="missing.pth"):
         tool.main([str(tmp_path / "missing.pth"), "--output", str(tmp_path / "ours.pth")])

@@ -67,6 +67,23 @@ def test_other_shapes_are_told():
         convert(whole(b=torch.zeros(5)), PLAIN)
 
 
+def test_another_backbone_is_refused():
+    with pytest.raises(
+        UserError, match=r"backbone has 1 tensors that kind plain does not know, backbone\.layer3"
+    ):
+        convert(whole(**{"backbone.layer3.22.w": torch.ones(1)}), PLAIN)
+
+
+def test_layers_of_several_files_are_told():
+    table = {"w": Row("res2.conv1.weight"), "n": Row("res2.conv1.norm.weight")}
+    kind = Kind(name="r", what="", arguments="", fits=lambda state: True, table=table, left_out={})
+    convert({"w": torch.ones(4, 3, 1, 1), "n": torch.ones(4)}, kind)
+    with pytest.raises(
+        UserError, match=r"res2\.conv1\.norm\.weight has 5 channels, but the convolution before it 4"
+    ):
+        convert({"w": torch.ones(4, 3, 1, 1), "n": torch.ones(5)}, kind)
+
+
 def test_files_of_no_kind():
     with pytest.raises(UserError, match=r"no kind .*\(plain\): it holds q, r\.$"):
         find_kind({"q": torch.ones(1), "r": torch.ones(1)}, [PLAIN])

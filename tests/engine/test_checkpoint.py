@@ -162,6 +162,31 @@ def test_weights_of_another_architecture(tmp_path):
     assert (net.weight == 1).all()
 
 
+def test_a_file_that_lacks_what_detections_depend_on(tmp_path):
+    net = nn.ModuleDict({"method": filled(0.0), "head": filled(0.0)})
+    net["head"].register_parameter("cls_bias", nn.Parameter(torch.zeros(1)))
+    state = net.state_dict()
+    checkpointer = SafeCheckpointer(net, "")
+
+    def load(*without):
+        torch.save({"model": {k: v for k, v in state.items() if k not in without}}, tmp_path / "file.pth")
+        checkpointer.load(str(tmp_path / "file.pth"))
+        checkpointer.require_whole("file.pth")
+
+    load()
+    load("method.weight", "head.cls_bias")  # of training alone
+    assert checkpointer.lacking == ["method.weight", "head.cls_bias"]
+    with pytest.raises(
+        UserError, match=r"file\.pth lacks 1 weights that this config's model learns, head\.weight"
+    ):
+        load("head.weight", "head.cls_bias")
+    state["head.weight"] = torch.ones(7, 7)
+    with pytest.raises(UserError, match=r"head\.weight"):
+        load()
+    net["head"].weight.requires_grad_(False)
+    load()  # brought by something else
+
+
 def test_no_path_loads_nothing():
     net = filled(3.0)
     assert SafeCheckpointer(net, "").load("") == {}

@@ -33,6 +33,34 @@ def test_pairs_and_method_belong_together(tiny_cfg):
         check_sources(tiny_cfg("DATALOADER.CAPTIONS_PER_GPU", 0, "DATALOADER.MOSAICS_PER_GPU", 0))
 
 
+def test_sources_that_nobody_reads(tiny_cfg):
+    with pytest.raises(
+        UserError, match="REGIONS_PER_GPU is 1, but MODEL.META_ARCHITECTURE OpenVocabRCNN learns"
+    ):
+        check_sources(tiny_cfg("DATALOADER.REGIONS_PER_GPU", 1))
+    with pytest.raises(
+        UserError, match="DETECTION_PER_GPU is 2, but MODEL.META_ARCHITECTURE GridTextModel learns"
+    ):
+        check_sources(tiny_cfg("DATALOADER.DETECTION_PER_GPU", 2, config="mini/ovrcnn_pretrain.yaml"))
+    with pytest.raises(UserError, match="CAPTIONS_PER_GPU is 3, but MODEL.METHOD.NAME RegionClip learns"):
+        check_sources(tiny_cfg("DATALOADER.CAPTIONS_PER_GPU", 3, config="mini/clip_region_clip.yaml"))
+
+
+def test_what_is_evaluated_on_what(tiny_cfg):
+    with pytest.raises(
+        UserError, match="GridTextModel is not evaluated, only a detector that starts from it"
+    ):
+        check_datasets(tiny_cfg(config="mini/ovrcnn_pretrain.yaml"), training=False)
+    check_datasets(tiny_cfg(config="mini/ovrcnn_pretrain.yaml"), training=True)
+    with pytest.raises(
+        UserError, match="mini_val_regions is a set of type regions, but .* is evaluated on ov_coco"
+    ):
+        check_datasets(tiny_cfg("DATASETS.TEST", "('mini_val_regions',)"), training=True)
+    with pytest.raises(UserError, match="DATASETS.TEST is empty: there is nothing to evaluate on"):
+        check_datasets(tiny_cfg("DATASETS.TEST", "()"), training=False)
+    check_datasets(tiny_cfg("DATASETS.TEST", "()"), training=True)
+
+
 def test_data_sets_that_are_not_registered(tiny_cfg):
     for key in ("TRAIN", "CAPTIONS", "TEST"):
         cfg = tiny_cfg(f"DATASETS.{key}", "('mini_ov_vall',)")

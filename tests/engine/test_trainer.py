@@ -124,6 +124,18 @@ def test_divergence_that_detectron2_meets_first_names_the_pictures(tiny_cfg):
         trainer.train()
 
 
+@pytest.mark.parametrize("first, second", [([], [-20.0]), ([-20.0], [])])
+def test_resuming_with_another_model_is_told(tiny_cfg, first, second):
+    key = "MODEL.METHOD.DETIC.BIAS"
+    started(tiny_cfg("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()", key, first)).train()
+    with pytest.raises(
+        UserError, match="checkpoint in .* is of another config .*or choose another OUTPUT_DIR"
+    ):
+        Trainer(tiny_cfg("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()", key, second)).resume_or_load(
+            resume=True
+        )
+
+
 @pytest.mark.parametrize("limit", [0.0, 1.0])
 def test_a_gradient_that_is_no_number_never_reaches_the_weights(tiny_cfg, limit):
     trainer = started(tiny_cfg("SOLVER.MAX_ITER", 1, "SOLVER.CLIP_GLOBAL_NORM", limit))
@@ -189,7 +201,9 @@ def test_wrong_solver_values_are_told(tiny_cfg):
 
 
 def test_parts_that_no_registry_knows(tiny_cfg):
-    for key in ("META_ARCHITECTURE", "METHOD.NAME", "ROI_HEADS.NAME", "BACKBONE.NAME"):
+    with pytest.raises(UserError, match="METHOD.NAME 'Nothing' is unknown: choose one of Baron, ClipContrast"):
+        build(tiny_cfg("MODEL.METHOD.NAME", "Nothing"))
+    for key in ("META_ARCHITECTURE", "ROI_HEADS.NAME", "BACKBONE.NAME"):
         with pytest.raises(UserError, match="does not exist.*Nothing"):
             build(tiny_cfg(f"MODEL.{key}", "Nothing"))
 

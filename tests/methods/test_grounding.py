@@ -197,7 +197,15 @@ def test_wrong_words_are_told(make, load_cfg, tiny_bert):
         make("LOCAL_METRIC", "l2")
     with pytest.raises(UserError, match=r"HEADS 5 does not divide MODEL\.TEXT\.DIM 32"):
         make("HEADS", 5)
+    with pytest.raises(UserError, match=r"TEMPERATURE 1.0 divides cosines, which differ by 2 at most"):
+        make("LOCAL_METRIC", "cosine")
     bert = ["MODEL.TEXT.NAME", str(tiny_bert), "MODEL.TEXT.DIM", DIM]
+    for pictures, group in ((1, 0), (1, 8), (9, 4), (5, 2)):
+        keys = ["DATALOADER.CAPTIONS_PER_GPU", pictures, "MODEL.METHOD.GROUNDING.CONTRAST_GROUP", group]
+        with pytest.raises(
+            UserError, match=f"CONTRAST_GROUP {group} leaves one of .* {pictures} pictures alone"
+        ):
+            build_method(load_cfg("OVRCNN_pretrain.yaml", *bert, *keys), pools="cells")
     with pytest.raises(UserError, match=r"CAPTIONS_PER_GPU is 0: raise it, or set LAYERS 0"):
         build_method(load_cfg("OVRCNN_pretrain.yaml", *bert, "DATALOADER.CAPTIONS_PER_GPU", 0), pools="cells")
     with pytest.raises(UserError, match=r"ViT-B-32-quickgelu is a CLIP"):

@@ -50,6 +50,12 @@ def joint(captions=(), mosaics=()):
     return {"detection": [], "captions": list(captions), "mosaics": list(mosaics), "regions": []}
 
 
+def test_a_canvas_has_a_cell_for_every_tile(make):
+    make("INPUT.MOSAIC.SIZE", 128)
+    with pytest.raises(UserError, match="SIZE 96 px has less than one cell of 32 px .* make it at least 128"):
+        make("INPUT.MOSAIC.SIZE", 96)
+
+
 def seen(model, batch):
     """What the method is given: (embeddings, cells) of the one call of its ``losses``."""
     told = []

@@ -260,15 +260,30 @@ def test_without_a_configured_vocabulary_the_checkpoints_is_used(layers, caplog,
     assert head.num_classes == classes and not caplog.records
 
 
-def test_weights_without_a_projection_are_told(layers, caplog):
-    head = layers()
+def test_weights_without_a_projection_are_refused(layers, caplog):
+    head = layers("MODEL.WEIGHTS", "stage1.pth")
     state = other_state(head)
     del state["emb_pred.weight"]
-    head.load_state_dict(state, strict=False)
-    assert "hold no projection into the space of words" in caplog.text
-    caplog.clear()
+    with pytest.raises(
+        UserError, match="lacks the projection into the space of words: emb_pred would stay random"
+    ):
+        head.load_state_dict(state, strict=False)
     head.load_state_dict(head.state_dict())
-    assert not caplog.records
+    assert "emb_pred" not in caplog.text
+    layers("MODEL.WEIGHTS", "")  # for tests and trials
+    assert "MODEL.WEIGHTS is empty: emb_pred would stay random" in caplog.text
+
+
+def test_classes_are_no_sentence_embeddings(layers, tmp_path):
+    np.save(tmp_path / "clip.npy", np.eye(CLASSES, DIM))
+    with pytest.raises(
+        UserError, match=r"clip\.npy holds unit vectors, .* --features words .* --output FILE"
+    ):
+        layers("MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "clip.npy"))
+    with pytest.raises(
+        UserError, match='CLASSIFIER is "pseudo_words", but OV-RCNN has a classifier of its own'
+    ):
+        layers("MODEL.OPEN_VOCAB.CLASSIFIER", "pseudo_words")
 
 
 def test_another_vocabulary_at_run_time(layers):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clim.errors import UserError
-from clim.text.towers import build_text_tower
+from clim.text.towers import bert_config, build_text_tower
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,33 @@ def test_a_bert_in_a_folder(minilm, tmp_path, phrases):
     moved = build_text_tower(name=str(tmp_path / "bert"))
     assert torch.equal(moved.encode(phrases), minilm.encode(phrases))
     assert moved.fingerprint == minilm.fingerprint  # a cache survives the move
+
+
+def test_a_tokenizer_of_another_model(tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "bert")
+    (tmp_path / "bert/tokenizer.json").unlink()
+    words = (tiny_bert / "vocab.txt").read_text().splitlines()
+    (tmp_path / "bert/vocab.txt").write_text("\n".join(words[:34]))
+    with pytest.raises(UserError, match="has a tokenizer of 34 word pieces, but its BERT knows 58"):
+        build_text_tower(name=str(tmp_path / "bert"))
+
+
+def test_a_file_that_was_cut_off(tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path / "bert")
+    weights = tmp_path / "bert/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="holds no readable BERT"):
+        build_text_tower(name=str(tmp_path / "bert"))
+    (tmp_path / "bert/config.json").write_text('{"hidden_size": ')
+    with pytest.raises(UserError, match="config.json is not valid json .*whole BERT"):
+        bert_config(str(tmp_path / "bert"))
+
+
+def test_a_bert_that_is_not_there(tmp_path):
+    with pytest.raises(
+        UserError, match="no BERT in .*bert-base-uncased: put its config.json, model.safetensors and"
+    ):
+        build_text_tower(name=str(tmp_path / "bert-base-uncased"))
 
 
 def test_a_folder_without_weights(tmp_path):

@@ -81,8 +81,10 @@ def test_words_are_plain_means_of_the_rows_of_their_pieces(tiny_bert):
     for mean, pieces in zip(means, expected.values(), strict=True):
         torch.testing.assert_close(mean, sum(pieces) / len(pieces))
     assert word_piece_means(tower, []).shape == (0, 32)
-    with pytest.raises(UserError, match="class name ' ' has no word"):
+    with pytest.raises(UserError, match="class name ' ' is not of words"):
         word_piece_means(tower, ["dog", " "])
+    with pytest.raises(UserError, match="'dog 🐶' is not of words that the text tower knows"):
+        word_piece_means(tower, ["dog", "dog 🐶"])
 
 
 def test_a_lazy_and_a_cached_tower_show_their_words(tiny_bert, tmp_path):

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
 from detectron2.structures import Instances
 from torchvision.ops import nms
 
 from clim.data.images import read_image
 from clim.engine.checkpoint import SafeCheckpointer
+from clim.errors import UserError
 from clim.modeling.vocabulary import num_classes
 
 
@@ -30,13 +31,21 @@ class Predictor:
 
     def __init__(self, cfg, *, score_threshold: float = 0.0):
         """Weights: cfg.MODEL.WEIGHTS, "" for random ones. Boxes below ``score_threshold`` are dropped."""
+        architecture = cfg.MODEL.META_ARCHITECTURE
+        if not issubclass(META_ARCH_REGISTRY.get(architecture), GeneralizedRCNN):
+            raise UserError(
+                f"MODEL.META_ARCHITECTURE {architecture} detects nothing: name the config of a detector, such as one "
+                "that starts from it."
+            )
         self.input_format = cfg.INPUT.FORMAT
         self.names = class_names(cfg)
         base = _metadata(cfg, "base_classes")
         self.novel = frozenset(i for i, name in enumerate(self.names) if base and name not in base)
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.model = build_model(cfg).eval()
-        SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS).load(cfg.MODEL.WEIGHTS)
+        checkpointer = SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
+        checkpointer.load(cfg.MODEL.WEIGHTS)
+        checkpointer.require_whole(cfg.MODEL.WEIGHTS)
         predictor = self.model.roi_heads.box_predictor
         if cfg.MODEL.VOCABULARY.NAMES:
             with_boxes = torch.tensor([i not in self.novel for i in range(len(self.names))]).float()

@@ -12,7 +12,7 @@
 
 from .clim_detic import CLIM_DETIC
 from .clim_fvlm import CLIM_FVLM
-from .kind import Converted, Kind, convert, find_kind, listed
+from .kind import Converted, Kind, convert, find_kind, listed, without_wrapper
 from .official_file import read_official
 from .ovdet_baron import OVDET_BARON
 from .ovrcnn import OVRCNN
@@ -20,4 +20,4 @@ from .ovrcnn_pretrain import OVRCNN_PRETRAIN
 
 KINDS = {kind.name: kind for kind in (OVRCNN_PRETRAIN, OVRCNN, CLIM_DETIC, OVDET_BARON, CLIM_FVLM)}
 
-__all__ = ["KINDS", "Converted", "Kind", "convert", "find_kind", "listed", "read_official"]
+__all__ = ["KINDS", "Converted", "Kind", "convert", "find_kind", "listed", "read_official", "without_wrapper"]

@@ -103,6 +103,12 @@ def convert(state: State, kind: Kind) -> Converted:
             left_out.setdefault(reason, []).append(name)
         else:
             unknown.append(name)
+    if layers := [name for name in unknown if name.startswith("backbone.")]:
+        raise UserError(
+            f"The file's backbone has {len(layers)} tensors that kind {kind.name} does not know, {listed(layers)}: it "
+            "is another backbone, which is not converted."
+        )
+    _check_widths(weights)
     return Converted(weights, left_out, unknown, [row.ours for row in lacking.values()])
 
 
@@ -125,6 +131,20 @@ def _changed(name: str, tensor: Tensor, kind: Kind) -> Tensor:
         raise UserError(
             f"{name} has shape {tuple(tensor.shape)}, which no file of kind {kind.name} has: name another --kind."
         ) from error
+
+
+def _check_widths(weights: State) -> None:
+    """UserError where a normalisation is not as wide as the convolution before it: layers of several files."""
+    for name, scale in weights.items():
+        conv = (
+            weights.get(name.removesuffix("norm.weight") + "weight")
+            if name.endswith(".norm.weight")
+            else None
+        )
+        if conv is not None and len(conv) != len(scale):
+            raise UserError(
+                f"{name} has {len(scale)} channels, but the convolution before it {len(conv)}: the file is not whole."
+            )
 
 
 def _needs_none(state: State) -> str:

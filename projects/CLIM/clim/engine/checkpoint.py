@@ -23,11 +23,15 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     Args:
         trusted: load files that hold more than tensors and arrays, which may run code from them.
+
+    Attributes:
+        lacking: weights that learn and that the last file did not give, or in another shape.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, *, trusted: bool = False, **checkpointables):
         super().__init__(model, save_dir, **checkpointables)
         self.trusted = trusted
+        self.lacking: list[str] = []
 
     def save(self, name: str, **kwargs) -> None:
         """Write ``name``.pth and point ``last_checkpoint`` at it; call on the main process only."""
@@ -75,16 +79,16 @@ class SafeCheckpointer(DetectionCheckpointer):
         names = len(checkpoint["model"])
         try:
             incompatible = super()._load_model(checkpoint)
-        except UserError:  # a sentence already, although it is a RuntimeError
-            raise
         except RuntimeError as error:  # names that a model translates are compared late
             reason = str(error).strip().splitlines()[-1].strip()
             raise UserError(
                 f"The weights in the file do not fit this model ({reason}): it is of another architecture; "
                 "check MODEL.WEIGHTS against the config."
             ) from error
+        absent = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
+        self.lacking = [n for n, p in self.model.named_parameters() if p.requires_grad and n in absent]
         # Parameters without any in the file: Detectron2 would go on from random ones.
-        if set(incompatible.missing_keys) >= {name for name, _ in self.model.named_parameters()}:
+        if absent >= {name for name, _ in self.model.named_parameters()}:
             raise UserError(
                 f"None of the {names} weights in the file fits this model: it is of another architecture; "
                 "check MODEL.WEIGHTS against the config."
@@ -98,6 +102,15 @@ class SafeCheckpointer(DetectionCheckpointer):
                     "MODEL.VOCABULARY.NAMES or MODEL.VOCABULARY.EMBEDDINGS."
                 )
         return incompatible
+
+    def require_whole(self, path: str) -> None:
+        """UserError where ``path``, which was loaded, left random what detections or scores depend on."""
+        depends = [n for n in self.lacking if not n.startswith("method.") and not n.endswith(".cls_bias")]
+        if depends:
+            raise UserError(
+                f"{path} lacks {len(depends)} weights that this config's model learns, {depends[0]} for one, so that "
+                "what it finds would mean nothing: name a file of a training of this config, or of one like it."
+            )
 
     def _check_vocabulary(self, name: str, theirs: tuple, ours: tuple) -> None:
         """A configured vocabulary wins over a file's; without one, random embeddings would take its place."""

@@ -44,11 +44,13 @@ def check_sources(cfg) -> None:
         )
     architecture = cfg.MODEL.META_ARCHITECTURE
     readers = {
-        f"MODEL.META_ARCHITECTURE {architecture}": _sources(META_ARCH_REGISTRY, architecture),
+        f"MODEL.META_ARCHITECTURE {architecture}": _declared(
+            META_ARCH_REGISTRY, architecture, "sources", default=STREAMS
+        ),
         f"MODEL.METHOD.NAME {method}": {
-            "detection",
-            *_sources(METHOD_REGISTRY, method),
-        },  # boxes are the model's
+            "detection",  # the model's own business
+            *_declared(METHOD_REGISTRY, method, "sources", default=STREAMS),
+        },
     }
     for reader, reads in readers.items():
         for source, size in batch_sizes(cfg).items():
@@ -58,9 +60,9 @@ def check_sources(cfg) -> None:
                 )
 
 
-def _sources(registry, name: str) -> set[str]:
-    """What the class of that name learns from; all where it does not say, or is not there, which is told later."""
-    return set(getattr(registry.get(name), "sources", STREAMS) if name in registry else STREAMS)
+def _declared(registry, name: str, attribute: str, *, default):
+    """What the class of that name says of itself; ``default`` where it says nothing, or is not there."""
+    return getattr(registry.get(name), attribute, default) if name in registry else default
 
 
 def _share(value) -> bool:
@@ -73,6 +75,10 @@ def _positive(value) -> bool:
 
 def _not_negative(value) -> bool:
     return value >= 0
+
+
+def _ratios(bounds) -> bool:
+    return len(bounds) == 2 and 0 < bounds[0] <= bounds[1]
 
 
 def _interval(bounds) -> bool:
@@ -89,15 +95,20 @@ RANGES = (
     ("INPUT.MOSAIC.COMPOSE", lambda v: v in ("loader", "device"), "loader or device"),
     ("INPUT.MOSAIC.FLIP", _share, "a probability"),
     ("INPUT.MOSAIC.CROP_SCALE", _interval, "two parts of the area, 0 < smaller <= larger <= 1"),
-    (
-        "INPUT.MOSAIC.CROP_RATIO",
-        lambda v: len(v) == 2 and 0 < v[0] <= v[1],
-        "two ratios, 0 < smaller <= larger",
-    ),
+    ("INPUT.MOSAIC.CROP_RATIO", _ratios, "two ratios, 0 < smaller <= larger"),
     ("INPUT.MOSAIC.GROUPS", _not_negative, "a number, 0 for none"),
     ("DATALOADER.NUM_WORKERS", _not_negative, "a number, 0 for none"),
     ("DATALOADER.ALTERNATE", lambda v: all(w > 0 for w in v), "weights above 0, or none"),
+    ("MODEL.METHOD.DETIC.TEMPERATURE", _positive, "a factor above 0"),
+    ("MODEL.METHOD.DETIC.CAPTION_WEIGHT", _not_negative, "a factor, 0 for none"),
+    ("MODEL.METHOD.DETIC.TAG_WEIGHT", _not_negative, "a factor, 0 for none"),
+    ("MODEL.METHOD.DETIC.NEGATIVE_WEIGHT", _not_negative, "a factor, 0 for none"),
+    ("MODEL.METHOD.DETIC.TAG_MIN_IOF", _share, "a part of a proposal"),
+    ("MODEL.METHOD.DETIC.TAG_TOPK", _positive, "a number above 0"),
     ("MODEL.METHOD.DETIC.QUEUE_LENGTH", _not_negative, "a number, 0 for none"),
+    ("MODEL.OPEN_VOCAB.TEMPERATURE", _positive, "a factor above 0"),
+    ("MODEL.OVRCNN.BACKGROUND_WEIGHT", _not_negative, "a factor, 0 for none"),
+    ("MODEL.FVLM.BACKGROUND_WEIGHT", _not_negative, "a factor, 0 for none"),
     ("MODEL.OPEN_VOCAB.WORDS", _positive, "a number above 0"),
     ("MODEL.OPEN_VOCAB.WORD_DROPOUT", _share, "a probability"),
     ("MODEL.METHOD.BARON.WORD_DROPOUT", _share, "a probability"),
@@ -107,11 +118,23 @@ RANGES = (
         lambda v: v > 0 and v % 2 == 0,
         "an even number, a sine and a cosine each",
     ),
+    ("MODEL.METHOD.BARON.FREQUENCY_BASE", _positive, "a factor above 0"),
+    ("MODEL.METHOD.BARON.WEIGHT", _positive, "a factor above 0"),
+    ("MODEL.METHOD.BARON.MIN_IOF", _share, "a part of a proposal"),
+    ("MODEL.METHOD.BARON.TOPK", _positive, "a number above 0"),
+    ("MODEL.METHOD.BARON.RATIO", _ratios, "two ratios, 0 < smaller <= larger"),
+    ("MODEL.METHOD.BARON.MIN_AREA", _share, "a part of the tile's area"),
+    ("MODEL.METHOD.BARON.MIN_OBJECTNESS", _share, "a probability"),
+    ("MODEL.METHOD.BARON.NMS", _share, "an IoU"),
     ("MODEL.METHOD.BARON.TEMPERATURE", _positive, "a factor above 0"),
     ("MODEL.METHOD.BARON.QUEUE_LENGTH", _not_negative, "a number, 0 for none"),
     ("MODEL.METHOD.BARON.PROPOSALS", _not_negative, "a number, 0 for the tile alone"),
     ("MODEL.METHOD.GROUNDING.TEMPERATURE", _positive, "a divisor above 0"),
-    ("MODEL.METHOD.GROUNDING.CONTRAST_GROUP", _not_negative, "a number of tiles, 0 for all"),
+    (
+        "MODEL.METHOD.GROUNDING.CONTRAST_GROUP",
+        lambda v: v == 0 or v > 1,
+        "a number of tiles above 1, or 0 for all",
+    ),
     ("MODEL.METHOD.GROUNDING.MAX_CELLS", _not_negative, "a number, 0 for all"),
     ("MODEL.METHOD.GROUNDING.LAYERS", _not_negative, "a number, 0 for no transformer"),
     ("MODEL.METHOD.GROUNDING.HEADS", _positive, "a number above 0"),
@@ -171,7 +194,18 @@ def check_device(cfg) -> None:
 
 
 def check_datasets(cfg, *, training: bool) -> None:
-    """UserError for data sets that are not registered, or that have other classes than the detector."""
+    """UserError for data sets that are not registered, have other classes than the detector or suit another model,
+    and for an evaluation of nothing.
+    """
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    kinds = _declared(META_ARCH_REGISTRY, architecture, "evaluated_on", default=None)
+    if kinds == () and (cfg.DATASETS.TEST or not training):
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE {architecture} is not evaluated, only a detector that starts from it: set "
+            "DATASETS.TEST to () in training."
+        )
+    if not training and not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: there is nothing to evaluate on.")
     for key in ("TRAIN", "CAPTIONS", "REGIONS", "TEST") if training else ("TEST",):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog.list():
@@ -179,8 +213,14 @@ def check_datasets(cfg, *, training: bool) -> None:
             if key in ("CAPTIONS", "REGIONS"):  # what they speak of is the method's business
                 continue
             metadata = MetadataCatalog.get(name)
+            kind = metadata.get("evaluator_type") or "ov_coco"
+            if key == "TEST" and kinds is not None and kind not in kinds:
+                raise UserError(
+                    f"DATASETS.TEST {name} is a set of type {kind}, but MODEL.META_ARCHITECTURE {architecture} is "
+                    f"evaluated on {' and '.join(kinds)}: choose another set."
+                )
             classes = metadata.get("thing_classes")
-            if classes is not None and metadata.get("evaluator_type") == "regions":
+            if classes is not None and kind == "regions":
                 classes = region_classes(metadata)
             if classes is not None and len(classes) != num_classes(cfg):
                 raise UserError(

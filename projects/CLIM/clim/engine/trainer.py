@@ -84,7 +84,7 @@ class Trainer(TrainerBase):
             build_evaluators(cfg)
             if cfg.MODEL.METHOD.NAME:
                 check_text_width(cfg, self.raw_model.text_encoder)
-            state = self.checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+            state = self._load(resuming)
             self.ensemble = WeightEnsemble(self.raw_model, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
             if resuming:
                 self.start_iter, seed = state["iteration"] + 1, state["data_seed"]
@@ -108,6 +108,24 @@ class Trainer(TrainerBase):
                 "Resuming with another number of processes, other queues or without rank_states/: random "
                 "states and queues start afresh, so losses will differ slightly from an uninterrupted run."
             )
+
+    def _load(self, resuming: bool) -> dict:
+        """MODEL.WEIGHTS or the last checkpoint; UserError where the latter is of another model than the config's."""
+        try:
+            state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
+        except ValueError as error:  # parameter groups of the optimiser
+            if not resuming:
+                raise
+            raise self._of_another_config(f"{error}".rstrip(".")) from error
+        if resuming and self.checkpointer.lacking:
+            raise self._of_another_config(f"it has no {self.checkpointer.lacking[0]} of this model's")
+        return state
+
+    def _of_another_config(self, difference: str) -> UserError:
+        return UserError(
+            f"The checkpoint in {self.cfg.OUTPUT_DIR} is of another config ({difference}): resume with the one "
+            "that it was trained with, or choose another OUTPUT_DIR."
+        )
 
     def _check_world(self, before: int) -> None:
         now = comm.get_world_size()

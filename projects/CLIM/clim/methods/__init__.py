@@ -21,6 +21,11 @@ def build_method(cfg, *, pools: str = "boxes") -> Method | None:
     name, classifier = cfg.MODEL.METHOD.NAME, cfg.MODEL.OPEN_VOCAB.CLASSIFIER
     if not name:
         return None
+    if name not in METHOD_REGISTRY:
+        known = ", ".join(sorted(n for n, _ in METHOD_REGISTRY))
+        raise UserError(
+            f'MODEL.METHOD.NAME {name!r} is unknown: choose one of {known}, or "" for boxes alone.'
+        )
     method = METHOD_REGISTRY.get(name)
     if method.pools != pools:
         raise UserError(

@@ -65,6 +65,7 @@ class Grounding(Method):
                 raise UserError(
                     f'MODEL.METHOD.GROUNDING.{key} is "{grounding[key]}": choose one of {", ".join(known)}.'
                 )
+        _check_contrast(cfg)
         return {
             "global_metric": grounding.GLOBAL_METRIC,
             "local_metric": grounding.LOCAL_METRIC,
@@ -172,3 +173,21 @@ def build_transformer(cfg) -> MultimodalTransformer | None:
         dropout=grounding.DROPOUT,
         mask_padding=grounding.MASK_PADDING,
     )
+
+
+def _check_contrast(cfg) -> None:
+    """UserError for settings with which nothing can be learnt: one tile alone, or cosines that hardly differ."""
+    grounding, plain = cfg.MODEL.METHOD.GROUNDING, cfg.DATALOADER.CAPTIONS_PER_GPU
+    if grounding.LOCAL_METRIC == "cosine" and grounding.TEMPERATURE >= 1:
+        raise UserError(
+            f"MODEL.METHOD.GROUNDING.TEMPERATURE {grounding.TEMPERATURE} divides cosines, which differ by 2 at most: "
+            "set it to 0.01, or LOCAL_METRIC to dot."
+        )
+    if cfg.DATALOADER.MOSAICS_PER_GPU and grounding.JOINT:
+        return  # the tiles of a canvas are there as well
+    group = grounding.CONTRAST_GROUP or plain
+    if plain and min(plain, plain % group or group) == 1:
+        raise UserError(
+            f"MODEL.METHOD.GROUNDING.CONTRAST_GROUP {grounding.CONTRAST_GROUP} leaves one of DATALOADER."
+            f"CAPTIONS_PER_GPU {plain} pictures alone, with none to be told from: change either."
+        )

@@ -11,13 +11,12 @@ from fvcore.nn import c2_xavier_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clim.errors import UserError
 from clim.losses import cosine_logits, masked_softmax_ce
 
 from .classifier import CosineClassifier
 from .fvlm_scores import fused_log_scores, log_odds
 from .roi_heads import OpenVocabOutputLayers
-from .vocabulary import num_classes
+from .vocabulary import needs_cosines, num_classes
 
 
 class BackgroundClassifier(CosineClassifier):
@@ -74,11 +73,7 @@ class FVLMOutputLayers(OpenVocabOutputLayers):
 
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):
-        if cfg.MODEL.OPEN_VOCAB.CLASSIFIER != "cosine":
-            raise UserError(
-                f'MODEL.OPEN_VOCAB.CLASSIFIER is "{cfg.MODEL.OPEN_VOCAB.CLASSIFIER}", but F-VLM compares regions with '
-                'sentence embeddings: set "cosine".'
-            )
+        needs_cosines(cfg, "F-VLM")
         ret = super().from_config(cfg, input_shape, text_encoder=text_encoder)
         fvlm = cfg.MODEL.FVLM
         ret.update(

@@ -22,6 +22,7 @@ class GridTextModel(ImageTextModel):
 
     pools = "cells"
     sources = ("captions", "mosaics")
+    evaluated_on = ()
 
     @classmethod
     def from_config(cls, cfg):
@@ -30,6 +31,12 @@ class GridTextModel(ImageTextModel):
             raise UserError(
                 f"MODEL.IMAGE_ENCODER.NAME {cfg.MODEL.IMAGE_ENCODER.NAME} has no grid of cells to ground words in: "
                 "choose ResNetGrid or EfficientNetLite0."
+            )
+        mosaic, stride = cfg.INPUT.MOSAIC, ret["image_encoder"].dense_stride
+        if cfg.DATALOADER.MOSAICS_PER_GPU and mosaic.SIZE < stride * max(mosaic.GRIDS):
+            raise UserError(
+                f"INPUT.MOSAIC.SIZE {mosaic.SIZE} px has less than one cell of {stride} px for each tile of "
+                f"INPUT.MOSAIC.GRIDS {mosaic.GRIDS}: make it at least {stride * max(mosaic.GRIDS)}."
             )
         if ret["device_grids"]:
             raise UserError(

@@ -32,6 +32,7 @@ class ImageTextModel(nn.Module):
 
     pools = "boxes"  # as a method's
     sources = ("captions", "mosaics", "regions")
+    evaluated_on: tuple[str, ...] = ("regions",)  # types of test sets
 
     @configurable
     def __init__(

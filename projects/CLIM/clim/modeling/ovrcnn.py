@@ -9,13 +9,18 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clim.errors import UserError
 from clim.losses import masked_softmax_ce
 
 from .fvlm_scores import log_odds
 from .output_layers import BOX_PREDICTOR_REGISTRY, TextOutputLayers, keep_vocabulary
-from .vocabulary import class_mask, competing_classes, is_configured, num_classes
+from .vocabulary import class_mask, competing_classes, is_configured, needs_cosines, num_classes
 
 logger = logging.getLogger(__name__)
+_MEANINGLESS = (
+    "emb_pred would stay random, as it is frozen, and the detector's classes mean nothing; start from OV-RCNN's "
+    "pre-training."
+)
 
 
 @BOX_PREDICTOR_REGISTRY.register()
@@ -62,6 +67,9 @@ class OVRCNNOutputLayers(TextOutputLayers):
 
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):
+        needs_cosines(cfg, "OV-RCNN")
+        if not cfg.MODEL.WEIGHTS:
+            logger.warning("MODEL.WEIGHTS is empty: %s", _MEANINGLESS)
         return super().from_config(cfg, input_shape) | {
             "num_classes": num_classes(cfg),
             "cls_agnostic_bbox_reg": True,
@@ -110,7 +118,6 @@ def _with_background(class_embeddings: Tensor) -> Tensor:
 
 def _miss_projection(module: OVRCNNOutputLayers, state_dict, prefix, *_):
     if f"{prefix}emb_pred.weight" not in state_dict:
-        logger.warning(
-            "The loaded weights hold no projection into the space of words (emb_pred): the detector's is random, and "
-            "as it is frozen, its classes mean nothing. Start from OV-RCNN's pre-training (MODEL.WEIGHTS)."
+        raise UserError(
+            f"MODEL.WEIGHTS: the file lacks the projection into the space of words: {_MEANINGLESS}"
         )

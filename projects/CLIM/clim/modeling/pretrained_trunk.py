@@ -15,13 +15,15 @@ from .efficientnet import LAST_SHARED
 logger = logging.getLogger(__name__)
 
 ENCODER = "image_encoder."
+_TRUNK = ("backbone.", "roi_heads.res5.")
 PROJECTION = "roi_heads.box_predictor.emb_pred."
 
 
 def take_pretrained_trunk(module: nn.Module, state_dict, prefix, *_):
     """Load-state-dict pre-hook of a detector: rename an image encoder's weights; others are left as they are.
 
-    What this detector has no place for keeps its name, which the checkpointer reports. UserError where shapes differ.
+    What this detector has no place for keeps its name, which the checkpointer reports. UserError where shapes differ,
+    or a part of the trunk is not there.
     """
     mine = module.state_dict()
     taken = {}
@@ -37,6 +39,12 @@ def take_pretrained_trunk(module: nn.Module, state_dict, prefix, *_):
                 f"MODEL.WEIGHTS: the file's image encoder gives {name} the shape {tuple(theirs.shape)}, but here it is "
                 f"{tuple(mine[name].shape)}: backbone and MODEL.TEXT.DIM must be those of its pre-training."
             )
+    lacking = [name for name in mine if name.startswith(_TRUNK) and name not in taken]
+    if lacking := [name for name in lacking if not name.endswith("num_batches_tracked")]:
+        raise UserError(
+            f"MODEL.WEIGHTS: the file's image encoder lacks {len(lacking)} tensors of the trunk, {lacking[0]} for one: "
+            "it must be of the config's depth (MODEL.RESNETS.DEPTH)."
+        )
     state_dict.update({prefix + name: value for name, value in taken.items()})
     projection = "with" if PROJECTION + "weight" in taken else "without"
     logger.info(

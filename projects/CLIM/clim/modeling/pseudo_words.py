@@ -32,6 +32,7 @@ class PseudoWordClassifier(CosineClassifier):
 
     @configurable
     def __init__(self, in_features: int, *, tower: TextTower, words: int, dropout: float, **kwargs):
+        tower.check_length(words)
         super().__init__(in_features, width=words * tower.word_dim, **kwargs)
         nn.init.normal_(self.linear.weight, std=0.01)  # MMDetection's start of a box head's classifier
         nn.init.zeros_(self.linear.bias)

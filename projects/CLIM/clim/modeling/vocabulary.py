@@ -40,6 +40,15 @@ def classifier_type(cfg) -> type[CosineClassifier]:
     return CLASSIFIERS[name]
 
 
+def needs_cosines(cfg, name: str) -> None:
+    """UserError where another classifier is configured than ``name``'s own, which it would not use."""
+    if cfg.MODEL.OPEN_VOCAB.CLASSIFIER != "cosine":
+        raise UserError(
+            f'MODEL.OPEN_VOCAB.CLASSIFIER is "{cfg.MODEL.OPEN_VOCAB.CLASSIFIER}", but {name} has a classifier of its '
+            'own: set "cosine", the default.'
+        )
+
+
 def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tensor:
     """(K, D) from names, else from the embeddings file, else random rows that wait for a checkpoint's.
 
@@ -66,6 +75,11 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
         raise UserError(
             f"{resolve(vocabulary.EMBEDDINGS)} holds {tuple(embeddings.shape)} embeddings but MODEL.ROI_HEADS."
             f"NUM_CLASSES x MODEL.TEXT.{width_key} is {expected}: set these keys, or name another file."
+        )
+    if features == "words" and (embeddings.norm(dim=1) - 1).abs().max() < 1e-3:
+        raise UserError(
+            f"{resolve(vocabulary.EMBEDDINGS)} holds unit vectors, such as sentence embeddings, but OV-RCNN's classes "
+            f"are means of BERT's word embeddings: `{_command(cfg, features)} --output FILE`."
         )
     return embeddings
 

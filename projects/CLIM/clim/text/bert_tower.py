@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer
@@ -29,9 +30,10 @@ class BertTower(TextTower):
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
             model = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{folder} (MODEL.TEXT.NAME) holds no readable BERT: {reason}") from error
+        _check_vocabulary(folder, tokens=len(tokenizer), known=model.config.vocab_size)
         self_description = {
             "type": model.config.model_type,
             "activation": model.config.hidden_act,
@@ -57,6 +59,11 @@ class BertTower(TextTower):
     def word_embeddings(self) -> Tensor:
         """(V, W), a row for each word piece."""
         return self.model.get_input_embeddings().weight
+
+    @property
+    def unknown_id(self) -> int | None:
+        """Id of the token that stands for words the tower does not know."""
+        return self._tokenizer.unk_token_id
 
     @property
     def mask_id(self) -> int:
@@ -93,3 +100,12 @@ class BertTower(TextTower):
         weights = real.unsqueeze(-1).to(tokens.dtype)
         mean = (tokens * weights).sum(dim=1) / weights.sum(dim=1)
         return WordFeatures(mean, mean)
+
+
+def _check_vocabulary(folder: Path, *, tokens: int, known: int) -> None:
+    """UserError for another tokenizer than the model's, which reads words as unknown; a model may pad its table."""
+    if not 0.9 * known < tokens <= known:
+        raise UserError(
+            f"{folder} (MODEL.TEXT.NAME) has a tokenizer of {tokens} word pieces, but its BERT knows {known}: copy "
+            "that model's vocab.txt or tokenizer.json there."
+        )

@@ -62,14 +62,14 @@ def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
     """(K, D) float32 means of the word-embedding rows of each name's word pieces, not normalised (ovrcnn §2).
 
     No position, no context: what the tower knows of a word before it reads. Raises UserError for a name without
-    any piece.
+    any piece, or with a word that the tower does not know.
     """
     rows = []
     for name, tokens in zip(names, tower.tokenize(names) if len(names) else [], strict=True):
         pieces = tokens[1:-1]  # between the tower's start and end
-        if not pieces:
+        if not pieces or getattr(tower, "unknown_id", None) in pieces:
             raise UserError(
-                f"The class name {name!r} has no word that the text tower knows: give it another name."
+                f"The class name {name!r} is not of words that the text tower knows: give it another name."
             )
         rows.append(tower.word_embeddings[pieces].mean(dim=0))
     return torch.stack(rows).float() if rows else tower.word_embeddings.new_zeros(0, tower.word_dim)

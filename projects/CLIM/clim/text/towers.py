@@ -8,6 +8,7 @@ import open_clip
 import torch
 
 from clim.errors import UserError
+from clim.files import read_json
 from clim.paths import resolve
 from clim.text.base import TextTower
 from clim.text.clip_config import clip_config, is_clip_name
@@ -65,7 +66,7 @@ def bert_config(name: str) -> dict:
             f"MODEL.TEXT.NAME {name} is a CLIP, but single words and their context are read from a BERT: name a "
             "folder with one, or minilm."
         )
-    return json.loads((folder / "config.json").read_text())
+    return read_json(folder / "config.json", remedy="MODEL.TEXT.NAME must name a folder with a whole BERT.")
 
 
 def _bert_folder(name: str) -> Path | None:
@@ -83,6 +84,11 @@ def _bert_folder(name: str) -> Path | None:
     folder = resolve(name)
     if name and (folder / "config.json").is_file():
         return folder
+    if "bert" in name.lower():
+        raise UserError(
+            f"MODEL.TEXT.NAME {name}: no BERT in {folder}: put its config.json, model.safetensors and vocab.txt there, "
+            "as Hugging Face publishes them."
+        )
     near = ", ".join(difflib.get_close_matches(name, open_clip.list_models())) or "ViT-B-32-quickgelu"
     raise UserError(
         f"MODEL.TEXT.NAME {name!r} is neither an open_clip model (did you mean {near}?), nor a json of "
