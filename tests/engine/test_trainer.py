@@ -201,7 +201,9 @@ def test_wrong_solver_values_are_told(tiny_cfg):
 
 
 def test_parts_that_no_registry_knows(tiny_cfg):
-    with pytest.raises(UserError, match="METHOD.NAME 'Nothing' is unknown: choose one of Baron, ClipContrast"):
+    with pytest.raises(
+        UserError, match="METHOD.NAME 'Nothing' is unknown: choose one of Baron, ClipContrast"
+    ):
         build(tiny_cfg("MODEL.METHOD.NAME", "Nothing"))
     for key in ("META_ARCHITECTURE", "ROI_HEADS.NAME", "BACKBONE.NAME"):
         with pytest.raises(UserError, match="does not exist.*Nothing"):

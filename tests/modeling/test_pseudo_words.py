@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -13,6 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from clim.data.canvas_mapper import CanvasMapper
+from clim.data.coco_splits import COCO_NAMES
 from clim.engine.checkpoint import SafeCheckpointer
 from clim.errors import UserError
 from clim.losses import matched_contrast
@@ -275,6 +277,18 @@ def test_names_are_read_by_hidden_features(load_cfg, overrides, cfg, tmp_path):
     assert found.scores.max() <= 1 / (1 + math.exp(-5 - 1e-3))  # 25 · cos - 20 at most
 
 
+def test_a_file_of_other_features_is_told(load_cfg, overrides, model, tmp_path, caplog):
+    hidden = class_embeddings(HiddenFeatures(model.text_encoder), COCO_NAMES)
+    others = F.normalize(torch.randn(hidden.shape), dim=1)
+    for name, rows, told in (("attn12", hidden, False), ("final", others, True)):
+        caplog.clear()
+        np.save(tmp_path / f"{name}.npy", rows.numpy())
+        build_model(
+            load_cfg("BARON_C4.yaml", *overrides, "MODEL.VOCABULARY.EMBEDDINGS", f"{tmp_path}/{name}.npy")
+        )
+        assert (f"{name}.npy (MODEL.VOCABULARY.EMBEDDINGS) holds other features" in caplog.text) == told
+
+
 @torch.no_grad()
 def test_response_maps_are_of_what_the_tower_reads_at_every_location(model):
     features = {"res4": torch.randn(2, 1024, 4, 6, generator=torch.Generator().manual_seed(1))}
@@ -289,6 +303,8 @@ def test_response_maps_are_of_what_the_tower_reads_at_every_location(model):
 
 
 def test_mistakes_are_told(load_cfg, overrides):
+    with pytest.raises(UserError, match="100 pseudo words is longer than the 75 .* MODEL.OPEN_VOCAB.WORDS"):
+        build_model(load_cfg("BARON_BoxSup_C4.yaml", *overrides, "MODEL.OPEN_VOCAB.WORDS", 100))
     with pytest.raises(UserError, match="words of 16 dimensions, but MODEL.TEXT.WORD_DIM is 8: set it to 16"):
         build_model(load_cfg("BARON_BoxSup_C4.yaml", *overrides, "MODEL.TEXT.WORD_DIM", 8))
     with pytest.raises(UserError, match='CLASSIFIER is "words": choose one of cosine, pseudo_words'):

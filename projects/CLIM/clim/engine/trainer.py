@@ -165,7 +165,7 @@ class Trainer(TrainerBase):
                 hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
             ]
         )
-        if cfg.MODEL.META_ARCHITECTURE == "ImageTextModel":
+        if getattr(self.raw_model, "publishes_clip", False):
             name = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
             period, epochs = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.EPOCHS
             self.register_hooks(

@@ -23,6 +23,7 @@ class GridTextModel(ImageTextModel):
     pools = "cells"
     sources = ("captions", "mosaics")
     evaluated_on = ()
+    publishes_clip = False
 
     @classmethod
     def from_config(cls, cfg):

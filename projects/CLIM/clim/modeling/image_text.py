@@ -33,6 +33,7 @@ class ImageTextModel(nn.Module):
     pools = "boxes"  # as a method's
     sources = ("captions", "mosaics", "regions")
     evaluated_on: tuple[str, ...] = ("regions",)  # types of test sets
+    publishes_clip = True  # an encoder and its texts, for others to use
 
     @configurable
     def __init__(

@@ -1,9 +1,11 @@
 """The configured vocabulary: names or an embeddings file, what compares with them, which classes have boxes."""
 
 import json
+import logging
 from pathlib import Path
 
 import torch
+from detectron2.data import MetadataCatalog
 from torch import Tensor
 
 from clim.arguments import NAMED_CLASSES
@@ -15,6 +17,12 @@ from clim.text import CLASS_FEATURES, load_embeddings
 from .classifier import CosineClassifier
 from .pseudo_words import PseudoWordClassifier
 
+logger = logging.getLogger(__name__)
+
+_COMPARED = 3  # classes
+_ALIKE = (
+    0.5  # cosine; features of other prompts are more alike, those of another layer or tower are not at all
+)
 CLASSIFIERS = {"cosine": CosineClassifier, "pseudo_words": PseudoWordClassifier}
 # Features of class names → the MODEL.TEXT key of their width.
 WIDTHS = {"embedding": "DIM", "hidden": "WORD_DIM", "words": "DIM"}
@@ -81,7 +89,24 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
             f"{resolve(vocabulary.EMBEDDINGS)} holds unit vectors, such as sentence embeddings, but OV-RCNN's classes "
             f"are means of BERT's word embeddings: `{_command(cfg, features)} --output FILE`."
         )
+    if features == "hidden":  # the tower is there anyway: it reads pseudo words
+        _tell_other_features(cfg, embeddings, encoder)
     return embeddings
+
+
+def _tell_other_features(cfg, embeddings: Tensor, encoder) -> None:
+    """Warn where the first rows of the vocabulary's file are not what the tower makes of their names."""
+    sets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    names = next(filter(None, (MetadataCatalog.get(name).get("thing_classes") for name in sets)), ())
+    if len(names) != len(embeddings):
+        return
+    made = CLASS_FEATURES["hidden"](encoder, list(names[:_COMPARED]), cfg.MODEL.VOCABULARY.PROMPT).cpu()
+    if made.shape[1] != embeddings.shape[1] or (made * embeddings[:_COMPARED]).sum(1).min() < _ALIKE:
+        logger.warning(
+            f"{resolve(cfg.MODEL.VOCABULARY.EMBEDDINGS)} (MODEL.VOCABULARY.EMBEDDINGS) holds other features than "
+            f"MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME} has of the class {names[0]!r} in its last layer, with which "
+            f"regions are compared: `{_command(cfg, 'hidden')} --output FILE`."
+        )
 
 
 def _command(cfg, features: str) -> str:
