@@ -121,7 +121,12 @@ class Method(nn.Module):
     joint = True
 
     def select(self, tiles: Tiles, proposals: list[Instances] | None) -> dict[str, Regions]:
-        """Regions to embed, by role. ``proposals``: one per canvas, best first, without gradient."""
+        """Regions to embed, by role.
+
+        Args:
+            proposals: one per canvas, best first, without gradient; None where they are not needed; a list of
+                ``Grid`` for a method that pools cells.
+        """
         raise NotImplementedError
 
     def losses(

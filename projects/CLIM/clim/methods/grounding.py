@@ -79,8 +79,8 @@ class Grounding(Method):
             "text_dropout": grounding.TEXT_DROPOUT,
         }
 
-    def select(self, tiles, proposals):
-        cells = cells_of_tiles(tiles, proposals)
+    def select(self, tiles, grids):
+        cells = cells_of_tiles(tiles, grids)
         return {"cell": drop_cells(cells, self.max_cells) if self.training else cells}
 
     def losses(self, embeddings, regions, texts):

@@ -20,8 +20,8 @@ from .grounding import Grounding
 class Exchanged:
     """Before a :class:`Method` among a class's bases: that method on tiles that have exchanged their texts."""
 
-    def select(self, tiles, proposals):
-        return super().select(exchanged(tiles), proposals)
+    def select(self, tiles, candidates):
+        return super().select(exchanged(tiles), candidates)
 
 
 @METHOD_REGISTRY.register()
