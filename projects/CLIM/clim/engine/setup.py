@@ -13,14 +13,8 @@ from clim.config import add_clim_config
 from clim.data.own_sets import register_own_sets
 from clim.errors import UserError
 
-from .checks import (
-    check_composition,
-    check_datasets,
-    check_device,
-    check_keys,
-    check_ranges,
-    check_sources,
-)
+from .checks import check_composition, check_datasets, check_device, check_keys, check_sources
+from .ranges import check_ranges
 
 logger = logging.getLogger(__name__)
 

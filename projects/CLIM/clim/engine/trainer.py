@@ -21,6 +21,7 @@ from clim.errors import UserError
 
 from .checkpoint import SafeCheckpointer
 from .checks import check_text_width
+from .divergence import check_finite, diverged
 from .evaluation import build_evaluators, evaluate
 from .failures import together
 from .history import cut_metrics, put_earlier_run_aside
@@ -273,26 +274,3 @@ def build_solver(cfg, model: torch.nn.Module):
         return optimizer, build_lr_scheduler(cfg, optimizer)
     except ValueError as error:
         raise UserError(f"A SOLVER key of the config has a wrong value: {error}.") from error
-
-
-def check_finite(losses: dict, gradient_norm: float, batch: dict, iteration: int) -> None:
-    """Stop at the first loss or gradient that is not a number, before it reaches the weights."""
-    values = dict(zip(losses, torch.stack([loss.detach() for loss in losses.values()]).tolist(), strict=True))
-    values["gradient norm"] = gradient_norm
-    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise diverged(", ".join(bad), batch, iteration)
-
-
-def diverged(what: str, batch: dict, iteration: int) -> UserError:
-    """The error that names what is not finite, and the image ids of the batch."""
-    ids = {
-        source: [s["image_id"] if "image_id" in s else s["tiles"].image_ids.tolist() for s in samples]
-        for source, samples in batch.items()
-        if samples
-    }
-    rank = f" on process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
-    return UserError(
-        f"Iteration {iteration}{rank}: {what.rstrip('.')}; image ids of the batch: {ids}. Training "
-        "stopped: look at these pictures, or start anew with a lower SOLVER.BASE_LR."
-    )
