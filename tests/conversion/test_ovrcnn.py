@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from clim.conversion import KINDS, convert, find_kind
 from clim.data.coco_splits import BASE_INDICES, NOVEL_INDICES
 from clim.predictor import Predictor
+from clim.text import build_text_tower, word_piece_means
 
 CLASSES, DIM = 80, 12
 PREDICTOR = "roi_heads.box.predictor."
@@ -97,20 +98,24 @@ def test_the_converted_detector_detects_what_the_official_one_does(official, pub
 
 
 def test_it_finds_what_a_user_names(official, published, load_cfg, tmp_path):
-    """The file holds no class embeddings: the names' own are all it needs."""
-    weights = tmp_path / "ours.pth"
-    torch.save(
-        {"model": convert(published.state, find_kind(published.state, KINDS.values())).weights}, weights
-    )
-    rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    """The file holds no class embeddings: the names' own, here of MiniLM, are all it needs."""
+    projection = {
+        f"{PREDICTOR}emb_pred.weight": published.draw(384, published.out_channels),
+        f"{PREDICTOR}emb_pred.bias": published.draw(384),
+    }
+    weights = convert(published.state | projection, KINDS["ovrcnn"]).weights
+    torch.save({"model": weights}, tmp_path / "ours.pth")
     predictor = Predictor(
         load_cfg(
-            "OVRCNN_C4.yaml", "MODEL.WEIGHTS", str(weights), "MODEL.VOCABULARY.NAMES", ["zebra", "a red bus"],
-            "MODEL.TEXT.NAME", "minilm", "MODEL.TEXT.DIM", 384, "MODEL.ROI_BOX_HEAD.PREDICTOR", "OVRCNNOutputLayers",
-            *official.tiny_resnet,
+            "OVRCNN_C4.yaml", "MODEL.WEIGHTS", str(tmp_path / "ours.pth"), "MODEL.TEXT.NAME", "minilm",
+            "MODEL.TEXT.DIM", 384, "MODEL.VOCABULARY.NAMES", ["zebra", "a red bus"], *official.tiny_resnet,
         )
     )  # fmt: skip
+    head = predictor.model.roi_heads.box_predictor
+    assert torch.equal(head.emb_pred.weight, projection[f"{PREDICTOR}emb_pred.weight"])
+    rows = word_piece_means(build_text_tower(name="minilm"), ["zebra", "a red bus"])
+    torch.testing.assert_close(head.class_embeddings, F.pad(rows, (0, 0, 0, 1)))
+    picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     assert set(predictor.predict(picture).pred_classes.tolist()) <= {0, 1}
 
 

@@ -84,10 +84,11 @@ def test_region_sets_that_cannot_be_scored_are_found_before_training(tiny_cfg):
 
 
 def test_stuff_counts_among_the_classes_of_a_set(tiny_cfg):
-    cfg = tiny_cfg("DATASETS.TEST", "('coco_panoptic_val_regions',)")
+    clip = {"config": "mini/clip_clim.yaml"}
+    cfg = tiny_cfg("DATASETS.TEST", "('coco_panoptic_val_regions',)", **clip)
     with pytest.raises(UserError, match="coco_panoptic_val_regions has 133 classes, but the detector 65"):
         check_datasets(cfg, training=False)
-    check_datasets(tiny_cfg("DATASETS.TEST", "('mini_val_regions',)"), training=False)
+    check_datasets(tiny_cfg("DATASETS.TEST", "('mini_val_regions',)", **clip), training=False)
 
 
 def test_flat_figures():

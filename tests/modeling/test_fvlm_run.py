@@ -51,7 +51,9 @@ def test_what_does_not_go_with_fvlm_is_told(config):
         UserError, match="FVLMROIHeads with .* learns from boxes alone: set MODEL.METHOD.NAME, now Detic"
     ):
         build(config("MODEL.METHOD.NAME", "Detic"))
-    with pytest.raises(UserError, match='CLASSIFIER is "pseudo_words", but F-VLM compares regions'):
+    with pytest.raises(
+        UserError, match='CLASSIFIER is "pseudo_words", but F-VLM has a classifier of its own'
+    ):
         build(config("MODEL.OPEN_VOCAB.CLASSIFIER", "pseudo_words"))
 
 

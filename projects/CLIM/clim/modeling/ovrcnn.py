@@ -119,5 +119,6 @@ def _with_background(class_embeddings: Tensor) -> Tensor:
 def _miss_projection(module: OVRCNNOutputLayers, state_dict, prefix, *_):
     if f"{prefix}emb_pred.weight" not in state_dict:
         raise UserError(
-            f"MODEL.WEIGHTS: the file lacks the projection into the space of words: {_MEANINGLESS}"
+            "MODEL.WEIGHTS: the file lacks the projection into the space of words, or has one of another width than "
+            f"MODEL.TEXT.DIM: {_MEANINGLESS}"
         )
