@@ -4,8 +4,9 @@ import argparse
 import logging
 
 import pytest
+import torch
 
-from clim.arguments import NAMED_CLASSES, count, find_pictures, quiet_logging, read_names
+from clim.arguments import NAMED_CLASSES, add_device, count, find_pictures, quiet_logging, read_names
 from clim.errors import UserError
 
 
@@ -48,3 +49,15 @@ def test_a_quiet_log_leaves_out_what_torch_says_of_itself(monkeypatch):
     monkeypatch.setattr(logging.getLogger("torch.fx"), "level", logging.NOTSET)
     quiet_logging()
     assert logging.getLogger("torch.fx").getEffectiveLevel() == logging.ERROR
+
+
+def test_devices(monkeypatch):
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_device(parser)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert parser.parse_args(["--device", "cpu"]).device == "cpu"
+    for text in ("cuda:0", "gpu"):
+        with pytest.raises(argparse.ArgumentError, match=f"'{text}' is no device of this machine"):
+            parser.parse_args(["--device", text])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert parser.parse_args(["--device", "cuda:0"]).device == "cuda:0"

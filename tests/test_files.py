@@ -116,6 +116,9 @@ def test_arrays(tmp_path):
     assert names(tmp_path / "new") == ["rows"]
     found = np.load(tmp_path / "new" / "rows")
     assert found.dtype == np.float16 and np.array_equal(found, rows)
+    with pytest.raises(UserError, match="new is a folder: name a file in it"):
+        write_array(tmp_path / "new", rows)
+    assert names(tmp_path) == ["new"]
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -27,6 +27,7 @@ import torch
 import torchvision
 from tabulate import tabulate
 
+from clim.arguments import add_device
 from clim.benchmarks.memory import measure_memory
 from clim.benchmarks.mosaics import measure_mosaics
 from clim.benchmarks.pictures import find_photos, records_of, synthetic_photos
@@ -99,7 +100,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     size.add_argument("--full", action="store_const", const=1.0, dest="scale", help="the same as --scale 1")
     parser.add_argument("--threads", type=int, default=1, help="of torch and OpenCV (default 1)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config overrides, after --")
     args = parser.parse_args(argv)

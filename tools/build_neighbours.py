@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import clim.data.builtin  # noqa: F401  registers the data sets
-from clim.arguments import count
+from clim.arguments import add_device, count
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.neighbours import build_neighbours, save_neighbours
 from clim.data.sources import caption_records
@@ -159,7 +159,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--cache", default="", help="for text: folder of caption embeddings, as MODEL.TEXT.CACHE"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device(parser)
     parser.add_argument("--workers", type=int, default=2, help="processes that decode pictures")
     args = parser.parse_args(argv)
     if not args.output.endswith(".npy"):

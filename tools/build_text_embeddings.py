@@ -15,9 +15,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from clim.arguments import NAMED_CLASSES, quiet_logging, read_names
+from clim.arguments import NAMED_CLASSES, add_device, quiet_logging, read_names
 from clim.engine import run_cleanly
 from clim.errors import UserError
 from clim.files import write_array
@@ -61,7 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for command in (classes, captions):
         command.add_argument("--tower", default="ViT-B-32-quickgelu", help="as MODEL.TEXT.NAME (%(default)s)")
         command.add_argument("--pretrained", default="openai", help="as MODEL.TEXT.PRETRAINED (%(default)s)")
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        add_device(command)
     return parser.parse_args(arguments)
 
 

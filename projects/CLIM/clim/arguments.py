@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from clim.data.coco_panoptic import PANOPTIC_NAMES
 from clim.data.coco_splits import COCO_NAMES
 from clim.data.mini_concepts import MINI_CATEGORIES
@@ -70,3 +72,18 @@ def count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return number
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device, a GPU where there is one."""
+    parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _device(text: str) -> str:
+    try:
+        kind = torch.device(text).type
+    except RuntimeError:
+        kind = ""
+    if kind != "cpu" and not (kind == "cuda" and torch.cuda.is_available()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device of this machine: cuda with a GPU, or cpu")
+    return text

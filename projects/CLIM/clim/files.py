@@ -50,7 +50,9 @@ def remove(path: Path) -> None:
 
 
 def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
-    """Replace ``path`` by a .npy file, whatever its suffix."""
+    """Replace ``path`` by a .npy file, whatever its suffix; UserError where it is a folder."""
+    if Path(path).is_dir():
+        raise UserError(f"{path} is a folder: name a file in it.")
     with replacing(path) as partial, open(partial, "wb") as file:
         np.save(file, array)
 

@@ -1,11 +1,13 @@
 """Reading official files without running anything that they hold beside tensors."""
 
 import zipfile
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from clim.engine.safe_load import numpy_globals, readable, weights_of
+from clim.errors import UserError
 
 
 class Inert:
@@ -27,6 +29,8 @@ def read_official(path: str) -> dict[str, Tensor]:
 
     Raises UserError where the file is missing, damaged, holds no weights, or asks for the operating system.
     """
+    if not Path(path).is_file():
+        raise UserError(f"{path} is no file: name the published one.")
     with readable(path):
         with torch.serialization.safe_globals(numpy_globals()):
             # The old format, from before PyTorch 1.6, cannot be searched; it is read if it holds tensors alone.
