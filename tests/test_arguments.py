@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from clim.arguments import NAMED_CLASSES, add_device, count, find_pictures, quiet_logging, read_names
+from clim.arguments import add_device, count, find_pictures, quiet_logging, read_names
 from clim.errors import UserError
 
 
@@ -37,12 +37,6 @@ def test_numbers_above_0():
     for text in ("0", "-1", "1.5", "many", ""):
         with pytest.raises(argparse.ArgumentTypeError, match="no whole number above 0"):
             count(text)
-
-
-def test_lists_of_classes_are_told_apart_by_their_lengths():
-    lengths = {word: len(names) for word, names in NAMED_CLASSES.items()}
-    assert lengths == {"coco": 80, "coco_panoptic": 133, "mini": 65, "pascal_context": 59}
-    assert NAMED_CLASSES["coco_panoptic"][:80] == NAMED_CLASSES["coco"]
 
 
 def test_a_quiet_log_leaves_out_what_torch_says_of_itself(monkeypatch):

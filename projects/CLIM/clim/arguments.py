@@ -8,19 +8,8 @@ from pathlib import Path
 
 import torch
 
-from clim.data.coco_panoptic import PANOPTIC_NAMES
-from clim.data.coco_splits import COCO_NAMES
-from clim.data.mini_concepts import MINI_CATEGORIES
-from clim.data.pascal_context import PASCAL_CONTEXT
 from clim.errors import UserError
 
-# What one word stands for where a command asks for classes, in the order of the contiguous indices.
-NAMED_CLASSES: dict[str, tuple[str, ...]] = {
-    "coco": COCO_NAMES,
-    "coco_panoptic": PANOPTIC_NAMES,
-    "mini": MINI_CATEGORIES,
-    "pascal_context": PASCAL_CONTEXT,
-}
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 

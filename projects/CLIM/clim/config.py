@@ -84,9 +84,8 @@ def add_clim_config(cfg: CN) -> None:
     baron.QUEUE_LENGTH = 1024  # bags, and as many captions, per process
     baron.WEIGHT = 10.0  # of each source's loss (inferred for mosaics)
 
-    method.CLIP = clip = (
-        CN()
-    )  # image-text contrast of whole pictures and tiles (CLIM paper §3.3, clip_fvlm §2)
+    # Image-text contrast of whole pictures and tiles (CLIM paper §3.3, clip_fvlm §2).
+    method.CLIP = clip = CN()
     clip.SCALE = 100.0  # start of the learned factor of the cosines: 1 / 0.01, where OpenAI's training ended
     clip.MAX_SCALE = 100.0
     # OV-RCNN's pre-training (ovrcnn §1, §3); official values but for CLIM's, which are unpublished and inferred.

@@ -31,11 +31,10 @@ class Predictor:
 
     def __init__(self, cfg, *, score_threshold: float = 0.0):
         """Weights: cfg.MODEL.WEIGHTS, "" for random ones. Boxes below ``score_threshold`` are dropped."""
-        architecture = cfg.MODEL.META_ARCHITECTURE
-        if not issubclass(META_ARCH_REGISTRY.get(architecture), GeneralizedRCNN):
+        if not detects(cfg):
             raise UserError(
-                f"MODEL.META_ARCHITECTURE {architecture} detects nothing: name the config of a detector, such as one "
-                "that starts from it."
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} detects nothing: name the config of a "
+                "detector, such as one that starts from it."
             )
         self.input_format = cfg.INPUT.FORMAT
         self.names = class_names(cfg)
@@ -79,6 +78,11 @@ def most_confident(
     """
     found = found[found.scores >= threshold]
     return found[nms(found.pred_boxes.tensor.double(), found.scores.double(), overlap)[:top]]
+
+
+def detects(cfg) -> bool:
+    """Whether the config's model is a detector."""
+    return issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), GeneralizedRCNN)
 
 
 def class_names(cfg) -> list[str]:

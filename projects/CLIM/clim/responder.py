@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_model
+from detectron2.modeling import build_model
 from torch import Tensor
 
 from clim.data.images import ordered, resize
@@ -13,7 +13,7 @@ from clim.engine.checkpoint import SafeCheckpointer
 from clim.engine.weight_ensemble import tell_unmixed
 from clim.errors import UserError
 from clim.modeling.dense_responses import dense_embeddings, dense_stride, responses
-from clim.predictor import Predictor
+from clim.predictor import Predictor, detects
 from clim.text import CLASS_FEATURES, build_text_encoder
 
 
@@ -28,7 +28,7 @@ class Responder:
         """Weights: cfg.MODEL.WEIGHTS, "" for what the parts bring. ``prompt``: MODEL.VOCABULARY.PROMPT where None."""
         self.prompt = prompt or cfg.MODEL.VOCABULARY.PROMPT
         self.input_format = cfg.INPUT.FORMAT
-        self.detects = issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), GeneralizedRCNN)
+        self.detects = detects(cfg)
         if self.detects:
             self.model = Predictor(cfg).model
             self.features = self.model.roi_heads.box_predictor.text_features(cfg)

@@ -25,8 +25,6 @@ def readable(filename: str, *, otherwise: str = ""):
     """
     try:
         yield
-    except UserError:  # a sentence already, although _DAMAGE has RuntimeError
-        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{filename} is damaged or holds more than tensors, and was not loaded, because that could "

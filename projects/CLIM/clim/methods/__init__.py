@@ -4,6 +4,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from clim.errors import UserError
+from clim.registries import registered
 
 from .base import METHOD_REGISTRY, Method, Regions, Texts
 
@@ -21,12 +22,7 @@ def build_method(cfg, *, pools: str = "boxes") -> Method | None:
     name, classifier = cfg.MODEL.METHOD.NAME, cfg.MODEL.OPEN_VOCAB.CLASSIFIER
     if not name:
         return None
-    if name not in METHOD_REGISTRY:
-        known = ", ".join(sorted(n for n, _ in METHOD_REGISTRY))
-        raise UserError(
-            f'MODEL.METHOD.NAME {name!r} is unknown: choose one of {known}, or "" for boxes alone.'
-        )
-    method = METHOD_REGISTRY.get(name)
+    method = registered(METHOD_REGISTRY, name, key="MODEL.METHOD.NAME", otherwise=', or "" for boxes alone')
     if method.pools != pools:
         raise UserError(
             f"MODEL.METHOD.NAME {name} pools {method.pools}, but MODEL.META_ARCHITECTURE "

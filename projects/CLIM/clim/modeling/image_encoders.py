@@ -15,7 +15,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from clim.errors import UserError
+from clim.registries import registered
 
 IMAGE_ENCODER_REGISTRY = Registry("IMAGE_ENCODER")
 IMAGE_ENCODER_REGISTRY.__doc__ = """
@@ -25,11 +25,8 @@ Image encoders by name (``MODEL.IMAGE_ENCODER.NAME``): ``from_config(cfg)`` of a
 
 def build_image_encoder(cfg) -> "ImageEncoder":
     """The encoder that ``cfg.MODEL.IMAGE_ENCODER`` describes. UserError for an unknown name or missing weights."""
-    name = cfg.MODEL.IMAGE_ENCODER.NAME
-    if name not in IMAGE_ENCODER_REGISTRY:
-        known = ", ".join(sorted(n for n, _ in IMAGE_ENCODER_REGISTRY))
-        raise UserError(f"MODEL.IMAGE_ENCODER.NAME {name!r} is unknown: choose one of {known}.")
-    return IMAGE_ENCODER_REGISTRY.get(name)(cfg)
+    key = "MODEL.IMAGE_ENCODER.NAME"
+    return registered(IMAGE_ENCODER_REGISTRY, cfg.MODEL.IMAGE_ENCODER.NAME, key=key)(cfg)
 
 
 class ImageEncoder(nn.Module):

@@ -13,7 +13,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats, f
 from detectron2.utils.registry import Registry
 from torch import Tensor
 
-from clim.errors import UserError
+from clim.registries import registered
 
 from .vocabulary import vocabulary_embeddings
 
@@ -27,11 +27,9 @@ Box predictors by name: ``from_config(cfg, input_shape, text_encoder=…)`` of :
 
 def build_box_predictor(cfg, input_shape, *, text_encoder) -> "TextOutputLayers":
     """The predictor named by ``cfg.MODEL.ROI_BOX_HEAD.PREDICTOR``; UserError for a name that nothing has."""
-    name = cfg.MODEL.ROI_BOX_HEAD.PREDICTOR
-    if name not in BOX_PREDICTOR_REGISTRY:
-        known = ", ".join(sorted(n for n, _ in BOX_PREDICTOR_REGISTRY))
-        raise UserError(f"MODEL.ROI_BOX_HEAD.PREDICTOR {name!r} is unknown: choose one of {known}.")
-    return BOX_PREDICTOR_REGISTRY.get(name)(cfg, input_shape, text_encoder=text_encoder)
+    key = "MODEL.ROI_BOX_HEAD.PREDICTOR"
+    predictor = registered(BOX_PREDICTOR_REGISTRY, cfg.MODEL.ROI_BOX_HEAD.PREDICTOR, key=key)
+    return predictor(cfg, input_shape, text_encoder=text_encoder)
 
 
 class TextOutputLayers(FastRCNNOutputLayers):

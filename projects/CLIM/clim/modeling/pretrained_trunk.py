@@ -39,8 +39,8 @@ def take_pretrained_trunk(module: nn.Module, state_dict, prefix, *_):
                 f"MODEL.WEIGHTS: the file's image encoder gives {name} the shape {tuple(theirs.shape)}, but here it is "
                 f"{tuple(mine[name].shape)}: backbone and MODEL.TEXT.DIM must be those of its pre-training."
             )
-    lacking = [name for name in mine if name.startswith(_TRUNK) and name not in taken]
-    if lacking := [name for name in lacking if not name.endswith("num_batches_tracked")]:
+    trunk = [name for name in mine if name.startswith(_TRUNK) and not name.endswith("num_batches_tracked")]
+    if lacking := [name for name in trunk if name not in taken]:
         raise UserError(
             f"MODEL.WEIGHTS: the file's image encoder lacks {len(lacking)} tensors of the trunk, {lacking[0]} for one: "
             "it must be of the config's depth (MODEL.RESNETS.DEPTH)."

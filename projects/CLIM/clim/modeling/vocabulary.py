@@ -8,8 +8,8 @@ import torch
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
-from clim.arguments import NAMED_CLASSES
 from clim.data import coco_splits
+from clim.data.class_lists import NAMED_CLASSES
 from clim.errors import UserError
 from clim.paths import resolve
 from clim.text import CLASS_FEATURES, load_embeddings
@@ -20,9 +20,8 @@ from .pseudo_words import PseudoWordClassifier
 logger = logging.getLogger(__name__)
 
 _COMPARED = 3  # classes
-_ALIKE = (
-    0.5  # cosine; features of other prompts are more alike, those of another layer or tower are not at all
-)
+# Cosine: features of other prompts are more alike, those of another layer or tower are not at all.
+_ALIKE = 0.5
 CLASSIFIERS = {"cosine": CosineClassifier, "pseudo_words": PseudoWordClassifier}
 # Features of class names → the MODEL.TEXT key of their width.
 WIDTHS = {"embedding": "DIM", "hidden": "WORD_DIM", "words": "DIM"}

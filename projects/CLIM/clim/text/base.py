@@ -39,6 +39,7 @@ class TextTower(nn.Module):
     hidden_dim: int  # H
     context: int  # tokens that it can read, the two around a text included
     ends: tuple[int, int]  # ids of the tokens before and behind every text
+    unknown_id: int | None = None  # of the token for words that it does not know; None where it knows all
 
     def __init__(self, *, architecture: str):
         """``architecture`` describes everything but the weights that decides an embedding."""

@@ -47,6 +47,7 @@ class BertTower(TextTower):
         self.model = model
         self.dim = self.hidden_dim = model.config.hidden_size
         self.context = model.config.max_position_embeddings
+        self.unknown_id = tokenizer.unk_token_id
         self.ends = (tokenizer.cls_token_id, tokenizer.sep_token_id)
         self._tokenizer = tokenizer
         self.freeze()
@@ -59,11 +60,6 @@ class BertTower(TextTower):
     def word_embeddings(self) -> Tensor:
         """(V, W), a row for each word piece."""
         return self.model.get_input_embeddings().weight
-
-    @property
-    def unknown_id(self) -> int | None:
-        """Id of the token that stands for words the tower does not know."""
-        return self._tokenizer.unk_token_id
 
     @property
     def mask_id(self) -> int:

@@ -67,7 +67,7 @@ def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
     rows = []
     for name, tokens in zip(names, tower.tokenize(names) if len(names) else [], strict=True):
         pieces = tokens[1:-1]  # between the tower's start and end
-        if not pieces or getattr(tower, "unknown_id", None) in pieces:
+        if not pieces or tower.unknown_id in pieces:
             raise UserError(
                 f"The class name {name!r} is not of words that the text tower knows: give it another name."
             )
