@@ -13,7 +13,7 @@ from .grid_text import GridTextModel
 from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, build_image_encoder
 from .image_text import ImageTextModel
 from .meta_arch import OpenVocabRCNN
-from .output_layers import BOX_PREDICTOR_REGISTRY, TextOutputLayers, build_box_predictor
+from .output_layers import BOX_PREDICTOR_REGISTRY, TextHeads, TextOutputLayers, build_box_predictor
 from .ovrcnn import OVRCNNOutputLayers
 from .region_pooling import embed_regions
 from .roi_heads import OpenVocabOutputLayers, OpenVocabRes5ROIHeads
@@ -43,6 +43,7 @@ __all__ = [
     "ProposingRPN",
     "ResNetGrid",
     "RoundedAnchorGenerator",
+    "TextHeads",
     "TextOutputLayers",
     "build_box_predictor",
     "build_image_encoder",

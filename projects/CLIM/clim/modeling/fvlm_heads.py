@@ -15,6 +15,7 @@ from clim.losses import cosine_logits, masked_softmax_ce
 
 from .classifier import CosineClassifier
 from .fvlm_scores import fused_log_scores, log_odds
+from .output_layers import TextHeads
 from .roi_heads import OpenVocabOutputLayers
 from .vocabulary import needs_cosines, num_classes
 
@@ -104,7 +105,7 @@ class FVLMOutputLayers(OpenVocabOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class FVLMROIHeads(StandardROIHeads):
+class FVLMROIHeads(TextHeads, StandardROIHeads):
     """Detectron2's heads with :class:`FVLMOutputLayers`. At test proposals need ``vlm_embeddings`` (R, D)."""
 
     @classmethod
