@@ -27,14 +27,14 @@ import torch
 import torchvision
 from tabulate import tabulate
 
+from benchmarks.memory import measure_memory
+from benchmarks.mosaics import measure_mosaics
+from benchmarks.photos import find_photos, records_of, synthetic_photos
+from benchmarks.settings import Settings
+from benchmarks.steps import measure_steps, prefill_captions
+from benchmarks.stopwatch import Spread, fresh, machine
+from benchmarks.texts import CAPTIONS_A_STEP, measure_text
 from clim.arguments import add_device
-from clim.benchmarks.memory import measure_memory
-from clim.benchmarks.mosaics import measure_mosaics
-from clim.benchmarks.pictures import find_photos, records_of, synthetic_photos
-from clim.benchmarks.settings import Settings
-from clim.benchmarks.steps import measure_steps, prefill_captions
-from clim.benchmarks.stopwatch import Spread, fresh, machine
-from clim.benchmarks.texts import CAPTIONS_A_STEP, measure_text
 from clim.engine import load_config, run_cleanly
 from clim.files import write_json
 

@@ -16,15 +16,15 @@ from .stopwatch import REST, Run, Spread, Stages, interleaved, measure, paired_r
 
 GRIDS = (2, 3, 4)
 CANVAS = 800  # px
-RELEASED_CELL = 400  # px, to which the CLIM release resizes every picture before it lays it on a canvas
+RELEASED_CELL = 400  # px, to which the CLIM release resizes every image before it lays it on a canvas
 
 
 class ReleasedOrder:
-    """The order of work in the CLIM release, as a baseline: every picture is decoded whole and fitted into
+    """The order of work in the CLIM release, as a baseline: every image is decoded whole and fitted into
     400 px, n x n of such cells make a canvas, and the canvas is resized to the network's input.
 
     Args:
-        partners: gives the fitted picture of a record; the release keeps a memory of 1,024 of them.
+        partners: gives the fitted image of a record; the release keeps a memory of 1,024 of them.
     """
 
     def __init__(
@@ -34,20 +34,20 @@ class ReleasedOrder:
         self.partner = partners or self.fitted
 
     def fitted(self, index: int) -> np.ndarray:
-        picture = record_mapper.read_image(self.records[index]["file_name"]).image
-        size = fit_cell(*picture.shape[:2], cell=(RELEASED_CELL, RELEASED_CELL))
-        return canvas_mapper.resize(picture, size)
+        image = record_mapper.read_image(self.records[index]["file_name"]).image
+        size = fit_cell(*image.shape[:2], cell=(RELEASED_CELL, RELEASED_CELL))
+        return canvas_mapper.resize(image, size)
 
     def __call__(self, *, index: int, epoch: int) -> torch.Tensor:
         rng = np.random.default_rng([epoch, index])
         others = rng.choice(len(self.records), self.n**2 - 1, replace=len(self.records) < self.n**2)
-        pictures = [self.fitted(index), *(self.partner(int(i)) for i in others)]
+        images = [self.fitted(index), *(self.partner(int(i)) for i in others)]
         side = self.n * RELEASED_CELL
         cells = grid_cells(self.n, size=(side, side))
-        boxes = place(np.array([p.shape[:2] for p in pictures]), cells, inward_anchors(self.n, rng))
+        boxes = place(np.array([p.shape[:2] for p in images]), cells, inward_anchors(self.n, rng))
         canvas = np.full((side, side, 3), 114, dtype=np.uint8)
-        for picture, (x0, y0, x1, y1) in zip(pictures, boxes.tolist(), strict=True):
-            canvas[y0:y1, x0:x1] = picture if rng.random() < 0.5 else picture[:, ::-1]
+        for image, (x0, y0, x1, y1) in zip(images, boxes.tolist(), strict=True):
+            canvas[y0:y1, x0:x1] = image if rng.random() < 0.5 else image[:, ::-1]
         canvas = canvas_mapper.resize(canvas, (CANVAS, CANVAS))
         return torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))
 

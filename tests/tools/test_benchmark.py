@@ -4,7 +4,6 @@ No figure of time is tested, only what was called and counted.
 """
 
 import functools
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,30 +15,21 @@ import numpy as np
 import pytest
 import torch
 
-from clim.benchmarks import memory, mosaics, pictures, steps, stopwatch, texts
-from clim.benchmarks.settings import Settings
-from clim.benchmarks.stopwatch import Run, Spread, Stages
+import benchmark as tool
+from benchmarks import memory, mosaics, photos, steps, stopwatch, texts
+from benchmarks.settings import Settings
+from benchmarks.stopwatch import Run, Spread, Stages
 from clim.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "benchmark.py"
 MINI = str(ROOT / "configs/mini/detic_clim.yaml")
 
 
 @pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("benchmark_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
-@pytest.fixture(scope="module")
 def records(make_photos):
     sizes = [(60, 80), (80, 60), (64, 64), (48, 96), (90, 70)]
-    return pictures.records_of([Path(r["file_name"]) for r in make_photos(sizes, ext="jpg")])
+    return photos.records_of([Path(r["file_name"]) for r in make_photos(sizes, ext="jpg")])
 
 
 @pytest.fixture
@@ -69,7 +59,7 @@ class Clock:
         return self.now
 
 
-# ---- clim.benchmarks.stopwatch --------------------------------------------------------------------
+# ---- benchmarks.stopwatch --------------------------------------------------------------------
 
 
 def test_a_moment_counts_for_the_innermost_stage():
@@ -187,7 +177,7 @@ def test_each_way_decodes_what_its_name_says(settings, records, monkeypatch):
 
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_released_order_lays_every_tile_in_its_cell(tmp_path, n):
-    """Pictures of one colour: after both resizes each cell holds its own colour and grey, nothing else."""
+    """Images of one colour: after both resizes each cell holds its own colour and grey, nothing else."""
     records = []
     for i in range(n * n):
         path = tmp_path / f"{i}.png"
@@ -303,7 +293,7 @@ def test_measure_text(settings, records, without_tower):
 # ---- command line ---------------------------------------------------------------------------------
 
 
-def test_command_line_prints_and_writes(tool, records, tmp_path, monkeypatch, capsys, without_tower):
+def test_command_line_prints_and_writes(records, tmp_path, monkeypatch, capsys, without_tower):
     peaks = iter(range(1, 100))
     for module in (tool, memory):
         monkeypatch.setattr(module, "fresh", lambda function, *args: function(*args))
@@ -344,29 +334,29 @@ def test_command_line_prints_and_writes(tool, records, tmp_path, monkeypatch, ca
         (["--only", "speed"], "speed"),
     ],
 )
-def test_wrong_arguments(tool, arguments, message, capsys):
+def test_wrong_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit):
         tool.parse_args(arguments)
     assert message in capsys.readouterr().err
 
 
-def test_pictures_that_cannot_serve(tmp_path):
+def test_images_that_cannot_serve(tmp_path):
     with pytest.raises(UserError, match="no .jpg or .png"):
-        pictures.find_photos(str(tmp_path), count=3)
-    (tmp_path / "a.jpg").write_bytes(b"no picture")
+        photos.find_photos(str(tmp_path), count=3)
+    (tmp_path / "a.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match="a.jpg: not a picture"):
-        pictures.records_of(pictures.find_photos(str(tmp_path), count=3))
+        photos.records_of(photos.find_photos(str(tmp_path), count=3))
 
 
 def test_photos_are_spread_over_the_folder(tmp_path):
     for i in range(10):
         (tmp_path / f"{i}.jpg").touch()
-    assert [p.stem for p in pictures.find_photos(str(tmp_path), count=4)] == ["0", "3", "6", "9"]
-    assert len(pictures.find_photos(str(tmp_path), count=64)) == 10
+    assert [p.stem for p in photos.find_photos(str(tmp_path), count=4)] == ["0", "3", "6", "9"]
+    assert len(photos.find_photos(str(tmp_path), count=64)) == 10
 
 
 def test_synthetic_photos_are_like_cocos(tmp_path):
-    paths = pictures.synthetic_photos(tmp_path, count=2)
+    paths = photos.synthetic_photos(tmp_path, count=2)
     sizes = [path.stat().st_size for path in paths]
     assert all(130_000 < size < 200_000 for size in sizes)  # COCO: 162 kB on average
     first, second = (cv2.imread(str(path)) for path in paths)

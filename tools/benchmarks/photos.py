@@ -25,10 +25,10 @@ def synthetic_photos(folder: Path, *, count: int) -> list[Path]:
         noise = np.fft.rfft2(rng.normal(size=(3, height, width))) / frequency
         light, *colour = np.fft.irfft2(noise, s=(height, width))
         channels = [light + 0.3 * c for c in (colour[0], colour[1], -colour[0])]
-        picture = np.stack(channels, axis=-1)
-        picture = 127 + 45 * (picture - picture.mean()) / picture.std()
+        photo = np.stack(channels, axis=-1)
+        photo = 127 + 45 * (photo - photo.mean()) / photo.std()
         paths.append(folder / f"{i:06d}.jpg")
-        PIL.Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(paths[-1], quality=90)
+        PIL.Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8)).save(paths[-1], quality=90)
     return paths
 
 
@@ -41,7 +41,7 @@ def records_of(paths: Sequence[Path]) -> list[dict]:
         try:
             _, height, width = read_image(path)
         except UnreadableImage as error:
-            raise UserError(f"--images: {error}. Remove this picture or name another folder.") from error
+            raise UserError(f"--images: {error}. Remove this image or name another folder.") from error
         extent = rng.uniform(0.05, 0.6, (7, 2)) * (width, height)
         corner = rng.uniform(0, 1, (7, 2)) * ((width, height) - extent)
         records.append(
@@ -64,7 +64,7 @@ def records_of(paths: Sequence[Path]) -> list[dict]:
 
 
 def find_photos(folder: str, *, count: int) -> list[Path]:
-    """``count`` pictures of ``folder``, spread over its sorted list."""
+    """``count`` images of ``folder``, spread over its sorted list."""
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not paths:
         raise UserError(f"--images {folder}: there is no .jpg or .png in it.")
