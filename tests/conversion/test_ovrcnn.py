@@ -8,7 +8,7 @@ from detectron2.structures import Boxes
 from torch.nn import functional as F
 
 from clim.conversion import KINDS, convert, find_kind
-from clim.data.coco_splits import BASE_INDICES, NOVEL_INDICES
+from clim.data.categories import BASE_INDICES, NOVEL_INDICES
 from clim.predictor import Predictor
 from clim.text import build_text_tower, word_piece_means
 

@@ -1,7 +1,7 @@
-"""Pseudo-labels of pictures: kept while they are made, then written as COCO-format json.
+"""Pseudo-labels of images: kept while they are made, then written as COCO-format json.
 
-Making them for many pictures takes hours and may be interrupted. Every finished picture is a line in a folder
-beside the json, in any number of files that different processes append to; the json comes when no picture is
+Making them for many images takes hours and may be interrupted. Every finished image is a line in a folder
+beside the json, in any number of files that different processes append to; the json comes when no image is
 missing.
 """
 
@@ -22,7 +22,7 @@ from clim.files import write_json
 
 
 class Labels(NamedTuple):
-    """Boxes (R, 4) xyxy in pixels, nouns (R,) 0-based, scores (R,) of one picture."""
+    """Boxes (R, 4) xyxy in pixels, nouns (R,) 0-based, scores (R,) of one image."""
 
     boxes: np.ndarray
     nouns: np.ndarray
@@ -30,7 +30,7 @@ class Labels(NamedTuple):
 
 
 class LabelFolder:
-    """Finished pictures: {image_id, size, boxes, nouns, scores} or {image_id, skipped: reason}, a line each.
+    """Finished images: {image_id, size, boxes, nouns, scores} or {image_id, skipped: reason}, a line each.
 
     Args:
         settings: what the labels depend on, in types of json; the folder belongs to one set of them.
@@ -88,27 +88,27 @@ class LabelFolder:
             yield append
 
 
-def label_pictures(
+def label_images(
     records: Sequence[Mapping],
     label: Callable[[np.ndarray], Labels],
     append: Callable[[dict], None],
     *,
     workers: int = 0,
 ) -> Iterator[dict]:
-    """Label every picture of ``records``, append its line and yield it; unreadable ones are ``skipped``.
+    """Label every image of ``records``, append its line and yield it; unreadable ones are ``skipped``.
 
     Args:
         label: RGB uint8 (H, W, 3) → labels; what it depends on belongs into the folder's settings.
-        workers: processes that decode pictures.
+        workers: processes that decode images.
     """
-    pictures = DataLoader(_Pictures(records), batch_size=None, collate_fn=_same, num_workers=workers)
-    for record, (picture, fault) in zip(records, pictures, strict=True):
+    images = DataLoader(_Images(records), batch_size=None, collate_fn=_same, num_workers=workers)
+    for record, (image, fault) in zip(records, images, strict=True):
         entry = {"image_id": record["image_id"]}
         if fault:
             entry["skipped"] = fault
         else:
-            boxes, nouns, scores = label(picture)
-            entry["size"] = list(picture.shape[:2])
+            boxes, nouns, scores = label(image)
+            entry["size"] = list(image.shape[:2])
             entry["boxes"] = [[round(float(v), 2) for v in box] for box in boxes]
             entry["nouns"] = [int(noun) for noun in nouns]
             entry["scores"] = [round(float(score), 4) for score in scores]
@@ -119,9 +119,9 @@ def label_pictures(
 def coco_format(
     records: Sequence[Mapping], lines: Mapping[int, Mapping], *, nouns: Sequence[str], image_root: str
 ) -> dict:
-    """The json's content: pictures with boxes in the records' order, categories 1…N in the nouns' order.
+    """The json's content: images with boxes in the records' order, categories 1…N in the nouns' order.
 
-    ``file_name`` is relative to ``image_root``; ``bbox`` is x, y, width, height in pixels of the upright picture.
+    ``file_name`` is relative to ``image_root``; ``bbox`` is x, y, width, height in pixels of the upright image.
     """
     images, annotations = [], []
     for record in records:
@@ -148,7 +148,7 @@ def coco_format(
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-class _Pictures(Dataset):
+class _Images(Dataset):
     """Record index → (RGB uint8 (H, W, 3), None), or (None, why it is unreadable)."""
 
     def __init__(self, records: Sequence[Mapping]):

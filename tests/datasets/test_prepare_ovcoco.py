@@ -1,4 +1,4 @@
-"""datasets/prepare_ovcoco.py on a COCO of six pictures: every file's content, links, repetition, mistakes."""
+"""datasets/prepare_ovcoco.py on a COCO of six images: every file's content, links, repetition, mistakes."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from detectron2.data import DatasetCatalog
 
-from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.errors import UserError
 
 SCRIPT = Path(__file__).parents[2] / "datasets/prepare_ovcoco.py"

@@ -1,4 +1,4 @@
-"""From a picture to named boxes: proposals of a detector's RPN, cropped and named by an image encoder.
+"""From an image to named boxes: proposals of a detector's RPN, cropped and named by an image encoder.
 
 As CLIM's RegionCLIP comparator is described (clip_fvlm §5); number of proposals, NMS and score cut are ours,
 the sources give none. N proposals, K nouns, D embedding width.
@@ -13,22 +13,23 @@ from torch.nn.functional import normalize
 from torchvision.ops import nms
 
 from clim.data.images import ordered
-from clim.data.pseudo_labels import Labels
 from clim.data.region_shapes import crop_letterboxed
 from clim.engine.checkpoint import SafeCheckpointer
 from clim.engine.weight_ensemble import tell_unmixed
 from clim.errors import UserError
 from clim.modeling.image_encoders import ImageEncoder, build_image_encoder
 
+from .folder import Labels
+
 
 class Proposer:
-    """``Proposer(cfg)(picture)`` → boxes (N, 4) xyxy in the picture's pixels, the most object-like first.
+    """``Proposer(cfg)(image)`` → boxes (N, 4) xyxy in the image's pixels, the most object-like first.
 
     Args:
         cfg: any detector's config with an RPN; weights: cfg.MODEL.WEIGHTS, "" for random ones.
         count: boxes at most.
         overlap: of boxes with a higher IoU the more object-like stays.
-        min_area: px² of the picture; smaller boxes are left out.
+        min_area: px² of the image; smaller boxes are left out.
     """
 
     def __init__(self, cfg, *, count: int, overlap: float, min_area: float):
@@ -39,23 +40,23 @@ class Proposer:
         SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS).load(cfg.MODEL.WEIGHTS)
 
     @torch.no_grad()
-    def __call__(self, picture: np.ndarray) -> Tensor:
-        """``picture`` RGB uint8 (H, W, 3)."""
-        picture = ordered(picture, self.input_format)
-        resized = self.resize.get_transform(picture).apply_image(picture)
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """``image`` RGB uint8 (H, W, 3)."""
+        image = ordered(image, self.input_format)
+        resized = self.resize.get_transform(image).apply_image(image)
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         images = self.model.preprocess_image([{"image": tensor}])
         features = self.model.backbone(images.tensor)
         proposals = self.model.proposal_generator(images, features, None)[0][0]
         boxes = proposals.proposal_boxes
-        boxes.scale(picture.shape[1] / resized.shape[1], picture.shape[0] / resized.shape[0])
+        boxes.scale(image.shape[1] / resized.shape[1], image.shape[0] / resized.shape[0])
         large = boxes.area() >= self.min_area
         boxes, scores = boxes.tensor[large].double(), proposals.objectness_logits[large].double()
         return boxes[nms(boxes, scores, self.overlap)[: self.count]].float().cpu()
 
 
 class PseudoLabeller:
-    """``PseudoLabeller(…)(picture)`` → :class:`Labels`: each proposal with the noun that its crop is nearest to.
+    """``PseudoLabeller(…)(image)`` → :class:`Labels`: each proposal with the noun that its crop is nearest to.
 
     Args:
         propose: RGB uint8 (H, W, 3) → boxes (N, 4).
@@ -82,13 +83,13 @@ class PseudoLabeller:
         self.input_format = input_format
 
     @torch.no_grad()
-    def __call__(self, picture: np.ndarray) -> Labels:
-        """``picture`` RGB uint8 (H, W, 3)."""
-        boxes = self.propose(picture)
+    def __call__(self, image: np.ndarray) -> Labels:
+        """``image`` RGB uint8 (H, W, 3)."""
+        boxes = self.propose(image)
         if not len(boxes):
             return Labels(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
-        picture, size = ordered(picture, self.input_format), self.encoder.native_size
-        crops = np.stack([crop_letterboxed(picture, box, size) for box in boxes.double().numpy()])
+        image, size = ordered(image, self.input_format), self.encoder.native_size
+        crops = np.stack([crop_letterboxed(image, box, size) for box in boxes.double().numpy()])
         pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)
         embeddings = normalize(self.encoder.embed_images((pixels - self.mean) / self.std).float(), dim=1)
         scores, nouns = (embeddings @ self.nouns.T).max(dim=1)

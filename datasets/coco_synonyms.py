@@ -5,12 +5,12 @@ With one exception every COCO synset is an LVIS synset: hot dog (``frank.n.02``)
 takes ``sausage.n.01`` in its place, so that "hot dog" itself is not among its words.
 
 Words are as LVIS writes them: "_" for a space and a remark in brackets ("mouse_(computer_equipment)");
-:func:`clim.data.tags.spoken_name` turns them into what a caption says.
+:func:`tags.spoken_name` turns them into what a caption says.
 """
 
 from typing import NamedTuple
 
-from clim.data.coco_splits import COCO_CATEGORIES
+from clim.data.categories import COCO_CATEGORIES
 
 
 class Synset(NamedTuple):

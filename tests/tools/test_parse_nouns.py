@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clim.text.nouns import parse_nouns, sentence_nouns, singular, tokens, word_lemmas
+from parse_nouns import parse_nouns, sentence_nouns, singular, tokens, word_lemmas
 
 # Every noun stands bare often enough, verbs and adjectives do what they do.
 CORPUS = [

@@ -2,8 +2,8 @@
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES as DETECTRON2_CATEGORIES
 
-from clim.data import coco_splits
-from clim.data.coco_splits import (
+from clim.data import categories
+from clim.data.categories import (
     BASE_IDS,
     BASE_INDICES,
     BASE_NAMES,
@@ -57,4 +57,4 @@ def test_contiguous_ids_counts_up_over_the_gaps_and_cannot_be_spoiled():
     assert list(mapping.values()) == list(range(80))
     assert (mapping[1], mapping[11], mapping[13], mapping[90]) == (0, 10, 11, 79)
     mapping[1] = 99
-    assert coco_splits.contiguous_ids()[1] == 0
+    assert categories.contiguous_ids()[1] == 0

@@ -7,9 +7,9 @@ from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clim.data.coco_splits import COCO_CATEGORIES, COCO_IDS
-from clim.data.coco_synonyms import COCO_SYNSETS, all_words, lvis_words
-from clim.data.tags import TAG_RULES, plurals, released_tags, spoken_name, word_tags
+from clim.data.categories import COCO_CATEGORIES, COCO_IDS
+from coco_synonyms import COCO_SYNSETS, all_words, lvis_words
+from tags import TAG_RULES, plurals, released_tags, spoken_name, word_tags
 
 ID = {name: identifier for identifier, name in COCO_CATEGORIES}
 

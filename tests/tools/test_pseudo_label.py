@@ -1,6 +1,5 @@
 """Pseudo-labelling with a made-up detector and a tiny encoder: labels, interruptions, shards, the json and its set."""
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -16,14 +15,16 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 import clim.data.builtin  # noqa: F401  registers the data sets
+import parse_nouns
+import pseudo_label
 from clim.data.images import read_image
-from clim.data.pseudo_labels import LabelFolder, Labels, coco_format, label_pictures
 from clim.data.pseudo_sets import register_pseudo_labels
 from clim.data.region_shapes import crop_letterboxed
 from clim.errors import UserError
 from clim.files import write_json
 from clim.modeling.image_encoders import ImageEncoder
-from clim.pseudo_labeller import Proposer, PseudoLabeller, load_image_encoder
+from pseudo_labels.folder import LabelFolder, Labels, coco_format, label_images
+from pseudo_labels.labeller import Proposer, PseudoLabeller, load_image_encoder
 
 SIZES = [(40, 60), (60, 40), (48, 48), (30, 64), (64, 36), (50, 50), (33, 44)]
 NOUNS = ["cat", "dog", "bus", "tree", "sky"]
@@ -43,9 +44,9 @@ class TinyEncoder(ImageEncoder):
         return self.layer(images).mean((2, 3))
 
 
-def propose(picture):
-    """0, 1 or 2 boxes, by the picture's height."""
-    height, width = picture.shape[:2]
+def propose(image):
+    """0, 1 or 2 boxes, by the image's height."""
+    height, width = image.shape[:2]
     boxes = torch.tensor([[1.5, 2, width - 3, height / 2], [0, 0, width, height]])
     return boxes[: height % 3]
 
@@ -67,12 +68,12 @@ def records(make_photos):
 
 
 def finish(folder, records, label, *, shard=0, shards=1, settings=None):
-    """What the tool does with one shard; gives the json's content where no picture is missing."""
+    """What the tool does with one shard; gives the json's content where no image is missing."""
     store = LabelFolder(folder, settings or {"a": 1})
     done = store.finished()
     mine = [r for r in records[shard::shards] if r["image_id"] not in done]
     with store.appending(shard, shards) as append:
-        for _ in label_pictures(mine, label, append):
+        for _ in label_images(mine, label, append):
             pass
     lines = store.finished()
     if len(lines) < len(records):
@@ -83,11 +84,11 @@ def finish(folder, records, label, *, shard=0, shards=1, settings=None):
 def test_labels_equal_a_loop_over_crops(records):
     found = 0
     for record in (records[0], records[4], records[5]):
-        picture = read_image(record["file_name"], fmt="RGB").image
-        labels, encoder = labeller()(picture), TinyEncoder()
-        assert torch.equal(torch.from_numpy(labels.boxes), propose(picture))
+        image = read_image(record["file_name"], fmt="RGB").image
+        labels, encoder = labeller()(image), TinyEncoder()
+        assert torch.equal(torch.from_numpy(labels.boxes), propose(image))
         for box, noun, score in zip(*labels, strict=True):
-            crop = torch.from_numpy(crop_letterboxed(picture, box.astype(float), 16).astype(np.float32))
+            crop = torch.from_numpy(crop_letterboxed(image, box.astype(float), 16).astype(np.float32))
             pixels = ((crop - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)
             row = encoder.embed_images(pixels[None])[0].tolist()
             cosines = [
@@ -99,18 +100,18 @@ def test_labels_equal_a_loop_over_crops(records):
 
 
 def test_channel_order_score_cut_and_no_proposals(records):
-    picture = read_image(records[1]["file_name"], fmt="RGB").image
+    image = read_image(records[1]["file_name"], fmt="RGB").image
     label = labeller(propose=lambda p: torch.tensor([[0, 0, 9, 9], [3, 3, 30, 30.0]]))
-    rgb = label(picture)
+    rgb = label(image)
     swapped = TinyEncoder()
     swapped.layer.weight.data = swapped.layer.weight.data.flip(1)
     bgr = {"input_format": "BGR", "pixel_mean": MEAN[::-1], "pixel_std": STD[::-1], "encoder": swapped}
-    np.testing.assert_allclose(labeller(propose=label.propose, **bgr)(picture).scores, rgb.scores, atol=1e-5)
+    np.testing.assert_allclose(labeller(propose=label.propose, **bgr)(image).scores, rgb.scores, atol=1e-5)
 
     cut = float(rgb.scores.mean())
-    kept = labeller(propose=label.propose, min_score=cut)(picture)
+    kept = labeller(propose=label.propose, min_score=cut)(image)
     assert len(kept.boxes) == len(kept.nouns) == len(kept.scores) == 1 and kept.scores[0] > cut
-    assert [len(v) for v in labeller(propose=lambda p: torch.zeros(0, 4))(picture)] == [0, 0, 0]
+    assert [len(v) for v in labeller(propose=lambda p: torch.zeros(0, 4))(image)] == [0, 0, 0]
 
 
 def test_other_width_is_told():
@@ -136,15 +137,15 @@ def test_the_json(records, tmp_path):
 
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_a_killed_run_goes_on(records, tmp_path, stop):
-    """Killed in the middle of a line: the finished pictures are not labelled again, and the json is the same."""
+    """Killed in the middle of a line: the finished images are not labelled again, and the json is the same."""
     expected = finish(tmp_path / "whole", records, labeller())
     calls = []
 
-    def killed(picture):
-        calls.append(picture.shape[:2])
+    def killed(image):
+        calls.append(image.shape[:2])
         if len(calls) == stop:
             raise KeyboardInterrupt
-        return labeller()(picture)
+        return labeller()(image)
 
     folder = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
@@ -154,9 +155,9 @@ def test_a_killed_run_goes_on(records, tmp_path, stop):
     before = len(LabelFolder(folder, {"a": 1}).finished())
     calls.clear()
 
-    def counting(picture):
-        calls.append(picture.shape[:2])
-        return labeller()(picture)
+    def counting(image):
+        calls.append(image.shape[:2])
+        return labeller()(image)
 
     assert json.dumps(finish(folder, records, counting)) == json.dumps(expected)
     unreadable = SIZES[3]
@@ -175,7 +176,7 @@ def test_shards_in_any_number_give_the_same_json(records, tmp_path):
 def test_workers_change_nothing(records, tmp_path):
     def lines(workers):
         taken = []
-        assert list(label_pictures(records, labeller(), taken.append, workers=workers)) == taken
+        assert list(label_images(records, labeller(), taken.append, workers=workers)) == taken
         return taken
 
     assert lines(0) == lines(1)
@@ -246,52 +247,18 @@ def test_the_set_reads_what_was_written(records, tmp_path, name):
     for record in loaded:
         source = next(r for r in records if r["image_id"] == record["image_id"])
         assert record["file_name"] == source["file_name"] and "annotations" not in record
-        picture = read_image(source["file_name"], fmt="RGB").image
+        image = read_image(source["file_name"], fmt="RGB").image
         assert record["boxes"].dtype == np.float32 and record["nouns"].dtype == np.int64
-        np.testing.assert_allclose(record["boxes"], propose(picture).numpy(), atol=0.01)
-        np.testing.assert_array_equal(record["nouns"], labeller()(picture).nouns)
-
-
-def test_ids_become_contiguous_and_boxes_without_area_go(records, tmp_path, name):
-    """A file by other hands: any ids in any order; a picture whose boxes are all empty is left out."""
-    boxes = [(100, 90, [1, 2, 3, 4]), (100, 7, [5, 5, 0, 9]), (101, 7, [1, 1, 9, 0]), (102, 7, [0, 0, 8, 9])]
-    content = {
-        "images": [
-            {"id": i, "file_name": f"{i - 100}.png", "height": 1, "width": 1} for i in (102, 100, 101)
-        ],
-        "annotations": [
-            {"id": n, "image_id": i, "category_id": c, "bbox": b} for n, (i, c, b) in enumerate(boxes)
-        ],
-        "categories": [{"id": 90, "name": "z"}, {"id": 7, "name": "a"}],
-    }
-    loaded = registered(name, content, records, tmp_path)
-    assert [(r["image_id"], r["boxes"].tolist(), r["nouns"].tolist()) for r in loaded] == [
-        (100, [[1, 2, 4, 6]], [1]),
-        (102, [[0, 0, 8, 9]], [0]),
-    ]
-    assert MetadataCatalog.get(name).thing_classes == ["a", "z"]
-
-
-def test_a_missing_json_is_told():
-    for known in ("coco_pseudo_regions", "mini_pseudo_regions"):
-        assert known in DatasetCatalog.list()
-    with pytest.raises(UserError, match="pseudo_regions.json not found: make it with tools/pseudo_label.py"):
-        DatasetCatalog.get("mini_pseudo_regions")
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[2] / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        np.testing.assert_allclose(record["boxes"], propose(image).numpy(), atol=0.01)
+        np.testing.assert_array_equal(record["nouns"], labeller()(image).nouns)
 
 
 def test_proposals(tiny_cfg):
-    """Random weights: boxes of the picture's own pixels, large enough, apart from each other, at most as many."""
+    """Random weights: boxes of the image's own pixels, large enough, apart from each other, at most as many."""
     cfg = tiny_cfg(config="mini/base_stage.yaml")
     proposer = Proposer(cfg, count=5, overlap=0.5, min_area=100)
-    picture = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
-    boxes = proposer(picture)
+    image = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
+    boxes = proposer(image)
     assert 1 < len(boxes) <= 5 and boxes.dtype == torch.float32
     assert (
         (boxes >= 0).all()
@@ -302,9 +269,9 @@ def test_proposals(tiny_cfg):
     assert ((boxes[:, 2:] - boxes[:, :2]).prod(1) >= 100).all()
     assert (box_iou(boxes, boxes) - torch.eye(len(boxes))).max() <= 0.5
     proposer.count = 2
-    assert torch.equal(proposer(picture), boxes[:2])
+    assert torch.equal(proposer(image), boxes[:2])
     proposer.min_area = 1e6
-    assert proposer(picture).shape == (0, 4)
+    assert proposer(image).shape == (0, 4)
 
 
 MINI_ENCODER = ["MODEL.IMAGE_ENCODER.NAME", "EfficientNetLite0", "MODEL.IMAGE_ENCODER.PRETRAINED", ""]
@@ -321,10 +288,9 @@ def test_the_encoders_part_of_a_checkpoint(tiny_cfg, tmp_path):
 
 
 def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
-    """Captions → nouns → labels on the mini benchmark's pictures, in two shards, and once more for nothing."""
+    """Captions → nouns → labels on the mini benchmark's images, in two shards, and once more for nothing."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
     nouns, table, output = tmp_path / "nouns.json", tmp_path / "nouns.npy", tmp_path / "labels.json"
-    parse_nouns, pseudo_label = load_tool("parse_nouns"), load_tool("pseudo_label")
     captions = "mini_ov_captions"
     parse_nouns.main(["--captions", captions, "--min-count", "2", "--output", str(nouns)])
     categories = json.loads(nouns.read_text())["categories"]
@@ -345,7 +311,7 @@ def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
         "--opts", *tiny_overrides, "--encoder-opts", *tiny_overrides, *MINI_ENCODER,
     ]  # fmt: skip
     pseudo_label.main([*command, "--shard", "1/2"])
-    assert "8 of 16 pictures are left to other shards" in capsys.readouterr().out and not output.exists()
+    assert "8 of 16 images are left to other shards" in capsys.readouterr().out and not output.exists()
     pseudo_label.main([*command, "--shard", "0/2"])
     content = json.loads(output.read_text())
     assert (
@@ -370,22 +336,21 @@ def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
         pseudo_label.main([*command, "--dataset", "no_such_set"])
 
 
-def test_unreadable_pictures_are_told(records, tmp_path, capsys):
-    pseudo_label = load_tool("pseudo_label")
+def test_unreadable_images_are_told(records, tmp_path, capsys):
     lines = {r["image_id"]: {"image_id": r["image_id"], "skipped": "missing"} for r in records}
     faults = pseudo_label.skipped_of(records, lines)
     assert faults[0] == f"{records[0]['file_name']}: missing" and len(faults) == len(records)
     content = coco_format(records, lines, nouns=NOUNS, image_root="/")
-    with pytest.raises(UserError, match="None of the 7 pictures has a labelled box"):
-        pseudo_label.tell(tmp_path / "x.json", content, faults, total=len(records))
-    assert "7 of 7 pictures could not be read" in capsys.readouterr().out
+    with pytest.raises(UserError, match="None of the 7 images has a labelled box"):
+        pseudo_label.report(tmp_path / "x.json", content, faults, total=len(records))
+    assert "7 of 7 images could not be read" in capsys.readouterr().out
 
 
 def test_labels_are_plain_after_a_line(records):
     """What a line rounds is what the json holds, so that going on changes nothing."""
-    label = lambda picture: Labels(np.array([[0.123456, 1, 5.999, 9]]), np.array([2]), np.array([0.98765432]))  # noqa: E731
+    label = lambda image: Labels(np.array([[0.123456, 1, 5.999, 9]]), np.array([2]), np.array([0.98765432]))  # noqa: E731
     lines = []
-    list(label_pictures(records[:1], label, lines.append))
+    list(label_images(records[:1], label, lines.append))
     assert json.loads(json.dumps(lines)) == lines
     assert lines[0] == {
         "image_id": 100,

@@ -1,7 +1,7 @@
-"""Which categories a picture's captions name: two rules from text to category ids.
+"""Which categories an image's captions name: two rules from text to category ids.
 
 ``released`` is the rule behind the published numbers (Detic's ``captions_train2017_tags_allcaps.json``), kept
-with its blind spots; ``words`` reads words instead of characters. Both take the captions of one picture and a
+with its blind spots; ``words`` reads words instead of characters. Both take the captions of one image and a
 table {category id: LVIS words}, and return category ids in the table's order.
 """
 
