@@ -11,10 +11,12 @@ CLIPs need no conversion.
 import argparse
 from pathlib import Path
 
-from clim.conversion import KINDS, Converted, Kind, convert, find_kind, listed, read_official, without_wrapper
 from clim.engine import run_cleanly
 from clim.engine.checkpoint import atomic_save
 from clim.errors import UserError
+from conversion.convert import Converted, Kind, convert, find_kind, listed, without_wrapper
+from conversion.reading import read_official
+from conversion.rules import KINDS
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -53,7 +55,7 @@ def chosen_kind(state, name: str | None) -> Kind:
 def check_output(output: Path, source: str) -> None:
     """UserError where the result would fall on the source, or into a folder that does not exist."""
     if not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: {output.parent} is no folder; make it, or name another.")
+        raise UserError(f"--output {output}: {output.parent} is not a folder; make it, or name another.")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file in it.")
     if output.resolve() == Path(source).resolve():

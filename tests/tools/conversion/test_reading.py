@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from clim.conversion import read_official
 from clim.errors import UserError
+from conversion.reading import read_official
 
 WEIGHTS = {"a": torch.arange(3.0), "b.bias": torch.ones(2, 2)}
 
@@ -102,5 +102,5 @@ def test_missing_and_damaged_files(tmp_path):
     (tmp_path / "x.pth").write_bytes(b"PK\x03\x04 half of it")
     with pytest.raises(UserError, match="x.pth"):
         read_official(str(tmp_path / "x.pth"))
-    with pytest.raises(UserError, match="gone.pth is no file"):
+    with pytest.raises(UserError, match="gone.pth is not a file"):
         read_official(str(tmp_path / "gone.pth"))

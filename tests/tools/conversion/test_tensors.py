@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clim.conversion.tensors import as_scalar, foreground_box, sizes_first, text_matrix, without_eps
+from conversion.tensors import as_scalar, foreground_box, sizes_first, text_matrix, without_eps
 
 
 @pytest.mark.parametrize("values", [1, 4])

@@ -5,7 +5,8 @@ import torch
 from detectron2.modeling import build_model
 from torch.nn import functional as F
 
-from clim.conversion import KINDS, convert, find_kind
+from conversion.convert import convert, find_kind
+from conversion.rules import KINDS
 
 CLASSES, WORDS, WORD_DIM = 80, 4, 16
 HEAD = "roi_head.bbox_head."
@@ -65,7 +66,7 @@ def test_the_converted_detector_detects_what_the_official_one_does(official, mod
         assert torch.equal(model.method.positional_embed[i].weight, detector.state[f"{POSITIONS}{i}.weight"])
         assert torch.equal(model.method.positional_embed[i].bias, detector.state[f"{POSITIONS}{i}.bias"])
 
-    image = official.picture()
+    image = official.image()
     with torch.no_grad():
         (found,) = model([{"image": image, "height": 96, "width": 128}])
         expected = official_detections(official, detector, image, model.text_encoder.live)

@@ -11,7 +11,7 @@ from clim.errors import UserError
 
 
 class Inert:
-    """Stands for whatever class or function a file names: takes anything, does nothing."""
+    """Replaces any class or function that a file names: takes all arguments, does nothing."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -24,13 +24,13 @@ def read_official(path: str) -> dict[str, Tensor]:
     """Names and tensors of a file that ``torch.save`` wrote: below "model" (maskrcnn-benchmark), "state_dict"
     (MMDetection), or at its top.
 
-    MMDetection's files also hold logs and settings as objects of its own classes. Such objects come out inert, so
-    these packages need not be there, and nothing of them runs.
+    MMDetection's files also hold logs and settings as objects of its own classes. The reader puts an inert object in
+    the place of each, so MMDetection need not be installed, and none of its code runs.
 
     Raises UserError where the file is missing, damaged, holds no weights, or asks for the operating system.
     """
     if not Path(path).is_file():
-        raise UserError(f"{path} is no file: name the published one.")
+        raise UserError(f"{path} is not a file: name the published one.")
     with readable(path):
         with torch.serialization.safe_globals(numpy_globals()):
             # The old format, from before PyTorch 1.6, cannot be searched; it is read if it holds tensors alone.

@@ -5,7 +5,8 @@ import torch
 from detectron2.modeling import build_model
 from torch.nn import functional as F
 
-from clim.conversion import KINDS, convert, find_kind
+from conversion.convert import convert, find_kind
+from conversion.rules import KINDS
 
 CLASSES, DIM = 80, 12
 HEAD = "roi_head.bbox_head."
@@ -65,7 +66,7 @@ def test_the_converted_detector_detects_what_the_official_one_does(official, bui
     assert model.method.bias["caption"].item() == -17 and model.method.bias["tag"].item() == -16
     assert model.classifier.cls_bias.tolist() == [-18.5]
 
-    image = official.picture()
+    image = official.image()
     (found,) = model([{"image": image, "height": 96, "width": 128}])
     expected = official_detections(official, detector, image)
     official.check_detections(found["instances"], expected, at_least=100)

@@ -1,19 +1,22 @@
-"""Tables applied to files: what is taken, left out, unknown and missing, and how a kind is found."""
+"""Rules applied to files: what is taken, left out, unknown and missing, and how a kind is found."""
 
 import pytest
 import torch
 
-from clim.conversion import KINDS, convert, find_kind
-from clim.conversion.kind import Kind, Row, listed, with_bias
 from clim.errors import UserError
+from conversion.convert import Kind, Rule, convert, find_kind, listed
+from conversion.rules import KINDS
 
 PLAIN = Kind(
     name="plain",
     what="a test",
     arguments="--eval-only",
     fits=lambda state: "a.weight" in state,
-    table=with_bias({"a": "ours.a"})
-    | {"b": Row("ours.b", lambda x: x.reshape(2, 2).T), "c": Row("ours.c", optional=True)},
+    rules=[
+        Rule("a.<weight,bias>", "ours.a.<>"),
+        Rule("b", "ours.b", lambda x: x.reshape(2, 2).T),
+        Rule("c", "ours.c", optional=True),
+    ],
     left_out={"text.*": "frozen", "*.count": "counts"},
 )
 
@@ -23,18 +26,18 @@ def whole(**more):
     return state | more
 
 
+def test_slots_of_a_rule():
+    rule = Rule("a.<x,y>.<0-2>", "b.<>.c<1-3>")
+    assert [(single.official, single.ours) for single in rule.singles()] == [
+        (f"a.{word}.{i}", f"b.{word}.c{i + 1}") for word in "xy" for i in range(3)
+    ]
+    with pytest.raises(ValueError):
+        list(Rule("a.<x,y>", "b.<p,q,r>").singles())
+
+
 def test_names_layouts_and_the_rest():
-    converted = convert(
-        whole(
-            **{
-                "text.x": torch.ones(1),
-                "text.count": torch.ones(1),
-                "z.count": torch.ones(1),
-                "z": torch.ones(1),
-            }
-        ),
-        PLAIN,
-    )
+    names = ("text.x", "text.count", "z.count", "z")
+    converted = convert(whole(**{name: torch.ones(1) for name in names}), PLAIN)
     assert list(converted.weights) == ["ours.a.weight", "ours.a.bias", "ours.b"]
     assert converted.weights["ours.b"].tolist() == [[0, 2], [1, 3]]
     assert converted.left_out == {"frozen": ["text.x", "text.count"], "counts": ["z.count"]}
@@ -75,8 +78,8 @@ def test_another_backbone_is_refused():
 
 
 def test_layers_of_several_files_are_told():
-    table = {"w": Row("res2.conv1.weight"), "n": Row("res2.conv1.norm.weight")}
-    kind = Kind(name="r", what="", arguments="", fits=lambda state: True, table=table, left_out={})
+    rules = [Rule("w", "res2.conv1.weight"), Rule("n", "res2.conv1.norm.weight")]
+    kind = Kind(name="r", what="", arguments="", fits=lambda state: True, rules=rules, left_out={})
     convert({"w": torch.ones(4, 3, 1, 1), "n": torch.ones(4)}, kind)
     with pytest.raises(
         UserError, match=r"res2\.conv1\.norm\.weight has 5 channels, but the convolution before it 4"

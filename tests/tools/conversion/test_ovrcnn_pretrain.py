@@ -5,8 +5,8 @@ import math
 import torch
 from torch.nn import functional as F
 
-from clim.conversion import KINDS
 from clim.methods.multimodal import MultimodalTransformer
+from conversion.rules import KINDS
 
 DIM, HEADS, LAYERS, VOCABULARY = 16, 2, 6, 9
 PREFIX = "mmss_heads.TransformerHead."
@@ -44,7 +44,7 @@ def official_state():
 
 
 class Slow:
-    """The official forward of one caption (L, D) with one picture's cells (N, D), masks of ones and zeros."""
+    """The official forward of one caption (L, D) with one image's cells (N, D), masks of ones and zeros."""
 
     def __init__(self, state):
         self.state = state

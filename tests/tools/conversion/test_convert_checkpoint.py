@@ -1,6 +1,5 @@
 """tools/convert_checkpoint.py: from a published file to one that the detector loads, and what it says."""
 
-import importlib.util
 import shlex
 from pathlib import Path
 
@@ -9,14 +8,12 @@ import torch
 from detectron2.modeling import build_model
 from torch.nn import functional as F
 
-from clim.conversion import KINDS
+import convert_checkpoint as tool
 from clim.engine import SafeCheckpointer, load_config
 from clim.errors import UserError
+from conversion.rules import KINDS
 
-ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("convert_tool", ROOT / "tools" / "convert_checkpoint.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+ROOT = Path(__file__).resolve().parents[3]
 HEAD = "roi_head.bbox_head."
 CLASSES, DIM = 80, 12
 
@@ -81,7 +78,7 @@ def test_mistakes_are_told(published, tmp_path):
     path = published()
     with pytest.raises(UserError, match="is the published file itself"):
         tool.main([path, "--output", path])
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         tool.main([path, "--output", str(tmp_path / "gone" / "ours.pth")])
     with pytest.raises(UserError, match="is a folder: name a file in it"):
         tool.main([path, "--output", str(tmp_path)])

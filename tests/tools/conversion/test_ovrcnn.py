@@ -7,10 +7,11 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from torch.nn import functional as F
 
-from clim.conversion import KINDS, convert, find_kind
 from clim.data.categories import BASE_INDICES, NOVEL_INDICES
 from clim.predictor import Predictor
 from clim.text import build_text_tower, word_piece_means
+from conversion.convert import convert, find_kind
+from conversion.rules import KINDS
 
 CLASSES, DIM = 80, 12
 PREDICTOR = "roi_heads.box.predictor."
@@ -90,7 +91,7 @@ def test_the_converted_detector_detects_what_the_official_one_does(official, pub
     fits = model.load_state_dict(converted.weights, strict=False)
     assert fits.missing_keys == ["roi_heads.box_predictor.class_embeddings"] and not fits.unexpected_keys
 
-    image = official.picture()
+    image = official.image()
     with torch.no_grad():
         (found,) = model([{"image": image, "height": 96, "width": 128}])
         expected = official_detections(official, published, image, words)
@@ -115,8 +116,8 @@ def test_it_finds_what_a_user_names(official, published, load_cfg, tmp_path):
     assert torch.equal(head.emb_pred.weight, projection[f"{PREDICTOR}emb_pred.weight"])
     rows = word_piece_means(build_text_tower(name="minilm"), ["zebra", "a red bus"])
     torch.testing.assert_close(head.class_embeddings, F.pad(rows, (0, 0, 0, 1)))
-    picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-    assert set(predictor.predict(picture).pred_classes.tolist()) <= {0, 1}
+    image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    assert set(predictor.predict(image).pred_classes.tolist()) <= {0, 1}
 
 
 @torch.no_grad()
@@ -133,7 +134,7 @@ def test_a_detector_starts_from_the_converted_first_stage(official, published, m
     trunk = ("backbone.", "roi_heads.res5.", "roi_heads.box_predictor.emb_pred.")
     assert not [name for name in fits.missing_keys if name.startswith(trunk)]
 
-    image = official.picture()
+    image = official.image()
     expected = published.features(image)
     images = model.preprocess_image([{"image": image}])
     features = model.backbone(images.tensor)

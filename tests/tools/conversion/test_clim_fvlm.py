@@ -10,9 +10,10 @@ from detectron2.modeling import build_model
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, roi_align
 
-from clim.conversion import KINDS, convert, find_kind
 from clim.data.categories import BASE_INDICES
 from clim.modeling.clip_vit import ClipViT
+from conversion.convert import convert, find_kind
+from conversion.rules import KINDS
 
 SIDE, CLASSES, DIM, WIDTH, CHANNELS, FC = 64, 80, 12, 32, 16, 32
 HEAD = "roi_head.bbox_head."
@@ -190,7 +191,7 @@ def test_the_converted_detector_detects_what_the_official_one_does(official, pub
     assert fits.missing_keys == ["roi_heads.box_predictor.freq_weight"] and not fits.unexpected_keys
     assert model.classifier.temperature.item() == 5
 
-    image = official.picture(SIDE, SIDE)
+    image = official.image(SIDE, SIDE)
     with torch.no_grad():
         (found,) = model([{"image": image, "height": SIDE, "width": SIDE}])
         expected = published.detections(official, image)

@@ -1,8 +1,11 @@
-"""What a kind of official file is: a table from its names to ours, and what becomes of a file by it."""
+"""Kinds of official files: how rules rename a file's tensors, and what is left out, unknown or missing."""
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 from torch import Tensor
@@ -11,32 +14,39 @@ from clim.errors import UserError
 
 State = Mapping[str, Tensor]
 _NAMED = 4  # names in a sentence
+_SLOT = re.compile(r"<(.*?)>")
 
 
-class Row(NamedTuple):
-    """One tensor of a table.
+class Rule(NamedTuple):
+    """Renames tensors: "a.<x,y>.<0-2>" to "b.<>.c<1-3>" makes "a.y.2" to "b.y.c3".
 
     Args:
-        ours: name in our state dict.
+        official: names in the file. A slot <x,y> stands for each of its words, <0-2> for each of these numbers.
+        ours: names in our state dict, with as many slots: <> keeps the word, a filled one has a word for each.
         change: the official tensor → ours.
-        optional: files without it are whole.
+        optional: a file without these tensors is whole.
     """
 
+    official: str
     ours: str
     change: Callable[[Tensor], Tensor] = Tensor.clone
     optional: bool = False
 
+    def singles(self) -> Iterator["Rule"]:
+        """One rule for each tensor, without slots."""
+        theirs, ours = ([_words(slot) for slot in _SLOT.findall(names)] for names in self[:2])
+        pairs = [list(zip(a, b or a, strict=True)) for a, b in zip(theirs, ours, strict=True)]
+        theirs, ours = (_SLOT.sub("{}", names) for names in self[:2])
+        for chosen in product(*pairs):
+            yield self._replace(
+                official=theirs.format(*(a for a, _ in chosen)), ours=ours.format(*(b for _, b in chosen))
+            )
 
-Table = dict[str, Row]  # official name → row
 
-
-def with_bias(layers: Mapping[str, str], *, optional: bool = False) -> Table:
-    """Weight and bias of each {official layer: ours}, as they are."""
-    return {
-        f"{official}.{name}": Row(f"{ours}.{name}", optional=optional)
-        for official, ours in layers.items()
-        for name in ("weight", "bias")
-    }
+def _words(slot: str) -> list[str]:
+    if numbers := re.fullmatch(r"(\d+)-(\d+)", slot):
+        return [str(i) for i in range(int(numbers[1]), int(numbers[2]) + 1)]
+    return slot.split(",") if slot else []
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Kind:
         what: one phrase for people.
         arguments: of train_net.py, with the result as MODEL.WEIGHTS.
         fits: whether a file is of this kind, from its tensors.
-        table: every tensor that is taken.
+        rules: for every tensor that is taken.
         left_out: {pattern of official names: why they are not needed}; the first that fits counts.
     """
 
@@ -56,8 +66,14 @@ class Kind:
     what: str
     arguments: str
     fits: Callable[[State], bool]
-    table: Table
+    rules: Sequence[Rule]
     left_out: dict[str, str]
+
+    @cached_property
+    def table(self) -> dict[str, Rule]:
+        """{official name: rule for that tensor alone}."""
+        singles = (one for rule in self.rules for one in rule.singles())
+        return {single.official: single for single in singles}
 
 
 @dataclass
@@ -71,7 +87,7 @@ class Converted:
 
 
 def find_kind(state: State, kinds: Iterable[Kind]) -> Kind:
-    """The kind that the file's names tell. UserError where none fits."""
+    """The kind of a file, from its tensors. UserError where none fits."""
     kinds, state = list(kinds), without_wrapper(state)
     for kind in kinds:
         if kind.fits(state):
@@ -88,8 +104,8 @@ def convert(state: State, kind: Kind) -> Converted:
     Raises UserError where the file lacks tensors that every file of the kind has, or one has another shape.
     """
     state = without_wrapper(state)
-    lacking = {name: row for name, row in kind.table.items() if name not in state}
-    needed = [name for name, row in lacking.items() if not row.optional]
+    lacking = {name: rule for name, rule in kind.table.items() if name not in state}
+    needed = [name for name, rule in lacking.items() if not rule.optional]
     if needed:
         raise UserError(
             f"The file lacks {len(needed)} of the {len(kind.table)} tensors of kind {kind.name}, {listed(needed)}: "
@@ -109,7 +125,7 @@ def convert(state: State, kind: Kind) -> Converted:
             "is another backbone, which is not converted."
         )
     _check_widths(weights)
-    return Converted(weights, left_out, unknown, [row.ours for row in lacking.values()])
+    return Converted(weights, left_out, unknown, [rule.ours for rule in lacking.values()])
 
 
 def without_wrapper(state: State) -> dict[str, Tensor]:
@@ -134,13 +150,9 @@ def _changed(name: str, tensor: Tensor, kind: Kind) -> Tensor:
 
 
 def _check_widths(weights: State) -> None:
-    """UserError where a normalisation is not as wide as the convolution before it: layers of several files."""
-    for name, scale in weights.items():
-        conv = (
-            weights.get(name.removesuffix("norm.weight") + "weight")
-            if name.endswith(".norm.weight")
-            else None
-        )
+    """UserError where a normalisation and the convolution before it have other widths: layers of several files."""
+    for name in (name for name in weights if name.endswith(".norm.weight")):
+        scale, conv = weights[name], weights.get(name.removesuffix("norm.weight") + "weight")
         if conv is not None and len(conv) != len(scale):
             raise UserError(
                 f"{name} has {len(scale)} channels, but the convolution before it {len(conv)}: the file is not whole."
@@ -148,7 +160,7 @@ def _check_widths(weights: State) -> None:
 
 
 def _needs_none(state: State) -> str:
-    """Files that other parts of the project read as they are."""
+    """What to do with a file that needs no conversion; "" for all others."""
     if any(name.startswith("roi_heads.box_predictor.") for name in state):
         return " Detectron2's names, as our own and official Detic's files have: set MODEL.WEIGHTS to it as it is."
     if "visual.conv1.weight" in state:

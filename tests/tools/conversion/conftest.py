@@ -217,7 +217,7 @@ class Official:
         )
 
     @staticmethod
-    def picture(height=96, width=128):
+    def image(height=96, width=128):
         return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(5)).byte()
 
 
