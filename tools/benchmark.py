@@ -57,7 +57,7 @@ def run_section(name: str, settings: Settings, records: Sequence[dict]) -> list[
 
 
 def default_scale(config_file: str, device: str) -> float:
-    """Full size, but 2/7 (14 pooled cells become 4) where a CPU would meet inputs for GPUs: 40 s a step."""
+    """1, but 2/7 (14 x 14 pooled locations become 4 x 4) for a GPU's inputs on a CPU, where a step would take 40 s."""
     large = max(load_config(config_file, []).INPUT.MIN_SIZE_TRAIN) > 400
     return 2 / 7 if large and not device.startswith("cuda") else 1.0
 

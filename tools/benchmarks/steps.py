@@ -73,7 +73,7 @@ def step_config(settings: Settings, batch: tuple[int, int, int]):
             "DATALOADER.MOSAICS_PER_GPU", batch[2],
             "DATALOADER.ALTERNATE", (),
             "DATALOADER.NUM_WORKERS", 0,
-            "SOLVER.BASE_LR", 0.0,  # every step meets the same weights
+            "SOLVER.BASE_LR", 0.0,  # every step has the same weights
             "OUTPUT_DIR", settings.folder,
             *settings.overrides,
         ],

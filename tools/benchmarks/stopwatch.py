@@ -93,7 +93,7 @@ def measure(function: Callable[[], object], *, stages: Stages | None = None, syn
 def interleaved(arms: Mapping[str, Callable[[], Run]], *, repeats: int, title: str) -> dict[str, list[Run]]:
     """One warm-up of every arm, then ``repeats`` rounds of all arms in turn: {arm: runs, one a round}.
 
-    What slows the machine down for a while then meets all arms alike.
+    What slows the machine down for a while then slows all arms.
     """
     runs: dict[str, list[Run]] = {name: [] for name in arms}
     with tqdm(total=(repeats + 1) * len(arms), desc=title, unit="run") as bar:

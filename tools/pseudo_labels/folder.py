@@ -1,8 +1,7 @@
 """Pseudo-labels of images: kept while they are made, then written as COCO-format json.
 
-Making them for many images takes hours and may be interrupted. Every finished image is a line in a folder
-beside the json, in any number of files that different processes append to; the json comes when no image is
-missing.
+Making them for many images takes hours and may be interrupted. Every finished image is a line of a file in a folder
+beside the json; each process appends to a file of its own. The json is written when no image is missing.
 """
 
 import fcntl
@@ -33,7 +32,7 @@ class LabelFolder:
     """Finished images: {image_id, size, boxes, nouns, scores} or {image_id, skipped: reason}, a line each.
 
     Args:
-        settings: what the labels depend on, in types of json; the folder belongs to one set of them.
+        settings: what the labels depend on, in types of json. A folder holds labels of one set of settings.
 
     Raises:
         UserError: the folder was begun with other settings, or a line of it is damaged.
@@ -54,7 +53,7 @@ class LabelFolder:
                 )
 
     def finished(self) -> dict[int, dict]:
-        """{image id: line} over all files; a line that is still being written, or was cut off, is not there."""
+        """{image id: line} over all files, without a line that is still being written or was cut off."""
         lines = {}
         for path in sorted(self.folder.glob("*.jsonl")):
             for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
@@ -67,7 +66,7 @@ class LabelFolder:
 
     @contextmanager
     def appending(self, shard: int, shards: int) -> Iterator[Callable[[dict], None]]:
-        """A function that adds a line to this shard's file. UserError where another process is at it."""
+        """A function that adds a line to this shard's file. UserError where another process writes to it."""
         stem = self.folder / f"{shard}-of-{shards}"
         with open(stem.with_suffix(".lock"), "wb") as lock, open(stem.with_suffix(".jsonl"), "a+b") as file:
             try:
@@ -98,7 +97,7 @@ def label_images(
     """Label every image of ``records``, append its line and yield it; unreadable ones are ``skipped``.
 
     Args:
-        label: RGB uint8 (H, W, 3) → labels; what it depends on belongs into the folder's settings.
+        label: RGB uint8 (H, W, 3) → labels; what it depends on must be in the folder's settings.
         workers: processes that decode images.
     """
     images = DataLoader(_Images(records), batch_size=None, collate_fn=_same, num_workers=workers)

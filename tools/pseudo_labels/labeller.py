@@ -1,7 +1,7 @@
 """From an image to named boxes: proposals of a detector's RPN, cropped and named by an image encoder.
 
-As CLIM's RegionCLIP comparator is described (clip_fvlm §5); number of proposals, NMS and score cut are ours,
-the sources give none. N proposals, K nouns, D embedding width.
+As CLIM describes its RegionCLIP comparator (clip_fvlm §5). The number of proposals, NMS and the score cut are ours,
+because the sources give none. N proposals, K nouns, D embedding width.
 """
 
 import numpy as np
@@ -27,8 +27,8 @@ class Proposer:
 
     Args:
         cfg: any detector's config with an RPN; weights: cfg.MODEL.WEIGHTS, "" for random ones.
-        count: boxes at most.
-        overlap: of boxes with a higher IoU the more object-like stays.
+        count: most boxes.
+        overlap: of two boxes with a higher IoU, the more object-like stays.
         min_area: px² of the image; smaller boxes are left out.
     """
 
