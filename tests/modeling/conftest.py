@@ -11,7 +11,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.data.tiles import Tiles
 from clim.engine import SafeCheckpointer
 from clim.modeling import OpenVocabOutputLayers, meta_arch
