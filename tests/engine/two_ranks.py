@@ -118,7 +118,6 @@ def caption_batch(rank):
     tiles = Tiles(
         boxes=boxes, canvas=torch.arange(TILES), image_ids=torch.arange(first, first + TILES),
         captions=[[n] for n in names], drawn=names, tags=[[] for _ in names],
-        groups=torch.zeros(2, 0, TILES, dtype=torch.bool),
     )  # fmt: skip
     return embeddings, tiles
 
@@ -131,7 +130,7 @@ def gathered_captions():
 
 def caption_loss(embeddings, tiles):
     method = official_method()
-    regions = Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0])
+    regions = Regions.of_tiles(tiles.boxes, tiles)
     texts = Texts(tiles, encoder=Directions(), class_embeddings=torch.zeros(2, DIM))
     loss = method.losses({"caption": embeddings}, {"caption": regions}, texts)["loss_caption"]
     return loss.item(), torch.autograd.grad(loss, embeddings)[0]
