@@ -116,10 +116,10 @@ class Method(nn.Module):
     def read(
         self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts
     ) -> dict[str, Tensor]:
-        """What both ``losses`` and ``update_queues`` take: the embeddings themselves, or what is computed from them.
+        """What ``losses`` and ``update_queues`` take: the embeddings themselves, or what they both need of them.
 
         Args:
-            embeddings: un-normalised projections (R, D) of every role, of one stage of the head.
+            embeddings: un-normalised projections (R, D) of every role, from one stage of the head.
         """
         return embeddings
 
@@ -130,7 +130,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def update_queues(self, embeddings: dict[str, Tensor], texts: Texts) -> None:
-        """Store what later losses need; called once per source batch, with what ``read`` gave for the last stage."""
+        """Store what later losses need. Called once per source batch, with the last stage's result of ``read``."""
 
     def after_update(self) -> None:
         """Put parameters back into their range; called after every step of the optimiser."""
