@@ -60,7 +60,7 @@ def full_decode(file_name, *, fmt="BGR", at_least=None):
 def mosaic_arms(settings: Settings, records: Sequence[dict], n: int) -> dict[str, Callable[[], Run]]:
     """One run of each way to make ``settings.canvases`` canvases of n x n tiles, always the same ones."""
     clim = canvas_mapper.CanvasMapper(
-        records, grids=[n], short=CANVAS, long=CANVAS, flip=0.5, num_groups=4, seed=0, stream=0
+        records, grids=[n], short=CANVAS, long=CANVAS, flip=0.5, seed=0, stream=0
     )
     released = ReleasedOrder(records, n=n)
     remembering = ReleasedOrder(records, n=n, partners=functools.cache(released.fitted))
