@@ -25,7 +25,7 @@ from clim.data.sources import caption_records
 from clim.engine import run_cleanly
 from clim.errors import UserError
 from clim.modeling.efficientnet import pretrained_lite0
-from clim.text import cache
+from clim.text import build, cache
 
 BATCH = 64  # images
 
@@ -115,7 +115,7 @@ def caption_features(records: list[dict], tower) -> torch.Tensor:
 
 def text_encoder(args: argparse.Namespace, records: list[dict]):
     """The text tower, behind the cache where one is given: training with MODEL.TEXT.CACHE shares it."""
-    tower = cache.LazyTower(
+    tower = build.LazyTower(
         name=args.name, pretrained=args.pretrained, directory=args.cache or None, device=args.device
     )
     if not args.cache:
