@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clim.errors import UserError
-from clim.text import CaptionCache, LazyTower, build_text_tower
+from clim.text import build_text_tower
 from clim.text.bert import TokenBatch, mask_words
 from clim.text.build import bert_config
 
@@ -133,12 +133,6 @@ def test_dropout_is_lent_to_one_reading(tower):
     assert torch.equal(noisy, again) and not torch.allclose(noisy, still, atol=1e-2)
     assert not any(module.training for module in tower.modules())
     assert torch.equal(tower.contextual(tokens.ids, tokens.attention), still)
-
-
-def test_lazy_and_cached_towers_lead_to_the_tower(tiny_bert, tmp_path, tower):
-    assert tower.live is tower
-    lazy = LazyTower(name=str(tiny_bert), pretrained="")
-    assert CaptionCache(lazy, tmp_path).live is lazy.live
 
 
 def test_the_sizes_of_a_bert_without_loading_it(tiny_bert, vocabulary):

@@ -193,8 +193,6 @@ def test_rows_may_keep_their_lengths(tmp_path):
     array = np.arange(1, 13, dtype=np.float16).reshape(3, 4)
     np.save(tmp_path / "e.npy", array)
     assert load_embeddings(tmp_path / "e.npy", unit=False).tolist() == array.tolist()
-    with pytest.raises(UserError, match="build_text_embeddings.py classes --output"):
-        load_embeddings(tmp_path / "absent.npy", unit=False)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -215,7 +213,7 @@ def test_load_looks_under_the_data_root(tmp_path, monkeypatch):
 
 
 def test_missing_file_names_the_command(tmp_path):
-    with pytest.raises(UserError, match="absent.npy.*build_text_embeddings.py classes"):
+    with pytest.raises(UserError, match="absent.npy.*build_text_embeddings.py classes --output"):
         load_embeddings(tmp_path / "absent.npy")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from clim.errors import UserError
 from clim.files import read_json, write_json
 from clim.paths import resolve
-from clim.text.cache import CaptionCache, make_folder
+from clim.text.cache import CaptionCache
 from clim.text.tower import TextTower
 
 SEED_OF_RANDOM_WEIGHTS = 0
@@ -85,20 +85,17 @@ class LazyTower:
     @cached_property
     def _identity(self) -> dict:
         stamp = self._directory and tower_stamp(**self._source)
-        if not stamp:
-            return self._loaded_identity()
-        note = self._directory / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.json"
-        try:
-            known = json.loads(note.read_text())
-            return {"fingerprint": str(known["fingerprint"]), "dim": int(known["dim"])}
-        except (OSError, ValueError, KeyError, TypeError):  # no note, or a damaged one
-            identity = self._loaded_identity()
-        make_folder(self._directory)
-        write_json(note, identity | self._source, shared=True)
+        note = self._directory / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.json" if stamp else None
+        if note:
+            try:
+                known = json.loads(note.read_text())
+                return {"fingerprint": str(known["fingerprint"]), "dim": int(known["dim"])}
+            except (OSError, ValueError, KeyError, TypeError):
+                pass  # no note, or a damaged one
+        identity = {"fingerprint": self.live.fingerprint, "dim": self.live.dim}
+        if note:
+            write_json(note, identity | self._source, shared=True)
         return identity
-
-    def _loaded_identity(self) -> dict:
-        return {"fingerprint": self.live.fingerprint, "dim": self.live.dim}
 
 
 def build_text_encoder(cfg) -> CaptionCache | LazyTower:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from clim.errors import UserError
 from clim.text.tower import TextTower
 
 KEY_BYTES = 16
@@ -49,10 +48,6 @@ class CaptionCache:
     @property
     def dim(self) -> int:
         return self.tower.dim
-
-    @property
-    def fingerprint(self) -> str:
-        return self.tower.fingerprint
 
     def __len__(self) -> int:
         """Number of different texts known."""
@@ -86,13 +81,13 @@ class CaptionCache:
 
     @cached_property
     def _store(self) -> "RowStore":
-        folder = self._directory / self.fingerprint
-        make_folder(folder)
+        folder = self._directory / self.tower.fingerprint
+        folder.mkdir(parents=True, exist_ok=True)
         return RowStore(folder, dim=self.dim)
 
     def _key(self, text: str) -> bytes:
         data = text.encode("utf-8", errors="surrogatepass")
-        return hashlib.blake2b(data, digest_size=KEY_BYTES, key=self.fingerprint.encode()).digest()
+        return hashlib.blake2b(data, digest_size=KEY_BYTES, key=self.tower.fingerprint.encode()).digest()
 
     def _compute(self, texts: dict[bytes, str]) -> None:
         if texts:
@@ -173,11 +168,3 @@ class _Shard:
             self.rows = np.memmap(self._row_file, np.float32, "r", shape=(length, self._dim))
         else:  # an empty file cannot be mapped
             self.rows = np.empty((0, self._dim), np.float32)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder of the cache. UserError where that fails."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The caption cache (MODEL.TEXT.CACHE) cannot be written: {error}.") from error

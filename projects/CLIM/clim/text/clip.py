@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 ACTIVATIONS = {True: "QuickGELU", False: "exact GELU"}  # of a config's quick_gelu
 _HUB = "hf-hub:"
 _PARTS = ("embed_dim", "vision_cfg", "text_cfg")
+_KIND_OF_TEXT_HALF = (
+    *("hf_model_name", "hf_tokenizer_name", "embed_cls", "no_causal_mask"),
+    *("proj_bias", "pool_type", "proj_type"),
+)
 # The half that is not kept is built as small as open_clip allows.
 _STUB_IMAGE_HALF = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
 _STUB_TEXT_HALF = {"layers": 1, "width": 8, "heads": 1, "context_length": 1, "vocab_size": 1}
@@ -144,13 +148,8 @@ def _json_file(name: str) -> Path | None:
 def _plain_config(name: str) -> dict:
     """open_clip's config of ``name``; UserError where the text half is not CLIP's own transformer."""
     config = clip_config(name, TEXT.name_key)
-    text = config["text_cfg"]
-    plain = (
-        not {"hf_model_name", "hf_tokenizer_name", "embed_cls", "no_causal_mask", "proj_bias"} & text.keys()
-        and text.get("pool_type", "argmax") == "argmax"
-        and text.get("proj_type", "linear") == "linear"
-    )
-    if not plain:
+    own, clips = open_clip.CLIPTextCfg(**config["text_cfg"]), open_clip.CLIPTextCfg()
+    if any(getattr(own, key) != getattr(clips, key) for key in _KIND_OF_TEXT_HALF):
         raise UserError(
             f"The text half of {name} (MODEL.TEXT.NAME) is not CLIP's causal transformer, and no other is "
             "supported: choose a CLIP model such as ViT-B-32-quickgelu or RN50x64-quickgelu."
