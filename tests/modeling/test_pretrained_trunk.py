@@ -43,7 +43,7 @@ class LiteEncoder(nn.Module):
 
 @pytest.fixture
 def make_encoder(grid_encoder, load_cfg, shaken):
-    """``make_encoder("resnet" or "efficientnet", dim)``: called with images, it returns a feature map and a projection."""
+    """``make_encoder("resnet" or "efficientnet", dim)``: from images to a feature map and the projection."""
 
     def make(trunk, dim=12):
         return grid_encoder(dim) if trunk == "resnet" else shaken(LiteEncoder(load_cfg, dim))

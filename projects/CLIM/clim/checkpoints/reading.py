@@ -71,8 +71,8 @@ def readable(filename: str | os.PathLike, *, otherwise: str = ""):
         raise UserError(f"{filename} cannot be read as a file of weights ({reason}): is it whole?") from error
 
 
-def read_weights(path: Path) -> dict:
-    """{name: tensor or array}, on the CPU, of a .safetensors, TorchScript or ``torch.save`` file; else UserError."""
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """{name: tensor on the CPU} of a .safetensors, TorchScript or ``torch.save`` file; UserError for other files."""
     with readable(path):
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -80,7 +80,7 @@ def read_weights(path: Path) -> dict:
             return torch.jit.load(path, map_location="cpu").state_dict()
         with torch.serialization.safe_globals(numpy_globals()):
             data = torch.load(path, map_location="cpu", weights_only=True)
-    return weights_of(data, path)
+    return {name: torch.as_tensor(value) for name, value in weights_of(data, path).items()}
 
 
 def weights_of(data, filename: str | os.PathLike) -> dict:

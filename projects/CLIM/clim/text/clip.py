@@ -25,10 +25,8 @@ logger = logging.getLogger(__name__)
 ACTIVATIONS = {True: "QuickGELU", False: "exact GELU"}  # of a config's quick_gelu
 _HUB = "hf-hub:"
 _PARTS = ("embed_dim", "vision_cfg", "text_cfg")
-_KIND_OF_TEXT_HALF = (
-    *("hf_model_name", "hf_tokenizer_name", "embed_cls", "no_causal_mask"),
-    *("proj_bias", "pool_type", "proj_type"),
-)
+_TEXT_KIND = ("hf_model_name", "hf_tokenizer_name", "embed_cls", "no_causal_mask", "proj_bias", "pool_type",
+              "proj_type")  # fmt: skip
 # The half that is not kept is built as small as open_clip allows.
 _STUB_IMAGE_HALF = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
 _STUB_TEXT_HALF = {"layers": 1, "width": 8, "heads": 1, "context_length": 1, "vocab_size": 1}
@@ -126,9 +124,7 @@ def clip_config(name: str, key: str) -> dict:
     Raises UserError for an unknown name and for a json that does not describe a model.
     """
     if path := _json_file(name):
-        config = read_json(
-            path, remedy=f"{key} names it, and needs a json in the format of open_clip's configs."
-        )
+        config = read_json(path, remedy=f"{key} must name a json in the format of open_clip's configs.")
         if missing := [part for part in _PARTS if part not in config]:
             raise UserError(f"{path} ({key}) describes no open_clip model: {', '.join(missing)} is missing.")
         return config
@@ -149,7 +145,7 @@ def _plain_config(name: str) -> dict:
     """open_clip's config of ``name``; UserError where the text half is not CLIP's own transformer."""
     config = clip_config(name, TEXT.name_key)
     own, clips = open_clip.CLIPTextCfg(**config["text_cfg"]), open_clip.CLIPTextCfg()
-    if any(getattr(own, key) != getattr(clips, key) for key in _KIND_OF_TEXT_HALF):
+    if any(getattr(own, key) != getattr(clips, key) for key in _TEXT_KIND):
         raise UserError(
             f"The text half of {name} (MODEL.TEXT.NAME) is not CLIP's causal transformer, and no other is "
             "supported: choose a CLIP model such as ViT-B-32-quickgelu or RN50x64-quickgelu."
@@ -200,7 +196,7 @@ def _find_weights(half: Half, *, name: str, pretrained: str) -> tuple[Path, bool
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     if tag or pretrained.startswith(_HUB):
         source = tag or {"hf_hub": pretrained.removeprefix(_HUB) + "/"}
-        link = source.get("url") or f"https://huggingface.co/{source['hf_hub'].rstrip('/')}"
+        link = source.get("url") or f"https://huggingface.co/{source.get('hf_hub', '').rstrip('/')}"
         try:
             return Path(open_clip.download_pretrained(source)), tag.get("quick_gelu", False) if tag else None
         except Exception as error:  # each transport has its own: offline, refused, not found, interrupted
