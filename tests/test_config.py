@@ -162,7 +162,7 @@ def test_what_fvlm_takes_from_detectron2s_defaults(file, load_cfg):
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD) == (3 * epoch, epoch)
 
 
-# Keys that no row of CLIM's Detic sets: the defaults are the release's (detic §2, §3).
+# Keys that no row of CLIM's Detic sets: the defaults are the release's (detic §2).
 RELEASED = {
     "MODEL.OPEN_VOCAB.TEMPERATURE": 25.0,
     "MODEL.METHOD.DETIC.TEMPERATURE": 25.0,

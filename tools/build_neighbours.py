@@ -28,7 +28,7 @@ from clim.engine import run_cleanly
 from clim.errors import UserError
 from clim.files import write_array, write_json
 from clim.modeling.efficientnet import pretrained_lite0
-from clim.text import cache
+from clim.text import build, cache
 
 BATCH = 64  # images
 COLUMNS = 16384  # neighbours compared at once: bounds the memory at ``chunk`` × COLUMNS similarities
@@ -120,7 +120,7 @@ def caption_features(records: list[dict], tower) -> torch.Tensor:
 
 def text_encoder(args: argparse.Namespace, records: list[dict]):
     """The text tower, behind the cache where one is given: training with MODEL.TEXT.CACHE shares it."""
-    tower = cache.LazyTower(
+    tower = build.LazyTower(
         name=args.name, pretrained=args.pretrained, directory=args.cache or None, device=args.device
     )
     if not args.cache:

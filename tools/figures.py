@@ -29,7 +29,7 @@ from clim.data.mosaic import compose, fit_cell, grid_cells, inward_anchors, plac
 from clim.detector import Responder
 from clim.engine import load_config, run_cleanly
 from clim.errors import UserError
-from clim.text.prompts import PROMPTS
+from clim.text import PROMPTS
 from clim.visualization.class_map import class_map, name_regions, paint, shares
 from clim.visualization.demo_report import COMPARED, TITLES
 from clim.visualization.draw import BLACK, class_colours

@@ -106,7 +106,7 @@ def test_pictures_of_native_size_are_embedded_as_by_open_clip(full, tiny):
 
 def test_native_size_and_strides_of_rn50x64():
     """The pool's grid is 14 x 14: built with random weights, without running it."""
-    from clim.modeling.clip_loading import load_clip_visual
+    from clim.text.clip import load_clip_visual
 
     with torch.device("meta"):
         encoder = make(load_clip_visual("RN50x64-quickgelu", ""))

@@ -13,7 +13,7 @@ import torch
 
 from clim.data.mini_concepts import MINI_CATEGORIES
 from clim.engine import Trainer, load_config
-from clim.text.clip_config import clip_config
+from clim.text.clip import clip_config
 
 ROOT = Path(__file__).parents[2]
 CLIP_PARTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")

@@ -1,4 +1,4 @@
-"""A detector on an image-text model's weights computes what that model's encoder does, cell by cell."""
+"""A detector on an image-text model's weights computes what that model's encoder does, location by location."""
 
 import logging
 
@@ -43,7 +43,7 @@ class LiteEncoder(nn.Module):
 
 @pytest.fixture
 def make_encoder(grid_encoder, load_cfg, shaken):
-    """``make_encoder("resnet" or "efficientnet", dim)``: called with pictures, it gives cells and a projection."""
+    """``make_encoder("resnet" or "efficientnet", dim)``: from images to a feature map and the projection."""
 
     def make(trunk, dim=12):
         return grid_encoder(dim) if trunk == "resnet" else shaken(LiteEncoder(load_cfg, dim))
@@ -65,10 +65,10 @@ def test_features_and_projections_are_the_encoders(
         SafeCheckpointer(model, "").load(save_stage1(encoder, tmp_path))
     images = torch.randn(1, 3, 64, 96)
     expected, projection = encoder(images)
-    cells = model.roi_heads.res5(model.backbone(images)["res4"])
-    assert cells.shape == (1, expected.shape[1], 2, 3)
-    torch.testing.assert_close(cells, expected)
-    rows = cells.flatten(2)[0].T
+    features = model.roi_heads.res5(model.backbone(images)["res4"])
+    assert features.shape == (1, expected.shape[1], 2, 3)
+    torch.testing.assert_close(features, expected)
+    rows = features.flatten(2)[0].T
     torch.testing.assert_close(model.roi_heads.box_predictor.project(rows), projection(rows))
     frozen = model.roi_heads.box_predictor.emb_pred
     assert not frozen.weight.requires_grad and not frozen.bias.requires_grad
@@ -89,7 +89,7 @@ def test_a_detector_without_such_a_projection_takes_the_trunk(
     assert torch.equal(model.classifier.linear.weight, before) and "without its projection" in caplog.text
 
 
-def test_a_projection_of_another_width_is_told(make_encoder, save_stage1, cfg_of, tmp_path):
+def test_a_projection_of_another_width(make_encoder, save_stage1, cfg_of, tmp_path):
     path = save_stage1(make_encoder("efficientnet", dim=10), tmp_path)
     model = build(cfg_of("mini/ovrcnn.yaml"))
     with pytest.raises(UserError) as caught:
@@ -100,7 +100,7 @@ def test_a_projection_of_another_width_is_told(make_encoder, save_stage1, cfg_of
     )
 
 
-def test_a_shallower_trunk_is_told(make_encoder, save_stage1, cfg_of, tmp_path):
+def test_a_shallower_trunk(make_encoder, save_stage1, cfg_of, tmp_path):
     path = save_stage1(make_encoder("efficientnet"), tmp_path)
     file = torch.load(path)
     del file["model"]["image_encoder.blocks.3._expand_conv.weight"]

@@ -22,7 +22,6 @@ from clim.losses import matched_contrast
 from clim.modeling.dense_responses import head_embeddings
 from clim.modeling.pseudo_words import PseudoWordClassifier
 from clim.text import build_text_tower, class_embeddings
-from clim.text.classes import HiddenFeatures
 
 IN, WORDS, WORD_DIM, CLASSES = 8, 3, 16, 5
 CLS = "roi_heads.box_predictor.cls_score."
@@ -262,7 +261,7 @@ def test_names_are_read_by_hidden_features(load_cfg, overrides, cfg, tmp_path):
     names = ["dog", "red car", "bird"]
     named = load_cfg("BARON_BoxSup_C4.yaml", *overrides, "MODEL.VOCABULARY.NAMES", names)
     model = build_model(named)
-    expected = class_embeddings(HiddenFeatures(model.text_encoder), names)
+    expected = class_embeddings(model.text_encoder, names, hidden=True)
     torch.testing.assert_close(model.classifier.class_embeddings[:-1], expected)
     # and for a checkpoint of other classes, with the learnt bias in what is shown to people
     base = build(load_cfg("BARON_BoxSup_C4.yaml", *overrides))
@@ -278,7 +277,7 @@ def test_names_are_read_by_hidden_features(load_cfg, overrides, cfg, tmp_path):
 
 
 def test_a_file_of_other_features_is_told(load_cfg, overrides, model, tmp_path, caplog):
-    hidden = class_embeddings(HiddenFeatures(model.text_encoder), COCO_NAMES)
+    hidden = class_embeddings(model.text_encoder, COCO_NAMES, hidden=True)
     others = F.normalize(torch.randn(hidden.shape), dim=1)
     for name, rows, told in (("attn12", hidden, False), ("final", others, True)):
         caplog.clear()

@@ -1,4 +1,4 @@
-"""Tiny CLIPs by name, and what towers are asked to read."""
+"""Tiny CLIPs by name, and texts for towers."""
 
 import json
 
@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import torch
 
-from clim.text.towers import build_text_tower
+from clim.text import build_text_tower
 
 TEXT_CFG = {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
 VISION_CFG = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}

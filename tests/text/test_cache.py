@@ -1,6 +1,9 @@
+"""The cache against the tower, damage of its files, two processes at once, and the rows on disk."""
+
 import hashlib
 import multiprocessing
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,10 +11,10 @@ from detectron2.config import CfgNode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clim.errors import UserError
+from clim.text import LazyTower, build_text_encoder
+from clim.text import build as build_module
 from clim.text import cache as cache_module
-from clim.text.cache import CaptionCache, LazyTower
-from clim.text.encoder import build_text_encoder
+from clim.text.cache import KEY_BYTES, CaptionCache, RowStore
 
 DIM = 6
 
@@ -174,12 +177,6 @@ def test_failed_write_does_not_shift_what_follows(tmp_path):
     assert torch.equal(CaptionCache(SilentTower(), tmp_path).encode(["b", "a"]), expected(["b", "a"]))
 
 
-def test_unwritable_folder(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="MODEL.TEXT.CACHE"):
-        CaptionCache(FakeTower(), tmp_path / "file").encode(["a"])
-
-
 # ---- two processes ----------------------------------------------------------------------------------
 
 
@@ -221,7 +218,7 @@ def weights(tmp_path, monkeypatch):
         loaded.append(path.read_text())
         return FakeTower(path.read_text())
 
-    monkeypatch.setattr(cache_module, "build_text_tower", build)
+    monkeypatch.setattr(build_module, "build_text_tower", build)
     return path, loaded
 
 
@@ -293,7 +290,7 @@ def test_real_tower_through_the_cache(tmp_path):
     torch.testing.assert_close(cold, live.encode(texts), atol=1e-6, rtol=0)
     unloaded = LazyTower(**source)
     assert torch.equal(CaptionCache(unloaded, tmp_path).encode(texts), cold)
-    assert "tower" not in vars(unloaded) and unloaded.dim == 384
+    assert "live" not in vars(unloaded) and unloaded.dim == 384
 
 
 def test_the_live_tower_behind_any_encoder(tmp_path):
@@ -312,3 +309,62 @@ def test_from_config(weights, tmp_path):
     assert not weights[1]
     assert torch.equal(cache.encode(["x"]), expected(["x"], FakeTower("a" * 32)))
     assert files(tmp_path / "cache", "rows")
+
+
+# ---- rows on disk
+
+WIDTH = 3
+
+
+def key(name):
+    return name.encode().ljust(KEY_BYTES, b".")
+
+
+def rows(*firsts):
+    """A row (WIDTH,) that begins with each number."""
+    return np.array([[first, first + 0.25, -first] for first in firsts], np.float32).reshape(-1, WIDTH)
+
+
+def added(folder, names, *firsts):
+    store = RowStore(folder, dim=WIDTH)
+    store.add([key(name) for name in names], rows(*firsts))
+    return store
+
+
+def found(store, names):
+    return store.gather([key(name) for name in names])
+
+
+def test_rows_come_back_in_the_order_of_their_keys(tmp_path):
+    store = added(tmp_path, "abc", 1, 2, 3)
+    store.add([key("d")], rows(4))
+    for opened in (store, RowStore(tmp_path, dim=WIDTH)):
+        np.testing.assert_array_equal(found(opened, "dbbac"), rows(4, 2, 2, 1, 3))
+        assert len(opened) == 4 and key("c") in opened and key("e") not in opened
+
+
+def test_nothing_is_written_before_something_is_added(tmp_path):
+    store = RowStore(tmp_path, dim=WIDTH)
+    assert len(store) == 0 and found(store, "").shape == (0, WIDTH)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyError):
+        found(store, "a")
+
+
+def test_objects_write_files_of_their_own_and_read_those_of_all(tmp_path):
+    added(tmp_path, "ab", 1, 2)
+    added(tmp_path, "c", 3)
+    added(tmp_path, "")  # an empty shard starts where the next one does
+    last = added(tmp_path, "d", 4)
+    assert len(list(tmp_path.glob("*.rows"))) == 4
+    for opened in (last, RowStore(tmp_path, dim=WIDTH)):
+        np.testing.assert_array_equal(found(opened, "cadb"), rows(3, 1, 4, 2))
+
+
+def test_a_newer_row_replaces_an_older(tmp_path):
+    store = added(tmp_path, "ab", 1, 2)
+    store.add([key("a")], rows(5))
+    np.testing.assert_array_equal(found(store, "ab"), rows(5, 2))
+    added(tmp_path, "b", 7)
+    np.testing.assert_array_equal(found(RowStore(tmp_path, dim=WIDTH), "ab"), rows(5, 7))
+    np.testing.assert_array_equal(found(store, "ab"), rows(5, 2))  # as it was when opened

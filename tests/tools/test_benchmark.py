@@ -44,7 +44,7 @@ def settings(tmp_path):
 def without_tower(monkeypatch, hash_tower):
     """No text tower is loaded: embeddings come from a hash of the text."""
     tower = hash_tower(384)
-    monkeypatch.setattr("clim.text.cache.build_text_tower", lambda **_: tower)
+    monkeypatch.setattr("clim.text.build.build_text_tower", lambda **_: tower)
     for module in (steps, texts):
         monkeypatch.setattr(module, "build_text_tower", lambda **_: tower)
     return tower

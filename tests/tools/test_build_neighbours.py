@@ -146,7 +146,7 @@ def test_command_by_image(coloured, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_command_by_text(coloured, tmp_path, monkeypatch, cached):
-    monkeypatch.setattr("clim.text.cache.LazyTower", lambda **_: LetterTower())
+    monkeypatch.setattr("clim.text.build.LazyTower", lambda **_: LetterTower())
     output = tmp_path / "out.npy"
     options = ["--cache", str(tmp_path / "cache")] if cached else []
     for _ in range(1 + cached):  # the second time from the cache

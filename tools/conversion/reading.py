@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clim.engine.safe_load import numpy_globals, readable, weights_of
+from clim.checkpoints.reading import numpy_globals, readable, weights_of
 from clim.errors import UserError
 
 

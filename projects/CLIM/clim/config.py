@@ -1,10 +1,15 @@
 """Every config key that CLIM adds to Detectron2's, with its default, unit and source."""
 
-from detectron2.config import CfgNode as CN
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 
-def add_clim_config(cfg: CN) -> None:
+def add_clim_config(cfg: "CfgNode") -> None:
     """Add CLIM's keys to Detectron2's defaults, in place. Call before ``merge_from_file``."""
+    from detectron2.config import CfgNode as CN  # Detectron2 imports torch, which takes seconds
+
     import clim.data.builtin  # noqa: F401  registers the data sets
     import clim.modeling  # noqa: F401  registers meta-architectures, heads, backbones and methods
 

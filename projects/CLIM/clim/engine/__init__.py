@@ -7,7 +7,6 @@
 | ``processes.py``, ``failures.py`` | launching processes; a mistake ends all of them with one sentence |
 | ``loading.py`` | from a config and its weights to a model |
 | ``checkpoint.py``, ``rank_state.py``, ``history.py`` | what a killed run goes on from |
-| ``safe_load.py``, ``missing_start.py`` | weights that run no code when they are read; weights that are not there |
 | ``schedule.py``, ``optimizer.py`` | learning rate for the processes there are; SGD or AdamW |
 | ``evaluation.py``, ``hooks.py`` | scoring; checkpoints in time, unreadable pictures |
 """

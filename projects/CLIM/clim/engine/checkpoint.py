@@ -8,12 +8,16 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from clim.checkpoints.reading import (
+    is_torchscript,
+    load_numpy_pickle,
+    numpy_globals,
+    readable,
+    require_start,
+    weights_of,
+)
 from clim.errors import UserError
 from clim.files import replacing
-from clim.text.clip_weights import is_torchscript
-
-from .missing_start import require_start
-from .safe_load import load_numpy_pickle, numpy_globals, readable, weights_of
 
 _TRUST = ", or set MODEL.TRUST_WEIGHTS True if you trust its author"
 

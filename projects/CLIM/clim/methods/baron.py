@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from clim.losses import matched_contrast
-from clim.text.words import close_up, surviving
+from clim.text.tower import close_up, surviving
 
 from .bags import BagRules, box_waves, reading_orders, tile_bags
 from .base import METHOD_REGISTRY, Method, Regions, Texts

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from clim.errors import UserError
 from clim.grounding_losses import GLOBAL_METRICS, LOCAL_METRICS, choices
-from clim.text.tokens import TokenBatch, mask_words
-from clim.text.towers import bert_config
+from clim.text.bert import TokenBatch, mask_words
+from clim.text.build import bert_config
 
 from .base import METHOD_REGISTRY, Method
 from .cells import cells_of_tiles, drop_cells, padded
@@ -28,7 +28,7 @@ class Grounding(Method):
         joint: plain pictures and mosaics are one batch; False: each has its losses.
         max_cells: of a tile, drawn in training.
         transformer: None: neither image-text matching nor hidden words.
-        mlm_probability, mlm_hidden: see :func:`clim.text.tokens.mask_words`; only plain pictures' captions.
+        mlm_probability, mlm_hidden: see :func:`clim.text.bert.mask_words`; only plain pictures' captions.
         text_dropout: the frozen text tower reads captions with dropout in training.
     """
 

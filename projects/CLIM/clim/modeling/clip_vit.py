@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from clim.errors import UserError
 
-from .clip_loading import load_clip_visual
 from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, as_rois, pool_rois, resize_positions
 
 
@@ -51,6 +50,8 @@ class ClipViT(ImageEncoder):
 
     @classmethod
     def from_config(cls, cfg):
+        from clim.text.clip import load_clip_visual  # open_clip takes seconds to import
+
         encoder = cfg.MODEL.IMAGE_ENCODER
         return {
             "visual": load_clip_visual(encoder.ARCHITECTURE, encoder.PRETRAINED),

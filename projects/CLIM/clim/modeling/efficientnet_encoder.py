@@ -12,9 +12,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from clim.checkpoints.keys import Half, read_half
 from clim.errors import UserError
 from clim.paths import resolve
-from clim.text.clip_weights import Half, read_weights
 
 from .efficientnet import LAST_SHARED, OUT_CHANNELS, folded_lite0
 from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, as_rois, pool_rois
@@ -86,7 +86,7 @@ class EfficientNetLite0(ImageEncoder):
             )
         parts = dict(self.named_children())
         # Beside the encoder's own weights, a published file has logit_scale.
-        state = read_weights(WEIGHTS, path).state
+        state = read_half(WEIGHTS, path)[0]
         try:
             self.load_state_dict({k: v for k, v in state.items() if k.partition(".")[0] in parts})
         except RuntimeError as error:  # other keys or shapes

@@ -5,13 +5,13 @@ from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_backb
 from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from torch import Tensor
 
+from clim.checkpoints.keys import take_pretrained_trunk
 from clim.data.tiles import Tiles
 from clim.errors import UserError
 from clim.methods import Method, Texts, build_method
 from clim.text import HasTextEncoder, build_text_encoder
 
 from .precision import autocast_backbone
-from .pretrained_trunk import take_pretrained_trunk
 from .region_pooling import embed_regions
 
 PAIR_SOURCES = {"captions": "", "mosaics": "_mosaic"}  # source of a joint batch → suffix of its losses

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clim.errors import UserError
 from clim.losses import cosine_logits
 from clim.text import TextTower
-from clim.text.words import drop_words
+from clim.text.tower import drop_words
 
 from .classifier import CosineClassifier
 

@@ -1,14 +1,16 @@
-"""Embeddings of texts kept on disk, so that a frozen tower reads every caption once, not every epoch.
+"""Embeddings of texts on disk, so that a frozen tower reads every caption once and not in every epoch.
 
-Shapes: N texts, D dimensions of an embedding.
+Shapes: N texts, D dimensions of an embedding, n rows.
 
-A cache folder holds one folder of rows a tower fingerprint (:mod:`clim.text.store`), and ``towers/`` with
-the fingerprints of towers met before, so that a warm cache needs no tower at all.
+A cache folder holds a folder of rows for each tower fingerprint, and ``towers/`` with the fingerprints of known
+towers (:class:`clim.text.build.LazyTower`), so that a warm cache does not load a tower at all. Each process appends
+rows to its own pair of files, so that processes never wait for each other: ``*.rows``, float32 (n, D), and
+``*.keys``, n x 16 bytes.
 """
 
 import hashlib
-import json
 import os
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,85 +20,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from clim.errors import UserError
-from clim.files import write_json
-from clim.text.base import TextTower
-from clim.text.store import KEY_BYTES, RowStore
-from clim.text.towers import build_text_tower, tower_stamp
+from clim.text.tower import TextTower
 
+KEY_BYTES = 16
+_SHARD_STRIDE = 1 << 40  # more rows than a shard can have
 _CHUNK = 4096  # texts between two writes of a prefill
-_UNIT_TOLERANCE = 1e-3  # a stored row further from unit length is damage
-
-
-class LazyTower:
-    """A text tower that is loaded when it first has to read.
-
-    With a ``directory``, its fingerprint and width are noted under ``directory``/towers and known without
-    loading while the weights' files keep their size and time; a tag or hub name stands for fixed
-    weights, random weights are never noted.
-    """
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        pretrained: str,
-        directory: str | os.PathLike | None = None,
-        device: str | torch.device = "cpu",
-    ):
-        """``name`` and ``pretrained`` as in :func:`clim.text.towers.build_text_tower`."""
-        self._source = {"name": name, "pretrained": pretrained}
-        self._directory = directory and Path(directory) / "towers"
-        self._device = device
-
-    @property
-    def fingerprint(self) -> str:
-        return self._identity["fingerprint"]
-
-    @property
-    def dim(self) -> int:
-        return self._identity["dim"]
-
-    @cached_property
-    def tower(self) -> TextTower:
-        """The tower itself, loaded now if it was not."""
-        return build_text_tower(**self._source, device=self._device)
-
-    @property
-    def live(self) -> TextTower:
-        """The tower itself, as a model needs it that reads words without text."""
-        return self.tower
-
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) float32 L2-normalised embeddings on the tower's device."""
-        return self.tower.encode(texts)
-
-    @cached_property
-    def _identity(self) -> dict:
-        stamp = self._directory and tower_stamp(**self._source)
-        if not stamp:
-            return self._loaded_identity()
-        note_file = self._directory / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.json"
-        identity = _read_note(note_file)
-        if identity is None:
-            identity = self._loaded_identity()
-            _make_folder(self._directory)
-            write_json(note_file, identity | self._source, shared=True)
-        return identity
-
-    def _loaded_identity(self) -> dict:
-        return {"fingerprint": self.tower.fingerprint, "dim": self.tower.dim}
+_UNIT_TOLERANCE = 1e-3  # a stored row further from unit length is damaged
 
 
 class CaptionCache:
-    """Disk-backed ``encode``: only texts that no process has met before reach the tower.
+    """``encode`` with a memory on disk: only texts that no process has encoded yet reach the tower.
 
-    Other weights have another fingerprint, hence another folder. One object serves one process; any
-    number of processes may share the directory. Nothing is opened before the first use.
+    Other weights have another fingerprint, hence another folder. An object belongs to one process; any number of
+    processes may share the directory. Nothing is opened before the first use.
     """
 
-    def __init__(self, tower: TextTower | LazyTower, directory: str | os.PathLike):
-        """``tower`` has ``fingerprint``, ``dim`` and ``encode``; a :class:`LazyTower` may stay unloaded."""
+    def __init__(self, tower, directory: str | os.PathLike):
+        """``tower``: a :class:`TextTower`, or a :class:`clim.text.build.LazyTower`, which may stay unloaded."""
         self.tower = tower
         self._directory = Path(directory)
 
@@ -109,33 +49,29 @@ class CaptionCache:
     def dim(self) -> int:
         return self.tower.dim
 
-    @property
-    def fingerprint(self) -> str:
-        return self.tower.fingerprint
-
     def __len__(self) -> int:
         """Number of different texts known."""
         return len(self._store)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(N, D) float32 L2-normalised embeddings on the CPU; unknown texts are computed and kept."""
-        digests = [self._digest(text) for text in texts]
-        by_digest = dict(zip(digests, texts, strict=True))
-        self._compute({d: text for d, text in by_digest.items() if d not in self._store})
-        rows = self._store.gather(digests)
+        keys = [self._key(text) for text in texts]
+        by_key = dict(zip(keys, texts, strict=True))
+        self._compute({key: text for key, text in by_key.items() if key not in self._store})
+        rows = self._store.gather(keys)
         whole = np.abs(np.linalg.norm(rows, axis=1) - 1) <= _UNIT_TOLERANCE
         if not whole.all():
-            self._compute({d: by_digest[d] for d, fine in zip(digests, whole, strict=True) if not fine})
-            rows = self._store.gather(digests)
+            self._compute({key: by_key[key] for key, fine in zip(keys, whole, strict=True) if not fine})
+            rows = self._store.gather(keys)
         return torch.from_numpy(rows)
 
     def prefill(self, texts: Sequence[str]) -> int:
-        """Compute and keep what is not known yet, with a progress bar. Returns how many texts that were.
+        """Compute and keep all unknown texts, with a progress bar. Returns their number.
 
-        Written every 4096 texts: an interrupted run loses no more than that.
+        Writes after every 4096 texts, so an interrupted run loses no more than that.
         """
-        by_digest = {self._digest(text): text for text in texts}
-        missing = [(d, text) for d, text in by_digest.items() if d not in self._store]
+        by_key = {self._key(text): text for text in texts}
+        missing = [(key, text) for key, text in by_key.items() if key not in self._store]
         with tqdm(total=len(missing), desc="caption embeddings", unit="text", disable=not missing) as bar:
             for start in range(0, len(missing), _CHUNK):
                 chunk = dict(missing[start : start + _CHUNK])
@@ -144,30 +80,91 @@ class CaptionCache:
         return len(missing)
 
     @cached_property
-    def _store(self) -> RowStore:
-        folder = self._directory / self.fingerprint
-        _make_folder(folder)
+    def _store(self) -> "RowStore":
+        folder = self._directory / self.tower.fingerprint
+        folder.mkdir(parents=True, exist_ok=True)
         return RowStore(folder, dim=self.dim)
 
-    def _digest(self, text: str) -> bytes:
+    def _key(self, text: str) -> bytes:
         data = text.encode("utf-8", errors="surrogatepass")
-        return hashlib.blake2b(data, digest_size=KEY_BYTES, key=self.fingerprint.encode()).digest()
+        return hashlib.blake2b(data, digest_size=KEY_BYTES, key=self.tower.fingerprint.encode()).digest()
 
     def _compute(self, texts: dict[bytes, str]) -> None:
         if texts:
             self._store.add(list(texts), self.tower.encode(list(texts.values())).cpu().numpy())
 
 
-def _read_note(path: Path) -> dict | None:
-    try:
-        note = json.loads(path.read_text())
-        return {"fingerprint": str(note["fingerprint"]), "dim": int(note["dim"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+class RowStore:
+    """{key: row (D,)} of a folder: what it held when opened, and what this object has added since."""
+
+    def __init__(self, folder: Path, *, dim: int):
+        self._folder, self._dim = folder, dim
+        self._shards: list[_Shard] = []
+        self._own: _Shard | None = None  # the one that this object appends to
+        self._places: dict[bytes, int] = {}  # shard * _SHARD_STRIDE + row
+        for path in sorted(folder.glob("*.keys")):  # oldest first: a newer row replaces an older one
+            shard = self._open(path.with_suffix(""))
+            self._place(shard.keys(), first=0)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
+        """Keep ``rows`` (n, D) under ``keys``; a known key gets the new row."""
+        self._own = self._own or self._open(self._folder / f"{time.time_ns():020d}-{os.getpid()}")
+        first = len(self._own.rows)
+        self._own.append(keys, rows)
+        self._place(keys, first=first)
+
+    def gather(self, keys: Sequence[bytes]) -> np.ndarray:
+        """(n, D) float32 copies of the rows of n known keys, in their order."""
+        places = np.array([self._places[key] for key in keys], dtype=np.int64)
+        shards, numbers = np.divmod(places, _SHARD_STRIDE)
+        rows = np.empty((len(keys), self._dim), dtype=np.float32)
+        for shard in np.unique(shards):
+            rows[shards == shard] = self._shards[shard].rows[numbers[shards == shard]]
+        return rows
+
+    def _open(self, stem: Path) -> "_Shard":
+        self._shards.append(_Shard(stem, dim=self._dim))
+        return self._shards[-1]
+
+    def _place(self, keys: Sequence[bytes], *, first: int) -> None:
+        """Note that the last shard has ``keys`` from its row ``first`` on."""
+        start = (len(self._shards) - 1) * _SHARD_STRIDE + first
+        self._places.update(zip(keys, range(start, start + len(keys)), strict=True))
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The caption cache (MODEL.TEXT.CACHE) cannot be written: {error}.") from error
+class _Shard:
+    """A pair of files; ``rows`` (n, D) is the memory map of the rows that are complete and have a complete key."""
+
+    def __init__(self, stem: Path, *, dim: int):
+        self._key_file, self._row_file = stem.with_suffix(".keys"), stem.with_suffix(".rows")
+        self._dim = dim
+        self._map()
+
+    def keys(self) -> list[bytes]:
+        data = self._key_file.read_bytes() if len(self.rows) else b""
+        return [data[i * KEY_BYTES : (i + 1) * KEY_BYTES] for i in range(len(self.rows))]
+
+    def append(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
+        """Write ``rows`` (n, D), then their keys; first cut off what an earlier, failed write left behind."""
+        for path, size, data in (
+            (self._row_file, 4 * self._dim, rows.astype(np.float32).tobytes()),
+            (self._key_file, KEY_BYTES, b"".join(keys)),
+        ):
+            with open(path, "ab") as file:
+                file.truncate(len(self.rows) * size)
+                file.write(data)
+        self._map()
+
+    def _map(self) -> None:
+        sizes = [path.stat().st_size if path.exists() else 0 for path in (self._key_file, self._row_file)]
+        length = min(sizes[0] // KEY_BYTES, sizes[1] // (4 * self._dim))
+        if length:
+            self.rows = np.memmap(self._row_file, np.float32, "r", shape=(length, self._dim))
+        else:  # an empty file cannot be mapped
+            self.rows = np.empty((0, self._dim), np.float32)

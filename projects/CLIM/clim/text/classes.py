@@ -1,10 +1,11 @@
-"""Embeddings of class names: computed by a text tower, or loaded from a file.
+"""Class names: their prompts, and their embeddings, computed by a text tower or loaded from a file.
 
 Shapes: K classes, P prompts of a class, D dimensions of an embedding.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -14,62 +15,104 @@ from tqdm import tqdm
 
 from clim.errors import UserError
 from clim.paths import resolve
-from clim.text.base import TextTower
-from clim.text.prompts import PROMPTS
+from clim.text.tower import TextTower
 
 _CLASSES_AT_ONCE = 32
 
+# Every family is expanded over its choices; "{article}" becomes a or an, "{name}" the class.
+# Source: the 63 ViLD templates, as the CLIM release lists them.
+_FAMILIES = (
+    ("There is {} {{name}} in the scene.", ("{article}", "the")),
+    ("a photo of {} {{name}} in the scene.", ("{article}", "the", "one")),
+    ("itap of {} {{name}}.", ("{article}", "my", "the")),
+    ("a photo of {} {{name}}.", ("{article}", "my", "the", "one", "many")),
+    ("a {} photo of {} {{name}}.", ("good", "bad"), ("{article}", "the")),
+    ("a photo of {} {} {{name}}.", ("a", "the"), ("nice", "cool", "weird")),
+    ("a photo of {} {} {{name}}.", ("a", "the"), ("small", "large")),
+    ("a photo of {} {} {{name}}.", ("a", "the"), ("clean", "dirty")),
+    ("a {} photo of {} {{name}}.", ("bright", "dark"), ("{article}", "the")),
+    ("a photo of {} hard to see {{name}}.", ("a", "the")),
+    (
+        "a {} photo of {} {{name}}.",
+        ("low resolution", "cropped", "close-up", "jpeg corrupted", "blurry", "pixelated"),
+        ("{article}", "the"),
+    ),
+    ("a black and white photo of {} {{name}}.", ("the", "{article}")),
+    ("{} {} {{name}}.", ("a", "the"), ("plastic", "toy", "plushie", "cartoon")),
+    ("{} embroidered {{name}}.", ("an", "the")),
+    ("a painting of {} {{name}}.", ("the", "a")),
+)
 
-class HiddenFeatures:
-    """A tower whose ``encode`` gives the last layer's features, BARON's "attn12" (baron §4)."""
-
-    def __init__(self, encoder):
-        """``encoder``: a tower, or a lazy or cached one; loaded now if it was not."""
-        self._tower = encoder.live
-        self.dim = self._tower.hidden_dim
-
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """(N, H) float32 L2-normalised on the tower's device."""
-        return self._tower.encode_hidden(texts)
+TEMPLATES: tuple[str, ...] = tuple(
+    pattern.format(*choice) for pattern, *slots in _FAMILIES for choice in product(*slots)
+)
 
 
-def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble") -> Tensor:
+def a_name(name: str) -> str:
+    """Detic's prompt: ``"a "`` and the raw class name, with its underscores and never with "an"."""
+    return "a " + name
+
+
+def ensemble(name: str) -> list[str]:
+    """The 63 ViLD prompts of a class, whose normalised embeddings are averaged (CLIM release).
+
+    The name loses underscores, slashes ("a/b" -> "a or b"), capitals and a final dot. The article is "an" where the
+    *raw* name starts with a lower-case vowel. A text that starts with "a" or "the" gets the prefix "This is ".
+    """
+    article = "an" if name.startswith(("a", "e", "i", "o", "u")) else "a"
+    clean = name.replace("_", " ").replace("/", " or ").lower().removesuffix(".")
+    texts = (template.format(article=article, name=clean) for template in TEMPLATES)
+    return [f"This is {text}" if text.startswith(("a", "the")) else text for text in texts]
+
+
+# Prompt name (config key MODEL.VOCABULARY.PROMPT) -> the texts whose embeddings stand for a class.
+PROMPTS: dict[str, Callable[[str], list[str]]] = {
+    "a": lambda name: [a_name(name)],
+    "ensemble": ensemble,
+    "name": lambda name: [name],
+}
+
+
+def class_embeddings(
+    tower, names: Sequence[str], prompt: str = "ensemble", *, hidden: bool = False
+) -> Tensor:
     """(K, D) L2-normalised float32 embeddings of ``names``, on the tower's device.
 
-    Each prompt's embedding has unit length, a class is the normalised mean of its prompts' (CLIM
-    release). Official Detic's files hold the un-normalised embedding of ``"a " + name``; its
-    classifier normalises on loading, so the two are the same classifier.
+    A class embedding is the normalised mean of the unit embeddings of its prompts (CLIM release). Official Detic's
+    files hold the un-normalised embedding of ``"a " + name``; its classifier normalises on loading, so the two give
+    the same classifier.
 
     Args:
-        tower: anything with ``dim`` and ``encode(texts)``.
-        prompt: "a", "ensemble" or "name", see :mod:`clim.text.prompts`.
+        tower: anything with ``encode(texts)``.
+        prompt: a key of :data:`PROMPTS`.
+        hidden: average features of the tower's last layer, BARON's "attn12" (baron §4), in place of embeddings.
     """
     if prompt not in PROMPTS:
         raise UserError(f"MODEL.VOCABULARY.PROMPT {prompt!r} is unknown: choose one of {', '.join(PROMPTS)}.")
+    encode = tower.live.encode_hidden if hidden else tower.encode
     if not len(names):
-        return tower.encode([])
-    chunks = []
-    with tqdm(total=len(names), desc="class embeddings", unit="class", disable=len(names) < 200) as bar:
-        for start in range(0, len(names), _CLASSES_AT_ONCE):
-            texts = [PROMPTS[prompt](name) for name in names[start : start + _CLASSES_AT_ONCE]]
-            embeddings = tower.encode([text for of_class in texts for text in of_class])
-            chunks.append(embeddings.view(len(texts), -1, tower.dim).mean(dim=1))
-            bar.update(len(texts))
-    return F.normalize(torch.cat(chunks), dim=-1)
+        return encode([])
+    starts = range(0, len(names), _CLASSES_AT_ONCE)
+    means = []
+    for start in tqdm(starts, desc="class embeddings", unit="batch", disable=len(names) < 200):
+        texts = [PROMPTS[prompt](name) for name in names[start : start + _CLASSES_AT_ONCE]]
+        embeddings = encode([text for of_class in texts for text in of_class])
+        means.append(embeddings.unflatten(0, (len(texts), -1)).mean(dim=1))
+    return F.normalize(torch.cat(means), dim=-1)
 
 
 def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
     """(K, D) float32 means of the word-embedding rows of each name's word pieces, not normalised (ovrcnn §2).
 
-    No position, no context: what the tower knows of a word before it reads. Raises UserError for a name without
-    any piece, or with a word that the tower does not know.
+    They depend neither on position nor on context. Raises UserError for a name without word pieces, or with a word
+    that the tower does not know.
     """
     rows = []
     for name, tokens in zip(names, tower.tokenize(names) if len(names) else [], strict=True):
-        pieces = tokens[1:-1]  # between the tower's start and end
+        pieces = tokens[1:-1]  # without start and end token
         if not pieces or tower.unknown_id in pieces:
             raise UserError(
-                f"The class name {name!r} is not of words that the text tower knows: give it another name."
+                f"The class name {name!r} has words that the text tower does not know, or none: give it another name."
             )
         rows.append(tower.word_embeddings[pieces].mean(dim=0))
     return torch.stack(rows).float() if rows else tower.word_embeddings.new_zeros(0, tower.word_dim)
@@ -85,23 +128,22 @@ def load_embeddings(
 ) -> Tensor:
     """(K, D) float32 rows of a .npy file (K, D), float16, 32 or 64, L2-normalised unless ``unit`` is False.
 
-    ``path``, the config's ``key``, is looked up under ``DETECTRON2_DATASETS`` too; ``made_by``, without its
-    ``--output``, is the command that writes it. Raises UserError when the file is missing, is not such an array,
-    holds a row without direction, or has another K than ``num_classes``.
+    Looks up ``path``, the value of the config key ``key``, under ``DETECTRON2_DATASETS`` too. ``made_by`` is the
+    command that writes the file, without its ``--output``. Raises UserError when the file is missing or not such an
+    array, has a row of zeros or non-finite numbers, or has another K than ``num_classes``.
     """
     file = resolve(path)
-    remedy = f"{made_by} --output {file}"
+    remedy = f"build it with `{made_by} --output {file}`"
     try:
         array = np.load(file, allow_pickle=False)
+        if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
+            raise ValueError(f"it holds {array.dtype} {array.shape}")
     except FileNotFoundError as error:
-        raise UserError(f"No class embeddings at {file} ({key}): build them with `{remedy}`.") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{file} is not a .npy file of class embeddings ({error}): `{remedy}`.") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
-        found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive of arrays"
+        raise UserError(f"No class embeddings at {file} ({key}): {remedy}.") from error
+    except (OSError, ValueError, EOFError, AttributeError) as error:  # the last: an archive of arrays
         raise UserError(
-            f"{file} holds {found}, but class embeddings are floats (classes, dimensions): `{remedy}`."
-        )
+            f"{file} is not a .npy file of floats (classes, dimensions) ({error}): {remedy}."
+        ) from error
     if num_classes is not None and len(array) != num_classes:
         raise UserError(
             f"{file} ({key}) holds {len(array)} classes, but the model has "
@@ -111,13 +153,13 @@ def load_embeddings(
     norms = embeddings.norm(dim=1)
     if not (norms.isfinite() & (norms > 0)).all():
         row = int((~(norms.isfinite() & (norms > 0))).nonzero()[0])
-        raise UserError(f"Row {row} of the class embeddings in {file} is zero or not finite: `{remedy}`.")
+        raise UserError(f"Row {row} of the class embeddings in {file} is zero or not finite: {remedy}.")
     return F.normalize(embeddings, dim=-1) if unit else embeddings
 
 
-# What a class name becomes: feature -> (encoder, names, prompt) -> (K, D).
+# Features of class names (a classifier's ``text_features``): (encoder, names, prompt) -> (K, D).
 CLASS_FEATURES = {
     "embedding": class_embeddings,
-    "hidden": lambda encoder, names, prompt: class_embeddings(HiddenFeatures(encoder), names, prompt),
+    "hidden": lambda encoder, names, prompt: class_embeddings(encoder, names, prompt, hidden=True),
     "words": lambda encoder, names, prompt: word_piece_means(encoder.live, names),
 }

@@ -1,4 +1,4 @@
-"""Files of weights: what they may hold, and that nothing in them is run."""
+"""Files of weights: what they may hold, that none of their code runs, and sentences for missing ones."""
 
 import os
 import pickle
@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from clim.checkpoints.reading import load_numpy_pickle, readable
 from clim.engine import SafeCheckpointer
-from clim.engine.safe_load import load_numpy_pickle, readable
 from clim.errors import UserError
 
 STATE = {"weight": torch.full((2, 3), 5.0), "bias": torch.zeros(2)}
@@ -97,3 +97,39 @@ def test_a_sentence_for_the_user_stays_as_it_is():
         with readable("w.pth"):
             raise UserError("w.pth is of another kind: name it elsewhere.")
     assert str(caught.value) == "w.pth is of another kind: name it elsewhere."
+
+
+# ---- files that do not exist
+
+
+def message_of(path, save_dir=""):
+    with pytest.raises(UserError) as caught:
+        SafeCheckpointer(nn.Linear(3, 2), str(save_dir)).load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file():
+    assert message_of("nowhere/weights.pth") == "MODEL.WEIGHTS: nowhere/weights.pth does not exist."
+
+
+def test_the_end_of_another_training(tmp_path):
+    message = message_of(str(tmp_path / "BoxSup_C4" / "model_final.pth"))
+    assert f"first train the config whose OUTPUT_DIR is {tmp_path}/BoxSup_C4" in message
+
+
+def test_an_address(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("iopath.common.file_io.download", offline)
+    message = message_of("detectron2://ImageNetPretrained/nowhere/R-50.pkl")
+    assert "could not be fetched (no network)" in message
+    assert "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/nowhere/R-50.pkl" in message
+    assert '""' in message
+
+
+def test_what_the_pointer_names(tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
+    with pytest.raises(UserError, match="last_checkpoint beside it names it"):
+        SafeCheckpointer(nn.Linear(3, 2), str(tmp_path)).resume_or_load("", resume=True)

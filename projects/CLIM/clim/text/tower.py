@@ -1,7 +1,7 @@
-"""The contract of a frozen text tower, and what all towers share: batching, words without text, identity.
+"""The contract of a frozen text tower, what all towers share, and word dropout.
 
-Shapes: N texts, B texts of a batch, L words of the longest, V tokens known, W width of word embeddings, H width of
-the last layer, D dimensions of an embedding.
+Shapes: N texts, B sequences of a batch, L words of the longest, V known tokens, W width of word embeddings, H width
+of the last layer, D width of an embedding.
 """
 
 import hashlib
@@ -20,26 +20,26 @@ SAMPLES_PER_WEIGHT = 64
 
 
 class WordFeatures(NamedTuple):
-    """What a tower makes of a sequence, twice, neither normalised."""
+    """Two features of a sequence, neither of them normalised."""
 
-    # (B, H) of its last layer; for CLIP before ``ln_final`` and projection (BARON's classifier).
+    # (B, H) of the last layer; for CLIP before ``ln_final`` and the projection (BARON's classifier).
     hidden: Tensor
     # (B, D) in the space of captions.
     embedding: Tensor
 
 
 class TextTower(nn.Module):
-    """Frozen sentence encoder, in evaluation mode for good.
+    """Frozen sentence encoder that always stays in evaluation mode.
 
-    A subclass sets the attributes below and gives :meth:`tokenize`, :attr:`word_embeddings` and
-    :meth:`features_of_words`, then calls :meth:`freeze` at the end of its ``__init__``.
+    A subclass sets the attributes below, implements :meth:`tokenize`, :attr:`word_embeddings` and
+    :meth:`features_of_words`, and calls :meth:`freeze` at the end of its ``__init__``.
     """
 
     dim: int  # D
     hidden_dim: int  # H
-    context: int  # tokens that it can read, the two around a text included
-    ends: tuple[int, int]  # ids of the tokens before and behind every text
-    unknown_id: int | None = None  # of the token for words that it does not know; None where it knows all
+    context: int  # longest sequence that it can read, start and end token included
+    ends: tuple[int, int]  # ids of the start and end token of every text
+    unknown_id: int | None = None  # id of the token for unknown words; None where the tower knows all words
 
     def __init__(self, *, architecture: str):
         """``architecture`` describes everything but the weights that decides an embedding."""
@@ -47,18 +47,18 @@ class TextTower(nn.Module):
         self._architecture = architecture
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without padding, truncated to what the tower can read."""
+        """Token ids of each text, without padding, cut to ``context``."""
         raise NotImplementedError
 
     @property
     def word_embeddings(self) -> Tensor:
-        """(V, W) of every token id, frozen."""
+        """(V, W), a frozen row for each token id."""
         raise NotImplementedError
 
     def features_of_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
         """Features of whole sequences, differentiable with respect to ``words`` (B, L, W).
 
-        ``lengths`` (B,) >= 1 rows are read of each, the start and end tokens' among them.
+        ``lengths`` (B,) >= 1: rows to read of each sequence, those of the start and end token included.
         """
         raise NotImplementedError
 
@@ -69,7 +69,7 @@ class TextTower(nn.Module):
 
     @property
     def live(self) -> "TextTower":
-        """Itself: caches and lazy towers have the same property."""
+        """The tower itself: caches and lazy towers have the same property."""
         return self
 
     def features(self, tokens: list[list[int]]) -> WordFeatures:
@@ -79,22 +79,22 @@ class TextTower(nn.Module):
         return self.features_of_words(F.embedding(ids, self.word_embeddings), lengths)
 
     def encode_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
-        """Features of texts given as word embeddings: BARON's pseudo words (baron §3).
+        """Features of sequences that are given as word embeddings: BARON's pseudo words (baron §3).
 
-        The first ``lengths[b]`` rows of ``words[b]``, of (B, L, W), are read between the tower's own start and end
-        tokens. Differentiable with respect to ``words``. UserError where L is more than the tower can read.
+        Reads the first ``lengths[b]`` rows of ``words[b]``, of (B, L, W), between the tower's start and end token.
+        Differentiable with respect to ``words``. UserError where L is more than the tower can read.
         """
         self.check_length(words.shape[1])
-        if len(words) == 0:  # BERT's attention cannot tell how wide nothing is
+        if len(words) == 0:  # BERT's attention cannot reshape an empty batch
             nothing = words.sum()
             return WordFeatures(nothing.expand(0, self.hidden_dim), nothing.expand(0, self.dim))
         start, end = self.word_embeddings[list(self.ends)].to(words.dtype)
         words = torch.cat([start.expand(len(words), 1, -1), words, end.expand(len(words), 1, -1)], dim=1)
-        place = torch.arange(words.shape[1], device=words.device) == lengths[:, None] + 1
-        return self.features_of_words(torch.where(place[..., None], end, words), lengths + 2)
+        is_end = torch.arange(words.shape[1], device=words.device) == lengths[:, None] + 1
+        return self.features_of_words(torch.where(is_end[..., None], end, words), lengths + 2)
 
     def check_length(self, words: int) -> None:
-        """UserError where a sequence of so many pseudo words is longer than the tower can read."""
+        """UserError where a sequence of ``words`` pseudo words is longer than the tower can read."""
         if words + 2 > self.context:
             raise UserError(
                 f"A sequence of {words} pseudo words is longer than the {self.context - 2} that the text "
@@ -102,32 +102,31 @@ class TextTower(nn.Module):
             )
 
     def freeze(self) -> None:
-        """No parameter learns, and dropout stays off."""
+        """Turn off gradients of all parameters, and dropout."""
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> "TextTower":
-        """Frozen: stays in evaluation mode when the model around it starts training."""
+        """Stay in evaluation mode when the model around the tower starts training."""
         return super().train(False)
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    @torch.no_grad()
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """(N, D) float32 L2-normalised embeddings on the tower's device; (0, D) for no text.
 
-        Texts of similar length share a batch, so little is spent on padding. Runs in float32 even
-        inside autocast, so an embedding does not depend on where it was asked for.
+        Texts of similar length share a batch, which saves padding. Runs in float32 even inside autocast, so that an
+        embedding does not depend on its caller.
         """
         return self._encode(texts, batch_size).embedding
 
-    @torch.no_grad()
     def encode_hidden(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """(N, H) as :meth:`encode`, of the last layer's features."""
+        """(N, H) features of the last layer, otherwise as :meth:`encode`."""
         return self._encode(texts, batch_size).hidden
 
+    @torch.no_grad()
     def _encode(self, texts: Sequence[str], batch_size: int) -> WordFeatures:
         if isinstance(texts, str):
             raise TypeError("encode() takes a list of texts, not one text")
@@ -145,10 +144,10 @@ class TextTower(nn.Module):
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits that name this tower: its architecture and every bit of its weights.
+        """32 hex digits that identify the tower: a hash of its architecture and its weights.
 
-        Each weight enters by its name, its shape, the sum of its bit patterns (integers, so the same
-        on every device and thread count) and 64 values spread over it. Computed once.
+        Of each weight it hashes the name, the shape, the sum of all bit patterns (as integers, so the result is the
+        same on every device and for every number of threads) and 64 values spread over the weight. Computed once.
         """
         digest = hashlib.sha256(self._architecture.encode())
         for name, weight in sorted(self.state_dict().items()):
@@ -157,3 +156,31 @@ class TextTower(nn.Module):
             digest.update(f"{name} {tuple(weight.shape)} {bits.sum(dtype=torch.int64).item()}".encode())
             digest.update(sample.cpu().numpy().tobytes())
         return digest.hexdigest()[:32]
+
+
+def drop_words(words: Tensor, real: Tensor, *, dropout: float) -> tuple[Tensor, Tensor]:
+    """Word dropout (BARON; baron §3): :func:`close_up` of the words (B, L, W) that :func:`surviving` keeps."""
+    return close_up(words, surviving(real, dropout=dropout))
+
+
+def surviving(real: Tensor, *, dropout: float) -> Tensor:
+    """Which words stay: each is dropped with probability ``dropout``; if a row would lose all, its word 0 stays.
+
+    Args:
+        real: (…, L) bool, False for padding; word 0 of a row is real, or none is.
+
+    Draws from torch's random state on the CPU, which resuming restores, whatever device the words are on.
+    """
+    kept = real & (torch.rand(real.shape) >= dropout).to(real.device)
+    kept[..., 0] |= real[..., 0] & ~kept.any(dim=-1)
+    return kept
+
+
+def close_up(words: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """The ``kept`` words of (B, L, W), moved to the left and not rescaled: (B, L', W), and their counts (B,).
+
+    L' is the largest count.
+    """
+    lengths = kept.sum(dim=1)
+    order = torch.argsort((~kept).int(), dim=1, stable=True)[:, : max(lengths.tolist(), default=0)]
+    return words.gather(1, order[..., None].expand(-1, -1, words.shape[2])), lengths

@@ -1,10 +1,10 @@
-"""From words to a tower; what can be said of one before it is loaded."""
+"""From a name to a tower, and what identifies a tower before it is loaded."""
 
 import pytest
 import torch
 
 from clim.errors import UserError
-from clim.text.towers import build_text_tower, tower_stamp
+from clim.text.build import build_text_tower, tower_stamp
 
 
 def test_building_leaves_the_random_state_alone():
@@ -14,7 +14,7 @@ def test_building_leaves_the_random_state_alone():
 
 
 def test_unknown_name():
-    with pytest.raises(UserError, match="'ViT-B32' is neither.*ViT-B-32.*nor minilm"):
+    with pytest.raises(UserError, match="'ViT-B32' is neither an open_clip model.*nor minilm"):
         build_text_tower(name="ViT-B32")
 
 

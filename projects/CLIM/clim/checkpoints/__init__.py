@@ -1,0 +1,1 @@
+"""Files of weights: read without running code from them (``reading.py``), their names translated (``keys.py``)."""

@@ -1,0 +1,115 @@
+"""Names of weights in files → names in our modules: one table of regular expressions for each source."""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from clim.checkpoints.reading import is_torchscript, read_weights
+from clim.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]  # (pattern, replacement), as re.sub takes them
+
+
+def translate(name: str, rules: Rules) -> str | None:
+    """``name`` by the first rule whose pattern matches its beginning; None where no rule does."""
+    for pattern, replacement in rules:
+        translated, count = re.subn(rf"\A(?:{pattern})", replacement, name)
+        if count:
+            return translated
+    return None
+
+
+# ---- one half of CLIP
+
+
+class Half(NamedTuple):
+    """One half of CLIP: its name in sentences and in files, and the config keys of its architecture and weights."""
+
+    what: str
+    anchor: str  # end of the name of a weight that every CLIP has; what precedes it is a prefix of all names
+    folder: str  # beginning of this half's names in OpenAI's files
+    name_key: str
+    weights_key: str
+
+
+TEXT = Half("text tower", "token_embedding.weight", "", "MODEL.TEXT.NAME", "MODEL.TEXT.PRETRAINED")
+IMAGE = Half(
+    "image encoder",
+    "visual.conv1.weight",
+    "visual.",
+    "MODEL.IMAGE_ENCODER.ARCHITECTURE",
+    "MODEL.IMAGE_ENCODER.PRETRAINED",
+)
+
+
+def read_half(half: Half, path: Path) -> tuple[dict[str, Tensor], bool]:
+    """{name in the half's own module: tensor} of a file, and whether they are OpenAI's weights, trained with QuickGELU.
+
+    The file is OpenAI's TorchScript, a checkpoint of open_clip or CLIM, a safetensors file, or a detector's checkpoint
+    (Detic's ``text_encoder.*``, ours). UserError where it cannot be read or holds no such half.
+    """
+    state = read_weights(path)
+    anchors = [name for name in state if name.endswith(half.anchor)]
+    if not anchors:
+        raise UserError(
+            f"{path} ({half.weights_key}) holds no CLIP {half.what}: no weight is called {half.anchor}."
+        )
+    prefix = min(anchors, key=len).removesuffix(half.anchor)
+    own = prefix + half.folder
+    part = {name.removeprefix(own): value for name, value in state.items() if name.startswith(own)}
+    return part, is_torchscript(path) or prefix.endswith("text_encoder.")
+
+
+# ---- an image-text model as the start of a C4 detector
+
+PROJECTION = "roi_heads.box_predictor.emb_pred."
+TRUNK = ("backbone.", "roi_heads.res5.")
+# OV-RCNN's first stage (ovrcnn §2), on Detectron2's ResNet or on EfficientNet-Lite0, whose blocks 0-10 are shared.
+IMAGE_ENCODER: Rules = (
+    (r"image_encoder\.backbone\.res5\.", "roi_heads.res5."),
+    (r"image_encoder\.backbone\.", "backbone."),
+    (r"image_encoder\.stem\.", "backbone.stem."),
+    (r"image_encoder\.blocks\.(\d|10)\.", r"backbone.trunk.blocks.\1."),
+    (r"image_encoder\.blocks\.(\d+)\.", lambda match: f"roi_heads.res5.blocks.{int(match[1]) - 11}."),
+    (r"image_encoder\.(?:emb_pred|projection)\.", PROJECTION),
+)
+
+
+def take_pretrained_trunk(module: nn.Module, state_dict, prefix, *_):
+    """Load-state-dict pre-hook of a C4 detector: rename the weights of an image-text model's encoder.
+
+    The encoder is cut in two, backbone and res5; its projection becomes the box predictor's. Names that this detector
+    does not have stay as they are, and the checkpointer reports them. UserError where shapes differ, or a part of
+    the trunk is missing.
+    """
+    mine = module.state_dict()
+    taken = {}
+    for key in list(state_dict):
+        name = translate(key.removeprefix(prefix), IMAGE_ENCODER) if key.startswith(prefix) else None
+        if name in mine:
+            taken[name] = state_dict.pop(key)
+    if not taken:
+        return
+    for name, theirs in taken.items():
+        if theirs.shape != mine[name].shape:
+            raise UserError(
+                f"MODEL.WEIGHTS: the file's image encoder gives {name} the shape {tuple(theirs.shape)}, but here it is "
+                f"{tuple(mine[name].shape)}: backbone and MODEL.TEXT.DIM must be those of its pre-training."
+            )
+    trunk = [name for name in mine if name.startswith(TRUNK) and not name.endswith("num_batches_tracked")]
+    if lacking := [name for name in trunk if name not in taken]:
+        raise UserError(
+            f"MODEL.WEIGHTS: the file's image encoder lacks {len(lacking)} tensors of the trunk, {lacking[0]} for one: "
+            "it must be of the config's depth (MODEL.RESNETS.DEPTH)."
+        )
+    state_dict.update({prefix + name: value for name, value in taken.items()})
+    projection = "with" if PROJECTION + "weight" in taken else "without"
+    logger.info(
+        f"Taken from an image-text model: {len(taken)} tensors of its encoder, {projection} its projection."
+    )

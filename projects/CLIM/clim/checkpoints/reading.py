@@ -1,0 +1,132 @@
+"""Read files of weights without running code from them; one sentence for a missing, damaged or unsafe file."""
+
+import os
+import pickle
+import zipfile
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.utils.file_io import Detectron2Handler
+from iopath.common.file_io import PathManager
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from clim.errors import UserError
+
+# All that unpickling may call: it rebuilds arrays and plain containers, and has no other effect.
+_NUMPY_PARTS = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2
+    _NUMPY_PARTS[_core, "_reconstruct"] = np.zeros(0).__reduce__()[0]
+    _NUMPY_PARTS[_core, "scalar"] = np.float64(0).__reduce__()[0]
+_PLAIN_PARTS = {("collections", "OrderedDict"), ("_codecs", "encode")}
+_DAMAGE = (
+    *(EOFError, OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError),
+    SafetensorError,
+)
+
+
+def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathManager) -> None:
+    """Fetch ``path``, the file or address that a run in ``save_dir`` starts from. UserError if it does not exist."""
+    try:
+        local = Path(path_manager.get_local_path(path.partition("?")[0]))
+    except (OSError, HTTPException, ValueError) as error:
+        url = path.replace("detectron2://", Detectron2Handler.S3_DETECTRON2_PREFIX)
+        raise UserError(
+            f"MODEL.WEIGHTS: {path} could not be fetched ({error}): download {url} where there is a "
+            'network and set MODEL.WEIGHTS to the file, or to "" for random weights.'
+        ) from error
+    if local.is_file():
+        return
+    if local.parent.resolve() == Path(save_dir).resolve():
+        raise UserError(
+            f"{local} is missing, although last_checkpoint beside it names it: correct that file."
+        )
+    remedy = ""
+    if local.name == "model_final.pth":  # what a training ends with
+        remedy = (
+            f": first train the config whose OUTPUT_DIR is {local.parent}, or name a published file "
+            "(docs/checkpoints.md)"
+        )
+    raise UserError(f"MODEL.WEIGHTS: {path} does not exist{remedy}.")
+
+
+@contextmanager
+def readable(filename: str | os.PathLike, *, otherwise: str = ""):
+    """Turn the errors of reading ``filename`` into a UserError.
+
+    ``otherwise``: what a user can do, apart from saving the weights alone, with a file that holds more than tensors.
+    """
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{filename} is damaged or holds more than tensors, and was not loaded, because that could "
+            f"run code from it: re-save its weights alone (torch.save({{'model': state_dict}}, FILE)){otherwise}."
+        ) from error
+    except _DAMAGE as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
+        raise UserError(f"{filename} cannot be read as a file of weights ({reason}): is it whole?") from error
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """{name: tensor on the CPU} of a .safetensors, TorchScript or ``torch.save`` file; UserError for other files."""
+    with readable(path):
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if is_torchscript(path):
+            return torch.jit.load(path, map_location="cpu").state_dict()
+        with torch.serialization.safe_globals(numpy_globals()):
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: torch.as_tensor(value) for name, value in weights_of(data, path).items()}
+
+
+def weights_of(data, filename: str | os.PathLike) -> dict:
+    """{name: tensor or array} in ``data``, the content of a file: below "model" or "state_dict", or at the top.
+
+    UserError where there is no such dictionary.
+    """
+    data = data if isinstance(data, dict) else {}
+    weights = data.get("model", data.get("state_dict", data))
+    arrays = torch.Tensor | np.ndarray
+    if isinstance(weights, dict) and weights and all(isinstance(value, arrays) for value in weights.values()):
+        return weights
+    raise UserError(
+        f"{filename} holds no weights: expected {{'model': {{name: tensor}}}} or {{name: tensor}}."
+    )
+
+
+def is_torchscript(path: str | os.PathLike) -> bool:
+    """Whether a file is a program with its weights, as OpenAI publishes CLIP, and not a pickle of tensors."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(entry.endswith("/constants.pkl") for entry in archive.namelist())
+
+
+def load_numpy_pickle(path, *, trusted: bool = False) -> dict:
+    """Content of a .pkl of NumPy arrays (Detectron2's model zoo, MSRA R-50), read without running code from it.
+
+    Raises pickle.UnpicklingError where the file holds anything but arrays and plain containers and is not ``trusted``.
+    """
+    with open(path, "rb") as file:
+        unpickler = pickle.Unpickler if trusted else _NumpyUnpickler
+        return unpickler(file, encoding="latin1").load()
+
+
+class _NumpyUnpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) in _NUMPY_PARTS:
+            return _NUMPY_PARTS[module, name]
+        if (module, name) not in _PLAIN_PARTS:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of weights")
+        return super().find_class(module, name)
+
+
+def numpy_globals() -> list[tuple]:
+    """What torch.load may rebuild besides tensors, as (object, its name): NumPy arrays, numbers and their types."""
+    dtypes = {type(np.dtype(char)) for char in np.typecodes["All"]}
+    parts = _NUMPY_PARTS | {(kind.__module__, kind.__qualname__): kind for kind in dtypes}
+    return [(part, ".".join(name)) for name, part in parts.items()]

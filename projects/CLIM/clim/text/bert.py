@@ -1,0 +1,133 @@
+"""BERT-like tower from a folder: the mean of the last layer's tokens, or single tokens; and BERT's masking of words.
+
+Shapes: B texts, L tokens of the longest, start and end token included, V known tokens, D width of words and of the
+last layer.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from clim.errors import UserError
+from clim.text.tower import TextTower, WordFeatures
+
+
+class TokenBatch(NamedTuple):
+    """Token ids of B captions, padded to the longest."""
+
+    ids: Tensor  # (B, L) int64
+    attention: Tensor  # (B, L) bool, False for padding
+    special: Tensor  # (B, L) bool: start and end tokens, padding, and words hidden by :func:`mask_words`
+
+    def of(self, captions: Tensor) -> "TokenBatch":
+        """The chosen ``captions`` (indices or a mask), padded to the longest of them."""
+        longest = max(self.attention[captions].sum(1).tolist(), default=0)
+        return TokenBatch(*(field[captions, :longest] for field in self))
+
+
+def mask_words(
+    tokens: TokenBatch, *, mask_id: int, probability: float, hidden: float
+) -> tuple[TokenBatch, Tensor]:
+    """Choose words that a model has to predict, and hide most of them behind the mask token (arXiv 1810.04805).
+
+    Each token that is not special is chosen with ``probability``. A part ``hidden`` of the chosen ones becomes
+    ``mask_id`` and special; the others stay as they are (official OVR-CNN: .15 and .9, none replaced at random;
+    ovrcnn §1.2). Draws from torch's random state on the CPU, which resuming restores.
+
+    Returns the tokens to read and (B, L) bool, the chosen ones; the model predicts ``tokens.ids`` there.
+    """
+    draws = torch.rand(2, *tokens.ids.shape).to(tokens.ids.device)
+    chosen = (draws[0] < probability) & ~tokens.special
+    masked = chosen & (draws[1] < hidden)
+    read = TokenBatch(tokens.ids.masked_fill(masked, mask_id), tokens.attention, tokens.special | masked)
+    return read, chosen
+
+
+class BertTower(TextTower):
+    """Mean-pooled BERT, as sentence-transformers uses MiniLM. Never downloads anything.
+
+    Longer texts are cut to the number of positions of the model (512 for BERT), [SEP] kept.
+    """
+
+    def __init__(self, *, folder: Path):
+        """``folder`` holds config.json, the weights and the tokenizer. UserError if one of them is not readable."""
+        from transformers import AutoModel, AutoTokenizer  # takes seconds
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            model = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"{folder} (MODEL.TEXT.NAME) holds no readable BERT: {reason}") from error
+        known = model.config.vocab_size
+        if not 0.9 * known < len(tokenizer) <= known:  # the table of a model may be padded
+            raise UserError(
+                f"{folder} (MODEL.TEXT.NAME) has a tokenizer of {len(tokenizer)} word pieces, but its BERT knows "
+                f"{known}: copy the vocab.txt or tokenizer.json of that model there."
+            )
+        description = {
+            "type": model.config.model_type,
+            "activation": model.config.hidden_act,
+            "heads": model.config.num_attention_heads,
+            "lower": tokenizer.init_kwargs.get("do_lower_case"),
+            "vocabulary": hashlib.sha256(
+                json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()
+            ).hexdigest(),
+        }
+        super().__init__(architecture=json.dumps(description, sort_keys=True))
+        self.model = model
+        self.dim = self.hidden_dim = model.config.hidden_size
+        self.context = model.config.max_position_embeddings
+        self.unknown_id = tokenizer.unk_token_id
+        self.ends = (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        self._tokenizer = tokenizer
+        self.freeze()
+
+    def tokenize(self, texts) -> list[list[int]]:
+        return self._tokenizer(list(texts), truncation=True, max_length=self.context)["input_ids"]
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        return self.model.get_input_embeddings().weight
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask token."""
+        return self._tokenizer.mask_token_id
+
+    def tokens(self, texts: Sequence[str]) -> TokenBatch:
+        """Tokens of B texts on the tower's device; start token, end token and padding are special."""
+        rows = self.tokenize(texts)
+        lengths = torch.tensor([len(row) for row in rows])
+        padding = self._tokenizer.pad_token_id
+        ids = pad_sequence([torch.tensor(row) for row in rows], True, padding_value=padding)
+        place = torch.arange(ids.shape[1])
+        special = (place == 0) | (place >= lengths[:, None] - 1)
+        return TokenBatch(*(t.to(self.device) for t in (ids, place < lengths[:, None], special)))
+
+    @torch.no_grad()
+    def contextual(self, ids: Tensor, attention: Tensor, *, dropout: bool = False) -> Tensor:
+        """(B, L, D) last layer's features of the tokens ``ids`` (B, L), where ``attention`` (B, L) is True.
+
+        ``dropout``: use the model's own dropout, as official OVR-CNN does for captions (ovrcnn §1.2).
+        """
+        self.model.train(dropout)
+        try:
+            return self.model(input_ids=ids, attention_mask=attention.long()).last_hidden_state
+        finally:
+            self.model.eval()
+
+    def features_of_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
+        """hidden and embedding are the same: the mean over a text's tokens, start and end token included."""
+        real = torch.arange(words.shape[1], device=words.device) < lengths[:, None]
+        tokens = self.model(inputs_embeds=words, attention_mask=real.long()).last_hidden_state  # (B, L, H)
+        weights = real.unsqueeze(-1).to(tokens.dtype)
+        mean = (tokens * weights).sum(dim=1) / weights.sum(dim=1)
+        return WordFeatures(mean, mean)

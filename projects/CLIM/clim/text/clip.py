@@ -1,0 +1,215 @@
+"""open_clip's models: the text half as a tower, the image half as a module, and where their weights come from.
+
+open_clip describes, builds and downloads the models. Files are read by :mod:`clim.checkpoints`: open_clip's own loader
+needs both halves, does not know detectors' files, and resizes positions of another size without a word.
+
+Shapes: as in tower.py; W = H is the width of the transformer.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from clim.checkpoints.keys import IMAGE, TEXT, Half, read_half
+from clim.errors import UserError
+from clim.files import read_json
+from clim.paths import resolve
+from clim.text.tower import TextTower, WordFeatures
+
+logger = logging.getLogger(__name__)
+
+ACTIVATIONS = {True: "QuickGELU", False: "exact GELU"}  # of a config's quick_gelu
+_HUB = "hf-hub:"
+_PARTS = ("embed_dim", "vision_cfg", "text_cfg")
+_TEXT_KIND = ("hf_model_name", "hf_tokenizer_name", "embed_cls", "no_causal_mask", "proj_bias", "pool_type",
+              "proj_type")  # fmt: skip
+# The half that is not kept is built as small as open_clip allows.
+_STUB_IMAGE_HALF = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
+_STUB_TEXT_HALF = {"layers": 1, "width": 8, "heads": 1, "context_length": 1, "vocab_size": 1}
+
+
+class OpenClipTower(TextTower):
+    """CLIP's causal transformer, read at the end-of-text token; its weights have OpenAI's names, as in Detic's files.
+
+    Over-long texts are cut to the context length, the end-of-text token kept, as in the CLIM release; official Detic
+    takes a random window of 77 tokens instead. A batch is cut behind its longest text: the causal mask hides all that
+    follows an end-of-text token.
+    """
+
+    def __init__(self, *, name: str, pretrained: str):
+        """``name``: open_clip model or json; ``pretrained``: tag, file, "hf-hub:..." or "" for random weights."""
+        config = _plain_config(name)
+        text_part = {
+            "embed_dim": config["embed_dim"],
+            "quick_gelu": config.get("quick_gelu", False),
+            "text_cfg": config["text_cfg"],
+        }
+        super().__init__(architecture=json.dumps(text_part, sort_keys=True))
+        model = open_clip.CLIP(**text_part, vision_cfg=_STUB_IMAGE_HALF)
+        self.token_embedding = model.token_embedding
+        self.positional_embedding = model.positional_embedding
+        self.transformer = model.transformer
+        self.ln_final = model.ln_final
+        self.text_projection = model.text_projection
+        self.register_buffer("attn_mask", model.attn_mask, persistent=False)
+        self.hidden_dim, self.dim = self.text_projection.shape
+        self._tokenizer = open_clip.SimpleTokenizer(
+            context_length=model.context_length, **config["text_cfg"].get("tokenizer_kwargs", {})
+        )
+        self.context = model.context_length
+        self.ends = (self._tokenizer.sot_token_id, self._tokenizer.eot_token_id)
+        _load_half(self, TEXT, name=name, pretrained=pretrained, quick_gelu=text_part["quick_gelu"])
+        self.freeze()
+
+    def tokenize(self, texts) -> list[list[int]]:
+        ids = self._tokenizer(list(texts))
+        ends = ids.argmax(dim=1)  # the end-of-text token has the highest id
+        return [row[: end + 1].tolist() for row, end in zip(ids, ends, strict=True)]
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        return self.token_embedding.weight
+
+    def features_of_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
+        """hidden: the last token's output of the last block; embedding: ``ln_final`` of it, then projected."""
+        length = words.shape[1]
+        x = words + self.positional_embedding[:length]
+        x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
+        hidden = x[torch.arange(len(x), device=x.device), lengths - 1].float()
+        with torch.autocast(hidden.device.type, enabled=False):  # features stay float32 (baron §5)
+            return WordFeatures(hidden, self.ln_final(hidden) @ self.text_projection)
+
+
+def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
+    """open_clip's ``visual`` (VisionTransformer or ModifiedResNet) in float32, on the CPU.
+
+    Args:
+        architecture: an open_clip model, or a json in the format of its configs. It decides the activation of a ViT:
+            "ViT-B-16-quickgelu" for OpenAI's and CLIM's weights as they were trained, "ViT-B-16" (exact GELU) for
+            CLIM's published ViT detectors as they were measured (clip_fvlm §4).
+        pretrained: open_clip tag, "hf-hub:owner/repository", a file (OpenAI's, open_clip's or CLIM's), or ""
+            for random weights.
+
+    Raises UserError for unknown names and for weights that are missing, unreadable or of another model.
+    """
+    config = clip_config(architecture, IMAGE.name_key)
+    quick_gelu = config.get("quick_gelu", False)
+    visual = open_clip.CLIP(
+        embed_dim=config["embed_dim"],
+        vision_cfg=config["vision_cfg"],
+        text_cfg=_STUB_TEXT_HALF,
+        quick_gelu=quick_gelu,
+    ).visual
+    has_gelu = hasattr(visual, "transformer")  # a ResNet has ReLU throughout
+    activation = quick_gelu if has_gelu else None
+    _load_half(visual, IMAGE, name=architecture, pretrained=pretrained, quick_gelu=activation)
+    return visual
+
+
+# ---- descriptions
+
+
+def is_clip(name: str) -> bool:
+    """Whether ``name`` is one of open_clip's models or an existing json file."""
+    return name in open_clip.list_models() or _json_file(name) is not None
+
+
+def clip_config(name: str, key: str) -> dict:
+    """{"embed_dim", "vision_cfg", "text_cfg", …} of the model ``name``, the value of the config key ``key``.
+
+    Raises UserError for an unknown name and for a json that does not describe a model.
+    """
+    if path := _json_file(name):
+        config = read_json(path, remedy=f"{key} must name a json in the format of open_clip's configs.")
+        if missing := [part for part in _PARTS if part not in config]:
+            raise UserError(f"{path} ({key}) describes no open_clip model: {', '.join(missing)} is missing.")
+        return config
+    if name in open_clip.list_models():
+        return open_clip.get_model_config(name)
+    raise UserError(
+        f"{key} {name!r} is neither an open_clip model (such as ViT-B-16-quickgelu) nor an existing json in the format "
+        "of its configs: correct it."
+    )
+
+
+def _json_file(name: str) -> Path | None:
+    path = resolve(name)
+    return path if path.suffix == ".json" and path.is_file() else None
+
+
+def _plain_config(name: str) -> dict:
+    """open_clip's config of ``name``; UserError where the text half is not CLIP's own transformer."""
+    config = clip_config(name, TEXT.name_key)
+    own, clips = open_clip.CLIPTextCfg(**config["text_cfg"]), open_clip.CLIPTextCfg()
+    if any(getattr(own, key) != getattr(clips, key) for key in _TEXT_KIND):
+        raise UserError(
+            f"The text half of {name} (MODEL.TEXT.NAME) is not CLIP's causal transformer, and no other is "
+            "supported: choose a CLIP model such as ViT-B-32-quickgelu or RN50x64-quickgelu."
+        )
+    return config
+
+
+# ---- weights
+
+
+def _load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quick_gelu: bool | None) -> None:
+    """Load the weights ``pretrained`` of the open_clip model ``name`` into ``module``, in the module's precision.
+
+    ``quick_gelu``: the activation of the module, None where it has none; weights that were trained with the other one
+    get a warning. "" loads nothing, with a warning. UserError where weights cannot be found or read, or do not fit.
+    """
+    if not pretrained:
+        logger.warning("The %s %s has random weights: its embeddings mean nothing.", half.what, name)
+        return
+    path, of_tag = _find_weights(half, name=name, pretrained=pretrained)
+    state, is_openai = read_half(half, path)
+    own = module.state_dict()
+    parts = {key.partition(".")[0] for key in own}
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    surplus = [k for k in state if k not in own and k.partition(".")[0] in parts]
+    other = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if wrong := missing + surplus + other:
+        raise UserError(
+            f"The weights in {path} ({half.weights_key}) do not fit the {half.what} of {name} ({len(wrong)} differ, "
+            f"first {wrong[0]}): name the open_clip model that they belong to in {half.name_key}."
+        )
+    # Only counts of batches, which evaluation never reads, may be missing.
+    module.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+    trained_with = True if of_tag is None and is_openai else of_tag
+    if None not in (quick_gelu, trained_with) and trained_with != quick_gelu:
+        logger.warning(
+            "The weights in %s were trained with %s, but the %s of %s computes %s: choose its twin with or without "
+            "-quickgelu in %s, or change quick_gelu in the json.",
+            *(path, ACTIVATIONS[trained_with], half.what, name, ACTIVATIONS[quick_gelu], half.name_key),
+        )
+
+
+def _find_weights(half: Half, *, name: str, pretrained: str) -> tuple[Path, bool | None]:
+    """File of the weights ``pretrained`` of the open_clip model ``name``; whether they use QuickGELU, None if unknown.
+
+    Tags and hub names are downloaded to the hub's cache when they are not there yet.
+    """
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    if tag or pretrained.startswith(_HUB):
+        source = tag or {"hf_hub": pretrained.removeprefix(_HUB) + "/"}
+        link = source.get("url") or f"https://huggingface.co/{source.get('hf_hub', '').rstrip('/')}"
+        try:
+            return Path(open_clip.download_pretrained(source)), tag.get("quick_gelu", False) if tag else None
+        except Exception as error:  # each transport has its own: offline, refused, not found, interrupted
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"The weights {pretrained!r} are not on this machine and could not be downloaded ({reason}): "
+                f"fetch {link} by other means and set {half.weights_key} to that file."
+            ) from error
+    path = resolve(pretrained)
+    if not path.is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise UserError(
+            f"{half.weights_key} {pretrained!r} is neither a file nor a tag of the open_clip model "
+            f"{name} (its tags: {tags}): correct it, or name the file that holds the weights."
+        )
+    return path, None

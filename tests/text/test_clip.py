@@ -1,0 +1,371 @@
+"""Both halves of CLIP: what they compute, every file that weights come in, and sentences about other files."""
+
+import copy
+import logging
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from clim.errors import UserError
+from clim.text import build_text_tower
+from clim.text.clip import load_clip_visual
+
+KINDS = ["vit", "resnet"]
+IMAGE_KEYS = "MODEL.IMAGE_ENCODER"
+
+
+@pytest.fixture(scope="module")
+def clips(tiny_json, random_clip):
+    """kind → (path of its json, an open_clip model with weights unlike any other's)."""
+    paths = {kind: tiny_json(kind) for kind in KINDS}
+    return {kind: (path, random_clip(path, seed=7)) for kind, path in paths.items()}
+
+
+def build_half(half, name, pretrained):
+    """The ``half`` ("text" or "image") of a model with the weights ``pretrained``."""
+    if half == "text":
+        return build_text_tower(name=name, pretrained=str(pretrained))
+    return load_clip_visual(name, str(pretrained))
+
+
+both_halves = pytest.mark.parametrize(
+    "half, keys", [("text", "MODEL.TEXT"), ("image", IMAGE_KEYS)], ids=["text", "image"]
+)
+
+
+# ---- files
+
+
+class Holder(torch.nn.Module):
+    """The parts of a CLIP, and three numbers, under OpenAI's names."""
+
+    def __init__(self, clip):
+        super().__init__()
+        for name, part in clip.named_children():
+            self.add_module(name, part)
+        for name in ("positional_embedding", "text_projection", "logit_scale"):
+            self.register_parameter(name, getattr(clip, name))
+        for name in ("input_resolution", "context_length", "vocab_size"):
+            self.register_buffer(name, torch.tensor(16))
+
+    def forward(self, x):
+        return x
+
+
+def save_openai(clip, folder):
+    """TorchScript in half precision, as OpenAI's files."""
+    holder = Holder(copy.deepcopy(clip)).half()
+    torch.jit.save(torch.jit.trace(holder, torch.zeros(1)), folder / "openai.pt")
+    return folder / "openai.pt"
+
+
+def save_open_clip(clip, folder):
+    torch.save(clip.state_dict(), folder / "open_clip.pt")
+    return folder / "open_clip.pt"
+
+
+def save_half_precision(clip, folder):
+    state = {
+        key: value.half() if value.is_floating_point() else value for key, value in clip.state_dict().items()
+    }
+    torch.save(state, folder / "half.pt")
+    return folder / "half.pt"
+
+
+def save_safetensors(clip, folder):
+    state = {key: value.contiguous() for key, value in clip.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return folder / "open_clip_model.safetensors"
+
+
+def save_clim(clip, folder, prefix=""):
+    """As CLIM's training writes it: frozen batch norms have lost their counters (clip_fvlm §7)."""
+    state = {prefix + k: v for k, v in clip.state_dict().items() if not k.endswith("num_batches_tracked")}
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-5)
+    clip.logit_scale.sum().backward()
+    optimizer.step()
+    clip.zero_grad()
+    checkpoint = {"epoch": 100, "name": "clim", "state_dict": state, "optimizer": optimizer.state_dict()}
+    torch.save(checkpoint | {"scaler": {"scale": 65536.0}}, folder / "epoch_100.pt")
+    return folder / "epoch_100.pt"
+
+
+def save_clim_distributed(clip, folder):
+    return save_clim(clip, folder, prefix="module.")
+
+
+def save_ours(clip, folder):
+    state = {f"image_encoder.{k}": v for k, v in clip.state_dict().items() if k.startswith("visual.")}
+    content = {"model": state | {"method.scale": torch.zeros(1)}, "iteration": 5}
+    torch.save(content, folder / "model_final.pth")
+    return folder / "model_final.pth"
+
+
+def text_part(clip):
+    return {k: v for k, v in clip.state_dict().items() if not k.startswith(("visual.", "logit_scale"))}
+
+
+def save_detic(clip, folder):
+    model = {f"text_encoder.{key}": value for key, value in text_part(clip).items()}
+    torch.save({"model": {"backbone.conv": torch.zeros(1)} | model, "iteration": 9}, folder / "detic.pth")
+    return folder / "detic.pth"
+
+
+def save_custom_text(clip, folder):
+    torch.save({f"text.{key}": value for key, value in text_part(clip).items()}, folder / "custom.pt")
+    return folder / "custom.pt"
+
+
+WITH_BOTH = [
+    save_openai,
+    save_open_clip,
+    save_half_precision,
+    save_safetensors,
+    save_clim,
+    save_clim_distributed,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("save", [*WITH_BOTH, save_ours])
+def test_every_file_gives_the_same_image_half_in_float32(clips, kind, save, tmp_path):
+    path, clip = clips[kind]
+    expected = {k: v.clone() for k, v in clip.visual.state_dict().items()}
+    loaded = load_clip_visual(path, str(save(clip, tmp_path))).state_dict()
+    assert set(loaded) == set(expected)
+    for key, value in expected.items():
+        assert loaded[key].dtype == value.dtype and value.dtype in (torch.float32, torch.int64)
+        if save in (save_openai, save_half_precision):  # every weight has been through float16
+            value = value.half().to(value.dtype)
+        assert torch.equal(loaded[key], value), key
+
+
+@pytest.mark.parametrize("save", [*WITH_BOTH, save_detic, save_custom_text])
+def test_every_file_gives_open_clips_own_embeddings_of_texts(clip, save, tmp_path, phrases):
+    """open_clip's own computation has the full length, a text at a time."""
+    tower = build_text_tower(name="tiny-clip-quickgelu", pretrained=str(save(clip, tmp_path)))
+    if save in (save_openai, save_half_precision):
+        clip = copy.deepcopy(clip).half().float()
+    tokenizer = open_clip.get_tokenizer("tiny-clip-quickgelu")
+    with torch.no_grad():
+        expected = torch.cat([clip.encode_text(tokenizer([text]), normalize=True) for text in phrases])
+    torch.testing.assert_close(tower.encode(phrases), expected, atol=1e-6, rtol=0)
+
+
+def test_one_json_serves_both_halves(clips, tmp_path):
+    path, clip = clips["vit"]
+    weights = str(save_open_clip(clip, tmp_path))
+    tower = build_text_tower(name=path, pretrained=weights)
+    assert tower.dim == load_clip_visual(path, weights).output_dim == 12
+    assert torch.equal(tower.token_embedding.weight, clip.token_embedding.weight)
+    assert tower.tokenize(["a dog " * 50])[0][-1] == 49407 and len(tower.tokenize(["a dog " * 50])[0]) == 16
+
+
+def test_files_under_the_data_root_are_found(clips, tmp_path, monkeypatch):
+    path, clip = clips["vit"]
+    save_open_clip(clip, tmp_path)
+    (tmp_path / "moved.json").write_text(Path(path).read_text())
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert torch.equal(load_clip_visual("moved.json", "open_clip.pt").conv1.weight, clip.visual.conv1.weight)
+    tower = build_text_tower(name="moved.json", pretrained="open_clip.pt")
+    assert torch.equal(tower.token_embedding.weight, clip.token_embedding.weight)
+
+
+@both_halves
+def test_random_weights_give_a_warning(half, keys, clips, caplog):
+    path, _ = clips["vit"]
+    what = {"text": "text tower", "image": "image encoder"}[half]
+    with caplog.at_level(logging.WARNING):
+        build_half(half, path, "")
+    assert [r.getMessage() for r in caplog.records] == [
+        f"The {what} {path} has random weights: its embeddings mean nothing."
+    ]
+
+
+# ---- the text half
+
+
+def test_clips_two_features_by_hand(clip, clip_file):
+    """Embeddings, positions, blocks one by one under a causal mask; the last token, before and after ``ln_final``."""
+    tower = build_text_tower(name="tiny-clip-quickgelu", pretrained=str(clip_file))
+    words = torch.randn(1, 3, 16)
+    start, end = clip.token_embedding.weight[49406], clip.token_embedding.weight[49407]
+    with torch.no_grad():
+        x = torch.cat([start[None], words[0], end[None]])[None] + clip.positional_embedding[:5]
+        mask = torch.full((5, 5), -torch.inf).triu(1)
+        for block in clip.transformer.resblocks:
+            x = block(x, attn_mask=mask)
+        hidden = x[:, -1]
+        embedding = clip.ln_final(hidden) @ clip.text_projection
+    features = tower.encode_words(words, torch.tensor([3]))
+    torch.testing.assert_close(features.hidden, hidden, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(features.embedding, embedding, atol=1e-6, rtol=1e-5)
+
+
+def test_features_of_words_are_float32_inside_autocast(tower):
+    with torch.autocast("cpu", torch.bfloat16):
+        features = tower.encode_words(torch.randn(2, 3, 16), torch.tensor([3, 2]))
+    assert features.hidden.dtype == features.embedding.dtype == torch.float32
+
+
+def test_random_weights_are_repeatable(phrases):
+    first = build_text_tower(name="tiny-clip").encode(phrases)
+    torch.manual_seed(5)
+    assert torch.equal(first, build_text_tower(name="tiny-clip").encode(phrases))
+
+
+def test_only_the_text_half_is_kept_under_openai_names(tower, clip):
+    assert set(tower.state_dict()) == set(text_part(clip))
+    assert len(build_text_tower(name="ViT-B-32-quickgelu").state_dict()) == 149  # as in Detic's checkpoints
+
+
+def test_other_kinds_of_text_half_are_refused():
+    with pytest.raises(UserError, match="tiny-pooled.*not CLIP's causal transformer"):
+        build_text_tower(name="tiny-pooled")
+
+
+# ---- activation
+
+
+def warnings_of(caplog, *args):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        build_half(*args)
+    return [r.getMessage() for r in caplog.records]
+
+
+@pytest.mark.parametrize("half, save", [("image", save_openai), ("text", save_openai), ("text", save_detic)])
+def test_openai_weights_in_a_transformer_with_exact_gelu(half, save, clips, tiny_json, tmp_path, caplog):
+    quick, clip = clips["vit"]
+    weights = save(clip, tmp_path)
+    exact = tiny_json("vit", quick_gelu=False)
+    (message,) = warnings_of(caplog, half, exact, weights)
+    assert "trained with QuickGELU" in message and "computes exact GELU" in message
+    assert warnings_of(caplog, half, quick, weights) == []
+
+
+def test_files_that_cannot_tell_and_resnets_give_no_warning(clips, tiny_json, tmp_path, caplog):
+    """CLIM's own files run with either activation; a ResNet has none."""
+    clim = save_clim(clips["vit"][1], tmp_path)
+    assert warnings_of(caplog, "image", tiny_json("vit", quick_gelu=False), clim) == []
+    openai = save_openai(clips["resnet"][1], tmp_path)
+    assert warnings_of(caplog, "image", tiny_json("resnet", quick_gelu=False), openai) == []
+
+
+# ---- tags and hubs
+
+
+def test_tag_is_downloaded_and_its_activation_checked(clip, tmp_path, monkeypatch, caplog):
+    path = save_safetensors(clip, tmp_path)
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"quick_gelu": True, "url": "address"})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda cfg: str(path))
+    with caplog.at_level(logging.WARNING):
+        tower = build_text_tower(name="tiny-clip", pretrained="openai")
+    assert "trained with QuickGELU" in caplog.text
+    assert torch.equal(tower.token_embedding.weight, clip.token_embedding.weight)
+
+
+def test_hub_name_is_downloaded(clips, tmp_path, monkeypatch):
+    path, clip = clips["vit"]
+    saved = save_safetensors(clip, tmp_path)
+    asked = []
+    monkeypatch.setattr(
+        "open_clip.pretrained.download_pretrained_from_hf", lambda name, **_: asked.append(name) or str(saved)
+    )
+    loaded = load_clip_visual(path, "hf-hub:me/clip")
+    assert asked == ["me/clip"] and torch.equal(loaded.conv1.weight, clip.visual.conv1.weight)
+
+
+@both_halves
+@pytest.mark.parametrize(
+    "pretrained, link",
+    [("openai", "ViT-B-32.pt"), ("hf-hub:me/clip", "huggingface.co/me/clip")],
+)
+def test_unreachable_hub_says_what_to_fetch(half, keys, pretrained, link, monkeypatch):
+    def offline(source):
+        raise FileNotFoundError("no route\nto host")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", offline)
+    with pytest.raises(UserError, match=f"no route.*{link}.*{keys}.PRETRAINED") as caught:
+        build_half(half, "ViT-B-32-quickgelu", pretrained)
+    assert "\n" not in str(caught.value)
+
+
+# ---- mistakes
+
+
+@both_halves
+def test_unknown_tag_or_file(half, keys):
+    with pytest.raises(
+        UserError, match=f"{keys}.PRETRAINED 'opanai' is neither a file nor a tag.*laion2b_s34b"
+    ):
+        build_half(half, "ViT-B-32", "opanai")
+
+
+def test_unknown_architecture():
+    with pytest.raises(UserError, match=f"{IMAGE_KEYS}.ARCHITECTURE 'ViT-B16' is neither an open_clip model"):
+        load_clip_visual("ViT-B16", "")
+
+
+@pytest.mark.parametrize(
+    "content, complaint", [("{", "is not valid json"), ("{}", "embed_dim, vision_cfg, text_cfg")]
+)
+def test_broken_json(tmp_path, content, complaint):
+    (tmp_path / "clip.json").write_text(content)
+    with pytest.raises(UserError, match=f"clip.json.*{complaint}") as caught:
+        load_clip_visual(str(tmp_path / "clip.json"), "")
+    assert f"{IMAGE_KEYS}.ARCHITECTURE" in str(caught.value)
+
+
+@pytest.mark.parametrize("vision", [{"layers": 3}, {"layers": 5}, {"width": 64}, {"image_size": 40}])
+def test_image_weights_of_another_transformer(clips, tiny_json, tmp_path, vision):
+    weights = str(save_open_clip(clips["vit"][1], tmp_path))
+    with pytest.raises(UserError, match=f"do not fit the image encoder of .*{IMAGE_KEYS}.ARCHITECTURE"):
+        load_clip_visual(tiny_json("vit", vision=vision), weights)
+
+
+@pytest.mark.parametrize("model", ["tiny-wide", "tiny-shallow"])
+def test_text_weights_of_another_transformer(clip_file, model):
+    with pytest.raises(UserError, match="do not fit the text tower of tiny-.*MODEL.TEXT.NAME"):
+        build_text_tower(name=model, pretrained=str(clip_file))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_the_other_kind(clips, tmp_path, kind):
+    (other,) = set(KINDS) - {kind}
+    weights = str(save_open_clip(clips[other][1], tmp_path))
+    with pytest.raises(UserError, match="do not fit the image encoder"):
+        load_clip_visual(clips[kind][0], weights)
+
+
+@both_halves
+@pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(2)}, torch.zeros(3), {"conv1.weight": 0}])
+def test_file_without_this_half(half, keys, clips, tmp_path, content):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=rf"w.pt (\({keys}.PRETRAINED\) holds no CLIP|holds no weights)"):
+        build_half(half, clips["vit"][0], tmp_path / "w.pt")
+
+
+class Boom:
+    def __reduce__(self):
+        return (Path.touch, (Path("pickled-code-ran"),))
+
+
+@both_halves
+def test_pickled_code_is_not_run(half, keys, clips, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"epoch": 1, "state_dict": clips["vit"][1].state_dict(), "args": Boom()}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match="w.pt is damaged or holds more than tensors"):
+        build_half(half, clips["vit"][0], "w.pt")
+    assert not (tmp_path / "pickled-code-ran").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_broken_file(tmp_path, suffix):
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(b"not weights")
+    with pytest.raises(UserError, match=f"w{suffix} (is damaged|cannot be read)"):
+        build_text_tower(name="tiny-clip", pretrained=str(path))
