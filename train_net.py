@@ -7,14 +7,15 @@ several machines, as in Detectron2. Without CUDA it runs on the CPU; --num-gpus 
 
 from detectron2.engine import default_argument_parser
 
-from clim.engine import SafeCheckpointer, Trainer, WeightEnsemble, build, evaluate, launch, setup, together
+from clim.engine import SafeCheckpointer, Trainer, WeightEnsemble, build, evaluate, launch, setup
+from clim.errors import raise_on_all_ranks
 
 
 def main(args):
-    with together():
+    with raise_on_all_ranks():
         cfg = setup(args)
     if args.eval_only:
-        with together():
+        with raise_on_all_ranks():
             model = build(cfg)
             checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
             loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)

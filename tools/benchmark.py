@@ -35,7 +35,8 @@ from clim.benchmarks.settings import Settings
 from clim.benchmarks.steps import measure_steps, prefill_captions
 from clim.benchmarks.stopwatch import Spread, fresh, machine
 from clim.benchmarks.texts import CAPTIONS_A_STEP, measure_text
-from clim.engine import load_config, run_cleanly
+from clim.engine import load_config
+from clim.errors import run_cleanly
 from clim.files import write_json
 
 SECTIONS = {

@@ -22,8 +22,7 @@ from clim.arguments import add_device, count
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.neighbours import build_neighbours, save_neighbours
 from clim.data.sources import caption_records
-from clim.engine import run_cleanly
-from clim.errors import UserError
+from clim.errors import UserError, run_cleanly
 from clim.modeling.efficientnet import pretrained_lite0
 from clim.text import cache
 

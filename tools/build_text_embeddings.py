@@ -18,10 +18,8 @@ import numpy as np
 
 from clim.arguments import add_device, quiet_logging, read_names
 from clim.data.class_lists import NAMED_CLASSES
-from clim.engine import run_cleanly
-from clim.errors import UserError
-from clim.files import write_array
-from clim.paths import resolve
+from clim.errors import UserError, run_cleanly
+from clim.files import resolve, write_array
 from clim.text import CLASS_FEATURES, PROMPTS, CaptionCache, LazyTower, build_text_tower
 
 

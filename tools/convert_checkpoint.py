@@ -12,9 +12,8 @@ import argparse
 from pathlib import Path
 
 from clim.conversion import KINDS, Converted, Kind, convert, find_kind, listed, read_official, without_wrapper
-from clim.engine import run_cleanly
 from clim.engine.checkpoint import atomic_save
-from clim.errors import UserError
+from clim.errors import UserError, run_cleanly
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

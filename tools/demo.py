@@ -17,10 +17,10 @@ from pathlib import Path
 from clim.arguments import quiet_logging
 from clim.data.mini import DEFAULT_SIZES
 from clim.data.mini_setup import set_up_mini
-from clim.engine import load_config, run_cleanly
+from clim.engine import load_config
+from clim.errors import run_cleanly
 from clim.experiments import run_together, run_training
-from clim.files import read_json_or_none, write_json
-from clim.paths import data_root
+from clim.files import data_root, read_json_or_none, write_json
 from clim.progress import Board, clock
 from clim.visualization.demo_report import COMPARED, TITLES, write_demo_report
 

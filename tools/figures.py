@@ -26,8 +26,8 @@ from clim.arguments import count, find_pictures, quiet_logging, read_names
 from clim.data.class_lists import NAMED_CLASSES
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.mosaic import compose, fit_cell, grid_cells, inward_anchors, place
-from clim.engine import load_config, run_cleanly
-from clim.errors import UserError
+from clim.engine import load_config
+from clim.errors import UserError, run_cleanly
 from clim.responder import Responder
 from clim.text.prompts import PROMPTS
 from clim.visualization.class_map import class_map, name_regions, paint, shares

@@ -15,7 +15,7 @@ import numpy as np
 
 from clim.data.mini import DEFAULT_SIZES, build_mini
 from clim.data.mini_pictures import CANVAS
-from clim.engine import run_cleanly
+from clim.errors import run_cleanly
 
 COLUMNS = 6
 CAPTION_HEIGHT = 44

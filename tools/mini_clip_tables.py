@@ -11,8 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from clim.engine import run_cleanly
-from clim.errors import UserError
+from clim.errors import UserError, run_cleanly
 from clim.experiment_table import CONFIGS, Row, Section, datasets_of, tables_command
 
 TOOLS = Path(__file__).resolve().parent

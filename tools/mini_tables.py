@@ -8,7 +8,7 @@ A seed has its own pictures and its own base stage, which all its rows start fro
 configs/mini; nothing here is tuned.
 """
 
-from clim.engine import run_cleanly
+from clim.errors import run_cleanly
 from clim.experiment_table import Row, Section, tables_command
 
 BASE, BARON_BASE = Row("base_stage.yaml"), Row("baron_base_stage.yaml")

@@ -11,10 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from clim.engine import run_cleanly
-from clim.errors import UserError
-from clim.files import write_json
-from clim.paths import resolve
+from clim.errors import UserError, run_cleanly
+from clim.files import resolve, write_json
 from clim.text.nouns import parse_nouns
 
 

@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from clim.arguments import count, find_pictures, quiet_logging, read_names
 from clim.data.images import UnreadableImage, ordered, read_image
-from clim.engine import load_config, run_cleanly
-from clim.errors import UserError
+from clim.engine import load_config
+from clim.errors import UserError, run_cleanly
 from clim.files import write_json
 from clim.predictor import Predictor, most_confident
 from clim.visualization import draw_objects

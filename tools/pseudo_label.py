@@ -23,10 +23,9 @@ from tqdm import tqdm
 
 from clim.arguments import quiet_logging
 from clim.data.pseudo_labels import LabelFolder, coco_format, label_pictures
-from clim.engine import load_config, run_cleanly
-from clim.errors import UserError
-from clim.files import read_json, write_json
-from clim.paths import resolve
+from clim.engine import load_config
+from clim.errors import UserError, run_cleanly
+from clim.files import read_json, resolve, write_json
 from clim.pseudo_labeller import Proposer, PseudoLabeller, load_image_encoder
 from clim.text import load_embeddings
 

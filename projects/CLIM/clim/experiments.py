@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from clim.engine import load_config
 from clim.errors import UserError
-from clim.files import read_json_or_none
-from clim.paths import data_root
+from clim.files import data_root, read_json_or_none
 from clim.run_record import holding, open_record, settings_of, write_record
 
 TRAIN_NET = Path(__file__).resolve().parents[3] / "train_net.py"

@@ -14,8 +14,7 @@ from pathlib import Path
 from detectron2.data import MetadataCatalog
 
 from clim.errors import UserError
-from clim.files import read_json_or_none, write_json
-from clim.paths import data_root
+from clim.files import data_root, read_json_or_none, write_json
 
 RECORD = "results.json"
 LOCK = ".lock"

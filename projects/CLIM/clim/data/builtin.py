@@ -1,7 +1,7 @@
 """Data sets that the configs name, registered on import: OV-COCO under Detic's names, CLIM's files, the mini
 sets.
 
-Registering reads nothing. Paths are worked out from ``clim.paths.data_root()`` whenever a data set or its
+Registering reads nothing. Paths are worked out from ``clim.files.data_root()`` whenever a data set or its
 metadata is asked for, so ``DETECTRON2_DATASETS`` may be set or changed after the import.
 """
 

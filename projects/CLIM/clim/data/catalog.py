@@ -1,6 +1,6 @@
 """Registering data sets that lie under the data root: nothing is read before they are asked for.
 
-Paths are worked out from ``clim.paths.data_root()`` whenever a data set or its metadata is asked for, so
+Paths are worked out from ``clim.files.data_root()`` whenever a data set or its metadata is asked for, so
 ``DETECTRON2_DATASETS`` may be set or changed after the registration.
 """
 
@@ -12,8 +12,7 @@ from typing import NamedTuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from clim.files import read_json
-from clim.paths import data_root
+from clim.files import data_root, read_json
 
 
 class Vocabulary(NamedTuple):

@@ -16,8 +16,7 @@ import torch
 from tqdm import tqdm
 
 from clim.errors import UserError
-from clim.files import write_array, write_json
-from clim.paths import resolve
+from clim.files import resolve, write_array, write_json
 
 COLUMNS = 16384  # neighbours compared at once: bounds the memory at ``chunk`` × COLUMNS similarities
 

@@ -4,7 +4,7 @@
 |---|---|
 | ``trainer.py`` | ``Trainer``: one training step, resuming, hooks |
 | ``setup.py``, ``checks.py`` | from the command line to a checked config |
-| ``processes.py``, ``failures.py`` | launching processes; a mistake ends all of them with one sentence |
+| ``processes.py`` | launching processes; a mistake ends all of them with one sentence |
 | ``checkpoint.py``, ``rank_state.py``, ``history.py`` | what a killed run goes on from |
 | ``safe_load.py``, ``missing_start.py`` | weights that run no code when they are read; weights that are not there |
 | ``schedule.py``, ``optimizer.py`` | learning rate for the processes there are; SGD or AdamW |
@@ -13,7 +13,6 @@
 
 from .checkpoint import SafeCheckpointer
 from .evaluation import evaluate
-from .failures import run_cleanly, together
 from .processes import launch
 from .setup import load_config, setup
 from .trainer import Trainer, build
@@ -27,7 +26,5 @@ __all__ = [
     "evaluate",
     "launch",
     "load_config",
-    "run_cleanly",
     "setup",
-    "together",
 ]

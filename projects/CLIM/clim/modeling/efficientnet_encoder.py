@@ -13,7 +13,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from clim.errors import UserError
-from clim.paths import resolve
+from clim.files import resolve
 from clim.text.clip_weights import Half, read_weights
 
 from .efficientnet import LAST_SHARED, OUT_CHANNELS, folded_lite0

@@ -11,7 +11,7 @@ from torch import Tensor
 from clim.data import coco_splits
 from clim.data.class_lists import NAMED_CLASSES
 from clim.errors import UserError
-from clim.paths import resolve
+from clim.files import resolve
 from clim.text import CLASS_FEATURES, load_embeddings
 
 from .classifier import CosineClassifier

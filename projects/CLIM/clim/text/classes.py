@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clim.errors import UserError
-from clim.paths import resolve
+from clim.files import resolve
 from clim.text.base import TextTower
 from clim.text.prompts import PROMPTS
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import open_clip
 
 from clim.errors import UserError
-from clim.paths import resolve
+from clim.files import resolve
 
 _PARTS = ("embed_dim", "vision_cfg", "text_cfg")
 

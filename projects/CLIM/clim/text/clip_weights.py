@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clim.errors import UserError
-from clim.paths import resolve
+from clim.files import resolve
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """From the config to what the model asks for embeddings: a tower, behind a cache where one is configured."""
 
-from clim.paths import resolve
+from clim.files import resolve
 from clim.text.cache import CaptionCache, LazyTower
 
 

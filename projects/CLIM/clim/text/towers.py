@@ -8,8 +8,7 @@ import open_clip
 import torch
 
 from clim.errors import UserError
-from clim.files import read_json
-from clim.paths import resolve
+from clim.files import read_json, resolve
 from clim.text.base import TextTower
 from clim.text.clip_config import clip_config, is_clip_name
 from clim.text.clip_weights import TEXT

@@ -3,11 +3,11 @@
 import traceback
 
 import pytest
+from detectron2.utils import comm
+from fvcore.common.registry import Registry
 from torch.multiprocessing import ProcessRaisedException
 
-from clim.engine import failures, run_cleanly, together
-from clim.engine.failures import sentence
-from clim.errors import UserError
+from clim.errors import UserError, raise_on_all_ranks, registered, run_cleanly, sentence
 
 
 def test_user_errors_become_one_line_and_exit_code_2(capsys):
@@ -77,19 +77,29 @@ def test_an_error_after_a_user_error_is_no_sentence():
     assert sentence(ValueError("x")) is None
 
 
-def test_together_in_one_process():
-    with together():
+def test_raise_on_all_ranks_in_one_process():
+    with raise_on_all_ranks():
         pass
-    with pytest.raises(UserError, match="^mine$") as caught, together():
+    with pytest.raises(UserError, match="^mine$") as caught, raise_on_all_ranks():
         raise UserError("mine")
     assert isinstance(caught.value.__cause__, UserError)
-    with pytest.raises(KeyError), together():
+    with pytest.raises(KeyError), raise_on_all_ranks():
         raise KeyError("a bug")
 
 
-def test_together_raises_another_process_error_here(monkeypatch):
-    monkeypatch.setattr(failures.comm, "all_gather", lambda told: [told, "of rank 1", "of rank 2"])
-    with pytest.raises(UserError, match="^of rank 1$"), together():
+def test_raise_on_all_ranks_raises_another_process_error_here(monkeypatch):
+    monkeypatch.setattr(comm, "all_gather", lambda told: [told, "of rank 1", "of rank 2"])
+    with pytest.raises(UserError, match="^of rank 1$"), raise_on_all_ranks():
         pass
-    with pytest.raises(UserError, match="^of rank 0$"), together():
+    with pytest.raises(UserError, match="^of rank 0$"), raise_on_all_ranks():
         raise UserError("of rank 0")
+
+
+def test_a_name_that_a_registry_lacks_is_an_error_with_those_that_it_has():
+    registry = Registry("THING")
+    registry._do_register("Two", 2)
+    registry._do_register("One", 1)
+    assert registered(registry, "One", key="A.KEY") == 1
+    with pytest.raises(UserError) as caught:
+        registered(registry, "Three", key="A.KEY", otherwise=', or ""')
+    assert str(caught.value) == "A.KEY 'Three' is unknown: choose one of One, Two, or \"\"."
