@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from clim.config import add_clim_config
-from clim.data.mini_setup import set_up_mini
 from clim.engine import load_config
 from clim.text.clip_config import clip_config
+from mini.setup import set_up_mini
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

@@ -425,4 +425,4 @@ def test_mini_runs_mean_what_they_say(load_cfg):
             assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
             assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 65
             if cfg.DATALOADER.DETECTION_PER_GPU:
-                assert cfg.MODEL.OPEN_VOCAB.BASE_CLASSES == "mini"
+                assert cfg.MODEL.OPEN_VOCAB.BASE_CLASSES == "mini_ov_train"

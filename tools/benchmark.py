@@ -27,7 +27,7 @@ import torch
 import torchvision
 from tabulate import tabulate
 
-from clim.arguments import add_device
+from arguments import add_device
 from clim.benchmarks.memory import measure_memory
 from clim.benchmarks.mosaics import measure_mosaics
 from clim.benchmarks.pictures import find_photos, records_of, synthetic_photos

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import clim.data.builtin  # noqa: F401  registers the data sets
-from clim.arguments import add_device, count
+from arguments import add_device, count
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.neighbours import build_neighbours, save_neighbours
 from clim.data.sources import caption_records

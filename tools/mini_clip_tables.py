@@ -3,7 +3,7 @@
     python tools/mini_clip_tables.py                       # all rows; can be stopped and started again
     python tools/mini_clip_tables.py --report docs/mini_results.md   # only write tables of what has been run
 
-A seed has its own pictures, its own dual encoder, and its own base stage, whose RPN proposes the comparator's boxes.
+A seed has its own images, its own dual encoder, and its own base stage, whose RPN proposes the comparator's boxes.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from clim.errors import UserError, run_cleanly
-from clim.experiment_table import CONFIGS, Row, Section, datasets_of, tables_command
+from experiments.tables import CONFIGS, Row, Section, datasets_of, tables_command
 
 TOOLS = Path(__file__).resolve().parent
 MIN_MENTIONS = 50  # of a noun in the 7,500 captions

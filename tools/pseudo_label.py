@@ -21,7 +21,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from clim.arguments import quiet_logging
+from arguments import quiet_logging
 from clim.data.pseudo_labels import LabelFolder, coco_format, label_pictures
 from clim.engine import load_config
 from clim.errors import UserError, run_cleanly

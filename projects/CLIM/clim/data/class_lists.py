@@ -2,13 +2,11 @@
 
 from .coco_panoptic import PANOPTIC_NAMES
 from .coco_splits import COCO_NAMES
-from .mini_concepts import MINI_CATEGORIES
 from .pascal_context import PASCAL_CONTEXT
 
 # What one word stands for where classes are asked for, in the order of the contiguous indices.
 NAMED_CLASSES: dict[str, tuple[str, ...]] = {
     "coco": COCO_NAMES,
     "coco_panoptic": PANOPTIC_NAMES,
-    "mini": MINI_CATEGORIES,
     "pascal_context": PASCAL_CONTEXT,
 }
