@@ -23,7 +23,7 @@ def test_class_colours_are_distinct_and_readable():
     assert neighbours.min() > 100
 
 
-def test_small_pictures_are_enlarged_and_large_ones_left_alone():
+def test_small_images_are_enlarged_and_large_ones_left_alone():
     image, scale = enlarge(grey(100, 50), side=640)
     assert image.shape == (640, 320, 3) and scale == 6.4
     large = grey(700, 1000)
@@ -43,7 +43,7 @@ def test_box_lines_lie_on_the_scaled_box_and_nowhere_else():
     assert (image == 100).all()  # the input is not drawn on
 
 
-def test_no_boxes_give_the_picture_back():
+def test_no_boxes_give_the_image_back():
     image = grey(640, 480)
     drawn = draw_boxes(image, np.zeros((0, 4)), [], colours=[])
     assert (drawn == image).all()
@@ -65,10 +65,10 @@ def test_labels_of_neighbours_do_not_cover_each_other():
         assert areas[1] > 0.85 * areas[0]
 
 
-def test_labels_stay_whole_inside_the_picture():
+def test_labels_stay_whole_inside_the_image():
     def label_area(box):
         drawn = [draw_boxes(grey(640, 640), [box], [text], colours=[RED]) for text in ("a long label", "")]
-        with_label, alone = ((picture == RED).all(axis=2) for picture in drawn)
+        with_label, alone = ((image == RED).all(axis=2) for image in drawn)
         return with_label.sum() - alone.sum()
 
     in_the_middle = label_area([300, 300, 500, 500])

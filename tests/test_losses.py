@@ -173,7 +173,7 @@ def test_multi_hot_bce():
 
 
 def test_one_hot_per_tag_bce():
-    """Other tags of the same picture are negatives of each tag; no tag, no loss."""
+    """Other tags of the same image are negatives of each tag; no tag, no loss."""
     logits = randn(3, 4, scale=6)
     expected = []
     for row, target in zip(logits.tolist(), TARGETS.tolist(), strict=True):
@@ -480,7 +480,7 @@ def test_choices_are_cross_entropies_over_the_columns_and_over_the_rows():
     assert [float(loss) for loss in found] == pytest.approx([sum(image) / 3, sum(caption) / 3])
 
 
-def test_the_same_picture_again_is_no_candidate():
+def test_the_same_image_again_is_no_candidate():
     s = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     image, caption = choices(s, torch.tensor([5, 6, 5, 7]))
     candidates = [[0, 1, 3], [0, 1, 2, 3], [1, 2, 3], [0, 1, 2, 3]]  # the others of id 5 are left out

@@ -68,7 +68,7 @@ SECTIONS = {
     "Mini Table 3: regions classified by the dual encoder": Section(
         {
             "dual encoder": START,
-            "fine-tuned on whole pictures": WHOLE,
+            "fine-tuned on whole images": WHOLE,
             "CLIM, canvas 192": tuned("clip_clim.yaml", "INPUT.MOSAIC.SIZE", 192),
             "CLIM, canvas 256": CLIM,
             "CLIM, canvas 384": tuned("clip_clim.yaml", "INPUT.MOSAIC.SIZE", 384),
@@ -79,11 +79,11 @@ SECTIONS = {
         TOP,
     ),
     "Mini Table 5: CLIM and RegionCLIP": Section(
-        {"whole pictures": WHOLE, "CLIM": CLIM, "RegionCLIP": REGION_CLIP}, TOP
+        {"whole images": WHOLE, "CLIM": CLIM, "RegionCLIP": REGION_CLIP}, TOP
     ),
     "Mini Table 4: F-VLM detectors on the frozen encoders": Section(
         {
-            "whole pictures": detector(WHOLE),
+            "whole images": detector(WHOLE),
             "CLIM": detector(CLIM),
             "RegionCLIP": detector(REGION_CLIP),
         },

@@ -115,7 +115,7 @@ def test_ovcoco_masks_novel_and_unused_classes(load_cfg):
 
 def test_mini_masks_its_17_novel_concepts(load_cfg, tiny_mini, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
-    mask = class_mask(load_cfg("mini/base_stage.yaml"))
+    mask = class_mask(load_cfg("mini/base_stage.yaml", "MODEL.OPEN_VOCAB.BASE_CLASSES", "mini_ov_train"))
     assert mask.tolist() == [float(not concept.novel) for concept in CONCEPTS] and mask.sum() == 48
 
 

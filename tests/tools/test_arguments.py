@@ -1,4 +1,4 @@
-"""Pictures and names as command lines give them."""
+"""Images and names as command lines give them."""
 
 import argparse
 import logging

@@ -23,8 +23,8 @@ CONFIG = str(TOOL.parents[1] / "configs" / "mini" / "detic_clim.yaml")
 
 
 @pytest.fixture
-def pictures(make_photos):
-    """Five pictures: wide, tall, square, tiny, and far wider than high."""
+def images(make_photos):
+    """Five images: wide, tall, square, tiny, and far wider than high."""
     return [r["file_name"] for r in make_photos([(60, 90), (90, 60), (64, 64), (11, 13), (12, 400)])]
 
 
@@ -53,10 +53,10 @@ def run(command, *arguments, options, output):
         return np.asarray(figure.convert("RGB"))
 
 
-def test_responses_on_photos_and_a_mosaic(pictures, options, tmp_path, capsys):
+def test_responses_on_photos_and_a_mosaic(images, options, tmp_path, capsys):
     arguments = [
         "--input",
-        *pictures,
+        *images,
         "--query",
         "dog",
         "a red car",
@@ -68,7 +68,7 @@ def test_responses_on_photos_and_a_mosaic(pictures, options, tmp_path, capsys):
         "--boxes",
     ]
     figure = run("responses", *arguments, options=options, output=tmp_path / "sub" / "figure.png")
-    # Rows: the mosaic of four and the fifth picture, each with two queries.
+    # Rows: the mosaic of four and the fifth image, each with two queries.
     assert figure.shape[1] == 3 * (80 + figures.GAP) + figures.GAP
     assert 2 * 80 + 2 * 2 < figure.shape[0] < 2 * 80 + 400
     red = (figure == RED).all(axis=2)
@@ -76,10 +76,10 @@ def test_responses_on_photos_and_a_mosaic(pictures, options, tmp_path, capsys):
     assert f"{figure.shape[1]} x {figure.shape[0]} px" in capsys.readouterr().out
 
 
-def test_classes_with_names_and_a_legend(pictures, options, tmp_path):
-    arguments = ["--input", *pictures[:2], "--names", "dog, grass,a red car"]
+def test_classes_with_names_and_a_legend(images, options, tmp_path):
+    arguments = ["--input", *images[:2], "--names", "dog, grass,a red car"]
     figure = run("classes", *arguments, options=options, output=tmp_path / "figure.png")
-    # One row a picture, the tall one at one and a half times its width; every class below has its swatch.
+    # One row an image, the tall one at one and a half times its width; every class below has its swatch.
     assert figure.shape[1] == 3 * (80 + figures.GAP) + figures.GAP and figure.shape[0] > 53 + 120
     colours = figures.class_colours(3)
     assert any((figure == colour).all(axis=2).sum() >= 81 for colour in colours)
@@ -100,7 +100,7 @@ def test_figures_are_saved_small_or_lossy(tmp_path):
         assert np.abs(saved.astype(int) - figure).mean() <= error
 
 
-def test_a_mosaic_holds_every_picture_once_in_reading_order():
+def test_a_mosaic_holds_every_image_once_in_reading_order():
     photos = [np.full((30 + i, 40, 3), 10 * i, np.uint8) for i in range(4)]
     canvas, boxes = figures.lay_mosaic(photos, n=2, side=100)
     assert canvas.shape == (100, 100, 3) and boxes.shape == (4, 4)
@@ -110,21 +110,21 @@ def test_a_mosaic_holds_every_picture_once_in_reading_order():
         assert abs((x1 - x0) / (y1 - y0) - 40 / (30 + i)) < 0.05
 
 
-def test_maps_follow_the_picture_and_texts_of_one_meaning_agree(options, tiny_overrides):
+def test_maps_follow_the_image_and_texts_of_one_meaning_agree(options, tiny_overrides):
     torch.manual_seed(0)
     responder = Responder(load_config(CONFIG, [*tiny_overrides, "MODEL.TEXT.CACHE", ""]))
     texts = responder.embed(["dog", "dog", "teapot"])
     assert texts.shape == (3, 384)
-    picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    maps = responder(picture, texts, long_side=192)
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    maps = responder(image, texts, long_side=192)
     assert maps.shape == (3, 4, 6) and maps.abs().max() <= 1 + 1e-5
     assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
     # Resized by hand to what the network sees: nothing is left to resize, so the maps are the same.
-    assert torch.equal(maps, responder(resize(picture, (128, 192)), texts, long_side=192))
-    # Odd sizes come as whole cells; a picture smaller than a cell has one.
-    assert responder(picture[:37, :51], texts, long_side=100).shape == (3, 2, 3)
-    assert responder(picture[:10, :90], texts, long_side=40).shape == (3, 1, 1)
-    box = responder.best_box(picture, texts[0])
+    assert torch.equal(maps, responder(resize(image, (128, 192)), texts, long_side=192))
+    # Odd sizes come as whole cells; an image smaller than a cell has one.
+    assert responder(image[:37, :51], texts, long_side=100).shape == (3, 2, 3)
+    assert responder(image[:10, :90], texts, long_side=40).shape == (3, 1, 1)
+    box = responder.best_box(image, texts[0])
     assert (box >= 0).all() and box[2] <= 96 and box[3] <= 64 and (box[2:] >= box[:2]).all()
 
 
@@ -155,15 +155,15 @@ def test_maps_follow_the_picture_and_texts_of_one_meaning_agree(options, tiny_ov
         (["classes", "--input", __file__, "--names", "gone.txt"], "gone.txt cannot be read"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(arguments, told, monkeypatch, tmp_path):
+def test_mistakes_are_errors_of_one_sentence(arguments, told, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=told):
         figures.main(arguments)
 
 
-def test_models_that_do_not_match_are_told(pictures, monkeypatch, tmp_path):
+def test_models_that_do_not_match_are_errors(images, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    query = ["responses", "--input", pictures[0], "--query", "dog"]
+    query = ["responses", "--input", images[0], "--query", "dog"]
     with pytest.raises(UserError, match="make demo"):
         figures.main(query)
     with pytest.raises(UserError, match="2 files after --config-file and 3 after --weights"):

@@ -1,4 +1,4 @@
-"""Predictor and tools/predict.py: scores, names, odd pictures, and what is written."""
+"""Predictor and tools/predict.py: scores, names, odd images, and what is written."""
 
 import importlib.util
 import json
@@ -61,7 +61,7 @@ def test_other_names_win_over_those_of_the_checkpoint(tiny_cfg, scene, tmp_path)
     assert set(predictor(scene).pred_classes.tolist()) <= {0, 1, 2}
 
 
-def test_models_that_do_not_detect_are_told(tiny_cfg, tmp_path):
+def test_models_that_do_not_detect_are_errors(tiny_cfg, tmp_path):
     with pytest.raises(UserError, match="META_ARCHITECTURE GridTextModel detects nothing"):
         Predictor(tiny_cfg(config="mini/ovrcnn_pretrain.yaml"))
     part = Predictor(tiny_cfg()).model.backbone.state_dict()
@@ -70,7 +70,7 @@ def test_models_that_do_not_detect_are_told(tiny_cfg, tmp_path):
         Predictor(tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "part.pth")))
 
 
-def test_boxes_are_in_pixels_of_the_upright_picture(tiny_cfg, tmp_path):
+def test_boxes_are_in_pixels_of_the_upright_image(tiny_cfg, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     path = tmp_path / "rotated.jpg"
@@ -80,7 +80,7 @@ def test_boxes_are_in_pixels_of_the_upright_picture(tiny_cfg, tmp_path):
     assert found.image_size == (300, 120)
     boxes = found.pred_boxes.tensor
     assert (boxes >= 0).all() and boxes[:, 2].max() <= 120 and boxes[:, 3].max() <= 300
-    assert boxes[:, 3].max() > 120  # not confined to a picture that lies
+    assert boxes[:, 3].max() > 120  # not confined to an image that lies
 
 
 def instances(*rows):
@@ -114,7 +114,7 @@ def test_drawings_never_overwrite_each_other():
     assert predict.drawing_names(paths) == ["x.jpg", "x_2.jpg", "x_2_2.jpg", "x_3.jpg"]
 
 
-def test_a_missing_demo_model_is_told(tmp_path, monkeypatch):
+def test_a_missing_demo_model_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="make demo"):
         predict.main(["--input", __file__])
@@ -125,14 +125,14 @@ def test_predictions_are_drawn_and_written(tiny_mini, tiny_cfg, tiny_overrides, 
     model = Predictor(tiny_cfg()).model
     torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.cls_bias, 0.0)
     torch.save({"model": model.state_dict()}, weights)
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     noise = np.random.default_rng(1).integers(0, 255, (90, 140), dtype=np.uint8)
-    Image.fromarray(noise).save(pictures / "grey.png")
-    (pictures / "broken.jpg").write_bytes(b"no picture")
+    Image.fromarray(noise).save(images / "grey.png")
+    (images / "broken.jpg").write_bytes(b"no image")
     output = tmp_path / "out"
     predict.main([
-        "--input", str(pictures), str(pictures / "gone.jpg"), "--output", str(output),
+        "--input", str(images), str(images / "gone.jpg"), "--output", str(output),
         "--config-file", CONFIG,
         "--vocabulary", "dog, zebra", "--weights", str(weights), "--threshold", "0.01", "--top", "5",
         "--opts", *tiny_overrides,
@@ -156,7 +156,7 @@ def test_predictions_are_drawn_and_written(tiny_mini, tiny_cfg, tiny_overrides, 
     assert "1 image" in told and "2 images could not be read" in told and "gone.jpg: missing" in told
 
 
-def test_a_command_that_read_no_picture_fails(tiny_cfg, tiny_overrides, tmp_path, capsys):
+def test_a_command_that_read_no_image_fails(tiny_cfg, tiny_overrides, tmp_path, capsys):
     weights = tmp_path / "model.pth"
     torch.save({"model": Predictor(tiny_cfg()).model.state_dict()}, weights)
     arguments = [

@@ -36,7 +36,10 @@ def sheet(
     """The rows' panels under the columns' titles; images come at :func:`panel_size` and are not scaled."""
     head, line = round(panel / 17) + 4, round(panel / 20)
     top = round(head * 1.7)
-    heights = [round(line * 1.9) + max(p.image.shape[0] for p in row) + GAP for row in rows]
+    heads = [round(line * 1.9) if any(p.text for p in row) else 0 for row in rows]
+    heights = [
+        above + max(p.image.shape[0] for p in row) + GAP for above, row in zip(heads, rows, strict=True)
+    ]
     width = len(titles) * (panel + GAP) + GAP
     height = top + sum(heights) + (footer.shape[0] + GAP if footer is not None else 0)
     page = Image.new("RGB", (width, height), WHITE)
@@ -45,11 +48,11 @@ def sheet(
     for x, title in zip(lefts, titles, strict=True):
         _write(draw, (x, top / 2 + 2), title, size=head, width=panel, ink=BLACK)
     y = top
-    for row, extent in zip(rows, heights, strict=True):
+    for row, above, extent in zip(rows, heads, heights, strict=True):
         for x, p in zip(lefts, row, strict=True):
             size, ink = (round(line * 1.12), BLACK) if p.strong else (line, GREY)
             _write(draw, (x, y + line * 0.9), p.text, size=size, width=panel, ink=ink)
-            page.paste(Image.fromarray(p.image), (x, y + round(line * 1.9)))
+            page.paste(Image.fromarray(p.image), (x, y + above))
         y += extent
     if footer is not None:
         page.paste(Image.fromarray(footer), (GAP, y))

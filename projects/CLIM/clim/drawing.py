@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 GOLDEN_ANGLE = 0.381966  # of a turn: neighbouring class indices get hues far apart
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
@@ -24,9 +24,8 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 def class_colours(count: int) -> np.ndarray:
     """(count, 3) uint8: one colour a class, strong enough to stand out on a photo."""
-    rows = [
-        colorsys.hls_to_rgb((i * GOLDEN_ANGLE) % 1.0, (0.42, 0.55, 0.66)[i % 3], 0.95) for i in range(count)
-    ]
+    hues = (np.arange(count) * GOLDEN_ANGLE) % 1.0
+    rows = [colorsys.hls_to_rgb(hue, (0.42, 0.55, 0.66)[i % 3], 0.95) for i, hue in enumerate(hues)]
     return (np.array(rows).reshape(-1, 3) * 255).round().astype(np.uint8)
 
 
@@ -35,8 +34,7 @@ def enlarge(image: np.ndarray, *, side: int) -> tuple[np.ndarray, float]:
     scale = max(side / max(image.shape[:2]), 1.0)
     if scale == 1.0:
         return image, 1.0
-    height, width = (round(extent * scale) for extent in image.shape[:2])
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)), scale
+    return np.asarray(ImageOps.scale(Image.fromarray(image), scale)), scale
 
 
 def label_size(image: np.ndarray) -> int:
@@ -45,15 +43,9 @@ def label_size(image: np.ndarray) -> int:
 
 
 def draw_boxes(
-    image: np.ndarray,
-    boxes,
-    labels: Sequence[str],
-    *,
-    colours: Sequence,
-    marked: Collection[int] = (),
-    labels_inside: bool = False,
-    side: int = 640,
-) -> np.ndarray:
+    image: np.ndarray, boxes, labels: Sequence[str], *, colours: Sequence, marked: Collection[int] = (),
+    labels_inside: bool = False, side: int = 640,
+) -> np.ndarray:  # fmt: skip
     """A copy with boxes and labels; images with a long side below ``side`` px are enlarged to it.
 
     Later boxes lie on top. Lines and letters grow with the image; labels avoid each other where they can.
@@ -89,20 +81,14 @@ def draw_boxes(
 
 
 def draw_objects(
-    image: np.ndarray,
-    boxes,
-    classes: Sequence[int],
-    *,
-    names: Sequence[str],
-    novel: Collection[int] = (),
-    scores: Sequence[float] | None = None,
-    side: int = 640,
+    image: np.ndarray, boxes, classes: Sequence[int], *, names: Sequence[str], novel=(), scores=None
 ) -> np.ndarray:
     """Detections, or ground truth where ``scores`` is None; the first object lies on top.
 
     Args:
         classes: N indices into ``names``, each with a colour of its own.
-        novel: class indices that are marked.
+        novel: the class indices that are marked.
+        scores: N numbers, written behind the names.
     """
     labels = [names[c] for c in classes]
     if scores is not None:
@@ -113,7 +99,6 @@ def draw_objects(
         labels[::-1],
         colours=class_colours(len(names))[list(classes)[::-1]],
         marked={i for i, c in enumerate(reversed(classes)) if c in novel},
-        side=side,
     )
 
 
@@ -126,15 +111,9 @@ def _outline(draw, box: np.ndarray, page: tuple[int, int], *, width: int, colour
 def _label_place(box, size, page: tuple[int, int], taken: np.ndarray, *, inside: bool) -> np.ndarray:
     """(4,) the rectangle at ``box`` for a label of ``size`` that covers least of the ``taken`` ones (N, 4)."""
     (x0, y0, x1, y1), (width, height) = box, size
-    corners = [
-        (x0, y0 - height),
-        (x0, y1),
-        (x1 - width, y0 - height),
-        (x1 - width, y1),
-        (x0, y0),
-        (x0, y1 - height),
-    ]
-    corners = np.clip(corners[4:5] if inside else corners, 0, np.maximum(page - size, 0))
+    outside = [(x, y) for x in (x0, x1 - width) for y in (y0 - height, y1)]
+    corners = [(x0, y0)] if inside else [*outside, (x0, y0), (x0, y1 - height)]
+    corners = np.clip(corners, 0, np.maximum(page - size, 0))
     places = np.hstack([corners, corners + size])
     shared = np.minimum(places[:, None, 2:], taken[:, 2:]) - np.maximum(places[:, None, :2], taken[:, :2])
     return places[shared.clip(min=0).prod(axis=2).sum(axis=1).argmin()]

@@ -192,7 +192,7 @@ def test_one_failure_stops_the_others(tmp_path, stand_in):
     assert time.monotonic() - start < 40  # of the 60 that "a" would take
 
 
-def test_metrics_of_a_resumed_run_are_told_once(tmp_path):
+def test_metrics_of_a_resumed_run_are_read_once(tmp_path):
     lines = [
         {"iteration": 0, "a": 1},
         {"iteration": 20, "a": 2},

@@ -36,7 +36,7 @@ def _id(name):
     return NAMES.index(name) + 1
 
 
-def test_pictures_differ_between_indices_splits_and_seeds():
+def test_images_differ_between_indices_splits_and_seeds():
     keys = [(0, "train", 0), (0, "train", 1), (1, "train", 0), (0, "val", 0), (0, "cluttered", 0)]
     images = [draw_image(*key, novel_in_scenes=0.0)[0].image for key in keys]
     again = draw_image(*keys[0], novel_in_scenes=0.0)[0].image
@@ -133,7 +133,7 @@ def test_caption_files_have_detics_format(built, split):
         assert {c + 1 for c in drawn.concepts} >= set(image["pos_category_ids"]) >= {drawn.concepts[0] + 1}
 
 
-def test_tags_come_from_the_captions_not_from_the_picture(tmp_path, monkeypatch):
+def test_tags_come_from_the_captions_not_from_the_image(tmp_path, monkeypatch):
     monkeypatch.setattr(generate, "web_captions", lambda concepts, rng: ["two hounds", "an owl"])
     build_mini(tmp_path, num_train=0, num_pairs=3, num_cluttered=0, num_val=0, workers=1)
     images = _json(tmp_path / "mini", "captions_pairs_tags")["images"]
@@ -197,13 +197,13 @@ def test_empty_splits_are_legal(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [{"num_val": -1}, {"seed": -1}, {"novel_in_scenes": 1.5}])
-def test_impossible_arguments_are_told(tmp_path, arguments):
+def test_impossible_arguments_are_errors(tmp_path, arguments):
     with pytest.raises(UserError, match="mini benchmark takes"):
         build_mini(tmp_path, **arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_package_is_told(tmp_path, monkeypatch):
+def test_a_missing_package_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "resvg_py", None)
     with pytest.raises(UserError, match=r"needs resvg-py: pip install -r requirements\.txt"):
         build_mini(tmp_path)

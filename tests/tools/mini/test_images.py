@@ -82,12 +82,12 @@ def test_validation_sees_a_photo_of_its_own():
     assert held_out and not held_out & set(mini.PAIR_PHOTOS)
 
 
-def test_a_missing_photo_is_told():
+def test_a_missing_photo_is_an_error():
     with pytest.raises(UserError, match=r"no photo data/nowhere\.png"):
         mini.photo("nowhere.png")
 
 
-def test_a_missing_drawing_is_told(monkeypatch):
+def test_a_missing_drawing_is_an_error(monkeypatch):
     monkeypatch.setattr(mini, "CONCEPTS", (CONCEPTS[0]._replace(code="FFFFF"),))
     with pytest.raises(UserError, match=r"no drawing FFFFF \(horse\)"):
         mini.drawing.__wrapped__(0)

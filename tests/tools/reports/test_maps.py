@@ -1,4 +1,4 @@
-"""Response maps as pictures: bilinear by hand, min-max, colours, outlines and rings where they belong."""
+"""Response maps as images: bilinear by hand, min-max, colours, outlines and rings where they belong."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_upsampling_puts_a_cells_value_at_its_centre(size):
         np.testing.assert_allclose(response, bilinear(cells, size), atol=1e-5)
 
 
-def test_one_cell_fills_the_picture():
+def test_one_cell_fills_the_image():
     torch.testing.assert_close(upsample(torch.full((1, 1, 1), 0.3), (5, 4)), torch.full((1, 5, 4), 0.3))
 
 
@@ -89,26 +89,26 @@ def test_colours_rise_from_dark_to_bright_and_hold_no_red():
 
 def test_an_overlay_shows_the_same_colour_over_any_hue_of_one_brightness():
     unit = np.array([[0.0, 1.0]])
-    picture = np.array([[[80, 80, 80], [80, 80, 80]]], np.uint8)
+    image = np.array([[[80, 80, 80], [80, 80, 80]]], np.uint8)
     tinted = np.array([[[80, 80, 80], [140, 52, 67]]], np.uint8)  # of nearly the same brightness
-    plain = overlay(picture, unit)
+    plain = overlay(image, unit)
     assert np.abs(plain.astype(int) - overlay(tinted, unit)).max() <= 1
-    assert (overlay(picture, unit, strength=1.0) == heat(unit)).all()
-    assert (overlay(picture, unit, strength=0.0) == 80).all()
+    assert (overlay(image, unit, strength=1.0) == heat(unit)).all()
+    assert (overlay(image, unit, strength=0.0) == 80).all()
 
 
 def test_an_outline_is_red_between_white_rims_inside_its_box():
-    picture = grey(40, 60)
-    drawn = outline(picture, [10, 5, 30, 25], width=3)
+    image = grey(40, 60)
+    drawn = outline(image, [10, 5, 30, 25], width=3)
     ink = (drawn != 100).any(axis=2)
     rows, columns = np.nonzero(ink)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 24, 10, 29)
     assert [tuple(p) for p in drawn[15, 10:16]] == [WHITE, RED, RED, RED, WHITE, (100, 100, 100)]
-    assert (picture == 100).all()
+    assert (image == 100).all()
 
 
 @pytest.mark.parametrize("box", [[-5, -5, 100, 100], [3, 3, 3, 3], [0, 0, 1, 1], [9, 9, 30, 30]])
-def test_outlines_of_odd_boxes_stay_in_the_picture(box):
+def test_outlines_of_odd_boxes_stay_in_the_image(box):
     assert outline(grey(10, 10), box).shape == (10, 10, 3)
 
 
@@ -197,24 +197,24 @@ def test_regions_get_their_colour_and_white_borders():
 
 
 def test_names_are_written_where_they_fit_and_nowhere_else():
-    picture = np.full((60, 200, 3), 120, np.uint8)
+    image = np.full((60, 200, 3), 120, np.uint8)
     classes = np.zeros((60, 200), np.int64)
     classes[:, 120:125] = 1  # a stripe that no name fits into
     classes[20:50, 130:200] = 2
-    drawn = name_regions(picture, classes, ["sky", "pole", "cat"], size=14)
+    drawn = name_regions(image, classes, ["sky", "pole", "cat"], size=14)
     ink = (drawn != 120).any(axis=2)
     assert ink[:, :119].any() and ink[20:50, 130:].any()
     assert not ink[:, 120:125].any()
     assert not ink[:18, 130:].any() and not ink[52:, 130:].any()
-    assert (picture == 120).all()
+    assert (image == 120).all()
 
 
 def test_maps_without_room_stay_as_they_are():
-    picture = np.full((9, 9, 3), 7, np.uint8)
-    assert (name_regions(picture, np.zeros((9, 9), np.int64), ["a long name"], size=12) == 7).all()
+    image = np.full((9, 9, 3), 7, np.uint8)
+    assert (name_regions(image, np.zeros((9, 9), np.int64), ["a long name"], size=12) == 7).all()
     speckled = np.indices((40, 40)).sum(axis=0) % 2
-    picture = np.full((40, 40, 3), 7, np.uint8)
-    assert (name_regions(picture, speckled, ["a", "b"], size=12) == 7).all()
+    image = np.full((40, 40, 3), 7, np.uint8)
+    assert (name_regions(image, speckled, ["a", "b"], size=12) == 7).all()
 
 
 def test_a_legend_shows_each_colour_once_in_as_many_lines_as_it_needs():
@@ -234,11 +234,11 @@ def test_pascal_context_has_59_names():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 30)])
-def test_tiny_pictures(size):
+def test_tiny_images(size):
     classes = class_map(torch.zeros(2, 1, 1), size)
     assert (classes == 0).all()
-    picture = np.zeros((*size, 3), np.uint8)
-    assert name_regions(paint(picture, classes, class_colours(2)), classes, ["a", "b"], size=9).shape == (
+    image = np.zeros((*size, 3), np.uint8)
+    assert name_regions(paint(image, classes, class_colours(2)), classes, ["a", "b"], size=9).shape == (
         *size,
         3,
     )

@@ -63,14 +63,14 @@ def make_run(name="detic", novel=31.25, **extra):
 
 
 def full_report(**changes):
-    picture = np.full((20, 30, 3), (200, 30, 30), np.uint8)
+    image = np.full((20, 30, 3), (200, 30, 30), np.uint8)
     values = {
         "title": "A <b>title</b> & more",
         "intro": ["First & <script>alert(1)</script>", "See https://openmoji.org, please."],
         "runs": [make_run(), make_run("clim", 40.0, title="Detic + CLIM")],
-        "examples": [Example("picture 1", [("Ground truth", picture), ("Detic", picture)])],
+        "examples": [Example("image 1", [("Ground truth", image), ("Detic", image)])],
         "examples_note": "chosen by rule",
-        "mosaics": [Example("", [("a mosaic", picture)])],
+        "mosaics": [Example("", [("a mosaic", image)])],
         "seconds": {"Data": 61.4, "Base stage": 1234.0},
         "notes": ["drawn by a program"],
         "commands": [("Predict:", 'python tools/predict.py --vocabulary "a<b"')],
@@ -135,12 +135,12 @@ def test_one_chart_for_each_loss_and_for_ap_once_it_was_measured_twice():
     assert render_report(full_report(runs=[run])).count("<svg") == 3
 
 
-def test_data_uri_holds_the_picture():
-    picture = np.full((16, 24, 3), (10, 120, 240), np.uint8)
-    head, _, data = data_uri(picture).partition(",")
+def test_data_uri_holds_the_image():
+    image = np.full((16, 24, 3), (10, 120, 240), np.uint8)
+    head, _, data = data_uri(image).partition(",")
     assert head == "data:image/jpeg;base64"
     decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    assert decoded.shape == picture.shape and np.abs(decoded.astype(int) - picture).max() <= 3
+    assert decoded.shape == image.shape and np.abs(decoded.astype(int) - image).max() <= 3
 
 
 def test_smooth_is_a_centred_mean():
