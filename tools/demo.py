@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     seconds["report"] = round(time.monotonic() - start, 1)
     seconds["total"] = total_seconds(seconds)
     write_results(args, results, seconds)
-    tell(args, results, seconds)
+    print_summary(args, results, seconds)
 
 
 def forget(output: Path) -> None:
@@ -206,7 +206,7 @@ def predict_command(args: argparse.Namespace) -> str:
     return command
 
 
-def tell(args: argparse.Namespace, results: dict[str, dict], seconds: dict[str, float]) -> None:
+def print_summary(args: argparse.Namespace, results: dict[str, dict], seconds: dict[str, float]) -> None:
     print(f"\n{'AP50':<14}{'novel':>8}{'base':>8}{'all':>8}")
     for name, result in results.items():
         print(f"{TITLES[name]:<14}" + "".join(f"{figure(result[key]):>8}" for key in FIGURES))

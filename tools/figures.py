@@ -47,7 +47,7 @@ from reports.sheet import GAP, Panel, class_legend, panel_size, response_legend,
 
 DEMO_CONFIGS = [f"configs/mini/{name}.yaml" for name in COMPARED]
 DEMO_WEIGHTS = [f"output/demo/{name}/model_final.pth" for name in COMPARED]
-# Texts are asked later, and are no captions to be cached: no data set has to be there, or is written to.
+# Texts are read later and are not cached, so no data set has to exist.
 NO_DATA = [
     "MODEL.TEXT.CACHE", "", "MODEL.VOCABULARY.NAMES", "['object']", "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
     "DATASETS.TEST", "()",
@@ -60,8 +60,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, told in (("responses", "cosine maps of texts"), ("classes", "a class for every pixel")):
-        command = commands.add_parser(name, help=told)
+    for name, summary in (("responses", "cosine maps of texts"), ("classes", "a class for every pixel")):
+        command = commands.add_parser(name, help=summary)
         add = command.add_argument
         add("--input", nargs="+", required=True, metavar="IMAGES", help="files, folders or globs")
         add("--output", type=Path, default=Path(f"output/figures/{name}.png"), help="image (%(default)s)")
@@ -237,7 +237,7 @@ def class_list(text: str) -> list[str]:
     if "," not in text and not text.endswith(".txt"):
         near = difflib.get_close_matches(text, CLASS_LISTS)
         raise UserError(
-            f"--names {text!r} is no known list ({', '.join(CLASS_LISTS)}"
+            f"--names {text!r} is not a known list ({', '.join(CLASS_LISTS)}"
             + (f"; did you mean {near[0]}?" if near else "")
             + '), and one name alone wins everywhere: write "a,b,c", or a .txt with a name a line.'
         )
@@ -283,7 +283,7 @@ def overrides(args: argparse.Namespace, weights: str | None) -> list[str]:
 
 
 def model_titles(configs: Sequence[str], weights: Sequence[str | None]) -> list[str]:
-    """The folder of a checkpoint or the name of a config, whichever tells the models apart."""
+    """The folder of a checkpoint or the name of a config, whichever differs between the models."""
     stems = [Path(config).stem for config in configs]
     folders = [Path(path).parent.name if path else stem for path, stem in zip(weights, stems, strict=True)]
     files = [Path(path).name if path else stem for path, stem in zip(weights, stems, strict=True)]

@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         "skipped": skipped,
     }
     write_json(args.output / "predictions.json", result, indent=1)
-    tell(args, images, skipped)
+    print_summary(args, images, skipped)
     if not images:
         raise UserError("None of the images could be read; the reasons are above.")
 
@@ -139,7 +139,7 @@ def as_records(found, names: list[str]) -> list[dict]:
     ]
 
 
-def tell(args: argparse.Namespace, images: list[dict], skipped: list[dict]) -> None:
+def print_summary(args: argparse.Namespace, images: list[dict], skipped: list[dict]) -> None:
     boxes = sum(len(image["detections"]) for image in images)
     print(f"{len(images)} images, {boxes} boxes: {args.output}/*.jpg and {args.output / 'predictions.json'}")
     if skipped:

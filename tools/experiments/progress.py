@@ -19,7 +19,7 @@ class Board:
         self.live = self.stream.isatty()
         self._lock = threading.Lock()
         self._now: dict[str, Progress] = {}
-        self._told: dict[str, tuple[str, float]] = {}
+        self._written: dict[str, tuple[str, float]] = {}
 
     def of(self, name: str):
         """The callback for the run ``name``."""
@@ -30,7 +30,7 @@ class Board:
                 if self.live:
                     self._redraw()
                 else:
-                    self._tell(name, progress)
+                    self._write_line(name, progress)
 
         return update
 
@@ -54,10 +54,10 @@ class Board:
         self.stream.write("\r\x1b[K" + line[:width])
         self.stream.flush()
 
-    def _tell(self, name: str, progress: Progress) -> None:
-        phase, when = self._told.get(name, ("", float("-inf")))
+    def _write_line(self, name: str, progress: Progress) -> None:
+        phase, when = self._written.get(name, ("", float("-inf")))
         if progress.phase != phase or time.monotonic() - when >= self.period:
-            self._told[name] = (progress.phase, time.monotonic())
+            self._written[name] = (progress.phase, time.monotonic())
             self.stream.write(f"  {name}: {describe(progress)}\n")
             self.stream.flush()
 
