@@ -7,14 +7,21 @@ several machines, as in Detectron2. Without CUDA it runs on the CPU; --num-gpus 
 
 from detectron2.engine import default_argument_parser
 
-from clim.engine import Trainer, evaluate, launch, load_ensemble, setup, together
+from clim.engine import (
+    Trainer,
+    evaluate,
+    launch,
+    load_ensemble,
+    setup,
+)
+from clim.errors import raise_on_all_ranks
 
 
 def main(args):
-    with together():
+    with raise_on_all_ranks():
         cfg = setup(args)
     if args.eval_only:
-        with together():
+        with raise_on_all_ranks():
             ensemble = load_ensemble(cfg, resume=args.resume)
         with ensemble.mixed() as model:
             return evaluate(cfg, model)

@@ -28,8 +28,7 @@ import tags
 from clim.data import categories
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.errors import UserError
-from clim.files import read_json, replacing
-from clim.paths import data_root
+from clim.files import data_root, read_json, replacing
 
 DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
 ANNOTATIONS = ("instances_train2017.json", "instances_val2017.json", "captions_train2017.json")

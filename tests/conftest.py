@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from clim.config import add_clim_config
-from clim.data.mini_setup import set_up_mini
 from clim.engine import load_config
 from clim.text.clip import clip_config
+from mini.concepts import CONCEPTS
+from mini.setup import set_up_mini
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -142,13 +143,18 @@ def make_photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def load_cfg():
+def load_cfg(tmp_path_factory):
     """``load_cfg("Detic_C4.yaml", "KEY", value, …)``: one of our configs, with overrides, on the CPU."""
+    mini_classes = tmp_path_factory.mktemp("mini_classes") / "cat_info.json"
+    info = [{"id": i, "image_count": int(not concept.novel)} for i, concept in enumerate(CONCEPTS)]
+    mini_classes.write_text(json.dumps(info))
 
     def load(name, *overrides):
         cfg = get_cfg()
         add_clim_config(cfg)
         cfg.merge_from_file(str(CONFIGS / name))
+        if name.startswith("mini/"):  # the split from a file, so that no mini set has to be there
+            cfg.MODEL.OPEN_VOCAB.BASE_CLASSES = str(mini_classes)
         cfg.merge_from_list(["MODEL.DEVICE", "cpu", *overrides])
         return cfg
 

@@ -27,6 +27,7 @@ import torch
 import torchvision
 from tabulate import tabulate
 
+from arguments import add_device
 from benchmarks.memory import measure_memory
 from benchmarks.mosaics import measure_mosaics
 from benchmarks.photos import find_photos, records_of, synthetic_photos
@@ -34,8 +35,8 @@ from benchmarks.settings import Settings
 from benchmarks.steps import measure_steps, prefill_captions
 from benchmarks.stopwatch import Spread, fresh, machine
 from benchmarks.texts import CAPTIONS_A_STEP, measure_text
-from clim.arguments import add_device
-from clim.engine import load_config, run_cleanly
+from clim.engine import load_config
+from clim.errors import run_cleanly
 from clim.files import write_json
 
 SECTIONS = {

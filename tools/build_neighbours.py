@@ -20,12 +20,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import clim.data.builtin  # noqa: F401  registers the data sets
-from clim.arguments import add_device, count
+from arguments import add_device, count
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.partners import image_ids_hash
 from clim.data.sources import caption_records
-from clim.engine import run_cleanly
-from clim.errors import UserError
+from clim.errors import UserError, run_cleanly
 from clim.files import write_array, write_json
 from clim.modeling.efficientnet import pretrained_lite0
 from clim.text import build, cache

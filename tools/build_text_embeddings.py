@@ -16,12 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clim.arguments import add_device, quiet_logging, read_names
-from clim.data.categories import NAMED_CLASSES
-from clim.engine import run_cleanly
-from clim.errors import UserError
-from clim.files import write_array
-from clim.paths import resolve
+from arguments import CLASS_LISTS, add_device, quiet_logging, read_names
+from clim.errors import UserError, run_cleanly
+from clim.files import resolve, write_array
 from clim.text import CLASS_FEATURES, PROMPTS, CaptionCache, LazyTower, build_text_tower
 
 
@@ -43,7 +40,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     source = classes.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--dataset",
-        help=f"{', '.join(NAMED_CLASSES)}, or a json with categories (LVIS), taken by ascending id",
+        help=f"{', '.join(CLASS_LISTS)}, or a json with categories (LVIS), taken by ascending id",
     )
     source.add_argument("--names", help='class names in order, "a,b,c", or a .txt with one a line')
     classes.add_argument("--prompt", choices=sorted(PROMPTS), default="ensemble", help="default: %(default)s")
@@ -86,15 +83,15 @@ def class_names(*, dataset: str | None, names: str | None) -> list[str]:
     """Names in the order of the contiguous class indices."""
     if names is not None:
         return read_names(names, option="--names")
-    if dataset in NAMED_CLASSES:
-        return list(NAMED_CLASSES[dataset])
+    if dataset in CLASS_LISTS:
+        return list(CLASS_LISTS[dataset])
     path = resolve(dataset)
     try:
         categories = json.loads(path.read_text())["categories"]
         return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--dataset {dataset} is neither a known list of classes ({', '.join(NAMED_CLASSES)}) nor a json with "
+            f"--dataset {dataset} is neither a known list of classes ({', '.join(CLASS_LISTS)}) nor a json with "
             f"categories ({error!r})."
         ) from error
 

@@ -14,21 +14,21 @@ import sys
 import time
 from pathlib import Path
 
-from clim.arguments import quiet_logging
-from clim.data.mini import DEFAULT_SIZES
-from clim.data.mini_setup import set_up_mini
-from clim.engine import load_config, run_cleanly
-from clim.experiments import run_together, run_training
-from clim.files import read_json_or_none, write_json
-from clim.paths import data_root
-from clim.progress import Board, clock
-from clim.visualization.demo_report import COMPARED, TITLES, write_demo_report
+from arguments import quiet_logging
+from clim.engine import load_config
+from clim.errors import run_cleanly
+from clim.files import data_root, read_json_or_none, write_json
+from experiments.progress import Board, clock
+from experiments.training import run_together, run_training
+from mini.generate import DEFAULT_SIZES
+from mini.setup import set_up_mini
+from reports.demo_report import COMPARED, TITLES, write_demo_report
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "mini"
 FILES = {"base": "base_stage.yaml", "detic": "detic.yaml", "detic_clim": "detic_clim.yaml"}
 FIGURES = ("AP50_novel", "AP50_base", "AP50_all")
 OUTPUT = Path("output/demo")
-MOST_CORES = 8  # more do not make pictures of 256 px faster
+MOST_CORES = 8  # more do not make images of 256 px faster
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of runs and report (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures and the training (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the images and the training (%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier calls have trained")
     # For the tests: a demonstration of seconds that shows nothing.
     parser.add_argument("--iterations", type=int, help=argparse.SUPPRESS)
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     seconds["report"] = round(time.monotonic() - start, 1)
     seconds["total"] = total_seconds(seconds)
     write_results(args, results, seconds)
-    tell(args, results, seconds)
+    print_summary(args, results, seconds)
 
 
 def forget(output: Path) -> None:
@@ -82,7 +82,7 @@ def forget(output: Path) -> None:
 
 
 def prepare_data(args: argparse.Namespace, board: Board) -> float:
-    """Pictures, class embeddings and caption embeddings under the data root; the seconds of making them."""
+    """Images, class embeddings and caption embeddings under the data root; the seconds of making them."""
     start = time.monotonic()
     board.say(f"Data: the mini benchmark, seed {args.seed}, in {data_root() / 'mini'}")
     sizes = dict(DEFAULT_SIZES)
@@ -96,8 +96,8 @@ def prepare_data(args: argparse.Namespace, board: Board) -> float:
     if known.get("summary") != summary:
         known = {"summary": summary, "seconds": round(time.monotonic() - start, 1)}
         write_json(note, known)
-    pictures = sum(counts["images"] for counts in summary["counts"].values())
-    board.say(f"  {pictures} pictures in {known['seconds']:.0f} s")
+    images = sum(counts["images"] for counts in summary["counts"].values())
+    board.say(f"  {images} images in {known['seconds']:.0f} s")
     return known["seconds"]
 
 
@@ -179,9 +179,9 @@ def figure(value: float | None) -> str:
 def next_commands(args: argparse.Namespace) -> list[tuple[str, str]]:
     base = args.output / "base" / "model_final.pth"
     return [
-        ("Find objects of any names in pictures:", predict_command(args)),
+        ("Find objects of any names in images:", predict_command(args)),
         (
-            "The same demonstration with other pictures and another seed:",
+            "The same demonstration with other images and another seed:",
             "python tools/demo.py --seed 1 --output output/demo_1",
         ),
         (
@@ -190,7 +190,7 @@ def next_commands(args: argparse.Namespace) -> list[tuple[str, str]]:
             f"    MODEL.WEIGHTS {base} INPUT.MOSAIC.GRIDS '[2]' OUTPUT_DIR output/grid_2",
         ),
         (
-            "The paper's experiment on OV-COCO, on GPUs (datasets/README.md tells where to get the data):",
+            "The paper's experiment on OV-COCO, on GPUs (datasets/README.md says where to get the data):",
             "python train_net.py --config-file configs/BoxSup_C4.yaml --num-gpus 8\n"
             "python train_net.py --config-file configs/Detic_CLIM_C4.yaml --num-gpus 8",
         ),
@@ -206,7 +206,7 @@ def predict_command(args: argparse.Namespace) -> str:
     return command
 
 
-def tell(args: argparse.Namespace, results: dict[str, dict], seconds: dict[str, float]) -> None:
+def print_summary(args: argparse.Namespace, results: dict[str, dict], seconds: dict[str, float]) -> None:
     print(f"\n{'AP50':<14}{'novel':>8}{'base':>8}{'all':>8}")
     for name, result in results.items():
         print(f"{TITLES[name]:<14}" + "".join(f"{figure(result[key]):>8}" for key in FIGURES))

@@ -1,4 +1,4 @@
-"""The paper's pictures for any pictures, words and models: response maps (Figs. 3, 4) and class maps (Fig. 5).
+"""The paper's figures for any images, words and models: response maps (Figs. 3, 4) and class maps (Fig. 5).
 
     python tools/figures.py responses --input photo.jpg --query "a dog" umbrella --boxes
     python tools/figures.py responses --input datasets/mini/pairs/00000[0-8].jpg --mosaic 3 --query rabbit --tile 1
@@ -10,7 +10,7 @@ head or a model with an image encoder. One --config-file serves several --weight
 
 A response is the cosine of a location's embedding with a text's, at the locations of the model's own map and bilinear
 in between, and coloured from its own lowest to its own highest value: compare where maps are high, not how high. A ring
-marks the highest response. A detector's map is its head run on the whole picture; a class map takes, for every pixel,
+marks the highest response. A detector's map is its head run on the whole image; a class map takes, for every pixel,
 the class with the highest response.
 """
 
@@ -22,28 +22,37 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clim.arguments import count, find_pictures, quiet_logging, read_names
-from clim.data.categories import NAMED_CLASSES
+from arguments import CLASS_LISTS, count, find_images, quiet_logging, read_names
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.mosaic import compose, fit_cell, grid_cells, inward_anchors, place
 from clim.detector import Responder
-from clim.engine import load_config, run_cleanly
-from clim.errors import UserError
+from clim.drawing import BLACK, class_colours
+from clim.engine import load_config
+from clim.errors import UserError, run_cleanly
 from clim.text import PROMPTS
-from clim.visualization.class_map import class_map, name_regions, paint, shares
-from clim.visualization.demo_report import COMPARED, TITLES
-from clim.visualization.draw import BLACK, class_colours
-from clim.visualization.response import mark_peak, min_max, outline, overlay, peak, upsample
-from clim.visualization.sheet import GAP, Panel, class_legend, panel_size, response_legend, sheet
+from reports.demo_report import COMPARED, TITLES
+from reports.maps import (
+    class_map,
+    mark_peak,
+    min_max,
+    name_regions,
+    outline,
+    overlay,
+    paint,
+    peak,
+    shares,
+    upsample,
+)
+from reports.sheet import GAP, Panel, class_legend, panel_size, response_legend, sheet
 
 DEMO_CONFIGS = [f"configs/mini/{name}.yaml" for name in COMPARED]
 DEMO_WEIGHTS = [f"output/demo/{name}/model_final.pth" for name in COMPARED]
-# Texts are asked later, and are no captions to be cached: no data set has to be there, or is written to.
+# Texts are read later and are not cached, so no data set has to exist.
 NO_DATA = [
     "MODEL.TEXT.CACHE", "", "MODEL.VOCABULARY.NAMES", "['object']", "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
     "DATASETS.TEST", "()",
 ]  # fmt: skip
-SMALLEST_SHARE = 0.005  # of a picture: classes with less are left out of the legend
+SMALLEST_SHARE = 0.005  # of an image: classes with less are left out of the legend
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -51,26 +60,26 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, told in (("responses", "cosine maps of texts"), ("classes", "a class for every pixel")):
-        command = commands.add_parser(name, help=told)
+    for name, summary in (("responses", "cosine maps of texts"), ("classes", "a class for every pixel")):
+        command = commands.add_parser(name, help=summary)
         add = command.add_argument
-        add("--input", nargs="+", required=True, metavar="PICTURES", help="files, folders or globs")
-        add("--output", type=Path, default=Path(f"output/figures/{name}.png"), help="picture (%(default)s)")
+        add("--input", nargs="+", required=True, metavar="IMAGES", help="files, folders or globs")
+        add("--output", type=Path, default=Path(f"output/figures/{name}.png"), help="image (%(default)s)")
         add("--config-file", nargs="+", help="YAML of each model (the demo's)")
         add("--weights", nargs="+", help="checkpoint of each model (the demo's, else the config's)")
         add("--titles", nargs="+", help="of the models (from the names of files)")
         add("--prompt", choices=PROMPTS, help="what is read for a text (MODEL.VOCABULARY.PROMPT)")
         add("--size", type=count, help="px, longest side that a network sees (the config's size at test)")
-        add("--panel", type=count, default=320, help="px, width of a picture in the figure (%(default)s)")
+        add("--panel", type=count, default=320, help="px, width of an image in the figure (%(default)s)")
         add("--small", action="store_true", help="256 colours: a PNG of a third of the bytes")
         add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides of all models")
         if name == "responses":
-            add("--query", nargs="+", default=[], metavar="TEXT", help="a row for each, and for each picture")
+            add("--query", nargs="+", default=[], metavar="TEXT", help="a row for each, and for each image")
             add(
                 "--mosaic",
                 type=count,
                 metavar="N",
-                help="lay the first N x N pictures on one canvas; others stand alone",
+                help="lay the first N x N images on one canvas; others stand alone",
             )
             add("--tile", type=int, nargs="+", help="tile of each query, outlined: 1 is the upper left one")
             add("--boxes", action="store_true", help="draw the best box for the query (detectors)")
@@ -78,7 +87,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             add(
                 "--names",
                 default="pascal_context",
-                help=f'{", ".join(NAMED_CLASSES)}, "a,b,c" or a .txt (%(default)s)',
+                help=f'{", ".join(CLASS_LISTS)}, "a,b,c" or a .txt (%(default)s)',
             )
     return parser.parse_args(arguments)
 
@@ -88,8 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_logging()
     if args.output.suffix not in (".png", ".jpg"):
         raise UserError(f"--output {args.output}: name a .png or a .jpg.")
-    pictures = find_pictures(args.input)
-    figure = {"responses": response_figure, "classes": class_figure}[args.command](args, pictures)
+    images = find_images(args.input)
+    figure = {"responses": response_figure, "classes": class_figure}[args.command](args, images)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     save(figure, args.output, small=args.small)
     print(f"{args.output}: {figure.shape[1]} x {figure.shape[0]} px")
@@ -130,11 +139,11 @@ def response_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
     if args.boxes:
         note += "; box: best detection of this text"
     legend = response_legend(width=sheet_width(args, models), size=legend_size(args), note=note)
-    return sheet(rows, ["Picture", *models], panel=args.panel, footer=legend)
+    return sheet(rows, ["Image", *models], panel=args.panel, footer=legend)
 
 
 def response_rows(photo, queries, models, texts, *, tiles, size, args) -> list[list[Panel]]:
-    """A row for each query: the picture, then every model's map. ``tiles``: a box or None for each query."""
+    """A row for each query: the image, then every model's map. ``tiles``: a box or None for each query."""
     maps = {title: model(photo, texts[title], long_side=size) for title, model in models.items()}
     height, width = panel_size(*photo.shape[:2], panel=args.panel)
     small = resize(photo, (height, width))
@@ -151,12 +160,12 @@ def response_rows(photo, queries, models, texts, *, tiles, size, args) -> list[l
     return rows
 
 
-def response_panel(picture: np.ndarray, cells, *, tile, best) -> Panel:
-    """One model's map over the picture; the boxes ``tile`` and ``best`` (or None) in its pixels."""
-    response = upsample(cells[None], picture.shape[:2])[0].numpy()
+def response_panel(image: np.ndarray, cells, *, tile, best) -> Panel:
+    """One model's map over the image; the boxes ``tile`` and ``best`` (or None) in its pixels."""
+    response = upsample(cells[None], image.shape[:2])[0].numpy()
     point = peak(cells.numpy(), response.shape)
     text = f"cosine {cells.min():.2f} to {cells.max():.2f}"
-    drawn = overlay(picture, min_max(response))
+    drawn = overlay(image, min_max(response))
     if best is not None:
         drawn = outline(drawn, best, colour=BLACK, width=1)
     if tile is not None:
@@ -166,21 +175,21 @@ def response_panel(picture: np.ndarray, cells, *, tile, best) -> Panel:
     return Panel(mark_peak(drawn, point), text)
 
 
-def lay_mosaic(pictures: Sequence[np.ndarray], *, n: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Canvas (side, side, 3) of n x n pictures, row by row, and their boxes: as in training, the ratio kept."""
+def lay_mosaic(images: Sequence[np.ndarray], *, n: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Canvas (side, side, 3) of n x n images, row by row, and their boxes: as in training, the ratio kept."""
     cells = grid_cells(n, size=(side, side))
     sizes = [
-        fit_cell(*p.shape[:2], cell=(c[3] - c[1], c[2] - c[0])) for p, c in zip(pictures, cells, strict=True)
+        fit_cell(*p.shape[:2], cell=(c[3] - c[1], c[2] - c[0])) for p, c in zip(images, cells, strict=True)
     ]
     boxes = place(np.array(sizes), cells, inward_anchors(n, np.random.default_rng(0)))
-    resized = [resize(p, size).transpose(2, 0, 1) for p, size in zip(pictures, sizes, strict=True)]
+    resized = [resize(p, size).transpose(2, 0, 1) for p, size in zip(images, sizes, strict=True)]
     return np.ascontiguousarray(compose(resized, boxes, size=(side, side)).transpose(1, 2, 0)), boxes
 
 
 def check_mosaic(args: argparse.Namespace, queries: list[str], paths: list[Path]) -> None:
     if args.mosaic and len(paths) < args.mosaic**2:
         raise UserError(
-            f"--mosaic {args.mosaic} takes {args.mosaic**2} pictures, but --input names {len(paths)}: name more, or "
+            f"--mosaic {args.mosaic} takes {args.mosaic**2} images, but --input names {len(paths)}: name more, or "
             "a smaller mosaic."
         )
     if args.tile and not args.mosaic:
@@ -216,19 +225,19 @@ def class_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
     legend = class_legend(
         [names[k] for k in shown], colours[shown],
         width=sheet_width(args, models), size=legend_size(args),
-        note=f"and {rest} on less than {SMALLEST_SHARE:.1%} of any picture" if rest else "",
+        note=f"and {rest} on less than {SMALLEST_SHARE:.1%} of any image" if rest else "",
     )  # fmt: skip
-    return sheet(rows, ["Picture", *models], panel=args.panel, footer=legend)
+    return sheet(rows, ["Image", *models], panel=args.panel, footer=legend)
 
 
 def class_list(text: str) -> list[str]:
     """The names that --names stands for."""
-    if text in NAMED_CLASSES:
-        return list(NAMED_CLASSES[text])
+    if text in CLASS_LISTS:
+        return list(CLASS_LISTS[text])
     if "," not in text and not text.endswith(".txt"):
-        near = difflib.get_close_matches(text, NAMED_CLASSES)
+        near = difflib.get_close_matches(text, CLASS_LISTS)
         raise UserError(
-            f"--names {text!r} is no known list ({', '.join(NAMED_CLASSES)}"
+            f"--names {text!r} is not a known list ({', '.join(CLASS_LISTS)}"
             + (f"; did you mean {near[0]}?" if near else "")
             + '), and one name alone wins everywhere: write "a,b,c", or a .txt with a name a line.'
         )
@@ -274,7 +283,7 @@ def overrides(args: argparse.Namespace, weights: str | None) -> list[str]:
 
 
 def model_titles(configs: Sequence[str], weights: Sequence[str | None]) -> list[str]:
-    """The folder of a checkpoint or the name of a config, whichever tells the models apart."""
+    """The folder of a checkpoint or the name of a config, whichever differs between the models."""
     stems = [Path(config).stem for config in configs]
     folders = [Path(path).parent.name if path else stem for path, stem in zip(weights, stems, strict=True)]
     files = [Path(path).name if path else stem for path, stem in zip(weights, stems, strict=True)]

@@ -1,4 +1,4 @@
-"""Draw the mini benchmark (``clim.data.mini``) and, on request, a contact sheet of it.
+"""Draw the mini benchmark (tools/mini) and, on request, a contact sheet of it.
 
 Usage: python tools/make_mini.py --output datasets --seed 0 [--preview output/mini.png]
 """
@@ -13,25 +13,25 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from clim.data.mini import DEFAULT_SIZES, build_mini
-from clim.data.mini_pictures import CANVAS
-from clim.engine import run_cleanly
+from clim.errors import run_cleanly
+from mini.generate import DEFAULT_SIZES, build_mini
+from mini.images import CANVAS
 
 COLUMNS = 6
 CAPTION_HEIGHT = 44
 
 
 def _cell(folder: Path, image: dict, text: str) -> np.ndarray:
-    """The picture with ``text`` in up to three lines below it."""
-    picture = cv2.imread(str(folder / image["file_name"]))
+    """The image with ``text`` in up to three lines below it."""
+    shown = cv2.imread(str(folder / image["file_name"]))
     strip = np.full((CAPTION_HEIGHT, CANVAS, 3), 255, np.uint8)
     for line, words in enumerate(textwrap.wrap(text, 40)[:3]):
         cv2.putText(strip, words, (3, 12 + 14 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (0, 0, 0), 1)
-    return np.vstack([picture, strip])
+    return np.vstack([shown, strip])
 
 
 def _scene_cell(folder: Path, image: dict, objects: list[dict], names: dict[int, str]) -> np.ndarray:
-    """The picture with its annotated boxes and their category names."""
+    """The image with its annotated boxes and their category names."""
     cell = _cell(folder, image, f"{folder.name}/{image['file_name']}: {len(objects)} boxes")
     for o in objects:
         x, y, width, height = map(int, o["bbox"])
@@ -72,12 +72,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("datasets"), help="the folder mini/ is made in")
     parser.add_argument("--seed", type=int, default=0)
     for split, number in DEFAULT_SIZES.items():
-        parser.add_argument(f"--{split}", type=int, default=number, help=f"pictures (default {number})")
+        parser.add_argument(f"--{split}", type=int, default=number, help=f"images (default {number})")
     parser.add_argument(
         "--novel-in-scenes", type=float, default=0.1, help="share of unlabelled novel objects"
     )
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
-    parser.add_argument("--preview", type=Path, help="write a contact sheet to this picture file")
+    parser.add_argument("--preview", type=Path, help="write a contact sheet to this image file")
     return parser.parse_args()
 
 

@@ -3,7 +3,7 @@
     python tools/mini_clip_tables.py                       # all rows; can be stopped and started again
     python tools/mini_clip_tables.py --report docs/mini_results.md   # only write tables of what has been run
 
-A seed has its own pictures, its own dual encoder, and its own base stage, whose RPN proposes the comparator's boxes.
+A seed has its own images, its own dual encoder, and its own base stage, whose RPN proposes the comparator's boxes.
 """
 
 import os
@@ -11,9 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from clim.engine import run_cleanly
-from clim.errors import UserError
-from clim.experiment_table import CONFIGS, Row, Section, datasets_of, tables_command
+from clim.errors import UserError, run_cleanly
+from experiments.tables import CONFIGS, Row, Section, datasets_of, tables_command
 
 TOOLS = Path(__file__).resolve().parent
 MIN_MENTIONS = 50  # of a noun in the 7,500 captions
@@ -69,7 +68,7 @@ SECTIONS = {
     "Mini Table 3: regions classified by the dual encoder": Section(
         {
             "dual encoder": START,
-            "fine-tuned on whole pictures": WHOLE,
+            "fine-tuned on whole images": WHOLE,
             "CLIM, canvas 192": tuned("clip_clim.yaml", "INPUT.MOSAIC.SIZE", 192),
             "CLIM, canvas 256": CLIM,
             "CLIM, canvas 384": tuned("clip_clim.yaml", "INPUT.MOSAIC.SIZE", 384),
@@ -80,11 +79,11 @@ SECTIONS = {
         TOP,
     ),
     "Mini Table 5: CLIM and RegionCLIP": Section(
-        {"whole pictures": WHOLE, "CLIM": CLIM, "RegionCLIP": REGION_CLIP}, TOP
+        {"whole images": WHOLE, "CLIM": CLIM, "RegionCLIP": REGION_CLIP}, TOP
     ),
     "Mini Table 4: F-VLM detectors on the frozen encoders": Section(
         {
-            "whole pictures": detector(WHOLE),
+            "whole images": detector(WHOLE),
             "CLIM": detector(CLIM),
             "RegionCLIP": detector(REGION_CLIP),
         },

@@ -4,16 +4,16 @@
     python tools/mini_tables.py --report docs/mini_results.md   # only write tables of what has been run
     python tools/mini_tables.py --only 1a             # only sections with this word in their title
 
-A seed has its own pictures and its own base stage, which all its rows start from. Settings are fixed in
+A seed has its own images and its own base stage, which all its rows start from. Settings are fixed in
 configs/mini; nothing here is tuned.
 """
 
-from clim.engine import run_cleanly
-from clim.experiment_table import Row, Section, tables_command
+from clim.errors import run_cleanly
+from experiments.tables import Row, Section, tables_command
 
 BASE, BARON_BASE = Row("base_stage.yaml"), Row("baron_base_stage.yaml")
 NO_TAGS = ("MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
-STACKED = ("DATALOADER.CAPTIONS_PER_GPU", 21)  # CLIM's 2 + 2 x (4 + 9 + 16) / 3 pictures
+STACKED = ("DATALOADER.CAPTIONS_PER_GPU", 21)  # CLIM's 2 + 2 x (4 + 9 + 16) / 3 images
 PERMUTED_TEXTS = ("INPUT.MOSAIC.PERMUTE_TEXTS", True)
 CLUTTERED = ("DATASETS.CAPTIONS", "('mini_ov_captions_cluttered',)")
 

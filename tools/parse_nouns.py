@@ -14,10 +14,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from clim.engine import run_cleanly
-from clim.errors import UserError
-from clim.files import write_json
-from clim.paths import resolve
+from clim.errors import UserError, run_cleanly
+from clim.files import resolve, write_json
 
 MIN_BARE = 2  # rule 1
 MIN_BARE_SHARE = 0.02

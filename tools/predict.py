@@ -1,4 +1,4 @@
-"""Detect objects of any names in pictures: drawings with boxes, names and scores, and a JSON file.
+"""Detect objects of any names in images: drawings with boxes, names and scores, and a JSON file.
 
     python tools/predict.py --input photo.jpg folder "more/*.png" --vocabulary "dog, fire hydrant"
     python tools/predict.py --config-file configs/Detic_CLIM_C4.yaml --weights model_final.pth --input photos
@@ -13,7 +13,7 @@ DIR/predictions.json:
      "images": [{"file_name", "height", "width", "drawing",
                  "detections": [{"name", "category_id", "score", "bbox"}]}],
      "skipped": [{"file_name", "reason"}]}
-``bbox`` is COCO's x, y, width, height in pixels of the upright picture, ``category_id`` an index into
+``bbox`` is COCO's x, y, width, height in pixels of the upright image, ``category_id`` an index into
 ``vocabulary``; detections come by falling score.
 """
 
@@ -23,13 +23,13 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from clim.arguments import count, find_pictures, quiet_logging, read_names
+from arguments import count, find_images, quiet_logging, read_names
 from clim.data.images import UnreadableImage, ordered, read_image
 from clim.detector import Detector, most_confident
-from clim.engine import load_config, run_cleanly
-from clim.errors import UserError
+from clim.drawing import draw_objects
+from clim.engine import load_config
+from clim.errors import UserError, run_cleanly
 from clim.files import write_json
-from clim.visualization import draw_objects
 
 DEMO_WEIGHTS = Path("output/demo/detic_clim/model_final.pth")
 DEMO_CONFIG = Path("configs/mini/detic_clim.yaml")
@@ -39,9 +39,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--input", nargs="+", required=True, metavar="PICTURES", help="files, folders or globs"
-    )
+    parser.add_argument("--input", nargs="+", required=True, metavar="IMAGES", help="files, folders or globs")
     parser.add_argument(
         "--output", type=Path, default=Path("output/predictions"), help="folder (%(default)s)"
     )
@@ -53,7 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--weights", help=f"checkpoint (default: {DEMO_WEIGHTS} with its config, else the config's)"
     )
     parser.add_argument("--threshold", type=float, default=0.05, help="lowest score shown (%(default)s)")
-    parser.add_argument("--top", type=count, default=20, help="most boxes shown of a picture (%(default)s)")
+    parser.add_argument("--top", type=count, default=20, help="most boxes shown of an image (%(default)s)")
     parser.add_argument(
         "--overlap", type=float, default=0.3, help="of boxes with a higher IoU the best stays (%(default)s)"
     )
@@ -64,27 +62,25 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     quiet_logging()
-    pictures = find_pictures(args.input)
+    paths = find_images(args.input)
     cfg = load_config(str(args.config_file), overrides_of(args))
     predictor = Detector(cfg)
     args.output.mkdir(parents=True, exist_ok=True)
-    images, skipped, drawings = [], [], drawing_names(pictures)
-    for path, drawing in zip(
-        tqdm(pictures, unit="picture", disable=len(pictures) < 2), drawings, strict=True
-    ):
+    images, skipped, drawings = [], [], drawing_names(paths)
+    for path, drawing in zip(tqdm(paths, unit="image", disable=len(paths) < 2), drawings, strict=True):
         try:
-            picture = read_image(path, fmt="RGB").image
+            image = read_image(path, fmt="RGB").image
         except UnreadableImage as error:
             skipped.append({"file_name": str(path), "reason": error.reason})
             continue
-        found = predictor.predict(ordered(picture, cfg.INPUT.FORMAT))
+        found = predictor.predict(ordered(image, cfg.INPUT.FORMAT))
         found = most_confident(found, threshold=args.threshold, top=args.top, overlap=args.overlap)
         boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes.tolist(), found.scores.tolist()
         drawn = draw_objects(
-            picture, boxes, classes, names=predictor.names, novel=predictor.novel, scores=scores
+            image, boxes, classes, names=predictor.names, novel=predictor.novel, scores=scores
         )
         Image.fromarray(drawn).save(args.output / drawing, quality=92)
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         images.append(
             {"file_name": str(path), "height": height, "width": width, "drawing": drawing}
             | {"detections": as_records(found, predictor.names)}
@@ -98,9 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
         "skipped": skipped,
     }
     write_json(args.output / "predictions.json", result, indent=1)
-    tell(args, images, skipped)
+    print_summary(args, images, skipped)
     if not images:
-        raise UserError("None of the pictures could be read; the reasons are above.")
+        raise UserError("None of the images could be read; the reasons are above.")
 
 
 def overrides_of(args: argparse.Namespace) -> list[str]:
@@ -117,10 +113,10 @@ def overrides_of(args: argparse.Namespace) -> list[str]:
     return overrides
 
 
-def drawing_names(pictures: list[Path]) -> list[str]:
-    """A different .jpg name for each picture."""
+def drawing_names(paths: list[Path]) -> list[str]:
+    """A different .jpg name for each image."""
     names: dict[str, None] = {}
-    for path in pictures:
+    for path in paths:
         name, number = f"{path.stem}.jpg", 2
         while name in names:
             name, number = f"{path.stem}_{number}.jpg", number + 1
@@ -143,13 +139,11 @@ def as_records(found, names: list[str]) -> list[dict]:
     ]
 
 
-def tell(args: argparse.Namespace, images: list[dict], skipped: list[dict]) -> None:
+def print_summary(args: argparse.Namespace, images: list[dict], skipped: list[dict]) -> None:
     boxes = sum(len(image["detections"]) for image in images)
-    print(
-        f"{len(images)} pictures, {boxes} boxes: {args.output}/*.jpg and {args.output / 'predictions.json'}"
-    )
+    print(f"{len(images)} images, {boxes} boxes: {args.output}/*.jpg and {args.output / 'predictions.json'}")
     if skipped:
-        print(f"{len(skipped)} pictures could not be read:")
+        print(f"{len(skipped)} images could not be read:")
         for entry in skipped:
             print(f"  {entry['file_name']}: {entry['reason']}")
     if images and not boxes:

@@ -21,11 +21,10 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from clim.arguments import quiet_logging
-from clim.engine import load_config, run_cleanly
-from clim.errors import UserError
-from clim.files import read_json, write_json
-from clim.paths import resolve
+from arguments import quiet_logging
+from clim.engine import load_config
+from clim.errors import UserError, run_cleanly
+from clim.files import read_json, resolve, write_json
 from clim.text import load_embeddings
 from pseudo_labels.folder import LabelFolder, coco_format, label_images
 from pseudo_labels.labeller import Proposer, PseudoLabeller, load_image_encoder

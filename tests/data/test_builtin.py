@@ -219,19 +219,25 @@ def test_other_mistakes_in_a_detection_set(root):
         DatasetCatalog.get("coco_ovd_base_val")
 
 
-def test_mini_metadata_before_there_is_a_json(root):
+def test_mini_metadata_names_its_files_before_they_exist(root):
     for name, json_file in MINI.items():
-        metadata = MetadataCatalog.get(name)
-        assert metadata.json_file == str(root / "mini/annotations" / json_file)
-        counts = map(len, (metadata.thing_classes, metadata.base_classes, metadata.novel_classes))
-        assert tuple(counts) == (65, 48, 17)
+        assert MetadataCatalog.get(name).json_file == str(root / "mini/annotations" / json_file)
     assert MetadataCatalog.get("mini_ov_val").evaluator_type == "ov_coco"
     assert MetadataCatalog.get("mini_ov_train").get("evaluator_type") is None
 
 
+def test_a_mini_set_without_its_split_must_be_made_again(root):
+    path = write_instances(root, "mini/val", "mini/annotations/instances_val_all.json")
+    with pytest.raises(UserError) as error:
+        DatasetCatalog.get("mini_ov_val")
+    assert str(error.value) == (
+        f"{path} does not say which categories are novel: make it again with: python tools/make_mini.py --output {root}"
+    )
+
+
 def test_mini_categories_come_from_the_json_and_follow_its_rewriting(root):
     json_file = "mini/annotations/instances_val_all.json"
-    categories = [{"id": 4, "name": "dog"}, {"id": 2, "name": "horse"}]
+    categories = [{"id": 4, "name": "dog", "split": "novel"}, {"id": 2, "name": "horse", "split": "base"}]
     path = write_instances(root, "mini/val", json_file, categories=categories, category_id=4)
     metadata = MetadataCatalog.get("mini_ov_val")
     assert metadata.thing_classes == ["horse", "dog"]
@@ -247,7 +253,8 @@ def test_mini_captions(root):
         (root / "mini" / folder).mkdir(parents=True)
         (root / "mini/annotations").mkdir(exist_ok=True)
         path = root / "mini/annotations" / MINI[name]
-        path.write_text(json.dumps(CAPTIONS))
+        categories = [{"split": "base"} | category for category in COCO_80]
+        path.write_text(json.dumps(CAPTIONS | {"categories": categories}))
         (record,) = DatasetCatalog.get(name)
         assert record["file_name"] == str(root / "mini" / folder / "9.jpg") and record["tags"] == [16, 79]
 

@@ -13,9 +13,9 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 
 from clim.data.tiles import Tiles
-from clim.engine import Trainer, load_config, together
+from clim.engine import Trainer, load_config
 from clim.engine.rank_state import rank_state_path
-from clim.errors import UserError
+from clim.errors import UserError, raise_on_all_ranks
 from clim.methods import Regions, Texts
 from clim.methods.detic import Detic
 
@@ -26,7 +26,7 @@ DIM, TILES = 6, 3
 def main(config, output, overrides):
     rank = comm.get_rank()
     seed_all_rng(rank)
-    told = {"gather": gathered_captions(), "together": failures_together()}
+    told = {"gather": gathered_captions(), "together": error_on_all_ranks()}
     cfg = load_config(config, overrides)
     told["steps"], trainer = train(cfg)
     told["queue"] = dict(trainer.raw_model.method.named_buffers())
@@ -136,9 +136,9 @@ def caption_loss(embeddings, tiles):
     return loss.item(), torch.autograd.grad(loss, embeddings)[0]
 
 
-def failures_together():
+def error_on_all_ranks():
     def of_rank_1():
-        with together():
+        with raise_on_all_ranks():
             if comm.get_rank() == 1:
                 raise UserError("only process 1 met this")
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from clim.data.mosaic import grid_cells
 from clim.data.tiles import Tiles
 from clim.errors import UserError
-from clim.grounding_losses import choices
+from clim.losses import choices
 from clim.methods import Texts, build_method
 from clim.methods.cells import Grid, cells_of_tiles
 from clim.text import build_text_tower

@@ -11,9 +11,9 @@ import open_clip
 import pytest
 import torch
 
-from clim.data.mini_concepts import MINI_CATEGORIES
 from clim.engine import Trainer, load_config
 from clim.text.clip import clip_config
+from mini.concepts import NAMES
 
 ROOT = Path(__file__).parents[2]
 CLIP_PARTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
@@ -40,7 +40,7 @@ def overrides(clip_file, tmp_path):
         "MODEL.DEVICE": "cpu", "MODEL.IMAGE_ENCODER.ARCHITECTURE": architecture,
         "MODEL.IMAGE_ENCODER.PRETRAINED": path, "MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS": 2,
         "MODEL.TEXT.NAME": architecture, "MODEL.TEXT.PRETRAINED": path, "MODEL.TEXT.DIM": 12,
-        "MODEL.VOCABULARY.NAMES": list(MINI_CATEGORIES), "MODEL.VOCABULARY.PROMPT": "name",
+        "MODEL.VOCABULARY.NAMES": list(NAMES), "MODEL.VOCABULARY.PROMPT": "name",
         "DATASETS.CAPTIONS": "('mini_ov_captions',)", "DATASETS.TEST": "('mini_val_regions',)",
         "INPUT.CAPTION.CROP": 32, "INPUT.MOSAIC.SIZE": 64, "INPUT.MOSAIC.GRIDS": [2], "INPUT.REGIONS.SIZE": 64,
         "DATALOADER.CAPTIONS_PER_GPU": 5, "DATALOADER.NUM_WORKERS": 0, "TEST.EVAL_PERIOD": 0,

@@ -54,6 +54,7 @@ def step_config(settings: Settings, batch: tuple[int, int, int]):
             "MODEL.DEVICE", settings.device,
             "MODEL.WEIGHTS", "",
             "MODEL.VOCABULARY.EMBEDDINGS", "",
+            "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
             "MODEL.TEXT.NAME", "minilm",
             "MODEL.TEXT.PRETRAINED", "",
             "MODEL.TEXT.DIM", 384,

@@ -28,7 +28,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     ov.WORD_DROPOUT = 0.5  # probability that training removes a pseudo word from what the classifier reads
     # False: the background of OpenVocabOutputLayers is a learned direction with a column in the loss, not zeros.
     ov.ZERO_BACKGROUND = True
-    # Classes with boxes, the others are masked: "ovcoco", "mini", cat_info json; "": all.
+    # Classes with boxes, the others are masked: "ovcoco", a data set with base classes, a cat_info json; "": all.
     ov.BASE_CLASSES = ""
     ov.FP32_HEADS = False  # True: only the backbone runs in half precision (official Detic)
 

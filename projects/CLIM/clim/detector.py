@@ -21,11 +21,10 @@ from torchvision.ops import nms
 from clim.data.images import ordered, read_image, resize
 from clim.data.mosaic import fit_size
 from clim.engine.loading import load_model
-from clim.errors import UserError
+from clim.errors import UserError, registered
 from clim.modeling import OpenVocabRCNN
 from clim.modeling.dense_responses import dense_embeddings, dense_stride, responses
 from clim.modeling.vocabulary import num_classes
-from clim.registries import registered
 from clim.text import CLASS_FEATURES
 
 

@@ -1,4 +1,4 @@
-"""Files that are never half written, and json.
+"""Where files lie, files that are never half written, and json.
 
 What a kill leaves of an unfinished file is called NAME.partial; the next attempt overwrites it.
 """
@@ -16,6 +16,17 @@ import numpy as np
 from clim.errors import UserError
 
 SUFFIX = ".partial"
+
+
+def data_root() -> Path:
+    """Folder of all data sets: ``DETECTRON2_DATASETS``, read at every call, or ``datasets``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def resolve(path: str | os.PathLike) -> Path:
+    """``path`` itself where it is absolute or exists; otherwise ``path`` under :func:`data_root`."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() or path.exists() else data_root() / path
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Data sets that the configs name, registered on import: OV-COCO under Detic's names, CLIM's files, the mini
 sets.
 
-Registering reads nothing. Paths are worked out from ``clim.paths.data_root()`` whenever a data set or its
+Registering reads nothing. Paths are worked out from ``clim.files.data_root()`` whenever a data set or its
 metadata is asked for, so ``DETECTRON2_DATASETS`` may be set or changed after the import.
 """
 
@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import load_coco_json
 
 from clim.data.captions import PREPARE_OV_COCO, load_captions_json, register_captions, require_folder
-from clim.data.catalog import Files, Vocabulary, categories_of, register
+from clim.data.catalog import Files, Vocabulary, own_vocabulary, register
 from clim.data.categories import BASE_NAMES, COCO_NAMES, NOVEL_NAMES, STUFF_NAMES, contiguous_ids
 from clim.data.pseudo_sets import register_pseudo_labels
 from clim.data.region_sets import load_panoptic_regions, load_regions
@@ -28,16 +28,13 @@ def coco_vocabulary() -> Vocabulary:
 
 
 def mini_vocabulary(files: Files) -> Vocabulary:
-    """The 65 concepts as the set's own json numbers them; while there is none, as the package does."""
-    from clim.data.mini_concepts import MINI_BASE, MINI_CATEGORIES, MINI_NOVEL
-
-    path = Path(files.json_path())
-    categories = tuple(enumerate(MINI_CATEGORIES, start=1))
-    if path.is_file():
-        categories = categories_of(path, remedy=f"make it with: {MAKE_MINI}")
-    names = [name for _, name in categories]
-    base, novel = ([name for name in names if name in part] for part in (MINI_BASE, MINI_NOVEL))
-    return Vocabulary(names, base, novel, {key: position for position, (key, _) in enumerate(categories)})
+    """The categories of the set's own json, each base or novel. UserError where it lacks this split."""
+    vocabulary = own_vocabulary(files, remedy=f"make it with: {files.made_by()}")
+    if not vocabulary.base and not vocabulary.novel:
+        raise UserError(
+            f"{files.json_path()} does not say which categories are novel: make it again with: {files.made_by()}"
+        )
+    return vocabulary
 
 
 def load_detection(files: Files, vocabulary: Callable[[], Vocabulary]) -> list[dict]:

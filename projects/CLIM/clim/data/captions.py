@@ -11,8 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from clim.errors import UserError
-from clim.files import read_json
-from clim.paths import resolve
+from clim.files import read_json, resolve
 
 PREPARE_OV_COCO = "python datasets/prepare_ovcoco.py --source COCO"
 

@@ -1,6 +1,6 @@
 """Registering data sets that lie under the data root: nothing is read before they are asked for.
 
-Paths are worked out from ``clim.paths.data_root()`` whenever a data set or its metadata is asked for, so
+Paths are worked out from ``clim.files.data_root()`` whenever a data set or its metadata is asked for, so
 ``DETECTRON2_DATASETS`` may be set or changed after the registration.
 """
 
@@ -12,8 +12,7 @@ from typing import NamedTuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from clim.files import read_json
-from clim.paths import data_root
+from clim.files import data_root, read_json
 
 
 class Vocabulary(NamedTuple):
@@ -86,8 +85,8 @@ def first_existing(paths: tuple[str, ...]) -> Path:
     return next((path for path in candidates if path.exists()), candidates[0])
 
 
-def categories_of(json_file: str | Path, *, remedy: str) -> tuple[tuple[int, str], ...]:
-    """(id, name) of a COCO-format json by ascending id, read again only where the file has changed.
+def categories_of(json_file: str | Path, *, remedy: str) -> tuple[tuple[int, str, str], ...]:
+    """(id, name, split or "") of a COCO-format json by ascending id, read again only where the file has changed.
 
     Raises:
         UserError: no such file, or no json; it ends with ``remedy``.
@@ -97,17 +96,21 @@ def categories_of(json_file: str | Path, *, remedy: str) -> tuple[tuple[int, str
 
 
 def own_vocabulary(files: Files, *, remedy: str) -> Vocabulary:
-    """The json's own categories by ascending id, none of them novel. UserError as :func:`categories_of`."""
+    """The json's own categories by ascending id. UserError as :func:`categories_of`.
+
+    A category may have a field ``split``, "base" or "novel"; without it, it is in neither.
+    """
     categories = categories_of(files.json_path(), remedy=remedy)
-    index = {identifier: position for position, (identifier, _) in enumerate(categories)}
-    return Vocabulary([name for _, name in categories], [], [], index)
+    index = {identifier: position for position, (identifier, _, _) in enumerate(categories)}
+    base, novel = ([name for _, name, split in categories if split == part] for part in ("base", "novel"))
+    return Vocabulary([name for _, name, _ in categories], base, novel, index)
 
 
 @lru_cache(maxsize=8)
-def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[tuple[int, str], ...]:
+def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[tuple[int, str, str], ...]:
     """``modified_ns`` makes a rewritten file another cache entry."""
     content = read_json(json_file, remedy=remedy)
-    return tuple(sorted((category["id"], category["name"]) for category in content["categories"]))
+    return tuple(sorted((c["id"], c["name"], c.get("split", "")) for c in content["categories"]))
 
 
 def _field(vocabulary: Callable[[], Vocabulary], key: str):

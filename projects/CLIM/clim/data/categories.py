@@ -9,8 +9,6 @@ Ids are COCO's (with gaps); indices are contiguous, in ascending order of ids.
 
 from detectron2.data.datasets import builtin_meta
 
-from .mini_concepts import MINI_CATEGORIES
-
 # fmt: off
 BASE_IDS: tuple[int, ...] = (
     1, 2, 3, 4, 7, 8, 9, 15, 16, 19, 20, 23, 24, 25, 27, 31, 33, 34, 35, 38, 42, 44, 48, 50, 51, 52, 53,
@@ -52,7 +50,6 @@ BASE_NAMES, NOVEL_NAMES, UNUSED_NAMES = (
 NAMED_CLASSES: dict[str, tuple[str, ...]] = {
     "coco": COCO_NAMES,
     "coco_panoptic": PANOPTIC_NAMES,
-    "mini": MINI_CATEGORIES,
     "pascal_context": PASCAL_CONTEXT,
 }
 

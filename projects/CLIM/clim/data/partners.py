@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from clim.errors import UserError
-from clim.paths import resolve
+from clim.files import resolve
 
 
 class NeighbourIndex:

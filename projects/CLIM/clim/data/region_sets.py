@@ -16,8 +16,7 @@ from clim.data.captions import require_folder
 from clim.data.catalog import Files, Vocabulary, first_existing, own_vocabulary, register
 from clim.data.categories import STUFF_IDS, panoptic_ids
 from clim.errors import UserError
-from clim.files import read_json
-from clim.paths import data_root
+from clim.files import data_root, read_json
 
 PANOPTIC_FOLDERS = ("coco/panoptic_val2017", "coco/annotations/panoptic_val2017")  # Detectron2's, COCO's zip
 GET_PANOPTIC = "get COCO's panoptic annotations, see datasets/README.md"

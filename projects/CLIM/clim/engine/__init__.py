@@ -4,7 +4,7 @@
 |---|---|
 | ``trainer.py`` | ``Trainer``: one training step, resuming, hooks |
 | ``setup.py``, ``checks.py`` | from the command line to a checked config |
-| ``processes.py``, ``failures.py`` | launching processes; a mistake ends all of them with one sentence |
+| ``processes.py`` | launching processes; a mistake ends all of them with one sentence |
 | ``loading.py`` | from a config and its weights to a model |
 | ``checkpoint.py``, ``rank_state.py``, ``history.py`` | what a killed run goes on from |
 | ``schedule.py``, ``optimizer.py`` | learning rate for the processes there are; SGD or AdamW |
@@ -13,7 +13,6 @@
 
 from .checkpoint import SafeCheckpointer
 from .evaluation import evaluate
-from .failures import run_cleanly, together
 from .loading import build, load_ensemble, load_model, load_weights
 from .processes import launch
 from .setup import load_config, setup
@@ -29,7 +28,5 @@ __all__ = [
     "load_ensemble",
     "load_model",
     "load_weights",
-    "run_cleanly",
     "setup",
-    "together",
 ]

@@ -7,9 +7,7 @@ from urllib.parse import urlparse
 import torch
 from detectron2.engine import launch as detectron2_launch
 
-from clim.errors import UserError
-
-from .failures import run_cleanly
+from clim.errors import UserError, run_cleanly
 
 
 def launch(main, args) -> None:

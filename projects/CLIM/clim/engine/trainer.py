@@ -16,13 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from clim.data.loader import build_train_loader
-from clim.errors import UserError
+from clim.errors import UserError, raise_on_all_ranks
 
 from .checkpoint import SafeCheckpointer
 from .checks import check_text_width
 from .divergence import check_finite, diverged
 from .evaluation import build_evaluators, evaluate
-from .failures import together
 from .history import cut_metrics, put_earlier_run_aside
 from .hooks import CheckpointHook, SkippedImages
 from .loading import build
@@ -44,7 +43,7 @@ class Trainer(TrainerBase):
     def __init__(self, cfg):
         super().__init__()
         self.reference_world_size = cfg.SOLVER.REFERENCE_WORLD_SIZE
-        with together():
+        with raise_on_all_ranks():
             self.cfg = cfg = count_epochs(scale_to_world(cfg, comm.get_world_size()), comm.get_world_size())
             self.raw_model = build(cfg)
             self.optimizer, self.scheduler = build_solver(cfg, self.raw_model)
@@ -81,7 +80,7 @@ class Trainer(TrainerBase):
         cfg = self.cfg
         seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         resuming = resume and self.checkpointer.has_checkpoint()
-        with together():
+        with raise_on_all_ranks():
             build_evaluators(cfg)
             if cfg.MODEL.METHOD.NAME:
                 check_text_width(cfg, self.raw_model.text_encoder)
@@ -99,7 +98,7 @@ class Trainer(TrainerBase):
                 cut_metrics(cfg.OUTPUT_DIR, start_iter=self.start_iter)
             else:
                 put_earlier_run_aside(cfg.OUTPUT_DIR)
-        with together():
+        with raise_on_all_ranks():
             self.loader = build_train_loader(cfg, seed=seed, start_iter=self.start_iter)
         self._register_hooks(seed)
         if resuming and not load_rank_state(
@@ -215,7 +214,7 @@ class Trainer(TrainerBase):
         """One joint batch: losses, their check, gradients, clipping, the optimiser's step."""
         self.model.train()
         start = time.perf_counter()
-        with together():
+        with raise_on_all_ranks():
             batch = next(self.loader)
         data_time = time.perf_counter() - start
         self.skipped.add(batch.pop("skipped"))
@@ -231,7 +230,7 @@ class Trainer(TrainerBase):
         self.optimizer.zero_grad(set_to_none=not self.cfg.DATALOADER.ALTERNATE)
         self.scaler.scale(sum(losses.values())).backward()
         norm = self.clip_gradients()
-        with together():  # after backward: processes wait for each other there
+        with raise_on_all_ranks():  # after backward: processes wait for each other there
             check_finite(losses, norm, batch, self.iter)
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -3,8 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from clim.errors import UserError
-from clim.registries import registered
+from clim.errors import UserError, registered
 
 from .base import METHOD_REGISTRY, Method, Regions, Texts
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clim.errors import UserError
-from clim.grounding_losses import GLOBAL_METRICS, LOCAL_METRICS, choices
+from clim.losses import GLOBAL_METRICS, LOCAL_METRICS, choices
 from clim.text.bert import TokenBatch, mask_words
 from clim.text.build import bert_config
 
@@ -23,7 +23,7 @@ class Grounding(Method):
     """Every tile against the captions of its contrast group; plain pictures are read with their captions as well.
 
     Args:
-        global_metric, local_metric, temperature: how caption and tile are scored (clim/grounding_losses.py).
+        global_metric, local_metric, temperature: how caption and tile are scored (clim/losses.py).
         group: tiles that are contrasted with each other, in the batch's order; 0: all.
         joint: plain pictures and mosaics are one batch; False: each has its losses.
         max_cells: of a tile, drawn in training.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clim.checkpoints.keys import Half, read_half
 from clim.errors import UserError
-from clim.paths import resolve
+from clim.files import resolve
 
 from .efficientnet import LAST_SHARED, OUT_CHANNELS, folded_lite0
 from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, as_rois, pool_rois

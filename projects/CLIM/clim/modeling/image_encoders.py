@@ -15,7 +15,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from clim.registries import registered
+from clim.errors import registered
 
 IMAGE_ENCODER_REGISTRY = Registry("IMAGE_ENCODER")
 IMAGE_ENCODER_REGISTRY.__doc__ = """

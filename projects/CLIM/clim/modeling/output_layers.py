@@ -13,7 +13,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats, f
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from clim.registries import registered
+from clim.errors import registered
 
 from .vocabulary import vocabulary_embeddings
 

@@ -5,13 +5,13 @@ import logging
 from pathlib import Path
 
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
 from clim.data import categories
 from clim.data.categories import NAMED_CLASSES
 from clim.errors import UserError
-from clim.paths import resolve
+from clim.files import resolve
 from clim.text import CLASS_FEATURES, load_embeddings
 
 from .classifier import CosineClassifier
@@ -111,7 +111,9 @@ def _tell_other_features(cfg, embeddings: Tensor, encoder) -> None:
 def _command(cfg, features: str) -> str:
     """What builds the file of the configured data set's classes, but for its output."""
     classes, text = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT
-    lists = {len(names): word for word, names in NAMED_CLASSES.items()}
+    sets = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
+    lists = {len(s.thing_classes): s.json_file for s in sets if Path(s.get("json_file", "")).is_file()}
+    lists |= {len(names): word for word, names in NAMED_CLASSES.items()}
     dataset = lists.get(classes, f"JSON_OF_{classes}_CATEGORIES")
     return (
         f"python tools/build_text_embeddings.py classes --dataset {dataset} --features {features} "
@@ -124,12 +126,12 @@ def class_mask(cfg) -> Tensor:
     base, count = cfg.MODEL.OPEN_VOCAB.BASE_CLASSES, num_classes(cfg)
     if not base:
         return torch.ones(count)
-    mask = _NAMED_MASKS[base]() if base in _NAMED_MASKS else _cat_info_mask(resolve(base))
+    mask = _metadata_mask(base) if base in (*_SETS, *DatasetCatalog) else _cat_info_mask(resolve(base))
     if len(mask) != count and cfg.MODEL.VOCABULARY.NAMES:  # other words than those of the data set
         return torch.ones(count)
     if len(mask) != count:
         raise UserError(
-            f"MODEL.OPEN_VOCAB.BASE_CLASSES = {base} tells of {len(mask)} classes, MODEL.ROI_HEADS.NUM_CLASSES "
+            f"MODEL.OPEN_VOCAB.BASE_CLASSES = {base} has {len(mask)} classes, MODEL.ROI_HEADS.NUM_CLASSES "
             f"of {count}: they must agree."
         )
     return mask
@@ -151,19 +153,15 @@ def competing_classes(cfg) -> Tensor:
     return competes
 
 
-def _ovcoco_mask() -> Tensor:
-    mask = torch.zeros(80)
-    mask[list(categories.BASE_INDICES)] = 1
-    return mask
+_SETS = {"ovcoco": "coco_generalized_zeroshot_val"}
 
 
-def _mini_mask() -> Tensor:
-    from clim.data.mini_concepts import MINI_BASE, MINI_CATEGORIES
+def _metadata_mask(name: str) -> Tensor:
+    """1 for the base classes of a registered data set, 0 for its others."""
+    metadata = MetadataCatalog.get(_SETS.get(name, name))
+    return torch.tensor([float(name in metadata.base_classes) for name in metadata.thing_classes])
 
-    return torch.tensor([float(name in MINI_BASE) for name in MINI_CATEGORIES])
 
-
-_NAMED_MASKS = {"ovcoco": _ovcoco_mask, "mini": _mini_mask}
 _TEST_CLASSES = {
     "ovcoco": categories.BASE_INDICES + categories.NOVEL_INDICES,
     "ovcoco_base": categories.BASE_INDICES,
@@ -176,7 +174,7 @@ def _cat_info_mask(path: Path) -> Tensor:
     if not path.is_file():
         raise UserError(
             f"MODEL.OPEN_VOCAB.BASE_CLASSES: {path} does not exist; give a cat_info json made by "
-            f"datasets/prepare_ovcoco.py, or one of {', '.join(_NAMED_MASKS)}."
+            'datasets/prepare_ovcoco.py, the name of a data set with base classes, or "ovcoco".'
         )
     info = sorted(json.loads(path.read_text()), key=lambda c: c["id"])
     return torch.tensor([float(c["image_count"]) for c in info]).sqrt()

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from clim.errors import UserError
-from clim.files import read_json, write_json
-from clim.paths import resolve
+from clim.files import read_json, resolve, write_json
 from clim.text.cache import CaptionCache
 from clim.text.tower import TextTower
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clim.errors import UserError
-from clim.paths import resolve
+from clim.files import resolve
 from clim.text.tower import TextTower
 
 _CLASSES_AT_ONCE = 32

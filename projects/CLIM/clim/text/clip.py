@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from clim.checkpoints.keys import IMAGE, TEXT, Half, read_half
 from clim.errors import UserError
-from clim.files import read_json
-from clim.paths import resolve
+from clim.files import read_json, resolve
 from clim.text.tower import TextTower, WordFeatures
 
 logger = logging.getLogger(__name__)

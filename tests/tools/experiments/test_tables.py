@@ -1,0 +1,147 @@
+"""Rows wait for what they start from, share runs of the same settings, and become lines of a table."""
+
+import json
+import sys
+import threading
+
+import pytest
+
+from experiments import tables
+from experiments.tables import (
+    Row,
+    Section,
+    by_seed,
+    datasets_of,
+    markdown,
+    report,
+    run_rows,
+    spread,
+    tables_command,
+)
+
+START = Row("start.yaml")
+FIRST = Row("tuned.yaml", ("A.B", 1), starts_from=(("MODEL.WEIGHTS", START, "model_final.pth"),))
+LAST = Row("last.yaml", starts_from=(("MODEL.ENCODER", FIRST, "clip.pt"),), needs=(START,))
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """What was trained, in the order in which it was finished."""
+    trained, lock = [], threading.Lock()
+
+    def run_training(config, *, output, overrides, datasets_root):
+        with lock:
+            trained.append((config.name, output, overrides, datasets_root))
+
+    monkeypatch.setattr(tables, "run_training", run_training)
+    monkeypatch.setattr(tables, "set_up_mini", lambda root, *, seed: None)
+    return trained
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 5])
+def test_every_row_is_trained_once_after_what_it_needs(tmp_path, ran, jobs):
+    run_rows([(LAST, [0, 1]), (START, [0, 1]), (FIRST, [0]), (FIRST, [0])], output=tmp_path, jobs=jobs)
+    for seed in (0, 1):
+        of_seed = [
+            (name, overrides) for name, _, overrides, root in ran if root == datasets_of(tmp_path, seed)
+        ]
+        assert [name for name, _ in of_seed] == ["start.yaml", "tuned.yaml", "last.yaml"]
+        assert of_seed[0][1] == ["SEED", seed]
+        weights = str(START.folder(tmp_path, seed) / "model_final.pth")
+        assert of_seed[1][1] == ["SEED", seed, "MODEL.WEIGHTS", weights, "A.B", 1]
+        assert of_seed[2][1] == ["SEED", seed, "MODEL.ENCODER", str(FIRST.folder(tmp_path, seed) / "clip.pt")]
+    assert len({output for _, output, _, _ in ran}) == len(ran) == 6
+
+
+def test_no_worker_waits_for_a_run_that_has_not_begun(tmp_path, ran):
+    """What others start from comes first, whatever the order of rows."""
+    other = Row("other.yaml", starts_from=(("MODEL.WEIGHTS", Row("more.yaml"), "model_final.pth"),))
+    run_rows([(LAST, [0, 1]), (other, [0])], output=tmp_path, jobs=1)
+    assert [name for name, *_ in ran] == [
+        "start.yaml", "start.yaml", "more.yaml", "tuned.yaml", "tuned.yaml", "other.yaml", "last.yaml", "last.yaml",
+    ]  # fmt: skip
+
+
+def test_rows_that_start_from_other_settings_are_other_runs(tmp_path):
+    def second(first):
+        return Row("second.yaml", starts_from=(("MODEL.WEIGHTS", first, "model_final.pth"),))
+
+    folders = {second(Row("first.yaml", o)).folder(tmp_path, 0) for o in ((), ("A.B", "C"), ("A.B", "D"))}
+    assert len(folders) == 3
+
+
+def test_a_failure_ends_the_table(tmp_path, ran, monkeypatch):
+    monkeypatch.setattr(tables, "run_training", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_rows([(FIRST, [0])], output=tmp_path, jobs=2)
+
+
+def test_what_a_row_prepares_is_there_before_its_training(tmp_path, ran):
+    seen = []
+    row = Row("x.yaml", prepare=lambda output, seed: seen.append((output, seed, len(ran))))
+    run_rows([(row, [3])], output=tmp_path, jobs=1)
+    assert seen == [(tmp_path, 3, 0)] and len(ran) == 1
+
+
+def test_figures_are_means_with_the_deviation_of_seeds():
+    found = [{"AP": 1.0}, None, {"AP": 4.0}]
+    assert spread(found, "AP") == "2.5 ± 2.1" and by_seed(found, "AP") == "1.0, –, 4.0"
+    assert spread(found[:1], "AP") == "1.0" and spread([None], "AP") == "not run"
+
+
+def test_a_table_shows_what_has_been_run(tmp_path):
+    folder = FIRST.folder(tmp_path, 0)
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"results": {"AP": 12.34, "AR": 5.0}}))
+    lines = markdown(
+        {"first": FIRST, "start": START},
+        output=tmp_path,
+        seeds=[0, 1],
+        metrics={"AP": "AP50", "AR": "recall"},
+    )
+    assert lines == [
+        "| | AP50 | recall | AP50, by seed |",
+        "|---|---|---|---|",
+        "| first | 12.3 | 5.0 | 12.3, – |",
+        "| start | not run | not run | –, – |",
+    ]
+
+
+def test_a_report_replaces_tables_by_title_and_no_word_around_them(tmp_path):
+    path = tmp_path / "results.md"
+    path.write_text("# By hand\n")
+    for figure in ("1", "2"):
+        report(path, {"One": ["| a |", f"| {figure} |"]})
+        report(path, {"Two": ["| b |"]})
+    path.write_text(path.read_text() + "And more.\n")
+    assert report(path, {"One": ["| a |", "| 3 |"]}) == "### One\n\n| a |\n| 3 |\n"
+    assert path.read_text() == (
+        "# By hand\n\n<!-- table: One -->\n### One\n\n| a |\n| 3 |\n\n<!-- end: One -->\n\n"
+        "<!-- table: Two -->\n### Two\n\n| b |\n\n<!-- end: Two -->\nAnd more.\n"
+    )
+    report(tmp_path / "new.md", {"One": ["| a |"]})
+    assert (tmp_path / "new.md").read_text().startswith("<!-- table: One -->\n### One\n")
+
+
+def test_the_command_runs_what_is_chosen_and_reports_what_has_been_run(tmp_path, ran, monkeypatch):
+    sections = {
+        "First rows": Section({"start": START}, {"AP": "AP50"}),
+        "Last rows": Section({"tuned": FIRST}, {"AP": "AP50"}, most_seeds=1),
+    }
+    folder = FIRST.folder(tmp_path, 4)
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"results": {"AP": 12.34}}))
+    monkeypatch.setattr(
+        sys, "argv", ["x.py", "--output", str(tmp_path), "--only", "Last", "--seeds", "4", "5"]
+    )
+    tables_command(sections, tool="x", description="")
+    assert [name for name, *_ in ran] == ["start.yaml", "tuned.yaml"]
+    told = (tmp_path / "tables.md").read_text()
+    assert "| tuned | 12.3 | 12.3 |" in told and "First rows" not in told
+    arguments = ["--output", str(tmp_path), "--seeds", "4", "--report", str(tmp_path / "all.md")]
+    monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
+    tables_command(sections, tool="x", description="")
+    assert len(ran) == 2 and (tmp_path / "all.md").read_text() == told
+    monkeypatch.setattr(sys, "argv", ["x.py", *arguments, "--only", "First"])
+    tables_command(sections, tool="x", description="")  # the last rows' table stays as it is
+    assert (tmp_path / "all.md").read_text() == told

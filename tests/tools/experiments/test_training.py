@@ -1,0 +1,247 @@
+"""Trainings as resumable steps, with a stand-in for train_net.py that is quick and does as it is told."""
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from clim.errors import UserError
+from experiments import training
+from experiments.progress import Board, clock, describe
+from experiments.record import holding, read_metrics
+from experiments.training import Progress, log_tail, run_together, run_training
+
+CONFIG = Path(__file__).resolve().parents[3] / "configs" / "mini" / "base_stage.yaml"
+STAND_IN = """
+import json, os, sys, time
+from pathlib import Path
+arguments = sys.argv[1:]
+output = Path(arguments[arguments.index("OUTPUT_DIR") + 1])
+calls = output.parent / "calls.txt"
+number = len(calls.read_text().splitlines()) if calls.exists() else 0
+environment = {key: os.environ[key] for key in ("DETECTRON2_DATASETS", "OMP_NUM_THREADS")}
+with open(calls, "a") as file:
+    file.write(json.dumps([arguments, environment]) + "\\n")
+plan = json.loads((output.parent / "plan.json").read_text())
+plan = plan.get(output.name, plan) if isinstance(plan, dict) else plan
+step = plan[min(number, len(plan) - 1)]
+with open(output / "metrics.json", "a") as file:
+    file.write(json.dumps({"iteration": 19, "total_loss": 2.5, "eta_seconds": 60.0}) + "\\n")
+(output / "last_checkpoint").write_text("model_0000019.pth")
+if step == "fail":
+    print("\\x1b[32mlearning\\x1b[0m")
+    print("error: loss_cls = nan")
+    sys.exit(2)
+if step == "hang":
+    time.sleep(60)
+time.sleep(step)
+folder = output / "inference" / "mini_ov_val"
+folder.mkdir(parents=True, exist_ok=True)
+report = {"summary": {"AP50_novel": 1.0, "AP50_base": 2.0, "AP50_all": 3.0}, "per_class": [{"class": "dog"}]}
+(folder / "ov_coco_results.json").write_text(json.dumps(report))
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Called with a plan: seconds, "fail" or "hang" for each call in turn; returns what was called so far."""
+    script = tmp_path / "train_net.py"
+    script.write_text(STAND_IN)
+    monkeypatch.setattr(training, "TRAIN_NET", script)
+    monkeypatch.setattr(training, "POLL_SECONDS", 0.02)
+
+    def plan(*steps, **by_name):
+        (tmp_path / "plan.json").write_text(json.dumps(by_name or steps))
+
+    plan(0)
+    plan.calls = lambda: [json.loads(line) for line in (tmp_path / "calls.txt").read_text().splitlines()]
+    return plan
+
+
+def run(tmp_path, *overrides, **options):
+    return run_training(
+        CONFIG, output=tmp_path / "run", overrides=overrides, datasets_root=tmp_path, **options
+    )
+
+
+def test_a_finished_run_is_kept(tmp_path, stand_in):
+    seen = []
+    first = run(tmp_path, "SEED", 7, threads=3, progress=seen.append)
+    assert first["AP50_novel"] == 1.0 and first["per_class"] == [{"class": "dog"}]
+    assert seen[0] == Progress("starting") and seen[-1] == Progress("finished")
+    seen.clear()
+    assert run(tmp_path, "SEED", 7, progress=seen.append) == first
+    assert seen == [Progress("kept")]
+    ((arguments, environment),) = stand_in.calls()
+    assert arguments == [
+        "--config-file", str(CONFIG), "--resume", "OUTPUT_DIR", str(tmp_path / "run"), "SEED", "7",
+    ]  # fmt: skip
+    assert environment == {"DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "3"}
+
+
+def test_a_run_that_tests_on_nothing_is_finished_all_the_same(tmp_path, stand_in):
+    first = run(tmp_path, "DATASETS.TEST", "()")
+    assert list(first) == ["seconds"] and run(tmp_path, "DATASETS.TEST", "()") == first
+    assert len(stand_in.calls()) == 1
+
+
+def test_other_settings_start_over(tmp_path, stand_in):
+    run(tmp_path, "SEED", 1)
+    (tmp_path / "run" / "old.pth").write_text("")
+    run(tmp_path, "SEED", 2)
+    assert len(stand_in.calls()) == 2
+    assert not (tmp_path / "run" / "old.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "file", ["mini/annotations/instances_train_base.json", "mini/metadata/classes_minilm.npy"]
+)
+def test_other_contents_of_the_inputs_start_over(tmp_path, stand_in, file):
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    for content, calls in (("{}", 1), ("{}", 1), ("{ }", 2)):
+        path.write_text(content)
+        run(tmp_path)
+        assert len(stand_in.calls()) == calls
+
+
+@pytest.mark.parametrize(
+    "key", ["MODEL.TEXT.PRETRAINED", "INPUT.MOSAIC.PARTNERS", "MODEL.OPEN_VOCAB.BASE_CLASSES"]
+)
+def test_other_contents_of_a_named_file_start_over(tmp_path, stand_in, key):
+    for content, calls in (("{}", 1), ("{}", 1), ("{ }", 2)):
+        (tmp_path / "named.json").write_text(content)
+        run(tmp_path, key, str(tmp_path / "named.json"))
+        assert len(stand_in.calls()) == calls
+
+
+def test_log_period_and_place_do_not_matter(tmp_path, stand_in):
+    run(tmp_path)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run_training(
+        CONFIG, output=tmp_path / "moved", overrides=["SOLVER.LOG_PERIOD", 3], datasets_root=tmp_path
+    )
+    assert len(stand_in.calls()) == 1
+
+
+def test_a_failed_run_tells_why_and_goes_on_next_time(tmp_path, stand_in):
+    stand_in("fail", 0)
+    with pytest.raises(UserError, match="exit code 2") as error:
+        run(tmp_path)
+    assert str(error.value).endswith("train.log ends:\n    error: loss_cls = nan")
+    seen = []
+    run(tmp_path, progress=seen.append)
+    assert seen[0] == Progress("resuming")
+    assert len(stand_in.calls()) == 2
+
+
+def test_seconds_add_up_over_sessions(tmp_path, stand_in):
+    stand_in("hang", 0.3)
+
+    def stop(progress):
+        if progress.phase == "training":
+            time.sleep(0.3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=stop)
+    first = json.loads((tmp_path / "run" / "results.json").read_text())["seconds"]
+    assert run(tmp_path)["seconds"] >= first + 0.2
+
+
+def test_progress_comes_from_the_metrics(tmp_path, stand_in):
+    stand_in(0.3)
+    seen = []
+    run(tmp_path, "SOLVER.MAX_ITER", 100, "SOLVER.STEPS", "()", progress=seen.append)
+    assert Progress("training", 20, 100, 60.0, 2.5) in seen
+    seen.clear()
+    run(tmp_path, "SOLVER.MAX_ITER", 20, "SOLVER.STEPS", "()", progress=seen.append)
+    assert Progress("evaluating", 0, 0) in seen
+
+
+def test_folders_of_others_are_left_alone(tmp_path, stand_in):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds files that no such run has made"):
+        run(tmp_path)
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_folder_serves_one_run_at_a_time(tmp_path, stand_in):
+    with holding(tmp_path / "run"):
+        with pytest.raises(UserError, match="another training is still writing there"):
+            run(tmp_path)
+    run(tmp_path)
+
+
+def test_together_gives_all_results_in_order(tmp_path, stand_in):
+    arguments = {"config": CONFIG, "datasets_root": tmp_path}
+    stand_in(0.2)
+    results = run_together({n: arguments | {"output": tmp_path / n} for n in ("b", "a", "c")}, at_once=2)
+    assert list(results) == ["b", "a", "c"] and all(r["AP50_all"] == 3.0 for r in results.values())
+
+
+def test_one_failure_stops_the_others(tmp_path, stand_in):
+    stand_in(a=["hang"], b=["fail"])
+    arguments = {"config": CONFIG, "datasets_root": tmp_path}
+    start = time.monotonic()
+    with pytest.raises(UserError, match="loss_cls = nan"):
+        run_together({n: arguments | {"output": tmp_path / n} for n in ("a", "b")}, at_once=2)
+    assert time.monotonic() - start < 40  # of the 60 that "a" would take
+
+
+def test_metrics_of_a_resumed_run_are_read_once(tmp_path):
+    lines = [
+        {"iteration": 0, "a": 1},
+        {"iteration": 20, "a": 2},
+        {"iteration": 20, "a": 3},
+        {"iteration": 20, "b": 4},
+    ]
+    text = "\n".join(map(json.dumps, lines)) + '\n{"iteration": 40, "a'
+    (tmp_path / "metrics.json").write_text(text)
+    assert read_metrics(tmp_path) == [{"iteration": 0, "a": 1}, {"iteration": 20, "a": 3, "b": 4}]
+    assert read_metrics(tmp_path / "nowhere") == []
+
+
+def test_log_tail_is_plain_and_short(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("\n".join(f"\x1b[32mline {i}\x1b[0m" for i in range(30)))
+    assert log_tail(log, lines=2) == "    line 28\n    line 29"
+    assert log_tail(tmp_path / "none") == ""
+
+
+def test_board_writes_a_line_a_phase_where_there_is_no_terminal():
+    stream = io.StringIO()
+    board = Board(stream, period=1000)
+    update = board.of("Detic")
+    for done in (20, 40, 60):
+        update(Progress("training", done, 300, 83.0, 2.345))
+    update(Progress("evaluating", 11, 250))
+    board.done("Detic", "fine")
+    assert stream.getvalue().splitlines() == [
+        "  Detic: iteration 20 of 300, loss 2.35, 1:23 left",
+        "  Detic: evaluating, image 11 of 250",
+        "  Detic: fine",
+    ]
+
+
+def test_board_redraws_one_line_on_a_terminal():
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    board = Board(stream)
+    board.of("a")(Progress("starting"))
+    board.of("b")(Progress("training", 1, 2))
+    board.done("a", "fine")
+    assert stream.getvalue().split("\r\x1b[K") == [
+        "",
+        "a: starting",
+        "a: starting   b: iteration 1 of 2",
+        "  a: fine\n",
+    ]
+
+
+def test_words_and_clock():
+    assert describe(Progress("kept")) == "kept" and describe(Progress("evaluating")) == "evaluating"
+    assert [clock(s) for s in (0, 59.6, 83, 3723)] == ["0:00", "1:00", "1:23", "1:02:03"]

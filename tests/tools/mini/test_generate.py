@@ -1,0 +1,210 @@
+"""The mini benchmark's files: deterministic, honest labels, kept when whole and rebuilt when not."""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from clim.errors import UserError
+from mini import generate
+from mini.captions import caption_tags
+from mini.concepts import CONCEPTS, NAMES
+from mini.generate import build_mini, draw_image
+
+SIZES = {"num_train": 12, "num_pairs": 10, "num_cluttered": 6, "num_val": 8}
+
+
+def _contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def _json(folder, name):
+    return json.loads((folder / "annotations" / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    root = tmp_path_factory.mktemp("mini")
+    summary = build_mini(root, seed=3, workers=1, novel_in_scenes=0.4, **SIZES)
+    return root / "mini", summary
+
+
+def _id(name):
+    return NAMES.index(name) + 1
+
+
+def test_images_differ_between_indices_splits_and_seeds():
+    keys = [(0, "train", 0), (0, "train", 1), (1, "train", 0), (0, "val", 0), (0, "cluttered", 0)]
+    images = [draw_image(*key, novel_in_scenes=0.0)[0].image for key in keys]
+    again = draw_image(*keys[0], novel_in_scenes=0.0)[0].image
+    np.testing.assert_array_equal(images[0], again)
+    for i, a in enumerate(images):
+        assert all((a != b).any() for b in images[:i])
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def test_layout_and_counts(built):
+    folder, summary = built
+    numbers = {"train": 12, "pairs": 10, "cluttered": 6, "val": 8}
+    for split, number in numbers.items():
+        assert len(list((folder / split).glob("*.jpg"))) == number == summary["counts"][split]["images"]
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary["version"] == generate.VERSION and summary["arguments"]["seed"] == 3
+
+
+@pytest.mark.parametrize("name, split", [("instances_train_base", "train"), ("instances_val_all", "val")])
+def test_instances_load_with_pycocotools_and_match_the_drawn_masks(built, name, split):
+    folder, _ = built
+    coco = COCO(str(folder / "annotations" / f"{name}.json"))
+    assert [c["name"] for c in coco.loadCats(sorted(coco.getCatIds()))] == list(NAMES)
+    assert len(set(coco.getAnnIds())) == len(coco.dataset["annotations"])
+    assert len(coco.getImgIds()) == SIZES[f"num_{split}"]
+    for index, image_id in enumerate(coco.getImgIds()):
+        image = coco.imgs[image_id]
+        pixels = cv2.imread(str(folder / split / image["file_name"]))
+        assert pixels.shape == (image["height"], image["width"], 3)
+        drawn, _ = draw_image(3, split, index, novel_in_scenes=0.4)
+        expected = [
+            (c + 1, [float(v) for v in box], int((drawn.mask == i).sum()))
+            for i, (c, box) in enumerate(zip(drawn.concepts, drawn.boxes(), strict=True))
+            if split == "val" or not CONCEPTS[c].novel
+        ]
+        written = [(a["category_id"], a["bbox"], a["area"]) for a in coco.imgToAnns[image_id]]
+        assert written == expected
+        # JPEG artefacts aside the file is the image.
+        assert np.abs(pixels.astype(int) - drawn.image).mean() < 8
+
+
+def test_only_base_objects_are_annotated_in_training_scenes(built):
+    folder, summary = built
+    train = _json(folder, "instances_train_base")
+    labelled = {a["category_id"] - 1 for a in train["annotations"]}
+    assert not any(CONCEPTS[index].novel for index in labelled)
+    assert {a["image_id"] for a in train["annotations"]} == {image["id"] for image in train["images"]}
+    assert summary["counts"]["train"]["objects"] > summary["counts"]["train"]["annotations"]
+    assert summary["counts"]["train"]["annotations"] == len(train["annotations"])
+
+
+def test_category_info_counts_images_and_instances(built):
+    folder, _ = built
+    train = _json(folder, "instances_train_base")
+    info = _json(folder, "instances_train_base_cat_info")
+    assert [(entry["id"], entry["name"]) for entry in info] == list(enumerate(NAMES, start=1))
+    for entry in info:
+        of_category = [a["image_id"] for a in train["annotations"] if a["category_id"] == entry["id"]]
+        assert entry["instance_count"] == len(of_category)
+        assert entry["image_count"] == len(set(of_category))
+        assert entry["frequency"] == "r"
+    assert all(entry["image_count"] == 0 for entry in info if CONCEPTS[entry["id"] - 1].novel)
+
+
+@pytest.mark.parametrize("images, frequency", [(0, "r"), (10, "r"), (11, "c"), (100, "c"), (101, "f")])
+def test_frequency_follows_lvis(images, frequency):
+    instances = {
+        "categories": [{"id": 7, "name": "x"}],
+        "annotations": [{"image_id": i, "category_id": 7} for i in range(images)] * 2,
+    }
+    assert generate.category_info(instances) == [
+        {
+            "id": 7, "name": "x", "image_count": images, "instance_count": 2 * images, "frequency": frequency
+        }
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["pairs", "cluttered"])
+def test_caption_files_have_detics_format(built, split):
+    folder, _ = built
+    content = _json(folder, f"captions_{split}_tags")
+    assert content["annotations"] == []
+    assert [c["id"] for c in content["categories"]] == list(range(1, 66))
+    for category, concept in zip(content["categories"], CONCEPTS, strict=True):
+        assert category["split"] == ("novel" if concept.novel else "base")
+        assert category["frequency"] == "f" and category["synonyms"] == [concept.name, *concept.synonyms]
+    for index, image in enumerate(content["images"]):
+        assert set(image) == {"id", "file_name", "height", "width", "captions", "pos_category_ids"}
+        drawn, captions = draw_image(3, split, index, novel_in_scenes=0.4)
+        assert image["captions"] == captions and len(captions) == 5
+        assert image["pos_category_ids"] == caption_tags(captions)
+        assert {c + 1 for c in drawn.concepts} >= set(image["pos_category_ids"]) >= {drawn.concepts[0] + 1}
+
+
+def test_tags_come_from_the_captions_not_from_the_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "web_captions", lambda concepts, rng: ["two hounds", "an owl"])
+    build_mini(tmp_path, num_train=0, num_pairs=3, num_cluttered=0, num_val=0, workers=1)
+    images = _json(tmp_path / "mini", "captions_pairs_tags")["images"]
+    assert [image["pos_category_ids"] for image in images] == [[_id("dog"), _id("owl")]] * 3
+
+
+def test_image_ids_differ_between_all_splits(built):
+    folder, _ = built
+    names = ("instances_train_base", "instances_val_all", "captions_pairs_tags", "captions_cluttered_tags")
+    ids = [image["id"] for name in names for image in _json(folder, name)["images"]]
+    assert len(ids) == len(set(ids)) == sum(SIZES.values())
+
+
+# -------------------------------------------------------------------------------- building, keeping, mending
+
+
+def test_files_do_not_depend_on_the_number_of_workers(built, tmp_path):
+    folder, summary = built
+    assert build_mini(tmp_path, seed=3, workers=2, novel_in_scenes=0.4, **SIZES) == summary
+    assert _contents(tmp_path / "mini") == _contents(folder)
+
+
+def test_finished_output_is_kept_and_half_written_output_rebuilt(tmp_path):
+    sizes = {"num_train": 2, "num_pairs": 2, "num_cluttered": 1, "num_val": 1}
+    summary = build_mini(tmp_path, workers=1, **sizes)
+    folder = tmp_path / "mini"
+    first = _contents(folder)
+
+    touched = folder / "train" / "000001.jpg"
+    touched.write_bytes(b"torn")
+    (folder / "notes.txt").write_text("a user's own file")
+    assert build_mini(tmp_path, workers=1, **sizes) == summary
+    assert touched.read_bytes() == b"torn"
+
+    for summary_text in (None, "{", "[]"):
+        (folder / "summary.json").unlink()
+        if summary_text is not None:
+            (folder / "summary.json").write_text(summary_text)
+        (folder / "pairs" / "000099.jpg").write_bytes(b"stale")
+        assert build_mini(tmp_path, workers=1, **sizes) == summary
+        assert (folder / "notes.txt").read_text() == "a user's own file"
+        (folder / "notes.txt").rename(tmp_path / "notes.txt")
+        assert _contents(folder) == first
+        (tmp_path / "notes.txt").rename(folder / "notes.txt")
+
+
+def test_other_arguments_replace_what_is_there(tmp_path):
+    sizes = {"num_pairs": 1, "num_cluttered": 0, "num_val": 0}
+    build_mini(tmp_path, workers=1, num_train=3, **sizes)
+    pair = (tmp_path / "mini" / "pairs" / "000000.jpg").read_bytes()
+    summary = build_mini(tmp_path, workers=1, seed=1, num_train=1, **sizes)
+    assert summary["arguments"]["seed"] == 1
+    assert len(list((tmp_path / "mini" / "train").iterdir())) == 1
+    assert (tmp_path / "mini" / "pairs" / "000000.jpg").read_bytes() != pair
+
+
+def test_empty_splits_are_legal(tmp_path):
+    summary = build_mini(tmp_path, num_train=0, num_pairs=0, num_cluttered=0, num_val=0)
+    assert all(number == 0 for counts in summary["counts"].values() for number in counts.values())
+    assert _json(tmp_path / "mini", "instances_val_all")["images"] == []
+
+
+@pytest.mark.parametrize("arguments", [{"num_val": -1}, {"seed": -1}, {"novel_in_scenes": 1.5}])
+def test_impossible_arguments_are_errors(tmp_path, arguments):
+    with pytest.raises(UserError, match="mini benchmark takes"):
+        build_mini(tmp_path, **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(UserError, match=r"needs resvg-py: pip install -r requirements\.txt"):
+        build_mini(tmp_path)
+    assert list(tmp_path.iterdir()) == []

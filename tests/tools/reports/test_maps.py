@@ -1,0 +1,234 @@
+"""Maps over images: bilinear by hand, min-max, colours, outlines and rings where they belong."""
+
+import numpy as np
+import pytest
+import torch
+from clim.data.pascal_context import PASCAL_CONTEXT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clim.drawing import class_colours
+from reports.maps import (
+    RED,
+    class_map,
+    colour_bar,
+    heat,
+    mark_peak,
+    min_max,
+    name_regions,
+    outline,
+    overlay,
+    paint,
+    peak,
+    shares,
+    upsample,
+)
+from reports.sheet import GAP, Panel, class_legend, panel_size, response_legend, sheet
+
+WHITE = (255, 255, 255)
+
+
+def grey(height, width, value=100):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def bilinear(cells, size):
+    """Slow and obvious: the value at a pixel's centre, between the four nearest cells' centres."""
+    (h, w), (height, width) = cells.shape, size
+    out = np.zeros(size)
+    for y in range(height):
+        for x in range(width):
+            v = min(max((y + 0.5) * h / height - 0.5, 0), h - 1)
+            u = min(max((x + 0.5) * w / width - 0.5, 0), w - 1)
+            y0, x0 = int(v), int(u)
+            y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
+            top = (1 - u + x0) * cells[y0, x0] + (u - x0) * cells[y0, x1]
+            bottom = (1 - u + x0) * cells[y1, x0] + (u - x0) * cells[y1, x1]
+            out[y, x] = (1 - v + y0) * top + (v - y0) * bottom
+    return out
+
+
+@pytest.mark.parametrize("size", [(7, 11), (1, 5), (2, 3), (12, 9)])
+def test_upsampling_puts_a_cells_value_at_its_centre(size):
+    maps = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
+    found = upsample(maps, size)
+    assert found.shape == (3, *size)
+    for cells, response in zip(maps.numpy(), found.numpy(), strict=True):
+        np.testing.assert_allclose(response, bilinear(cells, size), atol=1e-5)
+
+
+def test_one_cell_fills_the_image():
+    torch.testing.assert_close(upsample(torch.full((1, 1, 1), 0.3), (5, 4)), torch.full((1, 5, 4), 0.3))
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=12))
+def test_min_max_reaches_0_and_1_and_keeps_the_order(values):
+    response = np.array([values], np.float32)
+    unit = min_max(response)
+    assert unit.dtype == np.float32 and unit.shape == response.shape
+    if response.max() > response.min():
+        assert unit.min() == 0 and unit.max() == pytest.approx(1)
+        assert (np.diff(unit[0][np.argsort(response[0])]) >= 0).all()
+    else:
+        assert (unit == 0).all()
+
+
+def test_colours_rise_from_dark_to_bright_and_hold_no_red():
+    bar = colour_bar(256, 3)
+    assert bar.shape == (3, 256, 3) and (bar[0] == bar[2]).all()
+    brightness = bar[0] @ [0.299, 0.587, 0.114]
+    assert (np.diff(brightness) > -2).all() and brightness[0] < 40 and brightness[-1] > 200
+    assert not ((bar[0, :, 0] > 150) & (bar[0, :, 1] < 100)).any()
+    assert (heat(np.array([[-1.0, 2.0]])) == heat(np.array([[0.0, 1.0]]))).all()
+
+
+def test_an_overlay_shows_the_same_colour_over_any_hue_of_one_brightness():
+    unit = np.array([[0.0, 1.0]])
+    image = np.array([[[80, 80, 80], [80, 80, 80]]], np.uint8)
+    tinted = np.array([[[80, 80, 80], [140, 52, 67]]], np.uint8)  # of nearly the same brightness
+    plain = overlay(image, unit)
+    assert np.abs(plain.astype(int) - overlay(tinted, unit)).max() <= 1
+    assert (overlay(image, unit, strength=1.0) == heat(unit)).all()
+    assert (overlay(image, unit, strength=0.0) == 80).all()
+
+
+def test_an_outline_is_red_between_white_rims_inside_its_box():
+    image = grey(40, 60)
+    drawn = outline(image, [10, 5, 30, 25], width=3)
+    ink = (drawn != 100).any(axis=2)
+    rows, columns = np.nonzero(ink)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 24, 10, 29)
+    assert [tuple(p) for p in drawn[15, 10:16]] == [WHITE, RED, RED, RED, WHITE, (100, 100, 100)]
+    assert (image == 100).all()
+
+
+@pytest.mark.parametrize("box", [[-5, -5, 100, 100], [3, 3, 3, 3], [0, 0, 1, 1], [9, 9, 30, 30]])
+def test_outlines_of_odd_boxes_stay_in_the_image(box):
+    assert outline(grey(10, 10), box).shape == (10, 10, 3)
+
+
+def test_the_peak_is_the_centre_of_the_highest_cell():
+    cells = np.zeros((2, 4))
+    cells[1, 2] = 1
+    assert peak(cells, (20, 80)) == (50, 15)
+    assert peak(np.zeros((3, 3)), (9, 9)) == (1, 1)  # constant: the first one
+    drawn = mark_peak(grey(90, 90), (50, 40))
+    rows, columns = np.nonzero((drawn != 100).any(axis=2))
+    assert abs(rows.mean() - 40) < 0.5 and abs(columns.mean() - 50) < 0.5
+    assert (drawn[40, 50] == 100).all()  # a ring: what it marks stays visible
+
+
+# ---- The sheet -----------------------------------------------------------------------------------
+
+
+def test_panels_keep_their_ratio_and_are_not_taller_than_they_may():
+    assert panel_size(100, 200, panel=320) == (160, 320)
+    assert panel_size(2000, 100, panel=100) == (150, 8)
+    assert panel_size(1, 3000, panel=100) == (1, 100)
+
+
+def test_a_sheet_holds_every_panel_as_it_is_with_white_between():
+    left, right = grey(50, 100, 10), grey(30, 100, 20)
+    footer = grey(20, 200, 30)
+    page = sheet([[Panel(left), Panel(right)]] * 2, ["", ""], panel=100, footer=footer)
+    assert page.shape[1] == 2 * 100 + 3 * GAP
+    assert [(page == v).all(axis=2).sum() for v in (10, 20, 30)] == [2 * 5000, 2 * 3000, 4000]
+    assert (page[:, :GAP] == 255).all() and (
+        page[:, GAP + 100 : 2 * GAP + 100][: page.shape[0] - 40] == 255
+    ).all()
+    assert (page[-GAP:] == 255).all()
+
+
+def test_long_texts_end_at_their_panel():
+    page = sheet([[Panel(grey(40, 120, 255), "w" * 200, strong=True)]], ["M" * 100], panel=120)
+    assert (page[:, GAP + 121 :] == 255).all() and (page < 100).any()
+
+
+def test_texts_of_any_alphabet_are_written():
+    pages = [
+        sheet([[Panel(grey(9, 200, 255), text)]], [""], panel=200)
+        for text in ("chat é", "chat ë", "кот", "猫")
+    ]
+    assert not (pages[0] == pages[1]).all() and (pages[2] < 128).any()
+
+
+def test_the_legend_is_as_wide_as_asked():
+    legend = response_legend(width=500, size=12, note="a note " * 50)
+    assert legend.shape[1] == 500
+    assert (legend.reshape(-1, 3) == heat(np.array([[1.0]]))[0, 0]).all(axis=1).any()
+
+
+# ---- Class maps
+
+
+def test_the_best_class_of_every_pixel_after_upsampling():
+    scores = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    found = class_map(scores, (13, 17))
+    assert found.shape == (13, 17)
+    maps = upsample(scores, (13, 17)).numpy()
+    for y in range(13):
+        for x in range(17):
+            assert maps[found[y, x], y, x] == max(maps[k, y, x] for k in range(5))
+
+
+def test_upsampling_comes_before_the_argmax():
+    """A class that is second on both sides wins between them; upsampled labels would never show it."""
+    scores = torch.tensor([[[1.0, -1.0]], [[-1.0, 1.0]], [[0.5, 0.5]]])
+    assert class_map(scores, (1, 8))[0].tolist() == [0, 0, 0, 2, 2, 1, 1, 1]
+
+
+def test_shares_count_pixels():
+    found = shares(np.array([[0, 2], [2, 2]]), 4)
+    assert found.tolist() == [0.25, 0, 0.75, 0]
+
+
+def test_regions_get_their_colour_and_white_borders():
+    classes = np.zeros((6, 8), np.int64)
+    classes[:, 4:] = 1
+    colours = np.array([[200, 0, 0], [0, 0, 200]], np.uint8)
+    painted = paint(np.full((6, 8, 3), 50, np.uint8), classes, colours)
+    assert (painted[:, 4] == 255).all()
+    assert (painted[:, :4] == [140, 20, 20]).all() and (painted[:, 5:] == [20, 20, 140]).all()
+
+
+def test_names_are_written_where_they_fit_and_nowhere_else():
+    image = np.full((60, 200, 3), 120, np.uint8)
+    classes = np.zeros((60, 200), np.int64)
+    classes[:, 120:125] = 1  # a stripe that no name fits into
+    classes[20:50, 130:200] = 2
+    drawn = name_regions(image, classes, ["sky", "pole", "cat"], size=14)
+    ink = (drawn != 120).any(axis=2)
+    assert ink[:, :119].any() and ink[20:50, 130:].any()
+    assert not ink[:, 120:125].any()
+    assert not ink[:18, 130:].any() and not ink[52:, 130:].any()
+    assert (image == 120).all()
+
+
+def test_maps_without_room_stay_as_they_are():
+    image = np.full((9, 9, 3), 7, np.uint8)
+    assert (name_regions(image, np.zeros((9, 9), np.int64), ["a long name"], size=12) == 7).all()
+    speckled = np.indices((40, 40)).sum(axis=0) % 2
+    image = np.full((40, 40, 3), 7, np.uint8)
+    assert (name_regions(image, speckled, ["a", "b"], size=12) == 7).all()
+
+
+def test_a_legend_shows_each_colour_once_in_as_many_lines_as_it_needs():
+    colours = class_colours(59)
+    for width in (900, 120):
+        legend = class_legend(PASCAL_CONTEXT, colours, width=width, size=12, note="and 3 more")
+        assert legend.shape[1] == width
+        pixels = legend.reshape(-1, 3)
+        assert all((pixels == colour).all(axis=1).sum() >= 100 for colour in colours)
+    assert class_legend([], colours[:0], width=100, size=12).shape == (0, 100, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 30)])
+def test_tiny_images(size):
+    classes = class_map(torch.zeros(2, 1, 1), size)
+    assert (classes == 0).all()
+    image = np.zeros((*size, 3), np.uint8)
+    assert name_regions(paint(image, classes, class_colours(2)), classes, ["a", "b"], size=9).shape == (
+        *size,
+        3,
+    )

@@ -1,0 +1,139 @@
+"""tools/demo.py: what it hands to the trainings, and (slow) the whole of it at a tiny size."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clim.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("demo_tool", ROOT / "tools" / "demo.py")
+demo = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(demo)
+FIGURES = {"AP50_novel": 1.25, "AP50_base": 2.0, "AP50_all": None}
+
+
+class Silent:
+    def say(self, text):
+        self.said = text
+
+    def done(self, name, text):
+        self.said = text
+
+    def of(self, name):
+        return name
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """What would be trained, in order: [(name, arguments of run_training)]."""
+    asked = []
+
+    def one(config, **arguments):
+        asked.append((Path(config).stem, arguments))
+        return FIGURES | {"seconds": 100.0}
+
+    def together(jobs, *, at_once):
+        asked.append(("at once", at_once))
+        return {name: one(**arguments) for name, arguments in jobs.items()}
+
+    monkeypatch.setattr(demo, "run_training", one)
+    monkeypatch.setattr(demo, "run_together", together)
+    return asked
+
+
+@pytest.mark.parametrize("cores, at_once, threads", [(1, 1, [1, 1, 1]), (2, 2, [2, 1, 1]), (7, 2, [7, 3, 3])])
+def test_fine_tuning_starts_from_the_base_stage_and_shares_the_cores(
+    tmp_path, monkeypatch, trainings, cores, at_once, threads
+):
+    monkeypatch.setattr(demo, "cores", lambda: cores)
+    results = demo.train(demo.parse(["--output", str(tmp_path), "--seed", "4"]), Silent())
+    assert list(results) == ["base", "detic", "detic_clim"]
+    assert trainings.pop(1) == ("at once", at_once)
+    assert [name for name, _ in trainings] == ["base_stage", "detic", "detic_clim"]
+    assert [arguments["threads"] for _, arguments in trainings] == threads
+    weights = str(tmp_path / "base" / "model_final.pth")
+    expected = ["SEED", "4"], *[["SEED", "4", "MODEL.WEIGHTS", weights]] * 2
+    assert [arguments["overrides"] for _, arguments in trainings] == list(expected)
+
+
+def test_total_counts_what_runs_side_by_side_once(monkeypatch):
+    seconds = {"data": 10, "base": 100, "detic": 50, "detic_clim": 70, "report": 5}
+    for cores, total in ((1, 235), (2, 185)):
+        monkeypatch.setattr(demo, "cores", lambda cores=cores: cores)
+        assert demo.total_seconds(seconds) == total
+
+
+def test_results_file_has_the_promised_format(tmp_path):
+    args = demo.parse(["--output", str(tmp_path), "--seed", "2"])
+    demo.write_results(args, {"base": FIGURES | {"per_class": [], "seconds": 3.0}}, {"data": 1.0})
+    assert json.loads((tmp_path / "results.json").read_text()) == {
+        "runs": [{"name": "base", "seed": 2, "AP50_novel": 1.25, "AP50_base": 2.0, "AP50_all": None}],
+        "seconds": {"data": 1.0},
+    }
+
+
+def test_fresh_removes_only_what_the_demo_makes(tmp_path):
+    for name in ("base/model_final.pth", "examples/1.jpg", "results.json", "mine.txt", "notes/mine.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    demo.forget(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "notes"]
+    demo.forget(tmp_path / "nowhere")
+
+
+def test_predict_command_names_the_weights_where_they_are_not_the_default(tmp_path):
+    assert "--weights" not in demo.predict_command(demo.parse([]))
+    assert f"--weights {tmp_path}/detic_clim/model_final.pth" in demo.predict_command(
+        demo.parse(["--output", str(tmp_path)])
+    )
+
+
+def test_a_failing_step_is_one_error(tmp_path, monkeypatch, capsys):
+    def failing(*args, **kwargs):
+        raise UserError("the base stage stopped")
+
+    monkeypatch.setattr(demo, "prepare_data", lambda args, board: 1.0)
+    monkeypatch.setattr(demo, "run_training", failing)
+    with pytest.raises(SystemExit) as stopped:
+        demo.run_cleanly(demo.main, ["--output", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: the base stage stopped\n"
+
+
+@pytest.mark.slow
+def test_the_whole_demo_at_a_tiny_size_and_again(tmp_path):
+    output = tmp_path / "demo"
+    command = [sys.executable, "tools/demo.py", "--output", str(output)]
+    command += ["--iterations", "3", "--sizes", "12", "6", "20"]
+    environment = os.environ | {"DETECTRON2_DATASETS": str(tmp_path / "datasets")}
+
+    def call():
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    told = call()
+    results = json.loads((output / "results.json").read_text())
+    assert [run["name"] for run in results["runs"]] == ["base", "detic", "detic_clim"]
+    assert all(set(run) == {"name", "seed", *demo.FIGURES} for run in results["runs"])
+    assert list(results["seconds"]) == ["data", "base", "detic", "detic_clim", "report", "total"]
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 3 * 6 + 3 and "<svg" in page and "OpenMoji" in page
+    assert len(list((output / "examples").glob("*.jpg"))) == 6
+    assert (
+        "tools/predict.py" in told.splitlines()[-1] and str(output / "report.html") in told.splitlines()[-1]
+    )
+
+    models = {path: path.stat().st_mtime_ns for path in output.glob("*/model_final.pth")}
+    assert len(models) == 3
+    assert call().count("kept") == 3
+    assert models == {path: path.stat().st_mtime_ns for path in output.glob("*/model_final.pth")}
+    again = json.loads((output / "results.json").read_text())
+    assert again["runs"] == results["runs"]
+    assert again["seconds"]["base"] == results["seconds"]["base"]

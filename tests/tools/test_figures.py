@@ -1,0 +1,191 @@
+"""tools/figures.py: figures of tiny random models, their layout, and the sentences for mistakes."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+from PIL import Image
+
+from clim.data.images import resize
+from clim.detector import Responder
+from clim.engine import load_config
+from clim.errors import UserError
+from reports.maps import RED
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "figures.py"
+spec = importlib.util.spec_from_file_location("figures_tool", TOOL)
+figures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(figures)
+CONFIG = str(TOOL.parents[1] / "configs" / "mini" / "detic_clim.yaml")
+
+
+@pytest.fixture
+def images(make_photos):
+    """Five images: wide, tall, square, tiny, and far wider than high."""
+    return [r["file_name"] for r in make_photos([(60, 90), (90, 60), (64, 64), (11, 13), (12, 400)])]
+
+
+@pytest.fixture
+def options(tiny_mini, tiny_overrides, monkeypatch, tmp_path):
+    """Two random models of the same config; the vocabulary is what the tests name."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
+    cfg = load_config(CONFIG, tiny_overrides)
+    weights = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = build_model(cfg)
+        torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.cls_bias, 0.0)
+        weights.append(tmp_path / f"model_{seed}" / "model_final.pth")
+        weights[-1].parent.mkdir()
+        torch.save({"model": model.state_dict()}, weights[-1])
+    return [
+        "--config-file", CONFIG, "--weights", *map(str, weights), "--panel", "80",
+        "--opts", *tiny_overrides,
+    ]  # fmt: skip
+
+
+def run(command, *arguments, options, output):
+    figures.main([command, *map(str, arguments), "--output", str(output), *options])
+    with Image.open(output) as figure:
+        return np.asarray(figure.convert("RGB"))
+
+
+def test_responses_on_photos_and_a_mosaic(images, options, tmp_path, capsys):
+    arguments = [
+        "--input",
+        *images,
+        "--query",
+        "dog",
+        "a red car",
+        "--mosaic",
+        2,
+        "--tile",
+        1,
+        4,
+        "--boxes",
+    ]
+    figure = run("responses", *arguments, options=options, output=tmp_path / "sub" / "figure.png")
+    # Rows: the mosaic of four and the fifth image, each with two queries.
+    assert figure.shape[1] == 3 * (80 + figures.GAP) + figures.GAP
+    assert 2 * 80 + 2 * 2 < figure.shape[0] < 2 * 80 + 400
+    red = (figure == RED).all(axis=2)
+    assert red[:, : 80 + figures.GAP].any() and red[:, -80 - figures.GAP :].any()
+    assert f"{figure.shape[1]} x {figure.shape[0]} px" in capsys.readouterr().out
+
+
+def test_classes_with_names_and_a_legend(images, options, tmp_path):
+    arguments = ["--input", *images[:2], "--names", "dog, grass,a red car"]
+    figure = run("classes", *arguments, options=options, output=tmp_path / "figure.png")
+    # One row an image, the tall one at one and a half times its width; every class below has its swatch.
+    assert figure.shape[1] == 3 * (80 + figures.GAP) + figures.GAP and figure.shape[0] > 53 + 120
+    colours = figures.class_colours(3)
+    assert any((figure == colour).all(axis=2).sum() >= 81 for colour in colours)
+
+
+def test_figures_are_saved_small_or_lossy(tmp_path):
+    ramp = np.linspace(0, 255, 160)
+    figure = np.stack([*np.meshgrid(ramp, ramp), np.full((160, 160), 90)], axis=2).astype(np.uint8)
+    for name, small, colours, error in [
+        ("a.png", False, 10**6, 0),
+        ("b.png", True, 256, 8),
+        ("c.jpg", False, 10**6, 3),
+    ]:
+        figures.save(figure, tmp_path / name, small=small)
+        with Image.open(tmp_path / name) as image:
+            saved = np.asarray(image.convert("RGB"))
+        assert saved.shape == figure.shape and len(np.unique(saved.reshape(-1, 3), axis=0)) <= colours
+        assert np.abs(saved.astype(int) - figure).mean() <= error
+
+
+def test_a_mosaic_holds_every_image_once_in_reading_order():
+    photos = [np.full((30 + i, 40, 3), 10 * i, np.uint8) for i in range(4)]
+    canvas, boxes = figures.lay_mosaic(photos, n=2, side=100)
+    assert canvas.shape == (100, 100, 3) and boxes.shape == (4, 4)
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        assert (canvas[y0:y1, x0:x1] == 10 * i).all()
+        assert (x0 >= 50) == (i % 2 == 1) and (y0 >= 50) == (i >= 2)
+        assert abs((x1 - x0) / (y1 - y0) - 40 / (30 + i)) < 0.05
+
+
+def test_maps_follow_the_image_and_texts_of_one_meaning_agree(options, tiny_overrides):
+    torch.manual_seed(0)
+    responder = Responder(load_config(CONFIG, [*tiny_overrides, "MODEL.TEXT.CACHE", ""]))
+    texts = responder.embed(["dog", "dog", "teapot"])
+    assert texts.shape == (3, 384)
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    maps = responder(image, texts, long_side=192)
+    assert maps.shape == (3, 4, 6) and maps.abs().max() <= 1 + 1e-5
+    assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
+    # Resized by hand to what the network sees: nothing is left to resize, so the maps are the same.
+    assert torch.equal(maps, responder(resize(image, (128, 192)), texts, long_side=192))
+    # Odd sizes come as whole cells; an image smaller than a cell has one.
+    assert responder(image[:37, :51], texts, long_side=100).shape == (3, 2, 3)
+    assert responder(image[:10, :90], texts, long_side=40).shape == (3, 1, 1)
+    box = responder.best_box(image, texts[0])
+    assert (box >= 0).all() and box[2] <= 96 and box[3] <= 64 and (box[2:] >= box[:2]).all()
+
+
+# ---- Mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["responses", "--input", "gone.jpg", "--query", "dog"], "gone.jpg: missing"),
+        (["responses", "--input", "no_folder/*.png", "--query", "dog"], "no image there"),
+        (["responses", "--input", __file__, "--query", "dog"], "not a picture"),
+        (["responses", "--input", __file__], "--query holds no text"),
+        (["responses", "--input", __file__, "--query", " "], "--query holds no text"),
+        (["responses", "--input", __file__, "--query", "dog", "--tile", "1"], "give --mosaic too"),
+        (
+            ["responses", "--input", __file__, "--query", "dog", "--mosaic", "2"],
+            "takes 4 images, but .* names 1",
+        ),
+        (
+            ["responses", "--input", __file__, "--query", "a", "b", "--mosaic", "1", "--tile", "1"],
+            "each of the 2 texts",
+        ),
+        (["responses", "--input", __file__, "--query", "a", "--mosaic", "1", "--tile", "2"], "from 1 to 1"),
+        (["responses", "--input", __file__, "--query", "dog", "--output", "figure"], "name a .png or a .jpg"),
+        (["classes", "--input", __file__, "--names", "pascal"], "did you mean pascal_context"),
+        (["classes", "--input", __file__, "--names", " , "], "holds no name"),
+        (["classes", "--input", __file__, "--names", "gone.txt"], "gone.txt cannot be read"),
+    ],
+)
+def test_mistakes_are_errors_of_one_sentence(arguments, told, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=told):
+        figures.main(arguments)
+
+
+def test_models_that_do_not_match_are_errors(images, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    query = ["responses", "--input", images[0], "--query", "dog"]
+    with pytest.raises(UserError, match="make demo"):
+        figures.main(query)
+    with pytest.raises(UserError, match="2 files after --config-file and 3 after --weights"):
+        figures.main([*query, "--config-file", "a", "b", "--weights", "c", "d", "e"])
+    with pytest.raises(UserError, match="holds 1 different names for 2 models"):
+        figures.main([*query, "--config-file", CONFIG, "--weights", "", "", "--titles", "CLIM"])
+
+
+def test_numbers_below_1_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        figures.main(["responses", "--input", "x", "--query", "dog", "--mosaic", "0"])
+    assert "'0' is not a whole number above 0" in capsys.readouterr().err
+
+
+def test_titles_come_from_what_differs():
+    def titles(*models):
+        return figures.model_titles([c for c, _ in models], [w for _, w in models])
+
+    assert titles(("c/detic.yaml", None), ("c/detic_clim.yaml", "x/model_final.pth")) == [
+        "Detic",
+        "Detic + CLIM",
+    ]
+    assert titles(("a.yaml", "out/one/m.pth"), ("a.yaml", "out/two/m.pth")) == ["one", "two"]
+    assert titles(("a.yaml", "out/m1.pth"), ("a.yaml", "out/m2.pth")) == ["m1.pth", "m2.pth"]
+    assert titles(("a.yaml", "x/m.pth"), ("a.yaml", "x/m.pth")) == ["a 1", "a 2"]

@@ -1,0 +1,1 @@
+"""Trainings as steps of something larger: resumable runs, their progress, and tables of many of them."""

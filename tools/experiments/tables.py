@@ -1,0 +1,196 @@
+"""Tables of trainings on the mini benchmark: rows that start from each other, over several seeds, resumable.
+
+A seed has its own images under ``output/seed{N}/datasets`` and shares the runs that its rows start from.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from mini.setup import set_up_mini
+
+from .training import run_training
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "mini"
+
+
+class Row(NamedTuple):
+    """One training a seed; rows that name the same settings share it.
+
+    starts_from: (config key, row, file in its folder), e.g. ("MODEL.WEIGHTS", base, "model_final.pth").
+    needs: further rows that must be finished before.
+    prepare: called with (output, seed) before the training, which needs what it makes.
+    """
+
+    config: str
+    overrides: tuple = ()
+    starts_from: tuple[tuple[str, "Row", str], ...] = ()
+    needs: tuple["Row", ...] = ()
+    prepare: Callable[[Path, int], None] | None = None
+
+    @property
+    def origins(self) -> list["Row"]:
+        return [*(row for _, row, _ in self.starts_from), *self.needs]
+
+    @property
+    def depth(self) -> int:
+        """How many trainings have to be finished one after another before this one."""
+        return max((origin.depth + 1 for origin in self.origins), default=0)
+
+    def folder(self, output: Path, seed: int) -> Path:
+        words = "_".join(str(value) for value in [Path(self.config).stem, *self.overrides, *self._marks()])
+        return output / f"seed{seed}" / "".join(c if c.isalnum() else "_" for c in words)
+
+    def _marks(self) -> list[str]:
+        """Words that distinguish rows with the same config and overrides but other starts."""
+        return [
+            word
+            for key, row, _ in self.starts_from
+            for word in ([row.config] if key != "MODEL.WEIGHTS" else []) + list(row.overrides)
+        ]
+
+
+class Section(NamedTuple):
+    """A table: its rows by name, {key of a run's results: heading}, and of how many seeds at most."""
+
+    rows: Mapping[str, Row]
+    metrics: Mapping[str, str]
+    most_seeds: int | None = None
+
+
+def tables_command(sections: Mapping[str, Section], *, tool: str, description: str) -> None:
+    """The command line of a tool that trains all rows of ``sections``, by title, and writes their tables."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path("output") / tool)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="only sections with a word in their title")
+    parser.add_argument("--report", type=Path, help="only write the tables of what has been run")
+    args = parser.parse_args()
+    sections = {title: s for title, s in sections.items() if any(word in title for word in args.only or [""])}
+    if args.report is None:
+        rows = [(row, args.seeds[: s.most_seeds]) for s in sections.values() for row in s.rows.values()]
+        run_rows(rows, output=args.output, jobs=args.jobs)
+    tables = {
+        title: markdown(s.rows, output=args.output, seeds=args.seeds[: s.most_seeds], metrics=s.metrics)
+        for title, s in sections.items()
+        if any(finished(row.folder(args.output, seed)) for row in s.rows.values() for seed in args.seeds)
+    }
+    print(report(args.report or args.output / "tables.md", tables))
+
+
+def datasets_of(output: Path, seed: int) -> Path:
+    """Data root of a seed."""
+    return output / f"seed{seed}" / "datasets"
+
+
+def run_rows(rows: Iterable[tuple[Row, Sequence[int]]], *, output: Path, jobs: int) -> None:
+    """Train every (row, its seeds), ``jobs`` at a time with one thread each; finished runs are kept.
+
+    What others start from is begun before them, for all seeds, so that no worker waits for a run not yet begun; else
+    rows are begun in order, so that a run that is cut short leaves whole rows.
+    """
+    rows = list(rows)
+    for seed in sorted({seed for _, seeds in rows for seed in seeds}):
+        set_up_mini(datasets_of(output, seed), seed=seed)
+    started: dict[Path, Future] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        for row, seeds in sorted(with_origins(rows), key=lambda r: r[0].depth):
+            for seed in seeds:
+                if (folder := row.folder(output, seed)) not in started:
+                    needed = [started[origin.folder(output, seed)] for origin in row.origins]
+                    started[folder] = pool.submit(run_row, row, seed, output=output, needed=needed)
+        for done, job in enumerate(started.values(), 1):
+            job.result()
+            print(f"{done} of {len(started)} trainings done, {time.strftime('%H:%M:%S')}", flush=True)
+
+
+def with_origins(rows: Iterable[tuple[Row, Sequence[int]]]) -> Iterator[tuple[Row, Sequence[int]]]:
+    """The rows, each preceded by all that it starts from."""
+    for row, seeds in rows:
+        yield from with_origins((origin, seeds) for origin in row.origins)
+        yield row, seeds
+
+
+def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> dict:
+    """Train one row of one seed once ``needed`` are done; what :func:`run_training` returns."""
+    for job in needed:
+        job.result()
+    if row.prepare is not None:
+        row.prepare(output, seed)
+    origins = [
+        word
+        for key, origin, file in row.starts_from
+        for word in (key, str(origin.folder(output, seed) / file))
+    ]
+    return run_training(
+        CONFIGS / row.config,
+        output=row.folder(output, seed),
+        overrides=["SEED", seed, *origins, *row.overrides],
+        datasets_root=datasets_of(output, seed),
+    )
+
+
+def markdown(
+    rows: Mapping[str, Row], *, output: Path, seeds: Sequence[int], metrics: Mapping[str, str]
+) -> list[str]:
+    """Lines of a table: mean ± standard deviation over the seeds that have been run, and the first metric by seed.
+
+    ``metrics``: {key of a run's results: heading}.
+    """
+    first = next(iter(metrics))
+    lines = [
+        f"| | {' | '.join(metrics.values())} | {metrics[first]}, by seed |",
+        "|---" * (len(metrics) + 2) + "|",
+    ]
+    for name, row in rows.items():
+        found = [finished(row.folder(output, seed)) for seed in seeds]
+        cells = [*(spread(found, metric) for metric in metrics), by_seed(found, first)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def report(path: Path, tables: Mapping[str, Sequence[str]]) -> str:
+    """Write {title: lines of a table} into ``path``; returns what was written.
+
+    In a file that is there already, a table replaces the one of its title, between two marks, and new ones come
+    last: words about them are written by hand around them.
+    """
+    text = path.read_text() if path.is_file() else ""
+    written = []
+    for title, lines in tables.items():
+        begin, end = f"<!-- table: {title} -->", f"<!-- end: {title} -->"
+        block = "\n".join([begin, f"### {title}", "", *lines, "", end])
+        before, marked, rest = text.partition(begin)
+        after = rest.partition(end)[2] if marked else "\n"
+        text = f"{before}{block}{after}" if marked or not before else f"{before.rstrip()}\n\n{block}{after}"
+        written += [f"### {title}", "", *lines, ""]
+    path.write_text(text)
+    return "\n".join(written)
+
+
+def finished(folder: Path) -> dict | None:
+    """Figures of the run in ``folder``; None while there are none."""
+    record = folder / "results.json"
+    return json.loads(record.read_text())["results"] if record.is_file() else None
+
+
+def spread(found: Sequence[dict | None], metric: str) -> str:
+    """Mean ± standard deviation over the seeds that have been run, as a cell."""
+    values = [result[metric] for result in found if result]
+    if not values:
+        return "not run"
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def by_seed(found: Sequence[dict | None], metric: str) -> str:
+    """The figure of every seed, as a cell."""
+    return ", ".join(f"{result[metric]:.1f}" if result else "–" for result in found)

