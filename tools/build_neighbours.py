@@ -24,7 +24,7 @@ from clim.data.neighbours import build_neighbours, save_neighbours
 from clim.data.sources import caption_records
 from clim.engine import run_cleanly
 from clim.errors import UserError
-from clim.modeling.efficientnet import pretrained_lite0
+from clim.modeling.backbones.efficientnet import pretrained_lite0
 from clim.text import cache
 
 BATCH = 64  # images

@@ -12,7 +12,7 @@ from torchvision.ops import batched_nms, roi_align
 
 from clim.conversion import KINDS, convert, find_kind
 from clim.data.coco_splits import BASE_INDICES
-from clim.modeling.clip_vit import ClipViT
+from clim.modeling.backbones.clip_vit import ClipViT
 
 SIDE, CLASSES, DIM, WIDTH, CHANNELS, FC = 64, 80, 12, 32, 16, 32
 HEAD = "roi_head.bbox_head."

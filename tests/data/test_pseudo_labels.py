@@ -22,7 +22,7 @@ from clim.data.pseudo_sets import register_pseudo_labels
 from clim.data.region_shapes import crop_letterboxed
 from clim.errors import UserError
 from clim.files import write_json
-from clim.modeling.image_encoders import ImageEncoder
+from clim.modeling.backbones.encoder import ImageEncoder
 from clim.pseudo_labeller import Proposer, PseudoLabeller, load_image_encoder
 
 SIZES = [(40, 60), (60, 40), (48, 48), (30, 64), (64, 36), (50, 50), (33, 44)]

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from clim.errors import UserError
+from clim.modeling.backbones.encoder import ImageEncoder
 from clim.modeling.dense_responses import dense_embeddings, dense_stride, head_embeddings, responses
-from clim.modeling.image_encoders import ImageEncoder
 from clim.responder import Responder
 
 

@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
-from clim.modeling.fvlm_heads import BackgroundClassifier, FVLMOutputLayers
+from clim.modeling.fvlm import BackgroundClassifier, FVLMOutputLayers
 
 CLASSES, WIDTH, DIM = 4, 12, 6
 HAS_BOXES = torch.tensor([1.0, 0.0, 1.0, 0.0])

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clim.modeling.fvlm_scores import fused_log_scores, log_odds
+from clim.modeling.fvlm import fused_log_scores, log_odds
 
 ALPHA, BETA = 0.1, 0.8
 

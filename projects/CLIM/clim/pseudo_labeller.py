@@ -18,7 +18,7 @@ from clim.data.region_shapes import crop_letterboxed
 from clim.engine.checkpoint import SafeCheckpointer
 from clim.engine.weight_ensemble import tell_unmixed
 from clim.errors import UserError
-from clim.modeling.image_encoders import ImageEncoder, build_image_encoder
+from clim.modeling.backbones.encoder import ImageEncoder, build_image_encoder
 
 
 class Proposer:

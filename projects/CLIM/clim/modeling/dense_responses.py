@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clim.errors import UserError
 
-from .image_encoders import ImageEncoder
+from .backbones.encoder import ImageEncoder
 
 RES5_STRIDE = 2  # of a C4 head's last stage, on top of its backbone's
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from clim.errors import UserError
 
-from .efficientnet import LAST_SHARED
+from .backbones.efficientnet import LAST_SHARED
 
 logger = logging.getLogger(__name__)
 

@@ -1,13 +1,20 @@
-"""CLIP's ResNet against open_clip and against clip_fvlm §1 written out."""
+"""CLIP's ResNet against open_clip and against clip_fvlm §1 written out; OV-RCNN's and the names of its weights."""
 
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_resnet_backbone
 from detectron2.structures import Boxes
 from torchvision.ops import roi_align
 
-from clim.modeling.clip_resnet import ROIS_AT_ONCE, ClipResNet
+from clim.engine import SafeCheckpointer
+from clim.modeling import GridEncoder, build_image_encoder
+from clim.modeling.backbones.clip_vit import load_clip_visual
+from clim.modeling.backbones.resnet import ROIS_AT_ONCE, ClipResNet
 
 BOXES = [Boxes(torch.tensor([[0.0, 0, 96, 64], [10, 20, 90, 50]])), Boxes(torch.tensor([[32.0, 0, 64, 32]]))]
 
@@ -106,8 +113,6 @@ def test_pictures_of_native_size_are_embedded_as_by_open_clip(full, tiny):
 
 def test_native_size_and_strides_of_rn50x64():
     """The pool's grid is 14 x 14: built with random weights, without running it."""
-    from clim.modeling.clip_loading import load_clip_visual
-
     with torch.device("meta"):
         encoder = make(load_clip_visual("RN50x64-quickgelu", ""))
     assert (encoder.native_size, encoder.grid, encoder.dim, encoder.stride) == (448, 14, 1024, 32)
@@ -186,3 +191,89 @@ def test_layer4_and_the_pools_queries_keys_and_positions_learn(tiny_json, random
 def test_layers_below_layer4_leave_no_graph(tiny):
     taps, layer4 = make(tiny).taps(pictures(64, 64))
     assert layer4.requires_grad and not any(taps[f"layer{i}"].requires_grad for i in (1, 2, 3))
+
+
+# ---- OV-RCNN's, read location by location -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cfg(load_cfg):
+    return load_cfg("OVRCNN_pretrain.yaml", "MODEL.TEXT.DIM", 12)
+
+
+@pytest.fixture(scope="module")
+def resnet(cfg):
+    torch.manual_seed(0)
+    return build_image_encoder(cfg).train()
+
+
+def test_cells_are_c5_and_the_projection_is_linear(resnet):
+    images = torch.randn(2, 3, 70, 97)
+    cells = resnet.cells(images)
+    assert cells.shape == (2, 2048, 3, 4)  # stride 32, rounded up
+    torch.testing.assert_close(cells, resnet.backbone(images)["res5"])
+    rows = torch.randn(5, 2048)
+    torch.testing.assert_close(resnet.project(rows), rows @ resnet.emb_pred.weight.T + resnet.emb_pred.bias)
+    assert resnet.project(rows[:0]).shape == (0, 12)
+
+
+def test_all_convolutions_learn_and_no_norm(resnet):
+    """Official OVR-CNN: FREEZE_CONV_BODY_AT 0, frozen batch norm (ovrcnn §1.1)."""
+    assert isinstance(resnet, GridEncoder) and all(p.requires_grad for p in resnet.parameters())
+    assert not any("norm" in name for name, _ in resnet.named_parameters())
+    assert (resnet.backbone.res3[0].conv1.stride, resnet.backbone.res3[0].conv2.stride) == ((2, 2), (1, 1))
+
+
+def test_frozen_stages_are_a_key(cfg):
+    cfg = cfg.clone()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    frozen = {n.split(".")[1] for n, p in build_image_encoder(cfg).named_parameters() if not p.requires_grad}
+    assert frozen == {"stem", "res2"}
+
+
+class Model(torch.nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.image_encoder = encoder
+
+
+def caffe2_name(name):
+    """What MSRA's file calls a weight of Detectron2's ResNet."""
+    parts = name.split(".")
+    if parts[0] == "stem":
+        return (
+            "conv1_w" if parts[2] == "weight" else "res_conv1_bn_" + {"weight": "s", "bias": "b"}[parts[-1]]
+        )
+    stage, block, conv = parts[:3]
+    branch = "branch1" if conv == "shortcut" else f"branch2{'abc'[int(conv[-1]) - 1]}"
+    kind = "w" if parts[3] == "weight" else "bn_" + {"weight": "s", "bias": "b"}[parts[-1]]
+    return f"{stage}_{block}_{branch}_{kind}"
+
+
+def test_msras_file_fits(cfg, resnet, tmp_path):
+    """The .pkl that the config names, by its layout: {Caffe2 name: array}, batch norm as scale and shift."""
+    generator = torch.Generator().manual_seed(1)
+    weights, expected = {"fc1000_w": np.zeros((1000, 2048), np.float32)}, {}
+    for name, value in resnet.backbone.state_dict().items():
+        if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            continue
+        expected[name] = torch.rand(value.shape, generator=generator)
+        weights[caffe2_name(name)] = expected[name].numpy()
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"blobs": weights}))
+    encoder = build_image_encoder(cfg)
+    before = encoder.emb_pred.weight.clone()
+    SafeCheckpointer(Model(encoder), str(tmp_path)).load(str(tmp_path / "R-50.pkl"))
+    state = encoder.backbone.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    assert torch.equal(encoder.emb_pred.weight, before)
+
+
+def test_names_of_the_file_for_the_second_stage(cfg, resnet):
+    names = {f"backbone.{name}" for name in build_resnet_backbone_names(cfg)}
+    assert set(resnet.state_dict()) == names | {"emb_pred.weight", "emb_pred.bias"}
+
+
+def build_resnet_backbone_names(cfg):
+    cfg = cfg.clone()
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4", "res5"]
+    return build_resnet_backbone(cfg, ShapeSpec(channels=3)).state_dict()

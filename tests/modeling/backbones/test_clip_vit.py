@@ -1,14 +1,19 @@
 """CLIP's vision transformer against open_clip and against clip_fvlm §1 written out."""
 
+import copy
+import logging
 import math
 
 import open_clip
 import pytest
 import torch
 from detectron2.structures import Boxes
+from safetensors.torch import save_file
 
 from clim.errors import UserError
-from clim.modeling.clip_vit import ClipViT
+from clim.modeling.backbones.clip_vit import ClipViT, load_clip_visual
+from clim.text import build_text_tower
+from clim.text.towers import tower_stamp
 
 
 @pytest.fixture(scope="module")
@@ -212,5 +217,144 @@ def test_transformers_of_other_kinds_are_refused(change, tiny_json):
     config = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1} | change
     text = {"context_length": 4, "vocab_size": 4, "width": 16, "heads": 2, "layers": 1}
     visual = open_clip.CLIP(embed_dim=12, vision_cfg=config, text_cfg=text).visual
-    with pytest.raises(UserError, match="does not name a CLIP vision transformer for square pictures"):
+    with pytest.raises(UserError, match="does not name a CLIP vision transformer for square images"):
         ClipViT(visual=visual, unlocked_blocks=0)
+
+
+# ---- CLIP's image half, of either kind, from every file -----------------------------------------
+
+
+KINDS = ["vit", "resnet"]
+KEYS = "MODEL.IMAGE_ENCODER"
+
+
+@pytest.fixture(scope="module")
+def clips(tiny_json, random_clip):
+    """kind → (path of its json, an open_clip model with weights unlike any other's)."""
+    paths = {kind: tiny_json(kind) for kind in KINDS}
+    return {kind: (path, random_clip(path, seed=7)) for kind, path in paths.items()}
+
+
+class Holder(torch.nn.Module):
+    """The parts of a CLIP, and three numbers, under OpenAI's names."""
+
+    def __init__(self, clip):
+        super().__init__()
+        for name, part in clip.named_children():
+            self.add_module(name, part)
+        for name in ("positional_embedding", "text_projection", "logit_scale"):
+            self.register_parameter(name, getattr(clip, name))
+        for name in ("input_resolution", "context_length", "vocab_size"):
+            self.register_buffer(name, torch.tensor(16))
+
+    def forward(self, x):
+        return x
+
+
+def save_openai(clip, folder):
+    """TorchScript in half precision, as OpenAI's files."""
+    holder = Holder(copy.deepcopy(clip)).half()
+    torch.jit.save(torch.jit.trace(holder, torch.zeros(1)), folder / "openai.pt")
+    return folder / "openai.pt"
+
+
+def save_open_clip(clip, folder):
+    torch.save(clip.state_dict(), folder / "open_clip.pt")
+    return folder / "open_clip.pt"
+
+
+def save_safetensors(clip, folder):
+    state = {key: value.contiguous() for key, value in clip.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return folder / "open_clip_model.safetensors"
+
+
+def save_clim(clip, folder, prefix=""):
+    """As CLIM's training writes it: frozen batch norms have lost their counters (clip_fvlm §7)."""
+    state = {prefix + k: v for k, v in clip.state_dict().items() if not k.endswith("num_batches_tracked")}
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-5)
+    clip.logit_scale.sum().backward()
+    optimizer.step()
+    clip.zero_grad()
+    checkpoint = {"epoch": 100, "name": "clim", "state_dict": state, "optimizer": optimizer.state_dict()}
+    torch.save(checkpoint | {"scaler": {"scale": 65536.0}}, folder / "epoch_100.pt")
+    return folder / "epoch_100.pt"
+
+
+def save_clim_distributed(clip, folder):
+    return save_clim(clip, folder, prefix="module.")
+
+
+def save_ours(clip, folder):
+    state = {f"image_encoder.{k}": v for k, v in clip.state_dict().items() if k.startswith("visual.")}
+    torch.save(
+        {"model": state | {"method.scale": torch.zeros(1)}, "iteration": 5}, folder / "model_final.pth"
+    )
+    return folder / "model_final.pth"
+
+
+WITH_TEXT = [save_openai, save_open_clip, save_safetensors, save_clim, save_clim_distributed]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("save", [*WITH_TEXT, save_ours])
+def test_every_file_gives_the_same_weights_in_float32(clips, kind, save, tmp_path):
+    path, clip = clips[kind]
+    expected = {k: v.clone() for k, v in clip.visual.state_dict().items()}
+    loaded = load_clip_visual(path, str(save(clip, tmp_path))).state_dict()
+    assert set(loaded) == set(expected)
+    for key, value in expected.items():
+        assert loaded[key].dtype == value.dtype and value.dtype in (torch.float32, torch.int64)
+        if save is save_openai:  # every weight has been through float16
+            value = value.half().to(value.dtype)
+        assert torch.equal(loaded[key], value), key
+
+
+@pytest.mark.parametrize("save", WITH_TEXT)
+def test_one_file_and_one_json_serve_both_halves(clips, save, tmp_path):
+    path, clip = clips["vit"]
+    expected = clip.token_embedding.weight.clone()
+    weights = str(save(clip, tmp_path))
+    tower = build_text_tower(name=path, pretrained=weights)
+    assert tower.dim == load_clip_visual(path, weights).output_dim == 12
+    torch.testing.assert_close(tower.token_embedding.weight, expected, rtol=1e-3, atol=1e-3)
+    assert tower.tokenize(["a dog " * 50])[0][-1] == 49407 and len(tower.tokenize(["a dog " * 50])[0]) == 16
+    assert tower_stamp(name=path, pretrained=weights) != tower_stamp(name="ViT-B-32", pretrained=weights)
+
+
+def test_files_that_cannot_tell_and_resnets_get_no_warning(clips, tiny_json, tmp_path, caplog):
+    """CLIM's own files run with either activation; a ResNet has none."""
+    vit, resnet = (tiny_json(kind, quick_gelu=False) for kind in KINDS)
+    with caplog.at_level(logging.WARNING):
+        load_clip_visual(vit, str(save_clim(clips["vit"][1], tmp_path)))
+        load_clip_visual(resnet, str(save_openai(clips["resnet"][1], tmp_path)))
+    assert not caplog.records
+
+
+def test_unknown_architecture():
+    with pytest.raises(UserError, match=f"{KEYS}.ARCHITECTURE 'ViT-B16' is neither an open_clip model"):
+        load_clip_visual("ViT-B16", "")
+
+
+@pytest.mark.parametrize(
+    "content, complaint", [("{", "no readable json"), ("{}", "embed_dim, vision_cfg, text_cfg")]
+)
+def test_broken_json(tmp_path, content, complaint):
+    (tmp_path / "clip.json").write_text(content)
+    with pytest.raises(UserError, match=rf"clip.json \({KEYS}.ARCHITECTURE\).*{complaint}"):
+        load_clip_visual(str(tmp_path / "clip.json"), "")
+
+
+@pytest.mark.parametrize("vision", [{"layers": 3}, {"layers": 5}, {"width": 64}, {"image_size": 40}])
+def test_weights_of_another_transformer(clips, tiny_json, tmp_path, vision):
+    weights = str(save_open_clip(clips["vit"][1], tmp_path))
+    with pytest.raises(UserError, match=f"do not fit the image encoder of .*{KEYS}.ARCHITECTURE"):
+        load_clip_visual(tiny_json("vit", vision=vision), weights)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_the_other_kind(clips, tmp_path, kind):
+    (other,) = set(KINDS) - {kind}
+    weights = str(save_open_clip(clips[other][1], tmp_path))
+    with pytest.raises(UserError, match="do not fit the image encoder"):
+        load_clip_visual(clips[kind][0], weights)
