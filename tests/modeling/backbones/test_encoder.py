@@ -125,7 +125,7 @@ def test_no_boxes_and_no_masks(encoder, images):
 
 
 def test_the_pooling_hook_works_on_it(encoder, images):
-    """Regions of several roles, of pictures in any order."""
+    """Regions of several roles, of images in any order."""
     boxes = torch.cat([b.tensor for b in BOXES])
     members = torch.ones(4, 1, dtype=torch.bool)
     order = torch.tensor([3, 1, 0, 2])
@@ -146,12 +146,12 @@ def test_mixed_precision_stays_close(encoder, images):
         return torch.nn.functional.normalize(x.float(), dim=1)
 
     (exact,) = encoder.embed_stages(encoder.features(images), BOXES)
-    pictures = encoder.embed_images(images)
+    whole = encoder.embed_images(images)
     with torch.autocast("cpu", torch.bfloat16):
         (half,) = encoder.embed_stages(encoder.features(images), BOXES)
-        half_pictures = encoder.embed_images(images)
+        half_whole = encoder.embed_images(images)
     assert (unit(exact) * unit(half)).sum(1).min() > 0.99
-    assert (unit(pictures) * unit(half_pictures)).sum(1).min() > 0.99
+    assert (unit(whole) * unit(half_whole)).sum(1).min() > 0.99
 
 
 @pytest.mark.parametrize("name", ["ClipViT", "ClipResNet", "EfficientNetLite0"])

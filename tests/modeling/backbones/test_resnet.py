@@ -33,7 +33,7 @@ def tiny(random_clip, tiny_json):
     return random_clip(tiny_json("resnet")).visual
 
 
-def pictures(height, width, batch=1):
+def images(height, width, batch=1):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
 
 
@@ -76,38 +76,38 @@ def slow_attention_pool(pool, layer4, slow_positions):
 
 
 @pytest.mark.parametrize("size", [224, 320, pytest.param(640, marks=pytest.mark.slow)])
-def test_dense_map_and_picture_of_rn50(full, size, slow_positions):
+def test_dense_map_and_image_of_rn50(full, size, slow_positions):
     encoder = make(full)
     with torch.no_grad():
-        features = encoder.features(pictures(size, size))
-        dense, picture = encoder.dense(features), encoder.embed_images(pictures(size, size))
+        features = encoder.features(images(size, size))
+        dense, image = encoder.dense(features), encoder.embed_images(images(size, size))
     layer4 = features["dense"][0]
     assert layer4.shape == (2048, size // 32, size // 32)
     expected = slow_dense(full.attnpool, layer4, slow_positions)
     torch.testing.assert_close(dense[0], expected, rtol=0, atol=1e-5)
     expected = slow_attention_pool(full.attnpool, layer4, slow_positions)
-    torch.testing.assert_close(picture[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(image[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (160, 32)])
-def test_dense_map_and_picture_of_a_tiny_one(tiny, size, slow_positions):
+def test_dense_map_and_image_of_a_tiny_one(tiny, size, slow_positions):
     encoder = make(tiny)
     with torch.no_grad():
-        features = encoder.features(pictures(*size))
-        dense, picture = encoder.dense(features), encoder.embed_images(pictures(*size))
+        features = encoder.features(images(*size))
+        dense, image = encoder.dense(features), encoder.embed_images(images(*size))
     expected = slow_dense(tiny.attnpool, features["dense"][0], slow_positions)
     torch.testing.assert_close(dense[0], expected, rtol=0, atol=1e-5)
     expected = slow_attention_pool(tiny.attnpool, features["dense"][0], slow_positions)
-    torch.testing.assert_close(picture[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(image[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_pictures_of_native_size_are_embedded_as_by_open_clip(full, tiny):
+def test_images_of_native_size_are_embedded_as_by_open_clip(full, tiny):
     for visual, size in ((full, 224), (tiny, 64)):
         encoder = make(visual)
         assert (encoder.native_size, encoder.dim, encoder.stride) == (size, visual.output_dim, 32)
         with torch.no_grad():
-            expected = visual(pictures(size, size, batch=2))
-            embedded = encoder.embed_images(pictures(size, size, batch=2))
+            expected = visual(images(size, size, batch=2))
+            embedded = encoder.embed_images(images(size, size, batch=2))
         torch.testing.assert_close(embedded, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_native_size_and_strides_of_rn50x64():
 def test_v2_regions_go_through_the_whole_attention_pool(tiny):
     encoder = make(tiny)
     with torch.no_grad():
-        features = encoder.features(pictures(64, 96, batch=2))
+        features = encoder.features(images(64, 96, batch=2))
         (regions,) = encoder.embed_stages(features, BOXES)
         boxes = [b.tensor for b in BOXES]
         pooled = roi_align(features["dense"], boxes, 2, spatial_scale=1 / 32, sampling_ratio=-1, aligned=True)
@@ -135,7 +135,7 @@ def test_v2_regions_go_through_the_whole_attention_pool(tiny):
 def test_v1_regions_are_read_from_the_dense_map(tiny):
     encoder = make(tiny, regions="v1")
     with torch.no_grad():
-        features = encoder.features(pictures(64, 96, batch=2))
+        features = encoder.features(images(64, 96, batch=2))
         (regions,) = encoder.embed_stages(features, BOXES)
         dense = encoder.dense(features)
     torch.testing.assert_close(regions[0], dense[0].mean((1, 2)), rtol=0, atol=1e-6)
@@ -147,7 +147,7 @@ def test_many_regions_are_pooled_in_parts_that_make_no_difference(tiny):
     corners = torch.rand(ROIS_AT_ONCE + 3, 2, generator=torch.Generator().manual_seed(0)) * 40
     boxes = Boxes(torch.cat([corners, corners + 24], dim=1))
     with torch.no_grad():
-        features = encoder.features(pictures(64, 64))
+        features = encoder.features(images(64, 64))
         (together,) = encoder.embed_stages(features, [boxes])
         (last,) = encoder.embed_stages(features, [boxes[-5:]])
     assert together.shape == (ROIS_AT_ONCE + 3, 12)
@@ -159,10 +159,8 @@ def test_many_regions_are_pooled_in_parts_that_make_no_difference(tiny):
 
 def test_taps_are_the_layers_outputs(tiny):
     with torch.no_grad():
-        taps, layer4 = make(tiny).taps(pictures(64, 96))
-        reference = tiny.forward_intermediates(pictures(64, 96), intermediates_only=True)[
-            "image_intermediates"
-        ]
+        taps, layer4 = make(tiny).taps(images(64, 96))
+        reference = tiny.forward_intermediates(images(64, 96), intermediates_only=True)["image_intermediates"]
     assert list(taps) == ["layer1", "layer2", "layer3", "layer4"] and taps["layer4"] is layer4
     for tap, expected, stride in zip(taps.values(), reference[1:], (4, 8, 16, 32), strict=True):
         assert tap.shape[2:] == (64 // stride, 96 // stride)
@@ -180,16 +178,16 @@ def test_layer4_and_the_pools_queries_keys_and_positions_learn(tiny_json, random
     pool = {"q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias", "positional_embedding"}
     assert learning == {f"layer4.0.{c}.weight" for c in convolutions} | {f"attnpool.{p}" for p in pool}
 
-    features = encoder.features(pictures(64, 96, batch=2))
+    features = encoder.features(images(64, 96, batch=2))
     (embedded,) = encoder.embed_stages(features, BOXES)
-    (embedded[:, 0].sum() + encoder.embed_images(pictures(96, 96))[:, 0].sum()).backward()
+    (embedded[:, 0].sum() + encoder.embed_images(images(96, 96))[:, 0].sum()).backward()
     assert {
         n.removeprefix("visual.") for n, p in encoder.named_parameters() if p.grad is not None
     } == learning
 
 
 def test_layers_below_layer4_leave_no_graph(tiny):
-    taps, layer4 = make(tiny).taps(pictures(64, 64))
+    taps, layer4 = make(tiny).taps(images(64, 64))
     assert layer4.requires_grad and not any(taps[f"layer{i}"].requires_grad for i in (1, 2, 3))
 
 
