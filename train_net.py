@@ -7,7 +7,7 @@ several machines, as in Detectron2. Without CUDA it runs on the CPU; --num-gpus 
 
 from detectron2.engine import default_argument_parser
 
-from clim.engine import SafeCheckpointer, Trainer, WeightEnsemble, build, evaluate, launch, setup, together
+from clim.engine import Trainer, evaluate, launch, load_ensemble, setup, together
 
 
 def main(args):
@@ -15,14 +15,8 @@ def main(args):
         cfg = setup(args)
     if args.eval_only:
         with together():
-            model = build(cfg)
-            checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
-            loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-            resumed = args.resume and checkpointer.has_checkpoint()
-            path = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
-            checkpointer.require_whole(path)
-            ensemble = WeightEnsemble.of_checkpoint(model, path, loaded, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
-        with ensemble.mixed():
+            ensemble = load_ensemble(cfg, resume=args.resume)
+        with ensemble.mixed() as model:
             return evaluate(cfg, model)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

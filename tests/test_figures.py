@@ -10,9 +10,9 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from clim.data.images import resize
+from clim.detector import Responder
 from clim.engine import load_config
 from clim.errors import UserError
-from clim.responder import Responder
 from clim.visualization.response import RED
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "figures.py"

@@ -26,9 +26,9 @@ from clim.arguments import count, find_pictures, quiet_logging, read_names
 from clim.data.class_lists import NAMED_CLASSES
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.mosaic import compose, fit_cell, grid_cells, inward_anchors, place
+from clim.detector import Responder
 from clim.engine import load_config, run_cleanly
 from clim.errors import UserError
-from clim.responder import Responder
 from clim.text.prompts import PROMPTS
 from clim.visualization.class_map import class_map, name_regions, paint, shares
 from clim.visualization.demo_report import COMPARED, TITLES

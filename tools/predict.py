@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from clim.arguments import count, find_pictures, quiet_logging, read_names
 from clim.data.images import UnreadableImage, ordered, read_image
+from clim.detector import Detector, most_confident
 from clim.engine import load_config, run_cleanly
 from clim.errors import UserError
 from clim.files import write_json
-from clim.predictor import Predictor, most_confident
 from clim.visualization import draw_objects
 
 DEMO_WEIGHTS = Path("output/demo/detic_clim/model_final.pth")
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_logging()
     pictures = find_pictures(args.input)
     cfg = load_config(str(args.config_file), overrides_of(args))
-    predictor = Predictor(cfg)
+    predictor = Detector(cfg)
     args.output.mkdir(parents=True, exist_ok=True)
     images, skipped, drawings = [], [], drawing_names(pictures)
     for path, drawing in zip(

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from clim.conversion import KINDS, convert, find_kind
 from clim.data.coco_splits import BASE_INDICES, NOVEL_INDICES
-from clim.predictor import Predictor
+from clim.detector import Detector
 from clim.text import build_text_tower, word_piece_means
 
 CLASSES, DIM = 80, 12
@@ -105,7 +105,7 @@ def test_it_finds_what_a_user_names(official, published, load_cfg, tmp_path):
     }
     weights = convert(published.state | projection, KINDS["ovrcnn"]).weights
     torch.save({"model": weights}, tmp_path / "ours.pth")
-    predictor = Predictor(
+    predictor = Detector(
         load_cfg(
             "OVRCNN_C4.yaml", "MODEL.WEIGHTS", str(tmp_path / "ours.pth"), "MODEL.TEXT.NAME", "minilm",
             "MODEL.TEXT.DIM", 384, "MODEL.VOCABULARY.NAMES", ["zebra", "a red bus"], *official.tiny_resnet,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from clim.engine.weight_ensemble import PublishClip, WeightEnsemble, tell_unmixed
+from clim.engine.weight_ensemble import PublishClip, WeightEnsemble, warn_unmixed
 from clim.errors import UserError
 
 
@@ -95,12 +95,17 @@ def test_a_runs_own_checkpoint_is_evaluated_mixed_and_other_files_are_not(tmp_pa
         WeightEnsemble.of_checkpoint(net, str(tmp_path / "elsewhere" / "model.pth"), of_a_run, alpha=0.7)
 
 
-def test_trained_weights_that_are_used_alone_are_told(caplog):
-    tell_unmixed("clip.pt", {})
-    tell_unmixed("model_final.pth", {"weight_ensemble": 1.0})
+def test_trained_weights_that_are_used_alone_are_told(tmp_path, caplog):
+    path = str(tmp_path / "model_final.pth")
+    warn_unmixed("clip.pt", {})
+    warn_unmixed(path, {"weight_ensemble": 1.0})
     assert not caplog.records
-    tell_unmixed("model_final.pth", {"weight_ensemble": 0.7})
+    warn_unmixed(path, {"weight_ensemble": 0.7})
     assert "model_final.pth holds the trained weights alone" in caplog.text
+    assert "clip.pt" not in caplog.text  # a detector's run writes none
+    (tmp_path / "clip.pt").touch()
+    warn_unmixed(path, {"weight_ensemble": 0.7})
+    assert f"{tmp_path / 'clip.pt'} holds the mixture" in caplog.text
 
 
 @pytest.mark.parametrize("period, published", [(0, [9]), (4, [3, 7, 9])])

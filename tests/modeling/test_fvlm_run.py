@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+from clim.detector import Detector
 from clim.engine import SafeCheckpointer, Trainer, build, evaluate, load_config
 from clim.errors import UserError
-from clim.predictor import Predictor
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/FVLM_ViTB16_CLIM_COCO.yaml")
@@ -96,7 +96,7 @@ def test_train_score_load_and_rename(config, tiny_coco, tmp_path):
 
     names = [*(name for _, name in COCO_CATEGORIES[:6]), "unicorn"]
     options = ("MODEL.WEIGHTS", weights, "MODEL.VOCABULARY.NAMES", names, "MODEL.VOCABULARY.PROMPT", "name")
-    predictor = Predictor(config(*options))
+    predictor = Detector(config(*options))
     assert predictor.names == names
     assert {names[i] for i in predictor.novel} == {"airplane", "bus", "unicorn"}
     layers = predictor.model.roi_heads.box_predictor

@@ -141,6 +141,14 @@ def test_only_the_last_block_and_the_temperature_learn(make):
     assert not any("text" in name for name in model.state_dict())
 
 
+def test_a_text_tower_that_is_assigned_is_no_part_of_the_model(make):
+    model = make()
+    before = model.state_dict().keys()
+    model.text_encoder = tower = torch.nn.Linear(1, 1)
+    assert model.text_encoder is tower and model.state_dict().keys() == before
+    assert not any(weight is tower.weight for weight in model.parameters())
+
+
 def test_regions_only(make):
     (loss,) = make().train()(joint(regions=[sample(64, QUARTERS[:3], seed=4)])).values()
     assert loss.isfinite()

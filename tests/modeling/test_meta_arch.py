@@ -292,3 +292,12 @@ def test_official_training(official, joint_batch, train_step):
 def test_the_text_tower_is_no_part_of_the_model(mini):
     assert mini.text_encoder.dim == 384
     assert not any("text_encoder" in name for name, _ in mini.named_modules())
+
+
+def test_a_text_tower_that_is_assigned_is_no_part_of_the_model_either(mini):
+    """A module, which torch would store, move and train."""
+    model = copy.deepcopy(mini)
+    model.text_encoder = tower = torch.nn.Linear(1, 1)
+    assert model.text_encoder is tower
+    assert model.state_dict().keys() == mini.state_dict().keys()
+    assert not any(weight is tower.weight for weight in model.parameters())

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, COCO_NAMES, NOVEL_IDS
+from clim.detector import Detector, Responder
 from clim.engine import SafeCheckpointer, Trainer, build, evaluate, load_config
-from clim.predictor import Predictor
-from clim.responder import Responder
 from clim.text import build_text_tower, word_piece_means
 
 CONFIG = str(Path(__file__).parents[2] / "configs/OVRCNN_CLIM_C4.yaml")
@@ -85,7 +84,7 @@ def test_train_score_load_and_rename(config, tiny_coco, tmp_path):
 
     names = [*(name for _, name in COCO_CATEGORIES[:6]), "unicorn"]
     options = ("MODEL.WEIGHTS", weights, "MODEL.VOCABULARY.NAMES", names)
-    asked = Predictor(config(*options))
+    asked = Detector(config(*options))
     assert {names[i] for i in asked.novel} == {"airplane", "bus", "unicorn"}
     layers = asked.model.roi_heads.box_predictor
     words = layers.class_embeddings

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from clim.data.canvas_mapper import CanvasMapper
 from clim.data.coco_splits import COCO_NAMES
+from clim.detector import Detector
 from clim.engine.checkpoint import SafeCheckpointer
 from clim.errors import UserError
 from clim.losses import matched_contrast
 from clim.modeling.dense_responses import head_embeddings
 from clim.modeling.pseudo_words import PseudoWordClassifier
-from clim.predictor import Predictor
 from clim.text import build_text_tower, class_embeddings
 from clim.text.classes import HiddenFeatures
 
@@ -271,7 +271,7 @@ def test_names_are_read_by_hidden_features(load_cfg, overrides, cfg, tmp_path):
         "BARON_BoxSup_C4.yaml", *overrides, "MODEL.VOCABULARY.NAMES", names,
         "MODEL.WEIGHTS", str(tmp_path / "base.pth"), "OUTPUT_DIR", str(tmp_path),
     )  # fmt: skip
-    shown = Predictor(asked)
+    shown = Detector(asked)
     torch.testing.assert_close(shown.model.classifier.class_embeddings[:-1], expected)
     found = shown.predict(torch.zeros(64, 64, 3, dtype=torch.uint8).numpy())
     assert found.scores.max() <= 1 / (1 + math.exp(-5 - 1e-3))  # 25 · cos - 20 at most

@@ -7,7 +7,6 @@ the sources give none. N proposals, K nouns, D embedding width.
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.ops import nms
@@ -15,8 +14,7 @@ from torchvision.ops import nms
 from clim.data.images import ordered
 from clim.data.pseudo_labels import Labels
 from clim.data.region_shapes import crop_letterboxed
-from clim.engine.checkpoint import SafeCheckpointer
-from clim.engine.weight_ensemble import tell_unmixed
+from clim.engine.loading import load_model, load_weights
 from clim.errors import UserError
 from clim.modeling.backbones.encoder import ImageEncoder, build_image_encoder
 
@@ -35,8 +33,7 @@ class Proposer:
         self.count, self.overlap, self.min_area = count, overlap, min_area
         self.input_format = cfg.INPUT.FORMAT
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-        self.model = build_model(cfg).eval()
-        SafeCheckpointer(self.model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS).load(cfg.MODEL.WEIGHTS)
+        self.model = load_model(cfg, parts=("backbone.", "proposal_generator."))
 
     @torch.no_grad()
     def __call__(self, picture: np.ndarray) -> Tensor:
@@ -100,6 +97,4 @@ def load_image_encoder(cfg) -> ImageEncoder:
     """The config's encoder on its device, with the encoder's part of cfg.MODEL.WEIGHTS, "" for none."""
     holder = nn.Module()
     holder.image_encoder = build_image_encoder(cfg)
-    checkpointer = SafeCheckpointer(holder, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
-    tell_unmixed(cfg.MODEL.WEIGHTS, checkpointer.load(cfg.MODEL.WEIGHTS))
-    return holder.image_encoder.to(cfg.MODEL.DEVICE).eval()
+    return load_weights(holder, cfg).image_encoder.to(cfg.MODEL.DEVICE)

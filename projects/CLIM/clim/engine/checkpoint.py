@@ -103,9 +103,16 @@ class SafeCheckpointer(DetectionCheckpointer):
                 )
         return incompatible
 
-    def require_whole(self, path: str) -> None:
-        """UserError where ``path``, which was loaded, left random what detections or scores depend on."""
-        depends = [n for n in self.lacking if not n.startswith("method.") and not n.endswith(".cls_bias")]
+    def require_whole(self, path: str, *, parts: tuple[str, ...] = ("",)) -> None:
+        """UserError where ``path``, which was loaded, left random what detections or scores depend on.
+
+        ``parts``: prefixes of the names that are used; by default all.
+        """
+        depends = [
+            name
+            for name in self.lacking
+            if name.startswith(parts) and not name.startswith("method.") and not name.endswith(".cls_bias")
+        ]
         if depends:
             raise UserError(
                 f"{path} lacks {len(depends)} weights that this config's model learns, {depends[0]} for one, so that "
@@ -125,10 +132,11 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _waiting_for(self, name: str):
         """The box predictor whose class embeddings ``name`` is, if it takes them from files; else None."""
-        owner, found, key = name.partition(".box_predictor.")
-        predictor = self.model.get_submodule(f"{owner}.box_predictor") if found else None
-        waits = key == getattr(predictor, "vocabulary_key", None) and not predictor.vocabulary_wins
-        return predictor if waits else None
+        for owner, module in self.model.named_modules():
+            key = getattr(module, "vocabulary_key", None)
+            if key is not None and name == f"{owner}.{key}".lstrip("."):
+                return None if module.vocabulary_wins else module
+        return None
 
 
 def atomic_save(data, path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from detectron2.engine import SimpleTrainer, TrainerBase, hooks
-from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
@@ -26,6 +25,7 @@ from .evaluation import build_evaluators, evaluate
 from .failures import together
 from .history import cut_metrics, put_earlier_run_aside
 from .hooks import CheckpointHook, SkippedImages
+from .loading import build
 from .optimizer import build_optimizer
 from .rank_state import load_rank_state, rank_state_path
 from .schedule import count_epochs, scale_to_world
@@ -251,16 +251,6 @@ class Trainer(TrainerBase):
         self.storage.put_scalar("grad_norm", norm)
         # The loss scaler meets infinite gradients now and then, skips the step and lowers its scale.
         return 0.0 if self.scaler.is_enabled() else norm
-
-
-def build(cfg) -> torch.nn.Module:
-    """Detectron2's ``build_model``; a name that no registry knows is a :class:`UserError`."""
-    try:
-        return build_model(cfg)
-    except KeyError as error:
-        if "registry" not in str(error):
-            raise
-        raise UserError(f"The config names a part that does not exist: {error.args[0]}") from error
 
 
 def build_solver(cfg, model: torch.nn.Module):

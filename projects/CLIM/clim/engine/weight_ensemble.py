@@ -98,15 +98,18 @@ def is_mixed_with_start(loaded: dict) -> bool:
     return loaded.get(CHECKPOINT_KEY, 1.0) < 1
 
 
-def tell_unmixed(path: str, loaded: dict) -> None:
+def warn_unmixed(path: str, loaded: dict) -> None:
     """Warn where the weights of ``path`` are used as they were trained, although evaluation would mix them."""
-    if is_mixed_with_start(loaded):
-        logger.warning(
-            "%s holds the trained weights alone: evaluation mixes them with the start's (SOLVER.WEIGHT_ENSEMBLE). "
-            "The mixture is %s beside it: set MODEL.IMAGE_ENCODER.PRETRAINED to that file.",
-            path,
-            CLIP_FILE,
-        )
+    if not is_mixed_with_start(loaded):
+        return
+    mixture = Path(path).with_name(CLIP_FILE)
+    logger.warning(
+        "%s holds the trained weights alone: evaluation mixes them with the start's (SOLVER.WEIGHT_ENSEMBLE).%s",
+        path,
+        f" {mixture} holds the mixture: set MODEL.IMAGE_ENCODER.PRETRAINED to it."
+        if mixture.is_file()
+        else "",
+    )
 
 
 class PublishClip(HookBase):

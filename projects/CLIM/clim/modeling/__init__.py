@@ -17,7 +17,7 @@ from .fvlm import FVLM, FVLMROIHeads
 from .grid_text import GridTextModel
 from .image_text import ImageTextModel
 from .meta_arch import OpenVocabRCNN
-from .output_layers import BOX_PREDICTOR_REGISTRY, TextOutputLayers, build_box_predictor
+from .output_layers import BOX_PREDICTOR_REGISTRY, TextHeads, TextOutputLayers, build_box_predictor
 from .ovrcnn import OVRCNNOutputLayers
 from .proposals import ProposingRPN, RoundedAnchorGenerator
 from .region_pooling import embed_regions
@@ -46,6 +46,7 @@ __all__ = [
     "ProposingRPN",
     "ResNetGrid",
     "RoundedAnchorGenerator",
+    "TextHeads",
     "TextOutputLayers",
     "build_box_predictor",
     "build_image_encoder",

@@ -47,7 +47,7 @@ def head_embeddings(roi_heads: nn.Module, features: dict[str, Tensor]) -> Tensor
     """
     (name,) = roi_heads.in_features
     cells = roi_heads.res5(features[name]).permute(0, 2, 3, 1)
-    embeddings = roi_heads.box_predictor.embed(cells.flatten(0, 2))
+    embeddings = roi_heads.predictors[-1].embed(cells.flatten(0, 2))
     return F.normalize(embeddings, dim=1).unflatten(0, cells.shape[:3]).permute(0, 3, 1, 2)
 
 
@@ -62,7 +62,7 @@ def _image_encoder(model: nn.Module) -> ImageEncoder | None:
 
 def _c4_head(model: nn.Module) -> nn.Module:
     head = getattr(model, "roi_heads", None)
-    if not hasattr(head, "res5") or not hasattr(head.box_predictor, "embed"):
+    if not (hasattr(head, "res5") and hasattr(head, "predictors")):
         raise UserError(
             f"{type(model).__name__} has neither a C4 head with a text classifier nor an image encoder: response "
             "maps can be drawn for these two."

@@ -16,6 +16,7 @@ from clim.losses import cosine_logits, masked_softmax_ce
 
 from .classifier import CosineClassifier
 from .meta_arch import OpenVocabRCNN
+from .output_layers import TextHeads
 from .roi_heads import OpenVocabOutputLayers
 from .vocabulary import needs_cosines, num_classes
 
@@ -68,7 +69,7 @@ class FVLM(OpenVocabRCNN):
 
 
 @ROI_HEADS_REGISTRY.register()
-class FVLMROIHeads(StandardROIHeads):
+class FVLMROIHeads(TextHeads, StandardROIHeads):
     """Detectron2's heads with :class:`FVLMOutputLayers`. At test proposals need ``vlm_embeddings`` (R, D)."""
 
     @classmethod

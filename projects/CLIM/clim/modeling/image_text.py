@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from clim.data.tiles import Tiles
 from clim.errors import UserError
 from clim.methods import Method, Regions, Texts, build_method
-from clim.text import build_text_encoder
+from clim.text import HasTextEncoder, build_text_encoder
 
 from .backbones.encoder import ImageEncoder, build_image_encoder
 from .device_canvases import Canvases, compose_groups
@@ -18,7 +18,7 @@ from .vocabulary import is_configured, vocabulary_embeddings
 
 
 @META_ARCH_REGISTRY.register()
-class ImageTextModel(nn.Module):
+class ImageTextModel(HasTextEncoder, nn.Module):
     """CLIP's image half and a method that contrasts its embeddings with texts (CLIM paper §3.3; clip_fvlm §2).
 
     Training takes a joint batch (data/loader.py): single pictures ("captions") are embedded whole, by the
@@ -58,8 +58,7 @@ class ImageTextModel(nn.Module):
         self.image_encoder = image_encoder
         if method is not None:
             self.method = method
-        # Frozen and shared: kept out of modules, so that it is neither stored nor moved nor trained.
-        object.__setattr__(self, "text_encoder", text_encoder)
+        self.text_encoder = text_encoder
         self.register_buffer("class_embeddings", F.normalize(class_embeddings, dim=-1), False)
         self.device_grids, self.canvas_size = device_grids, canvas_size
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)

@@ -8,7 +8,7 @@ from torch import Tensor
 from clim.data.tiles import Tiles
 from clim.errors import UserError
 from clim.methods import Method, Texts, build_method
-from clim.text import build_text_encoder
+from clim.text import HasTextEncoder, build_text_encoder
 
 from .precision import autocast_backbone
 from .pretrained_trunk import take_pretrained_trunk
@@ -18,7 +18,7 @@ PAIR_SOURCES = {"captions": "", "mosaics": "_mosaic"}  # source of a joint batch
 
 
 @META_ARCH_REGISTRY.register()
-class OpenVocabRCNN(GeneralizedRCNN):
+class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
     """Faster R-CNN with a text classifier, and a method that learns from image-text pairs.
 
     Training takes a joint batch {"detection": […], "captions": […], "mosaics": […]} (data/loader.py), each
@@ -33,8 +33,7 @@ class OpenVocabRCNN(GeneralizedRCNN):
         super().__init__(**kwargs)
         if method is not None:
             self.method = method
-        # Frozen and shared: kept out of modules, so that it is neither stored nor moved nor trained.
-        object.__setattr__(self, "text_encoder", text_encoder)
+        self.text_encoder = text_encoder
         if fp32_heads:
             autocast_backbone(self)
         self.register_load_state_dict_pre_hook(_drop_text_encoder)
@@ -47,7 +46,9 @@ class OpenVocabRCNN(GeneralizedRCNN):
         encoder = build_text_encoder(cfg)
         proposal_generator = build_proposal_generator(cfg, shapes)
         roi_heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=encoder)
-        embeds = hasattr(roi_heads, "embed_stages") and hasattr(roi_heads.box_predictor, "cls_score")
+        embeds = hasattr(roi_heads, "embed_stages") and all(
+            hasattr(predictor, "cls_score") for predictor in roi_heads.predictors
+        )
         if cfg.MODEL.METHOD.NAME and not embeds:
             raise UserError(
                 f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} with MODEL.ROI_BOX_HEAD.PREDICTOR "
@@ -101,7 +102,8 @@ class OpenVocabRCNN(GeneralizedRCNN):
 
     @property
     def classifier(self):
-        return self.roi_heads.box_predictor.cls_score
+        """The last stage's; all stages compare with the same classes."""
+        return self.roi_heads.predictors[-1].cls_score
 
 
 def _drop_text_encoder(module, state_dict, prefix, *_):

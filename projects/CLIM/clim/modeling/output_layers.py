@@ -5,13 +5,13 @@ Shape legend: R regions, K classes, D width of text embeddings; column K of (R, 
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats, fast_rcnn_inference
 from detectron2.utils.registry import Registry
-from torch import Tensor
+from torch import Tensor, nn
 
 from clim.registries import registered
 
@@ -128,6 +128,32 @@ class TextOutputLayers(FastRCNNOutputLayers):
             result.logits = result.scores
             result.scores = result.logits.sigmoid()
         return results, kept
+
+
+class TextHeads:
+    """Mixin of RoI heads whose ``box_predictor`` is a :class:`TextOutputLayers`, or a ModuleList of one for each stage.
+
+    Methods here act on the predictors of all stages, so that these never detect different classes.
+    """
+
+    @property
+    def predictors(self) -> list[TextOutputLayers]:
+        """One box predictor for each stage, the last stage's last."""
+        predictor = self.box_predictor
+        return list(predictor) if isinstance(predictor, nn.ModuleList) else [predictor]
+
+    def set_vocabulary(self, embeddings: Tensor, class_mask: Tensor | None = None) -> None:
+        """As :meth:`TextOutputLayers.set_vocabulary`, for every predictor."""
+        for predictor in self.predictors:
+            predictor.set_vocabulary(embeddings, class_mask)
+
+    @contextmanager
+    def vocabulary(self, embeddings: Tensor) -> Iterator[None]:
+        """As :meth:`TextOutputLayers.vocabulary`, for every predictor."""
+        with ExitStack() as stack:
+            for predictor in self.predictors:
+                stack.enter_context(predictor.vocabulary(embeddings))
+            yield
 
 
 def keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):

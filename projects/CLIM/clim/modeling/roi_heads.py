@@ -16,7 +16,13 @@ from clim.losses import masked_class_bce
 
 from .backbones.efficientnet import LAST_SHARED, OUT_CHANNELS, Blocks, folded_lite0
 from .classifier import CosineClassifier
-from .output_layers import BOX_PREDICTOR_REGISTRY, TextOutputLayers, build_box_predictor, keep_vocabulary
+from .output_layers import (
+    BOX_PREDICTOR_REGISTRY,
+    TextHeads,
+    TextOutputLayers,
+    build_box_predictor,
+    keep_vocabulary,
+)
 from .vocabulary import class_mask, classifier_type, is_configured, num_classes
 
 
@@ -95,7 +101,7 @@ class OpenVocabOutputLayers(TextOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class OpenVocabRes5ROIHeads(Res5ROIHeads):
+class OpenVocabRes5ROIHeads(TextHeads, Res5ROIHeads):
     """Detectron2's C4 head with the box predictor of the config and embeddings of any boxes."""
 
     @classmethod
@@ -110,7 +116,8 @@ class OpenVocabRes5ROIHeads(Res5ROIHeads):
     def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
         """Un-normalised embeddings (ΣR, D) of boxes given picture by picture; a C4 head has one stage."""
         pooled = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
-        yield self.box_predictor.project(pooled.mean(dim=[2, 3]))
+        (predictor,) = self.predictors
+        yield predictor.project(pooled.mean(dim=[2, 3]))
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -12,13 +12,13 @@
 | ``classes.py`` | embeddings of class names, computed or loaded |
 | ``words.py`` | word dropout of pseudo words |
 | ``store.py``, ``cache.py`` | ``CaptionCache``, ``LazyTower``: embeddings on disk |
-| ``encoder.py`` | ``build_text_encoder``: the tower of a model, cached or live |
+| ``encoder.py`` | ``build_text_encoder``: the tower of a model, cached or live; ``HasTextEncoder`` keeps it frozen |
 """
 
 from clim.text.base import TextTower, WordFeatures
 from clim.text.cache import CaptionCache, LazyTower
 from clim.text.classes import CLASS_FEATURES, class_embeddings, load_embeddings, word_piece_means
-from clim.text.encoder import build_text_encoder
+from clim.text.encoder import HasTextEncoder, build_text_encoder
 from clim.text.prompts import PROMPTS, a_name, ensemble
 from clim.text.towers import build_text_tower
 
@@ -26,6 +26,7 @@ __all__ = [
     "CLASS_FEATURES",
     "PROMPTS",
     "CaptionCache",
+    "HasTextEncoder",
     "LazyTower",
     "TextTower",
     "WordFeatures",

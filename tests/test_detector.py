@@ -1,0 +1,273 @@
+"""Detector and Responder: scores, names, classes at run time, odd images; heads of one stage and of three."""
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+from torch import nn
+
+import clim
+from clim.config import add_clim_config
+from clim.detector import Detector, Responder, most_confident
+from clim.engine import SafeCheckpointer, build
+from clim.errors import UserError
+from clim.modeling import EfficientNetC4ROIHeads, TextOutputLayers
+from clim.modeling.dense_responses import head_embeddings
+
+
+@pytest.fixture
+def scene(tiny_mini):
+    return str(sorted((tiny_mini / "mini/val").glob("*.jpg"))[0])
+
+
+def test_scores_are_the_models_with_the_training_bias_left_in(tiny_cfg, scene):
+    predictor = Detector(tiny_cfg())
+    classifier = predictor.model.roi_heads.box_predictor.cls_score
+    torch.nn.init.constant_(classifier.cls_bias, -3.0)
+    found = predictor(scene)
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True) and len(found) == 100
+
+    classifier._forward_hooks.clear()
+    plain = predictor(scene)
+    assert torch.equal(plain.pred_boxes.tensor, found.pred_boxes.tensor)
+    assert torch.equal(plain.pred_classes, found.pred_classes)
+    torch.testing.assert_close(plain.scores.logit() - 3.0, found.scores.logit(), rtol=0, atol=1e-4)
+
+
+def test_names_and_novel_classes_of_the_config(tiny_cfg):
+    predictor = Detector(tiny_cfg())
+    assert len(predictor.names) == 65 and len(predictor.novel) == 17
+    assert predictor.names.index("dog") in predictor.novel
+    assert predictor.names.index("horse") not in predictor.novel
+
+
+def test_other_names_win_over_those_of_the_checkpoint(tiny_cfg, scene, tmp_path):
+    trained = Detector(tiny_cfg())
+    weights = tmp_path / "model.pth"
+    torch.save({"model": trained.model.state_dict()}, weights)
+    # Prompt "a" makes the class embeddings of the mini benchmark: the same name is the same class.
+    names = "['zebra', 'dog', 'fire hydrant']"
+    options = ("MODEL.WEIGHTS", str(weights), "MODEL.VOCABULARY.NAMES", names, "MODEL.VOCABULARY.PROMPT", "a")
+    predictor = Detector(tiny_cfg(*options))
+    assert predictor.names == ["zebra", "dog", "fire hydrant"] and predictor.novel == {1, 2}
+    old, new = (p.model.roi_heads.box_predictor.cls_score.class_embeddings for p in (trained, predictor))
+    torch.testing.assert_close(new[0], old[trained.names.index("zebra")], atol=2e-3, rtol=0)
+    torch.testing.assert_close(new[1], old[trained.names.index("dog")], atol=2e-3, rtol=0)
+    assert set(predictor(scene).pred_classes.tolist()) <= {0, 1, 2}
+
+
+def test_models_that_do_not_detect_are_told(tiny_cfg, tmp_path):
+    with pytest.raises(UserError, match="META_ARCHITECTURE GridTextModel detects nothing"):
+        Detector(tiny_cfg(config="mini/ovrcnn_pretrain.yaml"))
+    part = Detector(tiny_cfg()).model.backbone.state_dict()
+    torch.save({"model": {f"backbone.{k}": v for k, v in part.items()}}, tmp_path / "part.pth")
+    with pytest.raises(UserError, match="part.pth lacks .* weights that this config's model learns"):
+        Detector(tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "part.pth")))
+
+
+def test_boxes_are_in_pixels_of_the_upright_picture(tiny_cfg, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    path = tmp_path / "rotated.jpg"
+    noise = np.random.default_rng(0).integers(0, 255, (120, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path, exif=exif)
+    found = Detector(tiny_cfg())(path)
+    assert found.image_size == (300, 120)
+    boxes = found.pred_boxes.tensor
+    assert (boxes >= 0).all() and boxes[:, 2].max() <= 120 and boxes[:, 3].max() <= 300
+    assert boxes[:, 3].max() > 120  # not confined to a picture that lies
+
+
+def instances(*rows):
+    found = Instances((100, 100))
+    found.pred_boxes = Boxes(torch.tensor([row[0] for row in rows], dtype=torch.float32).reshape(-1, 4))
+    found.scores = torch.tensor([row[1] for row in rows])
+    found.pred_classes = torch.tensor([row[2] for row in rows], dtype=torch.int64)
+    return found
+
+
+def test_most_confident_keeps_one_name_for_one_place():
+    found = instances(
+        ([0, 0, 10, 10], 0.9, 3),
+        ([0, 0, 10, 9], 0.8, 5),
+        ([50, 50, 60, 60], 0.5, 1),
+        ([80, 80, 90, 90], 0.2, 1),
+    )
+    assert most_confident(found).pred_classes.tolist() == [3, 5, 1, 1]
+    assert most_confident(found, overlap=0.6).pred_classes.tolist() == [3, 1, 1]
+    assert most_confident(found, overlap=0.95).pred_classes.tolist() == [3, 5, 1, 1]
+    assert most_confident(found, threshold=0.5, overlap=0.6).scores.tolist() == pytest.approx([0.9, 0.5])
+    assert most_confident(found, top=2).pred_classes.tolist() == [3, 5]
+    assert len(most_confident(instances(), threshold=0.1, top=3, overlap=0.5)) == 0
+
+
+def test_other_classes_at_run_time(tiny_cfg, scene):
+    detector = Detector(tiny_cfg("MODEL.VOCABULARY.PROMPT", "a"))
+    predictor = detector.model.roi_heads.box_predictor
+    before = predictor.cls_score.class_embeddings[detector.names.index("zebra")]
+    detector.set_classes(["dog", "zebra"])
+    assert detector.names == ["dog", "zebra"] and detector.novel == {0}
+    assert predictor.freq_weight.tolist() == [0, 1]
+    torch.testing.assert_close(predictor.cls_score.class_embeddings[1], before, atol=2e-3, rtol=0)
+    assert set(detector(scene).pred_classes.tolist()) == {0, 1}
+    rows = torch.eye(384)[:3]
+    detector.set_classes(["a", "b", "c"], rows)
+    assert torch.equal(predictor.cls_score.class_embeddings[:3], rows) and predictor.num_classes == 3
+    for names in ([], ["a", "b"]):
+        with pytest.raises(UserError, match="as many of both"):
+            detector.set_classes(names, rows)
+    assert detector.names == ["a", "b", "c"]
+
+
+def test_names_of_the_package_are_imported_when_they_are_used():
+    assert clim.Detector is Detector and clim.add_clim_config is add_clim_config
+    with pytest.raises(AttributeError, match="module 'clim' has no attribute 'Nothing'"):
+        clim.Nothing  # noqa: B018
+    code = "import sys, clim; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- Response maps -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def responder(tiny_cfg):
+    torch.manual_seed(0)
+    return Responder(tiny_cfg("MODEL.TEXT.CACHE", ""), prompt="name")
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+
+
+def test_the_model_s_own_tower_reads_the_texts(responder):
+    with torch.no_grad():
+        expected = responder.model.text_encoder.encode(["dog", "teapot"])
+    torch.testing.assert_close(responder.embed(["dog", "teapot"]), expected, rtol=0, atol=1e-6)
+
+
+def test_the_best_box_leaves_the_vocabulary_as_it_was(responder, picture):
+    predictor = responder.model.roi_heads.box_predictor
+    before = {name: buffer.clone() for name, buffer in predictor.named_buffers()}
+    texts = responder.embed(["dog", "teapot"])
+    first = responder.best_box(picture, texts[0])
+    assert predictor.num_classes == 65 and before["cls_score.zs_weight"].shape == (384, 66)
+    after = dict(predictor.named_buffers())
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    # Nor does one question change the answer to the next.
+    responder.best_box(picture, texts[1])
+    np.testing.assert_array_equal(responder.best_box(picture, texts[0]), first)
+
+
+def test_the_vocabulary_comes_back_where_detection_fails(responder, picture, monkeypatch):
+    predictor = responder.model.roi_heads.box_predictor
+
+    def fail(*_):
+        assert predictor.num_classes == 1 and predictor.freq_weight.shape == (1,)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(TextOutputLayers, "inference", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        responder.best_box(picture, responder.embed(["dog"])[0])
+    assert predictor.num_classes == 65 and predictor.freq_weight.sum() == 48
+
+
+# ---- A cascade: a predictor for each of three stages ---------------------------------------------
+
+
+class Stages(nn.ModuleList):
+    """Predictors of which the last one detects, as a C4 head calls it."""
+
+    def forward(self, x):
+        return self[-1](x)
+
+    def inference(self, *arguments):
+        return self[-1].inference(*arguments)
+
+
+class ThreeStages(EfficientNetC4ROIHeads):
+    @classmethod
+    def from_config(cls, cfg, input_shape, *, text_encoder):
+        ret = super().from_config(cfg, input_shape, text_encoder=text_encoder)
+        ret["box_predictor"] = Stages(copy.deepcopy(ret["box_predictor"]) for _ in range(3))
+        return ret
+
+
+CASCADE = ("MODEL.ROI_HEADS.NAME", "ThreeStages")
+
+
+@pytest.fixture
+def cascade_cfg(tiny_cfg, monkeypatch):
+    """``tiny_cfg`` with a head of three predictors."""
+    monkeypatch.setitem(ROI_HEADS_REGISTRY._obj_map, "ThreeStages", ThreeStages)
+    return lambda *overrides, **options: tiny_cfg(*CASCADE, *overrides, **options)
+
+
+@pytest.mark.parametrize("config", ["mini/detic_clim.yaml", "mini/ovrcnn.yaml"])
+def test_the_vocabulary_of_every_stage_is_checked(config, cascade_cfg, tmp_path):
+    few = ["MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.OPEN_VOCAB.BASE_CLASSES", ""]
+    unnamed = ["MODEL.VOCABULARY.EMBEDDINGS", ""]
+    SafeCheckpointer(build(cascade_cfg(*few, *unnamed, config=config)), str(tmp_path)).save("five")
+    detector = build(cascade_cfg(*unnamed, config=config))
+    with pytest.raises(UserError, match=r"has 5 classes of 384 dimensions, but the config's detector 65"):
+        SafeCheckpointer(detector, "").load(str(tmp_path / "five.pth"))
+    for stage, predictor in enumerate(detector.roi_heads.predictors):
+        key = f"roi_heads.box_predictor.{stage}.{predictor.vocabulary_key}"
+        weights = {name: tensor for name, tensor in detector.state_dict().items() if name != key}
+        torch.save({"model": weights}, tmp_path / "unnamed.pth")
+        with pytest.raises(UserError, match="what the 65 classes are: set MODEL.VOCABULARY"):
+            SafeCheckpointer(detector, "").load(str(tmp_path / "unnamed.pth"))
+    configured = build(cascade_cfg(config=config))  # the configured vocabulary wins at every stage
+    SafeCheckpointer(configured, "").load(str(tmp_path / "five.pth"))
+    for predictor in configured.roi_heads.predictors:
+        assert predictor.get_buffer(predictor.vocabulary_key).shape[predictor.vocabulary_axis] == 66
+
+
+def test_every_stage_gets_the_classes_and_the_threshold(cascade_cfg, scene):
+    options = ("MODEL.VOCABULARY.NAMES", "['zebra', 'dog']", "MODEL.VOCABULARY.PROMPT", "a")
+    detector = Detector(cascade_cfg(*options), score_threshold=0.25)
+    predictors = detector.model.roi_heads.predictors
+    assert len(predictors) == 3 and detector.model.classifier is predictors[-1].cls_score
+    assert [p.freq_weight.tolist() for p in predictors] == [[1, 0]] * 3
+    assert [p.test_score_thresh for p in predictors] == [0.25] * 3
+    assert [len(p.cls_score._forward_hooks) for p in predictors] == [1] * 3
+    detector.set_classes(["dog", "zebra", "unicorn"])
+    assert [p.freq_weight.tolist() for p in predictors] == [[0, 1, 0]] * 3
+    first = predictors[0].cls_score.class_embeddings
+    assert all(p.num_classes == 3 and torch.equal(p.cls_score.class_embeddings, first) for p in predictors)
+    assert set(detector(scene).pred_classes.tolist()) <= {0, 1, 2}
+
+
+def test_a_question_leaves_every_stage_as_it_was(cascade_cfg, picture, monkeypatch):
+    responder = Responder(cascade_cfg())
+    heads = responder.model.roi_heads
+    before = {name: buffer.clone() for name, buffer in heads.box_predictor.named_buffers()}
+    inference = TextOutputLayers.inference
+
+    def watched(*arguments):
+        assert [p.num_classes for p in heads.predictors] == [1, 1, 1]
+        return inference(*arguments)
+
+    monkeypatch.setattr(TextOutputLayers, "inference", watched)
+    responder.best_box(picture, responder.embed(["dog"])[0])
+    assert [p.num_classes for p in heads.predictors] == [65, 65, 65]
+    after = dict(heads.box_predictor.named_buffers())
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@torch.no_grad()
+def test_response_maps_are_the_last_stages(cascade_cfg):
+    heads = build(cascade_cfg()).roi_heads.eval()
+    features = {"res4": torch.randn(1, 112, 4, 6, generator=torch.Generator().manual_seed(0))}
+    maps = head_embeddings(heads, features)
+    nn.init.zeros_(heads.predictors[0].cls_score.linear.weight)
+    assert torch.equal(head_embeddings(heads, features), maps)
+    nn.init.normal_(heads.predictors[2].cls_score.linear.weight)
+    assert not torch.allclose(head_embeddings(heads, features), maps)
