@@ -72,9 +72,9 @@ def slow_dense(visual, image, slow_positions):
     before = x[0]
     after = torch.stack([slow_last_block(visual.transformer.resblocks[-1], token) for token in before])
     dense = torch.zeros(visual.output_dim, h, w)
-    for cell, token in enumerate(after[1:]):
+    for place, token in enumerate(after[1:]):
         vector = layer_norm(token, visual.ln_post) @ visual.proj
-        dense[:, cell // w, cell % w] = vector / math.sqrt(vector.square().sum())
+        dense[:, place // w, place % w] = vector / math.sqrt(vector.square().sum())
     return dense, before, after
 
 
@@ -153,11 +153,11 @@ def test_exact_gelu_is_computed_where_the_architecture_says_so(tiny_json, random
 # ---- regions ----------------------------------------------------------------------------------------
 
 
-def test_regions_average_the_unit_vectors_of_their_cells(tiny):
+def test_regions_average_the_unit_vectors_of_their_locations(tiny):
     encoder = ClipViT(visual=tiny, unlocked_blocks=2)
     features = encoder.features(images(40, 48, batch=2))
-    one_cell = Boxes(torch.tensor([[16.0, 8, 24, 16]]))  # column 2, row 1
-    boxes = [one_cell, Boxes(torch.tensor([[8.0, 16, 32, 24], [0, 0, 48, 40]]))]
+    one_patch = Boxes(torch.tensor([[16.0, 8, 24, 16]]))  # column 2, row 1
+    boxes = [one_patch, Boxes(torch.tensor([[8.0, 16, 32, 24], [0, 0, 48, 40]]))]
     (regions,) = encoder.embed_stages(features, boxes)
     dense = features["dense"]
     expected = [dense[0, :, 1, 2], dense[1, :, 2, 1:4].mean(1), dense[1].mean((1, 2))]

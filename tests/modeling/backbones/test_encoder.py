@@ -199,13 +199,13 @@ def test_positions_of_the_native_grid_are_the_raw_ones():
 
 @pytest.fixture(scope="module")
 def vit(make_cfg):
-    return build_image_encoder(make_cfg("ClipViT")).eval()  # 8 px a cell
+    return build_image_encoder(make_cfg("ClipViT")).eval()  # 8 px a location
 
 
 @pytest.fixture(scope="module")
 def dense():
-    cells = torch.randn(1, 12, 4, 5, generator=torch.Generator().manual_seed(1))
-    return torch.nn.functional.normalize(cells, dim=1)
+    maps = torch.randn(1, 12, 4, 5, generator=torch.Generator().manual_seed(1))
+    return torch.nn.functional.normalize(maps, dim=1)
 
 
 def mask(*areas, size=(32, 40)):
@@ -215,14 +215,14 @@ def mask(*areas, size=(32, 40)):
     return out
 
 
-def test_masks_average_the_cells_that_they_cover_by_half(vit, dense):
-    # One whole cell, the left half of the next, and less than half of a third.
+def test_masks_average_the_locations_that_they_cover_by_half(vit, dense):
+    # One whole location, the left half of the next, and less than half of a third.
     covered = mask((8, 16, 16, 24), (8, 24, 16, 28), (24, 0, 32, 3))
     expected = (dense[:, :, 1, 2] + dense[:, :, 1, 3]) / 2
     torch.testing.assert_close(vit.embed_masks({"dense": dense}, [covered]), expected)
 
 
-def test_a_small_mask_gets_the_cell_that_it_covers_most(vit, dense):
+def test_a_small_mask_gets_the_location_that_it_covers_most(vit, dense):
     covered = mask((7, 14, 12, 18))
     torch.testing.assert_close(vit.embed_masks({"dense": dense}, [covered]), dense[:, :, 1, [1, 2]].mean(2))
     covered = mask((7, 14, 12, 19))
@@ -234,7 +234,7 @@ def test_an_empty_mask_gives_zeros(vit, dense):
 
 
 @pytest.mark.parametrize("size", [(20, 32), (35, 47)])
-def test_masks_may_end_before_the_canvas_or_after_its_cells(vit, dense, size):
+def test_masks_may_end_before_the_canvas_or_after_its_locations(vit, dense, size):
     covered = mask((0, 0, 40, 50), size=size)
     h, w = (min(full, (s + 4) // 8) for full, s in zip((4, 5), size, strict=True))
     expected = dense[:, :, :h, :w].mean((2, 3))

@@ -163,7 +163,7 @@ def test_the_pyramid_of_the_shipped_config(backbone):
 
 
 def test_regions_are_roi_aligned_from_the_dense_map(backbone):
-    """A box on whole cells of one map row: the mean of their unit vectors."""
+    """A box on whole locations of one row: the mean of their unit vectors."""
     model = backbone().eval()
     with torch.no_grad():
         features = model(torch.randn(2, 3, 64, 64))

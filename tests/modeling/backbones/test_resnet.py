@@ -41,10 +41,10 @@ def images(height, width, batch=1):
 
 
 def slow_tokens(pool, layer4, slow_positions):
-    """(1 + h·w, C): mean and cells of (C, h, w), with positions."""
+    """(1 + h·w, C): mean and locations of (C, h, w), with positions."""
     _, h, w = layer4.shape
-    cells = [layer4[:, i, j] for i in range(h) for j in range(w)]
-    tokens = torch.stack([sum(cells) / len(cells), *cells])
+    vectors = [layer4[:, i, j] for i in range(h) for j in range(w)]
+    tokens = torch.stack([sum(vectors) / len(vectors), *vectors])
     return tokens + slow_positions(pool.positional_embedding, (h, w))
 
 
@@ -53,9 +53,9 @@ def slow_dense(pool, layer4, slow_positions):
     """(D, h, w): values and output projection as 1 x 1 convolutions of every token, the mean's dropped."""
     _, h, w = layer4.shape
     dense = torch.zeros(len(pool.c_proj.bias), h, w)
-    for cell, token in enumerate(slow_tokens(pool, layer4, slow_positions)[1:]):
+    for place, token in enumerate(slow_tokens(pool, layer4, slow_positions)[1:]):
         vector = pool.c_proj.weight @ (pool.v_proj.weight @ token + pool.v_proj.bias) + pool.c_proj.bias
-        dense[:, cell // w, cell % w] = vector / math.sqrt(vector.square().sum())
+        dense[:, place // w, place % w] = vector / math.sqrt(vector.square().sum())
     return dense
 
 

@@ -114,7 +114,7 @@ class OpenVocabRes5ROIHeads(TextHeads, Res5ROIHeads):
         return ret
 
     def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
-        """Un-normalised embeddings (ΣR, D) of boxes given picture by picture; a C4 head has one stage."""
+        """Un-normalised embeddings (ΣR, D) of boxes given image by image; a C4 head has one stage."""
         pooled = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
         (predictor,) = self.predictors
         yield predictor.project(pooled.mean(dim=[2, 3]))
