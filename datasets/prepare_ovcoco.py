@@ -23,8 +23,10 @@ from pathlib import Path
 from tabulate import tabulate
 from tqdm import tqdm
 
-from clim.data import coco_splits, coco_synonyms, tags
-from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+import coco_synonyms
+import tags
+from clim.data import categories
+from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.errors import UserError
 from clim.files import read_json, replacing
 from clim.paths import data_root
@@ -245,7 +247,7 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
 def describe_inputs(source: Path, *, rule: str, copy: bool) -> dict:
     """What the output depends on: equal descriptions give equal files."""
     files = [source / "annotations" / name for name in ANNOTATIONS]
-    code = b"".join(Path(module.__file__).read_bytes() for module in (coco_splits, coco_synonyms, tags))
+    code = b"".join(Path(module.__file__).read_bytes() for module in (categories, coco_synonyms, tags))
     return {
         "source": str(source),
         "rule": rule,

@@ -1,4 +1,4 @@
-"""What docs/parity.md names exists: functions and classes, config keys, presets, tools."""
+"""What docs/parity.md names exists: functions and classes of the library and of tools/, config keys, presets."""
 
 import importlib
 import inspect
@@ -17,7 +17,8 @@ PARITY = (ROOT / "docs/parity.md").read_text(encoding="utf-8")
 QUOTED = sorted(set(re.findall(r"`([^`\n]+)`", PARITY)))
 CELLS = [cell.strip() for line in PARITY.splitlines() if line.startswith("|") for cell in line.split("|")]
 
-NAMES = sorted({name for text in QUOTED for name in re.findall(r"\bclim(?:\.\w+)+", text)})
+ROOMS = "|".join(["clim", *(path.stem for path in (ROOT / "tools").iterdir() if path.stem.isidentifier())])
+NAMES = sorted({name for text in QUOTED for name in re.findall(rf"(?<![\w/])(?:{ROOMS})(?:\.\w+)+", text)})
 MEMBERS = [name for name in QUOTED if re.fullmatch(r"[A-Z]\w*[a-z]\w*\.\w+", name)]
 PRESETS = [name for name in QUOTED if re.fullmatch(r"\w+_(?:C4|COCO|OVCOCO|CC3M|pretrain)(?:_[\w-]+)?", name)]
 KEYS = sorted(

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (ROOT / "docs/sources.md").read_text(encoding="utf-8")
-FILES = ("projects/**/*.py", "configs/**/*.yaml", "tools/*.py", "datasets/*.*", "tests/**/*.py")
+FILES = ("projects/**/*.py", "configs/**/*.yaml", "tools/**/*.py", "datasets/*.*", "tests/**/*.py")
 SECTION = r"§\d+(?:\.\d+)*"
 CITATION = re.compile(rf"\b([a-z]\w*) ({SECTION}(?:, {SECTION})*)")
 PAPER = re.compile(rf"\bCLIM paper {SECTION}")

@@ -27,14 +27,14 @@ import torch
 import torchvision
 from tabulate import tabulate
 
+from benchmarks.memory import measure_memory
+from benchmarks.mosaics import measure_mosaics
+from benchmarks.photos import find_photos, records_of, synthetic_photos
+from benchmarks.settings import Settings
+from benchmarks.steps import measure_steps, prefill_captions
+from benchmarks.stopwatch import Spread, fresh, machine
+from benchmarks.texts import CAPTIONS_A_STEP, measure_text
 from clim.arguments import add_device
-from clim.benchmarks.memory import measure_memory
-from clim.benchmarks.mosaics import measure_mosaics
-from clim.benchmarks.pictures import find_photos, records_of, synthetic_photos
-from clim.benchmarks.settings import Settings
-from clim.benchmarks.steps import measure_steps, prefill_captions
-from clim.benchmarks.stopwatch import Spread, fresh, machine
-from clim.benchmarks.texts import CAPTIONS_A_STEP, measure_text
 from clim.engine import load_config, run_cleanly
 from clim.files import write_json
 
@@ -57,7 +57,7 @@ def run_section(name: str, settings: Settings, records: Sequence[dict]) -> list[
 
 
 def default_scale(config_file: str, device: str) -> float:
-    """Full size, but 2/7 (14 pooled cells become 4) where a CPU would meet inputs for GPUs: 40 s a step."""
+    """1, but 2/7 (14 x 14 pooled locations become 4 x 4) for a GPU's inputs on a CPU, where a step would take 40 s."""
     large = max(load_config(config_file, []).INPUT.MIN_SIZE_TRAIN) > 400
     return 2 / 7 if large and not device.startswith("cuda") else 1.0
 

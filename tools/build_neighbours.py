@@ -6,8 +6,10 @@ Then train with INPUT.MOSAIC.PARTNERS neighbours_text.npy. Several data sets: na
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,18 +22,21 @@ from tqdm import tqdm
 import clim.data.builtin  # noqa: F401  registers the data sets
 from clim.arguments import add_device, count
 from clim.data.images import UnreadableImage, read_image, resize
-from clim.data.neighbours import build_neighbours, save_neighbours
+from clim.data.partners import image_ids_hash
 from clim.data.sources import caption_records
 from clim.engine import run_cleanly
 from clim.errors import UserError
+from clim.files import write_array, write_json
 from clim.modeling.backbones.efficientnet import pretrained_lite0
 from clim.text import cache
 
 BATCH = 64  # images
+COLUMNS = 16384  # neighbours compared at once: bounds the memory at ``chunk`` × COLUMNS similarities
+_LOW = 0xFFFFFFFF
 
 
-class PictureEncoder(NamedTuple):
-    """``encode``: float (B, 3, ``size``, ``size``) → (B, D), of RGB pictures as (pixel − mean) / std."""
+class Encoder(NamedTuple):
+    """``encode``: float (B, 3, ``size``, ``size``) → (B, D), of RGB images as (pixel − mean) / std."""
 
     encode: Callable[[torch.Tensor], torch.Tensor]
     size: int
@@ -39,13 +44,13 @@ class PictureEncoder(NamedTuple):
     std: Sequence[float]
 
 
-def lite0_encoder(device: str) -> PictureEncoder:
+def lite0_encoder(device: str) -> Encoder:
     """EfficientNet-Lite0, ImageNet weights, globally pooled: D = 1280."""
     net = pretrained_lite0().to(device)
-    return PictureEncoder(lambda x: net.extract_features(x).mean(dim=(2, 3)), 224, (127.0,) * 3, (128.0,) * 3)
+    return Encoder(lambda x: net.extract_features(x).mean(dim=(2, 3)), 224, (127.0,) * 3, (128.0,) * 3)
 
 
-def open_clip_encoder(name: str, pretrained: str, device: str) -> PictureEncoder:
+def open_clip_encoder(name: str, pretrained: str, device: str) -> Encoder:
     """The image tower of an open_clip model; ``pretrained`` is a tag, a file or a hub name."""
     import open_clip
 
@@ -60,13 +65,13 @@ def open_clip_encoder(name: str, pretrained: str, device: str) -> PictureEncoder
     mean, std = (
         [255 * value for value in stats] for stats in (model.visual.image_mean, model.visual.image_std)
     )
-    return PictureEncoder(model.encode_image, size[0] if isinstance(size, tuple) else size, mean, std)
+    return Encoder(model.encode_image, size[0] if isinstance(size, tuple) else size, mean, std)
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """Record index → (float (3, size, size), ""), or (zeros, why it is unreadable)."""
 
-    def __init__(self, records: list[dict], encoder: PictureEncoder):
+    def __init__(self, records: list[dict], encoder: Encoder):
         self.records, self.size = records, encoder.size
         self.mean, self.std = np.float32(encoder.mean), np.float32(encoder.std)
 
@@ -76,22 +81,22 @@ class Pictures(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
         square = (self.size, self.size)
         try:
-            picture = read_image(self.records[index]["file_name"], fmt="RGB", at_least=square).image
+            image = read_image(self.records[index]["file_name"], fmt="RGB", at_least=square).image
         except UnreadableImage as error:
             return torch.zeros(3, *square), str(error)
-        # Stretched, not cropped: a tile shows the whole picture.
-        pixels = (resize(picture, square) - self.mean) / self.std
+        # Stretched, not cropped: a tile shows the whole image.
+        pixels = (resize(image, square) - self.mean) / self.std
         return torch.from_numpy(pixels).permute(2, 0, 1), ""
 
 
 @torch.no_grad()
 def image_features(
-    records: list[dict], encoder: PictureEncoder, *, device: str, workers: int
+    records: list[dict], encoder: Encoder, *, device: str, workers: int
 ) -> tuple[torch.Tensor, list[str]]:
-    """((N, D) unit rows, zero rows for unreadable pictures; one "file: reason" for each of those)."""
+    """((N, D) unit rows, zero rows for unreadable images; one "file: reason" for each of those)."""
     features, unreadable = [], []
-    loader = DataLoader(Pictures(records, encoder), batch_size=BATCH, num_workers=workers)
-    for pixels, faults in tqdm(loader, desc="pictures", unit="batch"):
+    loader = DataLoader(Images(records, encoder), batch_size=BATCH, num_workers=workers)
+    for pixels, faults in tqdm(loader, desc="images", unit="batch"):
         rows = normalize(encoder.encode(pixels.to(device)).float(), dim=1)
         readable = torch.tensor([not fault for fault in faults], device=device)
         features.append(torch.where(readable[:, None], rows, 0.0))
@@ -134,13 +139,87 @@ def compute_features(args: argparse.Namespace, records: list[dict]) -> torch.Ten
         encoder = open_clip_encoder(args.name, args.pretrained, args.device)
     features, unreadable = image_features(records, encoder, device=args.device, workers=args.workers)
     if len(unreadable) == len(records):
-        raise UserError(f"None of the {len(records)} pictures could be read, the first: {unreadable[0]}")
+        raise UserError(f"None of the {len(records)} images could be read, the first: {unreadable[0]}")
     if unreadable:
-        print(f"{len(unreadable)} of {len(records)} pictures are unreadable and nobody's first choice:")
+        print(f"{len(unreadable)} of {len(records)} images are unreadable and nobody's first choice:")
         print("\n".join(f"  {fault}" for fault in unreadable[:10]))
         if len(unreadable) > 10:
             print(f"  … and {len(unreadable) - 10} more")
     return features
+
+
+@torch.no_grad()
+def build_neighbours(features: torch.Tensor | np.ndarray, k: int, chunk: int = 1024) -> np.ndarray:
+    """Exact cosine nearest neighbours, computed on the device of ``features`` with a progress bar.
+
+    Products are summed in float64 and compared as float32: however a block or a machine orders the sum, equal
+    features tie, and ties go to the lower index. A row of zeros stands for an image without a feature: it
+    comes after all others in everybody's list.
+
+    Args:
+        features: (N, D) float32, unit rows or zero rows.
+        k: neighbours wanted.
+        chunk: images handled at once.
+
+    Returns:
+        int32 (N, K), K = min(k, N − 1), best first; (0, 0) for no images.
+    """
+    features = torch.as_tensor(features)
+    if features.ndim != 2 or not torch.isfinite(features).all():
+        raise ValueError(
+            f"features is a finite (N, D) table; got shape {tuple(features.shape)}, or NaN or infinity"
+        )
+    total = len(features)
+    k = max(0, min(k, total - 1))
+    rows = np.empty((total, k), dtype=np.int32)
+    if k == 0:
+        return rows
+    absent = ~features.any(dim=1)
+    for start in tqdm(range(0, total, chunk), desc="neighbours", unit="chunk"):
+        queries = features[start : start + chunk].double()
+        best = torch.empty((len(queries), 0), dtype=torch.int64, device=features.device)
+        for left in range(0, total, COLUMNS):
+            block = slice(left, left + COLUMNS)
+            cosine = (queries @ features[block].double().T).float()
+            cosine[:, absent[block]] = -2.0
+            keys = _sortable(cosine, left)
+            own = torch.arange(start, start + len(queries), device=features.device) - left
+            inside = (own >= 0) & (own < keys.shape[1])
+            keys[inside.nonzero()[:, 0], own[inside]] = torch.iinfo(torch.int64).min
+            best = torch.cat([best, keys], dim=1)
+            best = best.topk(min(k, best.shape[1]), dim=1).values
+        rows[start : start + len(queries)] = (_LOW - (best & _LOW)).cpu().numpy()
+    return rows
+
+
+def _sortable(similarity: torch.Tensor, offset: int) -> torch.Tensor:
+    """int64 keys (n, m), all different in a row, ordered as (similarity, then the lower column first).
+
+    The upper half is the float's bit pattern made monotone, the lower half counts columns from ``offset`` on,
+    downwards.
+    """
+    bits = (similarity + 0.0).view(torch.int32)  # + 0.0: −0 and 0 tie
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # negative floats sort downwards: turn them round
+    columns = torch.arange(offset, offset + similarity.shape[1], device=similarity.device)
+    return bits.long().bitwise_left_shift_(32).add_(_LOW - columns)
+
+
+def save_neighbours(
+    path: str | os.PathLike, rows: np.ndarray, *, records: Sequence[dict], by: str, dataset: str
+) -> None:
+    """Write ``rows`` (N, K) to ``path`` (``.npy``) and what it is for to the ``.json`` beside it."""
+    path = Path(path)
+    facts = {
+        "dataset": dataset,
+        "by": by,
+        "images": len(rows),
+        "neighbours": rows.shape[1],
+        "image_ids_sha256": image_ids_hash(records),
+    }
+    # The facts go first and come last: an interrupted run leaves no pair that would load.
+    path.with_suffix(".json").unlink(missing_ok=True)
+    write_array(path, rows.astype(np.int32))
+    write_json(path.with_suffix(".json"), facts, indent=1)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -160,7 +239,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--cache", default="", help="for text: folder of caption embeddings, as MODEL.TEXT.CACHE"
     )
     add_device(parser)
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode pictures")
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode images")
     args = parser.parse_args(argv)
     if not args.output.endswith(".npy"):
         parser.error(f"--output {args.output}: give a name that ends in .npy")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from clim.arguments import add_device, quiet_logging, read_names
-from clim.data.class_lists import NAMED_CLASSES
+from clim.data.categories import NAMED_CLASSES
 from clim.engine import run_cleanly
 from clim.errors import UserError
 from clim.files import write_array

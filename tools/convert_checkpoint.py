@@ -3,18 +3,20 @@
     python tools/convert_checkpoint.py detic_coco_cap_w_tags_clim.pth --output Detic_CLIM_C4_official.pth
 
 It ends with the command that evaluates the result, or for a first stage that trains the second one from it.
-Reads OVR-CNN's two stages, CLIM's Detic and F-VLM (ViT-B/16) and ovdet's BARON (docs/checkpoints.md); which one a
-file is of, its tensors tell. Nothing that the file holds besides tensors is run. Official Detic's files and CLIM's
-CLIPs need no conversion.
+Reads OVR-CNN's two stages, CLIM's Detic and F-VLM (ViT-B/16) and ovdet's BARON (docs/checkpoints.md), and finds out
+from the tensors which of them FILE is. Nothing that the file holds besides tensors is run. Official
+Detic's files and CLIM's CLIPs need no conversion.
 """
 
 import argparse
 from pathlib import Path
 
-from clim.conversion import KINDS, Converted, Kind, convert, find_kind, listed, read_official, without_wrapper
 from clim.engine import run_cleanly
 from clim.engine.checkpoint import atomic_save
 from clim.errors import UserError
+from conversion.convert import Converted, Kind, convert, find_kind, listed, without_wrapper
+from conversion.reading import read_official
+from conversion.rules import KINDS
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -23,7 +25,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("file", metavar="FILE", help="the published file")
     parser.add_argument("--output", type=Path, required=True, metavar="OURS.pth", help="the file to write")
-    parser.add_argument("--kind", choices=sorted(KINDS), help="what FILE is (default: what its tensors tell)")
+    parser.add_argument(
+        "--kind", choices=sorted(KINDS), help="what FILE is (default: found from its tensors)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -41,19 +45,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def chosen_kind(state, name: str | None) -> Kind:
-    """The kind called ``name``, else the one that the tensors tell. UserError where these tell another one."""
+    """The kind called ``name``, or the one found from the tensors. UserError where the two differ."""
     if name is None:
         return find_kind(state, KINDS.values())
-    kind, told = KINDS[name], [k.name for k in KINDS.values() if k.fits(without_wrapper(state))]
-    if told and name not in told:
-        raise UserError(f"--kind {name}: the file's tensors are those of kind {told[0]}; leave --kind out.")
+    kind, fitting = KINDS[name], [k.name for k in KINDS.values() if k.fits(without_wrapper(state))]
+    if fitting and name not in fitting:
+        raise UserError(
+            f"--kind {name}: the file's tensors are those of kind {fitting[0]}; leave --kind out."
+        )
     return kind
 
 
 def check_output(output: Path, source: str) -> None:
-    """UserError where the result would fall on the source, or into a folder that does not exist."""
+    """UserError where the result would overwrite the source, or its folder does not exist."""
     if not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: {output.parent} is no folder; make it, or name another.")
+        raise UserError(f"--output {output}: {output.parent} is not a folder; make it, or name another.")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file in it.")
     if output.resolve() == Path(source).resolve():

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from clim.arguments import count, find_pictures, quiet_logging, read_names
-from clim.data.class_lists import NAMED_CLASSES
+from clim.data.categories import NAMED_CLASSES
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.mosaic import compose, fit_cell, grid_cells, inward_anchors, place
 from clim.detector import Responder

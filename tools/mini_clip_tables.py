@@ -74,7 +74,7 @@ SECTIONS = {
             "CLIM, canvas 256": CLIM,
             "CLIM, canvas 384": tuned("clip_clim.yaml", "INPUT.MOSAIC.SIZE", 384),
             "control: canvas 256, texts permuted": tuned(
-                "clip_clim.yaml", "MODEL.METHOD.NAME", "PermutedClip"
+                "clip_clim.yaml", "INPUT.MOSAIC.PERMUTE_TEXTS", True
             ),
         },
         TOP,

@@ -14,6 +14,7 @@ from clim.experiment_table import Row, Section, tables_command
 BASE, BARON_BASE = Row("base_stage.yaml"), Row("baron_base_stage.yaml")
 NO_TAGS = ("MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
 STACKED = ("DATALOADER.CAPTIONS_PER_GPU", 21)  # CLIM's 2 + 2 x (4 + 9 + 16) / 3 pictures
+PERMUTED_TEXTS = ("INPUT.MOSAIC.PERMUTE_TEXTS", True)
 CLUTTERED = ("DATASETS.CAPTIONS", "('mini_ov_captions_cluttered',)")
 
 
@@ -23,7 +24,7 @@ def tuned(config: str, *overrides, start: Row = BASE) -> Row:
 
 
 METRICS = {"AP50_novel": "AP50 novel", "AP50_base": "AP50 base", "AP50_all": "AP50 all"}
-PERMUTED = tuned("detic_clim.yaml", "MODEL.METHOD.NAME", "PermutedDetic")
+PERMUTED = tuned("detic_clim.yaml", *PERMUTED_TEXTS)
 METHODS = {
     "Detic": tuned("detic.yaml"),
     "Detic + CLIM": tuned("detic_clim.yaml"),
@@ -32,10 +33,10 @@ METHODS = {
     "OV-RCNN": tuned("ovrcnn.yaml", start=Row("ovrcnn_pretrain.yaml")),
     "OV-RCNN + CLIM": tuned("ovrcnn_clim.yaml", start=Row("ovrcnn_clim_pretrain.yaml")),
 }
-GROUNDING_CONTROL = Row("ovrcnn_clim_pretrain.yaml", ("MODEL.METHOD.NAME", "PermutedGrounding"))
+GROUNDING_CONTROL = Row("ovrcnn_clim_pretrain.yaml", PERMUTED_TEXTS)
 METHOD_CONTROLS = {
     "Detic + CLIM": PERMUTED,
-    "BARON + CLIM": tuned("baron_clim.yaml", "MODEL.METHOD.NAME", "PermutedBaron", start=BARON_BASE),
+    "BARON + CLIM": tuned("baron_clim.yaml", *PERMUTED_TEXTS, start=BARON_BASE),
     "OV-RCNN + CLIM": tuned("ovrcnn_clim.yaml", start=GROUNDING_CONTROL),
 }
 SUPERVISION = {

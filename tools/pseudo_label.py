@@ -1,4 +1,4 @@
-"""Name the regions of pictures without annotations: RPN proposals, cropped and matched to nouns by CLIP.
+"""Name the regions of images without annotations: RPN proposals, cropped and matched to nouns by CLIP.
 
     python tools/pseudo_label.py --dataset coco_caption_train_tags \\
         --config-file configs/BoxSup_C4.yaml --weights output/BoxSup_C4/model_final.pth \\
@@ -6,10 +6,10 @@
         --nouns datasets/metadata/coco_nouns.json --embeddings datasets/metadata/coco_nouns_vitb16.npy \\
         --output datasets/coco/annotations/pseudo_regions.json
 
-That output is the data set coco_pseudo_regions of configs/CLIP_RegionCLIP_ViTB16_COCO.yaml. Finished pictures are
+That output is the data set coco_pseudo_regions of configs/CLIP_RegionCLIP_ViTB16_COCO.yaml. Finished images are
 kept in OUTPUT.parts/: the same command goes on after an interruption. Several GPUs: start one process on each
-with --shard 0/8, 1/8, …; the last to finish writes the json. Unreadable pictures are left out and told; remove
-OUTPUT.parts/ to try them again, or after the json is there.
+with --shard 0/8, 1/8, …; the last to finish writes the json. Unreadable images are left out and listed. To
+try them again, remove OUTPUT.parts/; it may also go once the json is there.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
 from clim.arguments import quiet_logging
-from clim.data.pseudo_labels import LabelFolder, coco_format, label_pictures
 from clim.engine import load_config, run_cleanly
 from clim.errors import UserError
 from clim.files import read_json, write_json
 from clim.paths import resolve
-from clim.pseudo_labeller import Proposer, PseudoLabeller, load_image_encoder
 from clim.text import load_embeddings
+from pseudo_labels.folder import LabelFolder, coco_format, label_images
+from pseudo_labels.labeller import Proposer, PseudoLabeller, load_image_encoder
 
-TOLD = 10  # unreadable pictures by name
+LISTED = 10  # unreadable images by name
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -38,7 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--dataset", required=True, help="a registered set of pictures")
+    add("--dataset", required=True, help="a registered set of images")
     add("--config-file", required=True, help="YAML of the detector whose RPN proposes")
     add("--weights", help="its checkpoint (default: the config's)")
     add("--encoder", required=True, help="YAML with the image encoder (MODEL.IMAGE_ENCODER)")
@@ -49,7 +49,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--nouns", required=True, help="json with categories, of tools/parse_nouns.py")
     add("--embeddings", required=True, help=".npy (nouns, D), of tools/build_text_embeddings.py")
     add("--output", type=Path, required=True, help="the json to write")
-    add("--boxes", type=int, default=20, help="most proposals of a picture, by objectness (%(default)s)")
+    add("--boxes", type=int, default=20, help="most proposals of an image, by objectness (%(default)s)")
     add("--overlap", type=float, default=0.5, help="of boxes with a higher IoU one stays (%(default)s)")
     add("--min-area", type=float, default=64, help="px², smaller boxes are left out (%(default)s)")
     add(
@@ -58,8 +58,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=-1.0,
         help="least cosine of a box and its noun (%(default)s: no cut)",
     )
-    add("--shard", default="0/1", metavar="I/N", help="every N-th picture from the I-th on (%(default)s)")
-    add("--workers", type=int, default=2, help="processes that decode pictures")
+    add("--shard", default="0/1", metavar="I/N", help="every N-th image from the I-th on (%(default)s)")
+    add("--workers", type=int, default=2, help="processes that decode images")
     add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of --config-file")
     add("--encoder-opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of --encoder")
     return parser.parse_args(arguments)
@@ -93,21 +93,19 @@ def main(arguments: list[str] | None = None) -> None:
             min_score=args.min_score,
         )
         with folder.appending(shard, shards) as append:
-            labelled = label_pictures(mine, labeller, append, workers=args.workers)
+            labelled = label_images(mine, labeller, append, workers=args.workers)
             known, name = len(share) - len(mine), f"shard {shard}/{shards}"
-            for _ in tqdm(labelled, total=len(share), initial=known, desc=name, unit="picture"):
+            for _ in tqdm(labelled, total=len(share), initial=known, desc=name, unit="image"):
                 pass
         lines = folder.finished()
     missing = sum(record["image_id"] not in lines for record in records)
     if missing:
-        print(
-            f"Shard {shard}/{shards} is done; {missing} of {len(records)} pictures are left to other shards."
-        )
+        print(f"Shard {shard}/{shards} is done; {missing} of {len(records)} images are left to other shards.")
         return
     content = coco_format(
         records, lines, nouns=nouns, image_root=MetadataCatalog.get(args.dataset).image_root
     )
-    tell(args.output, content, skipped_of(records, lines), total=len(records))
+    report(args.output, content, skipped_of(records, lines), total=len(records))
     write_json(args.output, content, shared=True)  # two shards may both come last
 
 
@@ -165,22 +163,22 @@ def _hash(data: bytes) -> str:
 
 
 def skipped_of(records: list[dict], lines: dict[int, dict]) -> list[str]:
-    """ "file: reason" of every unreadable picture."""
+    """ "file: reason" of every unreadable image."""
     reasons = ((record["file_name"], lines[record["image_id"]].get("skipped")) for record in records)
     return [f"{name}: {reason}" for name, reason in reasons if reason]
 
 
-def tell(output: Path, content: dict, skipped: list[str], *, total: int) -> None:
+def report(output: Path, content: dict, skipped: list[str], *, total: int) -> None:
     if skipped:
-        print(f"{len(skipped)} of {total} pictures could not be read:")
-        print("\n".join(f"  {fault}" for fault in skipped[:TOLD]))
-        if len(skipped) > TOLD:
-            print(f"  … and {len(skipped) - TOLD} more")
+        print(f"{len(skipped)} of {total} images could not be read:")
+        print("\n".join(f"  {fault}" for fault in skipped[:LISTED]))
+        if len(skipped) > LISTED:
+            print(f"  … and {len(skipped) - LISTED} more")
     if not content["images"]:
-        raise UserError(f"None of the {total} pictures has a labelled box: {output} was not written.")
+        raise UserError(f"None of the {total} images has a labelled box: {output} was not written.")
     used = len({annotation["category_id"] for annotation in content["annotations"]})
     print(
-        f"{output}: {len(content['annotations'])} boxes of {used} nouns on {len(content['images'])} of {total} pictures"
+        f"{output}: {len(content['annotations'])} boxes of {used} nouns on {len(content['images'])} of {total} images"
     )
 
 

@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from clim.data import builtin
-from clim.data.coco_splits import BASE_NAMES, COCO_CATEGORIES, COCO_NAMES, NOVEL_NAMES, contiguous_ids
+from clim.data.categories import BASE_NAMES, COCO_CATEGORIES, COCO_NAMES, NOVEL_NAMES, contiguous_ids
 from clim.errors import UserError
 
 COCO_80 = [{"id": identifier, "name": name} for identifier, name in COCO_CATEGORIES]

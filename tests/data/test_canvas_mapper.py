@@ -29,10 +29,7 @@ def same(a, b):
     return (
         torch.equal(a["image"], b["image"])
         and (a["height"], a["width"], a["skipped"]) == (b["height"], b["width"], b["skipped"])
-        and all(
-            torch.equal(getattr(a["tiles"], n), getattr(b["tiles"], n))
-            for n in ("boxes", "image_ids", "groups")
-        )
+        and all(torch.equal(getattr(a["tiles"], n), getattr(b["tiles"], n)) for n in ("boxes", "image_ids"))
         and (a["tiles"].captions, a["tiles"].drawn, a["tiles"].tags)
         == (b["tiles"].captions, b["tiles"].drawn, b["tiles"].tags)
     )
@@ -56,7 +53,6 @@ def test_1x1_is_the_resized_picture_unpadded(photos):
         assert torch.equal(sample["image"], pixels(record, size))
         assert sample["tiles"].boxes.tolist() == [[0, 0, size[1], size[0]]]
         assert sample["tiles"].image_ids.tolist() == [record["image_id"]]
-        assert sample["tiles"].groups.shape == (2, 0, 1)
         assert sample["skipped"] == []
 
 
@@ -148,18 +144,25 @@ def test_texts_belong_to_their_tiles(photos):
     assert drawn == set(photos[5]["captions"])  # every caption comes up
 
 
-def test_the_two_losses_get_groups_of_their_own(photos):
-    mapper = canvases(photos, grids=[4], num_groups=4)
-    groups = [mapper(index=i, epoch=0)["tiles"].groups for i in range(5)]
-    assert all(g.shape == (2, 4, 16) and g.dtype == torch.bool for g in groups)
-    assert all((g.sum(dim=2) >= 2).all() for g in groups)
-    assert any(not torch.equal(g[0], g[1]) for g in groups)
-    assert mapper(index=0, epoch=0)["tiles"].groups.shape == (2, 4, 16)
-    assert canvases(photos, grids=[4], num_groups=0)(index=0, epoch=0)["tiles"].groups.shape == (2, 0, 16)
+def test_permuted_texts_all_leave_their_tile_and_nothing_else_changes(photos):
+    by = set()
+    for index in range(12):
+        true = canvases(photos, grids=[3])(index=index, epoch=0)
+        found = canvases(photos, grids=[3], permute_texts=True)(index=index, epoch=0)
+        assert torch.equal(found["image"], true["image"])
+        assert torch.equal(found["tiles"].boxes, true["tiles"].boxes)
+        (k,) = (k for k in range(1, 9) if same(found, true | {"tiles": true["tiles"].with_rolled_texts(k)}))
+        by.add(k)
+    assert len(by) > 3  # drawn for every canvas
+
+
+def test_a_single_image_keeps_its_texts(photos):
+    true, found = (canvases(photos, grids=[1], permute_texts=p)(index=3, epoch=0) for p in (False, True))
+    assert same(true, found)
 
 
 def test_a_sample_is_a_function_of_seed_stream_epoch_and_index(photos):
-    kwargs = {"grids": [2, 3], "num_groups": 2}
+    kwargs = {"grids": [2, 3], "permute_texts": True}
     first = canvases(photos, **kwargs)(index=3, epoch=1)
     other = canvases(photos, **kwargs)
     other(index=9, epoch=0)

@@ -8,9 +8,9 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
+from build_neighbours import save_neighbours
 from clim.data import loader as loader_module
 from clim.data.loader import build_train_loader
-from clim.data.neighbours import save_neighbours
 from clim.errors import UserError
 
 SIZES = [(40, 60), (60, 40), (48, 48), (30, 64), (64, 36), (50, 50), (44, 60), (60, 52)]

@@ -1,6 +1,5 @@
-"""Properties of the geometry: cells, packing, pasting, groups, crops."""
+"""Properties of the geometry: cells, packing, pasting, crops."""
 
-from collections import Counter
 from fractions import Fraction
 from itertools import product
 
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from clim.data.mosaic import (
     compose,
-    composition_groups,
     fit_cell,
     fit_size,
     grid_cells,
@@ -219,46 +217,6 @@ def test_1x1_is_the_picture_itself():
 def test_compose_wants_a_box_a_picture():
     with pytest.raises(ValueError):
         compose([np.zeros((3, 2, 2), np.uint8)] * 2, [[0, 0, 2, 2]], size=(4, 4))
-
-
-# ---- composition groups
-
-
-def rectangles(n):
-    """All sub-grid rectangles of two or more cells, as frozensets of cells."""
-    spans = [(a, b) for a in range(n) for b in range(a, n)]
-    return {
-        frozenset(r * n + c for r in range(r0, r1 + 1) for c in range(c0, c1 + 1))
-        for (r0, r1), (c0, c1) in product(spans, spans)
-        if (r0, c0) != (r1, c1)
-    }
-
-
-@settings(deadline=None, max_examples=100)
-@given(GRIDS, st.integers(0, 8), SEEDS)
-def test_groups_are_distinct_rectangles_of_two_or_more_cells(n, num_groups, seed):
-    groups = composition_groups(n, num_groups, np.random.default_rng(seed))
-    assert groups.dtype == bool and groups.shape == (min(num_groups, len(rectangles(n))), n * n)
-    cells = [frozenset(np.flatnonzero(g).tolist()) for g in groups]
-    assert len(set(cells)) == len(cells)
-    assert set(cells) <= rectangles(n)
-
-
-def test_all_rectangles_of_a_small_grid_when_more_are_asked_for():
-    groups = composition_groups(2, 100, np.random.default_rng(0))
-    assert {frozenset(np.flatnonzero(g).tolist()) for g in groups} == rectangles(2)
-    assert len(groups) == 5
-
-
-def test_spans_are_two_uniform_draws_sorted():
-    """First group of a 2x2: the whole 1/4, each row or column 1/8, over the 3/4 that are not single cells."""
-    counts = Counter(
-        frozenset(np.flatnonzero(composition_groups(2, 1, np.random.default_rng(s))[0]).tolist())
-        for s in range(3000)
-    )
-    for cells in rectangles(2):
-        expected = (1 / 4 if len(cells) == 4 else 1 / 8) / (3 / 4)
-        assert abs(counts[cells] / 3000 - expected) < 0.03
 
 
 # ---- random crops

@@ -46,7 +46,7 @@ def test_canvas_and_tiles(records, index):
     torch.testing.assert_close(tiles.boxes, torch.tensor(record["boxes"] * scale), rtol=1e-6, atol=0)
     assert tiles.canvas.tolist() == [0] * count and tiles.image_ids.tolist() == [500 + index] * count
     assert tiles.tags == [[int(noun)] for noun in record["nouns"]]
-    assert len(tiles) == count and tiles.captions == [[]] * count and tiles.groups.shape[1:] == (0, count)
+    assert len(tiles) == count and tiles.captions == [[]] * count
 
 
 def test_nothing_is_random(records):
@@ -68,7 +68,7 @@ def test_an_unreadable_picture_is_replaced(records):
 def test_canvases_go_through_the_methods_contract(records):
     mapper = RegionMapper(records, size=32, seed=0, stream=3)
     tiles = Tiles.cat([mapper(index=i, epoch=0)["tiles"] for i in (2, 0)])
-    regions = Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0])
+    regions = Regions.of_tiles(tiles.boxes, tiles)
     assert len(regions) == 4 and regions.canvas.tolist() == [0, 0, 0, 1]
     assert torch.equal(regions.members, torch.eye(4, dtype=torch.bool))
     assert tiles.tags == [[2], [12], [22], [0]]

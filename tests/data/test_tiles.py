@@ -1,12 +1,12 @@
-"""Batches of tiles: what is joined, and that groups stay inside their canvas."""
+"""Batches of tiles: what is joined, and whose texts move."""
 
 import torch
 
 from clim.data.tiles import Tiles
 
 
-def tiles(ids, groups):
-    """Tiles of one canvas; ``groups`` (L, G, T)."""
+def tiles(*ids):
+    """Tiles of one canvas."""
     count = len(ids)
     return Tiles(
         boxes=torch.arange(4.0 * count).reshape(count, 4) + ids[0],
@@ -15,14 +15,13 @@ def tiles(ids, groups):
         captions=[[f"{i}a", f"{i}b"] for i in ids],
         drawn=[f"{i}a" for i in ids],
         tags=[[i] for i in ids],
-        groups=torch.tensor(groups, dtype=torch.bool).reshape(2, -1, count),
     )
 
 
 CANVASES = [
-    tiles([10, 11, 12, 13], [[[1, 1, 0, 0], [1, 0, 1, 0]], [[1, 1, 1, 1], [0, 1, 0, 1]]]),
-    tiles([20], [[], []]),
-    tiles([30, 31], [[[1, 1]], [[1, 1]]]),
+    tiles(10, 11, 12, 13),
+    tiles(20),
+    tiles(30, 31),
 ]
 
 
@@ -38,21 +37,6 @@ def test_cat_joins_in_order_and_numbers_the_canvases():
     assert batch.tags == [[10], [11], [12], [13], [20], [30], [31]]
 
 
-def test_groups_are_block_diagonal():
-    groups = Tiles.cat(CANVASES).groups
-    assert groups.dtype == torch.bool
-    assert groups.int().tolist() == [
-        [[1, 1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1]],
-        [[1, 1, 1, 1, 0, 0, 0], [0, 1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1]],
-    ]
-
-
-def test_no_groups_at_all():
-    batch = Tiles.cat([CANVASES[1], CANVASES[1]])
-    assert batch.groups.shape == (2, 0, 2)
-    assert batch.canvas.tolist() == [0, 1]
-
-
 def test_cat_leaves_its_parts_alone():
     Tiles.cat(CANVASES)
     assert CANVASES[2].canvas.tolist() == [0, 0] and CANVASES[0].captions[0] == ["10a", "10b"]
@@ -61,12 +45,7 @@ def test_cat_leaves_its_parts_alone():
 
 def test_to_moves_every_tensor():
     moved = CANVASES[0].to("meta")
-    assert {
-        moved.boxes.device.type,
-        moved.canvas.device.type,
-        moved.image_ids.device.type,
-        moved.groups.device.type,
-    } == {"meta"}
+    assert {t.device.type for t in (moved.boxes, moved.canvas, moved.image_ids)} == {"meta"}
     assert (moved.captions, moved.drawn, moved.tags) == (
         CANVASES[0].captions,
         CANVASES[0].drawn,
@@ -76,3 +55,13 @@ def test_to_moves_every_tensor():
 
 def test_a_plain_picture_is_alone_on_its_canvas():
     assert Tiles.cat(CANVASES).alone.tolist() == [False] * 4 + [True] + [False] * 2
+
+
+def test_rolled_texts_move_together_and_boxes_stay():
+    given = CANVASES[0]
+    moved = given.with_rolled_texts(1)
+    assert moved.image_ids.tolist() == [13, 10, 11, 12]
+    assert moved.captions == [[f"{i}a", f"{i}b"] for i in (13, 10, 11, 12)]
+    assert moved.drawn == ["13a", "10a", "11a", "12a"] and moved.tags == [[13], [10], [11], [12]]
+    assert torch.equal(moved.boxes, given.boxes) and torch.equal(moved.canvas, given.canvas)
+    assert given.drawn == ["10a", "11a", "12a", "13a"]

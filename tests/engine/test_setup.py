@@ -36,6 +36,7 @@ def test_every_config_of_the_repository_loads():
         (["DATASETS.TEST", "mini_ov_val"], "DATASETS.TEST"),
         (["SOLVER.IMS_PER_BATCH", "8"], "DATALOADER.DETECTION_PER_GPU"),
         (["MODEL.DEVICE", "gpu"], 'MODEL.DEVICE is "gpu"'),
+        (["INPUT.MOSAIC.GROUPS", "0"], "INPUT.MOSAIC.GROUPS was renamed to MODEL.METHOD.DETIC.GROUPS"),
     ],
 )
 def test_wrong_overrides(overrides, told):
@@ -45,7 +46,14 @@ def test_wrong_overrides(overrides, told):
 
 
 @pytest.mark.parametrize(
-    "content", ["MODEL: [1,\n", "just text\n", "MODEL:\n  FOO: 1\n", "_BASE_: none.yaml\n"]
+    "content",
+    [
+        "MODEL: [1,\n",
+        "just text\n",
+        "MODEL:\n  FOO: 1\n",
+        "INPUT: {MOSAIC: {GROUPS: 0}}\n",
+        "_BASE_: none.yaml\n",
+    ],
 )
 def test_wrong_files(tmp_path, content):
     (tmp_path / "x.yaml").write_text(content)

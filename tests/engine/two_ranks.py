@@ -95,7 +95,7 @@ def official_method():
     return Detic(
         dim=DIM, temperature=50.0, bias=None, caption_weight=0.1, caption_base_regions=0,
         caption_negatives="gather", negative_weight=1.0, queue_length=0, tag_weight=0.0, tag_target="per_tag",
-        tag_min_iof=0.3, tag_topk=32,
+        tag_min_iof=0.3, tag_topk=32, num_groups=0,
     )  # fmt: skip
 
 
@@ -118,7 +118,6 @@ def caption_batch(rank):
     tiles = Tiles(
         boxes=boxes, canvas=torch.arange(TILES), image_ids=torch.arange(first, first + TILES),
         captions=[[n] for n in names], drawn=names, tags=[[] for _ in names],
-        groups=torch.zeros(2, 0, TILES, dtype=torch.bool),
     )  # fmt: skip
     return embeddings, tiles
 
@@ -131,7 +130,7 @@ def gathered_captions():
 
 def caption_loss(embeddings, tiles):
     method = official_method()
-    regions = Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0])
+    regions = Regions.of_tiles(tiles.boxes, tiles)
     texts = Texts(tiles, encoder=Directions(), class_embeddings=torch.zeros(2, DIM))
     loss = method.losses({"caption": embeddings}, {"caption": regions}, texts)["loss_caption"]
     return loss.item(), torch.autograd.grad(loss, embeddings)[0]

@@ -46,7 +46,6 @@ def loss_and_gradients(inputs, captions):
     tiles = Tiles(
         boxes=torch.zeros(count, 4), canvas=torch.zeros(count, dtype=torch.int64), image_ids=torch.arange(count),
         captions=[[str(i)] for i in range(count)], drawn=[str(i) for i in range(count)], tags=[[]] * count,
-        groups=torch.zeros(2, 0, count, dtype=torch.bool),
     )  # fmt: skip
     texts = Texts(tiles, encoder=Rows(captions), class_embeddings=torch.zeros(0, DIM))
     regions = method.select(tiles, None)

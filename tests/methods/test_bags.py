@@ -26,7 +26,6 @@ def tiles_of(boxes, canvas=None):
     return Tiles(
         boxes=torch.tensor(boxes), canvas=torch.tensor(canvas or [0] * count), image_ids=torch.arange(count),
         captions=[["x"]] * count, drawn=["x"] * count, tags=[[]] * count,
-        groups=torch.zeros(2, 0, count, dtype=torch.bool),
     )  # fmt: skip
 
 

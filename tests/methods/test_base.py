@@ -1,4 +1,4 @@
-"""What every method is given: regions of tiles and groups, and the texts of a batch."""
+"""What every method is given: regions of tiles, and the texts of a batch."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def tiles_of(boxes, *, canvas=None, tags=None, captions=None):
     return Tiles(
         boxes=torch.tensor(boxes, dtype=torch.float32), canvas=torch.tensor(canvas or [0] * count),
         image_ids=torch.arange(10, 10 + count), captions=captions, drawn=[c[-1] for c in captions],
-        tags=tags or [[] for _ in range(count)], groups=torch.zeros(2, 0, count, dtype=torch.bool),
+        tags=tags or [[] for _ in range(count)],
     )  # fmt: skip
 
 
@@ -37,22 +37,11 @@ def texts(hash_tower):
 # ---- regions
 
 
-def test_of_tiles_without_groups():
+def test_every_tile_is_a_region():
     tiles = tiles_of([[0, 0, 100, 100]] * 2, canvas=[0, 1])
-    regions = Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0])
+    regions = Regions.of_tiles(tiles.boxes, tiles)
     assert len(regions) == 2 and regions.members.tolist() == [[True, False], [False, True]]
     assert regions.boxes.tolist() == tiles.boxes.tolist()
-
-
-def test_a_group_is_the_union_of_its_members_boxes_on_their_canvas():
-    tiles = tiles_of([[0, 0, 100, 100], *QUARTERS], canvas=[0, 1, 1, 1, 1])
-    boxes = tiles.boxes + torch.tensor([2.0, 3, -2, -3])
-    groups = torch.tensor([[0, 0, 1, 0, 1], [0, 1, 1, 0, 0], [0, 0, 0, 1, 0]], dtype=torch.bool)
-    regions = Regions.of_tiles(boxes, tiles, groups)
-    assert torch.equal(regions.boxes[:5], boxes)
-    assert regions.boxes[5:].tolist() == [[52, 3, 98, 97], [2, 3, 98, 47], [2, 53, 48, 97]]
-    assert regions.canvas.tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
-    assert torch.equal(regions.members, torch.cat([torch.eye(5, dtype=torch.bool), groups]))
 
 
 # ---- texts
@@ -90,7 +79,9 @@ def test_tags_of_other_classes_are_told(texts):
 def test_a_method_that_says_nothing_else_needs_proposals_and_keeps_nothing():
     method = Method()
     assert method.needs_proposals and method.pools == "boxes" and method.joint
-    method.commit(None)
+    embeddings = {"tile": torch.zeros(1, 2)}
+    assert method.read(embeddings, {}, None) is embeddings
+    method.update_queues(embeddings, None)
     method.after_update()
     assert method.state_dict() == {}
     with pytest.raises(NotImplementedError):

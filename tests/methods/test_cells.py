@@ -20,7 +20,6 @@ def tiles_on(*canvases):
         boxes=torch.tensor([box for boxes in canvases for box in boxes], dtype=torch.float32).view(-1, 4),
         canvas=torch.arange(len(canvases)).repeat_interleave(torch.tensor(count)),
         image_ids=torch.arange(total), captions=[["x"]] * total, drawn=["x"] * total, tags=[[]] * total,
-        groups=torch.zeros(2, 0, total, dtype=torch.bool),
     )  # fmt: skip
 
 

@@ -20,7 +20,6 @@ def tiles_of(boxes, canvas=None):
         captions=[["x"]] * count,
         drawn=["x"] * count,
         tags=[[]] * count,
-        groups=torch.zeros(2, 0, count, dtype=torch.bool),
     )
 
 

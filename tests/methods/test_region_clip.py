@@ -87,7 +87,6 @@ def tiles_of(tags):
     return Tiles(
         boxes=torch.arange(4 * count).view(-1, 4).float(), canvas=torch.arange(count) // 2,
         image_ids=torch.arange(count), captions=[[]] * count, drawn=[""] * count, tags=tags,
-        groups=torch.zeros(2, 0, count, dtype=torch.bool),
     )  # fmt: skip
 
 

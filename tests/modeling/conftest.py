@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.data.tiles import Tiles
 from clim.engine import SafeCheckpointer
 from clim.modeling import OpenVocabOutputLayers, meta_arch
@@ -206,16 +206,15 @@ def detection(picture):
 
 @pytest.fixture(scope="session")
 def canvas(picture):
-    """``canvas(n, image ids)``: n x n tiles on 64 x 64 px; ``groups``: the members of each."""
+    """``canvas(n, image ids)``: n x n tiles on 64 x 64 px."""
 
-    def make(n, ids, *, groups=()):
+    def make(n, ids):
         cell = 64 // n
         boxes = [[c % n * cell, c // n * cell, (c % n + 1) * cell, (c // n + 1) * cell] for c in range(n * n)]
         tiles = Tiles(
             boxes=torch.tensor(boxes, dtype=torch.float32), canvas=torch.zeros(n * n, dtype=torch.int64),
             image_ids=torch.tensor(ids), captions=[[f"caption {i}"] for i in ids],
             drawn=[f"caption {i}" for i in ids], tags=[[i % 65, (i + 1) % 65] for i in ids],
-            groups=torch.tensor([[[t in g for t in range(n * n)] for g in groups]] * 2).reshape(2, -1, n * n),
         )  # fmt: skip
         return {"image": picture(64, 64, seed=sum(ids)), "height": 64, "width": 64, "tiles": tiles}
 
@@ -230,7 +229,7 @@ def joint_batch(detection, canvas):
         return {
             "detection": [detection(), detection(80, 64, seed=1)] if detections else [],
             "captions": [canvas(1, [11]), canvas(1, [12])] if captions else [],
-            "mosaics": [canvas(2, [11, 13, 14, 15], groups=[(0, 1), (1, 3)])] if mosaics else [],
+            "mosaics": [canvas(2, [11, 13, 14, 15])] if mosaics else [],
         }
 
     return make

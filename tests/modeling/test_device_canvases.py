@@ -18,7 +18,6 @@ def singles(count, side=6):
         Tiles(
             boxes=torch.tensor([[0.0, 0, side, side]]), canvas=torch.zeros(1, dtype=torch.int64),
             image_ids=torch.tensor([i]), captions=[[f"caption {i}"]], drawn=[f"caption {i}"], tags=[[i]],
-            groups=torch.zeros(2, 0, 1, dtype=torch.bool),
         )
         for i in range(count)
     ]  # fmt: skip
@@ -61,6 +60,20 @@ def test_pixels_are_laid_out_and_then_resized_as_one_picture():
     assert torch.equal(canvases.pixels, expected)
     _, untouched = compose_groups(given_, grids=(2,), size=12)
     torch.testing.assert_close(untouched.pixels[0], whole)
+
+
+def test_permuted_texts_are_those_of_another_tile_of_the_canvas():
+    torch.manual_seed(3)
+    by = [int(torch.randint(1, n * n, ())) for n in (2, 3, 4)]
+    _, true = compose_groups(singles(32), grids=(2, 3, 4), size=20)
+    torch.manual_seed(3)
+    left, found = compose_groups(singles(32), grids=(2, 3, 4), size=20, permute_texts=True)
+    for tiles, before, k in zip(found.tiles, true.tiles, by, strict=True):
+        assert tiles.image_ids.tolist() == before.image_ids.roll(k).tolist()
+        assert tiles.drawn == [f"caption {i}" for i in tiles.image_ids.tolist()]
+        assert torch.equal(tiles.boxes, before.boxes)
+    assert torch.equal(found.pixels, true.pixels)
+    assert [t.image_ids.tolist() for t in left.tiles] == [[29], [30], [31]]
 
 
 def test_a_batch_that_is_too_small_is_told():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.detector import Detector
 from clim.engine import SafeCheckpointer, Trainer, build, evaluate, load_config
 from clim.errors import UserError

@@ -41,7 +41,6 @@ def sample(height, width, *, n=1, seed=0):
             canvas=torch.zeros(n * n, dtype=torch.int64),
             image_ids=torch.arange(n * n) + 100 * seed, captions=[["x"]] * n**2,
             drawn=[f"dog {letter}" for letter in "abcdefghi"[: n * n]], tags=[[]] * n**2,
-            groups=torch.zeros(2, 0, n * n, dtype=torch.bool),
         ),
     }  # fmt: skip
 

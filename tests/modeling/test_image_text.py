@@ -45,7 +45,6 @@ def sample(side, boxes, seed=0):
             boxes=torch.tensor(boxes, dtype=torch.float32), canvas=torch.zeros(count, dtype=torch.int64),
             image_ids=torch.arange(count) + 100 * seed, captions=[["x"]] * count,
             drawn=[f"caption {seed} {i}" for i in range(count)], tags=[[]] * count,
-            groups=torch.zeros(2, 0, count, dtype=torch.bool),
         ),
     }  # fmt: skip
 
@@ -103,6 +102,20 @@ def test_canvases_of_the_loader_and_of_the_device_are_the_same_model(make):
     model = make().train()
     (loader,) = model(joint(captions=singles[4:], mosaics=[mosaic])).values()
     torch.testing.assert_close(device, loader, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_are_permuted_on_canvases_of_the_device(make):
+    singles = [sample(32, WHOLE, seed=s) for s in range(5)]
+    for single, caption in zip(singles, "abcde", strict=True):
+        single["tiles"].drawn = [caption]
+    overrides = ("INPUT.MOSAIC.COMPOSE", "device", "INPUT.MOSAIC.GRIDS", [2])
+    model = make(*overrides, "INPUT.MOSAIC.PERMUTE_TEXTS", True).train()
+    seen = []
+    model.align = lambda singles, canvases: seen.append((singles, canvases))
+    model(joint(captions=singles))
+    ((left, canvases),) = seen
+    assert left.tiles[0].drawn == ["e"]
+    assert "".join(canvases.tiles[0].drawn) in ("dabc", "cdab", "bcda")
 
 
 @pytest.mark.parametrize("regions, idle", [("v1", True), ("v2", False)])

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes, Instances
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from clim.data.coco_splits import BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES
+from clim.data.categories import BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES
 from clim.engine import build
 from clim.errors import UserError
 from clim.modeling import OVRCNNOutputLayers

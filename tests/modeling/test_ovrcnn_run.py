@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, COCO_NAMES, NOVEL_IDS
+from clim.data.categories import BASE_IDS, COCO_CATEGORIES, COCO_NAMES, NOVEL_IDS
 from clim.detector import Detector, Responder
 from clim.engine import SafeCheckpointer, Trainer, build, evaluate, load_config
 from clim.text import build_text_tower, word_piece_means

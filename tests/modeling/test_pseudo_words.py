@@ -14,7 +14,7 @@ from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from clim.data.canvas_mapper import CanvasMapper
-from clim.data.coco_splits import COCO_NAMES
+from clim.data.categories import COCO_NAMES
 from clim.detector import Detector
 from clim.engine.checkpoint import SafeCheckpointer
 from clim.errors import UserError

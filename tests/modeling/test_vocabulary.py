@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clim.data.coco_splits import BASE_INDICES
+from clim.data.categories import BASE_INDICES
 from clim.errors import UserError
 from clim.modeling.vocabulary import class_mask, is_configured, num_classes, vocabulary_embeddings
 from clim.text import build_text_tower

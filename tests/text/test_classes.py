@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clim.data.coco_splits import BASE_NAMES, NOVEL_NAMES
+from clim.data.categories import BASE_NAMES, NOVEL_NAMES
 from clim.errors import UserError
 from clim.text import CaptionCache, LazyTower, build_text_tower
 from clim.text.classes import CLASS_FEATURES, class_embeddings, load_embeddings, word_piece_means

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clim.data.pascal_context import PASCAL_CONTEXT
+from clim.data.categories import PASCAL_CONTEXT
 from clim.visualization.class_map import class_map, name_regions, paint, shares
 from clim.visualization.draw import class_colours
 from clim.visualization.response import upsample

@@ -65,6 +65,8 @@ def add_clim_config(cfg: CN) -> None:
     detic.TAG_TARGET = "multi_hot"  # or "per_tag": one-hot for each tag + background column (Detic)
     detic.TAG_MIN_IOF = 0.3  # a proposal belongs to the tile that holds more than this part of it
     detic.TAG_TOPK = 128  # proposals of a tile, by score, among which the largest is taken
+    detic.GROUPS = 4  # composition groups a canvas and loss (CLIM release); 0: none (paper)
+    cfg.register_renamed_key("INPUT.MOSAIC.GROUPS", "MODEL.METHOD.DETIC.GROUPS")
 
     # BARON's caption branch: the proposals of a picture or tile are one bag, read like a sentence (baron §5). The
     # part for tiles is unpublished: what tells tiles apart is Detic's, all else happens inside the tile (baron §7).
@@ -156,10 +158,11 @@ def add_clim_config(cfg: CN) -> None:
     mosaic.CROP_SCALE = [0.9, 1.0]  # for "crop": part of the picture's area
     mosaic.CROP_RATIO = [3 / 4, 4 / 3]  # width / height of the crop, which is resized to the cell
     mosaic.PAD_VALUE = 114  # grey of the gaps
-    mosaic.GROUPS = 4  # composition groups a canvas and loss (CLIM release); 0: none (paper)
     # "device": the model lays every 4 + 9 + 16 single crops of a batch on three canvases (CLIP release).
     mosaic.COMPOSE = "loader"
     mosaic.PARTNERS = "random"  # or an index made by tools/build_neighbours.py (Table 2c)
+    # Control: True gives every tile of a mosaic the texts of another tile of its canvas, drawn at random.
+    mosaic.PERMUTE_TEXTS = False
     cfg.INPUT.REGIONS = regions = CN()  # pictures with boxes to be classified
     regions.SIZE = 1024  # px, longest side; padded to a square
     # In px, cells that masks of regions are made of: the stride of the encoder's dense map.

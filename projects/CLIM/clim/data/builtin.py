@@ -14,8 +14,7 @@ from detectron2.data.datasets import load_coco_json
 
 from clim.data.captions import PREPARE_OV_COCO, load_captions_json, register_captions, require_folder
 from clim.data.catalog import Files, Vocabulary, categories_of, register
-from clim.data.coco_panoptic import STUFF_NAMES
-from clim.data.coco_splits import BASE_NAMES, COCO_NAMES, NOVEL_NAMES, contiguous_ids
+from clim.data.categories import BASE_NAMES, COCO_NAMES, NOVEL_NAMES, STUFF_NAMES, contiguous_ids
 from clim.data.pseudo_sets import register_pseudo_labels
 from clim.data.region_sets import load_panoptic_regions, load_regions
 from clim.errors import UserError

@@ -11,7 +11,6 @@ from clim.errors import UserError
 from .images import resize
 from .mosaic import (
     compose,
-    composition_groups,
     fit_cell,
     fit_size,
     grid_cells,
@@ -21,7 +20,7 @@ from .mosaic import (
     shortest_crop,
 )
 from .record_mapper import RecordMapper
-from .tiles import NUM_GROUP_DRAWS, tiles_of
+from .tiles import tiles_of
 
 
 class Layout(NamedTuple):
@@ -44,6 +43,7 @@ class CanvasMapper(RecordMapper):
         filling: "fit" keeps the ratio, pads and packs inwards (CLIM release); "crop" fills each cell by a
             random crop (CLIM paper §3.2). The box of a tile is what was pasted.
         partners: (N, K) indices of each record's neighbours, or None: partners are drawn from all records.
+        permute_texts: every tile of a mosaic gets the texts of another tile (a control for experiments).
         seed, stream: two sources with different ``stream`` draw independently.
     """
 
@@ -59,8 +59,8 @@ class CanvasMapper(RecordMapper):
         crop_scale: tuple[float, float] = (0.9, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         pad_value: float = 114,
-        num_groups: int = 0,
         partners: np.ndarray | None = None,
+        permute_texts: bool = False,
         seed: int,
         stream: int,
         image_format: str = "BGR",
@@ -75,7 +75,7 @@ class CanvasMapper(RecordMapper):
         self.grids, self.short, self.long, self.flip = tuple(grids), short, long, flip
         self.filling, self.crop_scale, self.crop_ratio = filling, crop_scale, crop_ratio
         self.pad_value = pad_value
-        self.num_groups, self.partners = num_groups, partners
+        self.partners, self.permute_texts = partners, permute_texts
         self.square = min(grids) > 1
 
     @classmethod
@@ -95,7 +95,8 @@ class CanvasMapper(RecordMapper):
             records, grids=mosaic.GRIDS, short=mosaic.SIZE, long=mosaic.SIZE, flip=mosaic.FLIP,
             filling=mosaic.FILLING, crop_scale=tuple(mosaic.CROP_SCALE),
             crop_ratio=tuple(mosaic.CROP_RATIO), pad_value=mosaic.PAD_VALUE,
-            num_groups=mosaic.GROUPS, partners=partners, seed=seed, stream=stream, image_format=cfg.INPUT.FORMAT,
+            partners=partners, permute_texts=mosaic.PERMUTE_TEXTS, seed=seed, stream=stream,
+            image_format=cfg.INPUT.FORMAT,
         )  # fmt: skip
 
     def map(self, index, rng, skipped):
@@ -106,12 +107,15 @@ class CanvasMapper(RecordMapper):
         canvas = compose(
             [p.transpose(2, 0, 1) for p in pictures], laid.boxes, size=laid.size, pad_value=self.pad_value
         )
-        groups = [composition_groups(n, self.num_groups, rng) for _ in range(NUM_GROUP_DRAWS)]
+        tiles = tiles_of(laid.records, laid.boxes, rng=rng)
+        if self.permute_texts and len(tiles) > 1:
+            # Drawn last, so that the canvas is that of a run without; a rotation leaves no text in place.
+            tiles = tiles.with_rolled_texts(int(rng.integers(1, len(tiles))))
         return {
             "image": torch.from_numpy(np.ascontiguousarray(canvas)),
             "height": laid.size[0],
             "width": laid.size[1],
-            "tiles": tiles_of(laid.records, laid.boxes, groups=np.stack(groups), rng=rng),
+            "tiles": tiles,
         }
 
     def single(self, index: int, rng, skipped) -> Layout:

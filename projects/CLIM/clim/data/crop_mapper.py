@@ -6,7 +6,7 @@ from PIL import Image
 
 from .mosaic import resized_crop, shortest_crop
 from .record_mapper import RecordMapper
-from .tiles import NUM_GROUP_DRAWS, tiles_of
+from .tiles import tiles_of
 
 
 class CropMapper(RecordMapper):
@@ -55,5 +55,5 @@ class CropMapper(RecordMapper):
             "image": torch.from_numpy(np.asarray(picture).transpose(2, 0, 1).copy()),
             "height": self.size,
             "width": self.size,
-            "tiles": tiles_of([record], boxes, groups=np.zeros((NUM_GROUP_DRAWS, 0, 1), bool), rng=rng),
+            "tiles": tiles_of([record], boxes, rng=rng),
         }

@@ -73,24 +73,6 @@ def compose(pictures: Sequence, boxes, *, size: tuple[int, int], pad_value: floa
     return canvas
 
 
-def composition_groups(n: int, num_groups: int, rng: np.random.Generator) -> np.ndarray:
-    """Distinct sub-grid rectangles of two or more cells: (G, T) bool, G <= ``num_groups``.
-
-    Row and column spans are two uniform draws each, sorted (CLIM release). Small grids have fewer
-    rectangles than asked for: all (n(n+1)/2)^2 - n^2 of them at most.
-    """
-    available = (n * (n + 1) // 2) ** 2 - n * n
-    groups: dict[tuple, np.ndarray] = {}
-    while len(groups) < min(num_groups, available):
-        top, bottom = np.sort(rng.integers(0, n, 2)).tolist()
-        left, right = np.sort(rng.integers(0, n, 2)).tolist()
-        if (top, left) != (bottom, right):
-            cells = np.zeros((n, n), dtype=bool)
-            cells[top : bottom + 1, left : right + 1] = True
-            groups[top, bottom, left, right] = cells.ravel()
-    return np.stack(list(groups.values())) if groups else np.zeros((0, n * n), dtype=bool)
-
-
 def resized_crop(
     height: int,
     width: int,

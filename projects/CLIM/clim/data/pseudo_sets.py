@@ -12,7 +12,7 @@ REMEDY = "make it with tools/pseudo_label.py"
 
 
 def register_pseudo_labels(name: str, json_file: str, image_root: str) -> None:
-    """Register a json of :func:`clim.data.pseudo_labels.coco_format`, for DATASETS.REGIONS; nothing is read yet.
+    """Register a json of ``tools/pseudo_label.py``, for DATASETS.REGIONS; nothing is read yet.
 
     Its classes are the file's categories by ascending id. A name that is taken stays as it is.
 

@@ -5,7 +5,7 @@ import torch
 
 from .letterbox import letterbox
 from .record_mapper import RecordMapper
-from .tiles import NUM_GROUP_DRAWS, Tiles
+from .tiles import Tiles
 
 
 class RegionMapper(RecordMapper):
@@ -46,6 +46,5 @@ class RegionMapper(RecordMapper):
                 captions=[[] for _ in range(count)],
                 drawn=[""] * count,
                 tags=[[int(noun)] for noun in record["nouns"]],
-                groups=torch.zeros(NUM_GROUP_DRAWS, 0, count, dtype=torch.bool),
             ),
         }

@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog
 
 from clim.data.captions import require_folder
 from clim.data.catalog import Files, Vocabulary, first_existing, own_vocabulary, register
-from clim.data.coco_panoptic import STUFF_IDS, panoptic_ids
+from clim.data.categories import STUFF_IDS, panoptic_ids
 from clim.errors import UserError
 from clim.files import read_json
 from clim.paths import data_root

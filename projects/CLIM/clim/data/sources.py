@@ -9,7 +9,7 @@ from clim.errors import UserError
 from .canvas_mapper import CanvasMapper
 from .crop_mapper import CropMapper
 from .detection_mapper import DetectionMapper
-from .neighbours import load_neighbours
+from .partners import load_neighbours
 from .record_mapper import RecordMapper
 from .region_mapper import RegionMapper
 

@@ -1,21 +1,16 @@
 """What a canvas carries, and a batch of canvases as the methods see it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-NUM_GROUP_DRAWS = 2  # independent draws of composition groups: captions, tags
-
 
 @dataclass
 class Tiles:
-    """The tiles (pseudo regions) of one canvas, or of all canvases of a batch.
-
-    T tiles; L independent draws of G composition groups.
-    """
+    """The T tiles (pseudo regions) of one canvas, or of all canvases of a batch."""
 
     boxes: Tensor  # (T, 4) float32 xyxy in canvas pixels: the pasted pictures, not their cells
     canvas: Tensor  # (T,) int64, index of the canvas in the batch
@@ -23,7 +18,6 @@ class Tiles:
     captions: list[list[str]]  # all captions of each tile
     drawn: list[str]  # the caption drawn for this visit
     tags: list[list[int]]  # 0-based class indices
-    groups: Tensor  # (L, G, T) bool, the tiles that each composition group joins
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -42,12 +36,25 @@ class Tiles:
             captions=self.captions,
             drawn=self.drawn,
             tags=self.tags,
-            groups=self.groups.to(device),
+        )
+
+    def with_rolled_texts(self, by: int) -> "Tiles":
+        """The tiles of one canvas, all that belongs to the image of tile i now at tile i + ``by``, modulo T."""
+
+        def rolled(rows: list) -> list:
+            return [rows[i - by] for i in range(len(rows))]
+
+        return replace(
+            self,
+            image_ids=self.image_ids.roll(by),
+            captions=rolled(self.captions),
+            drawn=rolled(self.drawn),
+            tags=rolled(self.tags),
         )
 
     @classmethod
     def cat(cls, tiles: list["Tiles"]) -> "Tiles":
-        """Tiles of several canvases as one batch; groups stay inside their canvas."""
+        """Tiles of several canvases as one batch."""
         return cls(
             boxes=torch.cat([t.boxes for t in tiles]),
             canvas=torch.cat([torch.full((len(t),), i) for i, t in enumerate(tiles)]),
@@ -55,12 +62,11 @@ class Tiles:
             captions=sum((t.captions for t in tiles), []),
             drawn=sum((t.drawn for t in tiles), []),
             tags=sum((t.tags for t in tiles), []),
-            groups=_block_diagonal([t.groups for t in tiles]),
         )
 
 
-def tiles_of(records: Sequence[dict], boxes: np.ndarray, *, groups: np.ndarray, rng) -> Tiles:
-    """Tiles of one canvas: T records at ``boxes`` (T, 4), one caption drawn for each, ``groups`` (L, G, T)."""
+def tiles_of(records: Sequence[dict], boxes: np.ndarray, *, rng) -> Tiles:
+    """Tiles of one canvas: T records at ``boxes`` (T, 4), one caption drawn for each."""
     return Tiles(
         boxes=torch.from_numpy(boxes).float(),
         canvas=torch.zeros(len(boxes), dtype=torch.int64),
@@ -68,18 +74,4 @@ def tiles_of(records: Sequence[dict], boxes: np.ndarray, *, groups: np.ndarray, 
         captions=[list(r["captions"]) for r in records],
         drawn=[r["captions"][rng.integers(len(r["captions"]))] for r in records],
         tags=[list(r.get("tags", ())) for r in records],
-        groups=torch.from_numpy(groups),
     )
-
-
-def _block_diagonal(groups: list[Tensor]) -> Tensor:
-    """Groups (L, G_i, T_i) of each canvas → (L, ΣG, ΣT)."""
-    draws = groups[0].shape[0]
-    out = torch.zeros(
-        draws, sum(g.shape[1] for g in groups), sum(g.shape[2] for g in groups), dtype=torch.bool
-    )
-    row = col = 0
-    for g in groups:
-        out[:, row : row + g.shape[1], col : col + g.shape[2]] = g
-        row, col = row + g.shape[1], col + g.shape[2]
-    return out

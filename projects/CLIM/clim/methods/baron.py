@@ -93,17 +93,19 @@ class Baron(Method):
         """proposal: those of each tile's bag; tile: the tiles, one more region of each bag."""
         return {
             "proposal": tile_bags(tiles, proposals, self.rules),
-            "tile": Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0][:0]),
+            "tile": Regions.of_tiles(tiles.boxes, tiles),
         }
 
+    def read(self, embeddings, regions, texts):
+        """bag: (S, D) unit embeddings of all bags in their orders; image_id: (S,) that of each bag's tile."""
+        bags, tile = self.read_bags(*self.placed_words(embeddings, regions), texts)
+        return {"bag": bags, "image_id": texts.tiles.image_ids[tile]}
+
     def losses(self, embeddings, regions, texts):
-        words, owner = self.placed_words(embeddings, regions)
-        bags, bag_tile = self.read_bags(words, owner, texts)
-        texts.memory.update(bags=bags.detach(), bag_ids=texts.tiles.image_ids[bag_tile])
         stored_bags, stored_captions = self.bag_queue.read(), self.caption_queue.read()
         loss = matched_contrast(
-            torch.cat([bags, stored_bags[0]]),
-            torch.cat([texts.memory["bag_ids"], stored_bags[1]]),
+            torch.cat([embeddings["bag"], stored_bags[0]]),
+            torch.cat([embeddings["image_id"], stored_bags[1]]),
             torch.cat([texts.all_captions, stored_captions[0]]),
             torch.cat([texts.all_caption_ids, stored_captions[1]]),
             scale=self.temperature,
@@ -141,6 +143,6 @@ class Baron(Method):
         bags = F.normalize(texts.encode_words(sequences, lengths).embedding, dim=-1)
         return bags, torch.tensor(tile, device=words.device)
 
-    def commit(self, texts):
-        self.bag_queue.push(texts.memory["bags"], texts.memory["bag_ids"])
+    def update_queues(self, embeddings, texts):
+        self.bag_queue.push(embeddings["bag"], embeddings["image_id"])
         self.caption_queue.push(texts.all_captions, texts.all_caption_ids)

@@ -31,33 +31,17 @@ class Regions:
         return len(self.canvas)
 
     @classmethod
-    def of_tiles(cls, boxes: Tensor, tiles: Tiles, groups: Tensor) -> "Regions":
-        """One region for each tile's box (T, 4), then one for each group (G, T): the union of its members' boxes."""
-        regions = cls(boxes, tiles.canvas, torch.eye(len(tiles), dtype=torch.bool, device=boxes.device))
-        if len(groups) == 0:
-            return regions
-        inf = torch.full_like(boxes[:, :2], torch.inf)
-        inside = groups[..., None]
-        low = torch.where(inside, boxes[None, :, :2], inf).amin(1)
-        high = torch.where(inside, boxes[None, :, 2:], -inf).amax(1)
-        first = groups.float().argmax(1)
-        return cls(
-            torch.cat([boxes, torch.cat([low, high], 1)]),
-            torch.cat([tiles.canvas, tiles.canvas[first]]),
-            torch.cat([regions.members, groups]),
-        )
+    def of_tiles(cls, boxes: Tensor, tiles: Tiles) -> "Regions":
+        """One region for each tile: its row of ``boxes`` (T, 4)."""
+        return cls(boxes, tiles.canvas, torch.eye(len(tiles), dtype=torch.bool, device=boxes.device))
 
 
 class Texts:
-    """What a method may ask about the texts of its source batch.
-
-    ``memory`` is the batch's scratch paper: what ``losses`` has computed without gradient and ``commit`` keeps.
-    """
+    """What a method may ask about the texts of its source batch."""
 
     def __init__(self, tiles: Tiles, *, encoder, class_embeddings: Tensor):
         self.tiles = tiles
         self.class_embeddings = class_embeddings  # (K + 1, D) unit rows; the last, background, may be zeros
-        self.memory: dict[str, Tensor] = {}
         self._encoder = encoder
 
     @cached_property
@@ -129,17 +113,24 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def read(
+        self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts
+    ) -> dict[str, Tensor]:
+        """What ``losses`` and ``update_queues`` take: the embeddings themselves, or what they both need of them.
+
+        Args:
+            embeddings: un-normalised projections (R, D) of every role, from one stage of the head.
+        """
+        return embeddings
+
     def losses(
         self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts
     ) -> dict[str, Tensor]:
-        """{"loss_…": scalar} from un-normalised projections (R, D) of every role.
-
-        Changes no state; what ``commit`` is to keep goes, detached, into ``texts.memory``.
-        """
+        """{"loss_…": scalar} of ``embeddings``, the result of ``read``. Changes no state."""
         raise NotImplementedError
 
-    def commit(self, texts: Texts) -> None:
-        """Update memories; called once per source batch, after the last stage's losses."""
+    def update_queues(self, embeddings: dict[str, Tensor], texts: Texts) -> None:
+        """Store what later losses need. Called once per source batch, with the last stage's result of ``read``."""
 
     def after_update(self) -> None:
         """Put parameters back into their range; called after every step of the optimiser."""

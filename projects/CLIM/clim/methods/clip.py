@@ -36,7 +36,7 @@ class ClipContrast(Method):
 
     def select(self, tiles, proposals):
         """tile: every tile, a whole picture being the only tile of its canvas."""
-        return {"tile": Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0][:0])}
+        return {"tile": Regions.of_tiles(tiles.boxes, tiles)}
 
     def losses(self, embeddings, regions, texts):
         images, captions = F.normalize(embeddings["tile"].float(), dim=-1), texts.drawn.float()

@@ -2,14 +2,17 @@
 
 With 1 x 1 canvases the tile is the image and this is Detic; with mosaics it is Detic + CLIM (CLIM paper §3.3).
 Two presets: the CLIM release (cosine x 25 - 20, queue, composition groups, multi-hot tags) and official Detic
-(cosine x 50, gathered captions, one-hot tags). Shape legend: methods/base.py.
+(cosine x 50, gathered captions, one-hot tags). Shape legend: methods/base.py; G composition groups.
 """
+
+import math
 
 import torch
 from detectron2.config import configurable
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from clim.data.tiles import Tiles
 from clim.errors import UserError
 from clim.losses import cosine_logits, matched_bce, multi_hot_bce, one_hot_per_tag_bce, positives_by_id
 
@@ -38,6 +41,7 @@ class Detic(Method):
         tag_target: str,
         tag_min_iof: float,
         tag_topk: int,
+        num_groups: int,
     ):
         super().__init__()
         if caption_negatives not in ("queue", "gather"):
@@ -52,6 +56,7 @@ class Detic(Method):
         self.caption_weight, self.caption_base_regions = caption_weight, caption_base_regions
         self.tag_weight, self.tag_target = tag_weight, tag_target
         self.tag_min_iof, self.tag_topk = tag_min_iof, tag_topk
+        self.num_groups = num_groups
         self.needs_proposals = tag_weight > 0
         roles = [r for r, w in (("caption", caption_weight), ("tag", tag_weight)) if w > 0]
         self.bias = nn.ParameterDict({r: nn.Parameter(torch.tensor(bias)) for r in roles if bias is not None})
@@ -76,17 +81,22 @@ class Detic(Method):
             "tag_target": detic.TAG_TARGET,
             "tag_min_iof": detic.TAG_MIN_IOF,
             "tag_topk": detic.TAG_TOPK,
+            "num_groups": detic.GROUPS,
         }
 
     def select(self, tiles, proposals):
-        """caption: the tiles; tag: the largest proposal inside each; both with their composition groups."""
+        """caption: the tiles; tag: the largest proposal inside each; both with composition groups of their own."""
         regions = {}
         if self.caption_weight > 0:
-            regions["caption"] = Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0])
+            regions["caption"] = self.with_groups(Regions.of_tiles(tiles.boxes, tiles), tiles)
         if self.tag_weight > 0:
             boxes = largest_inside(tiles, proposals, min_iof=self.tag_min_iof, topk=self.tag_topk)
-            regions["tag"] = Regions.of_tiles(boxes, tiles, tiles.groups[1])
+            regions["tag"] = self.with_groups(Regions.of_tiles(boxes, tiles), tiles)
         return regions
+
+    def with_groups(self, regions: Regions, tiles: Tiles) -> Regions:
+        """``regions``, one a tile, and those of newly drawn composition groups."""
+        return join_groups(regions, draw_groups(tiles, self.num_groups))
 
     def losses(self, embeddings, regions, texts):
         losses = {}
@@ -127,9 +137,46 @@ class Detic(Method):
         bias = self.bias[role] if role in self.bias else 0.0
         return cosine_logits(embeddings, texts, temperature=self.temperature, bias=bias)
 
-    def commit(self, texts):
+    def update_queues(self, embeddings, texts):
         if self.queue is not None:
             self.queue.push(texts.drawn, texts.tiles.image_ids)
+
+
+def composition_groups(n: int, num_groups: int) -> Tensor:
+    """Distinct rectangles of two or more cells of the n x n grid: (G, n²) bool, G <= ``num_groups``.
+
+    Row and column spans are two uniform draws each, sorted (CLIM release), from torch's own random state on the CPU,
+    which resuming restores. A small grid has fewer rectangles: (n(n+1)/2)² - n² of them.
+    """
+    available = (n * (n + 1) // 2) ** 2 - n * n
+    groups: dict[tuple, Tensor] = {}
+    while len(groups) < min(num_groups, available):
+        (top, bottom), (left, right) = torch.randint(n, (2, 2)).sort(1).values.tolist()
+        if (top, left) != (bottom, right):
+            cells = torch.zeros(n, n, dtype=torch.bool)
+            cells[top : bottom + 1, left : right + 1] = True
+            groups[top, bottom, left, right] = cells.flatten()
+    return torch.stack(list(groups.values())) if groups else torch.zeros(0, n * n, dtype=torch.bool)
+
+
+def draw_groups(tiles: Tiles, num_groups: int) -> Tensor:
+    """Composition groups of every canvas, whose T tiles are a √T x √T grid: (G, T) bool, canvas by canvas."""
+    counts = torch.bincount(tiles.canvas).tolist()
+    groups = [composition_groups(math.isqrt(count), num_groups) for count in counts]
+    return torch.block_diag(*groups).bool().to(tiles.boxes.device)
+
+
+def join_groups(regions: Regions, groups: Tensor) -> Regions:
+    """``regions``, one a tile, then one for each group (G, T): the union of its members' boxes."""
+    inside, boxes = groups[..., None], regions.boxes[None]
+    low = torch.where(inside, boxes[..., :2], torch.inf).amin(1)
+    high = torch.where(inside, boxes[..., 2:], -torch.inf).amax(1)
+    first = groups.float().argmax(1)
+    return Regions(
+        torch.cat([regions.boxes, torch.cat([low, high], 1)]),
+        torch.cat([regions.canvas, regions.canvas[first]]),
+        torch.cat([regions.members, groups]),
+    )
 
 
 def gather_texts(captions: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:

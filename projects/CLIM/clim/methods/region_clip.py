@@ -56,7 +56,7 @@ class RegionClip(Method):
         return torch.tensor(self.scale).log()
 
     def select(self, tiles, proposals):
-        return {"region": Regions.of_tiles(tiles.boxes, tiles, tiles.groups[0])}
+        return {"region": Regions.of_tiles(tiles.boxes, tiles)}
 
     def losses(self, embeddings, regions, texts):
         labels = self.labels(texts.tiles.tags).to(self.nouns.device)

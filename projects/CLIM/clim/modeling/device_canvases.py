@@ -19,13 +19,18 @@ class Canvases(NamedTuple):
     tiles: list[Tiles]  # one a canvas
 
 
-def compose_groups(singles: Canvases, *, grids: Sequence[int], size: int) -> tuple[Canvases, Canvases]:
+def compose_groups(
+    singles: Canvases, *, grids: Sequence[int], size: int, permute_texts: bool = False
+) -> tuple[Canvases, Canvases]:
     """Single crops → (those left over, canvases).
 
     Every Σ n² crops (29 for 2, 3 and 4) make one canvas of each grid. The first crops of the batch fill all
     canvases of the first grid row by row, the next those of the second, and so on. Crops are laid side by
     side at their own size, and the canvas is then resized to ``size`` x ``size`` px (bicubic, not
     anti-aliased); the boxes are the exact cells, between pixels where ``size`` is no multiple of n.
+
+    ``permute_texts``: every tile of a mosaic gets the texts of another tile, by a rotation drawn from torch's own
+    random state on the CPU, which resuming restores.
 
     Raises:
         UserError: the batch is too small for one group.
@@ -42,7 +47,10 @@ def compose_groups(singles: Canvases, *, grids: Sequence[int], size: int) -> tup
         for _ in range(groups):
             members = range(start, start + n * n)
             pixels.append(_canvas(singles.pixels[start : start + n * n], n=n, size=size))
-            tiles.append(_joined([singles.tiles[i] for i in members], n=n, size=size))
+            joined = _joined([singles.tiles[i] for i in members], n=n, size=size)
+            if permute_texts and len(joined) > 1:
+                joined = joined.with_rolled_texts(int(torch.randint(1, len(joined), ())))
+            tiles.append(joined)
             start += n * n
     return Canvases(singles.pixels[start:], singles.tiles[start:]), Canvases(torch.stack(pixels), tiles)
 

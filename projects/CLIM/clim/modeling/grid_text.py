@@ -68,9 +68,10 @@ class GridTextModel(ImageTextModel):
             sizes = {"padded": images.tensor.shape[-2:], "cells": maps[-1].shape[-2:]}
             grids += [Grid.of(size, **sizes) for size in images.image_sizes]
         cells = self.method.select(tiles, grids)
-        embeddings = {role: self.image_encoder.project(read_cells(maps, c)) for role, c in cells.items()}
+        projections = {role: self.image_encoder.project(read_cells(maps, c)) for role, c in cells.items()}
+        embeddings = self.method.read(projections, cells, texts)
         losses = self.method.losses(embeddings, cells, texts)
-        self.method.commit(texts)
+        self.method.update_queues(embeddings, texts)
         return losses
 
     def padded(self, images: list[Tensor]) -> ImageList:

@@ -45,6 +45,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         class_embeddings: Tensor,
         device_grids: list[int],
         canvas_size: int,
+        permute_texts: bool,
         pixel_mean: list[float],
         pixel_std: list[float],
     ):
@@ -53,6 +54,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             class_embeddings: (K, D), (0, D) where no vocabulary is configured.
             device_grids: canvases of these grids are made in the step, from the batch's single pictures; []: not.
             canvas_size: px, side of these canvases.
+            permute_texts: of these canvases, as in :func:`compose_groups`.
         """
         super().__init__()
         self.image_encoder = image_encoder
@@ -61,6 +63,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         self.text_encoder = text_encoder
         self.register_buffer("class_embeddings", F.normalize(class_embeddings, dim=-1), False)
         self.device_grids, self.canvas_size = device_grids, canvas_size
+        self.permute_texts = permute_texts
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.register_load_state_dict_pre_hook(_accept_clip_keys)
@@ -93,6 +96,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             else torch.zeros(0, dim),
             "device_grids": list(mosaic.GRIDS) if mosaic.COMPOSE == "device" else [],
             "canvas_size": mosaic.SIZE,
+            "permute_texts": mosaic.PERMUTE_TEXTS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -107,7 +111,9 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             return self.inference(batch)
         singles, canvases = self.load(batch["captions"]), self.load(batch["mosaics"] + batch["regions"])
         if self.device_grids:
-            singles, canvases = compose_groups(singles, grids=self.device_grids, size=self.canvas_size)
+            singles, canvases = compose_groups(
+                singles, grids=self.device_grids, size=self.canvas_size, permute_texts=self.permute_texts
+            )
         return self.align(singles, canvases)
 
     def align(self, singles: Canvases, canvases: Canvases) -> dict[str, Tensor]:
@@ -115,8 +121,10 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         tiles = Tiles.cat(singles.tiles + canvases.tiles).to(self.device)
         texts = self.texts(tiles)
         regions = self.method.select(tiles, None)
-        losses = self.method.losses(self.embed(singles.pixels, canvases.pixels, regions), regions, texts)
-        self.method.commit(texts)
+        projections = self.embed(singles.pixels, canvases.pixels, regions)
+        embeddings = self.method.read(projections, regions, texts)
+        losses = self.method.losses(embeddings, regions, texts)
+        self.method.update_queues(embeddings, texts)
         return losses
 
     def texts(self, tiles: Tiles) -> Texts:

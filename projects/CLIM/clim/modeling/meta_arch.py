@@ -90,10 +90,11 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         proposals = self.proposal_generator.propose(images, features) if self.method.needs_proposals else None
         regions = self.method.select(tiles, proposals)
         losses: dict[str, Tensor] = {}
-        for embeddings in embed_regions(self.roi_heads, features, regions):
+        for projections in embed_regions(self.roi_heads, features, regions):
+            embeddings = self.method.read(projections, regions, texts)
             for name, loss in self.method.losses(embeddings, regions, texts).items():
                 losses[name] = losses.get(name, 0.0) + loss
-        self.method.commit(texts)
+        self.method.update_queues(embeddings, texts)
         return losses
 
     def leaves_weights_idle(self, loader) -> bool:

@@ -8,8 +8,8 @@ import torch
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
-from clim.data import coco_splits
-from clim.data.class_lists import NAMED_CLASSES
+from clim.data import categories
+from clim.data.categories import NAMED_CLASSES
 from clim.errors import UserError
 from clim.paths import resolve
 from clim.text import CLASS_FEATURES, load_embeddings
@@ -141,7 +141,7 @@ def competing_classes(cfg) -> Tensor:
     competes = torch.ones(count, dtype=torch.bool)
     if not name or cfg.MODEL.VOCABULARY.NAMES:
         return competes
-    if name not in _TEST_CLASSES or count != len(coco_splits.COCO_NAMES):
+    if name not in _TEST_CLASSES or count != len(categories.COCO_NAMES):
         raise UserError(
             f'MODEL.OVRCNN.TEST_CLASSES is "{name}", with {count} classes: choose one of '
             f'{", ".join(_TEST_CLASSES)} for COCO\'s 80 classes, else "".'
@@ -153,7 +153,7 @@ def competing_classes(cfg) -> Tensor:
 
 def _ovcoco_mask() -> Tensor:
     mask = torch.zeros(80)
-    mask[list(coco_splits.BASE_INDICES)] = 1
+    mask[list(categories.BASE_INDICES)] = 1
     return mask
 
 
@@ -165,9 +165,9 @@ def _mini_mask() -> Tensor:
 
 _NAMED_MASKS = {"ovcoco": _ovcoco_mask, "mini": _mini_mask}
 _TEST_CLASSES = {
-    "ovcoco": coco_splits.BASE_INDICES + coco_splits.NOVEL_INDICES,
-    "ovcoco_base": coco_splits.BASE_INDICES,
-    "ovcoco_novel": coco_splits.NOVEL_INDICES,
+    "ovcoco": categories.BASE_INDICES + categories.NOVEL_INDICES,
+    "ovcoco_base": categories.BASE_INDICES,
+    "ovcoco_novel": categories.NOVEL_INDICES,
 }
 
 

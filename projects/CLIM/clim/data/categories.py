@@ -1,0 +1,67 @@
+"""Class lists: COCO's 80 classes and the split of OV-COCO, COCO's 133 panoptic classes, PASCAL Context's 59.
+
+The names and ids of COCO are Detectron2's own. The split has 48 base, 17 novel and 15 unused classes: Bansal et
+al., "Zero-Shot Object Detection" (ECCV 2018), as OVR-CNN, Detic and CLIM use it. Unused classes have no annotation
+in either part; a detector still predicts all 80.
+
+Ids are COCO's (with gaps); indices are contiguous, in ascending order of ids.
+"""
+
+from detectron2.data.datasets import builtin_meta
+
+from .mini_concepts import MINI_CATEGORIES
+
+# fmt: off
+BASE_IDS: tuple[int, ...] = (
+    1, 2, 3, 4, 7, 8, 9, 15, 16, 19, 20, 23, 24, 25, 27, 31, 33, 34, 35, 38, 42, 44, 48, 50, 51, 52, 53,
+    54, 55, 56, 57, 59, 60, 62, 65, 70, 72, 73, 74, 75, 78, 79, 80, 82, 84, 85, 86, 90,
+)
+NOVEL_IDS: tuple[int, ...] = (
+    5, 6, 17, 18, 21, 22, 28, 32, 36, 41, 47, 49, 61, 63, 76, 81, 87,
+)
+# Mottaghi et al., CVPR 2014, without the background, with the names of Fig. 5 of CLIM.
+PASCAL_CONTEXT: tuple[str, ...] = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "table", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor", "bag", "bed", "bench",
+    "book", "building", "cabinet", "ceiling", "cloth", "computer", "cup", "door", "fence", "floor", "flower",
+    "food", "grass", "ground", "keyboard", "light", "mountain", "mouse", "curtain", "platform", "sign", "plate",
+    "road", "rock", "shelves", "sidewalk", "sky", "snow", "bedclothes", "track", "tree", "truck", "wall",
+    "water", "window", "wood",
+)
+# fmt: on
+
+# (id, name) by ascending id. Panoptic: 80 things, then 53 stuff classes. Stuff has the names of COCO's json
+# ("tree-merged", "door-stuff"), because the CLIM release embeds prompts of these.
+PANOPTIC_CATEGORIES = tuple(sorted((c["id"], c["name"]) for c in builtin_meta.COCO_CATEGORIES))
+STUFF_IDS = frozenset(c["id"] for c in builtin_meta.COCO_CATEGORIES if not c["isthing"])
+COCO_CATEGORIES = tuple((key, name) for key, name in PANOPTIC_CATEGORIES if key not in STUFF_IDS)
+
+COCO_IDS, COCO_NAMES = zip(*COCO_CATEGORIES, strict=True)
+PANOPTIC_NAMES = tuple(name for _, name in PANOPTIC_CATEGORIES)
+STUFF_NAMES = tuple(name for key, name in PANOPTIC_CATEGORIES if key in STUFF_IDS)
+UNUSED_IDS = tuple(key for key in COCO_IDS if key not in BASE_IDS + NOVEL_IDS)
+
+BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES = (
+    tuple(COCO_IDS.index(key) for key in ids) for ids in (BASE_IDS, NOVEL_IDS, UNUSED_IDS)
+)
+BASE_NAMES, NOVEL_NAMES, UNUSED_NAMES = (
+    tuple(COCO_NAMES[index] for index in indices) for indices in (BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES)
+)
+
+# Lists that one word names where classes are asked for, in the order of the indices.
+NAMED_CLASSES: dict[str, tuple[str, ...]] = {
+    "coco": COCO_NAMES,
+    "coco_panoptic": PANOPTIC_NAMES,
+    "mini": MINI_CATEGORIES,
+    "pascal_context": PASCAL_CONTEXT,
+}
+
+
+def contiguous_ids() -> dict[int, int]:
+    """COCO category id -> index (0-79), a new dict at each call."""
+    return {key: index for index, key in enumerate(COCO_IDS)}
+
+
+def panoptic_ids() -> dict[int, int]:
+    """COCO panoptic category id -> index (0-132), a new dict at each call."""
+    return {key: index for index, (key, _) in enumerate(PANOPTIC_CATEGORIES)}

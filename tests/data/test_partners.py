@@ -1,0 +1,103 @@
+"""An index of neighbours comes back as it was saved; one that does not fit the data set is refused."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from build_neighbours import save_neighbours
+from clim.data.partners import load_neighbours
+from clim.errors import UserError
+
+
+def records_of(ids):
+    return [{"image_id": i} for i in ids]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    rows = np.int32([[1, 2], [0, 2], [1, 0]])
+    path = tmp_path / "deep" / "index.npy"
+    save_neighbours(path, rows, records=records_of([7, 8, 9]), by="text", dataset="pairs")
+    return path, rows
+
+
+def test_round_trip_is_memory_mapped(saved):
+    path, rows = saved
+    index = load_neighbours(path, records_of([7, 8, 9]))
+    assert (index.by, index.dataset, len(index)) == ("text", "pairs", 3)
+    assert isinstance(index.rows, np.memmap)
+    np.testing.assert_array_equal(index.rows, rows)
+    np.testing.assert_array_equal(index[1], [0, 2])
+    assert sorted(p.name for p in path.parent.iterdir()) == ["index.json", "index.npy"]
+
+
+def test_workers_get_the_path_not_the_table(tmp_path):
+    rows = np.tile(np.arange(50, dtype=np.int32), (1000, 1))
+    save_neighbours(tmp_path / "i.npy", rows, records=records_of(range(1000)), by="image", dataset="d")
+    pickled = pickle.dumps(load_neighbours(tmp_path / "i.npy", records_of(range(1000))))
+    assert len(pickled) < 1000
+    np.testing.assert_array_equal(pickle.loads(pickled).rows, rows)
+
+
+def test_relative_paths_are_found_under_the_data_root(saved, monkeypatch):
+    path, rows = saved
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(path.parent))
+    np.testing.assert_array_equal(load_neighbours("index.npy", records_of([7, 8, 9])).rows, rows)
+
+
+@pytest.mark.parametrize("ids", [[7, 8], [7, 9, 8], [7, 8, 10], [7, 8, 9, 10], []])
+def test_other_images_are_refused(saved, ids):
+    with pytest.raises(UserError, match="built for 3 images of pairs"):
+        load_neighbours(saved[0], records_of(ids))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".json"])
+def test_missing_files_are_named(saved, suffix):
+    saved[0].with_suffix(suffix).unlink()
+    with pytest.raises(UserError, match=rf"index\{suffix} is missing; build it with tools/"):
+        load_neighbours(saved[0], records_of([7, 8, 9]))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [(".npy", b""), (".npy", b"rubbish"), (".json", b"{"), (".json", b"{}"), (".json", b"[]")],
+)  # fmt: skip
+def test_damaged_files(saved, suffix, content):
+    saved[0].with_suffix(suffix).write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        load_neighbours(saved[0], records_of([7, 8, 9]))
+
+
+def test_a_cut_table_is_refused(saved):
+    saved[0].write_bytes(saved[0].read_bytes()[:-4])
+    with pytest.raises(UserError, match="damaged"):
+        load_neighbours(saved[0], records_of([7, 8, 9]))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [np.int64([[1], [2], [0]]), np.int32([1, 2, 0]), np.zeros((3, 0), np.int32), np.float32([[1], [2], [0]])],
+)  # fmt: skip
+def test_a_table_of_another_kind_is_refused(saved, rows):
+    np.save(saved[0], rows)
+    with pytest.raises(UserError, match="int32 table"):
+        load_neighbours(saved[0], records_of([7, 8, 9]))
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_rows_outside_the_data_set_are_refused(saved, wrong):
+    np.save(saved[0], np.int32([[1], [wrong], [0]]))
+    with pytest.raises(UserError, match="outside"):
+        load_neighbours(saved[0], records_of([7, 8, 9]))
+
+
+def test_an_interrupted_save_leaves_nothing_that_loads(saved, monkeypatch):
+    def full_disk(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "save", full_disk)
+    with pytest.raises(OSError):
+        save_neighbours(saved[0], saved[1], records=records_of([7, 8, 9]), by="text", dataset="pairs")
+    with pytest.raises(UserError, match="missing"):
+        load_neighbours(saved[0], records_of([7, 8, 9]))

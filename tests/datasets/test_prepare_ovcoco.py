@@ -1,0 +1,470 @@
+"""datasets/prepare_ovcoco.py on a COCO of six images: every file's content, links, repetition, mistakes."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog
+
+from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+from clim.errors import UserError
+
+SCRIPT = Path(__file__).parents[2] / "datasets/prepare_ovcoco.py"
+spec = importlib.util.spec_from_file_location("prepare_ovcoco", SCRIPT)
+prepare_ovcoco = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(prepare_ovcoco)
+prepare = prepare_ovcoco.prepare
+
+COCO_80 = [{"supercategory": "s", "id": key, "name": name} for key, name in COCO_CATEGORIES]
+PERSON, DOG, CAT, HOT_DOG, TOOTHBRUSH = 1, 18, 17, 58, 90  # base, novel, novel, unused, base
+# (annotation id, image id, category id, crowd)
+TRAIN = [(11, 1, PERSON, 0), (12, 1, DOG, 0), (13, 2, DOG, 0), (14, 3, TOOTHBRUSH, 1), (15, 1, PERSON, 0)]
+VAL = [(21, 4, PERSON, 0), (22, 4, CAT, 1), (23, 5, DOG, 0), (24, 6, HOT_DOG, 0)]
+SENTENCES = [
+    (1, "A dog."),
+    (1, "Two dogs, one hot dog"),
+    (2, "Grass under the sky"),
+    (3, "a woman and her toothbrush here"),
+    (1, "the man's dog\n"),
+]
+JSONS = {
+    "zero-shot/instances_train2017_seen_2.json",
+    "zero-shot/instances_train2017_seen_2_oriorder.json",
+    "zero-shot/instances_train2017_seen_2_oriorder_cat_info.json",
+    "zero-shot/instances_val2017_all_2.json",
+    "zero-shot/instances_val2017_all_2_oriorder.json",
+    "zero-shot/instances_val2017_seen_2.json",
+    "zero-shot/instances_val2017_seen_2_oriorder.json",
+    "zero-shot/instances_val2017_unseen_2.json",
+    "zero-shot/instances_val2017_unseen_2_oriorder.json",
+    "wusize/instances_train2017_base.json",
+    "wusize/instances_val2017_base.json",
+    "wusize/instances_val2017_novel.json",
+    "annotations/captions_train2017_tags_allcaps.json",
+}
+
+
+def images(*ids):
+    return [
+        {"license": 3, "file_name": f"{i:012}.jpg", "height": 40, "width": 50, "date_captured": "x", "id": i}
+        for i in ids
+    ]
+
+
+def instances(image_ids, rows):
+    annotations = [
+        {
+            "segmentation": [[1.5, 2.0, 9.0, 2.0, 9.0, 11.0]],
+            "area": 30.0,
+            "iscrowd": crowd,
+            "image_id": image_id,
+            "bbox": [1.5, 2.0, 7.5, 9.0],
+            "category_id": category_id,
+            "id": key,
+        }
+        for key, image_id, category_id, crowd in rows
+    ]
+    return {
+        "info": {"year": 2017},
+        "licenses": [{"id": 3}],
+        "images": images(*image_ids),
+        "annotations": annotations,
+        "categories": COCO_80,
+    }
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    for name in ("annotations", "train2017", "val2017"):
+        (folder / name).mkdir(parents=True)
+    (folder / "train2017/000000000001.jpg").write_bytes(b"photo")
+    captions = [{"image_id": i, "id": 100 + n, "caption": text} for n, (i, text) in enumerate(SENTENCES)]
+    for name, content in (
+        ("instances_train2017", instances((3, 1, 2), TRAIN)),
+        ("instances_val2017", instances((4, 5, 6), VAL)),
+        ("captions_train2017", {"info": {}, "images": images(3, 1, 2), "annotations": captions}),
+    ):
+        (folder / f"annotations/{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "datasets"
+
+
+def read(output, name):
+    return json.loads((output / "coco" / name).read_text())
+
+
+def image_ids(content):
+    return [image["id"] for image in content["images"]]
+
+
+def annotation_ids(content):
+    return [annotation["id"] for annotation in content["annotations"]]
+
+
+def category_ids(content):
+    return [category["id"] for category in content["categories"]]
+
+
+def snapshot(folder):
+    """{path: (content or link target, time of writing)} of everything in a folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[path] = os.readlink(path)
+        elif path.is_file():
+            found[path] = (path.read_bytes(), path.stat().st_mtime_ns)
+    return found
+
+
+# ---- contents ----
+
+
+def test_every_file_is_made_and_reported(source, output):
+    report = prepare(source, output)
+    assert set(report) == JSONS
+    assert all((output / "coco" / name).stat().st_size == row["bytes"] for name, row in report.items())
+    assert report["zero-shot/instances_train2017_seen_2.json"]["images"] == 2
+    table = prepare_ovcoco.report(report)
+    assert all(name in table and row["sha256"] in table for name, row in report.items())
+
+
+def test_train_seen_keeps_base_annotations_with_crowds_and_unchanged_ids(source, output):
+    prepare(source, output)
+    content = read(output, "zero-shot/instances_train2017_seen_2_oriorder.json")
+    original = json.loads((source / "annotations/instances_train2017.json").read_text())
+    # Image 2 shows a novel object only, image 3 a base crowd only. Image 1 stays; its dog is unlabelled.
+    assert content["images"] == [original["images"][0], original["images"][1]] == images(3, 1)
+    assert content["annotations"] == [original["annotations"][i] for i in (0, 3, 4)]
+    assert annotation_ids(content) == [11, 14, 15]
+    assert content["categories"] == COCO_80
+    assert list(content) == list(original) and content["info"] == original["info"]
+
+
+def test_the_file_before_oriorder_differs_in_its_categories_only(source, output):
+    prepare(source, output)
+    for part, ids in (
+        ("train2017_seen", BASE_IDS),
+        ("val2017_all", sorted(BASE_IDS + NOVEL_IDS)),
+        ("val2017_seen", BASE_IDS),
+        ("val2017_unseen", NOVEL_IDS),
+    ):
+        plain = read(output, f"zero-shot/instances_{part}_2.json")
+        reordered = read(output, f"zero-shot/instances_{part}_2_oriorder.json")
+        assert category_ids(plain) == list(ids) and category_ids(reordered) == [c["id"] for c in COCO_80]
+        assert {k: v for k, v in plain.items() if k != "categories"} == {
+            k: v for k, v in reordered.items() if k != "categories"
+        }
+        expected = [
+            c | {"split": "seen" if c["id"] in BASE_IDS else "unseen"} for c in COCO_80 if c["id"] in ids
+        ]
+        assert plain["categories"] == expected
+
+
+@pytest.mark.parametrize(
+    "part, expected_images, expected_annotations",
+    [("all", [4, 5], [21, 22, 23]), ("seen", [4], [21]), ("unseen", [4, 5], [22, 23])],
+)
+def test_val_splits(source, output, part, expected_images, expected_annotations):
+    prepare(source, output)
+    content = read(output, f"zero-shot/instances_val2017_{part}_2_oriorder.json")
+    assert (image_ids(content), annotation_ids(content)) == (expected_images, expected_annotations)
+
+
+@pytest.mark.parametrize(
+    "part, expected_images, expected_annotations",
+    [
+        ("train2017_base", [3, 1, 2], [11, 14, 15]),
+        ("val2017_base", [4, 5, 6], [21]),
+        ("val2017_novel", [4, 5, 6], [22, 23]),
+    ],
+)
+def test_clims_files_keep_all_images_and_categories(
+    source, output, part, expected_images, expected_annotations
+):
+    prepare(source, output)
+    content = read(output, f"wusize/instances_{part}.json")
+    assert (image_ids(content), annotation_ids(content)) == (expected_images, expected_annotations)
+    assert content["categories"] == COCO_80
+
+
+def test_cat_info_counts_images_and_instances_of_all_80(source, output):
+    prepare(source, output)
+    info = read(output, "zero-shot/instances_train2017_seen_2_oriorder_cat_info.json")
+    counts = {PERSON: (1, 2), TOOTHBRUSH: (1, 1)}
+    assert info == [
+        c | dict(zip(("image_count", "instance_count"), counts.get(c["id"], (0, 0)), strict=True))
+        for c in COCO_80
+    ]
+
+
+def test_captions_with_tags_by_the_released_rule(source, output):
+    prepare(source, output)
+    content = read(output, "annotations/captions_train2017_tags_allcaps.json")
+    assert list(content) == ["images", "categories", "annotations"] and content["annotations"] == []
+    woman = {"captions": ["a woman and her toothbrush here"], "pos_category_ids": [PERSON, TOOTHBRUSH]}
+    # In file order "A dog. Two dogs, one hot dog the man's dog\n": "hot dog" is a dog, "man's" nobody.
+    dog = {"captions": ["A dog.", "Two dogs, one hot dog", "the man's dog\n"], "pos_category_ids": [DOG]}
+    three, one = images(3, 1)
+    assert content["images"] == [three | woman, one | dog]  # image 2 names nothing
+    by_id = {category["id"]: category for category in content["categories"]}
+    assert list(by_id) == [c["id"] for c in COCO_80]
+    assert by_id[HOT_DOG] == COCO_80[52] | {"synonyms": ["sausage"], "frequency": "f"}
+    assert by_id[6]["synonyms"][0] == "bus_(vehicle)"
+
+
+def test_captions_with_tags_by_words(source, output):
+    prepare(source, output, rule="words")
+    content = read(output, "annotations/captions_train2017_tags_allcaps.json")
+    assert {i["id"]: i["pos_category_ids"] for i in content["images"]} == {
+        3: [PERSON, TOOTHBRUSH],
+        1: [PERSON, DOG, HOT_DOG],
+    }
+    assert content["categories"][52]["synonyms"] == ["hot_dog", "sausage"]
+
+
+def test_images_without_sentences_are_no_mistake():
+    captions = {"images": images(1), "annotations": []}
+    made = prepare_ovcoco.tag_captions(captions, COCO_80, rule="released")
+    assert made["images"] == [] and len(made["categories"]) == 80
+
+
+def test_the_catalogue_reads_what_was_made(source, output, monkeypatch):
+    prepare(source, output)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(output))
+    numbers = {
+        "coco_zeroshot_train_oriorder": (2, 3),
+        "coco_generalized_zeroshot_val": (2, 3),
+        "coco_zeroshot_val": (2, 2),
+        "coco_not_zeroshot_val": (1, 1),
+        "coco_ovd_base_train": (3, 3),
+        "coco_ovd_base_val": (3, 1),
+        "coco_ovd_novel_val": (3, 2),
+    }
+    for name, expected in numbers.items():
+        records = DatasetCatalog.get(name)
+        assert (len(records), sum(len(r["annotations"]) for r in records)) == expected, name
+    captions = {r["image_id"]: r["tags"] for r in DatasetCatalog.get("coco_caption_train_tags")}
+    assert captions == {3: [0, 79], 1: [16]}
+    record = DatasetCatalog.get("coco_zeroshot_train_oriorder")[0]
+    assert Path(record["file_name"]).read_bytes() == b"photo"
+
+
+# ---- links, copies, repetition ----
+
+
+def test_links_by_default(source, output):
+    prepare(source, output)
+    for name in ("train2017", "val2017", "annotations/instances_train2017.json"):
+        assert (output / "coco" / name).is_symlink()
+        assert (output / "coco" / name).resolve() == source / name
+    assert not (output / "coco/annotations").is_symlink()
+    assert not (output / "coco/annotations/captions_val2017.json").exists()  # optional, absent here
+
+
+def test_copies_when_asked(source, output):
+    prepare(source, output)
+    prepare(source, output, copy=True)  # replaces the links
+    copied = output / "coco/train2017/000000000001.jpg"
+    assert not (output / "coco/train2017").is_symlink() and copied.read_bytes() == b"photo"
+    assert (source / "train2017/000000000001.jpg").exists()
+    name = "annotations/captions_train2017.json"
+    assert not (output / "coco" / name).is_symlink()
+    assert (output / "coco" / name).read_bytes() == (source / name).read_bytes()
+
+
+def test_the_source_is_only_read(source, output):
+    before = snapshot(source)
+    prepare(source, output)
+    prepare(source, output, copy=True)
+    assert snapshot(source) == before
+
+
+def test_nothing_unfinished_is_left(source, output):
+    prepare(source, output)
+    assert [path.name for path in output.rglob("*.partial")] == []
+
+
+def test_a_second_run_changes_nothing_and_says_so(source, output, capsys):
+    first = prepare(source, output)
+    before = snapshot(output)
+    capsys.readouterr()
+    assert prepare(source, output) == first
+    assert "up to date" in capsys.readouterr().out
+    assert snapshot(output) == before
+
+
+def test_two_outputs_are_equal(source, output, tmp_path):
+    first, second = prepare(source, output), prepare(source, tmp_path / "again")
+    assert {n: row["sha256"] for n, row in first.items()} == {n: row["sha256"] for n, row in second.items()}
+
+
+def test_changed_input_rule_or_output_is_made_again(source, output):
+    prepare(source, output)
+    name = "wusize/instances_val2017_novel.json"
+    (output / "coco" / name).write_text("spoiled")
+    prepare(source, output)
+    assert annotation_ids(read(output, name)) == [22, 23]
+    (output / "coco" / name).unlink()
+    prepare(source, output)
+    assert annotation_ids(read(output, name)) == [22, 23]
+    (source / "annotations/instances_val2017.json").write_text(json.dumps(instances((4, 5, 6), VAL[:2])))
+    prepare(source, output)
+    assert annotation_ids(read(output, name)) == [22]
+    report = prepare(source, output, rule="words")
+    tagged = read(output, "annotations/captions_train2017_tags_allcaps.json")
+    assert report["annotations/captions_train2017_tags_allcaps.json"]["images"] == len(tagged["images"]) == 2
+    assert tagged["images"][1]["pos_category_ids"] == [PERSON, DOG, HOT_DOG]
+
+
+def test_an_interrupted_run_is_finished_by_the_next(source, output, monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_ovcoco, "tag_captions", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, output)
+    assert not (output / "coco/annotations/captions_train2017_tags_allcaps.json").exists()
+    (source / "annotations/instances_val2017.json").write_text(json.dumps(instances((4, 5, 6), VAL[:2])))
+    prepare(source, output)  # other content than what the first run left
+    assert annotation_ids(read(output, "wusize/instances_val2017_novel.json")) == [22]
+    assert (output / "coco/annotations/captions_train2017_tags_allcaps.json").exists()
+
+
+def test_in_place(source, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    source.rename(root / "coco")
+    originals = snapshot(root)
+    prepare(root / "coco", root)
+    assert originals.items() <= snapshot(root).items()
+    assert not (root / "coco/train2017").is_symlink()
+    assert image_ids(read(root, "zero-shot/instances_train2017_seen_2.json")) == [3, 1]
+
+
+# ---- mistakes ----
+
+
+def test_an_incomplete_source_lists_what_is_missing(source, output):
+    (source / "annotations/captions_train2017.json").unlink()
+    (source / "val2017").rmdir()
+    message = r"lacks annotations/captions_train2017.json, val2017: get COCO 2017 from https"
+    with pytest.raises(UserError, match=message):
+        prepare(source, output)
+    assert not output.exists()
+
+
+def test_the_parent_of_coco_is_recognised(source, output, tmp_path):
+    source.rename(tmp_path / "coco")
+    with pytest.raises(UserError, match=f"did you mean --source {tmp_path / 'coco'}?"):
+        prepare(tmp_path, output)
+
+
+def test_other_categories_are_refused(source, output):
+    content = instances((4, 5, 6), VAL) | {"categories": COCO_80[:65]}
+    (source / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="instances_val2017.json does not list COCO's 80 categories"):
+        prepare(source, output)
+    assert not output.exists()
+
+
+def test_shuffled_categories_are_sorted(source, output):
+    content = instances((4, 5, 6), VAL) | {"categories": COCO_80[::-1]}
+    (source / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    prepare(source, output)
+    assert read(output, "zero-shot/instances_val2017_all_2_oriorder.json")["categories"] == COCO_80
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_full_set_with_other_counts_is_refused(source, output, monkeypatch, part):
+    # With three images as "the full set": 2 of train and 2 of val remain.
+    right = {"train": (3, 2), "val": (3, 2)}
+    monkeypatch.setattr(prepare_ovcoco, "FULL_SET", right)
+    prepare(source, output)
+    monkeypatch.setattr(prepare_ovcoco, "FULL_SET", right | {part: (3, 1)})
+    before = snapshot(output)
+    with pytest.raises(UserError, match=f"{part}2017 has all 3 images but the split keeps 2 instead of 1"):
+        prepare(source, output, rule="words")
+    assert snapshot(output) == before
+
+
+def test_the_published_counts():
+    assert prepare_ovcoco.FULL_SET == {"train": (118_287, 107_761), "val": (5_000, 4_836)}
+
+
+def test_files_of_other_scripts_are_not_overwritten(source, output):
+    (output / "coco/zero-shot").mkdir(parents=True)
+    theirs = output / "coco/zero-shot/instances_val2017_all_2.json"
+    theirs.write_text('{"categories": [{"embedding": {}}]}')
+    with pytest.raises(UserError, match="instances_val2017_all_2.json is there already, differs"):
+        prepare(source, output)
+    assert theirs.read_text() == '{"categories": [{"embedding": {}}]}'
+
+
+def test_other_annotations_in_the_output_are_not_overwritten(source, output):
+    (output / "coco/annotations").mkdir(parents=True)
+    same, other = (output / "coco/annotations" / f"instances_{part}2017.json" for part in ("train", "val"))
+    same.write_bytes((source / "annotations/instances_train2017.json").read_bytes())
+    other.write_text("{}")
+    with pytest.raises(UserError, match="instances_val2017.json is there already and differs"):
+        prepare(source, output)
+    assert other.read_text() == "{}" and not same.is_symlink()
+
+
+def test_links_into_the_source_are_not_written_through(source, output):
+    (output / "coco").mkdir(parents=True)
+    (output / "coco/annotations").symlink_to(source / "annotations")
+    before = snapshot(source)
+    with pytest.raises(UserError, match="annotations lies in the source .* which is only read"):
+        prepare(source, output)
+    with pytest.raises(UserError, match="lies in the source"):
+        prepare(source, source)  # --output is the data root, not coco/
+    assert snapshot(source) == before
+
+
+def test_a_read_only_source_is_not_prepared_in_place(source, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "coco").symlink_to(source)
+    source.chmod(0o555)
+    try:
+        with pytest.raises(UserError, match="is read-only: choose another --output"):
+            prepare(source, root)
+    finally:
+        source.chmod(0o755)
+
+
+# ---- the command ----
+
+
+def test_the_command(source, output):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-W", "ignore", str(SCRIPT), *map(str, arguments)],
+            env=os.environ | {"DETECTRON2_DATASETS": str(output), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+
+    done = run("--source", source, "--tag-rule", "words")  # into the data root unless told otherwise
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in JSONS)
+    assert (output / "coco/zero-shot").is_dir()
+
+
+def test_mistakes_end_the_command_in_one_line(source, output, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        prepare_ovcoco.main(["--source", str(source / "nowhere"), "--output", str(output)])
+    assert str(stopped.value).startswith(f"error: --source {source / 'nowhere'} lacks annotations/")
+    with pytest.raises(SystemExit) as stopped:
+        prepare_ovcoco.main(["--source", str(source), "--link", "--copy"])
+    assert stopped.value.code == 2 and "not allowed with" in capsys.readouterr().err

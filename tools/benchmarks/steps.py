@@ -1,0 +1,172 @@
+"""The joint training step (detection + captions + mosaics) against the baseline's and stacked ones."""
+
+import os
+import time
+from collections.abc import Sequence
+from unittest import mock
+
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.utils.events import EventStorage
+
+from clim.data.loader import build_train_loader
+from clim.engine import Trainer, load_config
+from clim.text import CaptionCache, build_text_tower
+
+from .settings import Settings
+from .stopwatch import REST, Run, Spread, Stages, interleaved, measure, paired_ratio, shares
+
+SMALLEST_SIDE = 32  # px, of scaled inputs
+# Table 1a and its stacked rows: (detection, captions, mosaics) a GPU and step. The first is the reference.
+STEPS = {
+    "baseline 2+4": (2, 4, 0),
+    "CLIM 2+2+2": (2, 2, 2),
+    "stacked 2+20": (2, 20, 0),
+    "stacked 2+32": (2, 32, 0),
+}
+PARTS = (
+    "data", "backbone", "proposals", "pooling + head", "texts", "losses", "backward", "optimiser", REST
+)  # fmt: skip
+
+
+def register(records: Sequence[dict]) -> None:
+    """Make ``records`` the data set "benchmark" of this process."""
+    DatasetCatalog.pop("benchmark", None)
+    DatasetCatalog.register("benchmark", lambda: [dict(r) for r in records])
+
+
+def step_config(settings: Settings, batch: tuple[int, int, int]):
+    """The config of one step on the data set "benchmark".
+
+    Canvases, anchors and the pooled grid of a region get ``scale`` times their sides, and the numbers of
+    regions stay: so every part of a step shrinks by about scale², and the ratios between steps stay.
+    """
+    cfg = load_config(settings.config_file, ["MODEL.DEVICE", settings.device])
+    s = settings.scale
+    anchors = [[size * s for size in sizes] for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
+
+    def side(px):
+        return max(SMALLEST_SIDE, round(px * s))
+
+    return load_config(
+        settings.config_file,
+        [
+            "MODEL.DEVICE", settings.device,
+            "MODEL.WEIGHTS", "",
+            "MODEL.VOCABULARY.EMBEDDINGS", "",
+            "MODEL.TEXT.NAME", "minilm",
+            "MODEL.TEXT.PRETRAINED", "",
+            "MODEL.TEXT.DIM", 384,
+            "MODEL.TEXT.CACHE", os.path.join(settings.folder, "captions"),
+            "MODEL.ANCHOR_GENERATOR.SIZES", anchors,
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
+            max(2, round(cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION * s)),
+            "INPUT.MIN_SIZE_TRAIN", tuple(side(px) for px in cfg.INPUT.MIN_SIZE_TRAIN),
+            "INPUT.MAX_SIZE_TRAIN", side(cfg.INPUT.MAX_SIZE_TRAIN),
+            "INPUT.CAPTION.SHORT_SIDE", side(cfg.INPUT.CAPTION.SHORT_SIDE),
+            "INPUT.CAPTION.LONG_SIDE", side(cfg.INPUT.CAPTION.LONG_SIDE),
+            "INPUT.MOSAIC.SIZE", side(cfg.INPUT.MOSAIC.SIZE),
+            "DATASETS.TRAIN", ("benchmark",),
+            "DATASETS.CAPTIONS", ("benchmark",),
+            "DATALOADER.DETECTION_PER_GPU", batch[0],
+            "DATALOADER.CAPTIONS_PER_GPU", batch[1],
+            "DATALOADER.MOSAICS_PER_GPU", batch[2],
+            "DATALOADER.ALTERNATE", (),
+            "DATALOADER.NUM_WORKERS", 0,
+            "SOLVER.BASE_LR", 0.0,  # every step has the same weights
+            "OUTPUT_DIR", settings.folder,
+            *settings.overrides,
+        ],
+    )  # fmt: skip
+
+
+def prefill_captions(settings: Settings, records: Sequence[dict]) -> None:
+    """Fill the caption cache, as a first epoch would, so that no measured process loads the tower."""
+    text = step_config(settings, STEPS["CLIM 2+2+2"]).MODEL.TEXT
+    tower = build_text_tower(name=text.NAME, pretrained=text.PRETRAINED, device=settings.device)
+    CaptionCache(tower, text.CACHE).prefill([c for r in records for c in r["captions"]])
+
+
+def new_trainer(cfg) -> Trainer:
+    trainer = Trainer(cfg)
+    trainer.checkpointer.load(cfg.MODEL.WEIGHTS)
+    if not cfg.MODEL.WEIGHTS:
+        # An untrained R50's deltas send nearly all boxes to the same few places. Without them the anchors are
+        # the proposals, as many as a trained network's: the RoI head then has its full work.
+        torch.nn.init.zeros_(trainer.raw_model.proposal_generator.rpn_head.anchor_deltas.weight)
+    trainer.iter = 0
+    return trainer
+
+
+def watch(trainer: Trainer, stages: Stages) -> None:
+    """Count the calls of the model's and the trainer's own parts for their stages."""
+    model = trainer.raw_model
+    heads, rpn = model.roi_heads, model.proposal_generator
+    for owner, name, stage in (
+        (model.backbone, "forward", "backbone"),
+        (rpn, "forward", "proposals"),
+        (rpn, "propose", "proposals"),
+        (rpn, "losses", "losses"),
+        (model.method, "select", "proposals"),
+        (model.method, "losses", "losses"),
+        (model.text_encoder, "encode", "texts"),
+        (heads, "forward", "pooling + head"),
+        (heads, "_shared_roi_transform", "pooling + head"),
+        (heads.box_predictor, "losses", "losses"),
+        (heads.box_predictor.cls_score, "project", "pooling + head"),
+        (trainer.optimizer, "zero_grad", "optimiser"),
+        (trainer.optimizer, "step", "optimiser"),
+    ):
+        setattr(owner, name, stages.timed(stage, getattr(owner, name)))
+
+
+def measure_steps(settings: Settings, records: Sequence[dict]) -> list[dict]:
+    """One model takes all steps in turn; only the batches differ."""
+    synchronise = settings.start()
+
+    def clock():
+        synchronise()
+        return time.perf_counter() if settings.on_gpu else time.process_time()
+
+    register(records)
+    stages = Stages(clock)
+    trainer = new_trainer(step_config(settings, STEPS["CLIM 2+2+2"]))
+    watch(trainer, stages)
+
+    def arm(batch):
+        loader = build_train_loader(step_config(settings, batch), seed=0)
+
+        def run():
+            trainer.loader = iter(stages.timed("data", lambda: next(loader)), None)
+            return measure(trainer.run_step, stages=stages, synchronise=synchronise)
+
+        return run
+
+    clip = torch.nn.utils.clip_grad_norm_
+    with (
+        EventStorage() as trainer.storage,
+        mock.patch.object(torch.nn.utils, "clip_grad_norm_", stages.timed("optimiser", clip)),
+        mock.patch.object(torch.Tensor, "backward", stages.timed("backward", torch.Tensor.backward)),
+    ):
+        runs = interleaved(
+            {name: arm(batch) for name, batch in STEPS.items()}, repeats=settings.repeats, title="steps"
+        )
+    return step_rows(runs, key=settings.seconds)
+
+
+def step_rows(arms: dict[str, list[Run]], *, key: str) -> list[dict]:
+    seconds = {name: [getattr(run, key) for run in runs] for name, runs in arms.items()}
+    reference = next(iter(seconds.values()))
+    rows = []
+    for name, runs in arms.items():
+        part = shares(runs)
+        rows.append(
+            {
+                "step": name,
+                f"{key} s": Spread.of(seconds[name]),
+                "ratio": paired_ratio(seconds[name], reference),
+                "wall s": Spread.of([run.wall for run in runs]),
+                **{f"{stage} %": 100 * part.get(stage, 0.0) for stage in PARTS},
+            }
+        )
+    return rows

@@ -1,0 +1,168 @@
+"""Kinds of official files: how rules rename a file's tensors, and what is left out, unknown or missing."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import product
+from typing import NamedTuple
+
+from torch import Tensor
+
+from clim.errors import UserError
+
+State = Mapping[str, Tensor]
+_NAMED = 4  # names in a sentence
+_SLOT = re.compile(r"<(.*?)>")
+
+
+class Rule(NamedTuple):
+    """Renames tensors: "a.<x,y>.<0-2>" to "b.<>.c<1-3>" makes "a.y.2" to "b.y.c3".
+
+    Args:
+        official: names in the file. A slot <x,y> stands for each of its words, <0-2> for each of these numbers.
+        ours: names in our state dict, with as many slots: <> keeps the word, a filled one has a word for each.
+        change: the official tensor → ours.
+        optional: a file without these tensors is whole.
+    """
+
+    official: str
+    ours: str
+    change: Callable[[Tensor], Tensor] = Tensor.clone
+    optional: bool = False
+
+    def singles(self) -> Iterator["Rule"]:
+        """One rule for each tensor, without slots."""
+        theirs, ours = ([_words(slot) for slot in _SLOT.findall(names)] for names in self[:2])
+        pairs = [list(zip(a, b or a, strict=True)) for a, b in zip(theirs, ours, strict=True)]
+        theirs, ours = (_SLOT.sub("{}", names) for names in self[:2])
+        for chosen in product(*pairs):
+            yield self._replace(
+                official=theirs.format(*(a for a, _ in chosen)), ours=ours.format(*(b for _, b in chosen))
+            )
+
+
+def _words(slot: str) -> list[str]:
+    if numbers := re.fullmatch(r"(\d+)-(\d+)", slot):
+        return [str(i) for i in range(int(numbers[1]), int(numbers[2]) + 1)]
+    return slot.split(",") if slot else []
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of official file.
+
+    Args:
+        name: what the command line calls it.
+        what: one phrase for people.
+        arguments: of train_net.py, with the result as MODEL.WEIGHTS.
+        fits: whether a file is of this kind, from its tensors.
+        rules: for every tensor that is taken.
+        left_out: {pattern of official names: why they are not needed}; the first that fits counts.
+    """
+
+    name: str
+    what: str
+    arguments: str
+    fits: Callable[[State], bool]
+    rules: Sequence[Rule]
+    left_out: dict[str, str]
+
+    @cached_property
+    def table(self) -> dict[str, Rule]:
+        """{official name: rule for that tensor alone}."""
+        singles = (one for rule in self.rules for one in rule.singles())
+        return {single.official: single for single in singles}
+
+
+@dataclass
+class Converted:
+    """What came of a file. ``left_out``: {reason: official names}; ``missing``: our names, kept as initialised."""
+
+    weights: dict[str, Tensor]
+    left_out: dict[str, list[str]]
+    unknown: list[str]
+    missing: list[str]
+
+
+def find_kind(state: State, kinds: Iterable[Kind]) -> Kind:
+    """The kind of a file, from its tensors. UserError where none fits."""
+    kinds, state = list(kinds), without_wrapper(state)
+    for kind in kinds:
+        if kind.fits(state):
+            return kind
+    raise UserError(
+        f"The file is of no kind that can be converted ({', '.join(kind.name for kind in kinds)}): it holds "
+        f"{listed(state)}.{_needs_none(state)}"
+    )
+
+
+def convert(state: State, kind: Kind) -> Converted:
+    """Our names and layouts for an official file's tensors (N, of any shape each).
+
+    Raises UserError where the file lacks tensors that every file of the kind has, or one has another shape.
+    """
+    state = without_wrapper(state)
+    lacking = {name: rule for name, rule in kind.table.items() if name not in state}
+    needed = [name for name, rule in lacking.items() if not rule.optional]
+    if needed:
+        raise UserError(
+            f"The file lacks {len(needed)} of the {len(kind.table)} tensors of kind {kind.name}, {listed(needed)}: "
+            "is it whole, and of this kind (--kind)?"
+        )
+    weights, left_out, unknown = {}, {}, []
+    for name, tensor in state.items():
+        if name in kind.table:
+            weights[kind.table[name].ours] = _changed(name, tensor, kind)
+        elif reason := next((r for p, r in kind.left_out.items() if fnmatchcase(name, p)), None):
+            left_out.setdefault(reason, []).append(name)
+        else:
+            unknown.append(name)
+    if layers := [name for name in unknown if name.startswith("backbone.")]:
+        raise UserError(
+            f"The file's backbone has {len(layers)} tensors that kind {kind.name} does not know, {listed(layers)}: it "
+            "is another backbone, which is not converted."
+        )
+    _check_widths(weights)
+    return Converted(weights, left_out, unknown, [rule.ours for rule in lacking.values()])
+
+
+def without_wrapper(state: State) -> dict[str, Tensor]:
+    """Names as the model itself has them: those of a model in DistributedDataParallel begin with ``module.``"""
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _changed(name: str, tensor: Tensor, kind: Kind) -> Tensor:
+    try:
+        return kind.table[name].change(tensor)
+    except (RuntimeError, IndexError) as error:
+        raise UserError(
+            f"{name} has shape {tuple(tensor.shape)}, which no file of kind {kind.name} has: name another --kind."
+        ) from error
+
+
+def _check_widths(weights: State) -> None:
+    """UserError where a normalisation and the convolution before it have other widths: layers of several files."""
+    for name in (name for name in weights if name.endswith(".norm.weight")):
+        scale, conv = weights[name], weights.get(name.removesuffix("norm.weight") + "weight")
+        if conv is not None and len(conv) != len(scale):
+            raise UserError(
+                f"{name} has {len(scale)} channels, but the convolution before it {len(conv)}: the file is not whole."
+            )
+
+
+def _needs_none(state: State) -> str:
+    """What to do with a file that needs no conversion; "" for all others."""
+    if any(name.startswith("roi_heads.box_predictor.") for name in state):
+        return " Detectron2's names, as our own and official Detic's files have: set MODEL.WEIGHTS to it as it is."
+    if "visual.conv1.weight" in state:
+        return " CLIP's names: set MODEL.IMAGE_ENCODER.PRETRAINED to it as it is."
+    return ""

@@ -1,0 +1,219 @@
+"""The rules that rename the tensors of each official project's files.
+
+MMDetection's detectors differ from ours in names alone: both order anchors by size, then ratio
+(``scale_major=False``; F-VLM has one size a level), normalise with eps 1e-5, regress with stds .1, .1, .2, .2 (our
+weights 10, 10, 5, 5), subtract the same BGR mean, sort classes by ascending COCO id and flatten maps as (C, 7, 7)
+(detic §2, §5; baron §2, §9; clip_fvlm §4, §7). OVR-CNN's differ in layout too (ovrcnn §1, §2, §4; ``tensors.py``).
+"""
+
+import re
+from collections.abc import Callable
+
+from torch import Tensor
+
+from .convert import Kind, Rule, State
+from .tensors import as_scalar, foreground_box, sizes_first, text_matrix, without_eps
+
+BLOCKS = {1: "<0-2>", 2: "<0-3>", 3: "<0-5>", 4: "<0-2>"}  # bottlenecks of ResNet-50's layer1 to layer4
+GROUNDING, TRANSFORMER = "mmss_heads.GroundingHead.", "mmss_heads.TransformerHead."
+BOX = "roi_heads.box."
+HEAD, PREDICTOR = "roi_head.bbox_head.", "roi_heads.box_predictor."
+RPN = "proposal_generator.rpn_head."
+VIT, PYRAMID = "backbone.visual.", "backbone.pyramid."
+
+
+def resnet(
+    *, stem: str, layer: str, layer4: str, ours: str = "backbone.", res5: str = "roi_heads.res5.",
+    variance: Callable[[Tensor], Tensor] = Tensor.clone,
+) -> list[Rule]:  # fmt: skip
+    """ResNet-50 from torchvision's names to Detectron2's. All arguments but ``variance`` are prefixes.
+
+    Args:
+        layer: of layer1 to layer3, with {} for the number.
+        variance: the change of running variances.
+    """
+    rules = normed(f"{stem}conv1", f"{stem}bn1", f"{ours}stem.conv1", variance)
+    for number, blocks in BLOCKS.items():
+        a, b = (layer4, res5) if number == 4 else (layer.format(number), f"{ours}res{number + 1}.")
+        rules += normed(f"{a}0.downsample.0", f"{a}0.downsample.1", f"{b}0.shortcut", variance)
+        rules += normed(f"{a}{blocks}.conv<1-3>", f"{a}{blocks}.bn<1-3>", f"{b}<>.conv<>", variance)
+    return rules
+
+
+def normed(conv: str, norm: str, ours: str, variance: Callable[[Tensor], Tensor]) -> list[Rule]:
+    """A convolution without bias and its normalisation."""
+    return [
+        Rule(f"{conv}.weight", f"{ours}.weight"),
+        Rule(f"{norm}.<weight,bias,running_mean>", f"{ours}.norm.<>"),
+        Rule(f"{norm}.running_var", f"{ours}.norm.running_var", variance),
+    ]
+
+
+def kept(official: str, ours: str, *names: str, optional: bool = False) -> list[Rule]:
+    """Only the prefixes change, from ``official`` to ``ours``."""
+    slots = [re.sub("<.*?>", "<>", name) for name in names]
+    return [
+        Rule(f"{official}{name}", f"{ours}{slot}", optional=optional)
+        for name, slot in zip(names, slots, strict=True)
+    ]
+
+
+OVRCNN_PRETRAIN = [
+    *resnet(
+        stem="backbone.body.stem.", layer="backbone.body.layer{}.", layer4="backbone.body.layer4.",
+        ours="image_encoder.backbone.", res5="image_encoder.backbone.res5.", variance=without_eps,
+    ),
+    Rule(f"{GROUNDING}v2l_projection.<weight,bias>", "image_encoder.emb_pred.<>"),
+    # The multimodal transformer, which the second stage does not need.
+    *kept(
+        TRANSFORMER, "method.transformer.",
+        "encoder.layer.<0-5>.attention.self.<query,key,value>.<weight,bias>",
+        "encoder.layer.<0-5>.<attention.output,intermediate,output>.dense.<weight,bias>",
+        "encoder.layer.<0-5>.<attention.output,output>.LayerNorm.<weight,bias>",
+        "visual_emb.<image_embeddings,image_location_embeddings,LayerNorm>.<weight,bias>",
+        "heads.predictions.transform.<dense,LayerNorm>.<weight,bias>",
+        "<heads.bi_seq_relationship,pooler.dense>.<weight,bias>",
+        "heads.predictions.bias",
+        optional=True,
+    ),
+]  # fmt: skip
+OVRCNN = [
+    *resnet(
+        stem="backbone.body.stem.", layer="backbone.body.layer{}.",
+        layer4=f"{BOX}feature_extractor.head.layer4.", variance=without_eps,
+    ),
+    Rule("rpn.head.conv.<weight,bias>", f"{RPN}conv.<>"),
+    Rule("rpn.head.cls_logits.<weight,bias>", f"{RPN}objectness_logits.<>", sizes_first(1)),
+    Rule("rpn.head.bbox_pred.<weight,bias>", f"{RPN}anchor_deltas.<>", sizes_first(4)),
+    Rule(f"{BOX}predictor.emb_pred.<weight,bias>", f"{PREDICTOR}emb_pred.<>"),
+    Rule(f"{BOX}predictor.bbox_pred.<weight,bias>", f"{PREDICTOR}bbox_pred.<>", foreground_box),
+]  # fmt: skip
+MMDET_C4 = [
+    *resnet(stem="backbone.", layer="backbone.layer{}.", layer4="roi_head.shared_head.layer4."),
+    Rule("rpn_head.rpn_<conv,cls,reg>.<weight,bias>", f"{RPN}<conv,objectness_logits,anchor_deltas>.<>"),
+    Rule(f"{HEAD}fc_cls.<weight,bias>", f"{PREDICTOR}cls_score.linear.<>"),
+    Rule(f"{HEAD}fc_reg.<0,2>.<weight,bias>", f"{PREDICTOR}bbox_pred.<>.<>"),
+    Rule(f"{HEAD}cls_bias", f"{PREDICTOR}cls_score.cls_bias"),
+    Rule(f"{HEAD}cls_embeddings", f"{PREDICTOR}cls_score.zs_weight", text_matrix),
+]
+# The detector trained on captions alone has no bias of tags, the base stage has neither bias nor positions.
+CLIM_DETIC = [
+    *MMDET_C4,
+    Rule("roi_head.detic_<caption,tags>.bce_bias", "method.bias.<caption,tag>", as_scalar, optional=True),
+]
+OVDET_BARON = [
+    *MMDET_C4,
+    Rule(
+        "roi_head.baron_caption.positional_embed.pos_proj.<0-2>.<weight,bias>", "method.positional_embed.<>.<>",
+        optional=True,
+    ),
+]  # fmt: skip
+NORM = "<weight,bias,running_mean,running_var,num_batches_tracked>"
+CLIM_FVLM = [
+    # The frozen encoder, which the file holds whole, under open_clip's names in both.
+    *kept(
+        VIT, "backbone.encoder.visual.",
+        "<class_embedding,positional_embedding,proj,conv1.weight>",
+        "ln_<pre,post>.<weight,bias>",
+        "transformer.resblocks.<0-11>.<ln_1,ln_2,attn.out_proj,mlp.c_fc,mlp.c_proj>.<weight,bias>",
+        "transformer.resblocks.<0-11>.attn.in_proj_<weight,bias>",
+    ),
+    # Deconvolutions to strides 4 and 8, and the FPN.
+    Rule("backbone.interpolate<1.0,1.3,2.0>.<weight,bias>", f"{PYRAMID}bottom_up.rescale.<c2.0,c2.3,c3>.<>"),
+    Rule(f"backbone.interpolate1.1.{NORM}", f"{PYRAMID}bottom_up.rescale.c2.1.<>"),
+    Rule("neck.<lateral,fpn>_convs.<0-3>.conv.weight", f"{PYRAMID}fpn_<lateral,output><2-5>.weight"),
+    Rule(f"neck.<lateral,fpn>_convs.<0-3>.bn.{NORM}", f"{PYRAMID}fpn_<lateral,output><2-5>.norm.<>"),
+    Rule("rpn_head.rpn_conv.<0,1>.conv.<weight,bias>", f"{RPN}conv.conv<>.<>"),
+    Rule("rpn_head.rpn_<cls,reg>.<weight,bias>", f"{RPN}<objectness_logits,anchor_deltas>.<>"),
+    # Four convolutions and two shared layers, then one more for classes and one for boxes.
+    Rule(f"{HEAD}shared_convs.<0-3>.conv.weight", "roi_heads.box_head.conv<1-4>.weight"),
+    Rule(f"{HEAD}shared_convs.<0-3>.bn.{NORM}", "roi_heads.box_head.conv<1-4>.norm.<>"),
+    Rule(f"{HEAD}shared_fcs.<0,1>.<weight,bias>", "roi_heads.box_head.fc<1,2>.<>"),
+    Rule(
+        f"{HEAD}<cls_fcs.0,fc_cls,bg_embedding>.<weight,bias>",
+        f"{PREDICTOR}cls_score.<hidden,linear,background>.<>",
+    ),
+    Rule(f"{HEAD}<reg_fcs.0,fc_reg>.<weight,bias>", f"{PREDICTOR}bbox_pred.<0,2>.<>"),
+    Rule(f"{HEAD}cls_temp", f"{PREDICTOR}cls_score.temperature", as_scalar),
+    Rule(f"{HEAD}cls_embeddings", f"{PREDICTOR}cls_score.zs_weight", text_matrix),
+]  # fmt: skip
+
+
+def is_c4(state: State) -> bool:
+    """Whether a file holds MMDetection's Faster R-CNN R50-C4 with a text classifier."""
+    layer4 = "roi_head.shared_head.layer4.0.conv1.weight"
+    return {f"{HEAD}fc_cls.weight", f"{HEAD}cls_embeddings", layer4} <= set(state)
+
+
+def classifies_by_words(state: State) -> bool:
+    """Whether regions become several word embeddings (BARON), not one embedding of the classes' width (Detic)."""
+    return state[f"{HEAD}fc_cls.weight"].shape[0] != state[f"{HEAD}cls_embeddings"].shape[1]
+
+
+def is_fvlm(state: State) -> bool:
+    """Whether a file holds an FPN on a frozen CLIP ViT; those on OV-LVIS have another neck and masks."""
+    return f"{VIT}class_embedding" in state and "neck.lateral_convs.0.conv.weight" in state
+
+
+OWN_CLASSES = 'MODEL.VOCABULARY.EMBEDDINGS ""'  # the class embeddings that the file holds, as published
+LEFT_OUT_C4 = {
+    "*.num_batches_tracked": "counts of normalisations that are frozen",
+    "roi_head.clip.*": "the frozen text tower, which MODEL.TEXT names",
+    f"{HEAD}bg_embedding": "the background's embedding, zeros in both",
+}
+_ALL = [
+    Kind(
+        name="ovrcnn-pretrain",
+        what="OVR-CNN's pre-trained network (maskrcnn-benchmark)",
+        arguments="--num-gpus 8 --config-file configs/OVRCNN_C4.yaml",  # the second stage starts from it
+        fits=lambda state: f"{GROUNDING}v2l_projection.weight" in state,
+        rules=OVRCNN_PRETRAIN,
+        left_out={
+            "language_backbone.*": "frozen BERT, which MODEL.TEXT names",
+            f"{TRANSFORMER}v2l_projection.*": "the projection once more",
+            f"{TRANSFORMER}backbone.*": "frozen BERT once more",
+            f"{TRANSFORMER}heads.predictions.decoder.*": "BERT's word embeddings and the bias once more",
+            f"{TRANSFORMER}heads.imagePredictions.*": "a head for hidden cells, which was never trained",
+        },
+    ),
+    Kind(
+        name="ovrcnn",
+        what="OVR-CNN's detector (maskrcnn-benchmark)",
+        arguments="--eval-only --config-file configs/OVRCNN_C4.yaml "
+        "MODEL.ANCHOR_GENERATOR.NAME RoundedAnchorGenerator",
+        fits=lambda state: f"{BOX}predictor.emb_pred.weight" in state,
+        rules=OVRCNN,
+        left_out={
+            # 48 classes after training, 17 or 65 after a test; the file does not say which.
+            f"{BOX}predictor.cls_score.*": "class embeddings, frozen and rebuilt from MODEL.VOCABULARY",
+            "rpn.anchor_generator.cell_anchors.*": "anchors, which the config describes",
+        },
+    ),
+    Kind(
+        name="clim-detic",
+        what="CLIM's Detic on R50-C4 (MMDetection)",
+        arguments=f"--eval-only --config-file configs/Detic_CLIM_C4.yaml {OWN_CLASSES}",
+        fits=lambda state: is_c4(state) and not classifies_by_words(state),
+        rules=CLIM_DETIC,
+        left_out=LEFT_OUT_C4 | {"roi_head.detic_tags.tag_embeddings": "the classes' embeddings once more"},
+    ),
+    Kind(
+        name="ovdet-baron",
+        what="ovdet's BARON on R50-C4 (MMDetection)",
+        arguments=f"--eval-only --config-file configs/BARON_C4_joint.yaml {OWN_CLASSES}",
+        fits=lambda state: is_c4(state) and classifies_by_words(state),
+        rules=OVDET_BARON,
+        left_out=LEFT_OUT_C4,
+    ),
+    Kind(
+        name="clim-fvlm",
+        what="CLIM's F-VLM on ViT-B/16 (MMDetection)",
+        # Measured with exact GELU. The file holds the encoder's weights and the classes' embeddings.
+        arguments="--eval-only --config-file configs/FVLM_ViTB16_CLIM_COCO.yaml "
+        f'MODEL.IMAGE_ENCODER.ARCHITECTURE ViT-B-16 MODEL.IMAGE_ENCODER.PRETRAINED "" {OWN_CLASSES}',
+        fits=is_fvlm,
+        rules=CLIM_FVLM,
+        left_out={},
+    ),
+]
+KINDS = {kind.name: kind for kind in _ALL}

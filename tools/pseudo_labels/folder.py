@@ -1,0 +1,167 @@
+"""Pseudo-labels of images: kept while they are made, then written as COCO-format json.
+
+Making them for many images takes hours and may be interrupted. Every finished image is a line of a file in a folder
+beside the json; each process appends to a file of its own. The json is written when no image is missing.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from clim.data.images import UnreadableImage, read_image
+from clim.errors import UserError
+from clim.files import write_json
+
+
+class Labels(NamedTuple):
+    """Boxes (R, 4) xyxy in pixels, nouns (R,) 0-based, scores (R,) of one image."""
+
+    boxes: np.ndarray
+    nouns: np.ndarray
+    scores: np.ndarray
+
+
+class LabelFolder:
+    """Finished images: {image_id, size, boxes, nouns, scores} or {image_id, skipped: reason}, a line each.
+
+    Args:
+        settings: what the labels depend on, in types of json. A folder holds labels of one set of settings.
+
+    Raises:
+        UserError: the folder was begun with other settings, or a line of it is damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: Mapping):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "settings.json"
+        if not path.exists():
+            write_json(path, dict(settings), shared=True)
+        before, now = json.loads(path.read_text()), json.loads(json.dumps(dict(settings)))
+        for key in before | now:
+            if before.get(key) != now.get(key):
+                raise UserError(
+                    f"{self.folder} was begun with {key} = {before.get(key)}, not {now.get(key)}: go on with "
+                    "the same arguments, or remove that folder to start anew."
+                )
+
+    def finished(self) -> dict[int, dict]:
+        """{image id: line} over all files, without a line that is still being written or was cut off."""
+        lines = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+                try:
+                    entry = json.loads(line)
+                    lines[entry["image_id"]] = entry
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UserError(f"Line {number} of {path} is damaged: remove that file.") from error
+        return lines
+
+    @contextmanager
+    def appending(self, shard: int, shards: int) -> Iterator[Callable[[dict], None]]:
+        """A function that adds a line to this shard's file. UserError where another process writes to it."""
+        stem = self.folder / f"{shard}-of-{shards}"
+        with open(stem.with_suffix(".lock"), "wb") as lock, open(stem.with_suffix(".jsonl"), "a+b") as file:
+            try:
+                # Of this process alone: flock's would live on in the workers of a killed one.
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"Another process works on shard {shard}/{shards} of {self.folder}: wait for it, or give "
+                    "the two different --shard i/n."
+                ) from error
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)  # what a killed process left of its last line
+
+            def append(entry: dict) -> None:
+                file.write(json.dumps(entry).encode() + b"\n")
+                file.flush()
+
+            yield append
+
+
+def label_images(
+    records: Sequence[Mapping],
+    label: Callable[[np.ndarray], Labels],
+    append: Callable[[dict], None],
+    *,
+    workers: int = 0,
+) -> Iterator[dict]:
+    """Label every image of ``records``, append its line and yield it; unreadable ones are ``skipped``.
+
+    Args:
+        label: RGB uint8 (H, W, 3) → labels; what it depends on must be in the folder's settings.
+        workers: processes that decode images.
+    """
+    images = DataLoader(_Images(records), batch_size=None, collate_fn=_same, num_workers=workers)
+    for record, (image, fault) in zip(records, images, strict=True):
+        entry = {"image_id": record["image_id"]}
+        if fault:
+            entry["skipped"] = fault
+        else:
+            boxes, nouns, scores = label(image)
+            entry["size"] = list(image.shape[:2])
+            entry["boxes"] = [[round(float(v), 2) for v in box] for box in boxes]
+            entry["nouns"] = [int(noun) for noun in nouns]
+            entry["scores"] = [round(float(score), 4) for score in scores]
+        append(entry)
+        yield entry
+
+
+def coco_format(
+    records: Sequence[Mapping], lines: Mapping[int, Mapping], *, nouns: Sequence[str], image_root: str
+) -> dict:
+    """The json's content: images with boxes in the records' order, categories 1…N in the nouns' order.
+
+    ``file_name`` is relative to ``image_root``; ``bbox`` is x, y, width, height in pixels of the upright image.
+    """
+    images, annotations = [], []
+    for record in records:
+        line = lines[record["image_id"]]
+        if not line.get("boxes"):
+            continue
+        height, width = line["size"]
+        name = os.path.relpath(record["file_name"], image_root)
+        images.append({"id": record["image_id"], "file_name": name, "height": height, "width": width})
+        for (x0, y0, x1, y1), noun, score in zip(line["boxes"], line["nouns"], line["scores"], strict=True):
+            w, h = round(x1 - x0, 2), round(y1 - y0, 2)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record["image_id"],
+                    "category_id": noun + 1,
+                    "bbox": [x0, y0, w, h],
+                    "area": round(w * h, 2),
+                    "iscrowd": 0,
+                    "score": score,
+                }
+            )
+    categories = [{"id": i, "name": noun} for i, noun in enumerate(nouns, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+class _Images(Dataset):
+    """Record index → (RGB uint8 (H, W, 3), None), or (None, why it is unreadable)."""
+
+    def __init__(self, records: Sequence[Mapping]):
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray | None, str | None]:
+        try:
+            return read_image(self.records[index]["file_name"], fmt="RGB").image, None
+        except UnreadableImage as error:
+            return None, error.reason
+
+
+def _same(sample):
+    return sample
