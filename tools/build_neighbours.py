@@ -26,7 +26,7 @@ from clim.data.partners import image_ids_hash
 from clim.data.sources import caption_records
 from clim.errors import UserError, run_cleanly
 from clim.files import write_array, write_json
-from clim.modeling.efficientnet import pretrained_lite0
+from clim.modeling.backbones.efficientnet import pretrained_lite0
 from clim.text import build, cache
 
 BATCH = 64  # images

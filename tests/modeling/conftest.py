@@ -1,7 +1,6 @@
-"""Slow obvious versions of what encoders share; small detectors and what they are trained on; sampled RoIs."""
+"""Small detectors and what they are trained on; sampled RoIs; files of a first stage."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -21,37 +20,6 @@ SMALL = [
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", 40, "MODEL.RPN.POST_NMS_TOPK_TEST", 15,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8,
 ]  # fmt: skip
-
-
-def cubic_matrix(size, target):
-    """(target, size) weights of one-dimensional cubic interpolation (a = -0.75), half-pixel centres, clamped ends."""
-    weights, a = torch.zeros(target, size, dtype=torch.float64), -0.75
-    for row in range(target):
-        place = (row + 0.5) * size / target - 0.5
-        for tap in range(math.floor(place) - 1, math.floor(place) + 3):
-            d = abs(place - tap)
-            if d <= 1:
-                weight = (a + 2) * d**3 - (a + 3) * d**2 + 1
-            else:
-                weight = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-            weights[row, min(max(tap, 0), size - 1)] += weight
-    return weights
-
-
-@pytest.fixture(scope="session")
-def slow_positions():
-    """``slow_positions((1 + g², C), (h, w))``: the first row, and the others interpolated to h x w."""
-
-    def resize(positions, grid):
-        side = math.isqrt(len(positions) - 1)
-        if tuple(grid) == (side, side):
-            return positions
-        rows, columns = cubic_matrix(side, grid[0]), cubic_matrix(side, grid[1])
-        square = positions[1:].double().reshape(side, side, -1)
-        resized = torch.einsum("ya,xb,abc->yxc", rows, columns, square)
-        return torch.cat([positions[:1], resized.flatten(0, 1).to(positions)])
-
-    return resize
 
 
 @pytest.fixture(scope="module")

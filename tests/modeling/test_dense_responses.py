@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from clim.detector import Responder
 from clim.errors import UserError
+from clim.modeling.backbones.encoder import ImageEncoder
 from clim.modeling.dense_responses import dense_embeddings, dense_stride, head_embeddings, responses
-from clim.modeling.image_encoders import ImageEncoder
 
 
 @pytest.fixture

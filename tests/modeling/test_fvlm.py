@@ -1,16 +1,342 @@
-"""The F-VLM detector, whole: canvases, a training step, and scores recomputed from the maps."""
+"""F-VLM: fused scores against a loop in plain Python, the heads, and the detector whole."""
 
 import copy
+import math
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-SIDE, CLASSES = 64, 80
+from clim.modeling.fvlm import BackgroundClassifier, FVLMOutputLayers, fused_log_scores, log_odds
+
+ALPHA, BETA = 0.1, 0.8
+
+
+def softmax(row):
+    top = max(row)
+    powers = [math.exp(v - top) for v in row]
+    return [p / sum(powers) for p in powers]
+
+
+def slow(detection, vlm, has_boxes):
+    """Σ-free: one region and one class after the other."""
+    rows = []
+    for a, b in zip(detection.tolist(), vlm.tolist(), strict=True):
+        p, q = softmax(a), softmax(b)
+        weights = [ALPHA if seen else BETA for seen in has_boxes.tolist()] + [ALPHA]
+        rows.append([p[k] ** (1 - w) * q[k] ** w for k, w in enumerate(weights)])
+    return torch.tensor(rows, dtype=torch.float64).reshape(detection.shape)
+
+
+def fuse(detection, vlm, has_boxes, alpha=ALPHA, beta=BETA):
+    return fused_log_scores(detection, vlm, has_boxes, alpha=alpha, beta=beta)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 5), st.integers(1, 6), st.integers(0, 2**31 - 1))
+def test_the_geometric_mean_of_two_softmaxes(regions, classes, seed):
+    generator = torch.Generator().manual_seed(seed)
+    detection, vlm = (20 * torch.randn(regions, classes + 1, generator=generator) for _ in range(2))
+    has_boxes = torch.rand(classes, generator=generator) < 0.5
+    fused = fuse(detection, vlm, has_boxes)
+    assert fused.shape == (regions, classes + 1)
+    torch.testing.assert_close(fused.exp(), slow(detection, vlm, has_boxes), rtol=1e-9, atol=0)
+
+
+def test_a_row_by_hand():
+    """p = (.6, .3, .1), q = (.2, .7, .1): class 0 had boxes, class 1 had not, column 2 is the background."""
+    detection, vlm = torch.tensor([[0.6, 0.3, 0.1]]).log(), torch.tensor([[0.2, 0.7, 0.1]]).log()
+    (scores,) = fuse(detection, vlm, torch.tensor([True, False])).exp().tolist()
+    expected = [0.6**0.9 * 0.2**0.1, 0.3**0.2 * 0.7**0.8, 0.1]
+    assert scores == pytest.approx(expected, rel=1e-6)
+    assert sum(scores) != pytest.approx(1, abs=0.05)  # nothing is renormalised
+
+
+def test_one_side_alone():
+    detection, vlm = torch.randn(4, 6), torch.randn(4, 6)
+    seen = torch.tensor([True, False, True, True, False])
+    torch.testing.assert_close(fuse(detection, vlm, seen, 0, 0).exp().float(), detection.softmax(1))
+    torch.testing.assert_close(fuse(detection, vlm, seen, 1, 1).exp().float(), vlm.softmax(1))
+
+
+def test_classes_without_boxes_compete_in_the_detectors_softmax():
+    detection, vlm = torch.zeros(1, 3), torch.zeros(1, 3)
+    before = fuse(detection, vlm, torch.tensor([True, False]))[0, 0]
+    detection[0, 1] = 3.0
+    assert fuse(detection, vlm, torch.tensor([True, False]))[0, 0] < before - 1
+
+
+def test_sure_heads_do_not_tie():
+    """In float32 both rows' softmax is exactly 1: they would rank by chance."""
+    detection = torch.tensor([[20.0, 0.0, 0.0], [25.0, 0.0, 0.0]])
+    assert (detection.softmax(1)[:, 0] == 1).all()
+    odds = log_odds(fuse(detection, detection, torch.tensor([True, True])))[:, 0].float()
+    assert odds[0] < odds[1]
+    assert odds.sigmoid().tolist() == [1, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(1e-12, 1 - 1e-9))
+def test_log_odds_are_the_inverse_of_sigmoid(score):
+    odds = log_odds(torch.tensor([math.log(score)], dtype=torch.float64))
+    assert odds.sigmoid().item() == pytest.approx(score, rel=1e-12)
+
+
+def test_log_odds_stay_finite():
+    odds = log_odds(torch.tensor([0.0, -1e-300, -200.0], dtype=torch.float64))
+    assert odds.isfinite().all() and odds[0] >= odds[1] > 600 and odds[2].item() == pytest.approx(-200)
+
+
+# ---- heads
+
+CLASSES, WIDTH, DIM = 4, 12, 6
+HAS_BOXES = torch.tensor([1.0, 0.0, 1.0, 0.0])
+
+
+@pytest.fixture
+def config(load_cfg):
+    def load(*overrides):
+        torch.manual_seed(0)
+        return load_cfg(
+            "FVLM_ViTB16_CLIP_COCO.yaml", "MODEL.TEXT.DIM", DIM, "MODEL.ROI_HEADS.NUM_CLASSES", CLASSES,
+            "MODEL.VOCABULARY.NAMES", [f"class {i}" for i in range(CLASSES)], "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.ROI_BOX_HEAD.NORM", "BN", *overrides,
+        )  # fmt: skip
+
+    return load
+
+
+@pytest.fixture
+def layers(config, hash_tower):
+    """``layers("KEY", value, …)``: output layers of 4 classes, 2 of them with boxes."""
+
+    def make(*overrides):
+        cfg = config(*overrides)
+        shape = ShapeSpec(channels=WIDTH)
+        made = FVLMOutputLayers(cfg, shape, text_encoder=hash_tower(DIM), class_mask=HAS_BOXES.clone())
+        torch.nn.init.normal_(made.cls_score.linear.weight)
+        return made
+
+    return make
+
+
+def proposals(*boxes, size=(64, 64), **fields):
+    found = Instances(size)
+    found.proposal_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    for name, value in fields.items():
+        found.set(name, value)
+    return found
+
+
+# ---- the classifier of the head
+
+
+def test_logits_are_scaled_cosines_to_texts_and_background():
+    torch.manual_seed(0)
+    texts = torch.randn(CLASSES, DIM) * 3
+    head = BackgroundClassifier(WIDTH, class_embeddings=texts, temperature=50)
+    x = torch.randn(5, WIDTH)
+    with torch.no_grad():
+        logits = head(x)
+        v = head.linear(head.hidden(x).clamp(min=0))
+        b = head.background(torch.ones(1, 1))[0]  # the layer on the constant 1
+        for row in range(5):
+            expected = [50 * F.cosine_similarity(v[row], t, dim=0).item() for t in [*texts, b]]
+            assert logits[row].tolist() == pytest.approx(expected, abs=1e-4)
+    torch.testing.assert_close(head.class_embeddings.norm(dim=1), torch.ones(CLASSES + 1))
+    torch.testing.assert_close(head.class_embeddings[:-1], F.normalize(texts, dim=1))
+
+
+def test_background_and_temperature_learn():
+    torch.manual_seed(0)
+    head = BackgroundClassifier(WIDTH, class_embeddings=torch.randn(CLASSES, DIM), temperature=50)
+    head(torch.randn(3, WIDTH)).softmax(1)[:, 0].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+    names = {name for name, _ in head.named_parameters()}
+    assert {"temperature", "background.weight", "background.bias"} < names
+    assert not any("zs_weight" in name for name in names)
+
+
+# ---- losses of the head
+
+
+def sampled_regions():
+    gt_boxes = Boxes(torch.tensor([[2.0, 2, 22, 26]] * 3))
+    gt_classes = torch.tensor([2, CLASSES, 0])
+    with_objects = proposals(
+        [0, 0, 20, 20], [5, 5, 30, 40], [1, 1, 9, 9], gt_classes=gt_classes, gt_boxes=gt_boxes
+    )
+    # an image without ground truth: background only, no gt_boxes
+    return [with_objects, proposals([10, 10, 20, 20], gt_classes=torch.tensor([CLASSES]))]
+
+
+def test_losses_of_sampled_regions(layers, head_losses):
+    head, x = layers().train(), torch.randn(4, WIDTH)
+    torch.nn.init.normal_(head.bbox_pred[2].weight, std=0.5)
+    losses = head_losses(head, x, sampled_regions())
+    logits, deltas = head(x)
+    nll = 0.0
+    for row, gt in zip(logits.tolist(), [2, CLASSES, 0, CLASSES], strict=True):
+        seen = [row[0], row[2], row[CLASSES]]
+        nll += (0.6 if gt == CLASSES else 1.0) * (math.log(sum(map(math.exp, seen))) - row[gt])
+    assert losses["loss_cls"].item() == pytest.approx(nll / 4, rel=1e-5)
+    targets = head.box2box_transform.get_deltas(
+        torch.tensor([[0.0, 0, 20, 20], [1, 1, 9, 9]]), torch.tensor([[2.0, 2, 22, 26]] * 2)
+    )
+    l1 = (deltas[[0, 2]] - targets).abs().sum() / 4
+    torch.testing.assert_close(losses["loss_box_reg"], l1)
+    sum(losses.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+def test_losses_of_no_region_reach_every_parameter(layers, head_losses):
+    head = layers().train()
+    empty = proposals(gt_classes=torch.zeros(0, dtype=torch.int64), gt_boxes=Boxes(torch.zeros(0, 4)))
+    losses = head_losses(head, torch.zeros(0, WIDTH), [empty])
+    sum(losses.values()).backward()
+    assert all(loss.item() == 0 for loss in losses.values())
+    assert all(p.grad is not None for p in head.parameters())
+
+
+# ---- inference of the head
+
+
+def detect(head, x, *images):
+    with torch.no_grad():
+        return head.eval().inference(head(x), list(images))[0]
+
+
+def test_scores_are_the_fusion_with_the_encoders_opinion(layers):
+    """Far-apart boxes: every region gives every class once."""
+    head, x, v = layers("TEST.DETECTIONS_PER_IMAGE", 100).eval(), torch.randn(3, WIDTH), torch.randn(3, DIM)
+    torch.nn.init.zeros_(head.bbox_pred[2].weight)  # boxes stay
+    boxes = [[0.0, 0, 10, 10], [20.0, 20, 30, 30], [40.0, 40, 50, 60]]
+    first = proposals(*boxes[:2], vlm_embeddings=v[:2])
+    second = proposals(boxes[2], vlm_embeddings=v[2:])
+    found = detect(head, x, first, second)
+    assert [len(f) for f in found] == [2 * CLASSES, CLASSES]
+
+    with torch.no_grad():
+        p = head.cls_score(x).softmax(1)
+        texts = head.cls_score.class_embeddings
+        q = (75 * F.normalize(v, dim=1) @ texts.T).softmax(1)
+        assert texts.shape == (CLASSES + 1, DIM)
+    seen = set()
+    for image, instances in enumerate(found):
+        triples = zip(
+            instances.pred_boxes.tensor, instances.pred_classes.tolist(), instances.scores, strict=True
+        )
+        for box, k, score in triples:
+            region = [torch.allclose(box, torch.tensor(b), atol=1e-4) for b in boxes].index(True)
+            assert (region == 2) == (image == 1)
+            w = 0.1 if HAS_BOXES[k] else 0.8
+            expected = p[region, k].item() ** (1 - w) * q[region, k].item() ** w
+            assert score.item() == pytest.approx(expected, rel=1e-3)
+            seen.add((region, k))
+    assert len(seen) == 3 * CLASSES
+
+
+def test_ranks_go_by_logits_where_scores_are_one(layers):
+    head = layers().eval()
+    with torch.no_grad():
+        texts = head.cls_score.class_embeddings[:-1]
+        logits = torch.full((2, CLASSES + 1), -30.0)
+        logits[0, 0], logits[1, 0] = 0.0, 5.0
+        image = proposals([0, 0, 10, 10], [20, 20, 30, 30], vlm_embeddings=texts[[0, 0]] * 7)
+        (found,), _ = head.inference((logits, torch.zeros(2, 4)), [image])
+    best = found[:2]
+    assert best.scores.tolist() == pytest.approx([1, 1], abs=1e-6) and best.logits[0] > best.logits[1]
+    assert best.pred_boxes.tensor[0].tolist() == [20, 20, 30, 30]
+
+
+def test_no_proposals(layers):
+    found = detect(layers(), torch.zeros(0, WIDTH), proposals(vlm_embeddings=torch.zeros(0, DIM)))
+    assert len(found[0]) == 0 and found[0].scores.shape == (0,)
+
+
+def test_the_threshold_is_one_of_scores(layers):
+    head, x, v = layers(), torch.randn(8, WIDTH), torch.randn(8, DIM)
+    boxes = [[7.0 * i, 0, 7.0 * i + 5, 5.0] for i in range(8)]
+    everything = detect(head, x, proposals(*boxes, vlm_embeddings=v))[0]
+    head.test_score_thresh = 0.1
+    some = detect(head, x, proposals(*boxes, vlm_embeddings=v))[0]
+    assert 0 < len(some) < len(everything) and some.scores.min() > 0.1
+    assert len(some) == (everything.scores > 0.1).sum()
+
+
+# ---- vocabulary of the head
+
+
+def test_other_classes_keep_their_own_weights(layers):
+    head, x, v = layers(), torch.randn(1, WIDTH), torch.randn(1, DIM)
+    texts = head.cls_score.class_embeddings[:-1].detach()
+    box = proposals([0, 0, 10, 10], vlm_embeddings=v)
+    before = detect(head, x, box)[0]
+    head.set_vocabulary(texts[[3, 1, 0, 2]], HAS_BOXES[[3, 1, 0, 2]])
+    after = detect(head, x, box)[0]
+    renamed = torch.tensor([2, 1, 3, 0])[before.pred_classes]
+    assert after.pred_classes.tolist() == renamed.tolist()
+    torch.testing.assert_close(after.scores, before.scores)
+
+    head.set_vocabulary(texts[:2], torch.zeros(2))  # both without boxes
+    p, q = (
+        head.cls_score(x).softmax(1),
+        (75 * F.normalize(v) @ head.cls_score.class_embeddings.T).softmax(1),
+    )
+    found = detect(head, x, box)[0]
+    expected = (p**0.2 * q**0.8)[0, found.pred_classes]
+    torch.testing.assert_close(found.scores, expected, rtol=1e-3, atol=1e-6)
+    assert set(found.pred_classes.tolist()) == {0, 1}
+
+
+def test_a_checkpoint_brings_the_background_not_the_classes(layers):
+    trained, head = layers(), layers()
+    torch.nn.init.normal_(trained.cls_score.background.bias)
+    trained.set_vocabulary(torch.randn(7, DIM))
+    mine = head.cls_score.class_embeddings.detach().clone()
+    head.load_state_dict(trained.state_dict())
+    loaded = head.cls_score.class_embeddings
+    assert torch.equal(loaded[:-1], mine[:-1])
+    torch.testing.assert_close(loaded[-1], trained.cls_score.class_embeddings[-1])
+
+
+# ---- the whole head
+
+
+def test_the_heads_of_the_shipped_config(config, hash_tower):
+    """4 convolutions of 256 without bias (a norm follows) and 2 layers of 1024, shared; then one for each branch."""
+    cfg = config()
+    shapes = {f"p{i}": ShapeSpec(channels=256, stride=2**i) for i in range(2, 7)}
+    heads = ROI_HEADS_REGISTRY.get("FVLMROIHeads")(cfg, shapes, text_encoder=hash_tower(DIM))
+    sizes = {name: tuple(p.shape) for name, p in heads.named_parameters() if p.dim() > 1}
+    assert sizes == {
+        **{f"box_head.conv{i}.weight": (256, 256, 3, 3) for i in range(1, 5)},
+        "box_head.fc1.weight": (1024, 256 * 49),
+        "box_head.fc2.weight": (1024, 1024),
+        "box_predictor.cls_score.hidden.weight": (1024, 1024),
+        "box_predictor.cls_score.linear.weight": (DIM, 1024),
+        "box_predictor.cls_score.background.weight": (DIM, 1),
+        "box_predictor.bbox_pred.0.weight": (1024, 1024),
+        "box_predictor.bbox_pred.2.weight": (4, 1024),
+    }
+    assert "box_head.conv1.norm.weight" in dict(heads.named_parameters())
+    assert heads.num_classes == CLASSES and not heads.mask_on
+    predictor = heads.box_predictor
+    assert (predictor.alpha, predictor.beta, predictor.vlm_temperature) == (0.1, 0.8, 75)
+    assert predictor.cls_score.temperature.item() == 50
+
+
+# ---- the detector
+
+SIDE, COCO = 64, 80
 LOSSES = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
 SMALL = (
     "MODEL.IMAGE_ENCODER.PRETRAINED", "", "MODEL.TEXT.DIM", 12, "MODEL.VOCABULARY.EMBEDDINGS", "",
@@ -39,13 +365,13 @@ def detector(build):
     return build()
 
 
-def picture(height, width, seed=0):
+def photo(height, width, seed=0):
     image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed))
     return {"image": image.to(torch.uint8), "height": height, "width": width}
 
 
 def labelled(*boxes, classes=(), seed=0):
-    sample = picture(48, SIDE, seed)
+    sample = photo(48, SIDE, seed)
     sample["instances"] = Instances(
         (48, SIDE),
         gt_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
@@ -59,21 +385,21 @@ def train(model, *samples):
         return model.train()({"detection": list(samples), "captions": [], "mosaics": []})
 
 
-def detect(model, *samples):
+def detections(model, *samples):
     return [found["instances"] for found in model.eval()(list(samples))]
 
 
-# ---- canvases
+# ---- the detector: canvases
 
 
-def test_pictures_lie_in_the_corner_of_a_coloured_square(detector):
-    images = detector.preprocess_image([picture(40, 64), picture(24, 30)])
+def test_images_lie_in_the_corner_of_a_coloured_square(detector):
+    images = detector.preprocess_image([photo(40, 64), photo(24, 30)])
     assert images.tensor.shape == (2, 3, SIDE, SIDE) and images.image_sizes == [(40, 64), (24, 30)]
     mean, std = (
         torch.tensor([122.7709383, 116.7460125, 104.09373615]),
         torch.tensor([68.5005327, 66.6321579, 70.32316305]),
     )
-    inside = (picture(24, 30)["image"].float() - mean[:, None, None]) / std[:, None, None]
+    inside = (photo(24, 30)["image"].float() - mean[:, None, None]) / std[:, None, None]
     torch.testing.assert_close(images.tensor[1, :, :24, :30], inside)
     # The RGB mean on BGR pixels: red and blue of the padding have changed places, green is zero.
     padding = ((mean.flip(0) - mean) / std)[:, None].expand(3, 34)
@@ -82,12 +408,12 @@ def test_pictures_lie_in_the_corner_of_a_coloured_square(detector):
     assert abs(images.tensor[1, 0, 50, 50].item()) > 0.2 and abs(images.tensor[1, 1, 50, 50].item()) < 1e-6
 
 
-def test_larger_pictures_make_larger_squares(detector):
-    assert detector.preprocess_image([picture(10, 97)]).tensor.shape[2:] == (128, 128)
-    assert detector.preprocess_image([picture(10, 9)]).tensor.shape[2:] == (SIDE, SIDE)
+def test_larger_images_make_larger_squares(detector):
+    assert detector.preprocess_image([photo(10, 97)]).tensor.shape[2:] == (128, 128)
+    assert detector.preprocess_image([photo(10, 9)]).tensor.shape[2:] == (SIDE, SIDE)
 
 
-# ---- training
+# ---- the detector: training
 
 
 def test_a_step_moves_everything_but_the_encoder(build):
@@ -112,7 +438,7 @@ def test_a_step_moves_everything_but_the_encoder(build):
     assert model.backbone.pyramid.training
 
 
-def test_pictures_without_objects(build):
+def test_images_without_objects(build):
     model = build()
     losses = train(model, labelled(), labelled([9, 2, 60, 30], classes=[2]))
     assert all(loss.isfinite() for loss in losses.values())
@@ -129,18 +455,18 @@ def test_the_classification_starts_at_chance_over_what_counts(build):
     assert loss.item() == pytest.approx(0.6 * torch.tensor(49.0).log().item(), rel=1e-4)
 
 
-# ---- inference
+# ---- the detector: inference
 
 
 def test_scores_recomputed_from_the_maps(build):
     """Proposal → head's softmax; the same box unrefined → RoIAlign of the dense map → CLIP's softmax; fused."""
     model = build("MODEL.ROI_HEADS.NMS_THRESH_TEST", 1.0, "TEST.DETECTIONS_PER_IMAGE", 10_000).eval()
     torch.nn.init.normal_(model.classifier.linear.weight)
-    (found,) = detect(model, picture(48, SIDE))
+    (found,) = detections(model, photo(48, SIDE))
     assert found.has("logits") and len(found) > 100
 
     with torch.no_grad():
-        images = model.preprocess_image([picture(48, SIDE)])
+        images = model.preprocess_image([photo(48, SIDE)])
         features = model.backbone(images.tensor)
         (proposals,), _ = model.proposal_generator(images, features)
         boxes = proposals.proposal_boxes
@@ -155,7 +481,7 @@ def test_scores_recomputed_from_the_maps(build):
         texts, background = model.classifier.zs_weight[:, :-1].T, model.classifier.background
         b = F.normalize(background.weight[:, 0] + background.bias, dim=0)
         q = (75 * F.normalize(v, dim=1) @ torch.cat([texts, b[None]]).T).softmax(1)
-        weight = torch.full((CLASSES,), 0.8)
+        weight = torch.full((COCO,), 0.8)
         weight[model.roi_heads.box_predictor.freq_weight > 0] = 0.1
         assert (weight == 0.1).sum() == 48
         expected = p[:, :-1] ** (1 - weight) * q[:, :-1] ** weight
@@ -163,27 +489,27 @@ def test_scores_recomputed_from_the_maps(build):
     torch.testing.assert_close(
         found.scores.sort().values, expected.flatten().sort().values[-len(found) :], rtol=2e-3, atol=1e-7
     )
-    assert len(found) == len(boxes) * CLASSES
+    assert len(found) == len(boxes) * COCO
 
 
-def test_boxes_are_in_pixels_of_the_original_picture(detector):
-    sample = picture(48, SIDE) | {"height": 480, "width": 640}
-    (found,) = detect(detector, sample)
+def test_boxes_are_in_pixels_of_the_original_image(detector):
+    sample = photo(48, SIDE) | {"height": 480, "width": 640}
+    (found,) = detections(detector, sample)
     boxes = found.pred_boxes.tensor
     assert found.image_size == (480, 640)
     assert boxes[:, 2].max() > SIDE and boxes[:, 2].max() <= 640 and boxes[:, 3].max() <= 480
 
 
-def test_a_picture_is_detected_alike_alone_and_in_company(detector):
-    first, second = picture(48, SIDE), picture(SIDE, 40, seed=1)
-    alone = [detect(detector, first)[0], detect(detector, second)[0]]
-    for single, together in zip(alone, detect(detector, first, second), strict=True):
+def test_an_image_is_detected_alike_alone_and_in_company(detector):
+    first, second = photo(48, SIDE), photo(SIDE, 40, seed=1)
+    alone = [detections(detector, first)[0], detections(detector, second)[0]]
+    for single, together in zip(alone, detections(detector, first, second), strict=True):
         torch.testing.assert_close(single.scores, together.scores, rtol=1e-4, atol=1e-6)
 
 
-def test_no_proposals(build):
+def test_no_proposals_in_two_images(build):
     model = build("MODEL.RPN.POST_NMS_TOPK_TEST", 0)
-    assert [len(found) for found in detect(model, picture(48, SIDE), picture(20, 20))] == [0, 0]
+    assert [len(found) for found in detections(model, photo(48, SIDE), photo(20, 20))] == [0, 0]
 
 
 def test_the_switches_of_the_fusion(build):
@@ -191,17 +517,17 @@ def test_the_switches_of_the_fusion(build):
     scores = {}
     for weight in (0.0, 1.0):
         model = build("MODEL.FVLM.ALPHA", weight, "MODEL.FVLM.BETA", weight)
-        (found,) = detect(model, picture(48, SIDE))
+        (found,) = detections(model, photo(48, SIDE))
         scores[weight] = found.scores
         model.classifier.temperature.data.fill_(1e-6)  # an undecided head
-        (found,) = detect(model, picture(48, SIDE))
+        (found,) = detections(model, photo(48, SIDE))
         if weight == 0:
-            torch.testing.assert_close(found.scores, torch.full_like(found.scores, 1 / (CLASSES + 1)))
+            torch.testing.assert_close(found.scores, torch.full_like(found.scores, 1 / (COCO + 1)))
         else:
             torch.testing.assert_close(found.scores, scores[1.0])
 
 
-# ---- weights
+# ---- the detector: weights
 
 
 def test_a_checkpoint_holds_the_encoder_too(build):
@@ -211,7 +537,7 @@ def test_a_checkpoint_holds_the_encoder_too(build):
         torch.nn.init.normal_(p, std=0.02)
     other.load_state_dict(trained.state_dict())
     assert any(name.startswith("backbone.encoder.visual.") for name in trained.state_dict())
-    (a,), (b,) = detect(trained, picture(48, SIDE)), detect(other, picture(48, SIDE))
+    (a,), (b,) = detections(trained, photo(48, SIDE)), detections(other, photo(48, SIDE))
     assert torch.equal(a.scores, b.scores)
 
 

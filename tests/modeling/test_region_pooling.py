@@ -1,12 +1,17 @@
-"""Regions of several roles and canvases through one head: each gets the embedding it would get alone."""
+"""Regions of several roles and canvases through one head: each gets the embedding it would get alone. Pooled boxes."""
+
+import math
 
 import pytest
 import torch
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clim.methods import Regions
 from clim.modeling import EfficientNetC4, embed_regions
+from clim.modeling.region_pooling import as_rois, pool_rois
 
 
 def regions(boxes, canvas):
@@ -85,3 +90,54 @@ def test_gradients_reach_features_under_the_boxes_and_no_other_canvas(heads, fea
     gradient = features["res4"].grad.abs().sum(dim=1)
     assert gradient[1, :2, :2].min() > 0
     assert gradient[1, 3:, 3:].max() == 0 and gradient[[0, 2]].max() == 0
+
+
+# ---- boxes
+
+
+def slow_roi_align(plane, box, *, size, stride):
+    """RoIAlign of ``plane`` (h, w) by loops: half-pixel offset, ceil(bin) samples a bin and axis."""
+    h, w = plane.shape
+    x0, y0, x1, y1 = (v / stride - 0.5 for v in box)
+    bin_w, bin_h = (x1 - x0) / size, (y1 - y0) / size
+    nx, ny = math.ceil(bin_w), math.ceil(bin_h)
+
+    def at(y, x):
+        if not (-1 <= y <= h and -1 <= x <= w):
+            return 0.0
+        y, x = min(max(y, 0), h - 1), min(max(x, 0), w - 1)
+        top, left = min(int(y), h - 1), min(int(x), w - 1)
+        bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
+        fy, fx = y - top, x - left
+        upper = plane[top][left] * (1 - fx) + plane[top][right] * fx
+        lower = plane[bottom][left] * (1 - fx) + plane[bottom][right] * fx
+        return float(upper * (1 - fy) + lower * fy)
+
+    out = torch.zeros(size, size)
+    for i in range(size):
+        for j in range(size):
+            samples = [
+                at(y0 + (i + (a + 0.5) / ny) * bin_h, x0 + (j + (b + 0.5) / nx) * bin_w)
+                for a in range(ny)
+                for b in range(nx)
+            ]
+            out[i, j] = sum(samples) / max(len(samples), 1)
+    return out
+
+
+coordinate = st.floats(-20, 110, width=32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.tuples(coordinate, coordinate),
+    st.tuples(st.floats(1, 90), st.floats(1, 90)),
+    st.sampled_from([1, 2, 3]),
+)
+def test_boxes_are_pooled_as_by_loops(corner, extent, size):
+    plane = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    box = [*corner, corner[0] + extent[0], corner[1] + extent[1]]
+    rois = as_rois([Boxes(torch.zeros(0, 4)), Boxes(torch.tensor([box]))])
+    pooled = pool_rois(torch.stack([plane.new_zeros(5, 6), plane])[:, None], rois, stride=16, size=size)
+    expected = slow_roi_align(plane, rois[0, 1:].tolist(), size=size, stride=16)
+    torch.testing.assert_close(pooled[0, 0], expected, rtol=1e-3, atol=1e-3)

@@ -22,7 +22,7 @@ from clim.data.pseudo_sets import register_pseudo_labels
 from clim.data.region_shapes import crop_letterboxed
 from clim.errors import UserError
 from clim.files import write_json
-from clim.modeling.image_encoders import ImageEncoder
+from clim.modeling.backbones.encoder import ImageEncoder
 from pseudo_labels.folder import LabelFolder, Labels, coco_format, label_images
 from pseudo_labels.labeller import Proposer, PseudoLabeller, load_image_encoder
 

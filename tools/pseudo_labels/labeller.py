@@ -15,7 +15,7 @@ from clim.data.images import ordered
 from clim.data.region_shapes import crop_letterboxed
 from clim.engine.loading import load_model, load_weights
 from clim.errors import UserError
-from clim.modeling.image_encoders import ImageEncoder, build_image_encoder
+from clim.modeling.backbones.encoder import ImageEncoder, build_image_encoder
 
 from .folder import Labels
 

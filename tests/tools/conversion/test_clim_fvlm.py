@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, roi_align
 
 from clim.data.categories import BASE_INDICES
-from clim.modeling.clip_vit import ClipViT
+from clim.modeling.backbones.clip_vit import ClipViT
 from conversion.convert import convert, find_kind
 from conversion.rules import KINDS
 

@@ -1,24 +1,27 @@
 """Meta-architecture, proposal generator, RoI heads, classifier, backbones, image encoders: registered by name."""
 
+from .backbones import (
+    IMAGE_ENCODER_REGISTRY,
+    ClipFPN,
+    ClipResNet,
+    ClipViT,
+    EfficientNetC4,
+    EfficientNetLite0,
+    GridEncoder,
+    ImageEncoder,
+    ResNetGrid,
+    build_image_encoder,
+)
 from .classifier import CosineClassifier
-from .clip_resnet import ClipResNet
-from .clip_vit import ClipViT
-from .efficientnet import EfficientNetC4, EfficientNetC4ROIHeads
-from .efficientnet_encoder import EfficientNetLite0
-from .fvlm import FVLM
-from .fvlm_backbone import ClipFPN
-from .fvlm_heads import FVLMROIHeads
-from .grid_encoder import GridEncoder, ResNetGrid
+from .fvlm import FVLM, FVLMROIHeads
 from .grid_text import GridTextModel
-from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, build_image_encoder
 from .image_text import ImageTextModel
 from .meta_arch import OpenVocabRCNN
 from .output_layers import BOX_PREDICTOR_REGISTRY, TextHeads, TextOutputLayers, build_box_predictor
 from .ovrcnn import OVRCNNOutputLayers
+from .proposals import ProposingRPN, RoundedAnchorGenerator
 from .region_pooling import embed_regions
-from .roi_heads import OpenVocabOutputLayers, OpenVocabRes5ROIHeads
-from .rounded_anchors import RoundedAnchorGenerator
-from .rpn import ProposingRPN
+from .roi_heads import EfficientNetC4ROIHeads, OpenVocabOutputLayers, OpenVocabRes5ROIHeads
 
 __all__ = [
     "BOX_PREDICTOR_REGISTRY",

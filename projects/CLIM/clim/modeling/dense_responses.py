@@ -1,7 +1,7 @@
-"""How near every location of a picture lies to a text: the response maps of CLIM's Figs. 3, 4 and 5.
+"""How near every location of an image is to a text: the response maps of CLIM's Figs. 3, 4 and 5.
 
-The release has no code for them: a recipe of ours (clip_fvlm §6). Shapes: B pictures, D width of embeddings,
-(h, w) cells, Q texts.
+The release has no code for them: a recipe of ours (clip_fvlm §6). Shapes: B images, D width of embeddings,
+(h, w) locations, Q texts.
 """
 
 import torch
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from clim.errors import UserError
 
-from .image_encoders import ImageEncoder
+from .backbones.encoder import ImageEncoder
 
 RES5_STRIDE = 2  # of a C4 head's last stage, on top of its backbone's
 
 
 def dense_stride(model: nn.Module) -> int:
-    """Pixels a side that one cell of :func:`dense_embeddings` stands for."""
+    """Pixels between two locations of :func:`dense_embeddings`."""
     encoder = _image_encoder(model)
     if encoder is not None:
         return encoder.dense_stride
@@ -30,7 +30,7 @@ def dense_embeddings(model: nn.Module, images: Tensor) -> Tensor:
     Args:
         model: a detector with a C4 head, or a model with an image encoder.
         images: normalised pixels (B, 3, H, W). H and W are multiples of :func:`dense_stride`, so that the map
-            covers the picture and nothing else.
+            covers the image and nothing else.
 
     Raises UserError for another kind of model.
     """
@@ -43,12 +43,12 @@ def dense_embeddings(model: nn.Module, images: Tensor) -> Tensor:
 def head_embeddings(roi_heads: nn.Module, features: dict[str, Tensor]) -> Tensor:
     """(B, D, h, w) of a C4 head: its last stage on the whole map, then the classifier's embedding per location.
 
-    A region's embedding is that of the mean over its cells; here every cell is embedded by itself.
+    A region's embedding is that of the mean over its locations; here every location is embedded by itself.
     """
     (name,) = roi_heads.in_features
-    cells = roi_heads.res5(features[name]).permute(0, 2, 3, 1)
-    embeddings = roi_heads.predictors[-1].embed(cells.flatten(0, 2))
-    return F.normalize(embeddings, dim=1).unflatten(0, cells.shape[:3]).permute(0, 3, 1, 2)
+    last = roi_heads.res5(features[name]).permute(0, 2, 3, 1)
+    embeddings = roi_heads.predictors[-1].embed(last.flatten(0, 2))
+    return F.normalize(embeddings, dim=1).unflatten(0, last.shape[:3]).permute(0, 3, 1, 2)
 
 
 def responses(embeddings: Tensor, texts: Tensor) -> Tensor:

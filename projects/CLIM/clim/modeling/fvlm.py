@@ -1,19 +1,32 @@
-"""F-VLM (arXiv 2209.15639) on CLIP: a Faster R-CNN whose backbone is frozen and whose scores ask CLIP again."""
+"""F-VLM (arXiv 2209.15639) on CLIP: a Faster R-CNN with a frozen backbone, whose scores are fused with CLIP's own.
+
+Shapes: R regions, K classes, D width of text and region embeddings; column K of (R, K + 1) is the background.
+"""
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import ImageList
+from fvcore.nn import c2_xavier_fill
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from clim.losses import cosine_logits, masked_softmax_ce
+
+from .classifier import CosineClassifier
 from .meta_arch import OpenVocabRCNN
+from .output_layers import TextHeads
+from .roi_heads import OpenVocabOutputLayers
+from .vocabulary import needs_cosines, num_classes
 
 
 @META_ARCH_REGISTRY.register()
 class FVLM(OpenVocabRCNN):
-    """Training is the parent's, on boxes; at test the encoder embeds every proposal and both scores are fused.
+    """Trains as its parent, on boxes; at test the encoder embeds every proposal and both scores are fused.
 
     Args:
-        square: px, side of the canvas that pictures are padded to; a larger picture makes a larger one.
+        square: px, side of the canvas that images are padded to; a larger image makes a larger one.
         pad_pixel: colour of the padding, in the order of INPUT.FORMAT.
     """
 
@@ -44,12 +57,135 @@ class FVLM(OpenVocabRCNN):
         return self._postprocess(results, batched_inputs, images.image_sizes)
 
     def preprocess_image(self, batched_inputs) -> ImageList:
-        """Pictures in the upper left corners of square canvases, then normalised: padding is a colour too."""
-        pictures = [x["image"].to(self.device) for x in batched_inputs]
-        sizes = [tuple(p.shape[-2:]) for p in pictures]
+        """Images in the upper left corners of square canvases, then normalised, the padding colour included."""
+        images = [x["image"].to(self.device) for x in batched_inputs]
+        sizes = [tuple(image.shape[-2:]) for image in images]
         divisor = self.backbone.size_divisibility
         side = -(-max(self.square, *map(max, sizes)) // divisor) * divisor
-        canvases = self.pad_pixel.expand(len(pictures), -1, side, side).clone()
-        for canvas, picture, (height, width) in zip(canvases, pictures, sizes, strict=True):
-            canvas[:, :height, :width] = picture
+        canvases = self.pad_pixel.expand(len(images), -1, side, side).clone()
+        for canvas, image, (height, width) in zip(canvases, images, sizes, strict=True):
+            canvas[:, :height, :width] = image
         return ImageList((canvases - self.pixel_mean) / self.pixel_std, sizes)
+
+
+@ROI_HEADS_REGISTRY.register()
+class FVLMROIHeads(TextHeads, StandardROIHeads):
+    """Detectron2's heads with :class:`FVLMOutputLayers`. At test proposals need ``vlm_embeddings`` (R, D)."""
+
+    @classmethod
+    def from_config(cls, cfg, input_shape, *, text_encoder):
+        ret = super().from_config(cfg, input_shape)
+        # Replace the plain predictor that the parent has built.
+        shape = ret["box_head"].output_shape
+        ret["box_predictor"] = FVLMOutputLayers(cfg, shape, text_encoder=text_encoder)
+        ret["num_classes"] = num_classes(cfg)
+        return ret
+
+
+class FVLMOutputLayers(OpenVocabOutputLayers):
+    """Softmax over all classes and background; at test fused with the frozen encoder's score.
+
+    Args:
+        alpha, beta: weights of the encoder's score, see :func:`fused_log_scores`.
+        vlm_temperature: scale of the encoder's cosines.
+        background_weight: of background regions in the classification loss.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape,
+        *,
+        alpha: float,
+        beta: float,
+        vlm_temperature: float,
+        background_weight: float,
+        **kwargs,
+    ):
+        super().__init__(input_shape, **kwargs)
+        self.alpha, self.beta, self.vlm_temperature = alpha, beta, vlm_temperature
+        self.background_weight = background_weight
+
+    @classmethod
+    def from_config(cls, cfg, input_shape, *, text_encoder):
+        needs_cosines(cfg, "F-VLM")
+        ret = super().from_config(cfg, input_shape, text_encoder=text_encoder)
+        fvlm = cfg.MODEL.FVLM
+        ret.update(
+            cls_score=BackgroundClassifier(
+                input_shape.channels,
+                class_embeddings=ret["cls_score"].class_embeddings[:-1],
+                temperature=fvlm.DETECTOR_TEMPERATURE,
+            ),
+            alpha=fvlm.ALPHA,
+            beta=fvlm.BETA,
+            vlm_temperature=fvlm.TEMPERATURE,
+            background_weight=fvlm.BACKGROUND_WEIGHT,
+        )
+        return ret
+
+    def class_loss(self, logits, gt_classes):
+        return masked_softmax_ce(
+            logits, gt_classes, self.freq_weight > 1e-4, background_weight=self.background_weight
+        )
+
+    def inference(self, predictions, proposals):
+        """As the parent's, of the fused scores; ``proposals`` carry ``vlm_embeddings`` (R, D)."""
+        logits, deltas = predictions
+        regions = torch.cat([p.vlm_embeddings for p in proposals])
+        vlm = cosine_logits(regions, self.cls_score.class_embeddings, temperature=self.vlm_temperature)
+        fused = fused_log_scores(logits, vlm, self.freq_weight > 1e-4, alpha=self.alpha, beta=self.beta)
+        return super().inference((log_odds(fused).float(), deltas), proposals)
+
+
+class BackgroundClassifier(CosineClassifier):
+    """temperature · cos(linear(relu(hidden(x))), [text; background]); background and temperature are learned.
+
+    Args:
+        in_features: width of region features.
+        class_embeddings: (K, D).
+        temperature: where the learned scale of the cosine starts.
+    """
+
+    def __init__(self, in_features: int, *, class_embeddings: Tensor, temperature: float):
+        super().__init__(
+            in_features, class_embeddings=class_embeddings, temperature=temperature, learned_background=True
+        )
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+        self.hidden = nn.Linear(in_features, in_features)
+        c2_xavier_fill(self.hidden)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Region features (R, in_features) → un-normalised embeddings (R, D)."""
+        return self.linear(F.relu(self.hidden(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (R, K + 1)."""
+        return cosine_logits(self.project(x), self.class_embeddings, temperature=self.temperature)
+
+
+def fused_log_scores(
+    detection: Tensor, vlm: Tensor, has_boxes: Tensor, *, alpha: float, beta: float
+) -> Tensor:
+    """F-VLM's score: log(p^(1 - w) · q^w), float64 (R, K + 1); p and q are the softmax of two sets of logits.
+
+    w is ``alpha`` for classes with boxes and for the background, ``beta`` for the other classes. Nothing is
+    masked before the softmax and nothing renormalised after it, so a row does not sum to one (F-VLM, arXiv
+    2209.15639; clip_fvlm §4). In double precision, because the p of a confident head rounds to 1 in float32.
+
+    Args:
+        detection: (R, K + 1) logits of the head, temperature included.
+        vlm: (R, K + 1) logits of the frozen encoder, temperature included.
+        has_boxes: (K,) bool, the classes that had boxes in training.
+    """
+    weight = torch.full((detection.shape[1],), alpha, dtype=torch.float64, device=detection.device)
+    weight[:-1][~has_boxes] = beta
+    return (1 - weight) * detection.double().log_softmax(1) + weight * vlm.double().log_softmax(1)
+
+
+def log_odds(log_scores: Tensor) -> Tensor:
+    """log(s / (1 - s)) of log s <= 0: what sigmoid turns into s again. Finite also where s rounds to 1."""
+    log_scores = log_scores.clamp(max=-torch.finfo(log_scores.dtype).tiny)
+    return log_scores - torch.log(-torch.expm1(log_scores))

@@ -9,7 +9,7 @@ from clim.data.tiles import Tiles
 from clim.errors import UserError
 from clim.methods.cells import Cells, Grid
 
-from .grid_encoder import GridEncoder
+from .backbones.encoder import GridEncoder
 from .image_text import ImageTextModel
 
 

@@ -11,8 +11,8 @@ from clim.errors import UserError
 from clim.methods import Method, Regions, Texts, build_method
 from clim.text import HasTextEncoder, build_text_encoder
 
+from .backbones.encoder import ImageEncoder, build_image_encoder
 from .device_canvases import Canvases, compose_groups
-from .image_encoders import ImageEncoder, build_image_encoder
 from .region_pooling import embed_regions
 from .vocabulary import is_configured, vocabulary_embeddings
 

@@ -1,9 +1,10 @@
 """The open-vocabulary detector: boxes by Detectron2's Faster R-CNN, image-text pairs by mosaic → pool → align."""
 
+import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_backbone, build_proposal_generator
 from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
-from torch import Tensor
+from torch import Tensor, nn
 
 from clim.checkpoints.keys import take_pretrained_trunk
 from clim.data.tiles import Tiles
@@ -11,7 +12,6 @@ from clim.errors import UserError
 from clim.methods import Method, Texts, build_method
 from clim.text import HasTextEncoder, build_text_encoder
 
-from .precision import autocast_backbone
 from .region_pooling import embed_regions
 
 PAIR_SOURCES = {"captions": "", "mosaics": "_mosaic"}  # source of a joint batch → suffix of its losses
@@ -111,3 +111,26 @@ def _drop_text_encoder(module, state_dict, prefix, *_):
     """Official Detic stores the frozen text tower; ours comes from the config and is not part of the model."""
     for key in [k for k in state_dict if k.startswith(prefix + "text_encoder.")]:
         del state_dict[key]
+
+
+def autocast_backbone(model: nn.Module) -> None:
+    """Official Detic's mixed precision: where autocast is on, only the backbone is in it; the rest is float32.
+
+    Wraps ``model.forward`` and ``model.backbone.forward`` of the instance, so that classes and state-dict keys stay.
+    """
+    backbone_forward, model_forward = model.backbone.forward, model.forward
+    enabled = [False]
+
+    def backbone(x):
+        if not enabled[0]:
+            return backbone_forward(x)
+        with torch.autocast(x.device.type):
+            features = backbone_forward(x)
+        return {name: f.float() for name, f in features.items()}
+
+    def forward(batch):
+        enabled[0] = torch.is_autocast_enabled(model.device.type)
+        with torch.autocast(model.device.type, enabled=False):
+            return model_forward(batch)
+
+    model.backbone.forward, model.forward = backbone, forward

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clim.errors import UserError
 from clim.losses import masked_softmax_ce
 
-from .fvlm_scores import log_odds
+from .fvlm import log_odds
 from .output_layers import BOX_PREDICTOR_REGISTRY, TextOutputLayers, keep_vocabulary
 from .vocabulary import class_mask, competing_classes, is_configured, needs_cosines, num_classes
 

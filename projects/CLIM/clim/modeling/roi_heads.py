@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from clim.errors import UserError
 from clim.losses import masked_class_bce
 
+from .backbones.efficientnet import LAST_SHARED, OUT_CHANNELS, Blocks, folded_lite0
 from .classifier import CosineClassifier
 from .output_layers import (
     BOX_PREDICTOR_REGISTRY,
@@ -113,7 +114,16 @@ class OpenVocabRes5ROIHeads(TextHeads, Res5ROIHeads):
         return ret
 
     def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
-        """Un-normalised embeddings (ΣR, D) of boxes given picture by picture; a C4 head has one stage."""
+        """Un-normalised embeddings (ΣR, D) of boxes given image by image; a C4 head has one stage."""
         pooled = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
         (predictor,) = self.predictors
         yield predictor.project(pooled.mean(dim=[2, 3]))
+
+
+@ROI_HEADS_REGISTRY.register()
+class EfficientNetC4ROIHeads(OpenVocabRes5ROIHeads):
+    """The last blocks of EfficientNet-Lite0 in the place of ResNet's res5."""
+
+    @classmethod
+    def _build_res5_block(cls, cfg):
+        return Blocks(folded_lite0()._blocks[LAST_SHARED + 1 :]), OUT_CHANNELS

@@ -1,8 +1,10 @@
-"""Proposals on pictures without boxes: those that Detectron2's RPN gives."""
+"""Proposals on images without boxes, as Detectron2's RPN gives them; anchors with maskrcnn-benchmark's sides."""
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_proposal_generator
+from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
@@ -23,7 +25,7 @@ def rpn(load_cfg):
 
 @pytest.fixture
 def inputs():
-    """Two pictures of different size on one canvas, and their features."""
+    """Two images of different sizes on one canvas, and their features."""
     torch.manual_seed(1)
     images = ImageList(torch.zeros(2, 3, 96, 128), [(96, 128), (64, 100)])
     return images, {"res4": torch.randn(2, 112, 6, 8, requires_grad=True)}
@@ -71,3 +73,18 @@ def test_proposals_carry_no_gradient(rpn, inputs):
     for proposals in rpn.propose(*inputs):
         assert not proposals.proposal_boxes.tensor.requires_grad
         assert not proposals.objectness_logits.requires_grad
+
+
+def test_sides_centres_and_order_of_rounded_anchors(load_cfg):
+    cfg = load_cfg(
+        "BoxSup_C4.yaml", "MODEL.ANCHOR_GENERATOR.NAME", "RoundedAnchorGenerator",
+        "MODEL.ANCHOR_GENERATOR.OFFSET", 0.5,
+    )  # fmt: skip
+    (anchors,) = build_anchor_generator(cfg, [ShapeSpec(stride=16)])([torch.zeros(1, 1, 2, 3)])
+    expected = [
+        [16 * column + 8 - w * times / 2, 16 * row + 8 - h * times / 2,
+         16 * column + 8 + w * times / 2, 16 * row + 8 + h * times / 2]
+        for row in range(2) for column in range(3)
+        for times in (2, 4, 8, 16, 32) for w, h in ((23, 12), (16, 16), (11, 22))
+    ]  # fmt: skip
+    assert anchors.tensor.tolist() == expected

@@ -1,17 +1,13 @@
-"""What all image encoders share: choice by name, pooling of boxes and masks, positions, what stays frozen."""
-
-import math
+"""What all image encoders share: choice by name, regions and masks, positions, what stays frozen."""
 
 import pytest
 import torch
 from detectron2.structures import Boxes
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from clim.errors import UserError
 from clim.methods import Regions
 from clim.modeling import ClipResNet, ClipViT, EfficientNetLite0, build_image_encoder, embed_regions
-from clim.modeling.image_encoders import as_rois, pool_rois, resize_positions
+from clim.modeling.backbones.encoder import resize_positions
 
 BOXES = [
     Boxes(torch.tensor([[0.0, 0, 96, 64], [10, 3, 50, 60], [70, 30, 80, 40]])),
@@ -77,7 +73,7 @@ def test_architecture_of_another_kind(make_cfg, tiny_json, name, other):
 
 def test_unknown_kind_of_regions(make_cfg):
     with pytest.raises(UserError, match="MODEL.IMAGE_ENCODER.REGIONS 'v3'.*v2.*v1"):
-        build_image_encoder(make_cfg("ClipResNet", REGIONS="v3"))
+        build_image_encoder(make_cfg("EfficientNetLite0", REGIONS="v3"))
 
 
 # ---- every encoder ----------------------------------------------------------------------------------
@@ -129,7 +125,7 @@ def test_no_boxes_and_no_masks(encoder, images):
 
 
 def test_the_pooling_hook_works_on_it(encoder, images):
-    """Regions of several roles, of pictures in any order."""
+    """Regions of several roles, of images in any order."""
     boxes = torch.cat([b.tensor for b in BOXES])
     members = torch.ones(4, 1, dtype=torch.bool)
     order = torch.tensor([3, 1, 0, 2])
@@ -150,12 +146,12 @@ def test_mixed_precision_stays_close(encoder, images):
         return torch.nn.functional.normalize(x.float(), dim=1)
 
     (exact,) = encoder.embed_stages(encoder.features(images), BOXES)
-    pictures = encoder.embed_images(images)
+    whole = encoder.embed_images(images)
     with torch.autocast("cpu", torch.bfloat16):
         (half,) = encoder.embed_stages(encoder.features(images), BOXES)
-        half_pictures = encoder.embed_images(images)
+        half_whole = encoder.embed_images(images)
     assert (unit(exact) * unit(half)).sum(1).min() > 0.99
-    assert (unit(pictures) * unit(half_pictures)).sum(1).min() > 0.99
+    assert (unit(whole) * unit(half_whole)).sum(1).min() > 0.99
 
 
 @pytest.mark.parametrize("name", ["ClipViT", "ClipResNet", "EfficientNetLite0"])
@@ -182,57 +178,6 @@ def test_training_leaves_running_statistics_alone(make_cfg, images):
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
-# ---- boxes ------------------------------------------------------------------------------------------
-
-
-def slow_roi_align(plane, box, *, size, stride):
-    """RoIAlign of ``plane`` (h, w) by loops: half-pixel offset, ceil(bin) samples a bin and axis."""
-    h, w = plane.shape
-    x0, y0, x1, y1 = (v / stride - 0.5 for v in box)
-    bin_w, bin_h = (x1 - x0) / size, (y1 - y0) / size
-    nx, ny = math.ceil(bin_w), math.ceil(bin_h)
-
-    def at(y, x):
-        if not (-1 <= y <= h and -1 <= x <= w):
-            return 0.0
-        y, x = min(max(y, 0), h - 1), min(max(x, 0), w - 1)
-        top, left = min(int(y), h - 1), min(int(x), w - 1)
-        bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
-        fy, fx = y - top, x - left
-        upper = plane[top][left] * (1 - fx) + plane[top][right] * fx
-        lower = plane[bottom][left] * (1 - fx) + plane[bottom][right] * fx
-        return float(upper * (1 - fy) + lower * fy)
-
-    out = torch.zeros(size, size)
-    for i in range(size):
-        for j in range(size):
-            samples = [
-                at(y0 + (i + (a + 0.5) / ny) * bin_h, x0 + (j + (b + 0.5) / nx) * bin_w)
-                for a in range(ny)
-                for b in range(nx)
-            ]
-            out[i, j] = sum(samples) / max(len(samples), 1)
-    return out
-
-
-coordinate = st.floats(-20, 110, width=32)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.tuples(coordinate, coordinate),
-    st.tuples(st.floats(1, 90), st.floats(1, 90)),
-    st.sampled_from([1, 2, 3]),
-)
-def test_boxes_are_pooled_as_by_loops(corner, extent, size):
-    plane = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
-    box = [*corner, corner[0] + extent[0], corner[1] + extent[1]]
-    rois = as_rois([Boxes(torch.zeros(0, 4)), Boxes(torch.tensor([box]))])
-    pooled = pool_rois(torch.stack([plane.new_zeros(5, 6), plane])[:, None], rois, stride=16, size=size)
-    expected = slow_roi_align(plane, rois[0, 1:].tolist(), size=size, stride=16)
-    torch.testing.assert_close(pooled[0, 0], expected, rtol=1e-3, atol=1e-3)
-
-
 # ---- positions --------------------------------------------------------------------------------------
 
 
@@ -254,13 +199,13 @@ def test_positions_of_the_native_grid_are_the_raw_ones():
 
 @pytest.fixture(scope="module")
 def vit(make_cfg):
-    return build_image_encoder(make_cfg("ClipViT")).eval()  # 8 px a cell
+    return build_image_encoder(make_cfg("ClipViT")).eval()  # 8 px a location
 
 
 @pytest.fixture(scope="module")
 def dense():
-    cells = torch.randn(1, 12, 4, 5, generator=torch.Generator().manual_seed(1))
-    return torch.nn.functional.normalize(cells, dim=1)
+    maps = torch.randn(1, 12, 4, 5, generator=torch.Generator().manual_seed(1))
+    return torch.nn.functional.normalize(maps, dim=1)
 
 
 def mask(*areas, size=(32, 40)):
@@ -270,14 +215,14 @@ def mask(*areas, size=(32, 40)):
     return out
 
 
-def test_masks_average_the_cells_that_they_cover_by_half(vit, dense):
-    # One whole cell, the left half of the next, and less than half of a third.
+def test_masks_average_the_locations_that_they_cover_by_half(vit, dense):
+    # One whole location, the left half of the next, and less than half of a third.
     covered = mask((8, 16, 16, 24), (8, 24, 16, 28), (24, 0, 32, 3))
     expected = (dense[:, :, 1, 2] + dense[:, :, 1, 3]) / 2
     torch.testing.assert_close(vit.embed_masks({"dense": dense}, [covered]), expected)
 
 
-def test_a_small_mask_gets_the_cell_that_it_covers_most(vit, dense):
+def test_a_small_mask_gets_the_location_that_it_covers_most(vit, dense):
     covered = mask((7, 14, 12, 18))
     torch.testing.assert_close(vit.embed_masks({"dense": dense}, [covered]), dense[:, :, 1, [1, 2]].mean(2))
     covered = mask((7, 14, 12, 19))
@@ -289,7 +234,7 @@ def test_an_empty_mask_gives_zeros(vit, dense):
 
 
 @pytest.mark.parametrize("size", [(20, 32), (35, 47)])
-def test_masks_may_end_before_the_canvas_or_after_its_cells(vit, dense, size):
+def test_masks_may_end_before_the_canvas_or_after_its_locations(vit, dense, size):
     covered = mask((0, 0, 40, 50), size=size)
     h, w = (min(full, (s + 4) // 8) for full, s in zip((4, 5), size, strict=True))
     expected = dense[:, :, :h, :w].mean((2, 3))

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clim.errors import UserError
-from clim.modeling.fvlm_backbone import LEVELS, VLM, ClipFPN, TapLevels, rescaling
+from clim.modeling.backbones.fpn import LEVELS, VLM, ClipFPN, TapLevels, rescaling
 
 CHANNELS = 8
 VIT_TAPS = {block: ShapeSpec(channels=CHANNELS, stride=16) for block in (3, 5, 7, 11)}
@@ -163,7 +163,7 @@ def test_the_pyramid_of_the_shipped_config(backbone):
 
 
 def test_regions_are_roi_aligned_from_the_dense_map(backbone):
-    """A box on whole cells of one map row: the mean of their unit vectors."""
+    """A box on whole locations of one row: the mean of their unit vectors."""
     model = backbone().eval()
     with torch.no_grad():
         features = model(torch.randn(2, 3, 64, 64))
@@ -183,11 +183,6 @@ def test_what_learns(backbone):
     interpolating = backbone("MODEL.FVLM.UPSCALING", "interpolation")
     names = {name for name, p in interpolating.named_parameters() if p.requires_grad}
     assert not any("rescale" in name for name in names)
-
-
-def test_a_tower_too_shallow_for_four_taps(backbone, tiny_json):
-    with pytest.raises(UserError, match="3 maps, but a pyramid needs 4"):
-        backbone("MODEL.IMAGE_ENCODER.ARCHITECTURE", tiny_json("vit", vision={"layers": 4}))
 
 
 @pytest.mark.parametrize("name", ["ClipResNet", "EfficientNetLite0"])

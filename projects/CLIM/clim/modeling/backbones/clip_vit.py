@@ -1,6 +1,6 @@
 """CLIP's vision transformer with a dense map, by MaskCLIP's reading of the last block (clip_fvlm §1).
 
-Shapes: B pictures, (h, w) patches, N = 1 + h·w tokens with CLS first, W width, D embedding width.
+Shapes: B images, (h, w) patches, N = 1 + h·w tokens with CLS first, W width, D embedding width.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from clim.errors import UserError
 
-from .image_encoders import IMAGE_ENCODER_REGISTRY, ImageEncoder, as_rois, pool_rois, resize_positions
+from ..region_pooling import as_rois, pool_rois
+from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, first_unlocked, resize_positions
 
 
 @IMAGE_ENCODER_REGISTRY.register()
 class ClipViT(ImageEncoder):
     """Regions are RoIAligned from a map of unit vectors: CLIP's tokens, without attention in the last block.
 
-    Pictures of any size and ratio: positional embeddings are resized in each forward.
+    Takes images of any size and ratio: positional embeddings are resized in each forward.
     """
 
     @configurable
@@ -37,16 +38,10 @@ class ClipViT(ImageEncoder):
         self.native_size = visual.image_size[0]
         self.stride = visual.patch_size[0]
         blocks = visual.transformer.resblocks
-        if not 0 <= unlocked_blocks <= len(blocks):
-            raise UserError(
-                f"MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS is {unlocked_blocks}, but the image encoder has "
-                f"{len(blocks)} blocks: choose a number from 0 to {len(blocks)}."
-            )
         # Of 12 blocks 3, 5, 7 and 11 (release); of others those at the same parts of the depth.
         self.tap_blocks = tuple(len(blocks) * twelfths // 12 - 1 for twelfths in (4, 6, 8, 12))
-        self.first_unlocked = len(blocks) - unlocked_blocks
         visual.requires_grad_(False)
-        blocks[self.first_unlocked :].requires_grad_(True)
+        blocks[first_unlocked(unlocked_blocks, len(blocks)) :].requires_grad_(True)
 
     @classmethod
     def from_config(cls, cfg):
@@ -69,7 +64,6 @@ class ClipViT(ImageEncoder):
 
     @property
     def tap_shapes(self) -> dict[int, ShapeSpec]:
-        """Channels and stride of what :meth:`taps` gives, four maps for a pyramid."""
         return dict.fromkeys(self.tap_blocks, ShapeSpec(channels=len(self.visual.proj), stride=self.stride))
 
     def taps(self, images: Tensor, blocks: Collection[int] | None = None) -> tuple[dict[int, Tensor], Tensor]:
@@ -80,15 +74,15 @@ class ClipViT(ImageEncoder):
         blocks = self.tap_blocks if blocks is None else blocks
         grid = self._grid(images)
         tokens, taken = self._run(images, values, blocks)
-        cells = self.visual.ln_post(tokens[:, 1:]) @ self.visual.proj
+        dense = self.visual.ln_post(tokens[:, 1:]) @ self.visual.proj
         maps = {block: _as_map(tokens[:, 1:], grid) for block, tokens in taken.items()}
-        return maps, F.normalize(_as_map(cells, grid).float(), dim=1)
+        return maps, F.normalize(_as_map(dense, grid).float(), dim=1)
 
     def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
         yield pool_rois(features["dense"], as_rois(boxes), stride=self.stride, size=1).flatten(1)
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:
-        """(B, D, h, w) of unit length at every cell (clip_fvlm §1)."""
+        """(B, D, h, w) of unit length at every location (clip_fvlm §1)."""
         return features["dense"]
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
@@ -98,15 +92,13 @@ class ClipViT(ImageEncoder):
         self, images: Tensor, last_mix: Callable[[nn.Module, Tensor], Tensor], taps: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Tokens (B, N, W) after the last block, whose tokens mix by ``last_mix``, and after the blocks ``taps``."""
-        with torch.no_grad():
-            x = self._embed(images)
+        x = self._embed(images)
         taken = {}
         blocks = self.visual.transformer.resblocks
         for i, block in enumerate(blocks):
             mix = last_mix if i == len(blocks) - 1 else attend
-            with torch.set_grad_enabled(torch.is_grad_enabled() and i >= self.first_unlocked):
-                x = x + block.ls_1(mix(block.attn, block.ln_1(x)))
-                x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            x = x + block.ls_1(mix(block.attn, block.ln_1(x)))
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
             if i in taps:
                 taken[i] = x
         return x, taken
@@ -122,7 +114,7 @@ def attend(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
     """Self-attention of ``x`` (B, N, W).
 
     Calling the module gives the same, but its inference path on a CPU takes more time, and twice the memory,
-    for the 4,097 tokens of a 1024 px picture.
+    for the 4,097 tokens of a 1024 px image.
     """
     projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     parts = (part.unflatten(2, (attention.num_heads, -1)) for part in projected.chunk(3, dim=2))
@@ -131,7 +123,7 @@ def attend(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
 
 
 def values(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """What :func:`attend` gives when each token sees itself alone."""
+    """What :func:`attend` gives when each token sees only itself."""
     width = x.shape[2]
     projected = F.linear(x, attention.in_proj_weight[-width:], attention.in_proj_bias[-width:])
     return attention.out_proj(projected)
@@ -153,6 +145,6 @@ def _check(visual: nn.Module) -> None:
     )
     if not plain:
         raise UserError(
-            "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP vision transformer for square pictures, and "
-            "ClipViT reads no other: choose one such as ViT-B-16-quickgelu, or another MODEL.IMAGE_ENCODER.NAME."
+            "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP vision transformer for square images: "
+            "choose one such as ViT-B-16-quickgelu, or another MODEL.IMAGE_ENCODER.NAME."
         )

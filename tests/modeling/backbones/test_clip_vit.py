@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import Boxes
 
 from clim.errors import UserError
-from clim.modeling.clip_vit import ClipViT
+from clim.modeling.backbones.clip_vit import ClipViT
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def tiny(random_clip, tiny_json):
     return random_clip(tiny_json("vit")).visual
 
 
-def pictures(height, width, batch=1):
+def images(height, width, batch=1):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
 
 
@@ -51,14 +51,14 @@ def slow_last_block(block, x):
 
 
 @torch.no_grad()
-def slow_dense(visual, picture, slow_positions):
-    """(D, h, w) of one picture (3, H, W), and the tokens before and after the last block."""
+def slow_dense(visual, image, slow_positions):
+    """(D, h, w) of one image (3, H, W), and the tokens before and after the last block."""
     patch = visual.patch_size[0]
-    h, w = picture.shape[1] // patch, picture.shape[2] // patch
+    h, w = image.shape[1] // patch, image.shape[2] // patch
     tokens = [visual.class_embedding]
     for i in range(h):
         for j in range(w):
-            pixels = picture[:, i * patch : (i + 1) * patch, j * patch : (j + 1) * patch]
+            pixels = image[:, i * patch : (i + 1) * patch, j * patch : (j + 1) * patch]
             tokens.append(visual.conv1.weight.flatten(1) @ pixels.flatten())
     x = torch.stack(tokens) + slow_positions(visual.positional_embedding, (h, w))
     x = torch.stack([layer_norm(token, visual.ln_pre) for token in x])[None]
@@ -67,9 +67,9 @@ def slow_dense(visual, picture, slow_positions):
     before = x[0]
     after = torch.stack([slow_last_block(visual.transformer.resblocks[-1], token) for token in before])
     dense = torch.zeros(visual.output_dim, h, w)
-    for cell, token in enumerate(after[1:]):
+    for place, token in enumerate(after[1:]):
         vector = layer_norm(token, visual.ln_post) @ visual.proj
-        dense[:, cell // w, cell % w] = vector / math.sqrt(vector.square().sum())
+        dense[:, place // w, place % w] = vector / math.sqrt(vector.square().sum())
     return dense, before, after
 
 
@@ -78,21 +78,21 @@ SIZES = [(224, 224), (320, 320), pytest.param((640, 640), marks=pytest.mark.slow
 
 @pytest.mark.parametrize("size", SIZES)
 def test_dense_map_of_vit_b_16(full, size, slow_positions):
-    picture = pictures(*size)
+    image = images(*size)
     with torch.no_grad():
-        dense = ClipViT(visual=full, unlocked_blocks=6).features(picture)["dense"]
-    expected, _, _ = slow_dense(full, picture[0], slow_positions)
+        dense = ClipViT(visual=full, unlocked_blocks=6).features(image)["dense"]
+    expected, _, _ = slow_dense(full, image[0], slow_positions)
     torch.testing.assert_close(dense[0], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 72), (8, 8)])
 def test_dense_map_and_taps_of_a_tiny_one(tiny, size, slow_positions):
     encoder = ClipViT(visual=tiny, unlocked_blocks=2)
-    picture = pictures(*size)
-    expected, before, after = slow_dense(tiny, picture[0], slow_positions)
+    image = images(*size)
+    expected, before, after = slow_dense(tiny, image[0], slow_positions)
     with torch.no_grad():
-        taps, dense = encoder.taps(picture, (2, 3))
-        alone = encoder.features(picture)["dense"]
+        taps, dense = encoder.taps(image, (2, 3))
+        alone = encoder.features(image)["dense"]
     assert list(taps) == [2, 3] and torch.equal(dense, alone)
     torch.testing.assert_close(dense[0], expected, rtol=0, atol=1e-5)
     for tap, tokens in ((taps[2], before), (taps[3], after)):
@@ -108,24 +108,24 @@ def test_taps_of_a_pyramid(full):
 def test_taps_and_the_map_come_from_one_pass(tiny):
     passes = []
     handle = tiny.conv1.register_forward_hook(lambda *_: passes.append(1))
-    taps, _ = ClipViT(visual=tiny, unlocked_blocks=0).taps(pictures(32, 32), (0, 1, 3))
+    taps, _ = ClipViT(visual=tiny, unlocked_blocks=0).taps(images(32, 32), (0, 1, 3))
     handle.remove()
     assert passes == [1] and list(taps) == [0, 1, 3]
 
 
-# ---- whole pictures ---------------------------------------------------------------------------------
+# ---- whole images ---------------------------------------------------------------------------------
 
 
-def test_pictures_of_native_size_are_embedded_as_by_open_clip(full, tiny):
+def test_images_of_native_size_are_embedded_as_by_open_clip(full, tiny):
     for visual, size in ((full, 224), (tiny, 32)):
         encoder = ClipViT(visual=visual, unlocked_blocks=2).eval()
         assert (encoder.native_size, encoder.dim) == (size, visual.output_dim)
         with torch.no_grad():
-            embedded = encoder.embed_images(pictures(size, size, batch=2))
-            torch.testing.assert_close(embedded, visual(pictures(size, size, batch=2)), rtol=0, atol=1e-5)
+            embedded = encoder.embed_images(images(size, size, batch=2))
+            torch.testing.assert_close(embedded, visual(images(size, size, batch=2)), rtol=0, atol=1e-5)
 
 
-def test_pictures_of_other_sizes_are_embedded_as_by_a_tower_of_that_size(
+def test_images_of_other_sizes_are_embedded_as_by_a_tower_of_that_size(
     tiny, tiny_json, random_clip, slow_positions
 ):
     large = random_clip(tiny_json("vit", vision={"image_size": 56})).visual
@@ -134,25 +134,25 @@ def test_pictures_of_other_sizes_are_embedded_as_by_a_tower_of_that_size(
         state | {"positional_embedding": slow_positions(state["positional_embedding"], (7, 7))}
     )
     with torch.no_grad():
-        embedded = ClipViT(visual=tiny, unlocked_blocks=2).embed_images(pictures(56, 56))
-        torch.testing.assert_close(embedded, large(pictures(56, 56)), rtol=0, atol=1e-5)
+        embedded = ClipViT(visual=tiny, unlocked_blocks=2).embed_images(images(56, 56))
+        torch.testing.assert_close(embedded, large(images(56, 56)), rtol=0, atol=1e-5)
 
 
 def test_exact_gelu_is_computed_where_the_architecture_says_so(tiny_json, random_clip):
     quick, exact = (random_clip(tiny_json("vit", quick_gelu=quick)).visual for quick in (True, False))
     exact.load_state_dict(quick.state_dict())
-    maps = [ClipViT(visual=v, unlocked_blocks=0).features(pictures(32, 32))["dense"] for v in (quick, exact)]
+    maps = [ClipViT(visual=v, unlocked_blocks=0).features(images(32, 32))["dense"] for v in (quick, exact)]
     assert 1e-5 < (maps[0] - maps[1]).abs().max() < 0.5
 
 
 # ---- regions ----------------------------------------------------------------------------------------
 
 
-def test_regions_average_the_unit_vectors_of_their_cells(tiny):
+def test_regions_average_the_unit_vectors_of_their_locations(tiny):
     encoder = ClipViT(visual=tiny, unlocked_blocks=2)
-    features = encoder.features(pictures(40, 48, batch=2))
-    one_cell = Boxes(torch.tensor([[16.0, 8, 24, 16]]))  # column 2, row 1
-    boxes = [one_cell, Boxes(torch.tensor([[8.0, 16, 32, 24], [0, 0, 48, 40]]))]
+    features = encoder.features(images(40, 48, batch=2))
+    one_patch = Boxes(torch.tensor([[16.0, 8, 24, 16]]))  # column 2, row 1
+    boxes = [one_patch, Boxes(torch.tensor([[8.0, 16, 32, 24], [0, 0, 48, 40]]))]
     (regions,) = encoder.embed_stages(features, boxes)
     dense = features["dense"]
     expected = [dense[0, :, 1, 2], dense[1, :, 2, 1:4].mean(1), dense[1].mean((1, 2))]
@@ -178,10 +178,10 @@ def test_the_release_trains_the_last_six_blocks(full):
 @pytest.mark.parametrize("unlocked", range(5))
 def test_frozen_blocks_get_no_gradient_and_no_graph(tiny_json, random_clip, unlocked):
     encoder = ClipViT(visual=random_clip(tiny_json("vit")).visual, unlocked_blocks=unlocked).train()
-    taps, dense = encoder.taps(pictures(40, 40), range(4))
+    taps, dense = encoder.taps(images(40, 40), range(4))
     assert [taps[i].requires_grad for i in range(4)] == [i >= 4 - unlocked for i in range(4)]
     if unlocked:
-        (dense[:, 0].sum() + encoder.embed_images(pictures(40, 40))[:, 0].sum()).backward()
+        (dense[:, 0].sum() + encoder.embed_images(images(40, 40))[:, 0].sum()).backward()
     for name, weight in encoder.named_parameters():
         block = name.removeprefix("visual.transformer.resblocks.").partition(".")[0]
         learns = block.isdigit() and int(block) >= 4 - unlocked
@@ -190,7 +190,7 @@ def test_frozen_blocks_get_no_gradient_and_no_graph(tiny_json, random_clip, unlo
 
 def test_the_dense_map_does_not_move_queries_and_keys_of_the_last_block(tiny_json, random_clip):
     encoder = ClipViT(visual=random_clip(tiny_json("vit")).visual, unlocked_blocks=1)
-    encoder.features(pictures(32, 32))["dense"][:, 0].sum().backward()
+    encoder.features(images(32, 32))["dense"][:, 0].sum().backward()
     grad = encoder.visual.transformer.resblocks[-1].attn.in_proj_weight.grad
     assert not grad[:64].any() and grad[64:].any()
 
@@ -212,5 +212,5 @@ def test_transformers_of_other_kinds_are_refused(change, tiny_json):
     config = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1} | change
     text = {"context_length": 4, "vocab_size": 4, "width": 16, "heads": 2, "layers": 1}
     visual = open_clip.CLIP(embed_dim=12, vision_cfg=config, text_cfg=text).visual
-    with pytest.raises(UserError, match="does not name a CLIP vision transformer for square pictures"):
+    with pytest.raises(UserError, match="does not name a CLIP vision transformer for square images"):
         ClipViT(visual=visual, unlocked_blocks=0)

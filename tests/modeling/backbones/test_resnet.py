@@ -1,13 +1,20 @@
-"""CLIP's ResNet against open_clip and against clip_fvlm §1 written out."""
+"""CLIP's ResNet against open_clip and against clip_fvlm §1 written out; OV-RCNN's and the names of its weights."""
 
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_resnet_backbone
 from detectron2.structures import Boxes
 from torchvision.ops import roi_align
 
-from clim.modeling.clip_resnet import ROIS_AT_ONCE, ClipResNet
+from clim.engine import SafeCheckpointer
+from clim.modeling import GridEncoder, build_image_encoder
+from clim.modeling.backbones.resnet import ROIS_AT_ONCE, ClipResNet
+from clim.text.clip import load_clip_visual
 
 BOXES = [Boxes(torch.tensor([[0.0, 0, 96, 64], [10, 20, 90, 50]])), Boxes(torch.tensor([[32.0, 0, 64, 32]]))]
 
@@ -26,7 +33,7 @@ def tiny(random_clip, tiny_json):
     return random_clip(tiny_json("resnet")).visual
 
 
-def pictures(height, width, batch=1):
+def images(height, width, batch=1):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
 
 
@@ -34,10 +41,10 @@ def pictures(height, width, batch=1):
 
 
 def slow_tokens(pool, layer4, slow_positions):
-    """(1 + h·w, C): mean and cells of (C, h, w), with positions."""
+    """(1 + h·w, C): mean and locations of (C, h, w), with positions."""
     _, h, w = layer4.shape
-    cells = [layer4[:, i, j] for i in range(h) for j in range(w)]
-    tokens = torch.stack([sum(cells) / len(cells), *cells])
+    vectors = [layer4[:, i, j] for i in range(h) for j in range(w)]
+    tokens = torch.stack([sum(vectors) / len(vectors), *vectors])
     return tokens + slow_positions(pool.positional_embedding, (h, w))
 
 
@@ -46,9 +53,9 @@ def slow_dense(pool, layer4, slow_positions):
     """(D, h, w): values and output projection as 1 x 1 convolutions of every token, the mean's dropped."""
     _, h, w = layer4.shape
     dense = torch.zeros(len(pool.c_proj.bias), h, w)
-    for cell, token in enumerate(slow_tokens(pool, layer4, slow_positions)[1:]):
+    for place, token in enumerate(slow_tokens(pool, layer4, slow_positions)[1:]):
         vector = pool.c_proj.weight @ (pool.v_proj.weight @ token + pool.v_proj.bias) + pool.c_proj.bias
-        dense[:, cell // w, cell % w] = vector / math.sqrt(vector.square().sum())
+        dense[:, place // w, place % w] = vector / math.sqrt(vector.square().sum())
     return dense
 
 
@@ -69,45 +76,43 @@ def slow_attention_pool(pool, layer4, slow_positions):
 
 
 @pytest.mark.parametrize("size", [224, 320, pytest.param(640, marks=pytest.mark.slow)])
-def test_dense_map_and_picture_of_rn50(full, size, slow_positions):
+def test_dense_map_and_image_of_rn50(full, size, slow_positions):
     encoder = make(full)
     with torch.no_grad():
-        features = encoder.features(pictures(size, size))
-        dense, picture = encoder.dense(features), encoder.embed_images(pictures(size, size))
+        features = encoder.features(images(size, size))
+        dense, image = encoder.dense(features), encoder.embed_images(images(size, size))
     layer4 = features["dense"][0]
     assert layer4.shape == (2048, size // 32, size // 32)
     expected = slow_dense(full.attnpool, layer4, slow_positions)
     torch.testing.assert_close(dense[0], expected, rtol=0, atol=1e-5)
     expected = slow_attention_pool(full.attnpool, layer4, slow_positions)
-    torch.testing.assert_close(picture[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(image[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (160, 32)])
-def test_dense_map_and_picture_of_a_tiny_one(tiny, size, slow_positions):
+def test_dense_map_and_image_of_a_tiny_one(tiny, size, slow_positions):
     encoder = make(tiny)
     with torch.no_grad():
-        features = encoder.features(pictures(*size))
-        dense, picture = encoder.dense(features), encoder.embed_images(pictures(*size))
+        features = encoder.features(images(*size))
+        dense, image = encoder.dense(features), encoder.embed_images(images(*size))
     expected = slow_dense(tiny.attnpool, features["dense"][0], slow_positions)
     torch.testing.assert_close(dense[0], expected, rtol=0, atol=1e-5)
     expected = slow_attention_pool(tiny.attnpool, features["dense"][0], slow_positions)
-    torch.testing.assert_close(picture[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(image[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_pictures_of_native_size_are_embedded_as_by_open_clip(full, tiny):
+def test_images_of_native_size_are_embedded_as_by_open_clip(full, tiny):
     for visual, size in ((full, 224), (tiny, 64)):
         encoder = make(visual)
         assert (encoder.native_size, encoder.dim, encoder.stride) == (size, visual.output_dim, 32)
         with torch.no_grad():
-            expected = visual(pictures(size, size, batch=2))
-            embedded = encoder.embed_images(pictures(size, size, batch=2))
+            expected = visual(images(size, size, batch=2))
+            embedded = encoder.embed_images(images(size, size, batch=2))
         torch.testing.assert_close(embedded, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_native_size_and_strides_of_rn50x64():
     """The pool's grid is 14 x 14: built with random weights, without running it."""
-    from clim.text.clip import load_clip_visual
-
     with torch.device("meta"):
         encoder = make(load_clip_visual("RN50x64-quickgelu", ""))
     assert (encoder.native_size, encoder.grid, encoder.dim, encoder.stride) == (448, 14, 1024, 32)
@@ -119,7 +124,7 @@ def test_native_size_and_strides_of_rn50x64():
 def test_v2_regions_go_through_the_whole_attention_pool(tiny):
     encoder = make(tiny)
     with torch.no_grad():
-        features = encoder.features(pictures(64, 96, batch=2))
+        features = encoder.features(images(64, 96, batch=2))
         (regions,) = encoder.embed_stages(features, BOXES)
         boxes = [b.tensor for b in BOXES]
         pooled = roi_align(features["dense"], boxes, 2, spatial_scale=1 / 32, sampling_ratio=-1, aligned=True)
@@ -130,7 +135,7 @@ def test_v2_regions_go_through_the_whole_attention_pool(tiny):
 def test_v1_regions_are_read_from_the_dense_map(tiny):
     encoder = make(tiny, regions="v1")
     with torch.no_grad():
-        features = encoder.features(pictures(64, 96, batch=2))
+        features = encoder.features(images(64, 96, batch=2))
         (regions,) = encoder.embed_stages(features, BOXES)
         dense = encoder.dense(features)
     torch.testing.assert_close(regions[0], dense[0].mean((1, 2)), rtol=0, atol=1e-6)
@@ -142,7 +147,7 @@ def test_many_regions_are_pooled_in_parts_that_make_no_difference(tiny):
     corners = torch.rand(ROIS_AT_ONCE + 3, 2, generator=torch.Generator().manual_seed(0)) * 40
     boxes = Boxes(torch.cat([corners, corners + 24], dim=1))
     with torch.no_grad():
-        features = encoder.features(pictures(64, 64))
+        features = encoder.features(images(64, 64))
         (together,) = encoder.embed_stages(features, [boxes])
         (last,) = encoder.embed_stages(features, [boxes[-5:]])
     assert together.shape == (ROIS_AT_ONCE + 3, 12)
@@ -154,10 +159,8 @@ def test_many_regions_are_pooled_in_parts_that_make_no_difference(tiny):
 
 def test_taps_are_the_layers_outputs(tiny):
     with torch.no_grad():
-        taps, layer4 = make(tiny).taps(pictures(64, 96))
-        reference = tiny.forward_intermediates(pictures(64, 96), intermediates_only=True)[
-            "image_intermediates"
-        ]
+        taps, layer4 = make(tiny).taps(images(64, 96))
+        reference = tiny.forward_intermediates(images(64, 96), intermediates_only=True)["image_intermediates"]
     assert list(taps) == ["layer1", "layer2", "layer3", "layer4"] and taps["layer4"] is layer4
     for tap, expected, stride in zip(taps.values(), reference[1:], (4, 8, 16, 32), strict=True):
         assert tap.shape[2:] == (64 // stride, 96 // stride)
@@ -175,14 +178,100 @@ def test_layer4_and_the_pools_queries_keys_and_positions_learn(tiny_json, random
     pool = {"q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias", "positional_embedding"}
     assert learning == {f"layer4.0.{c}.weight" for c in convolutions} | {f"attnpool.{p}" for p in pool}
 
-    features = encoder.features(pictures(64, 96, batch=2))
+    features = encoder.features(images(64, 96, batch=2))
     (embedded,) = encoder.embed_stages(features, BOXES)
-    (embedded[:, 0].sum() + encoder.embed_images(pictures(96, 96))[:, 0].sum()).backward()
+    (embedded[:, 0].sum() + encoder.embed_images(images(96, 96))[:, 0].sum()).backward()
     assert {
         n.removeprefix("visual.") for n, p in encoder.named_parameters() if p.grad is not None
     } == learning
 
 
 def test_layers_below_layer4_leave_no_graph(tiny):
-    taps, layer4 = make(tiny).taps(pictures(64, 64))
+    taps, layer4 = make(tiny).taps(images(64, 64))
     assert layer4.requires_grad and not any(taps[f"layer{i}"].requires_grad for i in (1, 2, 3))
+
+
+# ---- OV-RCNN's, read location by location -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cfg(load_cfg):
+    return load_cfg("OVRCNN_pretrain.yaml", "MODEL.TEXT.DIM", 12)
+
+
+@pytest.fixture(scope="module")
+def resnet(cfg):
+    torch.manual_seed(0)
+    return build_image_encoder(cfg).train()
+
+
+def test_cells_are_c5_and_the_projection_is_linear(resnet):
+    images = torch.randn(2, 3, 70, 97)
+    cells = resnet.cells(images)
+    assert cells.shape == (2, 2048, 3, 4)  # stride 32, rounded up
+    torch.testing.assert_close(cells, resnet.backbone(images)["res5"])
+    rows = torch.randn(5, 2048)
+    torch.testing.assert_close(resnet.project(rows), rows @ resnet.emb_pred.weight.T + resnet.emb_pred.bias)
+    assert resnet.project(rows[:0]).shape == (0, 12)
+
+
+def test_all_convolutions_learn_and_no_norm(resnet):
+    """Official OVR-CNN: FREEZE_CONV_BODY_AT 0, frozen batch norm (ovrcnn §1.1)."""
+    assert isinstance(resnet, GridEncoder) and all(p.requires_grad for p in resnet.parameters())
+    assert not any("norm" in name for name, _ in resnet.named_parameters())
+    assert (resnet.backbone.res3[0].conv1.stride, resnet.backbone.res3[0].conv2.stride) == ((2, 2), (1, 1))
+
+
+def test_frozen_stages_are_a_key(cfg):
+    cfg = cfg.clone()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    frozen = {n.split(".")[1] for n, p in build_image_encoder(cfg).named_parameters() if not p.requires_grad}
+    assert frozen == {"stem", "res2"}
+
+
+class Model(torch.nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.image_encoder = encoder
+
+
+def caffe2_name(name):
+    """What MSRA's file calls a weight of Detectron2's ResNet."""
+    parts = name.split(".")
+    if parts[0] == "stem":
+        return (
+            "conv1_w" if parts[2] == "weight" else "res_conv1_bn_" + {"weight": "s", "bias": "b"}[parts[-1]]
+        )
+    stage, block, conv = parts[:3]
+    branch = "branch1" if conv == "shortcut" else f"branch2{'abc'[int(conv[-1]) - 1]}"
+    kind = "w" if parts[3] == "weight" else "bn_" + {"weight": "s", "bias": "b"}[parts[-1]]
+    return f"{stage}_{block}_{branch}_{kind}"
+
+
+def test_msras_file_fits(cfg, resnet, tmp_path):
+    """The .pkl that the config names, by its layout: {Caffe2 name: array}, batch norm as scale and shift."""
+    generator = torch.Generator().manual_seed(1)
+    weights, expected = {"fc1000_w": np.zeros((1000, 2048), np.float32)}, {}
+    for name, value in resnet.backbone.state_dict().items():
+        if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            continue
+        expected[name] = torch.rand(value.shape, generator=generator)
+        weights[caffe2_name(name)] = expected[name].numpy()
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"blobs": weights}))
+    encoder = build_image_encoder(cfg)
+    before = encoder.emb_pred.weight.clone()
+    SafeCheckpointer(Model(encoder), str(tmp_path)).load(str(tmp_path / "R-50.pkl"))
+    state = encoder.backbone.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    assert torch.equal(encoder.emb_pred.weight, before)
+
+
+def test_names_of_the_file_for_the_second_stage(cfg, resnet):
+    names = {f"backbone.{name}" for name in build_resnet_backbone_names(cfg)}
+    assert set(resnet.state_dict()) == names | {"emb_pred.weight", "emb_pred.bias"}
+
+
+def build_resnet_backbone_names(cfg):
+    cfg = cfg.clone()
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4", "res5"]
+    return build_resnet_backbone(cfg, ShapeSpec(channels=3)).state_dict()

