@@ -7,7 +7,8 @@ several machines, as in Detectron2. Without CUDA it runs on the CPU; --num-gpus 
 
 from detectron2.engine import default_argument_parser
 
-from clim.engine import SafeCheckpointer, Trainer, WeightEnsemble, build, evaluate, launch, setup, together
+from clim.engine import SafeCheckpointer, Trainer, WeightEnsemble, build, launch, setup, together
+from clim.evaluation import evaluate
 
 
 def main(args):

@@ -10,8 +10,8 @@ from PIL import Image
 import clim.data.builtin  # noqa: F401  registers the sets
 from clim.data.coco_panoptic import PANOPTIC_NAMES, STUFF_NAMES, panoptic_ids
 from clim.data.coco_splits import COCO_NAMES, contiguous_ids
+from clim.data.region_classification import RegionTestMapper
 from clim.data.region_sets import register_region_set
-from clim.data.regions import RegionTestMapper
 from clim.errors import UserError
 
 IMAGES = [

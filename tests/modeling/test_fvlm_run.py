@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
-from clim.engine import SafeCheckpointer, Trainer, build, evaluate, load_config
+from clim.engine import SafeCheckpointer, Trainer, build, load_config
 from clim.errors import UserError
+from clim.evaluation import evaluate
 from clim.predictor import Predictor
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from clim.data.coco_splits import BASE_IDS, COCO_CATEGORIES, COCO_NAMES, NOVEL_IDS
-from clim.engine import SafeCheckpointer, Trainer, build, evaluate, load_config
+from clim.engine import SafeCheckpointer, Trainer, build, load_config
+from clim.evaluation import evaluate
 from clim.predictor import Predictor
 from clim.responder import Responder
 from clim.text import build_text_tower, word_piece_means

@@ -14,7 +14,7 @@ from torchvision.ops import nms
 
 from clim.data.images import ordered
 from clim.data.pseudo_labels import Labels
-from clim.data.region_shapes import crop_letterboxed
+from clim.data.region_classification import crop_letterboxed
 from clim.engine.checkpoint import SafeCheckpointer
 from clim.engine.weight_ensemble import tell_unmixed
 from clim.errors import UserError

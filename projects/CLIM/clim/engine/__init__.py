@@ -1,4 +1,4 @@
-"""Training and evaluation around Detectron2's engine.
+"""Training around Detectron2's engine.
 
 | file | what |
 |---|---|
@@ -8,11 +8,10 @@
 | ``checkpoint.py``, ``rank_state.py``, ``history.py`` | what a killed run goes on from |
 | ``safe_load.py``, ``missing_start.py`` | weights that run no code when they are read; weights that are not there |
 | ``schedule.py``, ``optimizer.py`` | learning rate for the processes there are; SGD or AdamW |
-| ``evaluation.py``, ``hooks.py`` | scoring; checkpoints in time, unreadable pictures |
+| ``hooks.py`` | checkpoints in time, unreadable images |
 """
 
 from .checkpoint import SafeCheckpointer
-from .evaluation import evaluate
 from .failures import run_cleanly, together
 from .processes import launch
 from .setup import load_config, setup
@@ -24,7 +23,6 @@ __all__ = [
     "Trainer",
     "WeightEnsemble",
     "build",
-    "evaluate",
     "launch",
     "load_config",
     "run_cleanly",
