@@ -1,15 +1,11 @@
 """precision_recall against pycocotools and cases counted by hand, also where faster-coco-eval alone would fail."""
 
-import contextlib
 import copy
-import io
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from clim.errors import UserError
 from clim.evaluation.coco_api import precision_recall
@@ -54,21 +50,9 @@ def dataset(annotations, *, images, categories):
     }
 
 
-def official(ground_truth, detections):
-    """pycocotools by its documented steps: every area range, maxDets 1, 10, 100."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = copy.deepcopy(ground_truth)
-        coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(copy.deepcopy(detections)), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation.eval["precision"][:, :, :, 0, -1], evaluation.eval["recall"][:, :, 0, -1]
-
-
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_random_detections_give_the_official_numbers(seed):
+def test_random_detections_give_the_official_numbers(seed, official):
     ground_truth, detections = random_world(seed)
     precision, recall = official(ground_truth, detections)
     result = precision_recall(ground_truth, detections)
@@ -147,7 +131,7 @@ def test_max_dets_is_per_image_and_category():
     assert score(3) == pytest.approx(100 / 3, abs=1e-10)
 
 
-def test_choosing_images_and_categories_equals_a_smaller_file():
+def test_choosing_images_and_categories_equals_a_smaller_file(official):
     ground_truth, detections = random_world(2)
     images, categories = set(range(100, 111)), {2, 8, 17}
     choice = {"image_ids": images, "category_ids": categories}
