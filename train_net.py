@@ -7,14 +7,9 @@ several machines, as in Detectron2. Without CUDA it runs on the CPU; --num-gpus 
 
 from detectron2.engine import default_argument_parser
 
-from clim.engine import (
-    Trainer,
-    evaluate,
-    launch,
-    load_ensemble,
-    setup,
-)
+from clim.engine import Trainer, launch, load_ensemble, setup
 from clim.errors import raise_on_all_ranks
+from clim.evaluation import evaluate
 
 
 def main(args):

@@ -9,9 +9,11 @@ from detectron2.data.detection_utils import read_image as detectron2_read_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
 
 from clim.data import images
-from clim.data.images import UnreadableImage, read_image, resize
+from clim.data.images import UnreadableImage, letterbox, read_image, resize
 
 ORIENTATION = 0x0112
 
@@ -351,3 +353,31 @@ def test_strong_shrinking_does_not_alias():
 def test_resize_shapes(size):
     assert resize(photo(20, 30), size).shape == (*size, 3)
     assert resize(photo(20, 30)[:, :, 0], size).shape == size
+
+
+# ---- letterbox ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("height, width", [(30, 47), (47, 30), (90, 61), (200, 33), (32, 32), (32, 20)])
+def test_letterbox_is_torchvisions_resize_and_black_padding(height, width):
+    image = np.random.default_rng([height, width]).integers(1, 256, (height, width, 3), dtype=np.uint8)
+    square, scale = letterbox(image, 32)
+    inside = [round(height * 32 / max(height, width)), round(width * 32 / max(height, width))]
+    expected = F.resize(Image.fromarray(image), inside, InterpolationMode.BICUBIC, antialias=True)
+    assert scale == 32 / max(height, width)
+    np.testing.assert_array_equal(square[: inside[0], : inside[1]], np.asarray(expected))
+    assert not square[inside[0] :].any() and not square[:, inside[1] :].any()
+    np.testing.assert_array_equal(letterbox(image[:, :, ::-1].copy(), 32)[0], square[:, :, ::-1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(1, 300), width=st.integers(1, 300), size=st.integers(1, 64))
+def test_letterbox_shape_and_scale(height, width, size):
+    """The image touches two opposite sides, and its far corner lies where the scale says, to half a pixel."""
+    square, scale = letterbox(np.full((height, width, 3), 255, dtype=np.uint8), size)
+    assert square.shape == (size, size, 3) and square.dtype == np.uint8
+    rows, cols = square[:, 0, 0].astype(bool), square[0, :, 0].astype(bool)
+    assert max(rows.sum(), cols.sum()) == size
+    for lit, side in ((rows, height), (cols, width)):
+        assert lit[: lit.sum()].all()
+        assert abs(lit.sum() - side * scale) <= 0.5 or lit.sum() == 1

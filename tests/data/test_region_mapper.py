@@ -7,8 +7,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 
-from clim.data.images import read_image
-from clim.data.letterbox import letterbox
+from clim.data.images import letterbox, read_image
 from clim.data.loader import build_train_loader
 from clim.data.region_mapper import RegionMapper
 from clim.data.tiles import Tiles

@@ -9,8 +9,8 @@ from PIL import Image
 
 import clim.data.builtin  # noqa: F401  registers the sets
 from clim.data.categories import COCO_NAMES, PANOPTIC_NAMES, STUFF_NAMES, contiguous_ids, panoptic_ids
+from clim.data.region_classification import RegionTestMapper
 from clim.data.region_sets import register_region_set
-from clim.data.regions import RegionTestMapper
 from clim.errors import UserError
 
 IMAGES = [
@@ -85,7 +85,7 @@ def test_panoptic_segments_stuff_without_box(root, folder):
     ]
 
 
-def test_a_panoptic_picture_becomes_an_input(root):
+def test_a_panoptic_image_becomes_an_input(root):
     write_panoptic(root)
     (root / "coco/panoptic_val2017").mkdir()
     segments = np.zeros((20, 30, 3), np.uint8)
@@ -120,13 +120,13 @@ def test_registered_sets_are_scored_as_regions(root):
     assert [a["category_id"] for a in DatasetCatalog.get("mini_val_regions")[1]["annotations"]] == [1, 0, 2]
 
 
-def test_missing_files_are_told_in_one_sentence(root):
-    told = []
+def test_missing_files_are_named_in_one_sentence(root):
+    messages = []
     for name in ("coco_val_regions", "coco_panoptic_val_regions", "mini_val_regions"):
         with pytest.raises(UserError) as error:
             DatasetCatalog.get(name)
-        told.append(str(error.value))
-    instances, panoptic, mini = told
+        messages.append(str(error.value))
+    instances, panoptic, mini = messages
     assert instances.endswith(
         f"make it with: python datasets/prepare_ovcoco.py --source COCO --output {root}"
     )
@@ -142,7 +142,7 @@ def test_missing_files_are_told_in_one_sentence(root):
         DatasetCatalog.get("coco_panoptic_val_regions")
 
 
-def test_a_category_outside_the_set_is_told(root):
+def test_a_category_outside_the_set_is_refused(root):
     (root / "coco/panoptic_val2017").mkdir()
     write_panoptic(root, category_id=12)
     with pytest.raises(UserError, match="image 9 of .* category 12, .* 133 categories"):
@@ -151,8 +151,8 @@ def test_a_category_outside_the_set_is_told(root):
 
 def test_an_own_set_takes_its_classes_from_its_file(root):
     name = f"own_regions_{root.name}"
-    (root / "pictures").mkdir()
-    register_region_set(name, "own/instances.json", str(root / "pictures"), stuff_classes=[])
+    (root / "images").mkdir()
+    register_region_set(name, "own/instances.json", str(root / "images"), stuff_classes=[])
     try:
         with pytest.raises(UserError, match=f"instances.json not found: register '{name}'"):
             DatasetCatalog.get(name)
@@ -162,9 +162,9 @@ def test_an_own_set_takes_its_classes_from_its_file(root):
         assert metadata.evaluator_type == "regions" and metadata.stuff_classes == []
         records = DatasetCatalog.get(name)
         assert [a["category_id"] for a in records[1]["annotations"]] == [1, 0, 2]
-        assert records[0]["file_name"] == str(root / "pictures/4.jpg")
+        assert records[0]["file_name"] == str(root / "images/4.jpg")
         with pytest.raises(UserError, match="is registered already"):
-            register_region_set(name, "own/instances.json", "pictures")
+            register_region_set(name, "own/instances.json", "images")
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)

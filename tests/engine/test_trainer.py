@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 from clim.engine import Trainer, build
@@ -221,3 +222,13 @@ def test_alternating_sources_keep_momentum_going(tiny_cfg, monkeypatch):
     assert [has_gradient for has_gradient, _ in history] == boxes
     first = boxes.index(True)
     assert all(moved for _, moved in history[first:])
+
+
+def test_evaluation_draws_no_random_numbers_of_the_training(tiny_cfg, drawn):
+    trainer = started(tiny_cfg())
+    seed_all_rng(1)
+    expected = drawn()
+    seed_all_rng(1)
+    trainer.evaluate()
+    assert drawn() == expected
+    assert trainer.model.training

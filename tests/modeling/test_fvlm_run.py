@@ -11,8 +11,9 @@ import torch
 
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.detector import Detector
-from clim.engine import SafeCheckpointer, Trainer, build, evaluate, load_config
+from clim.engine import SafeCheckpointer, Trainer, build, load_config
 from clim.errors import UserError
+from clim.evaluation import evaluate
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs/FVLM_ViTB16_CLIM_COCO.yaml")

@@ -9,7 +9,8 @@ import torch
 
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, COCO_NAMES, NOVEL_IDS
 from clim.detector import Detector, Responder
-from clim.engine import SafeCheckpointer, Trainer, build, evaluate, load_config
+from clim.engine import SafeCheckpointer, Trainer, build, load_config
+from clim.evaluation import evaluate
 from clim.text import build_text_tower, word_piece_means
 
 CONFIG = str(Path(__file__).parents[2] / "configs/OVRCNN_CLIM_C4.yaml")

@@ -19,7 +19,7 @@ import parse_nouns
 import pseudo_label
 from clim.data.images import read_image
 from clim.data.pseudo_sets import register_pseudo_labels
-from clim.data.region_shapes import crop_letterboxed
+from clim.data.region_classification import crop_letterboxed
 from clim.errors import UserError
 from clim.files import write_json
 from clim.modeling.backbones.encoder import ImageEncoder

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from torchvision.ops import nms
 
 from clim.data.images import ordered
-from clim.data.region_shapes import crop_letterboxed
+from clim.data.region_classification import crop_letterboxed
 from clim.engine.loading import load_model, load_weights
 from clim.errors import UserError
 from clim.modeling.backbones.encoder import ImageEncoder, build_image_encoder

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from clim.data.pascal_context import PASCAL_CONTEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clim.data.categories import PASCAL_CONTEXT
 from clim.drawing import class_colours
 from reports.maps import (
     RED,

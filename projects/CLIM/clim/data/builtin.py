@@ -16,7 +16,7 @@ from clim.data.captions import PREPARE_OV_COCO, load_captions_json, register_cap
 from clim.data.catalog import Files, Vocabulary, own_vocabulary, register
 from clim.data.categories import BASE_NAMES, COCO_NAMES, NOVEL_NAMES, STUFF_NAMES, contiguous_ids
 from clim.data.pseudo_sets import register_pseudo_labels
-from clim.data.region_sets import load_panoptic_regions, load_regions
+from clim.data.region_sets import panoptic_records, region_records
 from clim.errors import UserError
 
 MAKE_MINI = "python tools/make_mini.py"
@@ -105,10 +105,10 @@ _COCO_CAPTIONS = {
     "coco_caption_train": ("coco/annotations/captions_train2017.json",),  # all photos, no tags
 }
 _COCO_REGIONS = {
-    "coco_val_regions": ("instances_val2017.json", load_regions, {}),
+    "coco_val_regions": ("instances_val2017.json", region_records, {}),
     "coco_panoptic_val_regions": (
         "panoptic_val2017.json",
-        load_panoptic_regions,
+        panoptic_records,
         {"stuff_classes": list(STUFF_NAMES)},
     ),
 }
@@ -135,7 +135,7 @@ def register_builtin() -> None:
         json_files = (f"coco/annotations/{json_file}",)
         _register_coco(name, "coco/val2017", json_files, load, evaluator_type="regions", **metadata)
     _register_mini(
-        "mini_val_regions", "val", "instances_val_all.json", load_regions, evaluator_type="regions"
+        "mini_val_regions", "val", "instances_val_all.json", region_records, evaluator_type="regions"
     )
     register_pseudo_labels("coco_pseudo_regions", "coco/annotations/pseudo_regions.json", "coco/train2017")
     register_pseudo_labels("mini_pseudo_regions", "mini/annotations/pseudo_regions.json", "mini/pairs")

@@ -125,6 +125,33 @@ def ordered(picture: np.ndarray, input_format: str) -> np.ndarray:
     return np.ascontiguousarray(picture if input_format == "RGB" else picture[..., ::-1])
 
 
+def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:
+    """The image with longest side ``size`` on a square, black to the right and below (CLIM release).
+
+    Args:
+        image: uint8 (H, W, 3), channels in any order.
+        size: px, side of the square.
+
+    Returns:
+        uint8 (size, size, 3), and the scale: boxes of ``image`` times it are boxes on the square. Resized by
+        PIL's bicubic filter, which averages when it shrinks, as torchvision resizes PIL images.
+    """
+    height, width = image.shape[:2]
+    new_height, new_width = letterbox_size(height, width, size)
+    if (new_height, new_width) != (height, width):
+        resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC)
+        image = np.asarray(resized)
+    square = np.zeros((size, size, 3), dtype=np.uint8)
+    square[:new_height, :new_width] = image
+    return square, size / max(height, width)
+
+
+def letterbox_size(height: int, width: int, size: int) -> tuple[int, int]:
+    """(height, width) in px of an image on its square, at least 1."""
+    scale = size / max(height, width)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
 def _read_bytes(file_name: str) -> bytes:
     try:
         with PathManager.open(file_name, "rb") as file:

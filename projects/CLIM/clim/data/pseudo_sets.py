@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from clim.data.catalog import Files, Vocabulary, own_vocabulary, register
-from clim.data.region_sets import load_regions
+from clim.data.region_sets import region_records
 
 REMEDY = "make it with tools/pseudo_label.py"
 
@@ -32,7 +32,7 @@ def load_pseudo_labels(files: Files, vocabulary: Callable[[], Vocabulary]) -> li
         UserError: json or image folder missing, a broken json, a box of an unknown category.
     """
     records = []
-    for record in load_regions(files, vocabulary, remedy=REMEDY):
+    for record in region_records(files, vocabulary, remedy=REMEDY):
         annotations = record.pop("annotations")
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
         nouns = np.array([a["category_id"] for a in annotations], np.int64)

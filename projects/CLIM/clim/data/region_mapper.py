@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from .letterbox import letterbox
+from .images import letterbox
 from .record_mapper import RecordMapper
 from .tiles import Tiles
 

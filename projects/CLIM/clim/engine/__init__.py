@@ -1,4 +1,4 @@
-"""Training and evaluation around Detectron2's engine.
+"""Training around Detectron2's engine.
 
 | file | what |
 |---|---|
@@ -8,11 +8,10 @@
 | ``loading.py`` | from a config and its weights to a model |
 | ``checkpoint.py``, ``rank_state.py``, ``history.py`` | what a killed run goes on from |
 | ``schedule.py``, ``optimizer.py`` | learning rate for the processes there are; SGD or AdamW |
-| ``evaluation.py``, ``hooks.py`` | scoring; checkpoints in time, unreadable pictures |
+| ``hooks.py`` | checkpoints in time, unreadable images |
 """
 
 from .checkpoint import SafeCheckpointer
-from .evaluation import evaluate
 from .loading import build, load_ensemble, load_model, load_weights
 from .processes import launch
 from .setup import load_config, setup
@@ -22,7 +21,6 @@ __all__ = [
     "SafeCheckpointer",
     "Trainer",
     "build",
-    "evaluate",
     "launch",
     "load_config",
     "load_ensemble",

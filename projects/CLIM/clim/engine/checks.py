@@ -9,7 +9,7 @@ from detectron2.utils import comm
 
 from clim.data.sources import STREAMS, batch_sizes
 from clim.errors import UserError
-from clim.evaluation.region_classification import region_classes
+from clim.evaluation.regions import region_classes
 from clim.methods import METHOD_REGISTRY
 from clim.modeling.vocabulary import num_classes
 

@@ -17,16 +17,16 @@ from torch.nn.utils import clip_grad_norm_
 
 from clim.data.loader import build_train_loader
 from clim.errors import UserError, raise_on_all_ranks
+from clim.evaluation import build_evaluators, evaluate
 
 from .checkpoint import SafeCheckpointer
 from .checks import check_text_width
 from .divergence import check_finite, diverged
-from .evaluation import build_evaluators, evaluate
 from .history import cut_metrics, put_earlier_run_aside
 from .hooks import CheckpointHook, SkippedImages
 from .loading import build
 from .optimizer import build_optimizer
-from .rank_state import load_rank_state, rank_state_path
+from .rank_state import load_rank_state, random_states_kept, rank_state_path
 from .schedule import count_epochs, scale_to_world
 from .weight_ensemble import CHECKPOINT_KEY, PublishClip, WeightEnsemble
 
@@ -175,7 +175,8 @@ class Trainer(TrainerBase):
             self.register_hooks([hooks.PeriodicWriter(self._writers(), period=cfg.SOLVER.LOG_PERIOD)])
 
     def evaluate(self) -> dict:
-        with self.ensemble.mixed() as model:
+        """Scores of DATASETS.TEST; the training draws the same random numbers as without an evaluation."""
+        with random_states_kept(), self.ensemble.mixed() as model:
             return evaluate(self.cfg, model)
 
     def _writers(self):

@@ -1,20 +1,61 @@
-"""Evaluation: scores of a detector on base and novel classes, and of the classification of given regions.
+"""Evaluation of every set of DATASETS.TEST, each by the evaluator of its kind.
 
-- :mod:`~clim.evaluation.coco_api`: COCO's precision and recall arrays for boxes, from either COCO library.
-- :mod:`~clim.evaluation.ov_coco`: AP50, AP and AR on novel, base and all classes of OV-COCO, in the
-  generalized protocol and in CLIM's two runs.
-- :mod:`~clim.evaluation.region_classification`: Top-1 and Top-5 of regions whose boxes are given.
+| file | what |
+|---|---|
+| ``ov_coco.py`` | AP50, AP and AR on novel, base and all classes of OV-COCO, generalized or in CLIM's two runs |
+| ``regions.py`` | Top-1 and Top-5 of regions whose boxes are given |
+| ``base.py`` | what evaluators share: results of all processes, skipped images, tables, reports |
+| ``coco_api.py`` | COCO's precision and recall arrays for boxes |
 """
 
-from clim.evaluation.coco_api import EvaluationParams, PrecisionRecall, precision_at, resolve_backend
-from clim.evaluation.ov_coco import OVCOCOEvaluator
-from clim.evaluation.region_classification import RegionClassificationEvaluator
+import os
+from pathlib import Path
 
-__all__ = [
-    "EvaluationParams",
-    "OVCOCOEvaluator",
-    "PrecisionRecall",
-    "RegionClassificationEvaluator",
-    "precision_at",
-    "resolve_backend",
-]
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+
+from clim.files import nan_to_none, write_json
+
+from .base import ImageEvaluator
+from .ov_coco import OVCOCOEvaluator
+from .regions import RegionClassificationEvaluator
+
+__all__ = ["OVCOCOEvaluator", "RegionClassificationEvaluator", "build_evaluators", "evaluate"]
+
+# By the ``evaluator_type`` of a set's metadata. A set of any other type is scored as OV-COCO is.
+EVALUATORS = {"ov_coco": OVCOCOEvaluator, "regions": RegionClassificationEvaluator}
+
+
+def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
+    """{data set: its evaluator}. Raises an error if a set cannot be scored: call it before training too."""
+    evaluators = {}
+    for name in cfg.DATASETS.TEST:
+        kind = MetadataCatalog.get(name).get("evaluator_type")
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", name)
+        evaluators[name] = EVALUATORS.get(kind, OVCOCOEvaluator).from_cfg(cfg, name, output_dir=folder)
+    return evaluators
+
+
+@torch.no_grad()
+def evaluate(cfg, model) -> dict:
+    """Score every set of DATASETS.TEST.
+
+    Returns {task: {figure: value}} for one set, e.g. {"bbox": {"AP50_novel": …}} or {"regions": {"Top1_macro":
+    …}}, and {set: {task: {…}}} for several, on the main process, which also writes the newest figures to
+    OUTPUT_DIR/evaluation.json: {"AP50_novel": …} or {set: {"AP50_novel": …}}. Other processes return {}.
+    """
+    results = {}
+    for name, evaluator in build_evaluators(cfg).items():
+        loader = evaluator.build_loader(cfg, name, on_skip=evaluator.skip)
+        results[name] = inference_on_dataset(model, loader, evaluator)
+        if comm.is_main_process():
+            print_csv_format(results[name])
+    if not (comm.is_main_process() and results):
+        return {}
+    figures = {name: nan_to_none(*result.values()) for name, result in results.items()}
+    if len(results) == 1:
+        (results,), (figures,) = results.values(), figures.values()
+    write_json(Path(cfg.OUTPUT_DIR) / "evaluation.json", figures, indent=1)
+    return results

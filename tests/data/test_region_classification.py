@@ -1,4 +1,4 @@
-"""RegionTestMapper and its loader: scaling, filters, masks and crops, pictures that give nothing."""
+"""Regions to classify: scaling, filters, masks and crops against PIL, torchvision and pixels counted by hand."""
 
 import json
 import os
@@ -7,16 +7,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms.functional as TF
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco_mask
+from torchvision.transforms import InterpolationMode
 
 from clim.config import add_clim_config
-from clim.data.images import read_image
-from clim.data.letterbox import letterbox
-from clim.data.region_shapes import crop_letterboxed, letterbox_masks
-from clim.data.regions import NO_REGION, RegionTestMapper, build_region_test_loader
-from clim.data.skipping_loader import Skipped
+from clim.data.images import letterbox, read_image
+from clim.data.region_classification import (
+    RegionTestMapper,
+    bitmask,
+    build_region_loader,
+    crop_letterboxed,
+    extent,
+    letterbox_masks,
+    segment_ids,
+)
+from clim.data.test_loader import NO_REGION, Skipped
 from clim.errors import UserError
 
 HEIGHT, WIDTH = 40, 60
@@ -28,7 +39,7 @@ def region(bbox, *, category=3, crowd=0, **fields):
 
 @pytest.fixture
 def photo(make_photos):
-    """``photo(annotation, …)``: a record of one picture of 40 x 60 pixels."""
+    """``photo(annotation, …)``: a record of one image of 40 x 60 pixels."""
     (record,) = make_photos([(HEIGHT, WIDTH)])
     kept = {key: record[key] for key in ("file_name", "height", "width", "image_id")}
     return lambda *annotations, **fields: kept | {"annotations": list(annotations)} | fields
@@ -39,7 +50,7 @@ def pixels(array):
 
 
 @pytest.mark.parametrize("fmt", ["RGB", "BGR"])
-def test_picture_and_boxes_are_scaled_alike(photo, fmt):
+def test_image_and_boxes_are_scaled_alike(photo, fmt):
     record = photo(region([6, 8, 12, 10], category=7), region([-1, 0, 61, 40.5], category=0))
     sample = RegionTestMapper(size=96, image_format=fmt)(record)
     square, _ = letterbox(read_image(record["file_name"], fmt=fmt).image, 96)
@@ -57,7 +68,7 @@ def kept(photo, *annotations, **options):
     return sample["gt_classes"].tolist() if isinstance(sample, dict) else sample.reason
 
 
-def test_areas_are_those_of_boxes_in_the_original_picture(photo):
+def test_areas_are_those_of_boxes_in_the_original_image(photo):
     sizes = [(8, 8), (7.99, 8), (2, 32), (1, 63), (30, 20), (20, 30.1)]
     annotations = [region([0, 0, w, h], category=i, area=1) for i, (w, h) in enumerate(sizes)]
     assert kept(photo, *annotations, max_area=600) == [0, 2, 4]
@@ -102,11 +113,11 @@ def test_stuff_gets_the_extent_of_its_pixels(panoptic):
     assert sample["boxes"].tensor.tolist() == [[1.5, 19, 13.5, 39.5], [30, 5, 59, 15]]
     assert sample["gt_classes"].tolist() == [0, 90]
     masks = torch.stack([ids == 70_000, ids == 258])
-    cells = letterbox_masks(masks, 15)
-    assert torch.equal(sample["masks"], cells.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2))
-    picture = read_image(record["file_name"], fmt="RGB").image
-    thing = crop_letterboxed(picture, np.array([1.5, 19, 13.5, 39.5]), 20, enlarged=1.5)
-    stuff = crop_letterboxed(picture, np.array([30, 5, 59, 15.0]), 20)
+    squares = letterbox_masks(masks, 15)
+    assert torch.equal(sample["masks"], squares.repeat_interleave(4, dim=1).repeat_interleave(4, dim=2))
+    image = read_image(record["file_name"], fmt="RGB").image
+    thing = crop_letterboxed(image, np.array([1.5, 19, 13.5, 39.5]), 20, enlarged=1.5)
+    stuff = crop_letterboxed(image, np.array([30, 5, 59, 15.0]), 20)
     assert torch.equal(sample["crops"], torch.stack([pixels(thing), pixels(stuff)]))
 
 
@@ -119,13 +130,13 @@ def test_masks_of_instances_are_their_polygons(photo):
     assert torch.equal(sample["masks"], expected)
 
 
-def test_pictures_that_cannot_be_used_are_named(photo, panoptic, tmp_path):
+def test_images_that_cannot_be_used_are_named(photo, panoptic, tmp_path):
     one = region([0, 0, 20, 20])
     mapper = RegionTestMapper(size=32)
     assert mapper(photo(one, file_name="nowhere.jpg")) == Skipped("nowhere.jpg", "missing")
     (tmp_path / "text.jpg").write_text("no picture")
     assert mapper(photo(one, file_name=str(tmp_path / "text.jpg"))).reason == "not a picture"
-    assert mapper(photo(one, height=60, width=40)).reason == "60x40, but 40x60 in the json"
+    assert mapper(photo(one, height=60, width=40)).reason == "60x40 px, but annotated as 40x60"
     assert mapper(photo()) == Skipped(photo()["file_name"], NO_REGION)
     record, _ = panoptic
     assert mapper(record | {"pan_seg_file_name": "9.png"}) == Skipped("9.png", "missing")
@@ -148,14 +159,14 @@ def registered(photo):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_the_loader_leaves_out_what_is_skipped_and_tells(cfg, photo, registered, workers):
+def test_the_loader_leaves_out_what_is_skipped(cfg, photo, registered, workers):
     cfg.DATALOADER.NUM_WORKERS = workers
     box = region([0, 0, 20, 20])
     name = registered(
         photo(box, image_id=1), photo(box, file_name="a.jpg"), photo(image_id=3), photo(box, image_id=4)
     )
     skipped = []
-    loader = build_region_test_loader(cfg, name, on_skip=skipped.append)
+    loader = build_region_loader(cfg, name, on_skip=skipped.append)
     batches = list(loader)
     assert [[sample["image_id"] for sample in batch] for batch in batches] == [[1], [4]]
     assert len(loader) == 4 and batches[0][0]["image"].shape == (3, 48, 48)
@@ -174,14 +185,122 @@ def test_the_config_reaches_the_mapper(cfg):
     }  # fmt: skip
 
 
-def test_a_set_without_masks_or_pictures_is_told(cfg, photo, registered):
+def test_a_set_without_masks_or_images_is_refused(cfg, photo, registered):
     name = registered(photo(region([0, 0, 20, 20])))
     cfg.TEST.REGIONS = ["boxes", "masks"]
     with pytest.raises(UserError, match="TEST.REGIONS asks for masks, but regions of .* have none"):
-        build_region_test_loader(cfg, name, on_skip=print)
+        build_region_loader(cfg, name, on_skip=print)
     DatasetCatalog.remove(name)
-    with pytest.raises(UserError, match="holds no picture"):
-        build_region_test_loader(cfg, registered(), on_skip=print)
+    with pytest.raises(UserError, match="holds no image"):
+        build_region_loader(cfg, registered(), on_skip=print)
+
+
+# ---- shapes ----
+
+
+def rectangle(height, width, y, x):
+    """bool (height, width), True in the slices y, x."""
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[y, x] = True
+    return mask
+
+
+def test_segment_ids_are_red_first():
+    image = np.array([[[7, 0, 0], [0, 7, 0]], [[0, 0, 7], [1, 2, 3]]], np.uint8)
+    assert segment_ids(image).tolist() == [[7, 7 * 256], [7 * 65536, 1 + 2 * 256 + 3 * 65536]]
+
+
+def test_every_form_of_a_segmentation_is_the_same_mask():
+    mask = rectangle(20, 30, slice(2, 12), slice(5, 9))
+    packed = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+    column = mask.numpy().flatten(order="F")
+    edges = np.flatnonzero(np.diff(column)) + 1
+    counts = np.diff([0, *edges, len(column)]).tolist()
+    polygons = [[5, 2, 9, 2, 9, 7, 5, 7], [5, 7, 9, 7, 9, 12, 5, 12]]
+    for segmentation in (polygons, packed, {"size": [20, 30], "counts": counts}):
+        assert torch.equal(bitmask(segmentation, 20, 30), mask)
+
+
+@given(st.data())
+def test_extent_is_that_of_the_release(data):
+    height, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    bits = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
+    mask = torch.tensor(bits).view(height, width)
+    ys, xs = np.where(mask.numpy())
+    if not len(ys):
+        assert extent(mask) is None
+    else:
+        assert extent(mask).dtype == torch.float64
+        assert extent(mask).tolist() == [xs.min(), ys.min(), xs.max(), ys.max()]
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(48, 64, 16), (64, 48, 16), (50, 31, 7), (9, 12, 24)])
+def test_masks_are_torchvisions_bicubic(height, width, size):
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.random((6, 1, 4, 4)))
+    masks = torch.nn.functional.interpolate(coarse, (height, width), mode="bicubic")[:, 0] > 0.5
+    scale = size / max(height, width)
+    inside = [round(height * scale), round(width * scale)]
+    expected = TF.resize(masks.float(), inside, InterpolationMode.BICUBIC, antialias=False) > 0
+    expected = TF.pad(expected, [0, 0, size - inside[1], size - inside[0]])
+    assert expected.flatten(1).any(dim=1).all()
+    assert torch.equal(letterbox_masks(masks, size), expected)
+    assert torch.equal(letterbox_masks(masks[:1], size), expected[:1])
+
+
+def test_a_region_that_falls_between_the_samples_keeps_one():
+    masks = torch.stack([
+        rectangle(160, 160, slice(0, 160), slice(0, 80)),
+        rectangle(160, 160, slice(40, 43), slice(120, 122)),  # squares of 20 px are read at 28…31, 48…51, …
+        rectangle(160, 160, slice(0, 0), slice(0, 0)),
+    ])  # fmt: skip
+    half, lost, empty = letterbox_masks(masks, 8)
+    assert torch.equal(half, rectangle(8, 8, slice(0, 8), slice(0, 4)))
+    assert lost.nonzero().tolist() == [[2, 6]]
+    assert not empty.any()
+
+
+def released_crop(image, x0, y0, x1, y1, *, size, enlarged):
+    """The release's steps on a PIL image."""
+    cx, cy, half_w, half_h = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2 * enlarged, (y1 - y0) / 2 * enlarged
+    pil = Image.fromarray(image)
+    box = (
+        max(cx - half_w, 0),
+        max(cy - half_h, 0),
+        min(cx + half_w, pil.width),
+        min(cy + half_h, pil.height),
+    )
+    crop = pil.crop(box)
+    scale = size / max(crop.size)
+    inside = [round(crop.height * scale), round(crop.width * scale)]
+    crop = TF.resize(crop, inside, InterpolationMode.BICUBIC)
+    down, right = size - inside[0], size - inside[1]
+    return np.asarray(TF.pad(crop, [right // 2, down // 2, right - right // 2, down - down // 2]))
+
+
+IMAGE = np.random.default_rng(1).integers(0, 256, (37, 52, 3), dtype=np.uint8)
+
+
+@settings(max_examples=60)
+@given(
+    x=st.floats(0, 40), y=st.floats(0, 26), width=st.floats(3, 12), height=st.floats(3, 11),
+    size=st.integers(9, 40), enlarged=st.sampled_from([1.0, 1.5]),
+)  # fmt: skip
+def test_crops_are_the_releases(x, y, width, height, size, enlarged):
+    box = np.array([x, y, x + width, y + height])
+    expected = released_crop(IMAGE, *box, size=size, enlarged=enlarged)
+    assert np.array_equal(crop_letterboxed(IMAGE, box, size, enlarged=enlarged), expected)
+
+
+def test_crops_of_almost_nothing_show_a_pixel():
+    thin = crop_letterboxed(IMAGE, np.array([51.9, 4.0, 52.0, 9.0]), 10)
+    assert thin[:, :4].max() == 0 and thin[:, 6:].max() == 0
+    assert thin[:, 4:6].any()
+    dot = crop_letterboxed(IMAGE, np.array([3.1, 5.2, 3.1, 5.2]), 4)
+    assert np.array_equal(dot, np.broadcast_to(IMAGE[5, 3], (4, 4, 3)))
+
+
+# ---- COCO itself ----
 
 
 REAL = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"

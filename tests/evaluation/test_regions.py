@@ -1,12 +1,11 @@
 """RegionClassificationEvaluator against a slow count, region by region; ties, gaps, files, two processes.
 
-Run as a script (`test_region_classification.py RANK FOLDER`) this file is one process of the two-process test.
+Run as a script (`test_regions.py RANK FOLDER`) this file is one process of the two-process test.
 """
 
 import json
 import logging
 import math
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,22 +17,14 @@ from detectron2.evaluation import print_csv_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clim.data.regions import NO_REGION
-from clim.data.skipping_loader import Skipped
+from clim.data.test_loader import NO_REGION, Skipped
 from clim.errors import UserError
 from clim.evaluation import RegionClassificationEvaluator
-from clim.evaluation.region_classification import averages, class_accuracies, true_ranks
+from clim.evaluation.regions import averages, class_accuracies, true_ranks
 
 THINGS = ["cat", "apple", "person", "knife", "zebra", "sink", "bus", "cake"]
 STUFF = ["sky", "sand", "road"]
 K = len(THINGS) + len(STUFF)
-
-
-@pytest.fixture(autouse=True)
-def logs_reach_caplog(monkeypatch):
-    """Detectron2's setup_logger, wherever a test called it, ends propagation."""
-    for name in ("clim", "detectron2"):
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 
 def register(name, *, stuff=STUFF, **more):
@@ -44,27 +35,27 @@ def register(name, *, stuff=STUFF, **more):
     return name
 
 
-def make_pictures(seed=0, *, num_pictures=12, variants=("boxes",), num_classes=K):
+def make_images(seed=0, *, num_images=12, variants=("boxes",), num_classes=K):
     """[(image id, classes (R,), {variant: scores (R, K)})] of random scores; "knife" and "sand" never occur."""
     generator = torch.Generator().manual_seed(seed)
     present = torch.tensor([i for i in range(num_classes) if i not in (3, 9)])
-    pictures = []
-    for image_id in range(num_pictures):
+    images = []
+    for image_id in range(num_images):
         count = int(torch.randint(1, 9, (), generator=generator))
         classes = present[torch.randint(len(present), (count,), generator=generator)]
         scores = {v: torch.randint(0, 40, (count, num_classes), generator=generator) / 40 for v in variants}
-        pictures.append((image_id, classes, scores))
-    return pictures
+        images.append((image_id, classes, scores))
+    return images
 
 
-def feed(evaluator, pictures):
-    for image_id, classes, scores in pictures:
+def feed(evaluator, images):
+    for image_id, classes, scores in images:
         evaluator.process([{"image_id": image_id, "gt_classes": classes}], [{"region_scores": scores}])
 
 
-def score(name, pictures, **options):
+def score(name, images, **options):
     evaluator = RegionClassificationEvaluator(name, **options)
-    feed(evaluator, pictures)
+    feed(evaluator, images)
     return evaluator.evaluate()["regions"]
 
 
@@ -73,9 +64,9 @@ def slow_rank(row, wanted):
     return sorted(range(len(row)), key=lambda k: (-row[k], k)).index(wanted)
 
 
-def slow_figures(pictures, variant, *, members, num_classes, top):
+def slow_figures(images, variant, *, members, num_classes, top):
     hits = {}
-    for _, classes, scores in pictures:
+    for _, classes, scores in images:
         for wanted, row in zip(classes.tolist(), scores[variant].tolist(), strict=True):
             if wanted in members:
                 hits.setdefault(wanted, []).append(slow_rank(row[:num_classes], wanted) < top)
@@ -85,8 +76,8 @@ def slow_figures(pictures, variant, *, members, num_classes, top):
 
 
 def test_every_figure_equals_a_slow_count():
-    pictures = make_pictures(variants=("boxes", "crops"))
-    found = score(register("regions_slow"), pictures, variants=("boxes", "crops"))
+    images = make_images(variants=("boxes", "crops"))
+    found = score(register("regions_slow"), images, variants=("boxes", "crops"))
     things, stuff = set(range(len(THINGS))), set(range(len(THINGS), K))
     groups = {"": (things | stuff, K), "_things": (things, K), "_stuff": (stuff, K), "_8way": (things, 8)}
     expected = {}
@@ -94,7 +85,7 @@ def test_every_figure_equals_a_slow_count():
         for metric, top in (("Top1", 1), ("Top5", 5)):
             for suffix, (members, num_classes) in groups.items():
                 macro, micro = slow_figures(
-                    pictures, variant, members=members, num_classes=num_classes, top=top
+                    images, variant, members=members, num_classes=num_classes, top=top
                 )
                 expected[f"{prefix}{metric}_macro{suffix}"] = macro
                 expected[f"{prefix}{metric}_micro{suffix}"] = micro
@@ -103,20 +94,20 @@ def test_every_figure_equals_a_slow_count():
 
 
 def test_things_alone_have_one_group():
-    pictures = make_pictures(num_classes=8)
-    found = score(register("regions_things", stuff=None), pictures)
+    images = make_images(num_classes=8)
+    found = score(register("regions_things", stuff=None), images)
     assert list(found) == ["Top1_macro", "Top1_micro", "Top5_macro", "Top5_micro"]
-    macro, micro = slow_figures(pictures, "boxes", members=set(range(8)), num_classes=8, top=5)
+    macro, micro = slow_figures(images, "boxes", members=set(range(8)), num_classes=8, top=5)
     assert found["Top5_macro"] == pytest.approx(macro) and found["Top5_micro"] == pytest.approx(micro)
 
 
 def test_base_and_novel_are_groups_where_there_is_such_a_split():
     name = register("regions_split", stuff=None, base_classes=["cat", "bus"], novel_classes=["sink"])
-    pictures = make_pictures(3, num_classes=8)
-    found = score(name, pictures)
+    images = make_images(3, num_classes=8)
+    found = score(name, images)
     assert len(found) == 4 * 3
     for group, members in (("base", {0, 6}), ("novel", {5})):
-        macro, micro = slow_figures(pictures, "boxes", members=members, num_classes=8, top=1)
+        macro, micro = slow_figures(images, "boxes", members=members, num_classes=8, top=1)
         assert found[f"Top1_macro_{group}"] == pytest.approx(macro)
         assert found[f"Top1_micro_{group}"] == pytest.approx(micro)
 
@@ -131,7 +122,7 @@ def test_ranks_are_places_in_a_sorted_list(data):
     assert ranks.tolist() == [slow_rank(r, c) for r, c in zip(rows, classes, strict=True)]
 
 
-def test_a_score_that_is_no_number_is_never_right():
+def test_a_score_that_is_nan_is_never_right():
     scores = torch.tensor([[math.nan, 0.1, 0.2], [math.nan, 0.1, 0.2], [math.nan] * 3])
     assert true_ranks(scores, torch.tensor([0, 2, 1])).tolist() == [3, 0, 3]
     assert true_ranks(scores[:, :2], torch.tensor([2, 1, 2])).tolist() == [2, 0, 2]
@@ -150,21 +141,24 @@ def test_averages_by_hand():
 
 
 def test_the_report_on_disk(tmp_path, caplog):
-    pictures = make_pictures(1)
+    images = make_images(1)
     evaluator = RegionClassificationEvaluator(register("regions_report"), output_dir=tmp_path / "new")
     for skipped in (Skipped("b.jpg", "missing"), Skipped("a.jpg", "truncated"), Skipped("c.jpg", NO_REGION)):
         evaluator.skip(skipped)
-    feed(evaluator, pictures)
+    feed(evaluator, images)
     with caplog.at_level(logging.INFO):
         results = evaluator.evaluate()
         print_csv_format(results)
-    assert "2 pictures were left out, the first a.jpg (truncated)" in caplog.text
+    assert (
+        "a.jpg (truncated)" in caplog.text and "b.jpg (missing)" in caplog.text and "c.jpg" not in caplog.text
+    )
+    assert "1 images have none, 2 could not be read" in caplog.text
     assert "| cat" in caplog.text and "Top5_macro_things" in caplog.text
     report = json.loads((tmp_path / "new/region_results.json").read_text())
     assert report["summary"] == results["regions"]
     assert report["unreadable"] == [["a.jpg", "truncated"], ["b.jpg", "missing"]]
     counts = [report[f"num_{key}"] for key in ("pictures", "regions", "pictures_without_regions")]
-    assert counts == [12, sum(len(classes) for _, classes, _ in pictures), 1]
+    assert counts == [12, sum(len(classes) for _, classes, _ in images), 1]
     rows = report["per_class"]
     assert [row["class"] for row in rows] == THINGS + STUFF
     assert [row["kind"] for row in rows] == ["thing"] * 8 + ["stuff"] * 3
@@ -181,44 +175,35 @@ def test_nothing_seen_has_no_figures(tmp_path):
     assert len(found) == 16 and all(math.isnan(value) for value in found.values())
     report = json.loads((tmp_path / "region_results.json").read_text())
     assert set(report["summary"].values()) == {None} and report["num_regions"] == 0
-    feed(evaluator, make_pictures())
+    feed(evaluator, make_images())
     evaluator.skip(Skipped("a.jpg", "missing"))
     evaluator.reset()
     evaluator.evaluate()
     assert json.loads((tmp_path / "region_results.json").read_text()) == report
 
 
-def test_mistakes_are_told():
+def test_mistakes_are_found():
     name = register("regions_wrong")
     for variants in ((), ("boxes", "rois"), ("mask",)):
         with pytest.raises(UserError, match="TEST.REGIONS is .* boxes, masks, crops"):
             RegionClassificationEvaluator(name, variants=variants)
-    with pytest.raises(UserError, match="without metadata thing_classes"):
-        RegionClassificationEvaluator("regions_never_registered")
-    (picture,) = make_pictures(num_pictures=1)
-    inputs = [{"image_id": 0, "gt_classes": picture[1]}]
+    (image,) = make_images(num_images=1)
+    inputs = [{"image_id": 0, "gt_classes": image[1]}]
     evaluator = RegionClassificationEvaluator(name, variants=("masks",))
-    for output in ({"instances": None}, {"region_scores": picture[2]}):
-        with pytest.raises(
-            UserError, match="no scores for their masks: evaluate a model of images and texts"
-        ):
+    for output in ({"instances": None}, {"region_scores": image[2]}):
+        with pytest.raises(UserError, match="for masks, but the model gives none"):
             evaluator.process(inputs, [output])
-    for scores in (picture[2]["boxes"][:, :-1], picture[2]["boxes"][1:]):
-        with pytest.raises(UserError, match=r"has \(\d, 11\): set the model's vocabulary"):
+    for scores in (image[2]["boxes"][:, :-1], image[2]["boxes"][1:]):
+        with pytest.raises(UserError, match=r"needs scores \(\d, 11\) of regions x classes for masks"):
             evaluator.process(inputs, [{"region_scores": {"masks": scores}}])
 
 
-def test_two_processes_equal_one(tmp_path):
+def test_two_processes_equal_one(tmp_path, run_two):
     evaluator = RegionClassificationEvaluator(register("regions_two"), output_dir=tmp_path / "one")
-    feed(evaluator, make_pictures(2))
+    feed(evaluator, make_images(2))
     evaluator.skip(Skipped("a.jpg", "missing"))
     single = evaluator.evaluate()
-    workers = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in (0, 1)]
-    try:
-        assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
+    run_two(__file__, tmp_path)
     assert json.loads((tmp_path / "rank0.json").read_text()) == single
     assert json.loads((tmp_path / "rank1.json").read_text()) == {}
     one, two = (tmp_path / folder / "region_results.json" for folder in ("one", "two"))
@@ -226,11 +211,11 @@ def test_two_processes_equal_one(tmp_path):
 
 
 def one_of_two_processes(rank, folder):
-    """Rank 0 sees the even pictures, rank 1 the odd ones and, as a padding sampler would, picture 2 again."""
+    """Rank 0 sees the even images, rank 1 the odd ones and, as a padding sampler would, image 2 again."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     evaluator = RegionClassificationEvaluator(register("regions_two"), output_dir=folder / "two")
-    pictures = make_pictures(2)
-    feed(evaluator, pictures[rank::2] + pictures[2:3] * rank)
+    images = make_images(2)
+    feed(evaluator, images[rank::2] + images[2:3] * rank)
     if rank == 1:
         evaluator.skip(Skipped("a.jpg", "missing"))
     (folder / f"rank{rank}.json").write_text(json.dumps(evaluator.evaluate()))

@@ -1,0 +1,307 @@
+"""Classifying given regions: COCO's jsons → records of a region set → letterboxed test inputs.
+
+A record is {file_name, height, width, image_id, annotations}, where an annotation has a contiguous
+``category_id``, ``iscrowd`` and either ``bbox`` (x, y, width, height in pixels) or, for stuff, no box: the box is
+then its extent in the image's segmentation. A mask comes from an annotation's ``segmentation`` (COCO's polygons or
+run lengths) or, in a panoptic set, from the pixels of the record's ``pan_seg_file_name`` that show ``segment_id``.
+
+Inputs follow the CLIM release's protocol (clip_fvlm §3). H, W: the original image; R: regions that are left of an
+image; S, C, M: sides in px.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.structures import Boxes
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torchvision.ops import masks_to_boxes
+
+from clim.errors import UserError
+from clim.files import read_json
+
+from .coco_panoptic import STUFF_IDS
+from .images import UnreadableImage, letterbox, letterbox_size, read_image
+from .record_mapper import check_size
+from .test_loader import NO_REGION, Skipped, SkippingLoader
+
+VARIANTS = ("boxes", "masks", "crops")
+CROP_ENLARGED = 1.5  # crops show the surroundings of a given box; stuff is cut at its extent (CLIM release)
+
+
+def load_regions(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
+    """Records of an instances json by image id, annotations in the file's order, crowds included.
+
+    Args:
+        index: {category id of the json: contiguous index}.
+        remedy: end of the sentence about a missing or broken json.
+
+    Raises:
+        UserError: json missing or broken, an annotation of a category that is not in ``index``.
+    """
+    content, by_image = read_json(json_file, remedy=remedy), {}
+    for a in content["annotations"]:
+        annotation = {
+            "category_id": _contiguous(a, index, image_id=a["image_id"], json_file=json_file),
+            "iscrowd": int(a.get("iscrowd", 0)),
+            "bbox": list(a["bbox"]),
+        }
+        if a.get("segmentation"):
+            annotation["segmentation"] = a["segmentation"]
+        by_image.setdefault(a["image_id"], []).append(annotation)
+    return _records(content["images"], image_root, lambda key: {"annotations": by_image.get(key, [])})
+
+
+def load_panoptic_regions(
+    json_file: str, image_root: str, segment_root: Path, *, index: Mapping[int, int], remedy: str
+) -> list[dict]:
+    """Records of COCO's panoptic json: all segments of an image, stuff without ``bbox``.
+
+    Args and errors as for :func:`load_regions`; ``segment_root`` is the folder of the panoptic PNGs.
+    """
+    content = read_json(json_file, remedy=remedy)
+    by_image = {a["image_id"]: a for a in content["annotations"]}
+
+    def annotated(image_id: int) -> dict:
+        panoptic = by_image.get(image_id, {"file_name": "", "segments_info": []})
+        annotations = []
+        for segment in panoptic["segments_info"]:
+            annotation = {
+                "category_id": _contiguous(segment, index, image_id=image_id, json_file=json_file),
+                "iscrowd": int(segment.get("iscrowd", 0)),
+                "segment_id": segment["id"],
+            }
+            if segment["category_id"] not in STUFF_IDS:
+                annotation["bbox"] = list(segment["bbox"])
+            annotations.append(annotation)
+        return {"pan_seg_file_name": str(segment_root / panoptic["file_name"]), "annotations": annotations}
+
+    return _records(content["images"], image_root, annotated)
+
+
+class RegionTestMapper:
+    """Record of a region set → {"image", "boxes", "gt_classes", "image_id", …}, or :class:`Skipped`.
+
+    ====================  =======================================================================
+    ``image``             uint8 (3, S, S), longest side S, black to the right and below
+    ``boxes``             Boxes (R, 4), x0, y0, x1, y1 in pixels of ``image``, not cut at its border
+    ``gt_classes``        int64 (R,)
+    ``masks``             bool (R, S, S), of squares of M x M px; with the variant "masks" only
+    ``crops``             uint8 (R, 3, C, C); with the variant "crops" only
+    ``height``, ``width`` of the original image
+    ====================  =======================================================================
+
+    The mapper looks at the first ``max_boxes`` annotations of an image and keeps those whose box area, width x
+    height in the original image, lies in [``min_area``, ``max_area``].
+
+    Args:
+        size, crop_size, mask_stride: S, C, M.
+        crowds: False leaves crowd annotations out beforehand; the release does not.
+    """
+
+    def __init__(
+        self,
+        *,
+        variants: tuple[str, ...] = ("boxes",),
+        size: int = 1024,
+        mask_stride: int = 16,
+        crop_size: int = 224,
+        min_area: float = 8**2,
+        max_area: float = 1024**2,
+        max_boxes: int = 100,
+        crowds: bool = True,
+        image_format: str = "RGB",
+    ):
+        self.variants, self.image_format = variants, image_format
+        self.size, self.crop_size, self.mask_stride = size, crop_size, mask_stride
+        self.min_area, self.max_area, self.max_boxes, self.crowds = min_area, max_area, max_boxes, crowds
+
+    @classmethod
+    def from_cfg(cls, cfg) -> "RegionTestMapper":
+        regions = cfg.INPUT.REGIONS
+        return cls(
+            variants=tuple(cfg.TEST.REGIONS), size=regions.SIZE, mask_stride=regions.MASK_STRIDE,
+            crop_size=regions.CROP_SIZE, min_area=regions.MIN_AREA, max_area=regions.MAX_AREA,
+            max_boxes=regions.MAX_BOXES, crowds=regions.CROWDS, image_format=cfg.INPUT.FORMAT,
+        )  # fmt: skip
+
+    def __call__(self, record: dict) -> dict | Skipped:
+        annotations = [a for a in record["annotations"] if self.crowds or not a["iscrowd"]][: self.max_boxes]
+        if not annotations:
+            return Skipped(record["file_name"], NO_REGION)
+        try:
+            image, segments = self.read(record)
+        except UnreadableImage as error:
+            return Skipped(error.file_name, error.reason)
+
+        masks = [
+            _mask(a, record, segments) if "masks" in self.variants or "bbox" not in a else None
+            for a in annotations
+        ]
+        boxes = [_box(a, mask) for a, mask in zip(annotations, masks, strict=True)]
+        kept = [i for i, box in enumerate(boxes) if box is not None and self.is_sized(box)]
+        if not kept:
+            return Skipped(record["file_name"], NO_REGION)
+        boxes = torch.stack([boxes[i] for i in kept])
+        square, scale = letterbox(image, self.size)
+        sample = {
+            "image": _channels_first(square),
+            "boxes": Boxes((boxes * scale).float()),
+            "gt_classes": torch.tensor([annotations[i]["category_id"] for i in kept]),
+            "image_id": record["image_id"],
+            "file_name": record["file_name"],
+            "height": image.shape[0],
+            "width": image.shape[1],
+        }
+        if "masks" in self.variants:
+            squares = letterbox_masks(torch.stack([masks[i] for i in kept]), self.size // self.mask_stride)
+            sample["masks"] = F.interpolate(squares[:, None].byte(), self.size)[:, 0].bool()
+        if "crops" in self.variants:
+            given = ["bbox" in annotations[i] for i in kept]
+            sample["crops"] = self.crops(image, boxes.numpy(), given)
+        return sample
+
+    def read(self, record: Mapping) -> tuple[np.ndarray, Tensor | None]:
+        """Image (H, W, 3) and segment ids (H, W); boxes are elsewhere on a file of another size, so it is refused."""
+        decoded = read_image(record["file_name"], fmt=self.image_format)
+        check_size(record, decoded)
+        if "pan_seg_file_name" not in record:
+            return decoded.image, None
+        segments = read_image(record["pan_seg_file_name"], fmt="RGB")
+        check_size({**record, "file_name": record["pan_seg_file_name"]}, segments)
+        return decoded.image, segment_ids(segments.image)
+
+    def is_sized(self, box: Tensor) -> bool:
+        """Whether a box (4,) xyxy, in px of the original image, is neither too small nor too large."""
+        width, height = (box[2:] - box[:2]).tolist()
+        return self.min_area <= width * height <= self.max_area
+
+    def crops(self, image: np.ndarray, boxes: np.ndarray, given: list[bool]) -> Tensor:
+        """uint8 (R, 3, C, C) of boxes (R, 4); those that were ``given``, not measured, are enlarged."""
+        crops = [
+            crop_letterboxed(image, box, self.crop_size, enlarged=CROP_ENLARGED if is_given else 1.0)
+            for box, is_given in zip(boxes, given, strict=True)
+        ]
+        return torch.stack([_channels_first(crop) for crop in crops])
+
+
+def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
+    """This process's share of region set ``name``, one image a batch.
+
+    Raises:
+        UserError: the set holds no image, or no masks although TEST.REGIONS asks for them.
+    """
+    records = DatasetCatalog.get(name)
+    if not records:
+        raise UserError(f"DATASETS.TEST {name} holds no image.")
+    if "masks" in cfg.TEST.REGIONS and not all(map(_has_masks, records)):
+        raise UserError(
+            f"TEST.REGIONS asks for masks, but regions of {name} have none: take it out, or name another data set."
+        )
+    loader = build_detection_test_loader(
+        records, mapper=RegionTestMapper.from_cfg(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+    return SkippingLoader(loader, on_skip=on_skip)
+
+
+def segment_ids(image: np.ndarray) -> Tensor:
+    """int64 (H, W) of a panoptic PNG, RGB (H, W, 3): red + 256 green + 65536 blue (COCO's format)."""
+    return torch.from_numpy(image.astype(np.int64) @ [1, 256, 65536])
+
+
+def bitmask(segmentation: list | Mapping, height: int, width: int) -> Tensor:
+    """bool (H, W) of COCO's polygons, or of its run lengths, packed or not."""
+    if isinstance(segmentation, list):
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        segmentation = coco_mask.frPyObjects(segmentation, height, width)
+    return torch.from_numpy(coco_mask.decode(segmentation).astype(bool))
+
+
+def extent(mask: Tensor) -> Tensor | None:
+    """(4,) double x0, y0, x1, y1 of a bool mask (H, W): indices of its first and last pixels; None: empty.
+
+    As in the release, the box is one pixel narrower than the mask, and a single row has no area.
+    """
+    return masks_to_boxes(mask[None])[0].double() if mask.any() else None
+
+
+def letterbox_masks(masks: Tensor, size: int) -> Tensor:
+    """bool (R, H, W) → (R, S, S), R > 0: where the bicubic value, unsmoothed, is positive (CLIM release).
+
+    That reads 4 x 4 pixels for each of the S x S values, so a small or thin region can vanish; it then gets the one
+    value that holds most of it, where the release would average over nothing. An empty mask stays empty.
+    """
+    full = masks[:, None].float()
+    height, width = letterbox_size(*masks.shape[1:], size)
+    inside = F.interpolate(full, (height, width), mode="bicubic", align_corners=False)[:, 0] > 0
+    lost = masks.flatten(1).any(dim=1) & ~inside.flatten(1).any(dim=1)
+    for i in lost.nonzero().flatten().tolist():
+        inside[i].view(-1)[F.adaptive_avg_pool2d(full[i], (height, width)).argmax()] = True
+    return F.pad(inside, (0, size - width, 0, size - height))
+
+
+def crop_letterboxed(image: np.ndarray, box: np.ndarray, size: int, *, enlarged: float = 1.0) -> np.ndarray:
+    """uint8 (H, W, 3) → (S, S, 3): what ``box`` shows, its longest side S, black on both sides of it.
+
+    Args:
+        box: (x0, y0, x1, y1) in pixels; its sides grow by ``enlarged`` about its centre, end at the image's
+            and are rounded to whole pixels, at least one.
+    """
+    height, width = image.shape[:2]
+    centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * enlarged
+    low = np.rint(np.clip(centre - half, 0, [width - 1, height - 1])).astype(int)
+    high = np.maximum(np.rint(np.minimum(centre + half, [width, height])).astype(int), low + 1)
+    square, _ = letterbox(np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]]), size)
+    height, width = letterbox_size(high[1] - low[1], high[0] - low[0], size)
+    return np.roll(square, ((size - height) // 2, (size - width) // 2), axis=(0, 1))
+
+
+def _records(images: Iterable[dict], image_root: str, annotated: Callable[[int], dict]) -> list[dict]:
+    return [
+        {
+            "file_name": str(Path(image_root) / image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            **annotated(image["id"]),
+        }
+        for image in sorted(images, key=lambda image: image["id"])
+    ]
+
+
+def _contiguous(annotation: dict, index: Mapping[int, int], *, image_id, json_file: str) -> int:
+    category = annotation["category_id"]
+    if category not in index:
+        raise UserError(
+            f"image {image_id} of {json_file} has a region of category {category}, which is none of this data "
+            f"set's {len(index)} categories"
+        )
+    return index[category]
+
+
+def _has_masks(record: dict) -> bool:
+    return "pan_seg_file_name" in record or all("segmentation" in a for a in record["annotations"])
+
+
+def _mask(annotation: Mapping, record: Mapping, segments: Tensor | None) -> Tensor:
+    """bool (H, W)."""
+    if segments is not None:
+        return segments == annotation["segment_id"]
+    return bitmask(annotation["segmentation"], record["height"], record["width"])
+
+
+def _box(annotation: Mapping, mask: Tensor | None) -> Tensor | None:
+    """(4,) double x0, y0, x1, y1; None for stuff that the segmentation does not show."""
+    if "bbox" not in annotation:
+        return extent(mask)
+    x, y, width, height = annotation["bbox"]
+    return torch.tensor([x, y, x + width, y + height], dtype=torch.float64)
+
+
+def _channels_first(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

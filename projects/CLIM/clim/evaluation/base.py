@@ -1,0 +1,108 @@
+"""What the evaluators share: one result for each image, gathered from all processes; tables and a json report."""
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from tabulate import tabulate
+
+from clim.data.test_loader import NO_REGION, Skipped, SkippingLoader
+from clim.files import nan_to_none, write_json
+
+logger = logging.getLogger(__name__)
+
+
+class ImageEvaluator(DatasetEvaluator):
+    """Keeps one result for each image and scores all results in the main process.
+
+    A subclass stores ``self.results[image_id]`` in :meth:`process` and computes figures in :meth:`score`. An image
+    that a sampler repeats counts once.
+    """
+
+    task: str  # the figures' key in what evaluate() returns
+    columns: tuple[
+        str, ...
+    ]  # columns of the summary's table; the other parts of a figure's name make its row
+    report_file: str  # name of the report in ``output_dir``
+    build_loader: Callable[..., SkippingLoader]  # (cfg, data set, on_skip=…) → batches for the model
+
+    def __init__(self, dataset_name: str, *, output_dir: str | os.PathLike | None, distributed: bool):
+        """
+        Args:
+            dataset_name: a registered data set.
+            output_dir: folder of the report; None: nothing is written.
+            distributed: gather the results of all processes; all but the main one then return {}.
+        """
+        self.name = dataset_name
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.distributed = distributed
+        self.reset()
+
+    def reset(self):
+        """Forget all results and skipped images."""
+        self.results: dict[int, object] = {}
+        self.skipped: list[Skipped] = []
+
+    def skip(self, image: Skipped):
+        """Remember an image that never reached the model, and warn if it could not be read."""
+        self.skipped.append(image)
+        if image.reason != NO_REGION:
+            logger.warning("Image left out of the evaluation on '%s': %s (%s)", self.name, *image)
+
+    def score(self, results: dict, skipped: list[Skipped]) -> tuple[dict, OrderedDict, list[dict]]:
+        """
+        Args:
+            results: {image id: result}, by ascending id.
+            skipped: skipped images of all processes, sorted.
+
+        Returns:
+            further entries of the report, {figure: value}, and one row {column: value} for each class.
+        """
+        raise NotImplementedError
+
+    def evaluate(self) -> OrderedDict | dict:
+        """{task: {figure: value}} of all images, also logged and written; {} on all but the main process."""
+        parts = [(self.results, self.skipped)]
+        if self.distributed:
+            comm.synchronize()
+            parts = comm.gather(parts[0], dst=0)
+            if not comm.is_main_process():
+                return {}
+        results = {image_id: result for part, _ in parts for image_id, result in part.items()}
+        skipped = sorted({image for _, part in parts for image in part})
+        details, summary, per_class = self.score(dict(sorted(results.items())), skipped)
+        logger.info(f"Results on '{self.name}':\n{summary_table(summary, self.columns)}")
+        logger.info(f"Results by class on '{self.name}':\n{table(per_class, headers='keys')}")
+        report = {
+            "dataset": self.name,
+            **details,
+            "summary": nan_to_none(summary),
+            "per_class": [nan_to_none(row) for row in per_class],
+        }
+        self.write(self.report_file, report)
+        return OrderedDict({self.task: summary})
+
+    def write(self, file_name: str, content):
+        """Write a json to ``output_dir``, if there is one."""
+        if self.output_dir is not None:
+            write_json(self.output_dir / file_name, content)
+
+
+def summary_table(summary: Mapping[str, float], columns: Sequence[str]) -> str:
+    """Figures {prefix + column + group: value}, a row for each prefix and group: "all", "novel", "crops things"."""
+    rows = []
+    for key in summary:
+        prefix, found, group = key.partition(columns[0])
+        if found:
+            label = f"{prefix.strip('.')} {group.strip('_')}".strip() or "all"
+            rows.append([label, *(summary[f"{prefix}{column}{group}"] for column in columns)])
+    return table(rows, headers=["group", *columns])
+
+
+def table(rows: Sequence, headers) -> str:
+    """Rows as a text table, figures with two decimals."""
+    return tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".2f")

@@ -1,0 +1,190 @@
+"""Zero-shot region classification: Top-1 and Top-5 accuracy of given regions, in percent.
+
+Every region is scored against all classes of its set: things, then stuff. R: regions, K: classes.
+
+- **macro**: mean over classes of each class's accuracy; classes without regions are left out. The CLIM release
+  reports it as macc1 and macc5 for things and stuff apart (it rounds each class's accuracy to float16, which
+  changes a class by less than 0.03 points; this evaluator does not round).
+- **micro**: part of all regions. The paper does not say which of the two its tables show.
+- where there is stuff, also things among the things alone, e.g. 80 classes instead of 133: ``…_80way``.
+"""
+
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from torch import Tensor
+
+from clim.data.region_classification import VARIANTS, build_region_loader
+from clim.data.test_loader import NO_REGION
+from clim.errors import UserError
+
+from .base import ImageEvaluator
+
+METRICS = {"Top1": 1, "Top5": 5}
+
+logger = logging.getLogger(__name__)
+
+
+class RegionClassificationEvaluator(ImageEvaluator):
+    """Scores region scores of a registered region set.
+
+    Results are ``{"regions": {"Top1_macro": …, "Top1_micro": …, "Top1_macro_things": …, "Top5_macro": …}}`` for
+    boxes; figures of the other variants begin with ``masks.`` or ``crops.``. Groups of classes are all (no
+    suffix), things and stuff if there is stuff, base and novel if the set has that split; nan without regions.
+    """
+
+    task, report_file = "regions", "region_results.json"
+    columns = tuple(f"{metric}_{average}" for metric in METRICS for average in ("macro", "micro"))
+    build_loader = staticmethod(build_region_loader)
+
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        output_dir: str | os.PathLike | None = None,
+        distributed: bool = True,
+        variants: Sequence[str] = ("boxes",),
+    ):
+        """
+        Args:
+            dataset_name: a data set with ``thing_classes``, and ``stuff_classes`` if it has stuff: K names.
+            output_dir: for ``region_results.json`` (summary and per_class). None: nothing is written.
+            distributed: gather the regions of all processes; all but the main one then return {}.
+            variants: of VARIANTS, those that the model gives scores for.
+
+        Raises:
+            AttributeError: metadata missing.
+            UserError: unknown variants or none.
+        """
+        if not variants or set(variants) - set(VARIANTS):
+            raise UserError(
+                f"TEST.REGIONS is {list(variants)}: give one or more of {', '.join(VARIANTS)} as a list"
+            )
+        super().__init__(dataset_name, output_dir=output_dir, distributed=distributed)
+        metadata = MetadataCatalog.get(dataset_name)
+        self._classes = region_classes(metadata)
+        self._num_things = len(metadata.thing_classes)
+        self._groups = _groups(metadata, self._classes, self._num_things)
+        self._variants = tuple(variants)
+
+    @classmethod
+    def from_cfg(cls, cfg, dataset_name: str, *, output_dir: str) -> "RegionClassificationEvaluator":
+        return cls(dataset_name, output_dir=output_dir, variants=cfg.TEST.REGIONS)
+
+    def process(self, inputs, outputs):
+        """
+        Args:
+            inputs: B records with ``image_id`` and ``gt_classes`` (R,).
+            outputs: B dicts with ``region_scores``: {variant: (R, K), higher is likelier}.
+
+        Keeps int64 (1 + 2V, R) of an image: classes, then for each variant the true class's rank among all
+        classes and among things.
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            classes = record["gt_classes"].cpu()
+            rows = [classes]
+            for variant in self._variants:
+                scores = self._scores(output, variant, num_regions=len(classes))
+                rows += [true_ranks(scores, classes), true_ranks(scores[:, : self._num_things], classes)]
+            self.results[record["image_id"]] = torch.stack(rows).numpy()
+
+    def _scores(self, output: Mapping, variant: str, *, num_regions: int) -> Tensor:
+        scores = output.get("region_scores", {}).get(variant)
+        expected = (num_regions, len(self._classes))
+        if scores is None or scores.shape != expected:
+            raise UserError(
+                f"'{self.name}' needs scores {expected} of regions x classes for {variant}, but the model gives "
+                f"{'none' if scores is None else tuple(scores.shape)}: evaluate a model of images and texts with the "
+                "set's classes, or change DATASETS.TEST or TEST.REGIONS"
+            )
+        return scores.detach().float().cpu()
+
+    def score(self, results, skipped):
+        nothing = np.zeros((1 + 2 * len(self._variants), 0), np.int64)
+        classes, *ranks = np.concatenate([nothing, *results.values()], axis=1)
+        unreadable = [list(image) for image in skipped if image.reason != NO_REGION]
+        details = {
+            "variants": self._variants,
+            "num_pictures": len(results),
+            "num_regions": len(classes),
+            "num_pictures_without_regions": len(skipped) - len(unreadable),
+            "unreadable": unreadable,
+        }
+        logger.info(
+            f"'{self.name}': {len(classes)} regions on {len(results)} images; {len(skipped) - len(unreadable)} images "
+            f"have none, {len(unreadable)} could not be read"
+        )
+        summary, per_class = OrderedDict(), self._class_rows(classes)
+        for variant, among_all, among_things in zip(self._variants, ranks[::2], ranks[1::2], strict=True):
+            prefix = "" if variant == "boxes" else f"{variant}."
+            for metric, top in METRICS.items():
+                accuracies = class_accuracies(among_all < top, classes, num_classes=len(self._classes))
+                for row, accuracy in zip(per_class, accuracies.tolist(), strict=True):
+                    row[prefix + metric] = accuracy
+                groups = {group: (among_all, members) for group, members in self._groups.items()}
+                if "_things" in groups:
+                    groups[f"_{self._num_things}way"] = (among_things, self._groups["_things"])
+                for group, (places, members) in groups.items():
+                    for average, value in averages(places < top, classes, members=members).items():
+                        summary[f"{prefix}{metric}_{average}{group}"] = value
+        return details, summary, per_class
+
+    def _class_rows(self, classes: np.ndarray) -> list[dict]:
+        counts = np.bincount(classes, minlength=len(self._classes)).tolist()
+        return [
+            {"class": name, "kind": "thing" if i < self._num_things else "stuff", "num_regions": counts[i]}
+            for i, name in enumerate(self._classes)
+        ]
+
+
+def region_classes(metadata) -> list[str]:
+    """Names of a region set's K classes in the order of scores: things, then stuff."""
+    return [*metadata.thing_classes, *(metadata.get("stuff_classes") or ())]
+
+
+def true_ranks(scores: Tensor, classes: Tensor) -> Tensor:
+    """(R,) int64 rank of the true class among (R, K) ``scores``; 0 is the highest.
+
+    Of equal scores the lower class comes first. A true class outside the K, or one with a nan score, gets the
+    last rank, K.
+    """
+    num_classes = scores.shape[1]
+    known = classes < num_classes
+    own = scores.gather(1, classes.clamp(max=num_classes - 1)[:, None])
+    lower = torch.arange(num_classes) < classes[:, None]
+    ranks = ((scores > own) | ((scores == own) & lower)).sum(dim=1)
+    return ranks.masked_fill(~known | own[:, 0].isnan(), num_classes)
+
+
+def class_accuracies(correct: np.ndarray, classes: np.ndarray, *, num_classes: int) -> np.ndarray:
+    """(K,) percent of each class's regions that are ``correct`` (R,) bool; nan for classes without any."""
+    regions = np.bincount(classes, minlength=num_classes)
+    hits = np.bincount(classes, weights=correct, minlength=num_classes)
+    return np.divide(100 * hits, regions, out=np.full(num_classes, np.nan), where=regions > 0)
+
+
+def averages(correct: np.ndarray, classes: np.ndarray, *, members: Sequence[int]) -> dict[str, float]:
+    """{"macro": mean over the classes of ``members`` that have regions, "micro": over their regions}."""
+    inside = np.isin(classes, members)
+    if not inside.any():
+        return {"macro": math.nan, "micro": math.nan}
+    correct, classes = correct[inside], classes[inside]
+    by_class = class_accuracies(correct, classes, num_classes=max(members) + 1)
+    return {"macro": float(np.nanmean(by_class)), "micro": float(100 * correct.mean())}
+
+
+def _groups(metadata, classes: Sequence[str], num_things: int) -> dict[str, list[int]]:
+    """{suffix: class indices}."""
+    groups = {"": list(range(len(classes)))}
+    if num_things < len(classes):
+        groups |= {"_things": groups[""][:num_things], "_stuff": groups[""][num_things:]}
+    for split in ("base", "novel"):
+        if names := metadata.get(f"{split}_classes"):
+            groups[f"_{split}"] = [i for i, name in enumerate(classes) if name in set(names)]
+    return groups
