@@ -24,7 +24,7 @@ from torchvision.ops import masks_to_boxes
 from clim.errors import UserError
 from clim.files import read_json
 
-from .coco_panoptic import STUFF_IDS
+from .categories import STUFF_IDS
 from .images import UnreadableImage, letterbox, letterbox_size, read_image
 from .record_mapper import check_size
 from .test_loader import NO_REGION, Skipped, SkippingLoader
