@@ -26,10 +26,7 @@ COCO_SYNSETS: dict[int, Synset] = {
     3: Synset("car.n.01", ("car_(automobile)", "auto_(automobile)", "automobile")),
     4: Synset("motorcycle.n.01", ("motorcycle",)),
     5: Synset("airplane.n.01", ("airplane", "aeroplane")),
-    6: Synset(
-        "bus.n.01",
-        ("bus_(vehicle)", "autobus", "charabanc", "double-decker", "motorbus", "motorcoach"),
-    ),
+    6: Synset("bus.n.01", ("bus_(vehicle)", "autobus", "charabanc", "double-decker", "motorbus", "motorcoach")),
     7: Synset("train.n.01", ("train_(railroad_vehicle)", "railroad_train")),
     8: Synset("truck.n.01", ("truck",)),
     9: Synset("boat.n.01", ("boat", "ship_(boat)")),
@@ -76,10 +73,7 @@ COCO_SYNSETS: dict[int, Synset] = {
     55: Synset("orange.n.01", ("orange_(fruit)",)),
     56: Synset("broccoli.n.01", ("broccoli",)),
     57: Synset("carrot.n.01", ("carrot",)),
-    58: Synset(
-        "sausage.n.01",
-        ("sausage",),
-    ),
+    58: Synset("sausage.n.01", ("sausage",)),
     59: Synset("pizza.n.01", ("pizza",)),
     60: Synset("doughnut.n.02", ("doughnut", "donut")),
     61: Synset("cake.n.03", ("cake",)),
@@ -95,8 +89,7 @@ COCO_SYNSETS: dict[int, Synset] = {
     75: Synset("remote_control.n.01", ("remote_control",)),
     76: Synset("computer_keyboard.n.01", ("computer_keyboard", "keyboard_(computer)")),
     77: Synset(
-        "cellular_telephone.n.01",
-        ("cellular_telephone", "cellular_phone", "cellphone", "mobile_phone", "smart_phone"),
+        "cellular_telephone.n.01", ("cellular_telephone", "cellular_phone", "cellphone", "mobile_phone", "smart_phone")
     ),
     78: Synset("microwave.n.02", ("microwave_oven",)),
     79: Synset("oven.n.01", ("oven",)),

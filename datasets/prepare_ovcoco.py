@@ -77,8 +77,7 @@ def category_info(instances: dict) -> list[dict]:
     instance_count = Counter(a["category_id"] for a in annotations)
     image_count = Counter(key for key, _ in {(a["category_id"], a["image_id"]) for a in annotations})
     return [
-        category
-        | {"image_count": image_count[category["id"]], "instance_count": instance_count[category["id"]]}
+        category | {"image_count": image_count[category["id"]], "instance_count": instance_count[category["id"]]}
         for category in instances["categories"]
     ]
 
@@ -94,9 +93,7 @@ def tag_captions(captions: dict, categories: list[dict], *, rule: str) -> dict:
         texts = by_image.get(image["id"], [])
         if found := find(texts, words):
             images.append(image | {"captions": texts, "pos_category_ids": found})
-    listed = [
-        category | {"synonyms": list(words[category["id"]]), "frequency": "f"} for category in categories
-    ]
+    listed = [category | {"synonyms": list(words[category["id"]]), "frequency": "f"} for category in categories]
     return {"images": images, "categories": listed, "annotations": []}
 
 
@@ -190,8 +187,7 @@ def write_output(path: Path, content: dict | list, *, replace: bool) -> dict:
     data = json.dumps(content).encode()
     if not replace and path.exists() and path.read_bytes() != data:
         raise UserError(
-            f"{path} is there already, differs and is not from this script: move it away or choose another "
-            "--output"
+            f"{path} is there already, differs and is not from this script: move it away or choose another --output"
         )
     with replacing(path) as unfinished:
         unfinished.write_bytes(data)
@@ -236,9 +232,7 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
     ):
         made[f"wusize/instances_{name}.json"] = partial(keep_classes, instances, ids, drop_empty_images=False)
     made["annotations/captions_train2017_tags_allcaps.json"] = lambda: tag_captions(
-        read_json(annotations / "captions_train2017.json", remedy=DOWNLOAD),
-        val["categories"],
-        rule=rule,
+        read_json(annotations / "captions_train2017.json", remedy=DOWNLOAD), val["categories"], rule=rule
     )
     return made
 
@@ -269,10 +263,7 @@ def intact(coco: Path, files: dict[str, dict]) -> bool:
     """Whether all that a complete run left is still there, and its jsons as they were written."""
 
     def untouched(path: Path, row: dict) -> bool:
-        return path.exists() and (path.stat().st_size, path.stat().st_mtime_ns) == (
-            row["bytes"],
-            row["mtime_ns"],
-        )
+        return path.exists() and (path.stat().st_size, path.stat().st_mtime_ns) == (row["bytes"], row["mtime_ns"])
 
     placed = (*IMAGE_FOLDERS, *(f"annotations/{name}" for name in ANNOTATIONS))
     return all((coco / name).exists() for name in placed) and all(

@@ -95,7 +95,4 @@ def _phrases(rows: tuple[tuple[int, tuple[str, ...]], ...]) -> tuple[dict[tuple[
     return phrases, max(map(len, phrases), default=0)
 
 
-TAG_RULES: dict[str, Callable[[Sequence[str], Table], list[int]]] = {
-    "released": released_tags,
-    "words": word_tags,
-}
+TAG_RULES: dict[str, Callable[[Sequence[str], Table], list[int]]] = {"released": released_tags, "words": word_tags}

@@ -95,11 +95,7 @@ SIZES = {"DATALOADER.CAPTIONS_PER_GPU", "DATALOADER.MOSAICS_PER_GPU", "OUTPUT_DI
 START = {"MODEL.WEIGHTS", "OUTPUT_DIR"}
 ENCODER = {"MODEL.IMAGE_ENCODER.PRETRAINED", "OUTPUT_DIR"}
 TAGS = {"MODEL.METHOD.DETIC.TAG_WEIGHT", "OUTPUT_DIR"}
-PRETRAIN = {
-    "MODEL.METHOD.GROUNDING.CONTRAST_GROUP",
-    "INPUT.MOSAIC.SIZE",
-    "INPUT.MOSAIC.FILLING",
-}
+PRETRAIN = {"MODEL.METHOD.GROUNDING.CONTRAST_GROUP", "INPUT.MOSAIC.SIZE", "INPUT.MOSAIC.FILLING"}
 
 
 @pytest.mark.parametrize(
@@ -123,18 +119,12 @@ def test_clim_is_a_config_change(file, base, difference, load_cfg):
     assert changed(load_cfg(file), load_cfg(base)) == difference
 
 
-@pytest.mark.parametrize(
-    "file", ["BoxSup_C4.yaml", "Detic_CLIM_C4.yaml", "BARON_CLIM_C4.yaml", "OVRCNN_C4.yaml"]
-)
+@pytest.mark.parametrize("file", ["BoxSup_C4.yaml", "Detic_CLIM_C4.yaml", "BARON_CLIM_C4.yaml", "OVRCNN_C4.yaml"])
 def test_what_the_c4_detectors_take_from_detectron2s_defaults(file, load_cfg):
     cfg = load_cfg(file)
     model, rpn, heads, head = cfg.MODEL, cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
     assert (cfg.INPUT.FORMAT, model.BACKBONE.FREEZE_AT, model.RESNETS.NORM) == ("BGR", 2, "FrozenBN")
-    assert (model.RESNETS.DEPTH, model.RESNETS.STRIDE_IN_1X1, model.RESNETS.OUT_FEATURES) == (
-        50,
-        True,
-        ["res4"],
-    )
+    assert (model.RESNETS.DEPTH, model.RESNETS.STRIDE_IN_1X1, model.RESNETS.OUT_FEATURES) == (50, True, ["res4"])
     assert model.ANCHOR_GENERATOR.SIZES == [[32, 64, 128, 256, 512]]
     assert model.ANCHOR_GENERATOR.ASPECT_RATIOS == [[0.5, 1.0, 2.0]]
     assert (rpn.BATCH_SIZE_PER_IMAGE, rpn.POSITIVE_FRACTION, rpn.IOU_THRESHOLDS) == (256, 0.5, [0.3, 0.7])

@@ -94,10 +94,7 @@ def instances(*rows):
 
 def test_most_confident_keeps_one_name_for_one_place():
     found = instances(
-        ([0, 0, 10, 10], 0.9, 3),
-        ([0, 0, 10, 9], 0.8, 5),
-        ([50, 50, 60, 60], 0.5, 1),
-        ([80, 80, 90, 90], 0.2, 1),
+        ([0, 0, 10, 10], 0.9, 3), ([0, 0, 10, 9], 0.8, 5), ([50, 50, 60, 60], 0.5, 1), ([80, 80, 90, 90], 0.2, 1)
     )
     assert most_confident(found).pred_classes.tolist() == [3, 5, 1, 1]
     assert most_confident(found, overlap=0.6).pred_classes.tolist() == [3, 1, 1]

@@ -156,6 +156,4 @@ def test_json_that_is_missing_or_broken(tmp_path):
     for path in ("none.json", "broken.json/below.json", "broken.json", "binary.json", "."):
         assert read_json_or_none(tmp_path / path) is None
     (tmp_path / "whole.json").write_text('{"é": 1}', "utf-8")
-    assert read_json_or_none(str(tmp_path / "whole.json")) == read_json(
-        Path(tmp_path / "whole.json"), remedy=""
-    )
+    assert read_json_or_none(str(tmp_path / "whole.json")) == read_json(Path(tmp_path / "whole.json"), remedy="")

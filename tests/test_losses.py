@@ -37,11 +37,7 @@ def randn(*shape, seed=0, scale=1.0):
 
 def close(actual, expected, **kwargs):
     torch.testing.assert_close(
-        actual.detach().double(),
-        torch.as_tensor(expected, dtype=torch.float64),
-        rtol=1e-5,
-        atol=1e-5,
-        **kwargs,
+        actual.detach().double(), torch.as_tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-5, **kwargs
     )
 
 
@@ -69,9 +65,7 @@ def test_a_zero_text_gives_the_bias():
 
 
 def test_parallel_and_opposite():
-    close(
-        cosine_logits(randn(1, 6), torch.cat([randn(1, 6) * 7, -randn(1, 6)]), temperature=50.0), [[50, -50]]
-    )
+    close(cosine_logits(randn(1, 6), torch.cat([randn(1, 6) * 7, -randn(1, 6)]), temperature=50.0), [[50, -50]])
 
 
 def test_cosine_logits_stay_in_float32_inside_autocast():
@@ -101,17 +95,14 @@ def test_positives_by_id_is_membership(data):
         torch.tensor(text_ids, dtype=torch.int64),
     )
     expected = [
-        [t >= 0 and any(m and t == i for m, i in zip(row, tile_ids, strict=True)) for t in text_ids]
-        for row in members
+        [t >= 0 and any(m and t == i for m, i in zip(row, tile_ids, strict=True)) for t in text_ids] for row in members
     ]
     assert positive.shape == (len(members), len(text_ids))
     assert positive.tolist() == expected
 
 
 def test_the_id_of_an_empty_place_belongs_to_nothing():
-    assert not positives_by_id(
-        torch.ones(1, 1, dtype=torch.bool), torch.tensor([-1]), torch.tensor([-1])
-    ).any()
+    assert not positives_by_id(torch.ones(1, 1, dtype=torch.bool), torch.tensor([-1]), torch.tensor([-1])).any()
 
 
 # ---- matched_bce
@@ -122,10 +113,7 @@ def slow_matched(logits, positive, negative_weight):
     for row, flags in zip(logits.tolist(), positive.tolist(), strict=True):
         count = sum(flags)
         rows.append(
-            sum(
-                bce(z, 1) / count if flag else negative_weight * bce(z, 0)
-                for z, flag in zip(row, flags, strict=True)
-            )
+            sum(bce(z, 1) / count if flag else negative_weight * bce(z, 0) for z, flag in zip(row, flags, strict=True))
         )
     return rows
 
@@ -135,8 +123,7 @@ def test_matched_bce_with_none_one_and_several_positives(negative_weight):
     logits = randn(3, 5, scale=8) - 3
     positive = torch.tensor([[0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [1, 0, 1, 0, 1]], dtype=torch.bool)
     close(
-        matched_bce(logits, positive, negative_weight=negative_weight),
-        slow_matched(logits, positive, negative_weight),
+        matched_bce(logits, positive, negative_weight=negative_weight), slow_matched(logits, positive, negative_weight)
     )
 
 
@@ -248,8 +235,7 @@ def test_all_losses_on_arbitrary_logits(rows, data):
     close(matched_bce(logits, positive, negative_weight=0.125), slow_matched(logits, positive, 0.125))
     close(masked_class_bce(logits, gt, torch.tensor([1.0, 0, 1])), slow_class_loss(logits, gt, [1, 0, 1]))
     expected = [
-        sum(bce(z, t) for z, t in zip(row, target, strict=True))
-        for row, target in zip(rows, flags, strict=True)
+        sum(bce(z, t) for z, t in zip(row, target, strict=True)) for row, target in zip(rows, flags, strict=True)
     ]
     close(multi_hot_bce(logits, positive), expected)
 
@@ -320,10 +306,7 @@ def slow_matched_nll(logits, positive):
 
 
 def slow_matched_contrast(regions, region_ids, texts, text_ids, scale):
-    logits = [
-        [scale * sum(a * b for a, b in zip(r, t, strict=True)) for t in texts.tolist()]
-        for r in regions.tolist()
-    ]
+    logits = [[scale * sum(a * b for a, b in zip(r, t, strict=True)) for t in texts.tolist()] for r in regions.tolist()]
     positive = [[i == j for j in text_ids.tolist()] for i in region_ids.tolist()]
     turned = (
         [list(column) for column in zip(*logits, strict=True)],
@@ -374,9 +357,7 @@ def test_matched_contrast_stays_in_float32_inside_autocast():
 @pytest.mark.parametrize("regions, texts", [(0, 0), (0, 2), (2, 0)])
 def test_matched_contrast_of_nothing_keeps_the_graph(regions, texts):
     rows = torch.zeros(regions, 3, requires_grad=True)
-    loss = matched_contrast(
-        rows, torch.arange(regions), torch.zeros(texts, 3), torch.arange(texts), scale=30.0
-    )
+    loss = matched_contrast(rows, torch.arange(regions), torch.zeros(texts, 3), torch.arange(texts), scale=30.0)
     loss.backward()
     assert loss.item() == 0 and rows.grad is not None
 
@@ -412,15 +393,11 @@ def slow_aligned(inputs, temperature):
         for row in s:
             weights = [math.exp(x - max(row)) for x in row]
             of_words[i, j] += (
-                sum(w * x for w, x in zip(weights, row, strict=True)) / max(sum(weights), 1e-9) / len(s)
-                if row
-                else 0
+                sum(w * x for w, x in zip(weights, row, strict=True)) / max(sum(weights), 1e-9) / len(s) if row else 0
             )
         for column in zip(*s, strict=True):
             weights = [math.exp(x - max(column)) for x in column]
-            of_cells[i, j] += (
-                sum(w * x for w, x in zip(weights, column, strict=True)) / sum(weights) / len(image)
-            )
+            of_cells[i, j] += sum(w * x for w, x in zip(weights, column, strict=True)) / sum(weights) / len(image)
     return {"words": of_words, "cells": of_cells}
 
 
@@ -447,8 +424,7 @@ def test_padding_gets_no_gradient():
     words, is_word, cells, is_cell = batch([(3, 5), (1, 2)])
     words.requires_grad_(), cells.requires_grad_()
     sum(
-        choices(m, torch.arange(2))[0]
-        for m in aligned_local(words, is_word, cells, is_cell, temperature=1.0).values()
+        choices(m, torch.arange(2))[0] for m in aligned_local(words, is_word, cells, is_cell, temperature=1.0).values()
     ).backward()
     assert not words.grad[~is_word].any() and not cells.grad[~is_cell].any()
     assert words.grad[is_word].any(dim=1).all() and cells.grad[is_cell].any(dim=1).all()

@@ -87,10 +87,7 @@ def test_train_kill_resume_evaluate(train_net, tmp_path):
     before = kill_after(train_net("KEYS", *keys), output, 3)
     assert not (output / "evaluation.json").exists() or max(before) >= 2
     pointer = (output / "last_checkpoint").read_text()
-    assert pointer in (
-        "model_0000001.pth",
-        "model_0000003.pth",
-    )  # the kill may come before the second is there
+    assert pointer in ("model_0000001.pth", "model_0000003.pth")  # the kill may come before the second is there
 
     out, err = finished(train_net("--resume", "KEYS", *keys, "DATALOADER.NUM_WORKERS", "2"))
     after = losses_of(output)
@@ -115,11 +112,7 @@ def test_evaluating_a_file_on_several_sets(train_net, tmp_path):
     finished(train_net("KEYS", "SOLVER.MAX_ITER", "2"))
     weights = tmp_path / "output/model_final.pth"
     trained = json.loads((tmp_path / "output/evaluation.json").read_text())
-    finished(
-        train_net(
-            "--eval-only", "KEYS", "MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(tmp_path / "scored")
-        )
-    )
+    finished(train_net("--eval-only", "KEYS", "MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(tmp_path / "scored")))
     assert json.loads((tmp_path / "scored/evaluation.json").read_text()) == trained
 
 
@@ -195,9 +188,6 @@ def test_official_recipe_alternates_on_two_processes(train_net, tmp_path):
         *("MODEL.METHOD.DETIC.BIAS", "[]"),
     )
     finished(train_net("--num-gpus", "2", "--dist-url", "auto", "KEYS", *keys))
-    kinds = {
-        frozenset(k for k in entry if k.startswith("loss_"))
-        for entry in losses_of(tmp_path / "output").values()
-    }
+    kinds = {frozenset(k for k in entry if k.startswith("loss_")) for entry in losses_of(tmp_path / "output").values()}
     boxes = frozenset({"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"})
     assert kinds - {frozenset()} == {boxes, frozenset({"loss_caption", "loss_tag"})}

@@ -45,16 +45,12 @@ def read_names(text: str, *, option: str) -> list[str]:
         try:
             names = Path(text).read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{option} {text} cannot be read ({error}): give a text file, a name a line."
-            ) from error
+            raise UserError(f"{option} {text} cannot be read ({error}): give a text file, a name a line.") from error
     else:
         names = text.split(",")
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not names:
-        raise UserError(
-            f'{option} {text!r} holds no name: write "a,b,c", or a name on each line of the file.'
-        )
+        raise UserError(f'{option} {text!r} holds no name: write "a,b,c", or a name on each line of the file.')
     return names
 
 

@@ -52,9 +52,7 @@ def run_section(name: str, settings: Settings, records: Sequence[dict]) -> list[
         fresh(prefill_captions, settings, records)
     if name == "memory":
         return measure_memory(settings, records)
-    return fresh(
-        {"mosaics": measure_mosaics, "steps": measure_steps, "text": measure_text}[name], settings, records
-    )
+    return fresh({"mosaics": measure_mosaics, "steps": measure_steps, "text": measure_text}[name], settings, records)
 
 
 def default_scale(config_file: str, device: str) -> float:
@@ -64,9 +62,7 @@ def default_scale(config_file: str, device: str) -> float:
 
 
 def as_table(rows: Sequence[dict]) -> str:
-    cells = [
-        [f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows
-    ]
+    cells = [[f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
     return tabulate(cells, headers=list(rows[0]), tablefmt="github", disable_numparse=True)
 
 
@@ -79,21 +75,13 @@ def as_json(value):
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
-    parser.add_argument(
-        "--images", default="", help="folder of photos, e.g. COCO's; else synthetic ones are made"
-    )
+    parser.add_argument("--images", default="", help="folder of photos, e.g. COCO's; else synthetic ones are made")
     parser.add_argument("--photos", type=int, default=64, help="number of photos (default 64)")
     parser.add_argument("--repeats", type=int, default=3, help="runs behind each median (default 3)")
-    parser.add_argument(
-        "--canvases", type=int, default=8, help="canvases (or steps' captions) a run (default 8)"
-    )
-    parser.add_argument(
-        "--config-file", default="configs/Detic_CLIM_C4.yaml", help="model of steps and memory"
-    )
+    parser.add_argument("--canvases", type=int, default=8, help="canvases (or steps' captions) a run (default 8)")
+    parser.add_argument("--config-file", default="configs/Detic_CLIM_C4.yaml", help="model of steps and memory")
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
         "--scale", type=float,
@@ -149,9 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def describe(records: Sequence[dict], *, source: str) -> str:
     sizes = [os.path.getsize(r["file_name"]) / 1000 for r in records]
     height, width = (statistics.median([r[side] for r in records]) for side in ("height", "width"))
-    return (
-        f"{len(records)} from {source}, median {width:g} x {height:g} px, {statistics.median(sizes):.0f} kB"
-    )
+    return f"{len(records)} from {source}, median {width:g} x {height:g} px, {statistics.median(sizes):.0f} kB"
 
 
 if __name__ == "__main__":

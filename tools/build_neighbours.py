@@ -61,9 +61,7 @@ def open_clip_encoder(name: str, pretrained: str, device: str) -> Encoder:
             "--pretrained as open_clip lists them, or a weight file"
         ) from error
     size = model.visual.image_size
-    mean, std = (
-        [255 * value for value in stats] for stats in (model.visual.image_mean, model.visual.image_std)
-    )
+    mean, std = ([255 * value for value in stats] for stats in (model.visual.image_mean, model.visual.image_std))
     return Encoder(model.encode_image, size[0] if isinstance(size, tuple) else size, mean, std)
 
 
@@ -165,9 +163,7 @@ def build_neighbours(features: torch.Tensor | np.ndarray, k: int, chunk: int = 1
     """
     features = torch.as_tensor(features)
     if features.ndim != 2 or not torch.isfinite(features).all():
-        raise ValueError(
-            f"features is a finite (N, D) table; got shape {tuple(features.shape)}, or NaN or infinity"
-        )
+        raise ValueError(f"features is a finite (N, D) table; got shape {tuple(features.shape)}, or NaN or infinity")
     total = len(features)
     k = max(0, min(k, total - 1))
     rows = np.empty((total, k), dtype=np.int32)
@@ -222,9 +218,7 @@ def save_neighbours(
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", nargs="+", required=True, help="caption data sets, as DATASETS.CAPTIONS")
     parser.add_argument("--by", choices=("text", "image"), required=True)
     parser.add_argument("--output", required=True, help="the .npy to write; a .json appears beside it")
@@ -234,9 +228,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="the tower: an open_clip model; for text also as MODEL.TEXT.NAME, for images also lite0",
     )  # fmt: skip
     parser.add_argument("--pretrained", default="openai", help="its weights: open_clip tag, file or hub name")
-    parser.add_argument(
-        "--cache", default="", help="for text: folder of caption embeddings, as MODEL.TEXT.CACHE"
-    )
+    parser.add_argument("--cache", default="", help="for text: folder of caption embeddings, as MODEL.TEXT.CACHE")
     add_device(parser)
     parser.add_argument("--workers", type=int, default=2, help="processes that decode images")
     args = parser.parse_args(argv)
@@ -257,8 +249,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = build_neighbours(compute_features(args, records).to(args.device), args.k)
     save_neighbours(args.output, rows, records=records, by=args.by, dataset=" + ".join(args.dataset))
     print(
-        f"{args.output}: {rows.shape[1]} neighbours by {args.by} for {len(rows)} images, "
-        f"{time.time() - started:.0f} s"
+        f"{args.output}: {rows.shape[1]} neighbours by {args.by} for {len(rows)} images, {time.time() - started:.0f} s"
     )
 
 

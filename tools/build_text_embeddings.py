@@ -32,15 +32,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     classes = commands.add_parser("classes", help="class names -> .npy (K, D)")
     source = classes.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--dataset",
-        help=f"{', '.join(CLASS_LISTS)}, or a json with categories (LVIS), taken by ascending id",
+        "--dataset", help=f"{', '.join(CLASS_LISTS)}, or a json with categories (LVIS), taken by ascending id"
     )
     source.add_argument("--names", help='class names in order, "a,b,c", or a .txt with one a line')
     classes.add_argument("--prompt", choices=sorted(PROMPTS), default="ensemble", help="default: %(default)s")

@@ -19,14 +19,10 @@ from conversion.rules import KINDS
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", metavar="FILE", help="the published file")
     parser.add_argument("--output", type=Path, required=True, metavar="OURS.pth", help="the file to write")
-    parser.add_argument(
-        "--kind", choices=sorted(KINDS), help="what FILE is (default: found from its tensors)"
-    )
+    parser.add_argument("--kind", choices=sorted(KINDS), help="what FILE is (default: found from its tensors)")
     return parser.parse_args(arguments)
 
 
@@ -49,9 +45,7 @@ def chosen_kind(state, name: str | None) -> Kind:
         return find_kind(state, KINDS.values())
     kind, fitting = KINDS[name], [k.name for k in KINDS.values() if k.fits(without_wrapper(state))]
     if fitting and name not in fitting:
-        raise UserError(
-            f"--kind {name}: the file's tensors are those of kind {fitting[0]}; leave --kind out."
-        )
+        raise UserError(f"--kind {name}: the file's tensors are those of kind {fitting[0]}; leave --kind out.")
     return kind
 
 

@@ -32,9 +32,7 @@ MOST_CORES = 8  # more do not make images of 256 px faster
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of runs and report (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the images and the training (%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier calls have trained")
@@ -118,9 +116,7 @@ def train(args: argparse.Namespace, board: Board) -> dict[str, dict]:
     board.done(TITLES["base"], in_words(results["base"]))
     pair = side_by_side()
     board.say("Detic and Detic + CLIM, fine-tuned from it" + (", side by side" if pair > 1 else ""))
-    results |= run_together(
-        {name: training(name, threads=cores() // pair) for name in COMPARED}, at_once=pair
-    )
+    results |= run_together({name: training(name, threads=cores() // pair) for name in COMPARED}, at_once=pair)
     for name in COMPARED:
         board.done(TITLES[name], in_words(results[name]))
     return results
@@ -161,8 +157,7 @@ def total_seconds(seconds: dict[str, float]) -> float:
 
 def write_results(args: argparse.Namespace, results: dict[str, dict], seconds: dict[str, float]) -> None:
     runs = [
-        {"name": name, "seed": args.seed} | {key: result[key] for key in FIGURES}
-        for name, result in results.items()
+        {"name": name, "seed": args.seed} | {key: result[key] for key in FIGURES} for name, result in results.items()
     ]
     write_json(args.output / "results.json", {"runs": runs, "seconds": seconds}, indent=1)
 
@@ -198,9 +193,7 @@ def next_commands(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def predict_command(args: argparse.Namespace) -> str:
-    command = (
-        f'python tools/predict.py --input {data_root()}/mini/val --vocabulary "dog, lemon, umbrella, key"'
-    )
+    command = f'python tools/predict.py --input {data_root()}/mini/val --vocabulary "dog, lemon, umbrella, key"'
     if args.output != OUTPUT:
         command += f" --weights {args.output / 'detic_clim' / 'model_final.pth'}"
     return command

@@ -31,18 +31,7 @@ from clim.engine import load_config
 from clim.errors import UserError, run_cleanly
 from clim.text import PROMPTS
 from reports.demo_report import COMPARED, TITLES
-from reports.maps import (
-    class_map,
-    mark_peak,
-    min_max,
-    name_regions,
-    outline,
-    overlay,
-    paint,
-    peak,
-    shares,
-    upsample,
-)
+from reports.maps import class_map, mark_peak, min_max, name_regions, outline, overlay, paint, peak, shares, upsample
 from reports.sheet import GAP, Panel, class_legend, panel_size, response_legend, sheet
 
 DEMO_CONFIGS = [f"configs/mini/{name}.yaml" for name in COMPARED]
@@ -56,9 +45,7 @@ SMALLEST_SHARE = 0.005  # of an image: classes with less are left out of the leg
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, summary in (("responses", "cosine maps of texts"), ("classes", "a class for every pixel")):
         command = commands.add_parser(name, help=summary)
@@ -76,19 +63,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         if name == "responses":
             add("--query", nargs="+", default=[], metavar="TEXT", help="a row for each, and for each image")
             add(
-                "--mosaic",
-                type=count,
-                metavar="N",
-                help="lay the first N x N images on one canvas; others stand alone",
+                "--mosaic", type=count, metavar="N", help="lay the first N x N images on one canvas; others stand alone"
             )
             add("--tile", type=int, nargs="+", help="tile of each query, outlined: 1 is the upper left one")
             add("--boxes", action="store_true", help="draw the best box for the query (detectors)")
         else:
-            add(
-                "--names",
-                default="pascal_context",
-                help=f'{", ".join(CLASS_LISTS)}, "a,b,c" or a .txt (%(default)s)',
-            )
+            add("--names", default="pascal_context", help=f'{", ".join(CLASS_LISTS)}, "a,b,c" or a .txt (%(default)s)')
     return parser.parse_args(arguments)
 
 
@@ -178,9 +158,7 @@ def response_panel(image: np.ndarray, cells, *, tile, best) -> Panel:
 def lay_mosaic(images: Sequence[np.ndarray], *, n: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Canvas (side, side, 3) of n x n images, row by row, and their boxes: as in training, the ratio kept."""
     cells = grid_cells(n, size=(side, side))
-    sizes = [
-        fit_cell(*p.shape[:2], cell=(c[3] - c[1], c[2] - c[0])) for p, c in zip(images, cells, strict=True)
-    ]
+    sizes = [fit_cell(*p.shape[:2], cell=(c[3] - c[1], c[2] - c[0])) for p, c in zip(images, cells, strict=True)]
     boxes = place(np.array(sizes), cells, inward_anchors(n, np.random.default_rng(0)))
     resized = [resize(p, size).transpose(2, 0, 1) for p, size in zip(images, sizes, strict=True)]
     return np.ascontiguousarray(compose(resized, boxes, size=(side, side)).transpose(1, 2, 0)), boxes
@@ -268,9 +246,7 @@ def load_models(args: argparse.Namespace) -> dict[str, Responder]:
     configs, weights = (list(files) * (count // len(files)) for files in (configs, weights))
     titles = args.titles or model_titles(configs, weights)
     if len(set(titles)) != count:
-        raise UserError(
-            f"--titles holds {len(set(titles))} different names for {count} models: name each of them."
-        )
+        raise UserError(f"--titles holds {len(set(titles))} different names for {count} models: name each of them.")
     return {
         title: Responder(load_config(config, overrides(args, path)), prompt=args.prompt)
         for title, config, path in zip(titles, configs, weights, strict=True)

@@ -38,9 +38,7 @@ def _scene_cell(folder: Path, image: dict, objects: list[dict], names: dict[int,
         cv2.rectangle(cell, (x, y), (x + width - 1, y + height - 1), (0, 255, 0), 1)
         place = (x, max(y - 3, 9))
         for colour, thickness in ((0, 0, 0), 3), ((255, 255, 255), 1):
-            cv2.putText(
-                cell, names[o["category_id"]], place, cv2.FONT_HERSHEY_SIMPLEX, 0.36, colour, thickness
-            )
+            cv2.putText(cell, names[o["category_id"]], place, cv2.FONT_HERSHEY_SIMPLEX, 0.36, colour, thickness)
     return cell
 
 
@@ -73,9 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     for split, number in DEFAULT_SIZES.items():
         parser.add_argument(f"--{split}", type=int, default=number, help=f"images (default {number})")
-    parser.add_argument(
-        "--novel-in-scenes", type=float, default=0.1, help="share of unlabelled novel objects"
-    )
+    parser.add_argument("--novel-in-scenes", type=float, default=0.1, help="share of unlabelled novel objects")
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
     parser.add_argument("--preview", type=Path, help="write a contact sheet to this image file")
     return parser.parse_args()

@@ -72,22 +72,13 @@ SECTIONS = {
             "CLIM, canvas 192": tuned("clip_clim.yaml", "INPUT.MOSAIC.SIZE", 192),
             "CLIM, canvas 256": CLIM,
             "CLIM, canvas 384": tuned("clip_clim.yaml", "INPUT.MOSAIC.SIZE", 384),
-            "control: canvas 256, texts permuted": tuned(
-                "clip_clim.yaml", "INPUT.MOSAIC.PERMUTE_TEXTS", True
-            ),
+            "control: canvas 256, texts permuted": tuned("clip_clim.yaml", "INPUT.MOSAIC.PERMUTE_TEXTS", True),
         },
         TOP,
     ),
-    "Mini Table 5: CLIM and RegionCLIP": Section(
-        {"whole images": WHOLE, "CLIM": CLIM, "RegionCLIP": REGION_CLIP}, TOP
-    ),
+    "Mini Table 5: CLIM and RegionCLIP": Section({"whole images": WHOLE, "CLIM": CLIM, "RegionCLIP": REGION_CLIP}, TOP),
     "Mini Table 4: F-VLM detectors on the frozen encoders": Section(
-        {
-            "whole images": detector(WHOLE),
-            "CLIM": detector(CLIM),
-            "RegionCLIP": detector(REGION_CLIP),
-        },
-        AP,
+        {"whole images": detector(WHOLE), "CLIM": detector(CLIM), "RegionCLIP": detector(REGION_CLIP)}, AP
     ),
 }
 

@@ -66,9 +66,7 @@ _WORD = re.compile(r"['’]s\b|[^\W\d_]+(?:[-'’](?!s\b)[^\W\d_]+)*|\d+|[^\w\s]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--captions", nargs="+", required=True, metavar="SET",
         help="registered caption sets, or jsons: COCO's (annotations[*].caption) or Detic's (images[*].captions)",
@@ -83,9 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     captions = [caption for name in args.captions for caption in captions_of(name)]
     nouns = parse_nouns(captions, min_count=args.min_count)
     if not nouns:
-        raise UserError(
-            f"No noun occurs {args.min_count} times in these {len(captions)} captions: lower --min-count."
-        )
+        raise UserError(f"No noun occurs {args.min_count} times in these {len(captions)} captions: lower --min-count.")
     categories = [{"id": i, "name": n, "count": c} for i, (n, c) in enumerate(nouns.items(), start=1)]
     write_json(args.output, {"categories": categories})
     most = ", ".join(f"{noun} {count}" for noun, count in list(nouns.items())[:8])
@@ -114,9 +110,7 @@ def _captions_in(path: Path) -> list[str]:
             return [annotation["caption"] for annotation in content["annotations"]]
         return [caption for image in content["images"] for caption in image["captions"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--captions {path} is neither a registered set nor a json of captions ({error!r})."
-        ) from error
+        raise UserError(f"--captions {path} is neither a registered set nor a json of captions ({error!r}).") from error
 
 
 def parse_nouns(captions: Iterable[str], *, min_count: int = 100) -> dict[str, int]:
@@ -222,10 +216,7 @@ def fixed_pairs(
 
 
 def sentence_nouns(
-    words: Sequence[str],
-    lemmas: Mapping[str, str],
-    nouns: Collection[str],
-    pairs: Collection[tuple[str, str]],
+    words: Sequence[str], lemmas: Mapping[str, str], nouns: Collection[str], pairs: Collection[tuple[str, str]]
 ) -> list[str]:
     """The things that one caption names, in order: the last of each run of nouns, and its fixed pair."""
     found = []

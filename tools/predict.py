@@ -36,20 +36,12 @@ DEMO_CONFIG = Path("configs/mini/detic_clim.yaml")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", nargs="+", required=True, metavar="IMAGES", help="files, folders or globs")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/predictions"), help="folder (%(default)s)"
-    )
-    parser.add_argument(
-        "--vocabulary", help='"a,b,c", or a .txt with one name a line (default: the config\'s)'
-    )
+    parser.add_argument("--output", type=Path, default=Path("output/predictions"), help="folder (%(default)s)")
+    parser.add_argument("--vocabulary", help='"a,b,c", or a .txt with one name a line (default: the config\'s)')
     parser.add_argument("--config-file", type=Path, default=DEMO_CONFIG, help="YAML (%(default)s)")
-    parser.add_argument(
-        "--weights", help=f"checkpoint (default: {DEMO_WEIGHTS} with its config, else the config's)"
-    )
+    parser.add_argument("--weights", help=f"checkpoint (default: {DEMO_WEIGHTS} with its config, else the config's)")
     parser.add_argument("--threshold", type=float, default=0.05, help="lowest score shown (%(default)s)")
     parser.add_argument("--top", type=count, default=20, help="most boxes shown of an image (%(default)s)")
     parser.add_argument(
@@ -76,9 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         found = predictor.predict(ordered(image, cfg.INPUT.FORMAT))
         found = most_confident(found, threshold=args.threshold, top=args.top, overlap=args.overlap)
         boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes.tolist(), found.scores.tolist()
-        drawn = draw_objects(
-            image, boxes, classes, names=predictor.names, novel=predictor.novel, scores=scores
-        )
+        drawn = draw_objects(image, boxes, classes, names=predictor.names, novel=predictor.novel, scores=scores)
         Image.fromarray(drawn).save(args.output / drawing, quality=92)
         height, width = image.shape[:2]
         images.append(
@@ -125,9 +115,7 @@ def drawing_names(paths: list[Path]) -> list[str]:
 
 
 def as_records(found, names: list[str]) -> list[dict]:
-    rows = zip(
-        found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True
-    )
+    rows = zip(found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist(), strict=True)
     return [
         {
             "name": names[category],

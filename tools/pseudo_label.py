@@ -33,30 +33,20 @@ LISTED = 10  # unreadable images by name
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--dataset", required=True, help="a registered set of images")
     add("--config-file", required=True, help="YAML of the detector whose RPN proposes")
     add("--weights", help="its checkpoint (default: the config's)")
     add("--encoder", required=True, help="YAML with the image encoder (MODEL.IMAGE_ENCODER)")
-    add(
-        "--encoder-weights",
-        help="checkpoint of that image-text model (default: MODEL.WEIGHTS, none if empty)",
-    )
+    add("--encoder-weights", help="checkpoint of that image-text model (default: MODEL.WEIGHTS, none if empty)")
     add("--nouns", required=True, help="json with categories, of tools/parse_nouns.py")
     add("--embeddings", required=True, help=".npy (nouns, D), of tools/build_text_embeddings.py")
     add("--output", type=Path, required=True, help="the json to write")
     add("--boxes", type=int, default=20, help="most proposals of an image, by objectness (%(default)s)")
     add("--overlap", type=float, default=0.5, help="of boxes with a higher IoU one stays (%(default)s)")
     add("--min-area", type=float, default=64, help="px², smaller boxes are left out (%(default)s)")
-    add(
-        "--min-score",
-        type=float,
-        default=-1.0,
-        help="least cosine of a box and its noun (%(default)s: no cut)",
-    )
+    add("--min-score", type=float, default=-1.0, help="least cosine of a box and its noun (%(default)s: no cut)")
     add("--shard", default="0/1", metavar="I/N", help="every N-th image from the I-th on (%(default)s)")
     add("--workers", type=int, default=2, help="processes that decode images")
     add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of --config-file")
@@ -75,8 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"--dataset {args.dataset} is not registered: clim/data/builtin.py lists the names.")
     records = DatasetCatalog.get(args.dataset)
     folder = LabelFolder(
-        args.output.with_name(args.output.name + ".parts"),
-        settings_of(args, detector, encoder, nouns, embeddings),
+        args.output.with_name(args.output.name + ".parts"), settings_of(args, detector, encoder, nouns, embeddings)
     )
     lines = folder.finished()
     share = records[shard::shards]
@@ -101,9 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     if missing:
         print(f"Shard {shard}/{shards} is done; {missing} of {len(records)} images are left to other shards.")
         return
-    content = coco_format(
-        records, lines, nouns=nouns, image_root=MetadataCatalog.get(args.dataset).image_root
-    )
+    content = coco_format(records, lines, nouns=nouns, image_root=MetadataCatalog.get(args.dataset).image_root)
     report(args.output, content, skipped_of(records, lines), total=len(records))
     write_json(args.output, content, shared=True)  # two shards may both come last
 

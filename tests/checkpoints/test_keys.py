@@ -5,12 +5,7 @@ from clim.checkpoints.keys import IMAGE_ENCODER, translate
 
 def test_the_first_rule_that_matches_the_beginning_counts():
     rules = [(r"a\.(\d)", r"b.\1"), (r"a\.", "c."), ("d|dd", lambda match: match[0].upper())]
-    assert [translate(name, rules) for name in ("a.1.w", "a.x", "dd.w", "x.a.1")] == [
-        "b.1.w",
-        "c.x",
-        "Dd.w",
-        None,
-    ]
+    assert [translate(name, rules) for name in ("a.1.w", "a.x", "dd.w", "x.a.1")] == ["b.1.w", "c.x", "Dd.w", None]
 
 
 def test_an_image_encoder_is_cut_into_backbone_and_res5():

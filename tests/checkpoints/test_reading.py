@@ -31,11 +31,7 @@ def load(path, net=None, **options):
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_pickled_arrays_load(tmp_path, protocol):
-    arrays = {
-        "conv1_w": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "scale": np.float32(2),
-        "n": np.int64(1),
-    }
+    arrays = {"conv1_w": np.arange(6, dtype=np.float32).reshape(2, 3), "scale": np.float32(2), "n": np.int64(1)}
     (tmp_path / "w.pkl").write_bytes(pickle.dumps(arrays, protocol=protocol))
     loaded = load_numpy_pickle(tmp_path / "w.pkl")
     assert loaded["conv1_w"].tolist() == [[0, 1, 2], [3, 4, 5]] and loaded["scale"] == 2 and loaded["n"] == 1

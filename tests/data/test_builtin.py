@@ -77,12 +77,7 @@ def test_detection_sets_read_their_file(root, name):
             "width": 30,
             "image_id": 9,
             "annotations": [
-                {
-                    "iscrowd": 0,
-                    "bbox": [1.0, 2.0, 8.0, 9.0],
-                    "category_id": 16,
-                    "bbox_mode": BoxMode.XYWH_ABS,
-                }
+                {"iscrowd": 0, "bbox": [1.0, 2.0, 8.0, 9.0], "category_id": 16, "bbox_mode": BoxMode.XYWH_ABS}
             ],
         }
     ]
@@ -116,20 +111,14 @@ def test_the_file_with_80_categories_is_preferred(root):
 
 def test_crowds_are_kept(root):
     write_instances(
-        root,
-        "coco/val2017",
-        "coco/zero-shot/instances_val2017_all_2_oriorder.json",
-        iscrowd=1,
-        segmentation=[],
+        root, "coco/val2017", "coco/zero-shot/instances_val2017_all_2_oriorder.json", iscrowd=1, segmentation=[]
     )
     (record,) = DatasetCatalog.get("coco_generalized_zeroshot_val")
     assert [annotation["iscrowd"] for annotation in record["annotations"]] == [1]
 
 
 def test_detectron2s_warning_about_bad_polygons_is_heard(root, caplog):
-    write_instances(
-        root, "coco/val2017", "coco/wusize/instances_val2017_base.json", segmentation=[[1.0, 2.0]]
-    )
+    write_instances(root, "coco/val2017", "coco/wusize/instances_val2017_base.json", segmentation=[[1.0, 2.0]])
     with caplog.at_level(logging.WARNING):
         assert DatasetCatalog.get("coco_ovd_base_val")[0]["annotations"] == []
     assert "Filtered out 1 instances without valid segmentation" in caplog.text
@@ -137,14 +126,7 @@ def test_detectron2s_warning_about_bad_polygons_is_heard(root, caplog):
 
 CAPTIONS = {
     "images": [
-        {
-            "id": 9,
-            "file_name": "9.jpg",
-            "height": 20,
-            "width": 30,
-            "captions": ["A dog."],
-            "pos_category_ids": [18, 90],
-        }
+        {"id": 9, "file_name": "9.jpg", "height": 20, "width": 30, "captions": ["A dog."], "pos_category_ids": [18, 90]}
     ],
     "categories": COCO_80,
     "annotations": [],
@@ -210,9 +192,7 @@ def test_other_mistakes_in_a_detection_set(root):
     with pytest.raises(UserError, match="image 9 of .* category 91, which is none of .* 80 categories"):
         DatasetCatalog.get("coco_ovd_base_val")
     path.write_text("{")
-    with pytest.raises(
-        UserError, match="cannot be read .*: make it again with: python datasets/prepare_ovcoco.py"
-    ):
+    with pytest.raises(UserError, match="cannot be read .*: make it again with: python datasets/prepare_ovcoco.py"):
         DatasetCatalog.get("coco_ovd_base_val")
     (root / "coco/val2017").rmdir()
     with pytest.raises(UserError, match="image folder .*val2017 not found"):

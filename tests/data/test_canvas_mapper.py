@@ -85,9 +85,7 @@ def test_flips_mirror_each_picture_for_itself(photos):
     seen = []
     for index in range(8):
         sample = canvases(photos)(index=index, epoch=0)
-        for box, image_id in zip(
-            sample["tiles"].boxes.int().tolist(), sample["tiles"].image_ids.tolist(), strict=True
-        ):
+        for box, image_id in zip(sample["tiles"].boxes.int().tolist(), sample["tiles"].image_ids.tolist(), strict=True):
             x0, y0, x1, y1 = box
             tile = sample["image"][:, y0:y1, x0:x1]
             upright = torch.equal(tile, pixels(by_id[image_id], (y1 - y0, x1 - x0)))
@@ -123,9 +121,7 @@ def test_a_crop_shows_a_part_of_the_pictures_area(tmp_path):
 
 
 def test_grids_are_drawn_uniformly(photos, monkeypatch):
-    monkeypatch.setattr(
-        CanvasMapper, "read_tile", lambda self, *_: (photos[0], np.zeros((4, 4, 3), np.uint8))
-    )
+    monkeypatch.setattr(CanvasMapper, "read_tile", lambda self, *_: (photos[0], np.zeros((4, 4, 3), np.uint8)))
     mapper = canvases(photos, grids=[2, 3, 4])
     counts = [len(mapper(index=i % 24, epoch=i // 24)["tiles"]) for i in range(600)]
     assert {c: abs(counts.count(c) / 600 - 1 / 3) < 0.07 for c in set(counts)} == {4: True, 9: True, 16: True}
@@ -237,8 +233,7 @@ def test_texts_hold_whatever_the_size_of_the_picture(photos):
 
 
 @pytest.mark.parametrize(
-    "bad, message",
-    [({"filling": "stretch"}, "FILLING"), ({"grids": []}, "GRIDS"), ({"grids": [0, 2]}, "GRIDS")],
+    "bad, message", [({"filling": "stretch"}, "FILLING"), ({"grids": []}, "GRIDS"), ({"grids": [0, 2]}, "GRIDS")]
 )
 def test_wrong_settings_are_told(photos, bad, message):
     with pytest.raises(UserError, match=message):
@@ -286,9 +281,7 @@ def test_photos_are_decoded_no_larger_than_needed(make_photos, decodes, kwargs, 
 def test_no_tile_is_enlarged_from_a_reduced_decode(make_photos, decodes, filling, monkeypatch):
     shown = []
     real = canvas_mapper.resize
-    monkeypatch.setattr(
-        canvas_mapper, "resize", lambda im, size: shown.append((im.shape[:2], size)) or real(im, size)
-    )
+    monkeypatch.setattr(canvas_mapper, "resize", lambda im, size: shown.append((im.shape[:2], size)) or real(im, size))
     records = make_photos([(300, 500), (501, 299), (640, 480)], ext="jpg")
     mapper = canvases(records, grids=[2, 3, 4], filling=filling, crop_scale=(0.5, 1.0), long=200)
     for epoch in range(6):

@@ -39,10 +39,7 @@ def test_a_record_has_captions_and_contiguous_tags(tmp_path):
             "width": 30,
             "image_id": 7,
             "captions": ["A dog.", "It runs. "],
-            "tags": [
-                1,
-                2,
-            ],  # categories 1, 18, 90 count from 0 in ascending order, however the file lists them
+            "tags": [1, 2],  # categories 1, 18, 90 count from 0 in ascending order, however the file lists them
         }
     ]
 
@@ -75,16 +72,12 @@ def test_cocos_own_file_keeps_captions_apart(tmp_path):
     for entry in images:
         del entry["captions"], entry["pos_category_ids"]
     annotations = [
-        {"id": n, "image_id": i, "caption": c}
-        for n, (i, c) in enumerate([(2, "A cat."), (1, "B."), (2, "C.")])
+        {"id": n, "image_id": i, "caption": c} for n, (i, c) in enumerate([(2, "A cat."), (1, "B."), (2, "C.")])
     ]
     path = tmp_path / "captions.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}))
     records = load_captions_json(path, tmp_path)
-    assert [(r["image_id"], r["captions"], r["tags"]) for r in records] == [
-        (1, ["B."], []),
-        (2, ["A cat.", "C."], []),
-    ]
+    assert [(r["image_id"], r["captions"], r["tags"]) for r in records] == [(1, ["B."], []), (2, ["A cat.", "C."], [])]
 
 
 def test_relative_and_absolute_file_names(tmp_path):
@@ -124,9 +117,7 @@ def test_unreadable_headers_are_skipped_with_a_warning(tmp_path, caplog):
 
 
 def test_a_missing_file_names_the_command_that_makes_it(tmp_path):
-    with pytest.raises(
-        UserError, match=r"none.json not found: make it with: python datasets/prepare_ovcoco.py"
-    ):
+    with pytest.raises(UserError, match=r"none.json not found: make it with: python datasets/prepare_ovcoco.py"):
         load_captions_json(tmp_path / "none.json", tmp_path)
     with pytest.raises(UserError, match="make it with: make tea$"):
         load_captions_json(tmp_path / "none.json", tmp_path, made_by="make tea")
@@ -136,9 +127,7 @@ def test_mistakes_are_told(tmp_path):
     good = write(tmp_path, [image(1)])
     with pytest.raises(UserError, match="image folder .*nowhere not found"):
         load_captions_json(good, tmp_path / "nowhere")
-    with pytest.raises(
-        UserError, match="image 1 of .* has tag 17, which is none of this data set's 3 categories"
-    ):
+    with pytest.raises(UserError, match="image 1 of .* has tag 17, which is none of this data set's 3 categories"):
         load_captions_json(write(tmp_path, [image(1, pos_category_ids=[18, 17])]), tmp_path)
     with pytest.raises(UserError, match=r"gives no image with a caption \(no images\[\*\].captions\)"):
         load_captions_json(write(tmp_path, [{"id": 1, "file_name": "1.jpg"}]), tmp_path)  # COCO's own file

@@ -33,9 +33,7 @@ def test_the_split_is_a_partition_of_48_17_and_15():
 
 
 def test_novel_names_and_indices_as_printed_in_the_papers():
-    expected = (
-        "airplane bus cat dog cow elephant umbrella tie snowboard skateboard cup knife cake couch keyboard"
-    )
+    expected = "airplane bus cat dog cow elephant umbrella tie snowboard skateboard cup knife cake couch keyboard"
     assert NOVEL_NAMES == (*expected.split(), "sink", "scissors")
     assert NOVEL_INDICES == (4, 5, 15, 16, 19, 20, 25, 27, 31, 36, 41, 43, 55, 57, 66, 71, 76)
 

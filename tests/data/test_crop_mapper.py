@@ -20,13 +20,7 @@ def records(tmp_path_factory):
         path = folder / f"{i}.png"
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
         records.append(
-            {
-                "file_name": str(path),
-                "height": height,
-                "width": width,
-                "image_id": 10 + i,
-                "captions": ["a", "b"],
-            }
+            {"file_name": str(path), "height": height, "width": width, "image_id": 10 + i, "captions": ["a", "b"]}
         )
     return records
 
@@ -37,12 +31,7 @@ def mapper(records, **changes):
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    height=st.integers(10, 600),
-    width=st.integers(10, 600),
-    low=st.floats(0.05, 1.0),
-    seed=st.integers(0, 2**32),
-)
+@given(height=st.integers(10, 600), width=st.integers(10, 600), low=st.floats(0.05, 1.0), seed=st.integers(0, 2**32))
 def test_a_crop_has_the_asked_area_and_shape_or_is_the_largest_central_one(height, width, low, seed):
     x0, y0, x1, y1 = resized_crop(
         height, width, scale=(low, 1.0), ratio=(3 / 4, 4 / 3), rng=np.random.default_rng(seed)

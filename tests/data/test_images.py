@@ -94,9 +94,7 @@ def test_alpha_is_dropped_not_blended(tmp_path):
 def test_transparent_palette_reads_without_warnings(tmp_path, recwarn):
     palette = Image.fromarray(photo(20, 30)).quantize(16)
     palette.save(tmp_path / "a.png", transparency=bytes(range(16)))
-    np.testing.assert_array_equal(
-        read_image(tmp_path / "a.png", fmt="RGB").image, np.asarray(palette.convert("RGB"))
-    )
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", fmt="RGB").image, np.asarray(palette.convert("RGB")))
     assert not [w for w in recwarn if "PIL" in w.filename]
 
 
@@ -266,9 +264,7 @@ def test_missing_file_and_folder(tmp_path):
     assert reason_of(tmp_path).startswith("cannot be opened")
 
 
-@pytest.mark.parametrize(
-    ("size", "tiny"), [((9, 100), True), ((100, 9), True), ((1, 1), True), ((10, 10), False)]
-)
+@pytest.mark.parametrize(("size", "tiny"), [((9, 100), True), ((100, 9), True), ((1, 1), True), ((10, 10), False)])
 def test_tiny_pictures(tmp_path, size, tiny):
     path = save(tmp_path / "a.jpg", photo(*size))
     if tiny:

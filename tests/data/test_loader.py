@@ -83,9 +83,7 @@ def test_every_iteration_holds_all_sources(take):
         assert all(len(s["tiles"]) in (4, 9, 16) for s in batch["mosaics"])
         assert all(s["image"].shape == (3, 48, 48) for s in batch["mosaics"])
         assert all(max(s["image"].shape[1:]) <= 40 for s in batch["captions"])
-        assert all(
-            {"image", "instances", "height", "width", "image_id"} <= set(s) for s in batch["detection"]
-        )
+        assert all({"image", "instances", "height", "width", "image_id"} <= set(s) for s in batch["detection"])
 
 
 @pytest.mark.parametrize("alternate", [(), (1, 1, 2)])
@@ -117,9 +115,7 @@ def test_captions_and_mosaics_draw_different_pictures(take):
     drawn = {source: [ids(b, source) for b in batches] for source in ("captions", "mosaics")}
     same = sum(set(c) == set(m) for c, m in zip(drawn["captions"], drawn["mosaics"], strict=True))
     assert same <= 1
-    assert sorted(i for pair in drawn["mosaics"] for i in pair) == list(
-        range(1000, 1024)
-    )  # each once an epoch
+    assert sorted(i for pair in drawn["mosaics"] for i in pair) == list(range(1000, 1024))  # each once an epoch
 
 
 def test_seeds_differ(take):
@@ -191,13 +187,7 @@ def test_partners_come_from_the_configured_index(take, datasets, tmp_path):
     save_neighbours(path, torch.tensor(rows).numpy(), records=datasets, by="text", dataset="x")
     for workers in (0, 1):
         for batch in take(
-            3,
-            "INPUT.MOSAIC.PARTNERS",
-            str(path),
-            "INPUT.MOSAIC.GRIDS",
-            [2],
-            "DATALOADER.NUM_WORKERS",
-            workers,
+            3, "INPUT.MOSAIC.PARTNERS", str(path), "INPUT.MOSAIC.GRIDS", [2], "DATALOADER.NUM_WORKERS", workers
         ):
             for sample in batch["mosaics"]:
                 first, *others = (sample["tiles"].image_ids - 1000).tolist()
@@ -208,14 +198,7 @@ def test_partners_come_from_the_configured_index(take, datasets, tmp_path):
     "overrides, message",
     [
         (
-            [
-                "DATALOADER.DETECTION_PER_GPU",
-                0,
-                "DATALOADER.CAPTIONS_PER_GPU",
-                0,
-                "DATALOADER.MOSAICS_PER_GPU",
-                0,
-            ],
+            ["DATALOADER.DETECTION_PER_GPU", 0, "DATALOADER.CAPTIONS_PER_GPU", 0, "DATALOADER.MOSAICS_PER_GPU", 0],
             "nothing to train on",
         ),
         (["DATALOADER.ALTERNATE", (1, 1)], "2 weights for 3 sources"),

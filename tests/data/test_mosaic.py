@@ -10,16 +10,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clim.data.mosaic import (
-    compose,
-    fit_cell,
-    fit_size,
-    grid_cells,
-    inward_anchors,
-    place,
-    resized_crop,
-    shortest_crop,
-)
+from clim.data.mosaic import compose, fit_cell, fit_size, grid_cells, inward_anchors, place, resized_crop, shortest_crop
 
 GRIDS = st.integers(1, 6)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -49,9 +40,7 @@ def test_fit_size_agrees_with_detectron2(height, width):
     ours = fit_size(height, width, short=400, long=667)
     scale = min(Fraction(400, min(height, width)), Fraction(667, max(height, width)))
     exact = [side * scale for side in (height, width)]
-    assert all(
-        abs(a - b) <= Fraction(1, 2) + Fraction(1, 10**6) or a == 1 for a, b in zip(ours, exact, strict=True)
-    )
+    assert all(abs(a - b) <= Fraction(1, 2) + Fraction(1, 10**6) or a == 1 for a, b in zip(ours, exact, strict=True))
     # Floats may round a side of exactly k + 1/2 either way, and Detectron2's side may become 0.
     if all(side % 1 != Fraction(1, 2) and side > 1 for side in exact):
         assert ours == tuple(ResizeShortestEdge.get_output_shape(height, width, 400, 667))
@@ -89,11 +78,7 @@ def test_cells_go_row_by_row():
         [0, 0, 50, 40], [50, 0, 100, 40],
         [0, 40, 50, 80], [50, 40, 100, 80],
     ]  # fmt: skip
-    assert grid_cells(3, size=(800, 800))[:3].tolist() == [
-        [0, 0, 267, 267],
-        [267, 0, 533, 267],
-        [533, 0, 800, 267],
-    ]
+    assert grid_cells(3, size=(800, 800))[:3].tolist() == [[0, 0, 267, 267], [267, 0, 533, 267], [533, 0, 800, 267]]
 
 
 # ---- packing
@@ -141,9 +126,7 @@ def test_pictures_lie_inside_their_cells(n, seed, data):
     canvas = data.draw(st.integers(12, 300)), data.draw(st.integers(12, 300))
     cells = grid_cells(n, size=canvas)
     photos = [(data.draw(SIDES), data.draw(SIDES)) for _ in cells]
-    sizes = np.array(
-        [fit_cell(h, w, cell=(c[3] - c[1], c[2] - c[0])) for (h, w), c in zip(photos, cells, strict=True)]
-    )
+    sizes = np.array([fit_cell(h, w, cell=(c[3] - c[1], c[2] - c[0])) for (h, w), c in zip(photos, cells, strict=True)])
     anchors = inward_anchors(n, np.random.default_rng(seed))
     boxes = place(sizes, cells, anchors)
     assert boxes.dtype.kind == "i"
@@ -229,10 +212,7 @@ def test_a_whole_square_stays_whole():
 
 def test_crops_reach_every_border():
     crops = np.array(
-        [
-            resized_crop(20, 30, scale=(0.5, 0.66), ratio=(1.0, 1.0), rng=np.random.default_rng(s))
-            for s in range(300)
-        ]
+        [resized_crop(20, 30, scale=(0.5, 0.66), ratio=(1.0, 1.0), rng=np.random.default_rng(s)) for s in range(300)]
     )
     assert crops.min(axis=0)[:2].tolist() == [0, 0] and crops.max(axis=0)[2:].tolist() == [30, 20]
 

@@ -13,12 +13,8 @@ def test_ids_become_contiguous_and_boxes_without_area_go(tmp_path):
     """A file by other hands: any ids in any order; an image whose boxes are all empty is left out."""
     boxes = [(100, 90, [1, 2, 3, 4]), (100, 7, [5, 5, 0, 9]), (101, 7, [1, 1, 9, 0]), (102, 7, [0, 0, 8, 9])]
     content = {
-        "images": [
-            {"id": i, "file_name": f"{i - 100}.png", "height": 1, "width": 1} for i in (102, 100, 101)
-        ],
-        "annotations": [
-            {"id": n, "image_id": i, "category_id": c, "bbox": b} for n, (i, c, b) in enumerate(boxes)
-        ],
+        "images": [{"id": i, "file_name": f"{i - 100}.png", "height": 1, "width": 1} for i in (102, 100, 101)],
+        "annotations": [{"id": n, "image_id": i, "category_id": c, "bbox": b} for n, (i, c, b) in enumerate(boxes)],
         "categories": [{"id": 90, "name": "z"}, {"id": 7, "name": "a"}],
     }
     write_json(tmp_path / "labels.json", content)

@@ -32,9 +32,7 @@ def photos(make_photos):
 
 def broken(photos, *indices):
     """Copies of the records in which some pictures do not exist."""
-    return [
-        r | ({"file_name": r["file_name"] + ".gone"} if i in indices else {}) for i, r in enumerate(photos)
-    ]
+    return [r | ({"file_name": r["file_name"] + ".gone"} if i in indices else {}) for i, r in enumerate(photos)]
 
 
 def test_a_sample_is_a_function_of_seed_stream_epoch_and_index(photos):
@@ -69,9 +67,7 @@ def test_a_truncated_picture_is_replaced(photos, tmp_path):
 
 
 def test_fifty_unreadable_pictures_in_a_row_are_the_users_mistake(photos):
-    with pytest.raises(
-        UserError, match="50 pictures in a row could not be read, the last one .*gone.*missing"
-    ):
+    with pytest.raises(UserError, match="50 pictures in a row could not be read, the last one .*gone.*missing"):
         Plain(broken(photos, *range(24)))(index=0, epoch=0)
 
 

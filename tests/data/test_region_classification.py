@@ -107,9 +107,7 @@ def panoptic(photo, tmp_path):
 
 def test_stuff_gets_the_extent_of_its_pixels(panoptic):
     record, ids = panoptic
-    sample = RegionTestMapper(variants=("boxes", "masks", "crops"), size=60, mask_stride=4, crop_size=20)(
-        record
-    )
+    sample = RegionTestMapper(variants=("boxes", "masks", "crops"), size=60, mask_stride=4, crop_size=20)(record)
     assert sample["boxes"].tensor.tolist() == [[1.5, 19, 13.5, 39.5], [30, 5, 59, 15]]
     assert sample["gt_classes"].tolist() == [0, 90]
     masks = torch.stack([ids == 70_000, ids == 258])
@@ -162,9 +160,7 @@ def registered(photo):
 def test_the_loader_leaves_out_what_is_skipped(cfg, photo, registered, workers):
     cfg.DATALOADER.NUM_WORKERS = workers
     box = region([0, 0, 20, 20])
-    name = registered(
-        photo(box, image_id=1), photo(box, file_name="a.jpg"), photo(image_id=3), photo(box, image_id=4)
-    )
+    name = registered(photo(box, image_id=1), photo(box, file_name="a.jpg"), photo(image_id=3), photo(box, image_id=4))
     skipped = []
     loader = build_region_loader(cfg, name, on_skip=skipped.append)
     batches = list(loader)
@@ -264,12 +260,7 @@ def released_crop(image, x0, y0, x1, y1, *, size, enlarged):
     """The release's steps on a PIL image."""
     cx, cy, half_w, half_h = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2 * enlarged, (y1 - y0) / 2 * enlarged
     pil = Image.fromarray(image)
-    box = (
-        max(cx - half_w, 0),
-        max(cy - half_h, 0),
-        min(cx + half_w, pil.width),
-        min(cy + half_h, pil.height),
-    )
+    box = (max(cx - half_w, 0), max(cy - half_h, 0), min(cx + half_w, pil.width), min(cy + half_h, pil.height))
     crop = pil.crop(box)
     scale = size / max(crop.size)
     inside = [round(crop.height * scale), round(crop.width * scale)]

@@ -13,9 +13,7 @@ from clim.data.region_classification import RegionTestMapper
 from clim.data.region_sets import register_region_set
 from clim.errors import UserError
 
-IMAGES = [
-    {"id": identifier, "file_name": f"{identifier}.jpg", "height": 20, "width": 30} for identifier in (9, 4)
-]
+IMAGES = [{"id": identifier, "file_name": f"{identifier}.jpg", "height": 20, "width": 30} for identifier in (9, 4)]
 POLYGON = [[1.0, 2.0, 9.0, 2.0, 9.0, 11.0]]
 RUNS = {"size": [20, 30], "counts": [0, 600]}
 
@@ -127,18 +125,14 @@ def test_missing_files_are_named_in_one_sentence(root):
             DatasetCatalog.get(name)
         messages.append(str(error.value))
     instances, panoptic, mini = messages
-    assert instances.endswith(
-        f"make it with: python datasets/prepare_ovcoco.py --source COCO --output {root}"
-    )
+    assert instances.endswith(f"make it with: python datasets/prepare_ovcoco.py --source COCO --output {root}")
     assert panoptic == (
         f"{root}/coco/annotations/panoptic_val2017.json not found: get COCO's panoptic annotations, see "
         "datasets/README.md"
     )
     assert mini.endswith(f"make it with: python tools/make_mini.py --output {root}")
     write_panoptic(root)
-    with pytest.raises(
-        UserError, match="no folder of panoptic PNGs at coco/panoptic_val2017 or .*README.md$"
-    ):
+    with pytest.raises(UserError, match="no folder of panoptic PNGs at coco/panoptic_val2017 or .*README.md$"):
         DatasetCatalog.get("coco_panoptic_val_regions")
 
 

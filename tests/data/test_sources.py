@@ -27,11 +27,7 @@ def test_ids_are_the_same_for_one_picture_and_differ_between_two(records):
 
 
 def test_good_ids_stay():
-    records = [
-        {"image_id": 9, "file_name": "a"},
-        {"image_id": 4, "file_name": "b"},
-        {"image_id": 9, "file_name": "a"},
-    ]
+    records = [{"image_id": 9, "file_name": "a"}, {"image_id": 4, "file_name": "b"}, {"image_id": 9, "file_name": "a"}]
     assert with_own_ids(records) is records
 
 

@@ -135,9 +135,7 @@ def test_alternation_follows_weights_and_seed():
     share = sum(keys[0][0] == "captions" for keys in take(alternating(weights=(1, 4)), 1000)) / 1000
     assert abs(share - 0.8) < 0.05
     assert {keys[0][0] for keys in take(alternating(weights=(1, 0)), 50)} == {"detection"}
-    assert [k[0][0] for k in take(alternating(seed=1), 50)] != [
-        k[0][0] for k in take(alternating(seed=2), 50)
-    ]
+    assert [k[0][0] for k in take(alternating(seed=1), 50)] != [k[0][0] for k in take(alternating(seed=2), 50)]
 
 
 @pytest.mark.parametrize("start", [0, 1, 9, 30])

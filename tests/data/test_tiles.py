@@ -18,11 +18,7 @@ def tiles(*ids):
     )
 
 
-CANVASES = [
-    tiles(10, 11, 12, 13),
-    tiles(20),
-    tiles(30, 31),
-]
+CANVASES = [tiles(10, 11, 12, 13), tiles(20), tiles(30, 31)]
 
 
 def test_cat_joins_in_order_and_numbers_the_canvases():
@@ -46,11 +42,7 @@ def test_cat_leaves_its_parts_alone():
 def test_to_moves_every_tensor():
     moved = CANVASES[0].to("meta")
     assert {t.device.type for t in (moved.boxes, moved.canvas, moved.image_ids)} == {"meta"}
-    assert (moved.captions, moved.drawn, moved.tags) == (
-        CANVASES[0].captions,
-        CANVASES[0].drawn,
-        CANVASES[0].tags,
-    )
+    assert (moved.captions, moved.drawn, moved.tags) == (CANVASES[0].captions, CANVASES[0].drawn, CANVASES[0].tags)
 
 
 def test_a_plain_picture_is_alone_on_its_canvas():

@@ -163,9 +163,7 @@ def test_the_file_before_oriorder_differs_in_its_categories_only(source, output)
         assert {k: v for k, v in plain.items() if k != "categories"} == {
             k: v for k, v in reordered.items() if k != "categories"
         }
-        expected = [
-            c | {"split": "seen" if c["id"] in BASE_IDS else "unseen"} for c in COCO_80 if c["id"] in ids
-        ]
+        expected = [c | {"split": "seen" if c["id"] in BASE_IDS else "unseen"} for c in COCO_80 if c["id"] in ids]
         assert plain["categories"] == expected
 
 
@@ -187,9 +185,7 @@ def test_val_splits(source, output, part, expected_images, expected_annotations)
         ("val2017_novel", [4, 5, 6], [22, 23]),
     ],
 )
-def test_clims_files_keep_all_images_and_categories(
-    source, output, part, expected_images, expected_annotations
-):
+def test_clims_files_keep_all_images_and_categories(source, output, part, expected_images, expected_annotations):
     prepare(source, output)
     content = read(output, f"wusize/instances_{part}.json")
     assert (image_ids(content), annotation_ids(content)) == (expected_images, expected_annotations)
@@ -201,8 +197,7 @@ def test_cat_info_counts_images_and_instances_of_all_80(source, output):
     info = read(output, "zero-shot/instances_train2017_seen_2_oriorder_cat_info.json")
     counts = {PERSON: (1, 2), TOOTHBRUSH: (1, 1)}
     assert info == [
-        c | dict(zip(("image_count", "instance_count"), counts.get(c["id"], (0, 0)), strict=True))
-        for c in COCO_80
+        c | dict(zip(("image_count", "instance_count"), counts.get(c["id"], (0, 0)), strict=True)) for c in COCO_80
     ]
 
 

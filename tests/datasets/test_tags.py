@@ -135,9 +135,7 @@ def test_no_captions_no_tags():
 
 TEXTS = st.lists(
     st.lists(
-        st.sampled_from(
-            ["dog", "Cat", "hot", "dogs", "teddy", "bear", "ski", "dog.", "tv", "set", "", "(x)"]
-        ),
+        st.sampled_from(["dog", "Cat", "hot", "dogs", "teddy", "bear", "ski", "dog.", "tv", "set", "", "(x)"]),
         max_size=5,
     ).map(" ".join),
     max_size=3,

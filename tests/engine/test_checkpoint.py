@@ -78,9 +78,7 @@ def test_killed_while_writing_the_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_killed_before_the_file_is_in_place(tmp_path, call):
     SafeCheckpointer(filled(1.0), str(tmp_path)).save("model_0000001", iteration=1)
-    killed_at(
-        os, call, lambda: SafeCheckpointer(filled(2.0), str(tmp_path)).save("model_0000003", iteration=3)
-    )
+    killed_at(os, call, lambda: SafeCheckpointer(filled(2.0), str(tmp_path)).save("model_0000003", iteration=3))
     net = filled(0.0)
     rest = SafeCheckpointer(net, str(tmp_path)).resume_or_load("", resume=True)
     assert rest["iteration"] == 1 and (net.weight == 1).all()
@@ -176,9 +174,7 @@ def test_a_file_that_lacks_what_detections_depend_on(tmp_path):
     load()
     load("method.weight", "head.cls_bias")  # of training alone
     assert checkpointer.lacking == ["method.weight", "head.cls_bias"]
-    with pytest.raises(
-        UserError, match=r"file\.pth lacks 1 weights that this config's model learns, head\.weight"
-    ):
+    with pytest.raises(UserError, match=r"file\.pth lacks 1 weights that this config's model learns, head\.weight"):
         load("head.weight", "head.cls_bias")
     state["head.weight"] = torch.ones(7, 7)
     with pytest.raises(UserError, match=r"head\.weight"):

@@ -4,13 +4,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from clim.engine.checks import (
-    check_composition,
-    check_datasets,
-    check_device,
-    check_sources,
-    check_text_width,
-)
+from clim.engine.checks import check_composition, check_datasets, check_device, check_sources, check_text_width
 from clim.errors import UserError
 
 
@@ -33,27 +27,19 @@ def test_pairs_and_method_belong_together(tiny_cfg):
 
 
 def test_sources_that_nobody_reads(tiny_cfg):
-    with pytest.raises(
-        UserError, match="REGIONS_PER_GPU is 1, but MODEL.META_ARCHITECTURE OpenVocabRCNN learns"
-    ):
+    with pytest.raises(UserError, match="REGIONS_PER_GPU is 1, but MODEL.META_ARCHITECTURE OpenVocabRCNN learns"):
         check_sources(tiny_cfg("DATALOADER.REGIONS_PER_GPU", 1))
-    with pytest.raises(
-        UserError, match="DETECTION_PER_GPU is 2, but MODEL.META_ARCHITECTURE GridTextModel learns"
-    ):
+    with pytest.raises(UserError, match="DETECTION_PER_GPU is 2, but MODEL.META_ARCHITECTURE GridTextModel learns"):
         check_sources(tiny_cfg("DATALOADER.DETECTION_PER_GPU", 2, config="mini/ovrcnn_pretrain.yaml"))
     with pytest.raises(UserError, match="CAPTIONS_PER_GPU is 3, but MODEL.METHOD.NAME RegionClip learns"):
         check_sources(tiny_cfg("DATALOADER.CAPTIONS_PER_GPU", 3, config="mini/clip_region_clip.yaml"))
 
 
 def test_what_is_evaluated_on_what(tiny_cfg):
-    with pytest.raises(
-        UserError, match="GridTextModel is not evaluated, only a detector that starts from it"
-    ):
+    with pytest.raises(UserError, match="GridTextModel is not evaluated, only a detector that starts from it"):
         check_datasets(tiny_cfg(config="mini/ovrcnn_pretrain.yaml"), training=False)
     check_datasets(tiny_cfg(config="mini/ovrcnn_pretrain.yaml"), training=True)
-    with pytest.raises(
-        UserError, match="mini_val_regions is a set of type regions, but .* is evaluated on ov_coco"
-    ):
+    with pytest.raises(UserError, match="mini_val_regions is a set of type regions, but .* is evaluated on ov_coco"):
         check_datasets(tiny_cfg("DATASETS.TEST", "('mini_val_regions',)"), training=True)
     with pytest.raises(UserError, match="DATASETS.TEST is empty: there is nothing to evaluate on"):
         check_datasets(tiny_cfg("DATASETS.TEST", "()"), training=False)
@@ -101,9 +87,7 @@ def test_canvases_on_the_device_leave_no_other_source_unused(tiny_cfg):
         )
     )
     with pytest.raises(UserError, match=r"MOSAICS_PER_GPU 2 and REGIONS_PER_GPU 0 to 0"):
-        check_composition(
-            tiny_cfg("MODEL.META_ARCHITECTURE", "ImageTextModel", "INPUT.MOSAIC.COMPOSE", "device")
-        )
+        check_composition(tiny_cfg("MODEL.META_ARCHITECTURE", "ImageTextModel", "INPUT.MOSAIC.COMPOSE", "device"))
 
 
 def test_canvases_on_the_device_need_a_model_that_makes_them(tiny_cfg):

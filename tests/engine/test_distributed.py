@@ -37,8 +37,7 @@ BARON = Case("baron_clim.yaml", "MODEL.METHOD.BARON.QUEUE_LENGTH", "caption_queu
 
 
 @pytest.fixture(
-    scope="module",
-    params=[pytest.param(DETIC, id="detic"), pytest.param(BARON, id="baron", marks=pytest.mark.slow)],
+    scope="module", params=[pytest.param(DETIC, id="detic"), pytest.param(BARON, id="baron", marks=pytest.mark.slow)]
 )
 def case(request):
     return request.param
@@ -141,9 +140,7 @@ def test_gradients_are_clipped_by_their_global_norm(ranks):
         assert norm > 1
         for name in free:
             torch.testing.assert_close(clipped[name], free[name] / norm, rtol=1e-3, atol=1e-7)
-            torch.testing.assert_close(
-                clipped[name], ranks[1]["steps"][step]["clipped"][name], rtol=0, atol=0
-            )
+            torch.testing.assert_close(clipped[name], ranks[1]["steps"][step]["clipped"][name], rtol=0, atol=0)
 
 
 def test_weights_stay_the_same_on_all_ranks(ranks):

@@ -14,6 +14,4 @@ def test_a_gradient_that_is_no_number_stops_the_run():
     with pytest.raises(UserError, match=r"Iteration 7: gradient norm = nan; .*\{'detection': \[4\]\}"):
         check_finite(losses, float("nan"), batch, 7)
     with pytest.raises(UserError, match=r"loss_cls = nan, loss_tag = inf;"):
-        check_finite(
-            {"loss_cls": torch.tensor(torch.nan), "loss_tag": torch.tensor(torch.inf)}, 1.0, batch, 7
-        )
+        check_finite({"loss_cls": torch.tensor(torch.nan), "loss_tag": torch.tensor(torch.inf)}, 1.0, batch, 7)

@@ -21,9 +21,7 @@ def run(folder, *, start=0, until, total, **options):
 
 
 def files(folder):
-    return sorted(p.name for p in folder.glob("*.pth")), sorted(
-        p.name for p in (folder / "rank_states").iterdir()
-    )
+    return sorted(p.name for p in folder.glob("*.pth")), sorted(p.name for p in (folder / "rank_states").iterdir())
 
 
 def test_the_newest_checkpoints_stay_with_their_rank_states(tmp_path):
@@ -82,9 +80,7 @@ def test_skipped_images_are_counted_logged_once_and_listed(tmp_path, caplog):
     hook.add([("a.jpg", "truncated")])
     hook.after_step()
     assert written == {"skipped_images": 3}
-    assert [m for m in caplog.messages if "a.jpg" in m] == [
-        "Picture replaced by another one: a.jpg (truncated)"
-    ]
+    assert [m for m in caplog.messages if "a.jpg" in m] == ["Picture replaced by another one: a.jpg (truncated)"]
     hook.after_train()
     listed = (tmp_path / "skipped_images.rank0.txt").read_text()
     assert listed == "a.jpg\ttruncated\t2\nb.jpg\tempty file\t1\n"

@@ -23,9 +23,7 @@ def test_a_part_that_no_registry_has(tiny_cfg):
 @pytest.mark.parametrize("load", [load_model, load_ensemble])
 def test_a_file_without_the_weights_that_are_used(load, tiny_cfg, tmp_path):
     path = save(build(tiny_cfg()), tmp_path, without=["roi_heads."])
-    with pytest.raises(
-        UserError, match="file.pth lacks .* weights that this config's model learns, roi_heads"
-    ):
+    with pytest.raises(UserError, match="file.pth lacks .* weights that this config's model learns, roi_heads"):
         load(tiny_cfg("MODEL.WEIGHTS", path))
     model = load_model(tiny_cfg("MODEL.WEIGHTS", path), parts=("backbone.", "proposal_generator."))
     assert not model.training

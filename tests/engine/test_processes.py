@@ -30,9 +30,7 @@ def test_processes_share_the_cores_unless_told_otherwise(monkeypatch, asked, exp
     monkeypatch.setattr(processes.os, "cpu_count", lambda: 7)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     seen = []
-    monkeypatch.setattr(
-        processes, "detectron2_launch", lambda *_, **__: seen.append(dict(processes.os.environ))
-    )
+    monkeypatch.setattr(processes, "detectron2_launch", lambda *_, **__: seen.append(dict(processes.os.environ)))
     processes.launch(print, arguments("--num-gpus", "2"))
     assert seen == [{"OMP_NUM_THREADS": expected}]
 

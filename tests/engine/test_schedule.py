@@ -47,14 +47,7 @@ def test_scaling_says_so_and_how_to_switch_it_off(caplog):
 def test_scaling_never_switches_anything_off_or_on(reference, world, period):
     cfg = load_config(
         str(CONFIGS / "mini/base_stage.yaml"),
-        [
-            "SOLVER.REFERENCE_WORLD_SIZE",
-            reference,
-            "SOLVER.CHECKPOINT_PERIOD",
-            period,
-            "TEST.EVAL_PERIOD",
-            period,
-        ],
+        ["SOLVER.REFERENCE_WORLD_SIZE", reference, "SOLVER.CHECKPOINT_PERIOD", period, "TEST.EVAL_PERIOD", period],
     )
     scaled = scale_to_world(cfg, world)
     for value in (scaled.SOLVER.CHECKPOINT_PERIOD, scaled.TEST.EVAL_PERIOD):
@@ -69,14 +62,7 @@ def test_epochs_are_counted_in_whole_batches_of_all_processes(tiny_cfg):
     assert count_epochs(cfg, 2).SOLVER.MAX_ITER == 6
     assert count_epochs(cfg, 100).SOLVER.MAX_ITER == 3
     boxes = tiny_cfg(
-        "SOLVER.EPOCHS",
-        0.5,
-        "DATALOADER.CAPTIONS_PER_GPU",
-        0,
-        "DATALOADER.MOSAICS_PER_GPU",
-        0,
-        "MODEL.METHOD.NAME",
-        "",
+        "SOLVER.EPOCHS", 0.5, "DATALOADER.CAPTIONS_PER_GPU", 0, "DATALOADER.MOSAICS_PER_GPU", 0, "MODEL.METHOD.NAME", ""
     )
     assert count_epochs(boxes, 1).SOLVER.MAX_ITER == 3  # 12 scenes, 2 a step
     assert count_epochs(tiny_cfg("SOLVER.MAX_ITER", 7), 1).SOLVER.MAX_ITER == 7

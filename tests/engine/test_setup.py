@@ -47,13 +47,7 @@ def test_wrong_overrides(overrides, told):
 
 @pytest.mark.parametrize(
     "content",
-    [
-        "MODEL: [1,\n",
-        "just text\n",
-        "MODEL:\n  FOO: 1\n",
-        "INPUT: {MOSAIC: {GROUPS: 0}}\n",
-        "_BASE_: none.yaml\n",
-    ],
+    ["MODEL: [1,\n", "just text\n", "MODEL:\n  FOO: 1\n", "INPUT: {MOSAIC: {GROUPS: 0}}\n", "_BASE_: none.yaml\n"],
 )
 def test_wrong_files(tmp_path, content):
     (tmp_path / "x.yaml").write_text(content)
@@ -78,9 +72,7 @@ def test_setup_logs_and_keeps_the_config(tiny_mini, tiny_overrides, monkeypatch,
     output = Path(tiny_overrides[-1])
     cfg = setup(arguments("--config-file", CLIM, *tiny_overrides, "MODEL.DEVICE", "cuda"))
     kept = load_config(str(output / "config.yaml"), [])
-    assert yaml.safe_load(kept.dump()) == yaml.safe_load(
-        cfg.dump()
-    )  # as text, shared lists may differ by an anchor
+    assert yaml.safe_load(kept.dump()) == yaml.safe_load(cfg.dump())  # as text, shared lists may differ by an anchor
     log = (output / "log.txt").read_text()
     assert log.count("Running on the CPU: no CUDA device was found.") == 1
     logging.getLogger("clim.anything").info("heard")

@@ -117,12 +117,8 @@ def test_divergence_that_detectron2_meets_first_names_the_pictures(tiny_cfg):
 def test_resuming_with_another_model_is_told(tiny_cfg, first, second):
     key = "MODEL.METHOD.DETIC.BIAS"
     started(tiny_cfg("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()", key, first)).train()
-    with pytest.raises(
-        UserError, match="checkpoint in .* is of another config .*or choose another OUTPUT_DIR"
-    ):
-        Trainer(tiny_cfg("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()", key, second)).resume_or_load(
-            resume=True
-        )
+    with pytest.raises(UserError, match="checkpoint in .* is of another config .*or choose another OUTPUT_DIR"):
+        Trainer(tiny_cfg("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()", key, second)).resume_or_load(resume=True)
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0])
@@ -158,9 +154,7 @@ def seeded(cfg):
 def test_clipping_is_by_the_norm_of_all_gradients_together(tiny_cfg, monkeypatch):
     free, norm, logged = gradients_after(seeded(tiny_cfg("SOLVER.CLIP_GLOBAL_NORM", 0.0)), monkeypatch)
     assert logged == pytest.approx(norm, rel=1e-4) and norm > 1
-    clipped, clipped_norm, logged = gradients_after(
-        seeded(tiny_cfg("SOLVER.CLIP_GLOBAL_NORM", 0.5)), monkeypatch
-    )
+    clipped, clipped_norm, logged = gradients_after(seeded(tiny_cfg("SOLVER.CLIP_GLOBAL_NORM", 0.5)), monkeypatch)
     assert logged == pytest.approx(norm, rel=1e-4)
     assert clipped_norm == pytest.approx(0.5, rel=1e-4)
     assert clipped.keys() == free.keys()
@@ -190,9 +184,7 @@ def test_wrong_solver_values_are_told(tiny_cfg):
 
 
 def test_parts_that_no_registry_knows(tiny_cfg):
-    with pytest.raises(
-        UserError, match="METHOD.NAME 'Nothing' is unknown: choose one of Baron, ClipContrast"
-    ):
+    with pytest.raises(UserError, match="METHOD.NAME 'Nothing' is unknown: choose one of Baron, ClipContrast"):
         build(tiny_cfg("MODEL.METHOD.NAME", "Nothing"))
     for key in ("META_ARCHITECTURE", "ROI_HEADS.NAME", "BACKBONE.NAME"):
         with pytest.raises(UserError, match="does not exist.*Nothing"):
@@ -214,9 +206,7 @@ def test_alternating_sources_keep_momentum_going(tiny_cfg, monkeypatch):
 
     trainer.run_step = watched
     trainer.train()
-    sources = [
-        {name for name in entry if name.startswith("loss_")} for entry in metrics_of(cfg.OUTPUT_DIR).values()
-    ]
+    sources = [{name for name in entry if name.startswith("loss_")} for entry in metrics_of(cfg.OUTPUT_DIR).values()]
     boxes = ["loss_box_reg" in s for s in sources if s]
     assert {True, False} == set(boxes)
     assert [has_gradient for has_gradient, _ in history] == boxes

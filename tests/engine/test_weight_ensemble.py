@@ -110,9 +110,7 @@ def test_trained_weights_that_are_used_alone_are_told(tmp_path, caplog):
 
 @pytest.mark.parametrize("period, published", [(0, [9]), (4, [3, 7, 9])])
 def test_clip_file_is_written_with_every_checkpoint(period, published, tmp_path, monkeypatch):
-    hook = PublishClip(
-        WeightEnsemble(model(), alpha=1.0), str(tmp_path), name="ViT-B-16", period=period, epochs=5.0
-    )
+    hook = PublishClip(WeightEnsemble(model(), alpha=1.0), str(tmp_path), name="ViT-B-16", period=period, epochs=5.0)
     epochs = {}
     monkeypatch.setattr(hook, "publish", lambda epoch: epochs.setdefault(hook.trainer.iter, epoch))
     for iteration in range(10):

@@ -110,9 +110,7 @@ class Directions:
 def caption_batch(rank):
     """Embeddings (T, D) that want a gradient, regions and texts of one rank's single images."""
     first = rank * TILES
-    embeddings = torch.randn(
-        TILES, DIM, generator=torch.Generator().manual_seed(1000 + rank)
-    ).requires_grad_()
+    embeddings = torch.randn(TILES, DIM, generator=torch.Generator().manual_seed(1000 + rank)).requires_grad_()
     boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0]]).repeat(TILES, 1)
     names = [str(first + i) for i in range(TILES)]
     tiles = Tiles(

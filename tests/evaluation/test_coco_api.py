@@ -23,9 +23,7 @@ def random_world(seed, *, num_images=20, num_categories=6):
                 crowd = int(rng.random() < 0.2)
                 truth.append(annotation(image, category, box.tolist(), id=len(truth) + 1, iscrowd=crowd))
                 if rng.random() < 0.7:
-                    found.append(
-                        detection(image, category, (box + rng.normal(0, 2, 4)).clip(min=1).tolist(), 0.0)
-                    )
+                    found.append(detection(image, category, (box + rng.normal(0, 2, 4)).clip(min=1).tolist(), 0.0))
         for _ in range(rng.integers(0, 6)):
             box = np.r_[rng.uniform(0, 60, 2), rng.uniform(4, 40, 2)]
             found.append(detection(image, int(rng.choice(categories)), box.tolist(), 0.0))

@@ -85,13 +85,7 @@ def test_several_test_sets(tiny_cfg):
     cfg = tiny_cfg("DATASETS.TEST", "('mini_ov_val', 'mini_ov_train_scored')")
     DatasetCatalog.register("mini_ov_train_scored", lambda: DatasetCatalog.get("mini_ov_val")[:1])
     known = MetadataCatalog.get("mini_ov_val")
-    needed = (
-        "json_file",
-        "thing_dataset_id_to_contiguous_id",
-        "thing_classes",
-        "base_classes",
-        "novel_classes",
-    )
+    needed = ("json_file", "thing_dataset_id_to_contiguous_id", "thing_classes", "base_classes", "novel_classes")
     MetadataCatalog.get("mini_ov_train_scored").set(**{key: known.get(key) for key in needed})
     try:
         results = evaluate(cfg, build(cfg))

@@ -47,8 +47,7 @@ def ground_truth_of(annotations, images):
         "images": [{"id": i, "height": 100, "width": 100} for i in images],
         "categories": [{"id": category, "name": name} for category, name in NAMES.items()],
         "annotations": [
-            {"id": i, "area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0} | a
-            for i, a in enumerate(annotations, start=1)
+            {"id": i, "area": a["bbox"][2] * a["bbox"][3], "iscrowd": 0} | a for i, a in enumerate(annotations, start=1)
         ],
     }
 
@@ -164,10 +163,7 @@ def test_random_detections_score_as_pycocotools_says(seed, tmp_path_factory, off
     generalized = official_ap(ground_truth, found, names=BASE + NOVEL, keep_image=scored)
     base_run = official_ap(ground_truth, found, names=BASE)
     novel_run = official_ap(ground_truth, found, names=NOVEL)
-    rows = {
-        row["class"]: row
-        for row in json.loads((folder / "out" / "ov_coco_results.json").read_text())["per_class"]
-    }
+    rows = {row["class"]: row for row in json.loads((folder / "out" / "ov_coco_results.json").read_text())["per_class"]}
     for column, metric in enumerate(("AP50", "AP", "AR")):
         expected = {
             f"{metric}_novel": mean(generalized, NOVEL, column),
@@ -199,9 +195,7 @@ def test_unused_classes_compete_for_the_slots(tmp_path, caplog):
 
 def test_two_runs_also_count_images_without_base_and_novel_objects(tmp_path, caplog):
     # The surer "cat" is on an image with an unused object only, which the generalized protocol leaves out.
-    ground_truth = ground_truth_of(
-        [thing(1, "cat", SPOT), thing(1, "person", AWAY), thing(2, "knife", SPOT)], [1, 2]
-    )
+    ground_truth = ground_truth_of([thing(1, "cat", SPOT), thing(1, "person", AWAY), thing(2, "knife", SPOT)], [1, 2])
     detections = [thing(1, "cat", SPOT, 0.5), thing(2, "cat", SPOT, 0.9), thing(1, "person", AWAY, 0.5)]
     summary = score(tmp_path, ground_truth, detections, protocol="both")
     assert (summary["AP50_novel"], summary["AP50_novel_run"]) == pytest.approx((100, 50))

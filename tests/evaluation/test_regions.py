@@ -84,9 +84,7 @@ def test_every_figure_equals_a_slow_count():
     for variant, prefix in (("boxes", ""), ("crops", "crops.")):
         for metric, top in (("Top1", 1), ("Top5", 5)):
             for suffix, (members, num_classes) in groups.items():
-                macro, micro = slow_figures(
-                    images, variant, members=members, num_classes=num_classes, top=top
-                )
+                macro, micro = slow_figures(images, variant, members=members, num_classes=num_classes, top=top)
                 expected[f"{prefix}{metric}_macro{suffix}"] = macro
                 expected[f"{prefix}{metric}_micro{suffix}"] = micro
     assert found == pytest.approx(expected)
@@ -131,9 +129,7 @@ def test_a_score_that_is_nan_is_never_right():
 def test_averages_by_hand():
     correct = np.array([True, False, True, True, False])
     classes = np.array([4, 4, 4, 1, 2])
-    np.testing.assert_allclose(
-        class_accuracies(correct, classes, num_classes=5), [np.nan, 100, 0, np.nan, 200 / 3]
-    )
+    np.testing.assert_allclose(class_accuracies(correct, classes, num_classes=5), [np.nan, 100, 0, np.nan, 200 / 3])
     assert averages(correct, classes, members=[0, 1, 4]) == pytest.approx({"macro": 250 / 3, "micro": 75})
     assert averages(correct, classes, members=[2]) == {"macro": 0, "micro": 0}
     nothing = averages(correct, classes, members=[0, 3])
@@ -149,9 +145,7 @@ def test_the_report_on_disk(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         results = evaluator.evaluate()
         print_csv_format(results)
-    assert (
-        "a.jpg (truncated)" in caplog.text and "b.jpg (missing)" in caplog.text and "c.jpg" not in caplog.text
-    )
+    assert "a.jpg (truncated)" in caplog.text and "b.jpg (missing)" in caplog.text and "c.jpg" not in caplog.text
     assert "1 images have none, 2 could not be read" in caplog.text
     assert "| cat" in caplog.text and "Top5_macro_things" in caplog.text
     report = json.loads((tmp_path / "new/region_results.json").read_text())

@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from clim.data.tiles import Tiles
 from clim.methods.bags import BagRules, box_waves, reading_orders, tile_bags, worth_reading
 
-RULES = BagRules(
-    min_iof=0.3, topk=128, ratio=(0.25, 4.0), min_area=0.01, min_objectness=0.85, max_overlap=0.2, size=10
-)
+RULES = BagRules(min_iof=0.3, topk=128, ratio=(0.25, 4.0), min_area=0.01, min_objectness=0.85, max_overlap=0.2, size=10)
 SURE = 5.0  # logit of an objectness of .993
 TILE = [10.0, 20.0, 110.0, 120.0]
 
@@ -124,10 +122,7 @@ def test_each_tile_has_its_own_proposals_clipped_to_it():
     proposals = proposals_of([[10, 10, 30, 30], [40, 10, 80, 40], [60, 5, 75, 20], [20, 30, 60, 50]])
     bags = tile_bags(tiles_of([left, right]), proposals, replace(RULES, max_overlap=0.9))
     by_tile = {t: sorted(bags.boxes[bags.members[:, t]].tolist()) for t in range(2)}
-    assert by_tile == {
-        0: [[10, 10, 30, 30], [20, 30, 50, 50]],
-        1: [[50, 10, 80, 40], [60, 5, 75, 20]],
-    }
+    assert by_tile == {0: [[10, 10, 30, 30], [20, 30, 50, 50]], 1: [[50, 10, 80, 40], [60, 5, 75, 20]]}
     assert (bags.members.sum(1) == 1).all() and bags.canvas.tolist() == [0] * 4
 
 
@@ -181,9 +176,7 @@ def test_draws_come_from_torchs_random_state_and_need_no_gradient():
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.lists(st.integers(0, 99), min_size=1, max_size=6, unique=True), st.integers(1, 8), st.integers(0, 99)
-)
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=6, unique=True), st.integers(1, 8), st.integers(0, 99))
 def test_orders_are_different_permutations(members, count, seed):
     torch.manual_seed(seed)
     orders = [tuple(order.tolist()) for order in reading_orders(members, count=count)]

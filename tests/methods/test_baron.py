@@ -17,9 +17,7 @@ from clim.methods.baron import Baron
 from clim.text import build_text_tower
 
 WORDS, WORD_DIM, DIM, ALL_ORDERS = 2, 16, 12, 24
-RULES = BagRules(
-    min_iof=0.3, topk=128, ratio=(0.25, 4.0), min_area=0.01, min_objectness=0.85, max_overlap=0.2, size=3
-)
+RULES = BagRules(min_iof=0.3, topk=128, ratio=(0.25, 4.0), min_area=0.01, min_objectness=0.85, max_overlap=0.2, size=3)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +56,7 @@ def proposals_of(*canvases):
 
 GRID = [[0.0, 0, 50, 50], [50.0, 0, 100, 50], [0.0, 50, 50, 100], [50.0, 50, 100, 100]]
 # Two proposals in the first tile, one in the second, three in the third, none in the last.
-INSIDE = [
-    [5, 5, 25, 25],
-    [60, 10, 90, 40],
-    [10, 55, 25, 70],
-    [30, 55, 45, 70],
-    [30, 30, 45, 45],
-    [10, 80, 30, 95],
-]
+INSIDE = [[5, 5, 25, 25], [60, 10, 90, 40], [10, 55, 25, 70], [30, 55, 45, 70], [30, 30, 45, 45], [10, 80, 30, 95]]
 MOSAIC = tiles_of(GRID, [3, 1, 4, 5])
 SINGLES = tiles_of([[0.0, 0, 90, 60], [0.0, 0, 64, 64]], [7, 8], [0, 1])
 
@@ -77,8 +68,7 @@ def texts_of(tiles, tower):
 def embed(regions, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
-        role: torch.randn(len(r), WORDS * WORD_DIM, generator=generator).requires_grad_()
-        for role, r in regions.items()
+        role: torch.randn(len(r), WORDS * WORD_DIM, generator=generator).requires_grad_() for role, r in regions.items()
     }
 
 
@@ -113,9 +103,7 @@ def slow_captions(tower, tiles):
 
 
 def contrast(bags, captions):
-    rows = [
-        (torch.stack([x for x, _ in part]), torch.tensor([i for _, i in part])) for part in (bags, captions)
-    ]
+    rows = [(torch.stack([x for x, _ in part]), torch.tensor([i for _, i in part])) for part in (bags, captions)]
     return 10 * matched_contrast(*rows[0], *rows[1], scale=30.0)
 
 
@@ -133,9 +121,7 @@ def test_the_loss_of_two_sources_one_after_the_other(tower):
         loss = baron.losses(read, regions, texts)["loss_bag"]
         bags = slow_bags(baron, tower, embeddings, regions, tiles)
         captions = slow_captions(tower, tiles)
-        torch.testing.assert_close(
-            loss, contrast(bags + queued[0], captions + queued[1]), rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(loss, contrast(bags + queued[0], captions + queued[1]), rtol=1e-4, atol=1e-4)
         baron.update_queues(read, texts)
         queued = (bags + queued[0], captions + queued[1])
     assert len(bags) == 6 + 2 + 24 + 1  # orders of 3, 2, 4 and 1 regions
@@ -165,9 +151,7 @@ def test_a_dropped_word_is_not_read(tower):
 
 def test_a_bag_too_long_for_the_tower_is_told_at_once(tower):
     """Also where dropout would have made it short enough: it must not strike by chance."""
-    baron = method(
-        word_dropout=1.0, rules=replace(RULES, size=7)
-    )  # 8 regions of 2 words, and the tower reads 14
+    baron = method(word_dropout=1.0, rules=replace(RULES, size=7))  # 8 regions of 2 words, and the tower reads 14
     regions = baron.select(SINGLES, proposals_of([], []))
     with pytest.raises(UserError, match="A sequence of 16 pseudo words is longer than the 14"):
         baron.read(embed(regions), regions, texts_of(SINGLES, tower))
@@ -271,13 +255,7 @@ def test_the_config_builds_it(load_cfg):
     assert [tuple(p.shape) for p in baron.positional_embed.parameters()] == [
         (512, 512), (512,), (512,), (512,), (2048, 512), (2048,),
     ]  # fmt: skip
-    assert (baron.words, baron.orders, baron.word_dropout, baron.temperature, baron.weight) == (
-        4,
-        4,
-        0.5,
-        30,
-        10,
-    )
+    assert (baron.words, baron.orders, baron.word_dropout, baron.temperature, baron.weight) == (4, 4, 0.5, 30, 10)
     assert len(baron.bag_queue.image_ids) == len(baron.caption_queue.image_ids) == 1024
 
 

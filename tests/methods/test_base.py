@@ -59,9 +59,7 @@ def test_captions_are_encoded_once_and_in_the_order_of_tiles(texts, hash_tower):
 
 def test_tag_targets_join_the_tags_of_members(texts):
     tiles = tiles_of(QUARTERS, tags=[[0], [], [4, 0], [2]])
-    members = torch.tensor(
-        [[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.bool
-    )
+    members = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.bool)
     assert texts(tiles).tag_targets(members).tolist() == [
         [1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 1], [1, 0, 1, 0, 1], [0, 0, 0, 0, 0],
     ]  # fmt: skip

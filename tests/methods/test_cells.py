@@ -78,12 +78,7 @@ def test_several_canvases_gaps_and_places():
     plain, gappy = [[0, 0, 40, 64]], [[0, 0, 20, 20], [32, 32, 64, 64], [21, 0, 22, 1]]
     grids = [Grid.of((64, 40), padded=(64, 64), cells=(4, 4)), square(64, stride=16)]
     cells = cells_of_tiles(tiles_on(plain, gappy), grids)
-    assert torch.bincount(cells.tile, minlength=4).tolist() == [
-        12,
-        1,
-        4,
-        0,
-    ]  # 4 x 3; none between two centres
+    assert torch.bincount(cells.tile, minlength=4).tolist() == [12, 1, 4, 0]  # 4 x 3; none between two centres
     assert cells.canvas.tolist() == [0] * 12 + [1] * 5
     assert cells.place[:4].tolist() == pytest.approx(
         torch.tensor([[1 / 6, 1 / 8], [3 / 6, 1 / 8], [5 / 6, 1 / 8], [1 / 6, 3 / 8]])
@@ -92,9 +87,7 @@ def test_several_canvases_gaps_and_places():
 
 
 def test_dropout_keeps_small_tiles_whole_and_draws_from_large_ones_uniformly():
-    cells = cells_of_tiles(
-        tiles_on([[0, 0, 96, 96]], [[0, 0, 32, 32]]), [square(96, stride=16), square(32, stride=16)]
-    )
+    cells = cells_of_tiles(tiles_on([[0, 0, 96, 96]], [[0, 0, 32, 32]]), [square(96, stride=16), square(32, stride=16)])
     torch.manual_seed(0)
     drawn = torch.zeros(36)
     for _ in range(400):

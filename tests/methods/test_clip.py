@@ -34,8 +34,7 @@ def test_a_process_with_its_own_rows_among_all(clip_ranks):
     _, texts = clip_ranks.pairs(5, seed=2)
     images = normalize(torch.randn(5, clip_ranks.DIM, generator=torch.Generator().manual_seed(3)), dim=-1)
     shares = [
-        symmetric_info_nce(images[a:b], texts[a:b], images, texts, scale=7.0, start=a)
-        for a, b in ((0, 2), (2, 5))
+        symmetric_info_nce(images[a:b], texts[a:b], images, texts, scale=7.0, start=a) for a, b in ((0, 2), (2, 5))
     ]
     torch.testing.assert_close((2 * shares[0] + 3 * shares[1]) / 5, reference(images, texts, 7.0))
 

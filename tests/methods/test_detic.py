@@ -35,10 +35,7 @@ def canvas(ids, *, tags=None):
     count = len(ids)
     side = math.isqrt(count)
     cell = 100 / side
-    boxes = [
-        [c % side * cell, c // side * cell, (c % side + 1) * cell, (c // side + 1) * cell]
-        for c in range(count)
-    ]
+    boxes = [[c % side * cell, c // side * cell, (c % side + 1) * cell, (c // side + 1) * cell] for c in range(count)]
     return Tiles(
         boxes=torch.tensor(boxes),
         canvas=torch.zeros(count, dtype=torch.int64),
@@ -51,17 +48,12 @@ def canvas(ids, *, tags=None):
 
 SINGLES = Tiles.cat([canvas([1], tags=[[0, 2]]), canvas([2], tags=[[]])])
 MOSAICS = Tiles.cat(
-    [
-        canvas([3, 1, 4, 5], tags=[[0], [0, 2], [], [4]]),
-        canvas([6, 6, 7, 8], tags=[[1], [1], [1, 3], [2]]),
-    ]
+    [canvas([3, 1, 4, 5], tags=[[0], [0, 2], [], [4]]), canvas([6, 6, 7, 8], tags=[[1], [1], [1, 3], [2]])]
 )
 
 
 def class_embeddings():
-    rows = torch.nn.functional.normalize(
-        torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(9)), dim=1
-    )
+    rows = torch.nn.functional.normalize(torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(9)), dim=1)
     return torch.cat([rows, torch.zeros(1, DIM)])
 
 
@@ -80,10 +72,7 @@ def texts(hash_tower):
 def embed(regions, seed=0):
     """Un-normalised embeddings (R, D) with a gradient, for every role."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        role: (3 * torch.randn(len(r), DIM, generator=generator)).requires_grad_()
-        for role, r in regions.items()
-    }
+    return {role: (3 * torch.randn(len(r), DIM, generator=generator)).requires_grad_() for role, r in regions.items()}
 
 
 def no_proposals(tiles):
@@ -177,9 +166,7 @@ def test_the_caption_loss_scales_with_the_number_of_regions(texts):
     losses = []
     for tiles in (one, two):
         regions = method.select(tiles, None)
-        losses.append(
-            method.losses({"caption": torch.ones(len(regions["caption"]), DIM)}, regions, texts(tiles))
-        )
+        losses.append(method.losses({"caption": torch.ones(len(regions["caption"]), DIM)}, regions, texts(tiles)))
     close(losses[1]["loss_caption"], 2 * losses[0]["loss_caption"].item())
 
 
@@ -222,8 +209,7 @@ def test_the_bias_gradient_is_that_of_the_formula(texts):
     embeddings = embed(regions)
     sum(method.losses(embeddings, regions, texts(MOSAICS)).values()).backward()
     above, below = (
-        slow_caption_loss(embeddings, regions, MOSAICS, [], texts.row, bias=bias)
-        for bias in (-19.999, -20.001)
+        slow_caption_loss(embeddings, regions, MOSAICS, [], texts.row, bias=bias) for bias in (-19.999, -20.001)
     )
     assert method.bias["caption"].grad.item() == pytest.approx((above - below) / 0.002, rel=1e-4)
     above, below = (slow_tag_loss(embeddings, regions, MOSAICS, bias=bias) for bias in (-19.999, -20.001))
@@ -298,9 +284,7 @@ def test_regions_are_tiles_then_groups_and_captions_stay_on_the_tiles(monkeypatc
     """Caption group box: union of member tiles; tag group box: union of members' largest proposals."""
     tiles, drawn = canvas([3, 1, 4, 5]), [masks((0, 1)), masks((1, 2, 3))]
     monkeypatch.setattr(detic_module, "draw_groups", lambda *_: drawn.pop(0))
-    proposals = [
-        Instances((100, 100), proposal_boxes=Boxes(torch.tensor([[55.0, 5, 95, 30], [10, 60, 30, 80]])))
-    ]
+    proposals = [Instances((100, 100), proposal_boxes=Boxes(torch.tensor([[55.0, 5, 95, 30], [10, 60, 30, 80]])))]
     regions = Detic(**CLIM_PRESET).select(tiles, proposals)
     assert regions["caption"].boxes.tolist() == [*tiles.boxes.tolist(), [0, 0, 100, 50]]
     tag_boxes = [[0, 0, 50, 50], [55, 5, 95, 30], [10, 60, 30, 80], [50, 50, 100, 100]]
@@ -473,13 +457,7 @@ def test_presets_of_the_configs(load_cfg):
     assert clim.queue.embeddings.shape == (256, 512) and clim.num_groups == 4
     official = build_method(load_cfg("Detic_C4_official.yaml"))
     for method, preset in ((clim, expected), (official, OFFICIAL_PRESET)):
-        for name in (
-            "temperature",
-            "negative_weight",
-            "caption_weight",
-            "caption_base_regions",
-            "tag_weight",
-        ):
+        for name in ("temperature", "negative_weight", "caption_weight", "caption_base_regions", "tag_weight"):
             assert getattr(method, name) == preset[name]
         for name in ("tag_target", "tag_min_iof", "tag_topk"):
             assert getattr(method, name) == preset[name]
@@ -490,8 +468,7 @@ def test_presets_of_the_configs(load_cfg):
 
 
 @pytest.mark.parametrize(
-    "bad, message",
-    [({"caption_negatives": "memory"}, "CAPTION_NEGATIVES"), ({"tag_target": "hot"}, "TAG_TARGET")],
+    "bad, message", [({"caption_negatives": "memory"}, "CAPTION_NEGATIVES"), ({"tag_target": "hot"}, "TAG_TARGET")]
 )
 def test_wrong_words_are_told(bad, message):
     with pytest.raises(UserError, match=message):

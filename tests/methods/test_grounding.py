@@ -67,10 +67,7 @@ TERMS = ["loss_words_to_image", "loss_words_to_caption", "loss_cells_to_image", 
 def slow_terms(tower, rows, members, temperature=1.0):
     """The four terms of the tiles ``members``, four cells each, from unpadded words."""
     words = [tower.word_embeddings[tower.tokenize([CAPTIONS[i % 8]])[0][1:-1]] for i in members]
-    scores = {
-        "words": torch.zeros(len(members), len(members)),
-        "cells": torch.zeros(len(members), len(members)),
-    }
+    scores = {"words": torch.zeros(len(members), len(members)), "cells": torch.zeros(len(members), len(members))}
     for i, caption in enumerate(words):
         for j, tile in enumerate(members):
             s = caption @ rows[4 * tile : 4 * tile + 4].T / temperature
@@ -170,9 +167,7 @@ def test_cells_are_dropped_in_training_only(make):
 
 
 def test_wrong_words_are_told(make, load_cfg, tiny_bert):
-    with pytest.raises(
-        UserError, match=r'GROUNDING\.GLOBAL_METRIC is "max": choose one of aligned_local, mean'
-    ):
+    with pytest.raises(UserError, match=r'GROUNDING\.GLOBAL_METRIC is "max": choose one of aligned_local, mean'):
         make("GLOBAL_METRIC", "max")
     with pytest.raises(UserError, match=r'GROUNDING\.LOCAL_METRIC is "l2": choose one of dot, cosine'):
         make("LOCAL_METRIC", "l2")
@@ -183,9 +178,7 @@ def test_wrong_words_are_told(make, load_cfg, tiny_bert):
     bert = ["MODEL.TEXT.NAME", str(tiny_bert), "MODEL.TEXT.DIM", DIM]
     for pictures, group in ((1, 0), (1, 8), (9, 4), (5, 2)):
         keys = ["DATALOADER.CAPTIONS_PER_GPU", pictures, "MODEL.METHOD.GROUNDING.CONTRAST_GROUP", group]
-        with pytest.raises(
-            UserError, match=f"CONTRAST_GROUP {group} leaves one of .* {pictures} pictures alone"
-        ):
+        with pytest.raises(UserError, match=f"CONTRAST_GROUP {group} leaves one of .* {pictures} pictures alone"):
             build_method(load_cfg("OVRCNN_pretrain.yaml", *bert, *keys), pools="cells")
     with pytest.raises(UserError, match=r"CAPTIONS_PER_GPU is 0: raise it, or set LAYERS 0"):
         build_method(load_cfg("OVRCNN_pretrain.yaml", *bert, "DATALOADER.CAPTIONS_PER_GPU", 0), pools="cells")

@@ -36,9 +36,7 @@ def proposals_of(*canvases):
 
 
 def largest(boxes, *canvases, canvas=None, min_iof=0.3, topk=128):
-    return largest_inside(
-        tiles_of(boxes, canvas), proposals_of(*canvases), min_iof=min_iof, topk=topk
-    ).tolist()
+    return largest_inside(tiles_of(boxes, canvas), proposals_of(*canvases), min_iof=min_iof, topk=topk).tolist()
 
 
 def clip(box, tile):
@@ -137,12 +135,7 @@ def test_a_proposal_without_area_is_ignored():
 def test_canvases_do_not_mix():
     tiles, canvas = [[0, 0, 50, 50], [0, 0, 50, 50], [50, 0, 99, 50], [0, 0, 50, 50]], [2, 0, 0, 1]
     per_canvas = [[[1, 1, 9, 9]], [], [[2, 2, 30, 30]]]
-    assert largest(tiles, *per_canvas, canvas=canvas) == [
-        [2, 2, 30, 30],
-        [1, 1, 9, 9],
-        [50, 0, 99, 50],
-        [0, 0, 50, 50],
-    ]
+    assert largest(tiles, *per_canvas, canvas=canvas) == [[2, 2, 30, 30], [1, 1, 9, 9], [50, 0, 99, 50], [0, 0, 50, 50]]
 
 
 coordinate = st.integers(-8, 48)
@@ -165,9 +158,7 @@ def test_against_brute_force(canvases, min_iof, topk):
     tile_boxes, canvas, per_canvas = [], [], []
     for i, (n, proposals) in enumerate(canvases):
         cells = grid_cells(n, size=(40, 42))
-        tile_boxes += (
-            cells + [1, 0, 0, -1]
-        ).tolist()  # a little smaller than the cells, as packed pictures are
+        tile_boxes += (cells + [1, 0, 0, -1]).tolist()  # a little smaller than the cells, as packed pictures are
         canvas += [i] * len(cells)
         per_canvas.append(proposals)
     actual = largest(tile_boxes, *per_canvas, canvas=canvas, min_iof=min_iof, topk=topk)
@@ -183,8 +174,6 @@ def test_no_gradient_and_no_side_effect():
     tiles.boxes.requires_grad_()
     result = largest_inside(tiles, proposals, min_iof=0.3, topk=4)
     assert not result.requires_grad
-    assert tiles.boxes.tolist() == [TILE] and proposals[0].proposal_boxes.tensor.tolist() == [
-        [12, 12, 20, 20]
-    ]
+    assert tiles.boxes.tolist() == [TILE] and proposals[0].proposal_boxes.tensor.tolist() == [[12, 12, 20, 20]]
     result += 1
     assert tiles.boxes.tolist() == [TILE]

@@ -26,9 +26,7 @@ def make(mask_padding, dropout=0.1):
 def inputs():
     generator = torch.Generator().manual_seed(1)
     tokens, cells = (torch.randn(B, n, DIM, generator=generator) for n in (L, N))
-    is_token, is_cell = (
-        torch.arange(n) < torch.tensor(counts)[:, None] for n, counts in ((L, TOKENS), (N, CELLS))
-    )
+    is_token, is_cell = (torch.arange(n) < torch.tensor(counts)[:, None] for n, counts in ((L, TOKENS), (N, CELLS)))
     return tokens, is_token, cells, is_cell, torch.rand(B, N, 2, generator=generator)
 
 
@@ -42,9 +40,7 @@ def slow_pair(state, tokens, cells, place, bias):
         mean, var = x.mean(1, keepdim=True), x.var(1, keepdim=True, unbiased=False)
         return (x - mean) / (var + 1e-12).sqrt() * state[f"{name}.weight"] + state[f"{name}.bias"]
 
-    visual = linear("visual_emb.image_embeddings", cells) + linear(
-        "visual_emb.image_location_embeddings", place
-    )
+    visual = linear("visual_emb.image_embeddings", cells) + linear("visual_emb.image_location_embeddings", place)
     x = torch.cat([tokens, norm("visual_emb.LayerNorm", visual)])
     for layer in range(LAYERS):
         name, heads = f"encoder.layer.{layer}", []
@@ -53,8 +49,7 @@ def slow_pair(state, tokens, cells, place, bias):
             scores = q[:, head] @ k[:, head].T / math.sqrt(len(head)) + bias
             heads.append(scores.softmax(1) @ v[:, head])
         x = norm(
-            f"{name}.attention.output.LayerNorm",
-            x + linear(f"{name}.attention.output.dense", torch.cat(heads, 1)),
+            f"{name}.attention.output.LayerNorm", x + linear(f"{name}.attention.output.dense", torch.cat(heads, 1))
         )
         inner = F.gelu(linear(f"{name}.intermediate.dense", x))
         x = norm(f"{name}.output.LayerNorm", x + linear(f"{name}.output.dense", inner))
@@ -74,16 +69,10 @@ def test_true_masking_is_every_pair_alone_without_padding(inputs):
     for i in range(B):
         for j in range(B):
             real = is_cell[j]
-            features = slow_pair(
-                model.state_dict(), tokens[i][is_token[i]], cells[j][real], place[j][real], 0.0
-            )
-            torch.testing.assert_close(
-                scores[i, j], -distance(model.state_dict(), features), rtol=1e-3, atol=1e-4
-            )
+            features = slow_pair(model.state_dict(), tokens[i][is_token[i]], cells[j][real], place[j][real], 0.0)
+            torch.testing.assert_close(scores[i, j], -distance(model.state_dict(), features), rtol=1e-3, atol=1e-4)
             if i == j:
-                torch.testing.assert_close(
-                    matched[i][is_token[i]], features[: TOKENS[i]], rtol=1e-3, atol=1e-4
-                )
+                torch.testing.assert_close(matched[i][is_token[i]], features[: TOKENS[i]], rtol=1e-3, atol=1e-4)
 
 
 def test_the_official_mask_is_added_to_the_scores(inputs):
@@ -94,9 +83,7 @@ def test_the_official_mask_is_added_to_the_scores(inputs):
         for j in range(B):
             bias = torch.cat([is_token[i], is_cell[j]]).float()
             features = slow_pair(model.state_dict(), tokens[i], cells[j], place[j], bias)
-            torch.testing.assert_close(
-                scores[i, j], -distance(model.state_dict(), features), rtol=1e-3, atol=1e-4
-            )
+            torch.testing.assert_close(scores[i, j], -distance(model.state_dict(), features), rtol=1e-3, atol=1e-4)
             if i == j:
                 torch.testing.assert_close(matched[i], features[:L], rtol=1e-3, atol=1e-4)
 

@@ -45,20 +45,13 @@ def test_loss_equals_a_loop():
 
 def test_no_box_gives_zero_with_a_graph():
     regions = torch.zeros(0, 4, requires_grad=True)
-    loss = sampled_class_bce(
-        regions, torch.zeros(0, dtype=torch.int64), torch.eye(4), torch.arange(4), scale=9.0
-    )
+    loss = sampled_class_bce(regions, torch.zeros(0, dtype=torch.int64), torch.eye(4), torch.arange(4), scale=9.0)
     loss.backward()
     assert float(loss) == 0 and regions.grad.shape == (0, 4)
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    num_classes=st.integers(1, 60),
-    count=st.integers(0, 70),
-    boxes=st.integers(0, 30),
-    seed=st.integers(0, 99),
-)
+@given(num_classes=st.integers(1, 60), count=st.integers(0, 70), boxes=st.integers(0, 30), seed=st.integers(0, 99))
 def test_class_subset(num_classes, count, boxes, seed):
     """Labels first, all different, as many as asked for where there are so many, the same from the same state."""
     torch.manual_seed(seed)
@@ -148,12 +141,7 @@ def training(tiny_cfg, make_photos, tmp_path):
     names = {r["image_id"]: Path(r["file_name"]).name for r in records}
     labels = {
         "images": [
-            {
-                "id": r["image_id"],
-                "file_name": names[r["image_id"]],
-                "height": r["height"],
-                "width": r["width"],
-            }
+            {"id": r["image_id"], "file_name": names[r["image_id"]], "height": r["height"], "width": r["width"]}
             for r in records
         ],
         "annotations": [

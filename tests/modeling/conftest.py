@@ -30,15 +30,9 @@ def tiny_coco(tmp_path_factory, make_photos):
     train = [(BASE_IDS[i % 3],) for i in range(6)]
     parts = {
         ("train2017", "zero-shot/instances_train2017_seen_2_oriorder"): train,
-        ("val2017", "annotations/instances_val2017"): [
-            (BASE_IDS[0], NOVEL_IDS[0]),
-            (BASE_IDS[1],),
-            (unused,),
-        ],
+        ("val2017", "annotations/instances_val2017"): [(BASE_IDS[0], NOVEL_IDS[0]), (BASE_IDS[1],), (unused,)],
     }
-    parts["val2017", "zero-shot/instances_val2017_all_2_oriorder"] = parts[
-        "val2017", "annotations/instances_val2017"
-    ]
+    parts["val2017", "zero-shot/instances_val2017_all_2_oriorder"] = parts["val2017", "annotations/instances_val2017"]
     for (folder, name), classes in parts.items():
         (root / "coco" / folder).mkdir(parents=True, exist_ok=True)
         path = root / "coco" / f"{name}.json"
@@ -48,9 +42,7 @@ def tiny_coco(tmp_path_factory, make_photos):
             {"id": r["image_id"], "file_name": r["file_name"], "height": r["height"], "width": r["width"]}
             for r in records
         ]
-        objects = [
-            (image["id"], k) for image, of_image in zip(images, classes, strict=True) for k in of_image
-        ]
+        objects = [(image["id"], k) for image, of_image in zip(images, classes, strict=True) for k in of_image]
         annotations = [
             {"id": n, "image_id": i, "category_id": k, "bbox": [8, 9, 40, 30], "area": 1200, "iscrowd": 0}
             for n, (i, k) in enumerate(objects, start=1)

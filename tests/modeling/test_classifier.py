@@ -10,9 +10,7 @@ from clim.modeling.classifier import CosineClassifier
 
 def classifier(**kwargs):
     torch.manual_seed(0)
-    embeddings = torch.randn(4, 6) * torch.tensor(
-        [[1.0], [5.0], [0.1], [10.0]]
-    )  # not normalised, as Detic's files
+    embeddings = torch.randn(4, 6) * torch.tensor([[1.0], [5.0], [0.1], [10.0]])  # not normalised, as Detic's files
     arguments = {"class_embeddings": embeddings, "temperature": 50.0} | kwargs
     return CosineClassifier(8, **arguments), embeddings
 
@@ -22,10 +20,7 @@ def slow_logits(module, embeddings, x):
     weight, bias = module.linear.weight.tolist(), module.linear.bias.tolist()
     rows = []
     for features in x.tolist():
-        v = [
-            sum(w * f for w, f in zip(row, features, strict=True)) + b
-            for row, b in zip(weight, bias, strict=True)
-        ]
+        v = [sum(w * f for w, f in zip(row, features, strict=True)) + b for row, b in zip(weight, bias, strict=True)]
         cosines = [
             sum(a * b for a, b in zip(v, t, strict=True)) / (math.hypot(*v) * math.hypot(*t))
             for t in embeddings.tolist()

@@ -54,9 +54,7 @@ def test_a_batch_equals_its_pictures_one_by_one_and_the_map_covers_the_picture(m
     assert together.shape == (2, 384, 2, 5)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(2, 2, 5))
     for i in range(2):
-        torch.testing.assert_close(
-            together[i], dense_embeddings(model, images[i : i + 1])[0], rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(together[i], dense_embeddings(model, images[i : i + 1])[0], rtol=1e-4, atol=1e-5)
 
 
 def test_responses_are_cosines():
@@ -115,9 +113,9 @@ def test_clip_and_f_vlm_answer_with_the_dense_map_of_their_encoder(clip):
         maps = responder(picture, texts, long_side=48)
         encoder = responder.model.image_encoder if not responder.detects else responder.model.backbone.encoder
         pixels = torch.tensor(picture).permute(2, 0, 1).float()
-        pixels = (pixels - torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1)) / torch.tensor(
-            cfg.MODEL.PIXEL_STD
-        ).view(3, 1, 1)
+        pixels = (pixels - torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1)) / torch.tensor(cfg.MODEL.PIXEL_STD).view(
+            3, 1, 1
+        )
         with torch.no_grad():
             dense = encoder.features(pixels[None])["dense"][0]
         expected = torch.einsum("dhw,qd->qhw", dense, texts)

@@ -171,9 +171,7 @@ def test_background_and_temperature_learn():
 def sampled_regions():
     gt_boxes = Boxes(torch.tensor([[2.0, 2, 22, 26]] * 3))
     gt_classes = torch.tensor([2, CLASSES, 0])
-    with_objects = proposals(
-        [0, 0, 20, 20], [5, 5, 30, 40], [1, 1, 9, 9], gt_classes=gt_classes, gt_boxes=gt_boxes
-    )
+    with_objects = proposals([0, 0, 20, 20], [5, 5, 30, 40], [1, 1, 9, 9], gt_classes=gt_classes, gt_boxes=gt_boxes)
     # an image without ground truth: background only, no gt_boxes
     return [with_objects, proposals([10, 10, 20, 20], gt_classes=torch.tensor([CLASSES]))]
 
@@ -231,9 +229,7 @@ def test_scores_are_the_fusion_with_the_encoders_opinion(layers):
         assert texts.shape == (CLASSES + 1, DIM)
     seen = set()
     for image, instances in enumerate(found):
-        triples = zip(
-            instances.pred_boxes.tensor, instances.pred_classes.tolist(), instances.scores, strict=True
-        )
+        triples = zip(instances.pred_boxes.tensor, instances.pred_classes.tolist(), instances.scores, strict=True)
         for box, k, score in triples:
             region = [torch.allclose(box, torch.tensor(b), atol=1e-4) for b in boxes].index(True)
             assert (region == 2) == (image == 1)
@@ -287,10 +283,7 @@ def test_other_classes_keep_their_own_weights(layers):
     torch.testing.assert_close(after.scores, before.scores)
 
     head.set_vocabulary(texts[:2], torch.zeros(2))  # both without boxes
-    p, q = (
-        head.cls_score(x).softmax(1),
-        (75 * F.normalize(v) @ head.cls_score.class_embeddings.T).softmax(1),
-    )
+    p, q = (head.cls_score(x).softmax(1), (75 * F.normalize(v) @ head.cls_score.class_embeddings.T).softmax(1))
     found = detect(head, x, box)[0]
     expected = (p**0.2 * q**0.8)[0, found.pred_classes]
     torch.testing.assert_close(found.scores, expected, rtol=1e-3, atol=1e-6)
@@ -420,9 +413,7 @@ def test_a_step_moves_everything_but_the_encoder(build):
     model = build()
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    losses = train(
-        model, labelled([5, 5, 40, 40], classes=[0]), labelled([9, 2, 60, 30], classes=[2], seed=1)
-    )
+    losses = train(model, labelled([5, 5, 40, 40], classes=[0]), labelled([9, 2, 60, 30], classes=[2], seed=1))
     assert set(losses) == LOSSES and all(loss.isfinite() and loss > 0 for loss in losses.values())
     sum(losses.values()).backward()
     # Every parameter that learns has a gradient, so DDP needs no search for unused ones.

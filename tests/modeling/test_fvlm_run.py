@@ -52,16 +52,12 @@ def test_what_does_not_go_with_fvlm_is_told(config):
         UserError, match="FVLMROIHeads with .* learns from boxes alone: set MODEL.METHOD.NAME, now Detic"
     ):
         build(config("MODEL.METHOD.NAME", "Detic"))
-    with pytest.raises(
-        UserError, match='CLASSIFIER is "pseudo_words", but F-VLM has a classifier of its own'
-    ):
+    with pytest.raises(UserError, match='CLASSIFIER is "pseudo_words", but F-VLM has a classifier of its own'):
         build(config("MODEL.OPEN_VOCAB.CLASSIFIER", "pseudo_words"))
 
 
 def a_photo(root):
-    return json.loads((root / "coco/annotations/instances_val2017.json").read_text())["images"][0][
-        "file_name"
-    ]
+    return json.loads((root / "coco/annotations/instances_val2017.json").read_text())["images"][0]["file_name"]
 
 
 def encoder_of(model):
@@ -82,9 +78,7 @@ def test_train_score_load_and_rename(config, tiny_coco, tmp_path):
     assert not torch.equal(trainer.raw_model.classifier.linear.weight, heads)
     scored = json.loads((tmp_path / "output/evaluation.json").read_text())
     assert set(scored) == FIGURES
-    detections = json.loads(
-        (tmp_path / "output/inference/coco_ovd_val/coco_instances_results.json").read_text()
-    )
+    detections = json.loads((tmp_path / "output/inference/coco_ovd_val/coco_instances_results.json").read_text())
     assert len({d["image_id"] for d in detections}) == 3  # the picture of unused objects counts too
     assert {d["category_id"] for d in detections} - {*BASE_IDS, *NOVEL_IDS}  # all 80 are predicted
 
@@ -135,16 +129,7 @@ def test_train_net(tiny_coco, overrides, tmp_path):
 @pytest.mark.slow
 def test_two_processes(tiny_coco, overrides, tmp_path):
     """Gloo knows no SyncBN; every parameter gets its gradient, or the second step would fail."""
-    command = [
-        sys.executable,
-        "train_net.py",
-        "--num-gpus",
-        "2",
-        "--dist-url",
-        "auto",
-        "--config-file",
-        CONFIG,
-    ]
+    command = [sys.executable, "train_net.py", "--num-gpus", "2", "--dist-url", "auto", "--config-file", CONFIG]
     norms = ["MODEL.FPN.NORM", "naiveSyncBN", "MODEL.ROI_BOX_HEAD.NORM", "naiveSyncBN"]
     environment = os.environ | {
         "DETECTRON2_DATASETS": str(tiny_coco), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",

@@ -101,12 +101,7 @@ def test_cells_of_several_maps_are_read_in_order():
 
 def test_one_contrast_or_one_of_each_source(make):
     plain, mosaics = [sample(64, 64, seed=s) for s in (1, 2)], [sample(128, 128, n=2, seed=3)]
-    grounding = {
-        "loss_words_to_image",
-        "loss_words_to_caption",
-        "loss_cells_to_image",
-        "loss_cells_to_caption",
-    }
+    grounding = {"loss_words_to_image", "loss_words_to_caption", "loss_cells_to_image", "loss_cells_to_caption"}
     extra = {"loss_matching", "loss_words"}
     assert make()(joint(plain, mosaics)).keys() == grounding | extra
     still = ["MODEL.METHOD.GROUNDING.MLM_PROBABILITY", 0.0, "MODEL.METHOD.GROUNDING.DROPOUT", 0.0,

@@ -73,18 +73,14 @@ def test_pictures_and_tiles_form_one_contrast(make, kind):
     rows = [encoder.embed_images(pixels(s["image"])[None]) for s in singles]
     features = encoder.features(pixels(mosaic["image"])[None])
     rows += [
-        next(encoder.embed_stages(features, [Boxes(torch.tensor([box], dtype=torch.float32))]))
-        for box in QUARTERS
+        next(encoder.embed_stages(features, [Boxes(torch.tensor([box], dtype=torch.float32))])) for box in QUARTERS
     ]
     images = normalize(torch.cat(rows), dim=1)
-    texts = model.text_encoder.encode(
-        [f"caption {s} 0" for s in (1, 2)] + [f"caption 3 {i}" for i in range(4)]
-    )
+    texts = model.text_encoder.encode([f"caption {s} 0" for s in (1, 2)] + [f"caption 3 {i}" for i in range(4)])
     logits = model.method.logit_scale.exp() * images @ texts.T
     target = torch.arange(6)
     expected = (
-        torch.nn.functional.cross_entropy(logits, target)
-        + torch.nn.functional.cross_entropy(logits.T, target)
+        torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)
     ) / 2
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
@@ -93,9 +89,7 @@ def test_canvases_of_the_loader_and_of_the_device_are_the_same_model(make):
     singles = [sample(32, WHOLE, seed=s) for s in range(5)]
     model = make("INPUT.MOSAIC.COMPOSE", "device", "INPUT.MOSAIC.GRIDS", [2]).train()
     (device,) = model(joint(captions=singles)).values()
-    image = torch.cat(
-        [torch.cat([singles[2 * r + c]["image"] for c in (0, 1)], dim=2) for r in (0, 1)], dim=1
-    )
+    image = torch.cat([torch.cat([singles[2 * r + c]["image"] for c in (0, 1)], dim=2) for r in (0, 1)], dim=1)
     mosaic = sample(64, QUARTERS, seed=9)
     mosaic["image"] = image
     mosaic["tiles"].drawn = [s["tiles"].drawn[0] for s in singles[:4]]
@@ -132,9 +126,7 @@ def test_a_method_may_ask_for_classes_and_tags(make):
     tiles = sample(64, QUARTERS)["tiles"]
     tiles.tags = [[0], [2, 1], [], [1]]
     texts = model.texts(tiles)
-    assert (
-        torch.equal(texts.class_embeddings[:-1], model.class_embeddings) and len(model.class_embeddings) == 3
-    )
+    assert torch.equal(texts.class_embeddings[:-1], model.class_embeddings) and len(model.class_embeddings) == 3
     assert not texts.class_embeddings[-1].any()
     assert texts.tag_targets(torch.eye(4)).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 1, 0]]
     with pytest.raises(UserError, match="has tag 0, but the detector 0 classes"):
@@ -143,9 +135,7 @@ def test_a_method_may_ask_for_classes_and_tags(make):
 
 def test_only_the_last_block_and_the_temperature_learn(make):
     model = make().train()
-    (loss,) = model(
-        joint(captions=[sample(32, WHOLE, seed=1)], mosaics=[sample(64, QUARTERS, seed=2)])
-    ).values()
+    (loss,) = model(joint(captions=[sample(32, WHOLE, seed=1)], mosaics=[sample(64, QUARTERS, seed=2)])).values()
     loss.backward()
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     assert learning == {name for name, p in model.named_parameters() if p.grad is not None}
@@ -177,19 +167,13 @@ def test_scores_are_cosines_to_the_classes_and_each_picture_stands_alone(make):
     inputs = {"image": image, "boxes": boxes, "masks": masks, "crops": crops}
     both = model([inputs, {"image": image, "boxes": boxes[:0]}])
     scores = both[0]["region_scores"]
-    assert {k: tuple(v.shape) for k, v in scores.items()} == {
-        "boxes": (4, 3),
-        "masks": (2, 3),
-        "crops": (2, 3),
-    }
+    assert {k: tuple(v.shape) for k, v in scores.items()} == {"boxes": (4, 3), "masks": (2, 3), "crops": (2, 3)}
     assert both[1]["region_scores"]["boxes"].shape == (0, 3)
     classes = model.text_encoder.encode(["a cat", "a dog", "a cow"])
     expected = normalize(model.image_encoder.embed_images(pixels(crops)), dim=1) @ classes.T
     torch.testing.assert_close(scores["crops"], expected)
     assert scores["boxes"].abs().max() <= 1 + 1e-5
-    torch.testing.assert_close(
-        model([{"image": image, "boxes": boxes}])[0]["region_scores"]["boxes"], scores["boxes"]
-    )
+    torch.testing.assert_close(model([{"image": image, "boxes": boxes}])[0]["region_scores"]["boxes"], scores["boxes"])
 
 
 def test_weights_named_as_clips_are_taken(make, random_clip, tiny_json):
@@ -210,9 +194,7 @@ def test_mistakes_are_told(make):
         make("INPUT.MOSAIC.COMPOSE", "gpu")
     with pytest.raises(UserError, match=r"embeddings of 12 dimensions, but MODEL\.TEXT\.DIM is 16"):
         make("MODEL.TEXT.DIM", 16, "MODEL.VOCABULARY.NAMES", [])
-    with pytest.raises(
-        UserError, match='reads what MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words" projects, but'
-    ):
+    with pytest.raises(UserError, match='reads what MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words" projects, but'):
         make("MODEL.METHOD.NAME", "Baron")
     with pytest.raises(UserError, match="Detic chooses among proposals, which .* ImageTextModel has none of"):
         make("MODEL.METHOD.NAME", "Detic")

@@ -61,9 +61,7 @@ def test_train_publish_and_evaluate_the_file(overrides, clip_file, tiny_mini, tm
     assert all(lines[i]["total_loss"] > 0 for i in range(3))
 
     # clip.pt: .7 of what was trained and .3 of the start, for open_clip, whose text half it holds too.
-    clip = open_clip.CLIP(
-        **{k: v for k, v in clip_config(clip_file[0], key="name").items() if k in CLIP_PARTS}
-    )
+    clip = open_clip.CLIP(**{k: v for k, v in clip_config(clip_file[0], key="name").items() if k in CLIP_PARTS})
     state = torch.load(tmp_path / "output/clip.pt", weights_only=True)["state_dict"]
     clip.load_state_dict(state, strict=True)
     moved = 0

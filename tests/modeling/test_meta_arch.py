@@ -133,10 +133,7 @@ def independent_detections(model, image, *, temperature, mean, std, resolution, 
     dx, dy, dw, dh = (hidden @ state["bbox_pred.2.weight"].T + state["bbox_pred.2.bias"]).T
     w, h = proposals[:, 2] - proposals[:, 0], proposals[:, 3] - proposals[:, 1]
     cx, cy = proposals[:, 0] + w / 2 + dx / 10 * w, proposals[:, 1] + h / 2 + dy / 10 * h
-    w, h = (
-        w * (dw / 5).clamp(max=math.log(1000 / 16)).exp(),
-        h * (dh / 5).clamp(max=math.log(1000 / 16)).exp(),
-    )
+    w, h = (w * (dw / 5).clamp(max=math.log(1000 / 16)).exp(), h * (dh / 5).clamp(max=math.log(1000 / 16)).exp())
     boxes = torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], dim=1)
     boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
 
@@ -324,9 +321,7 @@ def precisions(model):
         "linear": model.classifier.linear,
     }
     hooks = [
-        layer.register_forward_hook(
-            lambda m, i, out, place=place: seen.setdefault(place, set()).add(out.dtype)
-        )
+        layer.register_forward_hook(lambda m, i, out, place=place: seen.setdefault(place, set()).add(out.dtype))
         for place, layer in places.items()
     ]
     yield seen

@@ -56,10 +56,7 @@ def test_logits_are_dot_products_of_the_projection_with_rows_of_any_length(layer
     assert logits.shape == (3, CLASSES + 1) and deltas.shape == (3, 4)
     weight, bias = head.emb_pred.weight.tolist(), head.emb_pred.bias.tolist()
     for row, region in zip(logits.tolist(), x.tolist(), strict=True):
-        v = [
-            sum(w * a for w, a in zip(ws, region, strict=True)) + b
-            for ws, b in zip(weight, bias, strict=True)
-        ]
+        v = [sum(w * a for w, a in zip(ws, region, strict=True)) + b for ws, b in zip(weight, bias, strict=True)]
         for k, logit in enumerate(row[:-1]):
             e = [(k + 1) * value for value in unit_sines(k)]
             assert logit == pytest.approx(sum(a * b for a, b in zip(v, e, strict=True)), abs=1e-5)
@@ -122,10 +119,7 @@ def test_the_projection_is_frozen_and_passes_gradients(layers, head_losses, batc
     head_losses(head, x, batch)["loss_cls"].backward()
     optimizer.step()
     assert x.grad.abs().sum() > 0 and torch.equal(head.emb_pred.weight, before)
-    assert [n for n, p in head.named_parameters() if p.requires_grad] == [
-        "bbox_pred.weight",
-        "bbox_pred.bias",
-    ]
+    assert [n for n, p in head.named_parameters() if p.requires_grad] == ["bbox_pred.weight", "bbox_pred.bias"]
 
 
 def test_names_of_the_state(layers):
@@ -196,9 +190,7 @@ def test_scores_are_the_softmax_with_the_background(rows):
             if score > 0.05:
                 expected[i, k] = score
     left = (result.pred_boxes.tensor[:, 0] / 30).round().int().tolist()
-    found = dict(
-        zip(zip(left, result.pred_classes.tolist(), strict=True), result.scores.tolist(), strict=True)
-    )
+    found = dict(zip(zip(left, result.pred_classes.tolist(), strict=True), result.scores.tolist(), strict=True))
     assert found.keys() == expected.keys()
     for key, score in expected.items():
         assert found[key] == pytest.approx(score, abs=1e-5)
@@ -264,9 +256,7 @@ def test_weights_without_a_projection_are_refused(layers, caplog):
     head = layers("MODEL.WEIGHTS", "stage1.pth")
     state = other_state(head)
     del state["emb_pred.weight"]
-    with pytest.raises(
-        UserError, match="lacks the projection into the space of words, .*: emb_pred would stay random"
-    ):
+    with pytest.raises(UserError, match="lacks the projection into the space of words, .*: emb_pred would stay random"):
         head.load_state_dict(state, strict=False)
     head.load_state_dict(head.state_dict())
     assert "emb_pred" not in caplog.text
@@ -276,13 +266,9 @@ def test_weights_without_a_projection_are_refused(layers, caplog):
 
 def test_classes_are_no_sentence_embeddings(layers, tmp_path):
     np.save(tmp_path / "clip.npy", np.eye(CLASSES, DIM))
-    with pytest.raises(
-        UserError, match=r"clip\.npy holds unit vectors, .* --features words .* --output FILE"
-    ):
+    with pytest.raises(UserError, match=r"clip\.npy holds unit vectors, .* --features words .* --output FILE"):
         layers("MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "clip.npy"))
-    with pytest.raises(
-        UserError, match='CLASSIFIER is "pseudo_words", but OV-RCNN has a classifier of its own'
-    ):
+    with pytest.raises(UserError, match='CLASSIFIER is "pseudo_words", but OV-RCNN has a classifier of its own'):
         layers("MODEL.OPEN_VOCAB.CLASSIFIER", "pseudo_words")
 
 

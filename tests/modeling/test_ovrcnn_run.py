@@ -52,9 +52,7 @@ def test_train_score_load_and_rename(config, tiny_coco, tmp_path):
     model = trainer.raw_model
     stage1 = torch.load(tmp_path / "stage1.pth")["model"]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert torch.equal(
-        before["roi_heads.res5.2.conv3.weight"], stage1["image_encoder.backbone.res5.2.conv3.weight"]
-    )
+    assert torch.equal(before["roi_heads.res5.2.conv3.weight"], stage1["image_encoder.backbone.res5.2.conv3.weight"])
     trainer.train()
 
     after = model.state_dict()
@@ -67,10 +65,7 @@ def test_train_score_load_and_rename(config, tiny_coco, tmp_path):
     scored = json.loads((tmp_path / "output/evaluation.json").read_text())
     assert {"AP50_novel", "AP50_base", "AP50_all"} <= set(scored)
     found = detections(tmp_path / "output")
-    assert found and {d["category_id"] for d in found} <= {
-        *BASE_IDS,
-        *NOVEL_IDS,
-    }  # the 15 others do not compete
+    assert found and {d["category_id"] for d in found} <= {*BASE_IDS, *NOVEL_IDS}  # the 15 others do not compete
 
     weights = str(tmp_path / "output/model_final.pth")
     again = build(config())
@@ -90,9 +85,7 @@ def test_train_score_load_and_rename(config, tiny_coco, tmp_path):
     layers = asked.model.roi_heads.box_predictor
     words = layers.class_embeddings
     torch.testing.assert_close(words[:6], before[f"{predictor}.class_embeddings"][:6])
-    photo = json.loads((tiny_coco / "coco/annotations/instances_val2017.json").read_text())["images"][0][
-        "file_name"
-    ]
+    photo = json.loads((tiny_coco / "coco/annotations/instances_val2017.json").read_text())["images"][0]["file_name"]
     instances = asked(photo)
     assert len(instances) > 0 and set(instances.pred_classes.tolist()) <= set(range(7))
     torch.testing.assert_close(instances.logits.sigmoid(), instances.scores)

@@ -32,9 +32,7 @@ class LiteEncoder(nn.Module):
 
     def __init__(self, load_cfg, dim):
         super().__init__()
-        self.encoder = build(
-            load_cfg("mini/clip_start.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "")
-        ).image_encoder
+        self.encoder = build(load_cfg("mini/clip_start.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "")).image_encoder
         self.encoder.projection = nn.Linear(320, dim)
 
     def forward(self, images):
@@ -56,9 +54,7 @@ TRUNKS = [("OVRCNN_C4.yaml", "resnet"), ("mini/ovrcnn.yaml", "efficientnet")]
 
 @pytest.mark.parametrize("config, trunk", TRUNKS)
 @torch.no_grad()
-def test_features_and_projections_are_the_encoders(
-    config, trunk, make_encoder, save_stage1, cfg_of, tmp_path, caplog
-):
+def test_features_and_projections_are_the_encoders(config, trunk, make_encoder, save_stage1, cfg_of, tmp_path, caplog):
     encoder = make_encoder(trunk)
     with caplog.at_level(logging.INFO, logger="clim"):
         model = build(cfg_of(config)).eval()
@@ -75,9 +71,7 @@ def test_features_and_projections_are_the_encoders(
     assert "with its projection" in caplog.text and "no projection" not in caplog.text
 
 
-def test_a_detector_without_such_a_projection_takes_the_trunk(
-    make_encoder, save_stage1, cfg_of, tmp_path, caplog
-):
+def test_a_detector_without_such_a_projection_takes_the_trunk(make_encoder, save_stage1, cfg_of, tmp_path, caplog):
     encoder = make_encoder("efficientnet")
     model = build(cfg_of("mini/base_stage.yaml", 384))
     before = model.classifier.linear.weight.clone()
@@ -105,9 +99,7 @@ def test_a_shallower_trunk(make_encoder, save_stage1, cfg_of, tmp_path):
     file = torch.load(path)
     del file["model"]["image_encoder.blocks.3._expand_conv.weight"]
     torch.save(file, path)
-    with pytest.raises(
-        UserError, match="lacks 1 tensors of the trunk, backbone.trunk.blocks.3._expand_conv.weight"
-    ):
+    with pytest.raises(UserError, match="lacks 1 tensors of the trunk, backbone.trunk.blocks.3._expand_conv.weight"):
         SafeCheckpointer(build(cfg_of("mini/ovrcnn.yaml")), "").load(path)
 
 

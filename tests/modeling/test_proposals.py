@@ -49,9 +49,7 @@ def test_in_evaluation_it_is_detectron2s_rpn(rpn, inputs):
 
 def test_in_training_it_is_detectron2s_rpn_with_the_training_numbers(rpn, inputs):
     rpn.train()
-    truth = [
-        Instances(size, gt_boxes=Boxes(torch.tensor([[5.0, 5, 40, 40]]))) for size in inputs[0].image_sizes
-    ]
+    truth = [Instances(size, gt_boxes=Boxes(torch.tensor([[5.0, 5, 40, 40]]))) for size in inputs[0].image_sizes]
     with EventStorage():
         expected, _ = rpn(*inputs, truth)
     assert [len(p) for p in expected] == [30, 30]

@@ -167,9 +167,7 @@ def batch(cfg, make_photos):
     for i in range(2):
         single = captions(index=i, epoch=0)
         size = (single["height"], single["width"])
-        truth = Instances(
-            size, gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 50]])), gt_classes=torch.tensor([i])
-        )
+        truth = Instances(size, gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 50]])), gt_classes=torch.tensor([i]))
         detections.append({"image": single["image"], "height": size[0], "width": size[1], "instances": truth})
     return {
         "detection": detections,
@@ -228,18 +226,14 @@ def test_the_first_loss_of_a_mosaic_is_that_of_its_bags_and_captions(model, batc
     """Nothing queued yet: 10 · contrast of what the batch leaves behind."""
     model = copy.deepcopy(model)
     (loss,) = train(model, {"detection": [], "captions": [], "mosaics": batch["mosaics"]}).values()
-    expected = matched_contrast(
-        *model.method.bag_queue.read(), *model.method.caption_queue.read(), scale=30.0
-    )
+    expected = matched_contrast(*model.method.bag_queue.read(), *model.method.caption_queue.read(), scale=30.0)
     torch.testing.assert_close(loss.detach(), 10 * expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_detections_rank_by_cosines_of_the_words_that_the_tower_reads(model):
     model.eval()
-    picture = torch.randint(
-        0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(2), dtype=torch.uint8
-    )
+    picture = torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
     (found,) = model([{"image": picture, "height": 64, "width": 96}])
     found = found["instances"]
     assert len(found) > 0 and found.logits.abs().max() <= 25 + 1e-3
@@ -282,9 +276,7 @@ def test_a_file_of_other_features_is_told(load_cfg, overrides, model, tmp_path, 
     for name, rows, told in (("attn12", hidden, False), ("final", others, True)):
         caplog.clear()
         np.save(tmp_path / f"{name}.npy", rows.numpy())
-        build_model(
-            load_cfg("BARON_C4.yaml", *overrides, "MODEL.VOCABULARY.EMBEDDINGS", f"{tmp_path}/{name}.npy")
-        )
+        build_model(load_cfg("BARON_C4.yaml", *overrides, "MODEL.VOCABULARY.EMBEDDINGS", f"{tmp_path}/{name}.npy"))
         assert (f"{name}.npy (MODEL.VOCABULARY.EMBEDDINGS) holds other features" in caplog.text) == told
 
 

@@ -61,9 +61,7 @@ def test_batched_equals_single(heads, features):
             [alone(heads, features, b, int(c)) for b, c in zip(chosen.boxes, chosen.canvas, strict=True)]
         )
         torch.testing.assert_close(stage[role], expected, rtol=1e-4, atol=1e-5)
-        assert (
-            torch.cdist(expected, expected) + torch.eye(len(chosen)) > 1e-3
-        ).all()  # they can be told apart
+        assert (torch.cdist(expected, expected) + torch.eye(len(chosen)) > 1e-3).all()  # they can be told apart
 
 
 def test_roles_do_not_see_each_other(heads, features):
@@ -129,11 +127,7 @@ coordinate = st.floats(-20, 110, width=32)
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.tuples(coordinate, coordinate),
-    st.tuples(st.floats(1, 90), st.floats(1, 90)),
-    st.sampled_from([1, 2, 3]),
-)
+@given(st.tuples(coordinate, coordinate), st.tuples(st.floats(1, 90), st.floats(1, 90)), st.sampled_from([1, 2, 3]))
 def test_boxes_are_pooled_as_by_loops(corner, extent, size):
     plane = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     box = [*corner, corner[0] + extent[0], corner[1] + extent[1]]

@@ -29,9 +29,7 @@ def batch(sampled):
 def test_box_losses_of_the_formulas(cosine_layers, head_losses, batch):
     """Class: masked BCE with the training bias; boxes: L1 on deltas × (10, 10, 5, 5); both over all RoIs."""
     # A mild bias: at -20 every column but the positive ones costs nothing, masked or not.
-    head = cosine_layers(
-        "MODEL.OPEN_VOCAB.TRAIN_BIAS", [-2.0], class_mask=torch.tensor([1.0, 1, 0, 0.01, 1])
-    ).train()
+    head = cosine_layers("MODEL.OPEN_VOCAB.TRAIN_BIAS", [-2.0], class_mask=torch.tensor([1.0, 1, 0, 0.01, 1])).train()
     torch.nn.init.normal_(head.bbox_pred[2].weight, std=0.5)
     x = torch.randn(4, WIDTH)
     result = head_losses(head, x, batch)
@@ -62,9 +60,7 @@ def test_box_losses_of_the_formulas(cosine_layers, head_losses, batch):
 
 
 def test_a_learned_background_is_a_class_of_the_loss(cosine_layers, head_losses, batch):
-    head = cosine_layers(
-        "MODEL.OPEN_VOCAB.ZERO_BACKGROUND", False, class_mask=torch.tensor([1.0, 1, 0, 1, 1])
-    ).train()
+    head = cosine_layers("MODEL.OPEN_VOCAB.ZERO_BACKGROUND", False, class_mask=torch.tensor([1.0, 1, 0, 1, 1])).train()
     x = torch.randn(4, WIDTH)
     result = head_losses(head, x, batch)
     logits, _ = head(x)
@@ -90,9 +86,7 @@ def test_every_parameter_gets_a_gradient_and_no_text(cosine_layers, head_losses,
 
 
 @pytest.mark.parametrize("background", [0, 2])
-def test_batches_without_foreground_are_finite_and_have_a_graph(
-    cosine_layers, sampled, head_losses, background
-):
+def test_batches_without_foreground_are_finite_and_have_a_graph(cosine_layers, sampled, head_losses, background):
     head = cosine_layers().train()
     batch = [sampled([[0, 0, 9, 9]] * background, [CLASSES] * background)]
     result = head_losses(head, torch.randn(background, WIDTH), batch)

@@ -52,8 +52,7 @@ def test_a_file_under_the_data_root(cfg, tmp_path, monkeypatch):
     assert num_classes(filed) == 4 and is_configured(filed)
     expected = torch.from_numpy(array.astype(np.float32))
     torch.testing.assert_close(
-        torch.nn.functional.normalize(vocabulary_embeddings(filed, None)),
-        torch.nn.functional.normalize(expected),
+        torch.nn.functional.normalize(vocabulary_embeddings(filed, None)), torch.nn.functional.normalize(expected)
     )
 
 
@@ -83,14 +82,10 @@ def test_pseudo_words_compare_with_hidden_features(cfg, tiny_json):
     words = ["MODEL.TEXT.WORD_DIM", 16]
     assert vocabulary_embeddings(cfg(*words), None, features="hidden").shape == (4, 16)
     named = cfg(*words, "MODEL.VOCABULARY.NAMES", ["dog"], "MODEL.VOCABULARY.PROMPT", "a")
-    torch.testing.assert_close(
-        vocabulary_embeddings(named, tower, features="hidden"), tower.encode_hidden(["a dog"])
-    )
+    torch.testing.assert_close(vocabulary_embeddings(named, tower, features="hidden"), tower.encode_hidden(["a dog"]))
     with pytest.raises(UserError, match="16 dimensions, but MODEL.TEXT.WORD_DIM is 12: set it to 16"):
         vocabulary_embeddings(
-            cfg(*words, "MODEL.TEXT.WORD_DIM", 12, "MODEL.VOCABULARY.NAMES", ["dog"]),
-            tower,
-            features="hidden",
+            cfg(*words, "MODEL.TEXT.WORD_DIM", 12, "MODEL.VOCABULARY.NAMES", ["dog"]), tower, features="hidden"
         )
 
 

@@ -218,8 +218,7 @@ def test_missing_file_names_the_command(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "array",
-    [np.ones(3), np.ones((2, 3, 4)), np.ones((0, 4)), np.ones((4, 0)), np.ones((2, 3), dtype=np.int64)],
+    "array", [np.ones(3), np.ones((2, 3, 4)), np.ones((0, 4)), np.ones((4, 0)), np.ones((2, 3), dtype=np.int64)]
 )
 def test_wrong_shape_or_type(tmp_path, array):
     np.save(tmp_path / "e.npy", array)
@@ -297,16 +296,7 @@ def test_hidden_features_of_classes(tool, tiny_json, tmp_path):
 
 def test_tool_writes_words(tool, tiny_bert, tmp_path):
     output = tmp_path / "words.npy"
-    arguments = [
-        "--names",
-        "dog,dogs",
-        "--tower",
-        str(tiny_bert),
-        "--features",
-        "words",
-        "--output",
-        str(output),
-    ]
+    arguments = ["--names", "dog,dogs", "--tower", str(tiny_bert), "--features", "words", "--output", str(output)]
     tool.main(["classes", *arguments])
     expected = word_piece_means(build_text_tower(name=str(tiny_bert)), ["dog", "dogs"])
     assert torch.equal(load_embeddings(output, num_classes=2, unit=False), expected)

@@ -68,9 +68,7 @@ def save_open_clip(clip, folder):
 
 
 def save_half_precision(clip, folder):
-    state = {
-        key: value.half() if value.is_floating_point() else value for key, value in clip.state_dict().items()
-    }
+    state = {key: value.half() if value.is_floating_point() else value for key, value in clip.state_dict().items()}
     torch.save(state, folder / "half.pt")
     return folder / "half.pt"
 
@@ -119,14 +117,7 @@ def save_custom_text(clip, folder):
     return folder / "custom.pt"
 
 
-WITH_BOTH = [
-    save_openai,
-    save_open_clip,
-    save_half_precision,
-    save_safetensors,
-    save_clim,
-    save_clim_distributed,
-]
+WITH_BOTH = [save_openai, save_open_clip, save_half_precision, save_safetensors, save_clim, save_clim_distributed]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -280,10 +271,7 @@ def test_hub_name_is_downloaded(clips, tmp_path, monkeypatch):
 
 
 @both_halves
-@pytest.mark.parametrize(
-    "pretrained, link",
-    [("openai", "ViT-B-32.pt"), ("hf-hub:me/clip", "huggingface.co/me/clip")],
-)
+@pytest.mark.parametrize("pretrained, link", [("openai", "ViT-B-32.pt"), ("hf-hub:me/clip", "huggingface.co/me/clip")])
 def test_unreachable_hub_says_what_to_fetch(half, keys, pretrained, link, monkeypatch):
     def offline(source):
         raise FileNotFoundError("no route\nto host")
@@ -299,9 +287,7 @@ def test_unreachable_hub_says_what_to_fetch(half, keys, pretrained, link, monkey
 
 @both_halves
 def test_unknown_tag_or_file(half, keys):
-    with pytest.raises(
-        UserError, match=f"{keys}.PRETRAINED 'opanai' is neither a file nor a tag.*laion2b_s34b"
-    ):
+    with pytest.raises(UserError, match=f"{keys}.PRETRAINED 'opanai' is neither a file nor a tag.*laion2b_s34b"):
         build_half(half, "ViT-B-32", "opanai")
 
 
@@ -310,9 +296,7 @@ def test_unknown_architecture():
         load_clip_visual("ViT-B16", "")
 
 
-@pytest.mark.parametrize(
-    "content, complaint", [("{", "is not valid json"), ("{}", "embed_dim, vision_cfg, text_cfg")]
-)
+@pytest.mark.parametrize("content, complaint", [("{", "is not valid json"), ("{}", "embed_dim, vision_cfg, text_cfg")])
 def test_broken_json(tmp_path, content, complaint):
     (tmp_path / "clip.json").write_text(content)
     with pytest.raises(UserError, match=f"clip.json.*{complaint}") as caught:

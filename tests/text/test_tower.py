@@ -73,9 +73,7 @@ def inner_words(tower, texts):
 def test_words_of_a_text_are_read_as_the_text(any_tower, phrases):
     features = any_tower.encode_words(*inner_words(any_tower, phrases))
     torch.testing.assert_close(normalize(features.embedding), any_tower.encode(phrases), atol=1e-6, rtol=0)
-    torch.testing.assert_close(
-        normalize(features.hidden), any_tower.encode_hidden(phrases), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(normalize(features.hidden), any_tower.encode_hidden(phrases), atol=1e-6, rtol=0)
     assert features.hidden.shape == (4, any_tower.hidden_dim)
     assert (features.embedding.norm(dim=1) - 1).abs().min() > 1e-3  # not normalised
 
@@ -100,9 +98,7 @@ def test_gradients_reach_the_words_that_are_read_and_no_weight(any_tower):
 
 def test_no_sequence(any_tower):
     for length in (0, 3):
-        features = any_tower.encode_words(
-            torch.zeros(0, length, any_tower.word_dim), torch.zeros(0, dtype=torch.int64)
-        )
+        features = any_tower.encode_words(torch.zeros(0, length, any_tower.word_dim), torch.zeros(0, dtype=torch.int64))
         assert features.hidden.shape == (0, any_tower.hidden_dim)
         assert features.embedding.shape == (0, any_tower.dim)
 
@@ -110,9 +106,7 @@ def test_no_sequence(any_tower):
 def test_more_words_than_it_can_read(tower):
     assert tower.context == 20
     tower.encode_words(torch.zeros(1, 18, 16), torch.tensor([18]))
-    with pytest.raises(
-        UserError, match="19 pseudo words is longer than the 18 .*MODEL.METHOD.BARON.PROPOSALS"
-    ):
+    with pytest.raises(UserError, match="19 pseudo words is longer than the 18 .*MODEL.METHOD.BARON.PROPOSALS"):
         tower.encode_words(torch.zeros(1, 19, 16), torch.tensor([19]))
 
 
@@ -156,9 +150,7 @@ def slow(words, real, draws, dropout):
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.lists(st.integers(1, 5), max_size=6), st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]), st.integers(0, 999)
-)
+@given(st.lists(st.integers(1, 5), max_size=6), st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.0]), st.integers(0, 999))
 def test_survivors_close_up_to_the_left(counts, dropout, seed):
     length = max(counts, default=3)
     real = torch.tensor([[i < n for i in range(length)] for n in counts], dtype=torch.bool).view(-1, length)

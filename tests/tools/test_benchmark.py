@@ -280,9 +280,7 @@ def test_peak_of_steps(settings, records, without_tower):
 
 def test_measure_text(settings, records, without_tower):
     rows = texts.measure_text(settings, records)
-    assert [(r["tower"], r["way"]) for r in rows] == [
-        (t, w) for t in texts.TOWERS for w in ("live", "cached")
-    ]
+    assert [(r["tower"], r["way"]) for r in rows] == [(t, w) for t in texts.TOWERS for w in ("live", "cached")]
     # One prefill of 25 captions for each tower's folder; then only the live arms ask.
     live = [asked for asked in without_tower.asked if len(asked) == texts.CAPTIONS_A_STEP]
     assert texts.CAPTIONS_A_STEP == 21
@@ -300,19 +298,7 @@ def test_command_line_prints_and_writes(records, tmp_path, monkeypatch, capsys, 
     monkeypatch.setattr(memory, "peak_of_steps", lambda *_: {"before": 2**20, "peak": next(peaks) * 2**20})
     folder = str(Path(records[0]["file_name"]).parent)
     tool.main(
-        [
-            "--only",
-            "mosaics",
-            "memory",
-            "--images",
-            folder,
-            "--photos",
-            "3",
-            "--repeats",
-            "3",
-            "--canvases",
-            "1",
-        ]
+        ["--only", "mosaics", "memory", "--images", folder, "--photos", "3", "--repeats", "3", "--canvases", "1"]
         + ["--config-file", MINI, "--json", str(tmp_path / "a/b.json")]
     )
     printed = capsys.readouterr().out
@@ -328,11 +314,7 @@ def test_command_line_prints_and_writes(records, tmp_path, monkeypatch, capsys, 
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [
-        (["--repeats", "0"], "--repeats 0"),
-        (["--scale", "1.5"], "--scale 1.5"),
-        (["--only", "speed"], "speed"),
-    ],
+    [(["--repeats", "0"], "--repeats 0"), (["--scale", "1.5"], "--scale 1.5"), (["--only", "speed"], "speed")],
 )
 def test_wrong_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit):
@@ -370,15 +352,7 @@ def test_in_real_processes(tmp_path):
     done = subprocess.run([*command, "--only", "mosaics"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "| 4 x 4   | CLIM, tiles in memory" in done.stdout
-    command += [
-        "--only",
-        "steps",
-        "--config-file",
-        "configs/mini/detic_clim.yaml",
-        "--",
-        "MODEL.TEXT.NAME",
-        "no",
-    ]
+    command += ["--only", "steps", "--config-file", "configs/mini/detic_clim.yaml", "--", "MODEL.TEXT.NAME", "no"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: MODEL.TEXT.NAME 'no'")

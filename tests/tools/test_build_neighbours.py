@@ -150,9 +150,7 @@ def test_command_by_text(coloured, tmp_path, monkeypatch, cached):
     output = tmp_path / "out.npy"
     options = ["--cache", str(tmp_path / "cache")] if cached else []
     for _ in range(1 + cached):  # the second time from the cache
-        tool.main(
-            "--dataset neighbours_test_pairs --by text --k 1".split() + ["--output", str(output), *options]
-        )
+        tool.main("--dataset neighbours_test_pairs --by text --k 1".split() + ["--output", str(output), *options])
         np.testing.assert_array_equal(load_neighbours(output, coloured).rows[:, 0], [2, 3, 0, 1, 2])
     assert json.loads(output.with_suffix(".json").read_text())["by"] == "text"
     assert (tmp_path / "cache").is_dir() == cached

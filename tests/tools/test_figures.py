@@ -54,19 +54,7 @@ def run(command, *arguments, options, output):
 
 
 def test_responses_on_photos_and_a_mosaic(images, options, tmp_path, capsys):
-    arguments = [
-        "--input",
-        *images,
-        "--query",
-        "dog",
-        "a red car",
-        "--mosaic",
-        2,
-        "--tile",
-        1,
-        4,
-        "--boxes",
-    ]
+    arguments = ["--input", *images, "--query", "dog", "a red car", "--mosaic", 2, "--tile", 1, 4, "--boxes"]
     figure = run("responses", *arguments, options=options, output=tmp_path / "sub" / "figure.png")
     # Rows: the mosaic of four and the fifth image, each with two queries.
     assert figure.shape[1] == 3 * (80 + figures.GAP) + figures.GAP
@@ -140,10 +128,7 @@ def test_maps_follow_the_image_and_texts_of_one_meaning_agree(options, tiny_over
         (["responses", "--input", __file__], "--query holds no text"),
         (["responses", "--input", __file__, "--query", " "], "--query holds no text"),
         (["responses", "--input", __file__, "--query", "dog", "--tile", "1"], "give --mosaic too"),
-        (
-            ["responses", "--input", __file__, "--query", "dog", "--mosaic", "2"],
-            "takes 4 images, but .* names 1",
-        ),
+        (["responses", "--input", __file__, "--query", "dog", "--mosaic", "2"], "takes 4 images, but .* names 1"),
         (
             ["responses", "--input", __file__, "--query", "a", "b", "--mosaic", "1", "--tile", "1"],
             "each of the 2 texts",
@@ -182,10 +167,7 @@ def test_titles_come_from_what_differs():
     def titles(*models):
         return figures.model_titles([c for c, _ in models], [w for _, w in models])
 
-    assert titles(("c/detic.yaml", None), ("c/detic_clim.yaml", "x/model_final.pth")) == [
-        "Detic",
-        "Detic + CLIM",
-    ]
+    assert titles(("c/detic.yaml", None), ("c/detic_clim.yaml", "x/model_final.pth")) == ["Detic", "Detic + CLIM"]
     assert titles(("a.yaml", "out/one/m.pth"), ("a.yaml", "out/two/m.pth")) == ["one", "two"]
     assert titles(("a.yaml", "out/m1.pth"), ("a.yaml", "out/m2.pth")) == ["m1.pth", "m2.pth"]
     assert titles(("a.yaml", "x/m.pth"), ("a.yaml", "x/m.pth")) == ["a 1", "a 2"]

@@ -92,10 +92,7 @@ def test_a_word_is_a_noun_by_its_bare_uses():
     assert is_noun("a wug on it", "the wug is here", "they wug")
     assert not is_noun("a wug on it", "the wug is here", *["wug on it"] * 99)
     assert is_noun("a wug on it", "the wug is here", *["the wug and a cat"] * 99)
-    adjectives = ["a blue dog", "the blue dog on", "a dog is", "the dog on"] * 5 + [
-        "the blue on it",
-        "a blue is here",
-    ]
+    adjectives = ["a blue dog", "the blue dog on", "a dog is", "the dog on"] * 5 + ["the blue on it", "a blue is here"]
     assert "blue" not in parse_nouns(adjectives, min_count=1)
 
 
@@ -137,9 +134,7 @@ def test_any_text_and_any_order(captions, random):
     nouns = parse_nouns([*captions, *CORPUS], min_count=1)
     shuffled = [*captions, *CORPUS]
     random.shuffle(shuffled)
-    assert parse_nouns(shuffled, min_count=1) == nouns and list(parse_nouns(shuffled, min_count=1)) == list(
-        nouns
-    )
+    assert parse_nouns(shuffled, min_count=1) == nouns and list(parse_nouns(shuffled, min_count=1)) == list(nouns)
     assert all(count >= 1 and noun == noun.lower().strip() for noun, count in nouns.items())
 
 

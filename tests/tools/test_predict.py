@@ -69,14 +69,7 @@ def test_predictions_are_drawn_and_written(tiny_mini, tiny_cfg, tiny_overrides, 
 def test_a_command_that_read_no_image_fails(tiny_cfg, tiny_overrides, tmp_path, capsys):
     weights = tmp_path / "model.pth"
     torch.save({"model": Detector(tiny_cfg()).model.state_dict()}, weights)
-    arguments = [
-        "--input",
-        str(tmp_path / "gone.jpg"),
-        "--output",
-        str(tmp_path / "out"),
-        "--config-file",
-        CONFIG,
-    ]
+    arguments = ["--input", str(tmp_path / "gone.jpg"), "--output", str(tmp_path / "out"), "--config-file", CONFIG]
     with pytest.raises(UserError, match="None of the images"):
         predict.main([*arguments, "--weights", str(weights), "--opts", *tiny_overrides])
     assert "gone.jpg: missing" in capsys.readouterr().out

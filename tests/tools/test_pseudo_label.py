@@ -91,9 +91,7 @@ def test_labels_equal_a_loop_over_crops(records):
             crop = torch.from_numpy(crop_letterboxed(image, box.astype(float), 16).astype(np.float32))
             pixels = ((crop - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)
             row = encoder.embed_images(pixels[None])[0].tolist()
-            cosines = [
-                np.dot(row, n) / np.linalg.norm(row) / np.linalg.norm(n) for n in nouns_table().tolist()
-            ]
+            cosines = [np.dot(row, n) / np.linalg.norm(row) / np.linalg.norm(n) for n in nouns_table().tolist()]
             assert noun == int(np.argmax(cosines)) and score == pytest.approx(max(cosines), abs=1e-5)
             found += 1
     assert found == 4
@@ -260,12 +258,7 @@ def test_proposals(tiny_cfg):
     image = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
     boxes = proposer(image)
     assert 1 < len(boxes) <= 5 and boxes.dtype == torch.float32
-    assert (
-        (boxes >= 0).all()
-        and (boxes[:, 2] <= 120).all()
-        and (boxes[:, 3] <= 80).all()
-        and boxes[:, 2].max() > 96
-    )
+    assert (boxes >= 0).all() and (boxes[:, 2] <= 120).all() and (boxes[:, 3] <= 80).all() and boxes[:, 2].max() > 96
     assert ((boxes[:, 2:] - boxes[:, :2]).prod(1) >= 100).all()
     assert (box_iou(boxes, boxes) - torch.eye(len(boxes))).max() <= 0.5
     proposer.count = 2
@@ -294,9 +287,7 @@ def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
     captions = "mini_ov_captions"
     parse_nouns.main(["--captions", captions, "--min-count", "2", "--output", str(nouns)])
     categories = json.loads(nouns.read_text())["categories"]
-    assert [c["id"] for c in categories] == list(range(1, len(categories) + 1)) and categories[0][
-        "count"
-    ] >= 2
+    assert [c["id"] for c in categories] == list(range(1, len(categories) + 1)) and categories[0]["count"] >= 2
     with pytest.raises(UserError, match="lower --min-count"):
         parse_nouns.main(["--captions", captions, "--min-count", "99999", "--output", str(nouns)])
     with pytest.raises(UserError, match="neither a registered set nor a json"):
@@ -314,9 +305,7 @@ def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
     assert "8 of 16 images are left to other shards" in capsys.readouterr().out and not output.exists()
     pseudo_label.main([*command, "--shard", "0/2"])
     content = json.loads(output.read_text())
-    assert (
-        f"boxes of {len({a['category_id'] for a in content['annotations']})} nouns" in capsys.readouterr().out
-    )
+    assert f"boxes of {len({a['category_id'] for a in content['annotations']})} nouns" in capsys.readouterr().out
     assert len(content["images"]) == 16 and len(content["categories"]) == len(categories)
     assert {a["category_id"] for a in content["annotations"]} <= {c["id"] for c in categories}
     output.unlink()

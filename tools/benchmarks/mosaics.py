@@ -27,9 +27,7 @@ class ReleasedOrder:
         partners: gives the fitted image of a record; the release keeps a memory of 1,024 of them.
     """
 
-    def __init__(
-        self, records: Sequence[dict], *, n: int, partners: Callable[[int], np.ndarray] | None = None
-    ):
+    def __init__(self, records: Sequence[dict], *, n: int, partners: Callable[[int], np.ndarray] | None = None):
         self.records, self.n = records, n
         self.partner = partners or self.fitted
 
@@ -59,9 +57,7 @@ def full_decode(file_name, *, fmt="BGR", at_least=None):
 
 def mosaic_arms(settings: Settings, records: Sequence[dict], n: int) -> dict[str, Callable[[], Run]]:
     """One run of each way to make ``settings.canvases`` canvases of n x n tiles, always the same ones."""
-    clim = canvas_mapper.CanvasMapper(
-        records, grids=[n], short=CANVAS, long=CANVAS, flip=0.5, seed=0, stream=0
-    )
+    clim = canvas_mapper.CanvasMapper(records, grids=[n], short=CANVAS, long=CANVAS, flip=0.5, seed=0, stream=0)
     released = ReleasedOrder(records, n=n)
     remembering = ReleasedOrder(records, n=n, partners=functools.cache(released.fitted))
     stages = Stages()
@@ -96,9 +92,7 @@ def measure_mosaics(settings: Settings, records: Sequence[dict]) -> list[dict]:
         arms = mosaic_arms(settings, records, n)
         by_grid.append(interleaved(arms, repeats=settings.repeats, title=f"mosaics {n} x {n}"))
         rows += mosaic_rows(f"{n} x {n}", by_grid[-1], canvases=settings.canvases)
-    everything = {
-        name: [joined(runs) for runs in zip(*(g[name] for g in by_grid), strict=True)] for name in by_grid[0]
-    }
+    everything = {name: [joined(runs) for runs in zip(*(g[name] for g in by_grid), strict=True)] for name in by_grid[0]}
     return rows + mosaic_rows("2, 3, 4", everything, canvases=settings.canvases * len(GRIDS))
 
 

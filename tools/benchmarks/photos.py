@@ -52,9 +52,7 @@ def records_of(paths: Sequence[Path]) -> list[dict]:
                 "image_id": i,
                 "annotations": [
                     {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": int(c), "iscrowd": 0}
-                    for box, c in zip(
-                        np.hstack([corner, extent]).tolist(), rng.integers(0, 48, 7), strict=True
-                    )
+                    for box, c in zip(np.hstack([corner, extent]).tolist(), rng.integers(0, 48, 7), strict=True)
                 ],
                 "captions": [f"{i} {k} " + " ".join(rng.choice(words, 8)) for k in range(5)],
                 "tags": rng.choice(48, 3, replace=False).tolist(),

@@ -18,12 +18,7 @@ from .stopwatch import REST, Run, Spread, Stages, interleaved, measure, paired_r
 
 SMALLEST_SIDE = 32  # px, of scaled inputs
 # Table 1a and its stacked rows: (detection, captions, mosaics) a GPU and step. The first is the reference.
-STEPS = {
-    "baseline 2+4": (2, 4, 0),
-    "CLIM 2+2+2": (2, 2, 2),
-    "stacked 2+20": (2, 20, 0),
-    "stacked 2+32": (2, 32, 0),
-}
+STEPS = {"baseline 2+4": (2, 4, 0), "CLIM 2+2+2": (2, 2, 2), "stacked 2+20": (2, 20, 0), "stacked 2+32": (2, 32, 0)}
 PARTS = (
     "data", "backbone", "proposals", "pooling + head", "texts", "losses", "backward", "optimiser", REST
 )  # fmt: skip
@@ -149,9 +144,7 @@ def measure_steps(settings: Settings, records: Sequence[dict]) -> list[dict]:
         mock.patch.object(torch.nn.utils, "clip_grad_norm_", stages.timed("optimiser", clip)),
         mock.patch.object(torch.Tensor, "backward", stages.timed("backward", torch.Tensor.backward)),
     ):
-        runs = interleaved(
-            {name: arm(batch) for name, batch in STEPS.items()}, repeats=settings.repeats, title="steps"
-        )
+        runs = interleaved({name: arm(batch) for name, batch in STEPS.items()}, repeats=settings.repeats, title="steps")
     return step_rows(runs, key=settings.seconds)
 
 

@@ -85,9 +85,7 @@ def measure(function: Callable[[], object], *, stages: Stages | None = None, syn
     wall, cpu = time.perf_counter(), time.process_time()
     function()
     synchronise()
-    return Run(
-        time.perf_counter() - wall, time.process_time() - cpu, stages.take() if stages is not None else {}
-    )
+    return Run(time.perf_counter() - wall, time.process_time() - cpu, stages.take() if stages is not None else {})
 
 
 def interleaved(arms: Mapping[str, Callable[[], Run]], *, repeats: int, title: str) -> dict[str, list[Run]]:

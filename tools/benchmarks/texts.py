@@ -37,8 +37,7 @@ def measure_text(settings: Settings, records: Sequence[dict]) -> list[dict]:
         arms = {"live": arm(tower), "cached": arm(cache)}
         runs = interleaved(arms, repeats=settings.repeats, title=title)
         rates = {
-            way: [CAPTIONS_A_STEP * len(batches) / getattr(r, settings.seconds) for r in runs[way]]
-            for way in arms
+            way: [CAPTIONS_A_STEP * len(batches) / getattr(r, settings.seconds) for r in runs[way]] for way in arms
         }
         for way in arms:
             rows.append(

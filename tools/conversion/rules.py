@@ -53,8 +53,7 @@ def kept(official: str, ours: str, *names: str, optional: bool = False) -> list[
     """Only the prefixes change, from ``official`` to ``ours``."""
     slots = [re.sub("<.*?>", "<>", name) for name in names]
     return [
-        Rule(f"{official}{name}", f"{ours}{slot}", optional=optional)
-        for name, slot in zip(names, slots, strict=True)
+        Rule(f"{official}{name}", f"{ours}{slot}", optional=optional) for name, slot in zip(names, slots, strict=True)
     ]
 
 
@@ -179,8 +178,7 @@ _ALL = [
     Kind(
         name="ovrcnn",
         what="OVR-CNN's detector (maskrcnn-benchmark)",
-        arguments="--eval-only --config-file configs/OVRCNN_C4.yaml "
-        "MODEL.ANCHOR_GENERATOR.NAME RoundedAnchorGenerator",
+        arguments="--eval-only --config-file configs/OVRCNN_C4.yaml MODEL.ANCHOR_GENERATOR.NAME RoundedAnchorGenerator",
         fits=lambda state: f"{BOX}predictor.emb_pred.weight" in state,
         rules=OVRCNN,
         left_out={

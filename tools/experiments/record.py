@@ -33,9 +33,7 @@ def holding(output: Path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(
-                f"{output}: another training is still writing there; wait for it or stop it."
-            ) from error
+            raise UserError(f"{output}: another training is still writing there; wait for it or stop it.") from error
         yield file.fileno()
 
 

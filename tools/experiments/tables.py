@@ -65,9 +65,7 @@ class Section(NamedTuple):
 
 def tables_command(sections: Mapping[str, Section], *, tool: str, description: str) -> None:
     """The command line of a tool that trains all rows of ``sections``, by title, and writes their tables."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("output") / tool)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
@@ -125,11 +123,7 @@ def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> d
         job.result()
     if row.prepare is not None:
         row.prepare(output, seed)
-    origins = [
-        word
-        for key, origin, file in row.starts_from
-        for word in (key, str(origin.folder(output, seed) / file))
-    ]
+    origins = [word for key, origin, file in row.starts_from for word in (key, str(origin.folder(output, seed) / file))]
     return run_training(
         CONFIGS / row.config,
         output=row.folder(output, seed),
@@ -138,18 +132,13 @@ def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> d
     )
 
 
-def markdown(
-    rows: Mapping[str, Row], *, output: Path, seeds: Sequence[int], metrics: Mapping[str, str]
-) -> list[str]:
+def markdown(rows: Mapping[str, Row], *, output: Path, seeds: Sequence[int], metrics: Mapping[str, str]) -> list[str]:
     """Lines of a table: mean ± standard deviation over the seeds that have been run, and the first metric by seed.
 
     ``metrics``: {key of a run's results: heading}.
     """
     first = next(iter(metrics))
-    lines = [
-        f"| | {' | '.join(metrics.values())} | {metrics[first]}, by seed |",
-        "|---" * (len(metrics) + 2) + "|",
-    ]
+    lines = [f"| | {' | '.join(metrics.values())} | {metrics[first]}, by seed |", "|---" * (len(metrics) + 2) + "|"]
     for name, row in rows.items():
         found = [finished(row.folder(output, seed)) for seed in seeds]
         cells = [*(spread(found, metric) for metric in metrics), by_seed(found, first)]

@@ -23,10 +23,7 @@ from clim.files import data_root, read_json_or_none
 from .record import holding, open_record, settings_of, write_record
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
-REPORTS = (
-    "ov_coco_results.json",
-    "region_results.json",
-)  # written by the evaluators of detections and of regions
+REPORTS = ("ov_coco_results.json", "region_results.json")  # written by the evaluators of detections and of regions
 POLL_SECONDS = 1.0
 TAIL_LINES = 15
 
@@ -105,9 +102,7 @@ def run_training(
                     process.terminate()
                     process.wait()
         if process.returncode != 0:
-            raise UserError(
-                f"{config} stopped with exit code {process.returncode}; {log} ends:\n{log_tail(log)}"
-            )
+            raise UserError(f"{config} stopped with exit code {process.returncode}; {log} ends:\n{log_tail(log)}")
         record["results"] = _evaluation(output, cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else {}
         write_record(output, record)
     progress(Progress("finished"))
@@ -185,7 +180,5 @@ def _evaluation(output: Path, dataset: str) -> dict:
     folder = output / "inference" / dataset
     report = next(filter(None, (read_json_or_none(folder / name) for name in REPORTS)), None)
     if report is None:
-        raise UserError(
-            f"{folder} holds none of {', '.join(REPORTS)}: the training ended without an evaluation."
-        )
+        raise UserError(f"{folder} holds none of {', '.join(REPORTS)}: the training ended without an evaluation.")
     return {**report["summary"], "per_class": report["per_class"]}

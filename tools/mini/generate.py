@@ -43,9 +43,7 @@ SPLITS = tuple(DEFAULT_SIZES)
 ATTRIBUTION = "OpenMoji drawings, CC BY-SA 4.0 (openmoji.org), on sample photos of scikit-image"
 
 
-def draw_image(
-    seed: int, split: str, index: int, *, novel_in_scenes: float
-) -> tuple[LabelledImage, list[str]]:
+def draw_image(seed: int, split: str, index: int, *, novel_in_scenes: float) -> tuple[LabelledImage, list[str]]:
     """Image ``index`` of a split and its captions (none for ``train`` and ``val``)."""
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     if split == "pairs":

@@ -100,9 +100,7 @@ def photo(name: str) -> np.ndarray:
     path = Path(util.find_spec("skimage").origin).parent / "data" / name
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise UserError(
-            f"the installed scikit-image has no photo data/{name}: pip install -r requirements.txt"
-        )
+        raise UserError(f"the installed scikit-image has no photo data/{name}: pip install -r requirements.txt")
     return image
 
 
@@ -190,9 +188,7 @@ def draw(
     return LabelledImage(background, mask, [int(c) for c in concepts[: len(corners)]])
 
 
-def draw_scene(
-    rng: np.random.Generator, *, photos: Sequence[str], novel_share: float | None = None
-) -> LabelledImage:
+def draw_scene(rng: np.random.Generator, *, photos: Sequence[str], novel_share: float | None = None) -> LabelledImage:
     """One to six small objects on a photo.
 
     ``novel_share`` is the probability that an object is novel; None draws all 65 concepts alike. Where it

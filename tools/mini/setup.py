@@ -23,9 +23,7 @@ def set_up_mini(root: Path, *, seed: int, **sizes) -> dict:
     """Make under ``root`` what configs/mini expects; what is there already is kept. Returns build_mini's summary."""
     summary = build_mini(root, seed=seed, **sizes)
     write_class_embeddings(root)
-    cache = CaptionCache(
-        LazyTower(name="minilm", pretrained="", directory=root / CAPTION_CACHE), root / CAPTION_CACHE
-    )
+    cache = CaptionCache(LazyTower(name="minilm", pretrained="", directory=root / CAPTION_CACHE), root / CAPTION_CACHE)
     for name in ("pairs", "cluttered"):
         content = json.loads((root / "mini/annotations" / f"captions_{name}_tags.json").read_text())
         cache.prefill([caption for image in content["images"] for caption in image["captions"]])

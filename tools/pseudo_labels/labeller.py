@@ -74,9 +74,7 @@ class PseudoLabeller:
         self.propose, self.encoder, self.min_score = propose, encoder.eval(), min_score
         self.device = next(encoder.parameters()).device
         self.nouns = nouns.to(self.device)
-        self.mean, self.std = (
-            torch.tensor(v, device=self.device).view(3, 1, 1) for v in (pixel_mean, pixel_std)
-        )
+        self.mean, self.std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (pixel_mean, pixel_std))
         self.input_format = input_format
 
     @torch.no_grad()

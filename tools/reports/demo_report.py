@@ -73,9 +73,7 @@ def write_demo_report(
         runs=runs,
         examples=_examples(folder, configs),
         examples_note=EXAMPLES_NOTE,
-        mosaics=[
-            Example("Mosaics as the network saw them", mosaic_of_each_grid(configs["detic_clim"], seed=seed))
-        ],
+        mosaics=[Example("Mosaics as the network saw them", mosaic_of_each_grid(configs["detic_clim"], seed=seed))],
         seconds={TITLES.get(step, step.capitalize()): value for step, value in seconds.items()},
         notes=NOTES,
         commands=commands,
@@ -103,15 +101,11 @@ def _examples(folder: Path, configs: Mapping) -> list[Example]:
         cfg.MODEL.WEIGHTS = str(folder / name / "model_final.pth")
         predictors[TITLES[name]] = Detector(cfg)
     dataset = cfg.DATASETS.TEST[0]
-    shown = [
-        compare(record, dataset, predictors, **SHOWN) for record in most_novel(dataset, count=NUM_EXAMPLES)
-    ]
+    shown = [compare(record, dataset, predictors, **SHOWN) for record in most_novel(dataset, count=NUM_EXAMPLES)]
     (folder / "examples").mkdir(exist_ok=True)
     for number, example in enumerate(shown, start=1):
         titles, images = zip(*example.panels, strict=True)
-        row = sheet(
-            [[Panel(image) for image in images]], titles, panel=max(image.shape[1] for image in images)
-        )
+        row = sheet([[Panel(image) for image in images]], titles, panel=max(image.shape[1] for image in images))
         Image.fromarray(row).save(folder / "examples" / f"{number}.jpg", quality=90)
     return shown
 
@@ -129,13 +123,7 @@ def novel_classes(dataset: str) -> set[int]:
 
 
 def compare(
-    record: dict,
-    dataset: str,
-    predictors: Mapping[str, Detector],
-    *,
-    threshold: float,
-    overlap: float,
-    top: int,
+    record: dict, dataset: str, predictors: Mapping[str, Detector], *, threshold: float, overlap: float, top: int
 ) -> Example:
     """One image with its ground truth, then with what each of {title: predictor} finds in it.
 
@@ -189,7 +177,6 @@ def draw_canvas(canvas: dict, *, image_format: str, side: int = 768) -> np.ndarr
     image, scale = enlarge(ordered(canvas["image"].permute(1, 2, 0).numpy(), image_format), side=side)
     boxes, size = tiles.boxes.numpy() * scale, label_size(image)
     texts = [
-        shortened(text, width=box[2] - box[0] - size, size=size)
-        for text, box in zip(tiles.drawn, boxes, strict=True)
+        shortened(text, width=box[2] - box[0] - size, size=size) for text, box in zip(tiles.drawn, boxes, strict=True)
     ]
     return draw_boxes(image, boxes, texts, colours=class_colours(len(tiles)), labels_inside=True, side=side)

@@ -115,15 +115,7 @@ def name_regions(image: np.ndarray, classes: np.ndarray, names: Sequence[str], *
             place = _room(parts[y : y + h, x : x + w] == part, width=width, height=1.2 * size + 2 * STROKE)
             if place is not None:
                 at = (x + place[0], y + place[1])
-                draw.text(
-                    at,
-                    names[k],
-                    fill=WHITE,
-                    font=letters,
-                    anchor="mm",
-                    stroke_width=STROKE,
-                    stroke_fill=BLACK,
-                )
+                draw.text(at, names[k], fill=WHITE, font=letters, anchor="mm", stroke_width=STROKE, stroke_fill=BLACK)
     return np.asarray(page)
 
 

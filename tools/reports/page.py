@@ -107,8 +107,7 @@ def _results_table(runs: Sequence[Run]) -> str:
 def _class_table(runs: Sequence[Run]) -> str:
     """AP50 of every novel class, the last run's best ones first."""
     scores = [
-        {row["class"]: row for row in run.results.get("per_class", []) if row["split"] == "novel"}
-        for run in runs
+        {row["class"]: row for row in run.results.get("per_class", []) if row["split"] == "novel"} for run in runs
     ]
     names = {name: row["num_gt"] for by_class in scores for name, row in by_class.items()}
 
@@ -175,17 +174,14 @@ def _seconds_table(seconds: dict[str, float]) -> str:
 
 
 def _commands(commands: Iterable[tuple[str, str]]) -> str:
-    return "".join(
-        f"<p>{_text(what)}</p><pre><code>{escape(command)}</code></pre>" for what, command in commands
-    )
+    return "".join(f"<p>{_text(what)}</p><pre><code>{escape(command)}</code></pre>" for what, command in commands)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Cells are HTML already; all columns but the first are numbers."""
     cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>"
-        for row in rows
+        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>'
 

@@ -37,9 +37,7 @@ def sheet(
     head, line = round(panel / 17) + 4, round(panel / 20)
     top = round(head * 1.7)
     heads = [round(line * 1.9) if any(p.text for p in row) else 0 for row in rows]
-    heights = [
-        above + max(p.image.shape[0] for p in row) + GAP for above, row in zip(heads, rows, strict=True)
-    ]
+    heights = [above + max(p.image.shape[0] for p in row) + GAP for above, row in zip(heads, rows, strict=True)]
     width = len(titles) * (panel + GAP) + GAP
     height = top + sum(heights) + (footer.shape[0] + GAP if footer is not None else 0)
     page = Image.new("RGB", (width, height), WHITE)
@@ -74,9 +72,7 @@ def response_legend(*, width: int, size: int, note: str) -> np.ndarray:
     return np.asarray(strip)
 
 
-def class_legend(
-    names: Sequence[str], colours: Sequence, *, width: int, size: int, note: str = ""
-) -> np.ndarray:
+def class_legend(names: Sequence[str], colours: Sequence, *, width: int, size: int, note: str = "") -> np.ndarray:
     """Swatches with names in as many columns as fit into ``width`` px, then a line with ``note``."""
     swatch, step = size, round(size * 1.7)
     column = min(round(max(map(font(size).getlength, names), default=0)) + swatch * 3, width)

@@ -77,9 +77,7 @@ class Detector:
         names = list(names)
         if not names or (embeddings is not None and len(embeddings) != len(names)):
             count = "" if embeddings is None else f" and {len(embeddings)} embeddings"
-            raise UserError(
-                f"{len(names)} class names{count} were given: give one or more names, and as many of both."
-            )
+            raise UserError(f"{len(names)} class names{count} were given: give one or more names, and as many of both.")
         if embeddings is None:
             embeddings = self.embed(names)
         novel = self._novel_among(names)

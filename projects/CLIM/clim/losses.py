@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def cosine_logits(
-    regions: Tensor, texts: Tensor, *, temperature: Tensor | float, bias: Tensor | float = 0.0
-) -> Tensor:
+def cosine_logits(regions: Tensor, texts: Tensor, *, temperature: Tensor | float, bias: Tensor | float = 0.0) -> Tensor:
     """``temperature * cos(regions (R, D), texts (C, D)) + bias`` as (R, C) float32, inside autocast too.
 
     A zero text row (Detic's background) gives the logit ``bias``.
@@ -65,9 +63,7 @@ def one_hot_per_tag_bce(logits: Tensor, targets: Tensor) -> Tensor:
     return (F.softplus(logits).sum(1) - mean_positive) * (count > 0)
 
 
-def sampled_class_bce(
-    regions: Tensor, labels: Tensor, classes: Tensor, sampled: Tensor, *, scale: float
-) -> Tensor:
+def sampled_class_bce(regions: Tensor, labels: Tensor, classes: Tensor, sampled: Tensor, *, scale: float) -> Tensor:
     """Mean over regions of Σ_s BCE(scale · cos(region_r, class_s), 1[s = label_r]), a scalar (CLIPSelf's RegionCLIP).
 
     Args:
@@ -98,9 +94,7 @@ def masked_class_bce(logits: Tensor, gt_classes: Tensor, class_mask: Tensor) -> 
     return (bce * class_mask).sum() / num_regions
 
 
-def masked_softmax_ce(
-    logits: Tensor, gt_classes: Tensor, has_boxes: Tensor, *, background_weight: float
-) -> Tensor:
+def masked_softmax_ce(logits: Tensor, gt_classes: Tensor, has_boxes: Tensor, *, background_weight: float) -> Tensor:
     """Box-supervised class loss of F-VLM: Σ_r w_r · (-log softmax(logits_r)[gt_r]) / R, a scalar.
 
     The softmax runs over the classes with boxes and the background; w is ``background_weight`` for background
@@ -123,13 +117,7 @@ def masked_softmax_ce(
 
 
 def symmetric_info_nce(
-    images: Tensor,
-    texts: Tensor,
-    all_images: Tensor,
-    all_texts: Tensor,
-    *,
-    scale: Tensor | float,
-    start: int = 0,
+    images: Tensor, texts: Tensor, all_images: Tensor, all_texts: Tensor, *, scale: Tensor | float, start: int = 0
 ) -> Tensor:
     """½ [CE(scale · images · all_textsᵀ, y) + CE(scale · texts · all_imagesᵀ, y)], y_r = r + ``start``, a scalar.
 
@@ -148,9 +136,7 @@ def symmetric_info_nce(
     return (to_texts + to_images) / 2
 
 
-def matched_contrast(
-    regions: Tensor, region_ids: Tensor, texts: Tensor, text_ids: Tensor, *, scale: float
-) -> Tensor:
+def matched_contrast(regions: Tensor, region_ids: Tensor, texts: Tensor, text_ids: Tensor, *, scale: float) -> Tensor:
     """½ [ℓ(S, Y) + ℓ(Sᵀ, Yᵀ)], S = scale · regions · textsᵀ, Y = 1 where image ids match, a scalar (BARON, baron §5).
 
     ℓ(S, Y) is the mean over rows of -Σ_c Y_rc · log softmax(S_r)_c / (Σ_c Y_rc + 1e-6): with one positive a row it is

@@ -125,14 +125,10 @@ def test_images_of_native_size_are_embedded_as_by_open_clip(full, tiny):
             torch.testing.assert_close(embedded, visual(images(size, size, batch=2)), rtol=0, atol=1e-5)
 
 
-def test_images_of_other_sizes_are_embedded_as_by_a_tower_of_that_size(
-    tiny, tiny_json, random_clip, slow_positions
-):
+def test_images_of_other_sizes_are_embedded_as_by_a_tower_of_that_size(tiny, tiny_json, random_clip, slow_positions):
     large = random_clip(tiny_json("vit", vision={"image_size": 56})).visual
     state = tiny.state_dict()
-    large.load_state_dict(
-        state | {"positional_embedding": slow_positions(state["positional_embedding"], (7, 7))}
-    )
+    large.load_state_dict(state | {"positional_embedding": slow_positions(state["positional_embedding"], (7, 7))})
     with torch.no_grad():
         embedded = ClipViT(visual=tiny, unlocked_blocks=2).embed_images(images(56, 56))
         torch.testing.assert_close(embedded, large(images(56, 56)), rtol=0, atol=1e-5)
@@ -166,13 +162,9 @@ def test_the_release_trains_the_last_six_blocks(full):
     encoder = ClipViT(visual=full, unlocked_blocks=6)
     learning = {n for n, p in encoder.named_parameters() if p.requires_grad}
     assert learning == {
-        n
-        for n, _ in encoder.named_parameters()
-        if n.split(".resblocks.")[-1].split(".")[0] in "6 7 8 9 10 11".split()
+        n for n, _ in encoder.named_parameters() if n.split(".resblocks.")[-1].split(".")[0] in "6 7 8 9 10 11".split()
     }
-    assert (
-        sum(p.numel() for p in encoder.parameters() if p.requires_grad) == 42_527_232
-    )  # 42.5 M, clip_fvlm §2
+    assert sum(p.numel() for p in encoder.parameters() if p.requires_grad) == 42_527_232  # 42.5 M, clip_fvlm §2
 
 
 @pytest.mark.parametrize("unlocked", range(5))

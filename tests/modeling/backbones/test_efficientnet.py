@@ -136,21 +136,14 @@ def test_the_map_is_the_detectors(encoder, images):
 
 
 def test_images_regions_and_locations_share_the_last_blocks_and_the_projection(encoder, images):
-    boxes = [
-        Boxes(torch.tensor([[0.0, 0, 50, 60]])),
-        Boxes(torch.tensor([[10.0, 5, 90, 60], [0, 0, 96, 64]])),
-    ]
+    boxes = [Boxes(torch.tensor([[0.0, 0, 50, 60]])), Boxes(torch.tensor([[10.0, 5, 90, 60], [0, 0, 96, 64]]))]
     with torch.no_grad():
         features = encoder.features(images)
         whole = last_blocks(features["dense"])
         tensors = [b.tensor for b in boxes]
-        pooled = roi_align(
-            features["dense"], tensors, 7, spatial_scale=1 / 16, sampling_ratio=-1, aligned=True
-        )
+        pooled = roi_align(features["dense"], tensors, 7, spatial_scale=1 / 16, sampling_ratio=-1, aligned=True)
         close = {"rtol": 1e-4, "atol": 1e-4}
-        torch.testing.assert_close(
-            encoder.embed_images(images), encoder.projection(whole.mean((2, 3))), **close
-        )
+        torch.testing.assert_close(encoder.embed_images(images), encoder.projection(whole.mean((2, 3))), **close)
         (regions,) = encoder.embed_stages(features, boxes)
         expected = encoder.projection(last_blocks(pooled).mean((2, 3)))
         torch.testing.assert_close(regions, expected, **close)
@@ -187,10 +180,7 @@ def test_regions_v1_are_pooled_from_the_dense_map():
     torch.manual_seed(4)
     encoder = EfficientNetLite0(dim=6, unlocked_blocks=0, regions="v1").eval()
     features = encoder.features(torch.randn(2, 3, 128, 96))
-    boxes = [
-        Boxes(torch.tensor([[0.0, 0, 96, 128], [10, 20, 60, 90]])),
-        Boxes(torch.tensor([[32.0, 32, 64, 64]])),
-    ]
+    boxes = [Boxes(torch.tensor([[0.0, 0, 96, 128], [10, 20, 60, 90]])), Boxes(torch.tensor([[32.0, 32, 64, 64]]))]
     (rows,) = encoder.embed_stages(features, boxes)
     dense = encoder.dense(features)
     torch.testing.assert_close(rows[0], dense[0].mean((1, 2)))  # the whole image: all locations count alike

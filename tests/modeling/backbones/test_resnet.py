@@ -181,9 +181,7 @@ def test_layer4_and_the_pools_queries_keys_and_positions_learn(tiny_json, random
     features = encoder.features(images(64, 96, batch=2))
     (embedded,) = encoder.embed_stages(features, BOXES)
     (embedded[:, 0].sum() + encoder.embed_images(images(96, 96))[:, 0].sum()).backward()
-    assert {
-        n.removeprefix("visual.") for n, p in encoder.named_parameters() if p.grad is not None
-    } == learning
+    assert {n.removeprefix("visual.") for n, p in encoder.named_parameters() if p.grad is not None} == learning
 
 
 def test_layers_below_layer4_leave_no_graph(tiny):
@@ -239,9 +237,7 @@ def caffe2_name(name):
     """What MSRA's file calls a weight of Detectron2's ResNet."""
     parts = name.split(".")
     if parts[0] == "stem":
-        return (
-            "conv1_w" if parts[2] == "weight" else "res_conv1_bn_" + {"weight": "s", "bias": "b"}[parts[-1]]
-        )
+        return "conv1_w" if parts[2] == "weight" else "res_conv1_bn_" + {"weight": "s", "bias": "b"}[parts[-1]]
     stage, block, conv = parts[:3]
     branch = "branch1" if conv == "shortcut" else f"branch2{'abc'[int(conv[-1]) - 1]}"
     kind = "w" if parts[3] == "weight" else "bn_" + {"weight": "s", "bias": "b"}[parts[-1]]

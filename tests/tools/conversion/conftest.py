@@ -16,11 +16,7 @@ TINY_RESNET = (
     "TEST.DETECTIONS_PER_IMAGE", 10_000,
 )  # fmt: skip
 SIZES = (32, 64, 128, 256, 512)
-EXACT = [
-    (0.5**-0.5, 0.5**0.5),
-    (1, 1),
-    (0.5**0.5, 0.5**-0.5),
-]  # width, height of a square with height / width .5, 1, 2
+EXACT = [(0.5**-0.5, 0.5**0.5), (1, 1), (0.5**0.5, 0.5**-0.5)]  # width, height of a square with height / width .5, 1, 2
 ROUNDED = [(23 / 16, 12 / 16), (1, 1), (11 / 16, 22 / 16)]
 
 

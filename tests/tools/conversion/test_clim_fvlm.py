@@ -129,9 +129,7 @@ class OfficialFVLM:
         x = torch.zeros(len(boxes), CHANNELS, 7, 7)
         for level in range(4):
             mine = levels == level
-            pooled = roi_align(
-                maps[level], rois[mine], 7, 1 / (4 * 2**level), sampling_ratio=-1, aligned=True
-            )
+            pooled = roi_align(maps[level], rois[mine], 7, 1 / (4 * 2**level), sampling_ratio=-1, aligned=True)
             x[mine] = pooled
         for i in range(4):
             x = self.run(f"{HEAD}shared_convs.{i}", x).relu()
@@ -150,9 +148,7 @@ class OfficialFVLM:
         weight[list(BASE_INDICES)] = 0.1
         scores = p[:, :-1] ** (1 - weight) * q[:, :-1] ** weight
         boxes = official.moved(boxes, deltas * torch.tensor([0.1, 0.1, 0.2, 0.2]))
-        return official.detections(
-            official.clipped(boxes, size), scores.logit().float(), threshold=1e-4, overlap=0.4
-        )
+        return official.detections(official.clipped(boxes, size), scores.logit().float(), threshold=1e-4, overlap=0.4)
 
 
 @pytest.fixture(scope="module")

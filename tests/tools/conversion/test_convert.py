@@ -71,9 +71,7 @@ def test_other_shapes_are_told():
 
 
 def test_another_backbone_is_refused():
-    with pytest.raises(
-        UserError, match=r"backbone has 1 tensors that kind plain does not know, backbone\.layer3"
-    ):
+    with pytest.raises(UserError, match=r"backbone has 1 tensors that kind plain does not know, backbone\.layer3"):
         convert(whole(**{"backbone.layer3.22.w": torch.ones(1)}), PLAIN)
 
 
@@ -81,9 +79,7 @@ def test_layers_of_several_files_are_told():
     rules = [Rule("w", "res2.conv1.weight"), Rule("n", "res2.conv1.norm.weight")]
     kind = Kind(name="r", what="", arguments="", fits=lambda state: True, rules=rules, left_out={})
     convert({"w": torch.ones(4, 3, 1, 1), "n": torch.ones(4)}, kind)
-    with pytest.raises(
-        UserError, match=r"res2\.conv1\.norm\.weight has 5 channels, but the convolution before it 4"
-    ):
+    with pytest.raises(UserError, match=r"res2\.conv1\.norm\.weight has 5 channels, but the convolution before it 4"):
         convert({"w": torch.ones(4, 3, 1, 1), "n": torch.ones(5)}, kind)
 
 

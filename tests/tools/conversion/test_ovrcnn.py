@@ -36,12 +36,8 @@ def first_stage(detector):
         if name.startswith(detector.res5):
             state["backbone.body.layer4." + name.removeprefix(detector.res5)] = tensor
     for name in ("weight", "bias"):
-        state[f"mmss_heads.GroundingHead.v2l_projection.{name}"] = detector.state[
-            f"{PREDICTOR}emb_pred.{name}"
-        ]
-        state[f"mmss_heads.TransformerHead.v2l_projection.{name}"] = detector.state[
-            f"{PREDICTOR}emb_pred.{name}"
-        ]
+        state[f"mmss_heads.GroundingHead.v2l_projection.{name}"] = detector.state[f"{PREDICTOR}emb_pred.{name}"]
+        state[f"mmss_heads.TransformerHead.v2l_projection.{name}"] = detector.state[f"{PREDICTOR}emb_pred.{name}"]
     state["mmss_heads.TransformerHead.heads.imagePredictions.decoder.weight"] = torch.ones(DIM, DIM)
     state["language_backbone.body.embeddings"] = torch.ones(9, DIM)
     return {f"module.{name}": tensor for name, tensor in state.items()}

@@ -92,9 +92,7 @@ def test_pairs_and_words_are_scored_as_by_the_official_transformer():
     ours = MultimodalTransformer(
         dim=DIM, vocabulary=VOCABULARY, layers=LAYERS, heads=HEADS, dropout=0.1, mask_padding=False
     ).eval()
-    weights = {
-        row.ours.removeprefix("method.transformer."): row.change(state[name]) for name, row in rows.items()
-    }
+    weights = {row.ours.removeprefix("method.transformer."): row.change(state[name]) for name, row in rows.items()}
     ours.load_state_dict(weights)
 
     torch.manual_seed(1)
@@ -111,6 +109,4 @@ def test_pairs_and_words_are_scored_as_by_the_official_transformer():
                 torch.testing.assert_close(matched[i], features[:5], rtol=1e-4, atol=1e-4)
                 embeddings = torch.randn(VOCABULARY, DIM)
                 expected = slow.words(features[:5], embeddings)
-                torch.testing.assert_close(
-                    ours.word_logits(matched[i], embeddings), expected, rtol=1e-4, atol=1e-4
-                )
+                torch.testing.assert_close(ours.word_logits(matched[i], embeddings), expected, rtol=1e-4, atol=1e-4)

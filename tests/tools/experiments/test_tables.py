@@ -7,17 +7,7 @@ import threading
 import pytest
 
 from experiments import tables
-from experiments.tables import (
-    Row,
-    Section,
-    by_seed,
-    datasets_of,
-    markdown,
-    report,
-    run_rows,
-    spread,
-    tables_command,
-)
+from experiments.tables import Row, Section, by_seed, datasets_of, markdown, report, run_rows, spread, tables_command
 
 START = Row("start.yaml")
 FIRST = Row("tuned.yaml", ("A.B", 1), starts_from=(("MODEL.WEIGHTS", START, "model_final.pth"),))
@@ -42,9 +32,7 @@ def ran(monkeypatch):
 def test_every_row_is_trained_once_after_what_it_needs(tmp_path, ran, jobs):
     run_rows([(LAST, [0, 1]), (START, [0, 1]), (FIRST, [0]), (FIRST, [0])], output=tmp_path, jobs=jobs)
     for seed in (0, 1):
-        of_seed = [
-            (name, overrides) for name, _, overrides, root in ran if root == datasets_of(tmp_path, seed)
-        ]
+        of_seed = [(name, overrides) for name, _, overrides, root in ran if root == datasets_of(tmp_path, seed)]
         assert [name for name, _ in of_seed] == ["start.yaml", "tuned.yaml", "last.yaml"]
         assert of_seed[0][1] == ["SEED", seed]
         weights = str(START.folder(tmp_path, seed) / "model_final.pth")
@@ -94,10 +82,7 @@ def test_a_table_shows_what_has_been_run(tmp_path):
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps({"results": {"AP": 12.34, "AR": 5.0}}))
     lines = markdown(
-        {"first": FIRST, "start": START},
-        output=tmp_path,
-        seeds=[0, 1],
-        metrics={"AP": "AP50", "AR": "recall"},
+        {"first": FIRST, "start": START}, output=tmp_path, seeds=[0, 1], metrics={"AP": "AP50", "AR": "recall"}
     )
     assert lines == [
         "| | AP50 | recall | AP50, by seed |",
@@ -131,9 +116,7 @@ def test_the_command_runs_what_is_chosen_and_reports_what_has_been_run(tmp_path,
     folder = FIRST.folder(tmp_path, 4)
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps({"results": {"AP": 12.34}}))
-    monkeypatch.setattr(
-        sys, "argv", ["x.py", "--output", str(tmp_path), "--only", "Last", "--seeds", "4", "5"]
-    )
+    monkeypatch.setattr(sys, "argv", ["x.py", "--output", str(tmp_path), "--only", "Last", "--seeds", "4", "5"])
     tables_command(sections, tool="x", description="")
     assert [name for name, *_ in ran] == ["start.yaml", "tuned.yaml"]
     told = (tmp_path / "tables.md").read_text()

@@ -61,9 +61,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def run(tmp_path, *overrides, **options):
-    return run_training(
-        CONFIG, output=tmp_path / "run", overrides=overrides, datasets_root=tmp_path, **options
-    )
+    return run_training(CONFIG, output=tmp_path / "run", overrides=overrides, datasets_root=tmp_path, **options)
 
 
 def test_a_finished_run_is_kept(tmp_path, stand_in):
@@ -95,9 +93,7 @@ def test_other_settings_start_over(tmp_path, stand_in):
     assert not (tmp_path / "run" / "old.pth").exists()
 
 
-@pytest.mark.parametrize(
-    "file", ["mini/annotations/instances_train_base.json", "mini/metadata/classes_minilm.npy"]
-)
+@pytest.mark.parametrize("file", ["mini/annotations/instances_train_base.json", "mini/metadata/classes_minilm.npy"])
 def test_other_contents_of_the_inputs_start_over(tmp_path, stand_in, file):
     path = tmp_path / file
     path.parent.mkdir(parents=True)
@@ -107,9 +103,7 @@ def test_other_contents_of_the_inputs_start_over(tmp_path, stand_in, file):
         assert len(stand_in.calls()) == calls
 
 
-@pytest.mark.parametrize(
-    "key", ["MODEL.TEXT.PRETRAINED", "INPUT.MOSAIC.PARTNERS", "MODEL.OPEN_VOCAB.BASE_CLASSES"]
-)
+@pytest.mark.parametrize("key", ["MODEL.TEXT.PRETRAINED", "INPUT.MOSAIC.PARTNERS", "MODEL.OPEN_VOCAB.BASE_CLASSES"])
 def test_other_contents_of_a_named_file_start_over(tmp_path, stand_in, key):
     for content, calls in (("{}", 1), ("{}", 1), ("{ }", 2)):
         (tmp_path / "named.json").write_text(content)
@@ -120,9 +114,7 @@ def test_other_contents_of_a_named_file_start_over(tmp_path, stand_in, key):
 def test_log_period_and_place_do_not_matter(tmp_path, stand_in):
     run(tmp_path)
     (tmp_path / "run").rename(tmp_path / "moved")
-    run_training(
-        CONFIG, output=tmp_path / "moved", overrides=["SOLVER.LOG_PERIOD", 3], datasets_root=tmp_path
-    )
+    run_training(CONFIG, output=tmp_path / "moved", overrides=["SOLVER.LOG_PERIOD", 3], datasets_root=tmp_path)
     assert len(stand_in.calls()) == 1
 
 
@@ -193,12 +185,7 @@ def test_one_failure_stops_the_others(tmp_path, stand_in):
 
 
 def test_metrics_of_a_resumed_run_are_read_once(tmp_path):
-    lines = [
-        {"iteration": 0, "a": 1},
-        {"iteration": 20, "a": 2},
-        {"iteration": 20, "a": 3},
-        {"iteration": 20, "b": 4},
-    ]
+    lines = [{"iteration": 0, "a": 1}, {"iteration": 20, "a": 2}, {"iteration": 20, "a": 3}, {"iteration": 20, "b": 4}]
     text = "\n".join(map(json.dumps, lines)) + '\n{"iteration": 40, "a'
     (tmp_path / "metrics.json").write_text(text)
     assert read_metrics(tmp_path) == [{"iteration": 0, "a": 1}, {"iteration": 20, "a": 3, "b": 4}]

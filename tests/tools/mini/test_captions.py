@@ -40,8 +40,7 @@ def test_no_template_speaks_of_a_concept():
 
 
 @pytest.mark.parametrize(
-    "noun, plural",
-    [("hare", "hares"), ("coach", "coaches"), ("grizzly", "grizzlies"), ("door key", "door keys")],
+    "noun, plural", [("hare", "hares"), ("coach", "coaches"), ("grizzly", "grizzlies"), ("door key", "door keys")]
 )
 def test_plural_of(noun, plural):
     assert plural_of(noun) == plural

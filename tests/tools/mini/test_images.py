@@ -34,10 +34,7 @@ def test_boxes_are_tight_around_the_alpha(concept):
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_boxes_lie_inside_and_touch_what_is_visible_on_all_sides(seed):
-    for image in (
-        draw_scene(np.random.default_rng(seed), photos=mini.PHOTOS),
-        draw_pair(np.random.default_rng(seed)),
-    ):
+    for image in (draw_scene(np.random.default_rng(seed), photos=mini.PHOTOS), draw_pair(np.random.default_rng(seed))):
         assert image.image.shape == (256, 256, 3) and image.image.dtype == np.uint8
         boxes = image.boxes()
         assert len(boxes) == len(image.concepts) >= 1
@@ -50,10 +47,7 @@ def test_boxes_lie_inside_and_touch_what_is_visible_on_all_sides(seed):
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    sizes=st.lists(st.tuples(st.integers(1, 256), st.integers(1, 256)), max_size=6),
-    seed=st.integers(0, 2**32),
-)
+@given(sizes=st.lists(st.tuples(st.integers(1, 256), st.integers(1, 256)), max_size=6), seed=st.integers(0, 2**32))
 def test_place_keeps_boxes_inside_and_apart(sizes, seed):
     corners = place(sizes, np.random.default_rng(seed))
     assert len(corners) <= len(sizes) and (len(corners) > 0) == (len(sizes) > 0)

@@ -134,9 +134,7 @@ def test_a_sheet_holds_every_panel_as_it_is_with_white_between():
     page = sheet([[Panel(left), Panel(right)]] * 2, ["", ""], panel=100, footer=footer)
     assert page.shape[1] == 2 * 100 + 3 * GAP
     assert [(page == v).all(axis=2).sum() for v in (10, 20, 30)] == [2 * 5000, 2 * 3000, 4000]
-    assert (page[:, :GAP] == 255).all() and (
-        page[:, GAP + 100 : 2 * GAP + 100][: page.shape[0] - 40] == 255
-    ).all()
+    assert (page[:, :GAP] == 255).all() and (page[:, GAP + 100 : 2 * GAP + 100][: page.shape[0] - 40] == 255).all()
     assert (page[-GAP:] == 255).all()
 
 
@@ -146,10 +144,7 @@ def test_long_texts_end_at_their_panel():
 
 
 def test_texts_of_any_alphabet_are_written():
-    pages = [
-        sheet([[Panel(grey(9, 200, 255), text)]], [""], panel=200)
-        for text in ("chat é", "chat ë", "кот", "猫")
-    ]
+    pages = [sheet([[Panel(grey(9, 200, 255), text)]], [""], panel=200) for text in ("chat é", "chat ë", "кот", "猫")]
     assert not (pages[0] == pages[1]).all() and (pages[2] < 128).any()
 
 
@@ -228,7 +223,4 @@ def test_tiny_images(size):
     classes = class_map(torch.zeros(2, 1, 1), size)
     assert (classes == 0).all()
     image = np.zeros((*size, 3), np.uint8)
-    assert name_regions(paint(image, classes, class_colours(2)), classes, ["a", "b"], size=9).shape == (
-        *size,
-        3,
-    )
+    assert name_regions(paint(image, classes, class_colours(2)), classes, ["a", "b"], size=9).shape == (*size, 3)

@@ -57,9 +57,7 @@ def read_half(half: Half, path: Path) -> tuple[dict[str, Tensor], bool]:
     state = read_weights(path)
     anchors = [name for name in state if name.endswith(half.anchor)]
     if not anchors:
-        raise UserError(
-            f"{path} ({half.weights_key}) holds no CLIP {half.what}: no weight is called {half.anchor}."
-        )
+        raise UserError(f"{path} ({half.weights_key}) holds no CLIP {half.what}: no weight is called {half.anchor}.")
     prefix = min(anchors, key=len).removesuffix(half.anchor)
     own = prefix + half.folder
     part = {name.removeprefix(own): value for name, value in state.items() if name.startswith(own)}
@@ -110,6 +108,4 @@ def take_pretrained_trunk(module: nn.Module, state_dict, prefix, *_):
         )
     state_dict.update({prefix + name: value for name, value in taken.items()})
     projection = "with" if PROJECTION + "weight" in taken else "without"
-    logger.info(
-        f"Taken from an image-text model: {len(taken)} tensors of its encoder, {projection} its projection."
-    )
+    logger.info(f"Taken from an image-text model: {len(taken)} tensors of its encoder, {projection} its projection.")

@@ -41,9 +41,7 @@ def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathM
     if local.is_file():
         return
     if local.parent.resolve() == Path(save_dir).resolve():
-        raise UserError(
-            f"{local} is missing, although last_checkpoint beside it names it: correct that file."
-        )
+        raise UserError(f"{local} is missing, although last_checkpoint beside it names it: correct that file.")
     remedy = ""
     if local.name == "model_final.pth":  # what a training ends with
         remedy = (
@@ -93,9 +91,7 @@ def weights_of(data, filename: str | os.PathLike) -> dict:
     arrays = torch.Tensor | np.ndarray
     if isinstance(weights, dict) and weights and all(isinstance(value, arrays) for value in weights.values()):
         return weights
-    raise UserError(
-        f"{filename} holds no weights: expected {{'model': {{name: tensor}}}} or {{name: tensor}}."
-    )
+    raise UserError(f"{filename} holds no weights: expected {{'model': {{name: tensor}}}} or {{name: tensor}}.")
 
 
 def is_torchscript(path: str | os.PathLike) -> bool:

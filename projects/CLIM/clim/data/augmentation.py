@@ -14,8 +14,4 @@ def training_augmentations(cfg) -> list[T.Augmentation]:
     size, (smallest, largest) = cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.SCALE
     if not size:
         return standard
-    return [
-        T.ResizeScale(smallest, largest, size, size),
-        T.FixedSizeCrop((size, size), pad=False),
-        *standard[1:],
-    ]
+    return [T.ResizeScale(smallest, largest, size, size), T.FixedSizeCrop((size, size), pad=False), *standard[1:]]

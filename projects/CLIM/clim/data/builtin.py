@@ -53,9 +53,7 @@ def load_detection(files: Files, vocabulary: Callable[[], Vocabulary]) -> list[d
     try:
         records = load_coco_json(json_file, image_root)
     except ValueError as error:
-        raise UserError(
-            f"{json_file} cannot be read ({error}): make it again with: {files.made_by()}"
-        ) from error
+        raise UserError(f"{json_file} cannot be read ({error}): make it again with: {files.made_by()}") from error
     index = vocabulary().index
     for record in records:
         for annotation in record["annotations"]:
@@ -106,11 +104,7 @@ _COCO_CAPTIONS = {
 }
 _COCO_REGIONS = {
     "coco_val_regions": ("instances_val2017.json", region_records, {}),
-    "coco_panoptic_val_regions": (
-        "panoptic_val2017.json",
-        panoptic_records,
-        {"stuff_classes": list(STUFF_NAMES)},
-    ),
+    "coco_panoptic_val_regions": ("panoptic_val2017.json", panoptic_records, {"stuff_classes": list(STUFF_NAMES)}),
 }
 
 
@@ -134,9 +128,7 @@ def register_builtin() -> None:
     for name, (json_file, load, metadata) in _COCO_REGIONS.items():
         json_files = (f"coco/annotations/{json_file}",)
         _register_coco(name, "coco/val2017", json_files, load, evaluator_type="regions", **metadata)
-    _register_mini(
-        "mini_val_regions", "val", "instances_val_all.json", region_records, evaluator_type="regions"
-    )
+    _register_mini("mini_val_regions", "val", "instances_val_all.json", region_records, evaluator_type="regions")
     register_pseudo_labels("coco_pseudo_regions", "coco/annotations/pseudo_regions.json", "coco/train2017")
     register_pseudo_labels("mini_pseudo_regions", "mini/annotations/pseudo_regions.json", "mini/pairs")
 

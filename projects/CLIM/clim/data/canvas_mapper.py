@@ -9,16 +9,7 @@ import torch
 from clim.errors import UserError
 
 from .images import resize
-from .mosaic import (
-    compose,
-    fit_cell,
-    fit_size,
-    grid_cells,
-    inward_anchors,
-    place,
-    resized_crop,
-    shortest_crop,
-)
+from .mosaic import compose, fit_cell, fit_size, grid_cells, inward_anchors, place, resized_crop, shortest_crop
 from .record_mapper import RecordMapper
 from .tiles import tiles_of
 
@@ -69,9 +60,7 @@ class CanvasMapper(RecordMapper):
         if filling not in ("fit", "crop"):
             raise UserError(f'INPUT.MOSAIC.FILLING is "{filling}": choose "fit" or "crop".')
         if not grids or min(grids) < 1:
-            raise UserError(
-                f"INPUT.MOSAIC.GRIDS is {list(grids)}: give one or more n >= 1, such as [2, 3, 4]."
-            )
+            raise UserError(f"INPUT.MOSAIC.GRIDS is {list(grids)}: give one or more n >= 1, such as [2, 3, 4].")
         self.grids, self.short, self.long, self.flip = tuple(grids), short, long, flip
         self.filling, self.crop_scale, self.crop_ratio = filling, crop_scale, crop_ratio
         self.pad_value = pad_value
@@ -104,9 +93,7 @@ class CanvasMapper(RecordMapper):
         indices = self.draw_partners(index, n * n, rng)
         laid = self.mosaic(n, indices, rng, skipped) if n > 1 else self.single(index, rng, skipped)
         pictures = [p[:, ::-1] if rng.random() < self.flip else p for p in laid.pictures]
-        canvas = compose(
-            [p.transpose(2, 0, 1) for p in pictures], laid.boxes, size=laid.size, pad_value=self.pad_value
-        )
+        canvas = compose([p.transpose(2, 0, 1) for p in pictures], laid.boxes, size=laid.size, pad_value=self.pad_value)
         tiles = tiles_of(laid.records, laid.boxes, rng=rng)
         if self.permute_texts and len(tiles) > 1:
             # Drawn last, so that the canvas is that of a run without; a rotation leaves no text in place.
@@ -163,8 +150,6 @@ class CanvasMapper(RecordMapper):
 
         record, decoded = self.read(index, rng, skipped, self.any_record(rng), at_least)
         if self.filling == "fit":
-            return record, resize(
-                decoded.image, fit_cell(decoded.height, decoded.width, cell=(height, width))
-            )
+            return record, resize(decoded.image, fit_cell(decoded.height, decoded.width, cell=(height, width)))
         x0, y0, x1, y1 = resized_crop(*decoded.image.shape[:2], **crop, rng=rng)
         return record, resize(decoded.image[y0:y1, x0:x1], (height, width))

@@ -118,9 +118,7 @@ def register_captions(
 def require_folder(image_root: str | os.PathLike) -> None:
     """UserError where the folder of the images does not exist."""
     if not Path(image_root).is_dir():
-        raise UserError(
-            f"image folder {image_root} not found: set DETECTRON2_DATASETS, see datasets/README.md"
-        )
+        raise UserError(f"image folder {image_root} not found: set DETECTRON2_DATASETS, see datasets/README.md")
 
 
 def _captions_apart(content: Mapping) -> dict[int, list[str]]:

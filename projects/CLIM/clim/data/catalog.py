@@ -61,9 +61,7 @@ class LazyMetadata(Metadata):
         return {key: compute() for key, compute in self._entries.items()} | stored
 
 
-def register(
-    name: str, files: Files, vocabulary: Callable[[], Vocabulary], load: Callable, **metadata
-) -> None:
+def register(name: str, files: Files, vocabulary: Callable[[], Vocabulary], load: Callable, **metadata) -> None:
     """Fill both catalogues with ``load(files, vocabulary)``; a name that is taken stays as it is."""
     if name in DatasetCatalog:
         return

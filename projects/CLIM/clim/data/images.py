@@ -61,9 +61,7 @@ class Decoded(NamedTuple):
     width: int
 
 
-def read_image(
-    file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tuple[int, int] | None = None
-) -> Decoded:
+def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tuple[int, int] | None = None) -> Decoded:
     """Decode a picture upright (EXIF orientation applied), always to three 8-bit channels.
 
     Args:
@@ -115,9 +113,7 @@ def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """
     height, width = size_hw
     shrink = max(image.shape[0] / height, image.shape[1] / width)
-    return cv2.resize(
-        image, (width, height), interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR
-    )
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR)
 
 
 def ordered(picture: np.ndarray, input_format: str) -> np.ndarray:

@@ -55,9 +55,7 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
         # Squares need no padding; other pictures need less of it beside those that lie the same way.
         grouped = loader.ASPECT_RATIO_GROUPING and not mappers[name].square
         landscape = [r["width"] > r["height"] for r in records] if grouped else None
-        drawn = draws(
-            len(records), seed=seed, stream=STREAMS[name], rank=comm.get_rank(), world=comm.get_world_size()
-        )
+        drawn = draws(len(records), seed=seed, stream=STREAMS[name], rank=comm.get_rank(), world=comm.get_world_size())
         streams[name] = batches(drawn, size, landscape=landscape)
 
     if loader.ALTERNATE:

@@ -21,10 +21,7 @@ def fit_size(height: int, width: int, *, short: int, long: int) -> tuple[int, in
 def fit_cell(height: int, width: int, *, cell: tuple[int, int]) -> tuple[int, int]:
     """Largest size of the same ratio that lies inside ``cell`` (height, width)."""
     scale = min(cell[0] / height, cell[1] / width)
-    return (
-        min(max(int(height * scale + 0.5), 1), cell[0]),
-        min(max(int(width * scale + 0.5), 1), cell[1]),
-    )
+    return (min(max(int(height * scale + 0.5), 1), cell[0]), min(max(int(width * scale + 0.5), 1), cell[1]))
 
 
 def grid_cells(n: int, *, size: tuple[int, int]) -> np.ndarray:
@@ -74,12 +71,7 @@ def compose(pictures: Sequence, boxes, *, size: tuple[int, int], pad_value: floa
 
 
 def resized_crop(
-    height: int,
-    width: int,
-    *,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    rng: np.random.Generator,
+    height: int, width: int, *, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """A crop x0, y0, x1, y1 by the rule of torchvision's RandomResizedCrop.
 

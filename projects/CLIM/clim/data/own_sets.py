@@ -32,9 +32,7 @@ def register_own_sets(entries: Sequence[Sequence[str]]) -> None:
         if _registered.get(name) == tuple(entry):
             continue
         if name in DatasetCatalog:
-            raise UserError(
-                f"DATASETS.OWN names {name}, which is another data set already: choose another name."
-            )
+            raise UserError(f"DATASETS.OWN names {name}, which is another data set already: choose another name.")
         _KINDS[kind](name, *paths)
         _registered[name] = tuple(entry)
 

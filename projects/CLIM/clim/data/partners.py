@@ -65,9 +65,7 @@ def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> Neighbo
         index = NeighbourIndex(path, facts["by"], facts["dataset"])
         images_hash = facts["image_ids_sha256"]
     except (ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(
-            f"Neighbour index: {path} or its .json is damaged ({error!r}); {again} again."
-        ) from error
+        raise UserError(f"Neighbour index: {path} or its .json is damaged ({error!r}); {again} again.") from error
     rows = index.rows
     if rows.dtype != np.int32 or rows.ndim != 2 or not rows.size:
         raise UserError(f"Neighbour index: {path} is not an int32 table (N, K) with N, K > 0; {again} again.")

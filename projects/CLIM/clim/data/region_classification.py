@@ -139,8 +139,7 @@ class RegionTestMapper:
             return Skipped(error.file_name, error.reason)
 
         masks = [
-            _mask(a, record, segments) if "masks" in self.variants or "bbox" not in a else None
-            for a in annotations
+            _mask(a, record, segments) if "masks" in self.variants or "bbox" not in a else None for a in annotations
         ]
         boxes = [_box(a, mask) for a, mask in zip(annotations, masks, strict=True)]
         kept = [i for i, box in enumerate(boxes) if box is not None and self.is_sized(box)]

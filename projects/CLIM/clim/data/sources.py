@@ -30,9 +30,7 @@ def batch_sizes(cfg) -> dict[str, int]:
     }
     sizes = {name: size for name, size in sizes.items() if size > 0}
     if not sizes:
-        raise UserError(
-            "DATALOADER.{DETECTION,CAPTIONS,MOSAICS,REGIONS}_PER_GPU are all 0: nothing to train on."
-        )
+        raise UserError("DATALOADER.{DETECTION,CAPTIONS,MOSAICS,REGIONS}_PER_GPU are all 0: nothing to train on.")
     return sizes
 
 

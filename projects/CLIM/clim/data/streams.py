@@ -21,9 +21,7 @@ def draws(length: int, *, seed: int, stream: int, rank: int = 0, world: int = 1)
         offset = (offset - length) % world
 
 
-def batches(
-    drawn: Iterator[Draw], size: int, *, landscape: Sequence[bool] | None = None
-) -> Iterator[list[Draw]]:
+def batches(drawn: Iterator[Draw], size: int, *, landscape: Sequence[bool] | None = None) -> Iterator[list[Draw]]:
     """Groups of ``size`` draws; with ``landscape`` (N,) each of pictures lying the same way, to pad less."""
     buckets: dict[bool, list[Draw]] = {False: [], True: []}
     for draw in drawn:

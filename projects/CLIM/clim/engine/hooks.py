@@ -26,14 +26,10 @@ class CheckpointHook(HookBase):
         extra: stored beside weights, optimiser, schedule and iteration.
     """
 
-    def __init__(
-        self, checkpointer: SafeCheckpointer, *, period: int, keep: int, start_iter: int, extra: dict
-    ):
+    def __init__(self, checkpointer: SafeCheckpointer, *, period: int, keep: int, start_iter: int, extra: dict):
         self.checkpointer, self.period, self.keep, self.extra = checkpointer, period, keep, extra
         self.folder = Path(checkpointer.save_dir)
-        self.kept = sorted(
-            i for i in map(_iteration_of, self.folder.glob("model_*.pth")) if 0 <= i < start_iter
-        )
+        self.kept = sorted(i for i in map(_iteration_of, self.folder.glob("model_*.pth")) if 0 <= i < start_iter)
 
     def after_step(self):
         done = self.trainer.iter + 1

@@ -44,9 +44,7 @@ def check_processes(args) -> None:
             f"{args.num_machines - 1}, a different one on each machine."
         )
     if args.num_machines > 1 and args.dist_url == "auto":
-        raise UserError(
-            "--dist-url auto is for one machine: give tcp://ADDRESS_OF_RANK_0:PORT on all of them."
-        )
+        raise UserError("--dist-url auto is for one machine: give tcp://ADDRESS_OF_RANK_0:PORT on all of them.")
     if args.num_machines * args.num_gpus > 1 and args.machine_rank == 0 and args.dist_url != "auto":
         _check_port(args.dist_url)
 

@@ -51,11 +51,7 @@ RANGES = (
     ("MODEL.OPEN_VOCAB.WORD_DROPOUT", _share, "a probability"),
     ("MODEL.METHOD.BARON.WORD_DROPOUT", _share, "a probability"),
     ("MODEL.METHOD.BARON.ORDERS", _positive, "a number above 0"),
-    (
-        "MODEL.METHOD.BARON.FREQUENCIES",
-        lambda v: v > 0 and v % 2 == 0,
-        "an even number, a sine and a cosine each",
-    ),
+    ("MODEL.METHOD.BARON.FREQUENCIES", lambda v: v > 0 and v % 2 == 0, "an even number, a sine and a cosine each"),
     ("MODEL.METHOD.BARON.FREQUENCY_BASE", _positive, "a factor above 0"),
     ("MODEL.METHOD.BARON.WEIGHT", _positive, "a factor above 0"),
     ("MODEL.METHOD.BARON.MIN_IOF", _share, "a part of a proposal"),
@@ -68,11 +64,7 @@ RANGES = (
     ("MODEL.METHOD.BARON.QUEUE_LENGTH", _not_negative, "a number, 0 for none"),
     ("MODEL.METHOD.BARON.PROPOSALS", _not_negative, "a number, 0 for the tile alone"),
     ("MODEL.METHOD.GROUNDING.TEMPERATURE", _positive, "a divisor above 0"),
-    (
-        "MODEL.METHOD.GROUNDING.CONTRAST_GROUP",
-        lambda v: v == 0 or v > 1,
-        "a number of tiles above 1, or 0 for all",
-    ),
+    ("MODEL.METHOD.GROUNDING.CONTRAST_GROUP", lambda v: v == 0 or v > 1, "a number of tiles above 1, or 0 for all"),
     ("MODEL.METHOD.GROUNDING.MAX_CELLS", _not_negative, "a number, 0 for all"),
     ("MODEL.METHOD.GROUNDING.LAYERS", _not_negative, "a number, 0 for no transformer"),
     ("MODEL.METHOD.GROUNDING.HEADS", _positive, "a number above 0"),
@@ -92,11 +84,7 @@ def check_ranges(cfg) -> None:
             raise UserError(f"{key} is {value}: it must be {words}.")
     mosaic = cfg.INPUT.MOSAIC
     if cfg.DATALOADER.MOSAICS_PER_GPU and mosaic.SIZE < max(mosaic.GRIDS):
-        raise UserError(
-            f"INPUT.MOSAIC.SIZE {mosaic.SIZE} px is too small for INPUT.MOSAIC.GRIDS {mosaic.GRIDS}."
-        )
+        raise UserError(f"INPUT.MOSAIC.SIZE {mosaic.SIZE} px is too small for INPUT.MOSAIC.GRIDS {mosaic.GRIDS}.")
     losses = cfg.MODEL.METHOD.DETIC.CAPTION_WEIGHT, cfg.MODEL.METHOD.DETIC.TAG_WEIGHT
     if cfg.MODEL.METHOD.NAME == "Detic" and not any(losses):
-        raise UserError(
-            "MODEL.METHOD.DETIC.CAPTION_WEIGHT and TAG_WEIGHT are both 0: nothing is learnt from pairs."
-        )
+        raise UserError("MODEL.METHOD.DETIC.CAPTION_WEIGHT and TAG_WEIGHT are both 0: nothing is learnt from pairs.")

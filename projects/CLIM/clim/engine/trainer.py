@@ -101,9 +101,7 @@ class Trainer(TrainerBase):
         with raise_on_all_ranks():
             self.loader = build_train_loader(cfg, seed=seed, start_iter=self.start_iter)
         self._register_hooks(seed)
-        if resuming and not load_rank_state(
-            self.raw_model, rank_state_path(cfg.OUTPUT_DIR, self.start_iter - 1)
-        ):
+        if resuming and not load_rank_state(self.raw_model, rank_state_path(cfg.OUTPUT_DIR, self.start_iter - 1)):
             logger.warning(
                 "Resuming with another number of processes, other queues or without rank_states/: random "
                 "states and queues start afresh, so losses will differ slightly from an uninterrupted run."
@@ -156,11 +154,7 @@ class Trainer(TrainerBase):
                     period=cfg.SOLVER.CHECKPOINT_PERIOD,
                     keep=cfg.SOLVER.KEEP_CHECKPOINTS,
                     start_iter=self.start_iter,
-                    extra={
-                        "data_seed": seed,
-                        "world_size": comm.get_world_size(),
-                        CHECKPOINT_KEY: self.ensemble.alpha,
-                    },
+                    extra={"data_seed": seed, "world_size": comm.get_world_size(), CHECKPOINT_KEY: self.ensemble.alpha},
                 ),
                 hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
             ]
@@ -168,9 +162,7 @@ class Trainer(TrainerBase):
         if getattr(self.raw_model, "publishes_clip", False):
             name = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
             period, epochs = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.EPOCHS
-            self.register_hooks(
-                [PublishClip(self.ensemble, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs)]
-            )
+            self.register_hooks([PublishClip(self.ensemble, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs)])
         if comm.is_main_process():
             self.register_hooks([hooks.PeriodicWriter(self._writers(), period=cfg.SOLVER.LOG_PERIOD)])
 

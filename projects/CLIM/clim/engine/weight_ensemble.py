@@ -70,9 +70,7 @@ class WeightEnsemble:
         ensemble = cls(model, alpha=alpha)
         ensemble.load(Path(path).parent)
         if ensemble.start:
-            logger.info(
-                "Evaluating %g of %s and %g of the weights that it started from.", alpha, path, 1 - alpha
-            )
+            logger.info("Evaluating %g of %s and %g of the weights that it started from.", alpha, path, 1 - alpha)
         return ensemble
 
     @contextmanager
@@ -106,9 +104,7 @@ def warn_unmixed(path: str, loaded: dict) -> None:
     logger.warning(
         "%s holds the trained weights alone: evaluation mixes them with the start's (SOLVER.WEIGHT_ENSEMBLE).%s",
         path,
-        f" {mixture} holds the mixture: set MODEL.IMAGE_ENCODER.PRETRAINED to it."
-        if mixture.is_file()
-        else "",
+        f" {mixture} holds the mixture: set MODEL.IMAGE_ENCODER.PRETRAINED to it." if mixture.is_file() else "",
     )
 
 

@@ -24,9 +24,7 @@ class ImageEvaluator(DatasetEvaluator):
     """
 
     task: str  # the figures' key in what evaluate() returns
-    columns: tuple[
-        str, ...
-    ]  # columns of the summary's table; the other parts of a figure's name make its row
+    columns: tuple[str, ...]  # columns of the summary's table; the other parts of a figure's name make its row
     report_file: str  # name of the report in ``output_dir``
     build_loader: Callable[..., SkippingLoader]  # (cfg, data set, on_skip=…) → batches for the model
 

@@ -30,11 +30,7 @@ class PrecisionRecall(NamedTuple):
 
     def by_class(self) -> dict[int, dict[str, float]]:
         """{category id: {"AP50", "AP", "AR"}} in percent, nan without ground truth."""
-        columns = (
-            self.precision[:1].mean(axis=(0, 1)),
-            self.precision.mean(axis=(0, 1)),
-            self.recall.mean(axis=0),
-        )
+        columns = (self.precision[:1].mean(axis=(0, 1)), self.precision.mean(axis=(0, 1)), self.recall.mean(axis=0))
         columns = [100 * np.where(column < 0, np.nan, column) for column in columns]
         return {
             category: dict(zip(METRICS, map(float, figures), strict=True))

@@ -63,9 +63,7 @@ class RegionClassificationEvaluator(ImageEvaluator):
             UserError: unknown variants or none.
         """
         if not variants or set(variants) - set(VARIANTS):
-            raise UserError(
-                f"TEST.REGIONS is {list(variants)}: give one or more of {', '.join(VARIANTS)} as a list"
-            )
+            raise UserError(f"TEST.REGIONS is {list(variants)}: give one or more of {', '.join(VARIANTS)} as a list")
         super().__init__(dataset_name, output_dir=output_dir, distributed=distributed)
         metadata = MetadataCatalog.get(dataset_name)
         self._classes = region_classes(metadata)

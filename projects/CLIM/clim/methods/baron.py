@@ -91,10 +91,7 @@ class Baron(Method):
 
     def select(self, tiles, proposals):
         """proposal: those of each tile's bag; tile: the tiles, one more region of each bag."""
-        return {
-            "proposal": tile_bags(tiles, proposals, self.rules),
-            "tile": Regions.of_tiles(tiles.boxes, tiles),
-        }
+        return {"proposal": tile_bags(tiles, proposals, self.rules), "tile": Regions.of_tiles(tiles.boxes, tiles)}
 
     def read(self, embeddings, regions, texts):
         """bag: (S, D) unit embeddings of all bags in their orders; image_id: (S,) that of each bag's tile."""
@@ -112,9 +109,7 @@ class Baron(Method):
         )
         return {"loss_bag": self.weight * loss}
 
-    def placed_words(
-        self, embeddings: dict[str, Tensor], regions: dict[str, Regions]
-    ) -> tuple[Tensor, Tensor]:
+    def placed_words(self, embeddings: dict[str, Tensor], regions: dict[str, Regions]) -> tuple[Tensor, Tensor]:
         """Words (R, n, W) of all regions with their places added, and the tile (R,) of each."""
         boxes = torch.cat([regions["proposal"].boxes, regions["tile"].boxes])
         members = torch.cat([regions["proposal"].members, regions["tile"].members])

@@ -113,9 +113,7 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def read(
-        self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts
-    ) -> dict[str, Tensor]:
+    def read(self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts) -> dict[str, Tensor]:
         """What ``losses`` and ``update_queues`` take: the embeddings themselves, or what they both need of them.
 
         Args:
@@ -123,9 +121,7 @@ class Method(nn.Module):
         """
         return embeddings
 
-    def losses(
-        self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts
-    ) -> dict[str, Tensor]:
+    def losses(self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts) -> dict[str, Tensor]:
         """{"loss_…": scalar} of ``embeddings``, the result of ``read``. Changes no state."""
         raise NotImplementedError
 

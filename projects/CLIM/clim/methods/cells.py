@@ -28,9 +28,7 @@ class Grid(NamedTuple):
 
     def centres(self, device) -> tuple[Tensor, Tensor]:
         """Rows' y and columns' x (px), each in the middle of what its cell shows of the canvas."""
-        starts = [
-            torch.arange(n, device=device) * pitch for n, pitch in zip(self.shape, self.pitch, strict=True)
-        ]
+        starts = [torch.arange(n, device=device) * pitch for n, pitch in zip(self.shape, self.pitch, strict=True)]
         ends = [(s + p).clamp(max=extent) for s, p, extent in zip(starts, self.pitch, self.size, strict=True)]
         y, x = ((start + end) / 2 for start, end in zip(starts, ends, strict=True))
         return y, x

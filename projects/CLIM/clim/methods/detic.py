@@ -49,9 +49,7 @@ class Detic(Method):
                 f'MODEL.METHOD.DETIC.CAPTION_NEGATIVES is "{caption_negatives}": choose "queue" or "gather".'
             )
         if tag_target not in ("multi_hot", "per_tag"):
-            raise UserError(
-                f'MODEL.METHOD.DETIC.TAG_TARGET is "{tag_target}": choose "multi_hot" or "per_tag".'
-            )
+            raise UserError(f'MODEL.METHOD.DETIC.TAG_TARGET is "{tag_target}": choose "multi_hot" or "per_tag".')
         self.temperature, self.negative_weight = temperature, negative_weight
         self.caption_weight, self.caption_base_regions = caption_weight, caption_base_regions
         self.tag_weight, self.tag_target = tag_weight, tag_target
@@ -127,9 +125,7 @@ class Detic(Method):
         if self.tag_target == "multi_hot":
             per_region = multi_hot_bce(logits[:, :-1], targets)
         else:  # official Detic also counts the background column, a constant
-            per_region = one_hot_per_tag_bce(
-                logits, torch.cat([targets, targets.new_zeros(len(targets), 1)], 1)
-            )
+            per_region = one_hot_per_tag_bce(logits, torch.cat([targets, targets.new_zeros(len(targets), 1)], 1))
         return self.tag_weight * per_region.mean()
 
     def logits(self, role: str, embeddings: Tensor, texts: Tensor) -> Tensor:

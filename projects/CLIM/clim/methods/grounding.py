@@ -105,9 +105,7 @@ class Grounding(Method):
         """Tokens to read, and (T, L) the words to be predicted: of plain pictures only, in training only."""
         if self.transformer is None or not self.training:
             return tokens, torch.zeros_like(tokens.special)
-        read, chosen = mask_words(
-            tokens, mask_id=mask_id, probability=self.mlm_probability, hidden=self.mlm_hidden
-        )
+        read, chosen = mask_words(tokens, mask_id=mask_id, probability=self.mlm_probability, hidden=self.mlm_hidden)
         plain = alone[:, None]
         kept = TokenBatch(*(torch.where(plain, new, old) for new, old in zip(read, tokens, strict=True)))
         return kept, chosen & plain
@@ -119,25 +117,19 @@ class Grounding(Method):
         words, cells = self.to_metric(words), self.to_metric(cells)
         losses: dict[str, Tensor] = {}
         for rows, share in self.groups(len(words), words.device):
-            scores = self.score(
-                words[rows], is_word[rows], cells[rows], is_cell[rows], temperature=self.temperature
-            )
+            scores = self.score(words[rows], is_word[rows], cells[rows], is_cell[rows], temperature=self.temperature)
             for kind, matrix in scores.items():
                 for side, loss in zip(("image", "caption"), choices(matrix, image_ids[rows]), strict=True):
                     name = f"loss_{kind}_to_{side}"
                     losses[name] = losses.get(name, 0.0) + share * loss
         return losses
 
-    def multimodal_losses(
-        self, read: TokenBatch, pictures, ids, chosen, image_ids, tower
-    ) -> dict[str, Tensor]:
+    def multimodal_losses(self, read: TokenBatch, pictures, ids, chosen, image_ids, tower) -> dict[str, Tensor]:
         """Image-text matching among the plain pictures of each group, and the hidden words of their captions."""
         tokens = tower.contextual(read.ids, read.attention, dropout=self.text_dropout and self.training)
         matching, features = 0.0, []
         for rows, share in self.groups(len(tokens), tokens.device):
-            scores, matched = self.transformer(
-                tokens[rows], read.attention[rows], *(part[rows] for part in pictures)
-            )
+            scores, matched = self.transformer(tokens[rows], read.attention[rows], *(part[rows] for part in pictures))
             matching = matching + share * sum(choices(scores, image_ids[rows]))
             features.append(matched)
         logits = self.transformer.word_logits(torch.cat(features)[chosen], tower.word_embeddings)

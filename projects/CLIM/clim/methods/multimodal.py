@@ -20,9 +20,7 @@ class MultimodalTransformer(nn.Module):
             *added* to the attention scores, so padding is read, and all else counts e times as much.
     """
 
-    def __init__(
-        self, *, dim: int, vocabulary: int, layers: int, heads: int, dropout: float, mask_padding: bool
-    ):
+    def __init__(self, *, dim: int, vocabulary: int, layers: int, heads: int, dropout: float, mask_padding: bool):
         from transformers import BertConfig  # takes seconds
         from transformers.models.bert.modeling_bert import BertEncoder, BertPooler
 
@@ -92,9 +90,7 @@ class VisualEmbedding(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, cells: Tensor, place: Tensor) -> Tensor:
-        return self.dropout(
-            self.LayerNorm(self.image_embeddings(cells) + self.image_location_embeddings(place))
-        )
+        return self.dropout(self.LayerNorm(self.image_embeddings(cells) + self.image_location_embeddings(place)))
 
 
 class WordPrediction(nn.Module):

@@ -38,10 +38,7 @@ class FVLM(OpenVocabRCNN):
 
     @classmethod
     def from_config(cls, cfg):
-        return super().from_config(cfg) | {
-            "square": cfg.INPUT.LSJ.SIZE,
-            "pad_pixel": cfg.MODEL.FVLM.PAD_PIXEL,
-        }
+        return super().from_config(cfg) | {"square": cfg.INPUT.LSJ.SIZE, "pad_pixel": cfg.MODEL.FVLM.PAD_PIXEL}
 
     @torch.no_grad()
     def inference(self, batched_inputs):
@@ -93,14 +90,7 @@ class FVLMOutputLayers(OpenVocabOutputLayers):
 
     @configurable
     def __init__(
-        self,
-        input_shape,
-        *,
-        alpha: float,
-        beta: float,
-        vlm_temperature: float,
-        background_weight: float,
-        **kwargs,
+        self, input_shape, *, alpha: float, beta: float, vlm_temperature: float, background_weight: float, **kwargs
     ):
         super().__init__(input_shape, **kwargs)
         self.alpha, self.beta, self.vlm_temperature = alpha, beta, vlm_temperature
@@ -125,9 +115,7 @@ class FVLMOutputLayers(OpenVocabOutputLayers):
         return ret
 
     def class_loss(self, logits, gt_classes):
-        return masked_softmax_ce(
-            logits, gt_classes, self.freq_weight > 1e-4, background_weight=self.background_weight
-        )
+        return masked_softmax_ce(logits, gt_classes, self.freq_weight > 1e-4, background_weight=self.background_weight)
 
     def inference(self, predictions, proposals):
         """As the parent's, of the fused scores; ``proposals`` carry ``vlm_embeddings`` (R, D)."""
@@ -166,9 +154,7 @@ class BackgroundClassifier(CosineClassifier):
         return cosine_logits(self.project(x), self.class_embeddings, temperature=self.temperature)
 
 
-def fused_log_scores(
-    detection: Tensor, vlm: Tensor, has_boxes: Tensor, *, alpha: float, beta: float
-) -> Tensor:
+def fused_log_scores(detection: Tensor, vlm: Tensor, has_boxes: Tensor, *, alpha: float, beta: float) -> Tensor:
     """F-VLM's score: log(p^(1 - w) · q^w), float64 (R, K + 1); p and q are the softmax of two sets of logits.
 
     w is ``alpha`` for classes with boxes and for the background, ``beta`` for the other classes. Nothing is

@@ -91,9 +91,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             "image_encoder": image_encoder,
             "method": method,
             "text_encoder": encoder,
-            "class_embeddings": vocabulary_embeddings(cfg, encoder)
-            if is_configured(cfg)
-            else torch.zeros(0, dim),
+            "class_embeddings": vocabulary_embeddings(cfg, encoder) if is_configured(cfg) else torch.zeros(0, dim),
             "device_grids": list(mosaic.GRIDS) if mosaic.COMPOSE == "device" else [],
             "canvas_size": mosaic.SIZE,
             "permute_texts": mosaic.PERMUTE_TEXTS,
@@ -151,8 +149,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             pooled = {role: _on_canvases(r, first=len(singles)) for role, r in regions.items()}
             parts += embed_regions(self.image_encoder, self.image_encoder.features(canvases), pooled)
         return {
-            role: torch.cat([part[role] for part in parts])[_places(r, len(singles))]
-            for role, r in regions.items()
+            role: torch.cat([part[role] for part in parts])[_places(r, len(singles))] for role, r in regions.items()
         }
 
     @torch.no_grad()
@@ -176,10 +173,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             embeddings["masks"] = encoder.embed_masks(features, [sample["masks"].to(self.device)])
         if "crops" in sample:
             embeddings["crops"] = encoder.embed_images(self.normalised(sample["crops"]))
-        return {
-            kind: F.normalize(rows.float(), dim=-1) @ self.class_embeddings.T
-            for kind, rows in embeddings.items()
-        }
+        return {kind: F.normalize(rows.float(), dim=-1) @ self.class_embeddings.T for kind, rows in embeddings.items()}
 
     def load(self, samples: list[dict]) -> Canvases:
         """Normalised pixels on the model's device, and the tiles of each sample."""

@@ -101,9 +101,7 @@ class TextOutputLayers(FastRCNNOutputLayers):
         _log_classification_stats(scores, gt_classes)
         proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         # A picture without ground truth has no gt_boxes; its proposals are all background and unused here.
-        gt_boxes = torch.cat(
-            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
-        )
+        gt_boxes = torch.cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
         return {
             "loss_cls": self.class_loss(scores, gt_classes),
             "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)

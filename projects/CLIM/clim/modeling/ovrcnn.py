@@ -96,9 +96,7 @@ class OVRCNNOutputLayers(TextOutputLayers):
         return self.project(x) @ self.class_embeddings.T, self.bbox_pred(x)
 
     def class_loss(self, logits, gt_classes):
-        return masked_softmax_ce(
-            logits, gt_classes, self.freq_weight > 1e-4, background_weight=self.background_weight
-        )
+        return masked_softmax_ce(logits, gt_classes, self.freq_weight > 1e-4, background_weight=self.background_weight)
 
     def inference(self, predictions, proposals):
         """As the parent's; ``scores`` are the softmax, ``logits`` its log-odds, which do not tie near 1."""

@@ -47,9 +47,7 @@ class PseudoWordClassifier(CosineClassifier):
                 f"MODEL.TEXT.NAME {text.NAME} reads words of {tower.word_dim} dimensions, but MODEL.TEXT.WORD_DIM is "
                 f"{text.WORD_DIM}: set it to {tower.word_dim}."
             )
-        ret = super().from_config(
-            cfg, in_features, class_embeddings=class_embeddings, text_encoder=text_encoder
-        )
+        ret = super().from_config(cfg, in_features, class_embeddings=class_embeddings, text_encoder=text_encoder)
         ret.update(tower=tower, words=cfg.MODEL.OPEN_VOCAB.WORDS, dropout=cfg.MODEL.OPEN_VOCAB.WORD_DROPOUT)
         return ret
 

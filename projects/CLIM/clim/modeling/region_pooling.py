@@ -15,9 +15,7 @@ from torchvision.ops import roi_align
 from clim.methods import Regions
 
 
-def embed_regions(
-    roi_heads, features: dict[str, Tensor], regions: dict[str, Regions]
-) -> Iterator[dict[str, Tensor]]:
+def embed_regions(roi_heads, features: dict[str, Tensor], regions: dict[str, Regions]) -> Iterator[dict[str, Tensor]]:
     """Embeddings (R, D) of every role's regions, one dict for each stage of the head.
 
     Args:

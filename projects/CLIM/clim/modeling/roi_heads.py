@@ -16,13 +16,7 @@ from clim.losses import masked_class_bce
 
 from .backbones.efficientnet import LAST_SHARED, OUT_CHANNELS, Blocks, folded_lite0
 from .classifier import CosineClassifier
-from .output_layers import (
-    BOX_PREDICTOR_REGISTRY,
-    TextHeads,
-    TextOutputLayers,
-    build_box_predictor,
-    keep_vocabulary,
-)
+from .output_layers import BOX_PREDICTOR_REGISTRY, TextHeads, TextOutputLayers, build_box_predictor, keep_vocabulary
 from .vocabulary import class_mask, classifier_type, is_configured, num_classes
 
 

@@ -41,9 +41,7 @@ def classifier_type(cfg) -> type[CosineClassifier]:
     """The classifier named by MODEL.OPEN_VOCAB.CLASSIFIER."""
     name = cfg.MODEL.OPEN_VOCAB.CLASSIFIER
     if name not in CLASSIFIERS:
-        raise UserError(
-            f'MODEL.OPEN_VOCAB.CLASSIFIER is "{name}": choose one of {", ".join(sorted(CLASSIFIERS))}.'
-        )
+        raise UserError(f'MODEL.OPEN_VOCAB.CLASSIFIER is "{name}": choose one of {", ".join(sorted(CLASSIFIERS))}.')
     return CLASSIFIERS[name]
 
 
@@ -75,9 +73,7 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
     expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, width)
     if not vocabulary.EMBEDDINGS:
         return torch.randn(expected, generator=torch.Generator().manual_seed(0))
-    embeddings = load_embeddings(
-        vocabulary.EMBEDDINGS, unit=features != "words", made_by=_command(cfg, features)
-    )
+    embeddings = load_embeddings(vocabulary.EMBEDDINGS, unit=features != "words", made_by=_command(cfg, features))
     if tuple(embeddings.shape) != expected:
         raise UserError(
             f"{resolve(vocabulary.EMBEDDINGS)} holds {tuple(embeddings.shape)} embeddings but MODEL.ROI_HEADS."

@@ -32,9 +32,7 @@ class TokenBatch(NamedTuple):
         return TokenBatch(*(field[captions, :longest] for field in self))
 
 
-def mask_words(
-    tokens: TokenBatch, *, mask_id: int, probability: float, hidden: float
-) -> tuple[TokenBatch, Tensor]:
+def mask_words(tokens: TokenBatch, *, mask_id: int, probability: float, hidden: float) -> tuple[TokenBatch, Tensor]:
     """Choose words that a model has to predict, and hide most of them behind the mask token (arXiv 1810.04805).
 
     Each token that is not special is chosen with ``probability``. A part ``hidden`` of the chosen ones becomes
@@ -77,9 +75,7 @@ class BertTower(TextTower):
             "activation": model.config.hidden_act,
             "heads": model.config.num_attention_heads,
             "lower": tokenizer.init_kwargs.get("do_lower_case"),
-            "vocabulary": hashlib.sha256(
-                json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()
-            ).hexdigest(),
+            "vocabulary": hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest(),
         }
         super().__init__(architecture=json.dumps(description, sort_keys=True))
         self.model = model

@@ -73,9 +73,7 @@ PROMPTS: dict[str, Callable[[str], list[str]]] = {
 }
 
 
-def class_embeddings(
-    tower, names: Sequence[str], prompt: str = "ensemble", *, hidden: bool = False
-) -> Tensor:
+def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble", *, hidden: bool = False) -> Tensor:
     """(K, D) L2-normalised float32 embeddings of ``names``, on the tower's device.
 
     A class embedding is the normalised mean of the unit embeddings of its prompts (CLIM release). Official Detic's
@@ -141,9 +139,7 @@ def load_embeddings(
     except FileNotFoundError as error:
         raise UserError(f"No class embeddings at {file} ({key}): {remedy}.") from error
     except (OSError, ValueError, EOFError, AttributeError) as error:  # the last: an archive of arrays
-        raise UserError(
-            f"{file} is not a .npy file of floats (classes, dimensions) ({error}): {remedy}."
-        ) from error
+        raise UserError(f"{file} is not a .npy file of floats (classes, dimensions) ({error}): {remedy}.") from error
     if num_classes is not None and len(array) != num_classes:
         raise UserError(
             f"{file} ({key}) holds {len(array)} classes, but the model has "

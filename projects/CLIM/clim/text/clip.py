@@ -98,10 +98,7 @@ def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
     config = clip_config(architecture, IMAGE.name_key)
     quick_gelu = config.get("quick_gelu", False)
     visual = open_clip.CLIP(
-        embed_dim=config["embed_dim"],
-        vision_cfg=config["vision_cfg"],
-        text_cfg=_STUB_TEXT_HALF,
-        quick_gelu=quick_gelu,
+        embed_dim=config["embed_dim"], vision_cfg=config["vision_cfg"], text_cfg=_STUB_TEXT_HALF, quick_gelu=quick_gelu
     ).visual
     has_gelu = hasattr(visual, "transformer")  # a ResNet has ReLU throughout
     activation = quick_gelu if has_gelu else None

@@ -30,9 +30,7 @@ from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, first_unlocked
 LAST_SHARED = 10  # stride 16, 112 channels
 OUT_CHANNELS = 320  # of block 15, stride 32
 ROI_SIZE = 7
-WEIGHTS = Half(
-    "image encoder", "projection.weight", "", "MODEL.IMAGE_ENCODER.NAME", "MODEL.IMAGE_ENCODER.PRETRAINED"
-)
+WEIGHTS = Half("image encoder", "projection.weight", "", "MODEL.IMAGE_ENCODER.NAME", "MODEL.IMAGE_ENCODER.PRETRAINED")
 TAPS = {2: ShapeSpec(channels=24, stride=4), 4: ShapeSpec(channels=40, stride=8),
         10: ShapeSpec(channels=112, stride=16), 15: ShapeSpec(channels=320, stride=32)}  # fmt: skip
 
@@ -54,10 +52,7 @@ def folded_lite0() -> EfficientNet:
     Folding computes the same function in two thirds of the time on a CPU, and channels-last in two thirds of that.
     """
     net = pretrained_lite0()
-    for owner, conv, norm in [
-        (net, "_conv_stem", "_bn0"),
-        *(pair for b in net._blocks for pair in _pairs(b)),
-    ]:
+    for owner, conv, norm in [(net, "_conv_stem", "_bn0"), *(pair for b in net._blocks for pair in _pairs(b))]:
         setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
         setattr(owner, norm, nn.Identity())
     return net.to(memory_format=torch.channels_last)

@@ -58,8 +58,7 @@ class TapLevels(Backbone):
             }
         )
         self.shapes = {
-            level: ShapeSpec(channels=shapes[tap].channels, stride=LEVELS[level])
-            for level, tap in self.taps.items()
+            level: ShapeSpec(channels=shapes[tap].channels, stride=LEVELS[level]) for level, tap in self.taps.items()
         }
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
