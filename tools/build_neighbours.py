@@ -19,11 +19,11 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-import clim.data.builtin  # noqa: F401  registers the data sets
+import clim.data.datasets  # noqa: F401  registers the data sets
 from arguments import add_device, count
 from clim.data.images import UnreadableImage, read_image, resize
+from clim.data.loader import caption_records
 from clim.data.partners import image_ids_hash
-from clim.data.sources import caption_records
 from clim.errors import UserError, run_cleanly
 from clim.files import write_array, write_json
 from clim.modeling.backbones.efficientnet import pretrained_lite0
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     started = time.time()
     unknown = [name for name in args.dataset if name not in DatasetCatalog]
     if unknown:
-        raise UserError(f"--dataset {unknown[0]} is not registered; clim/data/builtin.py lists the names")
+        raise UserError(f"--dataset {unknown[0]} is not registered; clim/data/datasets.py lists the names")
     records = caption_records(args.dataset)
     if len(records) < 2:
         raise UserError(f"{', '.join(args.dataset)} holds one image: neighbours need two or more")

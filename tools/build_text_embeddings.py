@@ -97,7 +97,7 @@ def captions_of(datasets: list[str]) -> list[str]:
     """All captions of registered data sets, in order."""
     from detectron2.data import DatasetCatalog
 
-    import clim.data.builtin  # noqa: F401  registers the data sets
+    import clim.data.datasets  # noqa: F401  registers the data sets
 
     for name in datasets:
         if name not in DatasetCatalog.list():

@@ -92,7 +92,7 @@ def captions_of(name: str) -> list[str]:
     """Captions of a registered set or a json file."""
     from detectron2.data import DatasetCatalog
 
-    import clim.data.builtin  # noqa: F401  registers the data sets
+    import clim.data.datasets  # noqa: F401  registers the data sets
 
     if name in DatasetCatalog.list():
         captions = [caption for record in DatasetCatalog.get(name) for caption in record.get("captions", ())]

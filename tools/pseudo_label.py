@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     encoder = load_config(args.encoder, with_weights(args.encoder_opts, args.encoder_weights))
     nouns, embeddings = read_nouns(args.nouns, args.embeddings)
     if args.dataset not in DatasetCatalog.list():
-        raise UserError(f"--dataset {args.dataset} is not registered: clim/data/builtin.py lists the names.")
+        raise UserError(f"--dataset {args.dataset} is not registered: clim/data/datasets.py lists the names.")
     records = DatasetCatalog.get(args.dataset)
     folder = LabelFolder(
         args.output.with_name(args.output.name + ".parts"), settings_of(args, detector, encoder, nouns, embeddings)

@@ -1,38 +1,61 @@
-"""Joint batches: what each iteration holds, the same with any number of workers, resumed and over ranks."""
+"""Joint batches: the same with any number of workers, resumed and over ranks; test batches."""
 
+from collections import Counter
 from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from build_neighbours import save_neighbours
-from clim.data import loader as loader_module
-from clim.data.loader import build_train_loader
+from clim.data.loader import (
+    STREAMS,
+    Skipped,
+    SkippingLoader,
+    alternating_batches,
+    batches,
+    build_detection_loader,
+    build_train_loader,
+    draws,
+    joint_batches,
+    with_own_ids,
+)
 from clim.errors import UserError
 
 SIZES = [(40, 60), (60, 40), (48, 48), (30, 64), (64, 36), (50, 50), (44, 60), (60, 52)]
 SMALL = [
     "DATASETS.TRAIN", ("test_loader_boxes",), "DATASETS.CAPTIONS", ("test_loader_pairs",),
-    "INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.MAX_SIZE_TRAIN", 48,
-    "INPUT.CAPTION.SHORT_SIDE", 24, "INPUT.CAPTION.LONG_SIDE", 40, "INPUT.MOSAIC.SIZE", 48,
+    "DATASETS.REGIONS", ("test_loader_regions",), "INPUT.MIN_SIZE_TRAIN", (32,), "INPUT.MAX_SIZE_TRAIN", 48,
+    "INPUT.CAPTION.SHORT_SIDE", 24, "INPUT.CAPTION.LONG_SIDE", 40, "INPUT.MOSAIC.SIZE", 48, "INPUT.REGIONS.SIZE", 32,
 ]  # fmt: skip
+NO_MOSAICS, NO_CAPTIONS, NO_BOXES = (
+    (f"DATALOADER.{source}_PER_GPU", 0) for source in ("MOSAICS", "CAPTIONS", "DETECTION")
+)
+REGIONS_ONLY = (*NO_MOSAICS, *NO_CAPTIONS, *NO_BOXES, "DATALOADER.REGIONS_PER_GPU", 2)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def datasets(make_photos):
-    boxes, pairs = make_photos(SIZES), make_photos(SIZES * 3, first_id=1000)
+def pairs(make_photos):
+    """Data sets of 8 images with boxes (the first has none), 24 pairs and 6 images with pseudo-labels."""
+    boxes, pairs, regions = make_photos(SIZES), make_photos(SIZES * 3, first_id=1000), make_photos(SIZES[:6])
     for i, record in enumerate(boxes):
         record["annotations"] = [
             {"bbox": [4, 4, 20, 16 + i], "bbox_mode": BoxMode.XYWH_ABS, "category_id": i, "iscrowd": 0}
-        ] * (i > 0)  # the first picture has no box
-    DatasetCatalog.register("test_loader_boxes", lambda: boxes)
-    DatasetCatalog.register("test_loader_pairs", lambda: pairs)
+        ] * (i > 0)
+    for record in regions:
+        record |= {"boxes": np.float32([[1, 2, 9, 12]]), "nouns": np.array([3])}
+    sets = {"test_loader_boxes": boxes, "test_loader_pairs": pairs, "test_loader_regions": regions}
+    for name, records in sets.items():
+        DatasetCatalog.register(name, lambda records=records: records)
     yield pairs
-    DatasetCatalog.remove("test_loader_boxes")
-    DatasetCatalog.remove("test_loader_pairs")
+    for name in sets:
+        DatasetCatalog.remove(name)
 
 
 @pytest.fixture
@@ -70,36 +93,29 @@ def ids(batch, source):
     return [int(s["tiles"].image_ids[0]) for s in batch[source]]
 
 
-def test_every_iteration_holds_all_sources(take):
-    for batch in take(6):
-        assert {k: len(v) for k, v in batch.items() if k != "skipped"} == {
-            "detection": 2,
-            "captions": 2,
-            "mosaics": 2,
-            "regions": 0,
-        }
-        assert batch["skipped"] == []
-        assert all(len(s["tiles"]) == 1 for s in batch["captions"])
-        assert all(len(s["tiles"]) in (4, 9, 16) for s in batch["mosaics"])
-        assert all(s["image"].shape == (3, 48, 48) for s in batch["mosaics"])
-        assert all(max(s["image"].shape[1:]) <= 40 for s in batch["captions"])
-        assert all({"image", "instances", "height", "width", "image_id"} <= set(s) for s in batch["detection"])
+def counts(batch):
+    return {k: len(v) for k, v in batch.items() if v}
 
 
-@pytest.mark.parametrize("alternate", [(), (1, 1, 2)])
-def test_batches_do_not_depend_on_the_number_of_workers(take, alternate):
-    expected = [flat(b) for b in take(5, "DATALOADER.ALTERNATE", alternate)]
-    for workers in (1, 2):
-        batches = take(5, "DATALOADER.ALTERNATE", alternate, "DATALOADER.NUM_WORKERS", workers)
-        assert [flat(b) for b in batches] == expected
+# ---- joint batches
 
 
-@pytest.mark.parametrize("alternate", [(), (1, 1, 2)])
-def test_a_resumed_loader_continues(take, alternate):
-    whole = [flat(b) for b in take(12, "DATALOADER.ALTERNATE", alternate)]
-    for start in (1, 7):
-        resumed = take(12 - start, "DATALOADER.ALTERNATE", alternate, start=start)
-        assert [flat(b) for b in resumed] == whole[start:]
+def test_an_iteration_holds_the_sources_that_are_asked_for(take):
+    assert [counts(b) for b in take(3)] == [{"detection": 2, "captions": 2, "mosaics": 2}] * 3
+    assert [counts(b) for b in take(2, *NO_CAPTIONS, *NO_MOSAICS)] == [{"detection": 2}] * 2
+    unread = ("DATASETS.TRAIN", ("no_such_set",))
+    found = take(2, *NO_BOXES, *unread, "DATALOADER.REGIONS_PER_GPU", 2)
+    assert [counts(b) for b in found] == [{"captions": 2, "mosaics": 2, "regions": 2}] * 2
+    assert all(sample["image"].shape == (3, 32, 32) for b in found for sample in b["regions"])
+
+
+@pytest.mark.parametrize("alternate", [(), (1, 1, 2), "regions"])
+def test_batches_depend_neither_on_workers_nor_on_the_start(take, alternate):
+    overrides = REGIONS_ONLY if alternate == "regions" else ("DATALOADER.ALTERNATE", alternate)
+    whole = [flat(b) for b in take(12, *overrides)]
+    for start, workers in ((1, 0), (7, 1), (0, 2)):
+        found = take(12 - start, *overrides, "DATALOADER.NUM_WORKERS", workers, start=start)
+        assert [flat(b) for b in found] == whole[start:]
 
 
 def test_the_loader_leaves_the_random_states_alone(take):
@@ -110,85 +126,63 @@ def test_the_loader_leaves_the_random_states_alone(take):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_captions_and_mosaics_draw_different_pictures(take):
-    batches = take(12)  # an epoch of 24 pairs
-    drawn = {source: [ids(b, source) for b in batches] for source in ("captions", "mosaics")}
-    same = sum(set(c) == set(m) for c, m in zip(drawn["captions"], drawn["mosaics"], strict=True))
-    assert same <= 1
-    assert sorted(i for pair in drawn["mosaics"] for i in pair) == list(range(1000, 1024))  # each once an epoch
-
-
-def test_seeds_differ(take):
+def test_captions_and_mosaics_draw_different_images_each_once_an_epoch(take):
+    found = take(12)  # an epoch of 24 pairs
+    drawn = {source: [ids(b, source) for b in found] for source in ("captions", "mosaics")}
+    assert sum(set(c) == set(m) for c, m in zip(drawn["captions"], drawn["mosaics"], strict=True)) <= 1
+    assert sorted(i for pair in drawn["mosaics"] for i in pair) == list(range(1000, 1024))
     assert [ids(b, "mosaics") for b in take(5, seed=1)] != [ids(b, "mosaics") for b in take(5, seed=2)]
 
 
 def test_aspect_groups(take):
-    batches = take(14)
-    for source in ("detection", "captions"):
-        for batch in batches:
+    for batch in take(14):
+        for source in ("detection", "captions"):
             assert len({s["width"] > s["height"] for s in batch[source]}) == 1
     mixed = take(14, "DATALOADER.ASPECT_RATIO_GROUPING", False)
     assert any(len({s["width"] > s["height"] for s in batch["captions"]}) == 2 for batch in mixed)
 
 
-def test_pictures_without_boxes_are_filtered_if_asked(take):
+def test_images_without_boxes_are_filtered_if_asked(take):
     def empty(filtered):
-        batches = take(16, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", filtered)
-        return [s for b in batches for s in b["detection"] if len(s["instances"]) == 0]
+        found = take(16, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", filtered)
+        return {s["image_id"] for b in found for s in b["detection"] if len(s["instances"]) == 0}
 
-    assert not empty(True)
-    assert {s["image_id"] for s in empty(False)} == {100}
+    assert empty(True) == set() and empty(False) == {100}
+
+
+def over_ranks(take, monkeypatch, world, count, *overrides):
+    """Batches of every rank."""
+    monkeypatch.setattr(comm, "get_world_size", lambda: world)
+    for rank in range(world):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        yield take(count, *overrides)
 
 
 def test_ranks_share_an_epoch(take, monkeypatch):
-    no_groups = ("DATALOADER.ASPECT_RATIO_GROUPING", False)
-    monkeypatch.setattr(comm, "get_world_size", lambda: 3)
-    seen = []
-    for rank in range(3):
-        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        seen += [i for b in take(4, *no_groups) for i in ids(b, "captions")]
-    assert sorted(seen) == list(range(1000, 1024))
+    found = over_ranks(take, monkeypatch, 3, 4, "DATALOADER.ASPECT_RATIO_GROUPING", False)
+    assert sorted(i for b in sum(found, []) for i in ids(b, "captions")) == list(range(1000, 1024))
 
 
 def test_alternating_holds_one_source_the_same_on_all_ranks(take, monkeypatch):
-    overrides = ("DATALOADER.ALTERNATE", (1, 1), "DATALOADER.MOSAICS_PER_GPU", 0)
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    kinds = []
-    for rank in range(2):
-        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        batches = take(10, *overrides)
-        assert all(sum(bool(b[s]) for s in loader_module.STREAMS) == 1 for b in batches)
-        kinds.append([bool(b["detection"]) for b in batches])
-    assert kinds[0] == kinds[1] and len(set(kinds[0])) == 2
+    found = over_ranks(take, monkeypatch, 2, 10, "DATALOADER.ALTERNATE", (1, 1), *NO_MOSAICS)
+    first, second = ([set(counts(b)) for b in rank] for rank in found)
+    assert first == second and {"detection"} in first and {"captions"} in first
 
 
-def test_only_what_is_asked_for(take):
-    batches = take(2, "DATALOADER.CAPTIONS_PER_GPU", 0, "DATALOADER.MOSAICS_PER_GPU", 0)
-    assert all(b["captions"] == [] and b["mosaics"] == [] and len(b["detection"]) == 2 for b in batches)
-    batches = take(2, "DATALOADER.DETECTION_PER_GPU", 0, "DATASETS.TRAIN", ("no_such_set",))
-    assert all(b["detection"] == [] and len(b["captions"]) == 2 for b in batches)
-
-
-def test_replaced_pictures_are_reported(take, make_photos):
+def test_replaced_images_are_reported(take, make_photos, registered):
     records = make_photos([(40, 50)] * 4)
     records[2]["file_name"] += ".gone"
-    DatasetCatalog.register("test_loader_broken", lambda: records)
-    try:
-        batches = take(4, "DATASETS.CAPTIONS", ("test_loader_broken",))
-    finally:
-        DatasetCatalog.remove("test_loader_broken")
-    assert {s for b in batches for s in b["skipped"]} == {(records[2]["file_name"], "missing")}
-    assert all("skipped" not in s for b in batches for source in loader_module.STREAMS for s in b[source])
+    found = take(4, "DATASETS.CAPTIONS", (registered(*records),))
+    assert {s for b in found for s in b["skipped"]} == {(records[2]["file_name"], "missing")}
+    assert all("skipped" not in s for b in found for source in STREAMS for s in b[source])
 
 
-def test_partners_come_from_the_configured_index(take, datasets, tmp_path):
+def test_partners_come_from_the_configured_index(take, pairs, tmp_path):
     rows = [[(i + 1) % 24, (i + 2) % 24, (i + 3) % 24] for i in range(24)]
-    path = tmp_path / "index.npy"
-    save_neighbours(path, torch.tensor(rows).numpy(), records=datasets, by="text", dataset="x")
+    save_neighbours(tmp_path / "index.npy", np.array(rows), records=pairs, by="text", dataset="x")
+    overrides = ("INPUT.MOSAIC.PARTNERS", str(tmp_path / "index.npy"), "INPUT.MOSAIC.GRIDS", [2])
     for workers in (0, 1):
-        for batch in take(
-            3, "INPUT.MOSAIC.PARTNERS", str(path), "INPUT.MOSAIC.GRIDS", [2], "DATALOADER.NUM_WORKERS", workers
-        ):
+        for batch in take(3, *overrides, "DATALOADER.NUM_WORKERS", workers):
             for sample in batch["mosaics"]:
                 first, *others = (sample["tiles"].image_ids - 1000).tolist()
                 assert sorted(others) == sorted(rows[first])
@@ -197,14 +191,157 @@ def test_partners_come_from_the_configured_index(take, datasets, tmp_path):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (
-            ["DATALOADER.DETECTION_PER_GPU", 0, "DATALOADER.CAPTIONS_PER_GPU", 0, "DATALOADER.MOSAICS_PER_GPU", 0],
-            "nothing to train on",
-        ),
+        ([*NO_BOXES, *NO_CAPTIONS, *NO_MOSAICS], "nothing to train on"),
         (["DATALOADER.ALTERNATE", (1, 1)], "2 weights for 3 sources"),
-        (["DATASETS.CAPTIONS", ()], "no image with a caption"),
+        (["DATASETS.CAPTIONS", ()], r"DATASETS.CAPTIONS = \(\) holds no image with captions"),
+        (["DATASETS.CAPTIONS", ("test_loader_bare",)], "DATASETS.CAPTIONS .* without captions"),
+        (["DATASETS.TRAIN", ("test_loader_pairs",)], "DATASETS.TRAIN"),
+        ([*REGIONS_ONLY, "DATASETS.REGIONS", ()], r"DATASETS.REGIONS = \(\) holds no image with boxes"),
     ],
 )
-def test_mistakes_are_told(take, overrides, message):
-    with pytest.raises(UserError, match=message):
-        take(1, *overrides)
+def test_mistakes_name_the_key(take, overrides, message):
+    DatasetCatalog.register("test_loader_bare", lambda: [{"image_id": 1, "file_name": "a.jpg"}])
+    try:
+        with pytest.raises(UserError, match=message):
+            take(1, *overrides)
+    finally:
+        DatasetCatalog.remove("test_loader_bare")
+
+
+# ---- ids
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "image_id": st.one_of(st.integers(-1, 3), st.sampled_from(["a", "7"])),
+                "file_name": st.sampled_from(["a.jpg", "b.jpg", "c.jpg"]),
+            }
+        )
+    )
+)
+def test_ids_are_the_same_for_one_image_and_differ_between_two(records):
+    found = with_own_ids(records)
+    assert [r["file_name"] for r in found] == [r["file_name"] for r in records]
+    assert all(type(r["image_id"]) is int and r["image_id"] >= 0 for r in found)
+    for one in found:
+        for other in found:
+            if one["file_name"] != other["file_name"]:
+                assert one["image_id"] != other["image_id"]
+
+
+def test_good_ids_stay_and_an_image_of_two_sets_counts_once():
+    records = [{"image_id": 9, "file_name": "a"}, {"image_id": 4, "file_name": "b"}, {"image_id": 9, "file_name": "a"}]
+    assert with_own_ids(records) is records
+    records = [{"image_id": 1, "file_name": f} for f in ("a", "b", "a")]
+    assert [r["image_id"] for r in with_own_ids(records)] == [0, 1, 0]
+
+
+# ---- streams
+
+
+def first(stream, count):
+    return list(islice(stream, count))
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(1, 13), st.integers(1, 5), st.integers(0, 99))
+def test_the_ranks_together_draw_every_index_once_an_epoch(length, world, seed):
+    epochs = 3
+    ranks = [draws(length, seed=seed, stream=1, rank=r, world=world) for r in range(world)]
+    per_rank = -(-epochs * length // world)
+    together = [draw for group in zip(*(first(r, per_rank) for r in ranks), strict=True) for draw in group]
+    assert together == first(draws(length, seed=seed, stream=1), per_rank * world)  # one stream, dealt out
+    together = together[: epochs * length]
+    assert [epoch for epoch, _ in together] == [e for e in range(epochs) for _ in range(length)]
+    for epoch in range(epochs):
+        assert sorted(i for e, i in together if e == epoch) == list(range(length))
+
+
+def test_epochs_sources_and_seeds_are_shuffled_differently():
+    def order(seed, stream, epoch):
+        return tuple(i for e, i in first(draws(50, seed=seed, stream=stream), 150) if e == epoch)
+
+    orders = {order(seed, stream, epoch) for seed in (0, 1) for stream in (0, 1, 2) for epoch in (0, 1, 2)}
+    assert len(orders) == 18
+    assert order(0, 0, 0) == order(0, 0, 0)
+
+
+def test_batches_are_consecutive_draws_that_do_not_change_later():
+    drawn = first(draws(7, seed=0, stream=0), 12)
+    assert first(batches(iter(drawn), 3), 4) == [drawn[i : i + 3] for i in range(0, 12, 3)]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.booleans(), min_size=1, max_size=15), st.integers(1, 4), st.integers(0, 9))
+def test_aspect_groups_hold_one_kind_and_lose_nothing(landscape, size, seed):
+    drawn = first(draws(len(landscape), seed=seed, stream=0), 60)
+    grouped = list(batches(iter(drawn), size, landscape=landscape))
+    assert all(len(batch) == size and len({landscape[i] for _, i in batch}) == 1 for batch in grouped)
+    waiting = Counter(drawn) - Counter(draw for batch in grouped for draw in batch)
+    for kind in (True, False):
+        # Only an incomplete batch of each kind is still waiting; the others are in the order drawn.
+        assert sum(n for (_, i), n in waiting.items() if landscape[i] is kind) < size
+        found = [draw for batch in grouped for draw in batch if landscape[draw[1]] is kind]
+        assert found == [draw for draw in drawn if landscape[draw[1]] is kind][: len(found)]
+
+
+def sources():
+    landscape = np.random.default_rng(0).random(11) < 0.5
+    return {
+        "detection": batches(draws(11, seed=5, stream=0), 2, landscape=landscape),
+        "captions": batches(draws(7, seed=5, stream=1), 3),
+    }
+
+
+def test_joint_sources_go_through_their_own_streams():
+    keys = [key for batch in first(joint_batches(sources()), 20) for key in batch]
+    for name in ("detection", "captions"):
+        own = [draw for batch in first(sources()[name], 20) for draw in batch]
+        assert [(epoch, i) for n, epoch, i in keys if n == name] == own
+
+
+def test_an_alternating_iteration_holds_one_source_and_skips_nothing():
+    taken = first(alternating_batches(sources(), weights=(1, 1), seed=5), 60)
+    assert all(len({name for name, _, _ in keys}) == 1 for keys in taken)
+    for name in ("detection", "captions"):
+        own = [[(e, i) for _, e, i in keys] for keys in taken if keys[0][0] == name]
+        assert len(own) > 15
+        assert own == first(sources()[name], len(own))
+
+
+def test_alternation_follows_weights_and_seed():
+    def names(count, *, weights=(1, 1), seed=5):
+        return [keys[0][0] for keys in first(alternating_batches(sources(), weights=weights, seed=seed), count)]
+
+    assert abs(names(1000, weights=(1, 4)).count("captions") / 1000 - 0.8) < 0.05
+    assert set(names(50, weights=(1, 0))) == {"detection"}
+    assert names(50, seed=1) != names(50, seed=2)
+
+
+# ---- test
+
+LOST, BLANK = Skipped("a.jpg", "missing"), Skipped("b.jpg", "no region left")
+
+
+def test_skipped_images_are_reported_in_every_pass_before_their_batch_and_left_out():
+    skipped = []
+    loader = SkippingLoader([[{"id": 1}, LOST], [BLANK], [{"id": 2}], [LOST, {"id": 3}], []], on_skip=skipped.append)
+    assert next(iter(loader)) == [{"id": 1}] and skipped == [LOST]
+    skipped.clear()
+    for count in (1, 2):
+        assert list(loader) == [[{"id": 1}], [{"id": 2}], [{"id": 3}]]
+        assert skipped == [LOST, BLANK, LOST] * count
+    assert len(loader) == 5  # it is not known beforehand what is skipped
+
+
+def test_detection_goes_on_without_damaged_images(make_photos, load_cfg, registered):
+    records = make_photos([(60, 40), (50, 70), (64, 64)], ext="jpg")
+    damaged = Path(records[1]["file_name"])
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    records[2]["width"] += 1  # the file is another image than the record's
+    skipped, cfg = [], load_cfg("mini/detic.yaml", "DATALOADER.NUM_WORKERS", 0)
+    loader = build_detection_loader(cfg, registered(*records), on_skip=skipped.append)
+    assert [sample["image_id"] for batch in loader for sample in batch] == [records[0]["image_id"]]
+    assert [file_name for file_name, _ in skipped] == [record["file_name"] for record in records[1:]]

@@ -122,7 +122,7 @@ def test_larger_grids_go_on_in_pairs(n, columns):
 
 @settings(deadline=None, max_examples=150)
 @given(GRIDS, SEEDS, st.data())
-def test_pictures_lie_inside_their_cells(n, seed, data):
+def test_images_lie_inside_their_cells(n, seed, data):
     canvas = data.draw(st.integers(12, 300)), data.draw(st.integers(12, 300))
     cells = grid_cells(n, size=canvas)
     photos = [(data.draw(SIDES), data.draw(SIDES)) for _ in cells]
@@ -149,7 +149,7 @@ def test_tiles_of_a_2x2_meet_at_the_centre():
     assert boxes.tolist() == [[0, 10, 40, 40], [40, 0, 60, 40], [30, 40, 40, 80], [40, 40, 80, 55]]
 
 
-def test_a_picture_larger_than_its_cell_is_refused():
+def test_an_image_larger_than_its_cell_is_refused():
     with pytest.raises(AssertionError, match="larger than its cell by 1 px"):
         place(np.array([[41, 40]]), np.array([[0, 0, 40, 40]]), np.array([[0.0, 0.0]]))
 
@@ -159,54 +159,71 @@ def test_a_picture_larger_than_its_cell_is_refused():
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 4), SEEDS)
-def test_pasted_pixels_are_the_pictures_and_the_rest_is_padding(n, seed):
+def test_pasted_pixels_are_the_images_and_the_rest_is_padding(n, seed):
     rng = np.random.default_rng(seed)
     size = tuple(int(s) for s in rng.integers(4 * n, 60, 2))
     cells = grid_cells(n, size=size)
     sizes = np.array([[rng.integers(1, c[3] - c[1] + 1), rng.integers(1, c[2] - c[0] + 1)] for c in cells])
-    pictures = [rng.integers(0, 256, (3, h, w), dtype=np.uint8) for h, w in sizes]
+    images = [rng.integers(0, 256, (3, h, w), dtype=np.uint8) for h, w in sizes]
     boxes = place(sizes, cells, inward_anchors(n, rng))
-    canvas = compose(pictures, boxes, size=size, pad_value=114)
+    canvas = compose(images, boxes, size=size, pad_value=114)
     assert canvas.shape == (3, *size) and canvas.dtype == np.uint8
     expected = np.full((3, *size), 114)
-    for picture, (x0, y0, _, _) in zip(pictures, boxes, strict=True):
-        for y, x in product(range(picture.shape[1]), range(picture.shape[2])):
-            expected[:, y0 + y, x0 + x] = picture[:, y, x]
+    for image, (x0, y0, _, _) in zip(images, boxes, strict=True):
+        for y, x in product(range(image.shape[1]), range(image.shape[2])):
+            expected[:, y0 + y, x0 + x] = image[:, y, x]
     assert (canvas == expected).all()
 
-    tensors = compose([torch.from_numpy(p) for p in pictures], boxes, size=size, pad_value=114)
+    tensors = compose([torch.from_numpy(p) for p in images], boxes, size=size, pad_value=114)
     assert isinstance(tensors, torch.Tensor) and tensors.dtype == torch.uint8
     assert (tensors.numpy() == canvas).all()
-    from_tensor_boxes = compose(pictures, torch.from_numpy(boxes), size=size, pad_value=114)
+    from_tensor_boxes = compose(images, torch.from_numpy(boxes), size=size, pad_value=114)
     assert (from_tensor_boxes == canvas).all()
 
 
 def test_compose_keeps_float_tensors_and_their_gradient():
-    pictures = [torch.rand(3, 4, 4, requires_grad=True) for _ in range(4)]
-    canvas = compose(pictures, grid_cells(2, size=(8, 8)), size=(9, 9), pad_value=0.5)
+    images = [torch.rand(3, 4, 4, requires_grad=True) for _ in range(4)]
+    canvas = compose(images, grid_cells(2, size=(8, 8)), size=(9, 9), pad_value=0.5)
     assert canvas.dtype == torch.float32
     canvas.sum().backward()
-    assert all((p.grad == 1).all() for p in pictures)
+    assert all((p.grad == 1).all() for p in images)
 
 
-def test_1x1_is_the_picture_itself():
-    picture = np.random.default_rng(0).integers(0, 256, (3, 30, 50), dtype=np.uint8)
+def test_1x1_is_the_image_itself():
+    image = np.random.default_rng(0).integers(0, 256, (3, 30, 50), dtype=np.uint8)
     cells = grid_cells(1, size=(30, 50))
     boxes = place(np.array([[30, 50]]), cells, inward_anchors(1, np.random.default_rng(0)))
     assert boxes.tolist() == [[0, 0, 50, 30]]
-    assert (compose([picture], boxes, size=(30, 50)) == picture).all()
+    assert (compose([image], boxes, size=(30, 50)) == image).all()
 
 
-def test_compose_wants_a_box_a_picture():
+def test_compose_wants_a_box_a_image():
     with pytest.raises(ValueError):
         compose([np.zeros((3, 2, 2), np.uint8)] * 2, [[0, 0, 2, 2]], size=(4, 4))
 
 
 # ---- random crops
 
+RATIO = (3 / 4, 4 / 3)
 
-def test_a_whole_square_stays_whole():
+
+@settings(max_examples=200, deadline=None)
+@given(height=st.integers(10, 600), width=st.integers(10, 600), low=st.floats(0.05, 1.0), seed=SEEDS)
+def test_a_crop_has_the_asked_area_and_shape_or_is_the_largest_central_one(height, width, low, seed):
+    limits = {"scale": (low, 1.0), "ratio": RATIO}
+    x0, y0, x1, y1 = resized_crop(height, width, **limits, rng=np.random.default_rng(seed))
+    assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+    w, h = x1 - x0, y1 - y0
+    # half a pixel of rounding on either side
+    assert (w + 0.5) / (h - 0.5) >= 3 / 4 and (w - 0.5) / (h + 0.5) <= 4 / 3
+    central = abs(2 * x0 + w - width) <= 1 and abs(2 * y0 + h - height) <= 1
+    assert (w + 0.5) * (h + 0.5) >= low * height * width or (central and (w == width or h == height))
+    assert min(w, h) >= shortest_crop(**limits) * min(height, width) - 1  # sides are whole pixels
+
+
+def test_crops_of_a_wide_image_and_of_a_square():
     rng = np.random.default_rng(0)
+    assert resized_crop(40, 400, scale=(0.9, 1.0), ratio=RATIO, rng=rng) == (173, 0, 226, 40)  # the central part
     assert resized_crop(64, 64, scale=(1.0, 1.0), ratio=(1.0, 1.0), rng=rng) == (0, 0, 64, 64)
 
 
@@ -215,12 +232,3 @@ def test_crops_reach_every_border():
         [resized_crop(20, 30, scale=(0.5, 0.66), ratio=(1.0, 1.0), rng=np.random.default_rng(s)) for s in range(300)]
     )
     assert crops.min(axis=0)[:2].tolist() == [0, 0] and crops.max(axis=0)[2:].tolist() == [30, 20]
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.integers(10, 400), st.integers(10, 400), SEEDS)
-def test_no_crop_is_shorter_than_told(height, width, seed):
-    limits = {"scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3)}
-    x0, y0, x1, y1 = resized_crop(height, width, **limits, rng=np.random.default_rng(seed))
-    assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
-    assert min(x1 - x0, y1 - y0) >= shortest_crop(**limits) * min(height, width) - 1  # sides are whole pixels

@@ -18,6 +18,7 @@ from torchvision.transforms import InterpolationMode
 
 from clim.config import add_clim_config
 from clim.data.images import letterbox, read_image
+from clim.data.loader import NO_REGION, Skipped
 from clim.data.region_classification import (
     RegionTestMapper,
     bitmask,
@@ -27,7 +28,6 @@ from clim.data.region_classification import (
     letterbox_masks,
     segment_ids,
 )
-from clim.data.test_loader import NO_REGION, Skipped
 from clim.errors import UserError
 
 HEIGHT, WIDTH = 40, 60
@@ -132,8 +132,8 @@ def test_images_that_cannot_be_used_are_named(photo, panoptic, tmp_path):
     one = region([0, 0, 20, 20])
     mapper = RegionTestMapper(size=32)
     assert mapper(photo(one, file_name="nowhere.jpg")) == Skipped("nowhere.jpg", "missing")
-    (tmp_path / "text.jpg").write_text("no picture")
-    assert mapper(photo(one, file_name=str(tmp_path / "text.jpg"))).reason == "not a picture"
+    (tmp_path / "text.jpg").write_text("no image")
+    assert mapper(photo(one, file_name=str(tmp_path / "text.jpg"))).reason == "not an image"
     assert mapper(photo(one, height=60, width=40)).reason == "60x40 px, but annotated as 40x60"
     assert mapper(photo()) == Skipped(photo()["file_name"], NO_REGION)
     record, _ = panoptic
@@ -146,14 +146,6 @@ def cfg():
     add_clim_config(cfg)
     cfg.merge_from_list(["INPUT.REGIONS.SIZE", 48, "DATALOADER.NUM_WORKERS", 0])
     return cfg
-
-
-@pytest.fixture
-def registered(photo):
-    """``registered(record, …)``: the name of a data set of these records."""
-    name = "regions_of_a_test"
-    yield lambda *records: DatasetCatalog.register(name, lambda: list(records)) or name
-    DatasetCatalog.remove(name)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -182,11 +174,9 @@ def test_the_config_reaches_the_mapper(cfg):
 
 
 def test_a_set_without_masks_or_images_is_refused(cfg, photo, registered):
-    name = registered(photo(region([0, 0, 20, 20])))
     cfg.TEST.REGIONS = ["boxes", "masks"]
     with pytest.raises(UserError, match="TEST.REGIONS asks for masks, but regions of .* have none"):
-        build_region_loader(cfg, name, on_skip=print)
-    DatasetCatalog.remove(name)
+        build_region_loader(cfg, registered(photo(region([0, 0, 20, 20]))), on_skip=print)
     with pytest.raises(UserError, match="holds no image"):
         build_region_loader(cfg, registered(), on_skip=print)
 

@@ -17,7 +17,7 @@ from detectron2.evaluation import print_csv_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clim.data.test_loader import NO_REGION, Skipped
+from clim.data.loader import NO_REGION, Skipped
 from clim.errors import UserError
 from clim.evaluation import RegionClassificationEvaluator
 from clim.evaluation.regions import averages, class_accuracies, true_ranks

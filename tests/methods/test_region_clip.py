@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from clim.data.pseudo_sets import register_pseudo_labels
+from clim.data.datasets import register_own_set
 from clim.data.tiles import Tiles
 from clim.engine import Trainer
 from clim.errors import UserError
@@ -153,7 +153,7 @@ def training(tiny_cfg, make_photos, tmp_path):
     }
     write_json(tmp_path / "labels.json", labels)
     np.save(tmp_path / "nouns.npy", np.random.default_rng(0).normal(size=(7, 384)))
-    register_pseudo_labels("test_region_clip", str(tmp_path / "labels.json"), str(root))
+    register_own_set("test_region_clip", "pseudo_labels", str(tmp_path / "labels.json"), str(root))
     yield tiny_cfg(
         "MODEL.METHOD.NAME", "RegionClip", "MODEL.METHOD.REGION_CLIP.CLASSES", 3,
         "MODEL.METHOD.REGION_CLIP.EMBEDDINGS", str(tmp_path / "nouns.npy"),

@@ -10,7 +10,7 @@ import torch
 from detectron2.engine import launch
 from detectron2.utils import comm
 
-from clim.data.sources import build_mappers
+from clim.data.loader import build_mappers
 from clim.engine import Trainer, load_config
 
 HALF = 5  # pictures of a process

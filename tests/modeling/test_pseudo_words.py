@@ -13,8 +13,8 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
-from clim.data.canvas_mapper import CanvasMapper
 from clim.data.categories import COCO_NAMES
+from clim.data.mappers import CanvasMapper
 from clim.detector import Detector
 from clim.engine.checkpoint import SafeCheckpointer
 from clim.errors import UserError

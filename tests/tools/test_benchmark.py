@@ -172,7 +172,7 @@ def test_each_way_decodes_what_its_name_says(settings, records, monkeypatch):
         "released order, decoded afresh": tiles,
         "released order, partners in memory": settings.canvases,
     }
-    assert mosaics.record_mapper.read_image is real  # measuring leaves the mapper as it was
+    assert mosaics.mappers.read_image is real  # measuring leaves the mapper as it was
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
@@ -326,7 +326,7 @@ def test_images_that_cannot_serve(tmp_path):
     with pytest.raises(UserError, match="no .jpg or .png"):
         photos.find_photos(str(tmp_path), count=3)
     (tmp_path / "a.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match="a.jpg: not a picture"):
+    with pytest.raises(UserError, match="a.jpg: not an image"):
         photos.records_of(photos.find_photos(str(tmp_path), count=3))
 
 

@@ -126,7 +126,7 @@ def colour_encoder():
 def test_image_features_are_zero_for_unreadable_images(coloured):
     features, unreadable = tool.image_features(coloured, colour_encoder(), device="cpu", workers=0)
     np.testing.assert_allclose(features.norm(dim=1), [1, 1, 1, 1, 0], rtol=1e-6)
-    assert unreadable == [f"{coloured[4]['file_name']}: not a picture"]
+    assert unreadable == [f"{coloured[4]['file_name']}: not an image"]
     np.testing.assert_allclose(features[0], unit([[1.01, 0.01, 0.01]])[0], rtol=1e-6)
 
 
@@ -141,7 +141,7 @@ def test_command_by_image(coloured, tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(index.rows[:4, 0], [2, 3, 0, 1])
     assert index.by == "image" and index.dataset == "neighbours_test_pairs"
     printed = capsys.readouterr().out
-    assert "1 of 5 images are unreadable" in printed and "4.png: not a picture" in printed
+    assert "1 of 5 images are unreadable" in printed and "4.png: not an image" in printed
 
 
 @pytest.mark.parametrize("cached", [False, True])

@@ -124,7 +124,7 @@ def test_maps_follow_the_image_and_texts_of_one_meaning_agree(options, tiny_over
     [
         (["responses", "--input", "gone.jpg", "--query", "dog"], "gone.jpg: missing"),
         (["responses", "--input", "no_folder/*.png", "--query", "dog"], "no image there"),
-        (["responses", "--input", __file__, "--query", "dog"], "not a picture"),
+        (["responses", "--input", __file__, "--query", "dog"], "not an image"),
         (["responses", "--input", __file__], "--query holds no text"),
         (["responses", "--input", __file__, "--query", " "], "--query holds no text"),
         (["responses", "--input", __file__, "--query", "dog", "--tile", "1"], "give --mosaic too"),

@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import box_iou
 
-import clim.data.builtin  # noqa: F401  registers the data sets
+import clim.data.datasets  # noqa: F401  registers the data sets
 import parse_nouns
 import pseudo_label
+from clim.data.datasets import register_own_set
 from clim.data.images import read_image
-from clim.data.pseudo_sets import register_pseudo_labels
 from clim.data.region_classification import crop_letterboxed
 from clim.errors import UserError
 from clim.files import write_json
@@ -226,7 +226,7 @@ def test_other_settings_and_damage_are_told(tmp_path):
 
 def registered(name, content, records, tmp_path):
     write_json(tmp_path / "labels.json", content)
-    register_pseudo_labels(name, str(tmp_path / "labels.json"), str(Path(records[0]["file_name"]).parent))
+    register_own_set(name, "pseudo_labels", str(tmp_path / "labels.json"), str(Path(records[0]["file_name"]).parent))
     return DatasetCatalog.get(name)
 
 

@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from clim.data import canvas_mapper, record_mapper
+from clim.data import mappers
 from clim.data.images import read_image, resize
 from clim.data.mosaic import fit_cell, grid_cells, inward_anchors, place
 
@@ -32,9 +32,9 @@ class ReleasedOrder:
         self.partner = partners or self.fitted
 
     def fitted(self, index: int) -> np.ndarray:
-        image = record_mapper.read_image(self.records[index]["file_name"]).image
+        image = mappers.read_image(self.records[index]["file_name"]).image
         size = fit_cell(*image.shape[:2], cell=(RELEASED_CELL, RELEASED_CELL))
-        return canvas_mapper.resize(image, size)
+        return mappers.resize(image, size)
 
     def __call__(self, *, index: int, epoch: int) -> torch.Tensor:
         rng = np.random.default_rng([epoch, index])
@@ -46,7 +46,7 @@ class ReleasedOrder:
         canvas = np.full((side, side, 3), 114, dtype=np.uint8)
         for image, (x0, y0, x1, y1) in zip(images, boxes.tolist(), strict=True):
             canvas[y0:y1, x0:x1] = image if rng.random() < 0.5 else image[:, ::-1]
-        canvas = canvas_mapper.resize(canvas, (CANVAS, CANVAS))
+        canvas = mappers.resize(canvas, (CANVAS, CANVAS))
         return torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))
 
 
@@ -57,7 +57,7 @@ def full_decode(file_name, *, fmt="BGR", at_least=None):
 
 def mosaic_arms(settings: Settings, records: Sequence[dict], n: int) -> dict[str, Callable[[], Run]]:
     """One run of each way to make ``settings.canvases`` canvases of n x n tiles, always the same ones."""
-    clim = canvas_mapper.CanvasMapper(records, grids=[n], short=CANVAS, long=CANVAS, flip=0.5, seed=0, stream=0)
+    clim = mappers.CanvasMapper(records, grids=[n], short=CANVAS, long=CANVAS, flip=0.5, seed=0, stream=0)
     released = ReleasedOrder(records, n=n)
     remembering = ReleasedOrder(records, n=n, partners=functools.cache(released.fitted))
     stages = Stages()
@@ -69,8 +69,8 @@ def mosaic_arms(settings: Settings, records: Sequence[dict], n: int) -> dict[str
 
         def timed():
             with (
-                mock.patch.object(record_mapper, "read_image", stages.timed("decode", read)),
-                mock.patch.object(canvas_mapper, "resize", stages.timed("resize", resize)),
+                mock.patch.object(mappers, "read_image", stages.timed("decode", read)),
+                mock.patch.object(mappers, "resize", stages.timed("resize", resize)),
             ):
                 return measure(run, stages=stages)
 

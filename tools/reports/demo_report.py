@@ -7,9 +7,9 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from clim.data.canvas_mapper import CanvasMapper
 from clim.data.images import ordered, read_image
-from clim.data.sources import STREAMS, caption_records
+from clim.data.loader import STREAMS, caption_records
+from clim.data.mappers import CanvasMapper
 from clim.detector import Detector, most_confident
 from clim.drawing import class_colours, draw_boxes, draw_objects, enlarge, label_size
 from experiments.record import read_metrics
@@ -167,7 +167,7 @@ def mosaic_of_each_grid(cfg, *, seed: int) -> list[tuple[str, np.ndarray]]:
 
 
 def draw_canvas(canvas: dict, *, image_format: str, side: int = 768) -> np.ndarray:
-    """What the network saw of a mosaic (clim/data/canvas_mapper.py): the canvas, its tiles' boxes and captions.
+    """What the network saw of a mosaic (clim/data/mappers.py): the canvas, its tiles' boxes and captions.
 
     Args:
         canvas: ``image`` (3, H, W) uint8 tensor and ``tiles``.

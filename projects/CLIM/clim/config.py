@@ -10,7 +10,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     """Add CLIM's keys to Detectron2's defaults, in place. Call before ``merge_from_file``."""
     from detectron2.config import CfgNode as CN  # Detectron2 imports torch, which takes seconds
 
-    import clim.data.builtin  # noqa: F401  registers the data sets
+    import clim.data.datasets  # noqa: F401  registers the data sets
     import clim.modeling  # noqa: F401  registers meta-architectures, heads, backbones and methods
 
     # ---- Weights --------------------------------------------------------------------------------
@@ -184,8 +184,9 @@ def add_clim_config(cfg: "CfgNode") -> None:
 
     # ---- Data: sizes are per GPU ----------------------------------------------------------------
     cfg.DATASETS.CAPTIONS = ()  # registered sets of image-text pairs
-    cfg.DATASETS.REGIONS = ()  # registered sets of pictures with pseudo-labelled boxes
-    # Your own sets: [[name, "captions" | "boxes" | "regions", json, image folder], …], see datasets/README.md.
+    cfg.DATASETS.REGIONS = ()  # registered sets of images with pseudo-labelled boxes
+    # Your own sets: [[name, kind, json, image folder], …], kind "captions", "boxes", "regions" or "pseudo_labels"; see
+    # datasets/README.md.
     cfg.DATASETS.OWN = []
     cfg.DATALOADER.DETECTION_PER_GPU = 2
     cfg.DATALOADER.CAPTIONS_PER_GPU = 0

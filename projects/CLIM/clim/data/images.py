@@ -1,10 +1,12 @@
-"""Decoding photos, damaged web pictures included, and resizing them.
+"""Decoding images, damaged ones from the web included, and resizing them.
 
-Everything is decoded by PIL, as Detectron2 does: a full-size read equals
-``detectron2.data.detection_utils.read_image`` bit for bit on ordinary files. It differs where Detectron2's
-result is no picture: samples of more than 8 bits are scaled (``convert("RGB")`` clips them to white), TIFFs
-are rotated once (PIL has already done it), and files that cannot be trusted raise :class:`UnreadableImage`.
-As in Detectron2, transparency is dropped: what a picture hides behind alpha 0 is shown, nothing is blended.
+What happens to a broken JPEG: :func:`read_image` raises :class:`UnreadableImage` with a reason. In training,
+``mappers.RecordMapper.read`` puts another random record in its place, and the batch names it under ``skipped``; at
+test, ``loader.SkippingLoader`` leaves it out and the evaluator names it in its report.
+
+PIL decodes, as in Detectron2: a full-size read equals ``detectron2.data.detection_utils.read_image`` bit for bit on
+ordinary files, and drops transparency as well. Three things differ: samples of more than 8 bits are scaled
+(``convert("RGB")`` clips them to white), TIFFs are rotated once (PIL has done it), and damaged files are errors.
 """
 
 import io
@@ -18,8 +20,8 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-MIN_SIDE = 10  # pixels; the CLIM release replaces smaller pictures by another one
-MAX_PIXELS = 178_956_970  # PIL's own limit for decompression bombs, kept even where someone has lifted it
+MIN_SIDE = 10  # px; the CLIM release replaces smaller images too
+MAX_PIXELS = 178_956_970  # PIL's own limit for decompression bombs, also where another library lifts it
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -34,24 +36,18 @@ _UPRIGHT = {
 
 
 class UnreadableImage(Exception):
-    """A picture that cannot be used: missing, damaged, too small, not a picture.
-
-    Attributes:
-        file_name: as it was given to :func:`read_image`.
-        reason: a few words, e.g. ``"truncated"`` or ``"tiny (6x300)"``.
-    """
+    """An image that cannot be used; ``reason`` is a few words, e.g. ``"truncated"`` or ``"tiny (6x300)"``."""
 
     def __init__(self, file_name: str, reason: str):
         super().__init__(file_name, reason)  # both arguments, so that it survives pickling between workers
-        self.file_name = file_name
-        self.reason = reason
+        self.file_name, self.reason = file_name, reason
 
     def __str__(self) -> str:
         return f"{self.file_name}: {self.reason}"
 
 
 class Decoded(NamedTuple):
-    """``image`` uint8 (H', W', 3), contiguous and writable; ``height``, ``width`` of the upright photo.
+    """``image`` uint8 (H', W', 3), contiguous and writable; ``height``, ``width`` of the upright original.
 
     (H', W') equals (height, width) unless a reduced decode was asked for.
     """
@@ -62,18 +58,18 @@ class Decoded(NamedTuple):
 
 
 def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tuple[int, int] | None = None) -> Decoded:
-    """Decode a picture upright (EXIF orientation applied), always to three 8-bit channels.
+    """Decode an image upright (EXIF orientation applied), always to three 8-bit channels.
 
     Args:
         file_name: a path, or anything Detectron2's ``PathManager`` opens.
         fmt: channel order, ``"BGR"`` or ``"RGB"``.
-        at_least: (height, width) in pixels that the caller will resize to. A larger JPEG is then decoded at
-            1/2, 1/4 or 1/8 of its size by the codec itself, faster and free of aliasing; neither side
-            is smaller afterwards than asked (or than the photo's own). Other formats come at full size.
+        at_least: (height, width) in px that the caller resizes to. The codec decodes a larger JPEG at 1/2, 1/4 or 1/8
+            of its size, faster and free of aliasing; neither side gets smaller than asked (or than the original's).
+            Other formats come at full size.
 
     Raises:
-        UnreadableImage: the file is missing, empty, truncated, not a picture, has more than ``MAX_PIXELS``
-            pixels or a side shorter than ``MIN_SIDE``.
+        UnreadableImage: the file is missing, empty, truncated, not an image, has more than ``MAX_PIXELS`` pixels or
+            a side shorter than ``MIN_SIDE``.
     """
     if fmt not in ("BGR", "RGB"):
         raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
@@ -87,7 +83,7 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
             if height * width > MAX_PIXELS:
                 raise UnreadableImage(file_name, f"too large ({width}x{height})")
             if opened.format == "EPS":  # a program for Ghostscript: never run one found on the web
-                raise UnreadableImage(file_name, "not a picture (PostScript)")
+                raise UnreadableImage(file_name, "not an image (PostScript)")
             if at_least is not None:
                 _draft(opened, at_least)
             opened.load()
@@ -104,21 +100,30 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
     return Decoded(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR) if fmt == "BGR" else rgb.copy(), height, width)
 
 
-def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Resize an array (H, W) or (H, W, C) to ``size_hw`` = (height, width) pixels.
+def image_size(file_name: str) -> tuple[int, int]:
+    """(height, width) in px of the upright image, from its header. UnreadableImage if that cannot be read."""
+    try:
+        with Image.open(file_name) as opened:
+            width, height = opened.size
+            return (width, height) if _orientation(opened) >= 5 else (height, width)
+    except (OSError, SyntaxError) as error:
+        raise UnreadableImage(file_name, _reason(error)) from error
 
-    Bilinear as in the CLIM release (cv2 ``INTER_LINEAR``), but by area averaging where a side shrinks more
-    than twofold: cv2's bilinear kernel reads 2 source pixels per axis whatever the scale, so beyond 2 it
-    skips pixels and aliases, which the small tiles of 3×3 and 4×4 mosaics would meet all the time.
+
+def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Resize an array (H, W) or (H, W, C) to ``size_hw`` = (height, width) in px.
+
+    Bilinear as in the CLIM release (cv2 ``INTER_LINEAR``), but by area averaging where a side shrinks more than
+    twofold: cv2's bilinear kernel always reads 2 source pixels per axis, so tiles of 3×3 and 4×4 mosaics would alias.
     """
     height, width = size_hw
     shrink = max(image.shape[0] / height, image.shape[1] / width)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR)
 
 
-def ordered(picture: np.ndarray, input_format: str) -> np.ndarray:
+def ordered(image: np.ndarray, input_format: str) -> np.ndarray:
     """RGB (H, W, 3) in the channel order of a config's INPUT.FORMAT, "RGB" or "BGR", or back from it; contiguous."""
-    return np.ascontiguousarray(picture if input_format == "RGB" else picture[..., ::-1])
+    return np.ascontiguousarray(image if input_format == "RGB" else image[..., ::-1])
 
 
 def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:
@@ -129,14 +134,13 @@ def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:
         size: px, side of the square.
 
     Returns:
-        uint8 (size, size, 3), and the scale: boxes of ``image`` times it are boxes on the square. Resized by
-        PIL's bicubic filter, which averages when it shrinks, as torchvision resizes PIL images.
+        uint8 (size, size, 3), and the scale: boxes of ``image`` times it are boxes on the square. PIL's bicubic
+        filter resizes; it averages when it shrinks, as torchvision resizes PIL images.
     """
     height, width = image.shape[:2]
     new_height, new_width = letterbox_size(height, width, size)
     if (new_height, new_width) != (height, width):
-        resized = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC)
-        image = np.asarray(resized)
+        image = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC))
     square = np.zeros((size, size, 3), dtype=np.uint8)
     square[:new_height, :new_width] = image
     return square, size / max(height, width)
@@ -163,7 +167,7 @@ def _read_bytes(file_name: str) -> bytes:
 
 @contextmanager
 def _no_grey_filling():
-    """Truncated files stay errors even where another library told PIL to fill what is missing with grey."""
+    """Truncated files stay errors even where another library has set PIL to fill what is missing with grey."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -173,7 +177,7 @@ def _no_grey_filling():
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's 1…8; broken or senseless metadata on a sound picture count as 1, as in Detectron2."""
+    """EXIF's 1…8; broken or senseless metadata of a sound image count as 1, as in Detectron2."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # the EXIF parser raises as variously as the decoders
@@ -182,7 +186,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _draft(image: Image.Image, at_least: tuple[int, int]) -> None:
-    """Let a JPEG decoder work at 1/2, 1/4 or 1/8. ``at_least`` is upright; the stored picture may lie."""
+    """Let a JPEG decoder work at 1/2, 1/4 or 1/8. ``at_least`` is upright; the stored image may lie on its side."""
     if image.format not in ("JPEG", "MPO"):
         return
     height, width = (max(1, math.ceil(side)) for side in at_least)
@@ -196,15 +200,15 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "F" or image.mode.startswith("I"):
         grey = _to_8_bit(np.asarray(image))
         return np.repeat(grey[:, :, None], 3, axis=2)
-    image.info.pop("transparency", None)  # dropped anyway; PIL would warn about it once per palette picture
+    image.info.pop("transparency", None)  # dropped anyway; PIL warns about it for every palette image
     return np.asarray(image.convert("RGB"))
 
 
 def _to_8_bit(samples: np.ndarray) -> np.ndarray:
     """Scale integer or float grey samples (H, W) to uint8 by the narrowest usual range that holds them.
 
-    Integers: 0…65535 (16-bit PNG, TIFF and PGM). Floats: 0…1, else 0…255. Outside those, the picture's own
-    minimum…maximum is stretched to 0…255.
+    Integers: 0…65535 (16-bit PNG, TIFF and PGM). Floats: 0…1, else 0…255. Other images are stretched from their own
+    minimum…maximum to 0…255.
     """
     integer = np.issubdtype(samples.dtype, np.integer)
     samples = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
@@ -218,7 +222,7 @@ def _to_8_bit(samples: np.ndarray) -> np.ndarray:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture"
+        return "not an image"
     if isinstance(error, Image.DecompressionBombError):
         return "too large"
     if "truncated" in str(error).lower():

@@ -1,4 +1,4 @@
-"""Geometry of mosaics: n x n pictures on one canvas, one formula for every n. Pure functions.
+"""Geometry of mosaics: n x n images on one canvas, one formula for every n. Pure functions.
 
 Shape legend: T = n * n tiles in row-major order; boxes are (T, 4) x0, y0, x1, y1 in canvas pixels.
 Sources: CLIM paper §3.2 (squares filled by crops), CLIM release (keep ratio, pad, pack inwards).
@@ -32,7 +32,7 @@ def grid_cells(n: int, *, size: tuple[int, int]) -> np.ndarray:
 
 
 def inward_anchors(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Where a picture sits in its cell, (T, 2) x and y: 0 = left or top edge, 1 = right or bottom edge.
+    """Where an image sits in its cell, (T, 2) x and y: 0 = left or top edge, 1 = right or bottom edge.
 
     Columns come in pairs that face each other (right-, left-aligned); the middle of an odd number is free.
     Rows do the same up to n = 3; from n = 4 each row is pushed up or down at random (CLIM release).
@@ -47,26 +47,26 @@ def inward_anchors(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def place(sizes: np.ndarray, cells: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """Boxes (T, 4) int64 of pictures of ``sizes`` (T, 2: height, width) laid into ``cells`` at ``anchors``."""
+    """Boxes (T, 4) int64 of images of ``sizes`` (T, 2: height, width) laid into ``cells`` at ``anchors``."""
     extent = sizes[:, ::-1]
     room = cells[:, 2:] - cells[:, :2] - extent
-    assert (room >= 0).all(), f"a picture is larger than its cell by {-room.min()} px"
+    assert (room >= 0).all(), f"an image is larger than its cell by {-room.min()} px"
     corner = cells[:, :2] + np.rint(anchors * room).astype(np.int64)
     return np.concatenate([corner, corner + extent], axis=1)
 
 
-def compose(pictures: Sequence, boxes, *, size: tuple[int, int], pad_value: float = 114):
-    """Paste ``pictures`` (each (C, h, w)) at ``boxes`` on one canvas (C, H, W) of ``size`` (H, W).
+def compose(images: Sequence, boxes, *, size: tuple[int, int], pad_value: float = 114):
+    """Paste ``images`` (each (C, h, w)) at ``boxes`` on one canvas (C, H, W) of ``size`` (H, W).
 
-    Arrays give an array and tensors a tensor on their device; every picture must have its box's size.
+    Arrays give an array and tensors a tensor on their device; every image must have its box's size.
     """
-    first, shape = pictures[0], (pictures[0].shape[0], *size)
+    first, shape = images[0], (images[0].shape[0], *size)
     if isinstance(first, torch.Tensor):
         canvas = first.new_full(shape, pad_value)
     else:
         canvas = np.full(shape, pad_value, dtype=first.dtype)
-    for picture, (x0, y0, x1, y1) in zip(pictures, np.asarray(boxes).tolist(), strict=True):
-        canvas[:, y0:y1, x0:x1] = picture
+    for image, (x0, y0, x1, y1) in zip(images, np.asarray(boxes).tolist(), strict=True):
+        canvas[:, y0:y1, x0:x1] = image
     return canvas
 
 
@@ -91,5 +91,5 @@ def resized_crop(
 
 
 def shortest_crop(*, scale: tuple[float, float], ratio: tuple[float, float]) -> float:
-    """The shortest side that :func:`resized_crop` gives, as a part of the shorter side of the picture, or less."""
+    """The shortest side that :func:`resized_crop` gives, as a part of the shorter side of the image, or less."""
     return float(np.sqrt(scale[0] / max(ratio[1], 1 / ratio[0])))

@@ -23,7 +23,7 @@ class NeighbourIndex:
     Attributes:
         rows: read-only int32 memory map (N, K).
         by: ``"text"`` or ``"image"``, the space in which the images are similar.
-        dataset: name of the data set the index was built for.
+        dataset: name of the data set.
     """
 
     def __init__(self, path: str | os.PathLike, by: str, dataset: str):
@@ -51,29 +51,24 @@ def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> Neighbo
     """Open an index (relative paths also under the data root) and check that it was built for these records.
 
     Raises:
-        UserError: a file is missing or damaged, the index belongs to other images or another order of
-            them, or it holds no neighbours.
+        UserError: a file is missing or damaged, or the index belongs to other images or another order of them.
     """
-    path = resolve(path)
-    facts_file = path.with_suffix(".json")
-    again = "build it with tools/build_neighbours.py"
-    for file in (path, facts_file):
+    path, again = resolve(path), "build it with tools/build_neighbours.py"
+    for file in (path, path.with_suffix(".json")):
         if not file.is_file():
             raise UserError(f"Neighbour index: {file} is missing; {again} --output {path}.")
     try:
-        facts = json.loads(facts_file.read_text())
-        index = NeighbourIndex(path, facts["by"], facts["dataset"])
-        images_hash = facts["image_ids_sha256"]
+        facts = json.loads(path.with_suffix(".json").read_text())
+        index, images_hash = NeighbourIndex(path, facts["by"], facts["dataset"]), facts["image_ids_sha256"]
     except (ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"Neighbour index: {path} or its .json is damaged ({error!r}); {again} again.") from error
-    rows = index.rows
-    if rows.dtype != np.int32 or rows.ndim != 2 or not rows.size:
-        raise UserError(f"Neighbour index: {path} is not an int32 table (N, K) with N, K > 0; {again} again.")
-    if len(rows) != len(records) or images_hash != image_ids_hash(records):
+    if len(index) != len(records) or images_hash != image_ids_hash(records):
         raise UserError(
-            f"Neighbour index: {path} was built for {len(rows)} images of {index.dataset}, which are not the "
+            f"Neighbour index: {path} was built for {len(index)} images of {index.dataset}, which are not the "
             f"{len(records)} images of this data set in this order; {again} for this data set."
         )
-    if rows.min() < 0 or rows.max() >= len(rows):
-        raise UserError(f"Neighbour index: {path} names images outside 0…{len(rows) - 1}; {again} again.")
+    rows = index.rows
+    sound = rows.dtype == np.int32 and rows.ndim == 2 and rows.size
+    if not sound or rows.min() < 0 or rows.max() >= len(rows):
+        raise UserError(f"Neighbour index: {path} is not an int32 table (N, K > 0) of indices below N; {again} again.")
     return index

@@ -1,16 +1,13 @@
-"""Classifying given regions: COCO's jsons → records of a region set → letterboxed test inputs.
+"""Classifying given regions: records of ``read_regions`` or ``read_panoptic_regions`` → letterboxed test inputs.
 
-A record is {file_name, height, width, image_id, annotations}, where an annotation has a contiguous
-``category_id``, ``iscrowd`` and either ``bbox`` (x, y, width, height in pixels) or, for stuff, no box: the box is
-then its extent in the image's segmentation. A mask comes from an annotation's ``segmentation`` (COCO's polygons or
-run lengths) or, in a panoptic set, from the pixels of the record's ``pan_seg_file_name`` that show ``segment_id``.
+Stuff has no box: its box is its extent in the image's segmentation. A mask comes from an annotation's
+``segmentation`` or, in a panoptic set, from the pixels of ``pan_seg_file_name`` that show its ``segment_id``.
 
 Inputs follow the CLIM release's protocol (clip_fvlm §3). H, W: the original image; R: regions that are left of an
 image; S, C, M: sides in px.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -22,65 +19,13 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from clim.errors import UserError
-from clim.files import read_json
 
-from .categories import STUFF_IDS
 from .images import UnreadableImage, letterbox, letterbox_size, read_image
-from .record_mapper import check_size
-from .test_loader import NO_REGION, Skipped, SkippingLoader
+from .loader import NO_REGION, Skipped, SkippingLoader
+from .mappers import check_size
 
 VARIANTS = ("boxes", "masks", "crops")
 CROP_ENLARGED = 1.5  # crops show the surroundings of a given box; stuff is cut at its extent (CLIM release)
-
-
-def load_regions(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
-    """Records of an instances json by image id, annotations in the file's order, crowds included.
-
-    Args:
-        index: {category id of the json: contiguous index}.
-        remedy: end of the sentence about a missing or broken json.
-
-    Raises:
-        UserError: json missing or broken, an annotation of a category that is not in ``index``.
-    """
-    content, by_image = read_json(json_file, remedy=remedy), {}
-    for a in content["annotations"]:
-        annotation = {
-            "category_id": _contiguous(a, index, image_id=a["image_id"], json_file=json_file),
-            "iscrowd": int(a.get("iscrowd", 0)),
-            "bbox": list(a["bbox"]),
-        }
-        if a.get("segmentation"):
-            annotation["segmentation"] = a["segmentation"]
-        by_image.setdefault(a["image_id"], []).append(annotation)
-    return _records(content["images"], image_root, lambda key: {"annotations": by_image.get(key, [])})
-
-
-def load_panoptic_regions(
-    json_file: str, image_root: str, segment_root: Path, *, index: Mapping[int, int], remedy: str
-) -> list[dict]:
-    """Records of COCO's panoptic json: all segments of an image, stuff without ``bbox``.
-
-    Args and errors as for :func:`load_regions`; ``segment_root`` is the folder of the panoptic PNGs.
-    """
-    content = read_json(json_file, remedy=remedy)
-    by_image = {a["image_id"]: a for a in content["annotations"]}
-
-    def annotated(image_id: int) -> dict:
-        panoptic = by_image.get(image_id, {"file_name": "", "segments_info": []})
-        annotations = []
-        for segment in panoptic["segments_info"]:
-            annotation = {
-                "category_id": _contiguous(segment, index, image_id=image_id, json_file=json_file),
-                "iscrowd": int(segment.get("iscrowd", 0)),
-                "segment_id": segment["id"],
-            }
-            if segment["category_id"] not in STUFF_IDS:
-                annotation["bbox"] = list(segment["bbox"])
-            annotations.append(annotation)
-        return {"pan_seg_file_name": str(segment_root / panoptic["file_name"]), "annotations": annotations}
-
-    return _records(content["images"], image_root, annotated)
 
 
 class RegionTestMapper:
@@ -258,29 +203,6 @@ def crop_letterboxed(image: np.ndarray, box: np.ndarray, size: int, *, enlarged:
     square, _ = letterbox(np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]]), size)
     height, width = letterbox_size(high[1] - low[1], high[0] - low[0], size)
     return np.roll(square, ((size - height) // 2, (size - width) // 2), axis=(0, 1))
-
-
-def _records(images: Iterable[dict], image_root: str, annotated: Callable[[int], dict]) -> list[dict]:
-    return [
-        {
-            "file_name": str(Path(image_root) / image["file_name"]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            **annotated(image["id"]),
-        }
-        for image in sorted(images, key=lambda image: image["id"])
-    ]
-
-
-def _contiguous(annotation: dict, index: Mapping[int, int], *, image_id, json_file: str) -> int:
-    category = annotation["category_id"]
-    if category not in index:
-        raise UserError(
-            f"image {image_id} of {json_file} has a region of category {category}, which is none of this data "
-            f"set's {len(index)} categories"
-        )
-    return index[category]
 
 
 def _has_masks(record: dict) -> bool:

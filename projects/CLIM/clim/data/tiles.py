@@ -12,9 +12,9 @@ from torch import Tensor
 class Tiles:
     """The T tiles (pseudo regions) of one canvas, or of all canvases of a batch."""
 
-    boxes: Tensor  # (T, 4) float32 xyxy in canvas pixels: the pasted pictures, not their cells
+    boxes: Tensor  # (T, 4) float32 xyxy in canvas pixels: the pasted images, not their cells
     canvas: Tensor  # (T,) int64, index of the canvas in the batch
-    image_ids: Tensor  # (T,) int64, id of the source picture
+    image_ids: Tensor  # (T,) int64, id of the source image
     captions: list[list[str]]  # all captions of each tile
     drawn: list[str]  # the caption drawn for this visit
     tags: list[list[int]]  # 0-based class indices
@@ -24,19 +24,13 @@ class Tiles:
 
     @property
     def alone(self) -> Tensor:
-        """(T,) bool: the only tile of its canvas, hence a plain picture."""
+        """(T,) bool: the only tile of its canvas, hence a plain image."""
         return torch.bincount(self.canvas)[self.canvas] == 1
 
     def to(self, device) -> "Tiles":
         """The same tiles with their tensors on ``device``; strings stay."""
-        return Tiles(
-            boxes=self.boxes.to(device),
-            canvas=self.canvas.to(device),
-            image_ids=self.image_ids.to(device),
-            captions=self.captions,
-            drawn=self.drawn,
-            tags=self.tags,
-        )
+        moved = {name: getattr(self, name).to(device) for name in ("boxes", "canvas", "image_ids")}
+        return replace(self, **moved)
 
     def with_rolled_texts(self, by: int) -> "Tiles":
         """The tiles of one canvas, all that belongs to the image of tile i now at tile i + ``by``, modulo T."""
@@ -44,13 +38,8 @@ class Tiles:
         def rolled(rows: list) -> list:
             return [rows[i - by] for i in range(len(rows))]
 
-        return replace(
-            self,
-            image_ids=self.image_ids.roll(by),
-            captions=rolled(self.captions),
-            drawn=rolled(self.drawn),
-            tags=rolled(self.tags),
-        )
+        texts = {name: rolled(getattr(self, name)) for name in ("captions", "drawn", "tags")}
+        return replace(self, image_ids=self.image_ids.roll(by), **texts)
 
     @classmethod
     def cat(cls, tiles: list["Tiles"]) -> "Tiles":

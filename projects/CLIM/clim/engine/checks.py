@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 
-from clim.data.sources import STREAMS, batch_sizes
+from clim.data.loader import STREAMS, batch_sizes
 from clim.errors import UserError
 from clim.evaluation.regions import region_classes
 from clim.methods import METHOD_REGISTRY

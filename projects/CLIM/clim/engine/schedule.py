@@ -2,7 +2,7 @@
 
 import logging
 
-from clim.data.sources import batch_sizes, source_records
+from clim.data.loader import batch_sizes, source_records
 
 logger = logging.getLogger(__name__)
 

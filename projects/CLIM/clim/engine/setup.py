@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from clim.config import add_clim_config
-from clim.data.own_sets import register_own_sets
+from clim.data.datasets import register_own_sets
 from clim.errors import UserError
 
 from .checks import check_composition, check_datasets, check_device, check_keys, check_sources

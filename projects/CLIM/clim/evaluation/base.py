@@ -10,7 +10,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from tabulate import tabulate
 
-from clim.data.test_loader import NO_REGION, Skipped, SkippingLoader
+from clim.data.loader import NO_REGION, Skipped, SkippingLoader
 from clim.files import nan_to_none, write_json
 
 logger = logging.getLogger(__name__)

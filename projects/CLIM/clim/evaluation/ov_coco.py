@@ -23,7 +23,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.file_io import PathManager
 
-from clim.data.test_loader import build_detection_loader
+from clim.data.loader import build_detection_loader
 from clim.errors import UserError
 
 from .base import ImageEvaluator

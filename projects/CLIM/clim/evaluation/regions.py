@@ -20,8 +20,8 @@ import torch
 from detectron2.data import MetadataCatalog
 from torch import Tensor
 
+from clim.data.loader import NO_REGION
 from clim.data.region_classification import VARIANTS, build_region_loader
-from clim.data.test_loader import NO_REGION
 from clim.errors import UserError
 
 from .base import ImageEvaluator

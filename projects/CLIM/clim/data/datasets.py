@@ -1,0 +1,242 @@
+"""Data sets: the names that configs use, registered on import, and a user's own.
+
+Registering reads nothing. Paths are below ``clim.files.data_root()``, which is looked up whenever a data set or its
+metadata is asked for, so ``DETECTRON2_DATASETS`` may be set or changed after the import.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+
+from clim.errors import UserError
+from clim.files import data_root, read_json, resolve
+
+from .categories import BASE_NAMES, COCO_NAMES, NOVEL_NAMES, STUFF_NAMES, contiguous_ids
+from .readers import read_boxes, read_captions, read_panoptic_regions, read_pseudo_labels, read_regions
+
+PREPARE_COCO = "make it with: python datasets/prepare_ovcoco.py --source COCO --output {root}"
+MAKE_MINI = "make it with: python tools/make_mini.py --output {root}"
+PSEUDO_LABEL = "make it with tools/pseudo_label.py"
+GET_PANOPTIC = "get COCO's panoptic annotations, see datasets/README.md"
+GET_CC3M = "get Conceptual Captions, see datasets/README.md"
+
+
+class Vocabulary(NamedTuple):
+    """Classes of a data set, under the names that they have in its metadata."""
+
+    thing_classes: list[str]  # in contiguous order
+    base_classes: list[str]
+    novel_classes: list[str]
+    thing_dataset_id_to_contiguous_id: dict[int, int]  # category id of the json: contiguous index
+
+
+def _below_root(path: str) -> Path:
+    return data_root() / path
+
+
+class Files(NamedTuple):
+    """Where a data set lies; of several json files the first that exists is read."""
+
+    image_root: str
+    json_files: tuple[str, ...]
+    remedy: str  # how to get the files; {root} stands for the data root
+    find: Callable[[str], Path] = _below_root
+
+    def image_path(self) -> str:
+        return str(self.find(self.image_root))
+
+    def json_path(self) -> str:
+        candidates = [self.find(path) for path in self.json_files]
+        return str(next((path for path in candidates if path.exists()), candidates[0]))
+
+    def how(self) -> str:
+        """The remedy with today's data root."""
+        return self.remedy.replace("{root}", str(data_root()))
+
+
+class LazyMetadata(Metadata):
+    """Detectron2's metadata with entries that are computed at every read instead of stored.
+
+    Copying and unpickling call the constructor without arguments and fill ``__dict__`` afterwards.
+    """
+
+    def __init__(self, *, name: str = "", entries: Mapping[str, Callable[[], object]] | None = None):
+        super().__init__(name=name)
+        self.__dict__["_entries"] = dict(entries or {})
+
+    def __getattr__(self, key):
+        if not key.startswith("_") and key in self._entries:
+            return self._entries[key]()
+        return super().__getattr__(key)
+
+    def as_dict(self) -> dict:
+        stored = {key: value for key, value in self.__dict__.items() if key != "_entries"}
+        return {key: compute() for key, compute in self._entries.items()} | stored
+
+
+def register(name: str, files: Files, read: Callable, vocabulary: Callable[[], Vocabulary] | None, **metadata) -> None:
+    """Fill both catalogues; a name that is taken stays as it is.
+
+    Args:
+        read: a function of readers.py.
+        vocabulary: gives the set's classes; None: the reader numbers the file's own categories.
+        metadata: further entries of ``MetadataCatalog``.
+    """
+    if name in DatasetCatalog:
+        return
+    DatasetCatalog.register(name, partial(_load, files, read, vocabulary))
+    entries: dict[str, Callable] = {"json_file": files.json_path, "image_root": files.image_path}
+    if vocabulary is not None:
+        entries |= {key: partial(_field, vocabulary, key) for key in Vocabulary._fields}
+    MetadataCatalog[name] = LazyMetadata(name=name, entries=entries).set(**metadata)
+
+
+def register_own_set(name: str, kind: str, json_file: str, image_root: str, **metadata) -> None:
+    """Register a data set of your own; its classes are the json's categories by ascending id.
+
+    Args:
+        kind: "captions", image-text pairs; "boxes", a COCO-format json to train on or to detect in; "regions", the
+            same format with boxes to be classified; "pseudo_labels", a json of ``tools/pseudo_label.py``.
+        json_file, image_root: absolute, relative to the working folder, or below the data root.
+        metadata: further entries of ``MetadataCatalog``, e.g. ``stuff_classes``.
+
+    Raises:
+        UserError: ``name`` is taken.
+    """
+    if name in DatasetCatalog:
+        raise UserError(f"{name} is another data set already: choose another name.")
+    read, extra = _KINDS[kind]
+    files = Files(str(image_root), (str(json_file),), f"check the paths of data set {name}", resolve)
+    vocabulary = None if kind == "captions" else partial(own_vocabulary, files)
+    register(name, files, read, vocabulary, **extra, **metadata)
+
+
+def register_own_sets(entries: Sequence[Sequence[str]]) -> None:
+    """Register DATASETS.OWN, a list of [name, kind, json, image folder]; the same entry may come again.
+
+    Raises:
+        UserError: an entry has another form, or its name means another data set.
+    """
+    for entry in map(tuple, entries):
+        if len(entry) != 4 or entry[1] not in _KINDS:
+            raise UserError(
+                f"DATASETS.OWN holds {list(entry)}: give [name, kind, json, image folder], kind one of "
+                f"{', '.join(_KINDS)}."
+            )
+        if _registered.get(entry[0]) != entry:
+            register_own_set(*entry)
+            _registered[entry[0]] = entry
+
+
+def coco_vocabulary() -> Vocabulary:
+    """All 80 COCO categories, whichever of them a file holds."""
+    return Vocabulary(list(COCO_NAMES), list(BASE_NAMES), list(NOVEL_NAMES), contiguous_ids())
+
+
+def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
+    """The json's own categories by ascending id; their field ``split`` may be "base" or "novel".
+
+    Raises:
+        UserError: no such file, or no json; with ``split`` also if no category is base or novel.
+    """
+    path = Path(files.json_path())
+    categories = _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, files.how())
+    index = {identifier: position for position, (identifier, _, _) in enumerate(categories)}
+    base, novel = ([name for _, name, part in categories if part == wanted] for wanted in ("base", "novel"))
+    if split and not base + novel:
+        raise UserError(f"{path} does not say which categories are novel: {files.how()}")
+    return Vocabulary([name for _, name, _ in categories], base, novel, index)
+
+
+@lru_cache(maxsize=8)
+def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[tuple[int, str, str], ...]:
+    """(id, name, split or "") by ascending id; ``modified_ns`` makes a rewritten file another cache entry."""
+    content = read_json(json_file, remedy=remedy)
+    return tuple(sorted((c["id"], c["name"], c.get("split", "")) for c in content["categories"]))
+
+
+def _load(files: Files, read: Callable, vocabulary: Callable[[], Vocabulary] | None) -> list[dict]:
+    index = vocabulary().thing_dataset_id_to_contiguous_id if vocabulary else None
+    return read(files.json_path(), files.image_path(), index=index, remedy=files.how())
+
+
+def _field(vocabulary: Callable[[], Vocabulary], key: str):
+    return getattr(vocabulary(), key)
+
+
+_registered: dict[str, tuple] = {}  # entries of DATASETS.OWN by name
+
+DETECTION, REGIONS = {"evaluator_type": "ov_coco"}, {"evaluator_type": "regions"}
+_KINDS = {
+    "captions": (read_captions, {}),
+    "boxes": (read_boxes, DETECTION),
+    "regions": (read_regions, REGIONS),
+    "pseudo_labels": (read_pseudo_labels, {}),
+}
+
+# (name, images and json files below coco/, reader, metadata). Where Detic's instructions and code name different
+# places, or its file lists half of the categories although an evaluator needs all that the detector predicts
+# ("oriorder" has the 80), the better file is tried first.
+_COCO = (
+    ("coco_zeroshot_train_oriorder", "train2017", ("zero-shot/instances_train2017_seen_2_oriorder",), read_boxes, {}),
+    ("coco_ovd_base_train", "train2017", ("wusize/instances_train2017_base",), read_boxes, {}),
+    (
+        "coco_generalized_zeroshot_val", "val2017", ("zero-shot/instances_val2017_all_2_oriorder",),
+        read_boxes, DETECTION,
+    ),
+    (
+        "coco_zeroshot_val", "val2017",
+        ("zero-shot/instances_val2017_unseen_2_oriorder", "zero-shot/instances_val2017_unseen_2"),
+        read_boxes, DETECTION,
+    ),
+    (
+        "coco_not_zeroshot_val", "val2017",
+        ("zero-shot/instances_val2017_seen_2_oriorder", "zero-shot/instances_val2017_seen_2"),
+        read_boxes, DETECTION,
+    ),
+    # All 5,000 images, for CLIM's two runs.
+    ("coco_ovd_val", "val2017", ("annotations/instances_val2017",), read_boxes, DETECTION),
+    ("coco_ovd_base_val", "val2017", ("wusize/instances_val2017_base",), read_boxes, DETECTION),
+    ("coco_ovd_novel_val", "val2017", ("wusize/instances_val2017_novel",), read_boxes, DETECTION),
+    (
+        "coco_caption_train_tags", "train2017",
+        ("annotations/captions_train2017_tags_allcaps", "captions_train2017_tags_allcaps"),
+        read_captions, {},
+    ),
+    ("coco_caption_train", "train2017", ("annotations/captions_train2017",), read_captions, {}),  # without tags
+    ("coco_val_regions", "val2017", ("annotations/instances_val2017",), read_regions, REGIONS),
+)  # fmt: skip
+
+_MINI = (
+    ("mini_ov_train", "train", "instances_train_base", read_boxes, {}),
+    ("mini_ov_val", "val", "instances_val_all", read_boxes, DETECTION),
+    ("mini_ov_captions", "pairs", "captions_pairs_tags", read_captions, {}),
+    ("mini_ov_captions_cluttered", "cluttered", "captions_cluttered_tags", read_captions, {}),
+    ("mini_val_regions", "val", "instances_val_all", read_regions, REGIONS),
+)
+
+
+def register_builtin() -> None:
+    """Register every data set of this file; names that are taken (a second import, Detic's own) stay."""
+    for name, images, json_files, read, metadata in _COCO:
+        files = Files(f"coco/{images}", tuple(f"coco/{stem}.json" for stem in json_files), PREPARE_COCO)
+        register(name, files, read, coco_vocabulary, **metadata)
+    panoptic = Files("coco/val2017", ("coco/annotations/panoptic_val2017.json",), GET_PANOPTIC)
+    stuff = {"stuff_classes": list(STUFF_NAMES)}
+    register("coco_panoptic_val_regions", panoptic, read_panoptic_regions, coco_vocabulary, **REGIONS, **stuff)
+    for name, images, json_file, read, metadata in _MINI:
+        files = Files(f"mini/{images}", (f"mini/annotations/{json_file}.json",), MAKE_MINI)
+        register(name, files, read, partial(own_vocabulary, files, split=True), **metadata)
+    for name, images in (("coco_pseudo_regions", "coco/train2017"), ("mini_pseudo_regions", "mini/pairs")):
+        files = Files(images, (f"{images.split('/')[0]}/annotations/pseudo_regions.json",), PSEUDO_LABEL)
+        register(name, files, read_pseudo_labels, partial(own_vocabulary, files))
+    # Where Detic's scripts put Conceptual Captions 3M; CLIM's list of it has the same format.
+    cc3m = Files("cc3m/training", ("cc3m/train_image_info.json",), GET_CC3M)
+    register("cc3m_v1_train", cc3m, read_captions, None)
+
+
+register_builtin()

@@ -1,0 +1,191 @@
+"""Readers: json files of boxes, captions and regions → records.
+
+Every reader takes (json file, image folder, ``index``, ``remedy``): ``index`` is {category id of the json: contiguous
+0-based index}, ``remedy`` says how to get the files and ends the sentence of an error. Every record holds
+``file_name``, ``height``, ``width`` (pixels) and ``image_id``. All readers raise UserError for a missing or broken
+json, a missing image folder, and a category that is not in ``index``.
+"""
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from detectron2.data.datasets import load_coco_json
+from tqdm import tqdm
+
+from clim.errors import UserError
+from clim.files import read_json
+
+from .categories import STUFF_IDS, panoptic_ids
+from .images import UnreadableImage, image_size
+
+logger = logging.getLogger(__name__)
+
+
+def read_boxes(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
+    """Boxes of a COCO instances json as Detectron2's records, crowds included.
+
+    ``index`` decides the classes, not the file's own ``categories``: OVR-CNN's files list 48 or 17 of the 80. Masks
+    and keypoints are left out: nothing trains on them, and they are most of the memory.
+    """
+    if not Path(json_file).is_file():
+        raise UserError(f"{json_file} not found: {remedy}")
+    _require_folder(image_root)
+    try:
+        records = load_coco_json(json_file, image_root)
+    except ValueError as error:
+        raise UserError(f"{json_file} cannot be read ({error}): {remedy}") from error
+    for record in records:
+        for annotation in record["annotations"]:
+            annotation["category_id"] = _class(annotation["category_id"], index, record["image_id"], json_file)
+            annotation.pop("segmentation", None)
+            annotation.pop("keypoints", None)
+    return records
+
+
+def read_captions(
+    json_file: str, image_root: str, *, index: Mapping[int, int] | None = None, remedy: str
+) -> list[dict]:
+    """Captions and tags of a json like Detic's ``captions_train2017_tags_allcaps.json``, or of COCO's own.
+
+    Detic's: {"images": [{id, file_name, height, width, captions [str], pos_category_ids [id]}], "categories": [{id,
+    name}]}. Tags may be absent; sizes too: then they are read from the image's header. COCO keeps the captions apart,
+    in "annotations": [{image_id, caption}].
+
+    Args:
+        index: None: the file's own categories by ascending id.
+
+    Returns:
+        A record for each image with a caption, with ``captions`` (list of str, blank ones left out) and ``tags``
+        (contiguous indices). The log counts images without a caption and those whose missing size cannot be read.
+
+    Raises:
+        UserError: also if no record is left.
+    """
+    content = read_json(json_file, remedy=remedy)
+    _require_folder(image_root)
+    if not isinstance(content, Mapping) or "images" not in content:
+        raise UserError(f"{json_file} has no 'images', so it is not a caption file: {remedy}")
+    if index is None:
+        index = {key: i for i, key in enumerate(sorted(c["id"] for c in content.get("categories", ())))}
+    apart = defaultdict(list)
+    for annotation in content.get("annotations", ()):
+        if "caption" in annotation:  # files of boxes may hold captions too
+            apart[annotation["image_id"]].append(annotation["caption"])
+
+    records, unreadable = [], []
+    sized = all("height" in image and "width" in image for image in content["images"])
+    for image in tqdm(content["images"], desc="image sizes", disable=sized):
+        captions = [c for c in image.get("captions", apart.get(image["id"], ())) if c.strip()]
+        if not captions:
+            continue
+        try:
+            record = _record(image, image_root)
+        except UnreadableImage as error:
+            unreadable.append(error.file_name)
+            continue
+        tags = [_class(key, index, image["id"], json_file) for key in image.get("pos_category_ids", ())]
+        records.append(record | {"captions": captions, "tags": tags})
+
+    if unreadable:
+        logger.warning(f"{json_file}: skipped {len(unreadable)} unreadable images, first {unreadable[0]}")
+    if not records:
+        reason = f"image {unreadable[0]} cannot be read" if unreadable else "no images[*].captions"
+        raise UserError(f"{json_file} gives no image with a caption ({reason}): {remedy}")
+    without = len(content["images"]) - len(records) - len(unreadable)
+    logger.info(f"Loaded {len(records)} images with captions from {json_file}, skipped {without} without")
+    return records
+
+
+def read_regions(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
+    """Boxes of a COCO instances json that are to be classified, by image id; crowds included.
+
+    A record's ``annotations`` are in the file's order: {category_id (contiguous), iscrowd, bbox (x, y, width, height
+    in pixels)}, and ``segmentation`` (COCO's polygons or run lengths) where the file has it.
+    """
+    content, by_image = read_json(json_file, remedy=remedy), defaultdict(list)
+    _require_folder(image_root)
+    for a in content["annotations"]:
+        annotation = {
+            "category_id": _class(a["category_id"], index, a["image_id"], json_file),
+            "iscrowd": int(a.get("iscrowd", 0)),
+            "bbox": list(a["bbox"]),
+        }
+        if a.get("segmentation"):
+            annotation["segmentation"] = a["segmentation"]
+        by_image[a["image_id"]].append(annotation)
+    images = sorted(content["images"], key=lambda image: image["id"])
+    return [_record(image, image_root) | {"annotations": by_image.get(image["id"], [])} for image in images]
+
+
+def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) -> list[dict]:
+    """All segments of COCO's panoptic json, by image id, with the indices of its 133 classes.
+
+    A record also holds ``pan_seg_file_name``, the PNG that shows the segments; an annotation holds ``segment_id``
+    instead of ``segmentation``, and ``bbox`` unless it is stuff. The folder of the PNGs lies beside the json's folder
+    (as Detectron2 has it) or in it (as COCO's zip does), and has the json's name.
+    """
+    content = read_json(json_file, remedy=remedy)
+    _require_folder(image_root)
+    folders = [place / Path(json_file).stem for place in (Path(json_file).parents[1], Path(json_file).parent)]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is None:
+        raise UserError(f"no folder of panoptic PNGs at {folders[0]} or {folders[1]}: {remedy}")
+    by_image, index = {a["image_id"]: a for a in content["annotations"]}, panoptic_ids()
+    records = []
+    for image in sorted(content["images"], key=lambda image: image["id"]):
+        panoptic, annotations = by_image.get(image["id"], {"file_name": "", "segments_info": []}), []
+        for segment in panoptic["segments_info"]:
+            annotation = {
+                "category_id": _class(segment["category_id"], index, image["id"], json_file),
+                "iscrowd": int(segment.get("iscrowd", 0)),
+                "segment_id": segment["id"],
+            }
+            if segment["category_id"] not in STUFF_IDS:
+                annotation["bbox"] = list(segment["bbox"])
+            annotations.append(annotation)
+        segments = {"pan_seg_file_name": str(folder / panoptic["file_name"]), "annotations": annotations}
+        records.append(_record(image, image_root) | segments)
+    return records
+
+
+def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
+    """Boxes of ``tools/pseudo_label.py``: ``boxes`` (R, 4) float32 xyxy in pixels, ``nouns`` (R,) int64, R >= 1.
+
+    Images without a box that has an area are left out. Arrays, because there are millions of boxes.
+    """
+    records = []
+    for record in read_regions(json_file, image_root, index=index, remedy=remedy):
+        annotations = record.pop("annotations")
+        boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
+        nouns = np.array([a["category_id"] for a in annotations], np.int64)
+        kept = (boxes[:, 2:] > 0).all(axis=1)
+        boxes[:, 2:] += boxes[:, :2]
+        if kept.any():
+            records.append(record | {"boxes": boxes[kept], "nouns": nouns[kept]})
+    return records
+
+
+def _require_folder(image_root: str) -> None:
+    if not Path(image_root).is_dir():
+        raise UserError(f"image folder {image_root} not found: set DETECTRON2_DATASETS, see datasets/README.md")
+
+
+def _record(image: Mapping, image_root: str) -> dict:
+    """What every record holds; UnreadableImage where the json has no size and the image's header neither."""
+    file_name = os.path.join(image_root, image["file_name"])  # an absolute file_name stays
+    sized = "height" in image and "width" in image
+    height, width = (image["height"], image["width"]) if sized else image_size(file_name)
+    return {"file_name": file_name, "height": height, "width": width, "image_id": image["id"]}
+
+
+def _class(category_id: int, index: Mapping[int, int], image_id, json_file: str) -> int:
+    if category_id not in index:
+        raise UserError(
+            f"image {image_id} of {json_file} has category {category_id}, which is none of this data set's "
+            f"{len(index)} categories"
+        )
+    return index[category_id]

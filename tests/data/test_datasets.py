@@ -1,0 +1,221 @@
+"""The registered data sets: names, files, classes and metadata below DETECTRON2_DATASETS; sets of a user's own."""
+
+import copy
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from clim.data import datasets
+from clim.data.categories import BASE_NAMES, COCO_NAMES, NOVEL_NAMES, STUFF_NAMES, contiguous_ids
+from clim.data.datasets import register_own_set, register_own_sets
+from clim.errors import UserError
+
+# name: (image folder, json file below the data root, evaluator)
+BOXES = {
+    "coco_zeroshot_train_oriorder": ("train2017", "zero-shot/instances_train2017_seen_2_oriorder", None),
+    "coco_generalized_zeroshot_val": ("val2017", "zero-shot/instances_val2017_all_2_oriorder", "ov_coco"),
+    "coco_zeroshot_val": ("val2017", "zero-shot/instances_val2017_unseen_2", "ov_coco"),
+    "coco_not_zeroshot_val": ("val2017", "zero-shot/instances_val2017_seen_2", "ov_coco"),
+    "coco_ovd_base_train": ("train2017", "wusize/instances_train2017_base", None),
+    "coco_ovd_val": ("val2017", "annotations/instances_val2017", "ov_coco"),
+    "coco_ovd_base_val": ("val2017", "wusize/instances_val2017_base", "ov_coco"),
+    "coco_ovd_novel_val": ("val2017", "wusize/instances_val2017_novel", "ov_coco"),
+    "coco_val_regions": ("val2017", "annotations/instances_val2017", "regions"),
+}
+CAPTIONS = {
+    "coco_caption_train_tags": ("train2017", "annotations/captions_train2017_tags_allcaps", None),
+    "coco_caption_train": ("train2017", "annotations/captions_train2017", None),
+}
+MINI = {
+    "mini_ov_train": ("train", "instances_train_base", None),
+    "mini_ov_val": ("val", "instances_val_all", "ov_coco"),
+    "mini_val_regions": ("val", "instances_val_all", "regions"),
+    "mini_ov_captions": ("pairs", "captions_pairs_tags", None),
+    "mini_ov_captions_cluttered": ("cluttered", "captions_cluttered_tags", None),
+}
+PLACES = {name: (f"coco/{i}", f"coco/{j}.json", e) for name, (i, j, e) in (BOXES | CAPTIONS).items()}
+PLACES |= {name: (f"mini/{i}", f"mini/annotations/{j}.json", e) for name, (i, j, e) in MINI.items()}
+
+IMAGE = {"id": 9, "file_name": "9.jpg", "height": 20, "width": 30}
+PAIR = IMAGE | {"captions": ["A dog."], "pos_category_ids": [18, 90]}
+
+
+def box(category_id=18):
+    return {"id": 5, "image_id": 9, "category_id": category_id, "bbox": [1, 2, 8, 9], "area": 72, "iscrowd": 0}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_every_set_reads_its_file_with_its_classes(root, write, name):
+    folder, json_file, evaluator = PLACES[name]
+    split = [{"id": 90, "name": "z", "split": "novel"}, {"id": 18, "name": "dog", "split": "base"}]
+    classes = {"categories": split} if name in MINI else {}
+    path = write(json_file, PAIR, images_in=folder, annotations=[] if "captions" in json_file else [box()], **classes)
+    metadata = MetadataCatalog.get(name)
+    assert (metadata.json_file, metadata.image_root) == (str(path), str(root / folder))
+    assert metadata.get("evaluator_type") == evaluator
+    (record,) = DatasetCatalog.get(name)
+    assert (record["file_name"], record["image_id"]) == (str(root / folder / "9.jpg"), 9)
+    dog, last = (0, 1) if name in MINI else (16, 79)
+    if "captions" in json_file:
+        assert (record["captions"], record["tags"]) == (["A dog."], [dog, last])
+    else:
+        assert [a["category_id"] for a in record["annotations"]] == [dog]
+    names = (["dog", "z"], ["dog"], ["z"]) if name in MINI else (COCO_NAMES, BASE_NAMES, NOVEL_NAMES)
+    assert (metadata.thing_classes, metadata.base_classes, metadata.novel_classes) == tuple(map(list, names))
+
+
+@pytest.mark.parametrize("name", [*BOXES, *CAPTIONS, "coco_panoptic_val_regions"])
+def test_coco_metadata_needs_no_files(root, name):
+    metadata = MetadataCatalog.get(name)
+    assert metadata.thing_classes == list(COCO_NAMES)
+    assert metadata.thing_dataset_id_to_contiguous_id == contiguous_ids()
+    assert metadata.get("stuff_classes") == (list(STUFF_NAMES) if "panoptic" in name else None)
+
+
+@pytest.mark.parametrize("name", [*PLACES, "coco_panoptic_val_regions", "mini_pseudo_regions", "cc3m_v1_train"])
+def test_a_missing_json_is_one_sentence_that_says_how_to_get_it(root, name):
+    with pytest.raises(UserError) as error:
+        DatasetCatalog.get(name)
+    assert str(error.value).startswith(f"{MetadataCatalog.get(name).json_file} not found: ")
+    if name in PLACES:
+        command = "tools/make_mini.py" if name in MINI else "datasets/prepare_ovcoco.py --source COCO"
+        assert str(error.value).endswith(f": make it with: python {command} --output {root}")
+
+
+def test_indices_do_not_depend_on_the_categories_that_a_file_lists(write):
+    dog_and_cat = [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}]  # OVR-CNN's file would say 1 for dog
+    folder, json_file, _ = PLACES["coco_zeroshot_val"]
+    write(json_file, IMAGE, images_in=folder, annotations=[box()], categories=dog_and_cat)
+    assert DatasetCatalog.get("coco_zeroshot_val")[0]["annotations"][0]["category_id"] == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("coco_zeroshot_val", "coco/zero-shot/instances_val2017_unseen_2_oriorder.json"),
+        ("coco_not_zeroshot_val", "coco/zero-shot/instances_val2017_seen_2_oriorder.json"),
+        ("coco_caption_train_tags", "coco/annotations/captions_train2017_tags_allcaps.json"),
+    ],
+)
+def test_of_two_files_the_better_one_counts(root, write, name, better):
+    worse = {"coco_caption_train_tags": "coco/captions_train2017_tags_allcaps.json"}.get(name, PLACES[name][1])
+    write(worse)
+    assert MetadataCatalog.get(name).json_file == str(root / worse)
+    write(better)
+    assert MetadataCatalog.get(name).json_file == str(root / better)
+
+
+def test_cc3m_lies_where_detics_scripts_put_it(root, write):
+    write("cc3m/train_image_info.json", IMAGE | {"captions": ["a photo"]}, images_in="cc3m/training")
+    (record,) = DatasetCatalog.get("cc3m_v1_train")
+    assert (record["file_name"], record["tags"]) == (str(root / "cc3m/training/9.jpg"), [])
+
+
+def test_the_data_root_is_read_at_every_load(write, monkeypatch, tmp_path):
+    name, (folder, json_file, _) = "coco_ovd_base_val", PLACES["coco_ovd_base_val"]
+    write(json_file, IMAGE, images_in=folder, annotations=[box()])
+    assert len(DatasetCatalog.get(name)) == 1
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "other"))
+    assert MetadataCatalog.get(name).image_root == str(tmp_path / "other" / folder)
+    with pytest.raises(UserError, match="other/coco/wusize"):
+        DatasetCatalog.get(name)
+
+
+def test_mini_classes_follow_the_rewriting_of_the_json_and_need_a_split(write):
+    folder, json_file, _ = PLACES["mini_ov_val"]
+    metadata, horse = MetadataCatalog.get("mini_ov_val"), {"id": 2, "name": "horse", "split": "base"}
+    path = write(json_file, images_in=folder, categories=[horse, {"id": 4, "name": "dog", "split": "novel"}])
+    assert metadata.thing_dataset_id_to_contiguous_id == {2: 0, 4: 1}
+    path.write_text(json.dumps({"categories": [horse | {"name": "foal"}]}))
+    assert metadata.thing_classes == ["foal"]
+    write(json_file)
+    with pytest.raises(UserError, match="does not say which categories are novel: make it with: .*make_mini.py"):
+        DatasetCatalog.get("mini_ov_val")
+
+
+def test_a_second_import_registers_nothing_twice():
+    before = {name: MetadataCatalog.get(name) for name in PLACES}
+    # A second module object, as two import paths would make; a reload would replace the classes of the first.
+    spec = importlib.util.spec_from_file_location("clim.data.datasets_again", datasets.__file__)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert all(MetadataCatalog.get(name) is metadata for name, metadata in before.items())
+
+
+def test_importing_reads_no_file_and_needs_no_folder(tmp_path):
+    code = "import clim.data.datasets as d; print('mini_ov_val' in d.DatasetCatalog)"
+    environment = {"DETECTRON2_DATASETS": str(tmp_path / "nowhere"), "OMP_NUM_THREADS": "1", "PATH": ""}
+    command = [sys.executable, "-W", "ignore", "-c", f"import sys; sys.path[:0] = {sys.path}; {code}"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True"]
+
+
+def test_metadata_behaves_like_detectron2s(root):
+    metadata = MetadataCatalog.get("coco_ovd_novel_val")
+    assert metadata.as_dict()["name"] == "coco_ovd_novel_val"
+    assert {"json_file", "thing_classes", "evaluator_type", "novel_classes"} <= set(metadata.as_dict())
+    assert "_entries" not in metadata.as_dict()
+    assert not hasattr(metadata, "keypoint_names") and metadata.get("keypoint_names", 3) == 3
+    with pytest.raises(AssertionError, match="cannot be set"):
+        metadata.thing_classes = ["other"]
+    for other in (pickle.loads(pickle.dumps(metadata)), copy.deepcopy(metadata)):
+        assert other.as_dict() == metadata.as_dict()
+
+
+# ---- own sets
+
+
+@pytest.fixture
+def name():
+    yield "set_of_a_user"
+    if "set_of_a_user" in DatasetCatalog:
+        DatasetCatalog.remove("set_of_a_user")
+        MetadataCatalog.remove("set_of_a_user")
+
+
+@pytest.mark.parametrize("kind", ["captions", "boxes", "regions", "pseudo_labels"])
+def test_an_own_set_is_read_below_the_data_root_when_asked_for(root, write, name, kind):
+    entry = [name, kind, "mine/a.json", "mine/images"]
+    register_own_sets([entry])
+    register_own_sets([entry])  # the config is read again
+    with pytest.raises(UserError, match=f"a.json not found: check the paths of data set {name}"):
+        DatasetCatalog.get(name)
+    categories = [{"id": 90, "name": "z"}, {"id": 18, "name": "dog"}]
+    write("mine/a.json", PAIR, images_in="mine/images", annotations=[box()], categories=categories)
+    (record,) = DatasetCatalog.get(name)
+    assert record["file_name"] == str(root / "mine/images/9.jpg")
+    if kind == "captions":
+        assert (record["captions"], record["tags"]) == (["A dog."], [0, 1])
+    else:
+        assert MetadataCatalog.get(name).thing_classes == ["dog", "z"]
+        indices = record["nouns"] if kind == "pseudo_labels" else [a["category_id"] for a in record["annotations"]]
+        assert list(indices) == [0]
+    evaluator = {"boxes": "ov_coco", "regions": "regions"}.get(kind)
+    assert MetadataCatalog.get(name).get("evaluator_type") == evaluator
+    with pytest.raises(UserError, match="another data set already"):
+        register_own_sets([[*entry[:3], "elsewhere"]])
+
+
+def test_further_metadata_and_absolute_paths(tmp_path, write, name):
+    path = write("a.json", PAIR)
+    register_own_set(name, "captions", path, tmp_path / "images", thing_classes=["dog"])
+    assert MetadataCatalog.get(name).thing_classes == ["dog"]
+    assert DatasetCatalog.get(name)[0]["file_name"] == str(tmp_path / "images/9.jpg")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (["a", "pictures", "b", "c"], "DATASETS.OWN holds"),
+        (["a", "captions", "b"], "DATASETS.OWN holds"),
+        (["coco_ovd_val", "boxes", "b", "c"], "coco_ovd_val is another data set already"),
+    ],
+)
+def test_wrong_entries_are_refused(entry, message):
+    with pytest.raises(UserError, match=message):
+        register_own_sets([entry])
