@@ -20,20 +20,6 @@ SIDES = st.integers(1, 900)
 # ---- sizes
 
 
-@pytest.mark.parametrize(
-    "photo, expected",
-    [
-        ((480, 640), (400, 533)),  # the short side decides
-        ((640, 480), (533, 400)),
-        ((400, 1000), (267, 667)),  # the long side decides
-        ((400, 400), (400, 400)),
-        ((1, 10_000), (1, 667)),  # never 0
-    ],
-)
-def test_fit_size_is_the_resize_shortest_edge_rule(photo, expected):
-    assert fit_size(*photo, short=400, long=667) == expected
-
-
 @settings(deadline=None, max_examples=200)
 @given(SIDES, SIDES)
 def test_fit_size_agrees_with_detectron2(height, width):
@@ -141,14 +127,6 @@ def test_images_lie_inside_their_cells(n, seed, data):
                 assert box[axis + 2] == cell[axis + 2]
 
 
-def test_tiles_of_a_2x2_meet_at_the_centre():
-    cells = grid_cells(2, size=(80, 80))
-    boxes = place(
-        np.array([[30, 40], [40, 20], [40, 10], [15, 40]]), cells, inward_anchors(2, np.random.default_rng(0))
-    )
-    assert boxes.tolist() == [[0, 10, 40, 40], [40, 0, 60, 40], [30, 40, 40, 80], [40, 40, 80, 55]]
-
-
 def test_an_image_larger_than_its_cell_is_refused():
     with pytest.raises(AssertionError, match="larger than its cell by 1 px"):
         place(np.array([[41, 40]]), np.array([[0, 0, 40, 40]]), np.array([[0.0, 0.0]]))
@@ -187,19 +165,6 @@ def test_compose_keeps_float_tensors_and_their_gradient():
     assert canvas.dtype == torch.float32
     canvas.sum().backward()
     assert all((p.grad == 1).all() for p in images)
-
-
-def test_1x1_is_the_image_itself():
-    image = np.random.default_rng(0).integers(0, 256, (3, 30, 50), dtype=np.uint8)
-    cells = grid_cells(1, size=(30, 50))
-    boxes = place(np.array([[30, 50]]), cells, inward_anchors(1, np.random.default_rng(0)))
-    assert boxes.tolist() == [[0, 0, 50, 30]]
-    assert (compose([image], boxes, size=(30, 50)) == image).all()
-
-
-def test_compose_wants_a_box_a_image():
-    with pytest.raises(ValueError):
-        compose([np.zeros((3, 2, 2), np.uint8)] * 2, [[0, 0, 2, 2]], size=(4, 4))
 
 
 # ---- random crops

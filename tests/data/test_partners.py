@@ -71,12 +71,6 @@ def test_missing_and_damaged_files_are_named(saved, suffix, content, message):
         load_neighbours(saved[0], records_of([7, 8, 9]))
 
 
-def test_a_cut_table_is_refused(saved):
-    saved[0].write_bytes(saved[0].read_bytes()[:-4])
-    with pytest.raises(UserError, match="damaged"):
-        load_neighbours(saved[0], records_of([7, 8, 9]))
-
-
 @pytest.mark.parametrize(
     "rows",
     [
@@ -91,10 +85,7 @@ def test_a_table_of_another_kind_or_of_other_images_is_refused(saved, rows):
 
 
 def test_an_interrupted_save_leaves_nothing_that_loads(saved, monkeypatch):
-    def full_disk(*_):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(np, "save", full_disk)
+    monkeypatch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError):
         save_neighbours(saved[0], saved[1], records=records_of([7, 8, 9]), by="text", dataset="pairs")
     with pytest.raises(UserError, match="missing"):

@@ -1,15 +1,10 @@
 """Regions to classify: scaling, filters, masks and crops against PIL, torchvision and pixels counted by hand."""
 
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -279,32 +274,3 @@ def test_crops_of_almost_nothing_show_a_pixel():
     assert thin[:, 4:6].any()
     dot = crop_letterboxed(IMAGE, np.array([3.1, 5.2, 3.1, 5.2]), 4)
     assert np.array_equal(dot, np.broadcast_to(IMAGE[5, 3], (4, 4, 3)))
-
-
-# ---- COCO itself ----
-
-
-REAL = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "coco"
-
-
-@pytest.mark.skipif(not (REAL / "annotations/instances_val2017.json").is_file(), reason="no COCO here")
-def test_photos_of_coco(cfg):
-    """Regions counted and scaled one by one from the json itself."""
-    content = json.loads((REAL / "annotations/instances_val2017.json").read_text())
-    images = sorted(content["images"], key=lambda image: image["id"])[:12]
-    cfg.TEST.REGIONS = ["boxes", "masks", "crops"]
-    mapper = RegionTestMapper.from_cfg(cfg)
-    for record, image in zip(DatasetCatalog.get("coco_val_regions"), images, strict=False):
-        annotations = [a for a in content["annotations"] if a["image_id"] == image["id"]][:100]
-        expected = []
-        for a in annotations:
-            x, y, w, h = a["bbox"]
-            if 64 <= w * h <= 1024 * 1024:
-                expected.append([48 / max(image["height"], image["width"]) * v for v in (x, y, x + w, y + h)])
-        sample = mapper(record)
-        if not expected:
-            assert sample == Skipped(record["file_name"], NO_REGION)
-            continue
-        torch.testing.assert_close(sample["boxes"].tensor, torch.tensor(expected))
-        assert sample["masks"].flatten(1).any(dim=1).all()
-        assert sample["crops"].shape == (len(expected), 3, 224, 224)

@@ -81,10 +81,8 @@ class LazyMetadata(Metadata):
 def register(name: str, files: Files, read: Callable, vocabulary: Callable[[], Vocabulary] | None, **metadata) -> None:
     """Fill both catalogues; a name that is taken stays as it is.
 
-    Args:
-        read: a function of readers.py.
-        vocabulary: gives the set's classes; None: the reader numbers the file's own categories.
-        metadata: further entries of ``MetadataCatalog``.
+    ``read`` is a function of readers.py; ``vocabulary`` gives the set's classes, None: the reader numbers the file's
+    own categories; ``metadata`` are further entries of ``MetadataCatalog``.
     """
     if name in DatasetCatalog:
         return
@@ -116,17 +114,15 @@ def register_own_set(name: str, kind: str, json_file: str, image_root: str, **me
 
 
 def register_own_sets(entries: Sequence[Sequence[str]]) -> None:
-    """Register DATASETS.OWN, a list of [name, kind, json, image folder]; the same entry may come again.
+    """Register DATASETS.OWN, [[name, kind, json, image folder], …]; the same entry may come again.
 
     Raises:
         UserError: an entry has another form, or its name means another data set.
     """
     for entry in map(tuple, entries):
         if len(entry) != 4 or entry[1] not in _KINDS:
-            raise UserError(
-                f"DATASETS.OWN holds {list(entry)}: give [name, kind, json, image folder], kind one of "
-                f"{', '.join(_KINDS)}."
-            )
+            form = f"[name, kind, json, image folder], kind one of {', '.join(_KINDS)}"
+            raise UserError(f"DATASETS.OWN holds {list(entry)}: give {form}.")
         if _registered.get(entry[0]) != entry:
             register_own_set(*entry)
             _registered[entry[0]] = entry
@@ -145,7 +141,7 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     """
     path = Path(files.json_path())
     categories = _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, files.how())
-    index = {identifier: position for position, (identifier, _, _) in enumerate(categories)}
+    index = {identifier: i for i, (identifier, _, _) in enumerate(categories)}
     base, novel = ([name for _, name, part in categories if part == wanted] for wanted in ("base", "novel"))
     if split and not base + novel:
         raise UserError(f"{path} does not say which categories are novel: {files.how()}")
@@ -178,37 +174,27 @@ _KINDS = {
     "pseudo_labels": (read_pseudo_labels, {}),
 }
 
-# (name, images and json files below coco/, reader, metadata). Where Detic's instructions and code name different
+# (reader, metadata, image folder, {name: json files below coco/}). Where Detic's instructions and code name different
 # places, or its file lists half of the categories although an evaluator needs all that the detector predicts
 # ("oriorder" has the 80), the better file is tried first.
 _COCO = (
-    ("coco_zeroshot_train_oriorder", "train2017", ("zero-shot/instances_train2017_seen_2_oriorder",), read_boxes, {}),
-    ("coco_ovd_base_train", "train2017", ("wusize/instances_train2017_base",), read_boxes, {}),
-    (
-        "coco_generalized_zeroshot_val", "val2017", ("zero-shot/instances_val2017_all_2_oriorder",),
-        read_boxes, DETECTION,
-    ),
-    (
-        "coco_zeroshot_val", "val2017",
-        ("zero-shot/instances_val2017_unseen_2_oriorder", "zero-shot/instances_val2017_unseen_2"),
-        read_boxes, DETECTION,
-    ),
-    (
-        "coco_not_zeroshot_val", "val2017",
-        ("zero-shot/instances_val2017_seen_2_oriorder", "zero-shot/instances_val2017_seen_2"),
-        read_boxes, DETECTION,
-    ),
-    # All 5,000 images, for CLIM's two runs.
-    ("coco_ovd_val", "val2017", ("annotations/instances_val2017",), read_boxes, DETECTION),
-    ("coco_ovd_base_val", "val2017", ("wusize/instances_val2017_base",), read_boxes, DETECTION),
-    ("coco_ovd_novel_val", "val2017", ("wusize/instances_val2017_novel",), read_boxes, DETECTION),
-    (
-        "coco_caption_train_tags", "train2017",
-        ("annotations/captions_train2017_tags_allcaps", "captions_train2017_tags_allcaps"),
-        read_captions, {},
-    ),
-    ("coco_caption_train", "train2017", ("annotations/captions_train2017",), read_captions, {}),  # without tags
-    ("coco_val_regions", "val2017", ("annotations/instances_val2017",), read_regions, REGIONS),
+    (read_boxes, {}, "train2017", {
+        "coco_zeroshot_train_oriorder": ["zero-shot/instances_train2017_seen_2_oriorder"],
+        "coco_ovd_base_train": ["wusize/instances_train2017_base"],
+    }),
+    (read_boxes, DETECTION, "val2017", {
+        "coco_generalized_zeroshot_val": ["zero-shot/instances_val2017_all_2_oriorder"],
+        "coco_zeroshot_val": [f"zero-shot/instances_val2017_unseen_2{order}" for order in ("_oriorder", "")],
+        "coco_not_zeroshot_val": [f"zero-shot/instances_val2017_seen_2{order}" for order in ("_oriorder", "")],
+        "coco_ovd_val": ["annotations/instances_val2017"],  # all 5,000 images, for CLIM's two runs
+        "coco_ovd_base_val": ["wusize/instances_val2017_base"],
+        "coco_ovd_novel_val": ["wusize/instances_val2017_novel"],
+    }),
+    (read_captions, {}, "train2017", {
+        "coco_caption_train_tags": [f"{place}captions_train2017_tags_allcaps" for place in ("annotations/", "")],
+        "coco_caption_train": ["annotations/captions_train2017"],  # all images, no tags
+    }),
+    (read_regions, REGIONS, "val2017", {"coco_val_regions": ["annotations/instances_val2017"]}),
 )  # fmt: skip
 
 _MINI = (
@@ -222,9 +208,10 @@ _MINI = (
 
 def register_builtin() -> None:
     """Register every data set of this file; names that are taken (a second import, Detic's own) stay."""
-    for name, images, json_files, read, metadata in _COCO:
-        files = Files(f"coco/{images}", tuple(f"coco/{stem}.json" for stem in json_files), PREPARE_COCO)
-        register(name, files, read, coco_vocabulary, **metadata)
+    for read, metadata, images, sets in _COCO:
+        for name, json_files in sets.items():
+            files = Files(f"coco/{images}", tuple(f"coco/{stem}.json" for stem in json_files), PREPARE_COCO)
+            register(name, files, read, coco_vocabulary, **metadata)
     panoptic = Files("coco/val2017", ("coco/annotations/panoptic_val2017.json",), GET_PANOPTIC)
     stuff = {"stuff_classes": list(STUFF_NAMES)}
     register("coco_panoptic_val_regions", panoptic, read_panoptic_regions, coco_vocabulary, **REGIONS, **stuff)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -47,13 +48,10 @@ class UnreadableImage(Exception):
 
 
 class Decoded(NamedTuple):
-    """``image`` uint8 (H', W', 3), contiguous and writable; ``height``, ``width`` of the upright original.
+    """What :func:`read_image` gives; the image has the original's size unless a reduced decode was asked for."""
 
-    (H', W') equals (height, width) unless a reduced decode was asked for.
-    """
-
-    image: np.ndarray
-    height: int
+    image: np.ndarray  # uint8 (H', W', 3), contiguous and writable
+    height: int  # of the upright original
     width: int
 
 
@@ -121,6 +119,11 @@ def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR)
 
 
+def channels_first(image: np.ndarray) -> torch.Tensor:
+    """(H, W, 3) → (3, H, W), contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
 def ordered(image: np.ndarray, input_format: str) -> np.ndarray:
     """RGB (H, W, 3) in the channel order of a config's INPUT.FORMAT, "RGB" or "BGR", or back from it; contiguous."""
     return np.ascontiguousarray(image if input_format == "RGB" else image[..., ::-1])
@@ -129,13 +132,8 @@ def ordered(image: np.ndarray, input_format: str) -> np.ndarray:
 def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:
     """The image with longest side ``size`` on a square, black to the right and below (CLIM release).
 
-    Args:
-        image: uint8 (H, W, 3), channels in any order.
-        size: px, side of the square.
-
-    Returns:
-        uint8 (size, size, 3), and the scale: boxes of ``image`` times it are boxes on the square. PIL's bicubic
-        filter resizes; it averages when it shrinks, as torchvision resizes PIL images.
+    uint8 (H, W, 3), channels in any order → uint8 (size, size, 3), and the scale: boxes of ``image`` times it are boxes
+    on the square. PIL's bicubic filter averages when it shrinks, as torchvision resizes PIL images.
     """
     height, width = image.shape[:2]
     new_height, new_width = letterbox_size(height, width, size)
@@ -156,10 +154,10 @@ def _read_bytes(file_name: str) -> bytes:
     try:
         with PathManager.open(file_name, "rb") as file:
             data = file.read()
-    except FileNotFoundError as error:
-        raise UnreadableImage(file_name, "missing") from error
     except OSError as error:
-        raise UnreadableImage(file_name, f"cannot be opened ({error.strerror or error})") from error
+        missing = isinstance(error, FileNotFoundError)
+        reason = "missing" if missing else f"cannot be opened ({error.strerror or error})"
+        raise UnreadableImage(file_name, reason) from error
     if not data:
         raise UnreadableImage(file_name, "empty")
     return data

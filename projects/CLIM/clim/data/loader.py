@@ -6,6 +6,7 @@ iteration, rank), so nothing needs to be stored to resume.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count, islice
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
 
 
 class MappedSources(Dataset):
-    """(source, epoch, index) → that source's mapped sample."""
+    """(source, epoch, index) → (source, its mapped sample)."""
 
     def __init__(self, mappers: dict[str, RecordMapper]):
         self.mappers = mappers
@@ -113,10 +114,11 @@ def batch_sizes(cfg) -> dict[str, int]:
 def build_mappers(cfg, sources, *, seed: int) -> dict[str, RecordMapper]:
     """{source: its mapper}; captions and mosaics share one list of records."""
     records = {read: read(cfg) for read in {_SOURCES[source][0] for source in sources}}
-    return {
-        source: _SOURCES[source][1](cfg, records[_SOURCES[source][0]], seed=seed, stream=STREAMS[source])
-        for source in sources
-    }
+    mappers = {}
+    for source in sources:
+        read, build = _SOURCES[source]
+        mappers[source] = build(cfg, records[read], seed=seed, stream=STREAMS[source])
+    return mappers
 
 
 def source_records(cfg, source: str) -> list[dict]:
@@ -224,9 +226,7 @@ def joint_batches(sources: dict[str, Iterator[list[Draw]]]) -> Iterator[list[Key
         yield [(name, *draw) for name, stream in sources.items() for draw in next(stream)]
 
 
-def alternating_batches(
-    sources: dict[str, Iterator[list[Draw]]], *, weights: Sequence[float], seed: int
-) -> Iterator[list[Key]]:
+def alternating_batches(sources: dict[str, Iterator[list[Draw]]], *, weights, seed: int) -> Iterator[list[Key]]:
     """One batch of *one* source in every iteration (official Detic), all ranks the same one."""
     names, p = list(sources), np.asarray(weights, dtype=float)
     rng = np.random.default_rng([seed, len(names)])
@@ -262,24 +262,20 @@ class SkippingLoader:
             for sample in batch:
                 if isinstance(sample, Skipped):
                     self.on_skip(sample)
-            if samples := [sample for sample in batch if not isinstance(sample, Skipped)]:
+            samples = [sample for sample in batch if not isinstance(sample, Skipped)]
+            if samples:
                 yield samples
 
 
-class DetectionTestMapper:
-    """Detectron2's test mapper; gives :class:`Skipped` if an image is damaged or has another size than its record."""
-
-    def __init__(self, cfg):
-        self.mapper = DatasetMapper(cfg, is_train=False)
-
-    def __call__(self, record: dict) -> dict | Skipped:
-        try:
-            return self.mapper(record)
-        except (OSError, SyntaxError, SizeMismatchError) as error:  # PIL raises all of the first two
-            return Skipped(record["file_name"], " ".join(str(error).split()))
+def map_or_skip(mapper: DatasetMapper, record: dict) -> dict | Skipped:
+    """Detectron2's test input; :class:`Skipped` if an image is damaged or has another size than its record."""
+    try:
+        return mapper(record)
+    except (OSError, SyntaxError, SizeMismatchError) as error:  # PIL raises all of the first two
+        return Skipped(record["file_name"], " ".join(str(error).split()))
 
 
 def build_detection_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
     """This process's share of data set ``name`` as Detectron2's test inputs, one image a batch."""
-    loader = build_detection_test_loader(cfg, name, mapper=DetectionTestMapper(cfg))
-    return SkippingLoader(loader, on_skip=on_skip)
+    mapper = partial(map_or_skip, DatasetMapper(cfg, is_train=False))
+    return SkippingLoader(build_detection_test_loader(cfg, name, mapper=mapper), on_skip=on_skip)

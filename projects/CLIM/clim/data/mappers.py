@@ -17,7 +17,7 @@ from PIL import Image
 
 from clim.errors import UserError
 
-from .images import Decoded, UnreadableImage, letterbox, read_image, resize
+from .images import Decoded, UnreadableImage, channels_first, letterbox, read_image, resize
 from .mosaic import compose, fit_cell, fit_size, grid_cells, inward_anchors, place, resized_crop, shortest_crop
 from .tiles import Tiles, tiles_of
 
@@ -47,16 +47,14 @@ class RecordMapper:
         return self.map(index, rng, skipped) | {"skipped": skipped}
 
     def map(self, index: int, rng: np.random.Generator, skipped: list) -> dict:
-        """The network input of record ``index``; ``rng`` is the sample's own, ``skipped`` is added to."""
+        """The network input of record ``index``, by the sample's own ``rng``; replaced images go to ``skipped``."""
         raise NotImplementedError
 
     def read(self, index: int, rng: np.random.Generator, skipped: list, at_least=None) -> tuple[dict, Decoded]:
         """The record ``index`` and its decoded image, or a random record whose image can be read.
 
-        ``at_least(record)`` gives the (height, width) in px that the caller resizes to; None: full size.
-
-        Raises:
-            UserError: ``MAX_REPLACEMENTS`` images in a row are unreadable.
+        ``at_least(record)`` gives the (height, width) in px that the caller resizes to; None: full size. UserError if
+        ``MAX_REPLACEMENTS`` images in a row are unreadable.
         """
         for _ in range(MAX_REPLACEMENTS):
             record = self.records[index]
@@ -125,31 +123,34 @@ class CanvasMapper(RecordMapper):
     @classmethod
     def captions(cls, cfg, records, **stream):
         """The caption branch: 1 x 1 canvases of INPUT.CAPTION."""
-        caption, stream = cfg.INPUT.CAPTION, {"image_format": cfg.INPUT.FORMAT} | stream
-        return cls(records, grids=[1], short=caption.SHORT_SIDE, long=caption.LONG_SIDE, flip=caption.FLIP, **stream)
+        caption = cfg.INPUT.CAPTION
+        return cls(
+            records, grids=[1], short=caption.SHORT_SIDE, long=caption.LONG_SIDE, flip=caption.FLIP,
+            image_format=cfg.INPUT.FORMAT, **stream,
+        )  # fmt: skip
 
     @classmethod
     def mosaics(cls, cfg, records, *, partners=None, **stream):
         """Canvases of INPUT.MOSAIC; ``partners`` as in the constructor."""
-        mosaic, stream = cfg.INPUT.MOSAIC, {"image_format": cfg.INPUT.FORMAT} | stream
+        mosaic = cfg.INPUT.MOSAIC
         return cls(
             records, grids=mosaic.GRIDS, short=mosaic.SIZE, long=mosaic.SIZE, flip=mosaic.FLIP, filling=mosaic.FILLING,
             crop_scale=mosaic.CROP_SCALE, crop_ratio=mosaic.CROP_RATIO, pad_value=mosaic.PAD_VALUE, partners=partners,
-            permute_texts=mosaic.PERMUTE_TEXTS, **stream,
+            permute_texts=mosaic.PERMUTE_TEXTS, image_format=cfg.INPUT.FORMAT, **stream,
         )  # fmt: skip
 
     def map(self, index, rng, skipped):
         n = int(rng.choice(self.grids))
         indices = self.draw_partners(index, n * n, rng)
-        layout = self.mosaic(n, indices, rng, skipped) if n > 1 else self.single(index, rng, skipped)
-        records, images, boxes, size = layout
+        laid_out = self.mosaic(n, indices, rng, skipped) if n > 1 else self.single(index, rng, skipped)
+        records, images, boxes, size = laid_out
         images = [image[:, ::-1] if rng.random() < self.flip else image for image in images]
         canvas = compose([i.transpose(2, 0, 1) for i in images], boxes, size=size, pad_value=self.pad_value)
         tiles = tiles_of(records, boxes, rng=rng)
         if self.permute_texts and len(tiles) > 1:
             # Drawn last, so that the canvas is that of a run without; a rotation leaves no text in place.
             tiles = tiles.with_rolled_texts(int(rng.integers(1, len(tiles))))
-        return _canvas(canvas, size, tiles)
+        return _canvas(torch.from_numpy(canvas), tiles)
 
     def single(self, index: int, rng, skipped) -> tuple:
         """([record], [image], boxes (1, 4), size) of one image, which is the whole canvas of ``size`` (H, W)."""
@@ -218,8 +219,11 @@ class CropMapper(RecordMapper):
     @classmethod
     def captions(cls, cfg, records, **stream):
         """Single crops of INPUT.CAPTION."""
-        caption, stream = cfg.INPUT.CAPTION, {"image_format": cfg.INPUT.FORMAT} | stream
-        return cls(records, size=caption.CROP, scale=caption.CROP_SCALE, ratio=caption.CROP_RATIO, **stream)
+        caption = cfg.INPUT.CAPTION
+        return cls(
+            records, size=caption.CROP, scale=caption.CROP_SCALE, ratio=caption.CROP_RATIO,
+            image_format=cfg.INPUT.FORMAT, **stream,
+        )  # fmt: skip
 
     def map(self, index, rng, skipped):
         # The smallest crop still has at least ``size`` px a side, where the image has them.
@@ -234,7 +238,7 @@ class CropMapper(RecordMapper):
         # PIL's bicubic averages over all pixels where it shrinks: what CLIP's own preprocessing does.
         image = Image.fromarray(decoded.image[y0:y1, x0:x1]).resize((self.size, self.size), Image.Resampling.BICUBIC)
         tiles = tiles_of([record], np.array([[0, 0, self.size, self.size]]), rng=rng)
-        return _canvas(np.asarray(image).transpose(2, 0, 1), (self.size, self.size), tiles)
+        return _canvas(channels_first(np.asarray(image)), tiles)
 
 
 class RegionMapper(RecordMapper):
@@ -268,7 +272,7 @@ class RegionMapper(RecordMapper):
             drawn=[""] * count,
             tags=[[int(noun)] for noun in record["nouns"]],
         )
-        return _canvas(canvas.transpose(2, 0, 1), (self.size, self.size), tiles)
+        return _canvas(channels_first(canvas), tiles)
 
 
 class DetectionMapper(RecordMapper):
@@ -297,7 +301,7 @@ class DetectionMapper(RecordMapper):
             if a.get("iscrowd", 0) == 0
         ]
         return {
-            "image": torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))),
+            "image": channels_first(aug_input.image),
             "height": decoded.height,
             "width": decoded.width,
             "image_id": record["image_id"],
@@ -319,10 +323,8 @@ def training_augmentations(cfg) -> list[T.Augmentation]:
     return [T.ResizeScale(smallest, largest, size, size), T.FixedSizeCrop((size, size), pad=False), *standard[1:]]
 
 
-def _canvas(image: np.ndarray, size: tuple[int, int], tiles: Tiles) -> dict:
-    """The network input of a canvas (3, H, W) of ``size`` (H, W)."""
-    image = torch.from_numpy(np.ascontiguousarray(image))
-    return {"image": image, "height": size[0], "width": size[1], "tiles": tiles}
+def _canvas(image: torch.Tensor, tiles: Tiles) -> dict:
+    return {"image": image, "height": image.shape[1], "width": image.shape[2], "tiles": tiles}
 
 
 @contextmanager

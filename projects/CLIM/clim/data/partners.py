@@ -20,10 +20,7 @@ from clim.files import resolve
 class NeighbourIndex:
     """Row n: the data-set indices of the K images most similar to image n, best first, n itself left out.
 
-    Attributes:
-        rows: read-only int32 memory map (N, K).
-        by: ``"text"`` or ``"image"``, the space in which the images are similar.
-        dataset: name of the data set.
+    ``rows`` is a read-only int32 memory map (N, K), ``by`` "text" or "image", ``dataset`` the name of the data set.
     """
 
     def __init__(self, path: str | os.PathLike, by: str, dataset: str):

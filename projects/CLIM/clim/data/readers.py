@@ -53,10 +53,7 @@ def read_captions(
 
     Detic's: {"images": [{id, file_name, height, width, captions [str], pos_category_ids [id]}], "categories": [{id,
     name}]}. Tags may be absent; sizes too: then they are read from the image's header. COCO keeps the captions apart,
-    in "annotations": [{image_id, caption}].
-
-    Args:
-        index: None: the file's own categories by ascending id.
+    in "annotations": [{image_id, caption}]. ``index`` None: the file's own categories by ascending id.
 
     Returns:
         A record for each image with a caption, with ``captions`` (list of str, blank ones left out) and ``tags``

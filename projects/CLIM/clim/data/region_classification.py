@@ -20,7 +20,7 @@ from torchvision.ops import masks_to_boxes
 
 from clim.errors import UserError
 
-from .images import UnreadableImage, letterbox, letterbox_size, read_image
+from .images import UnreadableImage, channels_first, letterbox, letterbox_size, read_image
 from .loader import NO_REGION, Skipped, SkippingLoader
 from .mappers import check_size
 
@@ -67,12 +67,9 @@ class RegionTestMapper:
 
     @classmethod
     def from_cfg(cls, cfg) -> "RegionTestMapper":
-        regions = cfg.INPUT.REGIONS
-        return cls(
-            variants=tuple(cfg.TEST.REGIONS), size=regions.SIZE, mask_stride=regions.MASK_STRIDE,
-            crop_size=regions.CROP_SIZE, min_area=regions.MIN_AREA, max_area=regions.MAX_AREA,
-            max_boxes=regions.MAX_BOXES, crowds=regions.CROWDS, image_format=cfg.INPUT.FORMAT,
-        )  # fmt: skip
+        """INPUT.REGIONS holds the other arguments, in capitals."""
+        regions = {key.lower(): value for key, value in cfg.INPUT.REGIONS.items()}
+        return cls(variants=tuple(cfg.TEST.REGIONS), image_format=cfg.INPUT.FORMAT, **regions)
 
     def __call__(self, record: dict) -> dict | Skipped:
         annotations = [a for a in record["annotations"] if self.crowds or not a["iscrowd"]][: self.max_boxes]
@@ -87,13 +84,17 @@ class RegionTestMapper:
             _mask(a, record, segments) if "masks" in self.variants or "bbox" not in a else None for a in annotations
         ]
         boxes = [_box(a, mask) for a, mask in zip(annotations, masks, strict=True)]
-        kept = [i for i, box in enumerate(boxes) if box is not None and self.is_sized(box)]
+        kept = [
+            i
+            for i, box in enumerate(boxes)
+            if box is not None and self.min_area <= (box[2:] - box[:2]).prod() <= self.max_area
+        ]
         if not kept:
             return Skipped(record["file_name"], NO_REGION)
         boxes = torch.stack([boxes[i] for i in kept])
         square, scale = letterbox(image, self.size)
         sample = {
-            "image": _channels_first(square),
+            "image": channels_first(square),
             "boxes": Boxes((boxes * scale).float()),
             "gt_classes": torch.tensor([annotations[i]["category_id"] for i in kept]),
             "image_id": record["image_id"],
@@ -105,8 +106,12 @@ class RegionTestMapper:
             squares = letterbox_masks(torch.stack([masks[i] for i in kept]), self.size // self.mask_stride)
             sample["masks"] = F.interpolate(squares[:, None].byte(), self.size)[:, 0].bool()
         if "crops" in self.variants:
-            given = ["bbox" in annotations[i] for i in kept]
-            sample["crops"] = self.crops(image, boxes.numpy(), given)
+            enlarged = [CROP_ENLARGED if "bbox" in annotations[i] else 1.0 for i in kept]
+            crops = [
+                crop_letterboxed(image, box, self.crop_size, enlarged=factor)
+                for box, factor in zip(boxes.numpy(), enlarged, strict=True)
+            ]
+            sample["crops"] = torch.stack([channels_first(crop) for crop in crops])
         return sample
 
     def read(self, record: Mapping) -> tuple[np.ndarray, Tensor | None]:
@@ -119,37 +124,22 @@ class RegionTestMapper:
         check_size({**record, "file_name": record["pan_seg_file_name"]}, segments)
         return decoded.image, segment_ids(segments.image)
 
-    def is_sized(self, box: Tensor) -> bool:
-        """Whether a box (4,) xyxy, in px of the original image, is neither too small nor too large."""
-        width, height = (box[2:] - box[:2]).tolist()
-        return self.min_area <= width * height <= self.max_area
-
-    def crops(self, image: np.ndarray, boxes: np.ndarray, given: list[bool]) -> Tensor:
-        """uint8 (R, 3, C, C) of boxes (R, 4); those that were ``given``, not measured, are enlarged."""
-        crops = [
-            crop_letterboxed(image, box, self.crop_size, enlarged=CROP_ENLARGED if is_given else 1.0)
-            for box, is_given in zip(boxes, given, strict=True)
-        ]
-        return torch.stack([_channels_first(crop) for crop in crops])
-
 
 def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
     """This process's share of region set ``name``, one image a batch.
 
-    Raises:
-        UserError: the set holds no image, or no masks although TEST.REGIONS asks for them.
+    UserError if the set holds no image, or no masks although TEST.REGIONS asks for them.
     """
     records = DatasetCatalog.get(name)
     if not records:
         raise UserError(f"DATASETS.TEST {name} holds no image.")
-    if "masks" in cfg.TEST.REGIONS and not all(map(_has_masks, records)):
+    with_masks = ("pan_seg_file_name" in r or all("segmentation" in a for a in r["annotations"]) for r in records)
+    if "masks" in cfg.TEST.REGIONS and not all(with_masks):
         raise UserError(
             f"TEST.REGIONS asks for masks, but regions of {name} have none: take it out, or name another data set."
         )
-    loader = build_detection_test_loader(
-        records, mapper=RegionTestMapper.from_cfg(cfg), num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
-    return SkippingLoader(loader, on_skip=on_skip)
+    mapper, workers = RegionTestMapper.from_cfg(cfg), cfg.DATALOADER.NUM_WORKERS
+    return SkippingLoader(build_detection_test_loader(records, mapper=mapper, num_workers=workers), on_skip=on_skip)
 
 
 def segment_ids(image: np.ndarray) -> Tensor:
@@ -192,9 +182,8 @@ def letterbox_masks(masks: Tensor, size: int) -> Tensor:
 def crop_letterboxed(image: np.ndarray, box: np.ndarray, size: int, *, enlarged: float = 1.0) -> np.ndarray:
     """uint8 (H, W, 3) → (S, S, 3): what ``box`` shows, its longest side S, black on both sides of it.
 
-    Args:
-        box: (x0, y0, x1, y1) in pixels; its sides grow by ``enlarged`` about its centre, end at the image's
-            and are rounded to whole pixels, at least one.
+    ``box`` is x0, y0, x1, y1 in px; its sides grow by ``enlarged`` about its centre, end at the image's and are rounded
+    to whole pixels, at least one.
     """
     height, width = image.shape[:2]
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * enlarged
@@ -203,10 +192,6 @@ def crop_letterboxed(image: np.ndarray, box: np.ndarray, size: int, *, enlarged:
     square, _ = letterbox(np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]]), size)
     height, width = letterbox_size(high[1] - low[1], high[0] - low[0], size)
     return np.roll(square, ((size - height) // 2, (size - width) // 2), axis=(0, 1))
-
-
-def _has_masks(record: dict) -> bool:
-    return "pan_seg_file_name" in record or all("segmentation" in a for a in record["annotations"])
 
 
 def _mask(annotation: Mapping, record: Mapping, segments: Tensor | None) -> Tensor:
@@ -222,7 +207,3 @@ def _box(annotation: Mapping, mask: Tensor | None) -> Tensor | None:
         return extent(mask)
     x, y, width, height = annotation["bbox"]
     return torch.tensor([x, y, x + width, y + height], dtype=torch.float64)
-
-
-def _channels_first(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
