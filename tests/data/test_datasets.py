@@ -200,7 +200,7 @@ def test_further_metadata_and_absolute_paths(tmp_path, write, name):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (["a", "pictures", "b", "c"], "DATASETS.OWN holds"),
+        (["a", "images", "b", "c"], "DATASETS.OWN holds"),
         (["a", "captions", "b"], "DATASETS.OWN holds"),
         (["coco_ovd_val", "boxes", "b", "c"], "coco_ovd_val is another data set already"),
     ],

@@ -218,7 +218,7 @@ def test_a_file_cut_anywhere_is_an_error_or_complete(tmp_path, suffix, options, 
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_no_grey_filling_even_where_pil_is_told_to(tmp_path, monkeypatch, before):
+def test_no_grey_filling_even_where_pil_is_set_to_it(tmp_path, monkeypatch, before):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", before)
     path = save(tmp_path / "a.jpg", photo(100, 100), quality=95)
     data = open(path, "rb").read()

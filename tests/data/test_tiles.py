@@ -45,7 +45,7 @@ def test_to_moves_every_tensor():
     assert (moved.captions, moved.drawn, moved.tags) == (CANVASES[0].captions, CANVASES[0].drawn, CANVASES[0].tags)
 
 
-def test_a_plain_picture_is_alone_on_its_canvas():
+def test_a_plain_image_is_alone_on_its_canvas():
     assert Tiles.cat(CANVASES).alone.tolist() == [False] * 4 + [True] + [False] * 2
 
 

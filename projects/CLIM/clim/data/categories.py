@@ -1,10 +1,8 @@
 """Class lists: COCO's 80 classes and the split of OV-COCO, COCO's 133 panoptic classes, PASCAL Context's 59.
 
-The names and ids of COCO are Detectron2's own. The split has 48 base, 17 novel and 15 unused classes: Bansal et
-al., "Zero-Shot Object Detection" (ECCV 2018), as OVR-CNN, Detic and CLIM use it. Unused classes have no annotation
-in either part; a detector still predicts all 80.
-
-Ids are COCO's (with gaps); indices are contiguous, in ascending order of ids.
+The split has 48 base, 17 novel and 15 unused classes: Bansal et al., "Zero-Shot Object Detection" (ECCV 2018), as
+OVR-CNN, Detic and CLIM use it. Unused classes have no annotation in either part; a detector still predicts all 80.
+Ids are COCO's (with gaps), from Detectron2's own table; indices are contiguous, in ascending order of ids.
 """
 
 from detectron2.data.datasets import builtin_meta

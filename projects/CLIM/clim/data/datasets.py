@@ -102,8 +102,7 @@ def register_own_set(name: str, kind: str, json_file: str, image_root: str, **me
         json_file, image_root: absolute, relative to the working folder, or below the data root.
         metadata: further entries of ``MetadataCatalog``, e.g. ``stuff_classes``.
 
-    Raises:
-        UserError: ``name`` is taken.
+    UserError if ``name`` is taken.
     """
     if name in DatasetCatalog:
         raise UserError(f"{name} is another data set already: choose another name.")
@@ -116,8 +115,7 @@ def register_own_set(name: str, kind: str, json_file: str, image_root: str, **me
 def register_own_sets(entries: Sequence[Sequence[str]]) -> None:
     """Register DATASETS.OWN, [[name, kind, json, image folder], …]; the same entry may come again.
 
-    Raises:
-        UserError: an entry has another form, or its name means another data set.
+    UserError for an entry of another form, or a name that means another data set.
     """
     for entry in map(tuple, entries):
         if len(entry) != 4 or entry[1] not in _KINDS:
@@ -136,8 +134,7 @@ def coco_vocabulary() -> Vocabulary:
 def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     """The json's own categories by ascending id; their field ``split`` may be "base" or "novel".
 
-    Raises:
-        UserError: no such file, or no json; with ``split`` also if no category is base or novel.
+    UserError for a missing or broken file; with ``split`` also if no category is base or novel.
     """
     path = Path(files.json_path())
     categories = _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, files.how())

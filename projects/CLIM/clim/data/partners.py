@@ -47,8 +47,7 @@ def image_ids_hash(records: Sequence[dict]) -> str:
 def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> NeighbourIndex:
     """Open an index (relative paths also under the data root) and check that it was built for these records.
 
-    Raises:
-        UserError: a file is missing or damaged, or the index belongs to other images or another order of them.
+    UserError if a file is missing or damaged, or the index belongs to other images or another order of them.
     """
     path, again = resolve(path), "build it with tools/build_neighbours.py"
     for file in (path, path.with_suffix(".json")):

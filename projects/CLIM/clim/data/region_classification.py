@@ -8,6 +8,7 @@ image; S, C, M: sides in px.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ VARIANTS = ("boxes", "masks", "crops")
 CROP_ENLARGED = 1.5  # crops show the surroundings of a given box; stuff is cut at its extent (CLIM release)
 
 
+@dataclass(kw_only=True)
 class RegionTestMapper:
     """Record of a region set → {"image", "boxes", "gt_classes", "image_id", …}, or :class:`Skipped`.
 
@@ -40,34 +42,22 @@ class RegionTestMapper:
     ``height``, ``width`` of the original image
     ====================  =======================================================================
 
-    The mapper looks at the first ``max_boxes`` annotations of an image and keeps those whose box area, width x
-    height in the original image, lies in [``min_area``, ``max_area``].
-
-    Args:
-        size, crop_size, mask_stride: S, C, M.
-        crowds: False leaves crowd annotations out beforehand; the release does not.
+    Of the first ``max_boxes`` annotations those are kept whose box area, width x height in the original image, lies in
+    [``min_area``, ``max_area``]. INPUT.REGIONS holds the arguments from ``size`` to ``crowds``, in capitals.
     """
 
-    def __init__(
-        self,
-        *,
-        variants: tuple[str, ...] = ("boxes",),
-        size: int = 1024,
-        mask_stride: int = 16,
-        crop_size: int = 224,
-        min_area: float = 8**2,
-        max_area: float = 1024**2,
-        max_boxes: int = 100,
-        crowds: bool = True,
-        image_format: str = "RGB",
-    ):
-        self.variants, self.image_format = variants, image_format
-        self.size, self.crop_size, self.mask_stride = size, crop_size, mask_stride
-        self.min_area, self.max_area, self.max_boxes, self.crowds = min_area, max_area, max_boxes, crowds
+    variants: tuple[str, ...] = ("boxes",)
+    size: int = 1024  # S
+    mask_stride: int = 16  # M
+    crop_size: int = 224  # C
+    min_area: float = 8**2
+    max_area: float = 1024**2
+    max_boxes: int = 100
+    crowds: bool = True  # False leaves crowd annotations out beforehand; the release does not
+    image_format: str = "RGB"
 
     @classmethod
     def from_cfg(cls, cfg) -> "RegionTestMapper":
-        """INPUT.REGIONS holds the other arguments, in capitals."""
         regions = {key.lower(): value for key, value in cfg.INPUT.REGIONS.items()}
         return cls(variants=tuple(cfg.TEST.REGIONS), image_format=cfg.INPUT.FORMAT, **regions)
 

@@ -1,7 +1,7 @@
 """What the next loss depends on besides weights and optimiser, of each process: random states and queues.
 
 One file a process and checkpoint, OUTPUT_DIR/rank_states/iteration_0004999.rank0.pth. The position in the
-data is no part of it: batches are a function of seed and iteration (data/streams.py).
+data is no part of it: batches are a function of seed and iteration (data/loader.py).
 """
 
 import random
