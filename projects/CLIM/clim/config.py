@@ -95,19 +95,18 @@ def add_clim_config(cfg: "CfgNode") -> None:
     method.CLIP = clip = CN()
     clip.SCALE = 100.0  # start of the learned factor of the cosines: 1 / 0.01, where OpenAI's training ended
     clip.MAX_SCALE = 100.0
-    # OV-RCNN's pre-training (ovrcnn §1, §3). Values are official; for mosaics none are published, and we chose them. A
-    # cell is a location of the feature map.
+    # OV-RCNN's pre-training (ovrcnn §1, §3). Values are official; for mosaics none are published, and we chose them.
     method.GROUNDING = grounding = CN()
-    # Score of a caption and a tile. "aligned_local": each word weights the cells, and each cell the words (official).
-    # "mean": over all pairs of word and cell (CLIM's paper, with LOCAL_METRIC "cosine" and TEMPERATURE .01).
+    # Score of a caption and a tile. "aligned_local": each word weights the locations of the feature map, and each
+    # location the words (official). "mean": over all pairs of both (CLIM's paper, with "cosine" and TEMPERATURE .01).
     grounding.GLOBAL_METRIC = "aligned_local"
-    grounding.LOCAL_METRIC = "dot"  # score of a word and a cell; or "cosine"
+    grounding.LOCAL_METRIC = "dot"  # score of a word and a location; or "cosine"
     grounding.TEMPERATURE = 10.0  # divides that score; .01 for "cosine"
     # Number of tiles that are contrasted with each other (official: the 8 images of a GPU); 0: all tiles of a GPU.
     grounding.CONTRAST_GROUP = 8
     # True: plain images and mosaics are contrasted together. False: each source has its own losses, as in Detic.
     grounding.JOINT = True
-    grounding.MAX_CELLS = 100  # most cells of a tile, drawn at random in training; 0: all
+    grounding.MAX_CELLS = 100  # most locations of a tile, drawn at random in training; 0: all
     grounding.LAYERS = 6  # of the multimodal transformer, which reads plain images; 0: no matching, no hidden words
     grounding.HEADS = 8
     grounding.DROPOUT = 0.1  # of the transformer
