@@ -9,6 +9,7 @@ parent. Running it again with the same input changes nothing.
 """
 
 import argparse
+import filecmp
 import hashlib
 import json
 import os
@@ -23,7 +24,6 @@ from pathlib import Path
 from tabulate import tabulate
 from tqdm import tqdm
 
-import coco_synonyms
 import tags
 from clim.data import categories
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
@@ -41,7 +41,7 @@ COUNTED = ("images", "annotations", "categories")
 FULL_SET = {"train": (118_287, 107_761), "val": (5_000, 4_836)}
 
 # The released rule knows LVIS's words only; the other one COCO's names too.
-RULE_WORDS = {"released": coco_synonyms.lvis_words, "words": coco_synonyms.all_words}
+RULES = {"released": (tags.released_tags, tags.lvis_words), "words": (tags.word_tags, tags.all_words)}
 
 
 # ---- what the files hold: pure functions of COCO's content ----
@@ -84,7 +84,7 @@ def category_info(instances: dict) -> list[dict]:
 
 def tag_captions(captions: dict, categories: list[dict], *, rule: str) -> dict:
     """Detic's caption file: the images with a tag, each with its ``captions`` and ``pos_category_ids``."""
-    find, words = tags.TAG_RULES[rule], RULE_WORDS[rule]()
+    find, words = RULES[rule][0], RULES[rule][1]()
     by_image: dict[int, list[str]] = {}
     for annotation in captions["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation["caption"])
@@ -135,7 +135,7 @@ def require_writable(folder: Path, source: Path, *, in_place: bool) -> None:
     """UserError where writing to ``folder`` would change a source elsewhere or a read-only folder."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     within = existing.resolve()
-    if not in_place and (within == source or source in within.parents):
+    if not in_place and within.is_relative_to(source):
         raise UserError(
             f"{existing} lies in the source {source}, which is only read: choose another --output "
             f"(the folder that holds the source works in place) or remove the link"
@@ -155,7 +155,7 @@ def place(original: Path, target: Path, *, copy: bool) -> str:
     elif target.is_dir():
         return "kept the folder that is there"
     elif target.exists():
-        if target.stat().st_size == original.stat().st_size and digest(target) == digest(original):
+        if filecmp.cmp(target, original, shallow=False):
             return "kept the same file"
         raise UserError(f"{target} is there already and differs from {original}: move it away")
     with replacing(target) as unfinished:
@@ -168,15 +168,6 @@ def place(original: Path, target: Path, *, copy: bool) -> str:
         else:
             shutil.copyfile(original, unfinished)
     return "copied" if copy else "linked"
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
 
 
 def write_output(path: Path, content: dict | list, *, replace: bool) -> dict:
@@ -225,11 +216,8 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
     for name, (ids, split) in val_parts.items():
         made[f"zero-shot/instances_val2017_{name}_2.json"] = partial(list_classes, split, ids)
         made[f"zero-shot/instances_val2017_{name}_2_oriorder.json"] = partial(dict, split)
-    for name, instances, ids in (
-        ("train2017_base", train, BASE_IDS),
-        ("val2017_base", val, BASE_IDS),
-        ("val2017_novel", val, NOVEL_IDS),
-    ):
+    clims = {"train2017_base": (train, BASE_IDS), "val2017_base": (val, BASE_IDS), "val2017_novel": (val, NOVEL_IDS)}
+    for name, (instances, ids) in clims.items():
         made[f"wusize/instances_{name}.json"] = partial(keep_classes, instances, ids, drop_empty_images=False)
     made["annotations/captions_train2017_tags_allcaps.json"] = lambda: tag_captions(
         read_json(annotations / "captions_train2017.json", remedy=DOWNLOAD), val["categories"], rule=rule
@@ -240,7 +228,7 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
 def describe_inputs(source: Path, *, rule: str, copy: bool) -> dict:
     """What the output depends on: equal descriptions give equal files."""
     files = [source / "annotations" / name for name in ANNOTATIONS]
-    code = b"".join(Path(module.__file__).read_bytes() for module in (categories, coco_synonyms, tags))
+    code = b"".join(Path(module.__file__).read_bytes() for module in (categories, tags))
     return {
         "source": str(source),
         "rule": rule,
@@ -316,10 +304,8 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of plain COCO 2017, only read")
     add("--output", type=Path, default=data_root(), help="data root to write coco/ into")
-    add("--tag-rule", choices=sorted(tags.TAG_RULES), default="released", help="how captions become tags")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--link", action="store_true", help="link photos and annotations (what happens anyway)")
-    how.add_argument("--copy", action="store_true", help="copy photos and annotations instead")
+    add("--tag-rule", choices=sorted(RULES), default="released", help="how captions become tags")
+    add("--copy", action="store_true", help="copy images and annotations instead of linking them")
     args = parser.parse_args(arguments)
     try:
         files = prepare(args.source, args.output, rule=args.tag_rule, copy=args.copy)

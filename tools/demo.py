@@ -20,8 +20,7 @@ from clim.errors import run_cleanly
 from clim.files import data_root, read_json_or_none, write_json
 from experiments.progress import Board, clock
 from experiments.training import run_together, run_training
-from mini.generate import DEFAULT_SIZES
-from mini.setup import set_up_mini
+from mini.generate import DEFAULT_SIZES, set_up_mini
 from reports.demo_report import COMPARED, TITLES, write_demo_report
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "mini"

@@ -110,12 +110,7 @@ def read_shard(text: str) -> tuple[int, int]:
 def read_nouns(names: str, embeddings: str) -> tuple[list[str], torch.Tensor]:
     """Nouns by ascending id, and their embeddings (N, D), unit rows."""
     content = read_json(resolve(names), remedy="make it with tools/parse_nouns.py")
-    try:
-        nouns = [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"--nouns {names} has no categories with id and name: make it with tools/parse_nouns.py."
-        ) from error
+    nouns = [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
     rows = load_embeddings(embeddings, key="--embeddings")
     if len(rows) != len(nouns):
         raise UserError(
@@ -126,26 +121,14 @@ def read_nouns(names: str, embeddings: str) -> tuple[list[str], torch.Tensor]:
 
 
 def settings_of(args, detector, encoder, nouns: list[str], embeddings: torch.Tensor) -> dict:
-    """What the labels depend on, for a person to read: files by their names, tables by hashes."""
-    return {
-        "--dataset": args.dataset,
-        "--config-file": args.config_file,
-        "--weights": detector.MODEL.WEIGHTS,
-        "--encoder": args.encoder,
-        "--encoder-weights": encoder.MODEL.WEIGHTS,
-        "--opts": args.opts,
-        "--encoder-opts": args.encoder_opts,
-        "--nouns": _hash("\n".join(nouns).encode()),
-        "--embeddings": _hash(embeddings.numpy().tobytes()),
-        "--boxes": args.boxes,
-        "--overlap": args.overlap,
-        "--min-area": args.min_area,
-        "--min-score": args.min_score,
-    }
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+    """What the labels depend on, by option, for a person to read: files by their names, tables by hashes."""
+    same = ("dataset", "config_file", "encoder", "opts", "encoder_opts", "boxes", "overlap", "min_area", "min_score")
+    tables = {"--nouns": "\n".join(nouns).encode(), "--embeddings": embeddings.numpy().tobytes()}
+    return (
+        {f"--{name.replace('_', '-')}": getattr(args, name) for name in same}
+        | {"--weights": detector.MODEL.WEIGHTS, "--encoder-weights": encoder.MODEL.WEIGHTS}
+        | {option: hashlib.sha256(data).hexdigest()[:16] for option, data in tables.items()}
+    )
 
 
 def skipped_of(records: list[dict], lines: dict[int, dict]) -> list[str]:
@@ -156,10 +139,8 @@ def skipped_of(records: list[dict], lines: dict[int, dict]) -> list[str]:
 
 def report(output: Path, content: dict, skipped: list[str], *, total: int) -> None:
     if skipped:
-        print(f"{len(skipped)} of {total} images could not be read:")
+        print(f"{len(skipped)} of {total} images could not be read; the first ones:")
         print("\n".join(f"  {fault}" for fault in skipped[:LISTED]))
-        if len(skipped) > LISTED:
-            print(f"  … and {len(skipped) - LISTED} more")
     if not content["images"]:
         raise UserError(f"None of the {total} images has a labelled box: {output} was not written.")
     used = len({annotation["category_id"] for annotation in content["annotations"]})

@@ -1,4 +1,4 @@
-"""The joint training step (detection + captions + mosaics) against the baseline's and stacked ones."""
+"""Joint training steps against the baseline's and stacked ones, their peak memory, and captions per second."""
 
 import os
 import time
@@ -8,13 +8,26 @@ from unittest import mock
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
+from tqdm import tqdm
 
 from clim.data.loader import build_train_loader
 from clim.engine import Trainer, load_config
 from clim.text import CaptionCache, build_text_tower
 
-from .settings import Settings
-from .stopwatch import REST, Run, Spread, Stages, interleaved, measure, paired_ratio, shares
+from .inputs import Settings
+from .mosaics import GRIDS
+from .stopwatch import (
+    REST,
+    Run,
+    Spread,
+    Stages,
+    fresh,
+    interleaved,
+    measure,
+    paired_ratio,
+    peak_resident_bytes,
+    shares,
+)  # fmt: skip
 
 SMALLEST_SIDE = 32  # px, of scaled inputs
 # Table 1a and its stacked rows: (detection, captions, mosaics) a GPU and step. The first is the reference.
@@ -22,6 +35,11 @@ STEPS = {"baseline 2+4": (2, 4, 0), "CLIM 2+2+2": (2, 2, 2), "stacked 2+20": (2,
 PARTS = (
     "data", "backbone", "proposals", "pooling + head", "texts", "losses", "backward", "optimiser", REST
 )  # fmt: skip
+
+
+MEMORY_STEPS = 2  # the optimiser's momenta are there from the second on
+TOWERS = {"MiniLM": "minilm", "ViT-B/32 (random weights)": "ViT-B-32-quickgelu"}
+CAPTIONS_A_STEP = 2 + 2 * sum(n * n for n in GRIDS) // len(GRIDS)  # 2 single pairs and 2 mosaics
 
 
 def register(records: Sequence[dict]) -> None:
@@ -151,16 +169,94 @@ def measure_steps(settings: Settings, records: Sequence[dict]) -> list[dict]:
 def step_rows(arms: dict[str, list[Run]], *, key: str) -> list[dict]:
     seconds = {name: [getattr(run, key) for run in runs] for name, runs in arms.items()}
     reference = next(iter(seconds.values()))
+    return [
+        {
+            "step": name,
+            f"{key} s": Spread.of(seconds[name]),
+            "ratio": paired_ratio(seconds[name], reference),
+            "wall s": Spread.of([run.wall for run in runs]),
+            **shares(runs, PARTS),
+        }
+        for name, runs in arms.items()
+    ]
+
+
+# ---- Memory
+
+
+def peak_of_steps(settings: Settings, records: Sequence[dict], batch: tuple[int, int, int]) -> dict[str, int]:
+    """Bytes before the first step (libraries and model) and at the worst moment of some steps."""
+    settings.start()
+    peak = torch.cuda.max_memory_allocated if settings.on_gpu else peak_resident_bytes
+    register(records)
+    cfg = step_config(settings, batch)
+    trainer = new_trainer(cfg)
+    trainer.loader = build_train_loader(cfg, seed=0)
+    before = peak()
+    with EventStorage() as trainer.storage:
+        for _ in range(MEMORY_STEPS):
+            trainer.run_step()
+    return {"before": before, "peak": peak()}
+
+
+def measure_memory(settings: Settings, records: Sequence[dict]) -> list[dict]:
+    """Every figure from a process of its own."""
+    measured: dict[str, list[dict[str, int]]] = {name: [] for name in STEPS}
+    with tqdm(total=settings.repeats * len(STEPS), desc="memory", unit="process") as bar:
+        for _ in range(settings.repeats):
+            for name, batch in STEPS.items():
+                measured[name].append(fresh(peak_of_steps, settings, records, batch))
+                bar.update()
+    reference = [m["peak"] for m in measured["baseline 2+4"]]
+    return [
+        {
+            "step": name,
+            "peak MiB": Spread.of([m["peak"] / 2**20 for m in values]),
+            "ratio": paired_ratio([m["peak"] for m in values], reference),
+            "before the first step MiB": Spread.of([m["before"] / 2**20 for m in values]),
+        }
+        for name, values in measured.items()
+    ]
+
+
+# ---- Texts
+
+
+def measure_text(settings: Settings, records: Sequence[dict]) -> list[dict]:
+    """The captions of joint steps, read by the tower or from the warm cache on disk."""
+    synchronise = settings.start()
+    captions = [c for r in records for c in r["captions"]]
+    batches = [
+        [captions[(i * CAPTIONS_A_STEP + j) % len(captions)] for j in range(CAPTIONS_A_STEP)]
+        for i in range(settings.canvases)
+    ]
     rows = []
-    for name, runs in arms.items():
-        part = shares(runs)
-        rows.append(
-            {
-                "step": name,
-                f"{key} s": Spread.of(seconds[name]),
-                "ratio": paired_ratio(seconds[name], reference),
-                "wall s": Spread.of([run.wall for run in runs]),
-                **{f"{stage} %": 100 * part.get(stage, 0.0) for stage in PARTS},
-            }
-        )
+    for title, name in TOWERS.items():
+        tower = build_text_tower(name=name, pretrained="", device=settings.device)
+        cache = CaptionCache(tower, os.path.join(settings.folder, "cached", name))
+        cache.prefill(captions)
+
+        def arm(encoder):
+            def run():
+                for batch in batches:
+                    encoder.encode(batch).to(settings.device)
+
+            return lambda: measure(run, synchronise=synchronise)
+
+        arms = {"live": arm(tower), "cached": arm(cache)}
+        runs = interleaved(arms, repeats=settings.repeats, title=title)
+        rates = {
+            way: [CAPTIONS_A_STEP * len(batches) / getattr(r, settings.seconds) for r in runs[way]] for way in arms
+        }
+        for way in arms:
+            rows.append(
+                {
+                    "tower": title,
+                    "way": way,
+                    "captions / s": Spread.of(rates[way]),
+                    "ratio": paired_ratio(rates[way], rates["live"]),
+                    "wall ms a joint step": Spread.of([1000 * r.wall / len(batches) for r in runs[way]]),
+                    "CPU ms a joint step": Spread.of([1000 * r.cpu / len(batches) for r in runs[way]]),
+                }
+            )
     return rows

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from mini.setup import set_up_mini
+from mini.generate import set_up_mini
 
 from .training import run_training
 

@@ -12,7 +12,7 @@ from clim.data.images import ordered, read_image
 from clim.data.sources import STREAMS, caption_records
 from clim.detector import Detector, most_confident
 from clim.drawing import class_colours, draw_boxes, draw_objects, enlarge, label_size
-from experiments.record import read_metrics
+from experiments.training import read_metrics
 
 from .page import Example, Report, Run, render_report
 from .sheet import Panel, sheet, shortened
