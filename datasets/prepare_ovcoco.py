@@ -25,16 +25,15 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import tags
-from clim.data import categories
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.errors import UserError
-from clim.files import data_root, read_json, replacing
+from clim.files import data_root, read_json, read_json_or_none, replacing, write_json
 
 DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
 ANNOTATIONS = ("instances_train2017.json", "instances_val2017.json", "captions_train2017.json")
 OPTIONAL_ANNOTATIONS = ("captions_val2017.json",)
 IMAGE_FOLDERS = ("train2017", "val2017")
-STAMP = ".prepare_ovcoco.json"
+STAMP = ".prepare_ovcoco.json"  # {"files": those that this script has written}
 COUNTED = ("images", "annotations", "categories")
 
 # Images of the complete set -> images left by the split (OVR-CNN, Detic): 48 classes of train, 65 of val.
@@ -171,27 +170,55 @@ def place(original: Path, target: Path, *, copy: bool) -> str:
 
 
 def write_output(path: Path, content: dict | list, *, replace: bool) -> dict:
-    """Write whole or not at all; returns the file's row of the report.
+    """Write whole or not at all, and only what changes; returns the file's row of the report.
 
     ``replace``: False refuses to overwrite other content, e.g. files that Detic's or OVR-CNN's scripts left.
     """
     data = json.dumps(content).encode()
-    if not replace and path.exists() and path.read_bytes() != data:
-        raise UserError(
-            f"{path} is there already, differs and is not from this script: move it away or choose another --output"
-        )
-    with replacing(path) as unfinished:
-        unfinished.write_bytes(data)
+    if not path.exists() or path.read_bytes() != data:
+        if path.exists() and not replace:
+            raise UserError(
+                f"{path} is there already, differs and is not from this script: move it away or choose another --output"
+            )
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(data)
     sections = {"categories": content} if isinstance(content, list) else content
-    return {
-        "bytes": path.stat().st_size,
-        "mtime_ns": path.stat().st_mtime_ns,
-        "sha256": hashlib.sha256(data).hexdigest()[:12],
-        **{key: len(sections[key]) if key in sections else None for key in COUNTED},
-    }
+    counts = {key: len(sections[key]) if key in sections else None for key in COUNTED}
+    return counts | {"sha256": hashlib.sha256(data).hexdigest()[:12]}
 
 
 # ---- the steps ----
+
+
+def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = False) -> dict[str, dict]:
+    """Write everything below ``output/coco``; returns {path below coco/: counts and sha256} of the jsons.
+
+    Raises:
+        UserError: source incomplete or not COCO 2017, published counts missed, output read-only or in the source.
+    """
+    source, coco = find_source(source), output / "coco"
+    in_place = coco.resolve() == source
+    for folder in (coco, coco / "annotations", coco / "zero-shot", coco / "wusize"):
+        require_writable(folder, source, in_place=in_place)
+    made = contents(source, rule=rule)
+    if not in_place:
+        names = [*IMAGE_FOLDERS, *(f"annotations/{name}" for name in ANNOTATIONS + OPTIONAL_ANNOTATIONS)]
+        for name in names:
+            if (source / name).exists():
+                print(f"{coco / name}: {place(source / name, coco / name, copy=copy)}")
+    ours, files = list((read_json_or_none(coco / STAMP) or {"files": ()})["files"]), {}
+    for name, build in tqdm(made.items(), desc="json files", unit="file"):
+        files[name] = write_output(coco / name, build(), replace=name in ours)
+        if name not in ours:  # noted at once, so that the run after an interrupted one knows its files
+            ours.append(name)
+            write_json(coco / STAMP, {"files": ours})
+    return files
+
+
+def report(files: dict[str, dict]) -> str:
+    """Counts and checksums as a table."""
+    rows = [[name, *(row[key] for key in COUNTED), row["sha256"]] for name, row in files.items()]
+    return tabulate(rows, headers=["below coco/", *COUNTED, "sha256"], intfmt=",")
 
 
 def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]:
@@ -223,78 +250,6 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
         read_json(annotations / "captions_train2017.json", remedy=DOWNLOAD), val["categories"], rule=rule
     )
     return made
-
-
-def describe_inputs(source: Path, *, rule: str, copy: bool) -> dict:
-    """What the output depends on: equal descriptions give equal files."""
-    files = [source / "annotations" / name for name in ANNOTATIONS]
-    code = b"".join(Path(module.__file__).read_bytes() for module in (categories, tags))
-    return {
-        "source": str(source),
-        "rule": rule,
-        "copy": copy,
-        "code": hashlib.sha256(code + Path(__file__).read_bytes()).hexdigest()[:12],
-        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-    }
-
-
-def read_stamp(coco: Path) -> dict:
-    """{"inputs", "files"} of an earlier run, which may have been interrupted; empty where there was none."""
-    try:
-        stamp = json.loads((coco / STAMP).read_bytes())
-        return {"inputs": stamp["inputs"], "files": stamp["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"inputs": None, "files": {}}
-
-
-def intact(coco: Path, files: dict[str, dict]) -> bool:
-    """Whether all that a complete run left is still there, and its jsons as they were written."""
-
-    def untouched(path: Path, row: dict) -> bool:
-        return path.exists() and (path.stat().st_size, path.stat().st_mtime_ns) == (row["bytes"], row["mtime_ns"])
-
-    placed = (*IMAGE_FOLDERS, *(f"annotations/{name}" for name in ANNOTATIONS))
-    return all((coco / name).exists() for name in placed) and all(
-        untouched(coco / name, row) for name, row in files.items()
-    )
-
-
-def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = False) -> dict[str, dict]:
-    """Write everything below ``output/coco``; returns {path below coco/: bytes, sha256, counts} of the jsons.
-
-    Raises:
-        UserError: source incomplete or not COCO 2017, published counts missed, output read-only or in the
-            source.
-    """
-    source, coco = find_source(source), output / "coco"
-    in_place = coco.resolve() == source
-    inputs = describe_inputs(source, rule=rule, copy=copy)
-    stamp = read_stamp(coco)
-    if stamp["inputs"] == inputs and intact(coco, stamp["files"]):
-        print(f"{coco} is up to date with {source}: nothing to do")
-        return stamp["files"]
-
-    for folder in (coco, coco / "annotations", coco / "zero-shot", coco / "wusize"):
-        require_writable(folder, source, in_place=in_place)
-    made = contents(source, rule=rule)
-    if not in_place:
-        names = [*IMAGE_FOLDERS, *(f"annotations/{name}" for name in ANNOTATIONS + OPTIONAL_ANNOTATIONS)]
-        for name in names:
-            if (source / name).exists():
-                print(f"{coco / name}: {place(source / name, coco / name, copy=copy)}")
-    files, ours = {}, stamp["files"]
-    for name, build in tqdm(made.items(), desc="json files", unit="file"):
-        files[name] = write_output(coco / name, build(), replace=name in ours)
-        # After every file, so that an interrupted run knows its own; without inputs it is never complete.
-        write_output(coco / STAMP, {"inputs": None, "files": ours | files}, replace=True)
-    write_output(coco / STAMP, {"inputs": inputs, "files": files}, replace=True)
-    return files
-
-
-def report(files: dict[str, dict]) -> str:
-    """Counts and checksums as a table."""
-    rows = [[name, *(row[key] for key in COUNTED), row["sha256"]] for name, row in files.items()]
-    return tabulate(rows, headers=["below coco/", *COUNTED, "sha256"], intfmt=",")
 
 
 def main(arguments: list[str] | None = None) -> None:

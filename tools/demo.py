@@ -15,13 +15,12 @@ import time
 from pathlib import Path
 
 from arguments import quiet_logging
-from clim.engine import load_config
 from clim.errors import run_cleanly
 from clim.files import data_root, read_json_or_none, write_json
 from experiments.progress import Board, clock
 from experiments.training import run_together, run_training
 from mini.generate import DEFAULT_SIZES, set_up_mini
-from reports.demo_report import COMPARED, TITLES, write_demo_report
+from reports import COMPARED, TITLES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "mini"
 FILES = {"base": "base_stage.yaml", "detic": "detic.yaml", "detic_clim": "detic_clim.yaml"}
@@ -52,6 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
     results = train(args, board)
     seconds |= {name: result["seconds"] for name, result in results.items()}
     write_results(args, results, seconds)
+    from reports.demo_report import write_demo_report  # torch and Detectron2 load here, not for --help
+
     start = time.monotonic()
     write_demo_report(
         args.output,
@@ -122,6 +123,8 @@ def train(args: argparse.Namespace, board: Board) -> dict[str, dict]:
 
 
 def config(args: argparse.Namespace, name: str):
+    from clim.engine import load_config
+
     return load_config(str(CONFIGS / FILES[name]), overrides(args, name))
 
 

@@ -21,9 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from detectron2.data import MetadataCatalog
-
-from clim.engine import load_config
 from clim.errors import UserError
 from clim.files import data_root, read_json_or_none, write_json
 
@@ -70,6 +67,8 @@ def run_training(
     Same settings: same config after overrides, same weights, embeddings and annotation files, byte by byte.
     Raises UserError with the end of the log where the run fails, and where another one holds ``output``.
     """
+    from clim.engine import load_config  # Detectron2 loads when a run starts, not for --help
+
     output = Path(output)
     root = Path(datasets_root) if datasets_root is not None else data_root()
     overrides = [str(value) for value in overrides]
@@ -196,8 +195,11 @@ def _evaluation(output: Path, dataset: str) -> dict:
 
 
 def settings_of(cfg, root: Path) -> dict:
-    """What makes two runs the same: the config, and the contents of all files that it starts from."""
-    return {"config": _comparable(cfg), "inputs": _input_digests(cfg, root)}
+    """What makes two runs the same: the config but for its folder and log period, and all files that it starts from."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD = "", 0
+    return {"config": cfg.dump(), "inputs": _input_digests(cfg, root)}
 
 
 @contextmanager
@@ -242,16 +244,10 @@ def read_metrics(output: str | os.PathLike) -> list[dict]:
     return [by_iteration[iteration] for iteration in sorted(by_iteration)]
 
 
-def _comparable(cfg) -> str:
-    """The config as text, without its folder and how often it logs."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD = "", 0
-    return cfg.dump()
-
-
 def _input_digests(cfg, root: Path) -> dict[str, str]:
     """{file: sha256} of weights, embeddings, annotations, partners and classes with boxes, those that exist."""
+    from detectron2.data import MetadataCatalog
+
     sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.CAPTIONS, *cfg.DATASETS.REGIONS, *cfg.DATASETS.TEST)
     files = [MetadataCatalog.get(name).get("json_file") for name in sets]
     # Registrations answer with paths under this process's data root; the run may have another.

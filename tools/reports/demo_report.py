@@ -14,11 +14,10 @@ from clim.detector import Detector, most_confident
 from clim.drawing import class_colours, draw_boxes, draw_objects, enlarge, label_size
 from experiments.training import read_metrics
 
+from . import COMPARED, TITLES
 from .page import Example, Report, Run, render_report
 from .sheet import Panel, sheet, shortened
 
-TITLES = {"base": "Base stage", "detic": "Detic", "detic_clim": "Detic + CLIM"}
-COMPARED = ("detic", "detic_clim")
 NUM_EXAMPLES = 6
 SHOWN = {"threshold": 0.05, "overlap": 0.3, "top": 8}
 
