@@ -55,13 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     start = time.monotonic()
     write_demo_report(
-        args.output,
-        configs={name: config(args, name) for name in FILES},
-        results=results,
-        seconds=seconds,
-        seed=args.seed,
-        commands=next_commands(args),
-    )
+        args.output, configs={name: config(args, name) for name in FILES}, results=results, seconds=seconds,
+        seed=args.seed, commands=next_commands(args),
+    )  # fmt: skip
     seconds["report"] = round(time.monotonic() - start, 1)
     seconds["total"] = total_seconds(seconds)
     write_results(args, results, seconds)
@@ -83,9 +79,7 @@ def prepare_data(args: argparse.Namespace, board: Board) -> float:
     """Images, class embeddings and caption embeddings under the data root; the seconds of making them."""
     start = time.monotonic()
     board.say(f"Data: the mini benchmark, seed {args.seed}, in {data_root() / 'mini'}")
-    sizes = dict(DEFAULT_SIZES)
-    if args.sizes:
-        sizes = dict(zip(("train", "val", "pairs"), args.sizes, strict=True), cluttered=0)
+    sizes = dict(zip(("train", "val", "pairs"), args.sizes, strict=True), cluttered=0) if args.sizes else DEFAULT_SIZES
     numbers = {f"num_{split}": number for split, number in sizes.items()}
     summary = set_up_mini(data_root(), seed=args.seed, workers=cores(), **numbers)
     # A later call finds everything made: what counts is how long it took the first time.

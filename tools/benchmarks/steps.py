@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
+from operator import attrgetter
 from unittest import mock
 
 import torch
@@ -30,13 +31,11 @@ from .stopwatch import (
 )  # fmt: skip
 
 SMALLEST_SIDE = 32  # px, of scaled inputs
+SIDES = ("INPUT.MAX_SIZE_TRAIN", "INPUT.CAPTION.SHORT_SIDE", "INPUT.CAPTION.LONG_SIDE", "INPUT.MOSAIC.SIZE")
+EMPTY = ("MODEL.WEIGHTS", "MODEL.VOCABULARY.EMBEDDINGS", "MODEL.OPEN_VOCAB.BASE_CLASSES", "MODEL.TEXT.PRETRAINED")
 # Table 1a and its stacked rows: (detection, captions, mosaics) a GPU and step. The first is the reference.
 STEPS = {"baseline 2+4": (2, 4, 0), "CLIM 2+2+2": (2, 2, 2), "stacked 2+20": (2, 20, 0), "stacked 2+32": (2, 32, 0)}
-PARTS = (
-    "data", "backbone", "proposals", "pooling + head", "texts", "losses", "backward", "optimiser", REST
-)  # fmt: skip
-
-
+PARTS = ("data", "backbone", "proposals", "pooling + head", "texts", "losses", "backward", "optimiser", REST)
 MEMORY_STEPS = 2  # the optimiser's momenta are there from the second on
 TOWERS = {"MiniLM": "minilm", "ViT-B/32 (random weights)": "ViT-B-32-quickgelu"}
 CAPTIONS_A_STEP = 2 + 2 * sum(n * n for n in GRIDS) // len(GRIDS)  # 2 single pairs and 2 mosaics
@@ -56,42 +55,31 @@ def step_config(settings: Settings, batch: tuple[int, int, int]):
     """
     cfg = load_config(settings.config_file, ["MODEL.DEVICE", settings.device])
     s = settings.scale
-    anchors = [[size * s for size in sizes] for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
 
     def side(px):
         return max(SMALLEST_SIDE, round(px * s))
 
-    return load_config(
-        settings.config_file,
-        [
-            "MODEL.DEVICE", settings.device,
-            "MODEL.WEIGHTS", "",
-            "MODEL.VOCABULARY.EMBEDDINGS", "",
-            "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
-            "MODEL.TEXT.NAME", "minilm",
-            "MODEL.TEXT.PRETRAINED", "",
-            "MODEL.TEXT.DIM", 384,
-            "MODEL.TEXT.CACHE", os.path.join(settings.folder, "captions"),
-            "MODEL.ANCHOR_GENERATOR.SIZES", anchors,
-            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
-            max(2, round(cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION * s)),
-            "INPUT.MIN_SIZE_TRAIN", tuple(side(px) for px in cfg.INPUT.MIN_SIZE_TRAIN),
-            "INPUT.MAX_SIZE_TRAIN", side(cfg.INPUT.MAX_SIZE_TRAIN),
-            "INPUT.CAPTION.SHORT_SIDE", side(cfg.INPUT.CAPTION.SHORT_SIDE),
-            "INPUT.CAPTION.LONG_SIDE", side(cfg.INPUT.CAPTION.LONG_SIDE),
-            "INPUT.MOSAIC.SIZE", side(cfg.INPUT.MOSAIC.SIZE),
-            "DATASETS.TRAIN", ("benchmark",),
-            "DATASETS.CAPTIONS", ("benchmark",),
-            "DATALOADER.DETECTION_PER_GPU", batch[0],
-            "DATALOADER.CAPTIONS_PER_GPU", batch[1],
-            "DATALOADER.MOSAICS_PER_GPU", batch[2],
-            "DATALOADER.ALTERNATE", (),
-            "DATALOADER.NUM_WORKERS", 0,
-            "SOLVER.BASE_LR", 0.0,  # every step has the same weights
-            "OUTPUT_DIR", settings.folder,
-            *settings.overrides,
-        ],
-    )  # fmt: skip
+    values = {key: side(attrgetter(key)(cfg)) for key in SIDES} | dict.fromkeys(EMPTY, "")
+    values |= {
+        "MODEL.DEVICE": settings.device,
+        "MODEL.TEXT.NAME": "minilm",
+        "MODEL.TEXT.DIM": 384,
+        "MODEL.TEXT.CACHE": os.path.join(settings.folder, "captions"),
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[size * s for size in sizes] for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES],
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": max(2, round(cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION * s)),
+        "INPUT.MIN_SIZE_TRAIN": tuple(map(side, cfg.INPUT.MIN_SIZE_TRAIN)),
+        "DATASETS.TRAIN": ("benchmark",),
+        "DATASETS.CAPTIONS": ("benchmark",),
+        "DATALOADER.DETECTION_PER_GPU": batch[0],
+        "DATALOADER.CAPTIONS_PER_GPU": batch[1],
+        "DATALOADER.MOSAICS_PER_GPU": batch[2],
+        "DATALOADER.ALTERNATE": (),
+        "DATALOADER.NUM_WORKERS": 0,
+        "SOLVER.BASE_LR": 0.0,  # every step has the same weights
+        "OUTPUT_DIR": settings.folder,
+    }
+    overrides = [word for pair in values.items() for word in pair]
+    return load_config(settings.config_file, [*overrides, *settings.overrides])
 
 
 def prefill_captions(settings: Settings, records: Sequence[dict]) -> None:
@@ -116,22 +104,19 @@ def watch(trainer: Trainer, stages: Stages) -> None:
     """Count the calls of the model's and the trainer's own parts for their stages."""
     model = trainer.raw_model
     heads, rpn = model.roi_heads, model.proposal_generator
-    for owner, name, stage in (
-        (model.backbone, "forward", "backbone"),
-        (rpn, "forward", "proposals"),
-        (rpn, "propose", "proposals"),
-        (rpn, "losses", "losses"),
-        (model.method, "select", "proposals"),
-        (model.method, "losses", "losses"),
-        (model.text_encoder, "encode", "texts"),
-        (heads, "forward", "pooling + head"),
-        (heads, "_shared_roi_transform", "pooling + head"),
-        (heads.box_predictor, "losses", "losses"),
-        (heads.box_predictor.cls_score, "project", "pooling + head"),
-        (trainer.optimizer, "zero_grad", "optimiser"),
-        (trainer.optimizer, "step", "optimiser"),
-    ):
-        setattr(owner, name, stages.timed(stage, getattr(owner, name)))
+    calls = {
+        "backbone": [(model.backbone, "forward")],
+        "proposals": [(rpn, "forward"), (rpn, "propose"), (model.method, "select")],
+        "pooling + head": [
+            (heads, "forward"), (heads, "_shared_roi_transform"), (heads.box_predictor.cls_score, "project")
+        ],
+        "texts": [(model.text_encoder, "encode")],
+        "losses": [(rpn, "losses"), (model.method, "losses"), (heads.box_predictor, "losses")],
+        "optimiser": [(trainer.optimizer, "zero_grad"), (trainer.optimizer, "step")],
+    }  # fmt: skip
+    for stage, owned in calls.items():
+        for owner, name in owned:
+            setattr(owner, name, stages.timed(stage, getattr(owner, name)))
 
 
 def measure_steps(settings: Settings, records: Sequence[dict]) -> list[dict]:
@@ -245,18 +230,17 @@ def measure_text(settings: Settings, records: Sequence[dict]) -> list[dict]:
 
         arms = {"live": arm(tower), "cached": arm(cache)}
         runs = interleaved(arms, repeats=settings.repeats, title=title)
-        rates = {
-            way: [CAPTIONS_A_STEP * len(batches) / getattr(r, settings.seconds) for r in runs[way]] for way in arms
-        }
-        for way in arms:
-            rows.append(
-                {
-                    "tower": title,
-                    "way": way,
-                    "captions / s": Spread.of(rates[way]),
-                    "ratio": paired_ratio(rates[way], rates["live"]),
-                    "wall ms a joint step": Spread.of([1000 * r.wall / len(batches) for r in runs[way]]),
-                    "CPU ms a joint step": Spread.of([1000 * r.cpu / len(batches) for r in runs[way]]),
-                }
-            )
+        steps = len(batches)
+        rates = {way: [CAPTIONS_A_STEP * steps / getattr(r, settings.seconds) for r in runs[way]] for way in arms}
+        rows += [
+            {
+                "tower": title,
+                "way": way,
+                "captions / s": Spread.of(rates[way]),
+                "ratio": paired_ratio(rates[way], rates["live"]),
+                "wall ms a joint step": Spread.of([1000 * r.wall / steps for r in runs[way]]),
+                "CPU ms a joint step": Spread.of([1000 * r.cpu / steps for r in runs[way]]),
+            }
+            for way in arms
+        ]
     return rows

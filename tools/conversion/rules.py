@@ -213,7 +213,7 @@ _ALL = [
             f"{TRANSFORMER}v2l_projection.*": "the projection once more",
             f"{TRANSFORMER}backbone.*": "frozen BERT once more",
             f"{TRANSFORMER}heads.predictions.decoder.*": "BERT's word embeddings and the bias once more",
-            f"{TRANSFORMER}heads.imagePredictions.*": "a head for hidden cells, which was never trained",
+            f"{TRANSFORMER}heads.imagePredictions.*": "a head for hidden locations, which was never trained",
         },
     ),
     Kind(

@@ -72,16 +72,11 @@ def _write_image(
     path.write_bytes(encoded.tobytes())
     if captions:
         image |= {"captions": captions, "pos_category_ids": caption_tags(captions)}
-    objects = [
-        {
-            "image_id": image_id,
-            "category_id": concept + 1,
-            "bbox": [float(v) for v in box],
-            "area": int((drawn.mask == i).sum()),
-            "iscrowd": 0,
-        }
-        for i, (concept, box) in enumerate(zip(drawn.concepts, drawn.boxes(), strict=True))
-    ]
+    objects = []
+    for i, (concept, box) in enumerate(zip(drawn.concepts, drawn.boxes(), strict=True)):
+        area = int((drawn.mask == i).sum())
+        row = {"image_id": image_id, "category_id": concept + 1, "bbox": list(map(float, box)), "area": area}
+        objects.append(row | {"iscrowd": 0})
     return split, image, objects
 
 
@@ -121,16 +116,12 @@ def category_info(instances: dict) -> list[dict]:
     """
     objects = Counter(o["category_id"] for o in instances["annotations"])
     images = Counter(c for _, c in {(o["image_id"], o["category_id"]) for o in instances["annotations"]})
-    return [
-        {
-            "id": category["id"],
-            "name": category["name"],
-            "image_count": (count := images[category["id"]]),
-            "instance_count": objects[category["id"]],
-            "frequency": "f" if count > 100 else "c" if count > 10 else "r",
-        }
-        for category in instances["categories"]
-    ]
+    rows = []
+    for category in instances["categories"]:
+        key, count = category["id"], images[category["id"]]
+        row = {"id": key, "name": category["name"], "image_count": count, "instance_count": objects[key]}
+        rows.append(row | {"frequency": "f" if count > 100 else "c" if count > 10 else "r"})
+    return rows
 
 
 def build_mini(
@@ -146,12 +137,12 @@ def build_mini(
 ) -> dict:
     """Write the mini benchmark to ``root/mini`` unless it is there already, and return its summary.
 
-    A finished build of the same version and arguments is kept; anything else in the folders of ``root/mini``
-    named above is replaced. ``novel_in_scenes`` is the probability that an object of a training scene is
-    novel, hence unlabelled. ``workers`` processes draw; the files do not depend on their number.
+    A finished build of the same version and arguments is kept; anything else in the folders named above is replaced.
+    ``novel_in_scenes`` is the probability that an object of a training scene is novel, hence unlabelled. ``workers``
+    processes draw; the files do not depend on their number.
 
     Returns {"version", "arguments", "counts": {split: {"images", "objects" | "annotations" | "tags"}}}.
-    Raises UserError where a package is missing or an argument is out of range.
+    Raises UserError where an argument is out of range.
     """
     folder = Path(root) / "mini"
     sizes = {"train": num_train, "val": num_val, "pairs": num_pairs, "cluttered": num_cluttered}
