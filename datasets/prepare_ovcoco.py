@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import stat
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection
 from functools import partial
@@ -26,7 +25,7 @@ from tqdm import tqdm
 
 import tags
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
-from clim.errors import UserError
+from clim.errors import UserError, run_cleanly
 from clim.files import data_root, read_json, read_json_or_none, replacing, write_json
 
 DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
@@ -262,12 +261,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--tag-rule", choices=sorted(RULES), default="released", help="how captions become tags")
     add("--copy", action="store_true", help="copy images and annotations instead of linking them")
     args = parser.parse_args(arguments)
-    try:
-        files = prepare(args.source, args.output, rule=args.tag_rule, copy=args.copy)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(report(files))
+    print(report(prepare(args.source, args.output, rule=args.tag_rule, copy=args.copy)))
 
 
 if __name__ == "__main__":
-    main()
+    run_cleanly(main)

@@ -170,7 +170,6 @@ def convert(state: State, kind: Kind) -> Converted:
             f"The file's backbone has {len(layers)} tensors that kind {kind.name} does not know, {listed(layers)}: it "
             "is another backbone, which is not converted."
         )
-    _check_widths(weights)
     return Converted(weights, left_out, unknown, [rule.ours for rule in lacking.values()])
 
 
@@ -205,16 +204,6 @@ def _changed(name: str, tensor: Tensor, kind: Kind) -> Tensor:
         raise UserError(
             f"{name} has shape {tuple(tensor.shape)}, which no file of kind {kind.name} has: name another --kind."
         ) from error
-
-
-def _check_widths(weights: State) -> None:
-    """UserError where a normalisation and the convolution before it have other widths: layers of several files."""
-    for name in (name for name in weights if name.endswith(".norm.weight")):
-        scale, conv = weights[name], weights.get(name.removesuffix("norm.weight") + "weight")
-        if conv is not None and len(conv) != len(scale):
-            raise UserError(
-                f"{name} has {len(scale)} channels, but the convolution before it {len(conv)}: the file is not whole."
-            )
 
 
 def _needs_none(state: State) -> str:
