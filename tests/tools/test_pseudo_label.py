@@ -291,7 +291,7 @@ def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
     assert len(content["images"]) == 16 and len(content["categories"]) == len(categories)
     assert {a["category_id"] for a in content["annotations"]} <= {c["id"] for c in categories}
     output.unlink()
-    monkeypatch.setattr(pseudo_label, "load_image_encoder", None)  # nothing is computed again
+    monkeypatch.setattr(pseudo_label, "build_labeller", None)  # nothing is computed again
     pseudo_label.main(command)
     assert json.loads(output.read_text()) == content
 

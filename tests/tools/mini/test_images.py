@@ -1,4 +1,4 @@
-"""Mini images: tight boxes, objects apart, held-out photos, missing packages told."""
+"""Mini images: tight boxes, objects apart, a base object in every scene for training."""
 
 import numpy as np
 import pytest
