@@ -9,12 +9,12 @@ parent. Running it again with the same input changes nothing.
 """
 
 import argparse
+import filecmp
 import hashlib
 import json
 import os
 import shutil
 import stat
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection
 from functools import partial
@@ -23,25 +23,23 @@ from pathlib import Path
 from tabulate import tabulate
 from tqdm import tqdm
 
-import coco_synonyms
 import tags
-from clim.data import categories
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
-from clim.errors import UserError
-from clim.files import data_root, read_json, replacing
+from clim.errors import UserError, run_cleanly
+from clim.files import data_root, read_json, read_json_or_none, replacing, write_json
 
 DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
 ANNOTATIONS = ("instances_train2017.json", "instances_val2017.json", "captions_train2017.json")
 OPTIONAL_ANNOTATIONS = ("captions_val2017.json",)
 IMAGE_FOLDERS = ("train2017", "val2017")
-STAMP = ".prepare_ovcoco.json"
+STAMP = ".prepare_ovcoco.json"  # {"files": those that this script has written}
 COUNTED = ("images", "annotations", "categories")
 
 # Images of the complete set -> images left by the split (OVR-CNN, Detic): 48 classes of train, 65 of val.
 FULL_SET = {"train": (118_287, 107_761), "val": (5_000, 4_836)}
 
 # The released rule knows LVIS's words only; the other one COCO's names too.
-RULE_WORDS = {"released": coco_synonyms.lvis_words, "words": coco_synonyms.all_words}
+RULES = {"released": (tags.released_tags, tags.lvis_words), "words": (tags.word_tags, tags.all_words)}
 
 
 # ---- what the files hold: pure functions of COCO's content ----
@@ -84,7 +82,7 @@ def category_info(instances: dict) -> list[dict]:
 
 def tag_captions(captions: dict, categories: list[dict], *, rule: str) -> dict:
     """Detic's caption file: the images with a tag, each with its ``captions`` and ``pos_category_ids``."""
-    find, words = tags.TAG_RULES[rule], RULE_WORDS[rule]()
+    find, words = RULES[rule][0], RULES[rule][1]()
     by_image: dict[int, list[str]] = {}
     for annotation in captions["annotations"]:
         by_image.setdefault(annotation["image_id"], []).append(annotation["caption"])
@@ -135,7 +133,7 @@ def require_writable(folder: Path, source: Path, *, in_place: bool) -> None:
     """UserError where writing to ``folder`` would change a source elsewhere or a read-only folder."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     within = existing.resolve()
-    if not in_place and (within == source or source in within.parents):
+    if not in_place and within.is_relative_to(source):
         raise UserError(
             f"{existing} lies in the source {source}, which is only read: choose another --output "
             f"(the folder that holds the source works in place) or remove the link"
@@ -155,7 +153,7 @@ def place(original: Path, target: Path, *, copy: bool) -> str:
     elif target.is_dir():
         return "kept the folder that is there"
     elif target.exists():
-        if target.stat().st_size == original.stat().st_size and digest(target) == digest(original):
+        if filecmp.cmp(target, original, shallow=False):
             return "kept the same file"
         raise UserError(f"{target} is there already and differs from {original}: move it away")
     with replacing(target) as unfinished:
@@ -170,37 +168,56 @@ def place(original: Path, target: Path, *, copy: bool) -> str:
     return "copied" if copy else "linked"
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
-
-
 def write_output(path: Path, content: dict | list, *, replace: bool) -> dict:
-    """Write whole or not at all; returns the file's row of the report.
+    """Write whole or not at all, and only what changes; returns the file's row of the report.
 
     ``replace``: False refuses to overwrite other content, e.g. files that Detic's or OVR-CNN's scripts left.
     """
     data = json.dumps(content).encode()
-    if not replace and path.exists() and path.read_bytes() != data:
-        raise UserError(
-            f"{path} is there already, differs and is not from this script: move it away or choose another --output"
-        )
-    with replacing(path) as unfinished:
-        unfinished.write_bytes(data)
+    if not path.exists() or path.read_bytes() != data:
+        if path.exists() and not replace:
+            raise UserError(
+                f"{path} is there already, differs and is not from this script: move it away or choose another --output"
+            )
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(data)
     sections = {"categories": content} if isinstance(content, list) else content
-    return {
-        "bytes": path.stat().st_size,
-        "mtime_ns": path.stat().st_mtime_ns,
-        "sha256": hashlib.sha256(data).hexdigest()[:12],
-        **{key: len(sections[key]) if key in sections else None for key in COUNTED},
-    }
+    counts = {key: len(sections[key]) if key in sections else None for key in COUNTED}
+    return counts | {"sha256": hashlib.sha256(data).hexdigest()[:12]}
 
 
 # ---- the steps ----
+
+
+def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = False) -> dict[str, dict]:
+    """Write everything below ``output/coco``; returns {path below coco/: counts and sha256} of the jsons.
+
+    Raises:
+        UserError: source incomplete or not COCO 2017, published counts missed, output read-only or in the source.
+    """
+    source, coco = find_source(source), output / "coco"
+    in_place = coco.resolve() == source
+    for folder in (coco, coco / "annotations", coco / "zero-shot", coco / "wusize"):
+        require_writable(folder, source, in_place=in_place)
+    made = contents(source, rule=rule)
+    if not in_place:
+        names = [*IMAGE_FOLDERS, *(f"annotations/{name}" for name in ANNOTATIONS + OPTIONAL_ANNOTATIONS)]
+        for name in names:
+            if (source / name).exists():
+                print(f"{coco / name}: {place(source / name, coco / name, copy=copy)}")
+    ours, files = list((read_json_or_none(coco / STAMP) or {"files": ()})["files"]), {}
+    for name, build in tqdm(made.items(), desc="json files", unit="file"):
+        files[name] = write_output(coco / name, build(), replace=name in ours)
+        if name not in ours:  # noted at once, so that the run after an interrupted one knows its files
+            ours.append(name)
+            write_json(coco / STAMP, {"files": ours})
+    return files
+
+
+def report(files: dict[str, dict]) -> str:
+    """Counts and checksums as a table."""
+    rows = [[name, *(row[key] for key in COUNTED), row["sha256"]] for name, row in files.items()]
+    return tabulate(rows, headers=["below coco/", *COUNTED, "sha256"], intfmt=",")
 
 
 def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]:
@@ -225,88 +242,13 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
     for name, (ids, split) in val_parts.items():
         made[f"zero-shot/instances_val2017_{name}_2.json"] = partial(list_classes, split, ids)
         made[f"zero-shot/instances_val2017_{name}_2_oriorder.json"] = partial(dict, split)
-    for name, instances, ids in (
-        ("train2017_base", train, BASE_IDS),
-        ("val2017_base", val, BASE_IDS),
-        ("val2017_novel", val, NOVEL_IDS),
-    ):
+    clims = {"train2017_base": (train, BASE_IDS), "val2017_base": (val, BASE_IDS), "val2017_novel": (val, NOVEL_IDS)}
+    for name, (instances, ids) in clims.items():
         made[f"wusize/instances_{name}.json"] = partial(keep_classes, instances, ids, drop_empty_images=False)
     made["annotations/captions_train2017_tags_allcaps.json"] = lambda: tag_captions(
         read_json(annotations / "captions_train2017.json", remedy=DOWNLOAD), val["categories"], rule=rule
     )
     return made
-
-
-def describe_inputs(source: Path, *, rule: str, copy: bool) -> dict:
-    """What the output depends on: equal descriptions give equal files."""
-    files = [source / "annotations" / name for name in ANNOTATIONS]
-    code = b"".join(Path(module.__file__).read_bytes() for module in (categories, coco_synonyms, tags))
-    return {
-        "source": str(source),
-        "rule": rule,
-        "copy": copy,
-        "code": hashlib.sha256(code + Path(__file__).read_bytes()).hexdigest()[:12],
-        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-    }
-
-
-def read_stamp(coco: Path) -> dict:
-    """{"inputs", "files"} of an earlier run, which may have been interrupted; empty where there was none."""
-    try:
-        stamp = json.loads((coco / STAMP).read_bytes())
-        return {"inputs": stamp["inputs"], "files": stamp["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"inputs": None, "files": {}}
-
-
-def intact(coco: Path, files: dict[str, dict]) -> bool:
-    """Whether all that a complete run left is still there, and its jsons as they were written."""
-
-    def untouched(path: Path, row: dict) -> bool:
-        return path.exists() and (path.stat().st_size, path.stat().st_mtime_ns) == (row["bytes"], row["mtime_ns"])
-
-    placed = (*IMAGE_FOLDERS, *(f"annotations/{name}" for name in ANNOTATIONS))
-    return all((coco / name).exists() for name in placed) and all(
-        untouched(coco / name, row) for name, row in files.items()
-    )
-
-
-def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = False) -> dict[str, dict]:
-    """Write everything below ``output/coco``; returns {path below coco/: bytes, sha256, counts} of the jsons.
-
-    Raises:
-        UserError: source incomplete or not COCO 2017, published counts missed, output read-only or in the
-            source.
-    """
-    source, coco = find_source(source), output / "coco"
-    in_place = coco.resolve() == source
-    inputs = describe_inputs(source, rule=rule, copy=copy)
-    stamp = read_stamp(coco)
-    if stamp["inputs"] == inputs and intact(coco, stamp["files"]):
-        print(f"{coco} is up to date with {source}: nothing to do")
-        return stamp["files"]
-
-    for folder in (coco, coco / "annotations", coco / "zero-shot", coco / "wusize"):
-        require_writable(folder, source, in_place=in_place)
-    made = contents(source, rule=rule)
-    if not in_place:
-        names = [*IMAGE_FOLDERS, *(f"annotations/{name}" for name in ANNOTATIONS + OPTIONAL_ANNOTATIONS)]
-        for name in names:
-            if (source / name).exists():
-                print(f"{coco / name}: {place(source / name, coco / name, copy=copy)}")
-    files, ours = {}, stamp["files"]
-    for name, build in tqdm(made.items(), desc="json files", unit="file"):
-        files[name] = write_output(coco / name, build(), replace=name in ours)
-        # After every file, so that an interrupted run knows its own; without inputs it is never complete.
-        write_output(coco / STAMP, {"inputs": None, "files": ours | files}, replace=True)
-    write_output(coco / STAMP, {"inputs": inputs, "files": files}, replace=True)
-    return files
-
-
-def report(files: dict[str, dict]) -> str:
-    """Counts and checksums as a table."""
-    rows = [[name, *(row[key] for key in COUNTED), row["sha256"]] for name, row in files.items()]
-    return tabulate(rows, headers=["below coco/", *COUNTED, "sha256"], intfmt=",")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -316,17 +258,11 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--source", type=Path, required=True, help="folder of plain COCO 2017, only read")
     add("--output", type=Path, default=data_root(), help="data root to write coco/ into")
-    add("--tag-rule", choices=sorted(tags.TAG_RULES), default="released", help="how captions become tags")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--link", action="store_true", help="link photos and annotations (what happens anyway)")
-    how.add_argument("--copy", action="store_true", help="copy photos and annotations instead")
+    add("--tag-rule", choices=sorted(RULES), default="released", help="how captions become tags")
+    add("--copy", action="store_true", help="copy images and annotations instead of linking them")
     args = parser.parse_args(arguments)
-    try:
-        files = prepare(args.source, args.output, rule=args.tag_rule, copy=args.copy)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(report(files))
+    print(report(prepare(args.source, args.output, rule=args.tag_rule, copy=args.copy)))
 
 
 if __name__ == "__main__":
-    main()
+    run_cleanly(main)

@@ -1,27 +1,54 @@
-"""Which categories an image's captions name: two rules from text to category ids.
+"""Which classes an image's captions name: LVIS's words for COCO's classes, and two rules from text to class ids.
 
-``released`` is the rule behind the published numbers (Detic's ``captions_train2017_tags_allcaps.json``), kept
-with its blind spots; ``words`` reads words instead of characters. Both take the captions of one image and a
-table {category id: LVIS words}, and return category ids in the table's order.
+``released`` is the rule behind the published numbers (Detic's ``captions_train2017_tags_allcaps.json``), kept with its
+blind spots; ``words`` reads words instead of characters. Both take the captions of one image and a table
+{class id: LVIS words}, and return class ids in the table's order.
+
+Words are as LVIS writes them: "_" for a space and a remark in brackets ("mouse_(computer_equipment)").
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
+
+from clim.data.categories import COCO_CATEGORIES
 
 Table = Mapping[int, Sequence[str]]
 
+# WordNet synsets of COCO's classes (``coco_to_synset`` of lvis-api), where they are not "name.n.01". LVIS v1 has no
+# frank.n.02 for "hot dog"; Detic takes sausage.n.01 in its place, so "hot dog" is not among the words of that class.
+SYNSETS = {
+    "fire hydrant": "fireplug.n.01", "cow": "beef.n.01", "handbag": "bag.n.04", "tie": "necktie.n.01",
+    "suitcase": "bag.n.06", "skis": "ski.n.01", "sports ball": "ball.n.06", "kite": "kite.n.03",
+    "wine glass": "wineglass.n.01", "bowl": "bowl.n.03", "banana": "banana.n.02", "hot dog": "sausage.n.01",
+    "donut": "doughnut.n.02", "cake": "cake.n.03", "couch": "sofa.n.01", "potted plant": "pot.n.04",
+    "toilet": "toilet.n.02", "tv": "television_receiver.n.01", "mouse": "mouse.n.04",
+    "remote": "remote_control.n.01", "keyboard": "computer_keyboard.n.01", "cell phone": "cellular_telephone.n.01",
+    "microwave": "microwave.n.02", "toaster": "toaster.n.02", "refrigerator": "electric_refrigerator.n.01",
+    "teddy bear": "teddy.n.01", "hair drier": "hand_blower.n.01",
+}  # fmt: skip
 _IRREGULAR_PLURALS = {
-    "person": ("people", "persons"),
-    "child": ("children",),
-    "man": ("men",),
-    "woman": ("women",),
-    "knife": ("knives",),
-    "mouse": ("mice", "mouses"),
-    "sheep": ("sheep",),
-}
+    "person": ("people", "persons"), "child": ("children",), "man": ("men",), "woman": ("women",),
+    "knife": ("knives",), "mouse": ("mice", "mouses"), "sheep": ("sheep",),
+}  # fmt: skip
 # A word may hold hyphens ("double-decker"); a punctuation mark stands alone, so no name reaches across it.
 _TOKEN = re.compile(r"[^\W_]+(?:-[^\W_]+)*|[^\w\s]")
+
+
+@cache
+def lvis_words() -> dict[int, tuple[str, ...]]:
+    """COCO class id → the words of LVIS v1 for its synset: the table of the released rule (Detic)."""
+    from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
+
+    words = {category["synset"]: tuple(category["synonyms"]) for category in LVIS_CATEGORIES}
+    return {key: words[SYNSETS.get(name, f"{name.replace(' ', '_')}.n.01")] for key, name in COCO_CATEGORIES}
+
+
+def all_words() -> dict[int, tuple[str, ...]]:
+    """:func:`lvis_words` with COCO's own name in front where LVIS lacks it ("hot dog", "laptop")."""
+    words = lvis_words()
+    names = ((key, name.replace(" ", "_")) for key, name in COCO_CATEGORIES)
+    return {key: words[key] if name in words[key] else (name, *words[key]) for key, name in names}
 
 
 @cache
@@ -93,6 +120,3 @@ def _phrases(rows: tuple[tuple[int, tuple[str, ...]], ...]) -> tuple[dict[tuple[
                 for variant in {form, form.replace(" ", "-"), form.replace("-", " ")}:
                     phrases.setdefault(tuple(_TOKEN.findall(variant)), set()).add(key)
     return phrases, max(map(len, phrases), default=0)
-
-
-TAG_RULES: dict[str, Callable[[Sequence[str], Table], list[int]]] = {"released": released_tags, "words": word_tags}

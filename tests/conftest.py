@@ -18,7 +18,7 @@ from clim.config import add_clim_config
 from clim.engine import load_config
 from clim.text.clip import clip_config
 from mini.concepts import CONCEPTS
-from mini.setup import set_up_mini
+from mini.generate import set_up_mini
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}

@@ -53,13 +53,7 @@ def open_clip_encoder(name: str, pretrained: str, device: str) -> Encoder:
     """The image tower of an open_clip model; ``pretrained`` is a tag, a file or a hub name."""
     import open_clip
 
-    try:
-        model = open_clip.create_model(name, pretrained=pretrained, device=device).eval()
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(
-            f'open_clip cannot make "{name}" with weights "{pretrained}" ({error}); give --name and '
-            "--pretrained as open_clip lists them, or a weight file"
-        ) from error
+    model = open_clip.create_model(name, pretrained=pretrained, device=device).eval()
     size = model.visual.image_size
     mean, std = ([255 * value for value in stats] for stats in (model.visual.image_mean, model.visual.image_std))
     return Encoder(model.encode_image, size[0] if isinstance(size, tuple) else size, mean, std)
@@ -117,9 +111,8 @@ def caption_features(records: list[dict], tower) -> torch.Tensor:
 
 def text_encoder(args: argparse.Namespace, records: list[dict]):
     """The text tower, behind the cache where one is given: training with MODEL.TEXT.CACHE shares it."""
-    tower = build.LazyTower(
-        name=args.name, pretrained=args.pretrained, directory=args.cache or None, device=args.device
-    )
+    settings = {"name": args.name, "pretrained": args.pretrained, "device": args.device}
+    tower = build.LazyTower(**settings, directory=args.cache or None)
     if not args.cache:
         return tower
     cached = cache.CaptionCache(tower, args.cache)
@@ -138,10 +131,8 @@ def compute_features(args: argparse.Namespace, records: list[dict]) -> torch.Ten
     if len(unreadable) == len(records):
         raise UserError(f"None of the {len(records)} images could be read, the first: {unreadable[0]}")
     if unreadable:
-        print(f"{len(unreadable)} of {len(records)} images are unreadable and nobody's first choice:")
+        print(f"{len(unreadable)} of {len(records)} images are unreadable and come last in every list; the first ones:")
         print("\n".join(f"  {fault}" for fault in unreadable[:10]))
-        if len(unreadable) > 10:
-            print(f"  … and {len(unreadable) - 10} more")
     return features
 
 
@@ -162,8 +153,8 @@ def build_neighbours(features: torch.Tensor | np.ndarray, k: int, chunk: int = 1
         int32 (N, K), K = min(k, N − 1), best first; (0, 0) for no images.
     """
     features = torch.as_tensor(features)
-    if features.ndim != 2 or not torch.isfinite(features).all():
-        raise ValueError(f"features is a finite (N, D) table; got shape {tuple(features.shape)}, or NaN or infinity")
+    if not torch.isfinite(features).all():
+        raise ValueError("features hold NaN or infinity")
     total = len(features)
     k = max(0, min(k, total - 1))
     rows = np.empty((total, k), dtype=np.int32)
@@ -204,13 +195,8 @@ def save_neighbours(
 ) -> None:
     """Write ``rows`` (N, K) to ``path`` (``.npy``) and what it is for to the ``.json`` beside it."""
     path = Path(path)
-    facts = {
-        "dataset": dataset,
-        "by": by,
-        "images": len(rows),
-        "neighbours": rows.shape[1],
-        "image_ids_sha256": image_ids_hash(records),
-    }
+    facts = {"dataset": dataset, "by": by, "images": len(rows), "neighbours": rows.shape[1]}
+    facts["image_ids_sha256"] = image_ids_hash(records)
     # The facts go first and come last: an interrupted run leaves no pair that would load.
     path.with_suffix(".json").unlink(missing_ok=True)
     write_array(path, rows.astype(np.int32))
@@ -219,18 +205,17 @@ def save_neighbours(
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", nargs="+", required=True, help="caption data sets, as DATASETS.CAPTIONS")
-    parser.add_argument("--by", choices=("text", "image"), required=True)
-    parser.add_argument("--output", required=True, help="the .npy to write; a .json appears beside it")
-    parser.add_argument("--k", type=count, default=64, help="neighbours an image (default 64)")
-    parser.add_argument(
-        "--name", default="ViT-B-32-quickgelu",
-        help="the tower: an open_clip model; for text also as MODEL.TEXT.NAME, for images also lite0",
-    )  # fmt: skip
-    parser.add_argument("--pretrained", default="openai", help="its weights: open_clip tag, file or hub name")
-    parser.add_argument("--cache", default="", help="for text: folder of caption embeddings, as MODEL.TEXT.CACHE")
+    add = parser.add_argument
+    add("--dataset", nargs="+", required=True, help="caption data sets, as DATASETS.CAPTIONS")
+    add("--by", choices=("text", "image"), required=True)
+    add("--output", required=True, help="the .npy to write; a .json appears beside it")
+    add("--k", type=count, default=64, help="neighbours an image (%(default)s)")
+    name_help = "the tower: an open_clip model; for text also as MODEL.TEXT.NAME, for images also lite0 (%(default)s)"
+    add("--name", default="ViT-B-32-quickgelu", help=name_help)
+    add("--pretrained", default="openai", help="its weights: open_clip tag, file or hub name (%(default)s)")
+    add("--cache", default="", help="for text: folder of caption embeddings, as MODEL.TEXT.CACHE")
     add_device(parser)
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode images")
+    add("--workers", type=int, default=2, help="processes that decode images")
     args = parser.parse_args(argv)
     if not args.output.endswith(".npy"):
         parser.error(f"--output {args.output}: give a name that ends in .npy")

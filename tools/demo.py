@@ -15,14 +15,12 @@ import time
 from pathlib import Path
 
 from arguments import quiet_logging
-from clim.engine import load_config
 from clim.errors import run_cleanly
 from clim.files import data_root, read_json_or_none, write_json
 from experiments.progress import Board, clock
 from experiments.training import run_together, run_training
-from mini.generate import DEFAULT_SIZES
-from mini.setup import set_up_mini
-from reports.demo_report import COMPARED, TITLES, write_demo_report
+from mini.generate import DEFAULT_SIZES, set_up_mini
+from reports import COMPARED, TITLES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "mini"
 FILES = {"base": "base_stage.yaml", "detic": "detic.yaml", "detic_clim": "detic_clim.yaml"}
@@ -53,15 +51,13 @@ def main(arguments: list[str] | None = None) -> None:
     results = train(args, board)
     seconds |= {name: result["seconds"] for name, result in results.items()}
     write_results(args, results, seconds)
+    from reports.demo_report import write_demo_report  # torch and Detectron2 load here, not for --help
+
     start = time.monotonic()
     write_demo_report(
-        args.output,
-        configs={name: config(args, name) for name in FILES},
-        results=results,
-        seconds=seconds,
-        seed=args.seed,
-        commands=next_commands(args),
-    )
+        args.output, configs={name: config(args, name) for name in FILES}, results=results, seconds=seconds,
+        seed=args.seed, commands=next_commands(args),
+    )  # fmt: skip
     seconds["report"] = round(time.monotonic() - start, 1)
     seconds["total"] = total_seconds(seconds)
     write_results(args, results, seconds)
@@ -83,9 +79,7 @@ def prepare_data(args: argparse.Namespace, board: Board) -> float:
     """Images, class embeddings and caption embeddings under the data root; the seconds of making them."""
     start = time.monotonic()
     board.say(f"Data: the mini benchmark, seed {args.seed}, in {data_root() / 'mini'}")
-    sizes = dict(DEFAULT_SIZES)
-    if args.sizes:
-        sizes = dict(zip(("train", "val", "pairs"), args.sizes, strict=True), cluttered=0)
+    sizes = dict(zip(("train", "val", "pairs"), args.sizes, strict=True), cluttered=0) if args.sizes else DEFAULT_SIZES
     numbers = {f"num_{split}": number for split, number in sizes.items()}
     summary = set_up_mini(data_root(), seed=args.seed, workers=cores(), **numbers)
     # A later call finds everything made: what counts is how long it took the first time.
@@ -123,6 +117,8 @@ def train(args: argparse.Namespace, board: Board) -> dict[str, dict]:
 
 
 def config(args: argparse.Namespace, name: str):
+    from clim.engine import load_config
+
     return load_config(str(CONFIGS / FILES[name]), overrides(args, name))
 
 

@@ -15,7 +15,6 @@ the class with the highest response.
 """
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from clim.drawing import BLACK, class_colours
 from clim.engine import load_config
 from clim.errors import UserError, run_cleanly
 from clim.text import PROMPTS
-from reports.demo_report import COMPARED, TITLES
+from reports import COMPARED, TITLES
 from reports.maps import class_map, mark_peak, min_max, name_regions, outline, overlay, paint, peak, shares, upsample
 from reports.sheet import GAP, Panel, class_legend, panel_size, response_legend, sheet
 
@@ -62,9 +61,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides of all models")
         if name == "responses":
             add("--query", nargs="+", default=[], metavar="TEXT", help="a row for each, and for each image")
-            add(
-                "--mosaic", type=count, metavar="N", help="lay the first N x N images on one canvas; others stand alone"
-            )
+            mosaic_help = "lay the first N x N images on one canvas; others stand alone"
+            add("--mosaic", type=count, metavar="N", help=mosaic_help)
             add("--tile", type=int, nargs="+", help="tile of each query, outlined: 1 is the upper left one")
             add("--boxes", action="store_true", help="draw the best box for the query (detectors)")
         else:
@@ -140,11 +138,11 @@ def response_rows(photo, queries, models, texts, *, tiles, size, args) -> list[l
     return rows
 
 
-def response_panel(image: np.ndarray, cells, *, tile, best) -> Panel:
-    """One model's map over the image; the boxes ``tile`` and ``best`` (or None) in its pixels."""
-    response = upsample(cells[None], image.shape[:2])[0].numpy()
-    point = peak(cells.numpy(), response.shape)
-    text = f"cosine {cells.min():.2f} to {cells.max():.2f}"
+def response_panel(image: np.ndarray, cosines, *, tile, best) -> Panel:
+    """One model's map (h, w) over the image; the boxes ``tile`` and ``best`` (or None) in its pixels."""
+    response = upsample(cosines[None], image.shape[:2])[0].numpy()
+    point = peak(cosines.numpy(), response.shape)
+    text = f"cosine {cosines.min():.2f} to {cosines.max():.2f}"
     drawn = overlay(image, min_max(response))
     if best is not None:
         drawn = outline(drawn, best, colour=BLACK, width=1)
@@ -166,15 +164,11 @@ def lay_mosaic(images: Sequence[np.ndarray], *, n: int, side: int) -> tuple[np.n
 
 def check_mosaic(args: argparse.Namespace, queries: list[str], paths: list[Path]) -> None:
     if args.mosaic and len(paths) < args.mosaic**2:
+        raise UserError(f"--mosaic {args.mosaic} takes {args.mosaic**2} images, but --input names {len(paths)}.")
+    tiles, last = args.tile or [], (args.mosaic or 0) ** 2
+    if tiles and (len(tiles) != len(queries) or not all(1 <= tile <= last for tile in tiles)):
         raise UserError(
-            f"--mosaic {args.mosaic} takes {args.mosaic**2} images, but --input names {len(paths)}: name more, or "
-            "a smaller mosaic."
-        )
-    if args.tile and not args.mosaic:
-        raise UserError("--tile names a tile of a mosaic: give --mosaic too, or leave it out.")
-    if args.tile and (len(args.tile) != len(queries) or not all(1 <= t <= args.mosaic**2 for t in args.tile)):
-        raise UserError(
-            f"--tile {' '.join(map(str, args.tile))}: give one number from 1 to {args.mosaic**2} for each of the "
+            f"--tile {' '.join(map(str, tiles))}: give --mosaic N, and one number from 1 to N x N for each of the "
             f"{len(queries)} texts of --query."
         )
 
@@ -213,12 +207,8 @@ def class_list(text: str) -> list[str]:
     if text in CLASS_LISTS:
         return list(CLASS_LISTS[text])
     if "," not in text and not text.endswith(".txt"):
-        near = difflib.get_close_matches(text, CLASS_LISTS)
-        raise UserError(
-            f"--names {text!r} is not a known list ({', '.join(CLASS_LISTS)}"
-            + (f"; did you mean {near[0]}?" if near else "")
-            + '), and one name alone wins everywhere: write "a,b,c", or a .txt with a name a line.'
-        )
+        known = ", ".join(CLASS_LISTS)
+        raise UserError(f'--names {text!r} is none of {known}: name one, "a,b,c", or a .txt with a name a line.')
     return read_names(text, option="--names")
 
 
@@ -227,18 +217,13 @@ def class_list(text: str) -> list[str]:
 
 def load_models(args: argparse.Namespace) -> dict[str, Responder]:
     """{title: model}, in the order of the command line."""
-    configs, weights = args.config_file, args.weights
-    if configs is None and weights is None:
-        missing = [path for path in DEMO_WEIGHTS if not Path(path).is_file()]
-        if missing:
-            raise UserError(
-                f"{missing[0]} does not exist: train it with `make demo`, or name --config-file and --weights."
-            )
+    configs, weights = args.config_file or DEMO_CONFIGS, args.weights or [None]
+    if args.config_file is None and args.weights is None:
         weights = DEMO_WEIGHTS
-    configs = configs or DEMO_CONFIGS
-    weights = weights or [None]
+        if missing := [path for path in DEMO_WEIGHTS if not Path(path).is_file()]:
+            raise UserError(f"{missing[0]} does not exist: train it with `make demo`, or name --weights.")
     count = max(len(configs), len(weights))
-    if len({len(configs), len(weights), count, 1}) > 2:
+    if {len(configs), len(weights)} - {1, count}:
         raise UserError(
             f"{len(configs)} files after --config-file and {len(weights)} after --weights: give as many of both, or "
             "one of either."
@@ -247,15 +232,11 @@ def load_models(args: argparse.Namespace) -> dict[str, Responder]:
     titles = args.titles or model_titles(configs, weights)
     if len(set(titles)) != count:
         raise UserError(f"--titles holds {len(set(titles))} different names for {count} models: name each of them.")
-    return {
-        title: Responder(load_config(config, overrides(args, path)), prompt=args.prompt)
-        for title, config, path in zip(titles, configs, weights, strict=True)
-    }
-
-
-def overrides(args: argparse.Namespace, weights: str | None) -> list[str]:
-    values = [*args.opts, *NO_DATA]
-    return values if weights is None else [*values, "MODEL.WEIGHTS", weights]
+    models = {}
+    for title, config, path in zip(titles, configs, weights, strict=True):
+        overrides = [*args.opts, *NO_DATA, *([] if path is None else ["MODEL.WEIGHTS", path])]
+        models[title] = Responder(load_config(config, overrides), prompt=args.prompt)
+    return models
 
 
 def model_titles(configs: Sequence[str], weights: Sequence[str | None]) -> list[str]:

@@ -11,7 +11,7 @@ import argparse
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clim.errors import UserError, run_cleanly
@@ -43,7 +43,6 @@ _OTHERS = frozenset(
     else each's someone something somebody anyone everyone nothing well much yet it's there's""".split()
 )
 _JOINTS = frozenset(("and", "or", "&", ","))
-_BEFORE_VERBS = _SUBJECTS | _MODALS
 _FUNCTION = _DETERMINERS | _SUBJECTS | _MODALS | _ENDS | _OTHERS
 
 _NOT_THINGS = frozenset(
@@ -62,6 +61,7 @@ _INVARIABLE = frozenset(
     headphones series species news""".split()
 )  # fmt: skip
 _ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("s", ""), ("es", ""), ("men", "man"))
+_STOPS = dict.fromkeys('!?;:()[]|/"#*', ".")
 _WORD = re.compile(r"['’]s\b|[^\W\d_]+(?:[-'’](?!s\b)[^\W\d_]+)*|\d+|[^\w\s]")
 
 
@@ -95,22 +95,14 @@ def captions_of(name: str) -> list[str]:
     import clim.data.datasets  # noqa: F401  registers the data sets
 
     if name in DatasetCatalog.list():
-        captions = [caption for record in DatasetCatalog.get(name) for caption in record.get("captions", ())]
-    else:
-        captions = _captions_in(resolve(name))
-    if not captions:
-        raise UserError(f"--captions {name}: no captions in it.")
-    return captions
-
-
-def _captions_in(path: Path) -> list[str]:
+        return [caption for record in DatasetCatalog.get(name) for caption in record.get("captions", ())]
     try:
-        content = json.loads(path.read_bytes())
-        if "annotations" in content:
+        content = json.loads(resolve(name).read_bytes())
+        if content.get("annotations"):
             return [annotation["caption"] for annotation in content["annotations"]]
         return [caption for image in content["images"] for caption in image["captions"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--captions {path} is neither a registered set nor a json of captions ({error!r}).") from error
+        raise UserError(f"--captions {name} is neither a registered set nor a json of captions ({error!r}).") from error
 
 
 def parse_nouns(captions: Iterable[str], *, min_count: int = 100) -> dict[str, int]:
@@ -132,15 +124,18 @@ def parse_nouns(captions: Iterable[str], *, min_count: int = 100) -> dict[str, i
     fixed pairs: if a quarter of a word's uses stand before one noun ("hot dog", "fire hydrant"), the pair is a name
     too, beside the noun. Words of place, amount and depiction ("front", "group", "photo") are left out.
 
-    The published comparator has another list, and ours does not try to equal it: RegionCLIP's caption parser gives
-    4,764 concepts of frequency 100 and more, which exist as a download only; SceneGraphParser's entity heads gave
-    CLIM's authors 1,152 (RegionCLIP, issue 48).
+    The published comparator has other lists: 4,764 concepts of RegionCLIP's caption parser, which exist as a download
+    only, and 1,152 entity heads of SceneGraphParser for CLIM's authors (RegionCLIP, issue 48).
     """
     sentences = [tokens(caption) for caption in captions]
     lemmas = word_lemmas(sentences)
     nouns = noun_lemmas(sentences, lemmas)
     pairs = fixed_pairs(sentences, lemmas, nouns)
-    counts = Counter(noun for words in sentences for noun in sentence_nouns(words, lemmas, nouns, pairs))
+    counts = Counter()
+    for before, word, after, _ in windows(sentences):
+        noun = lemmas.get(word)
+        if noun in nouns and noun not in _NOT_THINGS and lemmas.get(after) not in nouns:
+            counts.update([noun, f"{before} {noun}"] if (before, noun) in pairs else [noun])
     kept = [(noun, count) for noun, count in counts.items() if count >= min_count]
     return dict(sorted(kept, key=lambda item: (-item[1], item[0])))
 
@@ -148,18 +143,19 @@ def parse_nouns(captions: Iterable[str], *, min_count: int = 100) -> dict[str, i
 def tokens(caption: str) -> list[str]:
     """Lower-case words, hyphens inside kept; numbers and marks stand alone; "." ends every caption."""
     words = [word.replace("’", "'") for word in _WORD.findall(caption.lower())]
-    stops = dict.fromkeys('!?;:()[]|/"#*', ".")
-    return ["two" if word.isdigit() else stops.get(word, word) for word in words] + ["."]
+    return ["two" if word.isdigit() else _STOPS.get(word, word) for word in words] + ["."]
+
+
+def windows(sentences: Iterable[Sequence[str]]) -> Iterator[tuple[str, str, str, str]]:
+    """(word before, word, word after, the one after that) of every word, with "." beyond both ends of a sentence."""
+    for words in sentences:
+        yield from zip([".", *words], words, [*words[1:], "."], [*words[2:], ".", "."], strict=False)
 
 
 def word_lemmas(sentences: Sequence[Sequence[str]]) -> dict[str, str]:
     """{form: singular} of all words that are no function words and no verbs in -ing; verbs and adjectives too."""
-    uses, determined = Counter(), Counter()
-    for words in sentences:
-        for before, word, _, _ in _windows(words):
-            if word[0].isalpha() and word not in _FUNCTION:
-                uses[word] += 1
-                determined[word] += before in _DETERMINERS
+    uses = Counter(word for words in sentences for word in words if word[0].isalpha() and word not in _FUNCTION)
+    determined = Counter(word for before, word, _, _ in windows(sentences) if before in _DETERMINERS)
     verbs = {w for w in uses if w.endswith("ing") and determined[w] < MIN_ING_SHARE * uses[w]}
     return {word: singular(word, uses) for word in uses if word not in verbs}
 
@@ -177,24 +173,24 @@ def singular(word: str, uses: Mapping[str, int]) -> str:
 
 def noun_lemmas(sentences: Sequence[Sequence[str]], lemmas: Mapping[str, str]) -> set[str]:
     """The nouns of this corpus among ``lemmas``, by rules 1 to 3."""
-    uses, bare, verbal = Counter(), Counter(), Counter()
-    for words in sentences:
-        for before, word, after, next_after in _windows(words):
-            if lemma := lemmas.get(word):
-                uses[lemma] += 1
-                bare[lemma] += before in _DETERMINERS and _ends(after, next_after, lemmas)
-                verbal[lemma] += before in _BEFORE_VERBS
+
+    def ends(after: str, then: str) -> bool:
+        """END of :func:`parse_nouns`: a phrase cannot go on with ``after``."""
+        verb = after.endswith("ing") and after not in lemmas
+        return verb or after in _ENDS or (after in _JOINTS and then in _DETERMINERS)
+
+    def count(fits) -> Counter:
+        return Counter(lemmas[w[1]] for w in windows(sentences) if w[1] in lemmas and fits(*w))
+
+    uses = count(lambda *_: True)
+    bare = count(lambda before, _, after, then: before in _DETERMINERS and ends(after, then))
+    verbal = count(lambda before, *_: before in _SUBJECTS or before in _MODALS)
     candidates = {
-        lemma
-        for lemma, count in bare.items()
-        if count >= max(MIN_BARE, MIN_BARE_SHARE * uses[lemma]) and count > verbal[lemma]
-    }
-    closing = Counter()
-    for words in sentences:
-        for _, word, after, next_after in _windows(words):
-            no_noun = after in lemmas and lemmas[after] not in candidates
-            if word in lemmas and (no_noun or _ends(after, next_after, lemmas)):
-                closing[lemmas[word]] += 1
+        lemma for lemma in bare
+        if bare[lemma] >= max(MIN_BARE, MIN_BARE_SHARE * uses[lemma]) and bare[lemma] > verbal[lemma]
+    }  # fmt: skip
+    others = {form for form, lemma in lemmas.items() if lemma not in candidates}
+    closing = count(lambda _before, _word, after, then: after in others or ends(after, then))
     return {lemma for lemma in candidates if closing[lemma] >= MIN_END_SHARE * uses[lemma]}
 
 
@@ -202,42 +198,13 @@ def fixed_pairs(
     sentences: Sequence[Sequence[str]], lemmas: Mapping[str, str], nouns: Collection[str]
 ) -> set[tuple[str, str]]:
     """(word, noun) where the noun, in either number, follows in ``MIN_PAIR_SHARE`` of the word's uses."""
-    uses, followed = Counter(), Counter()
-    for words in sentences:
-        for _, word, after, _ in _windows(words):
-            if word in lemmas:
-                uses[word] += 1
-                followed[word, lemmas.get(after)] += 1
+    uses = Counter(word for words in sentences for word in words)
+    followed = Counter((w, lemmas[after]) for _, w, after, _ in windows(sentences) if w in lemmas and after in lemmas)
     return {
         (word, noun)
         for (word, noun), count in followed.items()
         if noun in nouns and count >= max(MIN_BARE, MIN_PAIR_SHARE * uses[word])
     }
-
-
-def sentence_nouns(
-    words: Sequence[str], lemmas: Mapping[str, str], nouns: Collection[str], pairs: Collection[tuple[str, str]]
-) -> list[str]:
-    """The things that one caption names, in order: the last of each run of nouns, and its fixed pair."""
-    found = []
-    for before, word, after, _ in _windows(words):
-        noun = lemmas.get(word)
-        if noun in nouns and noun not in _NOT_THINGS and lemmas.get(after) not in nouns:
-            found.append(noun)
-            if (before, noun) in pairs:
-                found.append(f"{before} {noun}")
-    return found
-
-
-def _ends(after: str, next_after: str, lemmas: Mapping[str, str]) -> bool:
-    """END of :func:`parse_nouns`: a phrase cannot go on with ``after``."""
-    verb = after.endswith("ing") and after not in lemmas
-    return verb or after in _ENDS or (after in _JOINTS and next_after in _DETERMINERS)
-
-
-def _windows(words: Sequence[str]) -> Iterable[tuple[str, str, str, str]]:
-    """(word before, word, word after, the one after that) of every word, with "." beyond both ends."""
-    return zip([".", *words], words, [*words[1:], "."], [*words[2:], ".", "."], strict=False)
 
 
 if __name__ == "__main__":

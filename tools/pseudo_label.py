@@ -17,17 +17,12 @@ import hashlib
 import re
 from pathlib import Path
 
-import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+import numpy as np
 from tqdm import tqdm
 
 from arguments import quiet_logging
-from clim.engine import load_config
 from clim.errors import UserError, run_cleanly
 from clim.files import read_json, resolve, write_json
-from clim.text import load_embeddings
-from pseudo_labels.folder import LabelFolder, coco_format, label_images
-from pseudo_labels.labeller import Proposer, PseudoLabeller, load_image_encoder
 
 LISTED = 10  # unreadable images by name
 
@@ -56,8 +51,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    quiet_logging()
     shard, shards = read_shard(args.shard)
+    from detectron2.data import DatasetCatalog, MetadataCatalog  # loads after wrong arguments are reported
+
+    from clim.engine import load_config
+    from pseudo_labels.folder import LabelFolder, coco_format, label_images
+
+    quiet_logging()
     detector = load_config(args.config_file, with_weights(args.opts, args.weights))
     encoder = load_config(args.encoder, with_weights(args.encoder_opts, args.encoder_weights))
     nouns, embeddings = read_nouns(args.nouns, args.embeddings)
@@ -71,15 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     share = records[shard::shards]
     mine = [record for record in share if record["image_id"] not in lines]
     if mine:
-        labeller = PseudoLabeller(
-            propose=Proposer(detector, count=args.boxes, overlap=args.overlap, min_area=args.min_area),
-            encoder=load_image_encoder(encoder),
-            nouns=embeddings,
-            pixel_mean=encoder.MODEL.PIXEL_MEAN,
-            pixel_std=encoder.MODEL.PIXEL_STD,
-            input_format=encoder.INPUT.FORMAT,
-            min_score=args.min_score,
-        )
+        labeller = build_labeller(args, detector, encoder, embeddings)
         with folder.appending(shard, shards) as append:
             labelled = label_images(mine, labeller, append, workers=args.workers)
             known, name = len(share) - len(mine), f"shard {shard}/{shards}"
@@ -95,6 +87,23 @@ def main(arguments: list[str] | None = None) -> None:
     write_json(args.output, content, shared=True)  # two shards may both come last
 
 
+def build_labeller(args: argparse.Namespace, detector, encoder, embeddings: np.ndarray):
+    """The labeller of two configs, the detector's and the encoder's; ``embeddings`` (N, D) of the nouns."""
+    import torch
+
+    from pseudo_labels.labeller import Proposer, PseudoLabeller, load_image_encoder
+
+    return PseudoLabeller(
+        propose=Proposer(detector, count=args.boxes, overlap=args.overlap, min_area=args.min_area),
+        encoder=load_image_encoder(encoder),
+        nouns=torch.from_numpy(embeddings),
+        pixel_mean=encoder.MODEL.PIXEL_MEAN,
+        pixel_std=encoder.MODEL.PIXEL_STD,
+        input_format=encoder.INPUT.FORMAT,
+        min_score=args.min_score,
+    )
+
+
 def with_weights(overrides: list[str], weights: str | None) -> list[str]:
     return overrides if weights is None else [*overrides, "MODEL.WEIGHTS", weights]
 
@@ -107,16 +116,13 @@ def read_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def read_nouns(names: str, embeddings: str) -> tuple[list[str], torch.Tensor]:
+def read_nouns(names: str, embeddings: str) -> tuple[list[str], np.ndarray]:
     """Nouns by ascending id, and their embeddings (N, D), unit rows."""
+    from clim.text import load_embeddings
+
     content = read_json(resolve(names), remedy="make it with tools/parse_nouns.py")
-    try:
-        nouns = [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"--nouns {names} has no categories with id and name: make it with tools/parse_nouns.py."
-        ) from error
-    rows = load_embeddings(embeddings, key="--embeddings")
+    nouns = [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
+    rows = load_embeddings(embeddings, key="--embeddings").numpy()
     if len(rows) != len(nouns):
         raise UserError(
             f"--embeddings {embeddings} holds {len(rows)} rows, but --nouns {names} {len(nouns)} nouns: embed "
@@ -125,27 +131,15 @@ def read_nouns(names: str, embeddings: str) -> tuple[list[str], torch.Tensor]:
     return nouns, rows
 
 
-def settings_of(args, detector, encoder, nouns: list[str], embeddings: torch.Tensor) -> dict:
-    """What the labels depend on, for a person to read: files by their names, tables by hashes."""
-    return {
-        "--dataset": args.dataset,
-        "--config-file": args.config_file,
-        "--weights": detector.MODEL.WEIGHTS,
-        "--encoder": args.encoder,
-        "--encoder-weights": encoder.MODEL.WEIGHTS,
-        "--opts": args.opts,
-        "--encoder-opts": args.encoder_opts,
-        "--nouns": _hash("\n".join(nouns).encode()),
-        "--embeddings": _hash(embeddings.numpy().tobytes()),
-        "--boxes": args.boxes,
-        "--overlap": args.overlap,
-        "--min-area": args.min_area,
-        "--min-score": args.min_score,
-    }
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+def settings_of(args, detector, encoder, nouns: list[str], embeddings: np.ndarray) -> dict:
+    """What the labels depend on, by option, for a person to read: files by their names, tables by hashes."""
+    same = ("dataset", "config_file", "encoder", "opts", "encoder_opts", "boxes", "overlap", "min_area", "min_score")
+    tables = {"--nouns": "\n".join(nouns).encode(), "--embeddings": embeddings.tobytes()}
+    return (
+        {f"--{name.replace('_', '-')}": getattr(args, name) for name in same}
+        | {"--weights": detector.MODEL.WEIGHTS, "--encoder-weights": encoder.MODEL.WEIGHTS}
+        | {option: hashlib.sha256(data).hexdigest()[:16] for option, data in tables.items()}
+    )
 
 
 def skipped_of(records: list[dict], lines: dict[int, dict]) -> list[str]:
@@ -156,10 +150,8 @@ def skipped_of(records: list[dict], lines: dict[int, dict]) -> list[str]:
 
 def report(output: Path, content: dict, skipped: list[str], *, total: int) -> None:
     if skipped:
-        print(f"{len(skipped)} of {total} images could not be read:")
+        print(f"{len(skipped)} of {total} images could not be read; the first ones:")
         print("\n".join(f"  {fault}" for fault in skipped[:LISTED]))
-        if len(skipped) > LISTED:
-            print(f"  … and {len(skipped) - LISTED} more")
     if not content["images"]:
         raise UserError(f"None of the {total} images has a labelled box: {output} was not written.")
     used = len({annotation["category_id"] for annotation in content["annotations"]})

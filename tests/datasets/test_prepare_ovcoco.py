@@ -1,23 +1,16 @@
 """datasets/prepare_ovcoco.py on a COCO of six images: every file's content, links, repetition, mistakes."""
 
-import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog
 
+import prepare_ovcoco
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.errors import UserError
-
-SCRIPT = Path(__file__).parents[2] / "datasets/prepare_ovcoco.py"
-spec = importlib.util.spec_from_file_location("prepare_ovcoco", SCRIPT)
-prepare_ovcoco = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(prepare_ovcoco)
-prepare = prepare_ovcoco.prepare
+from prepare_ovcoco import prepare
 
 COCO_80 = [{"supercategory": "s", "id": key, "name": name} for key, name in COCO_CATEGORIES]
 PERSON, DOG, CAT, HOT_DOG, TOOTHBRUSH = 1, 18, 17, 58, 90  # base, novel, novel, unused, base
@@ -31,19 +24,13 @@ SENTENCES = [
     (3, "a woman and her toothbrush here"),
     (1, "the man's dog\n"),
 ]
+
+
+ZERO_SHOT = ("train2017_seen", "val2017_all", "val2017_seen", "val2017_unseen")
 JSONS = {
-    "zero-shot/instances_train2017_seen_2.json",
-    "zero-shot/instances_train2017_seen_2_oriorder.json",
+    *(f"zero-shot/instances_{part}_2{end}.json" for part in ZERO_SHOT for end in ("", "_oriorder")),
     "zero-shot/instances_train2017_seen_2_oriorder_cat_info.json",
-    "zero-shot/instances_val2017_all_2.json",
-    "zero-shot/instances_val2017_all_2_oriorder.json",
-    "zero-shot/instances_val2017_seen_2.json",
-    "zero-shot/instances_val2017_seen_2_oriorder.json",
-    "zero-shot/instances_val2017_unseen_2.json",
-    "zero-shot/instances_val2017_unseen_2_oriorder.json",
-    "wusize/instances_train2017_base.json",
-    "wusize/instances_val2017_base.json",
-    "wusize/instances_val2017_novel.json",
+    *(f"wusize/instances_{part}.json" for part in ("train2017_base", "val2017_base", "val2017_novel")),
     "annotations/captions_train2017_tags_allcaps.json",
 }
 
@@ -56,25 +43,10 @@ def images(*ids):
 
 
 def instances(image_ids, rows):
-    annotations = [
-        {
-            "segmentation": [[1.5, 2.0, 9.0, 2.0, 9.0, 11.0]],
-            "area": 30.0,
-            "iscrowd": crowd,
-            "image_id": image_id,
-            "bbox": [1.5, 2.0, 7.5, 9.0],
-            "category_id": category_id,
-            "id": key,
-        }
-        for key, image_id, category_id, crowd in rows
-    ]
-    return {
-        "info": {"year": 2017},
-        "licenses": [{"id": 3}],
-        "images": images(*image_ids),
-        "annotations": annotations,
-        "categories": COCO_80,
-    }
+    same = {"segmentation": [[1.5, 2.0, 9.0, 2.0, 9.0, 11.0]], "area": 30.0, "bbox": [1.5, 2.0, 7.5, 9.0]}
+    rows = [same | dict(zip(("id", "image_id", "category_id", "iscrowd"), row, strict=True)) for row in rows]
+    images_ = images(*image_ids)
+    return {"info": {"year": 2017}, "images": images_, "annotations": rows, "categories": COCO_80[::-1]}
 
 
 @pytest.fixture
@@ -110,10 +82,6 @@ def annotation_ids(content):
     return [annotation["id"] for annotation in content["annotations"]]
 
 
-def category_ids(content):
-    return [category["id"] for category in content["categories"]]
-
-
 def snapshot(folder):
     """{path: (content or link target, time of writing)} of everything in a folder."""
     found = {}
@@ -131,7 +99,7 @@ def snapshot(folder):
 def test_every_file_is_made_and_reported(source, output):
     report = prepare(source, output)
     assert set(report) == JSONS
-    assert all((output / "coco" / name).stat().st_size == row["bytes"] for name, row in report.items())
+    assert all((output / "coco" / name).is_file() for name in report)
     assert report["zero-shot/instances_train2017_seen_2.json"]["images"] == 2
     table = prepare_ovcoco.report(report)
     assert all(name in table and row["sha256"] in table for name, row in report.items())
@@ -149,47 +117,31 @@ def test_train_seen_keeps_base_annotations_with_crowds_and_unchanged_ids(source,
     assert list(content) == list(original) and content["info"] == original["info"]
 
 
-def test_the_file_before_oriorder_differs_in_its_categories_only(source, output):
+@pytest.mark.parametrize("part", ZERO_SHOT)
+def test_the_file_before_oriorder_differs_in_its_categories_only(source, output, part):
     prepare(source, output)
-    for part, ids in (
-        ("train2017_seen", BASE_IDS),
-        ("val2017_all", sorted(BASE_IDS + NOVEL_IDS)),
-        ("val2017_seen", BASE_IDS),
-        ("val2017_unseen", NOVEL_IDS),
-    ):
-        plain = read(output, f"zero-shot/instances_{part}_2.json")
-        reordered = read(output, f"zero-shot/instances_{part}_2_oriorder.json")
-        assert category_ids(plain) == list(ids) and category_ids(reordered) == [c["id"] for c in COCO_80]
-        assert {k: v for k, v in plain.items() if k != "categories"} == {
-            k: v for k, v in reordered.items() if k != "categories"
-        }
-        expected = [c | {"split": "seen" if c["id"] in BASE_IDS else "unseen"} for c in COCO_80 if c["id"] in ids]
-        assert plain["categories"] == expected
+    plain, reordered = (read(output, f"zero-shot/instances_{part}_2{end}.json") for end in ("", "_oriorder"))
+    kept = {"all": BASE_IDS + NOVEL_IDS, "unseen": NOVEL_IDS}.get(part.split("_")[1], BASE_IDS)
+    listed = [c | {"split": "seen" if c["id"] in BASE_IDS else "unseen"} for c in COCO_80 if c["id"] in kept]
+    assert plain == reordered | {"categories": listed}
 
 
 @pytest.mark.parametrize(
-    "part, expected_images, expected_annotations",
-    [("all", [4, 5], [21, 22, 23]), ("seen", [4], [21]), ("unseen", [4, 5], [22, 23])],
-)
-def test_val_splits(source, output, part, expected_images, expected_annotations):
-    prepare(source, output)
-    content = read(output, f"zero-shot/instances_val2017_{part}_2_oriorder.json")
-    assert (image_ids(content), annotation_ids(content)) == (expected_images, expected_annotations)
-
-
-@pytest.mark.parametrize(
-    "part, expected_images, expected_annotations",
+    "name, expected_images, expected_annotations",
     [
-        ("train2017_base", [3, 1, 2], [11, 14, 15]),
-        ("val2017_base", [4, 5, 6], [21]),
-        ("val2017_novel", [4, 5, 6], [22, 23]),
+        ("zero-shot/instances_val2017_all_2_oriorder", [4, 5], [21, 22, 23]),
+        ("zero-shot/instances_val2017_seen_2_oriorder", [4], [21]),
+        ("zero-shot/instances_val2017_unseen_2_oriorder", [4, 5], [22, 23]),
+        ("wusize/instances_train2017_base", [3, 1, 2], [11, 14, 15]),  # CLIM's files keep all images
+        ("wusize/instances_val2017_base", [4, 5, 6], [21]),
+        ("wusize/instances_val2017_novel", [4, 5, 6], [22, 23]),
     ],
 )
-def test_clims_files_keep_all_images_and_categories(source, output, part, expected_images, expected_annotations):
+def test_splits(source, output, name, expected_images, expected_annotations):
     prepare(source, output)
-    content = read(output, f"wusize/instances_{part}.json")
+    content = read(output, f"{name}.json")
     assert (image_ids(content), annotation_ids(content)) == (expected_images, expected_annotations)
-    assert content["categories"] == COCO_80
+    assert content["categories"] == COCO_80  # by id, whatever the order in the source
 
 
 def test_cat_info_counts_images_and_instances_of_all_80(source, output):
@@ -216,22 +168,6 @@ def test_captions_with_tags_by_the_released_rule(source, output):
     assert by_id[6]["synonyms"][0] == "bus_(vehicle)"
 
 
-def test_captions_with_tags_by_words(source, output):
-    prepare(source, output, rule="words")
-    content = read(output, "annotations/captions_train2017_tags_allcaps.json")
-    assert {i["id"]: i["pos_category_ids"] for i in content["images"]} == {
-        3: [PERSON, TOOTHBRUSH],
-        1: [PERSON, DOG, HOT_DOG],
-    }
-    assert content["categories"][52]["synonyms"] == ["hot_dog", "sausage"]
-
-
-def test_images_without_sentences_are_no_mistake():
-    captions = {"images": images(1), "annotations": []}
-    made = prepare_ovcoco.tag_captions(captions, COCO_80, rule="released")
-    assert made["images"] == [] and len(made["categories"]) == 80
-
-
 def test_the_catalogue_reads_what_was_made(source, output, monkeypatch):
     prepare(source, output)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(output))
@@ -256,50 +192,27 @@ def test_the_catalogue_reads_what_was_made(source, output, monkeypatch):
 # ---- links, copies, repetition ----
 
 
-def test_links_by_default(source, output):
-    prepare(source, output)
-    for name in ("train2017", "val2017", "annotations/instances_train2017.json"):
-        assert (output / "coco" / name).is_symlink()
-        assert (output / "coco" / name).resolve() == source / name
-    assert not (output / "coco/annotations").is_symlink()
-    assert not (output / "coco/annotations/captions_val2017.json").exists()  # optional, absent here
-
-
-def test_copies_when_asked(source, output):
-    prepare(source, output)
-    prepare(source, output, copy=True)  # replaces the links
-    copied = output / "coco/train2017/000000000001.jpg"
-    assert not (output / "coco/train2017").is_symlink() and copied.read_bytes() == b"photo"
-    assert (source / "train2017/000000000001.jpg").exists()
-    name = "annotations/captions_train2017.json"
-    assert not (output / "coco" / name).is_symlink()
-    assert (output / "coco" / name).read_bytes() == (source / name).read_bytes()
-
-
-def test_the_source_is_only_read(source, output):
+def test_links_or_copies_of_a_source_that_is_only_read(source, output):
     before = snapshot(source)
     prepare(source, output)
-    prepare(source, output, copy=True)
-    assert snapshot(source) == before
+    names = ("train2017", "val2017", "annotations/instances_train2017.json")
+    assert all((output / "coco" / name).is_symlink() for name in names)
+    assert all((output / "coco" / name).resolve() == source / name for name in names)
+    assert not (output / "coco/annotations").is_symlink()
+    assert not (output / "coco/annotations/captions_val2017.json").exists()  # optional, absent here
+    prepare(source, output, copy=True)  # replaces the links
+    assert not any((output / "coco" / name).is_symlink() for name in names)
+    assert (output / "coco/train2017/000000000001.jpg").read_bytes() == b"photo"
+    assert (output / "coco" / names[2]).read_bytes() == (source / names[2]).read_bytes()
+    assert snapshot(source) == before and not list(output.rglob("*.partial"))
 
 
-def test_nothing_unfinished_is_left(source, output):
-    prepare(source, output)
-    assert [path.name for path in output.rglob("*.partial")] == []
-
-
-def test_a_second_run_changes_nothing_and_says_so(source, output, capsys):
+def test_a_second_run_changes_nothing(source, output, tmp_path):
     first = prepare(source, output)
     before = snapshot(output)
-    capsys.readouterr()
-    assert prepare(source, output) == first
-    assert "up to date" in capsys.readouterr().out
-    assert snapshot(output) == before
-
-
-def test_two_outputs_are_equal(source, output, tmp_path):
-    first, second = prepare(source, output), prepare(source, tmp_path / "again")
-    assert {n: row["sha256"] for n, row in first.items()} == {n: row["sha256"] for n, row in second.items()}
+    assert prepare(source, output) == first and snapshot(output) == before
+    elsewhere = prepare(source, tmp_path / "again")
+    assert {n: row["sha256"] for n, row in first.items()} == {n: row["sha256"] for n, row in elsewhere.items()}
 
 
 def test_changed_input_rule_or_output_is_made_again(source, output):
@@ -358,25 +271,12 @@ def test_an_incomplete_source_lists_what_is_missing(source, output):
     assert not output.exists()
 
 
-def test_the_parent_of_coco_is_recognised(source, output, tmp_path):
-    source.rename(tmp_path / "coco")
-    with pytest.raises(UserError, match=f"did you mean --source {tmp_path / 'coco'}?"):
-        prepare(tmp_path, output)
-
-
 def test_other_categories_are_refused(source, output):
     content = instances((4, 5, 6), VAL) | {"categories": COCO_80[:65]}
     (source / "annotations/instances_val2017.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="instances_val2017.json does not list COCO's 80 categories"):
         prepare(source, output)
     assert not output.exists()
-
-
-def test_shuffled_categories_are_sorted(source, output):
-    content = instances((4, 5, 6), VAL) | {"categories": COCO_80[::-1]}
-    (source / "annotations/instances_val2017.json").write_text(json.dumps(content))
-    prepare(source, output)
-    assert read(output, "zero-shot/instances_val2017_all_2_oriorder.json")["categories"] == COCO_80
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
@@ -392,10 +292,6 @@ def test_a_full_set_with_other_counts_is_refused(source, output, monkeypatch, pa
     assert snapshot(output) == before
 
 
-def test_the_published_counts():
-    assert prepare_ovcoco.FULL_SET == {"train": (118_287, 107_761), "val": (5_000, 4_836)}
-
-
 def test_files_of_other_scripts_are_not_overwritten(source, output):
     (output / "coco/zero-shot").mkdir(parents=True)
     theirs = output / "coco/zero-shot/instances_val2017_all_2.json"
@@ -403,13 +299,11 @@ def test_files_of_other_scripts_are_not_overwritten(source, output):
     with pytest.raises(UserError, match="instances_val2017_all_2.json is there already, differs"):
         prepare(source, output)
     assert theirs.read_text() == '{"categories": [{"embedding": {}}]}'
-
-
-def test_other_annotations_in_the_output_are_not_overwritten(source, output):
-    (output / "coco/annotations").mkdir(parents=True)
+    theirs.unlink()
     same, other = (output / "coco/annotations" / f"instances_{part}2017.json" for part in ("train", "val"))
-    same.write_bytes((source / "annotations/instances_train2017.json").read_bytes())
-    other.write_text("{}")
+    for path, content in ((same, (source / "annotations" / same.name).read_text()), (other, "{}")):
+        path.unlink(missing_ok=True)
+        path.write_text(content)
     with pytest.raises(UserError, match="instances_val2017.json is there already and differs"):
         prepare(source, output)
     assert other.read_text() == "{}" and not same.is_symlink()
@@ -438,28 +332,8 @@ def test_a_read_only_source_is_not_prepared_in_place(source, tmp_path):
         source.chmod(0o755)
 
 
-# ---- the command ----
-
-
-def test_the_command(source, output):
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-W", "ignore", str(SCRIPT), *map(str, arguments)],
-            env=os.environ | {"DETECTRON2_DATASETS": str(output), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-
-    done = run("--source", source, "--tag-rule", "words")  # into the data root unless told otherwise
-    assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in JSONS)
-    assert (output / "coco/zero-shot").is_dir()
-
-
-def test_mistakes_end_the_command_in_one_line(source, output, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        prepare_ovcoco.main(["--source", str(source / "nowhere"), "--output", str(output)])
-    assert str(stopped.value).startswith(f"error: --source {source / 'nowhere'} lacks annotations/")
-    with pytest.raises(SystemExit) as stopped:
-        prepare_ovcoco.main(["--source", str(source), "--link", "--copy"])
-    assert stopped.value.code == 2 and "not allowed with" in capsys.readouterr().err
+def test_the_command(source, output, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(output))  # the default of --output
+    prepare_ovcoco.main(["--source", str(source), "--tag-rule", "words"])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in JSONS) and (output / "coco/zero-shot").is_dir()

@@ -3,7 +3,6 @@
 No figure of time is tested, only what was called and counted.
 """
 
-import functools
 import json
 import subprocess
 import sys
@@ -16,37 +15,37 @@ import pytest
 import torch
 
 import benchmark as tool
-from benchmarks import memory, mosaics, photos, steps, stopwatch, texts
-from benchmarks.settings import Settings
+from benchmarks import inputs, mosaics, sections, steps, stopwatch
+from benchmarks.inputs import Settings
 from benchmarks.stopwatch import Run, Spread, Stages
 from clim.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "benchmark.py"
 MINI = str(ROOT / "configs/mini/detic_clim.yaml")
 
 
 @pytest.fixture(scope="module")
 def records(make_photos):
     sizes = [(60, 80), (80, 60), (64, 64), (48, 96), (90, 70)]
-    return photos.records_of([Path(r["file_name"]) for r in make_photos(sizes, ext="jpg")])
+    return inputs.records_of([Path(r["file_name"]) for r in make_photos(sizes, ext="jpg")])
+
+
+def steps_settings(folder):
+    same = {"repeats": 2, "canvases": 3, "threads": 1, "device": "cpu", "config_file": MINI, "scale": 0.25}
+    return Settings(**same, folder=str(folder), overrides=())
 
 
 @pytest.fixture
 def settings(tmp_path):
-    return Settings(
-        repeats=2, canvases=3, threads=1, device="cpu", config_file=MINI, scale=0.25,
-        folder=str(tmp_path), overrides=(),
-    )  # fmt: skip
+    return steps_settings(tmp_path)
 
 
 @pytest.fixture
 def without_tower(monkeypatch, hash_tower):
     """No text tower is loaded: embeddings come from a hash of the text."""
     tower = hash_tower(384)
-    monkeypatch.setattr("clim.text.build.build_text_tower", lambda **_: tower)
-    for module in (steps, texts):
-        monkeypatch.setattr(module, "build_text_tower", lambda **_: tower)
+    for module in ("clim.text.build", "benchmarks.steps"):
+        monkeypatch.setattr(f"{module}.build_text_tower", lambda **_: tower)
     return tower
 
 
@@ -78,33 +77,16 @@ def test_a_moment_counts_for_the_innermost_stage():
             spend(8)
     spend(16)
     assert stages.take() == {"rest": 17, "outer": 10, "inner": 4}
-    assert stages.take() == {"rest": 0}
-
-
-def test_a_stage_ends_with_an_exception():
-    clock = Clock()
-    stages = Stages(clock)
     with pytest.raises(ZeroDivisionError), stages.stage("fails"):
-        clock.now += 1
-        _ = 1 / 0
-    clock.now += 2
-    assert stages.take() == {"fails": 1, "rest": 2}
-
-
-def test_measure_leaves_out_what_came_before():
-    clock = Clock()
-    stages = Stages(clock)
-    clock.now += 5
-
-    def work():
-        with stages.stage("work"):
-            clock.now += 3
+        spend(1 / 0)
+    spend(2)
+    assert stages.take() == {"fails": 0, "rest": 2}
 
     waits = []
-    run = stopwatch.measure(work, stages=stages, synchronise=lambda: waits.append(clock.now))
-    assert run.stages == {"work": 3, "rest": 0}
-    assert waits == [5, 8]  # the device is waited for on both sides
-    assert run.wall >= 0 and run.cpu >= 0
+    clock.now += 5
+    run = stopwatch.measure(lambda: inner(3), stages=stages, synchronise=lambda: waits.append(clock.now))
+    assert run.stages == {"inner": 3, "rest": 0}  # what came before is left out
+    assert waits == [clock.now - 3, clock.now]  # the device is waited for on both sides
 
 
 def test_arms_take_turns_and_warm_ups_are_dropped():
@@ -122,18 +104,13 @@ def test_arms_take_turns_and_warm_ups_are_dropped():
     assert {name: [r.wall for r in taken] for name, taken in runs.items()} == {"a": [3, 5], "b": [4, 6]}
 
 
-def test_spread_and_ratios_by_round():
+def test_spread_ratios_by_round_and_shares():
     assert Spread.of([3.0, 1.0, 2.0, 10.0]) == (2.5, 1.0, 10.0)
     # The machine is three times slower in the second round: the ratio does not notice.
     assert stopwatch.paired_ratio([2.0, 6.0], [1.0, 3.0]) == (2.0, 2.0, 2.0)
     assert str(Spread(0.12345, 1.0, 123456.0)) == "0.123 (1–123,456)"
-    with pytest.raises(ValueError):
-        stopwatch.paired_ratio([1.0], [1.0, 2.0])
-
-
-def test_shares_are_medians_over_runs():
     runs = [Run(0, 0, {"a": 1.0, "rest": 3.0}), Run(0, 0, {"rest": 2.0}), Run(0, 0, {"a": 2.0, "rest": 2.0})]
-    assert stopwatch.shares(runs) == {"a": 0.25, "rest": 0.75}
+    assert stopwatch.shares(runs, ("a", "rest")) == {"a %": 25, "rest %": 75}
 
 
 def test_a_fresh_process_does_not_inherit_the_peak():
@@ -173,6 +150,9 @@ def test_each_way_decodes_what_its_name_says(settings, records, monkeypatch):
         "released order, partners in memory": settings.canvases,
     }
     assert mosaics.mappers.read_image is real  # measuring leaves the mapper as it was
+    rows = mosaics.measure_mosaics(settings, records)
+    assert [r["grid"] for r in rows[::5]] == ["2 x 2", "3 x 3", "4 x 4", "2, 3, 4"]
+    assert all(row["ratio"] == (1, 1, 1) for row in rows[::5])
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
@@ -196,21 +176,6 @@ def test_released_order_lays_every_tile_in_its_cell(tmp_path, n):
     assert colours <= {10 * i + 5 for i in range(n * n)} and canvas[0, side // 2, side // 2] == 5
 
 
-def test_remembered_partners_change_no_canvas(records):
-    plain = mosaics.ReleasedOrder(records, n=3)
-    remembering = mosaics.ReleasedOrder(records, n=3, partners=functools.cache(plain.fitted))
-    for epoch in (0, 1):
-        assert torch.equal(plain(index=1, epoch=epoch), remembering(index=1, epoch=epoch))
-
-
-def test_measure_mosaics(settings, records):
-    rows = mosaics.measure_mosaics(settings, records)
-    assert [r["grid"] for r in rows[::5]] == ["2 x 2", "3 x 3", "4 x 4", "2, 3, 4"]
-    for row in rows:
-        assert row["decode %"] + row["resize %"] + row["rest %"] == pytest.approx(100, abs=5)  # medians
-    assert all(row["ratio"] == (1, 1, 1) for row in rows[::5])
-
-
 # ---- steps, memory, texts -------------------------------------------------------------------------
 
 
@@ -226,18 +191,6 @@ def test_step_config_scales_sides_and_takes_overrides(settings):
     assert cfg.MODEL.TEXT.DIM == 8
     loader = cfg.DATALOADER
     assert (loader.DETECTION_PER_GPU, loader.CAPTIONS_PER_GPU, loader.MOSAICS_PER_GPU) == (2, 20, 0)
-
-
-def test_an_untrained_network_has_its_full_number_of_regions(settings, records, without_tower):
-    """R50's random deltas would leave some 20 proposals, and the RoI head next to nothing to do."""
-    config_file = str(ROOT / "configs/Detic_CLIM_C4.yaml")
-    cfg = steps.step_config(replace(settings, scale=0.15, config_file=config_file), (1, 0, 0))
-    steps.register(records)
-    trainer = steps.new_trainer(cfg)
-    model = trainer.raw_model
-    images = model.preprocess_image(next(steps.build_train_loader(cfg, seed=0))["detection"])
-    (proposals,) = model.proposal_generator.propose(images, model.backbone(images.tensor))
-    assert len(proposals) >= cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 512
 
 
 def test_measure_steps_sees_every_part(settings, records, without_tower, monkeypatch):
@@ -273,19 +226,14 @@ def test_measure_steps_sees_every_part(settings, records, without_tower, monkeyp
     assert torch.Tensor.backward is backward and torch.nn.utils.clip_grad_norm_ is clip
 
 
-def test_peak_of_steps(settings, records, without_tower):
-    peak = memory.peak_of_steps(settings, records, (1, 1, 1))
-    assert peak["peak"] >= peak["before"] > 100 * 2**20  # torch alone needs that
-
-
 def test_measure_text(settings, records, without_tower):
-    rows = texts.measure_text(settings, records)
-    assert [(r["tower"], r["way"]) for r in rows] == [(t, w) for t in texts.TOWERS for w in ("live", "cached")]
+    rows = steps.measure_text(settings, records)
+    assert [(r["tower"], r["way"]) for r in rows] == [(t, w) for t in steps.TOWERS for w in ("live", "cached")]
     # One prefill of 25 captions for each tower's folder; then only the live arms ask.
-    live = [asked for asked in without_tower.asked if len(asked) == texts.CAPTIONS_A_STEP]
-    assert texts.CAPTIONS_A_STEP == 21
-    assert len(live) == len(texts.TOWERS) * (settings.repeats + 1) * settings.canvases
-    assert len(without_tower.asked) - len(live) == len(texts.TOWERS)
+    live = [asked for asked in without_tower.asked if len(asked) == steps.CAPTIONS_A_STEP]
+    assert steps.CAPTIONS_A_STEP == 21
+    assert len(live) == len(steps.TOWERS) * (settings.repeats + 1) * settings.canvases
+    assert len(without_tower.asked) - len(live) == len(steps.TOWERS)
 
 
 # ---- command line ---------------------------------------------------------------------------------
@@ -293,9 +241,10 @@ def test_measure_text(settings, records, without_tower):
 
 def test_command_line_prints_and_writes(records, tmp_path, monkeypatch, capsys, without_tower):
     peaks = iter(range(1, 100))
-    for module in (tool, memory):
+    for module in (sections, steps):
         monkeypatch.setattr(module, "fresh", lambda function, *args: function(*args))
-    monkeypatch.setattr(memory, "peak_of_steps", lambda *_: {"before": 2**20, "peak": next(peaks) * 2**20})
+    assert steps.peak_of_steps(steps_settings(tmp_path), records, (1, 1, 1))["peak"] > 100 * 2**20  # torch alone
+    monkeypatch.setattr(steps, "peak_of_steps", lambda *_: {"before": 2**20, "peak": next(peaks) * 2**20})
     folder = str(Path(records[0]["file_name"]).parent)
     tool.main(
         ["--only", "mosaics", "memory", "--images", folder, "--photos", "3", "--repeats", "3", "--canvases", "1"]
@@ -310,45 +259,30 @@ def test_command_line_prints_and_writes(records, tmp_path, monkeypatch, capsys, 
     assert stacked["peak MiB"] == {"median": 7, "low": 3, "high": 11}  # one process of each row in turn
     assert stacked["ratio"]["median"] == pytest.approx(7 / 5)
     assert "| stacked 2+20 | 7 (3–11)" in printed and "released order" in printed
+    for wrong in (["--repeats", "0"], ["--scale", "1.5"], ["--only", "speed"]):
+        with pytest.raises(SystemExit):
+            tool.parse_args(wrong)
+        assert wrong[1] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [(["--repeats", "0"], "--repeats 0"), (["--scale", "1.5"], "--scale 1.5"), (["--only", "speed"], "speed")],
-)
-def test_wrong_arguments(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        tool.parse_args(arguments)
-    assert message in capsys.readouterr().err
-
-
-def test_images_that_cannot_serve(tmp_path):
+def test_photos(tmp_path):
     with pytest.raises(UserError, match="no .jpg or .png"):
-        photos.find_photos(str(tmp_path), count=3)
-    (tmp_path / "a.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match="a.jpg: not an image"):
-        photos.records_of(photos.find_photos(str(tmp_path), count=3))
-
-
-def test_photos_are_spread_over_the_folder(tmp_path):
-    for i in range(10):
-        (tmp_path / f"{i}.jpg").touch()
-    assert [p.stem for p in photos.find_photos(str(tmp_path), count=4)] == ["0", "3", "6", "9"]
-    assert len(photos.find_photos(str(tmp_path), count=64)) == 10
-
-
-def test_synthetic_photos_are_like_cocos(tmp_path):
-    paths = photos.synthetic_photos(tmp_path, count=2)
-    sizes = [path.stat().st_size for path in paths]
-    assert all(130_000 < size < 200_000 for size in sizes)  # COCO: 162 kB on average
-    first, second = (cv2.imread(str(path)) for path in paths)
+        inputs.find_photos(str(tmp_path), count=3)
+    first, second = inputs.synthetic_photos(tmp_path, count=2)
+    assert all(130_000 < path.stat().st_size < 200_000 for path in (first, second))  # COCO: 162 kB on average
+    first, second = (cv2.imread(str(path)) for path in (first, second))
     assert first.shape == (480, 640, 3) and not np.array_equal(first, second)
+    for i in range(10):
+        (tmp_path / f"{i:06d}.jpg").write_bytes(b"no image")
+    assert [p.stem[-1] for p in inputs.find_photos(str(tmp_path), count=4)] == ["0", "3", "6", "9"]
+    with pytest.raises(UserError, match="000000.jpg"):
+        inputs.records_of(inputs.find_photos(str(tmp_path), count=3))
 
 
 @pytest.mark.slow
 def test_in_real_processes(tmp_path):
     """The spawned processes find the tool's functions, and a mistake there ends in one line."""
-    command = [sys.executable, str(TOOL), "--photos", "2", "--repeats", "1", "--canvases", "1"]
+    command = [sys.executable, "tools/benchmark.py", "--photos", "2", "--repeats", "1", "--canvases", "1"]
     done = subprocess.run([*command, "--only", "mosaics"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "| 4 x 4   | CLIM, tiles in memory" in done.stdout

@@ -1,6 +1,5 @@
 """tools/demo.py: what it hands to the trainings, and (slow) the whole of it at a tiny size."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -9,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from clim.errors import UserError
+import demo
 
 ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("demo_tool", ROOT / "tools" / "demo.py")
-demo = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(demo)
 FIGURES = {"AP50_novel": 1.25, "AP50_base": 2.0, "AP50_all": None}
 
 
@@ -69,15 +65,6 @@ def test_total_counts_what_runs_side_by_side_once(monkeypatch):
         assert demo.total_seconds(seconds) == total
 
 
-def test_results_file_has_the_promised_format(tmp_path):
-    args = demo.parse(["--output", str(tmp_path), "--seed", "2"])
-    demo.write_results(args, {"base": FIGURES | {"per_class": [], "seconds": 3.0}}, {"data": 1.0})
-    assert json.loads((tmp_path / "results.json").read_text()) == {
-        "runs": [{"name": "base", "seed": 2, "AP50_novel": 1.25, "AP50_base": 2.0, "AP50_all": None}],
-        "seconds": {"data": 1.0},
-    }
-
-
 def test_fresh_removes_only_what_the_demo_makes(tmp_path):
     for name in ("base/model_final.pth", "examples/1.jpg", "results.json", "mine.txt", "notes/mine.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -85,25 +72,6 @@ def test_fresh_removes_only_what_the_demo_makes(tmp_path):
     demo.forget(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "notes"]
     demo.forget(tmp_path / "nowhere")
-
-
-def test_predict_command_names_the_weights_where_they_are_not_the_default(tmp_path):
-    assert "--weights" not in demo.predict_command(demo.parse([]))
-    assert f"--weights {tmp_path}/detic_clim/model_final.pth" in demo.predict_command(
-        demo.parse(["--output", str(tmp_path)])
-    )
-
-
-def test_a_failing_step_is_one_error(tmp_path, monkeypatch, capsys):
-    def failing(*args, **kwargs):
-        raise UserError("the base stage stopped")
-
-    monkeypatch.setattr(demo, "prepare_data", lambda args, board: 1.0)
-    monkeypatch.setattr(demo, "run_training", failing)
-    with pytest.raises(SystemExit) as stopped:
-        demo.run_cleanly(demo.main, ["--output", str(tmp_path)])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err == "error: the base stage stopped\n"
 
 
 @pytest.mark.slow

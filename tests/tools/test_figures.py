@@ -1,6 +1,5 @@
 """tools/figures.py: figures of tiny random models, their layout, and the sentences for mistakes."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +8,14 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
+import figures
 from clim.data.images import resize
 from clim.detector import Responder
 from clim.engine import load_config
 from clim.errors import UserError
 from reports.maps import RED
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "figures.py"
-spec = importlib.util.spec_from_file_location("figures_tool", TOOL)
-figures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(figures)
-CONFIG = str(TOOL.parents[1] / "configs" / "mini" / "detic_clim.yaml")
+CONFIG = str(Path(__file__).parents[2] / "configs" / "mini" / "detic_clim.yaml")
 
 
 @pytest.fixture
@@ -120,30 +116,24 @@ def test_maps_follow_the_image_and_texts_of_one_meaning_agree(options, tiny_over
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "command, arguments, told",
     [
-        (["responses", "--input", "gone.jpg", "--query", "dog"], "gone.jpg: missing"),
-        (["responses", "--input", "no_folder/*.png", "--query", "dog"], "no image there"),
-        (["responses", "--input", __file__, "--query", "dog"], "not an image"),
-        (["responses", "--input", __file__], "--query holds no text"),
-        (["responses", "--input", __file__, "--query", " "], "--query holds no text"),
-        (["responses", "--input", __file__, "--query", "dog", "--tile", "1"], "give --mosaic too"),
-        (["responses", "--input", __file__, "--query", "dog", "--mosaic", "2"], "takes 4 images, but .* names 1"),
-        (
-            ["responses", "--input", __file__, "--query", "a", "b", "--mosaic", "1", "--tile", "1"],
-            "each of the 2 texts",
-        ),
-        (["responses", "--input", __file__, "--query", "a", "--mosaic", "1", "--tile", "2"], "from 1 to 1"),
-        (["responses", "--input", __file__, "--query", "dog", "--output", "figure"], "name a .png or a .jpg"),
-        (["classes", "--input", __file__, "--names", "pascal"], "did you mean pascal_context"),
-        (["classes", "--input", __file__, "--names", " , "], "holds no name"),
-        (["classes", "--input", __file__, "--names", "gone.txt"], "gone.txt cannot be read"),
+        ("responses", ["--input", "gone.jpg", "--query", "dog"], "gone.jpg: missing"),
+        ("responses", ["--input", "no_folder/*.png", "--query", "dog"], "no image there"),
+        ("responses", ["--query", " "], "--query holds no text"),
+        ("responses", ["--query", "dog", "--tile", "1"], "give --mosaic N"),
+        ("responses", ["--query", "dog", "--mosaic", "2"], "takes 4 images, but .* names 1"),
+        ("responses", ["--query", "a", "b", "--mosaic", "1", "--tile", "1"], "each of the 2 texts"),
+        ("responses", ["--query", "a", "--mosaic", "1", "--tile", "2"], "from 1 to N x N"),
+        ("responses", ["--query", "dog", "--output", "figure"], "name a .png or a .jpg"),
+        ("classes", ["--names", "pascal"], "is none of .*pascal_context"),
+        ("classes", ["--names", "gone.txt"], "gone.txt cannot be read"),
     ],
 )
-def test_mistakes_are_errors_of_one_sentence(arguments, told, monkeypatch, tmp_path):
+def test_mistakes_are_errors_of_one_sentence(command, arguments, told, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=told):
-        figures.main(arguments)
+        figures.main([command, "--input", __file__, *arguments])
 
 
 def test_models_that_do_not_match_are_errors(images, monkeypatch, tmp_path):
@@ -155,12 +145,6 @@ def test_models_that_do_not_match_are_errors(images, monkeypatch, tmp_path):
         figures.main([*query, "--config-file", "a", "b", "--weights", "c", "d", "e"])
     with pytest.raises(UserError, match="holds 1 different names for 2 models"):
         figures.main([*query, "--config-file", CONFIG, "--weights", "", "", "--titles", "CLIM"])
-
-
-def test_numbers_below_1_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        figures.main(["responses", "--input", "x", "--query", "dog", "--mosaic", "0"])
-    assert "'0' is not a whole number above 0" in capsys.readouterr().err
 
 
 def test_titles_come_from_what_differs():

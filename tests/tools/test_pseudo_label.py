@@ -23,8 +23,8 @@ from clim.data.region_classification import crop_letterboxed
 from clim.errors import UserError
 from clim.files import write_json
 from clim.modeling.backbones.encoder import ImageEncoder
-from pseudo_labels.folder import LabelFolder, Labels, coco_format, label_images
-from pseudo_labels.labeller import Proposer, PseudoLabeller, load_image_encoder
+from pseudo_labels.folder import LabelFolder, coco_format, label_images
+from pseudo_labels.labeller import Proposer, PseudoLabeller
 
 SIZES = [(40, 60), (60, 40), (48, 48), (30, 64), (64, 36), (50, 50), (33, 44)]
 NOUNS = ["cat", "dog", "bus", "tree", "sky"]
@@ -171,16 +171,6 @@ def test_shards_in_any_number_give_the_same_json(records, tmp_path):
     assert finish(tmp_path / "mixed", records, labeller()) == expected  # the other half, alone
 
 
-def test_workers_change_nothing(records, tmp_path):
-    def lines(workers):
-        taken = []
-        assert list(label_images(records, labeller(), taken.append, workers=workers)) == taken
-        return taken
-
-    assert lines(0) == lines(1)
-    assert lines(0)[3] == {"image_id": 103, "skipped": "missing"}
-
-
 def hold(folder, held, ended):
     """Another process at shard 0/2, whose own child outlives it (a decoding worker of a killed run)."""
     with LabelFolder(folder, {}).appending(0, 2):
@@ -224,33 +214,6 @@ def test_other_settings_and_damage_are_told(tmp_path):
         LabelFolder(tmp_path, {"boxes": 20, "opts": ["a", "b"]}).finished()
 
 
-def registered(name, content, records, tmp_path):
-    write_json(tmp_path / "labels.json", content)
-    register_own_set(name, "pseudo_labels", str(tmp_path / "labels.json"), str(Path(records[0]["file_name"]).parent))
-    return DatasetCatalog.get(name)
-
-
-@pytest.fixture
-def name():
-    yield "test_pseudo_labels"
-    DatasetCatalog.remove("test_pseudo_labels")
-    MetadataCatalog.remove("test_pseudo_labels")
-
-
-def test_the_set_reads_what_was_written(records, tmp_path, name):
-    content = finish(tmp_path / "parts", records, labeller())
-    loaded = registered(name, content, records, tmp_path)
-    assert [r["image_id"] for r in loaded] == [100, 104, 105]
-    assert MetadataCatalog.get(name).thing_classes == NOUNS
-    for record in loaded:
-        source = next(r for r in records if r["image_id"] == record["image_id"])
-        assert record["file_name"] == source["file_name"] and "annotations" not in record
-        image = read_image(source["file_name"], fmt="RGB").image
-        assert record["boxes"].dtype == np.float32 and record["nouns"].dtype == np.int64
-        np.testing.assert_allclose(record["boxes"], propose(image).numpy(), atol=0.01)
-        np.testing.assert_array_equal(record["nouns"], labeller()(image).nouns)
-
-
 def test_proposals(tiny_cfg):
     """Random weights: boxes of the image's own pixels, large enough, apart from each other, at most as many."""
     cfg = tiny_cfg(config="mini/base_stage.yaml")
@@ -267,17 +230,36 @@ def test_proposals(tiny_cfg):
     assert proposer(image).shape == (0, 4)
 
 
+@pytest.fixture
+def name():
+    yield "test_pseudo_labels"
+    DatasetCatalog.remove("test_pseudo_labels")
+    MetadataCatalog.remove("test_pseudo_labels")
+
+
+def test_the_set_reads_what_was_written(records, tmp_path, name, capsys):
+    """Lines round what the json holds, workers change nothing, and unreadable images are printed."""
+    content = finish(tmp_path / "parts", records, labeller())
+    lines = LabelFolder(tmp_path / "parts", {"a": 1}).finished()
+    assert list(label_images(records, labeller(), lambda _: None, workers=1)) == list(lines.values())
+    assert lines[103] == {"image_id": 103, "skipped": "missing"}
+    pseudo_label.report(tmp_path / "x.json", content, pseudo_label.skipped_of(records, lines), total=len(records))
+    assert "1 of 7 images could not be read" in capsys.readouterr().out
+    write_json(tmp_path / "labels.json", content)
+    register_own_set(name, "pseudo_labels", str(tmp_path / "labels.json"), str(Path(records[0]["file_name"]).parent))
+    loaded = DatasetCatalog.get(name)
+    assert [r["image_id"] for r in loaded] == [100, 104, 105]
+    assert MetadataCatalog.get(name).thing_classes == NOUNS
+    for record in loaded:
+        source = next(r for r in records if r["image_id"] == record["image_id"])
+        assert record["file_name"] == source["file_name"] and "annotations" not in record
+        image = read_image(source["file_name"], fmt="RGB").image
+        assert record["boxes"].dtype == np.float32 and record["nouns"].dtype == np.int64
+        np.testing.assert_allclose(record["boxes"], propose(image).numpy(), atol=0.01)
+        np.testing.assert_array_equal(record["nouns"], labeller()(image).nouns)
+
+
 MINI_ENCODER = ["MODEL.IMAGE_ENCODER.NAME", "EfficientNetLite0", "MODEL.IMAGE_ENCODER.PRETRAINED", ""]
-
-
-def test_the_encoders_part_of_a_checkpoint(tiny_cfg, tmp_path):
-    first = load_image_encoder(tiny_cfg(*MINI_ENCODER))
-    weights = {f"image_encoder.{key}": value + 1 for key, value in first.state_dict().items()}
-    torch.save({"model": weights | {"method.scale": torch.ones(1)}}, tmp_path / "model.pth")
-    loaded = load_image_encoder(tiny_cfg(*MINI_ENCODER, "MODEL.WEIGHTS", str(tmp_path / "model.pth")))
-    for key, value in loaded.state_dict().items():
-        torch.testing.assert_close(value, weights[f"image_encoder.{key}"])
-    assert not loaded.training
 
 
 def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
@@ -309,7 +291,7 @@ def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
     assert len(content["images"]) == 16 and len(content["categories"]) == len(categories)
     assert {a["category_id"] for a in content["annotations"]} <= {c["id"] for c in categories}
     output.unlink()
-    monkeypatch.setattr(pseudo_label, "load_image_encoder", None)  # nothing is computed again
+    monkeypatch.setattr(pseudo_label, "build_labeller", None)  # nothing is computed again
     pseudo_label.main(command)
     assert json.loads(output.read_text()) == content
 
@@ -323,28 +305,3 @@ def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
         pseudo_label.main([*command, "--shard", "2/2"])
     with pytest.raises(UserError, match="no_such_set is not registered"):
         pseudo_label.main([*command, "--dataset", "no_such_set"])
-
-
-def test_unreadable_images_are_told(records, tmp_path, capsys):
-    lines = {r["image_id"]: {"image_id": r["image_id"], "skipped": "missing"} for r in records}
-    faults = pseudo_label.skipped_of(records, lines)
-    assert faults[0] == f"{records[0]['file_name']}: missing" and len(faults) == len(records)
-    content = coco_format(records, lines, nouns=NOUNS, image_root="/")
-    with pytest.raises(UserError, match="None of the 7 images has a labelled box"):
-        pseudo_label.report(tmp_path / "x.json", content, faults, total=len(records))
-    assert "7 of 7 images could not be read" in capsys.readouterr().out
-
-
-def test_labels_are_plain_after_a_line(records):
-    """What a line rounds is what the json holds, so that going on changes nothing."""
-    label = lambda image: Labels(np.array([[0.123456, 1, 5.999, 9]]), np.array([2]), np.array([0.98765432]))  # noqa: E731
-    lines = []
-    list(label_images(records[:1], label, lines.append))
-    assert json.loads(json.dumps(lines)) == lines
-    assert lines[0] == {
-        "image_id": 100,
-        "size": [40, 60],
-        "boxes": [[0.12, 1.0, 6.0, 9.0]],
-        "nouns": [2],
-        "scores": [0.9877],
-    }

@@ -16,7 +16,7 @@ MISTAKES = {
         ["classes", "--dataset", "cocoa", "--output", "x.npy"],
         "--dataset cocoa is neither a known list of classes",
     ),
-    "convert_checkpoint": (["x.pth", "--output", "no_folder/y.pth"], "--output no_folder/y.pth"),
+    "convert_checkpoint": (["x.pth", "--output", "y.pth"], "x.pth is not a file"),
     "make_mini": (["--train", "-1"], "the mini benchmark takes a seed and sizes of at least 0"),
     "parse_nouns": (["--captions", "no_such_set", "--output", "x.json"], "--captions"),
 }

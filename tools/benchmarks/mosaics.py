@@ -11,7 +11,7 @@ from clim.data import mappers
 from clim.data.images import read_image, resize
 from clim.data.mosaic import fit_cell, grid_cells, inward_anchors, place
 
-from .settings import Settings
+from .inputs import Settings
 from .stopwatch import REST, Run, Spread, Stages, interleaved, measure, paired_ratio, shares
 
 GRIDS = (2, 3, 4)
@@ -105,17 +105,14 @@ def joined(runs: Sequence[Run]) -> Run:
 def mosaic_rows(grid: str, arms: dict[str, list[Run]], *, canvases: int) -> list[dict]:
     rates = {name: [canvases / run.cpu for run in runs] for name, runs in arms.items()}
     reference = next(iter(rates.values()))
-    rows = []
-    for name, runs in arms.items():
-        part = shares(runs)
-        rows.append(
-            {
-                "grid": grid,
-                "way": name,
-                "mosaics / s and core": Spread.of(rates[name]),
-                "ratio": paired_ratio(rates[name], reference),
-                "wall ms": Spread.of([1000 * run.wall / canvases for run in runs]),
-                **{f"{stage} %": 100 * part.get(stage, 0.0) for stage in ("decode", "resize", REST)},
-            }
-        )
-    return rows
+    return [
+        {
+            "grid": grid,
+            "way": name,
+            "mosaics / s and core": Spread.of(rates[name]),
+            "ratio": paired_ratio(rates[name], reference),
+            "wall ms": Spread.of([1000 * run.wall / canvases for run in runs]),
+            **shares(runs, ("decode", "resize", REST)),
+        }
+        for name, runs in arms.items()
+    ]

@@ -1,27 +1,44 @@
-"""The joint training step (detection + captions + mosaics) against the baseline's and stacked ones."""
+"""Joint training steps against the baseline's and stacked ones, their peak memory, and captions per second."""
 
 import os
 import time
 from collections.abc import Sequence
+from operator import attrgetter
 from unittest import mock
 
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
+from tqdm import tqdm
 
 from clim.data.loader import build_train_loader
 from clim.engine import Trainer, load_config
 from clim.text import CaptionCache, build_text_tower
 
-from .settings import Settings
-from .stopwatch import REST, Run, Spread, Stages, interleaved, measure, paired_ratio, shares
+from .inputs import Settings
+from .mosaics import GRIDS
+from .stopwatch import (
+    REST,
+    Run,
+    Spread,
+    Stages,
+    fresh,
+    interleaved,
+    measure,
+    paired_ratio,
+    peak_resident_bytes,
+    shares,
+)  # fmt: skip
 
 SMALLEST_SIDE = 32  # px, of scaled inputs
+SIDES = ("INPUT.MAX_SIZE_TRAIN", "INPUT.CAPTION.SHORT_SIDE", "INPUT.CAPTION.LONG_SIDE", "INPUT.MOSAIC.SIZE")
+EMPTY = ("MODEL.WEIGHTS", "MODEL.VOCABULARY.EMBEDDINGS", "MODEL.OPEN_VOCAB.BASE_CLASSES", "MODEL.TEXT.PRETRAINED")
 # Table 1a and its stacked rows: (detection, captions, mosaics) a GPU and step. The first is the reference.
 STEPS = {"baseline 2+4": (2, 4, 0), "CLIM 2+2+2": (2, 2, 2), "stacked 2+20": (2, 20, 0), "stacked 2+32": (2, 32, 0)}
-PARTS = (
-    "data", "backbone", "proposals", "pooling + head", "texts", "losses", "backward", "optimiser", REST
-)  # fmt: skip
+PARTS = ("data", "backbone", "proposals", "pooling + head", "texts", "losses", "backward", "optimiser", REST)
+MEMORY_STEPS = 2  # the optimiser's momenta are there from the second on
+TOWERS = {"MiniLM": "minilm", "ViT-B/32 (random weights)": "ViT-B-32-quickgelu"}
+CAPTIONS_A_STEP = 2 + 2 * sum(n * n for n in GRIDS) // len(GRIDS)  # 2 single pairs and 2 mosaics
 
 
 def register(records: Sequence[dict]) -> None:
@@ -38,42 +55,31 @@ def step_config(settings: Settings, batch: tuple[int, int, int]):
     """
     cfg = load_config(settings.config_file, ["MODEL.DEVICE", settings.device])
     s = settings.scale
-    anchors = [[size * s for size in sizes] for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES]
 
     def side(px):
         return max(SMALLEST_SIDE, round(px * s))
 
-    return load_config(
-        settings.config_file,
-        [
-            "MODEL.DEVICE", settings.device,
-            "MODEL.WEIGHTS", "",
-            "MODEL.VOCABULARY.EMBEDDINGS", "",
-            "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
-            "MODEL.TEXT.NAME", "minilm",
-            "MODEL.TEXT.PRETRAINED", "",
-            "MODEL.TEXT.DIM", 384,
-            "MODEL.TEXT.CACHE", os.path.join(settings.folder, "captions"),
-            "MODEL.ANCHOR_GENERATOR.SIZES", anchors,
-            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION",
-            max(2, round(cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION * s)),
-            "INPUT.MIN_SIZE_TRAIN", tuple(side(px) for px in cfg.INPUT.MIN_SIZE_TRAIN),
-            "INPUT.MAX_SIZE_TRAIN", side(cfg.INPUT.MAX_SIZE_TRAIN),
-            "INPUT.CAPTION.SHORT_SIDE", side(cfg.INPUT.CAPTION.SHORT_SIDE),
-            "INPUT.CAPTION.LONG_SIDE", side(cfg.INPUT.CAPTION.LONG_SIDE),
-            "INPUT.MOSAIC.SIZE", side(cfg.INPUT.MOSAIC.SIZE),
-            "DATASETS.TRAIN", ("benchmark",),
-            "DATASETS.CAPTIONS", ("benchmark",),
-            "DATALOADER.DETECTION_PER_GPU", batch[0],
-            "DATALOADER.CAPTIONS_PER_GPU", batch[1],
-            "DATALOADER.MOSAICS_PER_GPU", batch[2],
-            "DATALOADER.ALTERNATE", (),
-            "DATALOADER.NUM_WORKERS", 0,
-            "SOLVER.BASE_LR", 0.0,  # every step has the same weights
-            "OUTPUT_DIR", settings.folder,
-            *settings.overrides,
-        ],
-    )  # fmt: skip
+    values = {key: side(attrgetter(key)(cfg)) for key in SIDES} | dict.fromkeys(EMPTY, "")
+    values |= {
+        "MODEL.DEVICE": settings.device,
+        "MODEL.TEXT.NAME": "minilm",
+        "MODEL.TEXT.DIM": 384,
+        "MODEL.TEXT.CACHE": os.path.join(settings.folder, "captions"),
+        "MODEL.ANCHOR_GENERATOR.SIZES": [[size * s for size in sizes] for sizes in cfg.MODEL.ANCHOR_GENERATOR.SIZES],
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": max(2, round(cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION * s)),
+        "INPUT.MIN_SIZE_TRAIN": tuple(map(side, cfg.INPUT.MIN_SIZE_TRAIN)),
+        "DATASETS.TRAIN": ("benchmark",),
+        "DATASETS.CAPTIONS": ("benchmark",),
+        "DATALOADER.DETECTION_PER_GPU": batch[0],
+        "DATALOADER.CAPTIONS_PER_GPU": batch[1],
+        "DATALOADER.MOSAICS_PER_GPU": batch[2],
+        "DATALOADER.ALTERNATE": (),
+        "DATALOADER.NUM_WORKERS": 0,
+        "SOLVER.BASE_LR": 0.0,  # every step has the same weights
+        "OUTPUT_DIR": settings.folder,
+    }
+    overrides = [word for pair in values.items() for word in pair]
+    return load_config(settings.config_file, [*overrides, *settings.overrides])
 
 
 def prefill_captions(settings: Settings, records: Sequence[dict]) -> None:
@@ -98,22 +104,19 @@ def watch(trainer: Trainer, stages: Stages) -> None:
     """Count the calls of the model's and the trainer's own parts for their stages."""
     model = trainer.raw_model
     heads, rpn = model.roi_heads, model.proposal_generator
-    for owner, name, stage in (
-        (model.backbone, "forward", "backbone"),
-        (rpn, "forward", "proposals"),
-        (rpn, "propose", "proposals"),
-        (rpn, "losses", "losses"),
-        (model.method, "select", "proposals"),
-        (model.method, "losses", "losses"),
-        (model.text_encoder, "encode", "texts"),
-        (heads, "forward", "pooling + head"),
-        (heads, "_shared_roi_transform", "pooling + head"),
-        (heads.box_predictor, "losses", "losses"),
-        (heads.box_predictor.cls_score, "project", "pooling + head"),
-        (trainer.optimizer, "zero_grad", "optimiser"),
-        (trainer.optimizer, "step", "optimiser"),
-    ):
-        setattr(owner, name, stages.timed(stage, getattr(owner, name)))
+    calls = {
+        "backbone": [(model.backbone, "forward")],
+        "proposals": [(rpn, "forward"), (rpn, "propose"), (model.method, "select")],
+        "pooling + head": [
+            (heads, "forward"), (heads, "_shared_roi_transform"), (heads.box_predictor.cls_score, "project")
+        ],
+        "texts": [(model.text_encoder, "encode")],
+        "losses": [(rpn, "losses"), (model.method, "losses"), (heads.box_predictor, "losses")],
+        "optimiser": [(trainer.optimizer, "zero_grad"), (trainer.optimizer, "step")],
+    }  # fmt: skip
+    for stage, owned in calls.items():
+        for owner, name in owned:
+            setattr(owner, name, stages.timed(stage, getattr(owner, name)))
 
 
 def measure_steps(settings: Settings, records: Sequence[dict]) -> list[dict]:
@@ -151,16 +154,93 @@ def measure_steps(settings: Settings, records: Sequence[dict]) -> list[dict]:
 def step_rows(arms: dict[str, list[Run]], *, key: str) -> list[dict]:
     seconds = {name: [getattr(run, key) for run in runs] for name, runs in arms.items()}
     reference = next(iter(seconds.values()))
+    return [
+        {
+            "step": name,
+            f"{key} s": Spread.of(seconds[name]),
+            "ratio": paired_ratio(seconds[name], reference),
+            "wall s": Spread.of([run.wall for run in runs]),
+            **shares(runs, PARTS),
+        }
+        for name, runs in arms.items()
+    ]
+
+
+# ---- Memory
+
+
+def peak_of_steps(settings: Settings, records: Sequence[dict], batch: tuple[int, int, int]) -> dict[str, int]:
+    """Bytes before the first step (libraries and model) and at the worst moment of some steps."""
+    settings.start()
+    peak = torch.cuda.max_memory_allocated if settings.on_gpu else peak_resident_bytes
+    register(records)
+    cfg = step_config(settings, batch)
+    trainer = new_trainer(cfg)
+    trainer.loader = build_train_loader(cfg, seed=0)
+    before = peak()
+    with EventStorage() as trainer.storage:
+        for _ in range(MEMORY_STEPS):
+            trainer.run_step()
+    return {"before": before, "peak": peak()}
+
+
+def measure_memory(settings: Settings, records: Sequence[dict]) -> list[dict]:
+    """Every figure from a process of its own."""
+    measured: dict[str, list[dict[str, int]]] = {name: [] for name in STEPS}
+    with tqdm(total=settings.repeats * len(STEPS), desc="memory", unit="process") as bar:
+        for _ in range(settings.repeats):
+            for name, batch in STEPS.items():
+                measured[name].append(fresh(peak_of_steps, settings, records, batch))
+                bar.update()
+    reference = [m["peak"] for m in measured["baseline 2+4"]]
+    return [
+        {
+            "step": name,
+            "peak MiB": Spread.of([m["peak"] / 2**20 for m in values]),
+            "ratio": paired_ratio([m["peak"] for m in values], reference),
+            "before the first step MiB": Spread.of([m["before"] / 2**20 for m in values]),
+        }
+        for name, values in measured.items()
+    ]
+
+
+# ---- Texts
+
+
+def measure_text(settings: Settings, records: Sequence[dict]) -> list[dict]:
+    """The captions of joint steps, read by the tower or from the warm cache on disk."""
+    synchronise = settings.start()
+    captions = [c for r in records for c in r["captions"]]
+    batches = [
+        [captions[(i * CAPTIONS_A_STEP + j) % len(captions)] for j in range(CAPTIONS_A_STEP)]
+        for i in range(settings.canvases)
+    ]
     rows = []
-    for name, runs in arms.items():
-        part = shares(runs)
-        rows.append(
+    for title, name in TOWERS.items():
+        tower = build_text_tower(name=name, pretrained="", device=settings.device)
+        cache = CaptionCache(tower, os.path.join(settings.folder, "cached", name))
+        cache.prefill(captions)
+
+        def arm(encoder):
+            def run():
+                for batch in batches:
+                    encoder.encode(batch).to(settings.device)
+
+            return lambda: measure(run, synchronise=synchronise)
+
+        arms = {"live": arm(tower), "cached": arm(cache)}
+        runs = interleaved(arms, repeats=settings.repeats, title=title)
+        steps = len(batches)
+        rates = {way: [CAPTIONS_A_STEP * steps / getattr(r, settings.seconds) for r in runs[way]] for way in arms}
+        rows += [
             {
-                "step": name,
-                f"{key} s": Spread.of(seconds[name]),
-                "ratio": paired_ratio(seconds[name], reference),
-                "wall s": Spread.of([run.wall for run in runs]),
-                **{f"{stage} %": 100 * part.get(stage, 0.0) for stage in PARTS},
+                "tower": title,
+                "way": way,
+                "captions / s": Spread.of(rates[way]),
+                "ratio": paired_ratio(rates[way], rates["live"]),
+                "wall ms a joint step": Spread.of([1000 * r.wall / steps for r in runs[way]]),
+                "CPU ms a joint step": Spread.of([1000 * r.cpu / steps for r in runs[way]]),
             }
-        )
+            for way in arms
+        ]
     return rows

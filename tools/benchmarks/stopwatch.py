@@ -1,10 +1,8 @@
-"""Timing without surprises: stages that never overlap, rounds in turn (ABAB), medians, peak memory.
-
-Nothing here knows what is measured.
-"""
+"""Stages that never overlap, rounds in turn (ABAB), medians, peak memory; independent of what is measured."""
 
 import os
 import platform
+import re
 import resource
 import statistics
 import sys
@@ -128,12 +126,11 @@ def paired_ratio(values: Sequence[float], reference: Sequence[float]) -> Spread:
     return Spread.of([value / other for value, other in zip(values, reference, strict=True)])
 
 
-def shares(runs: Sequence[Run]) -> dict[str, float]:
-    """{stage: part of all seconds, 0…1}, median over runs."""
-    names = sorted({name for run in runs for name in run.stages})
+def shares(runs: Sequence[Run], stages: Sequence[str]) -> dict[str, float]:
+    """{"stage %": percent of all seconds, median over runs}."""
     return {
-        name: statistics.median([run.stages.get(name, 0.0) / sum(run.stages.values()) for run in runs])
-        for name in names
+        f"{stage} %": statistics.median([100 * run.stages.get(stage, 0.0) / sum(run.stages.values()) for run in runs])
+        for stage in stages
     }
 
 
@@ -146,29 +143,19 @@ def fresh(function: Callable, *args):
 def peak_resident_bytes() -> int:
     """Largest resident memory that this process has had."""
     status = Path("/proc/self/status")
-    if status.is_file():
-        # Not ru_maxrss where this is to be had: on Linux that one keeps the parent's peak over fork and exec.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if status.is_file():  # on Linux, ru_maxrss keeps the parent's peak over fork and exec
+        return int(re.search(r"^VmHWM:\s*(\d+)", status.read_text(), re.MULTILINE)[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def machine(modules: Sequence[ModuleType]) -> dict[str, str]:
     """What a reader needs beside the numbers: processor, cores, load, versions of ``modules``."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.*)", info.read_text() if info.is_file() else "", re.MULTILINE)
     return {
-        "processor": _processor(),
+        "processor": names[0] if names else platform.processor() or platform.machine(),
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
         "load": f"{os.getloadavg()[0]:.1f} (mean of the last minute)",
         "Python": platform.python_version(),
     } | {module.__name__: module.__version__ for module in modules}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

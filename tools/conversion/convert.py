@@ -1,15 +1,19 @@
-"""Kinds of official files: how rules rename a file's tensors, and what is left out, unknown or missing."""
+"""Official projects' files under our names: read without running what they hold, recognised, renamed by rules."""
 
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from clim.checkpoints.reading import numpy_globals, readable, weights_of
 from clim.errors import UserError
 
 State = Mapping[str, Tensor]
@@ -54,7 +58,7 @@ class Kind:
     """A kind of official file.
 
     Args:
-        name: what the command line calls it.
+        name: of --kind.
         what: one phrase for people.
         arguments: of train_net.py, with the result as MODEL.WEIGHTS.
         fits: whether a file is of this kind, from its tensors.
@@ -86,6 +90,37 @@ class Converted:
     missing: list[str]
 
 
+class Inert:
+    """Replaces any class or function that a file names: takes all arguments, does nothing."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def read_official(path: str) -> dict[str, Tensor]:
+    """Names and tensors of a file that ``torch.save`` wrote: below "model" (maskrcnn-benchmark), "state_dict"
+    (MMDetection), or at its top.
+
+    MMDetection's files also hold logs and settings as objects of its own classes. The reader puts an inert object in
+    the place of each, so MMDetection need not be installed, and none of its code runs.
+
+    Raises UserError where the file is missing, damaged, holds no weights, or asks for the operating system.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not a file: name the published one.")
+    with readable(path):
+        with torch.serialization.safe_globals(numpy_globals()):
+            # The old format, from before PyTorch 1.6, cannot be searched; it is read if it holds tensors alone.
+            modern = zipfile.is_zipfile(path)
+            strangers = torch.serialization.get_unsafe_globals_in_checkpoint(path) if modern else []
+            with torch.serialization.safe_globals([(Inert, name) for name in strangers]):
+                data = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: torch.as_tensor(value) for name, value in weights_of(data, path).items()}
+
+
 def find_kind(state: State, kinds: Iterable[Kind]) -> Kind:
     """The kind of a file, from its tensors. UserError where none fits."""
     kinds, state = list(kinds), without_wrapper(state)
@@ -96,6 +131,17 @@ def find_kind(state: State, kinds: Iterable[Kind]) -> Kind:
         f"The file is of no kind that can be converted ({', '.join(kind.name for kind in kinds)}): it holds "
         f"{listed(state)}.{_needs_none(state)}"
     )
+
+
+def chosen_kind(state: State, kinds: Mapping[str, Kind], name: str | None) -> Kind:
+    """The kind called ``name``, or the one found from the tensors. UserError where the two differ."""
+    if name is None:
+        return find_kind(state, kinds.values())
+    fitting = [kind.name for kind in kinds.values() if kind.fits(without_wrapper(state))]
+    if name not in kinds or (fitting and name not in fitting):
+        other = f": the file's tensors are those of kind {fitting[0]}" if fitting else f" is none of {', '.join(kinds)}"
+        raise UserError(f"--kind {name}{other}; leave --kind out.")
+    return kinds[name]
 
 
 def convert(state: State, kind: Kind) -> Converted:
@@ -124,8 +170,19 @@ def convert(state: State, kind: Kind) -> Converted:
             f"The file's backbone has {len(layers)} tensors that kind {kind.name} does not know, {listed(layers)}: it "
             "is another backbone, which is not converted."
         )
-    _check_widths(weights)
     return Converted(weights, left_out, unknown, [rule.ours for rule in lacking.values()])
+
+
+def summary(kind: Kind, converted: Converted) -> list[str]:
+    """What was taken, left out and not found, one line each."""
+    lines = [f"{kind.name}: {kind.what}", f"  taken      {len(converted.weights)} tensors"]
+    for reason, names in converted.left_out.items():
+        lines.append(f"  left out   {len(names)}: {reason}")
+    if unknown := converted.unknown:
+        lines.append(f"  left out   {len(unknown)} that this kind does not know: {listed(unknown)}")
+    if missing := converted.missing:
+        lines.append(f"  not found  {len(missing)}, which training starts anew: {listed(missing)}")
+    return lines
 
 
 def without_wrapper(state: State) -> dict[str, Tensor]:
@@ -147,16 +204,6 @@ def _changed(name: str, tensor: Tensor, kind: Kind) -> Tensor:
         raise UserError(
             f"{name} has shape {tuple(tensor.shape)}, which no file of kind {kind.name} has: name another --kind."
         ) from error
-
-
-def _check_widths(weights: State) -> None:
-    """UserError where a normalisation and the convolution before it have other widths: layers of several files."""
-    for name in (name for name in weights if name.endswith(".norm.weight")):
-        scale, conv = weights[name], weights.get(name.removesuffix("norm.weight") + "weight")
-        if conv is not None and len(conv) != len(scale):
-            raise UserError(
-                f"{name} has {len(scale)} channels, but the convolution before it {len(conv)}: the file is not whole."
-            )
 
 
 def _needs_none(state: State) -> str:

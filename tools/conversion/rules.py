@@ -3,23 +3,64 @@
 MMDetection's detectors differ from ours in names alone: both order anchors by size, then ratio
 (``scale_major=False``; F-VLM has one size a level), normalise with eps 1e-5, regress with stds .1, .1, .2, .2 (our
 weights 10, 10, 5, 5), subtract the same BGR mean, sort classes by ascending COCO id and flatten maps as (C, 7, 7)
-(detic §2, §5; baron §2, §9; clip_fvlm §4, §7). OVR-CNN's differ in layout too (ovrcnn §1, §2, §4; ``tensors.py``).
+(detic §2, §5; baron §2, §9; clip_fvlm §4, §7). OVR-CNN's differ in layout too (ovrcnn §1, §2, §4).
 """
 
 import re
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .convert import Kind, Rule, State
-from .tensors import as_scalar, foreground_box, sizes_first, text_matrix, without_eps
 
+EPS = 1e-5  # of Detectron2's frozen batch normalisation
+SIZES, RATIOS = 5, 3  # anchors of a C4 detector: 32 … 512 px, height / width .5, 1, 2
 BLOCKS = {1: "<0-2>", 2: "<0-3>", 3: "<0-5>", 4: "<0-2>"}  # bottlenecks of ResNet-50's layer1 to layer4
 GROUNDING, TRANSFORMER = "mmss_heads.GroundingHead.", "mmss_heads.TransformerHead."
 BOX = "roi_heads.box."
 HEAD, PREDICTOR = "roi_head.bbox_head.", "roi_heads.box_predictor."
 RPN = "proposal_generator.rpn_head."
 VIT, PYRAMID = "backbone.visual.", "backbone.pyramid."
+
+
+# ---- What changes in a tensor
+
+
+def without_eps(running_var: Tensor) -> Tensor:
+    """For x / sqrt(var), where the official layer adds nothing to the variance and Detectron2's adds EPS."""
+    return running_var - EPS
+
+
+def as_scalar(value: Tensor) -> Tensor:
+    """(1,) or () → ()."""
+    return value.reshape(()).clone()
+
+
+def sizes_first(values: int) -> Callable[[Tensor], Tensor]:
+    """Rows (A · ``values``, …) of an RPN's 1 x 1 convolution, from anchors by ratio, then size (maskrcnn-benchmark)
+    to anchors by size, then ratio (Detectron2). ``values``: 1 for objectness, 4 for deltas."""
+
+    def change(rows: Tensor) -> Tensor:
+        blocks = rows.reshape(RATIOS, SIZES, values, *rows.shape[1:])
+        return blocks.transpose(0, 1).reshape(rows.shape)
+
+    return change
+
+
+def foreground_box(rows: Tensor) -> Tensor:
+    """(8, …) → (4, …): of two "classes" of boxes, background and object, the object's."""
+    return rows.reshape(2, 4, *rows.shape[1:])[1].clone()
+
+
+def text_matrix(class_embeddings: Tensor) -> Tensor:
+    """(K, D) → (D, K + 1): unit columns, and zeros for the background, as our classifiers store them."""
+    columns = F.normalize(class_embeddings.float(), dim=1).T
+    return torch.cat([columns, columns.new_zeros(len(columns), 1)], dim=1)
+
+
+# ---- Which names become which
 
 
 def resnet(
@@ -172,7 +213,7 @@ _ALL = [
             f"{TRANSFORMER}v2l_projection.*": "the projection once more",
             f"{TRANSFORMER}backbone.*": "frozen BERT once more",
             f"{TRANSFORMER}heads.predictions.decoder.*": "BERT's word embeddings and the bias once more",
-            f"{TRANSFORMER}heads.imagePredictions.*": "a head for hidden cells, which was never trained",
+            f"{TRANSFORMER}heads.imagePredictions.*": "a head for hidden locations, which was never trained",
         },
     ),
     Kind(

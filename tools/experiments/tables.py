@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from mini.setup import set_up_mini
+from mini.generate import set_up_mini
 
 from .training import run_training
 
@@ -43,16 +43,11 @@ class Row(NamedTuple):
         return max((origin.depth + 1 for origin in self.origins), default=0)
 
     def folder(self, output: Path, seed: int) -> Path:
-        words = "_".join(str(value) for value in [Path(self.config).stem, *self.overrides, *self._marks()])
-        return output / f"seed{seed}" / "".join(c if c.isalnum() else "_" for c in words)
-
-    def _marks(self) -> list[str]:
-        """Words that distinguish rows with the same config and overrides but other starts."""
-        return [
-            word
-            for key, row, _ in self.starts_from
-            for word in ([row.config] if key != "MODEL.WEIGHTS" else []) + list(row.overrides)
-        ]
+        """Named after the config and the overrides, and after what distinguishes its starts from others'."""
+        words = [Path(self.config).stem, *self.overrides]
+        for key, row, _ in self.starts_from:
+            words += ([] if key == "MODEL.WEIGHTS" else [row.config]) + list(row.overrides)
+        return output / f"seed{seed}" / "".join(c if c.isalnum() else "_" for c in "_".join(map(str, words)))
 
 
 class Section(NamedTuple):

@@ -1,29 +1,32 @@
 """Trainings in processes of their own, one or several at a time.
 
 Called again with the same settings, a finished run is kept and an interrupted one goes on from its last checkpoint;
-other settings start over (``record.py``).
+other settings start over. ``results.json`` in a run's folder holds {"settings", "seconds", "results"}; ``results`` is
+null until the run is evaluated.
 """
 
+import fcntl
+import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from clim.engine import load_config
 from clim.errors import UserError
-from clim.files import data_root, read_json_or_none
-
-from .record import holding, open_record, settings_of, write_record
+from clim.files import data_root, read_json_or_none, write_json
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
 REPORTS = ("ov_coco_results.json", "region_results.json")  # written by the evaluators of detections and of regions
+RECORD, LOCK = "results.json", ".lock"
 POLL_SECONDS = 1.0
 TAIL_LINES = 15
 
@@ -45,7 +48,6 @@ def run_training(
     overrides: Sequence = (),
     datasets_root: str | os.PathLike | None = None,
     threads: int = 1,
-    log: str | os.PathLike | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> dict:
     """Train and evaluate by ``train_net.py`` in a process of its own; returns what the evaluation found.
@@ -56,7 +58,6 @@ def run_training(
         overrides: KEY, VALUE, … on top of the config, as on the command line.
         datasets_root: ``DETECTRON2_DATASETS`` of the run; None: this process's.
         threads: ``OMP_NUM_THREADS`` of the run.
-        log: file for what the run prints; None: ``output``/train.log.
         progress: called about once a second; what it raises stops the run.
 
     Returns {"AP50_novel", "AP50_base", "AP50_all", … all that the evaluator sums up, "per_class": its rows,
@@ -66,6 +67,8 @@ def run_training(
     Same settings: same config after overrides, same weights, embeddings and annotation files, byte by byte.
     Raises UserError with the end of the log where the run fails, and where another one holds ``output``.
     """
+    from clim.engine import load_config  # Detectron2 loads when a run starts, not for --help
+
     output = Path(output)
     root = Path(datasets_root) if datasets_root is not None else data_root()
     overrides = [str(value) for value in overrides]
@@ -78,33 +81,20 @@ def run_training(
             return {**record["results"], "seconds": record["seconds"]}
         resuming = (output / "last_checkpoint").is_file()
         progress(now := Progress("resuming" if resuming else "starting"))
-        log = Path(log) if log else output / "train.log"
-        command = [sys.executable, str(TRAIN_NET), "--config-file", str(config), "--resume"]
-        environment = os.environ | {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": str(threads)}
-        with open(log, "ab") as stream:
-            process = subprocess.Popen(
-                [*command, "OUTPUT_DIR", str(output), *overrides],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                pass_fds=[lock],  # should this process be killed, the run still holds its folder
-            )
-            before, start = record["seconds"], time.monotonic()
-            try:
-                while not _ended(process):
-                    record["seconds"] = round(before + time.monotonic() - start, 1)
-                    write_record(output, record)
-                    now = _where(output, log, cfg.SOLVER.MAX_ITER) or now
-                    progress(now)
-            finally:
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait()
+        log = output / "train.log"
+        command = [sys.executable, TRAIN_NET, "--config-file", config, "--resume", "OUTPUT_DIR", output, *overrides]
+        environment = {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": str(threads)}
+        before, start = record["seconds"], time.monotonic()
+        with _process(command, log=log, environment=environment, lock=lock) as process:
+            while not _ended(process):
+                record["seconds"] = round(before + time.monotonic() - start, 1)
+                write_json(output / RECORD, record)
+                now = _where(output, log, cfg.SOLVER.MAX_ITER) or now
+                progress(now)
         if process.returncode != 0:
             raise UserError(f"{config} stopped with exit code {process.returncode}; {log} ends:\n{log_tail(log)}")
         record["results"] = _evaluation(output, cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else {}
-        write_record(output, record)
+        write_json(output / RECORD, record)
     progress(Progress("finished"))
     return {**record["results"], "seconds": record["seconds"]}
 
@@ -145,6 +135,23 @@ def log_tail(log: str | os.PathLike, lines: int = TAIL_LINES) -> str:
     return "\n".join(f"    {line}" for line in plain[named:])
 
 
+@contextmanager
+def _process(command: Sequence, *, log: Path, environment: Mapping[str, str], lock: int):
+    """A process that writes to ``log`` and holds ``lock`` too; the end of the block ends it."""
+    with open(log, "ab") as stream:
+        process = subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            pass_fds=[lock],  # should this process be killed, the run still holds its folder
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
 def _ended(process) -> bool:
     try:
         process.wait(POLL_SECONDS)
@@ -182,3 +189,75 @@ def _evaluation(output: Path, dataset: str) -> dict:
     if report is None:
         raise UserError(f"{folder} holds none of {', '.join(REPORTS)}: the training ended without an evaluation.")
     return {**report["summary"], "per_class": report["per_class"]}
+
+
+# ---- The record of a run
+
+
+def settings_of(cfg, root: Path) -> dict:
+    """What makes two runs the same: the config but for its folder and log period, and all files that it starts from."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD = "", 0
+    return {"config": cfg.dump(), "inputs": _input_digests(cfg, root)}
+
+
+@contextmanager
+def holding(output: Path):
+    """A lock on ``output``, which a child process may inherit; yields its file descriptor."""
+    output.mkdir(parents=True, exist_ok=True)
+    with open(output / LOCK, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{output}: another training is still writing there; wait for it or stop it.") from error
+        yield file.fileno()
+
+
+def open_record(output: Path, settings: dict) -> dict:
+    """The record of this run; what a run of other settings left in ``output`` is deleted first."""
+    path = output / RECORD
+    others = [entry for entry in output.iterdir() if entry.name != LOCK]
+    if others and not path.is_file():
+        raise UserError(f"{output} holds files that no such run has made: remove it, or name another folder.")
+    record = read_json_or_none(path)
+    if record and record.get("settings") == settings:
+        return record
+    for entry in others:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    record = {"settings": settings, "seconds": 0.0, "results": None}
+    write_json(path, record)
+    return record
+
+
+def read_metrics(output: str | os.PathLike) -> list[dict]:
+    """Lines of a run's metrics.json by ascending iteration; of those that a resumed run repeats, the last."""
+    path = Path(output) / "metrics.json"
+    by_iteration: dict[int, dict] = {}
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+            iteration = entry["iteration"]
+        except (ValueError, KeyError):  # the line that a kill cut off
+            continue
+        by_iteration[iteration] = by_iteration.get(iteration, {}) | entry
+    return [by_iteration[iteration] for iteration in sorted(by_iteration)]
+
+
+def _input_digests(cfg, root: Path) -> dict[str, str]:
+    """{file: sha256} of weights, embeddings, annotations, partners and classes with boxes, those that exist."""
+    from detectron2.data import MetadataCatalog
+
+    sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.CAPTIONS, *cfg.DATASETS.REGIONS, *cfg.DATASETS.TEST)
+    files = [MetadataCatalog.get(name).get("json_file") for name in sets]
+    # Registrations answer with paths under this process's data root; the run may have another.
+    files = [os.path.relpath(file, data_root()) for file in files if file]
+    files += [cfg.MODEL.WEIGHTS, cfg.MODEL.IMAGE_ENCODER.PRETRAINED, cfg.MODEL.TEXT.PRETRAINED]
+    files += [cfg.INPUT.MOSAIC.PARTNERS, cfg.MODEL.OPEN_VOCAB.BASE_CLASSES]
+    files += [cfg.MODEL.VOCABULARY.EMBEDDINGS, cfg.MODEL.METHOD.REGION_CLIP.EMBEDDINGS]
+    found = {}
+    for file in filter(None, files):
+        path = Path(file) if Path(file).is_file() else root / file
+        if path.is_file():
+            found[file] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found

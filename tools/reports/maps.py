@@ -21,7 +21,7 @@ STROKE = 2  # px around letters
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(Q, h, w) cells that tile an image → (Q, H, W) at ``size``: bilinear, a cell's value at its centre."""
+    """(Q, h, w) locations that tile an image → (Q, H, W) at ``size``: bilinear, a location's value at its centre."""
     return F.interpolate(maps[None].float(), size=size, mode="bilinear", align_corners=False)[0]
 
 
@@ -59,10 +59,10 @@ def outline(image: np.ndarray, box, *, colour=RED, width: int = 3, rim: int = 1)
     return np.asarray(page)
 
 
-def peak(cells: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
-    """x, y in an image of ``size`` (height, width): the centre of the highest of the (h, w) cells that tile it."""
-    row, column = np.unravel_index(int(cells.argmax()), cells.shape)
-    y, x = ((i + 0.5) / n * side for i, n, side in zip((row, column), cells.shape, size, strict=True))
+def peak(response: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
+    """x, y in an image of ``size`` (height, width): the centre of the highest of the (h, w) locations that tile it."""
+    highest = np.unravel_index(int(response.argmax()), response.shape)
+    y, x = ((i + 0.5) / n * side for i, n, side in zip(highest, response.shape, size, strict=True))
     return int(x), int(y)
 
 
@@ -81,7 +81,7 @@ def colour_bar(width: int, height: int) -> np.ndarray:
 
 
 def class_map(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """The best of K classes for every pixel: scores (K, h, w) of cells, bilinear to ``size``, then the argmax."""
+    """The best of K classes for every pixel: scores (K, h, w) of locations, bilinear to ``size``, then the argmax."""
     return upsample(scores, size).argmax(dim=0).numpy()
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -174,49 +175,33 @@ def check_detections(instances, expected, *, at_least):
         free[same.nonzero()[0]] = False
 
 
-class Official:
-    """What tests of this folder share."""
+def mmdet():
+    """MMDetection's, as CLIM and ovdet set it up: anchors by size, then ratio."""
+    return OfficialC4(
+        stem="backbone.", layer="backbone.layer{}.", res5="roi_head.shared_head.layer4.",
+        rpn=("rpn_head.rpn_conv", "rpn_head.rpn_cls", "rpn_head.rpn_reg"),
+        anchors=[(size * w, size * h) for size in SIZES for w, h in EXACT],
+        offset=0.0, eps=1e-5, aligned=True, pixel_mean=(103.53, 116.28, 123.675),
+    )  # fmt: skip
 
-    tiny_resnet = TINY_RESNET
-    C4 = OfficialC4
-    moved, clipped = staticmethod(moved), staticmethod(clipped)
-    detections, check_detections = staticmethod(detections), staticmethod(check_detections)
 
-    @staticmethod
-    def mmdet():
-        """MMDetection's, as CLIM and ovdet set it up: anchors by size, then ratio."""
-        return OfficialC4(
-            stem="backbone.",
-            layer="backbone.layer{}.",
-            res5="roi_head.shared_head.layer4.",
-            rpn=("rpn_head.rpn_conv", "rpn_head.rpn_cls", "rpn_head.rpn_reg"),
-            anchors=[(size * w, size * h) for size in SIZES for w, h in EXACT],
-            offset=0.0,
-            eps=1e-5,
-            aligned=True,
-            pixel_mean=(103.53, 116.28, 123.675),
-        )
+def ovrcnn():
+    """maskrcnn-benchmark's: anchors of rounded sides, by ratio, then size; no eps; RoIAlign not aligned."""
+    return OfficialC4(
+        stem="backbone.body.stem.", layer="backbone.body.layer{}.",
+        res5="roi_heads.box.feature_extractor.head.layer4.",
+        rpn=("rpn.head.conv", "rpn.head.cls_logits", "rpn.head.bbox_pred"),
+        anchors=[(size * w, size * h) for w, h in ROUNDED for size in SIZES],
+        offset=0.5, eps=0.0, aligned=False, pixel_mean=(102.9801, 115.9465, 122.7717),
+    )  # fmt: skip
 
-    @staticmethod
-    def ovrcnn():
-        """maskrcnn-benchmark's: anchors of rounded sides, by ratio, then size; no eps; RoIAlign not aligned."""
-        return OfficialC4(
-            stem="backbone.body.stem.",
-            layer="backbone.body.layer{}.",
-            res5="roi_heads.box.feature_extractor.head.layer4.",
-            rpn=("rpn.head.conv", "rpn.head.cls_logits", "rpn.head.bbox_pred"),
-            anchors=[(size * w, size * h) for w, h in ROUNDED for size in SIZES],
-            offset=0.5,
-            eps=0.0,
-            aligned=False,
-            pixel_mean=(102.9801, 115.9465, 122.7717),
-        )
 
-    @staticmethod
-    def image(height=96, width=128):
-        return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(5)).byte()
+def image(height=96, width=128):
+    return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(5)).byte()
 
 
 @pytest.fixture(scope="session")
 def official():
-    return Official
+    """What tests of this folder share."""
+    shared = (mmdet, ovrcnn, image, moved, clipped, detections, check_detections)
+    return SimpleNamespace(tiny_resnet=TINY_RESNET, **{function.__name__: function for function in shared})

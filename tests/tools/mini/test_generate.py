@@ -1,18 +1,18 @@
 """The mini benchmark's files: deterministic, honest labels, kept when whole and rebuilt when not."""
 
 import json
-import sys
 
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 
 from clim.errors import UserError
+from clim.text import build_text_tower, class_embeddings, load_embeddings, word_piece_means
 from mini import generate
-from mini.captions import caption_tags
-from mini.concepts import CONCEPTS, NAMES
-from mini.generate import build_mini, draw_image
+from mini.concepts import CONCEPTS, NAMES, caption_tags
+from mini.generate import CLASS_EMBEDDINGS, build_mini, draw_image, write_class_embeddings
 
 SIZES = {"num_train": 12, "num_pairs": 10, "num_cluttered": 6, "num_val": 8}
 
@@ -32,10 +32,6 @@ def built(tmp_path_factory):
     return root / "mini", summary
 
 
-def _id(name):
-    return NAMES.index(name) + 1
-
-
 def test_images_differ_between_indices_splits_and_seeds():
     keys = [(0, "train", 0), (0, "train", 1), (1, "train", 0), (0, "val", 0), (0, "cluttered", 0)]
     images = [draw_image(*key, novel_in_scenes=0.0)[0].image for key in keys]
@@ -50,11 +46,13 @@ def test_images_differ_between_indices_splits_and_seeds():
 
 def test_layout_and_counts(built):
     folder, summary = built
-    numbers = {"train": 12, "pairs": 10, "cluttered": 6, "val": 8}
-    for split, number in numbers.items():
-        assert len(list((folder / split).glob("*.jpg"))) == number == summary["counts"][split]["images"]
+    for split in generate.SPLITS:
+        assert len(list((folder / split).glob("*.jpg"))) == SIZES[f"num_{split}"] == summary["counts"][split]["images"]
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert summary["version"] == generate.VERSION and summary["arguments"]["seed"] == 3
+    names = ("instances_train_base", "instances_val_all", "captions_pairs_tags", "captions_cluttered_tags")
+    ids = [image["id"] for name in names for image in _json(folder, name)["images"]]
+    assert len(ids) == len(set(ids)) == sum(SIZES.values())  # ids differ between splits too
 
 
 @pytest.mark.parametrize("name, split", [("instances_train_base", "train"), ("instances_val_all", "val")])
@@ -100,20 +98,11 @@ def test_category_info_counts_images_and_instances(built):
         assert entry["instance_count"] == len(of_category)
         assert entry["image_count"] == len(set(of_category))
         assert entry["frequency"] == "r"
+    for images, frequency in ((0, "r"), (10, "r"), (11, "c"), (100, "c"), (101, "f")):
+        annotations = [{"image_id": i, "category_id": 7} for i in range(images)] * 2
+        (row,) = generate.category_info({"categories": [{"id": 7, "name": "x"}], "annotations": annotations})
+        assert (row["image_count"], row["instance_count"], row["frequency"]) == (images, 2 * images, frequency)
     assert all(entry["image_count"] == 0 for entry in info if CONCEPTS[entry["id"] - 1].novel)
-
-
-@pytest.mark.parametrize("images, frequency", [(0, "r"), (10, "r"), (11, "c"), (100, "c"), (101, "f")])
-def test_frequency_follows_lvis(images, frequency):
-    instances = {
-        "categories": [{"id": 7, "name": "x"}],
-        "annotations": [{"image_id": i, "category_id": 7} for i in range(images)] * 2,
-    }
-    assert generate.category_info(instances) == [
-        {
-            "id": 7, "name": "x", "image_count": images, "instance_count": 2 * images, "frequency": frequency
-        }
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("split", ["pairs", "cluttered"])
@@ -131,20 +120,6 @@ def test_caption_files_have_detics_format(built, split):
         assert image["captions"] == captions and len(captions) == 5
         assert image["pos_category_ids"] == caption_tags(captions)
         assert {c + 1 for c in drawn.concepts} >= set(image["pos_category_ids"]) >= {drawn.concepts[0] + 1}
-
-
-def test_tags_come_from_the_captions_not_from_the_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "web_captions", lambda concepts, rng: ["two hounds", "an owl"])
-    build_mini(tmp_path, num_train=0, num_pairs=3, num_cluttered=0, num_val=0, workers=1)
-    images = _json(tmp_path / "mini", "captions_pairs_tags")["images"]
-    assert [image["pos_category_ids"] for image in images] == [[_id("dog"), _id("owl")]] * 3
-
-
-def test_image_ids_differ_between_all_splits(built):
-    folder, _ = built
-    names = ("instances_train_base", "instances_val_all", "captions_pairs_tags", "captions_cluttered_tags")
-    ids = [image["id"] for name in names for image in _json(folder, name)["images"]]
-    assert len(ids) == len(set(ids)) == sum(SIZES.values())
 
 
 # -------------------------------------------------------------------------------- building, keeping, mending
@@ -181,19 +156,13 @@ def test_finished_output_is_kept_and_half_written_output_rebuilt(tmp_path):
 
 
 def test_other_arguments_replace_what_is_there(tmp_path):
-    sizes = {"num_pairs": 1, "num_cluttered": 0, "num_val": 0}
-    build_mini(tmp_path, workers=1, num_train=3, **sizes)
-    pair = (tmp_path / "mini" / "pairs" / "000000.jpg").read_bytes()
-    summary = build_mini(tmp_path, workers=1, seed=1, num_train=1, **sizes)
-    assert summary["arguments"]["seed"] == 1
-    assert len(list((tmp_path / "mini" / "train").iterdir())) == 1
-    assert (tmp_path / "mini" / "pairs" / "000000.jpg").read_bytes() != pair
-
-
-def test_empty_splits_are_legal(tmp_path):
-    summary = build_mini(tmp_path, num_train=0, num_pairs=0, num_cluttered=0, num_val=0)
-    assert all(number == 0 for counts in summary["counts"].values() for number in counts.values())
-    assert _json(tmp_path / "mini", "instances_val_all")["images"] == []
+    sizes = {"num_train": 1, "num_cluttered": 0, "num_val": 0}
+    build_mini(tmp_path, workers=1, num_pairs=2, **sizes)
+    pair = (tmp_path / "mini/pairs/000000.jpg").read_bytes()
+    summary = build_mini(tmp_path, workers=1, seed=1, num_pairs=1, **sizes)
+    assert summary["arguments"]["seed"] == 1 and summary["counts"]["val"] == {"images": 0, "objects": 0}
+    assert [path.name for path in (tmp_path / "mini/pairs").iterdir()] == ["000000.jpg"]
+    assert (tmp_path / "mini/pairs/000000.jpg").read_bytes() != pair
 
 
 @pytest.mark.parametrize("arguments", [{"num_val": -1}, {"seed": -1}, {"novel_in_scenes": 1.5}])
@@ -203,8 +172,23 @@ def test_impossible_arguments_are_errors(tmp_path, arguments):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_package_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "resvg_py", None)
-    with pytest.raises(UserError, match=r"needs resvg-py: pip install -r requirements\.txt"):
-        build_mini(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+# ---- What configs/mini find under a data root that was set up
+
+
+def test_class_embeddings_of_every_config(tiny_mini, load_cfg):
+    tower = build_text_tower(name="minilm")
+    files = {load_cfg(f"mini/{name}.yaml").MODEL.VOCABULARY.EMBEDDINGS for name in ("detic", "ovrcnn")}
+    assert files == set(CLASS_EMBEDDINGS)
+    sentences, words = (tiny_mini / name for name in CLASS_EMBEDDINGS)
+    expected = class_embeddings(tower, NAMES, "a")
+    torch.testing.assert_close(load_embeddings(sentences, num_classes=65), expected)
+    assert torch.equal(load_embeddings(words, unit=False), word_piece_means(tower, NAMES))
+
+
+def test_only_what_is_missing_is_written(tmp_path):
+    present, missing = (tmp_path / name for name in CLASS_EMBEDDINGS)
+    present.parent.mkdir(parents=True)
+    present.write_bytes(b"kept")
+    write_class_embeddings(tmp_path)
+    assert present.read_bytes() == b"kept" and np.load(missing).shape == (65, 384)
+    assert sorted(path.name for path in present.parent.iterdir()) == sorted([present.name, missing.name])

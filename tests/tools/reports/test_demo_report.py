@@ -19,7 +19,6 @@ def test_canvas_shows_the_tiles_of_the_mapper(order):
         captions=[["a cat"], ["a dog"]],
         drawn=["a cat", "a dog that is far too long to fit into its tile, whatever the font"],
         tags=[[], []],
-        groups=torch.zeros(2, 0, 2, dtype=torch.bool),
     )
     drawn = draw_canvas({"image": image, "tiles": tiles}, image_format=order, side=500)
     assert drawn.shape == (500, 500, 3)

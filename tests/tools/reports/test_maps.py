@@ -57,10 +57,6 @@ def test_upsampling_puts_a_cells_value_at_its_centre(size):
         np.testing.assert_allclose(response, bilinear(cells, size), atol=1e-5)
 
 
-def test_one_cell_fills_the_image():
-    torch.testing.assert_close(upsample(torch.full((1, 1, 1), 0.3), (5, 4)), torch.full((1, 5, 4), 0.3))
-
-
 @settings(deadline=None)
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=12))
 def test_min_max_reaches_0_and_1_and_keeps_the_order(values):
@@ -81,16 +77,8 @@ def test_colours_rise_from_dark_to_bright_and_hold_no_red():
     assert (np.diff(brightness) > -2).all() and brightness[0] < 40 and brightness[-1] > 200
     assert not ((bar[0, :, 0] > 150) & (bar[0, :, 1] < 100)).any()
     assert (heat(np.array([[-1.0, 2.0]])) == heat(np.array([[0.0, 1.0]]))).all()
-
-
-def test_an_overlay_shows_the_same_colour_over_any_hue_of_one_brightness():
-    unit = np.array([[0.0, 1.0]])
-    image = np.array([[[80, 80, 80], [80, 80, 80]]], np.uint8)
-    tinted = np.array([[[80, 80, 80], [140, 52, 67]]], np.uint8)  # of nearly the same brightness
-    plain = overlay(image, unit)
-    assert np.abs(plain.astype(int) - overlay(tinted, unit)).max() <= 1
-    assert (overlay(image, unit, strength=1.0) == heat(unit)).all()
-    assert (overlay(image, unit, strength=0.0) == 80).all()
+    unit, image = np.array([[0.0, 1.0]]), grey(1, 2, 80)
+    assert (overlay(image, unit, strength=1.0) == heat(unit)).all() and (overlay(image, unit, strength=0.0) == 80).all()
 
 
 def test_an_outline_is_red_between_white_rims_inside_its_box():
@@ -101,11 +89,8 @@ def test_an_outline_is_red_between_white_rims_inside_its_box():
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 24, 10, 29)
     assert [tuple(p) for p in drawn[15, 10:16]] == [WHITE, RED, RED, RED, WHITE, (100, 100, 100)]
     assert (image == 100).all()
-
-
-@pytest.mark.parametrize("box", [[-5, -5, 100, 100], [3, 3, 3, 3], [0, 0, 1, 1], [9, 9, 30, 30]])
-def test_outlines_of_odd_boxes_stay_in_the_image(box):
-    assert outline(grey(10, 10), box).shape == (10, 10, 3)
+    for odd in ([-5, -5, 100, 100], [3, 3, 3, 3], [0, 0, 1, 1], [9, 9, 30, 30]):
+        assert outline(grey(10, 10), odd).shape == (10, 10, 3)
 
 
 def test_the_peak_is_the_centre_of_the_highest_cell():
@@ -141,14 +126,6 @@ def test_a_sheet_holds_every_panel_as_it_is_with_white_between():
 def test_long_texts_end_at_their_panel():
     page = sheet([[Panel(grey(40, 120, 255), "w" * 200, strong=True)]], ["M" * 100], panel=120)
     assert (page[:, GAP + 121 :] == 255).all() and (page < 100).any()
-
-
-def test_texts_of_any_alphabet_are_written():
-    pages = [sheet([[Panel(grey(9, 200, 255), text)]], [""], panel=200) for text in ("chat é", "chat ë", "кот", "猫")]
-    assert not (pages[0] == pages[1]).all() and (pages[2] < 128).any()
-
-
-def test_the_legend_is_as_wide_as_asked():
     legend = response_legend(width=500, size=12, note="a note " * 50)
     assert legend.shape[1] == 500
     assert (legend.reshape(-1, 3) == heat(np.array([[1.0]]))[0, 0]).all(axis=1).any()
@@ -157,25 +134,12 @@ def test_the_legend_is_as_wide_as_asked():
 # ---- Class maps
 
 
-def test_the_best_class_of_every_pixel_after_upsampling():
-    scores = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
-    found = class_map(scores, (13, 17))
-    assert found.shape == (13, 17)
-    maps = upsample(scores, (13, 17)).numpy()
-    for y in range(13):
-        for x in range(17):
-            assert maps[found[y, x], y, x] == max(maps[k, y, x] for k in range(5))
-
-
 def test_upsampling_comes_before_the_argmax():
     """A class that is second on both sides wins between them; upsampled labels would never show it."""
     scores = torch.tensor([[[1.0, -1.0]], [[-1.0, 1.0]], [[0.5, 0.5]]])
-    assert class_map(scores, (1, 8))[0].tolist() == [0, 0, 0, 2, 2, 1, 1, 1]
-
-
-def test_shares_count_pixels():
-    found = shares(np.array([[0, 2], [2, 2]]), 4)
-    assert found.tolist() == [0.25, 0, 0.75, 0]
+    classes = class_map(scores, (1, 8))
+    assert classes[0].tolist() == [0, 0, 0, 2, 2, 1, 1, 1]
+    assert shares(classes, 4).tolist() == [3 / 8, 3 / 8, 2 / 8, 0]
 
 
 def test_regions_get_their_colour_and_white_borders():
@@ -198,14 +162,7 @@ def test_names_are_written_where_they_fit_and_nowhere_else():
     assert not ink[:, 120:125].any()
     assert not ink[:18, 130:].any() and not ink[52:, 130:].any()
     assert (image == 120).all()
-
-
-def test_maps_without_room_stay_as_they_are():
-    image = np.full((9, 9, 3), 7, np.uint8)
-    assert (name_regions(image, np.zeros((9, 9), np.int64), ["a long name"], size=12) == 7).all()
-    speckled = np.indices((40, 40)).sum(axis=0) % 2
-    image = np.full((40, 40, 3), 7, np.uint8)
-    assert (name_regions(image, speckled, ["a", "b"], size=12) == 7).all()
+    assert (name_regions(grey(9, 9), np.zeros((9, 9), np.int64), ["a long name"], size=12) == 100).all()
 
 
 def test_a_legend_shows_each_colour_once_in_as_many_lines_as_it_needs():
@@ -216,11 +173,3 @@ def test_a_legend_shows_each_colour_once_in_as_many_lines_as_it_needs():
         pixels = legend.reshape(-1, 3)
         assert all((pixels == colour).all(axis=1).sum() >= 100 for colour in colours)
     assert class_legend([], colours[:0], width=100, size=12).shape == (0, 100, 3)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 30)])
-def test_tiny_images(size):
-    classes = class_map(torch.zeros(2, 1, 1), size)
-    assert (classes == 0).all()
-    image = np.zeros((*size, 3), np.uint8)
-    assert name_regions(paint(image, classes, class_colours(2)), classes, ["a", "b"], size=9).shape == (*size, 3)

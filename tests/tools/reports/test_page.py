@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from reports.curves import line_chart, smooth, ticks
-from reports.page import Example, Report, Run, data_uri, render_report
+from reports.page import Example, Report, Run, render_report
 
 VOID = {"meta", "img", "br", "line", "polyline"}
 
@@ -87,31 +88,23 @@ def test_page_is_whole_and_loads_nothing():
     assert "url(" not in page and "@import" not in page
     assert checker.links == ["https://openmoji.org"]
     assert "prefers-color-scheme: dark" in page
-
-
-def test_text_is_escaped():
-    page = render_report(full_report())
     assert "&lt;script&gt;" in page and "A &lt;b&gt;title&lt;/b&gt; &amp; more" in page
     assert "--vocabulary &quot;a&lt;b&quot;" in page
+    decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(checker.sources[0].partition(",")[2]))))
+    assert decoded.shape == (20, 30, 3) and np.abs(decoded.astype(int) - (200, 30, 30)).max() <= 3
 
 
 def test_figures_are_shown_and_missing_ones_are_dashes():
-    text = checked(render_report(full_report())).text
+    page = render_report(full_report())
+    order = [page.index(f">{name}</th>") for name in ("cow", "dog", "owl")]
+    assert order == sorted(order)  # the best come first
+    widths = re.findall(r"--width:([\d.]+)%", render_report(full_report(runs=[make_run(novel=130.0)])))
+    assert "100.0" in widths and "60.0" in widths and "12.5" in widths
+    text = checked(page).text
     for expected in ("31.2", "40.0", "60.0", "12.5", "50.0", "61 s", "1,234 s"):
         assert expected in text
     assert "77.7" not in text  # base classes are not in the table of novel ones
     assert text.count("–") == 2 + 2  # AP50 all is nan, owl has no objects: in both runs
-
-
-def test_novel_classes_come_best_first():
-    page = render_report(full_report())
-    order = [page.index(f">{name}</th>") for name in ("cow", "dog", "owl")]
-    assert order == sorted(order)
-
-
-def test_bars_are_as_wide_as_their_figures():
-    widths = re.findall(r"--width:([\d.]+)%", render_report(full_report(runs=[make_run(novel=130.0)])))
-    assert "100.0" in widths and "60.0" in widths and "12.5" in widths
 
 
 def test_empty_parts_are_left_out():
@@ -120,33 +113,14 @@ def test_empty_parts_are_left_out():
     checked(page)
 
 
-def test_runs_without_metrics_have_no_curves():
-    run = make_run()
-    run.metrics = []
-    assert "<svg" not in render_report(full_report(runs=[run]))
-
-
 def test_one_chart_for_each_loss_and_for_ap_once_it_was_measured_twice():
     run = make_run()
     assert render_report(full_report(runs=[run])).count("<svg") == 2
+    assert "<svg" not in render_report(full_report(runs=[replace(run, metrics=[])]))
     run.metrics[1]["bbox/AP50_novel"] = 3.0
     assert render_report(full_report(runs=[run])).count("<svg") == 2
     run.metrics[2]["bbox/AP50_novel"] = 4.0
     assert render_report(full_report(runs=[run])).count("<svg") == 3
-
-
-def test_data_uri_holds_the_image():
-    image = np.full((16, 24, 3), (10, 120, 240), np.uint8)
-    head, _, data = data_uri(image).partition(",")
-    assert head == "data:image/jpeg;base64"
-    decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-    assert decoded.shape == image.shape and np.abs(decoded.astype(int) - image).max() <= 3
-
-
-def test_smooth_is_a_centred_mean():
-    assert smooth([0, 3, 6, 9], window=3) == [1.5, 3, 6, 7.5]
-    assert smooth([5.0, 1.0], window=1) == [5.0, 1.0]
-    assert smooth([], window=9) == []
 
 
 @pytest.mark.parametrize(
@@ -161,6 +135,7 @@ def test_smooth_is_a_centred_mean():
 )
 def test_ticks_are_round(low, high, expected):
     assert ticks(low, high) == expected
+    assert smooth([0, 3, 6, 9], window=3) == [1.5, 3, 6, 7.5] and smooth([], window=9) == []
 
 
 def points_of(svg):
@@ -179,13 +154,7 @@ def test_chart_places_values_linearly_and_leaves_gaps():
     assert y3 == y4 and y0 > y1 > y3  # up is smaller in SVG
     assert (y0 - y1) == pytest.approx((y0 - y3) / 2, abs=0.11)
     assert (x4 - x3) == pytest.approx(x1 - x0, abs=0.11)
-
-
-def test_chart_without_values_says_so():
+    constant = line_chart({"a": ([5], [0.0])}, title="t", x_label="x", colours={"a": "red"})
+    assert len(points_of(constant)) == 1
     svg = line_chart({"a": ([], [])}, title="t", x_label="x", colours={"a": "red"})
     assert "no values" in svg and points_of(svg) == []
-
-
-def test_constant_series_is_drawn():
-    svg = line_chart({"a": ([5], [0.0])}, title="t", x_label="x", colours={"a": "red"})
-    assert len(points_of(svg)) == 1

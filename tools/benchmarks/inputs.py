@@ -1,16 +1,48 @@
-"""Photos to measure with: a folder's, or synthetic ones of COCO's size and bytes."""
+"""What is measured with: the user's settings, and photos of a folder or synthetic ones of COCO's size and bytes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import PIL.Image
+import torch
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from clim.data.images import UnreadableImage, read_image
 from clim.errors import UserError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user has chosen; goes to every process."""
+
+    repeats: int
+    canvases: int
+    threads: int
+    device: str
+    config_file: str
+    scale: float
+    folder: str  # scratch: synthetic photos, caption cache, logs
+    overrides: tuple[str, ...]
+
+    def start(self) -> Callable[[], None]:
+        """Limit the threads of this process; returns what waits for the device."""
+        torch.set_num_threads(self.threads)
+        cv2.setNumThreads(self.threads)
+        return torch.cuda.synchronize if self.on_gpu else lambda: None
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+    @property
+    def seconds(self) -> str:
+        """Which of a run's clocks the rates and ratios are taken from."""
+        return "wall" if self.on_gpu else "cpu"
 
 
 def synthetic_photos(folder: Path, *, count: int) -> list[Path]:

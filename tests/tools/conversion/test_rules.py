@@ -1,9 +1,13 @@
-"""Changes of layout, one number at a time."""
+"""Changes of layout, one number at a time; every kind's rules and command."""
+
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
 
-from conversion.tensors import as_scalar, foreground_box, sizes_first, text_matrix, without_eps
+from clim.engine import load_config
+from conversion.rules import KINDS, as_scalar, foreground_box, sizes_first, text_matrix, without_eps
 
 
 @pytest.mark.parametrize("values", [1, 4])
@@ -16,10 +20,7 @@ def test_anchors_by_size_then_ratio(values, tail):
             for value in range(values):
                 theirs = rows[(ratio * 5 + size) * values + value]
                 assert torch.equal(changed[(size * 3 + ratio) * values + value], theirs)
-
-
-def test_another_number_of_anchors_is_an_error():
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError):  # another number of anchors
         sizes_first(1)(torch.zeros(9))
 
 
@@ -38,11 +39,19 @@ def test_variance_that_detectron2_adds_to():
     torch.testing.assert_close(x / (without_eps(theirs) + 1e-5).sqrt(), x / theirs.sqrt())
 
 
-def test_text_matrix():
+def test_text_matrix_and_scalars():
     matrix = text_matrix(torch.tensor([[3.0, 4.0], [0.0, 2.0], [-1.0, 0.0]], dtype=torch.float16))
     torch.testing.assert_close(matrix, torch.tensor([[0.6, 0, -1, 0], [0.8, 1, 0, 0]]), atol=1e-6, rtol=0)
     assert matrix.dtype == torch.float32
-
-
-def test_scalars():
     assert as_scalar(torch.tensor([-20.0])).shape == as_scalar(torch.tensor(-20.0)).shape == ()
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_a_kind_has_one_rule_a_tensor_and_a_command_with_a_config(kind, monkeypatch):
+    ours = [row.ours for row in kind.table.values()]
+    assert len(ours) == len(set(ours))
+    monkeypatch.chdir(Path(__file__).resolve().parents[3])
+    words = shlex.split(kind.arguments)
+    config = words.index("--config-file") + 1
+    cfg = load_config(words[config], [*words[config + 1 :], "MODEL.WEIGHTS", "ours.pth"])
+    assert cfg.MODEL.WEIGHTS == "ours.pth"

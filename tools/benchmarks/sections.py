@@ -1,0 +1,93 @@
+"""The sections of tools/benchmark.py: which function measures each, and the tables and the json of its rows."""
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import detectron2
+import numpy as np
+import PIL.features
+import torch
+import torchvision
+from tabulate import tabulate
+
+from clim.engine import load_config
+from clim.files import write_json
+
+from .inputs import Settings, find_photos, records_of, synthetic_photos
+from .mosaics import measure_mosaics
+from .steps import CAPTIONS_A_STEP, measure_memory, measure_steps, measure_text, prefill_captions
+from .stopwatch import Spread, fresh, machine
+
+TITLES = {
+    "mosaics": "Mosaics of 800 px; rate and ratio by CPU seconds, ratio to the first row of the grid",
+    "steps": "Joint training step (detection + captions + mosaics), ratio to the baseline",
+    "memory": "Peak memory of training steps (small inputs leave mostly libraries and weights), ratio to the baseline",
+    "text": f"Caption embeddings, {CAPTIONS_A_STEP} captions a joint step, ratio to the live tower",
+}
+
+
+def run_sections(args: argparse.Namespace) -> None:
+    """Measure what ``args`` of tools/benchmark.py names; print a table for each section and write --json."""
+    facts = machine([torch, torchvision, detectron2, np, cv2, PIL]) | {"threads": str(args.threads)}
+    facts["libjpeg-turbo (PIL)"] = PIL.features.version("libjpeg_turbo") or "no"
+    facts["device"] = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "cpu"
+    with tempfile.TemporaryDirectory(prefix="clim_benchmark_") as folder:
+        if args.images:
+            paths = find_photos(args.images, count=args.photos)
+        else:
+            paths = synthetic_photos(Path(folder) / "photos", count=args.photos)
+        records = records_of(paths)
+        scale = args.scale if args.scale is not None else default_scale(args.config_file, args.device)
+        settings = Settings(
+            repeats=args.repeats, canvases=args.canvases, threads=args.threads, device=args.device,
+            config_file=args.config_file, scale=scale, folder=folder, overrides=tuple(args.opts),
+        )  # fmt: skip
+        facts["photos"] = describe(records, source=args.images or "synthetic")
+        facts["model"] = f"{args.config_file}, scale {scale:.3g}"
+        print("\n".join(f"{name}: {fact}" for name, fact in facts.items()))
+        results = {}
+        for name in args.only:
+            results[name] = run_section(name, settings, records)
+            print(f"\n{TITLES[name]}; median (min–max) of {args.repeats}\n\n{as_table(results[name])}")
+            if args.json:  # after every section: an interrupted run keeps what it has
+                content = {"machine": facts, "settings": asdict(settings), "results": as_json(results)}
+                write_json(args.json, content, indent=1)
+
+
+def run_section(name: str, settings: Settings, records: Sequence[dict]) -> list[dict]:
+    if name in ("steps", "memory"):
+        fresh(prefill_captions, settings, records)
+    if name == "memory":
+        return measure_memory(settings, records)
+    return fresh({"mosaics": measure_mosaics, "steps": measure_steps, "text": measure_text}[name], settings, records)
+
+
+def default_scale(config_file: str, device: str) -> float:
+    """1, but 2/7 (14 x 14 pooled locations become 4 x 4) for a GPU's inputs on a CPU, where a step would take 40 s."""
+    large = max(load_config(config_file, []).INPUT.MIN_SIZE_TRAIN) > 400
+    return 2 / 7 if large and not device.startswith("cuda") else 1.0
+
+
+def as_table(rows: Sequence[dict]) -> str:
+    cells = [[f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    return tabulate(cells, headers=list(rows[0]), tablefmt="github", disable_numparse=True)
+
+
+def as_json(value):
+    if isinstance(value, Spread):
+        return value._asdict()
+    if isinstance(value, dict):
+        return {key: as_json(v) for key, v in value.items()}
+    return [as_json(v) for v in value] if isinstance(value, list) else value
+
+
+def describe(records: Sequence[dict], *, source: str) -> str:
+    sizes = [os.path.getsize(r["file_name"]) / 1000 for r in records]
+    height, width = (statistics.median([r[side] for r in records]) for side in ("height", "width"))
+    return f"{len(records)} from {source}, median {width:g} x {height:g} px, {statistics.median(sizes):.0f} kB"
