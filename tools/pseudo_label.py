@@ -21,7 +21,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tqdm import tqdm
 
-from arguments import quiet_logging
+from clim.cli import quiet_logging
 from clim.engine import load_config
 from clim.errors import UserError, run_cleanly
 from clim.files import read_json, resolve, write_json
