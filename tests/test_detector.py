@@ -1,21 +1,17 @@
 """Detector and Responder: scores, names, classes at run time, odd images; heads of one stage and of three."""
 
 import copy
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
 
-import clim
-from clim.config import add_clim_config
+from clim.checkpoints import SafeCheckpointer
 from clim.detector import Detector, Responder, most_confident
-from clim.engine import SafeCheckpointer, build
 from clim.errors import UserError
 from clim.modeling import EfficientNetC4ROIHeads, TextOutputLayers
 from clim.modeling.dense_responses import head_embeddings
@@ -122,14 +118,6 @@ def test_other_classes_at_run_time(tiny_cfg, scene):
     assert detector.names == ["a", "b", "c"]
 
 
-def test_names_of_the_package_are_imported_when_they_are_used():
-    assert clim.Detector is Detector and clim.add_clim_config is add_clim_config
-    with pytest.raises(AttributeError, match="module 'clim' has no attribute 'Nothing'"):
-        clim.Nothing  # noqa: B018
-    code = "import sys, clim; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 # ---- Response maps -------------------------------------------------------------------------------
 
 
@@ -211,8 +199,8 @@ def cascade_cfg(tiny_cfg, monkeypatch):
 def test_the_vocabulary_of_every_stage_is_checked(config, cascade_cfg, tmp_path):
     few = ["MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.OPEN_VOCAB.BASE_CLASSES", ""]
     unnamed = ["MODEL.VOCABULARY.EMBEDDINGS", ""]
-    SafeCheckpointer(build(cascade_cfg(*few, *unnamed, config=config)), str(tmp_path)).save("five")
-    detector = build(cascade_cfg(*unnamed, config=config))
+    SafeCheckpointer(build_model(cascade_cfg(*few, *unnamed, config=config)), str(tmp_path)).save("five")
+    detector = build_model(cascade_cfg(*unnamed, config=config))
     with pytest.raises(UserError, match=r"has 5 classes of 384 dimensions, but the config's detector 65"):
         SafeCheckpointer(detector, "").load(str(tmp_path / "five.pth"))
     for stage, predictor in enumerate(detector.roi_heads.predictors):
@@ -221,7 +209,7 @@ def test_the_vocabulary_of_every_stage_is_checked(config, cascade_cfg, tmp_path)
         torch.save({"model": weights}, tmp_path / "unnamed.pth")
         with pytest.raises(UserError, match="what the 65 classes are: set MODEL.VOCABULARY"):
             SafeCheckpointer(detector, "").load(str(tmp_path / "unnamed.pth"))
-    configured = build(cascade_cfg(config=config))  # the configured vocabulary wins at every stage
+    configured = build_model(cascade_cfg(config=config))  # the configured vocabulary wins at every stage
     SafeCheckpointer(configured, "").load(str(tmp_path / "five.pth"))
     for predictor in configured.roi_heads.predictors:
         assert predictor.get_buffer(predictor.vocabulary_key).shape[predictor.vocabulary_axis] == 66
@@ -261,7 +249,7 @@ def test_a_question_leaves_every_stage_as_it_was(cascade_cfg, picture, monkeypat
 
 @torch.no_grad()
 def test_response_maps_are_the_last_stages(cascade_cfg):
-    heads = build(cascade_cfg()).roi_heads.eval()
+    heads = build_model(cascade_cfg()).roi_heads.eval()
     features = {"res4": torch.randn(1, 112, 4, 6, generator=torch.Generator().manual_seed(0))}
     maps = head_embeddings(heads, features)
     nn.init.zeros_(heads.predictors[0].cls_score.linear.weight)

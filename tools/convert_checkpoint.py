@@ -11,7 +11,7 @@ Detic's files and CLIM's CLIPs need no conversion.
 import argparse
 from pathlib import Path
 
-from clim.engine.checkpoint import atomic_save
+from clim.checkpoints.checkpointer import atomic_save
 from clim.errors import UserError, run_cleanly
 from conversion.convert import Converted, Kind, convert, find_kind, listed, without_wrapper
 from conversion.reading import read_official

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from clim.data.tiles import Tiles
-from clim.engine import build, load_config
+from clim.engine import load_config
 
 HERE = Path(__file__).parent
 PROGRAM = HERE / "two_ranks.py"
@@ -82,7 +83,7 @@ def alone(case, setting, ranks, tiny_mini):
     """(losses, gradients) of each rank's batch in this one process, by step and rank."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
-        model = build(load_config(str(CONFIGS / case.config), setting[0])).train()
+        model = build_model(load_config(str(CONFIGS / case.config), setting[0])).train()
         return [[compute(model, rank["steps"][i]) for rank in ranks] for i in range(two_ranks.STEPS)]
 
 

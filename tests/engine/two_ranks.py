@@ -14,7 +14,7 @@ from detectron2.utils.env import seed_all_rng
 
 from clim.data.tiles import Tiles
 from clim.engine import Trainer, load_config
-from clim.engine.rank_state import rank_state_path
+from clim.engine.resume import rank_state_path
 from clim.errors import UserError, raise_on_all_ranks
 from clim.methods import Regions, Texts
 from clim.methods.detic import Detic

@@ -18,9 +18,9 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torchvision.ops import nms
 
+from clim.checkpoints.checkpointer import load_model
 from clim.data.images import ordered, read_image, resize
 from clim.data.mosaic import fit_size
-from clim.engine.loading import load_model
 from clim.errors import UserError, registered
 from clim.modeling import OpenVocabRCNN
 from clim.modeling.dense_responses import dense_embeddings, dense_stride, responses

@@ -9,7 +9,8 @@ from detectron2.modeling import build_model
 from torch.nn import functional as F
 
 import convert_checkpoint as tool
-from clim.engine import SafeCheckpointer, load_config
+from clim.checkpoints import SafeCheckpointer
+from clim.engine import load_config
 from clim.errors import UserError
 from conversion.rules import KINDS
 
