@@ -29,7 +29,7 @@ class Case(NamedTuple):
     queue_length: str  # its key
     queue: str  # attribute of the method
     all_captions: bool  # whether the queue takes all captions of a tile, or the drawn one
-    loss: str  # of single pictures
+    loss: str  # of single images
     num_losses: int
 
 
@@ -100,7 +100,7 @@ def compute(model, step):
     return {k: v.item() for k, v in losses.items()}, two_ranks.gradients(model)
 
 
-def test_the_ranks_hold_different_pictures(ranks):
+def test_the_ranks_hold_different_images(ranks):
     for step in range(two_ranks.STEPS):
         first, second = (rank["steps"][step]["batch"] for rank in ranks)
         ids = [{d["image_id"] for d in batch["detection"]} for batch in (first, second)]

@@ -15,9 +15,8 @@ from clim.checkpoints import SafeCheckpointer
 from clim.engine import Trainer
 from clim.engine.resume import (
     CheckpointHook,
-    cut_metrics,
     load_rank_state,
-    put_earlier_run_aside,
+    prepare_metrics,
     random_states_kept,
     rank_state_path,
     save_rank_state,
@@ -160,29 +159,20 @@ def files(folder):
     return sorted(p.name for p in folder.glob("*.pth")), sorted(p.name for p in (folder / "rank_states").iterdir())
 
 
-def test_the_newest_checkpoints_stay_with_their_rank_states(tmp_path):
-    write_checkpoints(tmp_path, until=9, total=9)
+def test_the_newest_checkpoints_of_a_run_stay_with_their_rank_states(tmp_path):
+    others = ["model_0000099.pth", "model_best.pth"]
+    for name in others:
+        torch.save({}, tmp_path / name)
+    write_checkpoints(tmp_path, until=5, total=9)
+    assert files(tmp_path)[0] == ["model_0000001.pth", "model_0000003.pth", *others]
+    write_checkpoints(tmp_path, start=4, until=9, total=9)  # a resumed run continues counting
     assert files(tmp_path) == (
-        ["model_0000005.pth", "model_0000007.pth", "model_final.pth"],
+        ["model_0000005.pth", "model_0000007.pth", *others, "model_final.pth"],
         [f"iteration_{i:07d}.rank0.pth" for i in (5, 7, 8)],
     )
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     stored = torch.load(tmp_path / "model_final.pth")
     assert stored["iteration"] == 8 and stored["data_seed"] == 5
-
-
-def test_a_resumed_run_goes_on_counting(tmp_path):
-    write_checkpoints(tmp_path, until=5, total=9)
-    assert files(tmp_path)[0] == ["model_0000001.pth", "model_0000003.pth"]
-    write_checkpoints(tmp_path, start=4, until=9, total=9)
-    assert files(tmp_path)[0] == ["model_0000005.pth", "model_0000007.pth", "model_final.pth"]
-
-
-def test_checkpoints_of_another_run_are_left_alone(tmp_path):
-    torch.save({}, tmp_path / "model_0000099.pth")
-    torch.save({}, tmp_path / "model_best.pth")
-    write_checkpoints(tmp_path, until=9, total=9)
-    assert {"model_0000099.pth", "model_best.pth"} < set(files(tmp_path)[0])
 
 
 def test_keeping_all_and_writing_only_the_last(tmp_path):
@@ -262,28 +252,15 @@ def test_random_states_are_kept_around_an_error(drawn):
     assert drawn() == expected
 
 
-def test_each_process_has_its_own_file(monkeypatch):
-    assert rank_state_path("out", 4999).name == "iteration_0004999.rank0.pth"
-    monkeypatch.setattr(comm, "get_rank", lambda: 3)
-    assert rank_state_path("out", 4999).name == "iteration_0004999.rank3.pth"
-
-
 # ---- metrics.json
 
 
-def test_a_new_run_puts_the_earlier_one_aside(tmp_path):
-    (tmp_path / "metrics.json").write_text('{"iteration": 1}\n')
-    (tmp_path / "last_checkpoint").write_text("model_final.pth")
-    put_earlier_run_aside(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["previous.last_checkpoint", "previous.metrics.json"]
-    put_earlier_run_aside(tmp_path)
-    assert (tmp_path / "previous.metrics.json").read_text() == '{"iteration": 1}\n'
-
-
-def test_a_resumed_run_cuts_what_it_repeats(tmp_path):
-    cut_metrics(tmp_path, start_iter=3)
+def test_metrics_hold_one_run(tmp_path):
+    prepare_metrics(tmp_path, resume=True, start_iter=3)
     assert list(tmp_path.iterdir()) == []
     lines = ['{"iteration": 1, "total_loss": 0.1}\n', '{"iteration": 2}\n', '{"iteration": 3}\n', '{"iterat']
     (tmp_path / "metrics.json").write_text("".join(lines))
-    cut_metrics(tmp_path, start_iter=3)
+    prepare_metrics(tmp_path, resume=True, start_iter=3)
     assert (tmp_path / "metrics.json").read_text() == "".join(lines[:2])
+    prepare_metrics(tmp_path, resume=False, start_iter=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["previous.metrics.json"]

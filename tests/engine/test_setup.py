@@ -17,17 +17,6 @@ from clim.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLIM = str(CONFIGS / "mini/detic_clim.yaml")
-ARCHITECTURES = ("OpenVocabRCNN", "ImageTextModel", "FVLM", "GridTextModel")
-
-
-def test_every_config_of_the_repository_loads():
-    files = sorted(CONFIGS.rglob("*.yaml"))
-    assert len(files) > 10
-    for file in files:
-        cfg = load_config(str(file), [])
-        assert cfg.is_frozen() and cfg.MODEL.META_ARCHITECTURE in ARCHITECTURES, file
-        if "Base" not in file.stem:  # a file that others build on says nothing about its output
-            assert cfg.OUTPUT_DIR.startswith("output/"), file
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ def add_clim_config(cfg: "CfgNode") -> None:
     detic.GROUPS = 4  # composition groups a canvas and loss (CLIM release); 0: none (paper)
     cfg.register_renamed_key("INPUT.MOSAIC.GROUPS", "MODEL.METHOD.DETIC.GROUPS")
 
-    # BARON's caption branch: the proposals of a picture or tile are one bag, read like a sentence (baron §5). The
-    # part for tiles is unpublished: what tells tiles apart is Detic's, all else happens inside the tile (baron §7).
+    # BARON's caption branch: the proposals of an image or tile are one bag, read like a sentence (baron §5). The part
+    # for tiles is unpublished: proposals are assigned to tiles as in Detic, the rest happens in the tile (baron §7).
     method.BARON = baron = CN()
     baron.MIN_IOF = 0.3  # a proposal belongs to the tile that holds more than this part of it (inferred)
     baron.TOPK = 128  # proposals of a tile, by score, that are looked at
@@ -91,7 +91,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     baron.QUEUE_LENGTH = 1024  # bags, and as many captions, per process
     baron.WEIGHT = 10.0  # of each source's loss (inferred for mosaics)
 
-    # Image-text contrast of whole pictures and tiles (CLIM paper §3.3, clip_fvlm §2).
+    # Image-text contrast of whole images and tiles (CLIM paper §3.3, clip_fvlm §2).
     method.CLIP = clip = CN()
     clip.SCALE = 100.0  # start of the learned factor of the cosines: 1 / 0.01, where OpenAI's training ended
     clip.MAX_SCALE = 100.0
@@ -104,10 +104,10 @@ def add_clim_config(cfg: "CfgNode") -> None:
     grounding.TEMPERATURE = 10.0  # divides it; for "cosine" .01
     # Tiles contrasted with each other, a GPU's batch officially; 0: all of a GPU.
     grounding.CONTRAST_GROUP = 8
-    # Plain pictures and mosaics in one contrast; False: each has its losses (as Detic's).
+    # Plain images and mosaics in one contrast; False: each has its losses (as Detic's).
     grounding.JOINT = True
     grounding.MAX_CELLS = 100  # of a tile, drawn at random in training; 0: all
-    grounding.LAYERS = 6  # of the multimodal transformer, for plain pictures; 0: no matching, no hidden words
+    grounding.LAYERS = 6  # of the multimodal transformer, for plain images; 0: no matching, no hidden words
     grounding.HEADS = 8
     grounding.DROPOUT = 0.1  # of the transformer
     # Of the transformer's attention. False: padding is read, and all else e times as much (official).
@@ -142,7 +142,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     fvlm.BACKGROUND_WEIGHT = 0.6  # of background regions in the classification loss
     # How ViT maps get strides 4 and 8: "deconvolution", learned (release), or "interpolation" (paper).
     fvlm.UPSCALING = "deconvolution"
-    # Colour of what pads a picture to a square, in INPUT.FORMAT's order. Here RGB: the release gives the RGB
+    # Colour of what pads an image to a square, in INPUT.FORMAT's order. Here RGB: the release gives the RGB
     # mean to BGR pixels, so that padding is not zero after normalisation.
     fvlm.PAD_PIXEL = [104.09373615, 116.7460125, 122.7709383]
 
@@ -151,16 +151,16 @@ def add_clim_config(cfg: "CfgNode") -> None:
     caption.SHORT_SIDE = 400  # px
     caption.LONG_SIDE = 667  # px, at most
     caption.FLIP = 0.5  # probability of a horizontal flip
-    # In px; above 0: a random crop, resized to this square (CLIP), in place of the whole picture.
+    # In px; above 0: a random crop, resized to this square (CLIP), in place of the whole image.
     caption.CROP = 0
-    caption.CROP_SCALE = [0.9, 1.0]  # part of the picture's area
+    caption.CROP_SCALE = [0.9, 1.0]  # part of the image's area
     caption.CROP_RATIO = [3 / 4, 4 / 3]  # width / height
     cfg.INPUT.MOSAIC = mosaic = CN()
     mosaic.GRIDS = [2, 3, 4]  # n of the n x n tiles, drawn uniformly for every canvas
     mosaic.SIZE = 800  # px, side of the canvas
     mosaic.FLIP = 0.5
     mosaic.FILLING = "fit"  # "fit": keep ratio, pad, pack inwards (release); "crop": fill the cell (paper)
-    mosaic.CROP_SCALE = [0.9, 1.0]  # for "crop": part of the picture's area
+    mosaic.CROP_SCALE = [0.9, 1.0]  # for "crop": part of the image's area
     mosaic.CROP_RATIO = [3 / 4, 4 / 3]  # width / height of the crop, which is resized to the cell
     mosaic.PAD_VALUE = 114  # grey of the gaps
     # "device": the model lays every 4 + 9 + 16 single crops of a batch on three canvases (CLIP release).
@@ -168,23 +168,23 @@ def add_clim_config(cfg: "CfgNode") -> None:
     mosaic.PARTNERS = "random"  # or an index made by tools/build_neighbours.py (Table 2c)
     # Control: True gives every tile of a mosaic the texts of another tile of its canvas, drawn at random.
     mosaic.PERMUTE_TEXTS = False
-    cfg.INPUT.REGIONS = regions = CN()  # pictures with boxes to be classified
+    cfg.INPUT.REGIONS = regions = CN()  # images with boxes to be classified
     regions.SIZE = 1024  # px, longest side; padded to a square
     # In px, cells that masks of regions are made of: the stride of the encoder's dense map.
     regions.MASK_STRIDE = 16
     regions.CROP_SIZE = 224  # px, side of a region's crop: what the encoder was trained on
-    regions.MIN_AREA = 64  # px² of the original picture; smaller and larger boxes are left out
+    regions.MIN_AREA = 64  # px² of the original image; smaller and larger boxes are left out
     regions.MAX_AREA = 1024 * 1024
-    regions.MAX_BOXES = 100  # annotations of a picture, in their order, of which sizes are then looked at
+    regions.MAX_BOXES = 100  # annotations of an image, in their order, of which sizes are then looked at
     regions.CROWDS = True  # crowds are regions like others (release); False: they are left out beforehand
 
-    cfg.INPUT.LSJ = lsj = CN()  # large-scale jittering of detection pictures in training
+    cfg.INPUT.LSJ = lsj = CN()  # large-scale jittering of detection images in training
     lsj.SIZE = 0  # px, side of the square that FVLM pads to at test too; 0: Detectron2's resizing
-    lsj.SCALE = [0.1, 2.0]  # a picture is scaled to fit a square of a random part of SIZE
+    lsj.SCALE = [0.1, 2.0]  # an image is scaled to fit a square of a random part of SIZE
 
     # ---- Data: sizes are per GPU ----------------------------------------------------------------
     cfg.DATASETS.CAPTIONS = ()  # registered sets of image-text pairs
-    cfg.DATASETS.REGIONS = ()  # registered sets of pictures with pseudo-labelled boxes
+    cfg.DATASETS.REGIONS = ()  # registered sets of images with pseudo-labelled boxes
     # Your own sets: [[name, "captions" | "boxes" | "regions", json, image folder], …], see datasets/README.md.
     cfg.DATASETS.OWN = []
     cfg.DATALOADER.DETECTION_PER_GPU = 2
@@ -196,7 +196,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     cfg.DATALOADER.ALTERNATE = ()
 
     # ---- Solver ---------------------------------------------------------------------------------
-    cfg.SOLVER.EPOCHS = 0.0  # above 0: passes over the pairs (or boxes' pictures); sets MAX_ITER
+    cfg.SOLVER.EPOCHS = 0.0  # above 0: passes over the pairs (or boxes' images); sets MAX_ITER
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
     cfg.SOLVER.BETAS = [0.9, 0.999]  # of "ADAMW"; CLIP's ViTs 0.9, 0.98
     cfg.SOLVER.EPS = 1e-8  # of "ADAMW"; CLIP's ViTs 1e-6
@@ -210,5 +210,5 @@ def add_clim_config(cfg: "CfgNode") -> None:
 
     # ---- Evaluation -----------------------------------------------------------------------------
     cfg.TEST.PROTOCOL = "generalized"  # Detic: one run, 80 predicted and 65 scored; "two_run": CLIM; "both"
-    # How regions are classified, one or more of: by "boxes" or "masks" on the picture, by "crops" of it.
+    # How regions are classified, one or more of: by "boxes" or "masks" on the image, by "crops" of it.
     cfg.TEST.REGIONS = ["boxes"]

@@ -10,7 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from torch import nn
 
-from clim.checkpoints.reading import is_torchscript, read_pickle, require_start, weights_of
+from clim.checkpoints.reading import read_pickle, require_start, weights_of
 from clim.errors import UserError
 from clim.files import replacing
 
@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 ALPHA_KEY = "weight_ensemble"  # of a run's checkpoints: its SOLVER.WEIGHT_ENSEMBLE
 CLIP_FILE = "clip.pt"  # beside them: the mixture
 _TRUST = ", or set MODEL.TRUST_WEIGHTS True if you trust its author"
-_OTHER_MODEL = ": it has another architecture; check MODEL.WEIGHTS against the config."
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -61,11 +60,6 @@ class SafeCheckpointer(DetectionCheckpointer):
             self._parsed_url_during_load = None
 
     def _load_file(self, filename):
-        if is_torchscript(filename):
-            raise UserError(
-                f"{filename} is a TorchScript file, such as OpenAI's CLIP: name it in "
-                "MODEL.IMAGE_ENCODER.PRETRAINED instead of MODEL.WEIGHTS."
-            )
         data = read_pickle(filename, trusted=self.trusted, otherwise=_TRUST)
         if filename.endswith(".pkl"):
             return _as_detectron2(data)
@@ -77,16 +71,15 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint):
         names = len(checkpoint["model"])
-        try:
-            incompatible = super()._load_model(checkpoint)
-        except RuntimeError as error:  # shapes of weights that the model renames while it loads
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise UserError(f"The weights in the file do not fit this model ({reason}){_OTHER_MODEL}") from error
+        incompatible = super()._load_model(checkpoint)
         absent = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
         self.lacking = [n for n, p in self.model.named_parameters() if p.requires_grad and n in absent]
         # Detectron2 would silently continue with random weights.
         if absent >= {name for name, _ in self.model.named_parameters()}:
-            raise UserError(f"None of the {names} weights in the file fits this model{_OTHER_MODEL}")
+            raise UserError(
+                f"None of the {names} weights in the file fits this model: it has another architecture; check "
+                "MODEL.WEIGHTS against the config."
+            )
         self._check_vocabulary(incompatible)
         return incompatible
 

@@ -140,30 +140,22 @@ def _set_random_states(states: dict) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-# ---- metrics.json holds one run
+def prepare_metrics(output_dir, *, resume: bool, start_iter: int) -> None:
+    """Let metrics.json hold one run.
 
-
-def put_earlier_run_aside(output_dir) -> None:
-    """For a new run: rename the earlier run's metrics.json and last_checkpoint.
-
-    Otherwise --resume, after a kill before the new run's first checkpoint, would continue the earlier run.
+    A run that resumes drops the lines from ``start_iter`` on, and a last line that is not whole. A new run renames an
+    earlier run's metrics.json and last_checkpoint; otherwise --resume, after a kill before the new run's first
+    checkpoint, would continue the earlier run.
     """
-    for name in ("metrics.json", "last_checkpoint"):
-        path = Path(output_dir) / name
-        if path.is_file():
-            aside = path.with_name(f"previous.{name}")
-            os.replace(path, aside)
-            logger.info("%s belongs to an earlier run: renamed to %s.", path, aside.name)
-
-
-def cut_metrics(output_dir, *, start_iter: int) -> None:
-    """For a run that resumes: drop the lines from ``start_iter`` on, and a last line that is not whole."""
-    path = Path(output_dir) / "metrics.json"
-    if not path.is_file():
-        return
-    lines = [line for line in path.read_text().splitlines(keepends=True) if _is_before(line, start_iter)]
-    with replacing(path) as partial:
-        partial.write_text("".join(lines))
+    metrics, pointer = (Path(output_dir) / name for name in ("metrics.json", "last_checkpoint"))
+    if resume and metrics.is_file():
+        lines = [line for line in metrics.read_text().splitlines(keepends=True) if _is_before(line, start_iter)]
+        with replacing(metrics) as partial:
+            partial.write_text("".join(lines))
+    for path in () if resume else filter(Path.is_file, (metrics, pointer)):
+        aside = path.with_name(f"previous.{path.name}")
+        os.replace(path, aside)
+        logger.info("%s belongs to an earlier run: renamed to %s.", path, aside.name)
 
 
 def _is_before(line: str, start_iter: int) -> bool:

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, hooks
+from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
@@ -22,14 +22,7 @@ from clim.errors import UserError, raise_on_all_ranks
 from clim.evaluation import build_evaluators, evaluate
 from clim.text import require_width
 
-from .resume import (
-    CheckpointHook,
-    cut_metrics,
-    load_rank_state,
-    put_earlier_run_aside,
-    random_states_kept,
-    rank_state_path,
-)
+from .resume import CheckpointHook, load_rank_state, prepare_metrics, random_states_kept, rank_state_path
 from .solver import build_solver, count_epochs, scale_to_world
 from .weight_ensemble import PublishClip, WeightEnsemble
 
@@ -68,10 +61,8 @@ class Trainer(TrainerBase):
         self.skipped = SkippedImages(cfg.OUTPUT_DIR)
 
     def _distributed(self, model):
-        if comm.get_world_size() == 1:
-            return model
         loader = self.cfg.DATALOADER
-        return DistributedDataParallel(
+        return create_ddp_model(  # in one process the model itself
             model,
             device_ids=[comm.get_local_rank()] if model.device.type == "cuda" else None,
             find_unused_parameters=bool(loader.ALTERNATE) or model.leaves_weights_idle(loader),
@@ -91,19 +82,22 @@ class Trainer(TrainerBase):
             self.ensemble = WeightEnsemble(self.raw_model, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
             if resuming:
                 self.start_iter, seed = state["iteration"] + 1, state["data_seed"]
-                self._check_world(state["world_size"])
+                before, now = state["world_size"], comm.get_world_size()
+                if self.reference_world_size and before != now:
+                    raise UserError(
+                        f"{before} processes wrote this run's checkpoint, and learning rate and iterations depend on "
+                        f"them (SOLVER.REFERENCE_WORLD_SIZE): resume with {before}, not {now}, or start anew from its "
+                        "weights."
+                    )
                 self.ensemble.load(Path(cfg.OUTPUT_DIR))
             else:
                 self.ensemble.save(Path(cfg.OUTPUT_DIR))
         self._check_agreement()
         if comm.is_main_process():
-            if resume:
-                cut_metrics(cfg.OUTPUT_DIR, start_iter=self.start_iter)
-            else:
-                put_earlier_run_aside(cfg.OUTPUT_DIR)
+            prepare_metrics(cfg.OUTPUT_DIR, resume=resume, start_iter=self.start_iter)
         with raise_on_all_ranks():
             self.loader = build_train_loader(cfg, seed=seed, start_iter=self.start_iter)
-        self._register_hooks(seed)
+        self.register_hooks(self._build_hooks(seed))
         if resuming and not load_rank_state(self.raw_model, rank_state_path(cfg.OUTPUT_DIR, self.start_iter - 1)):
             logger.warning(
                 "Resuming with another number of processes, other queues or without rank_states/: random states and "
@@ -114,27 +108,16 @@ class Trainer(TrainerBase):
         """Load MODEL.WEIGHTS or the last checkpoint; UserError where that belongs to another model."""
         try:
             state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
-        except ValueError as error:  # parameter groups of the optimiser
+            if resuming and self.checkpointer.lacking:
+                raise ValueError(f"it lacks this model's {self.checkpointer.lacking[0]}")
+        except ValueError as error:  # also of the optimiser: other parameter groups
             if not resuming:
                 raise
-            raise self._of_another_config(f"{error}".rstrip(".")) from error
-        if resuming and self.checkpointer.lacking:
-            raise self._of_another_config(f"it lacks this model's {self.checkpointer.lacking[0]}")
-        return state
-
-    def _of_another_config(self, difference: str) -> UserError:
-        return UserError(
-            f"The checkpoint in {self.cfg.OUTPUT_DIR} belongs to another config ({difference}): resume with the config "
-            "of its training, or choose another OUTPUT_DIR."
-        )
-
-    def _check_world(self, before: int) -> None:
-        now = comm.get_world_size()
-        if self.reference_world_size and now != before:
             raise UserError(
-                f"{before} processes wrote this run's checkpoint, and learning rate and iterations depend on them "
-                f"(SOLVER.REFERENCE_WORLD_SIZE): resume with {before}, not {now}, or start anew from its weights."
-            )
+                f"The checkpoint in {self.cfg.OUTPUT_DIR} belongs to another config ({str(error).rstrip('.')}): resume "
+                "with the config of its training, or choose another OUTPUT_DIR."
+            ) from error
+        return state
 
     def _check_agreement(self) -> None:
         starts = comm.all_gather(self.start_iter)
@@ -144,44 +127,35 @@ class Trainer(TrainerBase):
                 f"iterations {starts}): all machines must see the same folder, or have a copy of it."
             )
 
-    def _register_hooks(self, seed: int) -> None:
-        cfg = self.cfg
-        self.register_hooks(
-            [
-                hooks.IterationTimer(),
-                hooks.LRScheduler(self.optimizer, self.scheduler),
-                self.skipped,
-                CheckpointHook(
-                    self.checkpointer,
-                    period=cfg.SOLVER.CHECKPOINT_PERIOD,
-                    keep=cfg.SOLVER.KEEP_CHECKPOINTS,
-                    start_iter=self.start_iter,
-                    extra={"data_seed": seed, "world_size": comm.get_world_size(), ALPHA_KEY: self.ensemble.alpha},
-                ),
-                hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
-            ]
-        )
+    def _build_hooks(self, seed: int) -> list[HookBase]:
+        cfg, period = self.cfg, self.cfg.SOLVER.CHECKPOINT_PERIOD
+        extra = {"data_seed": seed, "world_size": comm.get_world_size(), ALPHA_KEY: self.ensemble.alpha}
+        keep = {"keep": cfg.SOLVER.KEEP_CHECKPOINTS, "start_iter": self.start_iter}
+        found = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(self.optimizer, self.scheduler),
+            self.skipped,
+            CheckpointHook(self.checkpointer, period=period, extra=extra, **keep),
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+        ]
         if getattr(self.raw_model, "publishes_clip", False):
-            name = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
-            period, epochs = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.EPOCHS
-            self.register_hooks([PublishClip(self.ensemble, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs)])
+            name, epochs = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE, cfg.SOLVER.EPOCHS
+            found.append(PublishClip(self.ensemble, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs))
         if comm.is_main_process():
-            self.register_hooks([hooks.PeriodicWriter(self._writers(), period=cfg.SOLVER.LOG_PERIOD)])
+            writers = [
+                CommonMetricPrinter(self.max_iter),
+                # window 1: the exact loss of the iteration, so that resumed runs can be compared
+                JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), window_size=1),
+                # purge: hide what a killed run logged after its last checkpoint
+                TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter),
+            ]
+            found.append(hooks.PeriodicWriter(writers, period=cfg.SOLVER.LOG_PERIOD))
+        return found
 
     def evaluate(self) -> dict:
         """Scores of DATASETS.TEST; training then draws the same random numbers as without the evaluation."""
         with random_states_kept(), self.ensemble.mixed() as model:
             return evaluate(self.cfg, model)
-
-    def _writers(self):
-        folder = self.cfg.OUTPUT_DIR
-        return [
-            CommonMetricPrinter(self.max_iter),
-            # window 1: the exact loss of the iteration, so that resumed runs can be compared
-            JSONWriter(os.path.join(folder, "metrics.json"), window_size=1),
-            # purge: hide what a killed run logged after its last checkpoint
-            TensorboardXWriter(folder, purge_step=self.start_iter),
-        ]
 
     def train(self) -> None:
         """Run all iterations, then evaluate; after a failure nothing is evaluated."""
