@@ -12,6 +12,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
 
 from clim.config import add_clim_config
+from clim.engine import load_config
 from clim.methods import METHOD_REGISTRY
 from clim.modeling import BOX_PREDICTOR_REGISTRY
 
@@ -43,8 +44,9 @@ def test_every_key_of_clim_has_a_default_and_detectron2s_are_untouched():
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_file_loads_and_names_what_exists(file, load_cfg):
-    cfg = load_cfg(file)
+def test_every_file_loads_and_names_what_exists(file):
+    cfg = load_config(str(ROOT / "configs" / file), [])
+    assert cfg.is_frozen() and ("Base" in file or cfg.OUTPUT_DIR.startswith("output/"))
     assert cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY
     assert cfg.MODEL.PROPOSAL_GENERATOR.NAME in PROPOSAL_GENERATOR_REGISTRY
     assert cfg.MODEL.ROI_HEADS.NAME in ROI_HEADS_REGISTRY

@@ -41,12 +41,7 @@ def test_box_lines_lie_on_the_scaled_box_and_nowhere_else():
     assert not red[210:390, 110:290].any()  # inside
     assert (drawn[~red] == 100).all()
     assert (image == 100).all()  # the input is not drawn on
-
-
-def test_no_boxes_give_the_image_back():
-    image = grey(640, 480)
-    drawn = draw_boxes(image, np.zeros((0, 4)), [], colours=[])
-    assert (drawn == image).all()
+    assert (draw_boxes(drawn, np.zeros((0, 4)), [], colours=[]) == drawn).all()
 
 
 def test_marked_boxes_get_a_white_rim():

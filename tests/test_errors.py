@@ -1,4 +1,4 @@
-"""A mistake ends in one sentence and exit code 2, whichever process met it."""
+"""A user's mistake ends in one sentence and exit code 2, whichever process raises it."""
 
 import traceback
 
@@ -8,16 +8,6 @@ from fvcore.common.registry import Registry
 from torch.multiprocessing import ProcessRaisedException
 
 from clim.errors import UserError, raise_on_all_ranks, registered, run_cleanly, sentence
-
-
-def test_user_errors_become_one_line_and_exit_code_2(capsys):
-    def mistake():
-        raise UserError("the folder is missing: make it.")
-
-    with pytest.raises(SystemExit) as caught:
-        run_cleanly(mistake)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == "error: the folder is missing: make it.\n"
 
 
 def test_other_errors_keep_their_traceback():
@@ -40,14 +30,16 @@ def mistake_with_a_cause():
         raise UserError("no such key: give another.") from error
 
 
-def test_the_sentence_of_a_spawned_process(capsys):
-    text = "\n\n-- Process 1 terminated with the following error:\n" + raised_in(mistake_with_a_cause)
+SPAWNED = "\n\n-- Process 1 terminated with the following error:\n"
 
+
+@pytest.mark.parametrize("spawned", [False, True])
+def test_user_errors_become_one_line_and_exit_code_2(spawned, capsys):
     def launched():
-        raise ProcessRaisedException(text, 1, 4711)
+        raise ProcessRaisedException(SPAWNED + raised_in(mistake_with_a_cause), 1, 4711)
 
     with pytest.raises(SystemExit) as caught:
-        run_cleanly(launched)
+        run_cleanly(launched if spawned else mistake_with_a_cause)
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: no such key: give another.\n"
 

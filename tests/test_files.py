@@ -47,23 +47,15 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path, shared):
     assert path.read_text() == "new" and names(path.parent) == ["a.txt"]
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, None])
 def test_an_error_leaves_the_old_file_alone(tmp_path, error):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(error):
-        with replacing(path) as partial:
+    with pytest.raises(error or FileNotFoundError), replacing(path) as partial:  # None: nothing is written
+        if error:
             partial.write_text("half")
             raise error
     assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
-
-
-def test_nothing_written_is_an_error(tmp_path):
-    (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(FileNotFoundError):
-        with replacing(tmp_path / "a.txt"):
-            pass
-    assert (tmp_path / "a.txt").read_text() == "old"
 
 
 def test_the_next_attempt_overwrites_what_a_kill_left(tmp_path):
@@ -116,9 +108,6 @@ def test_arrays(tmp_path):
     assert names(tmp_path / "new") == ["rows"]
     found = np.load(tmp_path / "new" / "rows")
     assert found.dtype == np.float16 and np.array_equal(found, rows)
-    with pytest.raises(UserError, match="new is a folder: name a file in it"):
-        write_array(tmp_path / "new", rows)
-    assert names(tmp_path) == ["new"]
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -130,13 +119,6 @@ def test_json_appears_whole(tmp_path, shared):
     assert read_json(path, remedy="") == {"a": [1]} and names(path.parent) == ["x.json"]
 
 
-def test_json_is_indented_on_demand(tmp_path):
-    write_json(tmp_path / "x.json", {"a": [1], "é": None})
-    assert (tmp_path / "x.json").read_text() == '{"a": [1], "\\u00e9": null}'
-    write_json(tmp_path / "x.json", [1], indent=1)
-    assert (tmp_path / "x.json").read_text() == "[\n 1\n]"
-
-
 def test_nan_becomes_null():
     row = {"AP": float("nan"), "AR": 1.5, "class": "nan", "n": 0}
     assert json.dumps(nan_to_none(row)) == '{"AP": null, "AR": 1.5, "class": "nan", "n": 0}'
@@ -146,14 +128,10 @@ def test_nan_becomes_null():
 def test_json_that_is_missing_or_broken(tmp_path):
     (tmp_path / "broken.json").write_text('{"images": [')
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    for path in ("none.json", "broken.json/below.json"):
-        with pytest.raises(UserError) as caught:
+    for path in ("none.json", "broken.json/below.json", "broken.json", "binary.json"):
+        with pytest.raises(UserError, match=f"{path} .*: make tea$"):
             read_json(tmp_path / path, remedy="make tea")
-        assert str(caught.value) == f"{tmp_path / path} not found: make tea"
-    for path in ("broken.json", "binary.json"):
-        with pytest.raises(UserError, match=rf"{path} is not valid json \(.*\): make tea$"):
-            read_json(tmp_path / path, remedy="make tea")
-    for path in ("none.json", "broken.json/below.json", "broken.json", "binary.json", "."):
         assert read_json_or_none(tmp_path / path) is None
+    assert read_json_or_none(tmp_path) is None
     (tmp_path / "whole.json").write_text('{"é": 1}', "utf-8")
     assert read_json_or_none(str(tmp_path / "whole.json")) == read_json(Path(tmp_path / "whole.json"), remedy="")

@@ -26,10 +26,9 @@ def train_net(tiny_mini, tiny_overrides):
     started = []
 
     def start(*arguments, config=CLIM):
-        flags = [a for a in arguments if a.startswith("--")]
-        flags = list(arguments[: arguments.index("KEYS")]) if "KEYS" in arguments else flags
-        keys = list(arguments[len(flags) :])
-        keys = keys[1:] if keys[:1] == ["KEYS"] else keys
+        """KEYS stands between flags and config overrides."""
+        arguments = [*arguments, *([] if "KEYS" in arguments else ["KEYS"])]
+        flags, keys = arguments[: arguments.index("KEYS")], arguments[arguments.index("KEYS") + 1 :]
         process = subprocess.Popen(
             [sys.executable, "train_net.py", *flags, "--config-file", config, *tiny_overrides, *keys],
             cwd=ROOT,

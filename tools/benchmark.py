@@ -15,7 +15,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from arguments import add_device, count
+from arguments import add_device
+from clim.cli import count
 from clim.errors import run_cleanly
 
 SECTIONS = ("mosaics", "steps", "memory", "text")

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import clim.data.datasets  # noqa: F401  registers the data sets
-from arguments import add_device, count
+from arguments import add_device
+from clim.cli import count
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.loader import caption_records
 from clim.data.partners import image_ids_hash

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from arguments import CLASS_LISTS, add_device, quiet_logging, read_names
+from arguments import CLASS_LISTS, add_device
+from clim.cli import quiet_logging, read_names
 from clim.errors import UserError, run_cleanly
 from clim.files import resolve, write_array
 from clim.text import CLASS_FEATURES, PROMPTS, CaptionCache, LazyTower, build_text_tower

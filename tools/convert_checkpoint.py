@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     if args.output.resolve() == Path(args.file).resolve():
         raise UserError(f"--output {args.output} is the published file itself: name another one.")
-    from clim.engine.checkpoint import atomic_save  # after wrong arguments are reported
+    from clim.checkpoints.checkpointer import atomic_save  # after wrong arguments are reported
     from conversion.convert import chosen_kind, convert, read_official, summary
     from conversion.rules import KINDS
 

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from arguments import quiet_logging
+from clim.cli import quiet_logging
 from clim.errors import run_cleanly
 from clim.files import data_root, read_json_or_none, write_json
 from experiments.progress import Board, clock

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from arguments import CLASS_LISTS, count, find_images, quiet_logging, read_names
+from arguments import CLASS_LISTS
+from clim.cli import count, find_images, quiet_logging, read_names
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.mosaic import compose, fit_cell, grid_cells, inward_anchors, place
 from clim.detector import Responder

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from arguments import quiet_logging
+from clim.cli import quiet_logging
 from clim.errors import UserError, run_cleanly
 from clim.files import read_json, resolve, write_json
 

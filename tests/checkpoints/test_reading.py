@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from clim.checkpoints.reading import load_numpy_pickle, readable
-from clim.engine import SafeCheckpointer
+from clim.checkpoints import SafeCheckpointer
+from clim.checkpoints.reading import read_pickle, readable
 from clim.errors import UserError
 
 STATE = {"weight": torch.full((2, 3), 5.0), "bias": torch.zeros(2)}
@@ -33,7 +33,7 @@ def load(path, net=None, **options):
 def test_pickled_arrays_load(tmp_path, protocol):
     arrays = {"conv1_w": np.arange(6, dtype=np.float32).reshape(2, 3), "scale": np.float32(2), "n": np.int64(1)}
     (tmp_path / "w.pkl").write_bytes(pickle.dumps(arrays, protocol=protocol))
-    loaded = load_numpy_pickle(tmp_path / "w.pkl")
+    loaded = read_pickle(tmp_path / "w.pkl")
     assert loaded["conv1_w"].tolist() == [[0, 1, 2], [3, 4, 5]] and loaded["scale"] == 2 and loaded["n"] == 1
 
 
@@ -56,12 +56,6 @@ def test_trusted_files_load_as_ever(tmp_path):
     net = nn.Linear(3, 2)
     load(tmp_path / "odd.pth", net, trusted=True)
     assert (net.weight == 5).all() and mark.exists()
-
-
-def test_whole_modules_are_refused(tmp_path):
-    torch.save(nn.Linear(3, 2), tmp_path / "module.pth")
-    with pytest.raises(UserError, match="holds more than tensors"):
-        load(tmp_path / "module.pth")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pkl"])
@@ -88,44 +82,34 @@ def test_files_without_weights(tmp_path, content):
         load(tmp_path / "w.pth")
 
 
-def test_a_sentence_for_the_user_stays_as_it_is():
-    with pytest.raises(UserError) as caught:
-        with readable("w.pth"):
-            raise UserError("w.pth is of another kind: name it elsewhere.")
-    assert str(caught.value) == "w.pth is of another kind: name it elsewhere."
+def test_a_user_error_stays_as_it_is():
+    with pytest.raises(UserError, match="^w.pth is of another kind$"), readable("w.pth"):
+        raise UserError("w.pth is of another kind")
 
 
-# ---- files that do not exist
-
-
-def message_of(path, save_dir=""):
-    with pytest.raises(UserError) as caught:
-        SafeCheckpointer(nn.Linear(3, 2), str(save_dir)).load(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_a_file():
-    assert message_of("nowhere/weights.pth") == "MODEL.WEIGHTS: nowhere/weights.pth does not exist."
-
-
-def test_the_end_of_another_training(tmp_path):
-    message = message_of(str(tmp_path / "BoxSup_C4" / "model_final.pth"))
-    assert f"first train the config whose OUTPUT_DIR is {tmp_path}/BoxSup_C4" in message
-
-
-def test_an_address(monkeypatch):
+@pytest.mark.parametrize(
+    "path, named",
+    [
+        ("nowhere/weights.pth", ["MODEL.WEIGHTS: nowhere/weights.pth does not exist"]),
+        ("output/BoxSup_C4/model_final.pth", ["OUTPUT_DIR output/BoxSup_C4", "docs/checkpoints.md"]),
+        (
+            "detectron2://ImageNetPretrained/nowhere/R-50.pkl",
+            ["no network", "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/nowhere/R-50.pkl"],
+        ),
+    ],
+)
+def test_files_that_do_not_exist(path, named, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no network")
 
     monkeypatch.setattr("iopath.common.file_io.download", offline)
-    message = message_of("detectron2://ImageNetPretrained/nowhere/R-50.pkl")
-    assert "could not be fetched (no network)" in message
-    assert "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/nowhere/R-50.pkl" in message
-    assert '""' in message
+    with pytest.raises(UserError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert all(part in message for part in named) and "\n" not in message
 
 
-def test_what_the_pointer_names(tmp_path):
+def test_a_missing_last_checkpoint(tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    with pytest.raises(UserError, match="last_checkpoint beside it names it"):
+    with pytest.raises(UserError, match="last_checkpoint"):
         SafeCheckpointer(nn.Linear(3, 2), str(tmp_path)).resume_or_load("", resume=True)

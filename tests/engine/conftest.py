@@ -1,17 +1,21 @@
-"""Command lines and random numbers, as several parts of the engine meet them."""
+"""Command lines and random numbers for the tests of the engine."""
 
+import argparse
 import random
 
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
+
+from clim.cli import add_train_options
 
 
 @pytest.fixture(scope="session")
 def arguments():
-    """``arguments("--num-gpus", "2")``: what train_net.py makes of a command line."""
-    return lambda *argv: default_argument_parser().parse_args(list(argv))
+    """``arguments("--num-gpus", "2")``: the options that ``clim train`` reads from a command line."""
+    parser = argparse.ArgumentParser()
+    add_train_options(parser)
+    return lambda *argv: parser.parse_args(list(argv))
 
 
 @pytest.fixture(scope="session")

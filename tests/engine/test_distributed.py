@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from clim.data.tiles import Tiles
-from clim.engine import build, load_config
+from clim.engine import load_config
 
 HERE = Path(__file__).parent
 PROGRAM = HERE / "two_ranks.py"
@@ -28,7 +29,7 @@ class Case(NamedTuple):
     queue_length: str  # its key
     queue: str  # attribute of the method
     all_captions: bool  # whether the queue takes all captions of a tile, or the drawn one
-    loss: str  # of single pictures
+    loss: str  # of single images
     num_losses: int
 
 
@@ -82,7 +83,7 @@ def alone(case, setting, ranks, tiny_mini):
     """(losses, gradients) of each rank's batch in this one process, by step and rank."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
-        model = build(load_config(str(CONFIGS / case.config), setting[0])).train()
+        model = build_model(load_config(str(CONFIGS / case.config), setting[0])).train()
         return [[compute(model, rank["steps"][i]) for rank in ranks] for i in range(two_ranks.STEPS)]
 
 
@@ -99,7 +100,7 @@ def compute(model, step):
     return {k: v.item() for k, v in losses.items()}, two_ranks.gradients(model)
 
 
-def test_the_ranks_hold_different_pictures(ranks):
+def test_the_ranks_hold_different_images(ranks):
     for step in range(two_ranks.STEPS):
         first, second = (rank["steps"][step]["batch"] for rank in ranks)
         ids = [{d["image_id"] for d in batch["detection"]} for batch in (first, second)]

@@ -1,14 +1,26 @@
-"""A run that is cut off and resumed goes on exactly as it would have, on the CPU."""
+"""A run that is killed and resumed continues bit by bit, on the CPU; checkpoints, rank states, metrics.json."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from torch import nn
 
+from clim.checkpoints import SafeCheckpointer
 from clim.engine import Trainer
-from clim.engine.rank_state import rank_state_path
+from clim.engine.resume import (
+    CheckpointHook,
+    load_rank_state,
+    prepare_metrics,
+    random_states_kept,
+    rank_state_path,
+    save_rank_state,
+)
 from clim.errors import UserError
 from clim.methods.queue import TextQueue
 
@@ -127,5 +139,128 @@ def test_another_number_of_processes(tiny_cfg, monkeypatch, caplog):
     assert "another number of processes" in caplog.text
 
     scaled = Trainer(tiny_cfg("SOLVER.MAX_ITER", 2, "SOLVER.REFERENCE_WORLD_SIZE", 8))
-    with pytest.raises(UserError, match="written by 8 processes.* resume with 8, not 1"):
+    with pytest.raises(UserError, match="8 processes wrote .* resume with 8, not 1"):
         scaled.resume_or_load(resume=True)
+
+
+# ---- checkpoints
+
+
+def write_checkpoints(folder, *, start=0, until, total, **options):
+    """A training of ``total`` iterations that only writes checkpoints, cut off before iteration ``until``."""
+    options = {"period": 2, "keep": 2, "extra": {"data_seed": 5}} | options
+    hook = CheckpointHook(SafeCheckpointer(nn.Linear(1, 1), str(folder)), start_iter=start, **options)
+    hook.trainer = SimpleNamespace(max_iter=total)
+    for hook.trainer.iter in range(start, until):
+        hook.after_step()
+
+
+def files(folder):
+    return sorted(p.name for p in folder.glob("*.pth")), sorted(p.name for p in (folder / "rank_states").iterdir())
+
+
+def test_the_newest_checkpoints_of_a_run_stay_with_their_rank_states(tmp_path):
+    others = ["model_0000099.pth", "model_best.pth"]
+    for name in others:
+        torch.save({}, tmp_path / name)
+    write_checkpoints(tmp_path, until=5, total=9)
+    assert files(tmp_path)[0] == ["model_0000001.pth", "model_0000003.pth", *others]
+    write_checkpoints(tmp_path, start=4, until=9, total=9)  # a resumed run continues counting
+    assert files(tmp_path) == (
+        ["model_0000005.pth", "model_0000007.pth", *others, "model_final.pth"],
+        [f"iteration_{i:07d}.rank0.pth" for i in (5, 7, 8)],
+    )
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    stored = torch.load(tmp_path / "model_final.pth")
+    assert stored["iteration"] == 8 and stored["data_seed"] == 5
+
+
+def test_keeping_all_and_writing_only_the_last(tmp_path):
+    write_checkpoints(tmp_path / "all", until=9, total=9, keep=0)
+    assert len(files(tmp_path / "all")[0]) == 5
+    (tmp_path / "last").mkdir()
+    write_checkpoints(tmp_path / "last", until=9, total=9, period=0)
+    assert files(tmp_path / "last") == (["model_final.pth"], ["iteration_0000008.rank0.pth"])
+
+
+def test_the_rank_state_is_written_first(tmp_path, monkeypatch):
+    """So that a checkpoint that is there always has its rank states."""
+
+    def killed(self, name, **kwargs):
+        assert rank_state_path(tmp_path, 1).is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SafeCheckpointer, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoints(tmp_path, until=2, total=9)
+    assert not (tmp_path / "last_checkpoint").exists()
+
+
+# ---- the state of a process
+
+
+def test_random_states_and_queues_come_back(tmp_path, drawn):
+    queue = TextQueue(4, 3)
+    queue.push(torch.eye(3), torch.tensor([5, 6, 7]))
+    seed_all_rng(3)
+    np.random.randn()  # leaves a second normal number in store
+    save_rank_state(queue, tmp_path / "state.pth")
+    expected = drawn()
+    contents = {name: buffer.clone() for name, buffer in queue.named_buffers()}
+
+    seed_all_rng(4)
+    queue.push(torch.ones(2, 3), torch.tensor([8, 9]))
+    assert load_rank_state(queue, tmp_path / "state.pth")
+    assert drawn() == expected
+    for name, buffer in queue.named_buffers():
+        assert torch.equal(buffer, contents[name])
+
+
+def test_what_the_config_decides_is_not_brought_back(tmp_path):
+    model = torch.nn.Module()
+    model.queue = TextQueue(4, 3)
+    model.register_buffer("class_mask", torch.ones(2), persistent=False)
+    save_rank_state(model, tmp_path / "state.pth")
+    model.class_mask.zero_()
+    model.queue.push(torch.ones(1, 3), torch.tensor([1]))
+    assert load_rank_state(model, tmp_path / "state.pth")
+    assert not model.class_mask.any() and (model.queue.image_ids == -1).all()
+
+
+def test_states_that_do_not_fit_change_nothing(tmp_path, monkeypatch, drawn):
+    queue = TextQueue(4, 3)
+    assert not load_rank_state(queue, tmp_path / "missing.pth")
+    save_rank_state(queue, tmp_path / "state.pth")
+    longer = TextQueue(5, 3)
+    longer.push(torch.ones(1, 3), torch.tensor([1]))
+    seed_all_rng(1)
+    expected = drawn()
+    seed_all_rng(1)
+    assert not load_rank_state(longer, tmp_path / "state.pth")
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    assert not load_rank_state(queue, tmp_path / "state.pth")
+    assert drawn() == expected and longer.image_ids.tolist() == [1, -1, -1, -1, -1]
+
+
+def test_random_states_are_kept_around_an_error(drawn):
+    seed_all_rng(9)
+    expected = drawn()
+    seed_all_rng(9)
+    with pytest.raises(ValueError), random_states_kept():
+        drawn()
+        raise ValueError
+    assert drawn() == expected
+
+
+# ---- metrics.json
+
+
+def test_metrics_hold_one_run(tmp_path):
+    prepare_metrics(tmp_path, resume=True, start_iter=3)
+    assert list(tmp_path.iterdir()) == []
+    lines = ['{"iteration": 1, "total_loss": 0.1}\n', '{"iteration": 2}\n', '{"iteration": 3}\n', '{"iterat']
+    (tmp_path / "metrics.json").write_text("".join(lines))
+    prepare_metrics(tmp_path, resume=True, start_iter=3)
+    assert (tmp_path / "metrics.json").read_text() == "".join(lines[:2])
+    prepare_metrics(tmp_path, resume=False, start_iter=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["previous.metrics.json"]

@@ -3,14 +3,15 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
-from clim.engine import Trainer, build
-from clim.engine.trainer import build_solver
+from clim.engine import Trainer
+from clim.engine.trainer import SkippedImages, check_finite
 from clim.errors import UserError
 
 LOSSES = {
@@ -73,38 +74,7 @@ def test_a_run_leaves_its_losses_figures_and_checkpoints(tiny_cfg, caplog):
     assert not any(name.startswith("method.queue") or "text_encoder" in name for name in stored["model"])
 
 
-def test_a_loss_that_is_no_number_stops_the_run(tiny_cfg, capsys):
-    cfg = tiny_cfg("SOLVER.MAX_ITER", 2)
-    trainer = started(cfg)
-    seen = []
-    model = trainer.raw_model
-    tag_loss, step = model.method.tag_loss, trainer.run_step
-
-    def infinite_on_mosaics(embeddings, regions, texts):
-        seen.append(texts.tiles.image_ids.tolist())
-        loss = tag_loss(embeddings, regions, texts)
-        return loss * float("inf") if trainer.iter == 1 and len(texts.tiles) > 2 else loss
-
-    def remembering():
-        before.update({name: p.clone() for name, p in model.named_parameters()})
-        step()
-
-    before = {}
-    model.method.tag_loss = infinite_on_mosaics
-    trainer.run_step = remembering
-    with pytest.raises(UserError) as caught:
-        trainer.train()
-    message = str(caught.value)
-    assert message.startswith("Iteration 1: loss_tag_mosaic = inf")
-    assert "loss_tag = " not in message and "\n" not in message
-    for image_id in seen[-1]:
-        assert str(image_id) in message
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name]), name
-    assert not (Path(cfg.OUTPUT_DIR) / "evaluation.json").exists()
-
-
-def test_divergence_that_detectron2_meets_first_names_the_pictures(tiny_cfg):
+def test_a_divergence_in_detectron2s_rpn_names_the_images(tiny_cfg):
     trainer = started(tiny_cfg("SOLVER.MAX_ITER", 1))
     with torch.no_grad():
         for parameter in trainer.raw_model.proposal_generator.parameters():
@@ -114,15 +84,15 @@ def test_divergence_that_detectron2_meets_first_names_the_pictures(tiny_cfg):
 
 
 @pytest.mark.parametrize("first, second", [([], [-20.0]), ([-20.0], [])])
-def test_resuming_with_another_model_is_told(tiny_cfg, first, second):
+def test_resuming_with_another_model(tiny_cfg, first, second):
     key = "MODEL.METHOD.DETIC.BIAS"
     started(tiny_cfg("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()", key, first)).train()
-    with pytest.raises(UserError, match="checkpoint in .* is of another config .*or choose another OUTPUT_DIR"):
+    with pytest.raises(UserError, match="checkpoint in .* belongs to another config .*or choose another OUTPUT_DIR"):
         Trainer(tiny_cfg("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()", key, second)).resume_or_load(resume=True)
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0])
-def test_a_gradient_that_is_no_number_never_reaches_the_weights(tiny_cfg, limit):
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tiny_cfg, limit):
     trainer = started(tiny_cfg("SOLVER.MAX_ITER", 1, "SOLVER.CLIP_GLOBAL_NORM", limit))
     parameter = next(p for p in trainer.raw_model.parameters() if p.requires_grad)
     before = {n: p.detach().clone() for n, p in trainer.raw_model.named_parameters()}
@@ -130,10 +100,11 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(tiny_cfg, limit)
     with pytest.raises(UserError, match="Iteration 0: gradient norm = nan"):
         trainer.train()
     assert all(torch.equal(p, before[n]) for n, p in trainer.raw_model.named_parameters())
+    assert not (Path(trainer.cfg.OUTPUT_DIR) / "evaluation.json").exists()
 
 
 def gradients_after(trainer, monkeypatch):
-    """Gradients as the optimiser meets them in one step, and their global norm."""
+    """Gradients as the optimiser gets them in one step, and their global norm."""
     met = {}
 
     def step(*args, **kwargs):
@@ -160,35 +131,6 @@ def test_clipping_is_by_the_norm_of_all_gradients_together(tiny_cfg, monkeypatch
     assert clipped.keys() == free.keys()
     for name in free:
         torch.testing.assert_close(clipped[name], free[name] * (0.5 / norm), rtol=1e-3, atol=1e-7)
-
-
-@pytest.mark.parametrize("optimizer", ["SGD", "ADAMW"])
-def test_detectron2_own_clipping_still_works(tiny_cfg, optimizer):
-    cfg = tiny_cfg(
-        "SOLVER.OPTIMIZER", optimizer, "SOLVER.CLIP_GRADIENTS.ENABLED", True,
-        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.25,
-    )  # fmt: skip
-    net = torch.nn.Linear(2, 1)
-    solver, _ = build_solver(cfg, net)
-    net.weight.grad, net.bias.grad = torch.tensor([[3.0, -0.1]]), torch.tensor([-9.0])
-    solver.step()
-    torch.testing.assert_close(net.weight.grad, torch.tensor([[0.25, -0.1]]))
-    assert net.bias.grad.item() == -0.25
-
-
-def test_wrong_solver_values_are_told(tiny_cfg):
-    net = torch.nn.Linear(2, 1)
-    for key, value in (("LR_SCHEDULER_NAME", "x"), ("OPTIMIZER", "LION"), ("BASE_LR", -1.0)):
-        with pytest.raises(UserError, match="SOLVER"):
-            build_solver(tiny_cfg(f"SOLVER.{key}", value), net)
-
-
-def test_parts_that_no_registry_knows(tiny_cfg):
-    with pytest.raises(UserError, match="METHOD.NAME 'Nothing' is unknown: choose one of Baron, ClipContrast"):
-        build(tiny_cfg("MODEL.METHOD.NAME", "Nothing"))
-    for key in ("META_ARCHITECTURE", "ROI_HEADS.NAME", "BACKBONE.NAME"):
-        with pytest.raises(UserError, match="does not exist.*Nothing"):
-            build(tiny_cfg(f"MODEL.{key}", "Nothing"))
 
 
 def test_alternating_sources_keep_momentum_going(tiny_cfg, monkeypatch):
@@ -222,3 +164,34 @@ def test_evaluation_draws_no_random_numbers_of_the_training(tiny_cfg, drawn):
     trainer.evaluate()
     assert drawn() == expected
     assert trainer.model.training
+
+
+def test_losses_and_gradients_that_are_not_finite():
+    mosaic = {"tiles": SimpleNamespace(image_ids=torch.tensor([5, 6]))}
+    batch = {"detection": [{"image_id": 4}], "captions": [], "mosaics": [mosaic]}
+    check_finite({"loss_cls": torch.tensor(1.0)}, 3.0, batch, 7)
+    ids = r"\{'detection': \[4\], 'mosaics': \[\[5, 6\]\]\}"
+    with pytest.raises(UserError, match=rf"Iteration 7: gradient norm = nan; .*{ids}"):
+        check_finite({"loss_cls": torch.tensor(1.0)}, float("nan"), batch, 7)
+    losses = {"loss_cls": torch.tensor(torch.nan), "loss_box": torch.tensor(1.0), "loss_tag": torch.tensor(torch.inf)}
+    with pytest.raises(UserError, match=r"7: loss_cls = nan, loss_tag = inf;") as caught:
+        check_finite(losses, 1.0, batch, 7)
+    assert "\n" not in str(caught.value)
+
+
+def test_skipped_images_are_counted_logged_once_and_listed(tmp_path, caplog):
+    hook = SkippedImages(str(tmp_path))
+    hook.after_train()
+    assert list(tmp_path.iterdir()) == []
+    written = {}
+    hook.trainer = SimpleNamespace(
+        storage=SimpleNamespace(put_scalar=lambda name, value, **_: written.update({name: value}))
+    )
+    hook.add([("b.jpg", "empty file"), ("a.jpg", "truncated")])
+    hook.add([("a.jpg", "truncated")])
+    hook.after_step()
+    assert written == {"skipped_images": 3}
+    assert [m for m in caplog.messages if "a.jpg" in m] == ["Image replaced by another one: a.jpg (truncated)"]
+    hook.after_train()
+    listed = (tmp_path / "skipped_images.rank0.txt").read_text()
+    assert listed == "a.jpg\ttruncated\t2\nb.jpg\tempty file\t1\n"

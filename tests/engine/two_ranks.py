@@ -14,7 +14,7 @@ from detectron2.utils.env import seed_all_rng
 
 from clim.data.tiles import Tiles
 from clim.engine import Trainer, load_config
-from clim.engine.rank_state import rank_state_path
+from clim.engine.resume import rank_state_path
 from clim.errors import UserError, raise_on_all_ranks
 from clim.methods import Regions, Texts
 from clim.methods.detic import Detic
@@ -26,15 +26,15 @@ DIM, TILES = 6, 3
 def main(config, output, overrides):
     rank = comm.get_rank()
     seed_all_rng(rank)
-    told = {"gather": gathered_captions(), "together": error_on_all_ranks()}
+    written = {"gather": gathered_captions(), "together": error_on_all_ranks()}
     cfg = load_config(config, overrides)
-    told["steps"], trainer = train(cfg)
-    told["queue"] = dict(trainer.raw_model.method.named_buffers())
-    told["metrics"] = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text()
-    told["resumed"] = resumed(cfg)
+    written["steps"], trainer = train(cfg)
+    written["queue"] = dict(trainer.raw_model.method.named_buffers())
+    written["metrics"] = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text()
+    written["resumed"] = resumed(cfg)
     trainer.start_iter = rank
-    told["disagreement"] = sentence_of(trainer._check_agreement)
-    torch.save(told, Path(output) / f"rank{rank}.pth")
+    written["disagreement"] = sentence_of(trainer._check_agreement)
+    torch.save(written, Path(output) / f"rank{rank}.pth")
 
 
 def train(cfg):

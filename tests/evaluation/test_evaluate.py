@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from clim.engine import build
-from clim.engine.checks import check_datasets
+from clim.engine.setup import check_datasets
 from clim.errors import UserError
 from clim.evaluation import OVCOCOEvaluator, RegionClassificationEvaluator, build_evaluators, evaluate
 
@@ -88,7 +88,7 @@ def test_several_test_sets(tiny_cfg):
     needed = ("json_file", "thing_dataset_id_to_contiguous_id", "thing_classes", "base_classes", "novel_classes")
     MetadataCatalog.get("mini_ov_train_scored").set(**{key: known.get(key) for key in needed})
     try:
-        results = evaluate(cfg, build(cfg))
+        results = evaluate(cfg, build_model(cfg))
     finally:
         DatasetCatalog.remove("mini_ov_train_scored")
         MetadataCatalog.remove("mini_ov_train_scored")

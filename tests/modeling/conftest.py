@@ -10,9 +10,9 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from clim.checkpoints import SafeCheckpointer
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.data.tiles import Tiles
-from clim.engine import SafeCheckpointer
 from clim.modeling import OpenVocabOutputLayers, meta_arch
 
 SMALL = [

@@ -124,7 +124,7 @@ def test_clip_and_f_vlm_answer_with_the_dense_map_of_their_encoder(clip):
         if responder.detects:
             assert responder.best_box(picture, texts[0]).shape == (4,)
         else:
-            with pytest.raises(UserError, match="ImageTextModel draws response maps but no boxes"):
+            with pytest.raises(UserError, match="ImageTextModel has no boxes"):
                 responder.best_box(picture, texts[0])
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+from clim.checkpoints import SafeCheckpointer
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.detector import Detector
-from clim.engine import SafeCheckpointer, Trainer, build, load_config
+from clim.engine import Trainer, load_config
 from clim.errors import UserError
 from clim.evaluation import evaluate
 
@@ -51,9 +53,9 @@ def test_what_does_not_go_with_fvlm_is_told(config):
     with pytest.raises(
         UserError, match="FVLMROIHeads with .* learns from boxes alone: set MODEL.METHOD.NAME, now Detic"
     ):
-        build(config("MODEL.METHOD.NAME", "Detic"))
+        build_model(config("MODEL.METHOD.NAME", "Detic"))
     with pytest.raises(UserError, match='CLASSIFIER is "pseudo_words", but F-VLM has a classifier of its own'):
-        build(config("MODEL.OPEN_VOCAB.CLASSIFIER", "pseudo_words"))
+        build_model(config("MODEL.OPEN_VOCAB.CLASSIFIER", "pseudo_words"))
 
 
 def a_photo(root):
@@ -83,7 +85,7 @@ def test_train_score_load_and_rename(config, tiny_coco, tmp_path):
     assert {d["category_id"] for d in detections} - {*BASE_IDS, *NOVEL_IDS}  # all 80 are predicted
 
     weights = str(tmp_path / "output/model_final.pth")
-    model = build(config("MODEL.IMAGE_ENCODER.PRETRAINED", ""))
+    model = build_model(config("MODEL.IMAGE_ENCODER.PRETRAINED", ""))
     SafeCheckpointer(model, "").load(weights)
     evaluate(config("OUTPUT_DIR", tmp_path / "again"), model)
     again = json.loads((tmp_path / "again/inference/coco_ovd_val/coco_instances_results.json").read_text())

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from clim.data.mosaic import grid_cells
 from clim.data.tiles import Tiles
-from clim.engine import Trainer, build
+from clim.engine import Trainer
 from clim.errors import UserError
 from clim.methods.cells import Cells
 from clim.modeling.grid_text import read_cells
@@ -27,7 +28,7 @@ def make(load_cfg, tiny_bert):
             "MODEL.PIXEL_MEAN", MEAN, "MODEL.PIXEL_STD", STD, *overrides,
         )  # fmt: skip
         torch.manual_seed(0)
-        return build(cfg).train()
+        return build_model(cfg).train()
 
     return model
 
@@ -133,8 +134,6 @@ def test_mistakes_are_told(make, load_cfg, tiny_bert):
     with pytest.raises(UserError, match=r"ClipViT has no grid of cells"):
         bert = ["MODEL.TEXT.DIM", 512, "MODEL.METHOD.GROUNDING.LAYERS", 0]
         make(*clip, *bert)
-    with pytest.raises(UserError, match=r'COMPOSE is "device"'):
-        make("INPUT.MOSAIC.COMPOSE", "device")
     with pytest.raises(UserError, match=r"Detic pools boxes, but .* GridTextModel cells"):
         make("MODEL.METHOD.NAME", "Detic")
     with pytest.raises(UserError, match=r"Grounding pools cells, but .* ImageTextModel boxes"):

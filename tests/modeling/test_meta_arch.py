@@ -13,7 +13,7 @@ from detectron2.structures import ImageList
 from torch import nn
 from torchvision.ops import batched_nms, roi_align
 
-from clim.engine.checkpoint import SafeCheckpointer
+from clim.checkpoints.checkpointer import SafeCheckpointer
 from clim.methods import detic
 from clim.modeling.meta_arch import autocast_backbone
 

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 
-from clim.engine import build
 from clim.errors import UserError
 from clim.modeling import BOX_PREDICTOR_REGISTRY, build_box_predictor
 
@@ -85,7 +85,7 @@ def test_another_vocabulary_at_run_time(cosine_layers, sampled):
 @pytest.mark.parametrize("predictor", ["OpenVocabOutputLayers", "OVRCNNOutputLayers"])
 def test_both_c4_heads_take_any_predictor(load_cfg, config, predictor):
     keys = ("MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.ROI_BOX_HEAD.PREDICTOR", predictor)
-    model = build(load_cfg(config, *keys))
+    model = build_model(load_cfg(config, *keys))
     assert type(model.roi_heads.box_predictor) is BOX_PREDICTOR_REGISTRY.get(predictor)
     width = {"OVRCNN_C4.yaml": 2048, "mini/ovrcnn.yaml": 320}[config]
     logits, deltas = model.roi_heads.box_predictor(torch.randn(2, width))

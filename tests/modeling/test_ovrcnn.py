@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clim.data.categories import BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES
-from clim.engine import build
 from clim.errors import UserError
 from clim.modeling import OVRCNNOutputLayers
 from clim.modeling.vocabulary import competing_classes
@@ -297,4 +297,4 @@ def test_names_are_read_word_by_word(load_cfg, tiny_bert):
 def test_a_method_beside_a_detector_of_boxes_alone_is_told(load_cfg):
     cfg = load_cfg("mini/ovrcnn.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.METHOD.NAME", "Detic")
     with pytest.raises(UserError, match="OVRCNNOutputLayers learns from boxes alone: set MODEL.METHOD.NAME"):
-        build(cfg)
+        build_model(cfg)

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+from clim.checkpoints import SafeCheckpointer
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, COCO_NAMES, NOVEL_IDS
 from clim.detector import Detector, Responder
-from clim.engine import SafeCheckpointer, Trainer, build, load_config
+from clim.engine import Trainer, load_config
 from clim.evaluation import evaluate
 from clim.text import build_text_tower, word_piece_means
 
@@ -68,12 +70,12 @@ def test_train_score_load_and_rename(config, tiny_coco, tmp_path):
     assert found and {d["category_id"] for d in found} <= {*BASE_IDS, *NOVEL_IDS}  # the 15 others do not compete
 
     weights = str(tmp_path / "output/model_final.pth")
-    again = build(config())
+    again = build_model(config())
     SafeCheckpointer(again, "").load(weights)
     evaluate(config("OUTPUT_DIR", tmp_path / "again"), again)
     assert detections(tmp_path / "again") == found
     novel = config("OUTPUT_DIR", tmp_path / "novel", "MODEL.OVRCNN.TEST_CLASSES", "ovcoco_novel")
-    again = build(novel)
+    again = build_model(novel)
     SafeCheckpointer(again, "").load(weights)
     evaluate(novel, again)
     assert {d["category_id"] for d in detections(tmp_path / "novel")} <= {*NOVEL_IDS}

@@ -5,9 +5,10 @@ import logging
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch import nn
 
-from clim.engine import SafeCheckpointer, build
+from clim.checkpoints import SafeCheckpointer
 from clim.errors import UserError
 
 DIM = 12
@@ -32,7 +33,7 @@ class LiteEncoder(nn.Module):
 
     def __init__(self, load_cfg, dim):
         super().__init__()
-        self.encoder = build(load_cfg("mini/clip_start.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "")).image_encoder
+        self.encoder = build_model(load_cfg("mini/clip_start.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "")).image_encoder
         self.encoder.projection = nn.Linear(320, dim)
 
     def forward(self, images):
@@ -57,7 +58,7 @@ TRUNKS = [("OVRCNN_C4.yaml", "resnet"), ("mini/ovrcnn.yaml", "efficientnet")]
 def test_features_and_projections_are_the_encoders(config, trunk, make_encoder, save_stage1, cfg_of, tmp_path, caplog):
     encoder = make_encoder(trunk)
     with caplog.at_level(logging.INFO, logger="clim"):
-        model = build(cfg_of(config)).eval()
+        model = build_model(cfg_of(config)).eval()
         SafeCheckpointer(model, "").load(save_stage1(encoder, tmp_path))
     images = torch.randn(1, 3, 64, 96)
     expected, projection = encoder(images)
@@ -73,7 +74,7 @@ def test_features_and_projections_are_the_encoders(config, trunk, make_encoder, 
 
 def test_a_detector_without_such_a_projection_takes_the_trunk(make_encoder, save_stage1, cfg_of, tmp_path, caplog):
     encoder = make_encoder("efficientnet")
-    model = build(cfg_of("mini/base_stage.yaml", 384))
+    model = build_model(cfg_of("mini/base_stage.yaml", 384))
     before = model.classifier.linear.weight.clone()
     with caplog.at_level(logging.INFO, logger="clim"):
         SafeCheckpointer(model, "").load(save_stage1(encoder, tmp_path))
@@ -85,7 +86,7 @@ def test_a_detector_without_such_a_projection_takes_the_trunk(make_encoder, save
 
 def test_a_projection_of_another_width(make_encoder, save_stage1, cfg_of, tmp_path):
     path = save_stage1(make_encoder("efficientnet", dim=10), tmp_path)
-    model = build(cfg_of("mini/ovrcnn.yaml"))
+    model = build_model(cfg_of("mini/ovrcnn.yaml"))
     with pytest.raises(UserError) as caught:
         SafeCheckpointer(model, "").load(path)
     assert str(caught.value) == (
@@ -100,14 +101,14 @@ def test_a_shallower_trunk(make_encoder, save_stage1, cfg_of, tmp_path):
     del file["model"]["image_encoder.blocks.3._expand_conv.weight"]
     torch.save(file, path)
     with pytest.raises(UserError, match="lacks 1 tensors of the trunk, backbone.trunk.blocks.3._expand_conv.weight"):
-        SafeCheckpointer(build(cfg_of("mini/ovrcnn.yaml")), "").load(path)
+        SafeCheckpointer(build_model(cfg_of("mini/ovrcnn.yaml")), "").load(path)
 
 
 def test_a_detectors_own_file_is_left_alone(shaken, load_cfg, tmp_path, caplog):
     cfg = load_cfg("mini/ovrcnn.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "")
-    trained = shaken(build(cfg))
+    trained = shaken(build_model(cfg))
     SafeCheckpointer(trained, str(tmp_path)).save("stage2")
-    model = build(cfg)
+    model = build_model(cfg)
     with caplog.at_level(logging.INFO, logger="clim"):
         SafeCheckpointer(model, "").load(str(tmp_path / "stage2.pth"))
     state = model.state_dict()
@@ -118,6 +119,6 @@ def test_a_detectors_own_file_is_left_alone(shaken, load_cfg, tmp_path, caplog):
 def test_ordinary_pretraining_lacks_the_projection(make_encoder, cfg_of, tmp_path):
     encoder = make_encoder("resnet")
     torch.save({"model": encoder.backbone.state_dict()}, tmp_path / "r50.pth")
-    model = build(cfg_of("OVRCNN_C4.yaml"))
+    model = build_model(cfg_of("OVRCNN_C4.yaml"))
     with pytest.raises(UserError, match="lacks the projection into the space of words"):
         SafeCheckpointer(model, "").load(f"{tmp_path}/r50.pth?matching_heuristics=True")

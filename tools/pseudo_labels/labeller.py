@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.ops import nms
 
+from clim.checkpoints.checkpointer import load_model, load_weights
 from clim.data.images import ordered
 from clim.data.region_classification import crop_letterboxed
-from clim.engine.loading import load_model, load_weights
 from clim.errors import UserError
 from clim.modeling.backbones.encoder import ImageEncoder, build_image_encoder
 

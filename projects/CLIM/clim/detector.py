@@ -1,4 +1,4 @@
-"""A trained model in your own Python: detect classes of any names, or map how near each location is to a text.
+"""A trained model in your own Python: detect classes of any names, or map how similar each location is to a text.
 
 from clim import Detector
 detector = Detector(cfg)
@@ -18,9 +18,9 @@ from detectron2.structures import Instances
 from torch import Tensor
 from torchvision.ops import nms
 
+from clim.checkpoints.checkpointer import load_model
 from clim.data.images import ordered, read_image, resize
 from clim.data.mosaic import fit_size
-from clim.engine.loading import load_model
 from clim.errors import UserError, registered
 from clim.modeling import OpenVocabRCNN
 from clim.modeling.dense_responses import dense_embeddings, dense_stride, responses
@@ -28,12 +28,19 @@ from clim.modeling.vocabulary import num_classes
 from clim.text import CLASS_FEATURES
 
 
-class Detector:
+class _ReadsTexts:
+    """Base of what has ``model``, the ``features`` of its class names and a ``prompt``."""
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """(Q, D) of texts, each read as the model reads a class name."""
+        return CLASS_FEATURES[self.features](self.model.text_encoder, list(texts), self.prompt).to(self.model.device)
+
+
+class Detector(_ReadsTexts):
     """``Detector(cfg)(file_name)`` → Instances in the image's own pixels.
 
-    Where training used a bias on the logits that inference leaves out (CLIM: sigmoid(25 cos) at test), every
-    pair of a box and a class scores high, the best ones 0.9999…. Here the learnt bias stays in: ``scores``
-    are the probabilities that training fitted. Ranks are the evaluation's, and a threshold means something.
+    Evaluation leaves out CLIM's bias on the logits, so that all scores are high, the best 0.9999…. Here the learnt bias
+    stays in: ``scores`` are the probabilities that training fitted, a threshold is meaningful, and ranks are the same.
 
     Attributes:
         names: K class names.
@@ -41,17 +48,14 @@ class Detector:
     """
 
     def __init__(self, cfg, *, score_threshold: float = 0.0):
-        """Load the model of ``cfg`` with cfg.MODEL.WEIGHTS, "" for random ones.
+        """Load the model of ``cfg`` with cfg.MODEL.WEIGHTS, "" for random ones; drop boxes below ``score_threshold``.
 
-        Args:
-            score_threshold: boxes below it are dropped.
-
-        Raises UserError where the config has no such detector, or the file does not fit it.
+        Raises UserError where the config is no detector's, or the file does not fit it.
         """
         if not detects(cfg):
             raise UserError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} detects nothing that a text names: use the "
-                "config of an open-vocabulary detector, such as one that starts from it."
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} detects nothing: use the config of an "
+                "open-vocabulary detector."
             )
         self.input_format, self.prompt = cfg.INPUT.FORMAT, cfg.MODEL.VOCABULARY.PROMPT
         self._base = frozenset(_metadata(cfg, "base_classes"))
@@ -84,10 +88,6 @@ class Detector:
         self.model.roi_heads.set_vocabulary(embeddings, _with_boxes(len(names), novel))
         self.names, self.novel = names, novel
 
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """(Q, D) of texts, each read as the model reads a class name."""
-        return _embed(self.model, texts, features=self.features, prompt=self.prompt)
-
     def __call__(self, file_name: str | os.PathLike) -> Instances:
         """Detections of an image file; raises :class:`clim.data.images.UnreadableImage`."""
         return self.predict(read_image(file_name, fmt=self.input_format).image)
@@ -105,7 +105,7 @@ class Detector:
         return frozenset(i for i, name in enumerate(names) if self._base and name not in self._base)
 
 
-class Responder:
+class Responder(_ReadsTexts):
     """``Responder(cfg)(image, responder.embed(["a dog"]))`` → cosine maps of a detector or an image encoder.
 
     Images are uint8 (H, W, 3) RGB. The network sees them at a size of whole map locations, so a ratio may change by
@@ -126,10 +126,6 @@ class Responder:
             self.short = self.long = cfg.INPUT.REGIONS.SIZE
         self.stride = dense_stride(self.model)
 
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """(Q, D) of texts, each read as the model reads a class name."""
-        return _embed(self.model, texts, features=self.features, prompt=self.prompt)
-
     @torch.no_grad()
     def __call__(self, image: np.ndarray, texts: Tensor, *, long_side: int | None = None) -> Tensor:
         """Cosines (Q, h, w) of locations that cover the image with ``texts`` (Q, D), on the CPU.
@@ -144,14 +140,10 @@ class Responder:
     def best_box(self, image: np.ndarray, text: Tensor, *, long_side: int | None = None) -> np.ndarray | None:
         """x0, y0, x1, y1 in the image's pixels of the detection that fits ``text`` (D,) best.
 
-        The vocabulary is this one text, and afterwards the model's own again. None where nothing is found; UserError
-        where the model has no boxes.
+        Meanwhile the vocabulary is this one text. None where nothing is found; UserError for a model without boxes.
         """
         if not self.detects:
-            raise UserError(
-                f"MODEL.META_ARCHITECTURE {type(self.model).__name__} draws response maps but no boxes: leave out "
-                "--boxes, or name the config of a detector."
-            )
+            raise UserError(f"MODEL.META_ARCHITECTURE {type(self.model).__name__} has no boxes: use a detector.")
         height, width = image.shape[:2]
         batch = [{"image": self._pixels(image, long_side), "height": height, "width": width}]
         with self.model.roi_heads.vocabulary(text[None]):
@@ -163,10 +155,8 @@ class Responder:
     def _pixels(self, image: np.ndarray, long_side: int | None) -> Tensor:
         """(3, H, W) float on the model's device, in its channel order; H and W of whole locations."""
         short, long = (long_side, long_side) if long_side else (self.short, self.long)
-        size = tuple(
-            max(round(side / self.stride), 1) * self.stride
-            for side in fit_size(*image.shape[:2], short=short, long=long)
-        )
+        sides = fit_size(*image.shape[:2], short=short, long=long)
+        size = tuple(max(round(side / self.stride), 1) * self.stride for side in sides)
         image = image if size == image.shape[:2] else resize(image, size)
         image = ordered(image, self.input_format).transpose(2, 0, 1)
         return torch.from_numpy(np.ascontiguousarray(image)).float().to(self.model.device)
@@ -175,10 +165,9 @@ class Responder:
 def most_confident(
     found: Instances, *, threshold: float = 0.0, top: int | None = None, overlap: float = 1.0
 ) -> Instances:
-    """What a person wants to see of ``found``: at most ``top`` boxes that score ``threshold`` or more.
+    """At most ``top`` boxes of ``found``, sorted by falling score, that score ``threshold`` or more.
 
-    ``found`` is sorted by falling score. Of boxes whose IoU passes ``overlap`` the best stays, whatever their
-    classes: one name for one object.
+    Of boxes whose IoU is above ``overlap`` the best stays, whatever their classes: one name for one object.
     """
     found = found[found.scores >= threshold]
     return found[nms(found.pred_boxes.tensor.double(), found.scores.double(), overlap)[:top]]
@@ -204,10 +193,6 @@ def _metadata(cfg, key: str) -> Sequence[str]:
 def _with_boxes(count: int, novel: frozenset[int]) -> Tensor:
     """(``count``,) 1 for classes that had boxes in training, 0 for ``novel`` ones."""
     return torch.tensor([float(i not in novel) for i in range(count)])
-
-
-def _embed(model, texts: Sequence[str], *, features: str, prompt: str) -> Tensor:
-    return CLASS_FEATURES[features](model.text_encoder, list(texts), prompt).to(model.device)
 
 
 def _keep_training_bias(classifier, inputs, logits):

@@ -1,7 +1,4 @@
-"""Boxes with names, drawn on images: pure functions, array in, array out.
-
-Images are uint8 (H, W, 3) RGB; boxes are (N, 4) x0, y0, x1, y1 in pixels of the image they come with.
-"""
+"""Boxes with names on images: uint8 (H, W, 3) RGB; boxes are (N, 4) x0, y0, x1, y1 in the image's pixels."""
 
 import colorsys
 from collections.abc import Collection, Sequence
@@ -23,14 +20,14 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def class_colours(count: int) -> np.ndarray:
-    """(count, 3) uint8: one colour a class, strong enough to stand out on a photo."""
+    """(count, 3) uint8: one strong colour for each class."""
     hues = (np.arange(count) * GOLDEN_ANGLE) % 1.0
     rows = [colorsys.hls_to_rgb(hue, (0.42, 0.55, 0.66)[i % 3], 0.95) for i, hue in enumerate(hues)]
     return (np.array(rows).reshape(-1, 3) * 255).round().astype(np.uint8)
 
 
 def enlarge(image: np.ndarray, *, side: int) -> tuple[np.ndarray, float]:
-    """The image with a long side of at least ``side`` px, and its scale; never made smaller."""
+    """The image with a long side of at least ``side`` px, and its scale, 1 or more."""
     scale = max(side / max(image.shape[:2]), 1.0)
     if scale == 1.0:
         return image, 1.0

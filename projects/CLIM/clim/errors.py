@@ -1,6 +1,6 @@
-"""Errors that a user can mend: one sentence, shown once, on whichever process they occur.
+"""Errors that a user can correct: one sentence, shown once, whichever process raises them.
 
-torch and Detectron2 are imported where they are needed, so that a command can report a mistake before they load.
+This module imports Detectron2 only when it is used, so that a command can report a mistake without it.
 """
 
 import sys
@@ -16,7 +16,7 @@ _TRACEBACK = "Traceback (most recent call last)"
 
 
 def sentence(error: Exception) -> str | None:
-    """The sentence of a :class:`UserError`, also of one that another process passed on; None for other errors.
+    """The sentence of a :class:`UserError`, also of another process; None for other errors.
 
     DataLoader workers wrap the traceback in a UserError, spawned processes in a ProcessRaisedException.
     """
@@ -28,9 +28,9 @@ def sentence(error: Exception) -> str | None:
 
 @contextmanager
 def raise_on_all_ranks():
-    """Raise a :class:`UserError` of the block on all processes at its end: the one of the lowest rank.
+    """At the end of the block, raise a :class:`UserError` of any process on all: that of the lowest rank.
 
-    Every process must enter the block, and none may wait for another one inside it.
+    Every process must enter the block, and none may wait for another one in it.
     """
     from detectron2.utils import comm
 
@@ -45,7 +45,7 @@ def raise_on_all_ranks():
 
 
 def run_cleanly(function, *args, **kwargs):
-    """Call; a :class:`UserError`, here or in a spawned process, becomes a line on stderr and exit code 2."""
+    """Call; a :class:`UserError`, also of a spawned process, becomes a line on stderr and exit code 2."""
     try:
         return function(*args, **kwargs)
     except Exception as error:
@@ -57,12 +57,11 @@ def run_cleanly(function, *args, **kwargs):
 
 
 def registered(registry, name: str, *, key: str, otherwise: str = ""):
-    """The class or function called ``name``. UserError where there is none, with the names that there are.
+    """The class or function called ``name``, or a UserError with the known names.
 
     Args:
         registry: a Registry of fvcore.
-        key: of the config, which holds the name.
-        otherwise: what else the key may be, behind the names.
+        key: the config's, for the message; ``otherwise``: what else it may be.
     """
     if name not in registry:
         known = ", ".join(sorted(n for n, _ in registry))

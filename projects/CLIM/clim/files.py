@@ -1,6 +1,6 @@
-"""Where files lie, files that are never half written, and json.
+"""The data root, files that are never half written, and json.
 
-What a kill leaves of an unfinished file is called NAME.partial; the next attempt overwrites it.
+A kill leaves an unfinished file as NAME.partial, which the next attempt overwrites.
 """
 
 import json
@@ -31,14 +31,13 @@ def resolve(path: str | os.PathLike) -> Path:
 
 @contextmanager
 def replacing(path: str | os.PathLike, *, shared: bool = False) -> Iterator[Path]:
-    """A path beside ``path`` to write a file, link or folder to; at the end it takes the place of ``path``.
+    """A path beside ``path`` to write a file, link or folder to; at the end of the block it replaces ``path``.
 
-    Whenever the process dies, ``path`` is the old one or the whole new one. An error inside leaves the old one and
-    nothing beside it. Makes the folder of ``path``.
+    Whenever the process dies, ``path`` is the old one or the whole new one. An error leaves only the old one. Makes
+    the folder of ``path``.
 
     Args:
-        shared: other processes may be writing ``path`` too: the last one wins. Each then has a name of its own
-            to write to, which the next attempt does not overwrite.
+        shared: other processes may write ``path`` too: each uses another name beside it, and the last one wins.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +52,7 @@ def replacing(path: str | os.PathLike, *, shared: bool = False) -> Iterator[Path
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link (what it points to stays) or a folder with all that is in it, if it is there."""
+    """Delete a file, a link (not its target) or a folder with its content, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -61,9 +60,7 @@ def remove(path: Path) -> None:
 
 
 def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
-    """Replace ``path`` by a .npy file, whatever its suffix; UserError where it is a folder."""
-    if Path(path).is_dir():
-        raise UserError(f"{path} is a folder: name a file in it.")
+    """Replace ``path`` by a .npy file, whatever its suffix."""
     with replacing(path) as partial, open(partial, "wb") as file:
         np.save(file, array)
 
@@ -76,7 +73,7 @@ def write_json(path: str | os.PathLike, content, *, indent: int | None = None, s
 
 
 def nan_to_none(row: Mapping) -> dict:
-    """A copy with None in place of nan, which json does not know."""
+    """A copy with None in place of nan, which json does not have."""
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
@@ -91,7 +88,7 @@ def read_json(path: str | os.PathLike, *, remedy: str):
 
 
 def read_json_or_none(path: str | os.PathLike):
-    """Content of a json file; None where there is none that can be read."""
+    """Content of a json file; None where it cannot be read."""
     try:
         return json.loads(Path(path).read_bytes())
     except (OSError, ValueError):

@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 from torch.nn import functional as F
 
 import convert_checkpoint as tool
-from clim.engine import SafeCheckpointer
+from clim.checkpoints import SafeCheckpointer
 from clim.errors import UserError
 from conversion.convert import chosen_kind
 from conversion.rules import KINDS

@@ -1,4 +1,4 @@
-"""Read files of weights without running code from them; one sentence for a missing, damaged or unsafe file."""
+"""Read files of weights without running code from them; a UserError for a missing, damaged or unsafe file."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from clim.errors import UserError
 
-# All that unpickling may call: it rebuilds arrays and plain containers, and has no other effect.
+# All that unpickling may call: it rebuilds arrays and plain containers, without other effects.
 _NUMPY_PARTS = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
 for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2
     _NUMPY_PARTS[_core, "_reconstruct"] = np.zeros(0).__reduce__()[0]
@@ -43,11 +43,8 @@ def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathM
     if local.parent.resolve() == Path(save_dir).resolve():
         raise UserError(f"{local} is missing, although last_checkpoint beside it names it: correct that file.")
     remedy = ""
-    if local.name == "model_final.pth":  # what a training ends with
-        remedy = (
-            f": first train the config whose OUTPUT_DIR is {local.parent}, or name a published file "
-            "(docs/checkpoints.md)"
-        )
+    if local.name == "model_final.pth":
+        remedy = f": first train the config with OUTPUT_DIR {local.parent}, or use another file (docs/checkpoints.md)"
     raise UserError(f"MODEL.WEIGHTS: {path} does not exist{remedy}.")
 
 
@@ -55,18 +52,32 @@ def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathM
 def readable(filename: str | os.PathLike, *, otherwise: str = ""):
     """Turn the errors of reading ``filename`` into a UserError.
 
-    ``otherwise``: what a user can do, apart from saving the weights alone, with a file that holds more than tensors.
+    ``otherwise``: what a user can also do with a file that holds more than tensors.
     """
     try:
         yield
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{filename} is damaged or holds more than tensors, and was not loaded, because that could "
-            f"run code from it: re-save its weights alone (torch.save({{'model': state_dict}}, FILE)){otherwise}."
+            f"{filename} is damaged or holds more than tensors, and was not loaded, because that could run code from "
+            f"it: re-save its weights alone (torch.save({{'model': state_dict}}, FILE)){otherwise}."
         ) from error
     except _DAMAGE as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
         raise UserError(f"{filename} cannot be read as a file of weights ({reason}): is it whole?") from error
+
+
+def read_pickle(path: str | os.PathLike, *, trusted: bool = False, otherwise: str = ""):
+    """Content of a file of ``torch.save``, or of a .pkl of NumPy arrays (Detectron2's model zoo).
+
+    UserError, with ``otherwise`` as in :func:`readable`, where it holds anything but tensors, arrays and plain
+    containers, and is not ``trusted``.
+    """
+    with readable(path, otherwise=otherwise):
+        if Path(path).suffix == ".pkl":
+            with open(path, "rb") as file:
+                return (pickle.Unpickler if trusted else _NumpyUnpickler)(file, encoding="latin1").load()
+        with torch.serialization.safe_globals(numpy_globals()):
+            return torch.load(path, map_location="cpu", weights_only=not trusted)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -76,16 +87,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         if is_torchscript(path):
             return torch.jit.load(path, map_location="cpu").state_dict()
-        with torch.serialization.safe_globals(numpy_globals()):
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: torch.as_tensor(value) for name, value in weights_of(data, path).items()}
+    return {name: torch.as_tensor(value) for name, value in weights_of(read_pickle(path), path).items()}
 
 
 def weights_of(data, filename: str | os.PathLike) -> dict:
-    """{name: tensor or array} in ``data``, the content of a file: below "model" or "state_dict", or at the top.
-
-    UserError where there is no such dictionary.
-    """
+    """{name: tensor or array} in a file's content: below "model" or "state_dict", or at the top; else a UserError."""
     data = data if isinstance(data, dict) else {}
     weights = data.get("model", data.get("state_dict", data))
     arrays = torch.Tensor | np.ndarray
@@ -95,21 +101,11 @@ def weights_of(data, filename: str | os.PathLike) -> dict:
 
 
 def is_torchscript(path: str | os.PathLike) -> bool:
-    """Whether a file is a program with its weights, as OpenAI publishes CLIP, and not a pickle of tensors."""
+    """Whether a file is a program with its weights, as OpenAI's CLIP, and not a pickle of tensors."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any(entry.endswith("/constants.pkl") for entry in archive.namelist())
-
-
-def load_numpy_pickle(path, *, trusted: bool = False) -> dict:
-    """Content of a .pkl of NumPy arrays (Detectron2's model zoo, MSRA R-50), read without running code from it.
-
-    Raises pickle.UnpicklingError where the file holds anything but arrays and plain containers and is not ``trusted``.
-    """
-    with open(path, "rb") as file:
-        unpickler = pickle.Unpickler if trusted else _NumpyUnpickler
-        return unpickler(file, encoding="latin1").load()
 
 
 class _NumpyUnpickler(pickle.Unpickler):

@@ -1,30 +1,18 @@
 """Training around Detectron2's engine.
 
-| file | what |
+| file | content |
 |---|---|
-| ``trainer.py`` | ``Trainer``: one training step, resuming, hooks |
-| ``setup.py``, ``checks.py`` | from the command line to a checked config |
-| ``processes.py`` | launching processes; a mistake ends all of them with one sentence |
-| ``loading.py`` | from a config and its weights to a model |
-| ``checkpoint.py``, ``rank_state.py``, ``history.py`` | what a killed run goes on from |
-| ``schedule.py``, ``optimizer.py`` | learning rate for the processes there are; SGD or AdamW |
-| ``hooks.py`` | checkpoints in time, unreadable images |
+| ``setup.py`` | ``load_config``, ``setup``: from the command line to a checked config |
+| ``launch.py`` | ``launch``: start the processes; a user's mistake ends all of them with one sentence |
+| ``trainer.py`` | ``Trainer``: hooks, one training step, evaluation |
+| ``resume.py`` | what a killed run continues from |
+| ``solver.py`` | learning rate and iterations for the number of processes; SGD or AdamW |
+| ``weight_ensemble.py`` | trained weights mixed with the initial ones, for evaluation and ``clip.pt`` |
 """
 
-from .checkpoint import SafeCheckpointer
-from .loading import build, load_ensemble, load_model, load_weights
-from .processes import launch
+from .launch import launch
 from .setup import load_config, setup
 from .trainer import Trainer
+from .weight_ensemble import load_ensemble
 
-__all__ = [
-    "SafeCheckpointer",
-    "Trainer",
-    "build",
-    "launch",
-    "load_config",
-    "load_ensemble",
-    "load_model",
-    "load_weights",
-    "setup",
-]
+__all__ = ["Trainer", "launch", "load_config", "load_ensemble", "setup"]

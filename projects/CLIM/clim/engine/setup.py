@@ -1,26 +1,41 @@
-"""From command line to a frozen config, and what every entry point shares."""
+"""From the command line to a frozen config, and the checks of a config.
 
+The checks are for mistakes that would otherwise show late, or give wrong results without an error. A mistake that
+stops the program at once with a clear error has no check here.
+"""
+
+import difflib
 import logging
+from functools import reduce
+from operator import getitem
 
 import torch
 import yaml
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from clim.config import add_clim_config
 from clim.data.datasets import register_own_sets
+from clim.data.loader import STREAMS, batch_sizes
 from clim.errors import UserError
-
-from .checks import check_composition, check_datasets, check_device, check_keys, check_sources
-from .ranges import check_ranges
+from clim.evaluation.regions import region_classes
+from clim.methods import METHOD_REGISTRY
+from clim.modeling.vocabulary import num_classes
 
 logger = logging.getLogger(__name__)
 
+DETECTRON2_IMS_PER_BATCH = 16  # the default; any other value was set by the user
+
 
 def load_config(config_file: str, overrides: list):
-    """The config of a YAML and KEY, VALUE, … overrides, with the device that is really there; frozen."""
+    """The frozen config of a YAML file and KEY, VALUE, … overrides, on the CPU where there is no CUDA.
+
+    Raises UserError where it cannot be read, or a value is out of range.
+    """
     cfg = get_cfg()
     add_clim_config(cfg)
     try:
@@ -29,18 +44,18 @@ def load_config(config_file: str, overrides: list):
         cfg.merge_from_list(overrides)
     except (OSError, KeyError, ValueError, AssertionError, AttributeError, yaml.YAMLError) as error:
         where = " ".join(map(str, [config_file or "the defaults", *overrides]))
-        raise UserError(f"The config cannot be read ({where}): {_one_line(error)}") from error
-    check_device(cfg)
+        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise UserError(f"The config cannot be read ({where}): {' '.join(str(reason).split())}") from error
+    check_values(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    check_keys(cfg)
     register_own_sets(cfg.DATASETS.OWN)
     cfg.freeze()
     return cfg
 
 
 def setup(args):
-    """Config, logging, seeds and output folder of a command that trains or evaluates."""
+    """Checked config, log, seeds and output folder of a command that trains or evaluates."""
     cfg = load_config(args.config_file, args.opts)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clim")
@@ -48,13 +63,148 @@ def setup(args):
         reason = "MODEL.DEVICE is cpu" if torch.cuda.is_available() else "no CUDA device was found"
         logger.info("Running on the CPU: %s.", reason)
     if not args.eval_only:
-        check_ranges(cfg)
-        check_sources(cfg)
-        check_composition(cfg)
+        check_training(cfg)
     check_datasets(cfg, training=not args.eval_only)
     return cfg
 
 
-def _one_line(error: Exception) -> str:
-    told = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(told).split())
+# ---- values
+
+
+def _interval(bounds, *, most=float("inf")) -> bool:
+    return len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= most
+
+
+# (what a value must be, the same in Python, keys)
+RANGES = (
+    ("above 0", lambda v: v > 0, """
+        INPUT.CAPTION.SHORT_SIDE MODEL.OPEN_VOCAB.TEMPERATURE MODEL.OPEN_VOCAB.WORDS
+        MODEL.METHOD.DETIC.TEMPERATURE MODEL.METHOD.DETIC.TAG_TOPK MODEL.METHOD.BARON.ORDERS MODEL.METHOD.BARON.WEIGHT
+        MODEL.METHOD.BARON.FREQUENCY_BASE MODEL.METHOD.BARON.TOPK MODEL.METHOD.BARON.TEMPERATURE
+        MODEL.METHOD.GROUNDING.TEMPERATURE MODEL.METHOD.GROUNDING.HEADS"""),
+    ("0 or more", lambda v: v >= 0, """
+        DATALOADER.NUM_WORKERS MODEL.OVRCNN.BACKGROUND_WEIGHT MODEL.FVLM.BACKGROUND_WEIGHT
+        MODEL.METHOD.DETIC.CAPTION_WEIGHT MODEL.METHOD.DETIC.TAG_WEIGHT MODEL.METHOD.DETIC.NEGATIVE_WEIGHT
+        MODEL.METHOD.DETIC.GROUPS MODEL.METHOD.DETIC.QUEUE_LENGTH
+        MODEL.METHOD.BARON.QUEUE_LENGTH MODEL.METHOD.BARON.PROPOSALS
+        MODEL.METHOD.GROUNDING.MAX_CELLS MODEL.METHOD.GROUNDING.LAYERS"""),
+    ("between 0 and 1", lambda v: 0 <= v <= 1, """
+        INPUT.CAPTION.FLIP INPUT.MOSAIC.FLIP SOLVER.WEIGHT_ENSEMBLE MODEL.OPEN_VOCAB.WORD_DROPOUT
+        MODEL.METHOD.DETIC.TAG_MIN_IOF MODEL.METHOD.BARON.WORD_DROPOUT MODEL.METHOD.BARON.MIN_IOF
+        MODEL.METHOD.BARON.MIN_AREA MODEL.METHOD.BARON.MIN_OBJECTNESS MODEL.METHOD.BARON.NMS
+        MODEL.METHOD.GROUNDING.DROPOUT MODEL.METHOD.GROUNDING.MLM_PROBABILITY MODEL.METHOD.GROUNDING.MLM_HIDDEN"""),
+    ("two ratios, 0 < smaller <= larger", _interval, "INPUT.MOSAIC.CROP_RATIO MODEL.METHOD.BARON.RATIO"),
+    ("two parts of the area, 0 < smaller <= larger <= 1", lambda v: _interval(v, most=1),
+        "INPUT.CAPTION.CROP_SCALE INPUT.MOSAIC.CROP_SCALE"),
+    ("weights above 0, or empty", lambda v: all(weight > 0 for weight in v), "DATALOADER.ALTERNATE"),
+    ("whole numbers above 0", lambda v: v and all(type(n) is int and n > 0 for n in v), "INPUT.MOSAIC.GRIDS"),
+    ("an even number above 0", lambda v: v > 0 and v % 2 == 0, "MODEL.METHOD.BARON.FREQUENCIES"),
+    ("a number above 1, or 0 for all tiles", lambda v: v == 0 or v > 1, "MODEL.METHOD.GROUNDING.CONTRAST_GROUP"),
+    ("BGR or RGB", lambda v: v in ("BGR", "RGB"), "INPUT.FORMAT"),
+    ("loader or device", lambda v: v in ("loader", "device"), "INPUT.MOSAIC.COMPOSE"),
+    ("SGD or ADAMW", lambda v: v in ("SGD", "ADAMW"), "SOLVER.OPTIMIZER"),
+)  # fmt: skip
+
+
+def check_values(cfg) -> None:
+    """UserError for the first key of RANGES with a wrong value, for SOLVER.IMS_PER_BATCH, which nothing reads, and
+    for several processes on the CPU of a machine with GPUs.
+    """
+    for words, is_right, keys in RANGES:
+        for key in keys.split():
+            value = reduce(getitem, key.split("."), cfg)
+            if not is_right(value):
+                raise UserError(f"{key} is {value}: it must be {words}.")
+    if cfg.SOLVER.IMS_PER_BATCH != DETECTRON2_IMS_PER_BATCH:
+        raise UserError(
+            "SOLVER.IMS_PER_BATCH is not read: set the batch sizes per GPU, "
+            "DATALOADER.DETECTION_PER_GPU, CAPTIONS_PER_GPU and MOSAICS_PER_GPU."
+        )
+    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
+        raise UserError(
+            "MODEL.DEVICE is cpu, but several processes on a machine with GPUs communicate by NCCL, from GPU to GPU: "
+            'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them.'
+        )
+
+
+# ---- parts that must fit each other
+
+
+def check_training(cfg) -> None:
+    """UserError where nothing can be learnt from the configured sources, or a source would not be used."""
+    loader, mosaic, detic = cfg.DATALOADER, cfg.INPUT.MOSAIC, cfg.MODEL.METHOD.DETIC
+    method, architecture = cfg.MODEL.METHOD.NAME, cfg.MODEL.META_ARCHITECTURE
+    sizes = batch_sizes(cfg)
+    pairs = [f"DATALOADER.{source.upper()}_PER_GPU {size}" for source, size in sizes.items() if source != "detection"]
+    if pairs and not method:
+        raise UserError(f"{pairs[0]} needs a method that learns from it: set MODEL.METHOD.NAME.")
+    if method and not pairs:
+        raise UserError(
+            f"MODEL.METHOD.NAME {method} needs image-text pairs: set DATALOADER.CAPTIONS_PER_GPU or MOSAICS_PER_GPU "
+            "(RegionClip: REGIONS_PER_GPU)."
+        )
+    readers = {
+        f"MODEL.META_ARCHITECTURE {architecture}": _declared(META_ARCH_REGISTRY, architecture, "sources", STREAMS),
+        f"MODEL.METHOD.NAME {method}": {"detection", *_declared(METHOD_REGISTRY, method, "sources", STREAMS)},
+    }
+    for reader, read in readers.items():
+        for source in sizes.keys() - read:
+            raise UserError(
+                f"DATALOADER.{source.upper()}_PER_GPU is {sizes[source]}, but {reader} does not learn from {source}: "
+                "set it to 0."
+            )
+    if mosaic.COMPOSE == "device" and (architecture != "ImageTextModel" or sizes.keys() - {"captions"}):
+        raise UserError(
+            "INPUT.MOSAIC.COMPOSE device is for ImageTextModel, which makes canvases of DATALOADER.CAPTIONS_PER_GPU "
+            'alone: set MOSAICS_PER_GPU and REGIONS_PER_GPU to 0, or COMPOSE to "loader".'
+        )
+    if loader.MOSAICS_PER_GPU and mosaic.SIZE < max(mosaic.GRIDS):
+        raise UserError(f"INPUT.MOSAIC.SIZE {mosaic.SIZE} px is too small for INPUT.MOSAIC.GRIDS {mosaic.GRIDS}.")
+    if method == "Detic" and not any((detic.CAPTION_WEIGHT, detic.TAG_WEIGHT)):
+        raise UserError("MODEL.METHOD.DETIC.CAPTION_WEIGHT and TAG_WEIGHT are both 0: pairs give no loss.")
+
+
+def check_datasets(cfg, *, training: bool) -> None:
+    """UserError for data sets that are not registered, do not suit the model or have other classes, and where there
+    is nothing to evaluate.
+    """
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    kinds = _declared(META_ARCH_REGISTRY, architecture, "evaluated_on", None)
+    if kinds == () and (cfg.DATASETS.TEST or not training):
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE {architecture} cannot be evaluated, only a detector that starts from it: train "
+            "with DATASETS.TEST ()."
+        )
+    if not training and not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: there is nothing to evaluate on.")
+    for key in ("TRAIN", "CAPTIONS", "REGIONS", "TEST") if training else ("TEST",):
+        for name in cfg.DATASETS[key]:
+            if name not in DatasetCatalog.list():
+                near = ", ".join(difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.4))
+                near = f"; names near it: {near}" if near else ""
+                raise UserError(f"DATASETS.{key} names {name}, which is not registered{near}.")
+            if key in ("TRAIN", "TEST"):
+                _check_classes(cfg, key, name, kinds=kinds)
+
+
+def _check_classes(cfg, key: str, name: str, *, kinds: tuple[str, ...] | None) -> None:
+    metadata = MetadataCatalog.get(name)
+    kind = metadata.get("evaluator_type") or "ov_coco"
+    if key == "TEST" and kinds is not None and kind not in kinds:
+        raise UserError(
+            f"DATASETS.TEST {name} has the type {kind}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is "
+            f"evaluated on {' and '.join(kinds)}: choose another set."
+        )
+    classes = metadata.get("thing_classes")
+    if classes is not None and kind == "regions":
+        classes = region_classes(metadata)
+    if classes is not None and len(classes) != num_classes(cfg):
+        raise UserError(
+            f"DATASETS.{key} {name} has {len(classes)} classes, but the detector {num_classes(cfg)}: "
+            "set MODEL.ROI_HEADS.NUM_CLASSES with MODEL.VOCABULARY, or choose another data set."
+        )
+
+
+def _declared(registry, name: str, attribute: str, default):
+    """Attribute of the class called ``name``; ``default`` where it has none, or there is no such class."""
+    return getattr(registry.get(name), attribute, default) if name in registry else default

@@ -1,34 +1,30 @@
-"""The training loop: Detectron2's pieces around joint batches, global-norm clipping and exact resumption."""
+"""The training loop: Detectron2's hooks around joint batches, global-norm clipping and exact resumption."""
 
 import inspect
 import logging
 import math
 import os
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
-from detectron2.engine import SimpleTrainer, TrainerBase, hooks
-from detectron2.solver import build_lr_scheduler
+from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from clim.checkpoints.checkpointer import ALPHA_KEY, SafeCheckpointer
 from clim.data.loader import build_train_loader
 from clim.errors import UserError, raise_on_all_ranks
 from clim.evaluation import build_evaluators, evaluate
+from clim.text import require_width
 
-from .checkpoint import SafeCheckpointer
-from .checks import check_text_width
-from .divergence import check_finite, diverged
-from .history import cut_metrics, put_earlier_run_aside
-from .hooks import CheckpointHook, SkippedImages
-from .loading import build
-from .optimizer import build_optimizer
-from .rank_state import load_rank_state, random_states_kept, rank_state_path
-from .schedule import count_epochs, scale_to_world
-from .weight_ensemble import CHECKPOINT_KEY, PublishClip, WeightEnsemble
+from .resume import CheckpointHook, load_rank_state, prepare_metrics, random_states_kept, rank_state_path
+from .solver import build_solver, count_epochs, scale_to_world
+from .weight_ensemble import PublishClip, WeightEnsemble
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +41,8 @@ class Trainer(TrainerBase):
         self.reference_world_size = cfg.SOLVER.REFERENCE_WORLD_SIZE
         with raise_on_all_ranks():
             self.cfg = cfg = count_epochs(scale_to_world(cfg, comm.get_world_size()), comm.get_world_size())
-            self.raw_model = build(cfg)
-            self.optimizer, self.scheduler = build_solver(cfg, self.raw_model)
+            self.raw_model = build_model(cfg)
+        self.optimizer, self.scheduler = build_solver(cfg, self.raw_model)
         self.model = self._distributed(self.raw_model)
         self.device_type = self.raw_model.device.type
         amp = cfg.SOLVER.AMP.ENABLED and self.device_type == "cuda"
@@ -65,10 +61,8 @@ class Trainer(TrainerBase):
         self.skipped = SkippedImages(cfg.OUTPUT_DIR)
 
     def _distributed(self, model):
-        if comm.get_world_size() == 1:
-            return model
         loader = self.cfg.DATALOADER
-        return DistributedDataParallel(
+        return create_ddp_model(  # in one process the model itself
             model,
             device_ids=[comm.get_local_rank()] if model.device.type == "cuda" else None,
             find_unused_parameters=bool(loader.ALTERNATE) or model.leaves_weights_idle(loader),
@@ -83,56 +77,47 @@ class Trainer(TrainerBase):
         with raise_on_all_ranks():
             build_evaluators(cfg)
             if cfg.MODEL.METHOD.NAME:
-                check_text_width(cfg, self.raw_model.text_encoder)
+                require_width(self.raw_model.text_encoder.dim, cfg, what=f"MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME}")
             state = self._load(resuming)
             self.ensemble = WeightEnsemble(self.raw_model, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
             if resuming:
                 self.start_iter, seed = state["iteration"] + 1, state["data_seed"]
-                self._check_world(state["world_size"])
+                before, now = state["world_size"], comm.get_world_size()
+                if self.reference_world_size and before != now:
+                    raise UserError(
+                        f"{before} processes wrote this run's checkpoint, and learning rate and iterations depend on "
+                        f"them (SOLVER.REFERENCE_WORLD_SIZE): resume with {before}, not {now}, or start anew from its "
+                        "weights."
+                    )
                 self.ensemble.load(Path(cfg.OUTPUT_DIR))
             else:
                 self.ensemble.save(Path(cfg.OUTPUT_DIR))
         self._check_agreement()
         if comm.is_main_process():
-            if resume:
-                cut_metrics(cfg.OUTPUT_DIR, start_iter=self.start_iter)
-            else:
-                put_earlier_run_aside(cfg.OUTPUT_DIR)
+            prepare_metrics(cfg.OUTPUT_DIR, resume=resume, start_iter=self.start_iter)
         with raise_on_all_ranks():
             self.loader = build_train_loader(cfg, seed=seed, start_iter=self.start_iter)
-        self._register_hooks(seed)
+        self.register_hooks(self._build_hooks(seed))
         if resuming and not load_rank_state(self.raw_model, rank_state_path(cfg.OUTPUT_DIR, self.start_iter - 1)):
             logger.warning(
-                "Resuming with another number of processes, other queues or without rank_states/: random "
-                "states and queues start afresh, so losses will differ slightly from an uninterrupted run."
+                "Resuming with another number of processes, other queues or without rank_states/: random states and "
+                "queues start anew, so the losses differ slightly from those of an uninterrupted run."
             )
 
     def _load(self, resuming: bool) -> dict:
-        """MODEL.WEIGHTS or the last checkpoint; UserError where the latter is of another model than the config's."""
+        """Load MODEL.WEIGHTS or the last checkpoint; UserError where that belongs to another model."""
         try:
             state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
-        except ValueError as error:  # parameter groups of the optimiser
+            if resuming and self.checkpointer.lacking:
+                raise ValueError(f"it lacks this model's {self.checkpointer.lacking[0]}")
+        except ValueError as error:  # also of the optimiser: other parameter groups
             if not resuming:
                 raise
-            raise self._of_another_config(f"{error}".rstrip(".")) from error
-        if resuming and self.checkpointer.lacking:
-            raise self._of_another_config(f"it has no {self.checkpointer.lacking[0]} of this model's")
-        return state
-
-    def _of_another_config(self, difference: str) -> UserError:
-        return UserError(
-            f"The checkpoint in {self.cfg.OUTPUT_DIR} is of another config ({difference}): resume with the one "
-            "that it was trained with, or choose another OUTPUT_DIR."
-        )
-
-    def _check_world(self, before: int) -> None:
-        now = comm.get_world_size()
-        if self.reference_world_size and now != before:
             raise UserError(
-                f"This run's checkpoint was written by {before} processes, and learning rate and iterations "
-                f"are counted for them (SOLVER.REFERENCE_WORLD_SIZE): resume with {before}, not {now}, or "
-                "start anew from its weights."
-            )
+                f"The checkpoint in {self.cfg.OUTPUT_DIR} belongs to another config ({str(error).rstrip('.')}): resume "
+                "with the config of its training, or choose another OUTPUT_DIR."
+            ) from error
+        return state
 
     def _check_agreement(self) -> None:
         starts = comm.all_gather(self.start_iter)
@@ -142,47 +127,38 @@ class Trainer(TrainerBase):
                 f"iterations {starts}): all machines must see the same folder, or have a copy of it."
             )
 
-    def _register_hooks(self, seed: int) -> None:
-        cfg = self.cfg
-        self.register_hooks(
-            [
-                hooks.IterationTimer(),
-                hooks.LRScheduler(self.optimizer, self.scheduler),
-                self.skipped,
-                CheckpointHook(
-                    self.checkpointer,
-                    period=cfg.SOLVER.CHECKPOINT_PERIOD,
-                    keep=cfg.SOLVER.KEEP_CHECKPOINTS,
-                    start_iter=self.start_iter,
-                    extra={"data_seed": seed, "world_size": comm.get_world_size(), CHECKPOINT_KEY: self.ensemble.alpha},
-                ),
-                hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
-            ]
-        )
+    def _build_hooks(self, seed: int) -> list[HookBase]:
+        cfg, period = self.cfg, self.cfg.SOLVER.CHECKPOINT_PERIOD
+        extra = {"data_seed": seed, "world_size": comm.get_world_size(), ALPHA_KEY: self.ensemble.alpha}
+        keep = {"keep": cfg.SOLVER.KEEP_CHECKPOINTS, "start_iter": self.start_iter}
+        found = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(self.optimizer, self.scheduler),
+            self.skipped,
+            CheckpointHook(self.checkpointer, period=period, extra=extra, **keep),
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+        ]
         if getattr(self.raw_model, "publishes_clip", False):
-            name = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
-            period, epochs = cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.EPOCHS
-            self.register_hooks([PublishClip(self.ensemble, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs)])
+            name, epochs = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE, cfg.SOLVER.EPOCHS
+            found.append(PublishClip(self.ensemble, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs))
         if comm.is_main_process():
-            self.register_hooks([hooks.PeriodicWriter(self._writers(), period=cfg.SOLVER.LOG_PERIOD)])
+            writers = [
+                CommonMetricPrinter(self.max_iter),
+                # window 1: the exact loss of the iteration, so that resumed runs can be compared
+                JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), window_size=1),
+                # purge: hide what a killed run logged after its last checkpoint
+                TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter),
+            ]
+            found.append(hooks.PeriodicWriter(writers, period=cfg.SOLVER.LOG_PERIOD))
+        return found
 
     def evaluate(self) -> dict:
-        """Scores of DATASETS.TEST; the training draws the same random numbers as without an evaluation."""
+        """Scores of DATASETS.TEST; training then draws the same random numbers as without the evaluation."""
         with random_states_kept(), self.ensemble.mixed() as model:
             return evaluate(self.cfg, model)
 
-    def _writers(self):
-        folder = self.cfg.OUTPUT_DIR
-        return [
-            CommonMetricPrinter(self.max_iter),
-            # window 1: the exact loss of the iteration, which resumed runs are compared by
-            JSONWriter(os.path.join(folder, "metrics.json"), window_size=1),
-            # purge: what a killed run logged after its last checkpoint is not shown
-            TensorboardXWriter(folder, purge_step=self.start_iter),
-        ]
-
     def train(self) -> None:
-        """From the first iteration to the last, then evaluation; nothing is evaluated after a failure."""
+        """Run all iterations, then evaluate; after a failure nothing is evaluated."""
         logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
@@ -200,7 +176,7 @@ class Trainer(TrainerBase):
                 logger.exception("Training failed at iteration %d", self.iter)
                 raise
             finally:
-                self.loader = None  # ends its workers now; left to the garbage collector that takes seconds
+                self.loader = None  # ends its workers now; the garbage collector would take seconds
             self.after_train()
 
     def run_step(self):
@@ -215,11 +191,11 @@ class Trainer(TrainerBase):
         try:
             with torch.autocast(self.device_type, enabled=self.scaler.is_enabled()):
                 losses = self.model(batch)
-        except FloatingPointError as error:  # Detectron2's RPN looks at its predictions
-            raise diverged(str(error), batch, self.iter) from error
+        except FloatingPointError as error:  # Detectron2's RPN checks its predictions
+            raise not_finite(str(error), batch, self.iter) from error
 
-        # Where sources alternate, a parameter outside this one's graph has gradient zero, not none: momentum
-        # and weight decay go on, as in official Detic.
+        # Where sources alternate, a parameter outside this graph has gradient zero, not none: momentum and weight
+        # decay continue, as in official Detic.
         self.optimizer.zero_grad(set_to_none=not self.cfg.DATALOADER.ALTERNATE)
         self.scaler.scale(sum(losses.values())).backward()
         norm = self.clip_gradients()
@@ -232,27 +208,60 @@ class Trainer(TrainerBase):
         SimpleTrainer.write_metrics(losses, data_time, self.iter)
 
     def clip_gradients(self) -> float:
-        """Scale all gradients so that their common L2 norm is at most SOLVER.CLIP_GLOBAL_NORM; 0 leaves them.
+        """Scale all gradients so that their common L2 norm is at most SOLVER.CLIP_GLOBAL_NORM; 0: leave them.
 
-        Returns the norm before, 0 in float16 training. Gradients are the mean over processes by now, and in
-        float16 training free of the loss scale.
+        Returns the norm before, 0 in float16 training. Gradients are the mean over processes, without the loss scale.
         """
         limit = self.cfg.SOLVER.CLIP_GLOBAL_NORM
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.raw_model.parameters(), limit if limit > 0 else math.inf).item()
         self.storage.put_scalar("grad_norm", norm)
-        # The loss scaler meets infinite gradients now and then, skips the step and lowers its scale.
+        # With infinite gradients the loss scaler skips the step and lowers its scale.
         return 0.0 if self.scaler.is_enabled() else norm
 
 
-def build_solver(cfg, model: torch.nn.Module):
-    """Optimiser and learning-rate schedule; a value that they refuse is a :class:`UserError`."""
-    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:  # all is warm-up: nothing is left to be rescaled
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.SOLVER.RESCALE_INTERVAL = False
-    try:
-        optimizer = build_optimizer(cfg, model)
-        return optimizer, build_lr_scheduler(cfg, optimizer)
-    except ValueError as error:
-        raise UserError(f"A SOLVER key of the config has a wrong value: {error}.") from error
+class SkippedImages(HookBase):
+    """Counts images that could not be read, and lists them at the end in skipped_images.rank0.txt."""
+
+    def __init__(self, output_dir: str):
+        self.path = Path(output_dir) / f"skipped_images.rank{comm.get_rank()}.txt"
+        self.count: Counter = Counter()
+
+    def add(self, skipped: list[tuple[str, str]]) -> None:
+        """Count (file name, reason) of images that others replaced; log each once."""
+        for item in skipped:
+            if item not in self.count:
+                logger.warning("Image replaced by another one: %s (%s)", *item)
+            self.count[item] += 1
+
+    def after_step(self):
+        self.trainer.storage.put_scalar("skipped_images", sum(self.count.values()), smoothing_hint=False)
+
+    def after_train(self):
+        if self.count:
+            lines = [f"{name}\t{reason}\t{times}" for (name, reason), times in sorted(self.count.items())]
+            self.path.write_text("\n".join(lines) + "\n")
+            logger.warning("%d images could not be read and were replaced: %s", len(self.count), self.path)
+
+
+def check_finite(losses: dict, gradient_norm: float, batch: dict, iteration: int) -> None:
+    """Stop on a non-finite loss or gradient, before it changes the weights, and name the batch's images."""
+    values = dict(zip(losses, torch.stack([loss.detach() for loss in losses.values()]).tolist(), strict=True))
+    values["gradient norm"] = gradient_norm
+    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise not_finite(", ".join(bad), batch, iteration)
+
+
+def not_finite(what: str, batch: dict, iteration: int) -> UserError:
+    """The error that says what is not finite, with the image ids of the batch."""
+    ids = {
+        source: [s["image_id"] if "image_id" in s else s["tiles"].image_ids.tolist() for s in samples]
+        for source, samples in batch.items()
+        if samples
+    }
+    rank = f" on process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
+    return UserError(
+        f"Iteration {iteration}{rank}: {what.rstrip('.')}; image ids of the batch: {ids}. Training stopped: look at "
+        "these images, or start anew with a lower SOLVER.BASE_LR."
+    )

@@ -1,6 +1,6 @@
-"""Weights between the start's and the trained ones, evaluated and published but not trained on (clip_fvlm §2).
+"""The mean of trained and initial weights, for evaluation and for clip.pt, not for training (clip_fvlm §2).
 
-CLIM mixes .7 of the trained weights with .3 of CLIP's, which keeps what CLIP knows of whole pictures.
+CLIM mixes .7 of the trained weights with .3 of CLIP's, so that the model keeps CLIP's knowledge of whole images.
 """
 
 import logging
@@ -9,30 +9,26 @@ from pathlib import Path
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from clim.checkpoints.checkpointer import CLIP_FILE, atomic_save, holds_part_of_ensemble, load_whole
 from clim.errors import UserError
 
-from .checkpoint import atomic_save
-
 START_FILE = "start_weights.pth"
-CLIP_FILE = "clip.pt"
-CHECKPOINT_KEY = "weight_ensemble"  # in a run's checkpoints: its alpha
 logger = logging.getLogger(__name__)
 
 
 class WeightEnsemble:
-    """``alpha`` · trained + (1 - ``alpha``) · start, for every weight that learns.
+    """``alpha`` · trained + (1 - ``alpha``) · initial weights, for every weight that learns.
 
     Args:
-        model: what is trained; its present weights are the start.
-        alpha: 1 leaves everything as it is.
+        model: the model in training; its present weights are the initial ones.
+        alpha: 0 to 1, the share of the trained weights; 1 changes nothing.
     """
 
     def __init__(self, model: nn.Module, *, alpha: float):
-        if not 0 <= alpha <= 1:
-            raise UserError(f"SOLVER.WEIGHT_ENSEMBLE is {alpha}: give the trained weights' part, 0 to 1.")
         self.model, self.alpha = model, alpha
         self.start: dict[str, Tensor] = {}
         if alpha < 1:
@@ -42,40 +38,25 @@ class WeightEnsemble:
         return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
 
     def save(self, folder: Path) -> None:
-        """Keep the start on disk: a resumed run has other weights when it begins."""
+        """Write the initial weights, for a run that resumes with others."""
         if self.start and comm.is_main_process():
             atomic_save(self.start, folder / START_FILE)
 
     def load(self, folder: Path) -> None:
-        """The start of the run that is resumed. UserError where it is missing."""
+        """Read the initial weights of the run in ``folder``. UserError where they are missing."""
         if not self.start:
             return
         path = folder / START_FILE
         if not path.is_file():
             raise UserError(
-                f"{path} is missing, and with it the weights that SOLVER.WEIGHT_ENSEMBLE {self.alpha} mixes with "
-                "the trained ones: copy it there, start anew, or set SOLVER.WEIGHT_ENSEMBLE 1.0."
+                f"{path} is missing: it holds the weights that SOLVER.WEIGHT_ENSEMBLE {self.alpha} mixes with the "
+                "trained ones. Copy it there, start anew, or set SOLVER.WEIGHT_ENSEMBLE 1.0."
             )
         self.start = torch.load(path, map_location="cpu", weights_only=True)
 
-    @classmethod
-    def of_checkpoint(cls, model: nn.Module, path: str, loaded: dict, *, alpha: float) -> "WeightEnsemble":
-        """The mixture of a run whose checkpoint ``path`` the model has loaded; of other files nothing is mixed.
-
-        Args:
-            loaded: what the checkpointer gave back of the file, beside the weights.
-        """
-        if not is_mixed_with_start(loaded):
-            return cls(model, alpha=1.0)
-        ensemble = cls(model, alpha=alpha)
-        ensemble.load(Path(path).parent)
-        if ensemble.start:
-            logger.info("Evaluating %g of %s and %g of the weights that it started from.", alpha, path, 1 - alpha)
-        return ensemble
-
     @contextmanager
     def mixed(self):
-        """Inside, the model has the mixed weights; afterwards the trained ones, bit by bit."""
+        """Inside the block the model has the mixed weights, afterwards exactly the trained ones."""
         if not self.start:
             yield self.model
             return
@@ -91,32 +72,32 @@ class WeightEnsemble:
                     weight.copy_(trained[name])
 
 
-def is_mixed_with_start(loaded: dict) -> bool:
-    """Whether a file, of which ``loaded`` came back beside the weights, holds half of a mixture: trained weights."""
-    return loaded.get(CHECKPOINT_KEY, 1.0) < 1
+def load_ensemble(cfg, *, resume: bool = False) -> WeightEnsemble:
+    """The config's model for evaluation: ``mixed()`` gives the mixture of its run, or the weights as they are.
 
-
-def warn_unmixed(path: str, loaded: dict) -> None:
-    """Warn where the weights of ``path`` are used as they were trained, although evaluation would mix them."""
-    if not is_mixed_with_start(loaded):
-        return
-    mixture = Path(path).with_name(CLIP_FILE)
-    logger.warning(
-        "%s holds the trained weights alone: evaluation mixes them with the start's (SOLVER.WEIGHT_ENSEMBLE).%s",
-        path,
-        f" {mixture} holds the mixture: set MODEL.IMAGE_ENCODER.PRETRAINED to it." if mixture.is_file() else "",
-    )
+    ``resume``: take OUTPUT_DIR's last checkpoint in place of cfg.MODEL.WEIGHTS, if there is one.
+    Raises UserError as :func:`clim.checkpoints.checkpointer.load_model`.
+    """
+    model = build_model(cfg)
+    path, loaded = load_whole(model, cfg, resume=resume)
+    if not holds_part_of_ensemble(loaded):
+        return WeightEnsemble(model, alpha=1.0)
+    ensemble = WeightEnsemble(model, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
+    ensemble.load(Path(path).parent)
+    if ensemble.start:
+        logger.info("Evaluating %g of %s and %g of its initial weights.", ensemble.alpha, path, 1 - ensemble.alpha)
+    return ensemble
 
 
 class PublishClip(HookBase):
     """Writes OUTPUT_DIR/clip.pt with every checkpoint: the mixed weights under open_clip's names (clip_fvlm §7).
 
-    ``{"epoch", "name", "state_dict"}`` as open_clip's training writes it, with the frozen text half where that is
-    CLIP's: a file for open_clip, for MODEL.IMAGE_ENCODER.PRETRAINED and for detectors.
+    ``{"epoch", "name", "state_dict"}``, as open_clip's training writes it, with the frozen text half if that is CLIP's.
+    open_clip, MODEL.IMAGE_ENCODER.PRETRAINED and detectors read it.
     """
 
     def __init__(self, ensemble: WeightEnsemble, folder: str, *, name: str, period: int, epochs: float):
-        """``period``: iterations between two files, 0: one at the end; ``epochs`` of the whole training."""
+        """``period``: iterations between two files, 0: one at the end; ``epochs``: of the whole training."""
         self.ensemble, self.folder, self.name = ensemble, Path(folder), name
         self.period, self.epochs = period, epochs
 
@@ -126,7 +107,6 @@ class PublishClip(HookBase):
             self.publish(epoch=round(self.epochs * done / end))
 
     def publish(self, *, epoch: int) -> None:
-        """Write the file now, as of ``epoch``."""
         with self.ensemble.mixed() as model:
             state = clip_state_dict(model)
             atomic_save({"epoch": epoch, "name": self.name, "state_dict": state}, self.folder / CLIP_FILE)
@@ -134,15 +114,10 @@ class PublishClip(HookBase):
 
 
 def clip_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Image half, temperature and text half of an ImageTextModel, named as in OpenAI's and open_clip's files."""
-    state = {**model.image_encoder.state_dict(), **text_half(model.text_encoder)}
+    """Image half, temperature and CLIP text half of an ImageTextModel, under OpenAI's and open_clip's names."""
+    text = model.text_encoder.live.state_dict()
+    state = {**model.image_encoder.state_dict(), **(text if "text_projection" in text else {})}
     scale = getattr(model.method, "logit_scale", None)
     if scale is not None:
         state["logit_scale"] = scale
     return {name: value.detach().cpu() for name, value in state.items()}
-
-
-def text_half(encoder) -> dict[str, Tensor]:
-    """Weights of a CLIP text tower behind ``encoder``; {} for other towers, whose names are not CLIP's."""
-    state = encoder.live.state_dict()
-    return state if "text_projection" in state else {}

@@ -8,7 +8,7 @@ class TextQueue(nn.Module):
     """The newest ``length`` embeddings with their image ids, newest first; id -1 marks an empty place.
 
     Non-persistent buffers: a checkpoint of the model stays a checkpoint of the model. Resuming restores them
-    from the rank's own state (engine/rank_state.py). Each process has its own (CLIM release).
+    from the rank's own state (engine/resume.py). Each process has its own (CLIM release).
     """
 
     def __init__(self, length: int, dim: int):

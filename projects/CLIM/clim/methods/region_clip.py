@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clim.errors import UserError
 from clim.losses import sampled_class_bce
-from clim.text import load_embeddings
+from clim.text import load_embeddings, require_width
 
 from .base import METHOD_REGISTRY, Method, Regions
 
@@ -32,7 +32,7 @@ class RegionClip(Method):
 
     @classmethod
     def from_config(cls, cfg):
-        region_clip, dim = cfg.MODEL.METHOD.REGION_CLIP, cfg.MODEL.TEXT.DIM
+        region_clip = cfg.MODEL.METHOD.REGION_CLIP
         if not region_clip.EMBEDDINGS:
             raise UserError(
                 "MODEL.METHOD.REGION_CLIP.EMBEDDINGS is empty: name the .npy of the nouns that the "
@@ -43,11 +43,7 @@ class RegionClip(Method):
             key="MODEL.METHOD.REGION_CLIP.EMBEDDINGS",
             made_by=f"python tools/build_text_embeddings.py classes --dataset NOUNS.json --tower {cfg.MODEL.TEXT.NAME}",
         )
-        if nouns.shape[1] != dim:
-            raise UserError(
-                f"{region_clip.EMBEDDINGS} (MODEL.METHOD.REGION_CLIP.EMBEDDINGS) holds {nouns.shape[1]} "
-                f"dimensions, but MODEL.TEXT.DIM is {dim}: embed the nouns with that text tower."
-            )
+        require_width(nouns.shape[1], cfg, what=f"{region_clip.EMBEDDINGS} (MODEL.METHOD.REGION_CLIP.EMBEDDINGS)")
         return {"nouns": nouns, "scale": region_clip.SCALE, "classes": region_clip.CLASSES}
 
     @property

@@ -39,10 +39,6 @@ class GridTextModel(ImageTextModel):
                 f"INPUT.MOSAIC.SIZE {mosaic.SIZE} px has less than one cell of {stride} px for each tile of "
                 f"INPUT.MOSAIC.GRIDS {mosaic.GRIDS}: make it at least {stride * max(mosaic.GRIDS)}."
             )
-        if ret["device_grids"]:
-            raise UserError(
-                'INPUT.MOSAIC.COMPOSE is "device", but GridTextModel takes its canvases from the loader: set "loader".'
-            )
         return ret
 
     def forward(self, batch):

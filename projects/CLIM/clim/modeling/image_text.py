@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from clim.data.tiles import Tiles
 from clim.errors import UserError
 from clim.methods import Method, Regions, Texts, build_method
-from clim.text import HasTextEncoder, build_text_encoder
+from clim.text import HasTextEncoder, build_text_encoder, require_width
 
 from .backbones.encoder import ImageEncoder, build_image_encoder
 from .device_canvases import Canvases, compose_groups
@@ -73,14 +73,9 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         encoder = build_text_encoder(cfg)
         dim = cfg.MODEL.TEXT.DIM
         mosaic = cfg.INPUT.MOSAIC
-        if mosaic.COMPOSE not in ("loader", "device"):
-            raise UserError(f'INPUT.MOSAIC.COMPOSE is "{mosaic.COMPOSE}": choose "loader" or "device".')
         image_encoder = build_image_encoder(cfg)
-        if image_encoder.dim != dim:
-            raise UserError(
-                f"MODEL.IMAGE_ENCODER.ARCHITECTURE {cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE} gives embeddings of "
-                f"{image_encoder.dim} dimensions, but MODEL.TEXT.DIM is {dim}: they must agree."
-            )
+        architecture = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
+        require_width(image_encoder.dim, cfg, what=f"MODEL.IMAGE_ENCODER.ARCHITECTURE {architecture}")
         method = build_method(cfg, pools=cls.pools)
         if method is not None and method.needs_proposals:
             raise UserError(

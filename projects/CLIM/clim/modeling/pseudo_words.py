@@ -7,9 +7,8 @@ import torch
 from detectron2.config import configurable
 from torch import Tensor, nn
 
-from clim.errors import UserError
 from clim.losses import cosine_logits
-from clim.text import TextTower
+from clim.text import TextTower, require_width
 from clim.text.tower import drop_words
 
 from .classifier import CosineClassifier
@@ -42,11 +41,7 @@ class PseudoWordClassifier(CosineClassifier):
     @classmethod
     def from_config(cls, cfg, in_features, *, class_embeddings, text_encoder):
         tower, text = text_encoder.live, cfg.MODEL.TEXT
-        if tower.word_dim != text.WORD_DIM:
-            raise UserError(
-                f"MODEL.TEXT.NAME {text.NAME} reads words of {tower.word_dim} dimensions, but MODEL.TEXT.WORD_DIM is "
-                f"{text.WORD_DIM}: set it to {tower.word_dim}."
-            )
+        require_width(tower.word_dim, cfg, what=f"A word of MODEL.TEXT.NAME {text.NAME}", key="WORD_DIM")
         ret = super().from_config(cfg, in_features, class_embeddings=class_embeddings, text_encoder=text_encoder)
         ret.update(tower=tower, words=cfg.MODEL.OPEN_VOCAB.WORDS, dropout=cfg.MODEL.OPEN_VOCAB.WORD_DROPOUT)
         return ret

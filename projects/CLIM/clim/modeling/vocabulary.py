@@ -12,7 +12,7 @@ from clim.data import categories
 from clim.data.categories import NAMED_CLASSES
 from clim.errors import UserError
 from clim.files import resolve
-from clim.text import CLASS_FEATURES, load_embeddings
+from clim.text import CLASS_FEATURES, load_embeddings, require_width
 
 from .classifier import CosineClassifier
 from .pseudo_words import PseudoWordClassifier
@@ -61,16 +61,11 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
     """
     vocabulary = cfg.MODEL.VOCABULARY
     width_key = WIDTHS[features]
-    width = cfg.MODEL.TEXT[width_key]
     if vocabulary.NAMES:
         embeddings = CLASS_FEATURES[features](encoder, list(vocabulary.NAMES), vocabulary.PROMPT)
-        if embeddings.shape[1] != width:
-            raise UserError(
-                f"MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME} gives embeddings of {embeddings.shape[1]} dimensions, "
-                f"but MODEL.TEXT.{width_key} is {width}: set it to {embeddings.shape[1]}."
-            )
+        require_width(embeddings.shape[1], cfg, what=f"MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME}", key=width_key)
         return embeddings
-    expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, width)
+    expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT[width_key])
     if not vocabulary.EMBEDDINGS:
         return torch.randn(expected, generator=torch.Generator().manual_seed(0))
     embeddings = load_embeddings(vocabulary.EMBEDDINGS, unit=features != "words", made_by=_command(cfg, features))

@@ -12,6 +12,7 @@ from clim.text.classes import (
     class_embeddings,
     ensemble,
     load_embeddings,
+    require_width,
     word_piece_means,
 )
 from clim.text.tower import TextTower, WordFeatures
@@ -30,5 +31,6 @@ __all__ = [
     "class_embeddings",
     "ensemble",
     "load_embeddings",
+    "require_width",
     "word_piece_means",
 ]

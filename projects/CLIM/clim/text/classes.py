@@ -153,6 +153,13 @@ def load_embeddings(
     return F.normalize(embeddings, dim=-1) if unit else embeddings
 
 
+def require_width(width: int, cfg, *, what: str, key: str = "DIM") -> None:
+    """UserError where ``what``, with ``width`` dimensions, differs from MODEL.TEXT.``key``."""
+    expected = cfg.MODEL.TEXT[key]
+    if width != expected:
+        raise UserError(f"{what} has {width} dimensions, but MODEL.TEXT.{key} is {expected}: they must agree.")
+
+
 # Features of class names (a classifier's ``text_features``): (encoder, names, prompt) -> (K, D).
 CLASS_FEATURES = {
     "embedding": class_embeddings,

@@ -1,14 +1,16 @@
-"""Learning rate and iterations for the processes and pictures that there are."""
+"""Learning rate and iterations for the processes and images that there are; weight decay of each parameter."""
 
 import logging
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from clim.engine import load_config
-from clim.engine.schedule import count_epochs, scale_to_world
+from clim.engine.solver import build_optimizer, build_solver, count_epochs, scale_to_world
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -66,3 +68,41 @@ def test_epochs_are_counted_in_whole_batches_of_all_processes(tiny_cfg):
     )
     assert count_epochs(boxes, 1).SOLVER.MAX_ITER == 3  # 12 scenes, 2 a step
     assert count_epochs(tiny_cfg("SOLVER.MAX_ITER", 7), 1).SOLVER.MAX_ITER == 7
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2)
+        self.norm = nn.LayerNorm(8)
+        self.logit_scale = nn.Parameter(torch.zeros(()))
+
+
+@pytest.mark.parametrize("bias_decay", [0.0, None])
+def test_weight_decay_of_every_parameter(bias_decay):
+    cfg = load_config("", ["SOLVER.OPTIMIZER", "ADAMW", "SOLVER.WEIGHT_DECAY", 0.1]).clone()
+    cfg.defrost()
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = bias_decay
+    net = Net()
+    decay = {id(p): g["weight_decay"] for g in build_optimizer(cfg, net).param_groups for p in g["params"]}
+    found = {name: decay[id(p)] for name, p in net.named_parameters()}
+    of_bias = 0.1 if bias_decay is None else bias_decay
+    assert found == {
+        "attn.in_proj_weight": 0.1, "attn.in_proj_bias": of_bias, "attn.out_proj.weight": 0.1,
+        "attn.out_proj.bias": of_bias, "norm.weight": 0.0, "norm.bias": 0.0 if bias_decay is None else of_bias,
+        "logit_scale": 0.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "ADAMW"])
+def test_detectron2_own_clipping_still_works(tiny_cfg, optimizer):
+    cfg = tiny_cfg(
+        "SOLVER.OPTIMIZER", optimizer, "SOLVER.CLIP_GRADIENTS.ENABLED", True,
+        "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "value", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.25,
+    )  # fmt: skip
+    net = torch.nn.Linear(2, 1)
+    solver, _ = build_solver(cfg, net)
+    net.weight.grad, net.bias.grad = torch.tensor([[3.0, -0.1]]), torch.tensor([-9.0])
+    solver.step()
+    torch.testing.assert_close(net.weight.grad, torch.tensor([[0.25, -0.1]]))
+    assert net.bias.grad.item() == -0.25

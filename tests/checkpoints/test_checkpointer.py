@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch import nn
 
-from clim.engine import build, checkpoint
-from clim.engine.checkpoint import SafeCheckpointer, atomic_save
+from clim.checkpoints import SafeCheckpointer, load_model
+from clim.engine import load_ensemble
+from clim.engine.weight_ensemble import START_FILE
 from clim.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
@@ -26,23 +28,14 @@ def filled(value):
     return net
 
 
-def killed_at(module, name, job):
-    """Run ``job`` in a process that is killed (SIGKILL) when it calls ``module.name``."""
-
-    def child():
-        setattr(module, name, lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL))
-        job()
-
-    process = FORK.Process(target=child)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def half_written(data, file):
+def die_halfway(data, file):
     file.write(b"PK\x03\x04 the first half of a checkpoint")
     file.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
+    die()
 
 
 def test_round_trip_with_everything_that_is_stored(tmp_path):
@@ -62,44 +55,29 @@ def test_round_trip_with_everything_that_is_stored(tmp_path):
     torch.testing.assert_close(restored, momentum, rtol=0, atol=0)
 
 
-def test_killed_while_writing_the_file(tmp_path, monkeypatch):
-    SafeCheckpointer(filled(1.0), str(tmp_path)).save("model_final", iteration=0)
-    monkeypatch.setattr(checkpoint.torch, "save", half_written)
-    process = FORK.Process(target=lambda: SafeCheckpointer(filled(2.0), str(tmp_path)).save("model_final"))
+@pytest.mark.parametrize(
+    "module, name, function",
+    [(torch, "save", die_halfway), (os, "fsync", die), (os, "replace", die), (Path, "write_text", die)],
+    ids=["while writing", "before the file is whole", "before it is in place", "before the pointer"],
+)
+def test_a_kill_leaves_the_old_checkpoint_or_the_new_one(tmp_path, module, name, function):
+    SafeCheckpointer(filled(1.0), str(tmp_path)).save("model_0000001", iteration=1)
+
+    def child():
+        setattr(module, name, function)
+        SafeCheckpointer(filled(2.0), str(tmp_path)).save("model_0000003", iteration=3)
+
+    process = FORK.Process(target=child)
     process.start()
     process.join()
-    monkeypatch.undo()
     assert process.exitcode == -signal.SIGKILL
-    net = filled(0.0)
-    SafeCheckpointer(net, str(tmp_path)).resume_or_load("", resume=True)
-    assert (net.weight == 1).all()
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_killed_before_the_file_is_in_place(tmp_path, call):
-    SafeCheckpointer(filled(1.0), str(tmp_path)).save("model_0000001", iteration=1)
-    killed_at(os, call, lambda: SafeCheckpointer(filled(2.0), str(tmp_path)).save("model_0000003", iteration=3))
     net = filled(0.0)
     rest = SafeCheckpointer(net, str(tmp_path)).resume_or_load("", resume=True)
     assert rest["iteration"] == 1 and (net.weight == 1).all()
     # The next attempt overwrites what the kill left.
     SafeCheckpointer(filled(2.0), str(tmp_path)).save("model_0000003", iteration=3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "last_checkpoint", "model_0000001.pth", "model_0000003.pth"
-    ]  # fmt: skip
-
-
-def test_killed_between_the_file_and_the_pointer(tmp_path):
-    SafeCheckpointer(filled(1.0), str(tmp_path)).save("model_0000001", iteration=1)
-    killed_at(Path, "write_text", lambda: SafeCheckpointer(filled(2.0), str(tmp_path)).save("model_0000003"))
-    assert (tmp_path / "model_0000003.pth").is_file()
-    assert SafeCheckpointer(filled(0.0), str(tmp_path)).get_checkpoint_file().endswith("model_0000001.pth")
-
-
-def test_atomic_save_leaves_nothing_but_the_file(tmp_path):
-    atomic_save({"a": torch.arange(3)}, tmp_path / "x.pth")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
-    assert torch.load(tmp_path / "x.pth")["a"].tolist() == [0, 1, 2]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["last_checkpoint", "model_0000001.pth", "model_0000003.pth"]
 
 
 STATE = {"weight": torch.full((2, 3), 5.0), "bias": torch.zeros(2)}
@@ -189,42 +167,68 @@ def test_no_path_loads_nothing():
     assert (net.weight == 3).all()
 
 
-def test_what_a_model_says_of_the_weights_is_not_wrapped(tmp_path):
-    """A UserError is a RuntimeError, which torch raises of weights that do not fit."""
-
-    def refuse(*_):
-        raise UserError("This file is of another width: set MODEL.TEXT.DIM.")
-
-    net = filled(0.0)
-    net.register_load_state_dict_pre_hook(refuse)
-    torch.save({"model": STATE}, tmp_path / "w.pth")
-    with pytest.raises(UserError) as caught:
-        SafeCheckpointer(net, "").load(str(tmp_path / "w.pth"))
-    assert str(caught.value) == "This file is of another width: set MODEL.TEXT.DIM."
-
-
-@pytest.mark.parametrize("config", ["mini/detic_clim.yaml", "mini/ovrcnn.yaml"])
-def test_a_vocabulary_of_another_size_is_told_where_none_is_configured(config, tmp_path, tiny_cfg):
-    few = ["MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.OPEN_VOCAB.BASE_CLASSES", ""]
-    unnamed = ["MODEL.VOCABULARY.EMBEDDINGS", ""]
-    SafeCheckpointer(build(tiny_cfg(*few, *unnamed, config=config)), str(tmp_path)).save("five")
-    path = str(tmp_path / "five.pth")
-    detector = build(tiny_cfg(*unnamed, config=config))
+def test_a_vocabulary_of_another_size(tmp_path, tiny_cfg):
+    """tests/test_detector.py has the same for three stages and other cases."""
+    five = ["MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.OPEN_VOCAB.BASE_CLASSES", "", "MODEL.VOCABULARY.EMBEDDINGS", ""]
+    SafeCheckpointer(build_model(tiny_cfg(*five)), str(tmp_path)).save("five")
     with pytest.raises(UserError, match=r"has 5 classes of 384 dimensions, but the config's detector 65"):
-        SafeCheckpointer(detector, "").load(path)
-    configured = build(tiny_cfg(config=config))
-    predictor = configured.roi_heads.box_predictor
-    names = predictor.get_buffer(predictor.vocabulary_key).clone()
-    SafeCheckpointer(configured, "").load(path)
-    assert torch.equal(predictor.get_buffer(predictor.vocabulary_key), names)
+        SafeCheckpointer(build_model(tiny_cfg("MODEL.VOCABULARY.EMBEDDINGS", "")), "").load(str(tmp_path / "five.pth"))
 
 
-@pytest.mark.parametrize("config", ["mini/detic_clim.yaml", "mini/ovrcnn.yaml"])
-def test_classes_that_neither_config_nor_file_names_are_told(config, tmp_path, tiny_cfg):
-    detector = build(tiny_cfg("MODEL.VOCABULARY.EMBEDDINGS", "", config=config))
-    predictor = detector.roi_heads.box_predictor
-    key = f"roi_heads.box_predictor.{predictor.vocabulary_key}"
-    weights = {name: tensor for name, tensor in detector.state_dict().items() if name != key}
-    torch.save({"model": weights}, tmp_path / "unnamed.pth")
-    with pytest.raises(UserError, match="what the 65 classes are: set MODEL.VOCABULARY"):
-        SafeCheckpointer(detector, "").load(str(tmp_path / "unnamed.pth"))
+# ---- models for use
+
+
+def save(model, folder, *, without=(), **content):
+    """``folder``/file.pth with the weights whose names do not start with ``without``; its path."""
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(without))}
+    torch.save({"model": weights, **content}, folder / "file.pth")
+    return str(folder / "file.pth")
+
+
+@pytest.mark.parametrize("load", [load_model, load_ensemble])
+def test_a_file_that_lacks_weights_of_the_parts_in_use(load, tiny_cfg, tmp_path):
+    path = save(build_model(tiny_cfg()), tmp_path, without=["roi_heads."])
+    with pytest.raises(UserError, match="file.pth lacks .* weights that this config's model learns, roi_heads"):
+        load(tiny_cfg("MODEL.WEIGHTS", path))
+    model = load_model(tiny_cfg("MODEL.WEIGHTS", path), parts=("backbone.", "proposal_generator."))
+    assert not model.training
+    path = save(model, tmp_path, without=["proposal_generator."])
+    with pytest.raises(UserError, match="learns, proposal_generator"):
+        load_model(tiny_cfg("MODEL.WEIGHTS", path), parts=("backbone.", "proposal_generator."))
+
+
+@torch.no_grad()
+def test_trained_weights_alone_are_warned_of_and_evaluation_mixes_them(tiny_cfg, tmp_path, caplog):
+    trained = build_model(tiny_cfg())
+    weight = trained.classifier.linear.weight
+    start = {n: torch.zeros_like(p) for n, p in trained.named_parameters() if p.requires_grad}
+    torch.save(start, tmp_path / START_FILE)
+    path = save(trained, tmp_path, weight_ensemble=0.25)
+    options = ("MODEL.WEIGHTS", path, "SOLVER.WEIGHT_ENSEMBLE", 0.25)
+    assert torch.equal(load_model(tiny_cfg(*options)).classifier.linear.weight, weight)
+    assert "file.pth holds only trained weights" in caplog.text
+    assert "clip.pt" not in caplog.text  # a detector's run writes none
+    (tmp_path / "clip.pt").touch()
+    load_model(tiny_cfg(*options))
+    assert f"{tmp_path / 'clip.pt'} holds the mixture" in caplog.text
+    with load_ensemble(tiny_cfg(*options)).mixed() as model:
+        torch.testing.assert_close(model.classifier.linear.weight, 0.25 * weight)
+    (tmp_path / START_FILE).unlink()
+    with pytest.raises(UserError, match="start_weights.pth is missing"):
+        load_ensemble(tiny_cfg(*options))
+    caplog.clear()
+    save(trained, tmp_path, weight_ensemble=1.0)  # no mixture
+    assert torch.equal(load_model(tiny_cfg(*options)).classifier.linear.weight, weight) and not caplog.text
+    with load_ensemble(tiny_cfg(*options)).mixed() as model:
+        assert torch.equal(model.classifier.linear.weight, weight)
+
+
+def test_the_last_checkpoint_of_a_run_comes_first_where_it_is_asked_for(tiny_cfg, tmp_path):
+    cfg = tiny_cfg("MODEL.WEIGHTS", save(build_model(tiny_cfg()), tmp_path))
+    assert load_ensemble(cfg, resume=True).model is not None  # there is no checkpoint yet
+    later = build_model(cfg)
+    torch.nn.init.constant_(later.classifier.linear.bias, 7.0)
+    torch.save({"model": later.state_dict()}, f"{cfg.OUTPUT_DIR}/model_0000001.pth")
+    (tmp_path / "output/last_checkpoint").write_text("model_0000001.pth")
+    assert (load_ensemble(cfg, resume=True).model.classifier.linear.bias == 7).all()
+    assert not (load_ensemble(cfg).model.classifier.linear.bias == 7).any()

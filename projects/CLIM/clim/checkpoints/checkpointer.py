@@ -1,0 +1,182 @@
+"""Checkpoints that survive a kill, and from a config and a file of weights to a model."""
+
+import logging
+import os
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling import build_model
+from torch import nn
+
+from clim.checkpoints.reading import read_pickle, require_start, weights_of
+from clim.errors import UserError
+from clim.files import replacing
+
+logger = logging.getLogger(__name__)
+
+ALPHA_KEY = "weight_ensemble"  # of a run's checkpoints: its SOLVER.WEIGHT_ENSEMBLE
+CLIP_FILE = "clip.pt"  # beside them: the mixture
+_TRUST = ", or set MODEL.TRUST_WEIGHTS True if you trust its author"
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer: atomic writes, and loading that executes nothing from the file.
+
+    Args:
+        trusted: load files that hold more than tensors and arrays, which may run code from them.
+
+    Attributes:
+        lacking: learnable weights that the last file does not hold, or in another shape.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str, *, trusted: bool = False, **checkpointables):
+        super().__init__(model, save_dir, **checkpointables)
+        self.trusted = trusted
+        self.lacking: list[str] = []
+
+    def save(self, name: str, **kwargs) -> None:
+        """Write ``name``.pth and point ``last_checkpoint`` at it; call on the main process only."""
+        data = {"model": self.model.state_dict()}
+        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        data.update(kwargs)
+        path = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info(f"Saving checkpoint to {path}")
+        atomic_save(data, path)
+        with replacing(Path(self.save_dir) / "last_checkpoint") as pointer:
+            pointer.write_text(path.name)
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
+        """As Detectron2's: from a local file or an address; "" loads nothing.
+
+        Raises UserError where the file is missing, damaged or could run code, or has no weight of this model.
+        """
+        try:
+            if path:
+                require_start(path, save_dir=self.save_dir, path_manager=self.path_manager)
+            return super().load(path, checkpointables)
+        finally:
+            self._parsed_url_during_load = None
+
+    def _load_file(self, filename):
+        data = read_pickle(filename, trusted=self.trusted, otherwise=_TRUST)
+        if filename.endswith(".pkl"):
+            return _as_detectron2(data)
+        weights = weights_of(data, filename)
+        data = data if "model" in data else {"model": weights}
+        if parse_qs(self._parsed_url_during_load.query).get("matching_heuristics") == ["True"]:
+            data["matching_heuristics"] = True
+        return data
+
+    def _load_model(self, checkpoint):
+        names = len(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        absent = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
+        self.lacking = [n for n, p in self.model.named_parameters() if p.requires_grad and n in absent]
+        # Detectron2 would silently continue with random weights.
+        if absent >= {name for name, _ in self.model.named_parameters()}:
+            raise UserError(
+                f"None of the {names} weights in the file fits this model: it has another architecture; check "
+                "MODEL.WEIGHTS against the config."
+            )
+        self._check_vocabulary(incompatible)
+        return incompatible
+
+    def _check_vocabulary(self, incompatible) -> None:
+        """UserError where a box predictor needs the file's vocabulary, and would keep random class embeddings."""
+        shapes = {name: (theirs, ours) for name, theirs, ours in incompatible.incorrect_shapes}
+        for owner, module in self.model.named_modules():
+            key = getattr(module, "vocabulary_key", None)
+            if key is None or module.vocabulary_wins:
+                continue
+            name = f"{owner}.{key}".lstrip(".")
+            if name in shapes:
+                theirs, ours = shapes[name]
+                classes, width = module.vocabulary_axis, 1 - module.vocabulary_axis
+                raise UserError(
+                    f"The file's vocabulary has {theirs[classes] - 1} classes of {theirs[width]} dimensions, but the "
+                    f"config's detector {ours[classes] - 1} of {ours[width]} and no names: set MODEL.VOCABULARY, or "
+                    "MODEL.ROI_HEADS.NUM_CLASSES and MODEL.TEXT.DIM to the file's."
+                )
+            if name in incompatible.missing_keys:
+                raise UserError(
+                    f"Neither the config nor the file says what the {module.num_classes} classes are: set "
+                    "MODEL.VOCABULARY.NAMES or MODEL.VOCABULARY.EMBEDDINGS."
+                )
+
+    def require_whole(self, path: str, *, parts: tuple[str, ...] = ("",)) -> None:
+        """UserError where the loaded file ``path`` lacks weights that detections or scores depend on.
+
+        ``parts``: prefixes of the weights that are used; by default all.
+        """
+        needed = [
+            name
+            for name in self.lacking
+            if name.startswith(parts) and not name.startswith("method.") and not name.endswith(".cls_bias")
+        ]
+        if needed:
+            raise UserError(
+                f"{path} lacks {len(needed)} weights that this config's model learns, {needed[0]} for one, which would "
+                "stay random: name a file of a training of this config, or of one like it."
+            )
+
+
+def load_model(cfg, *, parts: tuple[str, ...] = ("",)) -> nn.Module:
+    """The config's model in evaluation mode, with the weights of cfg.MODEL.WEIGHTS; "": those that its parts bring.
+
+    Args:
+        parts: prefixes of the weights that are used, which the file must hold; by default all.
+
+    Raises UserError where the file does not fit, or lacks weights. Warns where the file holds trained weights that
+    evaluation would mix with the initial ones.
+    """
+    return load_weights(build_model(cfg), cfg, parts=parts)
+
+
+def load_weights(model: nn.Module, cfg, *, parts: tuple[str, ...] = ("",)) -> nn.Module:
+    """:func:`load_model` for a ``model`` that is built already."""
+    path, loaded = load_whole(model, cfg, parts=parts)
+    if holds_part_of_ensemble(loaded):
+        mixture = Path(path).with_name(CLIP_FILE)
+        logger.warning(
+            "%s holds only trained weights, which evaluation mixes with the initial ones (SOLVER.WEIGHT_ENSEMBLE).%s",
+            path,
+            f" {mixture} holds the mixture: set MODEL.IMAGE_ENCODER.PRETRAINED to it." if mixture.is_file() else "",
+        )
+    return model.eval()
+
+
+def load_whole(model: nn.Module, cfg, *, parts: tuple[str, ...] = ("",), resume: bool = False) -> tuple[str, dict]:
+    """Load cfg.MODEL.WEIGHTS into ``model``; with ``resume`` OUTPUT_DIR's last checkpoint, if there is one.
+
+    Returns the path of the file and what it holds besides the weights. UserError where weights are lacking.
+    """
+    checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
+    resumes = resume and checkpointer.has_checkpoint()
+    path = checkpointer.get_checkpoint_file() if resumes else cfg.MODEL.WEIGHTS
+    loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer.require_whole(path, parts=parts)
+    return path, loaded
+
+
+def holds_part_of_ensemble(loaded: dict) -> bool:
+    """Whether a file with ``loaded`` besides its weights is the trained part of a mixture (SOLVER.WEIGHT_ENSEMBLE)."""
+    return loaded.get(ALPHA_KEY, 1.0) < 1
+
+
+def atomic_save(data, path: Path) -> None:
+    """torch.save; if the process is killed, the old file or the whole new one is there."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        torch.save(data, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _as_detectron2(data: dict) -> dict:
+    """The two layouts of Detectron2's .pkl files, as its own checkpointer reads them."""
+    if "model" in data and "__author__" in data:
+        return data
+    weights = data.get("blobs", data)
+    weights = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}

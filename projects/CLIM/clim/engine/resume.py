@@ -1,0 +1,165 @@
+"""What a killed run continues from: checkpoints, the state of every process, and metrics.json.
+
+A checkpoint is OUTPUT_DIR/model_0004999.pth, and for each process rank_states/iteration_0004999.rank0.pth with what the
+next loss depends on besides weights and optimiser: random states and queues. The position in the data is not stored:
+batches are a function of seed and iteration (data/loader.py).
+"""
+
+import json
+import logging
+import os
+import random
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import nn
+
+from clim.checkpoints.checkpointer import SafeCheckpointer, atomic_save
+from clim.files import replacing
+from clim.methods.queue import TextQueue
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointHook(HookBase):
+    """Every ``period`` iterations: each process writes its state, then the main one weights and ``last_checkpoint``.
+
+    In this order, the checkpoint that ``last_checkpoint`` names is always complete. At the end: model_final.
+
+    Args:
+        period: iterations between two checkpoints; 0: model_final only.
+        keep: this many of the newest stay, with model_final; 0: all.
+        start_iter: the run's first iteration; older checkpoints in the folder belong to this run.
+        extra: stored beside weights, optimiser, schedule and iteration.
+    """
+
+    def __init__(self, checkpointer: SafeCheckpointer, *, period: int, keep: int, start_iter: int, extra: dict):
+        self.checkpointer, self.period, self.keep, self.extra = checkpointer, period, keep, extra
+        self.folder = Path(checkpointer.save_dir)
+        found = (re.fullmatch(r"model_(\d{7})\.pth", path.name) for path in self.folder.glob("model_*.pth"))
+        self.kept = sorted(int(match[1]) for match in found if match and int(match[1]) < start_iter)
+
+    def after_step(self):
+        done = self.trainer.iter + 1
+        if done >= self.trainer.max_iter:
+            self.save("model_final")
+        elif self.period > 0 and done % self.period == 0:
+            self.save(f"model_{self.trainer.iter:07d}")
+            self.kept.append(self.trainer.iter)
+            self.drop_old()
+
+    def save(self, name: str) -> None:
+        iteration = self.trainer.iter
+        save_rank_state(self.checkpointer.model, rank_state_path(self.folder, iteration))
+        comm.synchronize()
+        if comm.is_main_process():
+            self.checkpointer.save(name, iteration=iteration, **self.extra)
+        comm.synchronize()
+
+    def drop_old(self) -> None:
+        while len(self.kept) > self.keep > 0:
+            old = self.kept.pop(0)
+            rank_state_path(self.folder, old).unlink(missing_ok=True)
+            if comm.is_main_process():
+                (self.folder / f"model_{old:07d}.pth").unlink(missing_ok=True)
+
+
+# ---- the state of a process
+
+
+def rank_state_path(output_dir, iteration: int, rank: int | None = None) -> Path:
+    """File of the state of process ``rank`` (None: this one) after ``iteration``."""
+    rank = comm.get_rank() if rank is None else rank
+    return Path(output_dir) / "rank_states" / f"iteration_{iteration:07d}.rank{rank}.pth"
+
+
+def save_rank_state(model: nn.Module, path: Path) -> None:
+    """Write this process's random states and the queues of ``model``."""
+    atomic_save({"world_size": comm.get_world_size(), "queues": _queues(model), **_random_states()}, path)
+
+
+def load_rank_state(model: nn.Module, path: Path) -> bool:
+    """Restore what :func:`save_rank_state` wrote.
+
+    False, and nothing changes, if there is no file, or if it has another number of processes or other queues.
+    """
+    if not path.is_file():
+        return False
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    queues, stored = _queues(model), state.get("queues", {})
+    if state["world_size"] != comm.get_world_size() or _shapes(stored) != _shapes(queues):
+        return False
+    for name, buffer in queues.items():
+        buffer.copy_(stored[name])
+    _set_random_states(state)
+    return True
+
+
+def _queues(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers of the model's queues. The config determines all other buffers that checkpoints leave out."""
+    queues = [(name, module) for name, module in model.named_modules() if isinstance(module, TextQueue)]
+    return {f"{name}.{key}": buffer for name, queue in queues for key, buffer in queue.named_buffers()}
+
+
+def _shapes(tensors: dict) -> dict:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+@contextmanager
+def random_states_kept():
+    """Restore all random states at the end of the block."""
+    states = _random_states()
+    try:
+        yield
+    finally:
+        _set_random_states(states)
+
+
+def _random_states() -> dict:
+    """Python's, NumPy's and torch's random states, in types that load without running code."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, torch.from_numpy(keys.copy()), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _set_random_states(states: dict) -> None:
+    random.setstate(states["python"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy(), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def prepare_metrics(output_dir, *, resume: bool, start_iter: int) -> None:
+    """Let metrics.json hold one run.
+
+    A run that resumes drops the lines from ``start_iter`` on, and a last line that is not whole. A new run renames an
+    earlier run's metrics.json and last_checkpoint; otherwise --resume, after a kill before the new run's first
+    checkpoint, would continue the earlier run.
+    """
+    metrics, pointer = (Path(output_dir) / name for name in ("metrics.json", "last_checkpoint"))
+    if resume and metrics.is_file():
+        lines = [line for line in metrics.read_text().splitlines(keepends=True) if _is_before(line, start_iter)]
+        with replacing(metrics) as partial:
+            partial.write_text("".join(lines))
+    for path in () if resume else filter(Path.is_file, (metrics, pointer)):
+        aside = path.with_name(f"previous.{path.name}")
+        os.replace(path, aside)
+        logger.info("%s belongs to an earlier run: renamed to %s.", path, aside.name)
+
+
+def _is_before(line: str, start_iter: int) -> bool:
+    try:
+        return json.loads(line)["iteration"] < start_iter
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,105 @@
+"""Optimiser, learning rate and number of iterations for the processes and images that there are."""
+
+import logging
+
+import torch
+from detectron2.solver import build_lr_scheduler
+from detectron2.solver import build_optimizer as build_sgd
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+
+from clim.data.loader import batch_sizes, source_records
+
+logger = logging.getLogger(__name__)
+
+PRETRAINED = ("backbone.", "roi_heads.res5.", "image_encoder.")
+_PERIODS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
+
+
+def build_solver(cfg, model: torch.nn.Module):
+    """Optimiser and learning-rate schedule."""
+    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:  # warm-up only: nothing is left to be rescaled
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.RESCALE_INTERVAL = False
+    optimizer = build_optimizer(cfg, model)
+    return optimizer, build_lr_scheduler(cfg, optimizer)
+
+
+def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """SGD as Detectron2 builds it, or AdamW with SOLVER.BACKBONE_MULTIPLIER on the pre-trained part."""
+    solver = cfg.SOLVER
+    if solver.OPTIMIZER == "SGD":
+        return build_sgd(cfg, model)
+    overrides = {"logit_scale": {"weight_decay": 0.0}}  # a factor, not a weight
+    if solver.WEIGHT_DECAY_BIAS is not None:  # Detectron2 recognises biases by the name "bias" only
+        overrides["in_proj_bias"] = {"weight_decay": solver.WEIGHT_DECAY_BIAS}
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        lr_factor_func=lambda name: solver.BACKBONE_MULTIPLIER if name.startswith(PRETRAINED) else 1.0,
+        overrides=overrides,
+    )
+    optimizer = torch.optim.AdamW(
+        groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), eps=solver.EPS, weight_decay=solver.WEIGHT_DECAY
+    )
+    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def scale_to_world(cfg, world_size: int):
+    """The config for ``world_size`` processes instead of SOLVER.REFERENCE_WORLD_SIZE; 0 there: unchanged.
+
+    Batch sizes are per process, so the total batch follows the number of processes. The learning rate follows in
+    proportion, and iteration counts in inverse proportion (Goyal et al., arXiv 1706.02677), as in Detectron2's
+    ``DefaultTrainer.auto_scale_workers``. A period never becomes 0, which would switch it off.
+    """
+    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if reference in (0, world_size):
+        return cfg
+    scaled = cfg.clone()
+    scaled.defrost()
+    factor = reference / world_size
+    scaled.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR / factor
+    scaled.SOLVER.STEPS = tuple(round(step * factor) for step in cfg.SOLVER.STEPS)
+    for key in _PERIODS:
+        if (period := _at(cfg, key)) > 0:
+            scaled.merge_from_list([key, max(1, round(period * factor))])
+    scaled.SOLVER.REFERENCE_WORLD_SIZE = world_size
+    scaled.freeze()
+    keys = ("SOLVER.BASE_LR", "SOLVER.STEPS", *_PERIODS)
+    logger.info(
+        "The config is written for %d processes and runs on %d, so the learning rate and all iteration "
+        "counts are scaled: %s. SOLVER.REFERENCE_WORLD_SIZE 0 switches this off.",
+        reference,
+        world_size,
+        ", ".join(f"{key} {_at(cfg, key)} -> {_at(scaled, key)}" for key in keys if _at(cfg, key)),
+    )
+    return scaled
+
+
+def count_epochs(cfg, world_size: int):
+    """The config with SOLVER.EPOCHS, if above 0, turned into SOLVER.MAX_ITER; an incomplete batch is not counted.
+
+    An epoch is one pass over the single images; without these, over the images with labelled regions, else over
+    those with boxes.
+    """
+    epochs = cfg.SOLVER.EPOCHS
+    if epochs <= 0:
+        return cfg
+    sizes = batch_sizes(cfg)
+    source = next(name for name in ("captions", "regions", "detection", "mosaics") if name in sizes)
+    images, step = len(source_records(cfg, source)), sizes[source] * world_size
+    counted = cfg.clone()
+    counted.defrost()
+    counted.SOLVER.MAX_ITER = max(1, round(epochs * max(1, images // step)))
+    counted.freeze()
+    logger.info("%g epochs of %d images (%s), %d a step: MAX_ITER %d", epochs, images, source, step,
+                counted.SOLVER.MAX_ITER)  # fmt: skip
+    return counted
+
+
+def _at(cfg, key: str):
+    section, name = key.split(".")
+    return cfg[section][name]
