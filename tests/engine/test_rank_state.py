@@ -7,7 +7,7 @@ from detectron2.utils.env import seed_all_rng
 
 from clim.engine import rank_state
 from clim.engine.rank_state import load_rank_state, random_states_kept, rank_state_path, save_rank_state
-from clim.methods.queue import TextQueue
+from clim.methods.memory import TextQueue
 
 
 def test_random_states_and_queues_come_back(tmp_path, drawn):

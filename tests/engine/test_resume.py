@@ -10,7 +10,7 @@ from detectron2.utils.env import seed_all_rng
 from clim.engine import Trainer
 from clim.engine.rank_state import rank_state_path
 from clim.errors import UserError
-from clim.methods.queue import TextQueue
+from clim.methods.memory import TextQueue
 
 EXACT = ("loss", "norm", "lr", "AP", "AR", "num_", "accuracy")  # what must not differ by one bit
 
@@ -63,7 +63,7 @@ def exact_metrics(cfg):
 def test_losses_after_resuming_are_bit_equal(tiny_cfg, tmp_path, config, key, value, sessions):
     """Checkpoints after iterations 1 and 3, evaluation after iteration 2; any number of loader workers.
 
-    Grounding draws cells, hidden words and dropout, and has neither queues nor evaluation.
+    Grounding draws locations, hidden words and dropout, and has neither queues nor evaluation.
     """
 
     def load(*overrides):

@@ -10,8 +10,8 @@ from clim.data.mosaic import grid_cells
 from clim.data.tiles import Tiles
 from clim.engine import Trainer, build
 from clim.errors import UserError
-from clim.methods.cells import Cells
-from clim.modeling.grid_text import read_cells
+from clim.methods.ovrcnn import Locations
+from clim.modeling.grid_text import read_locations
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 70.0, 80.0]
 SMALL = ["MODEL.METHOD.GROUNDING.LAYERS", 1, "MODEL.METHOD.GROUNDING.HEADS", 2, "MODEL.TEXT.DIM", 32]
@@ -51,7 +51,7 @@ def joint(captions=(), mosaics=()):
 
 def test_a_canvas_has_a_cell_for_every_tile(make):
     make("INPUT.MOSAIC.SIZE", 128)
-    with pytest.raises(UserError, match="SIZE 96 px has less than one cell of 32 px .* make it at least 128"):
+    with pytest.raises(UserError, match="SIZE 96 px has less than one location of 32 px .* make it at least 128"):
         make("INPUT.MOSAIC.SIZE", 96)
 
 
@@ -60,7 +60,7 @@ def seen(model, batch):
     told = []
     original = model.method.losses
     model.method.losses = lambda embeddings, cells, texts: (
-        told.append((embeddings["cell"], cells["cell"])) or original(embeddings, cells, texts)
+        told.append((embeddings["location"], cells["location"])) or original(embeddings, cells, texts)
     )
     try:
         model(batch)
@@ -85,8 +85,8 @@ def test_pictures_are_padded_among_themselves_and_padding_is_no_cell(make):
     encoder = model.image_encoder
     batch = torch.zeros(2, 3, 96, 96)
     batch[0, :, :64, :], batch[1, :, :, :64] = normalised(plain[0]["image"]), normalised(plain[1]["image"])
-    maps = encoder.cells(batch)
-    alone = encoder.cells(normalised(mosaic["image"])[None])[0]
+    maps = encoder.feature_map(batch)
+    alone = encoder.feature_map(normalised(mosaic["image"])[None])[0]
     places = zip(cells.canvas.tolist(), cells.row.tolist(), cells.column.tolist(), strict=True)
     expected = [alone[:, y, x] if c == 2 else maps[c, :, y, x] for c, y, x in places]
     torch.testing.assert_close(rows, encoder.project(torch.stack(expected)), rtol=1e-4, atol=1e-5)
@@ -95,8 +95,8 @@ def test_pictures_are_padded_among_themselves_and_padding_is_no_cell(make):
 def test_cells_of_several_maps_are_read_in_order():
     maps = [torch.arange(16.0).view(2, 2, 2, 2), 100 + torch.arange(6.0).view(1, 2, 1, 3)]
     canvas, row, column = torch.tensor([[0, 1, 1, 2], [0, 1, 0, 0], [1, 1, 0, 2]])
-    cells = Cells(canvas, row, column, torch.arange(4), torch.zeros(4, 2))
-    assert read_cells(maps, cells).tolist() == [[1, 5], [11, 15], [8, 12], [102, 105]]
+    cells = Locations(canvas, row, column, torch.arange(4), torch.zeros(4, 2))
+    assert read_locations(maps, cells).tolist() == [[1, 5], [11, 15], [8, 12], [102, 105]]
 
 
 def test_one_contrast_or_one_of_each_source(make):
@@ -130,14 +130,14 @@ def test_everything_that_learns_gets_a_gradient_and_the_text_tower_is_in_no_file
 def test_mistakes_are_told(make, load_cfg, tiny_bert):
     clip = ["MODEL.IMAGE_ENCODER.NAME", "ClipViT", "MODEL.IMAGE_ENCODER.PRETRAINED", "",
             "MODEL.IMAGE_ENCODER.ARCHITECTURE", "ViT-B-32"]  # fmt: skip
-    with pytest.raises(UserError, match=r"ClipViT has no grid of cells"):
+    with pytest.raises(UserError, match=r"ClipViT has no feature map"):
         bert = ["MODEL.TEXT.DIM", 512, "MODEL.METHOD.GROUNDING.LAYERS", 0]
         make(*clip, *bert)
     with pytest.raises(UserError, match=r'COMPOSE is "device"'):
         make("INPUT.MOSAIC.COMPOSE", "device")
-    with pytest.raises(UserError, match=r"Detic pools boxes, but .* GridTextModel cells"):
+    with pytest.raises(UserError, match=r"Detic pools boxes, but .* GridTextModel pools locations"):
         make("MODEL.METHOD.NAME", "Detic")
-    with pytest.raises(UserError, match=r"Grounding pools cells, but .* ImageTextModel boxes"):
+    with pytest.raises(UserError, match=r"Grounding pools locations, but .* ImageTextModel pools boxes"):
         make("MODEL.META_ARCHITECTURE", "ImageTextModel")
 
 

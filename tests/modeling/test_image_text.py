@@ -115,7 +115,7 @@ def test_texts_are_permuted_on_canvases_of_the_device(make):
 @pytest.mark.parametrize("regions, idle", [("v1", True), ("v2", False)])
 def test_whole_pictures_alone_reach_the_queries_of_a_pool_that_regions_do_not_use(make, regions, idle):
     model = make("MODEL.IMAGE_ENCODER.REGIONS", regions, kind="resnet").train()
-    assert model.leaves_weights_idle(None) == idle
+    assert model.has_unused_parameters(None) == idle
     sum(model(joint(mosaics=[sample(64, QUARTERS)])).values()).backward()
     assert any(p.requires_grad and p.grad is None for p in model.parameters()) == idle
 

@@ -97,16 +97,16 @@ def add_clim_config(cfg: "CfgNode") -> None:
     clip.MAX_SCALE = 100.0
     # OV-RCNN's pre-training (ovrcnn §1, §3); official values but for CLIM's, which are unpublished and inferred.
     method.GROUNDING = grounding = CN()
-    # Caption against tile: "aligned_local", each word choosing its cells and each cell its words (official); "mean"
-    # over all pairs of word and cell (CLIM's paper, with "cosine" and TEMPERATURE .01).
+    # Caption against tile: "aligned_local", words choose locations and locations choose words (official); "mean"
+    # over all pairs of word and location (CLIM's paper, with "cosine" and TEMPERATURE .01).
     grounding.GLOBAL_METRIC = "aligned_local"
-    grounding.LOCAL_METRIC = "dot"  # word against cell; or "cosine"
+    grounding.LOCAL_METRIC = "dot"  # word against location; or "cosine"
     grounding.TEMPERATURE = 10.0  # divides it; for "cosine" .01
     # Tiles contrasted with each other, a GPU's batch officially; 0: all of a GPU.
     grounding.CONTRAST_GROUP = 8
     # Plain pictures and mosaics in one contrast; False: each has its losses (as Detic's).
     grounding.JOINT = True
-    grounding.MAX_CELLS = 100  # of a tile, drawn at random in training; 0: all
+    grounding.MAX_CELLS = 100  # locations of a tile, drawn at random in training; 0: all
     grounding.LAYERS = 6  # of the multimodal transformer, for plain pictures; 0: no matching, no hidden words
     grounding.HEADS = 8
     grounding.DROPOUT = 0.1  # of the transformer

@@ -13,7 +13,7 @@ import torch
 from detectron2.utils import comm
 from torch import nn
 
-from clim.methods.queue import TextQueue
+from clim.methods.memory import TextQueue
 
 from .checkpoint import atomic_save
 
