@@ -317,16 +317,6 @@ def test_losses_change_no_state_and_update_queues_pushes_once(texts, canvas, run
     assert ids.tolist() == [i for _, i in expected] and embeddings.tolist() == [row for row, _ in expected]
 
 
-def test_a_batch_is_encoded_once(texts, run, mosaics):
-    method, made = Detic(**CLIM_PRESET), texts(mosaics)
-    regions, embeddings, _ = run(method, mosaics)
-    texts.tower.asked.clear()
-    for _ in range(3):  # stages of a cascade
-        method.losses(embeddings, regions, made)
-    method.update_queues({}, made)
-    assert texts.tower.asked == [mosaics.drawn]
-
-
 def test_presets_of_the_configs(load_cfg):
     clim, official = (build_method(load_cfg(f"{name}.yaml")) for name in ("Detic_CLIM_C4", "Detic_C4_official"))
     assert clim.queue.embeddings.shape == (256, 512) and clim.num_groups == 4

@@ -275,14 +275,3 @@ def test_settings_with_which_it_cannot_learn(load_cfg, tiny_bert, overrides, nam
 def test_it_needs_a_model_that_pools_locations(load_cfg):
     with pytest.raises(UserError, match="GridTextModel"):
         build_method(load_cfg("OVRCNN_pretrain.yaml"))
-
-
-def test_presets_of_the_configs(load_cfg):
-    """Official mmss_v07.yaml (ovrcnn §1), and + CLIM as ovrcnn §3 has it."""
-    keys = load_cfg("OVRCNN_pretrain.yaml").MODEL.METHOD.GROUNDING
-    assert keys == {
-        "GLOBAL_METRIC": "aligned_local", "LOCAL_METRIC": "dot", "TEMPERATURE": 10, "CONTRAST_GROUP": 8, "JOINT": True,
-        "MAX_CELLS": 100, "LAYERS": 6, "HEADS": 8, "DROPOUT": 0.1, "MASK_PADDING": False, "MLM_PROBABILITY": 0.15,
-        "MLM_HIDDEN": 0.9, "TEXT_DROPOUT": True,
-    }  # fmt: skip
-    assert load_cfg("OVRCNN_CLIM_pretrain.yaml").MODEL.METHOD.GROUNDING == {**keys, "CONTRAST_GROUP": 0}

@@ -17,7 +17,6 @@ from clim.data.pseudo_sets import register_pseudo_labels
 from clim.engine import Trainer
 from clim.errors import UserError
 from clim.files import write_json
-from clim.losses import sampled_class_bce
 from clim.methods import Texts, build_method
 from clim.methods.region_clip import RegionClip, sample_classes
 
@@ -62,10 +61,8 @@ def test_the_method_is_the_loss_on_a_drawn_class_subset(tiles_of):
     """Boxes are the tiles'; rows of the nouns are units, the embeddings' are not."""
     nouns = F.normalize(torch.randn(9, 6, generator=torch.Generator().manual_seed(1)), dim=1)
     method = RegionClip(nouns=nouns, scale=20.0, classes=5)
-    tiles, labels = (
-        tiles_of(torch.arange(12).view(3, 4), canvas=[0, 0, 1], tags=[[4], [0], [4]]),
-        torch.tensor([4, 0, 4]),
-    )
+    tiles = tiles_of(torch.arange(12).view(3, 4), canvas=[0, 0, 1], tags=[[4], [0], [4]])
+    labels = torch.tensor([4, 0, 4])
     regions = method.select(tiles, None)
     assert list(regions) == ["region"] and torch.equal(regions["region"].boxes, tiles.boxes)
     assert torch.equal(regions["region"].canvas, tiles.canvas)
@@ -81,13 +78,6 @@ def test_the_method_is_the_loss_on_a_drawn_class_subset(tiles_of):
     losses["loss_region_clip"].backward()
     assert embeddings.grad.abs().sum() > 0
     assert not list(method.parameters()) and not method.state_dict()
-
-
-def test_no_box_gives_zero_with_a_graph():
-    regions = torch.zeros(0, 4, requires_grad=True)
-    loss = sampled_class_bce(regions, torch.zeros(0, dtype=torch.int64), torch.eye(4), torch.arange(4), scale=9.0)
-    loss.backward()
-    assert float(loss) == 0 and regions.grad.shape == (0, 4)
 
 
 def test_a_noun_without_embedding():

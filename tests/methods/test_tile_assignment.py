@@ -56,18 +56,6 @@ def test_boxes_are_clipped_to_a_tile_of_their_own_or_to_one_for_all():
 # ---- max_size_boxes
 
 
-@pytest.mark.parametrize("proposals, largest", [
-    ([[12, 12, 20, 20], [11, 11, 40, 50], [30, 30, 35, 35]], [11, 11, 40, 50]),  # wins over better ones
-    ([[10, 0, 50, 30], [15, 15, 45, 45]], [15, 15, 45, 45]),  # 40 x 20 once clipped
-    ([[20, 20, 20, 40], [20, 20, 40, 20]], TILE),  # none with an area
-    ([[70, 70, 90, 90]], TILE),
-    ([], TILE),
-])  # fmt: skip
-def test_the_largest_inside_a_tile(tiles_of, proposals_of, proposals, largest):
-    found = max_size_boxes(tiles_of([TILE]), proposals_of(proposals), min_iof=0.3, topk=128)
-    assert found.tolist() == [largest]
-
-
 def test_official_detic_takes_the_largest_of_the_first_32(tiles_of, proposals_of):
     """One tile a canvas: the largest of the best 32; in the preset without an image box, of the best 31."""
     tiles, boxes = tiles_of([[0, 0, 100, 100]]), [[0, 0, 10 + i, 10] for i in range(40)]  # growing

@@ -129,7 +129,7 @@ def test_a_method_may_ask_for_classes_and_tags(make):
     assert torch.equal(texts.class_embeddings[:-1], model.class_embeddings) and len(model.class_embeddings) == 3
     assert not texts.class_embeddings[-1].any()
     assert texts.tag_targets(torch.eye(4)).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 1, 0]]
-    with pytest.raises(UserError, match="has tag 0, but the detector 0 classes"):
+    with pytest.raises(UserError, match="has tag 0, but the detector has 0 classes"):
         make("MODEL.VOCABULARY.NAMES", []).texts(tiles).tag_targets(torch.eye(4))
 
 
@@ -194,7 +194,7 @@ def test_mistakes_are_told(make):
         make("INPUT.MOSAIC.COMPOSE", "gpu")
     with pytest.raises(UserError, match=r"embeddings of 12 dimensions, but MODEL\.TEXT\.DIM is 16"):
         make("MODEL.TEXT.DIM", 16, "MODEL.VOCABULARY.NAMES", [])
-    with pytest.raises(UserError, match='reads what MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words" projects, but'):
+    with pytest.raises(UserError, match='needs MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"'):
         make("MODEL.METHOD.NAME", "Baron")
     with pytest.raises(UserError, match="Detic chooses among proposals, which .* ImageTextModel has none of"):
         make("MODEL.METHOD.NAME", "Detic")

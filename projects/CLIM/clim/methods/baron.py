@@ -126,13 +126,13 @@ class Baron(Method):
     def encode_bags(self, words: Tensor, tile: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
         """Unit embeddings (S, D) of every bag in each of its orders, words dropped at random, and the tiles (S,).
 
-        Args:
-            words: (R, n, W) of all regions; ``tile`` (R,) that of each.
-
-        UserError where the text tower cannot read the longest bag that the rules allow.
+        Takes the words (R, n, W) and the tile (R,) of each region. UserError where the text tower cannot read the
+        longest bag that the rules allow.
         """
         texts.tower.check_length(self.words * (self.rules.proposals + 1))
-        bags = [[r for r, other in enumerate(tile.tolist()) if other == t] for t in range(len(texts.tiles))]
+        bags: list[list[int]] = [[] for _ in range(len(texts.tiles))]
+        for region, t in enumerate(tile.tolist()):
+            bags[t].append(region)
         orders = [draw_orders(bag, count=self.orders) for bag in bags]
         sequence_tiles = [t for t, of_bag in enumerate(orders) for _ in of_bag]
         places = pad_sequence(sum(orders, []), batch_first=True, padding_value=-1).to(words.device)  # (S, regions)
