@@ -25,7 +25,7 @@ KEYS = sorted(
     {key for text in QUOTED for key in re.findall(r"(?<![\w.\"])[A-Z][A-Z0-9_]+(?:\.[A-Z][A-Z0-9_]+)*(?![\w.])", text)}
     - set(PRESETS)
 )  # fmt: skip
-# Cells such as "`clim.methods.ownership.owned_by`, `clipped`": more of the same module or class.
+# Cells such as "`clim.methods.tile_assignment.assign_to_tiles`, `clip_to_tiles`": more of the same module or class.
 LISTS = [names for cell in CELLS if len(names := re.findall(r"`([\w.]+)`(?:, |$)", cell)) > 1
          and cell == ", ".join(f"`{name}`" for name in names) and names[0].startswith("clim.")]  # fmt: skip
 

@@ -22,7 +22,7 @@ from clim.engine.resume import (
     save_rank_state,
 )
 from clim.errors import UserError
-from clim.methods.queue import TextQueue
+from clim.methods.memory import TextQueue
 
 EXACT = ("loss", "norm", "lr", "AP", "AR", "num_", "accuracy")  # what must not differ by one bit
 
@@ -75,7 +75,7 @@ def exact_metrics(cfg):
 def test_losses_after_resuming_are_bit_equal(tiny_cfg, tmp_path, config, key, value, sessions):
     """Checkpoints after iterations 1 and 3, evaluation after iteration 2; any number of loader workers.
 
-    Grounding draws cells, hidden words and dropout, and has neither queues nor evaluation.
+    Grounding draws locations, hidden words and dropout, and has neither queues nor evaluation.
     """
 
     def load(*overrides):

@@ -93,9 +93,9 @@ def gradients(model):
 
 def official_method():
     return Detic(
-        dim=DIM, temperature=50.0, bias=None, caption_weight=0.1, caption_base_regions=0,
+        dim=DIM, temperature=50.0, bias=[], caption_weight=0.1, caption_base_regions=0,
         caption_negatives="gather", negative_weight=1.0, queue_length=0, tag_weight=0.0, tag_target="per_tag",
-        tag_min_iof=0.3, tag_topk=32, num_groups=0,
+        tag_min_iof=0.3, tag_topk=32, groups=0,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What two processes do, written down for test_clip.py and test_gather.py: python clip_ranks.py OUTPUT.
+"""What two processes do, written down for test_clip.py and test_memory.py: python clip_ranks.py OUTPUT.
 
 Each rank writes OUTPUT/rank{0,1}.pth.
 """
@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from clim.data.tiles import Tiles
 from clim.methods import Texts
 from clim.methods.clip import ClipContrast
-from clim.methods.gather import gather_rows
+from clim.methods.memory import gather_rows
 
 DIM, WIDTH = 5, 7
 
@@ -32,36 +32,41 @@ class Rows:
 def pairs(count, seed):
     """(inputs (count, WIDTH), caption embeddings (count, DIM))."""
     generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(count, WIDTH, generator=generator),
-        normalize(torch.randn(count, DIM, generator=generator), dim=-1),
-    )
+    inputs, captions = (torch.randn(count, width, generator=generator) for width in (WIDTH, DIM))
+    return inputs, normalize(captions, dim=-1)
+
+
+def start_weight():
+    """(WIDTH, DIM) of the linear encoder."""
+    return torch.linspace(-1, 1, WIDTH * DIM).sin().view(WIDTH, DIM).requires_grad_()
 
 
 def loss_and_gradients(inputs, captions):
     """ClipContrast on a linear encoder: the loss, and the gradients of weight and temperature."""
-    method = ClipContrast(scale=20.0, max_scale=100.0)
-    weight = torch.linspace(-1, 1, WIDTH * DIM).sin().view(WIDTH, DIM).requires_grad_()
+    method, weight, names = (
+        ClipContrast(scale=20.0, max_scale=100.0),
+        start_weight(),
+        list(map(str, range(len(inputs)))),
+    )
     count = len(inputs)
     tiles = Tiles(
         boxes=torch.zeros(count, 4), canvas=torch.zeros(count, dtype=torch.int64), image_ids=torch.arange(count),
-        captions=[[str(i)] for i in range(count)], drawn=[str(i) for i in range(count)], tags=[[]] * count,
+        captions=[[name] for name in names], drawn=names, tags=[[]] * count,
     )  # fmt: skip
     texts = Texts(tiles, encoder=Rows(captions), class_embeddings=torch.zeros(0, DIM))
-    regions = method.select(tiles, None)
-    (loss,) = method.losses({"tile": inputs @ weight}, regions, texts).values()
+    (loss,) = method.losses({"tile": inputs @ weight}, method.select(tiles, None), texts).values()
     loss.backward()
     return loss.detach(), weight.grad, method.logit_scale.grad
 
 
 def main(output):
-    rank, told = comm.get_rank(), {}
+    rank, found = comm.get_rank(), {}
     for name, counts in {"equal": (3, 3), "unequal": (1, 4)}.items():
         inputs, captions = pairs(sum(counts), seed=1)
         share = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
-        told[name] = loss_and_gradients(inputs[share], captions[share])
-        told[name + "_gathered"] = gather_rows(inputs[share])
-    torch.save(told, Path(output) / f"rank{rank}.pth")
+        found[name] = loss_and_gradients(inputs[share], captions[share])
+        found[name + "_gathered"] = gather_rows(inputs[share])
+    torch.save(found, Path(output) / f"rank{rank}.pth")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,177 @@
-"""BARON whole: selection → reading → loss → queues, against a slow reading of every bag in every order."""
+"""BARON: bags against loops, then selection → reading → loss → queues against a slow reading of every bag."""
 
 import itertools
+import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from clim.data.tiles import Tiles
 from clim.errors import UserError
 from clim.losses import matched_contrast
 from clim.methods import Texts, build_method
-from clim.methods.bags import BagRules, box_waves
-from clim.methods.baron import Baron
+from clim.methods.baron import BagRules, Baron, draw_bags, draw_orders, encode_positions, filter_proposals
 from clim.text import build_text_tower
 
+RULES = BagRules(min_iof=0.3, topk=128, ratio=[0.25, 4.0], min_area=0.01, min_objectness=0.85, nms=0.2, proposals=10)
+SURE = 5.0  # logit of an objectness of .993
+TILE = [10.0, 20.0, 110.0, 120.0]
+ROW = [[20.0 * i, 0, 20.0 * i + 15, 15] for i in range(10)]  # boxes side by side
+
+
+def kept(boxes, logits=None, rules=RULES):
+    logits = [SURE - 0.001 * i for i in range(len(boxes))] if logits is None else logits
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return filter_proposals(boxes, torch.tensor(logits), torch.tensor(TILE), rules).tolist()
+
+
+# ---- filter_proposals
+
+
+def area(box):
+    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+
+
+def iou(a, b):
+    shared = area([max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])])
+    return shared / (area(a) + area(b) - shared)
+
+
+def slow_kept(boxes, logits, rules):
+    passed = []
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        large = area(boxes[i]) / area(TILE) > rules.min_area
+        sure = 1 / (1 + math.exp(-logits[i])) > rules.min_objectness
+        if rules.ratio[0] < (x1 - x0) / (y1 - y0) < rules.ratio[1] and large and sure:
+            passed.append(i)
+    chosen = []
+    for i in passed or [0]:
+        if all(iou(boxes[i], boxes[j]) <= rules.nms for j in chosen):
+            chosen.append(i)
+    return chosen
+
+
+@st.composite
+def boxes_inside(draw):
+    """Corners 7 px apart: shares are ratios of small numbers, and no threshold of the test is one."""
+    x0, y0 = draw(st.integers(0, 12)), draw(st.integers(0, 12))
+    w, h = draw(st.integers(1, 13 - x0)), draw(st.integers(1, 13 - y0))
+    return [10.0 + 7 * x0, 20.0 + 7 * y0, 10.0 + 7 * (x0 + w), 20.0 + 7 * (y0 + h)]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(boxes_inside(), min_size=1, max_size=9),
+    st.lists(st.floats(-1, 6), min_size=9, max_size=9, unique=True),
+    st.sampled_from([0.2137, 0.5521]),
+)
+def test_the_rules_against_a_loop(boxes, logits, overlap):
+    logits = sorted(torch.tensor(logits[: len(boxes)]).tolist(), reverse=True)
+    rules = replace(RULES, nms=overlap, min_area=0.0101)
+    assert kept(boxes, logits, rules) == slow_kept(boxes, logits, rules)
+
+
+@pytest.mark.parametrize("box", [[20, 30, 30, 70], [20, 30, 60, 40], [20, 30, 30, 40]])
+def test_bounds_of_shape_and_size_are_not_enough_themselves(box):
+    """1 : 4, 4 : 1 and a hundredth of the tile are out; a little less extreme they are in."""
+    best = [[60, 70, 100, 110]]
+    assert kept([*best, box]) == [0]
+    assert kept([*best, [box[0], box[1], box[2] + 1, box[3] + 1]]) == [0, 1]
+
+
+# ---- draw_bags
+
+
+def test_each_tile_has_its_own_proposals_clipped_to_it(tiles_of, proposals_of):
+    proposals = proposals_of([[10, 10, 30, 30], [40, 10, 80, 40], [60, 5, 75, 20], [20, 30, 60, 50]])
+    proposals[0].proposal_boxes.tensor.requires_grad_()
+    bags = draw_bags(tiles_of([[0, 0, 50, 50], [50, 0, 100, 50]]), proposals, replace(RULES, nms=0.9))
+    assert not bags.boxes.requires_grad
+    by_tile = [sorted(bags.boxes[bags.members[:, t]].tolist()) for t in range(2)]
+    assert by_tile == [[[10, 10, 30, 30], [20, 30, 50, 50]], [[50, 10, 80, 40], [60, 5, 75, 20]]]
+    assert (bags.members.sum(1) == 1).all() and bags.canvas.tolist() == [0] * 4
+
+
+def test_canvases_do_not_mix_and_tiles_without_proposals_have_none(tiles_of, proposals_of):
+    tiles = tiles_of([[0, 0, 90, 90], [0, 0, 90, 90], [90, 0, 180, 90], [0, 0, 90, 90]], canvas=[2, 0, 0, 1])
+    bags = draw_bags(tiles, proposals_of([[100, 10, 140, 50]], [], [[5, 5, 50, 50]]), RULES)
+    assert bags.boxes.tolist() == [[100, 10, 140, 50], [5, 5, 50, 50]]
+    assert bags.members.tolist() == [[False, False, True, False], [True, False, False, False]]
+    assert bags.canvas.tolist() == [0, 2]
+    bags = draw_bags(tiles, proposals_of([], [], []), RULES)
+    assert bags.boxes.shape == (0, 4) and bags.canvas.shape == (0,) and bags.members.shape == (0, 4)
+
+
+def test_only_the_best_by_score_are_looked_at_and_at_most_as_many_as_allowed_are_drawn(tiles_of, proposals_of):
+    tiles, proposals = tiles_of([[0, 0, 200, 100]]), proposals_of(ROW)
+    assert sorted(draw_bags(tiles, proposals, RULES).boxes.tolist()) == ROW  # one image: one tile with all proposals
+    assert sorted(draw_bags(tiles, proposals, replace(RULES, topk=4)).boxes.tolist()) == ROW[:4]
+    torch.manual_seed(0)
+    counts = Counter()
+    draws = [draw_bags(tiles, proposals, replace(RULES, proposals=3)).boxes[:, 0].tolist() for _ in range(600)]
+    for drawn in draws:
+        assert len(set(drawn)) == 3
+        counts.update(drawn)
+    torch.manual_seed(0)
+    assert draw_bags(tiles, proposals, replace(RULES, proposals=3)).boxes[:, 0].tolist() == draws[0]
+    # 180 of each expected; 4 standard deviations of a binomial(600, .3) are 45
+    assert len(counts) == 10 and all(135 < n < 225 for n in counts.values())
+
+
+# ---- draw_orders
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=6, unique=True), st.integers(1, 8), st.integers(0, 99))
+def test_orders_are_different_permutations(members, count, seed):
+    torch.manual_seed(seed)
+    orders = [tuple(order.tolist()) for order in draw_orders(members, count=count)]
+    assert len(orders) == len(set(orders)) == min(count, math.factorial(len(members)))
+    assert all(sorted(order) == sorted(members) for order in orders)
+
+
+def test_every_order_is_as_likely():
+    torch.manual_seed(0)
+    counts = Counter(tuple(o.tolist()) for _ in range(1500) for o in draw_orders([4, 7, 9], count=2))
+    assert set(counts) == set(itertools.permutations([4, 7, 9]))
+    assert all(abs(n - 500) < 4 * (1500 * 2 / 9) ** 0.5 for n in counts.values())
+
+
+# ---- encode_positions
+
+
+def slow_positions(box, frame, count, base):
+    width, height = frame[2] - frame[0], frame[3] - frame[1]
+    centre = ((box[0] + box[2]) / 2 - frame[0]) / width, ((box[1] + box[3]) / 2 - frame[1]) / height
+    found = []
+    for x in (*centre, (box[2] - box[0]) / width, (box[3] - box[1]) / height):
+        for i in range(count):
+            angle = 2 * math.pi * x * base ** (i // 2 - count / 4)
+            found.append(math.sin(angle) if i % 2 == 0 else math.cos(angle))
+    return found
+
+
+@pytest.mark.parametrize("count, base", [(8, 1.2), (128, 1.2), (4, 2.0)])
+def test_positions_against_a_loop(count, base):
+    boxes = torch.tensor([[12.0, 30.0, 60.0, 44.0], [10.0, 20.0, 110.0, 70.0], [10.0, 20.0, 10.0, 20.0]])
+    frames = torch.tensor([TILE, [10.0, 20.0, 110.0, 70.0], TILE])
+    expected = [slow_positions(b, f, count, base) for b, f in zip(boxes.tolist(), frames.tolist(), strict=True)]
+    # angles reach 2π · 1.2³¹ ≈ 1,800, of which float32 keeps four decimals
+    found = encode_positions(boxes, frames, count=count, base=base)
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=2e-3)
+    assert encode_positions(boxes[:0], frames[:0], count=count, base=base).shape == (0, 4 * count)
+
+
+# ---- the whole method
+
 WORDS, WORD_DIM, DIM, ALL_ORDERS = 2, 16, 12, 24
-RULES = BagRules(min_iof=0.3, topk=128, ratio=(0.25, 4.0), min_area=0.01, min_objectness=0.85, max_overlap=0.2, size=3)
+GRID = [[0.0, 0, 50, 50], [50.0, 0, 100, 50], [0.0, 50, 50, 100], [50.0, 50, 100, 100]]
+# Two proposals in the first tile, one in the second, three in the third, none in the last.
+INSIDE = [[5, 5, 25, 25], [60, 10, 90, 40], [10, 55, 25, 70], [30, 55, 45, 70], [30, 30, 45, 45], [10, 80, 30, 95]]
 
 
 @pytest.fixture(scope="module")
@@ -25,67 +179,55 @@ def tower(tiny_json):
     return build_text_tower(name=tiny_json("vit", text={"layers": 2}))
 
 
+@pytest.fixture(scope="module")
+def mosaic(tiles_of):
+    return tiles_of(GRID, ids=[3, 1, 4, 5], captions=captions([3, 1, 4, 5]))
+
+
+@pytest.fixture(scope="module")
+def singles(tiles_of):
+    return tiles_of([[0, 0, 90, 60], [0, 0, 64, 64]], canvas=[0, 1], ids=[7, 8], captions=captions([7, 8]))
+
+
+def captions(ids):
+    return [[f"caption {j} of {i}" for j in range(1 + i % 3)] for i in ids]
+
+
+@pytest.fixture
+def run(tower, proposals_of):
+    """``run(baron, tiles, boxes of canvas 0, …)`` → regions, embeddings, texts, the result of ``read``, the loss."""
+
+    def make(baron, tiles, *boxes):
+        regions = baron.select(tiles, proposals_of(*boxes))
+        generator = torch.Generator().manual_seed(0)
+        embeddings = {r: torch.randn(len(boxes), WORDS * WORD_DIM, generator=generator) for r, boxes in regions.items()}
+        texts = Texts(tiles, encoder=tower, class_embeddings=torch.zeros(3, WORD_DIM))
+        [rows.requires_grad_() for rows in embeddings.values()]
+        read = baron.read(embeddings, regions, texts)
+        return regions, embeddings, texts, read, baron.losses(read, regions, texts)["loss_bag"]
+
+    return make
+
+
 def method(**changes):
     torch.manual_seed(1)
     arguments = {
-        "dim": DIM, "word_dim": WORD_DIM, "words": WORDS, "rules": RULES, "orders": ALL_ORDERS, "word_dropout": 0.0,
-        "frequencies": 8, "frequency_base": 1.2, "temperature": 30.0, "queue_length": 64, "weight": 10.0,
+        "dim": DIM, "word_dim": WORD_DIM, "words": WORDS, "rules": replace(RULES, proposals=3), "orders": ALL_ORDERS,
+        "word_dropout": 0.0, "frequencies": 8, "frequency_base": 1.2, "temperature": 30.0, "queue_length": 64,
+        "weight": 10.0,
     }  # fmt: skip
     return Baron(**(arguments | changes))
-
-
-def tiles_of(boxes, ids, canvas=None):
-    count = len(ids)
-    return Tiles(
-        boxes=torch.tensor(boxes), canvas=torch.tensor(canvas or [0] * count), image_ids=torch.tensor(ids),
-        captions=[[f"caption {j} of {i}" for j in range(1 + i % 3)] for i in ids],
-        drawn=[f"caption 0 of {i}" for i in ids], tags=[[]] * count,
-    )  # fmt: skip
-
-
-def proposals_of(*canvases):
-    return [
-        Instances(
-            (100, 100),
-            proposal_boxes=Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)),
-            objectness_logits=torch.arange(len(boxes), 0, -1.0) + 5,
-        )
-        for boxes in canvases
-    ]
-
-
-GRID = [[0.0, 0, 50, 50], [50.0, 0, 100, 50], [0.0, 50, 50, 100], [50.0, 50, 100, 100]]
-# Two proposals in the first tile, one in the second, three in the third, none in the last.
-INSIDE = [[5, 5, 25, 25], [60, 10, 90, 40], [10, 55, 25, 70], [30, 55, 45, 70], [30, 30, 45, 45], [10, 80, 30, 95]]
-MOSAIC = tiles_of(GRID, [3, 1, 4, 5])
-SINGLES = tiles_of([[0.0, 0, 90, 60], [0.0, 0, 64, 64]], [7, 8], [0, 1])
-
-
-def texts_of(tiles, tower):
-    return Texts(tiles, encoder=tower, class_embeddings=torch.zeros(3, WORD_DIM))
-
-
-def embed(regions, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        role: torch.randn(len(r), WORDS * WORD_DIM, generator=generator).requires_grad_() for role, r in regions.items()
-    }
-
-
-def loss_of(baron, embeddings, regions, texts):
-    return baron.losses(baron.read(embeddings, regions, texts), regions, texts)["loss_bag"]
 
 
 def slow_bags(baron, tower, embeddings, regions, tiles):
     """(unit embedding, image id) of each tile's regions in all their orders, one sequence at a time."""
     bags = []
     for t, image_id in enumerate(tiles.image_ids.tolist()):
-        frame = regions["tile"].boxes[t]
-        words = []
+        frame, words = regions["tile"].boxes[t], []
         for role in ("proposal", "tile"):
             for row in regions[role].members[:, t].nonzero().squeeze(1).tolist():
-                waves = box_waves(regions[role].boxes[row][None], frame[None], count=8, base=1.2)
-                placed = embeddings[role][row] + baron.positional_embed(waves)[0]
+                position = encode_positions(regions[role].boxes[row][None], frame[None], count=8, base=1.2)
+                placed = embeddings[role][row] + baron.positional_embed(position)[0]
                 words.append(placed.view(WORDS, WORD_DIM))
         for order in itertools.permutations(words):
             sequence = torch.cat(order)[None]
@@ -94,52 +236,32 @@ def slow_bags(baron, tower, embeddings, regions, tiles):
     return bags
 
 
-def slow_captions(tower, tiles):
-    return [
-        (tower.encode([caption])[0], i)
-        for captions, i in zip(tiles.captions, tiles.image_ids.tolist(), strict=True)
-        for caption in captions
-    ]
-
-
 def contrast(bags, captions):
     rows = [(torch.stack([x for x, _ in part]), torch.tensor([i for _, i in part])) for part in (bags, captions)]
     return 10 * matched_contrast(*rows[0], *rows[1], scale=30.0)
 
 
-# ---- the loss
-
-
-def test_the_loss_of_two_sources_one_after_the_other(tower):
-    """All orders of small bags, without dropout: nothing is left to chance. The queue holds the singles' bags."""
-    baron = method()
-    queued = ([], [])
-    for tiles, proposals in ((SINGLES, proposals_of(INSIDE[:1], [])), (MOSAIC, proposals_of(INSIDE))):
-        regions, texts = baron.select(tiles, proposals), texts_of(tiles, tower)
-        embeddings = embed(regions)
-        read = baron.read(embeddings, regions, texts)
-        loss = baron.losses(read, regions, texts)["loss_bag"]
-        bags = slow_bags(baron, tower, embeddings, regions, tiles)
-        captions = slow_captions(tower, tiles)
-        torch.testing.assert_close(loss, contrast(bags + queued[0], captions + queued[1]), rtol=1e-4, atol=1e-4)
+def test_the_loss_of_two_sources_one_after_the_other(run, tower, singles, mosaic):
+    """All orders of small bags, without dropout: nothing is left to chance. All captions of a tile count. The queue
+    holds the singles' bags."""
+    baron, queued = method(), ([], [])
+    for tiles, boxes in ((singles, [INSIDE[:1], []]), (mosaic, [INSIDE])):
+        regions, embeddings, texts, read, loss = run(baron, tiles, *boxes)
+        bags = slow_bags(baron, tower, embeddings, regions, tiles) + queued[0]
+        pairs = zip(tiles.captions, tiles.image_ids.tolist(), strict=True)
+        texts_of_tiles = [(tower.encode([text])[0], i) for of_tile, i in pairs for text in of_tile] + queued[1]
+        torch.testing.assert_close(loss, contrast(bags, texts_of_tiles), rtol=1e-4, atol=1e-4)
         baron.update_queues(read, texts)
-        queued = (bags + queued[0], captions + queued[1])
-    assert len(bags) == 6 + 2 + 24 + 1  # orders of 3, 2, 4 and 1 regions
+        queued = (bags, texts_of_tiles)
+    assert len(bags) == 6 + 2 + 24 + 1 + 2 + 1  # orders of 3, 2, 4 and 1 regions, then of the singles' 2 and 1
 
 
-def test_captions_are_all_of_a_tile_not_the_drawn_one(tower):
-    texts = texts_of(MOSAIC, tower)
-    assert texts.all_caption_ids.tolist() == [3, 1, 1, 4, 4, 5, 5, 5]
-    torch.testing.assert_close(texts.all_captions[4], tower.encode(["caption 1 of 4"])[0])
-
-
-def test_a_dropped_word_is_not_read(tower):
+def test_a_dropped_word_is_not_read(run, tower, mosaic):
     """All words are dropped but one of each region: a bag is what its regions begin with, in some order."""
     baron = method(word_dropout=1.0)
-    regions = baron.select(MOSAIC, proposals_of(INSIDE))
-    embeddings = embed(regions)
-    words, owner = baron.placed_words(embeddings, regions)
-    bags, tile = baron.read_bags(words, owner, texts_of(MOSAIC, tower))
+    regions, embeddings, texts, *_ = run(baron, mosaic, INSIDE)
+    words, owner = baron.add_positions(embeddings, regions)
+    bags, tile = baron.encode_bags(words, owner, texts)
     for t in range(4):
         mine, firsts = bags[tile == t], words[owner == t][:, 0]
         orders = torch.stack([torch.stack(order) for order in itertools.permutations(firsts)])
@@ -149,116 +271,73 @@ def test_a_dropped_word_is_not_read(tower):
         assert len(nearest.indices.unique()) == len(orders)  # all of them are read
 
 
-def test_a_bag_too_long_for_the_tower_is_told_at_once(tower):
+def test_a_bag_too_long_for_the_tower_is_an_error_at_once(run, singles):
     """Also where dropout would have made it short enough: it must not strike by chance."""
-    baron = method(word_dropout=1.0, rules=replace(RULES, size=7))  # 8 regions of 2 words, and the tower reads 14
-    regions = baron.select(SINGLES, proposals_of([], []))
-    with pytest.raises(UserError, match="A sequence of 16 pseudo words is longer than the 14"):
-        baron.read(embed(regions), regions, texts_of(SINGLES, tower))
+    baron = method(word_dropout=1.0, rules=replace(RULES, proposals=7))  # 8 regions of 2 words; the tower reads 14
+    with pytest.raises(UserError, match="16 pseudo words is longer than the 14"):
+        run(baron, singles, [], [])
 
 
-def test_words_are_dropped_for_each_order_apart(tower):
-    baron = method(word_dropout=0.5, orders=1)
-    regions = baron.select(SINGLES, proposals_of(INSIDE[:3], []))
-    words, owner = baron.placed_words(embed(regions), regions)
-    torch.manual_seed(0)
-    read = [baron.read_bags(words, owner, texts_of(SINGLES, tower))[0] for _ in range(3)]
-    assert not torch.allclose(read[0], read[1]) and not torch.allclose(read[1], read[2])
-
-
-def test_orders_and_dropout_come_from_torchs_random_state(tower):
+def test_orders_and_dropout_come_from_torchs_random_state_for_each_reading(run, mosaic):
     baron = method(word_dropout=0.5, orders=2)
-    regions = baron.select(MOSAIC, proposals_of(INSIDE))
-    embeddings = embed(regions)
-    losses = []
-    for seed in (5, 5, 6):
-        torch.manual_seed(seed)
-        losses.append(loss_of(baron, embeddings, regions, texts_of(MOSAIC, tower)).item())
-    assert losses[0] == losses[1] != losses[2]
+    regions, embeddings, texts, *_ = run(baron, mosaic, INSIDE)
+    read = []
+    for seed in (5, 5, 6, None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        read.append(baron.read(embeddings, regions, texts)["bag"])
+    assert torch.equal(read[0], read[1])
+    assert not torch.allclose(read[1], read[2]) and not torch.allclose(read[2], read[3])
 
 
-def test_gradients_reach_words_and_places_but_not_the_tower(tower):
+def test_gradients_reach_words_and_positions_but_not_the_tower(run, tower, mosaic):
     baron = method(orders=2)
-    regions = baron.select(MOSAIC, proposals_of(INSIDE))
-    embeddings = embed(regions)
-    loss_of(baron, embeddings, regions, texts_of(MOSAIC, tower)).backward()
+    _, embeddings, _, _, loss = run(baron, mosaic, INSIDE)
+    loss.backward()
     assert all(rows.grad.abs().sum(1).gt(0).all() for rows in embeddings.values())
     assert all(p.grad.abs().sum() > 0 for p in baron.parameters())
     assert all(p.grad is None for p in tower.parameters())
 
 
-def test_embeddings_in_half_precision_give_a_float32_loss(tower):
+def test_embeddings_in_half_precision_give_a_float32_loss(run, singles):
     baron = method(orders=2)
-    regions = baron.select(SINGLES, proposals_of(INSIDE[:1], []))
+    regions, embeddings, texts, *_ = run(baron, singles, INSIDE[:1], [])
     with torch.autocast("cpu", torch.bfloat16):
-        embeddings = {role: rows.bfloat16() for role, rows in embed(regions).items()}
-        texts = texts_of(SINGLES, tower)
-        read = baron.read(embeddings, regions, texts)
+        read = baron.read({role: rows.bfloat16() for role, rows in embeddings.items()}, regions, texts)
         loss = baron.losses(read, regions, texts)["loss_bag"]
     assert loss.dtype == torch.float32 and read["bag"].dtype == torch.float32
 
 
-# ---- selection and queues
-
-
-def test_a_bag_is_the_proposals_of_a_tile_and_the_tile():
-    regions = method().select(MOSAIC, proposals_of(INSIDE))
+def test_a_bag_is_the_proposals_of_a_tile_and_the_tile_alone_where_there_are_none(run, mosaic, singles):
+    regions, *_ = run(method(), mosaic, INSIDE)
     assert {role: len(r) for role, r in regions.items()} == {"proposal": 6, "tile": 4}
     assert regions["proposal"].members.sum(0).tolist() == [2, 1, 3, 0]
-    assert torch.equal(regions["tile"].boxes, MOSAIC.boxes)
+    assert torch.equal(regions["tile"].boxes, mosaic.boxes)
+    regions, _, _, read, loss = run(method(), singles, [], [])
+    assert len(regions["proposal"]) == 0 and loss.isfinite() and read["image_id"].tolist() == [7, 8]
 
 
-def test_tiles_without_any_proposal_are_bags_of_one_region(tower):
-    baron = method()
-    regions, texts = baron.select(SINGLES, proposals_of([], [])), texts_of(SINGLES, tower)
-    read = baron.read(embed(regions), regions, texts)
-    loss = baron.losses(read, regions, texts)["loss_bag"]
-    assert len(regions["proposal"]) == 0 and loss.isfinite()
-    assert read["image_id"].tolist() == [7, 8]
-
-
-def test_losses_change_nothing_and_update_queues_keeps_bags_and_captions(tower):
+def test_losses_change_nothing_and_update_queues_keeps_bags_and_captions(run, mosaic):
     baron = method(orders=2)
-    regions, texts = baron.select(MOSAIC, proposals_of(INSIDE)), texts_of(MOSAIC, tower)
     before = {name: b.clone() for name, b in baron.named_buffers()}
-    read = baron.read(embed(regions), regions, texts)
-    baron.losses(read, regions, texts)
+    _, _, texts, read, _ = run(baron, mosaic, INSIDE)
     assert all(torch.equal(b, before[name]) for name, b in baron.named_buffers())
     baron.update_queues(read, texts)
     bags, ids = baron.bag_queue.read()
-    assert ids.tolist() == [3, 3, 1, 1, 4, 4, 5] and torch.equal(bags, read["bag"])
-    assert not bags.requires_grad
-    captions, ids = baron.caption_queue.read()
-    assert ids.tolist() == [3, 1, 1, 4, 4, 5, 5, 5] and torch.equal(captions, texts.all_captions)
-
-
-def test_queues_are_no_part_of_a_checkpoint():
-    assert set(method().state_dict()) == {
-        f"positional_embed.{layer}.{kind}" for layer in (0, 1, 2) for kind in ("weight", "bias")
-    }
-
-
-def test_proposals_of_a_bag_lie_in_its_tile():
-    regions = method().select(MOSAIC, proposals_of(INSIDE))
-    for row in range(len(regions["proposal"])):
-        tile = regions["tile"].boxes[regions["proposal"].members[row].int().argmax()]
-        x0, y0, x1, y1 = regions["proposal"].boxes[row]
-        assert tile[0] <= x0 and tile[1] <= y0 and x1 <= tile[2] and y1 <= tile[3]
-
-
-# ---- config
+    assert ids.tolist() == [3, 3, 1, 1, 4, 4, 5] and torch.equal(bags, read["bag"]) and not bags.requires_grad
+    texts_stored, ids = baron.caption_queue.read()
+    assert ids.tolist() == [3, 1, 1, 4, 4, 5, 5, 5] and torch.equal(texts_stored, texts.all_captions)
 
 
 def test_the_config_builds_it(load_cfg):
     baron = build_method(load_cfg("BARON_CLIM_C4.yaml"))
-    assert baron.rules == BagRules(0.3, 128, (0.25, 4.0), 0.01, 0.85, 0.2, 10)
-    assert [tuple(p.shape) for p in baron.positional_embed.parameters()] == [
-        (512, 512), (512,), (512,), (512,), (2048, 512), (2048,),
-    ]  # fmt: skip
+    assert baron.rules == RULES
+    assert {name: tuple(p.shape) for name, p in baron.state_dict().items()} == {
+        "positional_embed.0.weight": (512, 512), "positional_embed.0.bias": (512,),
+        "positional_embed.1.weight": (512,), "positional_embed.1.bias": (512,),
+        "positional_embed.2.weight": (2048, 512), "positional_embed.2.bias": (2048,),
+    }  # fmt: skip
     assert (baron.words, baron.orders, baron.word_dropout, baron.temperature, baron.weight) == (4, 4, 0.5, 30, 10)
     assert len(baron.bag_queue.image_ids) == len(baron.caption_queue.image_ids) == 1024
-
-
-def test_it_needs_pseudo_words(load_cfg):
-    with pytest.raises(UserError, match='is "cosine": set it to "pseudo_words"'):
+    with pytest.raises(UserError, match="MODEL.OPEN_VOCAB.CLASSIFIER"):
         build_method(load_cfg("BARON_C4.yaml", "MODEL.OPEN_VOCAB.CLASSIFIER", "cosine"))

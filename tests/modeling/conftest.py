@@ -91,7 +91,7 @@ def shaken():
 
 @pytest.fixture(scope="session")
 def grid_encoder(load_cfg, shaken):
-    """``grid_encoder(dim)``: random; called with pictures, it gives (B, 2048, h, w) cells and the projection."""
+    """``grid_encoder(dim)``: random; it gives the map (B, 2048, h, w) of images, and the projection."""
     return lambda dim: shaken(GridEncoder(load_cfg("OVRCNN_C4.yaml"), dim))
 
 

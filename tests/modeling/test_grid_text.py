@@ -1,4 +1,4 @@
-"""GridTextModel: plain pictures and mosaics, their cells, one contrast or two; runs of both mini configs."""
+"""GridTextModel: plain images and mosaics, their locations, one contrast or two; runs of both mini configs."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from clim.data.mosaic import grid_cells
 from clim.data.tiles import Tiles
 from clim.engine import Trainer
 from clim.errors import UserError
-from clim.methods.cells import Cells
-from clim.modeling.grid_text import read_cells
+from clim.methods.ovrcnn import Locations
+from clim.modeling.grid_text import read_locations
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 70.0, 80.0]
 SMALL = ["MODEL.METHOD.GROUNDING.LAYERS", 1, "MODEL.METHOD.GROUNDING.HEADS", 2, "MODEL.TEXT.DIM", 32]
@@ -50,54 +50,34 @@ def joint(captions=(), mosaics=()):
     return {"detection": [], "captions": list(captions), "mosaics": list(mosaics), "regions": []}
 
 
-def test_a_canvas_has_a_cell_for_every_tile(make):
-    make("INPUT.MOSAIC.SIZE", 128)
-    with pytest.raises(UserError, match="SIZE 96 px has less than one cell of 32 px .* make it at least 128"):
-        make("INPUT.MOSAIC.SIZE", 96)
-
-
-def seen(model, batch):
-    """What the method is given: (embeddings, cells) of the one call of its ``losses``."""
-    told = []
-    original = model.method.losses
-    model.method.losses = lambda embeddings, cells, texts: (
-        told.append((embeddings["cell"], cells["cell"])) or original(embeddings, cells, texts)
-    )
-    try:
-        model(batch)
-    finally:
-        del model.method.losses
-    ((rows, cells),) = told
-    return rows, cells
-
-
-def normalised(image):
-    return (image.float() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
-
-
-def test_pictures_are_padded_among_themselves_and_padding_is_no_cell(make):
-    model = make()
+def test_images_are_padded_among_themselves_and_padding_is_no_location(make, monkeypatch):
+    model, found = make(), []
     plain = [sample(64, 96, seed=1), sample(96, 64, seed=2)]
     mosaic = sample(128, 128, n=2, seed=3)
-    rows, cells = seen(model, joint(captions=plain, mosaics=[mosaic]))
-    assert torch.bincount(cells.tile).tolist() == [2 * 3, 3 * 2, 4, 4, 4, 4]
-    assert cells.canvas.tolist() == [0] * 6 + [1] * 6 + [2] * 16
+    monkeypatch.setattr(model.method, "losses", lambda embeddings, at, _: found.append((embeddings, at)) or {})
+    model(joint(captions=plain, mosaics=[mosaic]))
+    ((embeddings, regions),) = found
+    locations = regions["location"]
+    assert torch.bincount(locations.tile).tolist() == [2 * 3, 3 * 2, 4, 4, 4, 4]
+    assert locations.canvas.tolist() == [0] * 6 + [1] * 6 + [2] * 16
 
-    encoder = model.image_encoder
-    batch = torch.zeros(2, 3, 96, 96)
+    def normalised(image):
+        return (image.float() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+    encoder, batch = model.image_encoder, torch.zeros(2, 3, 96, 96)
     batch[0, :, :64, :], batch[1, :, :, :64] = normalised(plain[0]["image"]), normalised(plain[1]["image"])
-    maps = encoder.cells(batch)
-    alone = encoder.cells(normalised(mosaic["image"])[None])[0]
-    places = zip(cells.canvas.tolist(), cells.row.tolist(), cells.column.tolist(), strict=True)
-    expected = [alone[:, y, x] if c == 2 else maps[c, :, y, x] for c, y, x in places]
-    torch.testing.assert_close(rows, encoder.project(torch.stack(expected)), rtol=1e-4, atol=1e-5)
+    maps = encoder.feature_map(batch)
+    alone = encoder.feature_map(normalised(mosaic["image"])[None])[0]
+    places = zip(locations.canvas.tolist(), locations.row.tolist(), locations.column.tolist(), strict=True)
+    expected = encoder.project(torch.stack([(alone if c == 2 else maps[c])[:, y, x] for c, y, x in places]))
+    torch.testing.assert_close(embeddings["location"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_cells_of_several_maps_are_read_in_order():
+def test_locations_of_several_maps_are_read_in_order():
     maps = [torch.arange(16.0).view(2, 2, 2, 2), 100 + torch.arange(6.0).view(1, 2, 1, 3)]
     canvas, row, column = torch.tensor([[0, 1, 1, 2], [0, 1, 0, 0], [1, 1, 0, 2]])
-    cells = Cells(canvas, row, column, torch.arange(4), torch.zeros(4, 2))
-    assert read_cells(maps, cells).tolist() == [[1, 5], [11, 15], [8, 12], [102, 105]]
+    locations = Locations(canvas, row, column, torch.arange(4), torch.zeros(4, 2))
+    assert read_locations(maps, locations).tolist() == [[1, 5], [11, 15], [8, 12], [102, 105]]
 
 
 def test_one_contrast_or_one_of_each_source(make):
@@ -128,16 +108,20 @@ def test_everything_that_learns_gets_a_gradient_and_the_text_tower_is_in_no_file
     assert not any(module.training for module in model.text_encoder.live.modules())
 
 
-def test_mistakes_are_told(make, load_cfg, tiny_bert):
-    clip = ["MODEL.IMAGE_ENCODER.NAME", "ClipViT", "MODEL.IMAGE_ENCODER.PRETRAINED", "",
-            "MODEL.IMAGE_ENCODER.ARCHITECTURE", "ViT-B-32"]  # fmt: skip
-    with pytest.raises(UserError, match=r"ClipViT has no grid of cells"):
-        bert = ["MODEL.TEXT.DIM", 512, "MODEL.METHOD.GROUNDING.LAYERS", 0]
-        make(*clip, *bert)
-    with pytest.raises(UserError, match=r"Detic pools boxes, but .* GridTextModel cells"):
-        make("MODEL.METHOD.NAME", "Detic")
-    with pytest.raises(UserError, match=r"Grounding pools cells, but .* ImageTextModel boxes"):
-        make("MODEL.META_ARCHITECTURE", "ImageTextModel")
+CLIP = ["MODEL.IMAGE_ENCODER.NAME", "ClipViT", "MODEL.IMAGE_ENCODER.PRETRAINED", "", "MODEL.TEXT.DIM", 512,
+        "MODEL.IMAGE_ENCODER.ARCHITECTURE", "ViT-B-32", "MODEL.METHOD.GROUNDING.LAYERS", 0]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides, message", [
+    (CLIP, "MODEL.IMAGE_ENCODER.NAME ClipViT"),
+    (["INPUT.MOSAIC.SIZE", 96], "INPUT.MOSAIC.SIZE 96 .* at least 128"),  # 4 x 4 tiles, a location of 32 px for each
+    (["MODEL.METHOD.NAME", "Detic"], "Detic pools boxes, but .* GridTextModel pools locations"),
+    (["MODEL.META_ARCHITECTURE", "ImageTextModel"], "Grounding pools locations, but .* ImageTextModel pools boxes"),
+])  # fmt: skip
+def test_settings_that_do_not_go_together(make, overrides, message):
+    make("INPUT.MOSAIC.SIZE", 128)
+    with pytest.raises(UserError, match=message):
+        make(*overrides)
 
 
 @pytest.mark.parametrize("row", ["ovrcnn_pretrain", "ovrcnn_clim_pretrain"])

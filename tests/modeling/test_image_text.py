@@ -115,7 +115,7 @@ def test_texts_are_permuted_on_canvases_of_the_device(make):
 @pytest.mark.parametrize("regions, idle", [("v1", True), ("v2", False)])
 def test_whole_pictures_alone_reach_the_queries_of_a_pool_that_regions_do_not_use(make, regions, idle):
     model = make("MODEL.IMAGE_ENCODER.REGIONS", regions, kind="resnet").train()
-    assert model.leaves_weights_idle(None) == idle
+    assert model.has_unused_parameters(None) == idle
     sum(model(joint(mosaics=[sample(64, QUARTERS)])).values()).backward()
     assert any(p.requires_grad and p.grad is None for p in model.parameters()) == idle
 
@@ -129,7 +129,7 @@ def test_a_method_may_ask_for_classes_and_tags(make):
     assert torch.equal(texts.class_embeddings[:-1], model.class_embeddings) and len(model.class_embeddings) == 3
     assert not texts.class_embeddings[-1].any()
     assert texts.tag_targets(torch.eye(4)).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 1, 0]]
-    with pytest.raises(UserError, match="has tag 0, but the detector 0 classes"):
+    with pytest.raises(UserError, match="has tag 0, but the detector has 0 classes"):
         make("MODEL.VOCABULARY.NAMES", []).texts(tiles).tag_targets(torch.eye(4))
 
 
@@ -192,7 +192,7 @@ def test_weights_named_as_clips_are_taken(make, random_clip, tiny_json):
 def test_mistakes_are_told(make):
     with pytest.raises(UserError, match=r"12 dimensions, but MODEL\.TEXT\.DIM is 16"):
         make("MODEL.TEXT.DIM", 16, "MODEL.VOCABULARY.NAMES", [])
-    with pytest.raises(UserError, match='reads what MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words" projects, but'):
+    with pytest.raises(UserError, match='needs MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"'):
         make("MODEL.METHOD.NAME", "Baron")
     with pytest.raises(UserError, match="Detic chooses among proposals, which .* ImageTextModel has none of"):
         make("MODEL.METHOD.NAME", "Detic")

@@ -3,8 +3,6 @@
 Shape legend: R regions, T tiles of the batch, C candidate texts, K classes, D embedding width.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,8 +36,8 @@ def positives_by_id(members: Tensor, tile_ids: Tensor, text_ids: Tensor) -> Tens
 def matched_bce(logits: Tensor, positive: Tensor, *, negative_weight: float) -> Tensor:
     """Σ_c w_rc · BCE(logits_rc, positive_rc) for every region: (R,).
 
-    w = 1 / (number of the region's positives) for positives, ``negative_weight`` for the rest
-    (CLIM release; with one positive a row and weight 1 it is official Detic's caption loss).
+    w = 1 / (number of the region's positives) for positives, ``negative_weight`` for the rest (CLIM release; with one
+    positive a row and weight 1 it is official Detic's caption loss).
     """
     target = positive.float()
     weight = torch.where(positive, 1 / target.sum(1, keepdim=True).clamp(min=1), negative_weight)
@@ -86,12 +84,12 @@ def masked_class_bce(logits: Tensor, gt_classes: Tensor, class_mask: Tensor) -> 
         gt_classes: (R,) in [0, K]; K is background and has no positive column, unless its own is among them.
         class_mask: (K,) 1 for base classes, 0 for classes without box annotations (detic §1.1).
     """
-    num_regions, num_classes = logits.shape
-    if num_regions == 0:
+    if len(logits) == 0:
         return logits.sum() * 0.0  # keeps the graph, so that DDP sees a gradient for every parameter
+    num_classes = logits.shape[1]
     target = F.one_hot(gt_classes, num_classes + 1)[:, :num_classes].to(logits.dtype)
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return (bce * class_mask).sum() / num_regions
+    return (bce * class_mask).sum() / len(logits)
 
 
 def masked_softmax_ce(logits: Tensor, gt_classes: Tensor, has_boxes: Tensor, *, background_weight: float) -> Tensor:
@@ -106,14 +104,13 @@ def masked_softmax_ce(logits: Tensor, gt_classes: Tensor, has_boxes: Tensor, *, 
         gt_classes: (R,) in [0, K]; K is background.
         has_boxes: (K,) bool.
     """
-    num_regions = len(logits)
-    if num_regions == 0:
+    if len(logits) == 0:
         return logits.sum() * 0.0  # keeps the graph, so that DDP sees a gradient for every parameter
     weight = torch.cat([has_boxes.to(logits.dtype), logits.new_tensor([background_weight])])
     masked = logits.masked_fill(F.pad(~has_boxes, (0, 1)), -torch.inf)
     nll = F.cross_entropy(masked, gt_classes, reduction="none")
     weight = weight[gt_classes]
-    return torch.where(weight > 0, weight * nll, 0.0).sum() / num_regions
+    return torch.where(weight > 0, weight * nll, 0.0).sum() / len(logits)
 
 
 def symmetric_info_nce(
@@ -163,56 +160,53 @@ def _mean_positive_nll(logits: Tensor, positive: Tensor) -> Tensor:
     return (nll / (positive.sum(1) + 1e-6)).mean()
 
 
-# ---- OV-RCNN's grounding: words of captions against cells of images (ovrcnn §1.3, §3)
-# T captions and as many tiles, caption i being tile i's; L words, N cells, both padded; D width.
+# ---- OV-RCNN's grounding: words of captions against locations of images (ovrcnn §1.3, §3)
+# T captions and as many tiles, caption i being tile i's; L words, N locations, both padded; D width.
 
-# MODEL.METHOD.GROUNDING.LOCAL_METRIC -> what makes it the dot product of two vectors.
-LOCAL_METRICS: dict[str, Callable[[Tensor], Tensor]] = {
-    "dot": lambda vectors: vectors,
-    "cosine": lambda vectors: F.normalize(vectors, dim=-1),
-}
+# MODEL.METHOD.GROUNDING.LOCAL_METRIC -> what is done to words and locations before their dot products.
+LOCAL_METRICS = {"dot": lambda vectors: vectors, "cosine": lambda vectors: F.normalize(vectors, dim=-1)}
 
 
 def aligned_local(
-    words: Tensor, is_word: Tensor, cells: Tensor, is_cell: Tensor, *, temperature: float
+    words: Tensor, is_word: Tensor, locations: Tensor, is_location: Tensor, *, temperature: float
 ) -> dict[str, Tensor]:
-    """Scores of every caption (row) with every tile (column), each word choosing its cells and each cell its words.
+    """Scores of every caption (row) with every tile (column): words choose locations, and locations choose words.
 
-    With s_cn = ⟨word c, cell n⟩ / ``temperature``, and means over the words C_i of caption i and cells P_j of tile j:
+    With s_cn = ⟨word c of caption i, location n of tile j⟩ / ``temperature``:
 
         words: S_ij = mean_c Σ_n softmax_n(s_cn) · s_cn        cells: S_ij = mean_n Σ_c softmax_c(s_cn) · s_cn
 
-    as official OVR-CNN, temperature 10 with dot products. A caption without words, or a tile without cells, scores 0.
+    as official OVR-CNN, temperature 10 with dot products. A caption without words or a tile without locations scores 0.
 
     Args:
-        words, cells: (T, L, D), (T, N, D); L and N at least 1.
-        is_word, is_cell: (T, L), (T, N) bool, False for padding and hidden words.
+        words, locations: (T, L, D), (T, N, D); L and N at least 1.
+        is_word, is_location: (T, L), (T, N) bool, False for padding and hidden words.
 
-    Returns {"words": (T, T), "cells": (T, T)}, float32, inside autocast too.
+    Returns {"words": (T, T), "cells": (T, T)}, float32, inside autocast too; logs name the losses by these keys.
     """
     with torch.autocast(words.device.type, enabled=False):
-        scores = torch.einsum("icd,jnd->ijcn", words.float(), cells.float()) / temperature
-        pairs = is_word[:, None, :, None] & is_cell[None, :, None, :]
-        # The official way to leave pairs out: -inf would give nan where nothing is left.
+        scores = torch.einsum("icd,jnd->ijcn", words.float(), locations.float()) / temperature
+        pairs = is_word[:, None, :, None] & is_location[None, :, None, :]
+        # The official way to leave pairs out: -inf gives nan where nothing is left.
         candidates = torch.where(pairs, scores, scores.detach().min() - 100)
         of_words = (candidates.softmax(3) * scores * pairs).sum((2, 3))
-        of_cells = (candidates.softmax(2) * scores * pairs).sum((2, 3))
+        of_locations = (candidates.softmax(2) * scores * pairs).sum((2, 3))
         return {
             "words": of_words / is_word.sum(1).clamp(min=1)[:, None],
-            "cells": of_cells / is_cell.sum(1).clamp(min=1)[None, :],
+            "cells": of_locations / is_location.sum(1).clamp(min=1)[None, :],
         }
 
 
 def mean_of_pairs(
-    words: Tensor, is_word: Tensor, cells: Tensor, is_cell: Tensor, *, temperature: float
+    words: Tensor, is_word: Tensor, locations: Tensor, is_location: Tensor, *, temperature: float
 ) -> dict[str, Tensor]:
-    """S_ij = mean over all pairs (c, n) of ⟨word c of caption i, cell n of tile j⟩ / ``temperature``: (T, T) "pairs".
+    """{"pairs": (T, T)}, S_ij = mean over c, n of ⟨word c of caption i, location n of tile j⟩ / ``temperature``.
 
-    As CLIM's paper words the score of OV-RCNN, with cosines; it states no temperature. A mean of products is the
-    product of means. Arguments as in :func:`aligned_local`.
+    CLIM's paper describes the score of OV-RCNN like this, with cosines, and states no temperature. A mean of products
+    is the product of means. Arguments as in :func:`aligned_local`.
     """
     with torch.autocast(words.device.type, enabled=False):
-        return {"pairs": _mean(words.float(), is_word) @ _mean(cells.float(), is_cell).T / temperature}
+        return {"pairs": _mean(words.float(), is_word) @ _mean(locations.float(), is_location).T / temperature}
 
 
 # MODEL.METHOD.GROUNDING.GLOBAL_METRIC -> its matrices of scores, by name.

@@ -9,7 +9,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torchvision.ops import roi_align
 
 from clim.errors import UserError
-from clim.modeling import EfficientNetC4, EfficientNetLite0, GridEncoder
+from clim.modeling import EfficientNetC4, EfficientNetLite0, LocationEncoder
 from clim.modeling.backbones.efficientnet import folded_lite0
 
 
@@ -192,11 +192,11 @@ def test_regions_v1_are_pooled_from_the_dense_map():
 def test_locations_average_to_the_embedding_of_the_image():
     torch.manual_seed(0)
     encoder = EfficientNetLite0(dim=6, unlocked_blocks=2).eval()
-    assert isinstance(encoder, GridEncoder)
+    assert isinstance(encoder, LocationEncoder)
     images = torch.randn(2, 3, 64, 96)
-    cells = encoder.cells(images)
-    assert cells.shape == (2, 320, 2, 3)
-    rows = encoder.project(cells.permute(0, 2, 3, 1).flatten(0, 2))
+    features = encoder.feature_map(images)
+    assert features.shape == (2, 320, 2, 3)
+    rows = encoder.project(features.permute(0, 2, 3, 1).flatten(0, 2))
     mean = rows.view(2, 6, 6).mean(1)
     torch.testing.assert_close(mean, encoder.embed_images(images), rtol=1e-4, atol=1e-5)
     unit = encoder.dense(encoder.features(images)).permute(0, 2, 3, 1).flatten(0, 2)

@@ -12,7 +12,7 @@ from detectron2.structures import Boxes
 from torchvision.ops import roi_align
 
 from clim.checkpoints import SafeCheckpointer
-from clim.modeling import GridEncoder, build_image_encoder
+from clim.modeling import LocationEncoder, build_image_encoder
 from clim.modeling.backbones.resnet import ROIS_AT_ONCE, ClipResNet
 from clim.text.clip import load_clip_visual
 
@@ -203,11 +203,11 @@ def resnet(cfg):
     return build_image_encoder(cfg).train()
 
 
-def test_cells_are_c5_and_the_projection_is_linear(resnet):
+def test_the_feature_map_is_c5_and_the_projection_is_linear(resnet):
     images = torch.randn(2, 3, 70, 97)
-    cells = resnet.cells(images)
-    assert cells.shape == (2, 2048, 3, 4)  # stride 32, rounded up
-    torch.testing.assert_close(cells, resnet.backbone(images)["res5"])
+    c5 = resnet.feature_map(images)
+    assert c5.shape == (2, 2048, 3, 4)  # stride 32, rounded up
+    torch.testing.assert_close(c5, resnet.backbone(images)["res5"])
     rows = torch.randn(5, 2048)
     torch.testing.assert_close(resnet.project(rows), rows @ resnet.emb_pred.weight.T + resnet.emb_pred.bias)
     assert resnet.project(rows[:0]).shape == (0, 12)
@@ -215,7 +215,7 @@ def test_cells_are_c5_and_the_projection_is_linear(resnet):
 
 def test_all_convolutions_learn_and_no_norm(resnet):
     """Official OVR-CNN: FREEZE_CONV_BODY_AT 0, frozen batch norm (ovrcnn §1.1)."""
-    assert isinstance(resnet, GridEncoder) and all(p.requires_grad for p in resnet.parameters())
+    assert isinstance(resnet, LocationEncoder) and all(p.requires_grad for p in resnet.parameters())
     assert not any("norm" in name for name, _ in resnet.named_parameters())
     assert (resnet.backbone.res3[0].conv1.stride, resnet.backbone.res3[0].conv2.stride) == ((2, 2), (1, 1))
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from clim.checkpoints.checkpointer import SafeCheckpointer, atomic_save
 from clim.files import replacing
-from clim.methods.queue import TextQueue
+from clim.methods.memory import TextQueue
 
 logger = logging.getLogger(__name__)
 

@@ -65,7 +65,7 @@ class Trainer(TrainerBase):
         return create_ddp_model(  # in one process the model itself
             model,
             device_ids=[comm.get_local_rank()] if model.device.type == "cuda" else None,
-            find_unused_parameters=bool(loader.ALTERNATE) or model.leaves_weights_idle(loader),
+            find_unused_parameters=bool(loader.ALTERNATE) or model.has_unused_parameters(loader),
             **{_SYNC_BUFFERS: False},  # queues are each rank's own
         )
 

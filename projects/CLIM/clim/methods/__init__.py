@@ -1,4 +1,4 @@
-"""Methods: what is learnt from image-text pairs. Every file of this folder is imported: a new method is one file."""
+"""Methods: how a model learns from image-text pairs. Every file here is imported, so that a new method is one file."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -16,7 +16,7 @@ for _module in iter_modules(__path__):
 def build_method(cfg, *, pools: str = "boxes") -> Method | None:
     """The method named by ``cfg.MODEL.METHOD.NAME``; None for "" (boxes only).
 
-    UserError where it pools something else than the model offers, "boxes" or "cells", or reads another classifier.
+    UserError where it pools something else than the model offers, "boxes" or "locations", or needs another classifier.
     """
     name, classifier = cfg.MODEL.METHOD.NAME, cfg.MODEL.OPEN_VOCAB.CLASSIFIER
     if not name:
@@ -25,12 +25,12 @@ def build_method(cfg, *, pools: str = "boxes") -> Method | None:
     if method.pools != pools:
         raise UserError(
             f"MODEL.METHOD.NAME {name} pools {method.pools}, but MODEL.META_ARCHITECTURE "
-            f"{cfg.MODEL.META_ARCHITECTURE} {pools}: GridTextModel is for methods that pool cells, the others for "
-            "those that pool boxes."
+            f"{cfg.MODEL.META_ARCHITECTURE} pools {pools}: use GridTextModel for methods that pool locations, and the "
+            "others for those that pool boxes."
         )
     if method.classifier != classifier:
         raise UserError(
-            f'MODEL.METHOD.NAME {name} reads what MODEL.OPEN_VOCAB.CLASSIFIER "{method.classifier}" projects, but that '
-            f'key is "{classifier}": set it to "{method.classifier}", or choose another method.'
+            f'MODEL.METHOD.NAME {name} needs MODEL.OPEN_VOCAB.CLASSIFIER "{method.classifier}", but that key is '
+            f'"{classifier}": set it to "{method.classifier}", or choose another method.'
         )
     return method(cfg)

@@ -1,4 +1,8 @@
-"""The contract of a method: it chooses regions, the model embeds them, it turns embeddings into losses.
+"""The contract of a method: it selects regions, the model embeds them, it turns the embeddings into losses.
+
+To add a method, write one file in this folder: a subclass of :class:`Method` with ``select`` and ``losses``, decorated
+with ``@METHOD_REGISTRY.register()``. ``MODEL.METHOD.NAME`` of a config chooses it by its class's name. clip.py is the
+shortest example; CONTRIBUTING.md, "Add a method", lists all steps.
 
 Shape legend: R regions, T tiles of the batch, C texts, K classes, D embedding width.
 """
@@ -13,15 +17,14 @@ from torch import Tensor, nn
 
 from clim.data.tiles import Tiles
 from clim.errors import UserError
-from clim.text import TextTower, WordFeatures
+from clim.text import TextTower
 
 METHOD_REGISTRY = Registry("METHOD")
-METHOD_REGISTRY.__doc__ = "How image-text pairs are learnt from: files of clim/methods, by MODEL.METHOD.NAME."
 
 
 @dataclass
 class Regions:
-    """Boxes to be pooled for one role, and the tiles that each stands for."""
+    """Boxes to be pooled for one role, and the tiles that each box stands for."""
 
     boxes: Tensor  # (R, 4) xyxy in canvas pixels
     canvas: Tensor  # (R,) int64, index of the canvas in the batch
@@ -37,7 +40,7 @@ class Regions:
 
 
 class Texts:
-    """What a method may ask about the texts of its source batch."""
+    """The texts of a source batch's tiles, and their embeddings, computed when a method asks for them."""
 
     def __init__(self, tiles: Tiles, *, encoder, class_embeddings: Tensor):
         self.tiles = tiles
@@ -66,12 +69,8 @@ class Texts:
 
     @property
     def tower(self) -> TextTower:
-        """The live text tower, for what is read token by token: OV-RCNN's words (:class:`BertTower`)."""
+        """The live text tower, for methods that read single tokens (OV-RCNN) or pseudo words (BARON)."""
         return self._encoder.live
-
-    def encode_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
-        """The live tower's features of pseudo words (B, L, W), with gradients (:meth:`TextTower.encode_words`)."""
-        return self.tower.encode_words(words, lengths)
 
     def tag_targets(self, members: Tensor) -> Tensor:
         """Multi-hot tags of regions (R, K): all tags of a region's tiles."""
@@ -80,22 +79,30 @@ class Texts:
         for row, tags in zip(per_tile, self.tiles.tags, strict=True):
             if tags and max(tags) >= num_classes:
                 raise UserError(
-                    f"An image-text pair has tag {max(tags)}, but the detector {num_classes} classes: "
-                    "DATASETS.CAPTIONS and MODEL.VOCABULARY must speak of the same categories."
+                    f"An image-text pair has tag {max(tags)}, but the detector has {num_classes} classes: "
+                    "DATASETS.CAPTIONS and MODEL.VOCABULARY must have the same categories."
                 )
             row[tags] = 1
         return ((members.float() @ per_tile.to(members.device)) > 0).float()
 
 
+def arguments(section) -> dict:
+    """The keys of a config section as keyword arguments: CAPTION_WEIGHT becomes ``caption_weight``."""
+    return {key.lower(): value for key, value in section.items()}
+
+
 class Method(nn.Module):
     """Base of all methods. Parameters and buffers live in checkpoints under ``method.*``.
 
+    A method that draws random numbers takes them from torch's random state on the CPU, which resuming restores.
+
     Attributes:
-        pools: "boxes", regions of any place and size; or "cells" of an encoder's grid, for which ``Cells`` take the
-            place of ``Regions`` and one ``Grid`` a canvas that of proposals (methods/cells.py).
-        sources: of a joint batch, the ones it learns from.
-        classifier: MODEL.OPEN_VOCAB.CLASSIFIER of a detector, whose projections it reads.
-        joint: of methods that pool cells: plain pictures and mosaics are one batch; False: each has its losses.
+        needs_proposals: ``select`` gets the proposals of every canvas; a model without a detector has none.
+        pools: "boxes", regions of any place and size; or "locations" of a feature map: ``select`` then gets a
+            ``FeatureGrid`` for each canvas and returns ``Locations`` in place of ``Regions`` (ovrcnn.py).
+        sources: the sources of a joint batch that it learns from.
+        classifier: MODEL.OPEN_VOCAB.CLASSIFIER of a detector, whose projections are the embeddings.
+        joint: for methods that pool locations: plain images and mosaics are one batch; False: each has its losses.
     """
 
     needs_proposals = True
@@ -105,28 +112,19 @@ class Method(nn.Module):
     joint = True
 
     def select(self, tiles: Tiles, proposals: list[Instances] | None) -> dict[str, Regions]:
-        """Regions to embed, by role.
-
-        Args:
-            proposals: one per canvas, best first, without gradient; None where they are not needed; a list of
-                ``Grid`` for a method that pools cells.
-        """
+        """Regions to embed, by role. ``proposals``: one a canvas, best first, without gradient."""
         raise NotImplementedError
 
     def read(self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts) -> dict[str, Tensor]:
-        """What ``losses`` and ``update_queues`` take: the embeddings themselves, or what they both need of them.
-
-        Args:
-            embeddings: un-normalised projections (R, D) of every role, from one stage of the head.
-        """
+        """What ``losses`` and ``update_queues`` both need of the un-normalised projections (R, D) of every role."""
         return embeddings
 
     def losses(self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts) -> dict[str, Tensor]:
-        """{"loss_…": scalar} of ``embeddings``, the result of ``read``. Changes no state."""
+        """{"loss_…": scalar} of the result of ``read``. Changes no state."""
         raise NotImplementedError
 
     def update_queues(self, embeddings: dict[str, Tensor], texts: Texts) -> None:
-        """Store what later losses need. Called once per source batch, with the last stage's result of ``read``."""
+        """Store the last stage's result of ``read`` for later losses. Called once per source batch."""
 
     def after_update(self) -> None:
         """Put parameters back into their range; called after every step of the optimiser."""

@@ -1,4 +1,4 @@
-"""CLIP's contrast with pseudo regions, whole pictures and tiles in one InfoNCE (CLIM paper §3.3, clip_fvlm §2)."""
+"""CLIP's contrast: whole images and tiles of mosaics in one InfoNCE (CLIM paper §3.3, clip_fvlm §2)."""
 
 import math
 
@@ -9,16 +9,15 @@ from torch.nn import functional as F
 
 from clim.losses import symmetric_info_nce
 
-from .base import METHOD_REGISTRY, Method, Regions
-from .gather import gather_rows
+from .base import METHOD_REGISTRY, Method, Regions, arguments
+from .memory import gather_rows
 
 
 @METHOD_REGISTRY.register()
 class ClipContrast(Method):
     """Every tile against the captions of all tiles of all processes, and every caption against all tiles.
 
-    Args:
-        scale: start of the learned factor of the cosines, kept in [1, ``max_scale``].
+    ``scale`` starts the learned factor of the cosines, which stays in [1, ``max_scale``].
     """
 
     needs_proposals = False
@@ -31,22 +30,19 @@ class ClipContrast(Method):
 
     @classmethod
     def from_config(cls, cfg):
-        clip = cfg.MODEL.METHOD.CLIP
-        return {"scale": clip.SCALE, "max_scale": clip.MAX_SCALE}
+        return arguments(cfg.MODEL.METHOD.CLIP)
 
     def select(self, tiles, proposals):
-        """tile: every tile, a whole picture being the only tile of its canvas."""
+        """tile: every tile, a whole image being the only tile of its canvas."""
         return {"tile": Regions.of_tiles(tiles.boxes, tiles)}
 
     def losses(self, embeddings, regions, texts):
         images, captions = F.normalize(embeddings["tile"].float(), dim=-1), texts.drawn.float()
         all_images, start = gather_rows(images)
         all_captions, _ = gather_rows(captions)
-        return {
-            "loss_contrast": symmetric_info_nce(
-                images, captions, all_images, all_captions, scale=self.logit_scale.exp(), start=start
-            )
-        }
+        scale = self.logit_scale.exp()
+        loss = symmetric_info_nce(images, captions, all_images, all_captions, scale=scale, start=start)
+        return {"loss_contrast": loss}
 
     def after_update(self):
         with torch.no_grad():

@@ -9,21 +9,23 @@ import math
 
 import torch
 from detectron2.config import configurable
-from detectron2.utils import comm
 from torch import Tensor, nn
 
 from clim.data.tiles import Tiles
 from clim.errors import UserError
 from clim.losses import cosine_logits, matched_bce, multi_hot_bce, one_hot_per_tag_bce, positives_by_id
 
-from .base import METHOD_REGISTRY, Method, Regions, Texts
-from .max_size import largest_inside
-from .queue import TextQueue
+from .base import METHOD_REGISTRY, Method, Regions, Texts, arguments
+from .memory import TextQueue, gather_rows
+from .tile_assignment import max_size_boxes
 
 
 @METHOD_REGISTRY.register()
 class Detic(Method):
-    """Losses ``loss_caption`` and ``loss_tag``; keys of MODEL.METHOD.DETIC are explained in config.py."""
+    """Losses ``loss_caption`` and ``loss_tag``.
+
+    Arguments are the keys of MODEL.METHOD.DETIC, which config.py explains, and ``dim``, D of captions.
+    """
 
     @configurable
     def __init__(
@@ -31,7 +33,7 @@ class Detic(Method):
         *,
         dim: int,
         temperature: float,
-        bias: float | None,
+        bias: list[float],
         caption_weight: float,
         caption_base_regions: int,
         caption_negatives: str,
@@ -41,74 +43,49 @@ class Detic(Method):
         tag_target: str,
         tag_min_iof: float,
         tag_topk: int,
-        num_groups: int,
+        groups: int,
     ):
         super().__init__()
-        if caption_negatives not in ("queue", "gather"):
-            raise UserError(
-                f'MODEL.METHOD.DETIC.CAPTION_NEGATIVES is "{caption_negatives}": choose "queue" or "gather".'
-            )
-        if tag_target not in ("multi_hot", "per_tag"):
-            raise UserError(f'MODEL.METHOD.DETIC.TAG_TARGET is "{tag_target}": choose "multi_hot" or "per_tag".')
         self.temperature, self.negative_weight = temperature, negative_weight
         self.caption_weight, self.caption_base_regions = caption_weight, caption_base_regions
         self.tag_weight, self.tag_target = tag_weight, tag_target
         self.tag_min_iof, self.tag_topk = tag_min_iof, tag_topk
-        self.num_groups = num_groups
+        self.num_groups = groups
         self.needs_proposals = tag_weight > 0
         roles = [r for r, w in (("caption", caption_weight), ("tag", tag_weight)) if w > 0]
-        self.bias = nn.ParameterDict({r: nn.Parameter(torch.tensor(bias)) for r in roles if bias is not None})
+        self.bias = nn.ParameterDict({r: nn.Parameter(torch.tensor(float(bias[0]))) for r in roles if bias})
         self.gather = caption_negatives == "gather"
-        self.queue = None
-        if "caption" in roles and not self.gather:
-            self.queue = TextQueue(queue_length, dim)
+        self.queue = None if self.gather or "caption" not in roles else TextQueue(queue_length, dim)
 
     @classmethod
     def from_config(cls, cfg):
         detic = cfg.MODEL.METHOD.DETIC
-        return {
-            "dim": cfg.MODEL.TEXT.DIM,
-            "temperature": detic.TEMPERATURE,
-            "bias": float(detic.BIAS[0]) if detic.BIAS else None,
-            "caption_weight": detic.CAPTION_WEIGHT,
-            "caption_base_regions": detic.CAPTION_BASE_REGIONS,
-            "caption_negatives": detic.CAPTION_NEGATIVES,
-            "negative_weight": detic.NEGATIVE_WEIGHT,
-            "queue_length": detic.QUEUE_LENGTH,
-            "tag_weight": detic.TAG_WEIGHT,
-            "tag_target": detic.TAG_TARGET,
-            "tag_min_iof": detic.TAG_MIN_IOF,
-            "tag_topk": detic.TAG_TOPK,
-            "num_groups": detic.GROUPS,
-        }
+        for key, known in (("CAPTION_NEGATIVES", ("queue", "gather")), ("TAG_TARGET", ("multi_hot", "per_tag"))):
+            if detic[key] not in known:
+                raise UserError(f'MODEL.METHOD.DETIC.{key} is "{detic[key]}": choose one of {", ".join(known)}.')
+        return {"dim": cfg.MODEL.TEXT.DIM, **arguments(detic)}
 
     def select(self, tiles, proposals):
         """caption: the tiles; tag: the largest proposal inside each; both with composition groups of their own."""
-        regions = {}
+        boxes = {}
         if self.caption_weight > 0:
-            regions["caption"] = self.with_groups(Regions.of_tiles(tiles.boxes, tiles), tiles)
+            boxes["caption"] = tiles.boxes
         if self.tag_weight > 0:
-            boxes = largest_inside(tiles, proposals, min_iof=self.tag_min_iof, topk=self.tag_topk)
-            regions["tag"] = self.with_groups(Regions.of_tiles(boxes, tiles), tiles)
-        return regions
-
-    def with_groups(self, regions: Regions, tiles: Tiles) -> Regions:
-        """``regions``, one a tile, and those of newly drawn composition groups."""
-        return join_groups(regions, draw_groups(tiles, self.num_groups))
+            boxes["tag"] = max_size_boxes(tiles, proposals, min_iof=self.tag_min_iof, topk=self.tag_topk)
+        return {
+            role: join_groups(Regions.of_tiles(of_tiles, tiles), draw_groups(tiles, self.num_groups))
+            for role, of_tiles in boxes.items()
+        }
 
     def losses(self, embeddings, regions, texts):
-        losses = {}
-        if "caption" in regions:
-            losses["loss_caption"] = self.caption_loss(embeddings["caption"], regions["caption"], texts)
-        if "tag" in regions:
-            losses["loss_tag"] = self.tag_loss(embeddings["tag"], regions["tag"], texts)
-        return losses
+        loss = {"caption": self.caption_loss, "tag": self.tag_loss}
+        return {f"loss_{role}": loss[role](embeddings[role], regions[role], texts) for role in regions}
 
     def caption_loss(self, embeddings: Tensor, regions: Regions, texts: Texts) -> Tensor:
         """Each region against the captions of the batch and of the queue, or of all processes."""
         tile_ids = texts.tiles.image_ids
         if self.gather:
-            candidates, ids = gather_texts(texts.drawn, tile_ids)
+            candidates, ids = gather_rows(texts.drawn)[0], gather_rows(tile_ids[:, None])[0][:, 0]
         else:
             stored, stored_ids = self.queue.read()
             candidates, ids = torch.cat([texts.drawn, stored]), torch.cat([tile_ids, stored_ids])
@@ -119,7 +96,7 @@ class Detic(Method):
         return self.caption_weight * scale * per_region.mean()
 
     def tag_loss(self, embeddings: Tensor, regions: Regions, texts: Texts) -> Tensor:
-        """Each region's largest proposal against all class names; the classes without boxes are not masked."""
+        """Each region against all class names; the classes without boxes are not masked."""
         targets = texts.tag_targets(regions.members)
         logits = self.logits("tag", embeddings, texts.class_embeddings)
         if self.tag_target == "multi_hot":
@@ -129,7 +106,7 @@ class Detic(Method):
         return self.tag_weight * per_region.mean()
 
     def logits(self, role: str, embeddings: Tensor, texts: Tensor) -> Tensor:
-        """Of embeddings (R, D) and texts (C, D) → (R, C), with the bias of the role, "caption" or "tag"."""
+        """(R, C) of embeddings (R, D) and texts (C, D), with the bias of the role, "caption" or "tag"."""
         bias = self.bias[role] if role in self.bias else 0.0
         return cosine_logits(embeddings, texts, temperature=self.temperature, bias=bias)
 
@@ -141,8 +118,8 @@ class Detic(Method):
 def composition_groups(n: int, num_groups: int) -> Tensor:
     """Distinct rectangles of two or more cells of the n x n grid: (G, n²) bool, G <= ``num_groups``.
 
-    Row and column spans are two uniform draws each, sorted (CLIM release), from torch's own random state on the CPU,
-    which resuming restores. A small grid has fewer rectangles: (n(n+1)/2)² - n² of them.
+    Row and column spans are two uniform draws each, sorted (CLIM release). A small grid has fewer rectangles:
+    (n(n+1)/2)² - n² of them.
     """
     available = (n * (n + 1) // 2) ** 2 - n * n
     groups: dict[tuple, Tensor] = {}
@@ -163,7 +140,7 @@ def draw_groups(tiles: Tiles, num_groups: int) -> Tensor:
 
 
 def join_groups(regions: Regions, groups: Tensor) -> Regions:
-    """``regions``, one a tile, then one for each group (G, T): the union of its members' boxes."""
+    """``regions``, one a tile, then one for each group (G, T): the union of its tiles' boxes."""
     inside, boxes = groups[..., None], regions.boxes[None]
     low = torch.where(inside, boxes[..., :2], torch.inf).amin(1)
     high = torch.where(inside, boxes[..., 2:], -torch.inf).amax(1)
@@ -172,15 +149,4 @@ def join_groups(regions: Regions, groups: Tensor) -> Regions:
         torch.cat([regions.boxes, torch.cat([low, high], 1)]),
         torch.cat([regions.canvas, regions.canvas[first]]),
         torch.cat([regions.members, groups]),
-    )
-
-
-def gather_texts(captions: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Caption embeddings (C, D) and ids of all processes; texts are frozen, so no gradient crosses."""
-    if comm.get_world_size() == 1:
-        return captions, image_ids
-    gathered = comm.all_gather((captions.cpu(), image_ids.cpu()))
-    return (
-        torch.cat([c for c, _ in gathered]).to(captions.device),
-        torch.cat([i for _, i in gathered]).to(image_ids.device),
     )

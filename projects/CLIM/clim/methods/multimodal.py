@@ -1,20 +1,18 @@
-"""OV-RCNN's multimodal transformer: captions and pictures read together, for image-text matching and hidden words.
+"""OV-RCNN's multimodal transformer: captions and images read together, for image-text matching and hidden words.
 
-Shape legend: B captions and as many pictures, L tokens, N cells, D width, V tokens that the text tower knows.
+Shape legend: B captions and as many images, L tokens, N locations, D width, V tokens that the text tower knows.
 Parameters are named as in official OVR-CNN's ``TransformerHead.backbone`` (Hugging Face BERT's; ovrcnn §1.4, §4).
 """
 
 import torch
 from torch import Tensor, nn
 
-INIT_STD = 0.02
-
 
 class MultimodalTransformer(nn.Module):
-    """BERT's encoder over [caption; cells], once for every caption with every picture.
+    """BERT's encoder over [caption; locations], once for every caption with every image.
 
     Args:
-        dim: D, of words, cells, and the transformer with its inner layers.
+        dim: D, of words, locations, and the transformer with its inner layers.
         vocabulary: V.
         mask_padding: True hides padding from attention. False is the official code: its mask of ones and zeros is
             *added* to the attention scores, so padding is read, and all else counts e times as much.
@@ -48,29 +46,28 @@ class MultimodalTransformer(nn.Module):
             part.apply(_init_bert)
 
     def forward(
-        self, tokens: Tensor, is_token: Tensor, cells: Tensor, is_cell: Tensor, place: Tensor
+        self, tokens: Tensor, is_token: Tensor, locations: Tensor, is_location: Tensor, place: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Read all B² pairs.
 
         Args:
             tokens: (B, L, D) contextual features of the captions' tokens, ``is_token`` (B, L) bool, False: padding.
-            cells: (B, N, D), ``is_cell`` (B, N) bool, ``place`` (B, N, 2) x and y within the picture, 0 to 1.
+            locations: (B, N, D), ``is_location`` (B, N) bool, ``place`` (B, N, 2) x and y within the image, 0 to 1.
 
-        Returns (B, B) scores of caption i with picture j, and (B, L, D) features of the tokens beside their own
-        picture.
+        Returns (B, B) scores of caption i with image j, and (B, L, D) features of the tokens beside their own image.
         """
         count, length = is_token.shape
-        visual = self.visual_emb(cells, place)
-        # pair i · B + j: caption i, picture j
+        visual = self.visual_emb(locations, place)
+        # pair i · B + j: caption i, image j
         sequences = torch.cat([tokens.repeat_interleave(count, dim=0), visual.repeat(count, 1, 1)], dim=1)
-        real = torch.cat([is_token.repeat_interleave(count, dim=0), is_cell.repeat(count, 1)], dim=1)
+        real = torch.cat([is_token.repeat_interleave(count, dim=0), is_location.repeat(count, 1)], dim=1)
         features = self.encoder(sequences, self.attention_bias(real)).last_hidden_state
         distances = self.heads.bi_seq_relationship(self.pooler(features))[:, 0].view(count, count)
         matched = features[:: count + 1, :length]
         return -distances, matched
 
     def attention_bias(self, real: Tensor) -> Tensor:
-        """(P, 1, 1, S) what is added to the attention scores of sequences (P, S)."""
+        """(P, 1, 1, S), added to the attention scores of sequences (P, S)."""
         bias = real.float()[:, None, None, :]
         return (1 - bias) * torch.finfo(bias.dtype).min if self.mask_padding else bias
 
@@ -80,7 +77,7 @@ class MultimodalTransformer(nn.Module):
 
 
 class VisualEmbedding(nn.Module):
-    """A cell as a token: LayerNorm(Linear(cell) + Linear(its place)), dropout."""
+    """A location as a token: LayerNorm(Linear(location) + Linear(its place)), dropout."""
 
     def __init__(self, config):
         super().__init__()
@@ -89,12 +86,12 @@ class VisualEmbedding(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, cells: Tensor, place: Tensor) -> Tensor:
-        return self.dropout(self.LayerNorm(self.image_embeddings(cells) + self.image_location_embeddings(place)))
+    def forward(self, locations: Tensor, place: Tensor) -> Tensor:
+        return self.dropout(self.LayerNorm(self.image_embeddings(locations) + self.image_location_embeddings(place)))
 
 
 class WordPrediction(nn.Module):
-    """BERT's language-model head without weights of its own for words, only their biases."""
+    """BERT's language-model head; it has biases for words, but no weights of its own."""
 
     def __init__(self, config, vocabulary: int):
         from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
@@ -109,5 +106,5 @@ class WordPrediction(nn.Module):
 
 def _init_bert(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=INIT_STD)
+        nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

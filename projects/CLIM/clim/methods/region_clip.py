@@ -1,8 +1,7 @@
 """RegionCLIP as CLIM and CLIPSelf compare with it: boxes with pseudo-labels, no captions (clip_fvlm §5).
 
-Region features against noun embeddings by sigmoid BCE over a class subset. The official RegionCLIP distils a
-teacher and contrasts captions as well; this is the comparator of CLIM's tables. Shape legend: methods/base.py;
-S sampled classes.
+Region features against noun embeddings by sigmoid BCE over a class subset. The official RegionCLIP also distils a
+teacher and contrasts captions. Shape legend: methods/base.py; S sampled classes.
 """
 
 import torch
@@ -18,37 +17,31 @@ from .base import METHOD_REGISTRY, Method, Regions
 
 @METHOD_REGISTRY.register()
 class RegionClip(Method):
-    """Every tile is a region, its one tag the noun that it was given."""
+    """Every tile is a region; its one tag is the noun of its pseudo-label."""
 
     needs_proposals = False
     sources = ("regions",)
 
     @configurable
     def __init__(self, *, nouns: Tensor, scale: float, classes: int):
-        """``nouns`` (K, D) unit rows; ``scale`` of the cosines; ``classes`` that one loss looks at."""
+        """``nouns``: (K, D) unit rows; ``scale``: of the cosines; ``classes``: S, at most K."""
         super().__init__()
         self.scale, self.classes = scale, classes
         self.register_buffer("nouns", nouns, persistent=False)
 
     @classmethod
     def from_config(cls, cfg):
-        region_clip = cfg.MODEL.METHOD.REGION_CLIP
+        region_clip, key = cfg.MODEL.METHOD.REGION_CLIP, "MODEL.METHOD.REGION_CLIP.EMBEDDINGS"
         if not region_clip.EMBEDDINGS:
-            raise UserError(
-                "MODEL.METHOD.REGION_CLIP.EMBEDDINGS is empty: name the .npy of the nouns that the "
-                "pseudo-labels were made with."
-            )
-        nouns = load_embeddings(
-            region_clip.EMBEDDINGS,
-            key="MODEL.METHOD.REGION_CLIP.EMBEDDINGS",
-            made_by=f"python tools/build_text_embeddings.py classes --dataset NOUNS.json --tower {cfg.MODEL.TEXT.NAME}",
-        )
-        require_width(nouns.shape[1], cfg, what=f"{region_clip.EMBEDDINGS} (MODEL.METHOD.REGION_CLIP.EMBEDDINGS)")
+            raise UserError(f"{key} is empty: name the .npy of the nouns that the pseudo-labels were made with.")
+        command = f"python tools/build_text_embeddings.py classes --dataset NOUNS.json --tower {cfg.MODEL.TEXT.NAME}"
+        nouns = load_embeddings(region_clip.EMBEDDINGS, key=key, made_by=command)
+        require_width(nouns.shape[1], cfg, what=f"{region_clip.EMBEDDINGS} ({key})")
         return {"nouns": nouns, "scale": region_clip.SCALE, "classes": region_clip.CLASSES}
 
     @property
     def logit_scale(self) -> Tensor:
-        """The logarithm that a CLIP file holds of this factor."""
+        """log(scale), which a CLIP file stores."""
         return torch.tensor(self.scale).log()
 
     def select(self, tiles, proposals):
@@ -61,12 +54,12 @@ class RegionClip(Method):
         return {"loss_region_clip": loss}
 
     def labels(self, tags: list[list[int]]) -> Tensor:
-        """(R,) the noun of each tile; UserError for one without embedding."""
+        """(R,) the noun of each tile; UserError for a noun without an embedding."""
         labels = torch.tensor([noun for (noun,) in tags], dtype=torch.int64)
-        if len(labels) and labels.max() >= len(self.nouns):
+        if (labels >= len(self.nouns)).any():
             raise UserError(
-                f"A box has noun {int(labels.max())}, but MODEL.METHOD.REGION_CLIP.EMBEDDINGS {len(self.nouns)} "
-                "rows: give the embeddings of the nouns that the pseudo-labels were made with."
+                f"A box has noun {labels.max()}, but MODEL.METHOD.REGION_CLIP.EMBEDDINGS has {len(self.nouns)} rows: "
+                "name the embeddings of the nouns that the pseudo-labels were made with."
             )
         return labels
 
@@ -74,8 +67,7 @@ class RegionClip(Method):
 def sample_classes(labels: Tensor, *, num_classes: int, count: int) -> Tensor:
     """(S,) the classes of ``labels`` (R,), then others drawn uniformly without repetition until there are ``count``.
 
-    S = count, or fewer where there are no more classes, or more where the labels alone are more. Drawn from
-    torch's own random state on the CPU, which resuming restores, whatever device the labels are on.
+    S = count, or fewer where there are no more classes, or more where the labels alone are more.
     """
     present = labels.unique()
     absent = torch.ones(num_classes, dtype=torch.bool)

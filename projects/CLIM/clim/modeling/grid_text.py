@@ -1,4 +1,4 @@
-"""An image-text model whose regions are grid cells: OV-RCNN's pre-training, mosaics or not (ovrcnn §1, §3)."""
+"""An image-text model whose regions are locations of a feature map: OV-RCNN's pre-training (ovrcnn §1, §3)."""
 
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -7,20 +7,20 @@ from torch import Tensor
 
 from clim.data.tiles import Tiles
 from clim.errors import UserError
-from clim.methods.cells import Cells, Grid
+from clim.methods.ovrcnn import FeatureGrid, Locations
 
-from .backbones.encoder import GridEncoder
+from .backbones.encoder import LocationEncoder
 from .image_text import ImageTextModel
 
 
 @META_ARCH_REGISTRY.register()
 class GridTextModel(ImageTextModel):
-    """Encoder and method, no detector. Trains on plain pictures of any size ("captions") and on "mosaics".
+    """Encoder and method, no detector. Trains on plain images of any size ("captions") and on "mosaics".
 
     Each of the two goes through the encoder as a batch of its own, padded on the right and below.
     """
 
-    pools = "cells"
+    pools = "locations"
     sources = ("captions", "mosaics")
     evaluated_on = ()
     publishes_clip = False
@@ -28,15 +28,15 @@ class GridTextModel(ImageTextModel):
     @classmethod
     def from_config(cls, cfg):
         ret = super().from_config(cfg)
-        if not isinstance(ret["image_encoder"], GridEncoder):
+        if not isinstance(ret["image_encoder"], LocationEncoder):
             raise UserError(
-                f"MODEL.IMAGE_ENCODER.NAME {cfg.MODEL.IMAGE_ENCODER.NAME} has no grid of cells to ground words in: "
+                f"MODEL.IMAGE_ENCODER.NAME {cfg.MODEL.IMAGE_ENCODER.NAME} has no feature map to ground words in: "
                 "choose ResNetGrid or EfficientNetLite0."
             )
         mosaic, stride = cfg.INPUT.MOSAIC, ret["image_encoder"].dense_stride
         if cfg.DATALOADER.MOSAICS_PER_GPU and mosaic.SIZE < stride * max(mosaic.GRIDS):
             raise UserError(
-                f"INPUT.MOSAIC.SIZE {mosaic.SIZE} px has less than one cell of {stride} px for each tile of "
+                f"INPUT.MOSAIC.SIZE {mosaic.SIZE} px has less than one location of {stride} px for each tile of "
                 f"INPUT.MOSAIC.GRIDS {mosaic.GRIDS}: make it at least {stride * max(mosaic.GRIDS)}."
             )
         return ret
@@ -60,27 +60,27 @@ class GridTextModel(ImageTextModel):
         maps, grids = [], []
         for source in filter(None, sources):
             images = self.padded([c["image"] for c in source])
-            maps.append(self.image_encoder.cells(images.tensor))
-            sizes = {"padded": images.tensor.shape[-2:], "cells": maps[-1].shape[-2:]}
-            grids += [Grid.of(size, **sizes) for size in images.image_sizes]
-        cells = self.method.select(tiles, grids)
-        projections = {role: self.image_encoder.project(read_cells(maps, c)) for role, c in cells.items()}
-        embeddings = self.method.read(projections, cells, texts)
-        losses = self.method.losses(embeddings, cells, texts)
+            maps.append(self.image_encoder.feature_map(images.tensor))
+            sizes = {"padded": images.tensor.shape[-2:], "map_size": maps[-1].shape[-2:]}
+            grids += [FeatureGrid(size, **sizes) for size in images.image_sizes]
+        regions = self.method.select(tiles, grids)
+        projections = {role: self.image_encoder.project(read_locations(maps, r)) for role, r in regions.items()}
+        embeddings = self.method.read(projections, regions, texts)
+        losses = self.method.losses(embeddings, regions, texts)
         self.method.update_queues(embeddings, texts)
         return losses
 
     def padded(self, images: list[Tensor]) -> ImageList:
-        """Pictures (3, H, W) as one normalised batch, padded with the mean colour."""
+        """Images (3, H, W) as one normalised batch, padded with the mean colour."""
         pixels = (image.to(self.device, torch.float32) for image in images)
         return ImageList.from_tensors([(image - self.pixel_mean) / self.pixel_std for image in pixels])
 
 
-def read_cells(maps: list[Tensor], cells: Cells) -> Tensor:
-    """(R, C) the vectors of ``cells`` in maps (B_i, C, h_i, w_i), whose canvases are numbered through."""
+def read_locations(maps: list[Tensor], locations: Locations) -> Tensor:
+    """(R, C) the vectors of ``locations`` in maps (B_i, C, h_i, w_i); canvases are numbered across all maps."""
     rows, first = [], 0
     for features in maps:
-        on = cells[(cells.canvas >= first) & (cells.canvas < first + len(features))]
+        on = locations[(locations.canvas >= first) & (locations.canvas < first + len(features))]
         rows.append(features[on.canvas - first, :, on.row, on.column])
         first += len(features)
     return torch.cat(rows)

@@ -125,9 +125,9 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         classes = F.pad(self.class_embeddings, (0, 0, 0, 1))
         return Texts(tiles, encoder=self.text_encoder, class_embeddings=classes)
 
-    def leaves_weights_idle(self, loader) -> bool:
+    def has_unused_parameters(self, loader) -> bool:
         """Whether an iteration of ``loader`` (cfg.DATALOADER) can leave parameters without gradient."""
-        return self.image_encoder.idle_without_singles
+        return self.image_encoder.has_unused_parameters
 
     def embed(self, singles: Tensor, canvases: Tensor, regions: dict[str, Regions]) -> dict[str, Tensor]:
         """Embeddings (R, D) of every role's regions, not normalised.

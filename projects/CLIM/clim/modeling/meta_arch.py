@@ -97,7 +97,7 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         self.method.update_queues(embeddings, texts)
         return losses
 
-    def leaves_weights_idle(self, loader) -> bool:
+    def has_unused_parameters(self, loader) -> bool:
         """Whether an iteration of ``loader`` (cfg.DATALOADER) can leave parameters without gradient."""
         return loader.DETECTION_PER_GPU == 0
 

@@ -2,7 +2,7 @@
 
 from .clip_vit import ClipViT
 from .efficientnet import EfficientNetC4, EfficientNetLite0
-from .encoder import IMAGE_ENCODER_REGISTRY, GridEncoder, ImageEncoder, build_image_encoder
+from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, LocationEncoder, build_image_encoder
 from .fpn import ClipFPN
 from .resnet import ClipResNet, ResNetGrid
 
@@ -13,8 +13,8 @@ __all__ = [
     "ClipViT",
     "EfficientNetC4",
     "EfficientNetLite0",
-    "GridEncoder",
     "ImageEncoder",
+    "LocationEncoder",
     "ResNetGrid",
     "build_image_encoder",
 ]

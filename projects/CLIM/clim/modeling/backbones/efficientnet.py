@@ -169,7 +169,7 @@ class EfficientNetLite0(ImageEncoder):
         """(B, D): the projected mean of the last map."""
         return self._project_mean(self.features(images)["dense"])
 
-    def cells(self, images: Tensor) -> Tensor:
+    def feature_map(self, images: Tensor) -> Tensor:
         """(B, 320, H / 32, W / 32), the output of block 15."""
         return self._head(self.features(images)["dense"])
 

@@ -48,13 +48,14 @@ class ImageEncoder(nn.Module):
         native_size: px, side of the square images that :meth:`embed_images` was trained on.
         stride: px between locations of the map that boxes are pooled from.
         dense_stride: px between locations of :meth:`dense`.
-        idle_without_singles: whether some weights that learn are used by :meth:`embed_images` alone.
+        has_unused_parameters: whether :meth:`embed_images` alone uses some of the weights that learn, so that a batch
+            without whole images leaves them without gradient.
     """
 
     dim: int
     native_size: int
     stride: int
-    idle_without_singles = False
+    has_unused_parameters = False
 
     @property
     def dense_stride(self) -> int:
@@ -112,10 +113,10 @@ class ImageEncoder(nn.Module):
 
 
 @runtime_checkable
-class GridEncoder(Protocol):
-    """What a model needs that grounds words in the locations of a map."""
+class LocationEncoder(Protocol):
+    """What a model needs to ground words in the locations of a feature map."""
 
-    def cells(self, images: Tensor) -> Tensor:
+    def feature_map(self, images: Tensor) -> Tensor:
         """(B, C, h, w), the last map of normalised images (B, 3, H, W), not projected."""
 
     def project(self, rows: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class ClipResNet(ImageEncoder):
         self.grid = round((len(pool.positional_embedding) - 1) ** 0.5)
         self.native_size = self.grid * self.stride
         learns = first_unlocked(unlocked_blocks, 1) == 0
-        self.idle_without_singles = learns and regions == "v1"  # the pool's queries and keys
+        self.has_unused_parameters = learns and regions == "v1"  # the pool's queries and keys
         visual.requires_grad_(False)
         for module in (visual.layer4, pool.q_proj, pool.k_proj):
             module.requires_grad_(learns)
@@ -155,7 +155,7 @@ class ResNetGrid(ImageEncoder):
         cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
         return {"backbone": build_resnet_backbone(cfg, ShapeSpec(channels=3)), "dim": cfg.MODEL.TEXT.DIM}
 
-    def cells(self, images: Tensor) -> Tensor:
+    def feature_map(self, images: Tensor) -> Tensor:
         """(B, C, H / 32, W / 32), the output of res5."""
         return self.backbone(images)[self.last]
 

@@ -1,0 +1,234 @@
+"""OV-RCNN's vision-language pre-training: words are grounded in locations of images and of tiles (ovrcnn §1, §3).
+
+Shape legend: methods/base.py; R locations of all canvases, L words of a caption, N locations of a tile.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from detectron2.config import configurable
+from torch import Tensor
+from torch.nn import functional as F
+
+from clim.data.tiles import Tiles
+from clim.errors import UserError
+from clim.losses import GLOBAL_METRICS, LOCAL_METRICS, choices
+from clim.text.bert import TokenBatch, mask_words
+from clim.text.build import bert_config
+
+from .base import METHOD_REGISTRY, Method, arguments
+from .multimodal import MultimodalTransformer
+
+
+@METHOD_REGISTRY.register()
+class Grounding(Method):
+    """Every tile against the captions of its contrast group; a transformer reads plain images with their captions.
+
+    Arguments are keys of MODEL.METHOD.GROUNDING, which config.py explains. Without ``transformer`` there is neither
+    image-text matching nor hidden words.
+    """
+
+    needs_proposals = False
+    pools = "locations"
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        global_metric: str,
+        local_metric: str,
+        temperature: float,
+        contrast_group: int,
+        joint: bool,
+        max_cells: int,
+        transformer: MultimodalTransformer | None,
+        mlm_probability: float,
+        mlm_hidden: float,
+        text_dropout: bool,
+    ):
+        super().__init__()
+        self.score, self.to_metric = GLOBAL_METRICS[global_metric], LOCAL_METRICS[local_metric]
+        self.temperature, self.group, self.joint, self.max_locations = temperature, contrast_group, joint, max_cells
+        self.transformer = transformer
+        self.mlm_probability, self.mlm_hidden = mlm_probability, mlm_hidden
+        self.text_dropout = text_dropout
+
+    @classmethod
+    def from_config(cls, cfg):
+        _check_contrast(cfg)
+        keys, transformer = arguments(cfg.MODEL.METHOD.GROUNDING), None
+        of_transformer = {name: keys.pop(name) for name in ("layers", "heads", "dropout", "mask_padding")}
+        vocabulary = bert_config(cfg.MODEL.TEXT.NAME)["vocab_size"]  # raises UserError where it is not a BERT
+        if of_transformer["layers"] > 0:
+            transformer = MultimodalTransformer(dim=cfg.MODEL.TEXT.DIM, vocabulary=vocabulary, **of_transformer)
+        return {"transformer": transformer, **keys}
+
+    def select(self, tiles, grids):
+        locations = locations_of_tiles(tiles, grids)
+        return {"location": drop_locations(locations, self.max_locations) if self.training else locations}
+
+    def losses(self, embeddings, regions, texts):
+        tiles, tower, at = texts.tiles, texts.tower, regions["location"]
+        tokens = tower.tokens(tiles.drawn)
+        read, chosen = self.hide_words(tokens, tiles.alone, mask_id=tower.mask_id)
+        locations, is_location = pad_by_tile(embeddings["location"], at.tile, count=len(tiles))
+
+        words = F.embedding(read.ids, tower.word_embeddings)
+        losses = self.grounding_losses(words, ~read.special, locations, is_location, tiles.image_ids)
+        if self.transformer is not None and tiles.alone.any():
+            place, _ = pad_by_tile(at.place, at.tile, count=len(tiles))
+            plain = tiles.alone.nonzero()[:, 0]
+            images = locations[plain], is_location[plain], place[plain]
+            captions = read.of(plain)  # the transformer reads padding, which must not depend on the tiles' captions
+            longest = captions.ids.shape[1]
+            wanted = tokens.ids[plain, :longest], chosen[plain, :longest]
+            losses |= self.multimodal_losses(captions, images, *wanted, tiles.image_ids[plain], tower)
+        return losses
+
+    def hide_words(self, tokens: TokenBatch, alone: Tensor, *, mask_id: int) -> tuple[TokenBatch, Tensor]:
+        """Tokens to read, and (T, L) the words to be predicted: of plain images only, in training only."""
+        if self.transformer is None or not self.training:
+            return tokens, torch.zeros_like(tokens.special)
+        read, chosen = mask_words(tokens, mask_id=mask_id, probability=self.mlm_probability, hidden=self.mlm_hidden)
+        plain = alone[:, None]
+        kept = TokenBatch(*(torch.where(plain, new, old) for new, old in zip(read, tokens, strict=True)))
+        return kept, chosen & plain
+
+    def grounding_losses(
+        self, words: Tensor, is_word: Tensor, locations: Tensor, is_location: Tensor, image_ids: Tensor
+    ) -> dict[str, Tensor]:
+        """Both choices for every kind of score, means over all tiles: four terms, or two of the mean metric."""
+        sides = self.to_metric(words), is_word, self.to_metric(locations), is_location
+        losses: dict[str, Tensor] = {}
+        for rows, share in self.groups(len(words), words.device):
+            scores = self.score(*(part[rows] for part in sides), temperature=self.temperature)
+            for kind, matrix in scores.items():
+                for side, loss in zip(("image", "caption"), choices(matrix, image_ids[rows]), strict=True):
+                    name = f"loss_{kind}_to_{side}"
+                    losses[name] = losses.get(name, 0.0) + share * loss
+        return losses
+
+    def multimodal_losses(self, read: TokenBatch, images, ids, chosen, image_ids, tower) -> dict[str, Tensor]:
+        """Image-text matching among the plain images of each group, and the hidden words of their captions."""
+        tokens = tower.contextual(read.ids, read.attention, dropout=self.text_dropout and self.training)
+        matching, features = 0.0, []
+        for rows, share in self.groups(len(tokens), tokens.device):
+            scores, matched = self.transformer(tokens[rows], read.attention[rows], *(part[rows] for part in images))
+            matching = matching + share * sum(choices(scores, image_ids[rows]))
+            features.append(matched)
+        logits = self.transformer.word_logits(torch.cat(features)[chosen], tower.word_embeddings)
+        words = F.cross_entropy(logits.float(), ids[chosen], reduction="sum") / chosen.sum().clamp(min=1)
+        return {"loss_matching": matching, "loss_words": words}
+
+    def groups(self, count: int, device) -> list[tuple[Tensor, float]]:
+        """Contrast groups of ``count`` tiles: the indices of each, and its share of them."""
+        parts = torch.arange(count, device=device).split(self.group or count)
+        return [(part, len(part) / count) for part in parts]
+
+
+def _check_contrast(cfg) -> None:
+    """UserError for an unknown metric, and for settings with which a part of the method cannot learn anything."""
+    grounding, plain = cfg.MODEL.METHOD.GROUNDING, cfg.DATALOADER.CAPTIONS_PER_GPU
+    for key, known in (("GLOBAL_METRIC", GLOBAL_METRICS), ("LOCAL_METRIC", LOCAL_METRICS)):
+        if grounding[key] not in known:
+            raise UserError(f'MODEL.METHOD.GROUNDING.{key} is "{grounding[key]}": choose one of {", ".join(known)}.')
+    if grounding.LOCAL_METRIC == "cosine" and grounding.TEMPERATURE >= 1:
+        raise UserError(
+            f"MODEL.METHOD.GROUNDING.TEMPERATURE {grounding.TEMPERATURE} divides cosines, which differ by 2 at most: "
+            "set it to 0.01, or LOCAL_METRIC to dot."
+        )
+    if grounding.LAYERS and plain == 0:
+        raise UserError(
+            f"MODEL.METHOD.GROUNDING.LAYERS {grounding.LAYERS} asks for a transformer, which reads plain images with "
+            "their captions, but DATALOADER.CAPTIONS_PER_GPU is 0: raise it, or set LAYERS 0."
+        )
+    if cfg.DATALOADER.MOSAICS_PER_GPU and grounding.JOINT:
+        return  # the tiles of a canvas are there as well
+    group = grounding.CONTRAST_GROUP or plain
+    if plain and min(plain, plain % group or group) == 1:
+        raise UserError(
+            f"MODEL.METHOD.GROUNDING.CONTRAST_GROUP {grounding.CONTRAST_GROUP} leaves one of DATALOADER."
+            f"CAPTIONS_PER_GPU {plain} images in a group of its own, where it has nothing to learn: change either."
+        )
+
+
+class FeatureGrid(NamedTuple):
+    """Where the locations of a feature map lie on one canvas, which is padded on the right and below."""
+
+    size: tuple[int, int]  # (H, W) px of the canvas itself
+    padded: tuple[int, int]  # (H', W') px of the network input
+    map_size: tuple[int, int]  # (h, w) locations of the map
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Locations that show some of the canvas: ⌈H · h / H'⌉ rows and ⌈W · w / W'⌉ columns."""
+        return tuple(-(-s * n // p) for s, n, p in zip(self.size, self.map_size, self.padded, strict=True))
+
+    def centres(self, device) -> tuple[Tensor, Tensor]:
+        """Rows' y and columns' x (px), each in the middle of what the location shows of the canvas."""
+        pitches = [p / n for n, p in zip(self.map_size, self.padded, strict=True)]
+        starts = [torch.arange(n, device=device) * pitch for n, pitch in zip(self.shape, pitches, strict=True)]
+        ends = [(s + p).clamp(max=extent) for s, p, extent in zip(starts, pitches, self.size, strict=True)]
+        y, x = ((start + end) / 2 for start, end in zip(starts, ends, strict=True))
+        return y, x
+
+
+@dataclass
+class Locations:
+    """Locations to be embedded, tile by tile."""
+
+    canvas: Tensor  # (R,) int64
+    row: Tensor  # (R,) int64
+    column: Tensor  # (R,) int64
+    tile: Tensor  # (R,) int64, ascending where the canvases' tiles are
+    place: Tensor  # (R, 2) x and y of its middle, as parts of its canvas's columns and rows
+
+    def __len__(self) -> int:
+        return len(self.tile)
+
+    def __getitem__(self, which: Tensor) -> "Locations":
+        return Locations(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
+
+
+def locations_of_tiles(tiles: Tiles, grids: Sequence[FeatureGrid]) -> Locations:
+    """Assign each location to the tile that holds the centre of what the location shows; others are left out.
+
+    A plain image has all locations that show any of it (official OVR-CNN). A canvas whose tiles end between two
+    locations is split without a rest: 24 x 24 locations into 12, 8 or 6 a side, 25 into 12 and 13 (ovrcnn §3).
+    """
+    parts = []
+    for canvas, grid in enumerate(grids):
+        here = (tiles.canvas == canvas).nonzero()[:, 0]
+        x0, y0, x1, y1 = tiles.boxes[here].T[..., None]
+        y, x = grid.centres(tiles.boxes.device)
+        in_row, in_column = (y0 <= y) & (y < y1), (x0 <= x) & (x < x1)
+        tile, row, column = (in_row[:, :, None] & in_column[:, None, :]).nonzero(as_tuple=True)
+        place = torch.stack([(column + 0.5) / grid.shape[1], (row + 0.5) / grid.shape[0]], dim=1)
+        parts.append((torch.full_like(tile, canvas), row, column, here[tile], place))
+    return Locations(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+
+def drop_locations(locations: Locations, limit: int) -> Locations:
+    """At most ``limit`` locations a tile, drawn uniformly (official OVR-CNN: 100; ovrcnn §1.1); 0: all."""
+    if limit == 0:
+        return locations
+    tile = locations.tile.cpu()
+    shuffled = torch.randperm(len(tile))
+    order = shuffled[torch.argsort(tile[shuffled], stable=True)]  # tile by tile, at random inside a tile
+    counts = torch.bincount(tile)
+    rank = torch.arange(len(tile)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return locations[order[rank < limit].sort().values.to(locations.tile.device)]
+
+
+def pad_by_tile(rows: Tensor, tile: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
+    """Rows (R, D) of locations by ``count`` tiles: (T, N, D), zeros at the end, and (T, N) bool, True for locations.
+
+    N is that of the tile with most, at least 1.
+    """
+    counts = torch.bincount(tile, minlength=count)
+    real = torch.arange(max([1, *counts.tolist()]), device=tile.device) < counts[:, None]
+    out = rows.new_zeros(*real.shape, rows.shape[1])
+    out[real] = rows[torch.argsort(tile, stable=True)]
+    return out, real

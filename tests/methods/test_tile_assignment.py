@@ -1,0 +1,121 @@
+"""Which tile a proposal is assigned to, by eye; the largest proposal of each tile, against a brute-force loop."""
+
+import pytest
+import torch
+from detectron2.structures import Boxes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clim.data.mosaic import grid_cells
+from clim.methods.tile_assignment import assign_to_tiles, clip_to_tiles, max_size_boxes
+
+LEFT, RIGHT, TILE = [0.0, 0, 50, 50], [50.0, 0, 100, 50], [10, 10, 50, 60]
+
+
+def assign(tiles, proposals, *, min_iof=0.3, topk=128):
+    """(assigned, inside) as lists."""
+    found = assign_to_tiles(torch.tensor(tiles), Boxes(torch.tensor(proposals)), min_iof=min_iof, topk=topk)
+    return [part.tolist() for part in found]
+
+
+def test_a_proposal_is_assigned_to_the_tile_that_holds_most_of_it():
+    proposals = [
+        [10.0, 0, 20, 10],  # inside the left one
+        [40, 0, 80, 10],  # a quarter in the left one
+        [20, 0, 60, 10],  # a quarter in the right one
+        [0, 200, 10, 210],  # in none
+    ]
+    assigned, inside = assign([LEFT, RIGHT], proposals)
+    assert assigned == [[True, False], [False, True], [True, False], [False, False]]
+    assert inside == [[100, 0], [100, 300], [300, 100], [0, 0]]
+
+
+@pytest.mark.parametrize("min_iof, assigned", [(0.249, True), (0.25, False)])
+def test_it_must_hold_more_than_the_threshold(min_iof, assigned):
+    assert assign([LEFT], [[40.0, 0, 80, 10]], min_iof=min_iof) == [[[assigned]], [[100]]]
+
+
+def test_each_tile_counts_its_own_best():
+    proposals = [[0.0, 0, 10, 10], [60, 0, 70, 10], [5, 5, 15, 15], [80, 5, 90, 15], [20, 20, 30, 30]]
+    tile = [(True, False), (False, True), (True, False), (False, True), (True, False)]
+    for topk, counted in ((1, 2), (2, 4), (3, 5)):
+        assigned, _ = assign([LEFT, RIGHT], proposals, topk=topk)
+        assert [tuple(row) for row in assigned] == tile[:counted] + [(False, False)] * (5 - counted)
+
+
+def test_a_proposal_without_area_is_assigned_to_no_tile():
+    assert assign([LEFT], [[10.0, 10, 10, 40]], min_iof=0.0) == [[[False]], [[0]]]
+
+
+def test_boxes_are_clipped_to_a_tile_of_their_own_or_to_one_for_all():
+    boxes = torch.tensor([[-5.0, 10, 60, 40], [45, 20, 70, 90]])
+    assert clip_to_tiles(boxes, torch.tensor([LEFT, RIGHT])).tolist() == [[0, 10, 50, 40], [50, 20, 70, 50]]
+    assert clip_to_tiles(boxes, torch.tensor(LEFT)).tolist() == [[0, 10, 50, 40], [45, 20, 50, 50]]
+
+
+# ---- max_size_boxes
+
+
+def test_official_detic_takes_the_largest_of_the_first_32(tiles_of, proposals_of):
+    """One tile a canvas: the largest of the best 32; in the preset without an image box, of the best 31."""
+    tiles, boxes = tiles_of([[0, 0, 100, 100]]), [[0, 0, 10 + i, 10] for i in range(40)]  # growing
+    for topk in (32, 31):
+        assert max_size_boxes(tiles, proposals_of(boxes), min_iof=0.3, topk=topk).tolist() == [boxes[topk - 1]]
+
+
+def clip(box, tile):
+    return [max(box[0], tile[0]), max(box[1], tile[1]), min(box[2], tile[2]), min(box[3], tile[3])]
+
+
+def area(box):
+    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+
+
+def slow(tile_boxes, canvas, per_canvas, *, min_iof, topk):
+    """The definition, proposal by proposal."""
+    chosen = []
+    for index, (tile, own) in enumerate(zip(tile_boxes, canvas, strict=True)):
+        mine = []
+        for box in per_canvas[own]:
+            shares = {t: area(clip(box, other)) / area(box) for t, other in enumerate(tile_boxes) if canvas[t] == own}
+            if max(shares.values()) > min_iof and max(shares, key=shares.get) == index:
+                mine.append(clip(box, tile))
+        chosen.append(max(mine[:topk], key=area) if mine else tile)
+    return chosen
+
+
+coordinate = st.integers(-8, 48)
+box = st.tuples(coordinate, coordinate, st.integers(1, 57), st.integers(1, 57)).map(
+    lambda b: [b[0], b[1], min(b[0] + b[2], 49), min(b[1] + b[3], 49)]
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.lists(box, max_size=8)), min_size=1, max_size=3),
+    st.sampled_from([0.0, 0.3, 0.5, 0.9]),
+    st.integers(1, 4),
+)
+def test_against_brute_force(tiles_of, proposals_of, canvases, min_iof, topk):
+    tile_boxes, canvas = [], []
+    for i, (n, _) in enumerate(canvases):
+        cells = grid_cells(n, size=(40, 42))
+        tile_boxes += (cells + [1, 0, 0, -1]).tolist()  # a little smaller than the cells, as packed images are
+        canvas += [i] * len(cells)
+    per_canvas = [boxes for _, boxes in canvases]
+    tiles = tiles_of(tile_boxes, canvas=canvas)
+    actual = max_size_boxes(tiles, proposals_of(*per_canvas), min_iof=min_iof, topk=topk).tolist()
+    expected = slow(tile_boxes, canvas, per_canvas, min_iof=min_iof, topk=topk)
+    for tile, ours, reference in zip(tile_boxes, actual, expected, strict=True):
+        assert clip(ours, tile) == ours
+        assert area(ours) == area(reference)  # equal areas may tie
+
+
+def test_no_gradient_and_no_side_effect(tiles_of, proposals_of):
+    tiles, proposals = tiles_of([TILE]), proposals_of([[12, 12, 20, 20]])
+    proposals[0].proposal_boxes.tensor.requires_grad_()
+    tiles.boxes.requires_grad_()
+    result = max_size_boxes(tiles, proposals, min_iof=0.3, topk=4)
+    assert not result.requires_grad
+    result += 1
+    assert tiles.boxes.tolist() == [TILE] and proposals[0].proposal_boxes.tensor.tolist() == [[12, 12, 20, 20]]
