@@ -13,7 +13,8 @@ from torch import nn
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.data.tiles import Tiles
 from clim.engine import SafeCheckpointer
-from clim.modeling import OpenVocabOutputLayers, meta_arch
+from clim.modeling import open_vocab_rcnn
+from clim.modeling.box_predictors import OpenVocabOutputLayers
 
 SMALL = [
     "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.WEIGHTS", "",
@@ -161,7 +162,7 @@ def build_detector(load_cfg, hash_tower):
     def make(name, *overrides):
         torch.manual_seed(0)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(meta_arch, "build_text_encoder", lambda cfg: hash_tower(cfg.MODEL.TEXT.DIM))
+            patch.setattr(open_vocab_rcnn, "build_text_encoder", lambda cfg: hash_tower(cfg.MODEL.TEXT.DIM))
             model = build_model(load_cfg(name, *SMALL, *overrides))
         # As built, objectness and deltas are near 0; spread them, so that boxes and their order matter.
         torch.nn.init.normal_(model.proposal_generator.rpn_head.objectness_logits.weight, std=0.05)

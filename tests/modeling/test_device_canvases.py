@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 
 from clim.data.tiles import Tiles
 from clim.errors import UserError
-from clim.modeling.device_canvases import Canvases, compose_groups
+from clim.modeling.image_text import Canvases, compose_groups
 
 
 def singles(count, side=6):

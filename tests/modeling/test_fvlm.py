@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from clim.modeling.fvlm import BackgroundClassifier, FVLMOutputLayers, fused_log_scores, log_odds
+from clim.modeling.box_predictors import log_odds
+from clim.modeling.fvlm import BackgroundClassifier, FVLMOutputLayers, fused_log_scores
 
 ALPHA, BETA = 0.1, 0.8
 

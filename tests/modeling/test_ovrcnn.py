@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from clim.data.categories import BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES
 from clim.engine import build
 from clim.errors import UserError
-from clim.modeling import OVRCNNOutputLayers
+from clim.modeling.box_predictors import OVRCNNOutputLayers
 from clim.modeling.vocabulary import competing_classes
 from clim.text import build_text_tower, word_piece_means
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, COCO_NAMES, NOVEL_IDS
-from clim.detector import Detector, Responder
+from clim.detector import Detector
 from clim.engine import SafeCheckpointer, Trainer, build, load_config
 from clim.evaluation import evaluate
 from clim.text import build_text_tower, word_piece_means
+from reports.responder import Responder
 
 CONFIG = str(Path(__file__).parents[2] / "configs/OVRCNN_CLIM_C4.yaml")
 TEST_SET = "coco_generalized_zeroshot_val"

@@ -8,7 +8,7 @@ from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
-from clim.modeling import EfficientNetC4
+from clim.modeling.backbones.efficientnet import EfficientNetC4
 
 
 @pytest.fixture(scope="module")

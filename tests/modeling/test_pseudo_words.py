@@ -19,9 +19,9 @@ from clim.detector import Detector
 from clim.engine.checkpoint import SafeCheckpointer
 from clim.errors import UserError
 from clim.losses import matched_contrast
-from clim.modeling.dense_responses import head_embeddings
-from clim.modeling.pseudo_words import PseudoWordClassifier
+from clim.modeling.classifier import PseudoWordClassifier
 from clim.text import build_text_tower, class_embeddings
+from reports.responder import head_embeddings
 
 IN, WORDS, WORD_DIM, CLASSES = 8, 3, 16, 5
 CLS = "roi_heads.box_predictor.cls_score."

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clim.methods import Regions
-from clim.modeling import EfficientNetC4, embed_regions
+from clim.modeling import embed_regions
+from clim.modeling.backbones.efficientnet import EfficientNetC4
 from clim.modeling.region_pooling import as_rois, pool_rois
 
 

@@ -7,7 +7,8 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
 
-from clim.modeling import CosineClassifier, OpenVocabOutputLayers
+from clim.modeling.box_predictors import OpenVocabOutputLayers
+from clim.modeling.classifier import CosineClassifier
 
 CLASSES, WIDTH, DIM = 5, 8, 6
 VOCABULARY = "cls_score.zs_weight"

@@ -199,7 +199,7 @@ def test_rows_may_keep_their_lengths(tmp_path):
 def test_load_normalises_rows(tmp_path, dtype):
     array = (np.arange(1, 13).reshape(3, 4) * 2).astype(dtype)
     np.save(tmp_path / "e.npy", array)
-    embeddings = load_embeddings(tmp_path / "e.npy", num_classes=3)
+    embeddings = load_embeddings(tmp_path / "e.npy")
     assert embeddings.dtype == torch.float32
     reference = array.astype(np.float64) / np.linalg.norm(array.astype(np.float64), axis=1, keepdims=True)
     np.testing.assert_allclose(embeddings.numpy(), reference, rtol=1e-6)
@@ -224,12 +224,6 @@ def test_wrong_shape_or_type(tmp_path, array):
     np.save(tmp_path / "e.npy", array)
     with pytest.raises(UserError, match=r"floats \(classes, dimensions\)"):
         load_embeddings(tmp_path / "e.npy")
-
-
-def test_wrong_number_of_classes(tmp_path):
-    np.save(tmp_path / "e.npy", np.ones((3, 4)))
-    with pytest.raises(UserError, match="holds 3 classes, but the model has 80"):
-        load_embeddings(tmp_path / "e.npy", num_classes=80)
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
@@ -274,7 +268,7 @@ def test_tool_writes_class_embeddings(tool, tmp_path):
     arguments = ["--names", "dog, puppy,car", "--tower", "minilm", "--prompt", "a", "--output", str(output)]
     tool.main(["classes", *arguments])
     assert np.load(output).dtype == np.float16
-    dog, puppy, car = load_embeddings(output, num_classes=3)
+    dog, puppy, car = load_embeddings(output)
     assert dog @ puppy > dog @ car + 0.2
 
 
@@ -299,7 +293,7 @@ def test_tool_writes_words(tool, tiny_bert, tmp_path):
     arguments = ["--names", "dog,dogs", "--tower", str(tiny_bert), "--features", "words", "--output", str(output)]
     tool.main(["classes", *arguments])
     expected = word_piece_means(build_text_tower(name=str(tiny_bert)), ["dog", "dogs"])
-    assert torch.equal(load_embeddings(output, num_classes=2, unit=False), expected)
+    assert torch.equal(load_embeddings(output, unit=False), expected)
 
 
 def test_tool_fills_the_cache(tool, tmp_path, capsys):

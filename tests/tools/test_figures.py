@@ -10,10 +10,10 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from clim.data.images import resize
-from clim.detector import Responder
 from clim.engine import load_config
 from clim.errors import UserError
 from reports.maps import RED
+from reports.responder import Responder
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "figures.py"
 spec = importlib.util.spec_from_file_location("figures_tool", TOOL)

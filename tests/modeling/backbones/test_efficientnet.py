@@ -9,8 +9,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from torchvision.ops import roi_align
 
 from clim.errors import UserError
-from clim.modeling import EfficientNetC4, EfficientNetLite0, GridEncoder
-from clim.modeling.backbones.efficientnet import folded_lite0
+from clim.modeling.backbones.efficientnet import EfficientNetC4, EfficientNetLite0, folded_lite0
+from clim.modeling.backbones.encoder import GridEncoder
 
 
 @pytest.fixture(scope="module")

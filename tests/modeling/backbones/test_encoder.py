@@ -6,8 +6,11 @@ from detectron2.structures import Boxes
 
 from clim.errors import UserError
 from clim.methods import Regions
-from clim.modeling import ClipResNet, ClipViT, EfficientNetLite0, build_image_encoder, embed_regions
+from clim.modeling import build_image_encoder, embed_regions
+from clim.modeling.backbones.clip_vit import ClipViT
+from clim.modeling.backbones.efficientnet import EfficientNetLite0
 from clim.modeling.backbones.encoder import resize_positions
+from clim.modeling.backbones.resnet import ClipResNet
 
 BOXES = [
     Boxes(torch.tensor([[0.0, 0, 96, 64], [10, 3, 50, 60], [70, 30, 80, 40]])),

@@ -12,7 +12,8 @@ from detectron2.structures import Boxes
 from torchvision.ops import roi_align
 
 from clim.engine import SafeCheckpointer
-from clim.modeling import GridEncoder, build_image_encoder
+from clim.modeling import build_image_encoder
+from clim.modeling.backbones.encoder import GridEncoder
 from clim.modeling.backbones.resnet import ROIS_AT_ONCE, ClipResNet
 from clim.text.clip import load_clip_visual
 

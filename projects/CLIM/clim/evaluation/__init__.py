@@ -29,7 +29,7 @@ EVALUATORS = {"ov_coco": OVCOCOEvaluator, "regions": RegionClassificationEvaluat
 
 
 def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
-    """{data set: its evaluator}. Raises an error if a set cannot be scored: call it before training too."""
+    """{data set: its evaluator}. Raises an error if a set cannot be scored; call it before training too."""
     evaluators = {}
     for name in cfg.DATASETS.TEST:
         kind = MetadataCatalog.get(name).get("evaluator_type")
@@ -42,9 +42,8 @@ def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
 def evaluate(cfg, model) -> dict:
     """Score every set of DATASETS.TEST.
 
-    Returns {task: {figure: value}} for one set, e.g. {"bbox": {"AP50_novel": …}} or {"regions": {"Top1_macro":
-    …}}, and {set: {task: {…}}} for several, on the main process, which also writes the newest figures to
-    OUTPUT_DIR/evaluation.json: {"AP50_novel": …} or {set: {"AP50_novel": …}}. Other processes return {}.
+    Returns {task: {figure: value}} for one set, e.g. {"bbox": {"AP50_novel": …}}, and {set: {task: {…}}} for several.
+    The main process also writes the figures to OUTPUT_DIR/evaluation.json, without the tasks; others return {}.
     """
     results = {}
     for name, evaluator in build_evaluators(cfg).items():

@@ -55,12 +55,7 @@ class RegionClassificationEvaluator(ImageEvaluator):
         Args:
             dataset_name: a data set with ``thing_classes``, and ``stuff_classes`` if it has stuff: K names.
             output_dir: for ``region_results.json`` (summary and per_class). None: nothing is written.
-            distributed: gather the regions of all processes; all but the main one then return {}.
             variants: of VARIANTS, those that the model gives scores for.
-
-        Raises:
-            AttributeError: metadata missing.
-            UserError: unknown variants or none.
         """
         if not variants or set(variants) - set(VARIANTS):
             raise UserError(f"TEST.REGIONS is {list(variants)}: give one or more of {', '.join(VARIANTS)} as a list")

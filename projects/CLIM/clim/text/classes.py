@@ -119,7 +119,6 @@ def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
 def load_embeddings(
     path: str | os.PathLike,
     *,
-    num_classes: int | None = None,
     key: str = "MODEL.VOCABULARY.EMBEDDINGS",
     unit: bool = True,
     made_by: str = "python tools/build_text_embeddings.py classes",
@@ -127,8 +126,8 @@ def load_embeddings(
     """(K, D) float32 rows of a .npy file (K, D), float16, 32 or 64, L2-normalised unless ``unit`` is False.
 
     Looks up ``path``, the value of the config key ``key``, under ``DETECTRON2_DATASETS`` too. ``made_by`` is the
-    command that writes the file, without its ``--output``. Raises UserError when the file is missing or not such an
-    array, has a row of zeros or non-finite numbers, or has another K than ``num_classes``.
+    command that writes the file, without its ``--output``. UserError where the file is missing or not such an array,
+    or has a row of zeros or non-finite numbers.
     """
     file = resolve(path)
     remedy = f"build it with `{made_by} --output {file}`"
@@ -140,15 +139,11 @@ def load_embeddings(
         raise UserError(f"No class embeddings at {file} ({key}): {remedy}.") from error
     except (OSError, ValueError, EOFError, AttributeError) as error:  # the last: an archive of arrays
         raise UserError(f"{file} is not a .npy file of floats (classes, dimensions) ({error}): {remedy}.") from error
-    if num_classes is not None and len(array) != num_classes:
-        raise UserError(
-            f"{file} ({key}) holds {len(array)} classes, but the model has "
-            f"{num_classes}: name the file of this vocabulary, or change MODEL.ROI_HEADS.NUM_CLASSES."
-        )
     embeddings = torch.from_numpy(array.astype(np.float32))
     norms = embeddings.norm(dim=1)
-    if not (norms.isfinite() & (norms > 0)).all():
-        row = int((~(norms.isfinite() & (norms > 0))).nonzero()[0])
+    damaged = ~(norms.isfinite() & (norms > 0))
+    if damaged.any():
+        row = int(damaged.nonzero()[0])
         raise UserError(f"Row {row} of the class embeddings in {file} is zero or not finite: {remedy}.")
     return F.normalize(embeddings, dim=-1) if unit else embeddings
 

@@ -22,10 +22,8 @@ SAMPLES_PER_WEIGHT = 64
 class WordFeatures(NamedTuple):
     """Two features of a sequence, neither of them normalised."""
 
-    # (B, H) of the last layer; for CLIP before ``ln_final`` and the projection (BARON's classifier).
-    hidden: Tensor
-    # (B, D) in the space of captions.
-    embedding: Tensor
+    hidden: Tensor  # (B, H) of the last layer; for CLIP before ``ln_final`` and the projection (BARON's classifier)
+    embedding: Tensor  # (B, D) in the space of captions
 
 
 class TextTower(nn.Module):

@@ -1,5 +1,7 @@
 """Embeddings of every location: against the head's own pooling at one location, shapes, other kinds of models."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,10 @@ from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
 
-from clim.detector import Responder
 from clim.errors import UserError
+from clim.modeling import TextOutputLayers
 from clim.modeling.backbones.encoder import ImageEncoder
-from clim.modeling.dense_responses import dense_embeddings, dense_stride, head_embeddings, responses
+from reports.responder import Responder, dense_embeddings, dense_stride, head_embeddings, responses
 
 
 @pytest.fixture
@@ -139,3 +141,79 @@ def test_a_model_around_an_image_encoder_is_asked_for_its_dense_map():
 def test_other_models_are_told():
     with pytest.raises(UserError, match="Linear has neither a C4 head .* nor an image encoder"):
         dense_stride(nn.Linear(2, 2))
+
+
+# ---- Responder
+
+
+@pytest.fixture
+def responder(tiny_cfg):
+    torch.manual_seed(0)
+    return Responder(tiny_cfg("MODEL.TEXT.CACHE", ""), prompt="name")
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+
+
+def test_the_model_s_own_tower_reads_the_texts(responder):
+    with torch.no_grad():
+        expected = responder.model.text_encoder.encode(["dog", "teapot"])
+    torch.testing.assert_close(responder.embed(["dog", "teapot"]), expected, rtol=0, atol=1e-6)
+
+
+class Stages(nn.ModuleList):
+    """Predictors of which the last one detects, as a C4 head calls it."""
+
+    def forward(self, x):
+        return self[-1](x)
+
+    def inference(self, *arguments):
+        return self[-1].inference(*arguments)
+
+
+def make_cascade(heads):
+    heads.box_predictor = Stages(copy.deepcopy(heads.box_predictor) for _ in range(3))
+
+
+@pytest.mark.parametrize("stages, fails", [(1, False), (1, True), (3, False)])
+def test_the_best_box_leaves_the_vocabulary_as_it_was(responder, image, monkeypatch, stages, fails):
+    heads = responder.model.roi_heads
+    if stages > 1:
+        make_cascade(heads)
+    before = {name: buffer.clone() for name, buffer in heads.box_predictor.named_buffers()}
+    texts = responder.embed(["dog", "teapot"])
+    first = responder.best_box(image, texts[0])
+    inference = TextOutputLayers.inference
+
+    def watched(*arguments):
+        assert [p.num_classes for p in heads.predictors] == [1] * stages
+        assert [p.freq_weight.shape for p in heads.predictors] == [(1,)] * stages
+        if fails:
+            raise RuntimeError("out of memory")
+        return inference(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextOutputLayers, "inference", watched)
+        if fails:
+            with pytest.raises(RuntimeError, match="out of memory"):
+                responder.best_box(image, texts[1])
+        else:
+            responder.best_box(image, texts[1])
+    assert [p.num_classes for p in heads.predictors] == [65] * stages
+    after = dict(heads.box_predictor.named_buffers())
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    np.testing.assert_array_equal(responder.best_box(image, texts[0]), first)
+
+
+@torch.no_grad()
+def test_response_maps_of_a_cascade_are_the_last_stages(model):
+    heads = model.roi_heads
+    make_cascade(heads)
+    features = {"res4": torch.randn(1, 112, 4, 6, generator=torch.Generator().manual_seed(0))}
+    maps = head_embeddings(heads, features)
+    nn.init.zeros_(heads.predictors[0].cls_score.linear.weight)
+    assert torch.equal(head_embeddings(heads, features), maps)
+    nn.init.normal_(heads.predictors[2].cls_score.linear.weight)
+    assert not torch.allclose(head_embeddings(heads, features), maps)

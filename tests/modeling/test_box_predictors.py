@@ -98,20 +98,6 @@ def test_an_unknown_predictor_is_told(load_cfg):
         build_box_predictor(cfg, SHAPE, text_encoder=None)
 
 
-def test_other_classes_for_a_block_alone(cosine_layers):
-    head = cosine_layers(class_mask=torch.tensor([1.0, 1, 0, 0.01, 1])).eval()
-    x = torch.randn(2, WIDTH)
-    logits, buffers = head(x)[0], {name: buffer.clone() for name, buffer in head.named_buffers()}
-    with pytest.raises(KeyError), head.vocabulary(torch.randn(7, DIM)):
-        assert head.num_classes == 7 and head.freq_weight.tolist() == [1] * 7
-        assert head(x)[0].shape == (2, 8)
-        raise KeyError
-    assert head.num_classes == CLASSES and torch.equal(head(x)[0], logits)
-    assert list(head.state_dict()) == [*cosine_layers().state_dict()]
-    for name, buffer in head.named_buffers():
-        assert torch.equal(buffer, buffers[name]), name
-
-
 def test_ranks_go_by_logits_where_scores_are_one(cosine_layers, sampled):
     """Sigmoids of 18 and 20 are both 1 in float32; scores that are not above the threshold are left out."""
     head = cosine_layers().eval()

@@ -15,7 +15,7 @@ from torchvision.ops import batched_nms, roi_align
 
 from clim.engine.checkpoint import SafeCheckpointer
 from clim.methods import detic
-from clim.modeling.meta_arch import autocast_backbone
+from clim.modeling.open_vocab_rcnn import autocast_backbone
 
 MANIFEST = json.loads((Path(__file__).parent / "detic_ovcoco_r50_keys.json").read_text())
 VOCABULARY = "roi_heads.box_predictor.cls_score.zs_weight"
