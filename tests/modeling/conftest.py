@@ -1,7 +1,12 @@
-"""Small detectors and what they are trained on; sampled RoIs; files of a first stage."""
+"""Small detectors and what they are trained on; short runs; sampled RoIs; files of a first stage."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -12,15 +17,59 @@ from torch import nn
 
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.data.tiles import Tiles
-from clim.engine import SafeCheckpointer
+from clim.engine import SafeCheckpointer, load_config
 from clim.modeling import open_vocab_rcnn
-from clim.modeling.box_predictors import OpenVocabOutputLayers
+from clim.modeling.box_predictors import OpenVocabOutputLayers, OVRCNNOutputLayers
+from clim.modeling.fvlm import FVLMOutputLayers
 
 SMALL = [
     "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.WEIGHTS", "",
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", 40, "MODEL.RPN.POST_NMS_TOPK_TEST", 15,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8,
 ]  # fmt: skip
+
+
+ROOT = Path(__file__).parents[2]
+
+
+class Run:
+    """A shipped config with ``keys`` overridden: as a config, and from the command line."""
+
+    def __init__(self, config, keys):
+        self.file = str(ROOT / "configs" / config)
+        self.overrides = [str(part) for item in keys.items() for part in item]
+
+    def config(self, *more):
+        cfg = load_config(self.file, [*self.overrides, *map(str, more)])
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        return cfg
+
+    def command(self, *more, program=("train_net.py", "--config-file")):
+        command = [sys.executable, *program, self.file, *self.overrides, *map(str, more)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture
+def make_run(tmp_path, monkeypatch):
+    """``make_run("FVLM_ViTB16_CLIM_COCO.yaml", data root, {key: value})``: a short :class:`Run` on a CPU."""
+
+    def make(config, root, keys):
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+        short = {
+            "MODEL.DEVICE": "cpu", "SOLVER.REFERENCE_WORLD_SIZE": 0, "SOLVER.MAX_ITER": 2, "SOLVER.LOG_PERIOD": 1,
+            "DATALOADER.NUM_WORKERS": 0, "OUTPUT_DIR": tmp_path / "output",
+        }  # fmt: skip
+        return Run(config, short | keys)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def read_detections():
+    """``read_detections(output folder, test set)``."""
+    return lambda folder, name: json.loads((folder / f"inference/{name}/coco_instances_results.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -132,22 +181,31 @@ def head_losses():
     return losses
 
 
-@pytest.fixture
-def cosine_layers(load_cfg, hash_tower):
-    """``cosine_layers("KEY", value, …)``: :class:`OpenVocabOutputLayers` of 5 named classes, or of 5 unnamed ones.
+PREDICTORS = {
+    "cosine": ("BoxSup_C4.yaml", OpenVocabOutputLayers),
+    "words": ("OVRCNN_C4.yaml", OVRCNNOutputLayers),
+    "fvlm": ("FVLM_ViTB16_CLIP_COCO.yaml", FVLMOutputLayers),
+}
 
-    Features are 8 wide, embeddings 6.
+
+@pytest.fixture
+def predictor(load_cfg, tmp_path):
+    """``predictor("cosine", "words" or "fvlm", "KEY", value, …)``: of features 8 wide and 5 classes of width 6.
+
+    Class embeddings have lengths 1 to 5 and come from a file; with ``vocabulary`` False they wait for a checkpoint.
     """
 
-    def make(*overrides, names=True, **kwargs):
+    def make(kind, *overrides, vocabulary=True, **kwargs):
+        rows = torch.nn.functional.normalize(torch.arange(30.0).sin().view(5, 6), dim=1)
+        np.save(tmp_path / "classes.npy", (rows * torch.arange(1.0, 6)[:, None]).numpy())
+        config, cls = PREDICTORS[kind]
         cfg = load_cfg(
-            "BoxSup_C4.yaml", "MODEL.TEXT.DIM", 6, "MODEL.ROI_HEADS.NUM_CLASSES", 5,
-            "MODEL.VOCABULARY.NAMES", [f"class {i}" for i in range(5)] if names else [],
-            "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.OPEN_VOCAB.BASE_CLASSES", "", *overrides,
+            config, "MODEL.TEXT.DIM", 6, "MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
+            "MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "classes.npy") if vocabulary else "",
+            "MODEL.OVRCNN.TEST_CLASSES", "", *overrides,
         )  # fmt: skip
         torch.manual_seed(0)
-        shape = ShapeSpec(channels=8, height=1, width=1)
-        return OpenVocabOutputLayers(cfg, shape, text_encoder=hash_tower(6), **kwargs)
+        return cls(cfg, ShapeSpec(channels=8, height=1, width=1), text_encoder=None, **kwargs)
 
     return make
 
@@ -170,6 +228,19 @@ def build_detector(load_cfg, hash_tower):
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def damp():
+    """``damp(an R50-C4 detector)``: itself. Untrained, its frozen batch norms are identities and features explode."""
+
+    def scale(model):
+        model.backbone.stem.conv1.norm.weight.fill_(0.02)
+        for block in [*model.backbone.res2, *model.backbone.res3, *model.backbone.res4, *model.roi_heads.res5]:
+            block.conv3.norm.weight.fill_(0.2)
+        return model
+
+    return scale
 
 
 @pytest.fixture(scope="session")

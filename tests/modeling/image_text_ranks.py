@@ -1,4 +1,4 @@
-"""What two processes do, written down for test_image_text_run.py: python image_text_ranks.py CONFIG OUTPUT KEY VALUE …
+"""What two processes do, written down for test_image_text_run.py: python image_text_ranks.py OUTPUT CONFIG KEY VALUE …
 
 Each rank writes OUTPUT/rank{0,1}.pth.
 """
@@ -28,12 +28,12 @@ def step(config, overrides, pictures):
     return loss.detach(), gradients
 
 
-def main(config, output, overrides):
+def main(output, config, overrides):
     rank = comm.get_rank()
     loss, gradients = step(config, overrides, range(rank * HALF, (rank + 1) * HALF))
     torch.save({"loss": loss, "gradients": gradients}, Path(output) / f"rank{rank}.pth")
 
 
 if __name__ == "__main__":
-    config, output, *overrides = sys.argv[1:]
-    launch(main, 2, dist_url="auto", args=(config, output, overrides))
+    output, config, *overrides = sys.argv[1:]
+    launch(main, 2, dist_url="auto", args=(output, config, overrides))

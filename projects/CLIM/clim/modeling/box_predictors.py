@@ -100,7 +100,6 @@ class TextOutputLayers(FastRCNNOutputLayers):
         raise NotImplementedError
 
     def losses(self, predictions, proposals):
-        """As the parent's, with :meth:`class_loss`."""
         scores, deltas = predictions
         gt_classes = torch.cat([p.gt_classes for p in proposals])
         _log_classification_stats(scores, gt_classes)

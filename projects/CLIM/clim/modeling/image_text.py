@@ -114,7 +114,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         """Losses of a joint batch in training, else regions' scores."""
         if not self.training:
             return self.inference(batch)
-        singles, canvases = self.load(batch["captions"]), self.load(batch["mosaics"] + batch["regions"])
+        singles, canvases = self._load(batch["captions"]), self._load(batch["mosaics"] + batch["regions"])
         if self.device_grids:
             singles, canvases = compose_groups(
                 singles, grids=self.device_grids, size=self.canvas_size, permute_texts=self.permute_texts
@@ -133,7 +133,6 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         return losses
 
     def texts(self, tiles: Tiles) -> Texts:
-        """What the method may ask about ``tiles``."""
         classes = F.pad(self.class_embeddings, (0, 0, 0, 1))  # the background is a row of zeros
         return Texts(tiles, encoder=self.text_encoder, class_embeddings=classes)
 
@@ -180,8 +179,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             embeddings["crops"] = encoder.embed_images(self.normalised(sample["crops"]))
         return {kind: F.normalize(rows.float(), dim=-1) @ self.class_embeddings.T for kind, rows in embeddings.items()}
 
-    def load(self, samples: list[dict]) -> Canvases:
-        """Normalised pixels on the model's device, and the tiles of each sample."""
+    def _load(self, samples: list[dict]) -> Canvases:
         return Canvases(self.normalised([s["image"] for s in samples]), [s["tiles"] for s in samples])
 
     def normalised(self, images) -> Tensor:

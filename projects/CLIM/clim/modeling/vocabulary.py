@@ -66,7 +66,8 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
     expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, width)
     if not vocabulary.EMBEDDINGS:
         return torch.randn(expected, generator=torch.Generator().manual_seed(0))
-    embeddings = load_embeddings(vocabulary.EMBEDDINGS, unit=features != "words", made_by=_command(cfg, features))
+    command = _command(cfg, features)
+    embeddings = load_embeddings(vocabulary.EMBEDDINGS, unit=features != "words", made_by=command)
     if tuple(embeddings.shape) != expected:
         raise UserError(
             f"{resolve(vocabulary.EMBEDDINGS)} holds {tuple(embeddings.shape)} embeddings but MODEL.ROI_HEADS."
@@ -75,7 +76,7 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
     if features == "words" and (embeddings.norm(dim=1) - 1).abs().max() < 1e-3:
         raise UserError(
             f"{resolve(vocabulary.EMBEDDINGS)} holds unit vectors, such as sentence embeddings, but OV-RCNN's classes "
-            f"are means of BERT's word embeddings: `{_command(cfg, features)} --output FILE`."
+            f"are means of BERT's word embeddings: `{command} --output FILE`."
         )
     if features == "hidden":  # the tower is there anyway: it reads pseudo words
         _warn_of_other_features(cfg, embeddings, encoder)

@@ -45,7 +45,7 @@ def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.dev
 
 
 class LazyTower:
-    """A text tower that is loaded when it first has to read.
+    """A :class:`TextTower` that is loaded, as ``live``, when it first has to read.
 
     With a ``directory``, notes the fingerprint and the width of the tower under ``directory``/towers, and knows them
     without loading it as long as its files keep their size and time. A tag or hub name stands for fixed weights;
@@ -75,11 +75,9 @@ class LazyTower:
 
     @cached_property
     def live(self) -> TextTower:
-        """The tower itself, loaded now if it was not."""
         return build_text_tower(**self._source, device=self._device)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) float32 L2-normalised embeddings on the tower's device."""
         return self.live.encode(texts)
 
     @cached_property

@@ -61,13 +61,11 @@ class TextTower(nn.Module):
         raise NotImplementedError
 
     @property
-    def word_dim(self) -> int:
-        """W."""
+    def word_dim(self) -> int:  # W
         return self.word_embeddings.shape[1]
 
     @property
-    def live(self) -> "TextTower":
-        """The tower itself: caches and lazy towers have the same property."""
+    def live(self) -> "TextTower":  # as of caches and lazy towers
         return self
 
     def features(self, tokens: list[list[int]]) -> WordFeatures:
@@ -100,7 +98,6 @@ class TextTower(nn.Module):
             )
 
     def freeze(self) -> None:
-        """Turn off gradients of all parameters, and dropout."""
         self.requires_grad_(False)
         self.eval()
 

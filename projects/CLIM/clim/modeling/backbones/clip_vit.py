@@ -18,7 +18,7 @@ from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, clip_arguments, first
 
 @IMAGE_ENCODER_REGISTRY.register()
 class ClipViT(ImageEncoder):
-    """Regions are RoIAligned from a map of unit vectors: CLIP's tokens, without attention in the last block.
+    """Regions are RoIAligned from a map of unit vectors (B, D, h, w): CLIP's tokens, last block without attention.
 
     Takes images of any size and ratio: positional embeddings are resized in each forward.
     """
@@ -43,12 +43,10 @@ class ClipViT(ImageEncoder):
         return clip_arguments(cfg)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """(B, D): CLIP's own embedding, read at the CLS token."""
         tokens, _ = self._run(images, attend)
         return self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """{"dense": (B, D, h, w)}, unit vectors."""
         return {"dense": self.taps(images, ())[1]}
 
     @property
@@ -68,7 +66,6 @@ class ClipViT(ImageEncoder):
         return maps, F.normalize(_as_map(dense, grid).float(), dim=1)
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:
-        """(B, D, h, w) of unit length at every location (clip_fvlm §1)."""
         return features["dense"]
 
     def _grid(self, images: Tensor) -> tuple[int, int]:

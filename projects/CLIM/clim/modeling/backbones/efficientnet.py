@@ -143,7 +143,6 @@ class EfficientNetLite0(ImageEncoder):
         }
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """(B, D): the projected mean of the last map."""
         return self._project_mean(self.features(images)["dense"])
 
     def cells(self, images: Tensor) -> Tensor:

@@ -58,11 +58,9 @@ class ClipResNet(ImageEncoder):
         return clip_arguments(cfg) | {"regions": cfg.MODEL.IMAGE_ENCODER.REGIONS}
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """(B, D): CLIP's own embedding, by the attention pool over the whole image."""
         return attention_pool(self.visual.attnpool, self.taps(images)[1])
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """{"dense": (B, C, h, w)}, the output of layer4."""
         return {"dense": self.taps(images)[1]}
 
     @property
@@ -79,7 +77,6 @@ class ClipResNet(ImageEncoder):
         return maps, maps["layer4"]
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:
-        """(B, D, h, w) of unit length at every location (clip_fvlm §1)."""
         # The pool without attention: the projected value of each location. The mean token plays no part then.
         pool, layer4 = self.visual.attnpool, features["dense"]
         grid = layer4.shape[2:]
