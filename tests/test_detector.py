@@ -70,7 +70,7 @@ def test_models_that_do_not_detect_are_told(tiny_cfg, tmp_path):
         Detector(tiny_cfg("MODEL.WEIGHTS", str(tmp_path / "part.pth")))
 
 
-def test_boxes_are_in_pixels_of_the_upright_picture(tiny_cfg, tmp_path):
+def test_boxes_are_in_pixels_of_the_upright_image(tiny_cfg, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side
     path = tmp_path / "rotated.jpg"
@@ -80,7 +80,7 @@ def test_boxes_are_in_pixels_of_the_upright_picture(tiny_cfg, tmp_path):
     assert found.image_size == (300, 120)
     boxes = found.pred_boxes.tensor
     assert (boxes >= 0).all() and boxes[:, 2].max() <= 120 and boxes[:, 3].max() <= 300
-    assert boxes[:, 3].max() > 120  # not confined to a picture that lies
+    assert boxes[:, 3].max() > 120  # not confined to an image that lies
 
 
 def instances(*rows):

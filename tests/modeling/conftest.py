@@ -141,7 +141,7 @@ def shaken():
 
 @pytest.fixture(scope="session")
 def grid_encoder(load_cfg, shaken):
-    """``grid_encoder(dim)``: random; called with pictures, it gives (B, 2048, h, w) cells and the projection."""
+    """``grid_encoder(dim)``: random; called with images, it gives (B, 2048, h, w) cells and the projection."""
     return lambda dim: shaken(GridEncoder(load_cfg("OVRCNN_C4.yaml"), dim))
 
 
@@ -158,7 +158,7 @@ def save_stage1():
 
 @pytest.fixture(scope="session")
 def sampled():
-    """``sampled(boxes, classes, gt_boxes=None)``: sampled RoIs of one picture, as the head's labelling leaves them."""
+    """``sampled(boxes, classes, gt_boxes=None)``: sampled RoIs of one image, as the head's labelling leaves them."""
 
     def make(boxes, classes, gt_boxes=None):
         instances = Instances((64, 64), proposal_boxes=Boxes(torch.tensor(boxes).float().reshape(-1, 4)))
@@ -244,8 +244,8 @@ def damp():
 
 
 @pytest.fixture(scope="session")
-def picture():
-    """``picture(height, width, seed=0)``: smooth, uint8 (3, H, W)."""
+def make_image():
+    """``make_image(height, width, seed=0)``: smooth, uint8 (3, H, W)."""
 
     def make(height, width, seed=0):
         rows = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(seed))
@@ -256,20 +256,20 @@ def picture():
 
 
 @pytest.fixture(scope="session")
-def detection(picture):
-    """``detection(height, width, boxes=…, seed=0)``: a picture with boxes of classes 0, 1, …"""
+def detection(make_image):
+    """``detection(height, width, boxes=…, seed=0)``: an image with boxes of classes 0, 1, …"""
 
     def make(height=64, width=96, *, boxes=((8.0, 8, 40, 50), (30.0, 10, 90, 60)), seed=0):
         truth = Instances((height, width), gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)))
         truth.gt_classes = torch.arange(len(boxes))
         sizes = {"height": height, "width": width}
-        return {"image": picture(height, width, seed), **sizes, "instances": truth, "image_id": 1}
+        return {"image": make_image(height, width, seed), **sizes, "instances": truth, "image_id": 1}
 
     return make
 
 
 @pytest.fixture(scope="session")
-def canvas(picture):
+def canvas(make_image):
     """``canvas(n, image ids)``: n x n tiles on 64 x 64 px."""
 
     def make(n, ids):
@@ -280,14 +280,14 @@ def canvas(picture):
             image_ids=torch.tensor(ids), captions=[[f"caption {i}"] for i in ids],
             drawn=[f"caption {i}" for i in ids], tags=[[i % 65, (i + 1) % 65] for i in ids],
         )  # fmt: skip
-        return {"image": picture(64, 64, seed=sum(ids)), "height": 64, "width": 64, "tiles": tiles}
+        return {"image": make_image(64, 64, seed=sum(ids)), "height": 64, "width": 64, "tiles": tiles}
 
     return make
 
 
 @pytest.fixture(scope="session")
 def joint_batch(detection, canvas):
-    """``joint_batch(mosaics=False, …)``: two pictures with boxes, two single pairs and a mosaic, but for those."""
+    """``joint_batch(mosaics=False, …)``: two images with boxes, two single pairs and a mosaic, but for those."""
 
     def make(detections=True, captions=True, mosaics=True):
         return {
@@ -314,7 +314,7 @@ def train_step():
 
 @pytest.fixture(scope="session")
 def detect():
-    """``detect(model, picture, height=…, width=…)``: [Instances] in that size, or the picture's."""
+    """``detect(model, image, height=…, width=…)``: [Instances] in that size, or the image's."""
 
     @torch.no_grad()
     def instances(model, image, **size):

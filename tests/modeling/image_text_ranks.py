@@ -13,15 +13,15 @@ from detectron2.utils import comm
 from clim.data.sources import build_mappers
 from clim.engine import Trainer, load_config
 
-HALF = 5  # pictures of a process
+HALF = 5  # images of a process
 
 
-def step(config, overrides, pictures):
-    """Loss and gradients of one step of the trainer's model, distributed where it is, on these pictures."""
+def step(config, overrides, images):
+    """Loss and gradients of one step of the trainer's model, distributed where it is, on these images."""
     cfg = load_config(config, overrides)
     mapper = build_mappers(cfg, ["captions"], seed=0)["captions"]
     trainer = Trainer(cfg)
-    captions = [mapper(index=index, epoch=0) for index in pictures]
+    captions = [mapper(index=index, epoch=0) for index in images]
     loss = sum(trainer.model.train()({"captions": captions, "mosaics": [], "regions": []}).values())
     loss.backward()
     gradients = {n: p.grad for n, p in trainer.raw_model.named_parameters() if p.grad is not None}

@@ -274,8 +274,8 @@ def test_the_first_loss_of_a_mosaic_is_that_of_its_bags_and_captions(model, join
 
 
 @torch.no_grad()
-def test_detections_rank_by_cosines_of_the_words_that_the_tower_reads(model, picture, detect):
-    (found,) = detect(model, picture(64, 96))
+def test_detections_rank_by_cosines_of_the_words_that_the_tower_reads(model, make_image, detect):
+    (found,) = detect(model, make_image(64, 96))
     assert len(found) > 0 and found.logits.abs().max() <= 25 + 1e-3
     assert torch.equal(found.logits.sort(descending=True).values, found.logits)
     torch.testing.assert_close(found.scores, found.logits.sigmoid())
@@ -327,10 +327,10 @@ def test_response_maps_are_of_what_the_tower_reads_at_every_location(model):
     embeddings = head_embeddings(model.roi_heads, features)
     assert embeddings.shape == (2, WORD_DIM, 2, 3)
     cells = model.roi_heads.res5(features["res4"])
-    for picture, row, column in [(0, 0, 0), (1, 1, 2)]:
-        words = model.classifier.linear(cells[picture, :, row, column]).view(1, 4, WORD_DIM)
+    for image, row, column in [(0, 0, 0), (1, 1, 2)]:
+        words = model.classifier.linear(cells[image, :, row, column]).view(1, 4, WORD_DIM)
         hidden = model.classifier.tower.encode_words(words, torch.tensor([4])).hidden[0]
-        torch.testing.assert_close(embeddings[picture, :, row, column], F.normalize(hidden, dim=0))
+        torch.testing.assert_close(embeddings[image, :, row, column], F.normalize(hidden, dim=0))
 
 
 def test_mistakes_are_told(load_cfg, overrides):

@@ -51,7 +51,7 @@ def test_train_score_load_and_rename(run, read_detections, tiny_coco, tmp_path):
     scored = json.loads((tmp_path / "output/evaluation.json").read_text())
     assert set(scored) == FIGURES
     detections = read_detections(tmp_path / "output", "coco_ovd_val")
-    assert len({d["image_id"] for d in detections}) == 3  # the picture of unused objects counts too
+    assert len({d["image_id"] for d in detections}) == 3  # the image of unused objects counts too
     assert {d["category_id"] for d in detections} - {*BASE_IDS, *NOVEL_IDS}  # all 80 are predicted
 
     weights = str(tmp_path / "output/model_final.pth")

@@ -66,7 +66,7 @@ def pixels(image):
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_pictures_and_tiles_form_one_contrast(make, kind):
+def test_images_and_tiles_form_one_contrast(make, kind):
     side = 32 if kind == "vit" else 64
     model = make(kind=kind).train()
     singles = [sample(side, [[0, 0, side, side]], seed=s) for s in (1, 2)]
@@ -117,7 +117,7 @@ def test_texts_are_permuted_on_canvases_of_the_device(make):
 
 
 @pytest.mark.parametrize("regions, idle", [("v1", True), ("v2", False)])
-def test_whole_pictures_alone_reach_the_queries_of_a_pool_that_regions_do_not_use(make, regions, idle):
+def test_whole_images_alone_reach_the_queries_of_a_pool_that_regions_do_not_use(make, regions, idle):
     model = make("MODEL.IMAGE_ENCODER.REGIONS", regions, kind="resnet").train()
     assert model.leaves_weights_idle(None) == idle
     sum(model(joint(mosaics=[sample(64, QUARTERS)])).values()).backward()
@@ -153,7 +153,7 @@ def test_regions_only(make):
     assert loss.isfinite()
 
 
-def test_scores_are_cosines_to_the_classes_and_each_picture_stands_alone(make):
+def test_scores_are_cosines_to_the_classes_and_each_image_stands_alone(make):
     model = make().eval()
     image = sample(64, QUARTERS)["image"]
     boxes = Boxes(torch.tensor(QUARTERS, dtype=torch.float32))
@@ -240,7 +240,7 @@ def test_cells_are_exact_and_row_major_where_the_canvas_is_no_multiple():
     assert canvases.tiles[0].tags == [[i] for i in range(9)] and canvases.tiles[0].canvas.tolist() == [0] * 9
 
 
-def test_pixels_are_laid_out_and_then_resized_as_one_picture():
+def test_pixels_are_laid_out_and_then_resized_as_one_image():
     given_ = singles(4)
     _, canvases = compose_groups(given_, grids=(2,), size=30)
     a, b, c, d = given_.pixels

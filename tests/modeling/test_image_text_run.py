@@ -1,4 +1,4 @@
-"""The shipped CLIP + CLIM config on a few pictures: trained, published, evaluated from files; two processes as one."""
+"""The shipped CLIP + CLIM config on a few images: trained, published, evaluated from files; two processes as one."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The detector whole, on small pictures: keys, checkpoints, inference, training steps, precision."""
+"""The detector whole, on small images: keys, checkpoints, inference, training steps, precision."""
 
 import copy
 import json
@@ -67,7 +67,7 @@ def test_an_official_file_with_a_text_tower_loads_strictly(build_detector):
 
 
 def test_a_checkpoint_does_not_change_the_configured_vocabulary(
-    build_detector, hash_tower, tmp_path, caplog, picture, detect
+    build_detector, hash_tower, tmp_path, caplog, make_image, detect
 ):
     """Through the checkpointer, which drops tensors of other shapes before the model sees them."""
     torch.save({"model": official_file()}, tmp_path / "official.pth")
@@ -83,7 +83,7 @@ def test_a_checkpoint_does_not_change_the_configured_vocabulary(
         assert any("zs_weight" in m or "configured vocabulary" in m for m in caplog.messages)
         weight = model.state_dict()["roi_heads.box_predictor.bbox_pred.2.weight"]
         assert torch.equal(weight, official_file()["roi_heads.box_predictor.bbox_pred.2.weight"])
-        (output,) = detect(model, picture(64, 64))
+        (output,) = detect(model, make_image(64, 64))
         assert output.has("pred_classes")
         assert set(output.pred_classes.tolist()) <= set(range(len(names)))
 
@@ -137,8 +137,8 @@ def independent_detections(model, image, *, temperature, mean, std, resolution, 
         ("mini", {"temperature": 25.0, "mean": [127.0, 127.0, 127.0], "std": 128.0, "resolution": 7}),
     ],
 )
-def test_inference_equals_a_direct_implementation(request, name, facts, picture, detect):
-    model, image = request.getfixturevalue(name), picture(64, 96, seed=5)
+def test_inference_equals_a_direct_implementation(request, name, facts, make_image, detect):
+    model, image = request.getfixturevalue(name), make_image(64, 96, seed=5)
     (ours,) = detect(model, image)
     boxes, scores, labels = independent_detections(model, image, **facts)
     assert len(ours) == len(scores) == 100
@@ -224,7 +224,7 @@ def test_gradients_of_pairs_reach_backbone_and_head_but_not_the_rpn(mini, joint_
     assert not any("proposal_generator" in n or "bbox_pred" in n or "cls_bias" in n for n in reached)
 
 
-def test_a_picture_without_boxes(mini, detection, joint_batch, train_step):
+def test_an_image_without_boxes(mini, detection, joint_batch, train_step):
     model = copy.deepcopy(mini)
     torch.nn.init.zeros_(model.classifier.cls_bias)  # at -20 the loss of background rounds to 0
     batch = joint_batch(captions=False, mosaics=False)
@@ -290,7 +290,7 @@ HALF, FULL = {torch.bfloat16}, {torch.float32}
 
 
 @pytest.mark.parametrize("fp32_heads, rest", [(True, FULL), (False, HALF)])
-def test_mixed_precision(build_detector, fp32_heads, rest, picture, joint_batch, train_step, detect):
+def test_mixed_precision(build_detector, fp32_heads, rest, make_image, joint_batch, train_step, detect):
     """Official Detic: the backbone alone in half precision. CLIM release: the whole model."""
     model = build_detector("mini/detic_clim.yaml", "MODEL.OPEN_VOCAB.FP32_HEADS", fp32_heads)
     with precisions(model) as seen, torch.autocast("cpu", torch.bfloat16):
@@ -300,7 +300,7 @@ def test_mixed_precision(build_detector, fp32_heads, rest, picture, joint_batch,
     sum(losses.values()).backward()
     assert model.backbone.trunk.blocks[-1]._project_conv.weight.grad.abs().sum() > 0
     with precisions(model) as seen, torch.autocast("cpu", torch.bfloat16):
-        detect(model, picture(64, 64))
+        detect(model, make_image(64, 64))
     assert seen == {"backbone": HALF, "rpn": rest, "res5": rest, "linear": rest}
     with precisions(model) as seen:  # autocast is off
         train_step(model, joint_batch())

@@ -77,5 +77,5 @@ def test_train_score_load_and_rename(config, read_detections, tiny_coco, tmp_pat
     responder = Responder(config("MODEL.WEIGHTS", weights))
     texts = responder.embed(names)
     torch.testing.assert_close(texts, words[:-1])
-    picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    assert responder(picture, texts, long_side=96).shape == (7, 2, 3)
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    assert responder(image, texts, long_side=96).shape == (7, 2, 3)

@@ -30,13 +30,13 @@ def test_a_location_is_what_the_head_makes_of_its_cell_alone(model):
     assert embeddings.shape == (2, 384, 3, 5)
     linear = model.roi_heads.box_predictor.cls_score.linear
     cells = model.roi_heads.res5(features["res4"])
-    for picture, row, column in [(0, 0, 0), (1, 2, 3)]:
-        by_hand = linear.weight @ cells[picture, :, row, column] + linear.bias
-        torch.testing.assert_close(embeddings[picture, :, row, column], by_hand / by_hand.norm())
+    for image, row, column in [(0, 0, 0), (1, 2, 3)]:
+        by_hand = linear.weight @ cells[image, :, row, column] + linear.bias
+        torch.testing.assert_close(embeddings[image, :, row, column], by_hand / by_hand.norm())
 
 
 @torch.no_grad()
-def test_the_mean_of_a_map_of_one_cell_is_the_region_of_the_whole_picture(model):
+def test_the_mean_of_a_map_of_one_cell_is_the_region_of_the_whole_image(model):
     """The pooled path and the dense path are one network: on a constant map, all locations are the region."""
     head = model.roi_heads
     one = torch.randn(1, 112, 1, 1, generator=torch.Generator().manual_seed(2))
@@ -49,7 +49,7 @@ def test_the_mean_of_a_map_of_one_cell_is_the_region_of_the_whole_picture(model)
 
 
 @torch.no_grad()
-def test_a_batch_equals_its_pictures_one_by_one_and_the_map_covers_the_picture(model):
+def test_a_batch_equals_its_images_one_by_one_and_the_map_covers_the_image(model):
     assert dense_stride(model) == 32
     images = torch.randn(2, 3, 64, 160, generator=torch.Generator().manual_seed(3))
     together = dense_embeddings(model, images)
@@ -104,17 +104,17 @@ SMALL_FVLM = [
 
 
 def test_clip_and_f_vlm_answer_with_the_dense_map_of_their_encoder(clip):
-    """Of pictures given as pixels: the encoder's map of the normalised picture, against each text."""
-    picture = np.random.default_rng(0).integers(0, 255, (48, 32, 3), dtype=np.uint8)
+    """Of images given as pixels: the encoder's map of the normalised image, against each text."""
+    image = np.random.default_rng(0).integers(0, 255, (48, 32, 3), dtype=np.uint8)
     for config in ("CLIP_CLIM_ViTB16_COCO.yaml", "FVLM_ViTB16_CLIM_COCO.yaml"):
         cfg = clip(config)
         if config.startswith("FVLM"):
             cfg.merge_from_list(SMALL_FVLM)
         responder = Responder(cfg, prompt="name")
         texts = responder.embed(["dog", "a red car"])
-        maps = responder(picture, texts, long_side=48)
+        maps = responder(image, texts, long_side=48)
         encoder = responder.model.image_encoder if not responder.detects else responder.model.backbone.encoder
-        pixels = torch.tensor(picture).permute(2, 0, 1).float()
+        pixels = torch.tensor(image).permute(2, 0, 1).float()
         pixels = (pixels - torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1)) / torch.tensor(cfg.MODEL.PIXEL_STD).view(
             3, 1, 1
         )
@@ -124,10 +124,10 @@ def test_clip_and_f_vlm_answer_with_the_dense_map_of_their_encoder(clip):
         torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
         assert maps.shape == (2, 3, 2)
         if responder.detects:
-            assert responder.best_box(picture, texts[0]).shape == (4,)
+            assert responder.best_box(image, texts[0]).shape == (4,)
         else:
             with pytest.raises(UserError, match="ImageTextModel draws response maps but no boxes"):
-                responder.best_box(picture, texts[0])
+                responder.best_box(image, texts[0])
 
 
 def test_a_model_around_an_image_encoder_is_asked_for_its_dense_map():

@@ -1,12 +1,4 @@
-"""Evaluation of every set of DATASETS.TEST, each by the evaluator of its kind.
-
-| file | what |
-|---|---|
-| ``ov_coco.py`` | AP50, AP and AR on novel, base and all classes of OV-COCO, generalized or in CLIM's two runs |
-| ``regions.py`` | Top-1 and Top-5 of regions whose boxes are given |
-| ``base.py`` | what evaluators share: results of all processes, skipped images, tables, reports |
-| ``coco_api.py`` | COCO's precision and recall arrays for boxes |
-"""
+"""Evaluation of every set of DATASETS.TEST, each by the evaluator of its kind."""
 
 import os
 from pathlib import Path

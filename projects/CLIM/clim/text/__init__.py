@@ -5,15 +5,7 @@ open_clip and transformers take seconds to import, so ``clip.py`` and ``bert.py`
 
 from clim.text.build import HasTextEncoder, LazyTower, build_text_encoder, build_text_tower
 from clim.text.cache import CaptionCache
-from clim.text.classes import (
-    CLASS_FEATURES,
-    PROMPTS,
-    a_name,
-    class_embeddings,
-    ensemble,
-    load_embeddings,
-    word_piece_means,
-)
+from clim.text.classes import CLASS_FEATURES, PROMPTS, class_embeddings, ensemble, load_embeddings, word_piece_means
 from clim.text.tower import TextTower, WordFeatures
 
 __all__ = [
@@ -24,7 +16,6 @@ __all__ = [
     "LazyTower",
     "TextTower",
     "WordFeatures",
-    "a_name",
     "build_text_encoder",
     "build_text_tower",
     "class_embeddings",

@@ -48,11 +48,6 @@ TEMPLATES: tuple[str, ...] = tuple(
 )
 
 
-def a_name(name: str) -> str:
-    """Detic's prompt: ``"a "`` and the raw class name, with its underscores and never with "an"."""
-    return "a " + name
-
-
 def ensemble(name: str) -> list[str]:
     """The 63 ViLD prompts of a class, whose normalised embeddings are averaged (CLIM release).
 
@@ -67,7 +62,7 @@ def ensemble(name: str) -> list[str]:
 
 # Prompt name (config key MODEL.VOCABULARY.PROMPT) -> the texts whose embeddings stand for a class.
 PROMPTS: dict[str, Callable[[str], list[str]]] = {
-    "a": lambda name: [a_name(name)],
+    "a": lambda name: ["a " + name],  # Detic's: the raw name, with its underscores and never with "an"
     "ensemble": ensemble,
     "name": lambda name: [name],
 }
@@ -76,9 +71,7 @@ PROMPTS: dict[str, Callable[[str], list[str]]] = {
 def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble", *, hidden: bool = False) -> Tensor:
     """(K, D) L2-normalised float32 embeddings of ``names``, on the tower's device.
 
-    A class embedding is the normalised mean of the unit embeddings of its prompts (CLIM release). Official Detic's
-    files hold the un-normalised embedding of ``"a " + name``; its classifier normalises on loading, so the two give
-    the same classifier.
+    A class embedding is the normalised mean of the unit embeddings of its prompts (CLIM release).
 
     Args:
         tower: anything with ``encode(texts)``.
@@ -102,8 +95,7 @@ def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble", *, h
 def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
     """(K, D) float32 means of the word-embedding rows of each name's word pieces, not normalised (ovrcnn §2).
 
-    They depend neither on position nor on context. Raises UserError for a name without word pieces, or with a word
-    that the tower does not know.
+    UserError for a name without word pieces, or with a word that the tower does not know.
     """
     rows = []
     for name, tokens in zip(names, tower.tokenize(names) if len(names) else [], strict=True):
