@@ -1,4 +1,4 @@
-"""Detector and Responder: scores, names, classes at run time, odd images; heads of one stage and of three."""
+"""Detector: scores, names, classes at run time, odd images; heads of one stage and of three."""
 
 import copy
 
@@ -11,10 +11,9 @@ from PIL import Image
 from torch import nn
 
 from clim.checkpoints import SafeCheckpointer
-from clim.detector import Detector, Responder, most_confident
+from clim.detector import Detector, most_confident
 from clim.errors import UserError
-from clim.modeling import EfficientNetC4ROIHeads, TextOutputLayers
-from clim.modeling.dense_responses import head_embeddings
+from clim.modeling.roi_heads import EfficientNetC4ROIHeads
 
 
 @pytest.fixture
@@ -114,52 +113,6 @@ def test_other_classes_at_run_time(tiny_cfg, scene):
     assert detector.names == ["a", "b", "c"]
 
 
-# ---- Response maps -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def responder(tiny_cfg):
-    torch.manual_seed(0)
-    return Responder(tiny_cfg("MODEL.TEXT.CACHE", ""), prompt="name")
-
-
-@pytest.fixture
-def image():
-    return np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-
-
-def test_the_model_s_own_tower_reads_the_texts(responder):
-    with torch.no_grad():
-        expected = responder.model.text_encoder.encode(["dog", "teapot"])
-    torch.testing.assert_close(responder.embed(["dog", "teapot"]), expected, rtol=0, atol=1e-6)
-
-
-def test_the_best_box_leaves_the_vocabulary_as_it_was(responder, image):
-    predictor = responder.model.roi_heads.box_predictor
-    before = {name: buffer.clone() for name, buffer in predictor.named_buffers()}
-    texts = responder.embed(["dog", "teapot"])
-    first = responder.best_box(image, texts[0])
-    assert predictor.num_classes == 65 and before["cls_score.zs_weight"].shape == (384, 66)
-    after = dict(predictor.named_buffers())
-    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
-    # Nor does one question change the answer to the next.
-    responder.best_box(image, texts[1])
-    np.testing.assert_array_equal(responder.best_box(image, texts[0]), first)
-
-
-def test_the_vocabulary_comes_back_where_detection_fails(responder, image, monkeypatch):
-    predictor = responder.model.roi_heads.box_predictor
-
-    def fail(*_):
-        assert predictor.num_classes == 1 and predictor.freq_weight.shape == (1,)
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(TextOutputLayers, "inference", fail)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        responder.best_box(image, responder.embed(["dog"])[0])
-    assert predictor.num_classes == 65 and predictor.freq_weight.sum() == 48
-
-
 # ---- A cascade: a predictor for each of three stages ---------------------------------------------
 
 
@@ -224,31 +177,3 @@ def test_every_stage_gets_the_classes_and_the_threshold(cascade_cfg, scene):
     first = predictors[0].cls_score.class_embeddings
     assert all(p.num_classes == 3 and torch.equal(p.cls_score.class_embeddings, first) for p in predictors)
     assert set(detector(scene).pred_classes.tolist()) <= {0, 1, 2}
-
-
-def test_a_question_leaves_every_stage_as_it_was(cascade_cfg, image, monkeypatch):
-    responder = Responder(cascade_cfg())
-    heads = responder.model.roi_heads
-    before = {name: buffer.clone() for name, buffer in heads.box_predictor.named_buffers()}
-    inference = TextOutputLayers.inference
-
-    def watched(*arguments):
-        assert [p.num_classes for p in heads.predictors] == [1, 1, 1]
-        return inference(*arguments)
-
-    monkeypatch.setattr(TextOutputLayers, "inference", watched)
-    responder.best_box(image, responder.embed(["dog"])[0])
-    assert [p.num_classes for p in heads.predictors] == [65, 65, 65]
-    after = dict(heads.box_predictor.named_buffers())
-    assert all(torch.equal(after[name], before[name]) for name in before)
-
-
-@torch.no_grad()
-def test_response_maps_are_the_last_stages(cascade_cfg):
-    heads = build_model(cascade_cfg()).roi_heads.eval()
-    features = {"res4": torch.randn(1, 112, 4, 6, generator=torch.Generator().manual_seed(0))}
-    maps = head_embeddings(heads, features)
-    nn.init.zeros_(heads.predictors[0].cls_score.linear.weight)
-    assert torch.equal(head_embeddings(heads, features), maps)
-    nn.init.normal_(heads.predictors[2].cls_score.linear.weight)
-    assert not torch.allclose(head_embeddings(heads, features), maps)

@@ -25,13 +25,13 @@ from arguments import CLASS_LISTS
 from clim.cli import count, find_images, quiet_logging, read_names
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.mosaic import compose, fit_cell, grid_cells, inward_anchors, place
-from clim.detector import Responder
 from clim.drawing import BLACK, class_colours
 from clim.engine import load_config
 from clim.errors import UserError, run_cleanly
 from clim.text import PROMPTS
 from reports import COMPARED, TITLES
 from reports.maps import class_map, mark_peak, min_max, name_regions, outline, overlay, paint, peak, shares, upsample
+from reports.responder import Responder
 from reports.sheet import GAP, Panel, class_legend, panel_size, response_legend, sheet
 
 DEMO_CONFIGS = [f"configs/mini/{name}.yaml" for name in COMPARED]

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
@@ -79,22 +77,6 @@ def test_stuff_counts_among_the_classes_of_a_set(tiny_cfg):
     with pytest.raises(UserError, match="coco_panoptic_val_regions has 133 classes, but the detector 65"):
         check_datasets(cfg, training=False)
     check_datasets(tiny_cfg("DATASETS.TEST", "('mini_val_regions',)", **clip), training=False)
-
-
-def test_several_test_sets(tiny_cfg):
-    cfg = tiny_cfg("DATASETS.TEST", "('mini_ov_val', 'mini_ov_train_scored')")
-    DatasetCatalog.register("mini_ov_train_scored", lambda: DatasetCatalog.get("mini_ov_val")[:1])
-    known = MetadataCatalog.get("mini_ov_val")
-    needed = ("json_file", "thing_dataset_id_to_contiguous_id", "thing_classes", "base_classes", "novel_classes")
-    MetadataCatalog.get("mini_ov_train_scored").set(**{key: known.get(key) for key in needed})
-    try:
-        results = evaluate(cfg, build_model(cfg))
-    finally:
-        DatasetCatalog.remove("mini_ov_train_scored")
-        MetadataCatalog.remove("mini_ov_train_scored")
-    assert set(results) == {"mini_ov_val", "mini_ov_train_scored"}
-    figures = json.loads((Path(cfg.OUTPUT_DIR) / "evaluation.json").read_text())
-    assert set(figures) == set(results) and "AP50_novel" in figures["mini_ov_val"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,12 @@
-"""Small detectors and what they are trained on; sampled RoIs; files of a first stage."""
+"""Small detectors and what they are trained on; short runs; sampled RoIs; files of a first stage."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
@@ -13,13 +18,59 @@ from torch import nn
 from clim.checkpoints import SafeCheckpointer
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.data.tiles import Tiles
-from clim.modeling import OpenVocabOutputLayers, meta_arch
+from clim.engine import load_config
+from clim.modeling import open_vocab_rcnn
+from clim.modeling.box_predictors import OpenVocabOutputLayers, OVRCNNOutputLayers
+from clim.modeling.fvlm import FVLMOutputLayers
 
 SMALL = [
     "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.WEIGHTS", "",
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", 40, "MODEL.RPN.POST_NMS_TOPK_TEST", 15,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8,
 ]  # fmt: skip
+
+
+ROOT = Path(__file__).parents[2]
+
+
+class Run:
+    """A shipped config with ``keys`` overridden: as a config, and from the command line."""
+
+    def __init__(self, config, keys):
+        self.file = str(ROOT / "configs" / config)
+        self.overrides = [str(part) for item in keys.items() for part in item]
+
+    def config(self, *more):
+        cfg = load_config(self.file, [*self.overrides, *map(str, more)])
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+        return cfg
+
+    def command(self, *more, program=("train_net.py", "--config-file")):
+        command = [sys.executable, *program, self.file, *self.overrides, *map(str, more)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture
+def make_run(tmp_path, monkeypatch):
+    """``make_run("FVLM_ViTB16_CLIM_COCO.yaml", data root, {key: value})``: a short :class:`Run` on a CPU."""
+
+    def make(config, root, keys):
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+        short = {
+            "MODEL.DEVICE": "cpu", "SOLVER.REFERENCE_WORLD_SIZE": 0, "SOLVER.MAX_ITER": 2, "SOLVER.LOG_PERIOD": 1,
+            "DATALOADER.NUM_WORKERS": 0, "OUTPUT_DIR": tmp_path / "output",
+        }  # fmt: skip
+        return Run(config, short | keys)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def read_detections():
+    """``read_detections(output folder, test set)``."""
+    return lambda folder, name: json.loads((folder / f"inference/{name}/coco_instances_results.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +159,7 @@ def save_stage1():
 
 @pytest.fixture(scope="session")
 def sampled():
-    """``sampled(boxes, classes, gt_boxes=None)``: sampled RoIs of one picture, as the head's labelling leaves them."""
+    """``sampled(boxes, classes, gt_boxes=None)``: sampled RoIs of one image, as the head's labelling leaves them."""
 
     def make(boxes, classes, gt_boxes=None):
         instances = Instances((64, 64), proposal_boxes=Boxes(torch.tensor(boxes).float().reshape(-1, 4)))
@@ -131,22 +182,31 @@ def head_losses():
     return losses
 
 
-@pytest.fixture
-def cosine_layers(load_cfg, hash_tower):
-    """``cosine_layers("KEY", value, …)``: :class:`OpenVocabOutputLayers` of 5 named classes, or of 5 unnamed ones.
+PREDICTORS = {
+    "cosine": ("BoxSup_C4.yaml", OpenVocabOutputLayers),
+    "words": ("OVRCNN_C4.yaml", OVRCNNOutputLayers),
+    "fvlm": ("FVLM_ViTB16_CLIP_COCO.yaml", FVLMOutputLayers),
+}
 
-    Features are 8 wide, embeddings 6.
+
+@pytest.fixture
+def predictor(load_cfg, tmp_path):
+    """``predictor("cosine", "words" or "fvlm", "KEY", value, …)``: of features 8 wide and 5 classes of width 6.
+
+    Class embeddings have lengths 1 to 5 and come from a file; with ``vocabulary`` False they wait for a checkpoint.
     """
 
-    def make(*overrides, names=True, **kwargs):
+    def make(kind, *overrides, vocabulary=True, **kwargs):
+        rows = torch.nn.functional.normalize(torch.arange(30.0).sin().view(5, 6), dim=1)
+        np.save(tmp_path / "classes.npy", (rows * torch.arange(1.0, 6)[:, None]).numpy())
+        config, cls = PREDICTORS[kind]
         cfg = load_cfg(
-            "BoxSup_C4.yaml", "MODEL.TEXT.DIM", 6, "MODEL.ROI_HEADS.NUM_CLASSES", 5,
-            "MODEL.VOCABULARY.NAMES", [f"class {i}" for i in range(5)] if names else [],
-            "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.OPEN_VOCAB.BASE_CLASSES", "", *overrides,
+            config, "MODEL.TEXT.DIM", 6, "MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
+            "MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "classes.npy") if vocabulary else "",
+            "MODEL.OVRCNN.TEST_CLASSES", "", *overrides,
         )  # fmt: skip
         torch.manual_seed(0)
-        shape = ShapeSpec(channels=8, height=1, width=1)
-        return OpenVocabOutputLayers(cfg, shape, text_encoder=hash_tower(6), **kwargs)
+        return cls(cfg, ShapeSpec(channels=8, height=1, width=1), text_encoder=None, **kwargs)
 
     return make
 
@@ -161,7 +221,7 @@ def build_detector(load_cfg, hash_tower):
     def make(name, *overrides):
         torch.manual_seed(0)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(meta_arch, "build_text_encoder", lambda cfg: hash_tower(cfg.MODEL.TEXT.DIM))
+            patch.setattr(open_vocab_rcnn, "build_text_encoder", lambda cfg: hash_tower(cfg.MODEL.TEXT.DIM))
             model = build_model(load_cfg(name, *SMALL, *overrides))
         # As built, objectness and deltas are near 0; spread them, so that boxes and their order matter.
         torch.nn.init.normal_(model.proposal_generator.rpn_head.objectness_logits.weight, std=0.05)
@@ -172,8 +232,21 @@ def build_detector(load_cfg, hash_tower):
 
 
 @pytest.fixture(scope="session")
-def picture():
-    """``picture(height, width, seed=0)``: smooth, uint8 (3, H, W)."""
+def damp():
+    """``damp(an R50-C4 detector)``: itself. Untrained, its frozen batch norms are identities and features explode."""
+
+    def scale(model):
+        model.backbone.stem.conv1.norm.weight.fill_(0.02)
+        for block in [*model.backbone.res2, *model.backbone.res3, *model.backbone.res4, *model.roi_heads.res5]:
+            block.conv3.norm.weight.fill_(0.2)
+        return model
+
+    return scale
+
+
+@pytest.fixture(scope="session")
+def make_image():
+    """``make_image(height, width, seed=0)``: smooth, uint8 (3, H, W)."""
 
     def make(height, width, seed=0):
         rows = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(seed))
@@ -184,20 +257,20 @@ def picture():
 
 
 @pytest.fixture(scope="session")
-def detection(picture):
-    """``detection(height, width, boxes=…, seed=0)``: a picture with boxes of classes 0, 1, …"""
+def detection(make_image):
+    """``detection(height, width, boxes=…, seed=0)``: an image with boxes of classes 0, 1, …"""
 
     def make(height=64, width=96, *, boxes=((8.0, 8, 40, 50), (30.0, 10, 90, 60)), seed=0):
         truth = Instances((height, width), gt_boxes=Boxes(torch.tensor(boxes).reshape(-1, 4)))
         truth.gt_classes = torch.arange(len(boxes))
         sizes = {"height": height, "width": width}
-        return {"image": picture(height, width, seed), **sizes, "instances": truth, "image_id": 1}
+        return {"image": make_image(height, width, seed), **sizes, "instances": truth, "image_id": 1}
 
     return make
 
 
 @pytest.fixture(scope="session")
-def canvas(picture):
+def canvas(make_image):
     """``canvas(n, image ids)``: n x n tiles on 64 x 64 px."""
 
     def make(n, ids):
@@ -208,14 +281,14 @@ def canvas(picture):
             image_ids=torch.tensor(ids), captions=[[f"caption {i}"] for i in ids],
             drawn=[f"caption {i}" for i in ids], tags=[[i % 65, (i + 1) % 65] for i in ids],
         )  # fmt: skip
-        return {"image": picture(64, 64, seed=sum(ids)), "height": 64, "width": 64, "tiles": tiles}
+        return {"image": make_image(64, 64, seed=sum(ids)), "height": 64, "width": 64, "tiles": tiles}
 
     return make
 
 
 @pytest.fixture(scope="session")
 def joint_batch(detection, canvas):
-    """``joint_batch(mosaics=False, …)``: two pictures with boxes, two single pairs and a mosaic, but for those."""
+    """``joint_batch(mosaics=False, …)``: two images with boxes, two single pairs and a mosaic, but for those."""
 
     def make(detections=True, captions=True, mosaics=True):
         return {
@@ -242,7 +315,7 @@ def train_step():
 
 @pytest.fixture(scope="session")
 def detect():
-    """``detect(model, picture, height=…, width=…)``: [Instances] in that size, or the picture's."""
+    """``detect(model, image, height=…, width=…)``: [Instances] in that size, or the image's."""
 
     @torch.no_grad()
     def instances(model, image, **size):

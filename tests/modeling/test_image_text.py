@@ -1,15 +1,19 @@
-"""ImageTextModel: whole pictures and tiles in one set, canvases of both kinds, CLIP's keys, regions' scores."""
+"""ImageTextModel: whole images and tiles in one set, canvases of both kinds, CLIP's keys, regions' scores."""
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
-from torch.nn.functional import normalize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import interpolate, normalize
 
 from clim.config import add_clim_config
 from clim.data.tiles import Tiles
 from clim.errors import UserError
+from clim.modeling.image_text import Canvases, compose_groups
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 70.0, 80.0]
 
@@ -62,7 +66,7 @@ def pixels(image):
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_pictures_and_tiles_form_one_contrast(make, kind):
+def test_images_and_tiles_form_one_contrast(make, kind):
     side = 32 if kind == "vit" else 64
     model = make(kind=kind).train()
     singles = [sample(side, [[0, 0, side, side]], seed=s) for s in (1, 2)]
@@ -113,7 +117,7 @@ def test_texts_are_permuted_on_canvases_of_the_device(make):
 
 
 @pytest.mark.parametrize("regions, idle", [("v1", True), ("v2", False)])
-def test_whole_pictures_alone_reach_the_queries_of_a_pool_that_regions_do_not_use(make, regions, idle):
+def test_whole_images_alone_reach_the_queries_of_a_pool_that_regions_do_not_use(make, regions, idle):
     model = make("MODEL.IMAGE_ENCODER.REGIONS", regions, kind="resnet").train()
     assert model.has_unused_parameters(None) == idle
     sum(model(joint(mosaics=[sample(64, QUARTERS)])).values()).backward()
@@ -144,20 +148,12 @@ def test_only_the_last_block_and_the_temperature_learn(make):
     assert not any("text" in name for name in model.state_dict())
 
 
-def test_a_text_tower_that_is_assigned_is_no_part_of_the_model(make):
-    model = make()
-    before = model.state_dict().keys()
-    model.text_encoder = tower = torch.nn.Linear(1, 1)
-    assert model.text_encoder is tower and model.state_dict().keys() == before
-    assert not any(weight is tower.weight for weight in model.parameters())
-
-
 def test_regions_only(make):
     (loss,) = make().train()(joint(regions=[sample(64, QUARTERS[:3], seed=4)])).values()
     assert loss.isfinite()
 
 
-def test_scores_are_cosines_to_the_classes_and_each_picture_stands_alone(make):
+def test_scores_are_cosines_to_the_classes_and_each_image_stands_alone(make):
     model = make().eval()
     image = sample(64, QUARTERS)["image"]
     boxes = Boxes(torch.tensor(QUARTERS, dtype=torch.float32))
@@ -190,7 +186,7 @@ def test_weights_named_as_clips_are_taken(make, random_clip, tiny_json):
 
 
 def test_mistakes_are_told(make):
-    with pytest.raises(UserError, match=r"12 dimensions, but MODEL\.TEXT\.DIM is 16"):
+    with pytest.raises(UserError, match=r"embeddings of 12 dimensions, but MODEL\.TEXT\.DIM is 16"):
         make("MODEL.TEXT.DIM", 16, "MODEL.VOCABULARY.NAMES", [])
     with pytest.raises(UserError, match='needs MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"'):
         make("MODEL.METHOD.NAME", "Baron")
@@ -200,3 +196,75 @@ def test_mistakes_are_told(make):
         make("MODEL.VOCABULARY.NAMES", []).eval()(
             [{"image": torch.zeros(3, 64, 64), "boxes": Boxes(torch.zeros(0, 4))}]
         )
+
+
+# ---- canvases composed in the step: CLIM's counts and order, exact cells, pixels resized as a whole
+
+
+def singles(count, side=6):
+    pixels = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(count))
+    tiles = [
+        Tiles(
+            boxes=torch.tensor([[0.0, 0, side, side]]), canvas=torch.zeros(1, dtype=torch.int64),
+            image_ids=torch.tensor([i]), captions=[[f"caption {i}"]], drawn=[f"caption {i}"], tags=[[i]],
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    return Canvases(pixels, tiles)
+
+
+def test_the_release_makes_three_canvases_and_three_singles_of_32():
+    left, canvases = compose_groups(singles(32), grids=(2, 3, 4), size=20)
+    assert [t.image_ids.tolist() for t in left.tiles] == [[29], [30], [31]] and len(left.pixels) == 3
+    ids = [t.image_ids.tolist() for t in canvases.tiles]
+    assert ids == [list(range(4)), list(range(4, 13)), list(range(13, 29))]
+    assert canvases.pixels.shape == (3, 3, 20, 20)
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(29, 130))
+def test_every_single_is_used_once_and_canvases_of_a_grid_are_as_many(count):
+    left, canvases = compose_groups(singles(count, side=2), grids=(2, 3, 4), size=8)
+    ids = sum((t.image_ids.tolist() for t in [*canvases.tiles, *left.tiles]), [])
+    assert ids == list(range(count))
+    lengths = [len(t) for t in canvases.tiles]
+    assert all(lengths.count(n * n) == count // 29 for n in (2, 3, 4)) and len(left.tiles) == count % 29
+
+
+def test_cells_are_exact_and_row_major_where_the_canvas_is_no_multiple():
+    _, canvases = compose_groups(singles(9), grids=(3,), size=1024)
+    third = 1024 / 3
+    expected = [[x * third, y * third, (x + 1) * third, (y + 1) * third] for y in range(3) for x in range(3)]
+    np.testing.assert_allclose(canvases.tiles[0].boxes.numpy(), expected, rtol=1e-6)
+    assert canvases.tiles[0].drawn == [f"caption {i}" for i in range(9)]
+    assert canvases.tiles[0].tags == [[i] for i in range(9)] and canvases.tiles[0].canvas.tolist() == [0] * 9
+
+
+def test_pixels_are_laid_out_and_then_resized_as_one_image():
+    given_ = singles(4)
+    _, canvases = compose_groups(given_, grids=(2,), size=30)
+    a, b, c, d = given_.pixels
+    whole = torch.cat([torch.cat([a, b], dim=2), torch.cat([c, d], dim=2)], dim=1)
+    expected = interpolate(whole[None], size=(30, 30), mode="bicubic", align_corners=False, antialias=False)
+    assert torch.equal(canvases.pixels, expected)
+    _, untouched = compose_groups(given_, grids=(2,), size=12)
+    torch.testing.assert_close(untouched.pixels[0], whole)
+
+
+def test_permuted_texts_are_those_of_another_tile_of_the_canvas():
+    torch.manual_seed(3)
+    by = [int(torch.randint(1, n * n, ())) for n in (2, 3, 4)]
+    _, true = compose_groups(singles(32), grids=(2, 3, 4), size=20)
+    torch.manual_seed(3)
+    left, found = compose_groups(singles(32), grids=(2, 3, 4), size=20, permute_texts=True)
+    for tiles, before, k in zip(found.tiles, true.tiles, by, strict=True):
+        assert tiles.image_ids.tolist() == before.image_ids.roll(k).tolist()
+        assert tiles.drawn == [f"caption {i}" for i in tiles.image_ids.tolist()]
+        assert torch.equal(tiles.boxes, before.boxes)
+    assert torch.equal(found.pixels, true.pixels)
+    assert [t.image_ids.tolist() for t in left.tiles] == [[29], [30], [31]]
+
+
+def test_a_batch_that_is_too_small_is_told():
+    with pytest.raises(UserError, match=r"from 29 single crops, but a process has 28"):
+        compose_groups(singles(28), grids=(2, 3, 4), size=8)

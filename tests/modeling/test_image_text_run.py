@@ -1,23 +1,18 @@
-"""The shipped CLIP + CLIM config on a few pictures: trained, published, evaluated from files; two processes as one."""
+"""The shipped CLIP + CLIM config on a few images: trained, published, evaluated from files; two processes as one."""
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 
-from clim.engine import Trainer, load_config
+from clim.engine import Trainer
 from clim.text.clip import clip_config
 from mini.concepts import NAMES
 
-ROOT = Path(__file__).parents[2]
 CLIP_PARTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
-CONFIG = str(ROOT / "configs/CLIP_CLIM_ViTB16_COCO.yaml")
 PROGRAM = Path(__file__).parent / "image_text_ranks.py"
 spec = importlib.util.spec_from_file_location("image_text_ranks", PROGRAM)
 image_text_ranks = importlib.util.module_from_spec(spec)
@@ -34,26 +29,22 @@ def clip_file(tiny_json, random_clip, tmp_path):
 
 
 @pytest.fixture
-def overrides(clip_file, tmp_path):
+def run(make_run, tiny_mini, clip_file):
     architecture, path = clip_file
     keys = {
-        "MODEL.DEVICE": "cpu", "MODEL.IMAGE_ENCODER.ARCHITECTURE": architecture,
-        "MODEL.IMAGE_ENCODER.PRETRAINED": path, "MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS": 2,
-        "MODEL.TEXT.NAME": architecture, "MODEL.TEXT.PRETRAINED": path, "MODEL.TEXT.DIM": 12,
-        "MODEL.VOCABULARY.NAMES": list(NAMES), "MODEL.VOCABULARY.PROMPT": "name",
+        "MODEL.IMAGE_ENCODER.ARCHITECTURE": architecture, "MODEL.IMAGE_ENCODER.PRETRAINED": path,
+        "MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS": 2, "MODEL.TEXT.NAME": architecture, "MODEL.TEXT.PRETRAINED": path,
+        "MODEL.TEXT.DIM": 12, "MODEL.VOCABULARY.NAMES": list(NAMES), "MODEL.VOCABULARY.PROMPT": "name",
         "DATASETS.CAPTIONS": "('mini_ov_captions',)", "DATASETS.TEST": "('mini_val_regions',)",
         "INPUT.CAPTION.CROP": 32, "INPUT.MOSAIC.SIZE": 64, "INPUT.MOSAIC.GRIDS": [2], "INPUT.REGIONS.SIZE": 64,
-        "DATALOADER.CAPTIONS_PER_GPU": 5, "DATALOADER.NUM_WORKERS": 0, "TEST.EVAL_PERIOD": 0,
-        "SOLVER.REFERENCE_WORLD_SIZE": 0, "SOLVER.EPOCHS": 0.0, "SOLVER.MAX_ITER": 3, "SOLVER.LOG_PERIOD": 1,
-        "SOLVER.BASE_LR": 0.01, "SOLVER.WARMUP_ITERS": 0, "OUTPUT_DIR": tmp_path / "output",
+        "DATALOADER.CAPTIONS_PER_GPU": 5, "TEST.EVAL_PERIOD": 0, "SOLVER.EPOCHS": 0.0, "SOLVER.MAX_ITER": 3,
+        "SOLVER.BASE_LR": 0.01, "SOLVER.WARMUP_ITERS": 0,
     }  # fmt: skip
-    return [str(part) for item in keys.items() for part in item]
+    return make_run("CLIP_CLIM_ViTB16_COCO.yaml", tiny_mini, keys)
 
 
-def test_train_publish_and_evaluate_the_file(overrides, clip_file, tiny_mini, tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
-    cfg = load_config(CONFIG, overrides)
-    trainer = Trainer(cfg)
+def test_train_publish_and_evaluate_the_file(run, clip_file, tmp_path):
+    trainer = Trainer(run.config())
     trainer.resume_or_load(resume=False)
     start = {name: p.detach().clone() for name, p in trainer.raw_model.image_encoder.named_parameters()}
     trainer.train()
@@ -73,13 +64,8 @@ def test_train_publish_and_evaluate_the_file(overrides, clip_file, tiny_mini, tm
     torch.testing.assert_close(state["text_projection"], published["module.text_projection"])
 
     # What the run has evaluated at its end is what the command finds in the file.
-    command = [
-        sys.executable, "train_net.py", "--config-file", CONFIG, "--eval-only", *overrides,
-        "MODEL.IMAGE_ENCODER.PRETRAINED", str(tmp_path / "output/clip.pt"), "OUTPUT_DIR", str(tmp_path / "again"),
-    ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    changes = ("MODEL.IMAGE_ENCODER.PRETRAINED", tmp_path / "output/clip.pt", "OUTPUT_DIR", tmp_path / "again")
+    run.command(*changes, program=("train_net.py", "--eval-only", "--config-file"))
     first, again = (
         json.loads((tmp_path / folder / "inference/mini_val_regions/region_results.json").read_text())
         for folder in ("output", "again")
@@ -88,16 +74,12 @@ def test_train_publish_and_evaluate_the_file(overrides, clip_file, tiny_mini, tm
     assert 0 <= first["summary"]["Top1_micro"] <= first["summary"]["Top5_micro"] <= 100
 
 
-def test_two_processes_equal_one_gradients_included(overrides, tiny_mini, tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
-    command = [sys.executable, str(PROGRAM), CONFIG, str(tmp_path), *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_two_processes_equal_one_gradients_included(run, tmp_path):
+    run.command(program=(str(PROGRAM), str(tmp_path)))
     ranks = [torch.load(tmp_path / f"rank{rank}.pth", weights_only=True) for rank in (0, 1)]
     # One process gets the same canvases: those of both ranks, then what both have left over.
     order = [0, 1, 2, 3, 5, 6, 7, 8, 4, 9]
-    loss, gradients = image_text_ranks.step(CONFIG, overrides, order)
+    loss, gradients = image_text_ranks.step(run.file, run.overrides, order)
     torch.testing.assert_close((ranks[0]["loss"] + ranks[1]["loss"]) / 2, loss)
     assert set(gradients) == set(ranks[0]["gradients"]) and "method.logit_scale" in gradients
     for name, gradient in gradients.items():

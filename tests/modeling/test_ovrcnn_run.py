@@ -1,7 +1,6 @@
 """OV-RCNN's second stage from its shipped configs: from stage 1's file to figures, and to other names."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,45 +9,30 @@ from detectron2.modeling import build_model
 
 from clim.checkpoints import SafeCheckpointer
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, COCO_NAMES, NOVEL_IDS
-from clim.detector import Detector, Responder
-from clim.engine import Trainer, load_config
+from clim.detector import Detector
+from clim.engine import Trainer
 from clim.evaluation import evaluate
 from clim.text import build_text_tower, word_piece_means
+from reports.responder import Responder
 
-CONFIG = str(Path(__file__).parents[2] / "configs/OVRCNN_CLIM_C4.yaml")
 TEST_SET = "coco_generalized_zeroshot_val"
 
 
 @pytest.fixture
-def config(tiny_coco, tiny_bert, grid_encoder, save_stage1, tmp_path, monkeypatch):
+def config(make_run, tiny_coco, tiny_bert, grid_encoder, save_stage1, tmp_path):
     """``config("KEY", value, …)``: the shipped config on six photos, from a random file of the first stage."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_coco))
     tower = build_text_tower(name=str(tiny_bert))
     np.save(tmp_path / "words.npy", word_piece_means(tower, COCO_NAMES).numpy())
     keys = {
-        "MODEL.DEVICE": "cpu", "MODEL.WEIGHTS": save_stage1(grid_encoder(32), tmp_path),
-        "MODEL.VOCABULARY.EMBEDDINGS": tmp_path / "words.npy", "MODEL.TEXT.NAME": tiny_bert, "MODEL.TEXT.DIM": 32,
-        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 4, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8,
-        "MODEL.RPN.POST_NMS_TOPK_TEST": 20, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001,
-        "INPUT.MIN_SIZE_TRAIN": (64,), "INPUT.MIN_SIZE_TEST": 64,
-        "SOLVER.REFERENCE_WORLD_SIZE": 0, "SOLVER.MAX_ITER": 2, "SOLVER.LOG_PERIOD": 1,
-        "DATALOADER.NUM_WORKERS": 0, "OUTPUT_DIR": tmp_path / "output",
+        "MODEL.WEIGHTS": save_stage1(grid_encoder(32), tmp_path), "MODEL.VOCABULARY.EMBEDDINGS": tmp_path / "words.npy",
+        "MODEL.TEXT.NAME": tiny_bert, "MODEL.TEXT.DIM": 32, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 4,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8, "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.001, "INPUT.MIN_SIZE_TRAIN": (64,), "INPUT.MIN_SIZE_TEST": 64,
     }  # fmt: skip
-
-    def load(*more):
-        overrides = [str(part) for item in keys.items() for part in item]
-        cfg = load_config(CONFIG, [*overrides, *map(str, more)])
-        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-        return cfg
-
-    return load
+    return make_run("OVRCNN_CLIM_C4.yaml", tiny_coco, keys).config
 
 
-def detections(folder):
-    return json.loads((folder / f"inference/{TEST_SET}/coco_instances_results.json").read_text())
-
-
-def test_train_score_load_and_rename(config, tiny_coco, tmp_path):
+def test_train_score_load_and_rename(config, read_detections, tiny_coco, tmp_path):
     trainer = Trainer(config())
     trainer.resume_or_load(resume=False)
     model = trainer.raw_model
@@ -66,19 +50,19 @@ def test_train_score_load_and_rename(config, tiny_coco, tmp_path):
     assert not {name for name in learning if name.startswith(("backbone.stem", "backbone.res2"))}
     scored = json.loads((tmp_path / "output/evaluation.json").read_text())
     assert {"AP50_novel", "AP50_base", "AP50_all"} <= set(scored)
-    found = detections(tmp_path / "output")
+    found = read_detections(tmp_path / "output", TEST_SET)
     assert found and {d["category_id"] for d in found} <= {*BASE_IDS, *NOVEL_IDS}  # the 15 others do not compete
 
     weights = str(tmp_path / "output/model_final.pth")
     again = build_model(config())
     SafeCheckpointer(again, "").load(weights)
     evaluate(config("OUTPUT_DIR", tmp_path / "again"), again)
-    assert detections(tmp_path / "again") == found
+    assert read_detections(tmp_path / "again", TEST_SET) == found
     novel = config("OUTPUT_DIR", tmp_path / "novel", "MODEL.OVRCNN.TEST_CLASSES", "ovcoco_novel")
     again = build_model(novel)
     SafeCheckpointer(again, "").load(weights)
     evaluate(novel, again)
-    assert {d["category_id"] for d in detections(tmp_path / "novel")} <= {*NOVEL_IDS}
+    assert {d["category_id"] for d in read_detections(tmp_path / "novel", TEST_SET)} <= {*NOVEL_IDS}
 
     names = [*(name for _, name in COCO_CATEGORIES[:6]), "unicorn"]
     options = ("MODEL.WEIGHTS", weights, "MODEL.VOCABULARY.NAMES", names)
@@ -95,5 +79,5 @@ def test_train_score_load_and_rename(config, tiny_coco, tmp_path):
     responder = Responder(config("MODEL.WEIGHTS", weights))
     texts = responder.embed(names)
     torch.testing.assert_close(texts, words[:-1])
-    picture = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    assert responder(picture, texts, long_side=96).shape == (7, 2, 3)
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    assert responder(image, texts, long_side=96).shape == (7, 2, 3)

@@ -87,12 +87,8 @@ def test_a_detector_without_such_a_projection_takes_the_trunk(make_encoder, save
 def test_a_projection_of_another_width(make_encoder, save_stage1, cfg_of, tmp_path):
     path = save_stage1(make_encoder("efficientnet", dim=10), tmp_path)
     model = build_model(cfg_of("mini/ovrcnn.yaml"))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"emb_pred.weight the shape \(10, 320\), but here it is \(12, 320\)"):
         SafeCheckpointer(model, "").load(path)
-    assert str(caught.value) == (
-        "MODEL.WEIGHTS: the file's image encoder gives roi_heads.box_predictor.emb_pred.weight the shape (10, 320), "
-        "but here it is (12, 320): backbone and MODEL.TEXT.DIM must be those of its pre-training."
-    )
 
 
 def test_a_shallower_trunk(make_encoder, save_stage1, cfg_of, tmp_path):
@@ -114,11 +110,3 @@ def test_a_detectors_own_file_is_left_alone(shaken, load_cfg, tmp_path, caplog):
     state = model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in trained.state_dict().items())
     assert "Taken from" not in caplog.text
-
-
-def test_ordinary_pretraining_lacks_the_projection(make_encoder, cfg_of, tmp_path):
-    encoder = make_encoder("resnet")
-    torch.save({"model": encoder.backbone.state_dict()}, tmp_path / "r50.pth")
-    model = build_model(cfg_of("OVRCNN_C4.yaml"))
-    with pytest.raises(UserError, match="lacks the projection into the space of words"):
-        SafeCheckpointer(model, "").load(f"{tmp_path}/r50.pth?matching_heuristics=True")

@@ -8,7 +8,7 @@ from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
-from clim.modeling import EfficientNetC4
+from clim.modeling.backbones.efficientnet import EfficientNetC4
 
 
 @pytest.fixture(scope="module")
@@ -40,37 +40,20 @@ def equal(ours, theirs):
     )
 
 
-def test_in_evaluation_it_is_detectron2s_rpn(rpn, inputs):
-    rpn.eval()
-    expected, _ = rpn(*inputs)
-    assert [len(p) for p in expected] == [12, 12]
-    assert equal(rpn.propose(*inputs), expected)
-
-
-def test_in_training_it_is_detectron2s_rpn_with_the_training_numbers(rpn, inputs):
-    rpn.train()
+@pytest.mark.parametrize("training, count", [(False, 12), (True, 30)])
+def test_proposals_are_those_of_detectron2s_rpn_in_its_mode(rpn, inputs, training, count):
+    rpn.train(training)
     truth = [Instances(size, gt_boxes=Boxes(torch.tensor([[5.0, 5, 40, 40]]))) for size in inputs[0].image_sizes]
     with EventStorage():
-        expected, _ = rpn(*inputs, truth)
-    assert [len(p) for p in expected] == [30, 30]
-    assert equal(rpn.propose(*inputs), expected)
-
-
-def test_proposals_are_best_first_and_inside(rpn, inputs):
-    rpn.train()
-    for proposals, (height, width) in zip(rpn.propose(*inputs), inputs[0].image_sizes, strict=True):
+        expected, _ = rpn(*inputs, truth if training else None)
+    assert [len(p) for p in expected] == [count, count]
+    found = rpn.propose(*inputs)
+    assert equal(found, expected)
+    for proposals, (height, width) in zip(found, inputs[0].image_sizes, strict=True):
         scores, boxes = proposals.objectness_logits, proposals.proposal_boxes.tensor
-        assert (scores[:-1] >= scores[1:]).all() and scores[0] > scores[-1]
-        assert (boxes >= 0).all()
-        assert (boxes[:, 0::2] <= width).all() and (boxes[:, 1::2] <= height).all()
-        assert (proposals.proposal_boxes.area() > 0).all()
-
-
-def test_proposals_carry_no_gradient(rpn, inputs):
-    rpn.train()
-    for proposals in rpn.propose(*inputs):
-        assert not proposals.proposal_boxes.tensor.requires_grad
-        assert not proposals.objectness_logits.requires_grad
+        assert (scores[:-1] >= scores[1:]).all() and scores[0] > scores[-1]  # best first
+        assert (boxes >= 0).all() and (boxes[:, 0::2] <= width).all() and (boxes[:, 1::2] <= height).all()
+        assert (proposals.proposal_boxes.area() > 0).all() and not boxes.requires_grad and not scores.requires_grad
 
 
 def test_sides_centres_and_order_of_rounded_anchors(load_cfg):

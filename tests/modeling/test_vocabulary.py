@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from clim.data.categories import BASE_INDICES
+from clim.data.categories import BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES
 from clim.errors import UserError
-from clim.modeling.vocabulary import class_mask, is_configured, num_classes, vocabulary_embeddings
+from clim.modeling.vocabulary import class_mask, competing_classes, is_configured, num_classes, vocabulary_embeddings
 from clim.text import build_text_tower
 from mini.concepts import CONCEPTS
 
@@ -28,19 +28,11 @@ def cfg(load_cfg):
 
 def test_names_are_read_by_the_tower(cfg, hash_tower):
     tower = hash_tower(6)
-    named = cfg("MODEL.VOCABULARY.NAMES", ["dog", "cat"], "MODEL.VOCABULARY.PROMPT", "a")
+    file = ("MODEL.VOCABULARY.EMBEDDINGS", "names/win/over/a.npy")
+    named = cfg("MODEL.VOCABULARY.NAMES", ["dog", "cat"], "MODEL.VOCABULARY.PROMPT", "a", *file)
     assert num_classes(named) == 2 and is_configured(named)
     torch.testing.assert_close(vocabulary_embeddings(named, tower), hash_tower(6).encode(["a dog", "a cat"]))
     assert tower.asked == [["a dog", "a cat"]]
-
-
-def test_names_win_over_a_file(cfg, hash_tower, tmp_path):
-    np.save(tmp_path / "e.npy", np.ones((4, 6), np.float32))
-    both = cfg(
-        "MODEL.VOCABULARY.NAMES", ["dog"], "MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "e.npy"),
-        "MODEL.VOCABULARY.PROMPT", "name",
-    )  # fmt: skip
-    torch.testing.assert_close(vocabulary_embeddings(both, hash_tower(6)), hash_tower(6).encode(["dog"]))
 
 
 def test_a_file_under_the_data_root(cfg, tmp_path, monkeypatch):
@@ -106,20 +98,14 @@ def test_ovcoco_masks_novel_and_unused_classes(load_cfg):
     assert mask[NOVEL].tolist() == [0] * 17
     assert mask[0] == 1 and mask[79] == 1  # person, toothbrush
     assert mask[9] == 0 and mask[[74, 75]].tolist() == [1, 1]  # traffic light; clock and vase
+    assert class_mask(load_cfg("Detic_C4.yaml", "MODEL.VOCABULARY.NAMES", ["dog", "cat"])).tolist() == [1, 1]
+    assert class_mask(load_cfg("Detic_C4.yaml", "MODEL.OPEN_VOCAB.BASE_CLASSES", "")).tolist() == [1] * 80
 
 
 def test_mini_masks_its_17_novel_concepts(load_cfg, tiny_mini, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
     mask = class_mask(load_cfg("mini/base_stage.yaml", "MODEL.OPEN_VOCAB.BASE_CLASSES", "mini_ov_train"))
     assert mask.tolist() == [float(not concept.novel) for concept in CONCEPTS] and mask.sum() == 48
-
-
-def test_without_base_classes_nothing_is_masked(cfg):
-    assert class_mask(cfg()).tolist() == [1] * 4
-
-
-def test_names_have_no_mask(load_cfg):
-    assert class_mask(load_cfg("Detic_C4.yaml", "MODEL.VOCABULARY.NAMES", ["dog", "cat"])).tolist() == [1, 1]
 
 
 def test_a_cat_info_file_gives_square_roots_of_image_counts(cfg, tmp_path):
@@ -134,3 +120,19 @@ def test_a_mask_of_other_classes_or_none_is_told(cfg, tmp_path):
         class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", "ovcoco"))
     with pytest.raises(UserError, match="gone.json does not exist; give a cat_info json"):
         class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", str(tmp_path / "gone.json")))
+
+
+def test_classes_that_compete_at_test(load_cfg):
+    scored = sorted(BASE_INDICES + NOVEL_INDICES)
+    for name, indices in (("ovcoco", scored), ("ovcoco_base", BASE_INDICES), ("ovcoco_novel", NOVEL_INDICES)):
+        competes = competing_classes(load_cfg("OVRCNN_C4.yaml", "MODEL.OVRCNN.TEST_CLASSES", name))
+        assert competes.shape == (80,) and competes.nonzero().flatten().tolist() == list(indices)
+        assert not competes[list(UNUSED_INDICES)].any()
+    assert competing_classes(load_cfg("OVRCNN_C4.yaml")).nonzero().flatten().tolist() == scored
+    assert (
+        competing_classes(load_cfg("OVRCNN_C4.yaml", "MODEL.VOCABULARY.NAMES", ["dog", "cat"])).tolist() == [True] * 2
+    )
+    assert competing_classes(load_cfg("mini/ovrcnn.yaml")).sum() == 65
+    for keys in (("MODEL.OVRCNN.TEST_CLASSES", "ovcoc"), ("MODEL.ROI_HEADS.NUM_CLASSES", 65)):
+        with pytest.raises(UserError, match="TEST_CLASSES.*choose one of ovcoco, ovcoco_base, ovcoco_novel"):
+            competing_classes(load_cfg("OVRCNN_C4.yaml", *keys))

@@ -21,8 +21,6 @@ def tiny_models(tmp_path_factory):
         "tiny-clip": {},
         "tiny-clip-quickgelu": {"quick_gelu": True},
         "tiny-pooled": {"custom_text": True, "text_cfg": TEXT_CFG | {"pool_type": "last"}},
-        "tiny-wide": {"text_cfg": TEXT_CFG | {"width": 32}},
-        "tiny-shallow": {"text_cfg": TEXT_CFG | {"layers": 1}},
     }
     for name, change in variants.items():
         (folder / f"{name}.json").write_text(json.dumps(base | change))

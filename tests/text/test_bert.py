@@ -18,12 +18,6 @@ def minilm():
     return build_text_tower(name="minilm", pretrained="openai")
 
 
-def test_minilm_knows_what_is_alike(minilm):
-    dog, puppy, car = minilm.encode(["a dog", "a puppy", "a car"])
-    assert minilm.dim == 384
-    assert dog @ puppy > dog @ car + 0.2
-
-
 def test_minilm_is_the_mean_over_words(minilm):
     ids = minilm.tokenize(["a small dog"])
     hidden = minilm.model(torch.tensor(ids)).last_hidden_state[0]
@@ -55,6 +49,9 @@ def test_a_file_that_was_cut_off(tiny_bert, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="holds no readable BERT"):
         build_text_tower(name=str(tmp_path / "bert"))
+    weights.unlink()
+    with pytest.raises(UserError, match="holds no readable BERT"):
+        build_text_tower(name=str(tmp_path / "bert"))
     (tmp_path / "bert/config.json").write_text('{"hidden_size": ')
     with pytest.raises(UserError, match="config.json is not valid json .*whole BERT"):
         bert_config(str(tmp_path / "bert"))
@@ -65,12 +62,6 @@ def test_a_bert_that_is_not_there(tmp_path):
         UserError, match="a folder with a BERT's config.json, model.safetensors .*bert-base-uncased has none"
     ):
         build_text_tower(name=str(tmp_path / "bert-base-uncased"))
-
-
-def test_a_folder_without_weights(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="holds no readable BERT"):
-        build_text_tower(name=str(tmp_path))
 
 
 # ---- tokens
@@ -96,14 +87,8 @@ def test_words_stand_between_special_tokens_and_before_padding(tower, vocabulary
     ]
     assert tokens.attention.tolist() == [[True] * 5, [True] * 3 + [False] * 2, [True] * 3 + [False] * 2]
     assert (~tokens.special).nonzero().tolist() == [[0, 1], [0, 2], [0, 3], [1, 1], [2, 1]]
-
-
-def test_an_unknown_word_is_a_word(tower, vocabulary):
-    tokens = tower.tokens(["a 7"])
-    assert vocabulary[tokens.ids[0, 2]] == "[UNK]" and tokens.special.tolist() == [[True, False, False, True]]
-
-
-def test_no_words(tower):
+    unknown = tower.tokens(["a 7"])  # an unknown word is a word
+    assert vocabulary[unknown.ids[0, 2]] == "[UNK]" and unknown.special.tolist() == [[True, False, False, True]]
     assert tower.tokens([""]).special.all()
 
 

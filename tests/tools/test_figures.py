@@ -10,10 +10,10 @@ from PIL import Image
 
 import figures
 from clim.data.images import resize
-from clim.detector import Responder
 from clim.engine import load_config
 from clim.errors import UserError
 from reports.maps import RED
+from reports.responder import Responder
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "mini" / "detic_clim.yaml")
 

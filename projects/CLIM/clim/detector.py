@@ -1,4 +1,4 @@
-"""A trained model in your own Python: detect classes of any names, or map how similar each location is to a text.
+"""A trained model in your own Python: detect classes of any names.
 
 from clim import Detector
 detector = Detector(cfg)
@@ -19,24 +19,14 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from clim.checkpoints.checkpointer import load_model
-from clim.data.images import ordered, read_image, resize
-from clim.data.mosaic import fit_size
+from clim.data.images import read_image
 from clim.errors import UserError, registered
 from clim.modeling import OpenVocabRCNN
-from clim.modeling.dense_responses import dense_embeddings, dense_stride, responses
 from clim.modeling.vocabulary import num_classes
 from clim.text import CLASS_FEATURES
 
 
-class _ReadsTexts:
-    """Base of what has ``model``, the ``features`` of its class names and a ``prompt``."""
-
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """(Q, D) of texts, each read as the model reads a class name."""
-        return CLASS_FEATURES[self.features](self.model.text_encoder, list(texts), self.prompt).to(self.model.device)
-
-
-class Detector(_ReadsTexts):
+class Detector:
     """``Detector(cfg)(file_name)`` → Instances in the image's own pixels.
 
     Evaluation leaves out CLIM's bias on the logits, so that all scores are high, the best 0.9999…. Here the learnt bias
@@ -88,6 +78,11 @@ class Detector(_ReadsTexts):
         self.model.roi_heads.set_vocabulary(embeddings, _with_boxes(len(names), novel))
         self.names, self.novel = names, novel
 
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """(Q, D) of texts, each read as the model reads a class name."""
+        rows = CLASS_FEATURES[self.features](self.model.text_encoder, list(texts), self.prompt)
+        return rows.to(self.model.device)
+
     def __call__(self, file_name: str | os.PathLike) -> Instances:
         """Detections of an image file; raises :class:`clim.data.images.UnreadableImage`."""
         return self.predict(read_image(file_name, fmt=self.input_format).image)
@@ -103,63 +98,6 @@ class Detector(_ReadsTexts):
 
     def _novel_among(self, names: Sequence[str]) -> frozenset[int]:
         return frozenset(i for i, name in enumerate(names) if self._base and name not in self._base)
-
-
-class Responder(_ReadsTexts):
-    """``Responder(cfg)(image, responder.embed(["a dog"]))`` → cosine maps of a detector or an image encoder.
-
-    Images are uint8 (H, W, 3) RGB. The network sees them at a size of whole map locations, so a ratio may change by
-    half a location a side.
-    """
-
-    def __init__(self, cfg, *, prompt: str | None = None):
-        """Weights: cfg.MODEL.WEIGHTS, "" for what the parts bring. ``prompt``: MODEL.VOCABULARY.PROMPT where None."""
-        self.prompt = prompt or cfg.MODEL.VOCABULARY.PROMPT
-        self.input_format = cfg.INPUT.FORMAT
-        self.detects = detects(cfg)
-        if self.detects:
-            detector = Detector(cfg)
-            self.model, self.features = detector.model, detector.features
-            self.short, self.long = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        else:
-            self.model, self.features = load_model(cfg), "embedding"
-            self.short = self.long = cfg.INPUT.REGIONS.SIZE
-        self.stride = dense_stride(self.model)
-
-    @torch.no_grad()
-    def __call__(self, image: np.ndarray, texts: Tensor, *, long_side: int | None = None) -> Tensor:
-        """Cosines (Q, h, w) of locations that cover the image with ``texts`` (Q, D), on the CPU.
-
-        Args:
-            long_side: px of the image as the network sees it; None: the config's size at test.
-        """
-        images = (self._pixels(image, long_side)[None] - self.model.pixel_mean) / self.model.pixel_std
-        return responses(dense_embeddings(self.model, images).float(), texts)[0].cpu()
-
-    @torch.no_grad()
-    def best_box(self, image: np.ndarray, text: Tensor, *, long_side: int | None = None) -> np.ndarray | None:
-        """x0, y0, x1, y1 in the image's pixels of the detection that fits ``text`` (D,) best.
-
-        Meanwhile the vocabulary is this one text. None where nothing is found; UserError for a model without boxes.
-        """
-        if not self.detects:
-            raise UserError(f"MODEL.META_ARCHITECTURE {type(self.model).__name__} has no boxes: use a detector.")
-        height, width = image.shape[:2]
-        batch = [{"image": self._pixels(image, long_side), "height": height, "width": width}]
-        with self.model.roi_heads.vocabulary(text[None]):
-            found = self.model(batch)[0]["instances"].to("cpu")
-        if not len(found):
-            return None
-        return found.pred_boxes.tensor[found.logits.argmax()].numpy()
-
-    def _pixels(self, image: np.ndarray, long_side: int | None) -> Tensor:
-        """(3, H, W) float on the model's device, in its channel order; H and W of whole locations."""
-        short, long = (long_side, long_side) if long_side else (self.short, self.long)
-        sides = fit_size(*image.shape[:2], short=short, long=long)
-        size = tuple(max(round(side / self.stride), 1) * self.stride for side in sides)
-        image = image if size == image.shape[:2] else resize(image, size)
-        image = ordered(image, self.input_format).transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray(image)).float().to(self.model.device)
 
 
 def most_confident(

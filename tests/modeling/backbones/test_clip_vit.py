@@ -105,14 +105,6 @@ def test_taps_of_a_pyramid(full):
     assert list(ClipViT(visual=full, unlocked_blocks=0).tap_shapes) == [3, 5, 7, 11]
 
 
-def test_taps_and_the_map_come_from_one_pass(tiny):
-    passes = []
-    handle = tiny.conv1.register_forward_hook(lambda *_: passes.append(1))
-    taps, _ = ClipViT(visual=tiny, unlocked_blocks=0).taps(images(32, 32), (0, 1, 3))
-    handle.remove()
-    assert passes == [1] and list(taps) == [0, 1, 3]
-
-
 # ---- whole images ---------------------------------------------------------------------------------
 
 

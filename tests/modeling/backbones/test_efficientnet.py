@@ -9,8 +9,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from torchvision.ops import roi_align
 
 from clim.errors import UserError
-from clim.modeling import EfficientNetC4, EfficientNetLite0, LocationEncoder
-from clim.modeling.backbones.efficientnet import folded_lite0
+from clim.modeling.backbones.efficientnet import EfficientNetC4, EfficientNetLite0, folded_lite0
+from clim.modeling.backbones.encoder import LocationEncoder
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,7 @@ def test_the_roi_head_goes_on_where_the_backbone_ends(published, heads):
         expected = run(published, x, slice(11, 16))
         assert expected.shape == (2, 320, 3, 3)
         torch.testing.assert_close(heads.train().res5(x), expected, rtol=1e-3, atol=1e-3)
+    assert learning(heads.res5) == weights(heads.res5)
     assert heads.box_predictor.cls_score.linear.weight.shape == (384, 320)
 
 
@@ -87,25 +88,6 @@ def test_the_first_blocks_are_frozen_and_the_others_learn(cfg, backbone):
 def test_nothing_is_frozen_at_0(load_cfg):
     backbone = build_backbone(load_cfg("mini/base_stage.yaml", "MODEL.BACKBONE.FREEZE_AT", 0))
     assert learning(backbone) == weights(backbone)
-
-
-def test_the_roi_head_learns(heads):
-    assert learning(heads.res5) == weights(heads.res5)
-
-
-def test_shapes_that_the_detector_is_told(backbone):
-    shape = backbone.output_shape()["res4"]
-    assert (shape.channels, shape.stride, backbone.size_divisibility) == (112, 16, 32)
-
-
-def test_pooled_features_reach_the_projection(heads):
-    """RoIAlign → last blocks → mean over space → the classifier's projection."""
-    features = {"res4": torch.randn(1, 112, 6, 8, generator=torch.Generator().manual_seed(0))}
-    boxes = Boxes(torch.tensor([[0.0, 0, 64, 64], [20, 10, 100, 90]]))
-    with torch.no_grad():
-        (stage,) = heads.embed_stages(features, [boxes])
-        pooled = heads.res5(heads.pooler([features["res4"]], [boxes])).mean(dim=(2, 3))
-        torch.testing.assert_close(stage, heads.box_predictor.cls_score.linear(pooled))
 
 
 # ---- the image encoder

@@ -5,8 +5,7 @@ import torch
 from detectron2.structures import Boxes
 
 from clim.errors import UserError
-from clim.methods import Regions
-from clim.modeling import ClipResNet, ClipViT, EfficientNetLite0, build_image_encoder, embed_regions
+from clim.modeling import build_image_encoder
 from clim.modeling.backbones.encoder import resize_positions
 
 BOXES = [
@@ -45,12 +44,6 @@ def images():
 
 
 # ---- choice -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cls", [ClipViT, ClipResNet, EfficientNetLite0])
-def test_the_config_chooses_by_name(make_cfg, cls):
-    encoder = build_image_encoder(make_cfg(cls.__name__))
-    assert type(encoder) is cls and encoder.dim == 12
 
 
 def test_unknown_name(make_cfg):
@@ -122,23 +115,6 @@ def test_no_boxes_and_no_masks(encoder, images):
     assert empty.shape == (0, 12)
     empty.sum().backward()  # as a process does whose batch has no region
     assert encoder.embed_masks(features, [torch.zeros(0, 64, 96, dtype=torch.bool)] * 2).shape == (0, 12)
-
-
-def test_the_pooling_hook_works_on_it(encoder, images):
-    """Regions of several roles, of images in any order."""
-    boxes = torch.cat([b.tensor for b in BOXES])
-    members = torch.ones(4, 1, dtype=torch.bool)
-    order = torch.tensor([3, 1, 0, 2])
-    canvas = torch.tensor([0, 0, 0, 1])[order]
-    regions = {
-        "one": Regions(boxes[order[:1]], canvas[:1], members[:1]),
-        "rest": Regions(boxes[order[1:]], canvas[1:], members[1:]),
-    }
-    features = encoder.features(images)
-    (expected,) = encoder.embed_stages(features, BOXES)
-    (roles,) = embed_regions(encoder, features, regions)
-    assert len(roles["one"]) == 1
-    torch.testing.assert_close(torch.cat([roles["one"], roles["rest"]]), expected[order])
 
 
 def test_mixed_precision_stays_close(encoder, images):

@@ -6,13 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_resnet_backbone
 from detectron2.structures import Boxes
 from torchvision.ops import roi_align
 
 from clim.checkpoints import SafeCheckpointer
-from clim.modeling import LocationEncoder, build_image_encoder
+from clim.modeling import build_image_encoder
+from clim.modeling.backbones.encoder import LocationEncoder
 from clim.modeling.backbones.resnet import ROIS_AT_ONCE, ClipResNet
 from clim.text.clip import load_clip_visual
 
@@ -75,30 +74,21 @@ def slow_attention_pool(pool, layer4, slow_positions):
     return pool.c_proj.weight @ torch.cat(answers) + pool.c_proj.bias
 
 
-@pytest.mark.parametrize("size", [224, 320, pytest.param(640, marks=pytest.mark.slow)])
-def test_dense_map_and_image_of_rn50(full, size, slow_positions):
-    encoder = make(full)
+SIZES = [("full", 224, 224), ("full", 320, 320), pytest.param("full", 640, 640, marks=pytest.mark.slow),
+         ("tiny", 64, 64), ("tiny", 64, 96), ("tiny", 160, 32)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, height, width", SIZES)
+def test_dense_map_and_image(request, name, height, width, slow_positions):
+    visual = request.getfixturevalue(name)
+    encoder, pool = make(visual), visual.attnpool
     with torch.no_grad():
-        features = encoder.features(images(size, size))
-        dense, image = encoder.dense(features), encoder.embed_images(images(size, size))
+        features = encoder.features(images(height, width))
+        dense, image = encoder.dense(features), encoder.embed_images(images(height, width))
     layer4 = features["dense"][0]
-    assert layer4.shape == (2048, size // 32, size // 32)
-    expected = slow_dense(full.attnpool, layer4, slow_positions)
-    torch.testing.assert_close(dense[0], expected, rtol=0, atol=1e-5)
-    expected = slow_attention_pool(full.attnpool, layer4, slow_positions)
-    torch.testing.assert_close(image[0], expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [(64, 64), (64, 96), (160, 32)])
-def test_dense_map_and_image_of_a_tiny_one(tiny, size, slow_positions):
-    encoder = make(tiny)
-    with torch.no_grad():
-        features = encoder.features(images(*size))
-        dense, image = encoder.dense(features), encoder.embed_images(images(*size))
-    expected = slow_dense(tiny.attnpool, features["dense"][0], slow_positions)
-    torch.testing.assert_close(dense[0], expected, rtol=0, atol=1e-5)
-    expected = slow_attention_pool(tiny.attnpool, features["dense"][0], slow_positions)
-    torch.testing.assert_close(image[0], expected, rtol=1e-4, atol=1e-5)
+    assert layer4.shape[1:] == (height // 32, width // 32)
+    torch.testing.assert_close(dense[0], slow_dense(pool, layer4, slow_positions), rtol=0, atol=1e-5)
+    torch.testing.assert_close(image[0], slow_attention_pool(pool, layer4, slow_positions), rtol=1e-4, atol=1e-5)
 
 
 def test_images_of_native_size_are_embedded_as_by_open_clip(full, tiny):
@@ -184,11 +174,6 @@ def test_layer4_and_the_pools_queries_keys_and_positions_learn(tiny_json, random
     assert {n.removeprefix("visual.") for n, p in encoder.named_parameters() if p.grad is not None} == learning
 
 
-def test_layers_below_layer4_leave_no_graph(tiny):
-    taps, layer4 = make(tiny).taps(images(64, 64))
-    assert layer4.requires_grad and not any(taps[f"layer{i}"].requires_grad for i in (1, 2, 3))
-
-
 # ---- OV-RCNN's, read location by location -----------------------------------------------------------
 
 
@@ -260,14 +245,3 @@ def test_msras_file_fits(cfg, resnet, tmp_path):
     state = encoder.backbone.state_dict()
     assert all(torch.equal(state[name], value) for name, value in expected.items())
     assert torch.equal(encoder.emb_pred.weight, before)
-
-
-def test_names_of_the_file_for_the_second_stage(cfg, resnet):
-    names = {f"backbone.{name}" for name in build_resnet_backbone_names(cfg)}
-    assert set(resnet.state_dict()) == names | {"emb_pred.weight", "emb_pred.bias"}
-
-
-def build_resnet_backbone_names(cfg):
-    cfg = cfg.clone()
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4", "res5"]
-    return build_resnet_backbone(cfg, ShapeSpec(channels=3)).state_dict()

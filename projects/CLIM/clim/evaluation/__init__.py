@@ -1,12 +1,4 @@
-"""Evaluation of every set of DATASETS.TEST, each by the evaluator of its kind.
-
-| file | what |
-|---|---|
-| ``ov_coco.py`` | AP50, AP and AR on novel, base and all classes of OV-COCO, generalized or in CLIM's two runs |
-| ``regions.py`` | Top-1 and Top-5 of regions whose boxes are given |
-| ``base.py`` | what evaluators share: results of all processes, skipped images, tables, reports |
-| ``coco_api.py`` | COCO's precision and recall arrays for boxes |
-"""
+"""Evaluation of every set of DATASETS.TEST, each by the evaluator of its kind."""
 
 import os
 from pathlib import Path
@@ -29,7 +21,7 @@ EVALUATORS = {"ov_coco": OVCOCOEvaluator, "regions": RegionClassificationEvaluat
 
 
 def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
-    """{data set: its evaluator}. Raises an error if a set cannot be scored: call it before training too."""
+    """{data set: its evaluator}. Raises an error if a set cannot be scored; call it before training too."""
     evaluators = {}
     for name in cfg.DATASETS.TEST:
         kind = MetadataCatalog.get(name).get("evaluator_type")
@@ -42,9 +34,8 @@ def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
 def evaluate(cfg, model) -> dict:
     """Score every set of DATASETS.TEST.
 
-    Returns {task: {figure: value}} for one set, e.g. {"bbox": {"AP50_novel": …}} or {"regions": {"Top1_macro":
-    …}}, and {set: {task: {…}}} for several, on the main process, which also writes the newest figures to
-    OUTPUT_DIR/evaluation.json: {"AP50_novel": …} or {set: {"AP50_novel": …}}. Other processes return {}.
+    Returns {task: {figure: value}} for one set, e.g. {"bbox": {"AP50_novel": …}}, and {set: {task: {…}}} for several.
+    The main process also writes the figures to OUTPUT_DIR/evaluation.json, without the tasks; others return {}.
     """
     results = {}
     for name, evaluator in build_evaluators(cfg).items():

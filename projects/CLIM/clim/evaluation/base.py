@@ -31,7 +31,6 @@ class ImageEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, *, output_dir: str | os.PathLike | None, distributed: bool):
         """
         Args:
-            dataset_name: a registered data set.
             output_dir: folder of the report; None: nothing is written.
             distributed: gather the results of all processes; all but the main one then return {}.
         """
@@ -85,7 +84,6 @@ class ImageEvaluator(DatasetEvaluator):
         return OrderedDict({self.task: summary})
 
     def write(self, file_name: str, content):
-        """Write a json to ``output_dir``, if there is one."""
         if self.output_dir is not None:
             write_json(self.output_dir / file_name, content)
 

@@ -55,8 +55,7 @@ def precision_recall(
         image_ids: images to evaluate (default: the file's). Detections on the file's others are left out.
         max_dets: number of best detections used per image *and category*: COCO's reading of maxDets.
 
-    Raises:
-        UserError: a detection's image is not in the ground truth.
+    UserError where a detection's image is not in the ground truth.
     """
     known = {image["id"] for image in ground_truth["images"]}
     images = known if image_ids is None else known & set(image_ids)
@@ -102,7 +101,7 @@ def _indexed(params, annotations: Iterable[Mapping]) -> COCO:
 
 
 def _fields(annotation: Mapping) -> dict:
-    """What a box evaluation reads. ``area`` is the box's: it decides nothing, as all areas count."""
+    """What a box evaluation reads; ``area`` decides nothing, as all areas count."""
     _, _, width, height = annotation["bbox"]
     kept = {key: annotation[key] for key in ("image_id", "category_id", "score") if key in annotation}
     return kept | {

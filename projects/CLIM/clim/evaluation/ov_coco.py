@@ -60,13 +60,10 @@ class OVCOCOEvaluator(ImageEvaluator):
                 thing_dataset_id_to_contiguous_id, and base_classes and novel_classes as lists of names.
             output_dir: for ``coco_instances_results.json`` (detections) and ``ov_coco_results.json``
                 (summary and per_class; null for a figure that does not exist). None: nothing is written.
-            distributed: gather the detections of all processes; all but the main one then return {}.
             max_dets: number of best detections of an image that count, over all classes.
             protocol: "generalized", "two_run" or "both".
 
-        Raises:
-            AttributeError: metadata missing.
-            UserError: wrong lists of classes, no such json file, unknown protocol.
+        AttributeError for missing metadata; UserError for wrong lists of classes and a missing json file.
         """
         if protocol not in PROTOCOLS:
             raise UserError(f"unknown OV-COCO protocol '{protocol}': choose one of {', '.join(PROTOCOLS)}")

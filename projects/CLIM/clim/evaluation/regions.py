@@ -3,8 +3,7 @@
 Every region is scored against all classes of its set: things, then stuff. R: regions, K: classes.
 
 - **macro**: mean over classes of each class's accuracy; classes without regions are left out. The CLIM release
-  reports it as macc1 and macc5 for things and stuff apart (it rounds each class's accuracy to float16, which
-  changes a class by less than 0.03 points; this evaluator does not round).
+  reports it as macc1 and macc5 for things and stuff apart, each class's accuracy rounded to float16.
 - **micro**: part of all regions. The paper does not say which of the two its tables show.
 - where there is stuff, also things among the things alone, e.g. 80 classes instead of 133: ``…_80way``.
 """
@@ -55,12 +54,7 @@ class RegionClassificationEvaluator(ImageEvaluator):
         Args:
             dataset_name: a data set with ``thing_classes``, and ``stuff_classes`` if it has stuff: K names.
             output_dir: for ``region_results.json`` (summary and per_class). None: nothing is written.
-            distributed: gather the regions of all processes; all but the main one then return {}.
             variants: of VARIANTS, those that the model gives scores for.
-
-        Raises:
-            AttributeError: metadata missing.
-            UserError: unknown variants or none.
         """
         if not variants or set(variants) - set(VARIANTS):
             raise UserError(f"TEST.REGIONS is {list(variants)}: give one or more of {', '.join(VARIANTS)} as a list")
@@ -118,7 +112,11 @@ class RegionClassificationEvaluator(ImageEvaluator):
             f"'{self.name}': {len(classes)} regions on {len(results)} images; {len(skipped) - len(unreadable)} images "
             f"have none, {len(unreadable)} could not be read"
         )
-        summary, per_class = OrderedDict(), self._class_rows(classes)
+        counts, summary = np.bincount(classes, minlength=len(self._classes)).tolist(), OrderedDict()
+        per_class = [
+            {"class": name, "kind": "thing" if i < self._num_things else "stuff", "num_regions": counts[i]}
+            for i, name in enumerate(self._classes)
+        ]
         for variant, among_all, among_things in zip(self._variants, ranks[::2], ranks[1::2], strict=True):
             prefix = "" if variant == "boxes" else f"{variant}."
             for metric, top in METRICS.items():
@@ -132,13 +130,6 @@ class RegionClassificationEvaluator(ImageEvaluator):
                     for average, value in averages(places < top, classes, members=members).items():
                         summary[f"{prefix}{metric}_{average}{group}"] = value
         return details, summary, per_class
-
-    def _class_rows(self, classes: np.ndarray) -> list[dict]:
-        counts = np.bincount(classes, minlength=len(self._classes)).tolist()
-        return [
-            {"class": name, "kind": "thing" if i < self._num_things else "stuff", "num_regions": counts[i]}
-            for i, name in enumerate(self._classes)
-        ]
 
 
 def region_classes(metadata) -> list[str]:

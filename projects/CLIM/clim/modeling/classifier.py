@@ -1,11 +1,18 @@
-"""Classifier whose weights are text embeddings: cosine logits, any vocabulary."""
+"""Classifiers that compare regions with text embeddings of any vocabulary: Detic's, and BARON's pseudo words.
+
+Shapes: R regions, K classes, D width of text embeddings; n words of a region, W width of a word, H width of the text
+tower's last layer.
+"""
 
 import torch
 from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clim.errors import UserError
 from clim.losses import cosine_logits
+from clim.text import TextTower, require_width
+from clim.text.tower import drop_words
 
 
 class CosineClassifier(nn.Module):
@@ -16,9 +23,9 @@ class CosineClassifier(nn.Module):
         class_embeddings: (K, D); normalised here. Stored as ``zs_weight`` (D, K + 1), official Detic's key,
             the last column zeros.
         temperature: scale of the cosine (official Detic 50, CLIM release 25).
-        train_bias: start of a learnable bias that is added in training only; None: no bias. It stays out at
-            test: with -20 nothing below cos .68 would pass score > .05.
-        width: of the projection; None: D, as :meth:`embed` needs it here.
+        train_bias: start of a learnable bias that is added in training only; None: no bias. At test it is left out:
+            with -20 nothing below cos .68 would pass score > .05.
+        width: of the projection; None: D, which :meth:`embed` needs here.
         learned_background: compare with a learned direction in that column too (F-VLM).
     """
 
@@ -82,11 +89,59 @@ class CosineClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (R, K + 1)."""
         logits = cosine_logits(self.embed(x), self.class_embeddings, temperature=self.temperature)
-        return self.with_train_bias(logits)
-
-    def with_train_bias(self, logits: Tensor) -> Tensor:
-        """``logits``, in training plus the learned bias where there is one."""
         return logits + self.cls_bias if self.training and hasattr(self, "cls_bias") else logits
+
+
+class PseudoWordClassifier(CosineClassifier):
+    """temperature · cos(tower(words), class) with n words = linear(x), some of them dropped in training (baron §3).
+
+    Classes are compared with the tower's last hidden features, before ``ln_final`` and projection: on these BARON
+    overfits less to the classes that have boxes. Logits are float32, inside autocast too.
+
+    Args:
+        tower: reads the words; frozen, on the model's device. It is no part of the module: neither stored nor trained.
+        words: n.
+        dropout: probability that a word is left out, in training.
+        class_embeddings: (K, H) hidden features of class names.
+    """
+
+    text_features = "hidden"
+
+    @configurable
+    def __init__(self, in_features: int, *, tower: TextTower, words: int, dropout: float, **kwargs):
+        tower.check_length(words)
+        super().__init__(in_features, width=words * tower.word_dim, **kwargs)
+        nn.init.normal_(self.linear.weight, std=0.01)  # MMDetection's start of a box head's classifier
+        nn.init.zeros_(self.linear.bias)
+        self.words, self.dropout = words, dropout
+        object.__setattr__(self, "tower", tower)
+
+    @classmethod
+    def from_config(cls, cfg, in_features, *, class_embeddings, text_encoder):
+        tower, text = text_encoder.live, cfg.MODEL.TEXT
+        require_width(tower.word_dim, cfg, what=f"A word of MODEL.TEXT.NAME {text.NAME}", key="WORD_DIM")
+        ret = super().from_config(cfg, in_features, class_embeddings=class_embeddings, text_encoder=text_encoder)
+        return ret | {"tower": tower, "words": cfg.MODEL.OPEN_VOCAB.WORDS, "dropout": cfg.MODEL.OPEN_VOCAB.WORD_DROPOUT}
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Region features (R, in_features) → (R, H): what the tower makes of the region's words."""
+        words = self.project(x).float().unflatten(1, (self.words, -1))
+        real = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
+        lengths = real.sum(dim=1)
+        if self.training:
+            words, lengths = drop_words(words, real, dropout=self.dropout)
+        return self.tower.encode_words(words, lengths).hidden
+
+
+CLASSIFIERS = {"cosine": CosineClassifier, "pseudo_words": PseudoWordClassifier}
+
+
+def classifier_type(cfg) -> type[CosineClassifier]:
+    """The classifier named by MODEL.OPEN_VOCAB.CLASSIFIER."""
+    name = cfg.MODEL.OPEN_VOCAB.CLASSIFIER
+    if name not in CLASSIFIERS:
+        raise UserError(f'MODEL.OPEN_VOCAB.CLASSIFIER is "{name}": choose one of {", ".join(sorted(CLASSIFIERS))}.')
+    return CLASSIFIERS[name]
 
 
 def _with_background(class_embeddings: Tensor) -> Tensor:

@@ -14,16 +14,16 @@ from torch.nn import functional as F
 
 from clim.losses import cosine_logits, masked_softmax_ce
 
+from .box_predictors import OpenVocabOutputLayers, log_odds
 from .classifier import CosineClassifier
-from .meta_arch import OpenVocabRCNN
-from .output_layers import TextHeads
-from .roi_heads import OpenVocabOutputLayers
+from .open_vocab_rcnn import OpenVocabRCNN
+from .roi_heads import TextHeads
 from .vocabulary import needs_cosines, num_classes
 
 
 @META_ARCH_REGISTRY.register()
 class FVLM(OpenVocabRCNN):
-    """Trains as its parent, on boxes; at test the encoder embeds every proposal and both scores are fused.
+    """Trains on boxes as its parent does; at test the encoder embeds every proposal, and both scores are fused.
 
     Args:
         square: px, side of the canvas that images are padded to; a larger image makes a larger one.
@@ -46,7 +46,7 @@ class FVLM(OpenVocabRCNN):
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
-        # The encoder looks at the proposals as they are, before the head refines them (release).
+        # The encoder sees the proposals before the head refines them (release).
         embeddings = self.backbone.embed_regions(features, [p.proposal_boxes for p in proposals])
         for regions, part in zip(proposals, embeddings.split([len(p) for p in proposals]), strict=True):
             regions.vlm_embeddings = part
@@ -99,20 +99,17 @@ class FVLMOutputLayers(OpenVocabOutputLayers):
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):
         needs_cosines(cfg, "F-VLM")
-        ret = super().from_config(cfg, input_shape, text_encoder=text_encoder)
-        fvlm = cfg.MODEL.FVLM
-        ret.update(
-            cls_score=BackgroundClassifier(
-                input_shape.channels,
-                class_embeddings=ret["cls_score"].class_embeddings[:-1],
-                temperature=fvlm.DETECTOR_TEMPERATURE,
+        ret, fvlm = super().from_config(cfg, input_shape, text_encoder=text_encoder), cfg.MODEL.FVLM
+        embeddings = ret["cls_score"].class_embeddings[:-1]
+        return ret | {
+            "cls_score": BackgroundClassifier(
+                input_shape.channels, class_embeddings=embeddings, temperature=fvlm.DETECTOR_TEMPERATURE
             ),
-            alpha=fvlm.ALPHA,
-            beta=fvlm.BETA,
-            vlm_temperature=fvlm.TEMPERATURE,
-            background_weight=fvlm.BACKGROUND_WEIGHT,
-        )
-        return ret
+            "alpha": fvlm.ALPHA,
+            "beta": fvlm.BETA,
+            "vlm_temperature": fvlm.TEMPERATURE,
+            "background_weight": fvlm.BACKGROUND_WEIGHT,
+        }
 
     def class_loss(self, logits, gt_classes):
         return masked_softmax_ce(logits, gt_classes, self.freq_weight > 1e-4, background_weight=self.background_weight)
@@ -149,10 +146,6 @@ class BackgroundClassifier(CosineClassifier):
         """Region features (R, in_features) → un-normalised embeddings (R, D)."""
         return self.linear(F.relu(self.hidden(x)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (R, K + 1)."""
-        return cosine_logits(self.project(x), self.class_embeddings, temperature=self.temperature)
-
 
 def fused_log_scores(detection: Tensor, vlm: Tensor, has_boxes: Tensor, *, alpha: float, beta: float) -> Tensor:
     """F-VLM's score: log(p^(1 - w) · q^w), float64 (R, K + 1); p and q are the softmax of two sets of logits.
@@ -169,9 +162,3 @@ def fused_log_scores(detection: Tensor, vlm: Tensor, has_boxes: Tensor, *, alpha
     weight = torch.full((detection.shape[1],), alpha, dtype=torch.float64, device=detection.device)
     weight[:-1][~has_boxes] = beta
     return (1 - weight) * detection.double().log_softmax(1) + weight * vlm.double().log_softmax(1)
-
-
-def log_odds(log_scores: Tensor) -> Tensor:
-    """log(s / (1 - s)) of log s <= 0: what sigmoid turns into s again. Finite also where s rounds to 1."""
-    log_scores = log_scores.clamp(max=-torch.finfo(log_scores.dtype).tiny)
-    return log_scores - torch.log(-torch.expm1(log_scores))

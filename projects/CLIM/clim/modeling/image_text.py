@@ -1,4 +1,7 @@
-"""An image-text model that learns from pictures and mosaics, and classifies regions: no detector."""
+"""An image-text model that learns from images and mosaics, and classifies regions: no detector."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from detectron2.config import configurable
@@ -6,24 +9,31 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clim.data.mosaic import compose, grid_cells
 from clim.data.tiles import Tiles
 from clim.errors import UserError
 from clim.methods import Method, Regions, Texts, build_method
 from clim.text import HasTextEncoder, build_text_encoder, require_width
 
 from .backbones.encoder import ImageEncoder, build_image_encoder
-from .device_canvases import Canvases, compose_groups
 from .region_pooling import embed_regions
 from .vocabulary import is_configured, vocabulary_embeddings
+
+
+class Canvases(NamedTuple):
+    """Network inputs of one size, and what lies on each."""
+
+    pixels: Tensor  # (B, 3, H, W), normalised
+    tiles: list[Tiles]  # one a canvas
 
 
 @META_ARCH_REGISTRY.register()
 class ImageTextModel(HasTextEncoder, nn.Module):
     """CLIP's image half and a method that contrasts its embeddings with texts (CLIM paper §3.3; clip_fvlm §2).
 
-    Training takes a joint batch (data/loader.py): single pictures ("captions") are embedded whole, by the
+    Training takes a joint batch (data/loader.py): single images ("captions") are embedded whole, by the
     encoder's ordinary path; tiles of "mosaics" and boxes of "regions" are pooled from its dense features. They
-    form one set: the method sees the tiles of all of them, the single pictures' first.
+    form one set: the method sees the tiles of all of them, the single images' first.
 
     Inference takes dicts {"image": (3, H, W), "boxes": Boxes, "masks": (R, H, W) bool, "crops": (R, 3, S, S)},
     of which any but the image may be missing, and returns dicts {"region_scores": {"boxes" | "masks" | "crops":
@@ -52,7 +62,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         """
         Args:
             class_embeddings: (K, D), (0, D) where no vocabulary is configured.
-            device_grids: canvases of these grids are made in the step, from the batch's single pictures; []: not.
+            device_grids: canvases of these grids are made in the step, from the batch's single images; []: not.
             canvas_size: px, side of these canvases.
             permute_texts: of these canvases, as in :func:`compose_groups`.
         """
@@ -71,8 +81,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
     @classmethod
     def from_config(cls, cfg):
         encoder = build_text_encoder(cfg)
-        dim = cfg.MODEL.TEXT.DIM
-        mosaic = cfg.INPUT.MOSAIC
+        dim, mosaic = cfg.MODEL.TEXT.DIM, cfg.INPUT.MOSAIC
         image_encoder = build_image_encoder(cfg)
         architecture = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
         require_width(image_encoder.dim, cfg, what=f"MODEL.IMAGE_ENCODER.ARCHITECTURE {architecture}")
@@ -102,7 +111,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         """Losses of a joint batch in training, else regions' scores."""
         if not self.training:
             return self.inference(batch)
-        singles, canvases = self.load(batch["captions"]), self.load(batch["mosaics"] + batch["regions"])
+        singles, canvases = self._load(batch["captions"]), self._load(batch["mosaics"] + batch["regions"])
         if self.device_grids:
             singles, canvases = compose_groups(
                 singles, grids=self.device_grids, size=self.canvas_size, permute_texts=self.permute_texts
@@ -121,8 +130,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         return losses
 
     def texts(self, tiles: Tiles) -> Texts:
-        """What the method may ask about ``tiles``; there is no background but a row of zeros."""
-        classes = F.pad(self.class_embeddings, (0, 0, 0, 1))
+        classes = F.pad(self.class_embeddings, (0, 0, 0, 1))  # the background is a row of zeros
         return Texts(tiles, encoder=self.text_encoder, class_embeddings=classes)
 
     def has_unused_parameters(self, loader) -> bool:
@@ -133,19 +141,17 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         """Embeddings (R, D) of every role's regions, not normalised.
 
         Args:
-            singles: (B, 3, S, S) pictures that are regions as a whole.
-            canvases: (B', 3, H, W) pictures that regions are pooled from; numbered after ``singles``.
+            singles: (B, 3, S, S) images that are regions as a whole.
+            canvases: (B', 3, H, W) images that regions are pooled from; numbered after ``singles``.
         """
-        parts = []
-        if len(singles):
+        count, parts = len(singles), []
+        if count:
             images = self.image_encoder.embed_images(singles)
-            parts.append({role: images[r.canvas[r.canvas < len(singles)]] for role, r in regions.items()})
+            parts.append({role: images[r.canvas[r.canvas < count]] for role, r in regions.items()})
         if len(canvases):
-            pooled = {role: _on_canvases(r, first=len(singles)) for role, r in regions.items()}
+            pooled = {role: _on_canvases(r, first=count) for role, r in regions.items()}
             parts += embed_regions(self.image_encoder, self.image_encoder.features(canvases), pooled)
-        return {
-            role: torch.cat([part[role] for part in parts])[_places(r, len(singles))] for role, r in regions.items()
-        }
+        return {role: torch.cat([p[role] for p in parts])[_places(r, count)] for role, r in regions.items()}
 
     @torch.no_grad()
     def inference(self, batch: list[dict]) -> list[dict]:
@@ -170,13 +176,11 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             embeddings["crops"] = encoder.embed_images(self.normalised(sample["crops"]))
         return {kind: F.normalize(rows.float(), dim=-1) @ self.class_embeddings.T for kind, rows in embeddings.items()}
 
-    def load(self, samples: list[dict]) -> Canvases:
-        """Normalised pixels on the model's device, and the tiles of each sample."""
-        pixels = self.normalised([s["image"] for s in samples])
-        return Canvases(pixels, [s["tiles"] for s in samples])
+    def _load(self, samples: list[dict]) -> Canvases:
+        return Canvases(self.normalised([s["image"] for s in samples]), [s["tiles"] for s in samples])
 
     def normalised(self, images) -> Tensor:
-        """Pictures (3, H, W) of one size as (B, 3, H, W) on the model's device."""
+        """Images (3, H, W) of one size as (B, 3, H, W) on the model's device."""
         if len(images) == 0:
             return self.pixel_mean.new_zeros(0, 3, 1, 1)
         pixels = torch.stack(list(images)).to(self.device, torch.float32)
@@ -192,6 +196,55 @@ def _on_canvases(regions: Regions, *, first: int) -> Regions:
     """The regions that do not lie on the ``first`` canvases, numbered without these."""
     on = regions.canvas >= first
     return Regions(regions.boxes[on], regions.canvas[on] - first, regions.members[on])
+
+
+def compose_groups(
+    singles: Canvases, *, grids: Sequence[int], size: int, permute_texts: bool = False
+) -> tuple[Canvases, Canvases]:
+    """Single crops → (those left over, canvases).
+
+    Every Σ n² crops (29 for 2, 3 and 4) make one canvas of each grid. The first crops of the batch fill all
+    canvases of the first grid row by row, the next those of the second, and so on. Crops are laid side by
+    side at their own size, and the canvas is then resized to ``size`` x ``size`` px (bicubic, not
+    anti-aliased); the boxes are the exact cells, between pixels where ``size`` is no multiple of n (CLIM release,
+    clip_fvlm §2).
+
+    ``permute_texts``: every tile of a mosaic gets the texts of another tile, by a rotation drawn from torch's own
+    random state on the CPU, which resuming restores. UserError where the batch is too small for one group.
+    """
+    count, needed = len(singles.tiles), sum(n * n for n in grids)
+    groups = count // needed
+    if groups == 0:
+        raise UserError(
+            f"INPUT.MOSAIC.COMPOSE device makes canvases of {list(grids)} from {needed} single crops, but a process "
+            f"has {count}: raise DATALOADER.CAPTIONS_PER_GPU, or lower INPUT.MOSAIC.GRIDS."
+        )
+    pixels, tiles, start = [], [], 0
+    for n in grids:
+        for _ in range(groups):
+            members = slice(start, start + n * n)
+            pixels.append(_canvas(singles.pixels[members], n=n, size=size))
+            joined = _joined(singles.tiles[members], n=n, size=size)
+            if permute_texts and len(joined) > 1:
+                joined = joined.with_rolled_texts(int(torch.randint(1, len(joined), ())))
+            tiles.append(joined)
+            start += n * n
+    return Canvases(singles.pixels[start:], singles.tiles[start:]), Canvases(torch.stack(pixels), tiles)
+
+
+def _canvas(crops: Tensor, *, n: int, size: int) -> Tensor:
+    side = crops.shape[-1] * n
+    canvas = compose(list(crops), grid_cells(n, size=(side, side)), size=(side, side))
+    return F.interpolate(canvas[None], size=(size, size), mode="bicubic", align_corners=False)[0]
+
+
+def _joined(singles: list[Tiles], *, n: int, size: int) -> Tiles:
+    """Tiles of 1 x 1 canvases as the cells of one n x n canvas."""
+    tiles = Tiles.cat(singles)
+    # The cells of an n x n px canvas are whole numbers; scaled, they are exact.
+    tiles.boxes = torch.from_numpy(grid_cells(n, size=(n, n))).float() * (size / n)
+    tiles.canvas = torch.zeros_like(tiles.canvas)
+    return tiles
 
 
 def _accept_clip_keys(module, state_dict, prefix, *_):

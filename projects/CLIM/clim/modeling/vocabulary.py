@@ -1,4 +1,4 @@
-"""The configured vocabulary: names or an embeddings file, what compares with them, which classes have boxes."""
+"""The configured vocabulary: names or an embeddings file, which classes have boxes, which compete at test."""
 
 import json
 import logging
@@ -9,22 +9,24 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
 from clim.data import categories
-from clim.data.categories import NAMED_CLASSES
 from clim.errors import UserError
 from clim.files import resolve
 from clim.text import CLASS_FEATURES, load_embeddings, require_width
 
-from .classifier import CosineClassifier
-from .pseudo_words import PseudoWordClassifier
-
 logger = logging.getLogger(__name__)
 
+# Features of class names → the MODEL.TEXT key of their width.
+WIDTHS = {"embedding": "DIM", "hidden": "WORD_DIM", "words": "DIM"}
 _COMPARED = 3  # classes
 # Cosine: features of other prompts are more alike, those of another layer or tower are not at all.
 _ALIKE = 0.5
-CLASSIFIERS = {"cosine": CosineClassifier, "pseudo_words": PseudoWordClassifier}
-# Features of class names → the MODEL.TEXT key of their width.
-WIDTHS = {"embedding": "DIM", "hidden": "WORD_DIM", "words": "DIM"}
+# Other names of MODEL.OPEN_VOCAB.BASE_CLASSES → the data set whose base classes they are.
+_SETS = {"ovcoco": "coco_generalized_zeroshot_val"}
+_TEST_CLASSES = {
+    "ovcoco": categories.BASE_INDICES + categories.NOVEL_INDICES,
+    "ovcoco_base": categories.BASE_INDICES,
+    "ovcoco_novel": categories.NOVEL_INDICES,
+}
 
 
 def num_classes(cfg) -> int:
@@ -37,16 +39,8 @@ def is_configured(cfg) -> bool:
     return bool(cfg.MODEL.VOCABULARY.NAMES or cfg.MODEL.VOCABULARY.EMBEDDINGS)
 
 
-def classifier_type(cfg) -> type[CosineClassifier]:
-    """The classifier named by MODEL.OPEN_VOCAB.CLASSIFIER."""
-    name = cfg.MODEL.OPEN_VOCAB.CLASSIFIER
-    if name not in CLASSIFIERS:
-        raise UserError(f'MODEL.OPEN_VOCAB.CLASSIFIER is "{name}": choose one of {", ".join(sorted(CLASSIFIERS))}.')
-    return CLASSIFIERS[name]
-
-
 def needs_cosines(cfg, name: str) -> None:
-    """UserError where another classifier is configured than ``name``'s own, which it would not use."""
+    """UserError where the config names a classifier that ``name``, which has its own, would not use."""
     if cfg.MODEL.OPEN_VOCAB.CLASSIFIER != "cosine":
         raise UserError(
             f'MODEL.OPEN_VOCAB.CLASSIFIER is "{cfg.MODEL.OPEN_VOCAB.CLASSIFIER}", but {name} has a classifier of its '
@@ -59,8 +53,7 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
 
     ``features``: what a class name becomes, of :data:`clim.text.CLASS_FEATURES`; rows of "words" keep their length.
     """
-    vocabulary = cfg.MODEL.VOCABULARY
-    width_key = WIDTHS[features]
+    vocabulary, width_key = cfg.MODEL.VOCABULARY, WIDTHS[features]
     if vocabulary.NAMES:
         embeddings = CLASS_FEATURES[features](encoder, list(vocabulary.NAMES), vocabulary.PROMPT)
         require_width(embeddings.shape[1], cfg, what=f"MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME}", key=width_key)
@@ -68,7 +61,8 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
     expected = (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT[width_key])
     if not vocabulary.EMBEDDINGS:
         return torch.randn(expected, generator=torch.Generator().manual_seed(0))
-    embeddings = load_embeddings(vocabulary.EMBEDDINGS, unit=features != "words", made_by=_command(cfg, features))
+    command = _command(cfg, features)
+    embeddings = load_embeddings(vocabulary.EMBEDDINGS, unit=features != "words", made_by=command)
     if tuple(embeddings.shape) != expected:
         raise UserError(
             f"{resolve(vocabulary.EMBEDDINGS)} holds {tuple(embeddings.shape)} embeddings but MODEL.ROI_HEADS."
@@ -77,15 +71,15 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
     if features == "words" and (embeddings.norm(dim=1) - 1).abs().max() < 1e-3:
         raise UserError(
             f"{resolve(vocabulary.EMBEDDINGS)} holds unit vectors, such as sentence embeddings, but OV-RCNN's classes "
-            f"are means of BERT's word embeddings: `{_command(cfg, features)} --output FILE`."
+            f"are means of BERT's word embeddings: `{command} --output FILE`."
         )
     if features == "hidden":  # the tower is there anyway: it reads pseudo words
-        _tell_other_features(cfg, embeddings, encoder)
+        _warn_of_other_features(cfg, embeddings, encoder)
     return embeddings
 
 
-def _tell_other_features(cfg, embeddings: Tensor, encoder) -> None:
-    """Warn where the first rows of the vocabulary's file are not what the tower makes of their names."""
+def _warn_of_other_features(cfg, embeddings: Tensor, encoder) -> None:
+    """Warn where the first rows of the vocabulary's file are not the tower's features of their names."""
     sets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
     names = next(filter(None, (MetadataCatalog.get(name).get("thing_classes") for name in sets)), ())
     if len(names) != len(embeddings):
@@ -100,11 +94,11 @@ def _tell_other_features(cfg, embeddings: Tensor, encoder) -> None:
 
 
 def _command(cfg, features: str) -> str:
-    """What builds the file of the configured data set's classes, but for its output."""
+    """The command that builds the embeddings of the configured data set's classes, without its output."""
     classes, text = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT
     sets = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
     lists = {len(s.thing_classes): s.json_file for s in sets if Path(s.get("json_file", "")).is_file()}
-    lists |= {len(names): word for word, names in NAMED_CLASSES.items()}
+    lists |= {len(names): word for word, names in categories.NAMED_CLASSES.items()}
     dataset = lists.get(classes, f"JSON_OF_{classes}_CATEGORIES")
     return (
         f"python tools/build_text_embeddings.py classes --dataset {dataset} --features {features} "
@@ -117,7 +111,11 @@ def class_mask(cfg) -> Tensor:
     base, count = cfg.MODEL.OPEN_VOCAB.BASE_CLASSES, num_classes(cfg)
     if not base:
         return torch.ones(count)
-    mask = _metadata_mask(base) if base in (*_SETS, *DatasetCatalog) else _cat_info_mask(resolve(base))
+    if base in (*_SETS, *DatasetCatalog):
+        metadata = MetadataCatalog.get(_SETS.get(base, base))
+        mask = torch.tensor([float(name in metadata.base_classes) for name in metadata.thing_classes])
+    else:
+        mask = _cat_info_mask(resolve(base))
     if len(mask) != count and cfg.MODEL.VOCABULARY.NAMES:  # other words than those of the data set
         return torch.ones(count)
     if len(mask) != count:
@@ -142,22 +140,6 @@ def competing_classes(cfg) -> Tensor:
     competes[:] = False
     competes[list(_TEST_CLASSES[name])] = True
     return competes
-
-
-_SETS = {"ovcoco": "coco_generalized_zeroshot_val"}
-
-
-def _metadata_mask(name: str) -> Tensor:
-    """1 for the base classes of a registered data set, 0 for its others."""
-    metadata = MetadataCatalog.get(_SETS.get(name, name))
-    return torch.tensor([float(name in metadata.base_classes) for name in metadata.thing_classes])
-
-
-_TEST_CLASSES = {
-    "ovcoco": categories.BASE_INDICES + categories.NOVEL_INDICES,
-    "ovcoco_base": categories.BASE_INDICES,
-    "ovcoco_novel": categories.NOVEL_INDICES,
-}
 
 
 def _cat_info_mask(path: Path) -> Tensor:

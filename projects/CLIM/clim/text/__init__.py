@@ -8,7 +8,6 @@ from clim.text.cache import CaptionCache
 from clim.text.classes import (
     CLASS_FEATURES,
     PROMPTS,
-    a_name,
     class_embeddings,
     ensemble,
     load_embeddings,
@@ -25,7 +24,6 @@ __all__ = [
     "LazyTower",
     "TextTower",
     "WordFeatures",
-    "a_name",
     "build_text_encoder",
     "build_text_tower",
     "class_embeddings",

@@ -81,7 +81,7 @@ class BertTower(TextTower):
         self.model = model
         self.dim = self.hidden_dim = model.config.hidden_size
         self.context = model.config.max_position_embeddings
-        self.unknown_id = tokenizer.unk_token_id
+        self.unknown_id, self.mask_id = tokenizer.unk_token_id, tokenizer.mask_token_id
         self.ends = (tokenizer.cls_token_id, tokenizer.sep_token_id)
         self._tokenizer = tokenizer
         self.freeze()
@@ -92,11 +92,6 @@ class BertTower(TextTower):
     @property
     def word_embeddings(self) -> Tensor:
         return self.model.get_input_embeddings().weight
-
-    @property
-    def mask_id(self) -> int:
-        """Id of the mask token."""
-        return self._tokenizer.mask_token_id
 
     def tokens(self, texts: Sequence[str]) -> TokenBatch:
         """Tokens of B texts on the tower's device; start token, end token and padding are special."""

@@ -27,7 +27,8 @@ def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.dev
         pretrained: for open_clip a tag ("openai"), a file, "hf-hub:owner/repository", or "" for random
             weights. The other towers have their weights in their folder, and ignore it.
 
-    Leaves the global random state as it was. Raises UserError for unknown names and missing weights.
+    Leaves the global random state as it was. UserError for unknown names, and for weights that are missing,
+    unreadable or of another model.
     """
     folder = _bert_folder(name)
     with torch.random.fork_rng(devices=[]):
@@ -44,7 +45,7 @@ def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.dev
 
 
 class LazyTower:
-    """A text tower that is loaded when it first has to read.
+    """A :class:`TextTower` that is loaded, as ``live``, when it first has to read.
 
     With a ``directory``, notes the fingerprint and the width of the tower under ``directory``/towers, and knows them
     without loading it as long as its files keep their size and time. A tag or hub name stands for fixed weights;
@@ -74,11 +75,9 @@ class LazyTower:
 
     @cached_property
     def live(self) -> TextTower:
-        """The tower itself, loaded now if it was not."""
         return build_text_tower(**self._source, device=self._device)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) float32 L2-normalised embeddings on the tower's device."""
         return self.live.encode(texts)
 
     @cached_property
@@ -100,8 +99,7 @@ class LazyTower:
 def build_text_encoder(cfg) -> CaptionCache | LazyTower:
     """The text encoder of ``cfg.MODEL.TEXT``: a lazy tower, behind a cache where ``CACHE`` is set.
 
-    The first unknown text loads the tower. So a detector that takes its class embeddings from a file or a checkpoint
-    can be evaluated without a tower.
+    So a detector that takes its class embeddings from a file or a checkpoint can be evaluated without a tower.
     """
     text = cfg.MODEL.TEXT
     folder = resolve(text.CACHE) if text.CACHE else None
@@ -123,10 +121,7 @@ class HasTextEncoder:
 
 
 def tower_stamp(*, name: str, pretrained: str = "") -> str | None:
-    """What identifies a tower without loading it: its names, and size and time of its files.
-
-    None for random weights, which these do not determine.
-    """
+    """What identifies a tower without loading it: names, and size and time of files; None for random weights."""
     folder = _bert_folder(name)
     if folder is not None:
         return json.dumps(["bert", _file_stamps(sorted(p for p in folder.iterdir() if p.is_file()))])

@@ -31,8 +31,8 @@ _UNIT_TOLERANCE = 1e-3  # a stored row further from unit length is damaged
 class CaptionCache:
     """``encode`` with a memory on disk: only texts that no process has encoded yet reach the tower.
 
-    Other weights have another fingerprint, hence another folder. An object belongs to one process; any number of
-    processes may share the directory. Nothing is opened before the first use.
+    An object belongs to one process; any number of processes may share the directory. Nothing is opened before the
+    first use.
     """
 
     def __init__(self, tower, directory: str | os.PathLike):
@@ -42,7 +42,6 @@ class CaptionCache:
 
     @property
     def live(self) -> TextTower:
-        """The tower behind the cache, loaded now if it was not."""
         return self.tower.live
 
     @property
@@ -50,7 +49,6 @@ class CaptionCache:
         return self.tower.dim
 
     def __len__(self) -> int:
-        """Number of different texts known."""
         return len(self._store)
 
     def encode(self, texts: Sequence[str]) -> Tensor:

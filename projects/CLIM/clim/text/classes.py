@@ -48,11 +48,6 @@ TEMPLATES: tuple[str, ...] = tuple(
 )
 
 
-def a_name(name: str) -> str:
-    """Detic's prompt: ``"a "`` and the raw class name, with its underscores and never with "an"."""
-    return "a " + name
-
-
 def ensemble(name: str) -> list[str]:
     """The 63 ViLD prompts of a class, whose normalised embeddings are averaged (CLIM release).
 
@@ -67,7 +62,7 @@ def ensemble(name: str) -> list[str]:
 
 # Prompt name (config key MODEL.VOCABULARY.PROMPT) -> the texts whose embeddings stand for a class.
 PROMPTS: dict[str, Callable[[str], list[str]]] = {
-    "a": lambda name: [a_name(name)],
+    "a": lambda name: ["a " + name],  # Detic's: the raw name, with its underscores and never with "an"
     "ensemble": ensemble,
     "name": lambda name: [name],
 }
@@ -76,9 +71,7 @@ PROMPTS: dict[str, Callable[[str], list[str]]] = {
 def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble", *, hidden: bool = False) -> Tensor:
     """(K, D) L2-normalised float32 embeddings of ``names``, on the tower's device.
 
-    A class embedding is the normalised mean of the unit embeddings of its prompts (CLIM release). Official Detic's
-    files hold the un-normalised embedding of ``"a " + name``; its classifier normalises on loading, so the two give
-    the same classifier.
+    A class embedding is the normalised mean of the unit embeddings of its prompts (CLIM release).
 
     Args:
         tower: anything with ``encode(texts)``.
@@ -102,8 +95,7 @@ def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble", *, h
 def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
     """(K, D) float32 means of the word-embedding rows of each name's word pieces, not normalised (ovrcnn §2).
 
-    They depend neither on position nor on context. Raises UserError for a name without word pieces, or with a word
-    that the tower does not know.
+    UserError for a name without word pieces, or with a word that the tower does not know.
     """
     rows = []
     for name, tokens in zip(names, tower.tokenize(names) if len(names) else [], strict=True):
@@ -119,7 +111,6 @@ def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
 def load_embeddings(
     path: str | os.PathLike,
     *,
-    num_classes: int | None = None,
     key: str = "MODEL.VOCABULARY.EMBEDDINGS",
     unit: bool = True,
     made_by: str = "python tools/build_text_embeddings.py classes",
@@ -127,8 +118,8 @@ def load_embeddings(
     """(K, D) float32 rows of a .npy file (K, D), float16, 32 or 64, L2-normalised unless ``unit`` is False.
 
     Looks up ``path``, the value of the config key ``key``, under ``DETECTRON2_DATASETS`` too. ``made_by`` is the
-    command that writes the file, without its ``--output``. Raises UserError when the file is missing or not such an
-    array, has a row of zeros or non-finite numbers, or has another K than ``num_classes``.
+    command that writes the file, without its ``--output``. UserError where the file is missing or not such an array,
+    or has a row of zeros or non-finite numbers.
     """
     file = resolve(path)
     remedy = f"build it with `{made_by} --output {file}`"
@@ -140,15 +131,11 @@ def load_embeddings(
         raise UserError(f"No class embeddings at {file} ({key}): {remedy}.") from error
     except (OSError, ValueError, EOFError, AttributeError) as error:  # the last: an archive of arrays
         raise UserError(f"{file} is not a .npy file of floats (classes, dimensions) ({error}): {remedy}.") from error
-    if num_classes is not None and len(array) != num_classes:
-        raise UserError(
-            f"{file} ({key}) holds {len(array)} classes, but the model has "
-            f"{num_classes}: name the file of this vocabulary, or change MODEL.ROI_HEADS.NUM_CLASSES."
-        )
     embeddings = torch.from_numpy(array.astype(np.float32))
     norms = embeddings.norm(dim=1)
-    if not (norms.isfinite() & (norms > 0)).all():
-        row = int((~(norms.isfinite() & (norms > 0))).nonzero()[0])
+    damaged = ~(norms.isfinite() & (norms > 0))
+    if damaged.any():
+        row = int(damaged.nonzero()[0])
         raise UserError(f"Row {row} of the class embeddings in {file} is zero or not finite: {remedy}.")
     return F.normalize(embeddings, dim=-1) if unit else embeddings
 

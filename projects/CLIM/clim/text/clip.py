@@ -40,13 +40,10 @@ class OpenClipTower(TextTower):
     """
 
     def __init__(self, *, name: str, pretrained: str):
-        """``name``: open_clip model or json; ``pretrained``: tag, file, "hf-hub:..." or "" for random weights."""
+        """``name`` and ``pretrained`` as in :func:`clim.text.build.build_text_tower`."""
         config = _plain_config(name)
-        text_part = {
-            "embed_dim": config["embed_dim"],
-            "quick_gelu": config.get("quick_gelu", False),
-            "text_cfg": config["text_cfg"],
-        }
+        quick_gelu = config.get("quick_gelu", False)
+        text_part = {"embed_dim": config["embed_dim"], "quick_gelu": quick_gelu, "text_cfg": config["text_cfg"]}
         super().__init__(architecture=json.dumps(text_part, sort_keys=True))
         model = open_clip.CLIP(**text_part, vision_cfg=_STUB_IMAGE_HALF)
         self.token_embedding = model.token_embedding
@@ -61,7 +58,7 @@ class OpenClipTower(TextTower):
         )
         self.context = model.context_length
         self.ends = (self._tokenizer.sot_token_id, self._tokenizer.eot_token_id)
-        _load_half(self, TEXT, name=name, pretrained=pretrained, quick_gelu=text_part["quick_gelu"])
+        load_half(self, TEXT, name=name, pretrained=pretrained, quick_gelu=quick_gelu)
         self.freeze()
 
     def tokenize(self, texts) -> list[list[int]]:
@@ -90,10 +87,7 @@ def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
         architecture: an open_clip model, or a json in the format of its configs. It decides the activation of a ViT:
             "ViT-B-16-quickgelu" for OpenAI's and CLIM's weights as they were trained, "ViT-B-16" (exact GELU) for
             CLIM's published ViT detectors as they were measured (clip_fvlm §4).
-        pretrained: open_clip tag, "hf-hub:owner/repository", a file (OpenAI's, open_clip's or CLIM's), or ""
-            for random weights.
-
-    Raises UserError for unknown names and for weights that are missing, unreadable or of another model.
+        pretrained: as in :func:`clim.text.build.build_text_tower`.
     """
     config = clip_config(architecture, IMAGE.name_key)
     quick_gelu = config.get("quick_gelu", False)
@@ -102,7 +96,7 @@ def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
     ).visual
     has_gelu = hasattr(visual, "transformer")  # a ResNet has ReLU throughout
     activation = quick_gelu if has_gelu else None
-    _load_half(visual, IMAGE, name=architecture, pretrained=pretrained, quick_gelu=activation)
+    load_half(visual, IMAGE, name=architecture, pretrained=pretrained, quick_gelu=activation)
     return visual
 
 
@@ -115,10 +109,7 @@ def is_clip(name: str) -> bool:
 
 
 def clip_config(name: str, key: str) -> dict:
-    """{"embed_dim", "vision_cfg", "text_cfg", …} of the model ``name``, the value of the config key ``key``.
-
-    Raises UserError for an unknown name and for a json that does not describe a model.
-    """
+    """{"embed_dim", "vision_cfg", "text_cfg", …} of the model ``name``, the value of the config key ``key``."""
     if path := _json_file(name):
         config = read_json(path, remedy=f"{key} must name a json in the format of open_clip's configs.")
         if missing := [part for part in _PARTS if part not in config]:
@@ -152,11 +143,11 @@ def _plain_config(name: str) -> dict:
 # ---- weights
 
 
-def _load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quick_gelu: bool | None) -> None:
-    """Load the weights ``pretrained`` of the open_clip model ``name`` into ``module``, in the module's precision.
+def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quick_gelu: bool | None) -> None:
+    """Load the weights ``pretrained`` of the model ``name`` into ``module``, in the module's precision; "" loads none.
 
     ``quick_gelu``: the activation of the module, None where it has none; weights that were trained with the other one
-    get a warning. "" loads nothing, with a warning. UserError where weights cannot be found or read, or do not fit.
+    get a warning. UserError where weights cannot be found or read, or do not fit.
     """
     if not pretrained:
         logger.warning("The %s %s has random weights: its embeddings mean nothing.", half.what, name)

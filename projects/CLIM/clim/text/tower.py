@@ -22,10 +22,8 @@ SAMPLES_PER_WEIGHT = 64
 class WordFeatures(NamedTuple):
     """Two features of a sequence, neither of them normalised."""
 
-    # (B, H) of the last layer; for CLIP before ``ln_final`` and the projection (BARON's classifier).
-    hidden: Tensor
-    # (B, D) in the space of captions.
-    embedding: Tensor
+    hidden: Tensor  # (B, H) of the last layer; for CLIP before ``ln_final`` and the projection (BARON's classifier)
+    embedding: Tensor  # (B, D) in the space of captions
 
 
 class TextTower(nn.Module):
@@ -63,13 +61,11 @@ class TextTower(nn.Module):
         raise NotImplementedError
 
     @property
-    def word_dim(self) -> int:
-        """W."""
+    def word_dim(self) -> int:  # W
         return self.word_embeddings.shape[1]
 
     @property
-    def live(self) -> "TextTower":
-        """The tower itself: caches and lazy towers have the same property."""
+    def live(self) -> "TextTower":  # as of caches and lazy towers
         return self
 
     def features(self, tokens: list[list[int]]) -> WordFeatures:
@@ -102,7 +98,6 @@ class TextTower(nn.Module):
             )
 
     def freeze(self) -> None:
-        """Turn off gradients of all parameters, and dropout."""
         self.requires_grad_(False)
         self.eval()
 

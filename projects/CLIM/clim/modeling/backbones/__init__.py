@@ -1,20 +1,6 @@
-"""Image encoders and backbones, registered by name."""
+"""Image encoders and backbones. Importing this package registers all of them by name."""
 
-from .clip_vit import ClipViT
-from .efficientnet import EfficientNetC4, EfficientNetLite0
-from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, LocationEncoder, build_image_encoder
-from .fpn import ClipFPN
-from .resnet import ClipResNet, ResNetGrid
+from . import clip_vit, efficientnet, fpn, resnet  # noqa: F401
+from .encoder import ImageEncoder, build_image_encoder
 
-__all__ = [
-    "IMAGE_ENCODER_REGISTRY",
-    "ClipFPN",
-    "ClipResNet",
-    "ClipViT",
-    "EfficientNetC4",
-    "EfficientNetLite0",
-    "ImageEncoder",
-    "LocationEncoder",
-    "ResNetGrid",
-    "build_image_encoder",
-]
+__all__ = ["ImageEncoder", "build_image_encoder"]

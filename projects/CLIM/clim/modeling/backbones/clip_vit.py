@@ -3,34 +3,29 @@
 Shapes: B images, (h, w) patches, N = 1 + h·w tokens with CLS first, W width, D embedding width.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from clim.errors import UserError
 
-from ..region_pooling import as_rois, pool_rois
-from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, first_unlocked, resize_positions
+from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, clip_arguments, first_unlocked, resize_positions
 
 
 @IMAGE_ENCODER_REGISTRY.register()
 class ClipViT(ImageEncoder):
-    """Regions are RoIAligned from a map of unit vectors: CLIP's tokens, without attention in the last block.
+    """Regions are RoIAligned from a map of unit vectors (B, D, h, w): CLIP's tokens, last block without attention.
 
     Takes images of any size and ratio: positional embeddings are resized in each forward.
     """
 
     @configurable
     def __init__(self, *, visual: nn.Module, unlocked_blocks: int):
-        """``visual``: an open_clip VisionTransformer; its last ``unlocked_blocks`` blocks learn, nothing else does.
-
-        Raises UserError for another kind of tower, or more blocks than it has.
-        """
+        """``visual``: an open_clip VisionTransformer; its last ``unlocked_blocks`` blocks learn, nothing else does."""
         super().__init__()
         _check(visual)
         self.visual = visual
@@ -45,21 +40,13 @@ class ClipViT(ImageEncoder):
 
     @classmethod
     def from_config(cls, cfg):
-        from clim.text.clip import load_clip_visual  # open_clip takes seconds to import
-
-        encoder = cfg.MODEL.IMAGE_ENCODER
-        return {
-            "visual": load_clip_visual(encoder.ARCHITECTURE, encoder.PRETRAINED),
-            "unlocked_blocks": encoder.UNLOCKED_BLOCKS,
-        }
+        return clip_arguments(cfg)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """(B, D): CLIP's own embedding, read at the CLS token."""
         tokens, _ = self._run(images, attend)
         return self.visual.ln_post(tokens[:, 0]) @ self.visual.proj
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """{"dense": (B, D, h, w)}, unit vectors."""
         return {"dense": self.taps(images, ())[1]}
 
     @property
@@ -78,11 +65,7 @@ class ClipViT(ImageEncoder):
         maps = {block: _as_map(tokens[:, 1:], grid) for block, tokens in taken.items()}
         return maps, F.normalize(_as_map(dense, grid).float(), dim=1)
 
-    def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
-        yield pool_rois(features["dense"], as_rois(boxes), stride=self.stride, size=1).flatten(1)
-
     def dense(self, features: dict[str, Tensor]) -> Tensor:
-        """(B, D, h, w) of unit length at every location (clip_fvlm §1)."""
         return features["dense"]
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
@@ -111,11 +94,7 @@ class ClipViT(ImageEncoder):
 
 
 def attend(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """Self-attention of ``x`` (B, N, W).
-
-    Calling the module gives the same, but its inference path on a CPU takes more time, and twice the memory,
-    for the 4,097 tokens of a 1024 px image.
-    """
+    """Self-attention of ``x`` (B, N, W), with less time and half the memory of the module's own path on a CPU."""
     projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     parts = (part.unflatten(2, (attention.num_heads, -1)) for part in projected.chunk(3, dim=2))
     heads = (part.transpose(1, 2) for part in parts)  # queries, keys, values (B, heads, N, -1)

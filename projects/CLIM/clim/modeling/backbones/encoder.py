@@ -1,4 +1,4 @@
-"""What every image encoder of an image-text model offers, and what encoders share.
+"""What an image encoder of an image-text model offers, and what encoders share.
 
 Shapes: B images of H x W pixels, D embedding width, (h, w) locations of a map, R_i regions of image i,
 ΣR regions of all images, image by image.
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from clim.errors import UserError, registered
 
-from ..region_pooling import pool_masks
+from ..region_pooling import as_rois, pool_masks, pool_rois
 
 IMAGE_ENCODER_REGISTRY = Registry("IMAGE_ENCODER")
 IMAGE_ENCODER_REGISTRY.__doc__ = """
@@ -25,10 +25,7 @@ Image encoders by name (``MODEL.IMAGE_ENCODER.NAME``): ``from_config(cfg)`` of a
 
 
 def build_image_encoder(cfg) -> "ImageEncoder":
-    """The encoder that ``cfg.MODEL.IMAGE_ENCODER`` describes.
-
-    Raises UserError for an unknown name, an unknown kind of regions and missing weights.
-    """
+    """The encoder of ``cfg.MODEL.IMAGE_ENCODER``; UserError for unknown names and missing weights."""
     encoder = cfg.MODEL.IMAGE_ENCODER
     if encoder.REGIONS not in ("v1", "v2"):
         raise UserError(
@@ -46,8 +43,9 @@ class ImageEncoder(nn.Module):
     Attributes:
         dim: D.
         native_size: px, side of the square images that :meth:`embed_images` was trained on.
-        stride: px between locations of the map that boxes are pooled from.
+        stride: px between locations of :meth:`features`.
         dense_stride: px between locations of :meth:`dense`.
+        regions: "v1": a region is RoIAligned from :meth:`dense`; "v2": by :meth:`pool_regions` (clip_fvlm §1).
         has_unused_parameters: whether :meth:`embed_images` alone uses some of the weights that learn, so that a batch
             without whole images leaves them without gradient.
     """
@@ -55,6 +53,7 @@ class ImageEncoder(nn.Module):
     dim: int
     native_size: int
     stride: int
+    regions = "v1"
     has_unused_parameters = False
 
     @property
@@ -71,6 +70,14 @@ class ImageEncoder(nn.Module):
 
     def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
         """Yields (ΣR, D) once, not L2-normalised; boxes in input pixels, one ``Boxes`` an image."""
+        rois = as_rois(boxes)
+        if self.regions == "v2":
+            yield self.pool_regions(features, rois)
+        else:
+            yield pool_rois(self.dense(features), rois, stride=self.dense_stride, size=1).flatten(1)
+
+    def pool_regions(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
+        """(R, D) of ``rois`` (R, 5), not L2-normalised: the encoder's last layers on RoIAligned features."""
         raise NotImplementedError
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:
@@ -87,12 +94,10 @@ class ImageEncoder(nn.Module):
         raise NotImplementedError
 
     def embed_masks(self, features: dict[str, Tensor], masks: Sequence[Tensor]) -> Tensor:
-        """(ΣR, D): mean over the unit vectors of :meth:`dense` inside each mask, not L2-normalised.
+        """(ΣR, D): mean over :meth:`dense` inside each mask (:func:`pool_masks`), not L2-normalised.
 
         Args:
             masks: (R_i, H, W) bool an image, in input pixels; may end before the padding does.
-
-        See :func:`clim.modeling.region_pooling.pool_masks`.
         """
         dense = self.dense(features)
         means = [
@@ -112,6 +117,15 @@ class ImageEncoder(nn.Module):
         return self
 
 
+def clip_arguments(cfg) -> dict:
+    """What every CLIP encoder takes from the config: open_clip's ``visual`` half, ``unlocked_blocks``."""
+    from clim.text.clip import load_clip_visual  # open_clip takes seconds to import
+
+    encoder = cfg.MODEL.IMAGE_ENCODER
+    visual = load_clip_visual(encoder.ARCHITECTURE, encoder.PRETRAINED)
+    return {"visual": visual, "unlocked_blocks": encoder.UNLOCKED_BLOCKS}
+
+
 @runtime_checkable
 class LocationEncoder(Protocol):
     """What a model needs to ground words in the locations of a feature map."""
@@ -124,14 +138,10 @@ class LocationEncoder(Protocol):
 
 
 def first_unlocked(unlocked: int, count: int) -> int:
-    """Number of the first block that learns, where the last ``unlocked`` of ``count`` blocks do.
-
-    Raises UserError for fewer than 0 or more than ``count`` blocks.
-    """
+    """Number of the first block that learns, where the last ``unlocked`` of ``count`` do."""
     if not 0 <= unlocked <= count:
         raise UserError(
-            f"MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS is {unlocked}: for this image encoder choose a number from 0 to "
-            f"{count}."
+            f"MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS is {unlocked}: this image encoder takes a number from 0 to {count}."
         )
     return count - unlocked
 

@@ -49,17 +49,11 @@ class TapLevels(Backbone):
         if upscaling not in UPSCALING:
             raise UserError(f'MODEL.FVLM.UPSCALING is "{upscaling}": choose one of {", ".join(UPSCALING)}.')
         self.taps = dict(zip(LEVELS, shapes, strict=True))
-        self.rescale = nn.ModuleDict(
-            {
-                level: rescaling(
-                    shapes[tap].channels, shapes[tap].stride / LEVELS[level], upscaling=upscaling, norm=norm
-                )
-                for level, tap in self.taps.items()
-            }
-        )
-        self.shapes = {
-            level: ShapeSpec(channels=shapes[tap].channels, stride=LEVELS[level]) for level, tap in self.taps.items()
-        }
+        self.rescale, self.shapes = nn.ModuleDict(), {}
+        for (level, stride), shape in zip(LEVELS.items(), shapes.values(), strict=True):
+            factor = shape.stride / stride
+            self.rescale[level] = rescaling(shape.channels, factor, upscaling=upscaling, norm=norm)
+            self.shapes[level] = ShapeSpec(channels=shape.channels, stride=stride)
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
         """{tap: map} → {level: (N, C, H / stride, W / stride)}."""

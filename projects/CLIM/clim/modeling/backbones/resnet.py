@@ -3,20 +3,17 @@
 Shapes: B images, C channels of the last layer, (h, w) its locations, D embedding width.
 """
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ResNet, build_resnet_backbone
-from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from clim.errors import UserError
 
-from ..region_pooling import as_rois, pool_rois
-from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, first_unlocked, resize_positions
+from ..region_pooling import pool_rois
+from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, clip_arguments, first_unlocked, resize_positions
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 ROIS_AT_ONCE = 256  # a 14 x 14 RoI of RN50x64 takes 13 MB, with its tokens, keys and values
@@ -33,12 +30,7 @@ class ClipResNet(ImageEncoder):
 
     @configurable
     def __init__(self, *, visual: nn.Module, unlocked_blocks: int, regions: str):
-        """
-        Args:
-            visual: an open_clip ModifiedResNet; UserError for another tower.
-            unlocked_blocks: 0, or 1 for layer4 and the pool's query, key and positional embedding.
-            regions: "v1" or "v2".
-        """
+        """``unlocked_blocks``: 0, or 1 for layer4 and the pool's query, key and positional embedding."""
         super().__init__()
         if not hasattr(visual, "attnpool"):
             raise UserError(
@@ -63,21 +55,12 @@ class ClipResNet(ImageEncoder):
 
     @classmethod
     def from_config(cls, cfg):
-        from clim.text.clip import load_clip_visual  # open_clip takes seconds to import
-
-        encoder = cfg.MODEL.IMAGE_ENCODER
-        return {
-            "visual": load_clip_visual(encoder.ARCHITECTURE, encoder.PRETRAINED),
-            "unlocked_blocks": encoder.UNLOCKED_BLOCKS,
-            "regions": encoder.REGIONS,
-        }
+        return clip_arguments(cfg) | {"regions": cfg.MODEL.IMAGE_ENCODER.REGIONS}
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """(B, D): CLIP's own embedding, by the attention pool over the whole image."""
         return attention_pool(self.visual.attnpool, self.taps(images)[1])
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """{"dense": (B, C, h, w)}, the output of layer4."""
         return {"dense": self.taps(images)[1]}
 
     @property
@@ -93,12 +76,7 @@ class ClipResNet(ImageEncoder):
         maps = dict(zip(LAYERS, result["image_intermediates"], strict=True))
         return maps, maps["layer4"]
 
-    def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
-        pool = {"v1": self._dense_at, "v2": self._attention_at}[self.regions]
-        yield pool(features, as_rois(boxes))
-
     def dense(self, features: dict[str, Tensor]) -> Tensor:
-        """(B, D, h, w) of unit length at every location (clip_fvlm §1)."""
         # The pool without attention: the projected value of each location. The mean token plays no part then.
         pool, layer4 = self.visual.attnpool, features["dense"]
         grid = layer4.shape[2:]
@@ -106,10 +84,7 @@ class ClipResNet(ImageEncoder):
         values = pool.c_proj(pool.v_proj(layer4.flatten(2).transpose(1, 2) + positions))  # (B, h·w, D)
         return F.normalize(values.transpose(1, 2).unflatten(2, grid).float(), dim=1)
 
-    def _dense_at(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
-        return pool_rois(self.dense(features), rois, stride=self.stride, size=1).flatten(1)
-
-    def _attention_at(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
+    def pool_regions(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
         layer4, pool = features["dense"], self.visual.attnpool
         parts = [
             attention_pool(pool, pool_rois(layer4, part, stride=self.stride, size=self.grid))

@@ -1,5 +1,7 @@
 """Embeddings of every location: against the head's own pooling at one location, shapes, other kinds of models."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,10 @@ from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
 
-from clim.detector import Responder
 from clim.errors import UserError
+from clim.modeling import TextOutputLayers
 from clim.modeling.backbones.encoder import ImageEncoder
-from clim.modeling.dense_responses import dense_embeddings, dense_stride, head_embeddings, responses
+from reports.responder import Responder, dense_embeddings, dense_stride, head_embeddings, responses
 
 
 @pytest.fixture
@@ -28,13 +30,13 @@ def test_a_location_is_what_the_head_makes_of_its_cell_alone(model):
     assert embeddings.shape == (2, 384, 3, 5)
     linear = model.roi_heads.box_predictor.cls_score.linear
     cells = model.roi_heads.res5(features["res4"])
-    for picture, row, column in [(0, 0, 0), (1, 2, 3)]:
-        by_hand = linear.weight @ cells[picture, :, row, column] + linear.bias
-        torch.testing.assert_close(embeddings[picture, :, row, column], by_hand / by_hand.norm())
+    for image, row, column in [(0, 0, 0), (1, 2, 3)]:
+        by_hand = linear.weight @ cells[image, :, row, column] + linear.bias
+        torch.testing.assert_close(embeddings[image, :, row, column], by_hand / by_hand.norm())
 
 
 @torch.no_grad()
-def test_the_mean_of_a_map_of_one_cell_is_the_region_of_the_whole_picture(model):
+def test_the_mean_of_a_map_of_one_cell_is_the_region_of_the_whole_image(model):
     """The pooled path and the dense path are one network: on a constant map, all locations are the region."""
     head = model.roi_heads
     one = torch.randn(1, 112, 1, 1, generator=torch.Generator().manual_seed(2))
@@ -47,7 +49,7 @@ def test_the_mean_of_a_map_of_one_cell_is_the_region_of_the_whole_picture(model)
 
 
 @torch.no_grad()
-def test_a_batch_equals_its_pictures_one_by_one_and_the_map_covers_the_picture(model):
+def test_a_batch_equals_its_images_one_by_one_and_the_map_covers_the_image(model):
     assert dense_stride(model) == 32
     images = torch.randn(2, 3, 64, 160, generator=torch.Generator().manual_seed(3))
     together = dense_embeddings(model, images)
@@ -102,17 +104,17 @@ SMALL_FVLM = [
 
 
 def test_clip_and_f_vlm_answer_with_the_dense_map_of_their_encoder(clip):
-    """Of pictures given as pixels: the encoder's map of the normalised picture, against each text."""
-    picture = np.random.default_rng(0).integers(0, 255, (48, 32, 3), dtype=np.uint8)
+    """Of images given as pixels: the encoder's map of the normalised image, against each text."""
+    image = np.random.default_rng(0).integers(0, 255, (48, 32, 3), dtype=np.uint8)
     for config in ("CLIP_CLIM_ViTB16_COCO.yaml", "FVLM_ViTB16_CLIM_COCO.yaml"):
         cfg = clip(config)
         if config.startswith("FVLM"):
             cfg.merge_from_list(SMALL_FVLM)
         responder = Responder(cfg, prompt="name")
         texts = responder.embed(["dog", "a red car"])
-        maps = responder(picture, texts, long_side=48)
+        maps = responder(image, texts, long_side=48)
         encoder = responder.model.image_encoder if not responder.detects else responder.model.backbone.encoder
-        pixels = torch.tensor(picture).permute(2, 0, 1).float()
+        pixels = torch.tensor(image).permute(2, 0, 1).float()
         pixels = (pixels - torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1)) / torch.tensor(cfg.MODEL.PIXEL_STD).view(
             3, 1, 1
         )
@@ -122,10 +124,10 @@ def test_clip_and_f_vlm_answer_with_the_dense_map_of_their_encoder(clip):
         torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
         assert maps.shape == (2, 3, 2)
         if responder.detects:
-            assert responder.best_box(picture, texts[0]).shape == (4,)
+            assert responder.best_box(image, texts[0]).shape == (4,)
         else:
-            with pytest.raises(UserError, match="ImageTextModel has no boxes"):
-                responder.best_box(picture, texts[0])
+            with pytest.raises(UserError, match="ImageTextModel draws response maps but no boxes"):
+                responder.best_box(image, texts[0])
 
 
 def test_a_model_around_an_image_encoder_is_asked_for_its_dense_map():
@@ -139,3 +141,79 @@ def test_a_model_around_an_image_encoder_is_asked_for_its_dense_map():
 def test_other_models_are_told():
     with pytest.raises(UserError, match="Linear has neither a C4 head .* nor an image encoder"):
         dense_stride(nn.Linear(2, 2))
+
+
+# ---- Responder
+
+
+@pytest.fixture
+def responder(tiny_cfg):
+    torch.manual_seed(0)
+    return Responder(tiny_cfg("MODEL.TEXT.CACHE", ""), prompt="name")
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+
+
+def test_the_model_s_own_tower_reads_the_texts(responder):
+    with torch.no_grad():
+        expected = responder.model.text_encoder.encode(["dog", "teapot"])
+    torch.testing.assert_close(responder.embed(["dog", "teapot"]), expected, rtol=0, atol=1e-6)
+
+
+class Stages(nn.ModuleList):
+    """Predictors of which the last one detects, as a C4 head calls it."""
+
+    def forward(self, x):
+        return self[-1](x)
+
+    def inference(self, *arguments):
+        return self[-1].inference(*arguments)
+
+
+def make_cascade(heads):
+    heads.box_predictor = Stages(copy.deepcopy(heads.box_predictor) for _ in range(3))
+
+
+@pytest.mark.parametrize("stages, fails", [(1, False), (1, True), (3, False)])
+def test_the_best_box_leaves_the_vocabulary_as_it_was(responder, image, monkeypatch, stages, fails):
+    heads = responder.model.roi_heads
+    if stages > 1:
+        make_cascade(heads)
+    before = {name: buffer.clone() for name, buffer in heads.box_predictor.named_buffers()}
+    texts = responder.embed(["dog", "teapot"])
+    first = responder.best_box(image, texts[0])
+    inference = TextOutputLayers.inference
+
+    def watched(*arguments):
+        assert [p.num_classes for p in heads.predictors] == [1] * stages
+        assert [p.freq_weight.shape for p in heads.predictors] == [(1,)] * stages
+        if fails:
+            raise RuntimeError("out of memory")
+        return inference(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextOutputLayers, "inference", watched)
+        if fails:
+            with pytest.raises(RuntimeError, match="out of memory"):
+                responder.best_box(image, texts[1])
+        else:
+            responder.best_box(image, texts[1])
+    assert [p.num_classes for p in heads.predictors] == [65] * stages
+    after = dict(heads.box_predictor.named_buffers())
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    np.testing.assert_array_equal(responder.best_box(image, texts[0]), first)
+
+
+@torch.no_grad()
+def test_response_maps_of_a_cascade_are_the_last_stages(model):
+    heads = model.roi_heads
+    make_cascade(heads)
+    features = {"res4": torch.randn(1, 112, 4, 6, generator=torch.Generator().manual_seed(0))}
+    maps = head_embeddings(heads, features)
+    nn.init.zeros_(heads.predictors[0].cls_score.linear.weight)
+    assert torch.equal(head_embeddings(heads, features), maps)
+    nn.init.normal_(heads.predictors[2].cls_score.linear.weight)
+    assert not torch.allclose(head_embeddings(heads, features), maps)

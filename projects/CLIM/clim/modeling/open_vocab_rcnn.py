@@ -46,9 +46,7 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         encoder = build_text_encoder(cfg)
         proposal_generator = build_proposal_generator(cfg, shapes)
         roi_heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=encoder)
-        embeds = hasattr(roi_heads, "embed_stages") and all(
-            hasattr(predictor, "cls_score") for predictor in roi_heads.predictors
-        )
+        embeds = hasattr(roi_heads, "embed_stages") and all(hasattr(p, "cls_score") for p in roi_heads.predictors)
         if cfg.MODEL.METHOD.NAME and not embeds:
             raise UserError(
                 f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} with MODEL.ROI_BOX_HEAD.PREDICTOR "
@@ -72,7 +70,7 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         """Losses of a joint batch in training, else Detectron2's list of {"instances"}."""
         if not self.training:
             return self.inference(batch)
-        if isinstance(batch, list):  # Detectron2's own loaders give pictures with boxes alone
+        if isinstance(batch, list):  # Detectron2's own loaders give images with boxes alone
             batch = {"detection": batch}
         losses = super().forward(batch["detection"]) if batch.get("detection") else {}
         for source, suffix in PAIR_SOURCES.items():
@@ -108,13 +106,13 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
 
 
 def _drop_text_encoder(module, state_dict, prefix, *_):
-    """Official Detic stores the frozen text tower; ours comes from the config and is not part of the model."""
+    """Official Detic stores the frozen text tower; ours comes from the config and is no part of the model."""
     for key in [k for k in state_dict if k.startswith(prefix + "text_encoder.")]:
         del state_dict[key]
 
 
 def autocast_backbone(model: nn.Module) -> None:
-    """Official Detic's mixed precision: where autocast is on, only the backbone is in it; the rest is float32.
+    """Official Detic's mixed precision: where autocast is on, it reaches the backbone only; the rest is float32.
 
     Wraps ``model.forward`` and ``model.backbone.forward`` of the instance, so that classes and state-dict keys stay.
     """
