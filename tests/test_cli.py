@@ -96,7 +96,7 @@ def test_predictions_are_drawn_and_written(tiny_mini, tiny_cfg, tiny_overrides, 
     assert result["vocabulary"] == ["dog", "zebra"] and result["novel"] == ["dog"]
     assert result["weights"] == str(weights)
     skipped = {Path(entry["file_name"]).name: entry["reason"] for entry in result["skipped"]}
-    assert skipped == {"broken.jpg": "not a picture", "gone.jpg": "missing"}
+    assert skipped == {"broken.jpg": "not an image", "gone.jpg": "missing"}
     (image,) = result["images"]
     assert (image["height"], image["width"], image["drawing"]) == (90, 140, "grey.jpg")
     assert 1 <= len(image["detections"]) <= 5

@@ -89,16 +89,19 @@ def test_a_noun_without_embedding():
 
 def test_from_config(load_cfg, tmp_path):
     np.save(tmp_path / "nouns.npy", np.random.default_rng(0).normal(size=(7, 16)).astype(np.float16))
+    key = "MODEL.METHOD.REGION_CLIP.EMBEDDINGS"
 
-    def build(path):
-        key = "MODEL.METHOD.REGION_CLIP.EMBEDDINGS"
-        return build_method(load_cfg("mini/detic.yaml", "MODEL.METHOD.NAME", "RegionClip", key, path))
+    def build(path, dim=16):
+        overrides = ("MODEL.METHOD.NAME", "RegionClip", key, path, "MODEL.TEXT.DIM", dim)
+        return build_method(load_cfg("mini/detic.yaml", *overrides))
 
     method = build(str(tmp_path / "nouns.npy"))
     assert method.nouns.shape == (7, 16) and (method.scale, method.classes) == (100.0, 100)
     torch.testing.assert_close(method.nouns.norm(dim=1), torch.ones(7))
+    with pytest.raises(UserError, match="16 dimensions, but MODEL.TEXT.DIM is 8"):
+        build(str(tmp_path / "nouns.npy"), dim=8)
     for missing in ("", str(tmp_path / "gone.npy")):
-        with pytest.raises(UserError, match="MODEL.METHOD.REGION_CLIP.EMBEDDINGS"):
+        with pytest.raises(UserError, match=key):
             build(missing)
 
 

@@ -186,7 +186,7 @@ def test_weights_named_as_clips_are_taken(make, random_clip, tiny_json):
 
 
 def test_mistakes_are_told(make):
-    with pytest.raises(UserError, match=r"embeddings of 12 dimensions, but MODEL\.TEXT\.DIM is 16"):
+    with pytest.raises(UserError, match=r"12 dimensions, but MODEL\.TEXT\.DIM is 16"):
         make("MODEL.TEXT.DIM", 16, "MODEL.VOCABULARY.NAMES", [])
     with pytest.raises(UserError, match='needs MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"'):
         make("MODEL.METHOD.NAME", "Baron")

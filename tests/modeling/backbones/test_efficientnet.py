@@ -152,9 +152,9 @@ def test_weights_of_a_trained_model_are_taken_and_others_refused(tmp_path):
     for name in ("clip.pt", "model_final.pth"):
         loaded = EfficientNetLite0(dim=12, unlocked_blocks=4, pretrained=str(tmp_path / name))
         assert all(torch.equal(v, state[k]) for k, v in loaded.state_dict().items())
-    with pytest.raises(UserError, match="holds another encoder.*projection.weight"):
+    with pytest.raises(UserError, match="do not fit the image encoder.*projection.weight"):
         EfficientNetLite0(dim=8, unlocked_blocks=4, pretrained=str(tmp_path / "clip.pt"))
-    with pytest.raises(UserError, match=r"nowhere\.pt does not exist"):
+    with pytest.raises(UserError, match=r"nowhere\.pt. is neither a file"):
         EfficientNetLite0(dim=8, unlocked_blocks=4, pretrained=str(tmp_path / "nowhere.pt"))
 
 

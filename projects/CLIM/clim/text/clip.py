@@ -162,7 +162,7 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
     if wrong := missing + surplus + other:
         raise UserError(
             f"The weights in {path} ({half.weights_key}) do not fit the {half.what} of {name} ({len(wrong)} differ, "
-            f"first {wrong[0]}): name the open_clip model that they belong to in {half.name_key}."
+            f"first {wrong[0]}): set {half.name_key} to the model that they belong to."
         )
     # Only counts of batches, which evaluation never reads, may be missing.
     module.load_state_dict({key: state.get(key, value) for key, value in own.items()})
