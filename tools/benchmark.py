@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from arguments import add_device
+from arguments import add_device, new_parser, usable_device
 from clim.cli import count
 from clim.errors import run_cleanly
 
@@ -23,7 +23,7 @@ SECTIONS = ("mosaics", "steps", "memory", "text")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     add("--images", default="", help="folder of photos, e.g. COCO's; else synthetic ones are made")
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ[variable] = str(args.threads)  # read by the processes that are started below
     from benchmarks.sections import run_sections  # after the threads are set and wrong arguments are reported
 
+    args.device = usable_device(args.device)
     run_sections(args)
 
 

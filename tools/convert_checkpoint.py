@@ -11,11 +11,12 @@ no conversion.
 import argparse
 from pathlib import Path
 
+from arguments import new_parser
 from clim.errors import UserError, run_cleanly
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("file", metavar="FILE", help="the published file")
     parser.add_argument("--output", type=Path, required=True, metavar="OURS.pth", help="the file to write")
     parser.add_argument("--kind", help="what FILE is, as in docs/checkpoints.md (default: found from its tensors)")

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from arguments import new_parser
 from clim.cli import quiet_logging
 from clim.errors import run_cleanly
 from clim.files import data_root, read_json_or_none, write_json
@@ -30,7 +31,7 @@ MOST_CORES = 8  # more do not make images of 256 px faster
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of runs and report (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the images and the training (%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier calls have trained")

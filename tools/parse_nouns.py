@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from arguments import new_parser
 from clim.errors import UserError, run_cleanly
 from clim.files import resolve, write_json
 
@@ -66,7 +67,7 @@ _WORD = re.compile(r"['’]s\b|[^\W\d_]+(?:[-'’](?!s\b)[^\W\d_]+)*|\d+|[^\w\s]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument(
         "--captions", nargs="+", required=True, metavar="SET",
         help="registered caption sets, or jsons: COCO's (annotations[*].caption) or Detic's (images[*].captions)",

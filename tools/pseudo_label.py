@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from arguments import new_parser
 from clim.cli import quiet_logging
 from clim.errors import UserError, run_cleanly
 from clim.files import read_json, resolve, write_json
@@ -28,7 +29,7 @@ LISTED = 10  # unreadable images by name
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--dataset", required=True, help="a registered set of images")
     add("--config-file", required=True, help="YAML of the detector whose RPN proposes")

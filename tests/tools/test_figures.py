@@ -8,10 +8,11 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-import figures
+import figures as tool
 from clim.data.images import resize
 from clim.engine import load_config
 from clim.errors import UserError
+from reports import figures
 from reports.maps import RED
 from reports.responder import Responder
 
@@ -44,7 +45,7 @@ def options(tiny_mini, tiny_overrides, monkeypatch, tmp_path):
 
 
 def run(command, *arguments, options, output):
-    figures.main([command, *map(str, arguments), "--output", str(output), *options])
+    tool.main([command, *map(str, arguments), "--output", str(output), *options])
     with Image.open(output) as figure:
         return np.asarray(figure.convert("RGB"))
 
@@ -133,18 +134,18 @@ def test_maps_follow_the_image_and_texts_of_one_meaning_agree(options, tiny_over
 def test_mistakes_are_errors_of_one_sentence(command, arguments, told, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=told):
-        figures.main([command, "--input", __file__, *arguments])
+        tool.main([command, "--input", __file__, *arguments])
 
 
 def test_models_that_do_not_match_are_errors(images, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     query = ["responses", "--input", images[0], "--query", "dog"]
     with pytest.raises(UserError, match="make demo"):
-        figures.main(query)
+        tool.main(query)
     with pytest.raises(UserError, match="2 files after --config-file and 3 after --weights"):
-        figures.main([*query, "--config-file", "a", "b", "--weights", "c", "d", "e"])
+        tool.main([*query, "--config-file", "a", "b", "--weights", "c", "d", "e"])
     with pytest.raises(UserError, match="holds 1 different names for 2 models"):
-        figures.main([*query, "--config-file", CONFIG, "--weights", "", "", "--titles", "CLIM"])
+        tool.main([*query, "--config-file", CONFIG, "--weights", "", "", "--titles", "CLIM"])
 
 
 def test_titles_come_from_what_differs():
