@@ -38,7 +38,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(tool, monkeypatch, tmp_path, caps
 
 
 def test_no_command_loads_torch_before_its_arguments_are_read():
-    code = f"import sys; sys.path.insert(0, {str(TOOLS)!r}); import {', '.join(COMMANDS)}; assert 'torch' not in sys.modules"
+    code = f"import sys; sys.path.insert(0, {str(TOOLS)!r}); import {', '.join(COMMANDS)}"
+    code += "; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
