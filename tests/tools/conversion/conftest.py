@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import nms, roi_align
 
 BLOCKS = {1: 3, 2: 4, 3: 6, 4: 3}
@@ -19,6 +21,14 @@ TINY_RESNET = (
 SIZES = (32, 64, 128, 256, 512)
 EXACT = [(0.5**-0.5, 0.5**0.5), (1, 1), (0.5**0.5, 0.5**-0.5)]  # width, height of a square with height / width .5, 1, 2
 ROUNDED = [(23 / 16, 12 / 16), (1, 1), (11 / 16, 22 / 16)]
+
+
+def stage(inputs, inside, blocks, *, stride):
+    """Bottlenecks of Caffe's ResNet: the stride is on the first convolution."""
+    shortcut = nn.Sequential(nn.Conv2d(inputs, 4 * inside, 1, stride, bias=False), nn.BatchNorm2d(4 * inside))
+    first = Bottleneck(inputs, inside, stride, shortcut)
+    first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
+    return nn.Sequential(first, *(Bottleneck(4 * inside, inside) for _ in range(blocks - 1)))
 
 
 @dataclass
@@ -44,21 +54,25 @@ class OfficialC4:
 
     def __post_init__(self):
         self.random = torch.Generator().manual_seed(0)
-        self.state = {}
-        self._layer(f"{self.stem}conv1", f"{self.stem}bn1", 3, 2 * WIDTH, 7)
-        self.state[f"{self.stem}conv1.weight"] /= 100  # pixels are larger than features
+        conv, norm = nn.Conv2d(3, 2 * WIDTH, 7, 2, 3, bias=False), nn.BatchNorm2d(2 * WIDTH)
+        self.body = nn.ModuleDict({"stem": nn.ModuleDict({"conv1": conv, "bn1": norm})})
         channels = 2 * WIDTH
         for number, blocks in BLOCKS.items():
-            prefix = self.res5 if number == 4 else self.layer.format(number)
             inside = WIDTH * 2 ** (number - 1)
-            for i in range(blocks):
-                sizes = [(channels, inside, 1), (inside, inside, 3), (inside, 4 * inside, 1)]
-                for k, size in enumerate(sizes, 1):
-                    self._layer(f"{prefix}{i}.conv{k}", f"{prefix}{i}.bn{k}", *size)
-                if i == 0:
-                    names = (f"{prefix}0.downsample.0", f"{prefix}0.downsample.1")
-                    self._layer(*names, channels, 4 * inside, 1)
-                channels = 4 * inside
+            self.body[f"layer{number}"] = stage(channels, inside, blocks, stride=1 if number == 1 else 2)
+            channels = 4 * inside
+        for module in self.body.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = self.eps
+        self.body.eval()
+        prefixes = {"stem": self.stem, "layer4": self.res5} | {f"layer{i}": self.layer.format(i) for i in (1, 2, 3)}
+        self.state = {}
+        for key, tensor in self.body.state_dict().items():
+            part, _, name = key.partition(".")
+            if not name.endswith("num_batches_tracked"):
+                self._fill(name, tensor)
+                self.state[prefixes[part] + name] = tensor
+        self.state[f"{self.stem}conv1.weight"] /= 100  # pixels are larger than features
         self.out_channels, hidden = channels, channels // 2
         self.linear(self.rpn[0], hidden, hidden, 3, 3)
         self.linear(self.rpn[1], len(self.anchors), hidden, 1, 1)
@@ -72,45 +86,24 @@ class OfficialC4:
         self.state[f"{name}.weight"] = scale * self.draw(rows, *columns) / math.prod(columns) ** 0.5
         self.state[f"{name}.bias"] = 0.1 * scale * self.draw(rows)
 
-    def _layer(self, conv, norm, inputs, outputs, size):
-        weight = self.draw(outputs, inputs, size, size)
-        self.state[f"{conv}.weight"] = weight * 0.02 / (inputs * size * size) ** 0.5
-        # Variances so small that 1e-5 more or less is seen.
-        variance = 1e-4 + 3e-4 * torch.rand(outputs, generator=self.random)
-        factor = 0.3 if norm.endswith("bn3") else 1.0
-        self.state[f"{norm}.weight"] = factor * (0.5 + torch.rand(outputs, generator=self.random))
-        self.state[f"{norm}.bias"] = 0.1 * self.draw(outputs)
-        self.state[f"{norm}.running_mean"] = 0.005 * self.draw(outputs)
-        self.state[f"{norm}.running_var"] = variance
-
-    def _run(self, conv, norm, x, **kwargs):
-        s = self.state
-        mean, variance, weight, bias = (
-            s[f"{norm}.{name}"][:, None, None] for name in ("running_mean", "running_var", "weight", "bias")
-        )
-        x = F.conv2d(x, s[f"{conv}.weight"], **kwargs)
-        return (x - mean) / (variance + self.eps).sqrt() * weight + bias
-
-    def _stage(self, number, x):
-        prefix = self.res5 if number == 4 else self.layer.format(number)
-        for i in range(BLOCKS[number]):
-            stride = 2 if i == 0 and number > 1 else 1
-            names = [(f"{prefix}{i}.conv{k}", f"{prefix}{i}.bn{k}") for k in (1, 2, 3)]
-            y = self._run(*names[0], x, stride=stride).relu()  # Caffe's ResNet: the stride is on the first
-            y = self._run(*names[1], y, padding=1).relu()
-            y = self._run(*names[2], y)
-            if i == 0:
-                x = self._run(f"{prefix}0.downsample.0", f"{prefix}0.downsample.1", x, stride=stride)
-            x = (x + y).relu()
-        return x
+    def _fill(self, name, tensor):
+        uniform = torch.rand(tensor.shape, generator=self.random)
+        if tensor.ndim == 4:
+            tensor.copy_(0.02 * self.draw(*tensor.shape) / math.prod(tensor.shape[1:]) ** 0.5)
+        elif name.endswith("running_var"):  # so small that 1e-5 more or less is seen
+            tensor.copy_(1e-4 + 3e-4 * uniform)
+        elif name.endswith("weight"):
+            tensor.copy_((0.3 if "bn3" in name else 1.0) * (0.5 + uniform))
+        else:
+            tensor.copy_((0.1 if name.endswith("bias") else 0.005) * self.draw(*tensor.shape))
 
     def features(self, image):
         """(3, H, W) BGR → (1, C, H / 16, W / 16)."""
         x = (image.float() - torch.tensor(self.pixel_mean)[:, None, None])[None]
-        x = self._run(f"{self.stem}conv1", f"{self.stem}bn1", x, stride=2, padding=3).relu()
-        x = F.max_pool2d(x, 3, 2, 1)
+        stem = self.body["stem"]
+        x = F.max_pool2d(stem["bn1"](stem["conv1"](x)).relu(), 3, 2, 1)
         for number in (1, 2, 3):
-            x = self._stage(number, x)
+            x = self.body[f"layer{number}"](x)
         return x
 
     def proposals(self, features, size):
@@ -137,7 +130,7 @@ class OfficialC4:
         """(P, C') of boxes (P, 4): RoIAlign 14 x 14, layer4, mean."""
         rois = torch.cat([torch.zeros(len(boxes), 1), boxes], 1)
         pooled = roi_align(features, rois, 14, 1 / 16, sampling_ratio=-1, aligned=self.aligned)
-        return self._stage(4, pooled).mean((2, 3))
+        return self.body["layer4"](pooled).mean((2, 3))
 
 
 def moved(boxes, deltas, weights=(1, 1, 1, 1)):

@@ -49,20 +49,18 @@ def published(official):
 
 
 @pytest.fixture
-def words(published):
-    """(80, D) class embeddings of different lengths."""
-    return 0.4 * published.draw(CLASSES, DIM)
-
-
-@pytest.fixture
-def model(load_cfg, official, words, tmp_path):
+def model(load_cfg, official, published, tmp_path):
+    """Ours, for (80, D) class embeddings ``model.words`` of different lengths."""
+    words = 0.4 * published.draw(CLASSES, DIM)
     np.save(tmp_path / "words.npy", words.numpy())
     keys = (
         "MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "words.npy"), "MODEL.TEXT.DIM", DIM,
         "MODEL.ANCHOR_GENERATOR.NAME", "RoundedAnchorGenerator",
     )  # fmt: skip
     torch.manual_seed(0)
-    return build_model(load_cfg("OVRCNN_C4.yaml", *keys, *official.tiny_resnet)).eval()
+    model = build_model(load_cfg("OVRCNN_C4.yaml", *keys, *official.tiny_resnet)).eval()
+    model.words = words
+    return model
 
 
 def official_detections(official, detector, image, words):
@@ -79,7 +77,7 @@ def official_detections(official, detector, image, words):
     return [(z, SCORED[k], box) for z, k, box in official.detections(boxes, odds, threshold=0.05)]
 
 
-def test_the_converted_detector_detects_what_the_official_one_does(official, published, model, words):
+def test_the_converted_detector_detects_what_the_official_one_does(official, published, model):
     kind = find_kind(published.state, KINDS.values())
     assert kind.name == "ovrcnn"
     converted = convert(published.state, kind)
@@ -90,7 +88,7 @@ def test_the_converted_detector_detects_what_the_official_one_does(official, pub
     image = official.image()
     with torch.no_grad():
         (found,) = model([{"image": image, "height": 96, "width": 128}])
-        expected = official_detections(official, published, image, words)
+        expected = official_detections(official, published, image, model.words)
     official.check_detections(found["instances"], expected, at_least=15)
 
 
