@@ -1,13 +1,13 @@
-"""Speed and memory of the mosaics, the joint step and the text towers, side by side: medians (min–max).
+"""Measure mosaics, joint steps and text towers side by side: speed and memory, medians (min–max).
 
     python tools/benchmark.py                          # everything, a quarter of an hour on two cores
     python tools/benchmark.py --only mosaics --images COCO/val2017
     python tools/benchmark.py --only steps memory --full --json output/benchmark.json
     python tools/benchmark.py --only steps --config-file configs/mini/detic_clim.yaml
 
-What is compared runs in turn (ABAB), each section in a process of its own. On a CPU, rates and ratios are of CPU
-seconds, which other programs disturb less; wall seconds stand beside them. Boxes, captions and tags are drawn at
-random. Weights are random too, with the anchors as proposals, unless the command ends in "-- MODEL.WEIGHTS FILE".
+Each section runs in its own process, and what it compares takes turns (ABAB). On a CPU, rates and ratios use CPU
+seconds, which other programs disturb less; wall seconds stand beside them. Boxes, captions and tags are random.
+Weights are random too, with the anchors as proposals, unless the command ends in "-- MODEL.WEIGHTS FILE".
 """
 
 import argparse

@@ -39,18 +39,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     classes = commands.add_parser("classes", help="class names -> .npy (K, D)")
     source = classes.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--dataset", help=f"{', '.join(CLASS_LISTS)}, or a json with categories (LVIS), taken by ascending id"
-    )
+    dataset_help = f"{', '.join(CLASS_LISTS)}, or a json with categories (LVIS), taken by ascending id"
+    source.add_argument("--dataset", help=dataset_help)
     source.add_argument("--names", help='class names in order, "a,b,c", or a .txt with one a line')
     classes.add_argument("--prompt", choices=PROMPTS, default="ensemble", help="default: %(default)s")
-    classes.add_argument(
-        "--features",
-        choices=FEATURES,
-        default="embedding",
-        help='"hidden": of the last layer, for MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"; "words": mean of a name\'s '
-        "word pieces among the tower's word embeddings, float32, as OV-RCNN reads them, without prompts (%(default)s)",
-    )
+    features_help = """"hidden": of the last layer, for MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"; "words": mean of a
+        name's word pieces among the tower's word embeddings, float32, for OV-RCNN, without prompts (%(default)s)"""
+    classes.add_argument("--features", choices=FEATURES, default="embedding", help=features_help)
     classes.add_argument("--output", required=True, type=Path, help="the .npy file to write")
     captions = commands.add_parser("captions", help="captions of registered data sets -> cache folder")
     captions.add_argument("--dataset", required=True, nargs="+", help="registered caption data sets")

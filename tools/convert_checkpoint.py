@@ -2,10 +2,9 @@
 
     python tools/convert_checkpoint.py detic_coco_cap_w_tags_clim.pth --output Detic_CLIM_C4_official.pth
 
-It ends with the command that evaluates the result, or for a first stage that trains the second one from it.
-Reads OVR-CNN's two stages, CLIM's Detic and F-VLM (ViT-B/16) and ovdet's BARON (docs/checkpoints.md), and finds from
-the tensors which of them FILE is. It runs nothing that the file holds. Official Detic's files and CLIM's CLIPs need
-no conversion.
+It reads OVR-CNN's two stages, CLIM's Detic and F-VLM (ViT-B/16) and ovdet's BARON (docs/checkpoints.md), and finds
+the kind of FILE from its tensors. It runs no code of the file. At the end it prints the command that evaluates the
+result, or trains the second stage from a first one. Official Detic's files and CLIM's CLIPs need no conversion.
 """
 
 import argparse

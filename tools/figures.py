@@ -1,17 +1,17 @@
-"""The paper's figures for any images, words and models: response maps (Figs. 3, 4) and class maps (Fig. 5).
+"""Draw the paper's figures for any images, words and models: response maps (Figs. 3, 4), class maps (Fig. 5).
 
     python tools/figures.py responses --input photo.jpg --query "a dog" umbrella --boxes
     python tools/figures.py responses --input datasets/mini/pairs/00000[0-8].jpg --mosaic 3 --query rabbit --tile 1
     python tools/figures.py classes --input photos --names pascal_context --config-file A.yaml --weights A.pth B.pth
 
-Models stand side by side; the default ones are the two that `make demo` has trained. Each is a detector with a C4
-head or a model with an image encoder. One --config-file serves several --weights, and the other way round;
---weights "" takes what the config names.
+Models stand side by side. The default ones are the two of `make demo`. A model is a detector with a C4 head, or has an
+image encoder. One --config-file serves several --weights, and the other way round; --weights "" takes those of the
+config.
 
-A response is the cosine of a location's embedding with a text's, at the locations of the model's own map and bilinear
-in between, and coloured from its own lowest to its own highest value: compare where maps are high, not how high. A ring
-marks the highest response. A detector's map is its head run on the whole image; a class map takes, for every pixel,
-the class with the highest response.
+A response is the cosine of a location's embedding and a text's. Between the locations of the model's map it is
+bilinear. Each map has its own colours, from its lowest to its highest value: compare where maps are high, not how high.
+A ring marks the highest response. A detector's map is its head run on the whole image. A class map shows, for every
+pixel, the class of the highest response.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Tables 3, 4 and 5 on the mini benchmark: a dual encoder, CLIM on it, and detectors on the frozen result.
+"""Train Tables 3, 4 and 5 on the mini benchmark: a dual encoder, CLIM on it, and detectors on the frozen result.
 
     python tools/mini_clip_tables.py                       # all rows; can be stopped and started again
     python tools/mini_clip_tables.py --report docs/mini_results.md   # only write tables of what has been run
 
-A seed has its own images, its own dual encoder, and its own base stage, whose RPN proposes the comparator's boxes.
+A seed has its own images, dual encoder and base stage. The RPN of the base stage proposes RegionCLIP's boxes.
 """
 
 import os
@@ -25,12 +25,12 @@ def tuned(config: str, *overrides, **others) -> Row:
 
 
 def detector(encoder: Row) -> Row:
-    """F-VLM on what ``encoder`` has learnt."""
+    """F-VLM on the trained ``encoder``."""
     return Row("fvlm.yaml", starts_from=(("MODEL.IMAGE_ENCODER.PRETRAINED", encoder, "clip.pt"),))
 
 
 def label_boxes(output: Path, seed: int) -> None:
-    """Nouns of the captions and names of boxes, by the product's own commands; what is there is kept."""
+    """Collect nouns of the captions and name boxes, by commands of tools/. Existing files stay."""
     root = datasets_of(output, seed)
     nouns, embeddings = root / "mini/metadata/nouns.json", root / "mini/metadata/nouns_minilm.npy"
     labels = root / "mini/annotations/pseudo_regions.json"

@@ -1,11 +1,10 @@
-"""The paper's ablations on the mini benchmark: every row, three seeds, one table.
+"""Train the paper's ablations on the mini benchmark with three seeds, and write their tables.
 
     python tools/mini_tables.py                       # all rows; can be stopped and started again
     python tools/mini_tables.py --report docs/mini_results.md   # only write tables of what has been run
     python tools/mini_tables.py --only 1a             # only sections with this word in their title
 
-A seed has its own images and its own base stage, which all its rows start from. Settings are fixed in
-configs/mini; nothing here is tuned.
+A seed has its own images and its own base stage, from which its rows start. Settings are those of configs/mini.
 """
 
 from clim.errors import run_cleanly

@@ -3,7 +3,7 @@
     python tools/predict.py --input photo.jpg folder "more/*.png" --vocabulary "dog, fire hydrant"
     python tools/predict.py --config-file configs/Detic_CLIM_C4.yaml --weights model_final.pth --input photos
 
-The same command as ``clim predict``, whose --help describes the scores and predictions.json.
+This is ``clim predict``, whose --help describes the scores and predictions.json.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the report of ``make demo`` says and shows; ``page.py`` lays it out."""
+"""The texts, images and figures of the report of ``make demo``; ``page.py`` lays them out."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,9 +57,9 @@ def write_demo_report(
     """``folder``/report.html and ``folder``/examples, from the finished runs in ``folder``/{base,detic,…}.
 
     Args:
-        configs: {run: the config that it was trained with}.
-        results: {run: what :func:`experiments.training.run_training` returned}.
-        commands: (what it does, command) for the reader who wants to go on.
+        configs: {run: its config}.
+        results: {run: result of :func:`experiments.training.run_training`}.
+        commands: (purpose, command) of next steps.
     """
     runs = [Run(name, TITLES[name], seed, results[name], read_metrics(folder / name)) for name in results]
     report = Report(
@@ -110,7 +110,7 @@ def _examples(folder: Path, configs: Mapping) -> list[Example]:
 
 
 def most_novel(dataset: str, *, count: int) -> list[dict]:
-    """The ``count`` records of a registered data set with the most novel objects, first ones first."""
+    """The ``count`` records of a registered data set with the most novel objects, in order."""
     novel = novel_classes(dataset)
     records = DatasetCatalog.get(dataset)
     return sorted(records, key=lambda r: -sum(a["category_id"] in novel for a in r["annotations"]))[:count]
@@ -122,7 +122,7 @@ def novel_classes(dataset: str) -> set[int]:
 
 
 def compare(record: dict, dataset: str, predictors: Mapping[str, Detector]) -> Example:
-    """One image with its ground truth, then with what each of {title: predictor} finds in it."""
+    """One image with its ground truth, then with the detections of each of {title: predictor}."""
     image = read_image(record["file_name"], fmt="RGB").image
     names, novel = MetadataCatalog.get(dataset).thing_classes, novel_classes(dataset)
     boxes = np.array([a["bbox"] for a in record["annotations"]], dtype=float).reshape(-1, 4)
@@ -138,7 +138,7 @@ def compare(record: dict, dataset: str, predictors: Mapping[str, Detector]) -> E
 
 
 def mosaic_of_each_grid(cfg, *, seed: int) -> list[tuple[str, np.ndarray]]:
-    """(caption, drawing) of a canvas of every grid of INPUT.MOSAIC.GRIDS, from the mapper of the training."""
+    """(caption, drawing) of one canvas for every grid of INPUT.MOSAIC.GRIDS, from the mapper of the training."""
     records = caption_records(cfg.DATASETS.CAPTIONS)
     mapper = CanvasMapper.mosaics(cfg, records, seed=seed, stream=STREAMS["mosaics"])
     grids = set(cfg.INPUT.MOSAIC.GRIDS)
@@ -155,7 +155,7 @@ def mosaic_of_each_grid(cfg, *, seed: int) -> list[tuple[str, np.ndarray]]:
 
 
 def draw_canvas(canvas: dict, *, image_format: str, side: int = 768) -> np.ndarray:
-    """What the network saw of a mosaic: the canvas (``image`` (3, H, W) uint8, ``tiles``), its tiles and captions."""
+    """Draw the tiles and captions of a canvas: ``image`` (3, H, W) uint8 and ``tiles``."""
     tiles = canvas["tiles"]
     image, scale = enlarge(ordered(canvas["image"].permute(1, 2, 0).numpy(), image_format), side=side)
     boxes, size = tiles.boxes.numpy() * scale, label_size(image)

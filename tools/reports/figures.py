@@ -25,7 +25,7 @@ from .sheet import GAP, Panel, class_legend, panel_size, response_legend, sheet
 
 DEMO_CONFIGS = [f"configs/mini/{name}.yaml" for name in COMPARED]
 DEMO_WEIGHTS = [f"output/demo/{name}/model_final.pth" for name in COMPARED]
-# Texts are read later and are not cached, so no data set has to exist.
+# Texts come later and are not cached, so no data set has to exist.
 NO_DATA = [
     "MODEL.TEXT.CACHE", "", "MODEL.VOCABULARY.NAMES", "['object']", "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
     "DATASETS.TEST", "()",
@@ -46,9 +46,6 @@ def save(figure: np.ndarray, path: Path, *, small: bool) -> None:
         image.save(path, optimize=True)
     else:
         image.save(path, quality=92)
-
-
-# ---- Figures 3 and 4 -----------------------------------------------------------------------------
 
 
 def response_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
@@ -77,7 +74,7 @@ def response_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
 
 
 def response_rows(photo, queries, models, texts, *, tiles, size, args) -> list[list[Panel]]:
-    """A row for each query: the image, then every model's map. ``tiles``: a box or None for each query."""
+    """A row for each query: the image, then the map of every model. ``tiles``: a box or None for each query."""
     maps = {title: model(photo, texts[title], long_side=size) for title, model in models.items()}
     height, width = panel_size(*photo.shape[:2], panel=args.panel)
     small = resize(photo, (height, width))
@@ -110,7 +107,7 @@ def response_panel(image: np.ndarray, cosines, *, tile, best) -> Panel:
 
 
 def lay_mosaic(images: Sequence[np.ndarray], *, n: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Canvas (side, side, 3) of n x n images, row by row, and their boxes: as in training, the ratio kept."""
+    """Canvas (side, side, 3) of n x n images, row by row, and their boxes. Images keep their ratio, as in training."""
     cells = grid_cells(n, size=(side, side))
     sizes = [fit_cell(*p.shape[:2], cell=(c[3] - c[1], c[2] - c[0])) for p, c in zip(images, cells, strict=True)]
     boxes = place(np.array(sizes), cells, inward_anchors(n, np.random.default_rng(0)))
@@ -127,9 +124,6 @@ def check_mosaic(args: argparse.Namespace, queries: list[str], paths: list[Path]
             f"--tile {' '.join(map(str, tiles))}: give --mosaic N, and one number from 1 to N x N for each of the "
             f"{len(queries)} texts of --query."
         )
-
-
-# ---- Figure 5 ------------------------------------------------------------------------------------
 
 
 def class_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
@@ -168,9 +162,6 @@ def class_list(text: str) -> list[str]:
     return read_names(text, option="--names")
 
 
-# ---- What both share -----------------------------------------------------------------------------
-
-
 def load_models(args: argparse.Namespace) -> dict[str, Responder]:
     """{title: model}, in the order of the command line."""
     configs, weights = args.config_file or DEMO_CONFIGS, args.weights or [None]
@@ -196,7 +187,7 @@ def load_models(args: argparse.Namespace) -> dict[str, Responder]:
 
 
 def model_titles(configs: Sequence[str], weights: Sequence[str | None]) -> list[str]:
-    """The folder of a checkpoint or the name of a config, whichever differs between the models."""
+    """The names of configs, or folders of checkpoints, or checkpoints: the first that all differ."""
     stems = [Path(config).stem for config in configs]
     folders = [Path(path).parent.name if path else stem for path, stem in zip(weights, stems, strict=True)]
     files = [Path(path).name if path else stem for path, stem in zip(weights, stems, strict=True)]
