@@ -41,9 +41,6 @@ FULL_SET = {"train": (118_287, 107_761), "val": (5_000, 4_836)}
 RULES = {"released": (tags.released_tags, tags.lvis_words), "words": (tags.word_tags, tags.all_words)}
 
 
-# ---- contents: pure functions of COCO's content ----
-
-
 def keep_classes(instances: dict, ids: Collection[int], *, drop_empty_images: bool) -> dict:
     """COCO's instances with the annotations of ``ids`` only, crowds included, all ids unchanged.
 
@@ -101,9 +98,6 @@ def check_full_set(part: str, instances: dict, split: dict) -> None:
             f"{part}2017 has all {full:,} images but the split keeps {len(split['images']):,} instead of "
             f"{expected:,}: the annotations are not COCO 2017's; {DOWNLOAD}"
         )
-
-
-# ---- reading the source, writing the output ----
 
 
 def find_source(source: Path) -> Path:
@@ -182,9 +176,6 @@ def write_output(path: Path, content: dict | list, *, replace: bool) -> dict:
     sections = {"categories": content} if isinstance(content, list) else content
     counts = {key: len(sections[key]) if key in sections else None for key in COUNTED}
     return counts | {"sha256": hashlib.sha256(data).hexdigest()[:12]}
-
-
-# ---- the steps ----
 
 
 def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = False) -> dict[str, dict]:

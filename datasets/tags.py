@@ -1,8 +1,8 @@
 """Tags of captions: LVIS's words for COCO's classes, and two rules from text to class ids.
 
 ``released`` is the rule of the published numbers (Detic's ``captions_train2017_tags_allcaps.json``), with its mistakes.
-``words`` reads words, not characters. Both take the captions of one image and a table {class id: LVIS words}, and return
-class ids in the table's order. LVIS writes "_" for a space, and remarks in brackets ("mouse_(computer_equipment)").
+``words`` reads words, not characters. Both take the captions of one image and a table {class id: LVIS words}. They
+return class ids in the table's order. LVIS writes "_" for a space and brackets for remarks ("kite_(toy)").
 """
 
 import re

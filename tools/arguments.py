@@ -22,6 +22,17 @@ def known_classes(name: str) -> list[str] | None:
     return list(lists[name]) if name in lists else None
 
 
+def registered_captions(name: str) -> list[str] | None:
+    """All captions of a registered data set, in order; None for any other name."""
+    from detectron2.data import DatasetCatalog
+
+    import clim.data.datasets  # noqa: F401  registers the data sets
+
+    if name not in DatasetCatalog.list():
+        return None
+    return [caption for record in DatasetCatalog.get(name) for caption in record.get("captions", ())]
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device; :func:`usable_device` reads it."""
     parser.add_argument("--device", help="cuda, cuda:1, … or cpu (default: a GPU where there is one)")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arguments import CLASS_LISTS, PROMPTS, add_device, known_classes, new_parser, usable_device
+from arguments import CLASS_LISTS, PROMPTS, add_device, known_classes, new_parser, registered_captions, usable_device
 from clim.cli import quiet_logging, read_names
 from clim.errors import UserError, run_cleanly
 from clim.files import resolve, write_array
@@ -97,15 +97,12 @@ def class_names(*, dataset: str | None, names: str | None) -> list[str]:
 
 def captions_of(datasets: list[str]) -> list[str]:
     """All captions of registered data sets, in order."""
-    from detectron2.data import DatasetCatalog
-
-    import clim.data.datasets  # noqa: F401  registers the data sets
-
+    captions = []
     for name in datasets:
-        if name not in DatasetCatalog.list():
+        found = registered_captions(name)
+        if found is None:
             raise UserError(f"--dataset {name} is not registered: try coco_caption_train_tags.")
-    records = [record for name in datasets for record in DatasetCatalog.get(name)]
-    captions = [caption for record in records for caption in record.get("captions", ())]
+        captions += found
     if not captions:
         raise UserError(f"--dataset {' '.join(datasets)}: no captions in it, only boxes.")
     return captions

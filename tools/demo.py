@@ -52,13 +52,14 @@ def main(arguments: list[str] | None = None) -> None:
     results = train(args, board)
     seconds |= {name: result["seconds"] for name, result in results.items()}
     write_results(args, results, seconds)
-    from reports.demo_report import write_demo_report  # torch and Detectron2 load here, not for --help
+    from clim.engine import load_config  # torch and Detectron2 load here, not for --help
+    from reports.demo_report import write_demo_report
 
     start = time.monotonic()
+    configs = {name: load_config(str(CONFIGS / file), overrides(args, name)) for name, file in FILES.items()}
     write_demo_report(
-        args.output, configs={name: config(args, name) for name in FILES}, results=results, seconds=seconds,
-        seed=args.seed, commands=next_commands(args),
-    )  # fmt: skip
+        args.output, configs=configs, results=results, seconds=seconds, seed=args.seed, commands=next_commands(args)
+    )
     seconds["report"] = round(time.monotonic() - start, 1)
     seconds["total"] = total_seconds(seconds)
     write_results(args, results, seconds)
@@ -114,12 +115,6 @@ def train(args: argparse.Namespace, board: Board) -> dict[str, dict]:
     return results
 
 
-def config(args: argparse.Namespace, name: str):
-    from clim.engine import load_config
-
-    return load_config(str(CONFIGS / FILES[name]), overrides(args, name))
-
-
 def overrides(args: argparse.Namespace, name: str) -> list[str]:
     values = ["SEED", str(args.seed)]
     if name != "base":
@@ -167,7 +162,7 @@ def next_commands(args: argparse.Namespace) -> list[tuple[str, str]]:
     return [
         ("Find objects of any names in images:", predict_command(args)),
         (
-            "The same demonstration with other images and another seed:",
+            "The demonstration with other images and another seed:",
             "python tools/demo.py --seed 1 --output output/demo_1",
         ),
         (

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from arguments import new_parser
+from arguments import new_parser, registered_captions
 from clim.errors import UserError, run_cleanly
 from clim.files import resolve, write_json
 
@@ -91,12 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def captions_of(name: str) -> list[str]:
     """Captions of a registered set or a json file."""
-    from detectron2.data import DatasetCatalog
-
-    import clim.data.datasets  # noqa: F401  registers the data sets
-
-    if name in DatasetCatalog.list():
-        return [caption for record in DatasetCatalog.get(name) for caption in record.get("captions", ())]
+    if (captions := registered_captions(name)) is not None:
+        return captions
     try:
         content = json.loads(resolve(name).read_bytes())
         if content.get("annotations"):

@@ -2,9 +2,9 @@
 
 Usage: python3.11 tools/set_up.py [--isolated]
 
-If the interpreter imports torch and detectron2, ``.venv`` uses all its packages and adds only missing ones. A
-Detectron2 that was built inside ``.venv`` stays too. Otherwise ``.venv`` gets the pinned requirements and the Detectron2
-wheel. This script needs the standard library only.
+If the interpreter imports torch and detectron2, ``.venv`` uses all its packages and adds only missing ones. It also
+keeps a Detectron2 that was built inside it. Otherwise it gets the pinned requirements and the Detectron2 wheel. This
+script needs the standard library only.
 """
 
 import argparse

@@ -9,12 +9,10 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 import figures as tool
-from clim.data.images import resize
 from clim.engine import load_config
 from clim.errors import UserError
 from reports import figures
 from reports.maps import RED
-from reports.responder import Responder
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "mini" / "detic_clim.yaml")
 
@@ -93,24 +91,6 @@ def test_a_mosaic_holds_every_image_once_in_reading_order():
         assert (canvas[y0:y1, x0:x1] == 10 * i).all()
         assert (x0 >= 50) == (i % 2 == 1) and (y0 >= 50) == (i >= 2)
         assert abs((x1 - x0) / (y1 - y0) - 40 / (30 + i)) < 0.05
-
-
-def test_maps_follow_the_image_and_texts_of_one_meaning_agree(options, tiny_overrides):
-    torch.manual_seed(0)
-    responder = Responder(load_config(CONFIG, [*tiny_overrides, "MODEL.TEXT.CACHE", ""]))
-    texts = responder.embed(["dog", "dog", "teapot"])
-    assert texts.shape == (3, 384)
-    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    maps = responder(image, texts, long_side=192)
-    assert maps.shape == (3, 4, 6) and maps.abs().max() <= 1 + 1e-5
-    assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
-    # Resized by hand to what the network sees: nothing is left to resize, so the maps are the same.
-    assert torch.equal(maps, responder(resize(image, (128, 192)), texts, long_side=192))
-    # Odd sizes come as whole cells; an image smaller than a cell has one.
-    assert responder(image[:37, :51], texts, long_side=100).shape == (3, 2, 3)
-    assert responder(image[:10, :90], texts, long_side=40).shape == (3, 1, 1)
-    box = responder.best_box(image, texts[0])
-    assert (box >= 0).all() and box[2] <= 96 and box[3] <= 64 and (box[2:] >= box[:2]).all()
 
 
 MODELS = ["--query", "dog", "--config-file"]

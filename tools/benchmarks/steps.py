@@ -166,9 +166,6 @@ def step_rows(arms: dict[str, list[Run]], *, key: str) -> list[dict]:
     ]
 
 
-# ---- Memory
-
-
 def peak_of_steps(settings: Settings, records: Sequence[dict], batch: tuple[int, int, int]) -> dict[str, int]:
     """Bytes before the first step (libraries and model), and the peak of MEMORY_STEPS steps."""
     settings.start()
@@ -202,9 +199,6 @@ def measure_memory(settings: Settings, records: Sequence[dict]) -> list[dict]:
         }
         for name, values in measured.items()
     ]
-
-
-# ---- Texts
 
 
 def measure_text(settings: Settings, records: Sequence[dict]) -> list[dict]:

@@ -25,9 +25,6 @@ RPN = "proposal_generator.rpn_head."
 VIT, PYRAMID = "backbone.visual.", "backbone.pyramid."
 
 
-# ---- What changes in a tensor
-
-
 def without_eps(running_var: Tensor) -> Tensor:
     """The official layer divides by sqrt(var), Detectron2's by sqrt(var + EPS)."""
     return running_var - EPS
@@ -58,9 +55,6 @@ def text_matrix(class_embeddings: Tensor) -> Tensor:
     """(K, D) → (D, K + 1): unit columns, and zeros for the background, as in our classifiers."""
     columns = F.normalize(class_embeddings.float(), dim=1).T
     return torch.cat([columns, columns.new_zeros(len(columns), 1)], dim=1)
-
-
-# ---- Which names become which
 
 
 def resnet(

@@ -133,7 +133,8 @@ def markdown(rows: Mapping[str, Row], *, output: Path, seeds: Sequence[int], met
     lines = [f"| | {' | '.join(metrics.values())} | {metrics[first]}, by seed |", "|---" * (len(metrics) + 2) + "|"]
     for name, row in rows.items():
         found = [finished(row.folder(output, seed)) for seed in seeds]
-        cells = [*(spread(found, metric) for metric in metrics), by_seed(found, first)]
+        by_seed = ", ".join(f"{result[first]:.1f}" if result else "–" for result in found)
+        cells = [*(spread(found, metric) for metric in metrics), by_seed]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
@@ -170,8 +171,3 @@ def spread(found: Sequence[dict | None], metric: str) -> str:
         return "not run"
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{deviation}"
-
-
-def by_seed(found: Sequence[dict | None], metric: str) -> str:
-    """A cell: the figure of every seed."""
-    return ", ".join(f"{result[metric]:.1f}" if result else "–" for result in found)

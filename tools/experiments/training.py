@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +85,10 @@ def run_training(
         environment = {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": str(threads)}
         before, start = record["seconds"], time.monotonic()
         with _process(command, log=log, environment=environment, lock=lock) as process:
-            while not _ended(process):
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_SECONDS)
+                    break
                 record["seconds"] = round(before + time.monotonic() - start, 1)
                 write_json(output / RECORD, record)
                 now = _where(output, log, cfg.SOLVER.MAX_ITER) or now
@@ -151,14 +154,6 @@ def _process(command: Sequence, *, log: Path, environment: Mapping[str, str], lo
             process.wait()
 
 
-def _ended(process) -> bool:
-    try:
-        process.wait(POLL_SECONDS)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
 def _where(output: Path, log: Path, max_iter: int) -> Progress | None:
     """The progress, from the ends of metrics.json and the log; None before the first line of metrics."""
     for line in reversed(_end_of(output / "metrics.json").splitlines()):
@@ -188,9 +183,6 @@ def _evaluation(output: Path, dataset: str) -> dict:
     if report is None:
         raise UserError(f"{folder} holds none of {', '.join(REPORTS)}: the training ended without an evaluation.")
     return {**report["summary"], "per_class": report["per_class"]}
-
-
-# ---- The record of a run
 
 
 def settings_of(cfg, root: Path) -> dict:

@@ -104,8 +104,6 @@ CONCEPTS = (
 
 NAMES = tuple(concept.name for concept in CONCEPTS)
 
-# ---- Captions
-
 # {x} takes "a dog and two owls", {n} takes "dog and owls".
 WEB_TEMPLATES = (
     "a photo of {x}", "{x}, close-up", "this is {x}", "we saw {x} today", "{x} seen from the side",

@@ -83,10 +83,9 @@ def _write_image(
 def _draw_all(tasks: list[tuple[str, int]], write: partial, workers: int) -> Iterator[tuple[str, dict, list]]:
     if workers <= 1:
         yield from map(write, tasks)
-        return
-    # Spawned: a fork can hang if the caller has threads.
-    with get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        yield from pool.imap(write, tasks, chunksize=25)
+    else:  # spawned: a fork can hang if the caller has threads
+        with get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+            yield from pool.imap(write, tasks, chunksize=25)
 
 
 def _coco_json(images: list[dict], objects: list[dict], *, for_captions: bool = False) -> dict:

@@ -45,9 +45,6 @@ class LabelledImage(NamedTuple):
         return np.array([cv2.boundingRect(mask) for mask in masks]).reshape(-1, 4)
 
 
-# ---- Drawings and backgrounds
-
-
 @lru_cache(maxsize=len(CONCEPTS))
 def drawing(index: int) -> np.ndarray:
     """(H, W, 4) uint8 BGRA, colours premultiplied by alpha, cut tight; the longer side is about 256 px."""
@@ -114,9 +111,6 @@ def plain_background(rng: np.random.Generator) -> np.ndarray:
     along = ramp[None, :] * np.cos(angle) + ramp[:, None] * np.sin(angle)
     share = ((along - along.min()) / np.ptp(along))[..., None]
     return (colours[0] * (1 - share) + colours[1] * share).astype(np.uint8)
-
-
-# ---- Images
 
 
 def place(sizes: Sequence[tuple[int, int]], rng: np.random.Generator) -> list[tuple[int, int]]:

@@ -59,7 +59,9 @@ def response_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
     rows = []
     if args.mosaic:
         count = args.mosaic**2
-        canvas, boxes = lay_mosaic(photos[:count], n=args.mosaic, side=args.size or mosaic_side(args))
+        first = (args.config_file or DEMO_CONFIGS)[0]
+        side = args.size or load_config(first, list(args.opts)).INPUT.MOSAIC.SIZE
+        canvas, boxes = lay_mosaic(photos[:count], n=args.mosaic, side=side)
         tiles = boxes[np.array(args.tile) - 1] if args.tile else [None] * len(queries)
         rows += response_rows(canvas, queries, models, texts, tiles=tiles, size=canvas.shape[0], args=args)
         photos = photos[count:]
@@ -69,7 +71,7 @@ def response_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
     note = "each map from its own lowest to its own highest cosine; ring: highest response"
     if args.boxes:
         note += "; box: best detection of this text"
-    legend = response_legend(width=sheet_width(args, models), size=legend_size(args), note=note)
+    legend = response_legend(**legend_layout(args, models), note=note)
     return sheet(rows, ["Image", *models], panel=args.panel, footer=legend)
 
 
@@ -132,7 +134,7 @@ def class_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
     models = load_models(args)
     texts = {title: model.embed(names) for title, model in models.items()}
     colours = class_colours(len(names))
-    rows, held = [], np.zeros(len(names))
+    rows, held, legend = [], np.zeros(len(names)), legend_layout(args, models)
     for path, photo in zip(paths, photos, strict=True):
         small = resize(photo, panel_size(*photo.shape[:2], panel=args.panel))
         row = [Panel(small, path.name)]
@@ -140,16 +142,13 @@ def class_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
             classes = class_map(model(photo, texts[title], long_side=args.size), small.shape[:2])
             held = np.maximum(held, shares(classes, len(names)))
             painted = paint(small, classes, colours)
-            row.append(Panel(name_regions(painted, classes, names, size=legend_size(args))))
+            row.append(Panel(name_regions(painted, classes, names, size=legend["size"])))
         rows.append(row)
     shown = np.flatnonzero(held >= SMALLEST_SHARE)
     rest = np.count_nonzero(held) - len(shown)
-    legend = class_legend(
-        [names[k] for k in shown], colours[shown],
-        width=sheet_width(args, models), size=legend_size(args),
-        note=f"and {rest} on less than {SMALLEST_SHARE:.1%} of any image" if rest else "",
-    )  # fmt: skip
-    return sheet(rows, ["Image", *models], panel=args.panel, footer=legend)
+    note = f"and {rest} on less than {SMALLEST_SHARE:.1%} of any image" if rest else ""
+    footer = class_legend([names[k] for k in shown], colours[shown], **legend, note=note)
+    return sheet(rows, ["Image", *models], panel=args.panel, footer=footer)
 
 
 def class_list(text: str) -> list[str]:
@@ -196,10 +195,6 @@ def model_titles(configs: Sequence[str], weights: Sequence[str | None]) -> list[
     return [TITLES.get(name, name) for name in names]
 
 
-def mosaic_side(args: argparse.Namespace) -> int:
-    return load_config((args.config_file or DEMO_CONFIGS)[0], list(args.opts)).INPUT.MOSAIC.SIZE
-
-
 def read(path: Path) -> np.ndarray:
     try:
         return read_image(path, fmt="RGB").image
@@ -207,9 +202,6 @@ def read(path: Path) -> np.ndarray:
         raise UserError(f"--input {path}: {error.reason}.") from error
 
 
-def sheet_width(args: argparse.Namespace, models) -> int:
-    return (len(models) + 1) * (args.panel + GAP) - GAP
-
-
-def legend_size(args: argparse.Namespace) -> int:
-    return max(round(args.panel / 22), 9)
+def legend_layout(args: argparse.Namespace, models) -> dict[str, int]:
+    """Width of a legend below the image and the ``models``, and size of its letters, in px."""
+    return {"width": (len(models) + 1) * (args.panel + GAP) - GAP, "size": max(round(args.panel / 22), 9)}

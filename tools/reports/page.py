@@ -124,7 +124,10 @@ def _curves(runs: Sequence[Run]) -> str:
     present = {key for run in runs for entry in run.metrics for key in entry}
     known = [key for key in LOSS_TITLES if key in present]
     others = sorted(key for key in present if key.startswith("loss_") and key not in LOSS_TITLES)
-    scored = [key for key in ("bbox/AP50_novel", "bbox/AP50_base") if _often_scored(runs, key)]
+    scored = [
+        key for key in ("bbox/AP50_novel", "bbox/AP50_base")
+        if any(sum(key in entry for entry in run.metrics) > 1 for run in runs)
+    ]  # fmt: skip
     charts = [_chart(runs, key, LOSS_TITLES.get(key, key), SMOOTHING) for key in known + others]
     charts += [_chart(runs, key, key.removeprefix("bbox/").replace("_", " "), 1) for key in scored]
     if not charts:
@@ -132,10 +135,6 @@ def _curves(runs: Sequence[Run]) -> str:
     legend = "".join(f"<span>{_swatch(i)}{escape(run.title)}</span>" for i, run in enumerate(runs))
     note = "<p>Thin: as logged. Thick: moving average. Each training counts its own iterations.</p>"
     return f'{note}<p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>'
-
-
-def _often_scored(runs: Sequence[Run], key: str) -> bool:
-    return any(sum(key in entry for entry in run.metrics) > 1 for run in runs)
 
 
 def _chart(runs: Sequence[Run], key: str, title: str, window: int) -> str:

@@ -71,9 +71,6 @@ def test_files_that_cannot_be_converted(state, kinds, message):
         convert(state, find_kind(state, kinds))
 
 
-# ---- Reading
-
-
 def read(path, data, **options):
     torch.save(data, path, **options)
     return read_official(str(path))

@@ -10,6 +10,7 @@ from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
 
+from clim.data.images import resize
 from clim.errors import UserError
 from clim.modeling import TextOutputLayers
 from reports.responder import Responder, dense_embeddings, dense_stride, head_embeddings, responses
@@ -117,6 +118,21 @@ def test_models_without_a_map_are_errors():
 def responder(tiny_cfg):
     torch.manual_seed(0)
     return Responder(tiny_cfg("MODEL.TEXT.CACHE", ""), prompt="name")
+
+
+def test_maps_follow_the_image_and_texts_of_one_meaning_agree(responder):
+    texts = responder.embed(["dog", "dog", "teapot"])
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    maps = responder(image, texts, long_side=192)
+    assert texts.shape == (3, 384) and maps.shape == (3, 4, 6) and maps.abs().max() <= 1 + 1e-5
+    assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
+    # Resized by hand to the network's size, the image gives the same maps.
+    assert torch.equal(maps, responder(resize(image, (128, 192)), texts, long_side=192))
+    # Odd sizes become whole locations; an image smaller than a location has one.
+    assert responder(image[:37, :51], texts, long_side=100).shape == (3, 2, 3)
+    assert responder(image[:10, :90], texts, long_side=40).shape == (3, 1, 1)
+    box = responder.best_box(image, texts[0])
+    assert (box >= 0).all() and box[2] <= 96 and box[3] <= 64 and (box[2:] >= box[:2]).all()
 
 
 class Stages(nn.ModuleList):
