@@ -67,9 +67,9 @@ def records(make_photos):
     return made
 
 
-def finish(folder, records, label, *, shard=0, shards=1, settings=None):
+def finish(folder, records, label, *, shard=0, shards=1):
     """What the tool does with one shard; gives the json's content where no image is missing."""
-    store = LabelFolder(folder, settings or {"a": 1})
+    store = LabelFolder(folder, {"a": 1})
     done = store.finished()
     mine = [r for r in records[shard::shards] if r["image_id"] not in done]
     with store.appending(shard, shards) as append:
@@ -204,7 +204,7 @@ def test_proposals(tiny_cfg):
 
 
 def test_the_set_reads_what_was_written(records, tmp_path, capsys):
-    """Lines round what the json holds, workers change nothing, and unreadable images are printed."""
+    """Lines hold rounded values, workers change nothing, and unreadable images are printed."""
     content = finish(tmp_path / "parts", records, labeller())
     assert content["categories"] == [{"id": i + 1, "name": n} for i, n in enumerate(NOUNS)]
     # Heights 40, 60, 48, (gone), 64, 50, 33 give 1, 0, 0, -, 1, 2, 0 boxes.

@@ -110,27 +110,37 @@ class OfficialC4:
         """(P, 4): at most 20, after NMS .7, best first."""
         s, (conv, objectness, regression) = self.state, self.rpn
         x = F.conv2d(features, s[f"{conv}.weight"], s[f"{conv}.bias"], padding=1).relu()
-        logits = F.conv2d(x, s[f"{objectness}.weight"], s[f"{objectness}.bias"])[0]
-        deltas = F.conv2d(x, s[f"{regression}.weight"], s[f"{regression}.bias"])[0]
-        boxes, scores = [], []
-        for a, (w, h) in enumerate(self.anchors):
-            for row in range(logits.shape[1]):
-                for column in range(logits.shape[2]):
-                    x, y = 16 * (column + self.offset), 16 * (row + self.offset)
-                    anchor = torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
-                    boxes.append(moved(anchor[None], deltas[4 * a : 4 * a + 4, row, column][None])[0])
-                    scores.append(logits[a, row, column])
-        boxes, scores = clipped(torch.stack(boxes), size), torch.stack(scores)
+        logits, deltas = (F.conv2d(x, s[f"{n}.weight"], s[f"{n}.bias"])[0] for n in (objectness, regression))
+        boxes, scores = decoded(logits, deltas, self.anchors, stride=16, offset=self.offset)
+        boxes = clipped(boxes, size)
         order = scores.argsort(descending=True)
         order = order[(boxes[order, 2:] > boxes[order, :2]).all(1)]
-        kept = order[nms(boxes[order], scores[order], 0.7)][:20]
-        return boxes[kept]
+        return boxes[order[nms(boxes[order], scores[order], 0.7)][:20]]
 
     def region_features(self, features, boxes):
         """(P, C') of boxes (P, 4): RoIAlign 14 x 14, layer4, mean."""
         rois = torch.cat([torch.zeros(len(boxes), 1), boxes], 1)
         pooled = roi_align(features, rois, 14, 1 / 16, sampling_ratio=-1, aligned=self.aligned)
         return self.body["layer4"](pooled).mean((2, 3))
+
+    def proposed(self, image):
+        """Proposals (P, 4) of an image (3, H, W), and their features (P, C')."""
+        features = self.features(image)
+        boxes = self.proposals(features, image.shape[1:])
+        return boxes, self.region_features(features, boxes)
+
+
+def decoded(logits, deltas, anchors, *, stride, offset):
+    """Boxes and scores of logits (A, h, w) and deltas (4A, h, w), one by one. ``anchors``: (width, height)."""
+    boxes, scores = [], []
+    for a, (w, h) in enumerate(anchors):
+        for row in range(logits.shape[1]):
+            for column in range(logits.shape[2]):
+                x, y = stride * (column + offset), stride * (row + offset)
+                anchor = torch.tensor([[x - w / 2, y - h / 2, x + w / 2, y + h / 2]])
+                boxes.append(moved(anchor, deltas[None, 4 * a : 4 * a + 4, row, column])[0])
+                scores.append(logits[a, row, column])
+    return torch.stack(boxes), torch.stack(scores)
 
 
 def moved(boxes, deltas, weights=(1, 1, 1, 1)):
@@ -196,5 +206,5 @@ def image(height=96, width=128):
 @pytest.fixture(scope="session")
 def official():
     """What tests of this folder share."""
-    shared = (mmdet, ovrcnn, image, moved, clipped, detections, check_detections)
+    shared = (mmdet, ovrcnn, image, decoded, moved, clipped, detections, check_detections)
     return SimpleNamespace(tiny_resnet=TINY_RESNET, **{function.__name__: function for function in shared})

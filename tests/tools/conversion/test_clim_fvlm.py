@@ -96,19 +96,16 @@ class OfficialFVLM(nn.Module):
             for layer in self.rpn_head["rpn_conv"]:
                 x = layer["conv"](x).relu()
             logits, deltas = self.rpn_head["rpn_cls"](x)[0], self.rpn_head["rpn_reg"](x)[0]
-            for a, ratio in enumerate((0.5, 1.0, 2.0)):  # height / width of squares of 8 strides
-                w, h = 8 * stride / ratio**0.5, 8 * stride * ratio**0.5
-                for row in range(x.shape[2]):
-                    for column in range(x.shape[3]):
-                        cx, cy = stride * column, stride * row
-                        anchor = torch.tensor([[cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]])
-                        boxes.append(official.moved(anchor, deltas[None, 4 * a : 4 * a + 4, row, column])[0])
-                        scores.append(logits[a, row, column])
-                        levels.append(level)
-        boxes = official.clipped(torch.stack(boxes), size)
+            # Squares of 8 strides, height / width .5, 1, 2.
+            anchors = [(8 * stride / ratio**0.5, 8 * stride * ratio**0.5) for ratio in (0.5, 1.0, 2.0)]
+            found = official.decoded(logits, deltas, anchors, stride=stride, offset=0)
+            boxes.append(found[0])
+            scores.append(found[1])
+            levels.append(torch.full(found[1].shape, level))
+        boxes, scores, levels = official.clipped(torch.cat(boxes), size), torch.cat(scores), torch.cat(levels)
         real = (boxes[:, 2:] > boxes[:, :2]).all(1)
-        boxes, scores, levels = boxes[real], torch.stack(scores)[real], torch.tensor(levels)[real]
-        return boxes[batched_nms(boxes, scores, levels, 0.7)[:20]]
+        boxes = boxes[real]
+        return boxes[batched_nms(boxes, scores[real], levels[real], 0.7)[:20]]
 
     def detections(self, official, image):
         size = image.shape[1:]

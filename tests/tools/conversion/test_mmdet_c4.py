@@ -61,17 +61,14 @@ def build(load_cfg, official):
 
 def official_detections(official, detector, image, embed):
     """``embed``: (R, outputs) of the projection → (R, D) unit rows."""
-    s, size = detector.state, image.shape[1:]
-    features = detector.features(image)
-    proposals = detector.proposals(features, size)
-    x = detector.region_features(features, proposals)
+    s, (proposals, x) = detector.state, detector.proposed(image)
     embeddings = embed(F.linear(x, s[f"{HEAD}fc_cls.weight"], s[f"{HEAD}fc_cls.bias"]))
     logits = 25 * embeddings @ s[f"{HEAD}cls_embeddings"].T  # the sigmoid's argument; no bias at test
     hidden = F.linear(x, s[f"{HEAD}fc_reg.0.weight"], s[f"{HEAD}fc_reg.0.bias"]).relu()
     deltas = F.linear(hidden, s[f"{HEAD}fc_reg.2.weight"], s[f"{HEAD}fc_reg.2.bias"])
     # Deltas in units of the standard deviations .1, .1, .2, .2.
     boxes = official.moved(proposals, deltas * torch.tensor([0.1, 0.1, 0.2, 0.2]))
-    return official.detections(official.clipped(boxes, size), logits, threshold=0.05)
+    return official.detections(official.clipped(boxes, image.shape[1:]), logits, threshold=0.05)
 
 
 @torch.no_grad()

@@ -64,15 +64,12 @@ def model(load_cfg, official, published, tmp_path):
 
 
 def official_detections(official, detector, image, words):
-    s, size = detector.state, image.shape[1:]
-    features = detector.features(image)
-    proposals = detector.proposals(features, size)
-    x = detector.region_features(features, proposals)
+    s, (proposals, x) = detector.state, detector.proposed(image)
     embeddings = F.linear(x, s[f"{PREDICTOR}emb_pred.weight"], s[f"{PREDICTOR}emb_pred.bias"])
     # The classes of a test are loaded into cls_score: raw dot products, no bias, 0 for the background.
     logits = F.pad(embeddings @ words[SCORED].T, (1, 0)).double()
     deltas = F.linear(x, s[f"{PREDICTOR}bbox_pred.weight"], s[f"{PREDICTOR}bbox_pred.bias"])[:, 4:]
-    boxes = official.clipped(official.moved(proposals, deltas, (10, 10, 5, 5)), size)
+    boxes = official.clipped(official.moved(proposals, deltas, (10, 10, 5, 5)), image.shape[1:])
     odds = logits.softmax(1)[:, 1:].logit().float()
     return [(z, SCORED[k], box) for z, k, box in official.detections(boxes, odds, threshold=0.05)]
 
