@@ -17,6 +17,7 @@ from mini.generate import set_up_mini
 from .training import run_training
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "mini"
+AP50 = {"AP50_novel": "AP50 novel", "AP50_base": "AP50 base", "AP50_all": "AP50 all"}  # metrics of a section
 
 
 class Row(NamedTuple):
