@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import clim.data.datasets  # noqa: F401  registers the data sets
     from clim.data.loader import caption_records
-    from neighbours.features import compute_features
-    from neighbours.search import nearest, save_neighbours
+    from neighbours.search import compute_features, nearest, save_neighbours
 
     args.device = usable_device(args.device)
     if unknown := [name for name in args.dataset if name not in DatasetCatalog]:

@@ -27,12 +27,12 @@ def main(arguments: list[str] | None = None) -> None:
     if args.output.resolve() == Path(args.file).resolve():
         raise UserError(f"--output {args.output} is the published file itself: name another one.")
     from clim.checkpoints.checkpointer import atomic_save  # after wrong arguments are reported
-    from conversion.convert import chosen_kind, convert, read_official, summary
+    from conversion.convert import convert, find_kind, read_official, summary
     from conversion.rules import KINDS
 
     print(f"Reading {args.file} …", flush=True)
     state = read_official(args.file)
-    kind = chosen_kind(state, KINDS, args.kind)
+    kind = find_kind(state, KINDS.values(), args.kind)
     converted = convert(state, kind)
     atomic_save({"model": converted.weights}, args.output)
     print("\n".join(summary(kind, converted)))

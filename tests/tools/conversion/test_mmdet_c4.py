@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import convert_checkpoint as tool
 from clim.checkpoints import SafeCheckpointer
 from clim.errors import UserError
-from conversion.convert import chosen_kind, convert, find_kind
+from conversion.convert import convert, find_kind
 from conversion.rules import KINDS
 
 CLASSES, DIM, WORDS, WORD_DIM = 80, 12, 4, 16
@@ -134,7 +134,7 @@ def test_the_command_on_a_base_stage(detic, build, tmp_path, capsys):
     with pytest.raises(UserError, match="--kind clim-fvlm: the file's tensors are those of kind clim-detic"):
         tool.main([published, "--output", ours, "--kind", "clim-fvlm"])
     with pytest.raises(UserError, match="--kind fvlm is none of ovrcnn-pretrain"):
-        chosen_kind({}, KINDS, "fvlm")
+        find_kind({}, KINDS.values(), "fvlm")
     tool.main([published, "--output", ours])
     printed = capsys.readouterr().out
     for part in (
