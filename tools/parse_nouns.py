@@ -113,7 +113,7 @@ def parse_nouns(captions: Iterable[str], *, min_count: int = 100) -> dict[str, i
 
     1. it stands bare, DET word END ("a dog on"), at least twice and in 1 of 50 uses. Verbs do not, adjectives rarely;
     2. it does so more often than it follows "to", a modal or a subject pronoun ("to walk");
-    3. END, or a word that is no noun by 1 and 2, follows it in 3 of 10 uses. Adjectives mostly precede a noun.
+    3. END, or a word that 1 and 2 exclude, follows it in 3 of 10 uses. Adjectives mostly precede a noun.
 
     A word in -ing is a verb if fewer than 1 of 10 uses follow a DET ("sitting", not "building"). Of adjacent nouns, the
     last one counts ("kitchen table": table). Determiners and adjectives do not belong to a name. But if a quarter of a

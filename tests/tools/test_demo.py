@@ -1,4 +1,4 @@
-"""tools/demo.py: the arguments of the trainings, and (slow) the whole of it at a tiny size."""
+"""tools/demo.py: the arguments of the trainings, and (slow) the whole demo at a tiny size."""
 
 import io
 import json
@@ -18,7 +18,7 @@ FIGURES = {"AP50_novel": 1.25, "AP50_base": 2.0, "AP50_all": None}
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """What would be trained, in order: [(name, arguments of run_training)]."""
+    """The calls of run_training, in order: [(name, arguments)]."""
     asked = []
 
     def one(config, **arguments):

@@ -1,4 +1,4 @@
-"""Pseudo-labelling with a made-up detector and a tiny encoder: labels, interruptions, shards, the json and its set."""
+"""Pseudo-labels of simple proposals and a tiny encoder: labels, interruptions, shards, the json and its data set."""
 
 import json
 import multiprocessing
@@ -68,7 +68,7 @@ def records(make_photos):
 
 
 def finish(folder, records, label, *, shard=0, shards=1):
-    """What the tool does with one shard; gives the json's content where no image is missing."""
+    """Label one shard as the tool does. Returns the json's content if no image is missing."""
     store = LabelFolder(folder, {"a": 1})
     done = store.finished()
     mine = [r for r in records[shard::shards] if r["image_id"] not in done]
@@ -114,7 +114,7 @@ def test_channel_order_score_cut_and_no_proposals(records):
 
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_a_killed_run_goes_on(records, tmp_path, stop):
-    """Killed in the middle of a line: the finished images are not labelled again, and the json is the same."""
+    """A run is killed in the middle of a line. The next one keeps finished images and writes the same json."""
     calls, folder, left = [], tmp_path / "killed", [stop]
 
     def label(image):
@@ -145,7 +145,7 @@ def test_shards_in_any_number_give_the_same_json(records, tmp_path):
 
 
 def hold(folder, held, ended):
-    """Another process at shard 0/2, whose own child outlives it (a decoding worker of a killed run)."""
+    """Another process works on shard 0/2. Its child outlives it, as a decoding worker of a killed run."""
     with LabelFolder(folder, {}).appending(0, 2):
         if not os.fork():
             ended.wait(30)
@@ -188,7 +188,7 @@ def test_other_settings_and_damage_are_errors(tmp_path):
 
 
 def test_proposals(tiny_cfg):
-    """Random weights: boxes of the image's own pixels, large enough, apart from each other, at most as many."""
+    """Boxes are in the image's pixels, large enough and apart, and no more than ``count`` (random weights)."""
     cfg = tiny_cfg(config="mini/base_stage.yaml")
     proposer = Proposer(cfg, count=5, overlap=0.5, min_area=100)
     image = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
@@ -245,7 +245,7 @@ MINI_ENCODER = ["MODEL.IMAGE_ENCODER.NAME", "EfficientNetLite0", "MODEL.IMAGE_EN
 
 
 def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
-    """Captions → nouns → labels on the mini benchmark's images, in two shards, and once more for nothing."""
+    """Captions → nouns → labels of the mini benchmark in two shards. A further call computes nothing."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
     nouns, table, output = tmp_path / "nouns.json", tmp_path / "nouns.npy", tmp_path / "labels.json"
     captions = "mini_ov_captions"

@@ -24,24 +24,24 @@ SHOWN = {"threshold": 0.05, "overlap": 0.3, "top": 8}
 ABOUT = (
     "All three are one Faster R-CNN (EfficientNet-Lite0 C4) that classifies regions by text embeddings "
     "(MiniLM). The base stage learns boxes of 48 base classes. From there, Detic also learns from captions "
-    "and tags of single images; Detic + CLIM from single images and from mosaics of 4, 9 or 16 images, "
-    "whose tiles stand in for regions. At test the vocabulary is all 65 classes, 17 of them novel: no box of "
-    "theirs was ever seen."
+    "and tags of single images. Detic + CLIM learns from single images and from mosaics of 4, 9 or 16 images, "
+    "and treats their tiles as regions. The test has all 65 classes. 17 of them are novel: they have no boxes "
+    "in training."
 )
 EXAMPLES_NOTE = (
     f"The {NUM_EXAMPLES} validation images with the most novel objects, chosen by ground truth alone. "
-    f"Shown are up to {SHOWN['top']} detections of probability {SHOWN['threshold']} and more, of overlapping "
-    "ones the best. A star and a white rim mark novel classes. Their probabilities are low, because no box "
-    "has ever raised them; AP compares the detections of a class among themselves."
+    f"Each shows up to {SHOWN['top']} detections of probability {SHOWN['threshold']} or more; of overlapping "
+    "detections, the best. A star and a white rim mark novel classes. Their probabilities are low, because "
+    "they have no boxes in training. AP compares the detections of one class with each other."
 )
 NOTES = [
-    "All images are drawn by a program: OpenMoji drawings, CC BY-SA 4.0 (https://openmoji.org, "
-    "https://creativecommons.org/licenses/by-sa/4.0/), rotated, flipped, recoloured and pasted on crops of "
+    "A program draws all images: it rotates, flips and recolours OpenMoji drawings, CC BY-SA 4.0 "
+    "(https://openmoji.org, https://creativecommons.org/licenses/by-sa/4.0/), and pastes them on crops of "
     "scikit-image's sample photos or on plain colours. Captions and tags come from templates. So this page "
-    "shows the effect of a method in minutes; it says nothing about accuracy on photos.",
-    "The backbone's ImageNet weights and the text tower are real, published models. Training scenes hold one "
-    "to six small objects, with boxes of base classes only; image-text pairs hold one or two large objects, "
-    "as images from the web do.",
+    "shows the effect of a method in minutes. It says nothing about accuracy on photos.",
+    "The backbone's ImageNet weights and the text tower are published models. Training scenes show one to six "
+    "small objects, with boxes of base classes only. Image-text pairs show one or two large objects, as many "
+    "images of the web do.",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Official C4 detectors, tiny: random tensors under their names, and what their own code computes, slowly."""
+"""Tiny official C4 detectors: random tensors under their names, and their forward, written out slowly."""
 
 import math
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def stage(inputs, inside, blocks, *, stride):
 
 @dataclass
 class OfficialC4:
-    """A C4 detector of one project: ``state`` by its names, and its forward up to the features of regions.
+    """A C4 detector of one project: ``state`` with its names, and its forward up to the features of regions.
 
     Args:
         anchors: (width, height) of each anchor, in the project's order.
@@ -82,7 +82,7 @@ class OfficialC4:
         return torch.randn(shape, generator=self.random)
 
     def linear(self, name, rows, *columns, scale=1.0):
-        """Weight and bias of a layer whose outputs are about as large as its inputs, times ``scale``."""
+        """Draw a layer's weight and bias. Its outputs are about ``scale`` times as large as its inputs."""
         self.state[f"{name}.weight"] = scale * self.draw(rows, *columns) / math.prod(columns) ** 0.5
         self.state[f"{name}.bias"] = 0.1 * scale * self.draw(rows)
 
@@ -168,7 +168,7 @@ def detections(boxes, logits, *, threshold, overlap=0.5):
 
 
 def check_detections(instances, expected, *, at_least):
-    """Ours are those expected, each once; more than 1e-3 of a log-odds or .02 px apart is another one."""
+    """Each instance is one of ``expected``: within 1e-3 of its log-odds and .02 px of its box."""
     assert len(instances) == len(expected) >= at_least
     free = torch.ones(len(expected), dtype=torch.bool)
     for logit, k, box in expected:
@@ -179,7 +179,7 @@ def check_detections(instances, expected, *, at_least):
 
 
 def mmdet():
-    """MMDetection's, as CLIM and ovdet set it up: anchors by size, then ratio."""
+    """MMDetection's detector with CLIM's and ovdet's settings: anchors by size, then ratio."""
     return OfficialC4(
         stem="backbone.", layer="backbone.layer{}.", res5="roi_head.shared_head.layer4.",
         rpn=("rpn_head.rpn_conv", "rpn_head.rpn_cls", "rpn_head.rpn_reg"),
@@ -189,7 +189,7 @@ def mmdet():
 
 
 def ovrcnn():
-    """maskrcnn-benchmark's: anchors of rounded sides, by ratio, then size; no eps; RoIAlign not aligned."""
+    """maskrcnn-benchmark's detector: anchors of rounded sides, by ratio, then size; no eps; RoIAlign not aligned."""
     return OfficialC4(
         stem="backbone.body.stem.", layer="backbone.body.layer{}.",
         res5="roi_heads.box.feature_extractor.head.layer4.",
@@ -205,6 +205,6 @@ def image(height=96, width=128):
 
 @pytest.fixture(scope="session")
 def official():
-    """What tests of this folder share."""
+    """The detectors and functions above."""
     shared = (mmdet, ovrcnn, image, decoded, moved, clipped, detections, check_detections)
     return SimpleNamespace(tiny_resnet=TINY_RESNET, **{function.__name__: function for function in shared})

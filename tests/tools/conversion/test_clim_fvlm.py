@@ -1,4 +1,4 @@
-"""CLIM's F-VLM file: the converted detector detects what MMDetection's would, encoder, pyramid and fused scores."""
+"""CLIM's F-VLM file: the converted detector gives MMDetection's detections."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Files read without running what they hold; what rules take, leave out, miss; how a kind is found."""
+"""Files are read without running their code; rules take, leave out and miss tensors; a file's kind is found."""
 
 import os
 import pickle

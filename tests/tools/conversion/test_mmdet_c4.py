@@ -1,4 +1,4 @@
-"""CLIM's Detic and ovdet's BARON: the converted detector detects what MMDetection's would; the command on a file."""
+"""CLIM's Detic and ovdet's BARON: the converted detectors give MMDetection's detections; the command on a file."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ POSITIONS = "roi_head.baron_caption.positional_embed.pos_proj."
 
 
 def with_head(detector, *, dim, outputs):
-    """Its file: class embeddings ``dim`` wide, projection to ``outputs``, two-layer box head, what is left out."""
+    """Add class embeddings of width ``dim``, projection to ``outputs``, two-layer box head, and unused tensors."""
     width, state = detector.out_channels, detector.state
     state[f"{HEAD}cls_embeddings"] = F.normalize(detector.draw(CLASSES, dim), dim=1)
     state[f"{HEAD}bg_embedding"] = torch.zeros(1, dim)
@@ -73,7 +73,7 @@ def official_detections(official, detector, image, embed):
 
 @torch.no_grad()
 def check(official, model, detector, name, embed):
-    """The converted file fits and detects what ``detector`` does."""
+    """Check that the converted file fits ``model`` and gives the detections of ``detector``."""
     kind = find_kind(detector.state, KINDS.values())
     assert kind.name == name
     converted = convert(detector.state, kind)
@@ -124,7 +124,7 @@ def test_detic_on_captions_alone(build, detic):
 
 
 def test_the_command_on_a_base_stage(detic, build, tmp_path, capsys):
-    """A file as MMEngine writes it, with two tensors of no rule, becomes one that a detector loads."""
+    """The command turns MMEngine's file, with two unknown tensors, into one that a detector loads."""
     state = {name: tensor for name, tensor in detic.state.items() if "roi_head.detic" not in name}
     more = {"roi_head.mask_head.a": torch.ones(1), "roi_head.mask_head.b": torch.ones(1)}
     published, ours = str(tmp_path / "published.pth"), str(tmp_path / "ours.pth")

@@ -1,4 +1,4 @@
-"""OVR-CNN's files of both stages: the converted detector detects what maskrcnn-benchmark's would."""
+"""OVR-CNN's files of both stages: the converted detector gives maskrcnn-benchmark's detections."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SCORED = sorted(BASE_INDICES + NOVEL_INDICES)
 
 
 def second_stage(detector):
-    """Its file: boxes of background and object, frozen projection, 48 class embeddings after a row of zeros."""
+    """The file: boxes of background and object, frozen projection, 48 class embeddings after a row of zeros."""
     width, state = detector.out_channels, detector.state
     detector.linear(f"{PREDICTOR}emb_pred", DIM, width)
     detector.linear(f"{PREDICTOR}bbox_pred", 8, width)
@@ -30,7 +30,7 @@ def second_stage(detector):
 
 
 def first_stage(detector):
-    """Its file: no RPN, layer4 in the backbone, the projection twice, BERT."""
+    """The file of the first stage: no RPN, layer4 in the backbone, the projection twice, BERT."""
     state = {k: v for k, v in detector.state.items() if k.startswith("backbone.")}
     for name, tensor in detector.state.items():
         if name.startswith(detector.res5):
@@ -50,7 +50,7 @@ def published(official):
 
 @pytest.fixture
 def model(load_cfg, official, published, tmp_path):
-    """Ours, for (80, D) class embeddings ``model.words`` of different lengths."""
+    """Our detector for (80, D) class embeddings ``model.words`` of different lengths."""
     words = 0.4 * published.draw(CLASSES, DIM)
     np.save(tmp_path / "words.npy", words.numpy())
     keys = (
@@ -90,7 +90,7 @@ def test_the_converted_detector_detects_what_the_official_one_does(official, pub
 
 
 def test_it_finds_what_a_user_names(official, published, load_cfg, tmp_path):
-    """The file holds no class embeddings: the names' own, here of MiniLM, are all it needs."""
+    """The file has no class embeddings. Those of the names, here of MiniLM, are enough."""
     projection = {
         f"{PREDICTOR}emb_pred.weight": published.draw(384, published.out_channels),
         f"{PREDICTOR}emb_pred.bias": published.draw(384),

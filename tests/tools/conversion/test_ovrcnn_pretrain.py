@@ -1,4 +1,4 @@
-"""OVR-CNN's multimodal transformer: converted, it scores pairs as the official one does."""
+"""OVR-CNN's multimodal transformer: the converted one gives the official scores of pairs."""
 
 import torch
 from torch import nn

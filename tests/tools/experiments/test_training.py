@@ -45,7 +45,7 @@ report = {"summary": {"AP50_novel": 1.0, "AP50_base": 2.0, "AP50_all": 3.0}, "pe
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Called with a plan: seconds, "fail" or "hang" for each call in turn; returns what was called so far."""
+    """Takes a plan: seconds, "fail" or "hang" for each call in turn. ``calls()`` lists the calls."""
     script = tmp_path / "train_net.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(training, "TRAIN_NET", script)

@@ -1,4 +1,4 @@
-"""The mini benchmark's files: deterministic, honest labels, kept when whole and rebuilt when not."""
+"""The mini benchmark's files: the same images for a seed, correct labels; unfinished files are made again."""
 
 import json
 

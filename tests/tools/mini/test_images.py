@@ -16,7 +16,7 @@ def test_boxes_are_tight_around_the_alpha(concept):
         draw(np.full((256, 256, 3), shade, np.uint8), [concept], np.random.default_rng(concept), sides=(28, 112))
         for shade in (0, 255)
     )
-    # What shines through from behind is 255 · (1 - alpha).
+    # The background shines through by 255 · (1 - alpha).
     alpha = 255 - (on_white.image.astype(int) - on_black.image.astype(int)).max(axis=2)
     (x, y, width, height) = on_black.boxes()[0]
     edges = []
