@@ -1,11 +1,10 @@
-"""Make OV-COCO's files from plain COCO 2017: Detic's zero-shot splits, CLIM's base/novel files, captions with
-tags.
+"""Make OV-COCO's files from COCO 2017: Detic's zero-shot splits, CLIM's base/novel files, captions with tags.
 
     python datasets/prepare_ovcoco.py --source /path/to/coco --output datasets
 
-``--source`` holds annotations/{instances_train2017,instances_val2017,captions_train2017}.json, train2017/ and
-val2017/, and is only read. ``--output`` becomes the data root (DETECTRON2_DATASETS); it may be the source's
-parent. Running it again with the same input changes nothing.
+``--source`` holds annotations/{instances_train2017,instances_val2017,captions_train2017}.json, train2017/ and val2017/.
+The script only reads it. ``--output`` becomes the data root (DETECTRON2_DATASETS); it may be the source's parent. A
+second run with the same input changes nothing.
 """
 
 import argparse
@@ -42,14 +41,10 @@ FULL_SET = {"train": (118_287, 107_761), "val": (5_000, 4_836)}
 RULES = {"released": (tags.released_tags, tags.lvis_words), "words": (tags.word_tags, tags.all_words)}
 
 
-# ---- what the files hold: pure functions of COCO's content ----
-
-
 def keep_classes(instances: dict, ids: Collection[int], *, drop_empty_images: bool) -> dict:
-    """A COCO instances content with the annotations of ``ids`` only, crowds included, all ids unchanged.
+    """COCO's instances with the annotations of ``ids`` only, crowds included, all ids unchanged.
 
-    ``drop_empty_images``: images without a kept annotation go too (OVR-CNN's split); otherwise all stay
-    (CLIM's).
+    ``drop_empty_images`` removes images without such an annotation (OVR-CNN's split); CLIM keeps all images.
     """
     annotations = [a for a in instances["annotations"] if a["category_id"] in ids]
     images = instances["images"]
@@ -60,7 +55,7 @@ def keep_classes(instances: dict, ids: Collection[int], *, drop_empty_images: bo
 
 
 def list_classes(instances: dict, ids: Collection[int]) -> dict:
-    """``instances`` with the ``categories`` of ``ids`` only, each with its ``split`` as OVR-CNN has it."""
+    """``instances`` with the ``categories`` of ``ids`` only, each with OVR-CNN's ``split``."""
     categories = [
         category | {"split": "seen" if category["id"] in BASE_IDS else "unseen"}
         for category in instances["categories"]
@@ -96,7 +91,7 @@ def tag_captions(captions: dict, categories: list[dict], *, rule: str) -> dict:
 
 
 def check_full_set(part: str, instances: dict, split: dict) -> None:
-    """UserError where complete COCO gives another number of images than the published split."""
+    """Raise UserError if complete COCO gives another number of images than the published split."""
     full, expected = FULL_SET[part]
     if len(instances["images"]) == full and len(split["images"]) != expected:
         raise UserError(
@@ -105,11 +100,8 @@ def check_full_set(part: str, instances: dict, split: dict) -> None:
         )
 
 
-# ---- reading the source, writing the output ----
-
-
 def find_source(source: Path) -> Path:
-    """``source``, resolved, once everything needed is there."""
+    """``source``, resolved. Raises UserError if a file or folder is missing."""
     needed = [f"annotations/{name}" for name in ANNOTATIONS] + list(IMAGE_FOLDERS)
     missing = [name for name in needed if not (source / name).exists()]
     if missing:
@@ -121,7 +113,7 @@ def find_source(source: Path) -> Path:
 
 
 def read_instances(path: Path) -> dict:
-    """A COCO instances file with COCO's 80 categories, these by ascending id."""
+    """The content of a COCO instances file, with COCO's 80 categories by ascending id."""
     content = read_json(path, remedy=DOWNLOAD)
     categories = sorted(content.get("categories", []), key=lambda category: category["id"])
     if [(category["id"], category["name"]) for category in categories] != list(COCO_CATEGORIES):
@@ -130,7 +122,7 @@ def read_instances(path: Path) -> dict:
 
 
 def require_writable(folder: Path, source: Path, *, in_place: bool) -> None:
-    """UserError where writing to ``folder`` would change a source elsewhere or a read-only folder."""
+    """Raise UserError if ``folder`` lies in a source elsewhere or is read-only."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     within = existing.resolve()
     if not in_place and within.is_relative_to(source):
@@ -138,14 +130,14 @@ def require_writable(folder: Path, source: Path, *, in_place: bool) -> None:
             f"{existing} lies in the source {source}, which is only read: choose another --output "
             f"(the folder that holds the source works in place) or remove the link"
         )
-    # The mode too: an administrator may write anywhere, but should not where nobody is meant to.
+    # The mode counts too: an administrator can write anywhere, but should not.
     anyone = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
     if not (within.stat().st_mode & anyone and os.access(within, os.W_OK)):
         raise UserError(f"{existing} is read-only: choose another --output")
 
 
 def place(original: Path, target: Path, *, copy: bool) -> str:
-    """Link or copy a source file or folder to ``target``, which stays if it is there and holds the same."""
+    """Link or copy a source file or folder to ``target``. An equal target stays."""
     if target.is_symlink():
         if not copy and target.resolve() == original.resolve():
             return "linked already"
@@ -169,9 +161,9 @@ def place(original: Path, target: Path, *, copy: bool) -> str:
 
 
 def write_output(path: Path, content: dict | list, *, replace: bool) -> dict:
-    """Write whole or not at all, and only what changes; returns the file's row of the report.
+    """Write a file whole or not at all, if it changes. Returns its row of the report.
 
-    ``replace``: False refuses to overwrite other content, e.g. files that Detic's or OVR-CNN's scripts left.
+    Without ``replace``, other content is an error: it may come from the scripts of Detic or OVR-CNN.
     """
     data = json.dumps(content).encode()
     if not path.exists() or path.read_bytes() != data:
@@ -186,14 +178,10 @@ def write_output(path: Path, content: dict | list, *, replace: bool) -> dict:
     return counts | {"sha256": hashlib.sha256(data).hexdigest()[:12]}
 
 
-# ---- the steps ----
-
-
 def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = False) -> dict[str, dict]:
-    """Write everything below ``output/coco``; returns {path below coco/: counts and sha256} of the jsons.
+    """Write all files below ``output/coco``. Returns {path below coco/: counts and sha256} of the jsons.
 
-    Raises:
-        UserError: source incomplete or not COCO 2017, published counts missed, output read-only or in the source.
+    Raises UserError if the source is incomplete or not COCO 2017, or the output is read-only or in the source.
     """
     source, coco = find_source(source), output / "coco"
     in_place = coco.resolve() == source
@@ -208,7 +196,7 @@ def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = 
     ours, files = list((read_json_or_none(coco / STAMP) or {"files": ()})["files"]), {}
     for name, build in tqdm(made.items(), desc="json files", unit="file"):
         files[name] = write_output(coco / name, build(), replace=name in ours)
-        if name not in ours:  # noted at once, so that the run after an interrupted one knows its files
+        if name not in ours:  # at once, so that a run after an interrupted one knows its files
             ours.append(name)
             write_json(coco / STAMP, {"files": ours})
     return files

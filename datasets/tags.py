@@ -1,10 +1,8 @@
-"""Which classes an image's captions name: LVIS's words for COCO's classes, and two rules from text to class ids.
+"""Tags of captions: LVIS's words for COCO's classes, and two rules from text to class ids.
 
-``released`` is the rule behind the published numbers (Detic's ``captions_train2017_tags_allcaps.json``), kept with its
-blind spots; ``words`` reads words instead of characters. Both take the captions of one image and a table
-{class id: LVIS words}, and return class ids in the table's order.
-
-Words are as LVIS writes them: "_" for a space and a remark in brackets ("mouse_(computer_equipment)").
+``released`` is the rule of the published numbers (Detic's ``captions_train2017_tags_allcaps.json``), with its mistakes.
+``words`` reads words, not characters. Both take the captions of one image and a table {class id: LVIS words}. They
+return class ids in the table's order. LVIS writes "_" for a space and brackets for remarks ("kite_(toy)").
 """
 
 import re
@@ -15,8 +13,8 @@ from clim.data.categories import COCO_CATEGORIES
 
 Table = Mapping[int, Sequence[str]]
 
-# WordNet synsets of COCO's classes (``coco_to_synset`` of lvis-api), where they are not "name.n.01". LVIS v1 has no
-# frank.n.02 for "hot dog"; Detic takes sausage.n.01 in its place, so "hot dog" is not among the words of that class.
+# WordNet synsets of COCO's classes (``coco_to_synset`` of lvis-api) that are not "name.n.01". LVIS v1 has no frank.n.02
+# for "hot dog". Detic takes sausage.n.01, so "hot dog" is not among the words of that class.
 SYNSETS = {
     "fire hydrant": "fireplug.n.01", "cow": "beef.n.01", "handbag": "bag.n.04", "tie": "necktie.n.01",
     "suitcase": "bag.n.06", "skis": "ski.n.01", "sports ball": "ball.n.06", "kite": "kite.n.03",
@@ -31,7 +29,7 @@ _IRREGULAR_PLURALS = {
     "person": ("people", "persons"), "child": ("children",), "man": ("men",), "woman": ("women",),
     "knife": ("knives",), "mouse": ("mice", "mouses"), "sheep": ("sheep",),
 }  # fmt: skip
-# A word may hold hyphens ("double-decker"); a punctuation mark stands alone, so no name reaches across it.
+# A word may contain hyphens ("double-decker"). A punctuation mark stands alone, so no name crosses it.
 _TOKEN = re.compile(r"[^\W_]+(?:-[^\W_]+)*|[^\w\s]")
 
 
@@ -53,16 +51,16 @@ def all_words() -> dict[int, tuple[str, ...]]:
 
 @cache
 def spoken_name(word: str) -> str:
-    """LVIS word as a caption writes it: "_" is a space, text from "(" on is cut, lower case, stripped."""
+    """An LVIS word as captions write it: lower case, "_" is a space, without text from "(" on."""
     return word.replace("_", " ").split("(")[0].lower().strip()
 
 
 def released_tags(captions: Sequence[str], table: Table) -> list[int]:
-    """Category ids named by the lower-cased captions joined by spaces, by the released rule.
+    """Class ids by the released rule, from lower-case captions joined by spaces.
 
-    A name counts where it stands between two spaces, opens the text before a space or closes it after a
-    space. So plurals and names beside punctuation ("a dog.") are missed, and "hot dog" counts as a dog.
-    Source: Detic, tools/get_cc_tags.py with ``--allcaps``.
+    A name counts between two spaces, at the start before a space, or at the end after a space. So the rule misses
+    plurals and names beside punctuation ("a dog."), and finds a dog in "hot dog". Source: Detic,
+    tools/get_cc_tags.py with ``--allcaps``.
     """
     text = " ".join(captions).lower()
 
@@ -73,11 +71,10 @@ def released_tags(captions: Sequence[str], table: Table) -> list[int]:
 
 
 def word_tags(captions: Sequence[str], table: Table) -> list[int]:
-    """Category ids named by whole words: plurals count, punctuation hides nothing, the longest name wins.
+    """Class ids by whole words: plurals count, punctuation does not matter, and the longest name wins.
 
-    "hot dogs" is no dog and "teddy bear" no bear when the table has these names; a name never spans two
-    captions. Only plurals of words in the table are known; other words for a thing ("bike" is there,
-    "motorbike" is not) are not.
+    If the table has these names, "hot dogs" is not a dog, and "teddy bear" not a bear. A name lies in one caption.
+    Words that are not in the table ("motorbike") do not count.
     """
     phrases, longest = _phrases(tuple((key, tuple(words)) for key, words in table.items()))
     found: set[int] = set()
@@ -97,7 +94,7 @@ def word_tags(captions: Sequence[str], table: Table) -> list[int]:
 
 
 def plurals(name: str) -> tuple[str, ...]:
-    """Regular or listed plural forms of a name, taken at its last word ("bench" -> "benches")."""
+    """The regular or listed plurals of a name's last word ("park bench" -> "park benches")."""
     head, _, last = name.rpartition(" ")
     if last in _IRREGULAR_PLURALS:
         forms = _IRREGULAR_PLURALS[last]

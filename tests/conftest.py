@@ -1,4 +1,4 @@
-"""Small things that many tests need: photos on disk, text towers and tiny CLIPs without weights, tiny configs."""
+"""Fixtures of many tests: photos on disk, text towers and tiny CLIPs with random weights, tiny configs."""
 
 import hashlib
 import json
@@ -114,9 +114,9 @@ def tiny_bert(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_photos(tmp_path_factory):
-    """``make_photos([(height, width), …], ext="png")`` writes pictures; gives records of both kinds at once.
+    """``make_photos([(height, width), …], ext="png")`` writes images and gives their records.
 
-    Every picture has its own colours. Detection and caption fields are both there.
+    Every image has its own colours. A record has the fields of detection and of captions.
     """
 
     def make(sizes, *, ext="png", first_id=100):
@@ -124,9 +124,9 @@ def make_photos(tmp_path_factory):
         for i, (height, width) in enumerate(sizes):
             rng = np.random.default_rng([i, height, width])
             coarse = rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)
-            picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+            image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
             path = folder / f"{i}.{ext}"
-            assert cv2.imwrite(str(path), picture)
+            assert cv2.imwrite(str(path), image)
             records.append(
                 {
                     "file_name": str(path),

@@ -1,25 +1,54 @@
-"""What several commands of tools/ share besides ``clim.cli``: class lists and the device."""
+"""What several commands of tools/ share besides ``clim.cli``. torch is imported when the arguments have been read."""
 
 import argparse
 
-import torch
+from clim.errors import UserError
 
-from clim.data.categories import NAMED_CLASSES
-from mini.concepts import NAMES as MINI_CLASSES
+CLASS_LISTS = ("coco", "coco_panoptic", "pascal_context", "mini")
+PROMPTS = ("a", "ensemble", "name")  # the keys of clim.text.PROMPTS
 
-CLASS_LISTS = NAMED_CLASSES | {"mini": MINI_CLASSES}
+
+def new_parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose --help shows ``description`` as it is."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def known_classes(name: str) -> list[str] | None:
+    """The class names of one of CLASS_LISTS, in the order of their indices; None for any other name."""
+    from clim.data.categories import NAMED_CLASSES
+    from mini.concepts import NAMES
+
+    lists = NAMED_CLASSES | {"mini": NAMES}
+    return list(lists[name]) if name in lists else None
+
+
+def registered_captions(name: str) -> list[str] | None:
+    """All captions of a registered data set, in order; None for any other name."""
+    from detectron2.data import DatasetCatalog
+
+    import clim.data.datasets  # noqa: F401  registers the data sets
+
+    if name not in DatasetCatalog.list():
+        return None
+    return [caption for record in DatasetCatalog.get(name) for caption in record.get("captions", ())]
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """--device, a GPU where there is one."""
-    parser.add_argument("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    """Add --device; :func:`usable_device` reads it."""
+    parser.add_argument("--device", help="cuda, cuda:1, … or cpu (default: a GPU where there is one)")
 
 
-def _device(text: str) -> str:
+def usable_device(name: str | None) -> str:
+    """``name``, or a GPU where there is one. Raises UserError where this machine has no such device."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if name is None:
+        return "cuda" if available else "cpu"
     try:
-        kind = torch.device(text).type
+        kind = torch.device(name).type
     except RuntimeError:
         kind = ""
-    if kind != "cpu" and not (kind == "cuda" and torch.cuda.is_available()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a device of this machine: cuda with a GPU, or cpu")
-    return text
+    if kind != "cpu" and not (kind == "cuda" and available):
+        raise UserError(f"--device {name!r} is not a device of this machine: give cuda with a GPU, or cpu.")
+    return name

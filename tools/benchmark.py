@@ -1,13 +1,13 @@
-"""Speed and memory of the mosaics, the joint step and the text towers, side by side: medians (min–max).
+"""Measure mosaics, joint steps and text towers side by side: speed and memory, medians (min–max).
 
     python tools/benchmark.py                          # everything, a quarter of an hour on two cores
     python tools/benchmark.py --only mosaics --images COCO/val2017
     python tools/benchmark.py --only steps memory --full --json output/benchmark.json
     python tools/benchmark.py --only steps --config-file configs/mini/detic_clim.yaml
 
-What is compared runs in turn (ABAB), each section in a process of its own. On a CPU, rates and ratios are of CPU
-seconds, which other programs disturb less; wall seconds stand beside them. Boxes, captions and tags are drawn at
-random. Weights are random too, with the anchors as proposals, unless the command ends in "-- MODEL.WEIGHTS FILE".
+Each section runs in its own process, and what it compares takes turns (ABAB). On a CPU, rates and ratios use CPU
+seconds, which other programs disturb less; wall seconds stand beside them. Boxes, captions and tags are random.
+Weights are random too, with the anchors as proposals, unless the command ends in "-- MODEL.WEIGHTS FILE".
 """
 
 import argparse
@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from arguments import add_device
+from arguments import add_device, new_parser, usable_device
 from clim.cli import count
 from clim.errors import run_cleanly
 
@@ -23,7 +23,7 @@ SECTIONS = ("mosaics", "steps", "memory", "text")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     add("--images", default="", help="folder of photos, e.g. COCO's; else synthetic ones are made")
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ[variable] = str(args.threads)  # read by the processes that are started below
     from benchmarks.sections import run_sections  # after the threads are set and wrong arguments are reported
 
+    args.device = usable_device(args.device)
     run_sections(args)
 
 

@@ -16,16 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-from arguments import CLASS_LISTS, add_device
+from arguments import CLASS_LISTS, PROMPTS, add_device, known_classes, new_parser, registered_captions, usable_device
 from clim.cli import quiet_logging, read_names
 from clim.errors import UserError, run_cleanly
 from clim.files import resolve, write_array
-from clim.text import CLASS_FEATURES, PROMPTS, CaptionCache, LazyTower, build_text_tower
+
+FEATURES = ("embedding", "hidden", "words")  # the keys of clim.text.CLASS_FEATURES
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     quiet_logging()
+    args.device = usable_device(args.device)
     if args.command == "classes":
         build_classes(args)
     else:
@@ -33,22 +35,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     classes = commands.add_parser("classes", help="class names -> .npy (K, D)")
     source = classes.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--dataset", help=f"{', '.join(CLASS_LISTS)}, or a json with categories (LVIS), taken by ascending id"
-    )
+    dataset_help = f"{', '.join(CLASS_LISTS)}, or a json with categories (LVIS), taken by ascending id"
+    source.add_argument("--dataset", help=dataset_help)
     source.add_argument("--names", help='class names in order, "a,b,c", or a .txt with one a line')
-    classes.add_argument("--prompt", choices=sorted(PROMPTS), default="ensemble", help="default: %(default)s")
-    classes.add_argument(
-        "--features",
-        choices=sorted(CLASS_FEATURES),
-        default="embedding",
-        help='"hidden": of the last layer, for MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"; "words": mean of a name\'s '
-        "word pieces among the tower's word embeddings, float32, as OV-RCNN reads them, without prompts (%(default)s)",
-    )
+    classes.add_argument("--prompt", choices=PROMPTS, default="ensemble", help="default: %(default)s")
+    features_help = """"hidden": of the last layer, for MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"; "words": mean of a
+        name's word pieces among the tower's word embeddings, float32, for OV-RCNN, without prompts (%(default)s)"""
+    classes.add_argument("--features", choices=FEATURES, default="embedding", help=features_help)
     classes.add_argument("--output", required=True, type=Path, help="the .npy file to write")
     captions = commands.add_parser("captions", help="captions of registered data sets -> cache folder")
     captions.add_argument("--dataset", required=True, nargs="+", help="registered caption data sets")
@@ -61,6 +58,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def build_classes(args: argparse.Namespace) -> None:
+    from clim.text import CLASS_FEATURES, build_text_tower
+
     names = class_names(dataset=args.dataset, names=args.names)
     tower = build_text_tower(name=args.tower, pretrained=args.pretrained, device=args.device)
     embeddings = CLASS_FEATURES[args.features](tower, names, args.prompt).cpu().numpy()
@@ -71,6 +70,8 @@ def build_classes(args: argparse.Namespace) -> None:
 
 
 def fill_cache(args: argparse.Namespace) -> None:
+    from clim.text import CaptionCache, LazyTower
+
     tower = LazyTower(name=args.tower, pretrained=args.pretrained, directory=args.cache, device=args.device)
     cache = CaptionCache(tower, args.cache)
     new = cache.prefill(captions_of(args.dataset))
@@ -81,8 +82,8 @@ def class_names(*, dataset: str | None, names: str | None) -> list[str]:
     """Names in the order of the contiguous class indices."""
     if names is not None:
         return read_names(names, option="--names")
-    if dataset in CLASS_LISTS:
-        return list(CLASS_LISTS[dataset])
+    if known := known_classes(dataset):
+        return known
     path = resolve(dataset)
     try:
         categories = json.loads(path.read_text())["categories"]
@@ -96,15 +97,12 @@ def class_names(*, dataset: str | None, names: str | None) -> list[str]:
 
 def captions_of(datasets: list[str]) -> list[str]:
     """All captions of registered data sets, in order."""
-    from detectron2.data import DatasetCatalog
-
-    import clim.data.datasets  # noqa: F401  registers the data sets
-
+    captions = []
     for name in datasets:
-        if name not in DatasetCatalog.list():
+        found = registered_captions(name)
+        if found is None:
             raise UserError(f"--dataset {name} is not registered: try coco_caption_train_tags.")
-    records = [record for name in datasets for record in DatasetCatalog.get(name)]
-    captions = [caption for record in records for caption in record.get("captions", ())]
+        captions += found
     if not captions:
         raise UserError(f"--dataset {' '.join(datasets)}: no captions in it, only boxes.")
     return captions

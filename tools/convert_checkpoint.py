@@ -2,20 +2,20 @@
 
     python tools/convert_checkpoint.py detic_coco_cap_w_tags_clim.pth --output Detic_CLIM_C4_official.pth
 
-It ends with the command that evaluates the result, or for a first stage that trains the second one from it.
-Reads OVR-CNN's two stages, CLIM's Detic and F-VLM (ViT-B/16) and ovdet's BARON (docs/checkpoints.md), and finds from
-the tensors which of them FILE is. It runs nothing that the file holds. Official Detic's files and CLIM's CLIPs need
-no conversion.
+It reads OVR-CNN's two stages, CLIM's Detic and F-VLM (ViT-B/16) and ovdet's BARON (docs/checkpoints.md), and finds
+the kind of FILE from its tensors. It runs no code of the file. At the end it prints the command that evaluates the
+result, or trains the second stage from a first one. Official Detic's files and CLIM's CLIPs need no conversion.
 """
 
 import argparse
 from pathlib import Path
 
+from arguments import new_parser
 from clim.errors import UserError, run_cleanly
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("file", metavar="FILE", help="the published file")
     parser.add_argument("--output", type=Path, required=True, metavar="OURS.pth", help="the file to write")
     parser.add_argument("--kind", help="what FILE is, as in docs/checkpoints.md (default: found from its tensors)")
@@ -27,12 +27,12 @@ def main(arguments: list[str] | None = None) -> None:
     if args.output.resolve() == Path(args.file).resolve():
         raise UserError(f"--output {args.output} is the published file itself: name another one.")
     from clim.checkpoints.checkpointer import atomic_save  # after wrong arguments are reported
-    from conversion.convert import chosen_kind, convert, read_official, summary
+    from conversion.convert import convert, find_kind, read_official, summary
     from conversion.rules import KINDS
 
     print(f"Reading {args.file} …", flush=True)
     state = read_official(args.file)
-    kind = chosen_kind(state, KINDS, args.kind)
+    kind = find_kind(state, KINDS.values(), args.kind)
     converted = convert(state, kind)
     atomic_save({"model": converted.weights}, args.output)
     print("\n".join(summary(kind, converted)))

@@ -1,9 +1,9 @@
-"""The whole demonstration on a CPU: mini benchmark, base stage, Detic and Detic + CLIM, and a report of it.
+"""Run the demonstration on a CPU: mini benchmark, base stage, Detic and Detic + CLIM, and a report.
 
     python tools/demo.py [--seed 0] [--fresh]
 
-What is finished is kept and what was cut off goes on, so the same command may be given again at any time.
-Ends with output/demo/report.html and output/demo/results.json.
+It writes output/demo/report.html and output/demo/results.json. You may stop it at any time: the same command keeps
+finished parts and continues interrupted ones.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from arguments import new_parser
 from clim.cli import quiet_logging
 from clim.errors import run_cleanly
 from clim.files import data_root, read_json_or_none, write_json
@@ -30,11 +31,11 @@ MOST_CORES = 8  # more do not make images of 256 px faster
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of runs and report (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the images and the training (%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier calls have trained")
-    # For the tests: a demonstration of seconds that shows nothing.
+    # For tests: a run of seconds, whose results mean nothing.
     parser.add_argument("--iterations", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--sizes", type=int, nargs=3, help=argparse.SUPPRESS)  # train, val, pairs
     return parser.parse_args(arguments)
@@ -51,13 +52,14 @@ def main(arguments: list[str] | None = None) -> None:
     results = train(args, board)
     seconds |= {name: result["seconds"] for name, result in results.items()}
     write_results(args, results, seconds)
-    from reports.demo_report import write_demo_report  # torch and Detectron2 load here, not for --help
+    from clim.engine import load_config  # torch and Detectron2 load here, not for --help
+    from reports.demo_report import write_demo_report
 
     start = time.monotonic()
+    configs = {name: load_config(str(CONFIGS / file), overrides(args, name)) for name, file in FILES.items()}
     write_demo_report(
-        args.output, configs={name: config(args, name) for name in FILES}, results=results, seconds=seconds,
-        seed=args.seed, commands=next_commands(args),
-    )  # fmt: skip
+        args.output, configs=configs, results=results, seconds=seconds, seed=args.seed, commands=next_commands(args)
+    )
     seconds["report"] = round(time.monotonic() - start, 1)
     seconds["total"] = total_seconds(seconds)
     write_results(args, results, seconds)
@@ -72,17 +74,14 @@ def forget(output: Path) -> None:
         (output / name).unlink(missing_ok=True)
 
 
-# ---- Steps ---------------------------------------------------------------------------------------
-
-
 def prepare_data(args: argparse.Namespace, board: Board) -> float:
-    """Images, class embeddings and caption embeddings under the data root; the seconds of making them."""
+    """Make images, class and caption embeddings under the data root. Returns the seconds that this took."""
     start = time.monotonic()
     board.say(f"Data: the mini benchmark, seed {args.seed}, in {data_root() / 'mini'}")
     sizes = dict(zip(("train", "val", "pairs"), args.sizes, strict=True), cluttered=0) if args.sizes else DEFAULT_SIZES
     numbers = {f"num_{split}": number for split, number in sizes.items()}
     summary = set_up_mini(data_root(), seed=args.seed, workers=cores(), **numbers)
-    # A later call finds everything made: what counts is how long it took the first time.
+    # A later call finds all files: the seconds of the first call count.
     note = args.output / "data.json"
     known = read_json_or_none(note) or {}
     if known.get("summary") != summary:
@@ -94,7 +93,7 @@ def prepare_data(args: argparse.Namespace, board: Board) -> float:
 
 
 def train(args: argparse.Namespace, board: Board) -> dict[str, dict]:
-    """The base stage on all cores, then both fine-tunings from it, side by side where there are two cores."""
+    """Train the base stage on all cores, then both fine-tunings, side by side on two or more cores."""
 
     def training(name: str, *, threads: int) -> dict:
         return {
@@ -116,12 +115,6 @@ def train(args: argparse.Namespace, board: Board) -> dict[str, dict]:
     return results
 
 
-def config(args: argparse.Namespace, name: str):
-    from clim.engine import load_config
-
-    return load_config(str(CONFIGS / FILES[name]), overrides(args, name))
-
-
 def overrides(args: argparse.Namespace, name: str) -> list[str]:
     values = ["SEED", str(args.seed)]
     if name != "base":
@@ -137,15 +130,12 @@ def cores() -> int:
 
 
 def side_by_side() -> int:
-    """How many of the two fine-tunings run at once."""
+    """The number of fine-tunings that run at once."""
     return min(cores(), len(COMPARED))
 
 
-# ---- What comes out ------------------------------------------------------------------------------
-
-
 def total_seconds(seconds: dict[str, float]) -> float:
-    """Of an uninterrupted call: fine-tunings that run side by side count once."""
+    """Seconds of an uninterrupted call. Fine-tunings that run side by side count once."""
     pair = [seconds[name] for name in COMPARED]
     fine_tuning = max(pair) if side_by_side() > 1 else sum(pair)
     return round(seconds["data"] + seconds["base"] + fine_tuning + seconds["report"], 1)
@@ -172,7 +162,7 @@ def next_commands(args: argparse.Namespace) -> list[tuple[str, str]]:
     return [
         ("Find objects of any names in images:", predict_command(args)),
         (
-            "The same demonstration with other images and another seed:",
+            "The demonstration with other images and another seed:",
             "python tools/demo.py --seed 1 --output output/demo_1",
         ),
         (

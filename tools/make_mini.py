@@ -7,12 +7,13 @@ import argparse
 import time
 from pathlib import Path
 
+from arguments import new_parser
 from clim.errors import run_cleanly
 from mini.generate import DEFAULT_SIZES, build_mini
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("datasets"), help="the folder mini/ is made in")
     parser.add_argument("--seed", type=int, default=0)
     for split, number in DEFAULT_SIZES.items():

@@ -4,7 +4,7 @@
     python tools/build_text_embeddings.py classes --dataset datasets/metadata/coco_nouns.json \\
         --tower ViT-B-16-quickgelu --output datasets/metadata/coco_nouns_vitb16.npy
 
-Writes {"categories": [{"id": 1…N, "name": noun, "count": uses}]}, the frequent nouns first.
+It writes {"categories": [{"id": 1…N, "name": noun, "count": uses}]}, frequent nouns first.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from arguments import new_parser, registered_captions
 from clim.errors import UserError, run_cleanly
 from clim.files import resolve, write_json
 
@@ -66,7 +67,7 @@ _WORD = re.compile(r"['’]s\b|[^\W\d_]+(?:[-'’](?!s\b)[^\W\d_]+)*|\d+|[^\w\s]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument(
         "--captions", nargs="+", required=True, metavar="SET",
         help="registered caption sets, or jsons: COCO's (annotations[*].caption) or Detic's (images[*].captions)",
@@ -90,12 +91,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def captions_of(name: str) -> list[str]:
     """Captions of a registered set or a json file."""
-    from detectron2.data import DatasetCatalog
-
-    import clim.data.datasets  # noqa: F401  registers the data sets
-
-    if name in DatasetCatalog.list():
-        return [caption for record in DatasetCatalog.get(name) for caption in record.get("captions", ())]
+    if (captions := registered_captions(name)) is not None:
+        return captions
     try:
         content = json.loads(resolve(name).read_bytes())
         if content.get("annotations"):
@@ -106,26 +103,25 @@ def captions_of(name: str) -> list[str]:
 
 
 def parse_nouns(captions: Iterable[str], *, min_count: int = 100) -> dict[str, int]:
-    """{noun: number of its uses} for the nouns that ``captions`` use ``min_count`` times or more, most used first.
+    """{noun: number of its uses} for the nouns that ``captions`` use at least ``min_count`` times, most used first.
 
-    A small set of rules finds them, without a tagger or a dictionary, so the list is the same on every machine.
-    Function words (the closed lists above) cut a caption into phrases. Plurals count with their singular: a form
-    loses -s, -es, -ies or -ves if the captions have the rest as a word; irregular plurals are listed. DET is a
-    determiner ("a", "the", "two", "his"). END is what ends a phrase: a preposition, an auxiliary, a verb in -ing, a
-    stop, or "and" and "," before a DET. A word is a noun if
+    The rules need no tagger and no dictionary, so the list is the same on every machine. Function words (the lists
+    above) cut a caption into phrases. Plurals count with their singular: a form loses -s, -es, -ies or -ves if the
+    captions contain the rest as a word; irregular plurals are listed. DET is a determiner ("a", "the", "two", "his").
+    END ends a phrase: a preposition, an auxiliary, a verb in -ing, a stop, or "and" and "," before a DET. A word is a
+    noun if
 
-    1. it stands bare, DET word END ("a dog on"), at least twice and in 1 of 50 of its uses. Verbs do not ("the
-       hits"), adjectives hardly do;
+    1. it stands bare, DET word END ("a dog on"), at least twice and in 1 of 50 uses. Verbs do not, adjectives rarely;
     2. it does so more often than it follows "to", a modal or a subject pronoun ("to walk");
-    3. END, or a word that is no noun by 1 and 2, follows it in 3 of 10 uses. Adjectives mostly precede a noun.
+    3. END, or a word that 1 and 2 exclude, follows it in 3 of 10 uses. Adjectives mostly precede a noun.
 
-    A word in -ing is a verb if fewer than 1 of 10 of its uses follow a DET ("sitting", not "building"). The last of
-    adjacent nouns is the thing ("kitchen table": table). Determiners and adjectives are no part of a name, except in
-    fixed pairs: if a quarter of a word's uses stand before one noun ("hot dog", "fire hydrant"), the pair is a name
-    too, beside the noun. Words of place, amount and depiction ("front", "group", "photo") are left out.
+    A word in -ing is a verb if fewer than 1 of 10 uses follow a DET ("sitting", not "building"). Of adjacent nouns, the
+    last one counts ("kitchen table": table). Determiners and adjectives do not belong to a name. But if a quarter of a
+    word's uses stand before one noun ("hot dog"), the pair is a name beside the noun. Words of place, amount and
+    depiction ("front", "group", "photo") do not count.
 
-    The published comparator has other lists: 4,764 concepts of RegionCLIP's caption parser, which exist as a download
-    only, and 1,152 entity heads of SceneGraphParser for CLIM's authors (RegionCLIP, issue 48).
+    The published comparator uses other lists: 4,764 concepts of RegionCLIP's parser, which exist as a download only,
+    and for CLIM's authors 1,152 entity heads of SceneGraphParser (RegionCLIP, issue 48).
     """
     sentences = [tokens(caption) for caption in captions]
     lemmas = word_lemmas(sentences)
@@ -141,19 +137,19 @@ def parse_nouns(captions: Iterable[str], *, min_count: int = 100) -> dict[str, i
 
 
 def tokens(caption: str) -> list[str]:
-    """Lower-case words, hyphens inside kept; numbers and marks stand alone; "." ends every caption."""
+    """Lower-case words, with their hyphens; numbers and marks stand alone; "." ends every caption."""
     words = [word.replace("’", "'") for word in _WORD.findall(caption.lower())]
     return ["two" if word.isdigit() else _STOPS.get(word, word) for word in words] + ["."]
 
 
 def windows(sentences: Iterable[Sequence[str]]) -> Iterator[tuple[str, str, str, str]]:
-    """(word before, word, word after, the one after that) of every word, with "." beyond both ends of a sentence."""
+    """Every word with one word before and two words after it; "." stands beyond both ends of a sentence."""
     for words in sentences:
         yield from zip([".", *words], words, [*words[1:], "."], [*words[2:], ".", "."], strict=False)
 
 
 def word_lemmas(sentences: Sequence[Sequence[str]]) -> dict[str, str]:
-    """{form: singular} of all words that are no function words and no verbs in -ing; verbs and adjectives too."""
+    """{form: singular} of all words, also verbs and adjectives, but not of function words and verbs in -ing."""
     uses = Counter(word for words in sentences for word in words if word[0].isalpha() and word not in _FUNCTION)
     determined = Counter(word for before, word, _, _ in windows(sentences) if before in _DETERMINERS)
     verbs = {w for w in uses if w.endswith("ing") and determined[w] < MIN_ING_SHARE * uses[w]}
@@ -161,7 +157,7 @@ def word_lemmas(sentences: Sequence[Sequence[str]]) -> dict[str, str]:
 
 
 def singular(word: str, uses: Mapping[str, int]) -> str:
-    """The singular of ``word`` if it looks like the plural of a word of ``uses`` (a Counter); else ``word``."""
+    """The singular if ``word`` looks like the plural of a word of ``uses`` (a Counter), or else ``word``."""
     if word in _IRREGULAR:
         return _IRREGULAR[word]
     if word in _INVARIABLE or word.endswith(("ss", "us")):

@@ -3,12 +3,12 @@
     python tools/predict.py --input photo.jpg folder "more/*.png" --vocabulary "dog, fire hydrant"
     python tools/predict.py --config-file configs/Detic_CLIM_C4.yaml --weights model_final.pth --input photos
 
-The same command as ``clim predict``, whose --help describes the scores and predictions.json.
+This is ``clim predict``, whose --help describes the scores and predictions.json.
 """
 
-import argparse
 from pathlib import Path
 
+from arguments import new_parser
 from clim.cli import add_predict_options, predict
 from clim.errors import UserError, run_cleanly
 
@@ -17,7 +17,7 @@ DEMO_CONFIG = Path("configs/mini/detic_clim.yaml")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add_predict_options(parser, config_file=DEMO_CONFIG)
     args = parser.parse_args(arguments)
     if args.weights is None and args.config_file == DEMO_CONFIG and "MODEL.WEIGHTS" not in args.opts:

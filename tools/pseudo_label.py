@@ -6,10 +6,10 @@
         --nouns datasets/metadata/coco_nouns.json --embeddings datasets/metadata/coco_nouns_vitb16.npy \\
         --output datasets/coco/annotations/pseudo_regions.json
 
-That output is the data set coco_pseudo_regions of configs/CLIP_RegionCLIP_ViTB16_COCO.yaml. Finished images are
-kept in OUTPUT.parts/: the same command goes on after an interruption. Several GPUs: start one process on each
-with --shard 0/8, 1/8, …; the last to finish writes the json. Unreadable images are left out and listed. To
-try them again, remove OUTPUT.parts/; it may also go once the json is there.
+This output is the data set coco_pseudo_regions of configs/CLIP_RegionCLIP_ViTB16_COCO.yaml. OUTPUT.parts/ keeps
+finished images: after an interruption, the same command continues. On several GPUs, start one process on each with
+--shard 0/8, 1/8, …; the last one writes the json. Unreadable images are left out and listed. To try them again, remove
+OUTPUT.parts/. You may also remove it when the json is written.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from arguments import new_parser
 from clim.cli import quiet_logging
 from clim.errors import UserError, run_cleanly
 from clim.files import read_json, resolve, write_json
@@ -28,7 +29,7 @@ LISTED = 10  # unreadable images by name
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     add = parser.add_argument
     add("--dataset", required=True, help="a registered set of images")
     add("--config-file", required=True, help="YAML of the detector whose RPN proposes")
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def build_labeller(args: argparse.Namespace, detector, encoder, embeddings: np.ndarray):
-    """The labeller of two configs, the detector's and the encoder's; ``embeddings`` (N, D) of the nouns."""
+    """The labeller of a detector's and an encoder's config; ``embeddings`` (N, D) of the nouns."""
     import torch
 
     from pseudo_labels.labeller import Proposer, PseudoLabeller, load_image_encoder
@@ -132,7 +133,7 @@ def read_nouns(names: str, embeddings: str) -> tuple[list[str], np.ndarray]:
 
 
 def settings_of(args, detector, encoder, nouns: list[str], embeddings: np.ndarray) -> dict:
-    """What the labels depend on, by option, for a person to read: files by their names, tables by hashes."""
+    """{option: value} of all that changes labels: names of files, hashes of tables."""
     same = ("dataset", "config_file", "encoder", "opts", "encoder_opts", "boxes", "overlap", "min_area", "min_score")
     tables = {"--nouns": "\n".join(nouns).encode(), "--embeddings": embeddings.tobytes()}
     return (

@@ -2,9 +2,9 @@
 
 Usage: python3.11 tools/set_up.py [--isolated]
 
-An interpreter that already imports torch and detectron2 keeps them, and every other package it has:
-``.venv`` sees them, and only what is missing is added. A Detectron2 built inside ``.venv`` is kept too.
-Otherwise ``.venv`` gets the pinned requirements and the Detectron2 wheel. Needs the standard library only.
+If the interpreter imports torch and detectron2, ``.venv`` uses all its packages and adds only missing ones. It also
+keeps a Detectron2 that was built inside it. Otherwise it gets the pinned requirements and the Detectron2 wheel. This
+script needs the standard library only.
 """
 
 import argparse
@@ -25,7 +25,7 @@ REQUIREMENTS = ROOT / "requirements.txt"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "setup.json"
-COMPILED_AGAINST = ("torch", "torchvision", "numpy")  # never moved under a Detectron2 that is kept
+COMPILED_AGAINST = ("torch", "torchvision", "numpy")  # never changed under a Detectron2 that stays
 QUIET = [] if sys.stdout.isatty() else ["--quiet"]  # pip's progress bars are for people
 OFFLINE_SIGNS = ("connection", "timed out", "name resolution", "unreachable", "proxy")
 
@@ -88,7 +88,7 @@ def main():
 
 
 def check_version():
-    """Only versions on which the pinned packages were installed and tried."""
+    """Raise SetupError for a Python without tests of the pinned packages."""
     if "{}.{}".format(*sys.version_info) not in TRIED:
         raise SetupError(
             f"{sys.executable} is Python {sys.version.split()[0]}, CLIM runs on Python {', '.join(TRIED)}: "
@@ -98,7 +98,7 @@ def check_version():
 
 @contextmanager
 def step(name, seconds):
-    """Announce a step; say and note how long it took."""
+    """Print a step and its time, and note the time."""
     print(f"{name} …", flush=True)
     start = time.perf_counter()
     yield
@@ -107,7 +107,7 @@ def step(name, seconds):
 
 
 def make_environment(*, isolated):
-    """``.venv``, unless a working one is there; it sees the caller's packages if they hold a Detectron2."""
+    """Make ``.venv`` if no working one exists. It sees the caller's packages if a Detectron2 is among them."""
     if works([PYTHON, "-c", "import pip"]):
         return
     share = not isolated and works([sys.executable, "-c", "import torch, detectron2"])
@@ -118,17 +118,17 @@ def make_environment(*, isolated):
             "Debian and Ubuntu, `apt install python{}.{}-venv` brings it.".format(*sys.version_info)
         )
     if share and sys.prefix != sys.base_prefix:
-        # What venv calls the system's packages are those of the base interpreter, so a caller that is a
-        # virtual environment itself has to be named. addsitedir follows its links to source builds, too.
+        # venv shares the packages of the base interpreter. If the caller is a virtual environment, its folders must be
+        # named. addsitedir also follows links to source builds.
         folders = dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))
         lines = [f"import site; site.addsitedir({folder!r})\n" for folder in folders]
         (site_packages() / "parent-environment.pth").write_text("".join(lines))
 
 
 def add_missing(there):
-    """Install the pins that the caller's packages lack; torch and NumPy stay wherever they are."""
+    """Install the pins that the caller's packages lack. torch and NumPy stay."""
     kept = {name for name, (_, inside) in there.items() if not inside or name in COMPILED_AGAINST}
-    kept -= {"setuptools", "ruff"}  # clim's own installation and style need these very versions
+    kept -= {"setuptools", "ruff"}  # clim needs these versions
     if any(name.startswith("opencv") for name in kept):
         kept.add("opencv-python")  # all its builds are the same module
     pins = re.findall(r"^([\w.-]+)(==\S+)", REQUIREMENTS.read_text(), re.MULTILINE)
@@ -144,7 +144,7 @@ def add_missing(there):
 
 
 def mend_opencv():
-    """OpenCV without windows, same version, where the system libraries of its windows (libGL) are missing."""
+    """Replace OpenCV by the headless build of the same version if libGL is missing."""
     if works([PYTHON, "-c", "import cv2"]):
         return
     pin = re.search(r"^opencv-python(==\S+)", REQUIREMENTS.read_text(), re.MULTILINE)[1]
@@ -154,7 +154,7 @@ def mend_opencv():
 
 
 def unpack_detectron2():
-    """The wheel is tagged for Python 3.10, and its Python files run on later versions as they are."""
+    """Unpack the Detectron2 wheel. Its tag says Python 3.10, but its Python files run on later versions."""
     platform = ["--python-version", "3.10", "--implementation", "cp", "--only-binary=:all:"]
     wheel = ["--require-hashes", "-r", ROOT / "requirements-detectron2.txt"]
     install("--quiet", "--upgrade", "--no-deps", "--target", site_packages(), *platform, *wheel)
@@ -166,8 +166,8 @@ def site_packages():
 
 
 def install(*arguments, hint="pip's last lines above say why."):
-    """``pip install`` in the environment; a failure becomes one sentence."""
-    # Without conflict warnings: the Detectron2 wheel claims NumPy < 2, which its Python files do not need.
+    """``pip install`` in the environment. A failure becomes one sentence."""
+    # No conflict warnings: the Detectron2 wheel asks for NumPy < 2, which its Python files do not need.
     command = [PYTHON, "-m", "pip", "install", "--no-warn-conflicts", *map(str, arguments)]
     if subprocess.run(command).returncode == 0:
         return
@@ -180,7 +180,7 @@ def install(*arguments, hint="pip's last lines above say why."):
 
 
 def offline():
-    """Whether fetching one small package fails, too, and for want of a connection."""
+    """Whether the download of one small package fails for lack of a connection."""
     with tempfile.TemporaryDirectory() as folder:
         command = [PYTHON, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--retries", "1"]
         probe = subprocess.run([*command, "-d", folder, "tabulate"], capture_output=True, text=True)
@@ -188,7 +188,7 @@ def offline():
 
 
 def works(command):
-    """Whether a command exists and succeeds; its output is dropped."""
+    """Whether a command exists and succeeds."""
     try:
         return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
     except OSError:
@@ -196,7 +196,7 @@ def works(command):
 
 
 def succeed(command):
-    """The standard output of a command that has to succeed."""
+    """The standard output of a command. Raises SetupError if it fails."""
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SetupError("the environment is damaged (see above): call `make clean`, then `make setup`.")

@@ -13,7 +13,6 @@ from detectron2.utils import comm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build_neighbours import save_neighbours
 from clim.data.loader import (
     STREAMS,
     Skipped,
@@ -27,6 +26,7 @@ from clim.data.loader import (
     with_own_ids,
 )
 from clim.errors import UserError
+from neighbours.search import save_neighbours
 
 SIZES = [(40, 60), (60, 40), (48, 48), (30, 64), (64, 36), (50, 50), (44, 60), (60, 52)]
 SMALL = [

@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from build_neighbours import save_neighbours
 from clim.data.partners import load_neighbours
 from clim.errors import UserError
+from neighbours.search import save_neighbours
 
 
 def records_of(ids):

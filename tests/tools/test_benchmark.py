@@ -16,7 +16,6 @@ import torch
 
 import benchmark as tool
 from benchmarks import inputs, mosaics, sections, steps, stopwatch
-from benchmarks.inputs import Settings
 from benchmarks.stopwatch import Run, Spread, Stages
 from clim.errors import UserError
 
@@ -30,44 +29,29 @@ def records(make_photos):
     return inputs.records_of([Path(r["file_name"]) for r in make_photos(sizes, ext="jpg")])
 
 
-def steps_settings(folder):
-    same = {"repeats": 2, "canvases": 3, "threads": 1, "device": "cpu", "config_file": MINI, "scale": 0.25}
-    return Settings(**same, folder=str(folder), overrides=())
-
-
 @pytest.fixture
 def settings(tmp_path):
-    return steps_settings(tmp_path)
+    return inputs.Settings(
+        repeats=2, canvases=3, threads=1, device="cpu", config_file=MINI, scale=0.25, folder=str(tmp_path), overrides=()
+    )
 
 
 @pytest.fixture
-def without_tower(monkeypatch, hash_tower):
-    """No text tower is loaded: embeddings come from a hash of the text."""
+def tower(monkeypatch, hash_tower):
+    """The text tower of all sections: embeddings come from a hash of the text."""
     tower = hash_tower(384)
     for module in ("clim.text.build", "benchmarks.steps"):
         monkeypatch.setattr(f"{module}.build_text_tower", lambda **_: tower)
     return tower
 
 
-class Clock:
-    """A clock that others move."""
-
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
-# ---- benchmarks.stopwatch --------------------------------------------------------------------
-
-
 def test_a_moment_counts_for_the_innermost_stage():
-    clock = Clock()
-    stages = Stages(clock)
+    now = [0.0]
 
     def spend(seconds):
-        clock.now += seconds
+        now[0] += seconds
 
+    stages = Stages(lambda: now[0])
     inner = stages.timed("inner", spend)
     spend(1)
     with stages.stage("outer"):
@@ -81,30 +65,22 @@ def test_a_moment_counts_for_the_innermost_stage():
         spend(1 / 0)
     spend(2)
     assert stages.take() == {"fails": 0, "rest": 2}
-
     waits = []
-    clock.now += 5
-    run = stopwatch.measure(lambda: inner(3), stages=stages, synchronise=lambda: waits.append(clock.now))
+    spend(5)
+    run = stopwatch.measure(lambda: inner(3), stages=stages, synchronise=lambda: waits.append(now[0]))
     assert run.stages == {"inner": 3, "rest": 0}  # what came before is left out
-    assert waits == [clock.now - 3, clock.now]  # the device is waited for on both sides
+    assert waits == [now[0] - 3, now[0]]  # the device is waited for on both sides
 
 
-def test_arms_take_turns_and_warm_ups_are_dropped():
+def test_arms_take_turns_and_runs_become_figures():
     calls = []
 
     def arm(name):
-        def run():
-            calls.append(name)
-            return Run(len(calls), 0.0, {})
-
-        return run
+        return lambda: calls.append(name) or Run(len(calls), 0.0, {})
 
     runs = stopwatch.interleaved({"a": arm("a"), "b": arm("b")}, repeats=2, title="test")
     assert calls == ["a", "b"] * 3
     assert {name: [r.wall for r in taken] for name, taken in runs.items()} == {"a": [3, 5], "b": [4, 6]}
-
-
-def test_spread_ratios_by_round_and_shares():
     assert Spread.of([3.0, 1.0, 2.0, 10.0]) == (2.5, 1.0, 10.0)
     # The machine is three times slower in the second round: the ratio does not notice.
     assert stopwatch.paired_ratio([2.0, 6.0], [1.0, 3.0]) == (2.0, 2.0, 2.0)
@@ -120,28 +96,23 @@ def test_a_fresh_process_does_not_inherit_the_peak():
     assert stopwatch.fresh(stopwatch.peak_resident_bytes) < here / 2
 
 
-# ---- mosaics --------------------------------------------------------------------------------------
-
-
 def test_each_way_decodes_what_its_name_says(settings, records, monkeypatch):
-    asked = []
+    asked, real = [], mosaics.read_image
 
     def read(file_name, *, fmt="BGR", at_least=None):
         asked.append(at_least)
         return real(file_name, fmt=fmt, at_least=at_least)
 
-    real = mosaics.read_image
     monkeypatch.setattr(mosaics, "read_image", read)
-    arms = mosaics.mosaic_arms(settings, records, 2)
-    tiles = 4 * settings.canvases
     counts = {}
-    for name, arm in arms.items():
+    for name, arm in mosaics.mosaic_arms(settings, records, 2).items():
         arm()
         asked.clear()
         run = arm()
         counts[name] = len(asked)
         assert set(run.stages) == {"decode", "resize", "rest"}, name
         assert (None in asked) == (name not in ("CLIM, decoded afresh", "CLIM, tiles in memory")), name
+    tiles = 4 * settings.canvases
     assert counts == {
         "CLIM, decoded afresh": tiles,
         "CLIM, full-size decode": tiles,
@@ -158,25 +129,17 @@ def test_each_way_decodes_what_its_name_says(settings, records, monkeypatch):
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_released_order_lays_every_tile_in_its_cell(tmp_path, n):
     """Images of one colour: after both resizes each cell holds its own colour and grey, nothing else."""
-    records = []
-    for i in range(n * n):
-        path = tmp_path / f"{i}.png"
+    paths = [tmp_path / f"{i}.png" for i in range(n * n)]
+    for i, path in enumerate(paths):
         cv2.imwrite(str(path), np.full((60, 80, 3), 10 * i + 5, np.uint8))
-        records.append({"file_name": str(path)})
-    canvas = mosaics.ReleasedOrder(records, n=n)(index=0, epoch=0).numpy()
+    canvas = mosaics.ReleasedOrder([{"file_name": str(path)} for path in paths], n=n)(index=0, epoch=0).numpy()
     assert canvas.shape == (3, 800, 800)
-    side = 800 // n
-    colours = set()
-    for y in range(n):
-        for x in range(n):
-            cell = canvas[:, y * side : (y + 1) * side, x * side : (x + 1) * side]
-            colour, count = np.unique(cell[cell != 114], return_counts=True)
-            colours.add(int(colour[count.argmax()]))
-            assert count.max() / cell.size == pytest.approx(0.75, abs=0.03)  # 4:3 in a square
+    side, colours = 800 // n, set()
+    for cell in (canvas[:, y * side : (y + 1) * side, x * side : (x + 1) * side] for y in range(n) for x in range(n)):
+        colour, count = np.unique(cell[cell != 114], return_counts=True)
+        colours.add(int(colour[count.argmax()]))
+        assert count.max() / cell.size == pytest.approx(0.75, abs=0.03)  # 4:3 in a square
     assert colours <= {10 * i + 5 for i in range(n * n)} and canvas[0, side // 2, side // 2] == 5
-
-
-# ---- steps, memory, texts -------------------------------------------------------------------------
 
 
 def test_step_config_scales_sides_and_takes_overrides(settings):
@@ -186,26 +149,19 @@ def test_step_config_scales_sides_and_takes_overrides(settings):
     assert cfg.INPUT.MIN_SIZE_TRAIN == (64,) and cfg.INPUT.MAX_SIZE_TRAIN == 64
     assert (cfg.INPUT.CAPTION.SHORT_SIDE, cfg.INPUT.MOSAIC.SIZE) == (32, 64)
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[6, 10, 16, 26]]
-    assert cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION == 2
+    assert cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION == 2 and cfg.MODEL.TEXT.DIM == 8
     assert cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == full.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
-    assert cfg.MODEL.TEXT.DIM == 8
     loader = cfg.DATALOADER
     assert (loader.DETECTION_PER_GPU, loader.CAPTIONS_PER_GPU, loader.MOSAICS_PER_GPU) == (2, 20, 0)
 
 
-def test_measure_steps_sees_every_part(settings, records, without_tower, monkeypatch):
-    batches = []
-    real = steps.Trainer.run_step
+def test_measure_steps_sees_every_part(settings, records, tower, monkeypatch):
+    batches, real = [], steps.Trainer.run_step
 
     def run_step(trainer):
-        loader = trainer.loader
-
-        def watched():
-            batch = next(loader)
-            batches.append(tuple(len(batch[source]) for source in ("detection", "captions", "mosaics")))
-            return batch
-
-        trainer.loader = iter(watched, None)
+        batch = next(trainer.loader)
+        batches.append(tuple(len(batch[source]) for source in ("detection", "captions", "mosaics")))
+        trainer.loader = iter([batch])
         real(trainer)
 
     monkeypatch.setattr(steps.Trainer, "run_step", run_step)
@@ -213,10 +169,10 @@ def test_measure_steps_sees_every_part(settings, records, without_tower, monkeyp
     monkeypatch.setitem(steps.STEPS, "stacked 2+32", (1, 5, 0))
     backward, clip = torch.Tensor.backward, torch.nn.utils.clip_grad_norm_
     steps.prefill_captions(settings, records)
-    without_tower.asked.clear()
+    tower.asked.clear()
     rows = steps.measure_steps(settings, records)
     assert batches == list(steps.STEPS.values()) * (settings.repeats + 1)
-    assert without_tower.asked == []  # the warm cache answers
+    assert tower.asked == []  # the warm cache answers
     for row in rows:
         parts = {part: row[f"{part} %"] for part in steps.PARTS}
         assert min(parts.values()) > 0, parts
@@ -226,24 +182,21 @@ def test_measure_steps_sees_every_part(settings, records, without_tower, monkeyp
     assert torch.Tensor.backward is backward and torch.nn.utils.clip_grad_norm_ is clip
 
 
-def test_measure_text(settings, records, without_tower):
+def test_measure_text(settings, records, tower):
     rows = steps.measure_text(settings, records)
     assert [(r["tower"], r["way"]) for r in rows] == [(t, w) for t in steps.TOWERS for w in ("live", "cached")]
     # One prefill of 25 captions for each tower's folder; then only the live arms ask.
-    live = [asked for asked in without_tower.asked if len(asked) == steps.CAPTIONS_A_STEP]
+    live = [asked for asked in tower.asked if len(asked) == steps.CAPTIONS_A_STEP]
     assert steps.CAPTIONS_A_STEP == 21
     assert len(live) == len(steps.TOWERS) * (settings.repeats + 1) * settings.canvases
-    assert len(without_tower.asked) - len(live) == len(steps.TOWERS)
+    assert len(tower.asked) - len(live) == len(steps.TOWERS)
 
 
-# ---- command line ---------------------------------------------------------------------------------
-
-
-def test_command_line_prints_and_writes(records, tmp_path, monkeypatch, capsys, without_tower):
+def test_command_line_prints_and_writes(settings, records, tmp_path, monkeypatch, capsys, tower):
     peaks = iter(range(1, 100))
     for module in (sections, steps):
         monkeypatch.setattr(module, "fresh", lambda function, *args: function(*args))
-    assert steps.peak_of_steps(steps_settings(tmp_path), records, (1, 1, 1))["peak"] > 100 * 2**20  # torch alone
+    assert steps.peak_of_steps(settings, records, (1, 1, 1))["peak"] > 100 * 2**20  # torch alone
     monkeypatch.setattr(steps, "peak_of_steps", lambda *_: {"before": 2**20, "peak": next(peaks) * 2**20})
     folder = str(Path(records[0]["file_name"]).parent)
     tool.main(
@@ -268,9 +221,9 @@ def test_command_line_prints_and_writes(records, tmp_path, monkeypatch, capsys, 
 def test_photos(tmp_path):
     with pytest.raises(UserError, match="no .jpg or .png"):
         inputs.find_photos(str(tmp_path), count=3)
-    first, second = inputs.synthetic_photos(tmp_path, count=2)
-    assert all(130_000 < path.stat().st_size < 200_000 for path in (first, second))  # COCO: 162 kB on average
-    first, second = (cv2.imread(str(path)) for path in (first, second))
+    paths = inputs.synthetic_photos(tmp_path, count=2)
+    assert all(130_000 < path.stat().st_size < 200_000 for path in paths)  # COCO: 162 kB on average
+    first, second = (cv2.imread(str(path)) for path in paths)
     assert first.shape == (480, 640, 3) and not np.array_equal(first, second)
     for i in range(10):
         (tmp_path / f"{i:06d}.jpg").write_bytes(b"no image")
@@ -280,7 +233,7 @@ def test_photos(tmp_path):
 
 
 @pytest.mark.slow
-def test_in_real_processes(tmp_path):
+def test_in_real_processes():
     """The spawned processes find the tool's functions, and a mistake there ends in one line."""
     command = [sys.executable, "tools/benchmark.py", "--photos", "2", "--repeats", "1", "--canvases", "1"]
     done = subprocess.run([*command, "--only", "mosaics"], capture_output=True, text=True, cwd=ROOT)

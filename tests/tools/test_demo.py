@@ -1,5 +1,6 @@
-"""tools/demo.py: what it hands to the trainings, and (slow) the whole of it at a tiny size."""
+"""tools/demo.py: the arguments of the trainings, and (slow) the whole demo at a tiny size."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,25 +10,15 @@ from pathlib import Path
 import pytest
 
 import demo
+from experiments.progress import Board
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {"AP50_novel": 1.25, "AP50_base": 2.0, "AP50_all": None}
 
 
-class Silent:
-    def say(self, text):
-        self.said = text
-
-    def done(self, name, text):
-        self.said = text
-
-    def of(self, name):
-        return name
-
-
 @pytest.fixture
 def trainings(monkeypatch):
-    """What would be trained, in order: [(name, arguments of run_training)]."""
+    """The calls of run_training, in order: [(name, arguments)]."""
     asked = []
 
     def one(config, **arguments):
@@ -48,7 +39,7 @@ def test_fine_tuning_starts_from_the_base_stage_and_shares_the_cores(
     tmp_path, monkeypatch, trainings, cores, at_once, threads
 ):
     monkeypatch.setattr(demo, "cores", lambda: cores)
-    results = demo.train(demo.parse(["--output", str(tmp_path), "--seed", "4"]), Silent())
+    results = demo.train(demo.parse(["--output", str(tmp_path), "--seed", "4"]), Board(io.StringIO()))
     assert list(results) == ["base", "detic", "detic_clim"]
     assert trainings.pop(1) == ("at once", at_once)
     assert [name for name, _ in trainings] == ["base_stage", "detic", "detic_clim"]
@@ -86,7 +77,7 @@ def test_the_whole_demo_at_a_tiny_size_and_again(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
-    told = call()
+    printed = call()
     results = json.loads((output / "results.json").read_text())
     assert [run["name"] for run in results["runs"]] == ["base", "detic", "detic_clim"]
     assert all(set(run) == {"name", "seed", *demo.FIGURES} for run in results["runs"])
@@ -94,7 +85,7 @@ def test_the_whole_demo_at_a_tiny_size_and_again(tmp_path):
     page = (output / "report.html").read_text()
     assert page.count("data:image/jpeg") == 3 * 6 + 3 and "<svg" in page and "OpenMoji" in page
     assert len(list((output / "examples").glob("*.jpg"))) == 6
-    assert "tools/predict.py" in told.splitlines()[-1] and str(output / "report.html") in told.splitlines()[-1]
+    assert "tools/predict.py" in printed.splitlines()[-1] and str(output / "report.html") in printed.splitlines()[-1]
 
     models = {path: path.stat().st_mtime_ns for path in output.glob("*/model_final.pth")}
     assert len(models) == 3

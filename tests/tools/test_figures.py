@@ -8,12 +8,11 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 
-import figures
-from clim.data.images import resize
+import figures as tool
 from clim.engine import load_config
 from clim.errors import UserError
+from reports import figures
 from reports.maps import RED
-from reports.responder import Responder
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "mini" / "detic_clim.yaml")
 
@@ -44,7 +43,7 @@ def options(tiny_mini, tiny_overrides, monkeypatch, tmp_path):
 
 
 def run(command, *arguments, options, output):
-    figures.main([command, *map(str, arguments), "--output", str(output), *options])
+    tool.main([command, *map(str, arguments), "--output", str(output), *options])
     with Image.open(output) as figure:
         return np.asarray(figure.convert("RGB"))
 
@@ -94,29 +93,11 @@ def test_a_mosaic_holds_every_image_once_in_reading_order():
         assert abs((x1 - x0) / (y1 - y0) - 40 / (30 + i)) < 0.05
 
 
-def test_maps_follow_the_image_and_texts_of_one_meaning_agree(options, tiny_overrides):
-    torch.manual_seed(0)
-    responder = Responder(load_config(CONFIG, [*tiny_overrides, "MODEL.TEXT.CACHE", ""]))
-    texts = responder.embed(["dog", "dog", "teapot"])
-    assert texts.shape == (3, 384)
-    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    maps = responder(image, texts, long_side=192)
-    assert maps.shape == (3, 4, 6) and maps.abs().max() <= 1 + 1e-5
-    assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
-    # Resized by hand to what the network sees: nothing is left to resize, so the maps are the same.
-    assert torch.equal(maps, responder(resize(image, (128, 192)), texts, long_side=192))
-    # Odd sizes come as whole cells; an image smaller than a cell has one.
-    assert responder(image[:37, :51], texts, long_side=100).shape == (3, 2, 3)
-    assert responder(image[:10, :90], texts, long_side=40).shape == (3, 1, 1)
-    box = responder.best_box(image, texts[0])
-    assert (box >= 0).all() and box[2] <= 96 and box[3] <= 64 and (box[2:] >= box[:2]).all()
-
-
-# ---- Mistakes ------------------------------------------------------------------------------------
+MODELS = ["--query", "dog", "--config-file"]
 
 
 @pytest.mark.parametrize(
-    "command, arguments, told",
+    "command, arguments, message",
     [
         ("responses", ["--input", "gone.jpg", "--query", "dog"], "gone.jpg: missing"),
         ("responses", ["--input", "no_folder/*.png", "--query", "dog"], "no image there"),
@@ -128,30 +109,25 @@ def test_maps_follow_the_image_and_texts_of_one_meaning_agree(options, tiny_over
         ("responses", ["--query", "dog", "--output", "figure"], "name a .png or a .jpg"),
         ("classes", ["--names", "pascal"], "is none of .*pascal_context"),
         ("classes", ["--names", "gone.txt"], "gone.txt cannot be read"),
+        ("responses", ["--query", "dog"], "make demo"),
+        ("responses", [*MODELS, "a", "b", "--weights", "c", "d", "e"], "2 files after --config-file and 3 after"),
+        ("responses", [*MODELS, CONFIG, "--weights", "", "", "--titles", "CLIM"], "holds 1 different names for 2"),
     ],
 )
-def test_mistakes_are_errors_of_one_sentence(command, arguments, told, monkeypatch, tmp_path):
+def test_mistakes_are_errors_of_one_sentence(command, arguments, message, images, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=told):
-        figures.main([command, "--input", __file__, *arguments])
+    with pytest.raises(UserError, match=message):
+        tool.main([command, "--input", images[0], *arguments])
 
 
-def test_models_that_do_not_match_are_errors(images, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    query = ["responses", "--input", images[0], "--query", "dog"]
-    with pytest.raises(UserError, match="make demo"):
-        figures.main(query)
-    with pytest.raises(UserError, match="2 files after --config-file and 3 after --weights"):
-        figures.main([*query, "--config-file", "a", "b", "--weights", "c", "d", "e"])
-    with pytest.raises(UserError, match="holds 1 different names for 2 models"):
-        figures.main([*query, "--config-file", CONFIG, "--weights", "", "", "--titles", "CLIM"])
-
-
-def test_titles_come_from_what_differs():
-    def titles(*models):
-        return figures.model_titles([c for c, _ in models], [w for _, w in models])
-
-    assert titles(("c/detic.yaml", None), ("c/detic_clim.yaml", "x/model_final.pth")) == ["Detic", "Detic + CLIM"]
-    assert titles(("a.yaml", "out/one/m.pth"), ("a.yaml", "out/two/m.pth")) == ["one", "two"]
-    assert titles(("a.yaml", "out/m1.pth"), ("a.yaml", "out/m2.pth")) == ["m1.pth", "m2.pth"]
-    assert titles(("a.yaml", "x/m.pth"), ("a.yaml", "x/m.pth")) == ["a 1", "a 2"]
+@pytest.mark.parametrize(
+    "models, titles",
+    [
+        ([("c/detic.yaml", None), ("c/detic_clim.yaml", "x/model_final.pth")], ["Detic", "Detic + CLIM"]),
+        ([("a.yaml", "out/one/m.pth"), ("a.yaml", "out/two/m.pth")], ["one", "two"]),
+        ([("a.yaml", "out/m1.pth"), ("a.yaml", "out/m2.pth")], ["m1.pth", "m2.pth"]),
+        ([("a.yaml", "x/m.pth"), ("a.yaml", "x/m.pth")], ["a 1", "a 2"]),
+    ],
+)
+def test_titles_come_from_what_differs(models, titles):
+    assert figures.model_titles(*zip(*models, strict=True)) == titles

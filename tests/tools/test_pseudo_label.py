@@ -1,4 +1,4 @@
-"""Pseudo-labelling with a made-up detector and a tiny encoder: labels, interruptions, shards, the json and its set."""
+"""Pseudo-labels of simple proposals and a tiny encoder: labels, interruptions, shards, the json and its data set."""
 
 import json
 import multiprocessing
@@ -67,9 +67,9 @@ def records(make_photos):
     return made
 
 
-def finish(folder, records, label, *, shard=0, shards=1, settings=None):
-    """What the tool does with one shard; gives the json's content where no image is missing."""
-    store = LabelFolder(folder, settings or {"a": 1})
+def finish(folder, records, label, *, shard=0, shards=1):
+    """Label one shard as the tool does. Returns the json's content if no image is missing."""
+    store = LabelFolder(folder, {"a": 1})
     done = store.finished()
     mine = [r for r in records[shard::shards] if r["image_id"] not in done]
     with store.appending(shard, shards) as append:
@@ -99,80 +99,53 @@ def test_labels_equal_a_loop_over_crops(records):
 
 def test_channel_order_score_cut_and_no_proposals(records):
     image = read_image(records[1]["file_name"], fmt="RGB").image
-    label = labeller(propose=lambda p: torch.tensor([[0, 0, 9, 9], [3, 3, 30, 30.0]]))
-    rgb = label(image)
-    swapped = TinyEncoder()
+    two = {"propose": lambda p: torch.tensor([[0, 0, 9, 9], [3, 3, 30, 30.0]])}
+    rgb, swapped = labeller(**two)(image), TinyEncoder()
     swapped.layer.weight.data = swapped.layer.weight.data.flip(1)
     bgr = {"input_format": "BGR", "pixel_mean": MEAN[::-1], "pixel_std": STD[::-1], "encoder": swapped}
-    np.testing.assert_allclose(labeller(propose=label.propose, **bgr)(image).scores, rgb.scores, atol=1e-5)
-
+    np.testing.assert_allclose(labeller(**two, **bgr)(image).scores, rgb.scores, atol=1e-5)
     cut = float(rgb.scores.mean())
-    kept = labeller(propose=label.propose, min_score=cut)(image)
+    kept = labeller(**two, min_score=cut)(image)
     assert len(kept.boxes) == len(kept.nouns) == len(kept.scores) == 1 and kept.scores[0] > cut
     assert [len(v) for v in labeller(propose=lambda p: torch.zeros(0, 4))(image)] == [0, 0, 0]
-
-
-def test_other_width_is_told():
     with pytest.raises(UserError, match="7 dimensions, but the image encoder's 6"):
         labeller(nouns=torch.eye(7))
 
 
-def test_the_json(records, tmp_path):
-    content = finish(tmp_path, records, labeller())
-    assert content["categories"] == [{"id": i + 1, "name": n} for i, n in enumerate(NOUNS)]
-    # Heights 40, 60, 48, (gone), 64, 50, 33 give 1, 0, 0, -, 1, 2, 0 boxes.
-    assert [i["id"] for i in content["images"]] == [100, 104, 105]
-    assert [(i["height"], i["width"]) for i in content["images"]] == [SIZES[0], SIZES[4], SIZES[5]]
-    assert [i["file_name"] for i in content["images"]] == ["0.png", "4.png", "5.png"]
-    annotations = content["annotations"]
-    assert [a["id"] for a in annotations] == [1, 2, 3, 4]
-    assert [a["image_id"] for a in annotations] == [100, 104, 105, 105]
-    assert annotations[0]["bbox"] == [1.5, 2, 55.5, 18] and annotations[0]["area"] == 55.5 * 18
-    first = labeller()(read_image(records[0]["file_name"], fmt="RGB").image)
-    assert annotations[0]["category_id"] == first.nouns[0] + 1
-    assert annotations[0]["score"] == pytest.approx(first.scores[0], abs=1e-4)
-
-
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_a_killed_run_goes_on(records, tmp_path, stop):
-    """Killed in the middle of a line: the finished images are not labelled again, and the json is the same."""
-    expected = finish(tmp_path / "whole", records, labeller())
-    calls = []
+    """A run is killed in the middle of a line. The next one keeps finished images and writes the same json."""
+    calls, folder, left = [], tmp_path / "killed", [stop]
 
-    def killed(image):
+    def label(image):
         calls.append(image.shape[:2])
-        if len(calls) == stop:
+        if len(calls) == left[0]:
             raise KeyboardInterrupt
         return labeller()(image)
 
-    folder = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
-        finish(folder, records, killed)
+        finish(folder, records, label)
     with open(folder / "0-of-1.jsonl", "ab") as file:
         file.write(b'{"image_id": 104, "boxes": [[1')
     before = len(LabelFolder(folder, {"a": 1}).finished())
     calls.clear()
-
-    def counting(image):
-        calls.append(image.shape[:2])
-        return labeller()(image)
-
-    assert json.dumps(finish(folder, records, counting)) == json.dumps(expected)
-    unreadable = SIZES[3]
-    assert calls == [s for s in SIZES[before:] if s != unreadable] and len(calls) == 7 - stop
+    left.clear()
+    left.append(None)
+    expected = finish(tmp_path / "whole", records, labeller())
+    assert json.dumps(finish(folder, records, label)) == json.dumps(expected)
+    assert calls == [s for s in SIZES[before:] if s != SIZES[3]] and len(calls) == 7 - stop  # the fourth is unreadable
 
 
 def test_shards_in_any_number_give_the_same_json(records, tmp_path):
     expected = finish(tmp_path / "one", records, labeller())
-    assert finish(tmp_path / "three", records, labeller(), shard=2, shards=3) is None
-    assert finish(tmp_path / "three", records, labeller(), shard=0, shards=3) is None
-    assert finish(tmp_path / "three", records, labeller(), shard=1, shards=3) == expected
+    found = [finish(tmp_path / "three", records, labeller(), shard=shard, shards=3) for shard in (2, 0, 1)]
+    assert found == [None, None, expected]
     assert finish(tmp_path / "mixed", records, labeller(), shard=1, shards=2) is None
     assert finish(tmp_path / "mixed", records, labeller()) == expected  # the other half, alone
 
 
 def hold(folder, held, ended):
-    """Another process at shard 0/2, whose own child outlives it (a decoding worker of a killed run)."""
+    """Another process works on shard 0/2. Its child outlives it, as a decoding worker of a killed run."""
     with LabelFolder(folder, {}).appending(0, 2):
         if not os.fork():
             ended.wait(30)
@@ -204,7 +177,7 @@ def test_two_processes_on_one_shard(tmp_path):
         other.kill()
 
 
-def test_other_settings_and_damage_are_told(tmp_path):
+def test_other_settings_and_damage_are_errors(tmp_path):
     LabelFolder(tmp_path, {"boxes": 20, "opts": ("a", "b")})
     LabelFolder(tmp_path, {"boxes": 20, "opts": ["a", "b"]})
     with pytest.raises(UserError, match="begun with boxes = 20, not 30"):
@@ -215,7 +188,7 @@ def test_other_settings_and_damage_are_told(tmp_path):
 
 
 def test_proposals(tiny_cfg):
-    """Random weights: boxes of the image's own pixels, large enough, apart from each other, at most as many."""
+    """Boxes are in the image's pixels, large enough and apart, and no more than ``count`` (random weights)."""
     cfg = tiny_cfg(config="mini/base_stage.yaml")
     proposer = Proposer(cfg, count=5, overlap=0.5, min_area=100)
     image = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
@@ -230,26 +203,35 @@ def test_proposals(tiny_cfg):
     assert proposer(image).shape == (0, 4)
 
 
-@pytest.fixture
-def name():
-    yield "test_pseudo_labels"
-    DatasetCatalog.remove("test_pseudo_labels")
-    MetadataCatalog.remove("test_pseudo_labels")
-
-
-def test_the_set_reads_what_was_written(records, tmp_path, name, capsys):
-    """Lines round what the json holds, workers change nothing, and unreadable images are printed."""
+def test_the_set_reads_what_was_written(records, tmp_path, capsys):
+    """Lines hold rounded values, workers change nothing, and unreadable images are printed."""
     content = finish(tmp_path / "parts", records, labeller())
+    assert content["categories"] == [{"id": i + 1, "name": n} for i, n in enumerate(NOUNS)]
+    # Heights 40, 60, 48, (gone), 64, 50, 33 give 1, 0, 0, -, 1, 2, 0 boxes.
+    assert [(i["height"], i["width"]) for i in content["images"]] == [SIZES[0], SIZES[4], SIZES[5]]
+    assert [i["file_name"] for i in content["images"]] == ["0.png", "4.png", "5.png"]
+    annotations = content["annotations"]
+    assert [(a["id"], a["image_id"]) for a in annotations] == [(1, 100), (2, 104), (3, 105), (4, 105)]
+    assert annotations[0]["bbox"] == [1.5, 2, 55.5, 18] and annotations[0]["area"] == 55.5 * 18
+    first = labeller()(read_image(records[0]["file_name"], fmt="RGB").image)
+    assert annotations[0]["category_id"] == first.nouns[0] + 1
+    assert annotations[0]["score"] == pytest.approx(first.scores[0], abs=1e-4)
+
     lines = LabelFolder(tmp_path / "parts", {"a": 1}).finished()
     assert list(label_images(records, labeller(), lambda _: None, workers=1)) == list(lines.values())
     assert lines[103] == {"image_id": 103, "skipped": "missing"}
     pseudo_label.report(tmp_path / "x.json", content, pseudo_label.skipped_of(records, lines), total=len(records))
     assert "1 of 7 images could not be read" in capsys.readouterr().out
     write_json(tmp_path / "labels.json", content)
-    register_own_set(name, "pseudo_labels", str(tmp_path / "labels.json"), str(Path(records[0]["file_name"]).parent))
-    loaded = DatasetCatalog.get(name)
+    name, root = "test_pseudo_labels", str(Path(records[0]["file_name"]).parent)
+    register_own_set(name, "pseudo_labels", str(tmp_path / "labels.json"), root)
+    try:
+        loaded = DatasetCatalog.get(name)
+        assert MetadataCatalog.get(name).thing_classes == NOUNS
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
     assert [r["image_id"] for r in loaded] == [100, 104, 105]
-    assert MetadataCatalog.get(name).thing_classes == NOUNS
     for record in loaded:
         source = next(r for r in records if r["image_id"] == record["image_id"])
         assert record["file_name"] == source["file_name"] and "annotations" not in record
@@ -263,7 +245,7 @@ MINI_ENCODER = ["MODEL.IMAGE_ENCODER.NAME", "EfficientNetLite0", "MODEL.IMAGE_EN
 
 
 def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
-    """Captions → nouns → labels on the mini benchmark's images, in two shards, and once more for nothing."""
+    """Captions → nouns → labels of the mini benchmark in two shards. A further call computes nothing."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
     nouns, table, output = tmp_path / "nouns.json", tmp_path / "nouns.npy", tmp_path / "labels.json"
     captions = "mini_ov_captions"
@@ -295,13 +277,9 @@ def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
     pseudo_label.main(command)
     assert json.loads(output.read_text()) == content
 
-    np.save(table, rows[:-1])
-    with pytest.raises(UserError, match="nouns: embed"):
-        pseudo_label.main(command)
-    np.save(table, rows + 1)
-    with pytest.raises(UserError, match="begun with --embeddings"):
-        pseudo_label.main(command)
-    with pytest.raises(UserError, match="give I/N"):
-        pseudo_label.main([*command, "--shard", "2/2"])
-    with pytest.raises(UserError, match="no_such_set is not registered"):
-        pseudo_label.main([*command, "--dataset", "no_such_set"])
+    changed = [(rows[:-1], [], "nouns: embed"), (rows + 1, [], "begun with --embeddings")]
+    changed += [(rows, ["--shard", "2/2"], "give I/N"), (rows, ["--dataset", "no_such_set"], "is not registered")]
+    for embeddings, more, message in changed:
+        np.save(table, embeddings)
+        with pytest.raises(UserError, match=message):
+            pseudo_label.main([*command, *more])

@@ -1,34 +1,74 @@
-"""Commands started as a user starts them: a mistake is one line on stderr and exit code 2, whichever it is."""
+"""Commands started as a user starts them: --help loads no torch; a mistake is one line on stderr and exit code 2."""
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import arguments
+import predict as predict_tool
+from clim.data.categories import NAMED_CLASSES
+from clim.errors import UserError
+from clim.text import CLASS_FEATURES, PROMPTS
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
+COMMANDS = sorted(path.stem for path in TOOLS.glob("*.py") if path.stem not in ("arguments", "set_up"))
 MISTAKES = {
-    "build_neighbours": (
-        ["--dataset", "no_such_pairs", "--by", "text", "--output", "x.npy"],
-        "--dataset no_such_pairs is not registered",
-    ),
-    "build_text_embeddings": (
-        ["classes", "--dataset", "cocoa", "--output", "x.npy"],
-        "--dataset cocoa is neither a known list of classes",
-    ),
+    "build_neighbours": (["--dataset", "no_such_set", "--by", "text", "--output", "x.npy"], "--dataset no_such_set"),
+    "build_text_embeddings": (["classes", "--dataset", "cocoa", "--output", "x.npy"], "--dataset cocoa"),
     "convert_checkpoint": (["x.pth", "--output", "y.pth"], "x.pth is not a file"),
-    "make_mini": (["--train", "-1"], "the mini benchmark takes a seed and sizes of at least 0"),
+    "make_mini": (["--train", "-1"], "the mini benchmark takes a seed"),
     "parse_nouns": (["--captions", "no_such_set", "--output", "x.json"], "--captions"),
 }
 
 
 @pytest.mark.parametrize("tool", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(tool, monkeypatch, tmp_path, capsys):
-    arguments, told = MISTAKES[tool]
+    words, message = MISTAKES[tool]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [f"{tool}.py", *arguments])
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", *words])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(TOOLS / f"{tool}.py"), run_name="__main__")
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {told}")
+    assert line.startswith(f"error: {message}")
+
+
+def test_no_command_loads_torch_before_its_arguments_are_read():
+    code = f"import sys; sys.path.insert(0, {str(TOOLS)!r}); import {', '.join(COMMANDS)}"
+    code += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_choices_are_the_librarys(monkeypatch):
+    import build_text_embeddings
+
+    assert arguments.CLASS_LISTS == (*NAMED_CLASSES, "mini") and arguments.PROMPTS == tuple(sorted(PROMPTS))
+    assert build_text_embeddings.FEATURES == tuple(sorted(CLASS_FEATURES))
+    assert [len(arguments.known_classes(name)) for name in arguments.CLASS_LISTS] == [80, 133, 59, 65]
+    assert arguments.known_classes("lvis") is None
+    for available in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda now=available: now)
+        assert arguments.usable_device("cpu") == "cpu"
+        assert arguments.usable_device(None) == ("cuda" if available else "cpu")
+        for name in ("gpu",) if available else ("gpu", "cuda:0"):
+            with pytest.raises(UserError, match=f"--device '{name}' is not a device"):
+                arguments.usable_device(name)
+    assert arguments.usable_device("cuda:0") == "cuda:0"
+
+
+def test_predict_takes_the_demos_model_by_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="make demo"):
+        predict_tool.main(["--input", __file__])
+    calls = []
+    monkeypatch.setattr(predict_tool, "predict", lambda args: calls.append((args.config_file, args.weights)))
+    predict_tool.DEMO_WEIGHTS.parent.mkdir(parents=True)
+    predict_tool.DEMO_WEIGHTS.touch()
+    for more in ([], ["--weights", "x.pth"], ["--config-file", "x.yaml"], ["--opts", "MODEL.WEIGHTS", "y.pth"]):
+        predict_tool.main(["--input", __file__, *more])
+    demo = predict_tool.DEMO_CONFIG
+    assert calls == [(demo, str(predict_tool.DEMO_WEIGHTS)), (demo, "x.pth"), (Path("x.yaml"), None), (demo, None)]

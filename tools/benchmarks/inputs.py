@@ -1,4 +1,4 @@
-"""What is measured with: the user's settings, and photos of a folder or synthetic ones of COCO's size and bytes."""
+"""Inputs of the benchmark: settings, and photos from a folder or synthetic ones of COCO's size and bytes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from clim.errors import UserError
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user has chosen; goes to every process."""
+    """The user's choices. Every process gets them."""
 
     repeats: int
     canvases: int
@@ -30,7 +30,7 @@ class Settings:
     overrides: tuple[str, ...]
 
     def start(self) -> Callable[[], None]:
-        """Limit the threads of this process; returns what waits for the device."""
+        """Limit the threads of this process. Returns the function that waits for the device."""
         torch.set_num_threads(self.threads)
         cv2.setNumThreads(self.threads)
         return torch.cuda.synchronize if self.on_gpu else lambda: None
@@ -41,7 +41,7 @@ class Settings:
 
     @property
     def seconds(self) -> str:
-        """Which of a run's clocks the rates and ratios are taken from."""
+        """The clock of a run that gives rates and ratios."""
         return "wall" if self.on_gpu else "cpu"
 
 
@@ -56,8 +56,7 @@ def synthetic_photos(folder: Path, *, count: int) -> list[Path]:
         rng = np.random.default_rng(i)
         noise = np.fft.rfft2(rng.normal(size=(3, height, width))) / frequency
         light, *colour = np.fft.irfft2(noise, s=(height, width))
-        channels = [light + 0.3 * c for c in (colour[0], colour[1], -colour[0])]
-        photo = np.stack(channels, axis=-1)
+        photo = np.stack([light + 0.3 * c for c in (colour[0], colour[1], -colour[0])], axis=-1)
         photo = 127 + 45 * (photo - photo.mean()) / photo.std()
         paths.append(folder / f"{i:06d}.jpg")
         PIL.Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8)).save(paths[-1], quality=90)

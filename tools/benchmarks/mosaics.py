@@ -1,4 +1,4 @@
-"""Mosaics per second and core, with every tile decoded afresh and from memory."""
+"""Mosaics per second and core, with tiles that are decoded anew or kept in memory."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -20,11 +20,10 @@ RELEASED_CELL = 400  # px, to which the CLIM release resizes every image before 
 
 
 class ReleasedOrder:
-    """The order of work in the CLIM release, as a baseline: every image is decoded whole and fitted into
-    400 px, n x n of such cells make a canvas, and the canvas is resized to the network's input.
+    """The baseline, which works in the order of the CLIM release.
 
-    Args:
-        partners: gives the fitted image of a record; the release keeps a memory of 1,024 of them.
+    It decodes each image whole, fits it into 400 px, makes a canvas of n x n cells, and resizes the canvas.
+    ``partners`` gives the fitted image of a record; the release keeps 1,024 of them in memory.
     """
 
     def __init__(self, records: Sequence[dict], *, n: int, partners: Callable[[int], np.ndarray] | None = None):
@@ -51,12 +50,12 @@ class ReleasedOrder:
 
 
 def full_decode(file_name, *, fmt="BGR", at_least=None):
-    """The photo at its full size, whatever is asked for."""
+    """The photo at its full size; ``at_least`` changes nothing."""
     return read_image(file_name, fmt=fmt)
 
 
 def mosaic_arms(settings: Settings, records: Sequence[dict], n: int) -> dict[str, Callable[[], Run]]:
-    """One run of each way to make ``settings.canvases`` canvases of n x n tiles, always the same ones."""
+    """Functions that make the same ``settings.canvases`` canvases of n x n tiles, each in its own way."""
     clim = mappers.CanvasMapper(records, grids=[n], short=CANVAS, long=CANVAS, flip=0.5, seed=0, stream=0)
     released = ReleasedOrder(records, n=n)
     remembering = ReleasedOrder(records, n=n, partners=functools.cache(released.fitted))
@@ -97,7 +96,7 @@ def measure_mosaics(settings: Settings, records: Sequence[dict]) -> list[dict]:
 
 
 def joined(runs: Sequence[Run]) -> Run:
-    """Runs one after the other, as one."""
+    """Several runs as one long run."""
     stages = {name: sum(r.stages.get(name, 0.0) for r in runs) for name in runs[0].stages}
     return Run(sum(r.wall for r in runs), sum(r.cpu for r in runs), stages)
 

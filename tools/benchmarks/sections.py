@@ -1,4 +1,4 @@
-"""The sections of tools/benchmark.py: which function measures each, and the tables and the json of its rows."""
+"""The sections of tools/benchmark.py: the function that measures each, its table and its json."""
 
 import argparse
 import os
@@ -33,7 +33,7 @@ TITLES = {
 
 
 def run_sections(args: argparse.Namespace) -> None:
-    """Measure what ``args`` of tools/benchmark.py names; print a table for each section and write --json."""
+    """Measure the sections of ``args.only``, print a table for each, and write ``args.json``."""
     facts = machine([torch, torchvision, detectron2, np, cv2, PIL]) | {"threads": str(args.threads)}
     facts["libjpeg-turbo (PIL)"] = PIL.features.version("libjpeg_turbo") or "no"
     facts["device"] = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "cpu"

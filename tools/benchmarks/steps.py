@@ -50,8 +50,8 @@ def register(records: Sequence[dict]) -> None:
 def step_config(settings: Settings, batch: tuple[int, int, int]):
     """The config of one step on the data set "benchmark".
 
-    Canvases, anchors and the pooled grid of a region get ``scale`` times their sides, and the numbers of
-    regions stay: so every part of a step shrinks by about scale², and the ratios between steps stay.
+    ``scale`` multiplies the sides of canvases, anchors and pooled regions. The numbers of regions stay. So every part
+    of a step shrinks by about scale², and the ratios between steps stay.
     """
     cfg = load_config(settings.config_file, ["MODEL.DEVICE", settings.device])
     s = settings.scale
@@ -83,7 +83,7 @@ def step_config(settings: Settings, batch: tuple[int, int, int]):
 
 
 def prefill_captions(settings: Settings, records: Sequence[dict]) -> None:
-    """Fill the caption cache, as a first epoch would, so that no measured process loads the tower."""
+    """Fill the caption cache, as a first epoch does, so that no measured process loads the tower."""
     text = step_config(settings, STEPS["CLIM 2+2+2"]).MODEL.TEXT
     tower = build_text_tower(name=text.NAME, pretrained=text.PRETRAINED, device=settings.device)
     CaptionCache(tower, text.CACHE).prefill([c for r in records for c in r["captions"]])
@@ -93,15 +93,15 @@ def new_trainer(cfg) -> Trainer:
     trainer = Trainer(cfg)
     trainer.checkpointer.load(cfg.MODEL.WEIGHTS)
     if not cfg.MODEL.WEIGHTS:
-        # An untrained R50's deltas send nearly all boxes to the same few places. Without them the anchors are
-        # the proposals, as many as a trained network's: the RoI head then has its full work.
+        # An untrained R50's deltas move nearly all boxes to a few places. Without deltas the anchors are the
+        # proposals, as many as a trained network has: so the RoI head has its full work.
         torch.nn.init.zeros_(trainer.raw_model.proposal_generator.rpn_head.anchor_deltas.weight)
     trainer.iter = 0
     return trainer
 
 
 def watch(trainer: Trainer, stages: Stages) -> None:
-    """Count the calls of the model's and the trainer's own parts for their stages."""
+    """Count the calls of parts of the model and the trainer for their stages."""
     model = trainer.raw_model
     heads, rpn = model.roi_heads, model.proposal_generator
     calls = {
@@ -120,7 +120,7 @@ def watch(trainer: Trainer, stages: Stages) -> None:
 
 
 def measure_steps(settings: Settings, records: Sequence[dict]) -> list[dict]:
-    """One model takes all steps in turn; only the batches differ."""
+    """Rows of seconds. One model takes all steps in turn; only the batches differ."""
     synchronise = settings.start()
 
     def clock():
@@ -166,11 +166,8 @@ def step_rows(arms: dict[str, list[Run]], *, key: str) -> list[dict]:
     ]
 
 
-# ---- Memory
-
-
 def peak_of_steps(settings: Settings, records: Sequence[dict], batch: tuple[int, int, int]) -> dict[str, int]:
-    """Bytes before the first step (libraries and model) and at the worst moment of some steps."""
+    """Bytes before the first step (libraries and model), and the peak of MEMORY_STEPS steps."""
     settings.start()
     peak = torch.cuda.max_memory_allocated if settings.on_gpu else peak_resident_bytes
     register(records)
@@ -185,7 +182,7 @@ def peak_of_steps(settings: Settings, records: Sequence[dict], batch: tuple[int,
 
 
 def measure_memory(settings: Settings, records: Sequence[dict]) -> list[dict]:
-    """Every figure from a process of its own."""
+    """Rows of peak memory. Each figure comes from its own process."""
     measured: dict[str, list[dict[str, int]]] = {name: [] for name in STEPS}
     with tqdm(total=settings.repeats * len(STEPS), desc="memory", unit="process") as bar:
         for _ in range(settings.repeats):
@@ -204,11 +201,8 @@ def measure_memory(settings: Settings, records: Sequence[dict]) -> list[dict]:
     ]
 
 
-# ---- Texts
-
-
 def measure_text(settings: Settings, records: Sequence[dict]) -> list[dict]:
-    """The captions of joint steps, read by the tower or from the warm cache on disk."""
+    """Rows of speed: captions of joint steps from the tower, and from the warm cache on disk."""
     synchronise = settings.start()
     captions = [c for r in records for c in r["captions"]]
     batches = [
@@ -228,10 +222,9 @@ def measure_text(settings: Settings, records: Sequence[dict]) -> list[dict]:
 
             return lambda: measure(run, synchronise=synchronise)
 
-        arms = {"live": arm(tower), "cached": arm(cache)}
-        runs = interleaved(arms, repeats=settings.repeats, title=title)
+        runs = interleaved({"live": arm(tower), "cached": arm(cache)}, repeats=settings.repeats, title=title)
         steps = len(batches)
-        rates = {way: [CAPTIONS_A_STEP * steps / getattr(r, settings.seconds) for r in runs[way]] for way in arms}
+        rates = {way: [CAPTIONS_A_STEP * steps / getattr(r, settings.seconds) for r in runs[way]] for way in runs}
         rows += [
             {
                 "tower": title,
@@ -241,6 +234,6 @@ def measure_text(settings: Settings, records: Sequence[dict]) -> list[dict]:
                 "wall ms a joint step": Spread.of([1000 * r.wall / steps for r in runs[way]]),
                 "CPU ms a joint step": Spread.of([1000 * r.cpu / steps for r in runs[way]]),
             }
-            for way in arms
+            for way in runs
         ]
     return rows

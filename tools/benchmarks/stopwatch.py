@@ -1,4 +1,4 @@
-"""Stages that never overlap, rounds in turn (ABAB), medians, peak memory; independent of what is measured."""
+"""Time in stages, rounds in turn (ABAB), medians and peak memory, whatever is measured."""
 
 import os
 import platform
@@ -22,11 +22,10 @@ REST = "rest"
 
 
 class Stages:
-    """Seconds by stage. Stages may nest; every moment counts for the innermost one, else for ``rest``.
+    """Seconds by stage. Stages may nest: every moment counts for the innermost one, or else for ``rest``.
 
-    Args:
-        clock: what is read at each border, e.g. ``time.process_time``: CPU seconds of all threads, which
-            other programs on the machine hardly disturb. For a GPU, a clock that synchronises first.
+    ``clock`` is read at each border. The default counts CPU seconds of all threads, which other programs hardly
+    disturb. For a GPU, give a clock that synchronises first.
     """
 
     def __init__(self, clock: Callable[[], float] = time.process_time):
@@ -46,7 +45,7 @@ class Stages:
             self._open.pop()
 
     def timed(self, name: str, function: Callable) -> Callable:
-        """``function``, its calls counted for the stage ``name``."""
+        """``function``, whose calls count for the stage ``name``."""
 
         @wraps(function)
         def call(*args, **kwargs):
@@ -56,7 +55,7 @@ class Stages:
         return call
 
     def take(self) -> dict[str, float]:
-        """{stage: seconds} since the last call (or the start); their sum is all the time that passed."""
+        """{stage: seconds} since the last call or the start. The sum is all the time that passed."""
         self._credit()
         seconds, self._seconds = self._seconds, {}
         return seconds
@@ -68,7 +67,7 @@ class Stages:
 
 
 class Run(NamedTuple):
-    """One measured call: wall and CPU seconds, and the stages where they were taken."""
+    """One measured call: wall and CPU seconds, and seconds by stage ({} without stages)."""
 
     wall: float
     cpu: float
@@ -87,9 +86,9 @@ def measure(function: Callable[[], object], *, stages: Stages | None = None, syn
 
 
 def interleaved(arms: Mapping[str, Callable[[], Run]], *, repeats: int, title: str) -> dict[str, list[Run]]:
-    """One warm-up of every arm, then ``repeats`` rounds of all arms in turn: {arm: runs, one a round}.
+    """{arm: its runs}: a warm-up of every arm, then ``repeats`` rounds of all arms in turn.
 
-    What slows the machine down for a while then slows all arms.
+    So a slow phase of the machine slows all arms.
     """
     runs: dict[str, list[Run]] = {name: [] for name in arms}
     with tqdm(total=(repeats + 1) * len(arms), desc=title, unit="run") as bar:
@@ -122,7 +121,7 @@ def _short(value: float) -> str:
 
 
 def paired_ratio(values: Sequence[float], reference: Sequence[float]) -> Spread:
-    """Spread of values[i] / reference[i], each pair from one round."""
+    """Spread of values[i] / reference[i]; each pair is of one round."""
     return Spread.of([value / other for value, other in zip(values, reference, strict=True)])
 
 
@@ -135,13 +134,13 @@ def shares(runs: Sequence[Run], stages: Sequence[str]) -> dict[str, float]:
 
 
 def fresh(function: Callable, *args):
-    """``function(*args)`` in a new interpreter, which inherits neither memory nor warm caches."""
+    """``function(*args)`` in a new interpreter, without this one's memory and caches."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
 def peak_resident_bytes() -> int:
-    """Largest resident memory that this process has had."""
+    """The largest resident memory of this process so far."""
     status = Path("/proc/self/status")
     if status.is_file():  # on Linux, ru_maxrss keeps the parent's peak over fork and exec
         return int(re.search(r"^VmHWM:\s*(\d+)", status.read_text(), re.MULTILINE)[1]) * 1024
@@ -150,7 +149,7 @@ def peak_resident_bytes() -> int:
 
 
 def machine(modules: Sequence[ModuleType]) -> dict[str, str]:
-    """What a reader needs beside the numbers: processor, cores, load, versions of ``modules``."""
+    """Processor, cores, load, and versions of Python and ``modules``."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"^model name\s*: (.*)", info.read_text() if info.is_file() else "", re.MULTILINE)
     return {

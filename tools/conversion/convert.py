@@ -1,4 +1,4 @@
-"""Official projects' files under our names: read without running what they hold, recognised, renamed by rules."""
+"""Read official projects' files without running their code, find their kind, and rename their tensors by rules."""
 
 import re
 import zipfile
@@ -22,13 +22,13 @@ _SLOT = re.compile(r"<(.*?)>")
 
 
 class Rule(NamedTuple):
-    """Renames tensors: "a.<x,y>.<0-2>" to "b.<>.c<1-3>" makes "a.y.2" to "b.y.c3".
+    """Renames tensors: "a.<x,y>.<0-2>" to "b.<>.c<1-3>" turns "a.y.2" into "b.y.c3".
 
     Args:
-        official: names in the file. A slot <x,y> stands for each of its words, <0-2> for each of these numbers.
-        ours: names in our state dict, with as many slots: <> keeps the word, a filled one has a word for each.
+        official: names in the file. A slot <x,y> stands for each of its words, <0-2> for each number.
+        ours: names in our state dict, with as many slots. <> keeps the word; another slot lists the new words.
         change: the official tensor → ours.
-        optional: a file without these tensors is whole.
+        optional: a file may lack these tensors.
     """
 
     official: str
@@ -59,11 +59,11 @@ class Kind:
 
     Args:
         name: of --kind.
-        what: one phrase for people.
-        arguments: of train_net.py, with the result as MODEL.WEIGHTS.
+        what: a phrase that describes it.
+        arguments: of train_net.py for the result.
         fits: whether a file is of this kind, from its tensors.
         rules: for every tensor that is taken.
-        left_out: {pattern of official names: why they are not needed}; the first that fits counts.
+        left_out: {pattern of official names: why they are not needed}; the first fitting one counts.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Kind:
 
 @dataclass
 class Converted:
-    """What came of a file. ``left_out``: {reason: official names}; ``missing``: our names, kept as initialised."""
+    """A file's tensors under our names. ``left_out``: {reason: official names}; ``missing``: our names."""
 
     weights: dict[str, Tensor]
     left_out: dict[str, list[str]]
@@ -91,7 +91,7 @@ class Converted:
 
 
 class Inert:
-    """Replaces any class or function that a file names: takes all arguments, does nothing."""
+    """Replaces any class or function that a file names. It takes all arguments and does nothing."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -101,19 +101,18 @@ class Inert:
 
 
 def read_official(path: str) -> dict[str, Tensor]:
-    """Names and tensors of a file that ``torch.save`` wrote: below "model" (maskrcnn-benchmark), "state_dict"
-    (MMDetection), or at its top.
+    """{name: tensor} of a file of ``torch.save``: under "model" (maskrcnn-benchmark), "state_dict" (MMDetection) or
+    at its top.
 
-    MMDetection's files also hold logs and settings as objects of its own classes. The reader puts an inert object in
-    the place of each, so MMDetection need not be installed, and none of its code runs.
-
-    Raises UserError where the file is missing, damaged, holds no weights, or asks for the operating system.
+    MMDetection's files also hold objects of its own classes. Each becomes an :class:`Inert` object, so MMDetection is
+    not needed and none of its code runs. Raises UserError if the file is missing, damaged, without weights, or calls
+    the operating system.
     """
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file: name the published one.")
     with readable(path):
         with torch.serialization.safe_globals(numpy_globals()):
-            # The old format, from before PyTorch 1.6, cannot be searched; it is read if it holds tensors alone.
+            # The format before PyTorch 1.6 cannot be searched. It is read if it holds tensors alone.
             modern = zipfile.is_zipfile(path)
             strangers = torch.serialization.get_unsafe_globals_in_checkpoint(path) if modern else []
             with torch.serialization.safe_globals([(Inert, name) for name in strangers]):
@@ -121,33 +120,25 @@ def read_official(path: str) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value) for name, value in weights_of(data, path).items()}
 
 
-def find_kind(state: State, kinds: Iterable[Kind]) -> Kind:
-    """The kind of a file, from its tensors. UserError where none fits."""
-    kinds, state = list(kinds), without_wrapper(state)
-    for kind in kinds:
-        if kind.fits(state):
-            return kind
-    raise UserError(
-        f"The file is of no kind that can be converted ({', '.join(kind.name for kind in kinds)}): it holds "
-        f"{listed(state)}.{_needs_none(state)}"
-    )
-
-
-def chosen_kind(state: State, kinds: Mapping[str, Kind], name: str | None) -> Kind:
-    """The kind called ``name``, or the one found from the tensors. UserError where the two differ."""
-    if name is None:
-        return find_kind(state, kinds.values())
-    fitting = [kind.name for kind in kinds.values() if kind.fits(without_wrapper(state))]
-    if name not in kinds or (fitting and name not in fitting):
-        other = f": the file's tensors are those of kind {fitting[0]}" if fitting else f" is none of {', '.join(kinds)}"
+def find_kind(state: State, kinds: Iterable[Kind], name: str | None = None) -> Kind:
+    """The kind called ``name``, or the first one that fits. Raises UserError if none or another one fits."""
+    state, known = without_wrapper(state), {kind.name: kind for kind in kinds}
+    fitting = [kind.name for kind in known.values() if kind.fits(state)]
+    if name is None and not fitting:
+        raise UserError(
+            f"The file is of no kind that can be converted ({', '.join(known)}): it holds {listed(state)}."
+            f"{_needs_none(state)}"
+        )
+    if name is not None and (name not in known or (fitting and name not in fitting)):
+        other = f": the file's tensors are those of kind {fitting[0]}" if fitting else f" is none of {', '.join(known)}"
         raise UserError(f"--kind {name}{other}; leave --kind out.")
-    return kinds[name]
+    return known[name or fitting[0]]
 
 
 def convert(state: State, kind: Kind) -> Converted:
-    """Our names and layouts for an official file's tensors (N, of any shape each).
+    """Our names and layouts for an official file's tensors.
 
-    Raises UserError where the file lacks tensors that every file of the kind has, or one has another shape.
+    Raises UserError if the file lacks a tensor that its kind needs, or a tensor has another shape.
     """
     state = without_wrapper(state)
     lacking = {name: rule for name, rule in kind.table.items() if name not in state}
@@ -174,7 +165,7 @@ def convert(state: State, kind: Kind) -> Converted:
 
 
 def summary(kind: Kind, converted: Converted) -> list[str]:
-    """What was taken, left out and not found, one line each."""
+    """Lines that count the tensors taken, left out and not found."""
     lines = [f"{kind.name}: {kind.what}", f"  taken      {len(converted.weights)} tensors"]
     for reason, names in converted.left_out.items():
         lines.append(f"  left out   {len(names)}: {reason}")
@@ -186,12 +177,12 @@ def summary(kind: Kind, converted: Converted) -> list[str]:
 
 
 def without_wrapper(state: State) -> dict[str, Tensor]:
-    """Names as the model itself has them: those of a model in DistributedDataParallel begin with ``module.``"""
+    """The names without the ``module.`` of DistributedDataParallel."""
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of the others."""
     names = list(names)
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
@@ -207,7 +198,7 @@ def _changed(name: str, tensor: Tensor, kind: Kind) -> Tensor:
 
 
 def _needs_none(state: State) -> str:
-    """What to do with a file that needs no conversion; "" for all others."""
+    """Advice for a file that needs no conversion; "" for all others."""
     if any(name.startswith("roi_heads.box_predictor.") for name in state):
         return " Detectron2's names, as our own and official Detic's files have: set MODEL.WEIGHTS to it as it is."
     if "visual.conv1.weight" in state:

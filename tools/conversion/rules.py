@@ -1,9 +1,9 @@
 """The rules that rename the tensors of each official project's files.
 
-MMDetection's detectors differ from ours in names alone: both order anchors by size, then ratio
-(``scale_major=False``; F-VLM has one size a level), normalise with eps 1e-5, regress with stds .1, .1, .2, .2 (our
-weights 10, 10, 5, 5), subtract the same BGR mean, sort classes by ascending COCO id and flatten maps as (C, 7, 7)
-(detic §2, §5; baron §2, §9; clip_fvlm §4, §7). OVR-CNN's differ in layout too (ovrcnn §1, §2, §4).
+MMDetection's detectors differ from ours in names alone. Both order anchors by size, then ratio (``scale_major=False``;
+F-VLM has one size a level), normalise with eps 1e-5, regress with stds .1, .1, .2, .2 (our weights 10, 10, 5, 5),
+subtract the same BGR mean, sort classes by COCO id and flatten maps as (C, 7, 7) (detic §2, §5; baron §2, §9; clip_fvlm
+§4, §7). OVR-CNN's detectors differ in layout too (ovrcnn §1, §2, §4).
 """
 
 import re
@@ -25,11 +25,8 @@ RPN = "proposal_generator.rpn_head."
 VIT, PYRAMID = "backbone.visual.", "backbone.pyramid."
 
 
-# ---- What changes in a tensor
-
-
 def without_eps(running_var: Tensor) -> Tensor:
-    """For x / sqrt(var), where the official layer adds nothing to the variance and Detectron2's adds EPS."""
+    """The official layer divides by sqrt(var), Detectron2's by sqrt(var + EPS)."""
     return running_var - EPS
 
 
@@ -39,8 +36,8 @@ def as_scalar(value: Tensor) -> Tensor:
 
 
 def sizes_first(values: int) -> Callable[[Tensor], Tensor]:
-    """Rows (A · ``values``, …) of an RPN's 1 x 1 convolution, from anchors by ratio, then size (maskrcnn-benchmark)
-    to anchors by size, then ratio (Detectron2). ``values``: 1 for objectness, 4 for deltas."""
+    """Reorder the rows (A · ``values``, …) of an RPN's 1 x 1 convolution: maskrcnn-benchmark orders anchors by ratio,
+    then size, and Detectron2 by size, then ratio. ``values``: 1 for objectness, 4 for deltas."""
 
     def change(rows: Tensor) -> Tensor:
         blocks = rows.reshape(RATIOS, SIZES, values, *rows.shape[1:])
@@ -50,17 +47,14 @@ def sizes_first(values: int) -> Callable[[Tensor], Tensor]:
 
 
 def foreground_box(rows: Tensor) -> Tensor:
-    """(8, …) → (4, …): of two "classes" of boxes, background and object, the object's."""
+    """(8, …) → (4, …): the boxes of the object, without those of the background."""
     return rows.reshape(2, 4, *rows.shape[1:])[1].clone()
 
 
 def text_matrix(class_embeddings: Tensor) -> Tensor:
-    """(K, D) → (D, K + 1): unit columns, and zeros for the background, as our classifiers store them."""
+    """(K, D) → (D, K + 1): unit columns, and zeros for the background, as in our classifiers."""
     columns = F.normalize(class_embeddings.float(), dim=1).T
     return torch.cat([columns, columns.new_zeros(len(columns), 1)], dim=1)
-
-
-# ---- Which names become which
 
 
 def resnet(
@@ -91,7 +85,7 @@ def normed(conv: str, norm: str, ours: str, variance: Callable[[Tensor], Tensor]
 
 
 def kept(official: str, ours: str, *names: str, optional: bool = False) -> list[Rule]:
-    """Only the prefixes change, from ``official`` to ``ours``."""
+    """Rules that change only the prefix, from ``official`` to ``ours``."""
     slots = [re.sub("<.*?>", "<>", name) for name in names]
     return [
         Rule(f"{official}{name}", f"{ours}{slot}", optional=optional) for name, slot in zip(names, slots, strict=True)
@@ -186,12 +180,12 @@ def is_c4(state: State) -> bool:
 
 
 def classifies_by_words(state: State) -> bool:
-    """Whether regions become several word embeddings (BARON), not one embedding of the classes' width (Detic)."""
+    """Whether a region becomes several word embeddings (BARON), not one of the classes' width (Detic)."""
     return state[f"{HEAD}fc_cls.weight"].shape[0] != state[f"{HEAD}cls_embeddings"].shape[1]
 
 
 def is_fvlm(state: State) -> bool:
-    """Whether a file holds an FPN on a frozen CLIP ViT; those on OV-LVIS have another neck and masks."""
+    """Whether a file holds an FPN on a frozen CLIP ViT. Files of OV-LVIS have another neck, and masks."""
     return f"{VIT}class_embedding" in state and "neck.lateral_convs.0.conv.weight" in state
 
 

@@ -1,1 +1,1 @@
-"""Trainings as steps of something larger: resumable runs, their progress, and tables of many of them."""
+"""Resumable trainings in their own processes, their progress, and tables of their results."""

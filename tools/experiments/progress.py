@@ -1,4 +1,4 @@
-"""Progress of runs for people: one live line on a terminal, a line every now and then in a file."""
+"""Show the progress of runs: one live line on a terminal, or a line now and then in a file."""
 
 import shutil
 import sys
@@ -7,11 +7,11 @@ import time
 
 from .training import Progress
 
-PLAIN_PERIOD = 30.0  # seconds between two lines of a run where the output is no terminal
+PLAIN_PERIOD = 30.0  # seconds between two lines of a run in a file
 
 
 class Board:
-    """Progress of runs, also side by side: ``run_training(…, progress=board.of("detic"))``."""
+    """Progress of one or more runs: ``run_training(…, progress=board.of("detic"))``."""
 
     def __init__(self, stream=None, *, period: float = PLAIN_PERIOD):
         self.stream = sys.stdout if stream is None else stream
@@ -35,7 +35,7 @@ class Board:
         return update
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Write a line that stays."""
         with self._lock:
             if self.live:
                 self.stream.write("\r\x1b[K")
@@ -43,7 +43,7 @@ class Board:
             self.stream.flush()
 
     def done(self, name: str, text: str) -> None:
-        """The run ``name`` leaves the live line, and a line about it stays."""
+        """Take the run ``name`` off the live line, and write a line about it."""
         with self._lock:
             self._now.pop(name, None)
         self.say(f"  {name}: {text}")

@@ -1,9 +1,8 @@
-"""Tables of trainings on the mini benchmark: rows that start from each other, over several seeds, resumable.
+"""Resumable tables of trainings on the mini benchmark, over several seeds; a row may start from another row.
 
-A seed has its own images under ``output/seed{N}/datasets`` and shares the runs that its rows start from.
+A seed has its own images, under ``output/seed{N}/datasets``. Its rows share the runs that they start from.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -12,19 +11,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from arguments import new_parser
 from mini.generate import set_up_mini
 
 from .training import run_training
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "mini"
+AP50 = {"AP50_novel": "AP50 novel", "AP50_base": "AP50 base", "AP50_all": "AP50 all"}  # metrics of a section
 
 
 class Row(NamedTuple):
-    """One training a seed; rows that name the same settings share it.
+    """One training for each seed. Rows of the same settings share it.
 
     starts_from: (config key, row, file in its folder), e.g. ("MODEL.WEIGHTS", base, "model_final.pth").
-    needs: further rows that must be finished before.
-    prepare: called with (output, seed) before the training, which needs what it makes.
+    needs: more rows that must finish first.
+    prepare: called with (output, seed) before the training.
     """
 
     config: str
@@ -39,11 +40,11 @@ class Row(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """How many trainings have to be finished one after another before this one."""
+        """The number of trainings that must finish one after another before this one."""
         return max((origin.depth + 1 for origin in self.origins), default=0)
 
     def folder(self, output: Path, seed: int) -> Path:
-        """Named after the config and the overrides, and after what distinguishes its starts from others'."""
+        """The run's folder, named after the config, the overrides, and those of the rows that it starts from."""
         words = [Path(self.config).stem, *self.overrides]
         for key, row, _ in self.starts_from:
             words += ([] if key == "MODEL.WEIGHTS" else [row.config]) + list(row.overrides)
@@ -51,7 +52,7 @@ class Row(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A table: its rows by name, {key of a run's results: heading}, and of how many seeds at most."""
+    """A table: its rows by name, {key of a run's results: heading}, and the largest number of seeds."""
 
     rows: Mapping[str, Row]
     metrics: Mapping[str, str]
@@ -59,8 +60,8 @@ class Section(NamedTuple):
 
 
 def tables_command(sections: Mapping[str, Section], *, tool: str, description: str) -> None:
-    """The command line of a tool that trains all rows of ``sections``, by title, and writes their tables."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command that trains all rows of ``sections`` ({title: section}) and writes their tables."""
+    parser = new_parser(description)
     parser.add_argument("--output", type=Path, default=Path("output") / tool)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
@@ -106,14 +107,14 @@ def run_rows(rows: Iterable[tuple[Row, Sequence[int]]], *, output: Path, jobs: i
 
 
 def with_origins(rows: Iterable[tuple[Row, Sequence[int]]]) -> Iterator[tuple[Row, Sequence[int]]]:
-    """The rows, each preceded by all that it starts from."""
+    """The rows, each after all rows that it starts from."""
     for row, seeds in rows:
         yield from with_origins((origin, seeds) for origin in row.origins)
         yield row, seeds
 
 
 def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> dict:
-    """Train one row of one seed once ``needed`` are done; what :func:`run_training` returns."""
+    """Wait for ``needed``, then train one row of one seed. Returns the result of :func:`run_training`."""
     for job in needed:
         job.result()
     if row.prepare is not None:
@@ -128,24 +129,22 @@ def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> d
 
 
 def markdown(rows: Mapping[str, Row], *, output: Path, seeds: Sequence[int], metrics: Mapping[str, str]) -> list[str]:
-    """Lines of a table: mean ± standard deviation over the seeds that have been run, and the first metric by seed.
-
-    ``metrics``: {key of a run's results: heading}.
-    """
+    """Lines of a table: mean ± standard deviation over the finished seeds, and the first metric by seed."""
     first = next(iter(metrics))
     lines = [f"| | {' | '.join(metrics.values())} | {metrics[first]}, by seed |", "|---" * (len(metrics) + 2) + "|"]
     for name, row in rows.items():
         found = [finished(row.folder(output, seed)) for seed in seeds]
-        cells = [*(spread(found, metric) for metric in metrics), by_seed(found, first)]
+        by_seed = ", ".join(f"{result[first]:.1f}" if result else "–" for result in found)
+        cells = [*(spread(found, metric) for metric in metrics), by_seed]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
 def report(path: Path, tables: Mapping[str, Sequence[str]]) -> str:
-    """Write {title: lines of a table} into ``path``; returns what was written.
+    """Write {title: lines of a table} into ``path``, and return the new text.
 
-    In a file that is there already, a table replaces the one of its title, between two marks, and new ones come
-    last: words about them are written by hand around them.
+    In an existing file, a table replaces the table of the same title, which stands between two marks. New tables come
+    last. Text around the marks stays.
     """
     text = path.read_text() if path.is_file() else ""
     written = []
@@ -161,20 +160,15 @@ def report(path: Path, tables: Mapping[str, Sequence[str]]) -> str:
 
 
 def finished(folder: Path) -> dict | None:
-    """Figures of the run in ``folder``; None while there are none."""
+    """Figures of the run in ``folder``, or None."""
     record = folder / "results.json"
     return json.loads(record.read_text())["results"] if record.is_file() else None
 
 
 def spread(found: Sequence[dict | None], metric: str) -> str:
-    """Mean ± standard deviation over the seeds that have been run, as a cell."""
+    """A cell: mean ± standard deviation over the finished seeds."""
     values = [result[metric] for result in found if result]
     if not values:
         return "not run"
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{deviation}"
-
-
-def by_seed(found: Sequence[dict | None], metric: str) -> str:
-    """The figure of every seed, as a cell."""
-    return ", ".join(f"{result[metric]:.1f}" if result else "–" for result in found)

@@ -1,8 +1,8 @@
-"""Trainings in processes of their own, one or several at a time.
+"""Trainings in their own processes, one or several at a time.
 
-Called again with the same settings, a finished run is kept and an interrupted one goes on from its last checkpoint;
-other settings start over. ``results.json`` in a run's folder holds {"settings", "seconds", "results"}; ``results`` is
-null until the run is evaluated.
+A second call with the same settings keeps a finished run, and continues an interrupted one from its last checkpoint.
+Other settings start over. ``results.json`` in a run's folder holds {"settings", "seconds", "results"}, with null for
+``results`` until the evaluation.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,22 +50,21 @@ def run_training(
     threads: int = 1,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> dict:
-    """Train and evaluate by ``train_net.py`` in a process of its own; returns what the evaluation found.
+    """Train and evaluate by ``train_net.py`` in a new process.
 
     Args:
         config: a YAML file.
-        output: folder of this run. A run of other settings in it is deleted; other files are an error.
+        output: folder of this run. A run of other settings in it is deleted. Other files in it are an error.
         overrides: KEY, VALUE, … on top of the config, as on the command line.
-        datasets_root: ``DETECTRON2_DATASETS`` of the run; None: this process's.
+        datasets_root: ``DETECTRON2_DATASETS`` of the run (default: this process's).
         threads: ``OMP_NUM_THREADS`` of the run.
-        progress: called about once a second; what it raises stops the run.
+        progress: called about once a second. An exception from it stops the run.
 
-    Returns {"AP50_novel", "AP50_base", "AP50_all", … all that the evaluator sums up, "per_class": its rows,
-    "seconds": of all sessions of this run together}; figures are percent, None where no object exists. Without
-    DATASETS.TEST, as in pre-training, "seconds" alone.
+    Returns the evaluator's summary (AP50_novel, AP50_base, AP50_all, … in percent, None where no object exists), its
+    rows as "per_class", and "seconds" over all sessions. Without DATASETS.TEST, "seconds" alone.
 
-    Same settings: same config after overrides, same weights, embeddings and annotation files, byte by byte.
-    Raises UserError with the end of the log where the run fails, and where another one holds ``output``.
+    Settings are the same if the config after overrides and the bytes of weights, embeddings and annotations are.
+    Raises UserError with the end of the log if the run fails, and if another run uses ``output``.
     """
     from clim.engine import load_config  # Detectron2 loads when a run starts, not for --help
 
@@ -86,7 +85,10 @@ def run_training(
         environment = {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": str(threads)}
         before, start = record["seconds"], time.monotonic()
         with _process(command, log=log, environment=environment, lock=lock) as process:
-            while not _ended(process):
+            while process.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(POLL_SECONDS)
+                    break
                 record["seconds"] = round(before + time.monotonic() - start, 1)
                 write_json(output / RECORD, record)
                 now = _where(output, log, cfg.SOLVER.MAX_ITER) or now
@@ -100,9 +102,9 @@ def run_training(
 
 
 def run_together(trainings: Mapping[str, dict], *, at_once: int) -> dict[str, dict]:
-    """:func:`run_training` for each {name: its arguments}, ``at_once`` of them at a time; {name: its result}.
+    """Call :func:`run_training` for each {name: its arguments}, ``at_once`` at a time. Returns {name: result}.
 
-    When one fails, or this process is interrupted, the others are stopped; they resume another time.
+    If one fails or this process is interrupted, the others stop, and the next call continues them.
     """
     failed = threading.Event()
 
@@ -128,7 +130,7 @@ def run_together(trainings: Mapping[str, dict], *, at_once: int) -> dict[str, di
 
 
 def log_tail(log: str | os.PathLike, lines: int = TAIL_LINES) -> str:
-    """The last lines of a log, without colours, indented; only the error where the run has named it."""
+    """The last lines of a log, without colours, indented. If an "error: " line is among them, from there on."""
     text = Path(log).read_text(errors="replace") if Path(log).is_file() else ""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[-lines:]
     named = next((i for i, line in enumerate(plain) if line.startswith("error: ")), 0)
@@ -137,12 +139,12 @@ def log_tail(log: str | os.PathLike, lines: int = TAIL_LINES) -> str:
 
 @contextmanager
 def _process(command: Sequence, *, log: Path, environment: Mapping[str, str], lock: int):
-    """A process that writes to ``log`` and holds ``lock`` too; the end of the block ends it."""
+    """A process that writes to ``log`` and inherits ``lock``. The end of the block ends it."""
     with open(log, "ab") as stream:
         process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
             env=os.environ | environment,
-            pass_fds=[lock],  # should this process be killed, the run still holds its folder
+            pass_fds=[lock],  # if this process is killed, the run still locks its folder
         )  # fmt: skip
     try:
         yield process
@@ -152,16 +154,8 @@ def _process(command: Sequence, *, log: Path, environment: Mapping[str, str], lo
             process.wait()
 
 
-def _ended(process) -> bool:
-    try:
-        process.wait(POLL_SECONDS)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
 def _where(output: Path, log: Path, max_iter: int) -> Progress | None:
-    """From the ends of metrics.json and of the log; None before the first line of metrics."""
+    """The progress, from the ends of metrics.json and the log; None before the first line of metrics."""
     for line in reversed(_end_of(output / "metrics.json").splitlines()):
         try:
             last = json.loads(line)
@@ -191,11 +185,8 @@ def _evaluation(output: Path, dataset: str) -> dict:
     return {**report["summary"], "per_class": report["per_class"]}
 
 
-# ---- The record of a run
-
-
 def settings_of(cfg, root: Path) -> dict:
-    """What makes two runs the same: the config but for its folder and log period, and all files that it starts from."""
+    """What makes two runs the same: the config without folder and log period, and the hashes of its input files."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD = "", 0
@@ -204,7 +195,7 @@ def settings_of(cfg, root: Path) -> dict:
 
 @contextmanager
 def holding(output: Path):
-    """A lock on ``output``, which a child process may inherit; yields its file descriptor."""
+    """Lock ``output``; yields the lock's file descriptor, which a child process may inherit."""
     output.mkdir(parents=True, exist_ok=True)
     with open(output / LOCK, "a") as file:
         try:
@@ -215,7 +206,7 @@ def holding(output: Path):
 
 
 def open_record(output: Path, settings: dict) -> dict:
-    """The record of this run; what a run of other settings left in ``output`` is deleted first."""
+    """The record of this run. Files of a run of other settings in ``output`` are deleted first."""
     path = output / RECORD
     others = [entry for entry in output.iterdir() if entry.name != LOCK]
     if others and not path.is_file():
@@ -231,7 +222,7 @@ def open_record(output: Path, settings: dict) -> dict:
 
 
 def read_metrics(output: str | os.PathLike) -> list[dict]:
-    """Lines of a run's metrics.json by ascending iteration; of those that a resumed run repeats, the last."""
+    """Lines of a run's metrics.json by ascending iteration. Of lines that a resumed run repeats, the last counts."""
     path = Path(output) / "metrics.json"
     by_iteration: dict[int, dict] = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
@@ -250,7 +241,7 @@ def _input_digests(cfg, root: Path) -> dict[str, str]:
 
     sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.CAPTIONS, *cfg.DATASETS.REGIONS, *cfg.DATASETS.TEST)
     files = [MetadataCatalog.get(name).get("json_file") for name in sets]
-    # Registrations answer with paths under this process's data root; the run may have another.
+    # Registered paths lie under this process's data root; the run may have another one.
     files = [os.path.relpath(file, data_root()) for file in files if file]
     files += [cfg.MODEL.WEIGHTS, cfg.MODEL.IMAGE_ENCODER.PRETRAINED, cfg.MODEL.TEXT.PRETRAINED]
     files += [cfg.INPUT.MOSAIC.PARTNERS, cfg.MODEL.OPEN_VOCAB.BASE_CLASSES]

@@ -1,8 +1,8 @@
 """The 65 concepts of the mini benchmark (48 base, 17 novel, as OV-COCO splits them), their captions and tags.
 
-Each concept is one OpenMoji drawing. A novel concept stands next to base concepts of the same kind (dog among horse
-and sheep, bus among car and truck), so that its name lies near theirs for a text tower. The photos that serve as
-backgrounds show none of them. Captions are as the web and as annotators write them; tags are read from captions.
+Each concept is one OpenMoji drawing. A novel concept has base concepts of the same kind (dog: horse and sheep; bus: car
+and truck), so their names lie near each other for a text tower. The photos in the background show no concept. Some
+captions imitate the web, others annotators. Tags are read from captions.
 """
 
 import re
@@ -25,7 +25,7 @@ class Concept(NamedTuple):
 
 
 def plural_of(noun: str) -> str:
-    """Regular English plural; the synonyms below are chosen so that it is the right one."""
+    """The regular English plural, which is right for all synonyms below."""
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return noun[:-1] + "ies"
     return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
@@ -104,8 +104,6 @@ CONCEPTS = (
 
 NAMES = tuple(concept.name for concept in CONCEPTS)
 
-# ---- Captions
-
 # {x} takes "a dog and two owls", {n} takes "dog and owls".
 WEB_TEMPLATES = (
     "a photo of {x}", "{x}, close-up", "this is {x}", "we saw {x} today", "{x} seen from the side",
@@ -129,7 +127,7 @@ NUMBERS = ("", "", "two", "three", "four", "five", "six")
 
 
 def _words(concept: Concept, count: int, rng: np.random.Generator) -> tuple[str, str]:
-    """The same noun with its article or number, and bare; a synonym in three of ten cases."""
+    """A noun with its article or number, and alone. It is a synonym in three of ten cases."""
     singular, plural = concept.name, concept.plural
     if rng.random() < 0.3:
         singular = concept.synonyms[rng.integers(len(concept.synonyms))]
@@ -142,8 +140,8 @@ def _words(concept: Concept, count: int, rng: np.random.Generator) -> tuple[str,
 def web_captions(concepts: Sequence[int], rng: np.random.Generator) -> list[str]:
     """Five different captions of an object-centric image; each names the main object, ``concepts[0]``.
 
-    A second concept goes unmentioned in three of ten captions. Some captions name one object in the
-    plural, some are in title case, some end in words that describe nothing in the image.
+    Three of ten captions leave out a second concept. Some captions name one object in the plural, some are in title
+    case, and some end in words that describe nothing in the image.
     """
     counts = Counter(concepts)
     captions = []
@@ -163,7 +161,7 @@ def web_captions(concepts: Sequence[int], rng: np.random.Generator) -> list[str]
 
 
 def scene_captions(concepts: Sequence[int], rng: np.random.Generator) -> list[str]:
-    """Five different captions of a scene; each lists all its objects in a random order."""
+    """Five different captions of a scene. Each lists all objects in a random order."""
     counts = list(Counter(concepts).items())
     captions = []
     for template in rng.choice(SCENE_TEMPLATES, 5, replace=False):

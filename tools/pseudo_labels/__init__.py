@@ -1,1 +1,1 @@
-"""Boxes named by an image encoder: what tools/pseudo_label.py makes, and the folder that keeps it."""
+"""Boxes that an image encoder names, and the folder that keeps them, for tools/pseudo_label.py."""

@@ -1,7 +1,7 @@
-"""Pseudo-labels of images: kept while they are made, then written as COCO-format json.
+"""Pseudo-labels of images: first lines in a folder, then a json in COCO's format.
 
-Making them for many images takes hours and may be interrupted. Every finished image is a line of a file in a folder
-beside the json; each process appends to a file of its own. The json is written when no image is missing.
+Labels of many images take hours, and the work may be interrupted. So each process appends finished images, a line each,
+to its own file in a folder beside the json. The json is written when no image is missing.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ from clim.files import write_json
 
 
 class Labels(NamedTuple):
-    """Boxes (R, 4) xyxy in pixels, nouns (R,) 0-based, scores (R,) of one image."""
+    """Boxes (R, 4) xyxy in pixels, nouns (R,) from 0, scores (R,) of one image."""
 
     boxes: np.ndarray
     nouns: np.ndarray
@@ -31,11 +31,8 @@ class Labels(NamedTuple):
 class LabelFolder:
     """Finished images: {image_id, size, boxes, nouns, scores} or {image_id, skipped: reason}, a line each.
 
-    Args:
-        settings: what the labels depend on, in types of json. A folder holds labels of one set of settings.
-
-    Raises:
-        UserError: the folder was begun with other settings, or a line of it is damaged.
+    ``settings`` is all that changes labels, in types of json. Raises UserError if the folder was begun with other
+    settings, or a line of it is damaged.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping):
@@ -53,7 +50,7 @@ class LabelFolder:
                 )
 
     def finished(self) -> dict[int, dict]:
-        """{image id: line} over all files, without a line that is still being written or was cut off."""
+        """{image id: line} of all files, without unfinished last lines."""
         lines = {}
         for path in sorted(self.folder.glob("*.jsonl")):
             for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
@@ -66,11 +63,11 @@ class LabelFolder:
 
     @contextmanager
     def appending(self, shard: int, shards: int) -> Iterator[Callable[[dict], None]]:
-        """A function that adds a line to this shard's file. UserError where another process writes to it."""
+        """A function that adds a line to this shard's file. Raises UserError if another process uses the file."""
         stem = self.folder / f"{shard}-of-{shards}"
         with open(stem.with_suffix(".lock"), "wb") as lock, open(stem.with_suffix(".jsonl"), "a+b") as file:
             try:
-                # Of this process alone: flock's would live on in the workers of a killed one.
+                # A lock of flock would live on in the workers of a killed process.
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(
@@ -78,7 +75,7 @@ class LabelFolder:
                     "the two different --shard i/n."
                 ) from error
             file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # what a killed process left of its last line
+            file.truncate(file.read().rfind(b"\n") + 1)  # the unfinished line of a killed process
 
             def append(entry: dict) -> None:
                 file.write(json.dumps(entry).encode() + b"\n")
@@ -94,11 +91,9 @@ def label_images(
     *,
     workers: int = 0,
 ) -> Iterator[dict]:
-    """Label every image of ``records``, append its line and yield it; unreadable ones are ``skipped``.
+    """Label every image of ``records``, append its line and yield it. Unreadable images are ``skipped``.
 
-    Args:
-        label: RGB uint8 (H, W, 3) → labels; what it depends on must be in the folder's settings.
-        workers: processes that decode images.
+    ``label``: RGB uint8 (H, W, 3) → labels. ``workers``: processes that decode images.
     """
     images = DataLoader(_Images(records), batch_size=None, collate_fn=_same, num_workers=workers)
     for record, (image, fault) in zip(records, images, strict=True):

@@ -1,7 +1,7 @@
-"""From an image to named boxes: proposals of a detector's RPN, cropped and named by an image encoder.
+"""Boxes and their nouns: an RPN proposes boxes, and an image encoder names their crops.
 
-As CLIM describes its RegionCLIP comparator (clip_fvlm §5). The number of proposals, NMS and the score cut are ours,
-because the sources give none. N proposals, K nouns, D embedding width.
+This is CLIM's RegionCLIP comparator (clip_fvlm §5). Its sources give no number of proposals, NMS or score cut, so these
+are ours. N proposals, K nouns, D embedding width.
 """
 
 import numpy as np
@@ -21,12 +21,12 @@ from .folder import Labels
 
 
 class Proposer:
-    """``Proposer(cfg)(image)`` → boxes (N, 4) xyxy in the image's pixels, the most object-like first.
+    """``Proposer(cfg)(image)`` → boxes (N, 4) xyxy in the image's pixels, by falling objectness.
 
     Args:
-        cfg: any detector's config with an RPN; weights: cfg.MODEL.WEIGHTS, "" for random ones.
-        count: most boxes.
-        overlap: of two boxes with a higher IoU, the more object-like stays.
+        cfg: of a detector with an RPN; weights are cfg.MODEL.WEIGHTS, "" for random ones.
+        count: the largest number of boxes.
+        overlap: of two boxes with a higher IoU, one stays.
         min_area: px² of the image; smaller boxes are left out.
     """
 
@@ -53,13 +53,13 @@ class Proposer:
 
 
 class PseudoLabeller:
-    """``PseudoLabeller(…)(image)`` → :class:`Labels`: each proposal with the noun that its crop is nearest to.
+    """``PseudoLabeller(…)(image)`` → :class:`Labels`: each proposal with the nearest noun of its crop.
 
     Args:
         propose: RGB uint8 (H, W, 3) → boxes (N, 4).
         nouns: (K, D) unit rows.
         pixel_mean, pixel_std: (3,) of the encoder's input, in the channel order ``input_format``.
-        min_score: boxes whose best cosine is lower are dropped.
+        min_score: boxes of a lower cosine are left out.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class PseudoLabeller:
 
 
 def load_image_encoder(cfg) -> ImageEncoder:
-    """The config's encoder on its device, with the encoder's part of cfg.MODEL.WEIGHTS, "" for none."""
+    """The config's encoder on its device, with its part of cfg.MODEL.WEIGHTS ("" for none)."""
     holder = nn.Module()
     holder.image_encoder = build_image_encoder(cfg)
     return load_weights(holder, cfg).image_encoder.to(cfg.MODEL.DEVICE)

@@ -1,4 +1,4 @@
-"""Line charts as SVG text: no script; ink and grid get their colours from the CSS of the page around them."""
+"""Line charts as SVG without scripts; the page's CSS colours text and grid (dark mode)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 34
 
 
 def smooth(values: Sequence[float], *, window: int) -> list[float]:
-    """Centred moving average over at most ``window`` values, fewer at both ends; as long as ``values``."""
+    """The centred moving average over ``window`` values, fewer at both ends."""
     half = window // 2
     out = []
     for i in range(len(values)):
@@ -37,10 +37,9 @@ def line_chart(
     colours: Mapping[str, str],
     faint: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> str:
-    """An <svg> with one line for each {name: (xs, ys)}; ``faint`` ones lie behind, thin (the raw values).
+    """An <svg> with one line for each {name: (xs, ys)}; ``faint`` lines are thin and lie behind.
 
-    The y axis starts at 0 unless a value is negative. Values that are not finite leave a gap. Without any
-    point the chart says so.
+    The y axis starts at 0 or at a negative value. Values that are not finite leave a gap.
     """
     faint = faint or {}
     points = [

@@ -1,4 +1,4 @@
-"""What the report of ``make demo`` says and shows; ``page.py`` lays it out."""
+"""The texts, images and figures of the report of ``make demo``; ``page.py`` lays them out."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,24 +24,24 @@ SHOWN = {"threshold": 0.05, "overlap": 0.3, "top": 8}
 ABOUT = (
     "All three are one Faster R-CNN (EfficientNet-Lite0 C4) that classifies regions by text embeddings "
     "(MiniLM). The base stage learns boxes of 48 base classes. From there, Detic also learns from captions "
-    "and tags of single images; Detic + CLIM from single images and from mosaics of 4, 9 or 16 images, "
-    "whose tiles stand in for regions. At test the vocabulary is all 65 classes, 17 of them novel: no box of "
-    "theirs was ever seen."
+    "and tags of single images. Detic + CLIM learns from single images and from mosaics of 4, 9 or 16 images, "
+    "and treats their tiles as regions. The test has all 65 classes. 17 of them are novel: they have no boxes "
+    "in training."
 )
 EXAMPLES_NOTE = (
     f"The {NUM_EXAMPLES} validation images with the most novel objects, chosen by ground truth alone. "
-    f"Shown are up to {SHOWN['top']} detections of probability {SHOWN['threshold']} and more, of overlapping "
-    "ones the best. A star and a white rim mark novel classes. Their probabilities are low, because no box "
-    "has ever raised them; AP compares the detections of a class among themselves."
+    f"Each shows up to {SHOWN['top']} detections of probability {SHOWN['threshold']} or more; of overlapping "
+    "detections, the best. A star and a white rim mark novel classes. Their probabilities are low, because "
+    "they have no boxes in training. AP compares the detections of one class with each other."
 )
 NOTES = [
-    "All images are drawn by a program: OpenMoji drawings, CC BY-SA 4.0 (https://openmoji.org, "
-    "https://creativecommons.org/licenses/by-sa/4.0/), rotated, flipped, recoloured and pasted on crops of "
+    "A program draws all images: it rotates, flips and recolours OpenMoji drawings, CC BY-SA 4.0 "
+    "(https://openmoji.org, https://creativecommons.org/licenses/by-sa/4.0/), and pastes them on crops of "
     "scikit-image's sample photos or on plain colours. Captions and tags come from templates. So this page "
-    "shows the effect of a method in minutes; it says nothing about accuracy on photos.",
-    "The backbone's ImageNet weights and the text tower are real, published models. Training scenes hold one "
-    "to six small objects, with boxes of base classes only; image-text pairs hold one or two large objects, "
-    "as images from the web do.",
+    "shows the effect of a method in minutes. It says nothing about accuracy on photos.",
+    "The backbone's ImageNet weights and the text tower are published models. Training scenes show one to six "
+    "small objects, with boxes of base classes only. Image-text pairs show one or two large objects, as many "
+    "images of the web do.",
 ]
 
 
@@ -57,9 +57,9 @@ def write_demo_report(
     """``folder``/report.html and ``folder``/examples, from the finished runs in ``folder``/{base,detic,…}.
 
     Args:
-        configs: {run: the config that it was trained with}.
-        results: {run: what :func:`experiments.training.run_training` returned}.
-        commands: (what it does, command) for the reader who wants to go on.
+        configs: {run: its config}.
+        results: {run: result of :func:`experiments.training.run_training`}.
+        commands: (purpose, command) of next steps.
     """
     runs = [Run(name, TITLES[name], seed, results[name], read_metrics(folder / name)) for name in results]
     report = Report(
@@ -110,7 +110,7 @@ def _examples(folder: Path, configs: Mapping) -> list[Example]:
 
 
 def most_novel(dataset: str, *, count: int) -> list[dict]:
-    """The ``count`` records of a registered data set with the most novel objects, first ones first."""
+    """The ``count`` records of a registered data set with the most novel objects, in order."""
     novel = novel_classes(dataset)
     records = DatasetCatalog.get(dataset)
     return sorted(records, key=lambda r: -sum(a["category_id"] in novel for a in r["annotations"]))[:count]
@@ -122,7 +122,7 @@ def novel_classes(dataset: str) -> set[int]:
 
 
 def compare(record: dict, dataset: str, predictors: Mapping[str, Detector]) -> Example:
-    """One image with its ground truth, then with what each of {title: predictor} finds in it."""
+    """One image with its ground truth, then with the detections of each of {title: predictor}."""
     image = read_image(record["file_name"], fmt="RGB").image
     names, novel = MetadataCatalog.get(dataset).thing_classes, novel_classes(dataset)
     boxes = np.array([a["bbox"] for a in record["annotations"]], dtype=float).reshape(-1, 4)
@@ -138,7 +138,7 @@ def compare(record: dict, dataset: str, predictors: Mapping[str, Detector]) -> E
 
 
 def mosaic_of_each_grid(cfg, *, seed: int) -> list[tuple[str, np.ndarray]]:
-    """(caption, drawing) of a canvas of every grid of INPUT.MOSAIC.GRIDS, from the mapper of the training."""
+    """(caption, drawing) of one canvas for every grid of INPUT.MOSAIC.GRIDS, from the mapper of the training."""
     records = caption_records(cfg.DATASETS.CAPTIONS)
     mapper = CanvasMapper.mosaics(cfg, records, seed=seed, stream=STREAMS["mosaics"])
     grids = set(cfg.INPUT.MOSAIC.GRIDS)
@@ -155,7 +155,7 @@ def mosaic_of_each_grid(cfg, *, seed: int) -> list[tuple[str, np.ndarray]]:
 
 
 def draw_canvas(canvas: dict, *, image_format: str, side: int = 768) -> np.ndarray:
-    """What the network saw of a mosaic: the canvas (``image`` (3, H, W) uint8, ``tiles``), its tiles and captions."""
+    """Draw the tiles and captions of a canvas: ``image`` (3, H, W) uint8 and ``tiles``."""
     tiles = canvas["tiles"]
     image, scale = enlarge(ordered(canvas["image"].permute(1, 2, 0).numpy(), image_format), side=side)
     boxes, size = tiles.boxes.numpy() * scale, label_size(image)

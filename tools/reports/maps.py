@@ -1,7 +1,7 @@
 """Maps over images: responses (CLIM, Figs. 3 and 4) and a class for every pixel (Fig. 5), as pure functions.
 
-Images are uint8 (H, W, 3) RGB, boxes x0, y0, x1, y1 in their pixels, class maps int64 (H, W) with values below K, the
-number of classes. Responses are viridis, which people with any colour vision can order; it has no red, outlines do.
+Images are uint8 (H, W, 3) RGB, boxes x0, y0, x1, y1 in their pixels, class maps int64 (H, W) below K, the number of
+classes. Responses are viridis, which people of any colour vision can order. It has no red; outlines are red.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ STROKE = 2  # px around letters
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(Q, h, w) locations that tile an image → (Q, H, W) at ``size``: bilinear, a location's value at its centre."""
+    """(Q, h, w) locations of an image → (Q, H, W) of ``size``, bilinear between the locations' centres."""
     return F.interpolate(maps[None].float(), size=size, mode="bilinear", align_corners=False)[0]
 
 
 def min_max(response: np.ndarray) -> np.ndarray:
-    """(H, W) from its own lowest and highest value to 0 and 1; a constant map gives zeros."""
+    """(H, W), scaled so that its lowest value is 0 and its highest 1; zeros for a constant map."""
     low, high = float(response.min()), float(response.max())
     if high <= low:
         return np.zeros(response.shape, np.float32)
@@ -40,13 +40,13 @@ def heat(unit: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, unit: np.ndarray, *, strength: float = STRENGTH) -> np.ndarray:
-    """Colours of ``unit`` (H, W) in [0, 1] over the image in grey, so that no colour comes from the image."""
+    """Colours of ``unit`` (H, W) in [0, 1] over the grey image."""
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return (strength * heat(unit) + (1 - strength) * grey).round().astype(np.uint8)
 
 
 def outline(image: np.ndarray, box, *, colour=RED, width: int = 3, rim: int = 1) -> np.ndarray:
-    """A copy with the box drawn inwards between two thin white rims, which keep it visible on anything."""
+    """A copy with the box, drawn inwards between two thin white rims."""
     page = Image.fromarray(image)
     draw = ImageDraw.Draw(page)
     x0, y0, x1, y1 = (round(float(v)) for v in box)
@@ -60,7 +60,7 @@ def outline(image: np.ndarray, box, *, colour=RED, width: int = 3, rim: int = 1)
 
 
 def peak(response: np.ndarray, size: tuple[int, int]) -> tuple[int, int]:
-    """x, y in an image of ``size`` (height, width): the centre of the highest of the (h, w) locations that tile it."""
+    """x, y of the centre of the highest of (h, w) locations, in an image of ``size`` (height, width)."""
     highest = np.unravel_index(int(response.argmax()), response.shape)
     y, x = ((i + 0.5) / n * side for i, n, side in zip(highest, response.shape, size, strict=True))
     return int(x), int(y)
@@ -81,12 +81,12 @@ def colour_bar(width: int, height: int) -> np.ndarray:
 
 
 def class_map(scores: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """The best of K classes for every pixel: scores (K, h, w) of locations, bilinear to ``size``, then the argmax."""
+    """The best of K classes for every pixel: scores (K, h, w), bilinear to ``size``, then the argmax."""
     return upsample(scores, size).argmax(dim=0).numpy()
 
 
 def shares(classes: np.ndarray, count: int) -> np.ndarray:
-    """(count,) part of the pixels that each class holds."""
+    """(count,) shares of the pixels, by class."""
     return np.bincount(classes.ravel(), minlength=count) / classes.size
 
 
@@ -102,10 +102,7 @@ def paint(image: np.ndarray, classes: np.ndarray, colours: np.ndarray) -> np.nda
 
 
 def name_regions(image: np.ndarray, classes: np.ndarray, names: Sequence[str], *, size: int) -> np.ndarray:
-    """A copy with the name of a class in each of its regions that has room for it, in letters of ``size`` px.
-
-    So a map can be read without telling its colours apart.
-    """
+    """A copy with the class name in each area that has room for it, in letters of ``size`` px, for the colour-blind."""
     page = Image.fromarray(image)
     draw, letters = ImageDraw.Draw(page), font(size)
     for k in np.unique(classes):
@@ -120,8 +117,8 @@ def name_regions(image: np.ndarray, classes: np.ndarray, names: Sequence[str], *
 
 
 def _room(inside: np.ndarray, *, width: float, height: float) -> tuple[int, int] | None:
-    """Centre of a text ``width`` x ``height`` that lies in ``inside`` as far from its border as it can, or None."""
-    # Erosion by the text's rectangle leaves the centres at which it fits.
+    """The centre for a text ``width`` x ``height`` in ``inside``, as far from the border as possible, or None."""
+    # Erosion by the text's rectangle leaves the centres where the text fits.
     kernel = np.ones((max(1, round(height)), max(1, round(width))), np.uint8)
     if any(room < side for room, side in zip(inside.shape, kernel.shape, strict=True)):
         return None

@@ -1,4 +1,4 @@
-"""One HTML file about a few runs, with tables, curves and images inside; no script, and nothing to load."""
+"""One HTML file about a few runs, which contains its tables, curves and images, and loads nothing."""
 
 import base64
 import io
@@ -32,10 +32,7 @@ SMOOTHING = 9  # values of the log that a point of a curve averages
 
 @dataclass
 class Run:
-    """One training: a short unique ``name``, the ``title`` that people read, what its evaluation found.
-
-    ``results`` as :func:`experiments.training.run_training` returns it, ``metrics`` the lines of metrics.json.
-    """
+    """One training. ``results`` as of :func:`experiments.training.run_training`; ``metrics``: lines of metrics.json."""
 
     name: str
     title: str
@@ -46,7 +43,7 @@ class Run:
 
 @dataclass
 class Example:
-    """Images that belong together, each with its own caption: (caption, uint8 RGB (H, W, 3))."""
+    """Images that belong together: (caption, uint8 RGB (H, W, 3))."""
 
     title: str
     panels: list[tuple[str, np.ndarray]]
@@ -54,7 +51,7 @@ class Example:
 
 @dataclass
 class Report:
-    """What :func:`render_report` shows, in this order; empty parts are left out. All text is plain text."""
+    """The parts of :func:`render_report`, in order, in plain text. Empty parts are left out."""
 
     title: str
     intro: list[str]
@@ -64,11 +61,11 @@ class Report:
     mosaics: list[Example] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    commands: list[tuple[str, str]] = field(default_factory=list)  # (what it does, command)
+    commands: list[tuple[str, str]] = field(default_factory=list)  # (purpose, command)
 
 
 def render_report(report: Report) -> str:
-    """The whole page. Every text of ``report`` is escaped; addresses in it become links."""
+    """The whole page. Texts are escaped, and addresses become links."""
     sections = [
         ("Results", _results_table(report.runs)),
         ("Novel classes, one by one", _class_table(report.runs)),
@@ -127,7 +124,10 @@ def _curves(runs: Sequence[Run]) -> str:
     present = {key for run in runs for entry in run.metrics for key in entry}
     known = [key for key in LOSS_TITLES if key in present]
     others = sorted(key for key in present if key.startswith("loss_") and key not in LOSS_TITLES)
-    scored = [key for key in ("bbox/AP50_novel", "bbox/AP50_base") if _often_scored(runs, key)]
+    scored = [
+        key for key in ("bbox/AP50_novel", "bbox/AP50_base")
+        if any(sum(key in entry for entry in run.metrics) > 1 for run in runs)
+    ]  # fmt: skip
     charts = [_chart(runs, key, LOSS_TITLES.get(key, key), SMOOTHING) for key in known + others]
     charts += [_chart(runs, key, key.removeprefix("bbox/").replace("_", " "), 1) for key in scored]
     if not charts:
@@ -135,10 +135,6 @@ def _curves(runs: Sequence[Run]) -> str:
     legend = "".join(f"<span>{_swatch(i)}{escape(run.title)}</span>" for i, run in enumerate(runs))
     note = "<p>Thin: as logged. Thick: moving average. Each training counts its own iterations.</p>"
     return f'{note}<p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>'
-
-
-def _often_scored(runs: Sequence[Run], key: str) -> bool:
-    return any(sum(key in entry for entry in run.metrics) > 1 for run in runs)
 
 
 def _chart(runs: Sequence[Run], key: str, title: str, window: int) -> str:
@@ -187,7 +183,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _bar(value: float | None, index: int) -> str:
-    """A percentage with a bar behind it; a dash where there is none."""
+    """A percentage with a bar behind it, or a dash."""
     if value is None or math.isnan(value):
         return "–"
     width = min(max(value, 0.0), 100.0)

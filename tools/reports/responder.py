@@ -1,7 +1,7 @@
-"""How near every location of an image is to a text: the response maps of CLIM's Figs. 3, 4 and 5.
+"""The response maps of CLIM's Figs. 3, 4 and 5: cosines of every location of an image and a text.
 
-The release has no code for them: a recipe of ours (clip_fvlm §6). Shapes: B images, D width of embeddings,
-(h, w) locations, Q texts.
+The release has no code for them, so the recipe is ours (clip_fvlm §6). B images, D width of embeddings, (h, w)
+locations, Q texts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,12 +26,11 @@ RES5_STRIDE = 2  # of a C4 head's last stage, on top of its backbone's
 class Responder:
     """``Responder(cfg)(image, responder.embed(["a dog"]))`` → cosine maps of a detector or an image encoder.
 
-    Images are uint8 (H, W, 3) RGB. The network sees them at a size of whole map locations, so a ratio may change by
-    half a location a side.
+    Images are uint8 (H, W, 3) RGB. The network sees a size of whole locations, so each side may change by half a one.
     """
 
     def __init__(self, cfg, *, prompt: str | None = None):
-        """Weights: cfg.MODEL.WEIGHTS, "" for what the parts bring. ``prompt``: MODEL.VOCABULARY.PROMPT where None."""
+        """``prompt``: the default is MODEL.VOCABULARY.PROMPT."""
         self.prompt = prompt or cfg.MODEL.VOCABULARY.PROMPT
         self.input_format = cfg.INPUT.FORMAT
         self.detects = detects(cfg)
@@ -45,25 +44,23 @@ class Responder:
         self.stride = dense_stride(self.model)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """(Q, D) of texts, each read as the model reads a class name."""
+        """(Q, D) of texts, embedded as class names."""
         return CLASS_FEATURES[self.features](self.model.text_encoder, list(texts), self.prompt).to(self.model.device)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, texts: Tensor, *, long_side: int | None = None) -> Tensor:
-        """Cosines (Q, h, w) of locations that cover the image with ``texts`` (Q, D), on the CPU.
+        """Cosines (Q, h, w) of the image's locations and ``texts`` (Q, D), on the CPU.
 
-        Args:
-            long_side: px of the image as the network sees it; None: the config's size at test.
+        ``long_side``: px of the network's input; the default is the config's size at test.
         """
         images = (self._pixels(image, long_side)[None] - self.model.pixel_mean) / self.model.pixel_std
         return responses(dense_embeddings(self.model, images).float(), texts)[0].cpu()
 
     @torch.no_grad()
     def best_box(self, image: np.ndarray, text: Tensor, *, long_side: int | None = None) -> np.ndarray | None:
-        """x0, y0, x1, y1 in the image's pixels of the detection that fits ``text`` (D,) best.
+        """x0, y0, x1, y1 in the image's pixels of the best detection of ``text`` (D,), or None.
 
-        The vocabulary is this one text, and afterwards the model's own again. None where nothing is found; UserError
-        where the model has no boxes.
+        During the call the vocabulary is this one text. Raises UserError if the model has no boxes.
         """
         if not self.detects:
             raise UserError(
@@ -79,7 +76,7 @@ class Responder:
         return found.pred_boxes.tensor[found.logits.argmax()].numpy()
 
     def _pixels(self, image: np.ndarray, long_side: int | None) -> Tensor:
-        """(3, H, W) float on the model's device, in its channel order; H and W of whole locations."""
+        """(3, H, W) float on the model's device, in its channel order; H and W are whole locations."""
         short, long = (long_side, long_side) if long_side else (self.short, self.long)
         size = tuple(
             max(round(side / self.stride), 1) * self.stride
@@ -92,12 +89,12 @@ class Responder:
 
 @contextmanager
 def vocabulary(roi_heads: nn.Module, embeddings: Tensor) -> Iterator[None]:
-    """In this block ``roi_heads`` detect other classes, of ``embeddings`` (K', D); afterwards the same as before."""
+    """In this block, ``roi_heads`` detect the classes of ``embeddings`` (K', D)."""
     saved = [(p, p.num_classes, dict(p.named_buffers())) for p in roi_heads.predictors]
     try:
         roi_heads.set_vocabulary(embeddings)
         yield
-    finally:  # set_vocabulary exchanges buffers and writes into none, so these are still the old ones
+    finally:  # set_vocabulary replaces buffers and does not write into them, so these are the old ones
         for predictor, count, buffers in saved:
             predictor.num_classes = count
             for name, buffer in buffers.items():
@@ -117,10 +114,8 @@ def dense_stride(model: nn.Module) -> int:
 def dense_embeddings(model: nn.Module, images: Tensor) -> Tensor:
     """(B, D, h, w): a unit vector for every location, in the space of the model's texts.
 
-    Args:
-        model: a detector with a C4 head, or a model with an image encoder; UserError for another one.
-        images: normalised pixels (B, 3, H, W). H and W are multiples of :func:`dense_stride`, so that the map
-            covers the image and nothing else.
+    ``images``: normalised pixels (B, 3, H, W); H and W are multiples of :func:`dense_stride`. Raises UserError for a
+    model without a C4 head and an image encoder.
     """
     encoder = _image_encoder(model)
     if encoder is not None:
@@ -129,9 +124,9 @@ def dense_embeddings(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def head_embeddings(roi_heads: nn.Module, features: dict[str, Tensor]) -> Tensor:
-    """(B, D, h, w) of a C4 head: its last stage on the whole map, then the classifier's embedding per location.
+    """(B, D, h, w) of a C4 head: its last stage on the whole map, then the embedding of each location.
 
-    A region's embedding is that of the mean over its locations; here every location is embedded by itself.
+    (The embedding of a region is that of the mean over its locations.)
     """
     (name,) = roi_heads.in_features
     last = roi_heads.res5(features[name]).permute(0, 2, 3, 1)

@@ -33,7 +33,7 @@ def panel_size(height: int, width: int, *, panel: int) -> tuple[int, int]:
 def sheet(
     rows: Sequence[Sequence[Panel]], titles: Sequence[str], *, panel: int, footer: np.ndarray | None = None
 ) -> np.ndarray:
-    """The rows' panels under the columns' titles; images come at :func:`panel_size` and are not scaled."""
+    """The rows' panels under the columns' titles. Images have their :func:`panel_size` already."""
     head, line = round(panel / 17) + 4, round(panel / 20)
     top = round(head * 1.7)
     heads = [round(line * 1.9) if any(p.text for p in row) else 0 for row in rows]
@@ -73,7 +73,7 @@ def response_legend(*, width: int, size: int, note: str) -> np.ndarray:
 
 
 def class_legend(names: Sequence[str], colours: Sequence, *, width: int, size: int, note: str = "") -> np.ndarray:
-    """Swatches with names in as many columns as fit into ``width`` px, then a line with ``note``."""
+    """Swatches with names, in columns that fit into ``width`` px, then a line with ``note``."""
     swatch, step = size, round(size * 1.7)
     column = min(round(max(map(font(size).getlength, names), default=0)) + swatch * 3, width)
     columns = max(width // max(column, 1), 1)
@@ -91,7 +91,7 @@ def class_legend(names: Sequence[str], colours: Sequence, *, width: int, size: i
 
 
 def shortened(text: str, *, width: float, size: int) -> str:
-    """``text``, cut with an ellipsis where it is longer than ``width`` px in letters of ``size`` px."""
+    """``text`` in at most ``width`` px, in letters of ``size`` px; an ellipsis marks a cut."""
     length = font(size).getlength
     if length(text) <= width:
         return text
@@ -101,7 +101,7 @@ def shortened(text: str, *, width: float, size: int) -> str:
 
 
 def _write(draw, place, text: str, *, size: int, width: float, ink) -> int:
-    """``text`` from ``place`` (left, middle) on, cut to ``width`` px; the pixels it takes."""
+    """Write ``text`` at ``place`` (left, middle), cut to ``width`` px. Returns its length in px."""
     text = shortened(text, width=width, size=size)
     draw.text(place, text, fill=ink, font=font(size), anchor="lm")
     return round(font(size).getlength(text))

@@ -1,4 +1,4 @@
-"""Official C4 detectors, tiny: random tensors under their names, and what their own code computes, slowly."""
+"""Tiny official C4 detectors: random tensors under their names, and their forward, written out slowly."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import nms, roi_align
 
 BLOCKS = {1: 3, 2: 4, 3: 6, 4: 3}
@@ -21,9 +23,17 @@ EXACT = [(0.5**-0.5, 0.5**0.5), (1, 1), (0.5**0.5, 0.5**-0.5)]  # width, height 
 ROUNDED = [(23 / 16, 12 / 16), (1, 1), (11 / 16, 22 / 16)]
 
 
+def stage(inputs, inside, blocks, *, stride):
+    """Bottlenecks of Caffe's ResNet: the stride is on the first convolution."""
+    shortcut = nn.Sequential(nn.Conv2d(inputs, 4 * inside, 1, stride, bias=False), nn.BatchNorm2d(4 * inside))
+    first = Bottleneck(inputs, inside, stride, shortcut)
+    first.conv1.stride, first.conv2.stride = first.conv2.stride, first.conv1.stride
+    return nn.Sequential(first, *(Bottleneck(4 * inside, inside) for _ in range(blocks - 1)))
+
+
 @dataclass
 class OfficialC4:
-    """A C4 detector of one project: ``state`` by its names, and its forward up to the features of regions.
+    """A C4 detector of one project: ``state`` with its names, and its forward up to the features of regions.
 
     Args:
         anchors: (width, height) of each anchor, in the project's order.
@@ -43,22 +53,26 @@ class OfficialC4:
     pixel_mean: tuple[float, float, float]  # BGR
 
     def __post_init__(self):
-        self.random = torch.Generator().manual_seed(0)
-        self.state = {}
-        self._layer(f"{self.stem}conv1", f"{self.stem}bn1", 3, 2 * WIDTH, 7)
-        self.state[f"{self.stem}conv1.weight"] /= 100  # pixels are larger than features
+        self.random = torch.Generator().manual_seed(1)
+        conv, norm = nn.Conv2d(3, 2 * WIDTH, 7, 2, 3, bias=False), nn.BatchNorm2d(2 * WIDTH)
+        self.body = nn.ModuleDict({"stem": nn.ModuleDict({"conv1": conv, "bn1": norm})})
         channels = 2 * WIDTH
         for number, blocks in BLOCKS.items():
-            prefix = self.res5 if number == 4 else self.layer.format(number)
             inside = WIDTH * 2 ** (number - 1)
-            for i in range(blocks):
-                sizes = [(channels, inside, 1), (inside, inside, 3), (inside, 4 * inside, 1)]
-                for k, size in enumerate(sizes, 1):
-                    self._layer(f"{prefix}{i}.conv{k}", f"{prefix}{i}.bn{k}", *size)
-                if i == 0:
-                    names = (f"{prefix}0.downsample.0", f"{prefix}0.downsample.1")
-                    self._layer(*names, channels, 4 * inside, 1)
-                channels = 4 * inside
+            self.body[f"layer{number}"] = stage(channels, inside, blocks, stride=1 if number == 1 else 2)
+            channels = 4 * inside
+        for module in self.body.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = self.eps
+        self.body.eval()
+        prefixes = {"stem": self.stem, "layer4": self.res5} | {f"layer{i}": self.layer.format(i) for i in (1, 2, 3)}
+        self.state = {}
+        for key, tensor in self.body.state_dict().items():
+            part, _, name = key.partition(".")
+            if not name.endswith("num_batches_tracked"):
+                self._fill(name, tensor)
+                self.state[prefixes[part] + name] = tensor
+        self.state[f"{self.stem}conv1.weight"] /= 100  # pixels are larger than features
         self.out_channels, hidden = channels, channels // 2
         self.linear(self.rpn[0], hidden, hidden, 3, 3)
         self.linear(self.rpn[1], len(self.anchors), hidden, 1, 1)
@@ -68,76 +82,65 @@ class OfficialC4:
         return torch.randn(shape, generator=self.random)
 
     def linear(self, name, rows, *columns, scale=1.0):
-        """Weight and bias of a layer whose outputs are about as large as its inputs, times ``scale``."""
+        """Draw a layer's weight and bias. Its outputs are about ``scale`` times as large as its inputs."""
         self.state[f"{name}.weight"] = scale * self.draw(rows, *columns) / math.prod(columns) ** 0.5
         self.state[f"{name}.bias"] = 0.1 * scale * self.draw(rows)
 
-    def _layer(self, conv, norm, inputs, outputs, size):
-        weight = self.draw(outputs, inputs, size, size)
-        self.state[f"{conv}.weight"] = weight * 0.02 / (inputs * size * size) ** 0.5
-        # Variances so small that 1e-5 more or less is seen.
-        variance = 1e-4 + 3e-4 * torch.rand(outputs, generator=self.random)
-        factor = 0.3 if norm.endswith("bn3") else 1.0
-        self.state[f"{norm}.weight"] = factor * (0.5 + torch.rand(outputs, generator=self.random))
-        self.state[f"{norm}.bias"] = 0.1 * self.draw(outputs)
-        self.state[f"{norm}.running_mean"] = 0.005 * self.draw(outputs)
-        self.state[f"{norm}.running_var"] = variance
-
-    def _run(self, conv, norm, x, **kwargs):
-        s = self.state
-        mean, variance, weight, bias = (
-            s[f"{norm}.{name}"][:, None, None] for name in ("running_mean", "running_var", "weight", "bias")
-        )
-        x = F.conv2d(x, s[f"{conv}.weight"], **kwargs)
-        return (x - mean) / (variance + self.eps).sqrt() * weight + bias
-
-    def _stage(self, number, x):
-        prefix = self.res5 if number == 4 else self.layer.format(number)
-        for i in range(BLOCKS[number]):
-            stride = 2 if i == 0 and number > 1 else 1
-            names = [(f"{prefix}{i}.conv{k}", f"{prefix}{i}.bn{k}") for k in (1, 2, 3)]
-            y = self._run(*names[0], x, stride=stride).relu()  # Caffe's ResNet: the stride is on the first
-            y = self._run(*names[1], y, padding=1).relu()
-            y = self._run(*names[2], y)
-            if i == 0:
-                x = self._run(f"{prefix}0.downsample.0", f"{prefix}0.downsample.1", x, stride=stride)
-            x = (x + y).relu()
-        return x
+    def _fill(self, name, tensor):
+        uniform = torch.rand(tensor.shape, generator=self.random)
+        if tensor.ndim == 4:
+            tensor.copy_(0.02 * self.draw(*tensor.shape) / math.prod(tensor.shape[1:]) ** 0.5)
+        elif name.endswith("running_var"):  # so small that 1e-5 more or less is seen
+            tensor.copy_(1e-4 + 3e-4 * uniform)
+        elif name.endswith("weight"):
+            tensor.copy_((0.3 if "bn3" in name else 1.0) * (0.5 + uniform))
+        else:
+            tensor.copy_((0.1 if name.endswith("bias") else 0.005) * self.draw(*tensor.shape))
 
     def features(self, image):
         """(3, H, W) BGR → (1, C, H / 16, W / 16)."""
         x = (image.float() - torch.tensor(self.pixel_mean)[:, None, None])[None]
-        x = self._run(f"{self.stem}conv1", f"{self.stem}bn1", x, stride=2, padding=3).relu()
-        x = F.max_pool2d(x, 3, 2, 1)
+        stem = self.body["stem"]
+        x = F.max_pool2d(stem["bn1"](stem["conv1"](x)).relu(), 3, 2, 1)
         for number in (1, 2, 3):
-            x = self._stage(number, x)
+            x = self.body[f"layer{number}"](x)
         return x
 
     def proposals(self, features, size):
         """(P, 4): at most 20, after NMS .7, best first."""
         s, (conv, objectness, regression) = self.state, self.rpn
         x = F.conv2d(features, s[f"{conv}.weight"], s[f"{conv}.bias"], padding=1).relu()
-        logits = F.conv2d(x, s[f"{objectness}.weight"], s[f"{objectness}.bias"])[0]
-        deltas = F.conv2d(x, s[f"{regression}.weight"], s[f"{regression}.bias"])[0]
-        boxes, scores = [], []
-        for a, (w, h) in enumerate(self.anchors):
-            for row in range(logits.shape[1]):
-                for column in range(logits.shape[2]):
-                    x, y = 16 * (column + self.offset), 16 * (row + self.offset)
-                    anchor = torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
-                    boxes.append(moved(anchor[None], deltas[4 * a : 4 * a + 4, row, column][None])[0])
-                    scores.append(logits[a, row, column])
-        boxes, scores = clipped(torch.stack(boxes), size), torch.stack(scores)
+        logits, deltas = (F.conv2d(x, s[f"{n}.weight"], s[f"{n}.bias"])[0] for n in (objectness, regression))
+        boxes, scores = decoded(logits, deltas, self.anchors, stride=16, offset=self.offset)
+        boxes = clipped(boxes, size)
         order = scores.argsort(descending=True)
         order = order[(boxes[order, 2:] > boxes[order, :2]).all(1)]
-        kept = order[nms(boxes[order], scores[order], 0.7)][:20]
-        return boxes[kept]
+        return boxes[order[nms(boxes[order], scores[order], 0.7)][:20]]
 
     def region_features(self, features, boxes):
         """(P, C') of boxes (P, 4): RoIAlign 14 x 14, layer4, mean."""
         rois = torch.cat([torch.zeros(len(boxes), 1), boxes], 1)
         pooled = roi_align(features, rois, 14, 1 / 16, sampling_ratio=-1, aligned=self.aligned)
-        return self._stage(4, pooled).mean((2, 3))
+        return self.body["layer4"](pooled).mean((2, 3))
+
+    def proposed(self, image):
+        """Proposals (P, 4) of an image (3, H, W), and their features (P, C')."""
+        features = self.features(image)
+        boxes = self.proposals(features, image.shape[1:])
+        return boxes, self.region_features(features, boxes)
+
+
+def decoded(logits, deltas, anchors, *, stride, offset):
+    """Boxes and scores of logits (A, h, w) and deltas (4A, h, w), one by one. ``anchors``: (width, height)."""
+    boxes, scores = [], []
+    for a, (w, h) in enumerate(anchors):
+        for row in range(logits.shape[1]):
+            for column in range(logits.shape[2]):
+                x, y = stride * (column + offset), stride * (row + offset)
+                anchor = torch.tensor([[x - w / 2, y - h / 2, x + w / 2, y + h / 2]])
+                boxes.append(moved(anchor, deltas[None, 4 * a : 4 * a + 4, row, column])[0])
+                scores.append(logits[a, row, column])
+    return torch.stack(boxes), torch.stack(scores)
 
 
 def moved(boxes, deltas, weights=(1, 1, 1, 1)):
@@ -165,7 +168,7 @@ def detections(boxes, logits, *, threshold, overlap=0.5):
 
 
 def check_detections(instances, expected, *, at_least):
-    """Ours are those expected, each once; more than 1e-3 of a log-odds or .02 px apart is another one."""
+    """Each instance is one of ``expected``: within 1e-3 of its log-odds and .02 px of its box."""
     assert len(instances) == len(expected) >= at_least
     free = torch.ones(len(expected), dtype=torch.bool)
     for logit, k, box in expected:
@@ -176,7 +179,7 @@ def check_detections(instances, expected, *, at_least):
 
 
 def mmdet():
-    """MMDetection's, as CLIM and ovdet set it up: anchors by size, then ratio."""
+    """MMDetection's detector with CLIM's and ovdet's settings: anchors by size, then ratio."""
     return OfficialC4(
         stem="backbone.", layer="backbone.layer{}.", res5="roi_head.shared_head.layer4.",
         rpn=("rpn_head.rpn_conv", "rpn_head.rpn_cls", "rpn_head.rpn_reg"),
@@ -186,7 +189,7 @@ def mmdet():
 
 
 def ovrcnn():
-    """maskrcnn-benchmark's: anchors of rounded sides, by ratio, then size; no eps; RoIAlign not aligned."""
+    """maskrcnn-benchmark's detector: anchors of rounded sides, by ratio, then size; no eps; RoIAlign not aligned."""
     return OfficialC4(
         stem="backbone.body.stem.", layer="backbone.body.layer{}.",
         res5="roi_heads.box.feature_extractor.head.layer4.",
@@ -202,6 +205,6 @@ def image(height=96, width=128):
 
 @pytest.fixture(scope="session")
 def official():
-    """What tests of this folder share."""
-    shared = (mmdet, ovrcnn, image, moved, clipped, detections, check_detections)
+    """The detectors and functions above."""
+    shared = (mmdet, ovrcnn, image, decoded, moved, clipped, detections, check_detections)
     return SimpleNamespace(tiny_resnet=TINY_RESNET, **{function.__name__: function for function in shared})

@@ -1,4 +1,4 @@
-"""OVR-CNN's files of both stages: the converted detector detects what maskrcnn-benchmark's would."""
+"""OVR-CNN's files of both stages: the converted detector gives maskrcnn-benchmark's detections."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SCORED = sorted(BASE_INDICES + NOVEL_INDICES)
 
 
 def second_stage(detector):
-    """Its file: boxes of background and object, frozen projection, 48 class embeddings after a row of zeros."""
+    """The file: boxes of background and object, frozen projection, 48 class embeddings after a row of zeros."""
     width, state = detector.out_channels, detector.state
     detector.linear(f"{PREDICTOR}emb_pred", DIM, width)
     detector.linear(f"{PREDICTOR}bbox_pred", 8, width)
@@ -30,7 +30,7 @@ def second_stage(detector):
 
 
 def first_stage(detector):
-    """Its file: no RPN, layer4 in the backbone, the projection twice, BERT."""
+    """The file of the first stage: no RPN, layer4 in the backbone, the projection twice, BERT."""
     state = {k: v for k, v in detector.state.items() if k.startswith("backbone.")}
     for name, tensor in detector.state.items():
         if name.startswith(detector.res5):
@@ -49,37 +49,32 @@ def published(official):
 
 
 @pytest.fixture
-def words(published):
-    """(80, D) class embeddings of different lengths."""
-    return 0.4 * published.draw(CLASSES, DIM)
-
-
-@pytest.fixture
-def model(load_cfg, official, words, tmp_path):
+def model(load_cfg, official, published, tmp_path):
+    """Our detector for (80, D) class embeddings ``model.words`` of different lengths."""
+    words = 0.4 * published.draw(CLASSES, DIM)
     np.save(tmp_path / "words.npy", words.numpy())
     keys = (
         "MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "words.npy"), "MODEL.TEXT.DIM", DIM,
         "MODEL.ANCHOR_GENERATOR.NAME", "RoundedAnchorGenerator",
     )  # fmt: skip
     torch.manual_seed(0)
-    return build_model(load_cfg("OVRCNN_C4.yaml", *keys, *official.tiny_resnet)).eval()
+    model = build_model(load_cfg("OVRCNN_C4.yaml", *keys, *official.tiny_resnet)).eval()
+    model.words = words
+    return model
 
 
 def official_detections(official, detector, image, words):
-    s, size = detector.state, image.shape[1:]
-    features = detector.features(image)
-    proposals = detector.proposals(features, size)
-    x = detector.region_features(features, proposals)
+    s, (proposals, x) = detector.state, detector.proposed(image)
     embeddings = F.linear(x, s[f"{PREDICTOR}emb_pred.weight"], s[f"{PREDICTOR}emb_pred.bias"])
     # The classes of a test are loaded into cls_score: raw dot products, no bias, 0 for the background.
     logits = F.pad(embeddings @ words[SCORED].T, (1, 0)).double()
     deltas = F.linear(x, s[f"{PREDICTOR}bbox_pred.weight"], s[f"{PREDICTOR}bbox_pred.bias"])[:, 4:]
-    boxes = official.clipped(official.moved(proposals, deltas, (10, 10, 5, 5)), size)
+    boxes = official.clipped(official.moved(proposals, deltas, (10, 10, 5, 5)), image.shape[1:])
     odds = logits.softmax(1)[:, 1:].logit().float()
     return [(z, SCORED[k], box) for z, k, box in official.detections(boxes, odds, threshold=0.05)]
 
 
-def test_the_converted_detector_detects_what_the_official_one_does(official, published, model, words):
+def test_the_converted_detector_detects_what_the_official_one_does(official, published, model):
     kind = find_kind(published.state, KINDS.values())
     assert kind.name == "ovrcnn"
     converted = convert(published.state, kind)
@@ -90,12 +85,12 @@ def test_the_converted_detector_detects_what_the_official_one_does(official, pub
     image = official.image()
     with torch.no_grad():
         (found,) = model([{"image": image, "height": 96, "width": 128}])
-        expected = official_detections(official, published, image, words)
+        expected = official_detections(official, published, image, model.words)
     official.check_detections(found["instances"], expected, at_least=15)
 
 
 def test_it_finds_what_a_user_names(official, published, load_cfg, tmp_path):
-    """The file holds no class embeddings: the names' own, here of MiniLM, are all it needs."""
+    """The file has no class embeddings. Those of the names, here of MiniLM, are enough."""
     projection = {
         f"{PREDICTOR}emb_pred.weight": published.draw(384, published.out_channels),
         f"{PREDICTOR}emb_pred.bias": published.draw(384),

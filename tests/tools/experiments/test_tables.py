@@ -28,6 +28,12 @@ def ran(monkeypatch):
     return trained
 
 
+def finish(output, row, seed, **figures):
+    folder = row.folder(output, seed)
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({"results": figures}))
+
+
 @pytest.mark.parametrize("jobs", [1, 2, 5])
 def test_every_row_is_trained_once_after_what_it_needs(tmp_path, ran, jobs):
     run_rows([(LAST, [0, 1]), (START, [0, 1]), (FIRST, [0]), (FIRST, [0])], output=tmp_path, jobs=jobs)
@@ -42,40 +48,32 @@ def test_every_row_is_trained_once_after_what_it_needs(tmp_path, ran, jobs):
 
 
 def test_no_worker_waits_for_a_run_that_has_not_begun(tmp_path, ran):
-    """What others start from comes first, whatever the order of rows."""
+    """What others start from comes first, whatever the order of rows; a row is prepared before its training."""
     other = Row("other.yaml", starts_from=(("MODEL.WEIGHTS", Row("more.yaml"), "model_final.pth"),))
     run_rows([(LAST, [0, 1]), (other, [0])], output=tmp_path, jobs=1)
-    assert [name for name, *_ in ran] == [
-        "start.yaml", "start.yaml", "more.yaml", "tuned.yaml", "tuned.yaml", "other.yaml", "last.yaml", "last.yaml",
-    ]  # fmt: skip
-
+    order = "start start more tuned tuned other last last".split()
+    assert [name for name, *_ in ran] == [f"{name}.yaml" for name in order]
     seen = []
     row = Row("x.yaml", prepare=lambda output, seed: seen.append((output, seed, len(ran))))
     run_rows([(row, [3])], output=tmp_path, jobs=1)
-    assert seen == [(tmp_path, 3, 8)] and len(ran) == 9  # prepared before its training
-
-
-def test_rows_that_start_from_other_settings_are_other_runs(tmp_path):
-    def second(first):
-        return Row("second.yaml", starts_from=(("MODEL.WEIGHTS", first, "model_final.pth"),))
-
-    folders = {second(Row("first.yaml", o)).folder(tmp_path, 0) for o in ((), ("A.B", "C"), ("A.B", "D"))}
-    assert len(folders) == 3
+    assert seen == [(tmp_path, 3, 8)] and len(ran) == 9
+    starts = [Row("first.yaml", overrides) for overrides in ((), ("A.B", "C"), ("A.B", "D"))]
+    second = [Row("second.yaml", starts_from=(("MODEL.WEIGHTS", start, "model_final.pth"),)) for start in starts]
+    assert len({row.folder(tmp_path, 0) for row in second}) == 3  # other starts are other runs
 
 
 def test_a_table_shows_what_has_been_run(tmp_path):
     for seed, ap in ((0, 1.0), (2, 4.0)):
-        folder = FIRST.folder(tmp_path, seed)
-        folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps({"results": {"AP": ap, "AR": 5.0}}))
+        finish(tmp_path, FIRST, seed, AP=ap, AR=5.0)
     rows, metrics = {"first": FIRST, "start": START}, {"AP": "AP50", "AR": "recall"}
-    head = ["| | AP50 | recall | AP50, by seed |", "|---|---|---|---|"]
     assert markdown(rows, output=tmp_path, seeds=[0, 1, 2], metrics=metrics) == [
-        *head, "| first | 2.5 ± 2.1 | 5.0 ± 0.0 | 1.0, –, 4.0 |", "| start | not run | not run | –, –, – |",
-    ]  # fmt: skip
-    assert markdown({"first": FIRST}, output=tmp_path, seeds=[0], metrics=metrics)[2:] == [
-        "| first | 1.0 | 5.0 | 1.0 |"
+        "| | AP50 | recall | AP50, by seed |",
+        "|---|---|---|---|",
+        "| first | 2.5 ± 2.1 | 5.0 ± 0.0 | 1.0, –, 4.0 |",
+        "| start | not run | not run | –, –, – |",
     ]
+    (row,) = markdown({"first": FIRST}, output=tmp_path, seeds=[0], metrics=metrics)[2:]
+    assert row == "| first | 1.0 | 5.0 | 1.0 |"
 
 
 def test_a_report_replaces_tables_by_title_and_no_word_around_them(tmp_path):
@@ -90,27 +88,22 @@ def test_a_report_replaces_tables_by_title_and_no_word_around_them(tmp_path):
         "# By hand\n\n<!-- table: One -->\n### One\n\n| a |\n| 3 |\n\n<!-- end: One -->\n\n"
         "<!-- table: Two -->\n### Two\n\n| b |\n\n<!-- end: Two -->\nAnd more.\n"
     )
-    report(tmp_path / "new.md", {"One": ["| a |"]})
-    assert (tmp_path / "new.md").read_text().startswith("<!-- table: One -->\n### One\n")
 
 
 def test_the_command_runs_what_is_chosen_and_reports_what_has_been_run(tmp_path, ran, monkeypatch):
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["x.py", "--output", str(tmp_path), *words])
+        tables_command(sections, tool="x", description="")
+
     sections = {
         "First rows": Section({"start": START}, {"AP": "AP50"}),
         "Last rows": Section({"tuned": FIRST}, {"AP": "AP50"}, most_seeds=1),
     }
-    folder = FIRST.folder(tmp_path, 4)
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps({"results": {"AP": 12.34}}))
-    monkeypatch.setattr(sys, "argv", ["x.py", "--output", str(tmp_path), "--only", "Last", "--seeds", "4", "5"])
-    tables_command(sections, tool="x", description="")
+    finish(tmp_path, FIRST, 4, AP=12.34)
+    call("--only", "Last", "--seeds", "4", "5")
     assert [name for name, *_ in ran] == ["start.yaml", "tuned.yaml"]
-    told = (tmp_path / "tables.md").read_text()
-    assert "| tuned | 12.3 | 12.3 |" in told and "First rows" not in told
-    arguments = ["--output", str(tmp_path), "--seeds", "4", "--report", str(tmp_path / "all.md")]
-    monkeypatch.setattr(sys, "argv", ["x.py", *arguments])
-    tables_command(sections, tool="x", description="")
-    assert len(ran) == 2 and (tmp_path / "all.md").read_text() == told
-    monkeypatch.setattr(sys, "argv", ["x.py", *arguments, "--only", "First"])
-    tables_command(sections, tool="x", description="")  # the last rows' table stays as it is
-    assert (tmp_path / "all.md").read_text() == told
+    written = (tmp_path / "tables.md").read_text()
+    assert "| tuned | 12.3 | 12.3 |" in written and "First rows" not in written
+    for more in ([], ["--only", "First"]):  # the last rows' table stays as it is
+        call("--seeds", "4", "--report", str(tmp_path / "all.md"), *more)
+        assert len(ran) == 2 and (tmp_path / "all.md").read_text() == written

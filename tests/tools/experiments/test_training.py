@@ -1,4 +1,4 @@
-"""Trainings as resumable steps, with a stand-in for train_net.py that is quick and does as it is told."""
+"""Trainings as resumable steps, with a quick stand-in for train_net.py that follows a plan."""
 
 import io
 import json
@@ -45,7 +45,7 @@ report = {"summary": {"AP50_novel": 1.0, "AP50_base": 2.0, "AP50_all": 3.0}, "pe
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Called with a plan: seconds, "fail" or "hang" for each call in turn; returns what was called so far."""
+    """Takes a plan: seconds, "fail" or "hang" for each call in turn. ``calls()`` lists the calls."""
     script = tmp_path / "train_net.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(training, "TRAIN_NET", script)
@@ -110,7 +110,7 @@ def test_other_contents_of_the_inputs_start_over(tmp_path, stand_in, key, file):
         assert len(stand_in.calls()) == calls
 
 
-def test_a_failed_run_tells_why_and_goes_on_next_time(tmp_path, stand_in):
+def test_a_failed_run_says_why_and_goes_on_next_time(tmp_path, stand_in):
     stand_in("fail", 0)
     with pytest.raises(UserError, match="exit code 2") as error:
         run(tmp_path)
@@ -119,8 +119,7 @@ def test_a_failed_run_tells_why_and_goes_on_next_time(tmp_path, stand_in):
     assert log_tail(tmp_path / "log", lines=2) == "    line 28\n    line 29"
     seen = []
     run(tmp_path, progress=seen.append)
-    assert seen[0] == Progress("resuming")
-    assert len(stand_in.calls()) == 2
+    assert seen[0] == Progress("resuming") and len(stand_in.calls()) == 2
 
 
 def test_seconds_add_up_over_sessions(tmp_path, stand_in):
@@ -148,33 +147,26 @@ def test_progress_comes_from_the_metrics(tmp_path, stand_in):
 
 
 def test_folders_of_others_are_left_alone(tmp_path, stand_in):
-    (tmp_path / "run").mkdir()
+    with holding(tmp_path / "run"), pytest.raises(UserError, match="another training is still writing there"):
+        run(tmp_path)
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="holds files that no such run has made"):
         run(tmp_path)
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_folder_serves_one_run_at_a_time(tmp_path, stand_in):
-    with holding(tmp_path / "run"):
-        with pytest.raises(UserError, match="another training is still writing there"):
-            run(tmp_path)
-    run(tmp_path)
+def test_runs_together_and_one_failure_stops_the_others(tmp_path, stand_in):
+    def together(*names):
+        arguments = {"config": CONFIG, "datasets_root": tmp_path}
+        return run_together({name: arguments | {"output": tmp_path / name} for name in names}, at_once=2)
 
-
-def test_together(tmp_path, stand_in):
-    arguments = {"config": CONFIG, "datasets_root": tmp_path}
-    results = run_together({n: arguments | {"output": tmp_path / n} for n in ("b", "a", "c")}, at_once=2)
+    results = together("b", "a", "c")
     assert list(results) == ["b", "a", "c"] and all(r["AP50_all"] == 3.0 for r in results.values())
-
-
-def test_one_failure_stops_the_others(tmp_path, stand_in):
-    stand_in(a=["hang"], b=["fail"])
-    arguments = {"config": CONFIG, "datasets_root": tmp_path}
+    stand_in(d=["hang"], e=["fail"])
     start = time.monotonic()
     with pytest.raises(UserError, match="loss_cls = nan"):
-        run_together({n: arguments | {"output": tmp_path / n} for n in ("a", "b")}, at_once=2)
-    assert time.monotonic() - start < 40  # of the 60 that "a" would take
+        together("d", "e")
+    assert time.monotonic() - start < 40  # of the 60 that "d" would take
 
 
 def test_metrics_of_a_resumed_run_are_read_once(tmp_path):
@@ -185,7 +177,7 @@ def test_metrics_of_a_resumed_run_are_read_once(tmp_path):
     assert read_metrics(tmp_path / "nowhere") == []
 
 
-def test_board_writes_a_line_a_phase_where_there_is_no_terminal():
+def test_the_board_writes_lines_to_a_file_and_redraws_one_on_a_terminal():
     stream = io.StringIO()
     board = Board(stream, period=1000)
     update = board.of("Detic")
@@ -194,13 +186,8 @@ def test_board_writes_a_line_a_phase_where_there_is_no_terminal():
     update(Progress("evaluating", 11, 250))
     board.done("Detic", "fine")
     assert stream.getvalue().splitlines() == [
-        "  Detic: iteration 20 of 300, loss 2.35, 1:23 left",
-        "  Detic: evaluating, image 11 of 250",
-        "  Detic: fine",
-    ]
-
-
-def test_board_redraws_one_line_on_a_terminal():
+        "  Detic: iteration 20 of 300, loss 2.35, 1:23 left", "  Detic: evaluating, image 11 of 250", "  Detic: fine",
+    ]  # fmt: skip
     stream = io.StringIO()
     stream.isatty = lambda: True
     board = Board(stream)
@@ -208,9 +195,6 @@ def test_board_redraws_one_line_on_a_terminal():
     board.of("b")(Progress("training", 1, 2))
     board.done("a", "fine")
     assert stream.getvalue().split("\r\x1b[K") == [
-        "",
-        "a: starting",
-        "a: starting   b: iteration 1 of 2",
-        "  a: fine\n",
-    ]
+        "", "a: starting", "a: starting   b: iteration 1 of 2", "  a: fine\n",
+    ]  # fmt: skip
     assert [clock(s) for s in (0, 59.6, 83, 3723)] == ["0:00", "1:00", "1:23", "1:02:03"]

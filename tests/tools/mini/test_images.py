@@ -12,21 +12,20 @@ from mini.images import draw, draw_pair, draw_scene, place
 
 @pytest.mark.parametrize("concept", range(0, 65, 4))
 def test_boxes_are_tight_around_the_alpha(concept):
-    def drawn(shade):
-        background = np.full((256, 256, 3), shade, np.uint8)
-        return draw(background, [concept], np.random.default_rng(concept), sides=(28, 112))
-
-    on_black, on_white = drawn(0), drawn(255)
-    # What shines through from behind is 255 · (1 - alpha).
+    on_black, on_white = (
+        draw(np.full((256, 256, 3), shade, np.uint8), [concept], np.random.default_rng(concept), sides=(28, 112))
+        for shade in (0, 255)
+    )
+    # The background shines through by 255 · (1 - alpha).
     alpha = 255 - (on_white.image.astype(int) - on_black.image.astype(int)).max(axis=2)
     (x, y, width, height) = on_black.boxes()[0]
-    for share in 40, 200:
-        rows, columns = np.nonzero(alpha >= share)[:2]
-        edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        if share == 40:
-            np.testing.assert_allclose([x, y, x + width, y + height], edges, atol=1)
-        else:
-            assert x <= edges[0] and y <= edges[1] and edges[2] <= x + width and edges[3] <= y + height
+    edges = []
+    for share in (40, 200):
+        rows, columns = np.nonzero(alpha >= share)
+        edges.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    np.testing.assert_allclose([x, y, x + width, y + height], edges[0], atol=1)
+    inner = edges[1]
+    assert x <= inner[0] and y <= inner[1] and inner[2] <= x + width and inner[3] <= y + height
     assert max(width, height) <= 112
 
 
@@ -37,8 +36,7 @@ def test_boxes_lie_inside_and_touch_what_is_visible_on_all_sides(seed):
         assert image.image.shape == (256, 256, 3) and image.image.dtype == np.uint8
         boxes = image.boxes()
         assert len(boxes) == len(image.concepts) >= 1
-        assert (boxes[:, 2:] > 0).all() and (boxes[:, :2] >= 0).all()
-        assert (boxes[:, :2] + boxes[:, 2:] <= 256).all()
+        assert (boxes[:, 2:] > 0).all() and (boxes[:, :2] >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= 256).all()
         for i, (x, y, w, h) in enumerate(boxes):
             inside = image.mask[y : y + h, x : x + w] == i
             assert inside.sum() == (image.mask == i).sum()

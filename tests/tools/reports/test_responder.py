@@ -10,9 +10,9 @@ from detectron2.structures import Boxes
 from torch import nn
 from torch.nn import functional as F
 
+from clim.data.images import resize
 from clim.errors import UserError
 from clim.modeling import TextOutputLayers
-from clim.modeling.backbones.encoder import ImageEncoder
 from reports.responder import Responder, dense_embeddings, dense_stride, head_embeddings, responses
 
 
@@ -71,31 +71,6 @@ def test_responses_are_cosines():
     assert responses(embeddings, texts[:0]).shape == (2, 0, 3, 4)
 
 
-class Encoder(ImageEncoder):
-    dim, stride, native_size = 3, 4, 8
-
-    def features(self, images):
-        return {"dense": F.avg_pool2d(images, self.stride)}
-
-    def dense(self, features):
-        return F.normalize(features["dense"], dim=1)
-
-
-@pytest.fixture
-def clip(load_cfg, tiny_json):
-    """``clip("FVLM_ViTB16_CLIM_COCO.yaml")``: one of the full-size configs around a random CLIP of 16 px patches."""
-
-    def load(config):
-        tower = tiny_json("vit", vision={"patch_size": 16, "layers": 6})
-        return load_cfg(
-            config, "MODEL.IMAGE_ENCODER.ARCHITECTURE", tower, "MODEL.IMAGE_ENCODER.PRETRAINED", "",
-            "MODEL.TEXT.NAME", tower, "MODEL.TEXT.PRETRAINED", "", "MODEL.TEXT.DIM", 12,
-            "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.WEIGHTS", "",
-        )  # fmt: skip
-
-    return load
-
-
 SMALL_FVLM = [
     "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.CONV_DIM", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
     "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
@@ -103,11 +78,16 @@ SMALL_FVLM = [
 ]  # fmt: skip
 
 
-def test_clip_and_f_vlm_answer_with_the_dense_map_of_their_encoder(clip):
-    """Of images given as pixels: the encoder's map of the normalised image, against each text."""
+def test_clip_and_f_vlm_answer_with_the_dense_map_of_their_encoder(load_cfg, tiny_json):
+    """The encoder's map of the normalised image, against each text; a random CLIP of 16 px patches."""
+    tower = tiny_json("vit", vision={"patch_size": 16, "layers": 6})
+    keys = (
+        "MODEL.IMAGE_ENCODER.ARCHITECTURE", tower, "MODEL.IMAGE_ENCODER.PRETRAINED", "", "MODEL.TEXT.NAME", tower,
+        "MODEL.TEXT.PRETRAINED", "", "MODEL.TEXT.DIM", 12, "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.WEIGHTS", "",
+    )  # fmt: skip
     image = np.random.default_rng(0).integers(0, 255, (48, 32, 3), dtype=np.uint8)
     for config in ("CLIP_CLIM_ViTB16_COCO.yaml", "FVLM_ViTB16_CLIM_COCO.yaml"):
-        cfg = clip(config)
+        cfg = load_cfg(config, *keys)
         if config.startswith("FVLM"):
             cfg.merge_from_list(SMALL_FVLM)
         responder = Responder(cfg, prompt="name")
@@ -115,9 +95,8 @@ def test_clip_and_f_vlm_answer_with_the_dense_map_of_their_encoder(clip):
         maps = responder(image, texts, long_side=48)
         encoder = responder.model.image_encoder if not responder.detects else responder.model.backbone.encoder
         pixels = torch.tensor(image).permute(2, 0, 1).float()
-        pixels = (pixels - torch.tensor(cfg.MODEL.PIXEL_MEAN).view(3, 1, 1)) / torch.tensor(cfg.MODEL.PIXEL_STD).view(
-            3, 1, 1
-        )
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+        pixels = (pixels - mean) / std
         with torch.no_grad():
             dense = encoder.features(pixels[None])["dense"][0]
         expected = torch.einsum("dhw,qd->qhw", dense, texts)
@@ -130,20 +109,9 @@ def test_clip_and_f_vlm_answer_with_the_dense_map_of_their_encoder(clip):
                 responder.best_box(image, texts[0])
 
 
-def test_a_model_around_an_image_encoder_is_asked_for_its_dense_map():
-    model = nn.ModuleDict({"image_encoder": Encoder()})
-    images = torch.randn(1, 3, 8, 12, generator=torch.Generator().manual_seed(5))
-    assert dense_stride(model) == 4
-    expected = F.normalize(images[0, :, 4:, 8:].mean(dim=(1, 2)), dim=0)
-    torch.testing.assert_close(dense_embeddings(model, images)[0, :, 1, 2], expected)
-
-
-def test_other_models_are_told():
+def test_models_without_a_map_are_errors():
     with pytest.raises(UserError, match="Linear has neither a C4 head .* nor an image encoder"):
         dense_stride(nn.Linear(2, 2))
-
-
-# ---- Responder
 
 
 @pytest.fixture
@@ -152,15 +120,19 @@ def responder(tiny_cfg):
     return Responder(tiny_cfg("MODEL.TEXT.CACHE", ""), prompt="name")
 
 
-@pytest.fixture
-def image():
-    return np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-
-
-def test_the_model_s_own_tower_reads_the_texts(responder):
-    with torch.no_grad():
-        expected = responder.model.text_encoder.encode(["dog", "teapot"])
-    torch.testing.assert_close(responder.embed(["dog", "teapot"]), expected, rtol=0, atol=1e-6)
+def test_maps_follow_the_image_and_texts_of_one_meaning_agree(responder):
+    texts = responder.embed(["dog", "dog", "teapot"])
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    maps = responder(image, texts, long_side=192)
+    assert texts.shape == (3, 384) and maps.shape == (3, 4, 6) and maps.abs().max() <= 1 + 1e-5
+    assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
+    # Resized by hand to the network's size, the image gives the same maps.
+    assert torch.equal(maps, responder(resize(image, (128, 192)), texts, long_side=192))
+    # Odd sizes become whole locations; an image smaller than a location has one.
+    assert responder(image[:37, :51], texts, long_side=100).shape == (3, 2, 3)
+    assert responder(image[:10, :90], texts, long_side=40).shape == (3, 1, 1)
+    box = responder.best_box(image, texts[0])
+    assert (box >= 0).all() and box[2] <= 96 and box[3] <= 64 and (box[2:] >= box[:2]).all()
 
 
 class Stages(nn.ModuleList):
@@ -178,12 +150,15 @@ def make_cascade(heads):
 
 
 @pytest.mark.parametrize("stages, fails", [(1, False), (1, True), (3, False)])
-def test_the_best_box_leaves_the_vocabulary_as_it_was(responder, image, monkeypatch, stages, fails):
+def test_the_best_box_leaves_the_vocabulary_as_it_was(responder, monkeypatch, stages, fails):
     heads = responder.model.roi_heads
     if stages > 1:
         make_cascade(heads)
     before = {name: buffer.clone() for name, buffer in heads.box_predictor.named_buffers()}
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
     texts = responder.embed(["dog", "teapot"])
+    with torch.no_grad():  # the model's own tower reads the texts
+        torch.testing.assert_close(texts, responder.model.text_encoder.encode(["dog", "teapot"]), rtol=0, atol=1e-6)
     first = responder.best_box(image, texts[0])
     inference = TextOutputLayers.inference
 

@@ -1,0 +1,1 @@
+"""Nearest neighbours of images by text or image, for tools/build_neighbours.py."""
