@@ -482,9 +482,8 @@ def test_boxes_follow_the_image(lsj, photos):
     image = np.zeros((80, 120, 3), np.uint8)
     image[20:60, 30:90] = 255
     box = {"bbox": [30, 20, 90, 60], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
-    mapper = DetectionMapper.from_cfg(
-        lsj("INPUT.LSJ.SCALE", [0.5, 2.0]), [photos[0] | {"annotations": [box]}], seed=3, stream=0
-    )
+    augmentations = training_augmentations(lsj("INPUT.LSJ.SCALE", [0.5, 2.0]))
+    mapper = detections([photos[0] | {"annotations": [box]}], augmentations, seed=3, stream=0)
     mapper.read = lambda *_: (mapper.records[0], SimpleNamespace(image=image, height=80, width=120))
     kept = 0
     for epoch in range(12):
