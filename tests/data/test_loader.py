@@ -51,6 +51,7 @@ def pairs(make_photos):
     for record in regions:
         record |= {"boxes": np.float32([[1, 2, 9, 12]]), "nouns": np.array([3])}
     sets = {"test_loader_boxes": boxes, "test_loader_pairs": pairs, "test_loader_regions": regions}
+    sets |= {"test_loader_bare": [{"image_id": 1, "file_name": "a.jpg"}], "test_loader_empty": boxes[:1]}
     for name, records in sets.items():
         DatasetCatalog.register(name, lambda records=records: records)
     yield pairs
@@ -110,19 +111,14 @@ def test_an_iteration_holds_the_sources_that_are_asked_for(take):
 
 
 @pytest.mark.parametrize("alternate", [(), (1, 1, 2), "regions"])
-def test_batches_depend_neither_on_workers_nor_on_the_start(take, alternate):
+def test_batches_depend_neither_on_workers_nor_on_the_start_and_take_no_random_state(take, alternate):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
     overrides = REGIONS_ONLY if alternate == "regions" else ("DATALOADER.ALTERNATE", alternate)
     whole = [flat(b) for b in take(12, *overrides)]
     for start, workers in ((1, 0), (7, 1), (0, 2)):
         found = take(12 - start, *overrides, "DATALOADER.NUM_WORKERS", workers, start=start)
         assert [flat(b) for b in found] == whole[start:]
-
-
-def test_the_loader_leaves_the_random_states_alone(take):
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    take(2)
-    take(2, "DATALOADER.NUM_WORKERS", 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -143,11 +139,10 @@ def test_aspect_groups(take):
 
 
 def test_images_without_boxes_are_filtered_if_asked(take):
-    def empty(filtered):
+    for filtered in (True, False):
         found = take(16, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", filtered)
-        return {s["image_id"] for b in found for s in b["detection"] if len(s["instances"]) == 0}
-
-    assert empty(True) == set() and empty(False) == {100}
+        empty = {s["image_id"] for b in found for s in b["detection"] if len(s["instances"]) == 0}
+        assert empty == (set() if filtered else {100})
 
 
 def over_ranks(take, monkeypatch, world, count, *overrides):
@@ -158,12 +153,9 @@ def over_ranks(take, monkeypatch, world, count, *overrides):
         yield take(count, *overrides)
 
 
-def test_ranks_share_an_epoch(take, monkeypatch):
+def test_ranks_share_an_epoch_or_alternate_together(take, monkeypatch):
     found = over_ranks(take, monkeypatch, 3, 4, "DATALOADER.ASPECT_RATIO_GROUPING", False)
     assert sorted(i for b in sum(found, []) for i in ids(b, "captions")) == list(range(1000, 1024))
-
-
-def test_alternating_holds_one_source_the_same_on_all_ranks(take, monkeypatch):
     found = over_ranks(take, monkeypatch, 2, 10, "DATALOADER.ALTERNATE", (1, 1), *NO_MOSAICS)
     first, second = ([set(counts(b)) for b in rank] for rank in found)
     assert first == second and {"detection"} in first and {"captions"} in first
@@ -193,46 +185,35 @@ def test_partners_come_from_the_configured_index(take, pairs, tmp_path):
     [
         ([*NO_BOXES, *NO_CAPTIONS, *NO_MOSAICS], "nothing to train on"),
         (["DATALOADER.ALTERNATE", (1, 1)], "2 weights for 3 sources"),
-        (["DATASETS.CAPTIONS", ()], r"DATASETS.CAPTIONS = \(\) holds no image with captions"),
+        (["DATASETS.CAPTIONS", ()], r"DATASETS.CAPTIONS = \(\) holds no image"),
         (["DATASETS.CAPTIONS", ("test_loader_bare",)], "DATASETS.CAPTIONS .* without captions"),
-        (["DATASETS.TRAIN", ("test_loader_pairs",)], "DATASETS.TRAIN"),
-        ([*REGIONS_ONLY, "DATASETS.REGIONS", ()], r"DATASETS.REGIONS = \(\) holds no image with boxes"),
+        (["DATASETS.TRAIN", ("test_loader_pairs",)], "DATASETS.TRAIN .* without annotations"),
+        (["DATASETS.TRAIN", ("test_loader_empty",)], "DATASETS.TRAIN .* holds no image with annotations"),
+        ([*REGIONS_ONLY, "DATASETS.REGIONS", ()], r"DATASETS.REGIONS = \(\) holds no image"),
     ],
 )
 def test_mistakes_name_the_key(take, overrides, message):
-    DatasetCatalog.register("test_loader_bare", lambda: [{"image_id": 1, "file_name": "a.jpg"}])
-    try:
-        with pytest.raises(UserError, match=message):
-            take(1, *overrides)
-    finally:
-        DatasetCatalog.remove("test_loader_bare")
+    with pytest.raises(UserError, match=message):
+        take(1, *overrides)
 
 
 # ---- ids
 
 
-@given(
-    st.lists(
-        st.fixed_dictionaries(
-            {
-                "image_id": st.one_of(st.integers(-1, 3), st.sampled_from(["a", "7"])),
-                "file_name": st.sampled_from(["a.jpg", "b.jpg", "c.jpg"]),
-            }
-        )
-    )
-)
+IDS = st.one_of(st.integers(-1, 3), st.sampled_from(["a", "7"]))
+
+
+@given(st.lists(st.fixed_dictionaries({"image_id": IDS, "file_name": st.sampled_from(["a.jpg", "b.jpg", "c.jpg"])})))
 def test_ids_are_the_same_for_one_image_and_differ_between_two(records):
     found = with_own_ids(records)
     assert [r["file_name"] for r in found] == [r["file_name"] for r in records]
     assert all(type(r["image_id"]) is int and r["image_id"] >= 0 for r in found)
-    for one in found:
-        for other in found:
-            if one["file_name"] != other["file_name"]:
-                assert one["image_id"] != other["image_id"]
+    names = {(r["image_id"], r["file_name"]) for r in found}
+    assert len({image_id for image_id, _ in names}) == len(names)
 
 
 def test_good_ids_stay_and_an_image_of_two_sets_counts_once():
-    records = [{"image_id": 9, "file_name": "a"}, {"image_id": 4, "file_name": "b"}, {"image_id": 9, "file_name": "a"}]
+    records = [{"image_id": i, "file_name": f} for i, f in ((9, "a"), (4, "b"), (9, "a"))]
     assert with_own_ids(records) is records
     records = [{"image_id": 1, "file_name": f} for f in ("a", "b", "a")]
     assert [r["image_id"] for r in with_own_ids(records)] == [0, 1, 0]
@@ -265,10 +246,6 @@ def test_epochs_sources_and_seeds_are_shuffled_differently():
 
     orders = {order(seed, stream, epoch) for seed in (0, 1) for stream in (0, 1, 2) for epoch in (0, 1, 2)}
     assert len(orders) == 18
-    assert order(0, 0, 0) == order(0, 0, 0)
-
-
-def test_batches_are_consecutive_draws_that_do_not_change_later():
     drawn = first(draws(7, seed=0, stream=0), 12)
     assert first(batches(iter(drawn), 3), 4) == [drawn[i : i + 3] for i in range(0, 12, 3)]
 
@@ -295,20 +272,15 @@ def sources():
     }
 
 
-def test_joint_sources_go_through_their_own_streams():
-    keys = [key for batch in first(joint_batches(sources()), 20) for key in batch]
+def test_joint_and_alternating_sources_go_through_their_own_streams():
+    joint = [key for batch in first(joint_batches(sources()), 20) for key in batch]
+    alternating = first(alternating_batches(sources(), weights=(1, 1), seed=5), 60)
+    assert all(len({name for name, _, _ in keys}) == 1 for keys in alternating)
     for name in ("detection", "captions"):
         own = [draw for batch in first(sources()[name], 20) for draw in batch]
-        assert [(epoch, i) for n, epoch, i in keys if n == name] == own
-
-
-def test_an_alternating_iteration_holds_one_source_and_skips_nothing():
-    taken = first(alternating_batches(sources(), weights=(1, 1), seed=5), 60)
-    assert all(len({name for name, _, _ in keys}) == 1 for keys in taken)
-    for name in ("detection", "captions"):
-        own = [[(e, i) for _, e, i in keys] for keys in taken if keys[0][0] == name]
-        assert len(own) > 15
-        assert own == first(sources()[name], len(own))
+        assert [(epoch, i) for n, epoch, i in joint if n == name] == own
+        own = [[(e, i) for _, e, i in keys] for keys in alternating if keys[0][0] == name]
+        assert len(own) > 15 and own == first(sources()[name], len(own))
 
 
 def test_alternation_follows_weights_and_seed():

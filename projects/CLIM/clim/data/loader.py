@@ -250,7 +250,10 @@ class SkippingLoader:
         for batch in self.loader:
             samples = []
             for sample in batch:
-                self.on_skip(sample) if isinstance(sample, Skipped) else samples.append(sample)
+                if isinstance(sample, Skipped):
+                    self.on_skip(sample)
+                else:
+                    samples.append(sample)
             if samples:
                 yield samples
 
