@@ -22,7 +22,6 @@ from clim.data.region_classification import (
     crop_letterboxed,
     extent,
     letterbox_masks,
-    segment_ids,
 )
 from clim.errors import UserError
 
@@ -179,8 +178,6 @@ def rectangle(height, width, y, x):
 
 
 def test_every_form_of_a_segmentation_is_the_same_mask():
-    image = np.array([[[7, 0, 0], [0, 7, 0]], [[0, 0, 7], [1, 2, 3]]], np.uint8)
-    assert segment_ids(image).tolist() == [[7, 7 * 256], [7 * 65536, 1 + 2 * 256 + 3 * 65536]]  # red first
     mask = rectangle(20, 30, slice(2, 12), slice(5, 9))
     packed = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
     column = mask.numpy().flatten(order="F")

@@ -71,7 +71,15 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
     if fmt not in ("BGR", "RGB"):
         raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
     file_name = os.fspath(file_name)
-    data = _read_bytes(file_name)
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "missing" if missing else f"cannot be opened ({error.strerror or error})"
+        raise UnreadableImage(file_name, reason) from error
+    if not data:
+        raise UnreadableImage(file_name, "empty")
     try:
         with _no_grey_filling(), Image.open(io.BytesIO(data)) as opened:
             width, height = opened.size
@@ -147,19 +155,6 @@ def letterbox_size(height: int, width: int, size: int) -> tuple[int, int]:
     """(height, width) in px, at least 1, of a :func:`letterbox` image without padding."""
     scale = size / max(height, width)
     return max(round(height * scale), 1), max(round(width * scale), 1)
-
-
-def _read_bytes(file_name: str) -> bytes:
-    try:
-        with PathManager.open(file_name, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = "missing" if missing else f"cannot be opened ({error.strerror or error})"
-        raise UnreadableImage(file_name, reason) from error
-    if not data:
-        raise UnreadableImage(file_name, "empty")
-    return data
 
 
 @contextmanager

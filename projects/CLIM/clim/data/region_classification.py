@@ -68,37 +68,35 @@ class RegionTestMapper:
         except UnreadableImage as error:
             return Skipped(error.file_name, error.reason)
 
-        masks = [
-            _mask(a, record, segments) if "masks" in self.variants or "bbox" not in a else None for a in annotations
-        ]
-        boxes = [_box(a, mask) for a, mask in zip(annotations, masks, strict=True)]
-        kept = [
-            i
-            for i, box in enumerate(boxes)
-            if box is not None and self.min_area <= (box[2:] - box[:2]).prod() <= self.max_area
-        ]
+        kept, boxes, masks = [], [], []
+        for annotation in annotations:
+            masked = "masks" in self.variants or "bbox" not in annotation
+            mask = _mask(annotation, record, segments) if masked else None
+            box = _box(annotation, mask)
+            if box is not None and self.min_area <= (box[2:] - box[:2]).prod() <= self.max_area:
+                kept.append(annotation)
+                boxes.append(box)
+                masks.append(mask)
         if not kept:
             return Skipped(record["file_name"], NO_REGION)
-        boxes = torch.stack([boxes[i] for i in kept])
+        boxes = torch.stack(boxes)
         square, scale = letterbox(image, self.size)
         sample = {
             "image": channels_first(square),
             "boxes": Boxes((boxes * scale).float()),
-            "gt_classes": torch.tensor([annotations[i]["category_id"] for i in kept]),
+            "gt_classes": torch.tensor([annotation["category_id"] for annotation in kept]),
             "image_id": record["image_id"],
             "file_name": record["file_name"],
             "height": image.shape[0],
             "width": image.shape[1],
         }
         if "masks" in self.variants:
-            squares = letterbox_masks(torch.stack([masks[i] for i in kept]), self.size // self.mask_stride)
+            squares = letterbox_masks(torch.stack(masks), self.size // self.mask_stride)
             sample["masks"] = F.interpolate(squares[:, None].byte(), self.size)[:, 0].bool()
         if "crops" in self.variants:
-            enlarged = [CROP_ENLARGED if "bbox" in annotations[i] else 1.0 for i in kept]
-            crops = [
-                crop_letterboxed(image, box, self.crop_size, enlarged=factor)
-                for box, factor in zip(boxes.numpy(), enlarged, strict=True)
-            ]
+            sides = [CROP_ENLARGED if "bbox" in annotation else 1.0 for annotation in kept]
+            cut = zip(boxes.numpy(), sides, strict=True)
+            crops = [crop_letterboxed(image, box, self.crop_size, enlarged=side) for box, side in cut]
             sample["crops"] = torch.stack([channels_first(crop) for crop in crops])
         return sample
 
@@ -110,7 +108,8 @@ class RegionTestMapper:
             return decoded.image, None
         segments = read_image(record["pan_seg_file_name"], fmt="RGB")
         check_size({**record, "file_name": record["pan_seg_file_name"]}, segments)
-        return decoded.image, segment_ids(segments.image)
+        # COCO's panoptic PNGs store an id as red + 256 green + 65536 blue.
+        return decoded.image, torch.from_numpy(segments.image.astype(np.int64) @ [1, 256, 65536])
 
 
 def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
@@ -128,11 +127,6 @@ def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -
         )
     mapper, workers = RegionTestMapper.from_cfg(cfg), cfg.DATALOADER.NUM_WORKERS
     return SkippingLoader(build_detection_test_loader(records, mapper=mapper, num_workers=workers), on_skip=on_skip)
-
-
-def segment_ids(image: np.ndarray) -> Tensor:
-    """int64 (H, W) of a panoptic PNG, RGB (H, W, 3): red + 256 green + 65536 blue (COCO's format)."""
-    return torch.from_numpy(image.astype(np.int64) @ [1, 256, 65536])
 
 
 def bitmask(segmentation: list | Mapping, height: int, width: int) -> Tensor:
