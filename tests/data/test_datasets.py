@@ -68,6 +68,12 @@ def test_every_set_reads_its_file_with_its_classes(root, write, name):
     assert (metadata.thing_classes, metadata.base_classes, metadata.novel_classes) == tuple(map(list, names))
 
 
+def test_cc3m_lies_where_detics_scripts_put_it(root, write):
+    write("cc3m/train_image_info.json", IMAGE | {"captions": ["a photo"]}, images_in="cc3m/training")
+    (record,) = DatasetCatalog.get("cc3m_v1_train")
+    assert (record["file_name"], record["tags"]) == (str(root / "cc3m/training/9.jpg"), [])
+
+
 def test_coco_metadata_needs_no_files_and_a_missing_json_names_the_remedy(root):
     for name in (*BOXES, *CAPTIONS, "coco_panoptic_val_regions"):
         metadata = MetadataCatalog.get(name)
@@ -97,12 +103,6 @@ def test_of_two_files_the_better_one_counts(root, write):
     write("coco/zero-shot/instances_val2017_unseen_2_oriorder.json", IMAGE, annotations=[box()], categories=listed,
           images_in="coco/val2017")  # fmt: skip
     assert DatasetCatalog.get("coco_zeroshot_val")[0]["annotations"][0]["category_id"] == 16
-
-
-def test_cc3m_lies_where_detics_scripts_put_it(root, write):
-    write("cc3m/train_image_info.json", IMAGE | {"captions": ["a photo"]}, images_in="cc3m/training")
-    (record,) = DatasetCatalog.get("cc3m_v1_train")
-    assert (record["file_name"], record["tags"]) == (str(root / "cc3m/training/9.jpg"), [])
 
 
 def test_the_data_root_and_the_classes_of_a_json_are_read_at_every_load(write, monkeypatch, tmp_path):
@@ -176,8 +176,7 @@ def test_an_own_set_is_read_below_the_data_root_when_asked_for(root, write, name
 
 
 def test_further_metadata_and_absolute_paths(tmp_path, write, name):
-    path = write("a.json", PAIR)
-    register_own_set(name, "captions", path, tmp_path / "images", thing_classes=["dog"])
+    register_own_set(name, "captions", write("a.json", PAIR), tmp_path / "images", thing_classes=["dog"])
     assert MetadataCatalog.get(name).thing_classes == ["dog"]
     assert DatasetCatalog.get(name)[0]["file_name"] == str(tmp_path / "images/9.jpg")
 
