@@ -14,18 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from build_neighbours import save_neighbours
-from clim.data.loader import (
-    STREAMS,
-    Skipped,
-    SkippingLoader,
-    alternating_batches,
-    batches,
-    build_detection_loader,
-    build_train_loader,
-    draws,
-    joint_batches,
-    with_own_ids,
-)
+from clim.data import loader
+from clim.data.loader import STREAMS, Skipped, batches, build_train_loader, draws, with_own_ids
 from clim.errors import UserError
 
 SIZES = [(40, 60), (60, 40), (48, 48), (30, 64), (64, 36), (50, 50), (44, 60), (60, 52)]
@@ -267,8 +257,8 @@ def sources():
 
 
 def test_joint_and_alternating_sources_go_through_their_own_streams():
-    joint = [key for batch in first(joint_batches(sources()), 20) for key in batch]
-    alternating = first(alternating_batches(sources(), weights=(1, 1), seed=5), 60)
+    joint = [key for batch in first(loader.joint_batches(sources()), 20) for key in batch]
+    alternating = first(loader.alternating_batches(sources(), weights=(1, 1), seed=5), 60)
     assert all(len({name for name, _, _ in keys}) == 1 for keys in alternating)
     for name in ("detection", "captions"):
         own = [draw for batch in first(sources()[name], 20) for draw in batch]
@@ -279,7 +269,7 @@ def test_joint_and_alternating_sources_go_through_their_own_streams():
 
 def test_alternation_follows_weights_and_seed():
     def names(count, *, weights=(1, 1), seed=5):
-        return [keys[0][0] for keys in first(alternating_batches(sources(), weights=weights, seed=seed), count)]
+        return [keys[0][0] for keys in first(loader.alternating_batches(sources(), weights=weights, seed=seed), count)]
 
     assert abs(names(1000, weights=(1, 4)).count("captions") / 1000 - 0.8) < 0.05
     assert set(names(50, weights=(1, 0))) == {"detection"}
@@ -293,13 +283,15 @@ LOST, BLANK = Skipped("a.jpg", "missing"), Skipped("b.jpg", "no region left")
 
 def test_skipped_images_are_reported_in_every_pass_before_their_batch_and_left_out():
     skipped = []
-    loader = SkippingLoader([[{"id": 1}, LOST], [BLANK], [{"id": 2}], [LOST, {"id": 3}], []], on_skip=skipped.append)
-    assert next(iter(loader)) == [{"id": 1}] and skipped == [LOST]
+    found = loader.SkippingLoader(
+        [[{"id": 1}, LOST], [BLANK], [{"id": 2}], [LOST, {"id": 3}], []], on_skip=skipped.append
+    )
+    assert next(iter(found)) == [{"id": 1}] and skipped == [LOST]
     skipped.clear()
     for count in (1, 2):
-        assert list(loader) == [[{"id": 1}], [{"id": 2}], [{"id": 3}]]
+        assert list(found) == [[{"id": 1}], [{"id": 2}], [{"id": 3}]]
         assert skipped == [LOST, BLANK, LOST] * count
-    assert len(loader) == 5  # it is not known beforehand what is skipped
+    assert len(found) == 5  # it is not known beforehand what is skipped
 
 
 def test_detection_goes_on_without_damaged_images(make_photos, load_cfg, registered):
@@ -308,6 +300,6 @@ def test_detection_goes_on_without_damaged_images(make_photos, load_cfg, registe
     damaged.write_bytes(damaged.read_bytes()[:200])
     records[2]["width"] += 1  # the file is another image than the record's
     skipped, cfg = [], load_cfg("mini/detic.yaml", "DATALOADER.NUM_WORKERS", 0)
-    loader = build_detection_loader(cfg, registered(*records), on_skip=skipped.append)
-    assert [sample["image_id"] for batch in loader for sample in batch] == [records[0]["image_id"]]
+    found = loader.build_detection_loader(cfg, registered(*records), on_skip=skipped.append)
+    assert [sample["image_id"] for batch in found for sample in batch] == [records[0]["image_id"]]
     assert [file_name for file_name, _ in skipped] == [record["file_name"] for record in records[1:]]

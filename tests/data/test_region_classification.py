@@ -13,16 +13,10 @@ from pycocotools import mask as coco_mask
 from torchvision.transforms import InterpolationMode
 
 from clim.config import add_clim_config
+from clim.data import region_classification as rc
 from clim.data.images import letterbox, read_image
 from clim.data.loader import NO_REGION, Skipped
-from clim.data.region_classification import (
-    RegionTestMapper,
-    bitmask,
-    build_region_loader,
-    crop_letterboxed,
-    extent,
-    letterbox_masks,
-)
+from clim.data.region_classification import RegionTestMapper, build_region_loader, crop_letterboxed, letterbox_masks
 from clim.errors import UserError
 
 HEIGHT, WIDTH = 40, 60
@@ -184,14 +178,14 @@ def test_every_form_of_a_segmentation_is_the_same_mask():
     counts = np.diff([0, *(np.flatnonzero(np.diff(column)) + 1), len(column)]).tolist()
     polygons = [[5, 2, 9, 2, 9, 7, 5, 7], [5, 7, 9, 7, 9, 12, 5, 12]]
     for segmentation in (polygons, packed, {"size": [20, 30], "counts": counts}):
-        assert torch.equal(bitmask(segmentation, 20, 30), mask)
+        assert torch.equal(rc.bitmask(segmentation, 20, 30), mask)
 
 
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_extent_is_that_of_the_release(mask):
     mask = torch.from_numpy(mask)
     ys, xs = np.where(mask.numpy())
-    found = extent(mask)
+    found = rc.extent(mask)
     assert found.tolist() == [xs.min(), ys.min(), xs.max(), ys.max()] if len(ys) else found is None
     assert found is None or found.dtype == torch.float64
 
