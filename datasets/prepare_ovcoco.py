@@ -1,11 +1,10 @@
-"""Make OV-COCO's files from plain COCO 2017: Detic's zero-shot splits, CLIM's base/novel files, captions with
-tags.
+"""Make OV-COCO's files from COCO 2017: Detic's zero-shot splits, CLIM's base/novel files, captions with tags.
 
     python datasets/prepare_ovcoco.py --source /path/to/coco --output datasets
 
 ``--source`` holds annotations/{instances_train2017,instances_val2017,captions_train2017}.json, train2017/ and
-val2017/, and is only read. ``--output`` becomes the data root (DETECTRON2_DATASETS); it may be the source's
-parent. Running it again with the same input changes nothing.
+val2017/; the command only reads it. ``--output`` becomes the data root (DETECTRON2_DATASETS); it may be the source's
+parent. A second run with the same input changes nothing.
 """
 
 import argparse
@@ -32,24 +31,23 @@ DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
 ANNOTATIONS = ("instances_train2017.json", "instances_val2017.json", "captions_train2017.json")
 OPTIONAL_ANNOTATIONS = ("captions_val2017.json",)
 IMAGE_FOLDERS = ("train2017", "val2017")
-STAMP = ".prepare_ovcoco.json"  # {"files": those that this script has written}
+STAMP = ".prepare_ovcoco.json"  # {"files": [files that this script has written]}
 COUNTED = ("images", "annotations", "categories")
 
 # Images of the complete set -> images left by the split (OVR-CNN, Detic): 48 classes of train, 65 of val.
 FULL_SET = {"train": (118_287, 107_761), "val": (5_000, 4_836)}
 
-# The released rule knows LVIS's words only; the other one COCO's names too.
+# The released rule knows only LVIS's words; the other rule also knows COCO's names.
 RULES = {"released": (tags.released_tags, tags.lvis_words), "words": (tags.word_tags, tags.all_words)}
 
 
-# ---- what the files hold: pure functions of COCO's content ----
+# ---- contents of the files: pure functions of COCO's content ----
 
 
 def keep_classes(instances: dict, ids: Collection[int], *, drop_empty_images: bool) -> dict:
-    """A COCO instances content with the annotations of ``ids`` only, crowds included, all ids unchanged.
+    """``instances`` with only the annotations of ``ids``, crowds included; all ids stay the same.
 
-    ``drop_empty_images``: images without a kept annotation go too (OVR-CNN's split); otherwise all stay
-    (CLIM's).
+    ``drop_empty_images`` removes images without a kept annotation (OVR-CNN's split); CLIM's split keeps them.
     """
     annotations = [a for a in instances["annotations"] if a["category_id"] in ids]
     images = instances["images"]
@@ -60,7 +58,7 @@ def keep_classes(instances: dict, ids: Collection[int], *, drop_empty_images: bo
 
 
 def list_classes(instances: dict, ids: Collection[int]) -> dict:
-    """``instances`` with the ``categories`` of ``ids`` only, each with its ``split`` as OVR-CNN has it."""
+    """``instances`` with only the ``categories`` of ``ids``, each with its ``split`` in OVR-CNN's words."""
     categories = [
         category | {"split": "seen" if category["id"] in BASE_IDS else "unseen"}
         for category in instances["categories"]
@@ -96,7 +94,7 @@ def tag_captions(captions: dict, categories: list[dict], *, rule: str) -> dict:
 
 
 def check_full_set(part: str, instances: dict, split: dict) -> None:
-    """UserError where complete COCO gives another number of images than the published split."""
+    """UserError if complete COCO gives another number of images than the published split."""
     full, expected = FULL_SET[part]
     if len(instances["images"]) == full and len(split["images"]) != expected:
         raise UserError(
@@ -109,7 +107,7 @@ def check_full_set(part: str, instances: dict, split: dict) -> None:
 
 
 def find_source(source: Path) -> Path:
-    """``source``, resolved, once everything needed is there."""
+    """``source``, resolved. UserError if a file or folder is missing."""
     needed = [f"annotations/{name}" for name in ANNOTATIONS] + list(IMAGE_FOLDERS)
     missing = [name for name in needed if not (source / name).exists()]
     if missing:
@@ -130,7 +128,7 @@ def read_instances(path: Path) -> dict:
 
 
 def require_writable(folder: Path, source: Path, *, in_place: bool) -> None:
-    """UserError where writing to ``folder`` would change a source elsewhere or a read-only folder."""
+    """UserError if writing to ``folder`` would change a source elsewhere or a read-only folder."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     within = existing.resolve()
     if not in_place and within.is_relative_to(source):
@@ -138,18 +136,18 @@ def require_writable(folder: Path, source: Path, *, in_place: bool) -> None:
             f"{existing} lies in the source {source}, which is only read: choose another --output "
             f"(the folder that holds the source works in place) or remove the link"
         )
-    # The mode too: an administrator may write anywhere, but should not where nobody is meant to.
+    # An administrator may write to any folder, so the mode counts too.
     anyone = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
     if not (within.stat().st_mode & anyone and os.access(within, os.W_OK)):
         raise UserError(f"{existing} is read-only: choose another --output")
 
 
 def place(original: Path, target: Path, *, copy: bool) -> str:
-    """Link or copy a source file or folder to ``target``, which stays if it is there and holds the same."""
+    """Link or copy a source file or folder to ``target``; a target with the same content stays."""
     if target.is_symlink():
         if not copy and target.resolve() == original.resolve():
             return "linked already"
-        target.unlink()  # a link to elsewhere; what it points to stays
+        target.unlink()  # only the link
     elif target.is_dir():
         return "kept the folder that is there"
     elif target.exists():
@@ -169,9 +167,9 @@ def place(original: Path, target: Path, *, copy: bool) -> str:
 
 
 def write_output(path: Path, content: dict | list, *, replace: bool) -> dict:
-    """Write whole or not at all, and only what changes; returns the file's row of the report.
+    """Replace a file in one step if its content changes; returns its row of the report.
 
-    ``replace``: False refuses to overwrite other content, e.g. files that Detic's or OVR-CNN's scripts left.
+    ``replace`` False refuses to overwrite other content, e.g. files of Detic's or OVR-CNN's scripts.
     """
     data = json.dumps(content).encode()
     if not path.exists() or path.read_bytes() != data:
@@ -208,7 +206,7 @@ def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = 
     ours, files = list((read_json_or_none(coco / STAMP) or {"files": ()})["files"]), {}
     for name, build in tqdm(made.items(), desc="json files", unit="file"):
         files[name] = write_output(coco / name, build(), replace=name in ours)
-        if name not in ours:  # noted at once, so that the run after an interrupted one knows its files
+        if name not in ours:  # written at once, so that an interrupted run leaves a complete list
             ours.append(name)
             write_json(coco / STAMP, {"files": ours})
     return files

@@ -1,10 +1,9 @@
-"""Which classes an image's captions name: LVIS's words for COCO's classes, and two rules from text to class ids.
+"""Two rules that find the classes named by an image's captions, with LVIS's words for COCO's classes.
 
-``released`` is the rule behind the published numbers (Detic's ``captions_train2017_tags_allcaps.json``), kept with its
-blind spots; ``words`` reads words instead of characters. Both take the captions of one image and a table
-{class id: LVIS words}, and return class ids in the table's order.
-
-Words are as LVIS writes them: "_" for a space and a remark in brackets ("mouse_(computer_equipment)").
+``released`` is the rule of the published numbers (Detic's ``captions_train2017_tags_allcaps.json``), errors included;
+``words`` reads words instead of characters. Both take the captions of one image and a table {class id: LVIS words},
+and return class ids in the order of the table. LVIS writes "_" for a space and a remark in brackets
+("mouse_(computer_equipment)").
 """
 
 import re
@@ -15,8 +14,8 @@ from clim.data.categories import COCO_CATEGORIES
 
 Table = Mapping[int, Sequence[str]]
 
-# WordNet synsets of COCO's classes (``coco_to_synset`` of lvis-api), where they are not "name.n.01". LVIS v1 has no
-# frank.n.02 for "hot dog"; Detic takes sausage.n.01 in its place, so "hot dog" is not among the words of that class.
+# WordNet synsets of COCO's classes (``coco_to_synset`` of lvis-api) that are not "name.n.01". LVIS v1 has no
+# frank.n.02 for "hot dog". Detic takes sausage.n.01, so "hot dog" is not a word of that class.
 SYNSETS = {
     "fire hydrant": "fireplug.n.01", "cow": "beef.n.01", "handbag": "bag.n.04", "tie": "necktie.n.01",
     "suitcase": "bag.n.06", "skis": "ski.n.01", "sports ball": "ball.n.06", "kite": "kite.n.03",
@@ -45,7 +44,7 @@ def lvis_words() -> dict[int, tuple[str, ...]]:
 
 
 def all_words() -> dict[int, tuple[str, ...]]:
-    """:func:`lvis_words` with COCO's own name in front where LVIS lacks it ("hot dog", "laptop")."""
+    """:func:`lvis_words`, with COCO's name in front if LVIS lacks it ("hot dog", "laptop")."""
     words = lvis_words()
     names = ((key, name.replace(" ", "_")) for key, name in COCO_CATEGORIES)
     return {key: words[key] if name in words[key] else (name, *words[key]) for key, name in names}
@@ -53,16 +52,16 @@ def all_words() -> dict[int, tuple[str, ...]]:
 
 @cache
 def spoken_name(word: str) -> str:
-    """LVIS word as a caption writes it: "_" is a space, text from "(" on is cut, lower case, stripped."""
+    """The form of an LVIS word in a caption: spaces for "_", no remark in brackets, lower case."""
     return word.replace("_", " ").split("(")[0].lower().strip()
 
 
 def released_tags(captions: Sequence[str], table: Table) -> list[int]:
-    """Category ids named by the lower-cased captions joined by spaces, by the released rule.
+    """Category ids by the released rule (Detic, tools/get_cc_tags.py with ``--allcaps``).
 
-    A name counts where it stands between two spaces, opens the text before a space or closes it after a
-    space. So plurals and names beside punctuation ("a dog.") are missed, and "hot dog" counts as a dog.
-    Source: Detic, tools/get_cc_tags.py with ``--allcaps``.
+    The rule joins the lower-cased captions by spaces. A name counts between two spaces, at the start before a space or
+    at the end after a space. So the rule misses plurals and names beside punctuation ("a dog."), and "hot dog" counts
+    as a dog.
     """
     text = " ".join(captions).lower()
 
@@ -73,11 +72,10 @@ def released_tags(captions: Sequence[str], table: Table) -> list[int]:
 
 
 def word_tags(captions: Sequence[str], table: Table) -> list[int]:
-    """Category ids named by whole words: plurals count, punctuation hides nothing, the longest name wins.
+    """Category ids named by whole words: plurals count, punctuation may follow a name, the longest name wins.
 
-    "hot dogs" is no dog and "teddy bear" no bear when the table has these names; a name never spans two
-    captions. Only plurals of words in the table are known; other words for a thing ("bike" is there,
-    "motorbike" is not) are not.
+    So "hot dogs" is not a dog and "teddy bear" is not a bear if the table has these names. A name never spans two
+    captions. The rule knows only the words of the table and their plurals ("bike", but not "motorbike").
     """
     phrases, longest = _phrases(tuple((key, tuple(words)) for key, words in table.items()))
     found: set[int] = set()
@@ -97,7 +95,7 @@ def word_tags(captions: Sequence[str], table: Table) -> list[int]:
 
 
 def plurals(name: str) -> tuple[str, ...]:
-    """Regular or listed plural forms of a name, taken at its last word ("bench" -> "benches")."""
+    """Regular or listed plural forms of the last word of a name ("bench" -> "benches")."""
     head, _, last = name.rpartition(" ")
     if last in _IRREGULAR_PLURALS:
         forms = _IRREGULAR_PLURALS[last]
@@ -112,7 +110,7 @@ def plurals(name: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def _phrases(rows: tuple[tuple[int, tuple[str, ...]], ...]) -> tuple[dict[tuple[str, ...], set[int]], int]:
-    """{tokens of a name, plural or hyphenated variant: category ids}, and the longest name's token count."""
+    """{tokens of a name, its plural or hyphenated form: category ids}, and the token count of the longest name."""
     phrases: dict[tuple[str, ...], set[int]] = {}
     for key, words in rows:
         for name in map(spoken_name, words):

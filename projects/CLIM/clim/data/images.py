@@ -48,9 +48,9 @@ class UnreadableImage(Exception):
 
 
 class Decoded(NamedTuple):
-    """Result of :func:`read_image`; with ``at_least`` the image may be smaller than the original."""
+    """A decoded image and the size of the original."""
 
-    image: np.ndarray  # uint8 (H', W', 3), contiguous and writable
+    image: np.ndarray  # uint8 (H', W', 3), contiguous and writable, smaller than the original with ``at_least``
     height: int  # of the upright original
     width: int
 
@@ -144,10 +144,8 @@ def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:
     """
     height, width = image.shape[:2]
     new_height, new_width = letterbox_size(height, width, size)
-    if (new_height, new_width) != (height, width):
-        image = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC))
     square = np.zeros((size, size, 3), dtype=np.uint8)
-    square[:new_height, :new_width] = image
+    square[:new_height, :new_width] = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC)
     return square, size / max(height, width)
 
 

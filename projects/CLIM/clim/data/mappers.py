@@ -165,9 +165,8 @@ class CanvasMapper(RecordMapper):
         margin = 1.0 if self.filling == "fit" else 1 / shortest_crop(**self.crop)
 
         def at_least(record):
-            h, w = record["height"], record["width"]
-            scale = (min if self.filling == "fit" else max)(height / h, width / w) * margin
-            return min(int(np.ceil(h * scale)), h), min(int(np.ceil(w * scale)), w)
+            scales = height / record["height"], width / record["width"]
+            return _scaled(record, (min(scales) if self.filling == "fit" else max(scales)) * margin)
 
         record, decoded = self.read(index, rng, skipped, at_least)
         if self.filling == "fit":
@@ -191,13 +190,8 @@ class CropMapper(RecordMapper):
 
     def map(self, index, rng, skipped):
         # The smallest crop has at least ``size`` px a side, unless the image is smaller.
-        margin = self.size / shortest_crop(**self.crop)
-
-        def at_least(record):
-            grow = margin / min(record["height"], record["width"])
-            return tuple(min(int(np.ceil(record[side] * grow)), record[side]) for side in ("height", "width"))
-
-        record, decoded = self.read(index, rng, skipped, at_least)
+        shortest = self.size / shortest_crop(**self.crop)
+        record, decoded = self.read(index, rng, skipped, lambda r: _scaled(r, shortest / min(r["height"], r["width"])))
         x0, y0, x1, y1 = resized_crop(*decoded.image.shape[:2], **self.crop, rng=rng)
         # PIL's bicubic filter averages all pixels when it shrinks, as CLIP's own preprocessing does.
         image = Image.fromarray(decoded.image[y0:y1, x0:x1]).resize((self.size, self.size), Image.Resampling.BICUBIC)
@@ -275,6 +269,12 @@ def training_augmentations(cfg) -> list[T.Augmentation]:
     if not size:
         return standard
     return [T.ResizeScale(smallest, largest, size, size), T.FixedSizeCrop((size, size), pad=False), *standard[1:]]
+
+
+def _scaled(record: dict, scale: float) -> tuple[int, int]:
+    """(height, width) of the image times ``scale``, rounded up, but at most full size."""
+    height, width = (min(int(np.ceil(record[side] * scale)), record[side]) for side in ("height", "width"))
+    return height, width
 
 
 def _canvas(image: torch.Tensor, tiles: Tiles) -> dict:
