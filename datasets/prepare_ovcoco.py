@@ -31,13 +31,13 @@ DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
 ANNOTATIONS = ("instances_train2017.json", "instances_val2017.json", "captions_train2017.json")
 OPTIONAL_ANNOTATIONS = ("captions_val2017.json",)
 IMAGE_FOLDERS = ("train2017", "val2017")
-STAMP = ".prepare_ovcoco.json"  # {"files": those that this script has written}
+STAMP = ".prepare_ovcoco.json"  # {"files": [files that this script has written]}
 COUNTED = ("images", "annotations", "categories")
 
 # Images of the complete set -> images left by the split (OVR-CNN, Detic): 48 classes of train, 65 of val.
 FULL_SET = {"train": (118_287, 107_761), "val": (5_000, 4_836)}
 
-# The released rule knows LVIS's words only; the other one COCO's names too.
+# The released rule knows only LVIS's words; the other rule also knows COCO's names.
 RULES = {"released": (tags.released_tags, tags.lvis_words), "words": (tags.word_tags, tags.all_words)}
 
 
@@ -141,7 +141,7 @@ def place(original: Path, target: Path, *, copy: bool) -> str:
     if target.is_symlink():
         if not copy and target.resolve() == original.resolve():
             return "linked already"
-        target.unlink()  # a link to elsewhere; what it points to stays
+        target.unlink()  # only the link
     elif target.is_dir():
         return "kept the folder that is there"
     elif target.exists():

@@ -43,7 +43,7 @@ def lvis_words() -> dict[int, tuple[str, ...]]:
 
 
 def all_words() -> dict[int, tuple[str, ...]]:
-    """:func:`lvis_words` with COCO's own name in front where LVIS lacks it ("hot dog", "laptop")."""
+    """:func:`lvis_words`, with COCO's name in front if LVIS lacks it ("hot dog", "laptop")."""
     words = lvis_words()
     names = ((key, name.replace(" ", "_")) for key, name in COCO_CATEGORIES)
     return {key: words[key] if name in words[key] else (name, *words[key]) for key, name in names}
@@ -109,7 +109,7 @@ def plurals(name: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def _phrases(rows: tuple[tuple[int, tuple[str, ...]], ...]) -> tuple[dict[tuple[str, ...], set[int]], int]:
-    """{tokens of a name, plural or hyphenated variant: category ids}, and the longest name's token count."""
+    """{tokens of a name, its plural or hyphenated form: category ids}, and the token count of the longest name."""
     phrases: dict[tuple[str, ...], set[int]] = {}
     for key, words in rows:
         for name in map(spoken_name, words):

@@ -1,20 +1,19 @@
 """The split of OV-COCO against the counts and names that papers print; COCO's 80 and 133 classes."""
 
-import pytest
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES as DETECTRON2_CATEGORIES
 
 from clim.data import categories as c
 
 
-def test_categories_are_detectron2s_80_things_in_ascending_order():
+def test_the_split_is_a_partition_of_detectron2s_80_things():
     assert list(c.COCO_CATEGORIES) == [(one["id"], one["name"]) for one in DETECTRON2_CATEGORIES if one["isthing"]]
-    assert list(c.COCO_IDS) == sorted(set(c.COCO_IDS)) and len(c.COCO_IDS) == 80
-
-
-def test_the_split_is_a_partition_of_48_17_and_15():
     assert (len(c.BASE_IDS), len(c.NOVEL_IDS), len(c.UNUSED_IDS)) == (48, 17, 15)
-    assert sorted(c.BASE_IDS + c.NOVEL_IDS + c.UNUSED_IDS) == list(c.COCO_IDS)
+    assert sorted(c.BASE_IDS + c.NOVEL_IDS + c.UNUSED_IDS) == list(c.COCO_IDS) == sorted(set(c.COCO_IDS))
     assert c.UNUSED_IDS == (10, 11, 13, 14, 37, 39, 40, 43, 46, 58, 64, 67, 77, 88, 89)
+    for part in ("BASE", "NOVEL", "UNUSED"):
+        ids, indices, names = (getattr(c, f"{part}_{what}") for what in ("IDS", "INDICES", "NAMES"))
+        assert [c.COCO_IDS[i] for i in indices] == list(ids) == sorted(ids)
+        assert [c.COCO_NAMES[i] for i in indices] == list(names)
 
 
 def test_novel_names_and_indices_as_printed_in_the_papers():
@@ -24,25 +23,12 @@ def test_novel_names_and_indices_as_printed_in_the_papers():
     assert c.BASE_NAMES[0] == "person" and c.BASE_NAMES[-1] == "toothbrush" and "hot dog" in c.UNUSED_NAMES
 
 
-@pytest.mark.parametrize("part", ["BASE", "NOVEL", "UNUSED"])
-def test_indices_and_names_follow_the_ids(part):
-    ids, indices, names = (getattr(c, f"{part}_{what}") for what in ("IDS", "INDICES", "NAMES"))
-    assert list(ids) == sorted(ids)
-    assert [c.COCO_IDS[i] for i in indices] == list(ids)
-    assert [c.COCO_NAMES[i] for i in indices] == list(names)
-
-
-def test_contiguous_ids_count_up_over_the_gaps_and_cannot_be_spoiled():
-    mapping = c.contiguous_ids()
-    assert list(mapping.values()) == list(range(80))
-    assert (mapping[1], mapping[11], mapping[13], mapping[90]) == (0, 10, 11, 79)
-    mapping[1] = 99
-    assert c.contiguous_ids()[1] == 0
-
-
-def test_the_133_classes_are_80_things_then_53_stuff():
-    index = c.panoptic_ids()
+def test_contiguous_ids_count_over_the_gaps_and_the_133_classes_are_things_then_stuff():
+    things, index = c.contiguous_ids(), c.panoptic_ids()
+    assert list(things.values()) == list(range(80)) and [things[i] for i in (1, 11, 13, 90)] == [0, 10, 11, 79]
     assert c.PANOPTIC_NAMES == (*c.COCO_NAMES, *c.STUFF_NAMES) and len(c.PANOPTIC_NAMES) == 133
     assert list(index) == sorted(index) and list(index.values()) == list(range(133))
-    assert {key: value for key, value in index.items() if value < 80} == c.contiguous_ids()
+    assert {key: value for key, value in index.items() if value < 80} == things
     assert c.PANOPTIC_NAMES[index[92]] == "banner" and c.PANOPTIC_NAMES[index[200]] == "rug-merged"
+    things[1] = 99
+    assert c.contiguous_ids()[1] == 0

@@ -25,8 +25,9 @@ BOXES = {
     "coco_ovd_novel_val": ("val2017", "wusize/instances_val2017_novel", "ov_coco"),
     "coco_val_regions": ("val2017", "annotations/instances_val2017", "regions"),
 }
+TAGS = "captions_train2017_tags_allcaps"
 CAPTIONS = {
-    "coco_caption_train_tags": ("train2017", "annotations/captions_train2017_tags_allcaps", None),
+    "coco_caption_train_tags": ("train2017", f"annotations/{TAGS}", None),
     "coco_caption_train": ("train2017", "annotations/captions_train2017", None),
 }
 MINI = {
@@ -67,64 +68,44 @@ def test_every_set_reads_its_file_with_its_classes(root, write, name):
     assert (metadata.thing_classes, metadata.base_classes, metadata.novel_classes) == tuple(map(list, names))
 
 
-@pytest.mark.parametrize("name", [*BOXES, *CAPTIONS, "coco_panoptic_val_regions"])
-def test_coco_metadata_needs_no_files(root, name):
-    metadata = MetadataCatalog.get(name)
-    assert metadata.thing_classes == list(COCO_NAMES)
-    assert metadata.thing_dataset_id_to_contiguous_id == contiguous_ids()
-    assert metadata.get("stuff_classes") == (list(STUFF_NAMES) if "panoptic" in name else None)
-
-
-@pytest.mark.parametrize("name", [*PLACES, "coco_panoptic_val_regions", "mini_pseudo_regions", "cc3m_v1_train"])
-def test_a_missing_json_is_one_sentence_that_says_how_to_get_it(root, name):
-    with pytest.raises(UserError) as error:
-        DatasetCatalog.get(name)
-    assert str(error.value).startswith(f"{MetadataCatalog.get(name).json_file} not found: ")
-    if name in PLACES:
-        command = "tools/make_mini.py" if name in MINI else "datasets/prepare_ovcoco.py --source COCO"
-        assert str(error.value).endswith(f": make it with: python {command} --output {root}")
-
-
-def test_indices_do_not_depend_on_the_categories_that_a_file_lists(write):
-    dog_and_cat = [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}]  # OVR-CNN's file would say 1 for dog
-    folder, json_file, _ = PLACES["coco_zeroshot_val"]
-    write(json_file, IMAGE, images_in=folder, annotations=[box()], categories=dog_and_cat)
-    assert DatasetCatalog.get("coco_zeroshot_val")[0]["annotations"][0]["category_id"] == 16
-
-
-@pytest.mark.parametrize(
-    ("name", "better"),
-    [
-        ("coco_zeroshot_val", "coco/zero-shot/instances_val2017_unseen_2_oriorder.json"),
-        ("coco_not_zeroshot_val", "coco/zero-shot/instances_val2017_seen_2_oriorder.json"),
-        ("coco_caption_train_tags", "coco/annotations/captions_train2017_tags_allcaps.json"),
-    ],
-)
-def test_of_two_files_the_better_one_counts(root, write, name, better):
-    worse = {"coco_caption_train_tags": "coco/captions_train2017_tags_allcaps.json"}.get(name, PLACES[name][1])
-    write(worse)
-    assert MetadataCatalog.get(name).json_file == str(root / worse)
-    write(better)
-    assert MetadataCatalog.get(name).json_file == str(root / better)
-
-
 def test_cc3m_lies_where_detics_scripts_put_it(root, write):
     write("cc3m/train_image_info.json", IMAGE | {"captions": ["a photo"]}, images_in="cc3m/training")
     (record,) = DatasetCatalog.get("cc3m_v1_train")
     assert (record["file_name"], record["tags"]) == (str(root / "cc3m/training/9.jpg"), [])
 
 
-def test_the_data_root_is_read_at_every_load(write, monkeypatch, tmp_path):
-    name, (folder, json_file, _) = "coco_ovd_base_val", PLACES["coco_ovd_base_val"]
-    write(json_file, IMAGE, images_in=folder, annotations=[box()])
-    assert len(DatasetCatalog.get(name)) == 1
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "other"))
-    assert MetadataCatalog.get(name).image_root == str(tmp_path / "other" / folder)
-    with pytest.raises(UserError, match="other/coco/wusize"):
-        DatasetCatalog.get(name)
+def test_coco_metadata_needs_no_files_and_a_missing_json_names_the_remedy(root):
+    for name in (*BOXES, *CAPTIONS, "coco_panoptic_val_regions"):
+        metadata = MetadataCatalog.get(name)
+        assert metadata.thing_classes == list(COCO_NAMES)
+        assert metadata.thing_dataset_id_to_contiguous_id == contiguous_ids()
+        assert metadata.get("stuff_classes") == (list(STUFF_NAMES) if "panoptic" in name else None)
+    for name in (*PLACES, "coco_panoptic_val_regions", "mini_pseudo_regions", "cc3m_v1_train"):
+        with pytest.raises(UserError, match="not found: ") as error:
+            DatasetCatalog.get(name)
+        assert str(error.value).startswith(MetadataCatalog.get(name).json_file)
+        if name in PLACES:
+            command = "tools/make_mini.py" if name in MINI else "datasets/prepare_ovcoco.py --source COCO"
+            assert str(error.value).endswith(f"python {command} --output {root}")
 
 
-def test_mini_classes_follow_the_rewriting_of_the_json_and_need_a_split(write):
+def test_of_two_files_the_better_one_counts(root, write):
+    for name, better, worse in (
+        ("coco_zeroshot_val", "zero-shot/instances_val2017_unseen_2_oriorder", "zero-shot/instances_val2017_unseen_2"),
+        ("coco_not_zeroshot_val", "zero-shot/instances_val2017_seen_2_oriorder", "zero-shot/instances_val2017_seen_2"),
+        ("coco_caption_train_tags", f"annotations/{TAGS}", TAGS),
+    ):
+        for stem in (worse, better):
+            write(f"coco/{stem}.json")
+            assert MetadataCatalog.get(name).json_file == str(root / f"coco/{stem}.json")
+    # OVR-CNN's file lists few categories, but the indices are those of all 80.
+    listed = [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}]
+    write("coco/zero-shot/instances_val2017_unseen_2_oriorder.json", IMAGE, annotations=[box()], categories=listed,
+          images_in="coco/val2017")  # fmt: skip
+    assert DatasetCatalog.get("coco_zeroshot_val")[0]["annotations"][0]["category_id"] == 16
+
+
+def test_the_data_root_and_the_classes_of_a_json_are_read_at_every_load(write, monkeypatch, tmp_path):
     folder, json_file, _ = PLACES["mini_ov_val"]
     metadata, horse = MetadataCatalog.get("mini_ov_val"), {"id": 2, "name": "horse", "split": "base"}
     path = write(json_file, images_in=folder, categories=[horse, {"id": 4, "name": "dog", "split": "novel"}])
@@ -132,7 +113,11 @@ def test_mini_classes_follow_the_rewriting_of_the_json_and_need_a_split(write):
     path.write_text(json.dumps({"categories": [horse | {"name": "foal"}]}))
     assert metadata.thing_classes == ["foal"]
     write(json_file)
-    with pytest.raises(UserError, match="does not say which categories are novel: make it with: .*make_mini.py"):
+    with pytest.raises(UserError, match="does not say which categories are novel: .*make_mini.py"):
+        DatasetCatalog.get("mini_ov_val")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "other"))
+    assert metadata.image_root == str(tmp_path / "other" / folder)
+    with pytest.raises(UserError, match="other/mini/annotations"):
         DatasetCatalog.get("mini_ov_val")
 
 
@@ -191,20 +176,16 @@ def test_an_own_set_is_read_below_the_data_root_when_asked_for(root, write, name
 
 
 def test_further_metadata_and_absolute_paths(tmp_path, write, name):
-    path = write("a.json", PAIR)
-    register_own_set(name, "captions", path, tmp_path / "images", thing_classes=["dog"])
+    register_own_set(name, "captions", write("a.json", PAIR), tmp_path / "images", thing_classes=["dog"])
     assert MetadataCatalog.get(name).thing_classes == ["dog"]
     assert DatasetCatalog.get(name)[0]["file_name"] == str(tmp_path / "images/9.jpg")
 
 
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
+def test_wrong_entries_are_refused():
+    for entry, message in (
         (["a", "images", "b", "c"], "DATASETS.OWN holds"),
         (["a", "captions", "b"], "DATASETS.OWN holds"),
         (["coco_ovd_val", "boxes", "b", "c"], "coco_ovd_val is another data set already"),
-    ],
-)
-def test_wrong_entries_are_refused(entry, message):
-    with pytest.raises(UserError, match=message):
-        register_own_sets([entry])
+    ):
+        with pytest.raises(UserError, match=message):
+            register_own_sets([entry])

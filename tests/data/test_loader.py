@@ -13,18 +13,8 @@ from detectron2.utils import comm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clim.data.loader import (
-    STREAMS,
-    Skipped,
-    SkippingLoader,
-    alternating_batches,
-    batches,
-    build_detection_loader,
-    build_train_loader,
-    draws,
-    joint_batches,
-    with_own_ids,
-)
+from clim.data import loader
+from clim.data.loader import STREAMS, Skipped, batches, build_train_loader, draws, with_own_ids
 from clim.errors import UserError
 from neighbours.search import save_neighbours
 
@@ -51,6 +41,7 @@ def pairs(make_photos):
     for record in regions:
         record |= {"boxes": np.float32([[1, 2, 9, 12]]), "nouns": np.array([3])}
     sets = {"test_loader_boxes": boxes, "test_loader_pairs": pairs, "test_loader_regions": regions}
+    sets |= {"test_loader_bare": [{"image_id": 1, "file_name": "a.jpg"}], "test_loader_empty": boxes[:1]}
     for name, records in sets.items():
         DatasetCatalog.register(name, lambda records=records: records)
     yield pairs
@@ -69,22 +60,18 @@ def take(load_cfg):
     return taken
 
 
-def flat(batch):
+def flat(value):
     """Everything in a batch as plain values and bytes, comparable with ==."""
-
-    def plain(value):
-        if isinstance(value, torch.Tensor):
-            return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [plain(v) for v in value]
-        if hasattr(value, "get_fields"):
-            fields = value.get_fields()
-            return plain(fields["gt_boxes"].tensor), plain(fields["gt_classes"]), value.image_size
-        return plain(vars(value)) if hasattr(value, "__dict__") else value
-
-    return plain(batch)
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {k: flat(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [flat(v) for v in value]
+    if hasattr(value, "get_fields"):
+        fields = value.get_fields()
+        return flat(fields["gt_boxes"].tensor), flat(fields["gt_classes"]), value.image_size
+    return flat(vars(value)) if hasattr(value, "__dict__") else value
 
 
 def ids(batch, source):
@@ -107,47 +94,39 @@ def test_an_iteration_holds_the_sources_that_are_asked_for(take):
     found = take(2, *NO_BOXES, *unread, "DATALOADER.REGIONS_PER_GPU", 2)
     assert [counts(b) for b in found] == [{"captions": 2, "mosaics": 2, "regions": 2}] * 2
     assert all(sample["image"].shape == (3, 32, 32) for b in found for sample in b["regions"])
+    crops = take(1, *NO_BOXES, *NO_MOSAICS, "INPUT.CAPTION.CROP", 20)
+    assert all(sample["image"].shape == (3, 20, 20) for b in crops for sample in b["captions"])
 
 
 @pytest.mark.parametrize("alternate", [(), (1, 1, 2), "regions"])
-def test_batches_depend_neither_on_workers_nor_on_the_start(take, alternate):
+def test_batches_depend_neither_on_workers_nor_on_the_start_and_take_no_random_state(take, alternate):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
     overrides = REGIONS_ONLY if alternate == "regions" else ("DATALOADER.ALTERNATE", alternate)
     whole = [flat(b) for b in take(12, *overrides)]
     for start, workers in ((1, 0), (7, 1), (0, 2)):
         found = take(12 - start, *overrides, "DATALOADER.NUM_WORKERS", workers, start=start)
         assert [flat(b) for b in found] == whole[start:]
-
-
-def test_the_loader_leaves_the_random_states_alone(take):
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    take(2)
-    take(2, "DATALOADER.NUM_WORKERS", 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_captions_and_mosaics_draw_different_images_each_once_an_epoch(take):
+def test_captions_and_mosaics_draw_different_images_each_once_an_epoch_grouped_by_aspect(take):
     found = take(12)  # an epoch of 24 pairs
     drawn = {source: [ids(b, source) for b in found] for source in ("captions", "mosaics")}
     assert sum(set(c) == set(m) for c, m in zip(drawn["captions"], drawn["mosaics"], strict=True)) <= 1
     assert sorted(i for pair in drawn["mosaics"] for i in pair) == list(range(1000, 1024))
     assert [ids(b, "mosaics") for b in take(5, seed=1)] != [ids(b, "mosaics") for b in take(5, seed=2)]
-
-
-def test_aspect_groups(take):
-    for batch in take(14):
-        for source in ("detection", "captions"):
-            assert len({s["width"] > s["height"] for s in batch[source]}) == 1
+    for source in ("detection", "captions"):
+        assert all(len({s["width"] > s["height"] for s in batch[source]}) == 1 for batch in found)
     mixed = take(14, "DATALOADER.ASPECT_RATIO_GROUPING", False)
     assert any(len({s["width"] > s["height"] for s in batch["captions"]}) == 2 for batch in mixed)
 
 
 def test_images_without_boxes_are_filtered_if_asked(take):
-    def empty(filtered):
+    for filtered in (True, False):
         found = take(16, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", filtered)
-        return {s["image_id"] for b in found for s in b["detection"] if len(s["instances"]) == 0}
-
-    assert empty(True) == set() and empty(False) == {100}
+        empty = {s["image_id"] for b in found for s in b["detection"] if len(s["instances"]) == 0}
+        assert empty == (set() if filtered else {100})
 
 
 def over_ranks(take, monkeypatch, world, count, *overrides):
@@ -158,12 +137,9 @@ def over_ranks(take, monkeypatch, world, count, *overrides):
         yield take(count, *overrides)
 
 
-def test_ranks_share_an_epoch(take, monkeypatch):
+def test_ranks_share_an_epoch_or_alternate_together(take, monkeypatch):
     found = over_ranks(take, monkeypatch, 3, 4, "DATALOADER.ASPECT_RATIO_GROUPING", False)
     assert sorted(i for b in sum(found, []) for i in ids(b, "captions")) == list(range(1000, 1024))
-
-
-def test_alternating_holds_one_source_the_same_on_all_ranks(take, monkeypatch):
     found = over_ranks(take, monkeypatch, 2, 10, "DATALOADER.ALTERNATE", (1, 1), *NO_MOSAICS)
     first, second = ([set(counts(b)) for b in rank] for rank in found)
     assert first == second and {"detection"} in first and {"captions"} in first
@@ -193,46 +169,35 @@ def test_partners_come_from_the_configured_index(take, pairs, tmp_path):
     [
         ([*NO_BOXES, *NO_CAPTIONS, *NO_MOSAICS], "nothing to train on"),
         (["DATALOADER.ALTERNATE", (1, 1)], "2 weights for 3 sources"),
-        (["DATASETS.CAPTIONS", ()], r"DATASETS.CAPTIONS = \(\) holds no image with captions"),
+        (["DATASETS.CAPTIONS", ()], r"DATASETS.CAPTIONS = \(\) holds no image"),
         (["DATASETS.CAPTIONS", ("test_loader_bare",)], "DATASETS.CAPTIONS .* without captions"),
-        (["DATASETS.TRAIN", ("test_loader_pairs",)], "DATASETS.TRAIN"),
-        ([*REGIONS_ONLY, "DATASETS.REGIONS", ()], r"DATASETS.REGIONS = \(\) holds no image with boxes"),
+        (["DATASETS.TRAIN", ("test_loader_pairs",)], "DATASETS.TRAIN .* without annotations"),
+        (["DATASETS.TRAIN", ("test_loader_empty",)], "DATASETS.TRAIN .* holds no image with annotations"),
+        ([*REGIONS_ONLY, "DATASETS.REGIONS", ()], r"DATASETS.REGIONS = \(\) holds no image"),
     ],
 )
 def test_mistakes_name_the_key(take, overrides, message):
-    DatasetCatalog.register("test_loader_bare", lambda: [{"image_id": 1, "file_name": "a.jpg"}])
-    try:
-        with pytest.raises(UserError, match=message):
-            take(1, *overrides)
-    finally:
-        DatasetCatalog.remove("test_loader_bare")
+    with pytest.raises(UserError, match=message):
+        take(1, *overrides)
 
 
 # ---- ids
 
 
-@given(
-    st.lists(
-        st.fixed_dictionaries(
-            {
-                "image_id": st.one_of(st.integers(-1, 3), st.sampled_from(["a", "7"])),
-                "file_name": st.sampled_from(["a.jpg", "b.jpg", "c.jpg"]),
-            }
-        )
-    )
-)
+IDS = st.one_of(st.integers(-1, 3), st.sampled_from(["a", "7"]))
+
+
+@given(st.lists(st.fixed_dictionaries({"image_id": IDS, "file_name": st.sampled_from(["a.jpg", "b.jpg", "c.jpg"])})))
 def test_ids_are_the_same_for_one_image_and_differ_between_two(records):
     found = with_own_ids(records)
     assert [r["file_name"] for r in found] == [r["file_name"] for r in records]
     assert all(type(r["image_id"]) is int and r["image_id"] >= 0 for r in found)
-    for one in found:
-        for other in found:
-            if one["file_name"] != other["file_name"]:
-                assert one["image_id"] != other["image_id"]
+    names = {(r["image_id"], r["file_name"]) for r in found}
+    assert len({image_id for image_id, _ in names}) == len(names)
 
 
 def test_good_ids_stay_and_an_image_of_two_sets_counts_once():
-    records = [{"image_id": 9, "file_name": "a"}, {"image_id": 4, "file_name": "b"}, {"image_id": 9, "file_name": "a"}]
+    records = [{"image_id": i, "file_name": f} for i, f in ((9, "a"), (4, "b"), (9, "a"))]
     assert with_own_ids(records) is records
     records = [{"image_id": 1, "file_name": f} for f in ("a", "b", "a")]
     assert [r["image_id"] for r in with_own_ids(records)] == [0, 1, 0]
@@ -265,10 +230,6 @@ def test_epochs_sources_and_seeds_are_shuffled_differently():
 
     orders = {order(seed, stream, epoch) for seed in (0, 1) for stream in (0, 1, 2) for epoch in (0, 1, 2)}
     assert len(orders) == 18
-    assert order(0, 0, 0) == order(0, 0, 0)
-
-
-def test_batches_are_consecutive_draws_that_do_not_change_later():
     drawn = first(draws(7, seed=0, stream=0), 12)
     assert first(batches(iter(drawn), 3), 4) == [drawn[i : i + 3] for i in range(0, 12, 3)]
 
@@ -295,25 +256,20 @@ def sources():
     }
 
 
-def test_joint_sources_go_through_their_own_streams():
-    keys = [key for batch in first(joint_batches(sources()), 20) for key in batch]
+def test_joint_and_alternating_sources_go_through_their_own_streams():
+    joint = [key for batch in first(loader.joint_batches(sources()), 20) for key in batch]
+    alternating = first(loader.alternating_batches(sources(), weights=(1, 1), seed=5), 60)
+    assert all(len({name for name, _, _ in keys}) == 1 for keys in alternating)
     for name in ("detection", "captions"):
         own = [draw for batch in first(sources()[name], 20) for draw in batch]
-        assert [(epoch, i) for n, epoch, i in keys if n == name] == own
-
-
-def test_an_alternating_iteration_holds_one_source_and_skips_nothing():
-    taken = first(alternating_batches(sources(), weights=(1, 1), seed=5), 60)
-    assert all(len({name for name, _, _ in keys}) == 1 for keys in taken)
-    for name in ("detection", "captions"):
-        own = [[(e, i) for _, e, i in keys] for keys in taken if keys[0][0] == name]
-        assert len(own) > 15
-        assert own == first(sources()[name], len(own))
+        assert [(epoch, i) for n, epoch, i in joint if n == name] == own
+        own = [[(e, i) for _, e, i in keys] for keys in alternating if keys[0][0] == name]
+        assert len(own) > 15 and own == first(sources()[name], len(own))
 
 
 def test_alternation_follows_weights_and_seed():
     def names(count, *, weights=(1, 1), seed=5):
-        return [keys[0][0] for keys in first(alternating_batches(sources(), weights=weights, seed=seed), count)]
+        return [keys[0][0] for keys in first(loader.alternating_batches(sources(), weights=weights, seed=seed), count)]
 
     assert abs(names(1000, weights=(1, 4)).count("captions") / 1000 - 0.8) < 0.05
     assert set(names(50, weights=(1, 0))) == {"detection"}
@@ -327,13 +283,15 @@ LOST, BLANK = Skipped("a.jpg", "missing"), Skipped("b.jpg", "no region left")
 
 def test_skipped_images_are_reported_in_every_pass_before_their_batch_and_left_out():
     skipped = []
-    loader = SkippingLoader([[{"id": 1}, LOST], [BLANK], [{"id": 2}], [LOST, {"id": 3}], []], on_skip=skipped.append)
-    assert next(iter(loader)) == [{"id": 1}] and skipped == [LOST]
+    found = loader.SkippingLoader(
+        [[{"id": 1}, LOST], [BLANK], [{"id": 2}], [LOST, {"id": 3}], []], on_skip=skipped.append
+    )
+    assert next(iter(found)) == [{"id": 1}] and skipped == [LOST]
     skipped.clear()
     for count in (1, 2):
-        assert list(loader) == [[{"id": 1}], [{"id": 2}], [{"id": 3}]]
+        assert list(found) == [[{"id": 1}], [{"id": 2}], [{"id": 3}]]
         assert skipped == [LOST, BLANK, LOST] * count
-    assert len(loader) == 5  # it is not known beforehand what is skipped
+    assert len(found) == 5  # it is not known beforehand what is skipped
 
 
 def test_detection_goes_on_without_damaged_images(make_photos, load_cfg, registered):
@@ -342,6 +300,6 @@ def test_detection_goes_on_without_damaged_images(make_photos, load_cfg, registe
     damaged.write_bytes(damaged.read_bytes()[:200])
     records[2]["width"] += 1  # the file is another image than the record's
     skipped, cfg = [], load_cfg("mini/detic.yaml", "DATALOADER.NUM_WORKERS", 0)
-    loader = build_detection_loader(cfg, registered(*records), on_skip=skipped.append)
-    assert [sample["image_id"] for batch in loader for sample in batch] == [records[0]["image_id"]]
+    found = loader.build_detection_loader(cfg, registered(*records), on_skip=skipped.append)
+    assert [sample["image_id"] for batch in found for sample in batch] == [records[0]["image_id"]]
     assert [file_name for file_name, _ in skipped] == [record["file_name"] for record in records[1:]]

@@ -9,84 +9,68 @@ from clim.data.partners import load_neighbours
 from clim.errors import UserError
 from neighbours.search import save_neighbours
 
-
-def records_of(ids):
-    return [{"image_id": i} for i in ids]
+RECORDS = [{"image_id": i} for i in (7, 8, 9)]
 
 
 @pytest.fixture
 def saved(tmp_path):
     rows = np.int32([[1, 2], [0, 2], [1, 0]])
     path = tmp_path / "deep" / "index.npy"
-    save_neighbours(path, rows, records=records_of([7, 8, 9]), by="text", dataset="pairs")
+    save_neighbours(path, rows, records=RECORDS, by="text", dataset="pairs")
     return path, rows
 
 
-def test_round_trip_is_memory_mapped(saved):
+def test_round_trip_is_memory_mapped_below_the_data_root_too(saved, monkeypatch):
     path, rows = saved
-    index = load_neighbours(path, records_of([7, 8, 9]))
-    assert (index.by, index.dataset, len(index)) == ("text", "pairs", 3)
-    assert isinstance(index.rows, np.memmap)
-    np.testing.assert_array_equal(index.rows, rows)
-    np.testing.assert_array_equal(index[1], [0, 2])
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(path.parent))
+    for name in (path, "index.npy"):
+        index = load_neighbours(name, RECORDS)
+        assert (index.by, index.dataset, len(index)) == ("text", "pairs", 3)
+        assert isinstance(index.rows, np.memmap)
+        np.testing.assert_array_equal(index.rows, rows)
+        np.testing.assert_array_equal(index[1], [0, 2])
     assert sorted(p.name for p in path.parent.iterdir()) == ["index.json", "index.npy"]
 
 
 def test_workers_get_the_path_not_the_table(tmp_path):
-    rows = np.tile(np.arange(50, dtype=np.int32), (1000, 1))
-    save_neighbours(tmp_path / "i.npy", rows, records=records_of(range(1000)), by="image", dataset="d")
-    pickled = pickle.dumps(load_neighbours(tmp_path / "i.npy", records_of(range(1000))))
+    rows, records = np.tile(np.arange(50, dtype=np.int32), (1000, 1)), [{"image_id": i} for i in range(1000)]
+    save_neighbours(tmp_path / "i.npy", rows, records=records, by="image", dataset="d")
+    pickled = pickle.dumps(load_neighbours(tmp_path / "i.npy", records))
     assert len(pickled) < 1000
     np.testing.assert_array_equal(pickle.loads(pickled).rows, rows)
 
 
-def test_relative_paths_are_found_under_the_data_root(saved, monkeypatch):
-    path, rows = saved
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(path.parent))
-    np.testing.assert_array_equal(load_neighbours("index.npy", records_of([7, 8, 9])).rows, rows)
-
-
-@pytest.mark.parametrize("ids", [[7, 8], [7, 9, 8], [7, 8, 10], [7, 8, 9, 10], []])
-def test_other_images_are_refused(saved, ids):
-    with pytest.raises(UserError, match="built for 3 images of pairs"):
-        load_neighbours(saved[0], records_of(ids))
+def test_other_images_and_other_tables_are_refused(saved):
+    for ids in ([7, 8], [7, 9, 8], [7, 8, 10], [7, 8, 9, 10], []):
+        with pytest.raises(UserError, match="built for 3 images of pairs"):
+            load_neighbours(saved[0], [{"image_id": i} for i in ids])
+    for rows in (
+        np.int64([[1], [2], [0]]), np.int32([1, 2, 0]), np.zeros((3, 0), np.int32), np.float32([[1], [2], [0]]),
+        np.int32([[1], [-1], [0]]), np.int32([[1], [3], [0]]),
+    ):  # fmt: skip
+        np.save(saved[0], rows)
+        with pytest.raises(UserError, match="int32 table"):
+            load_neighbours(saved[0], RECORDS)
 
 
 @pytest.mark.parametrize(
     ("suffix", "content", "message"),
     [
-        (".npy", None, r"index\.npy is missing; build it with tools/"),
-        (".json", None, r"index\.json is missing; build it with tools/"),
-        (".npy", b"", "damaged"),
-        (".npy", b"rubbish", "damaged"),
-        (".json", b"{", "damaged"),
-        (".json", b"{}", "damaged"),
+        (".npy", None, r"index\.npy is missing"), (".json", None, r"index\.json is missing"), (".npy", b"", "damaged"),
+        (".npy", b"rubbish", "damaged"), (".json", b"{", "damaged"), (".json", b"{}", "damaged"),
         (".json", b"[]", "damaged"),
     ],
-)
+)  # fmt: skip
 def test_missing_and_damaged_files_are_named(saved, suffix, content, message):
     file = saved[0].with_suffix(suffix)
     file.unlink() if content is None else file.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        load_neighbours(saved[0], records_of([7, 8, 9]))
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        np.int64([[1], [2], [0]]), np.int32([1, 2, 0]), np.zeros((3, 0), np.int32), np.float32([[1], [2], [0]]),
-        np.int32([[1], [-1], [0]]), np.int32([[1], [3], [0]]),
-    ],
-)  # fmt: skip
-def test_a_table_of_another_kind_or_of_other_images_is_refused(saved, rows):
-    np.save(saved[0], rows)
-    with pytest.raises(UserError, match="int32 table"):
-        load_neighbours(saved[0], records_of([7, 8, 9]))
+        load_neighbours(saved[0], RECORDS)
 
 
 def test_an_interrupted_save_leaves_nothing_that_loads(saved, monkeypatch):
     monkeypatch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError):
-        save_neighbours(saved[0], saved[1], records=records_of([7, 8, 9]), by="text", dataset="pairs")
+        save_neighbours(*saved, records=RECORDS, by="text", dataset="pairs")
     with pytest.raises(UserError, match="missing"):
-        load_neighbours(saved[0], records_of([7, 8, 9]))
+        load_neighbours(saved[0], RECORDS)

@@ -14,16 +14,16 @@ from clim.errors import UserError
 
 POLYGON = [[1.0, 2.0, 9.0, 2.0, 9.0, 11.0]]
 RUNS = {"size": [20, 30], "counts": [0, 600]}
-IMAGES = [{"id": identifier, "file_name": f"{identifier}.jpg", "height": 20, "width": 30} for identifier in (9, 4)]
-CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 18, "name": "dog"}]
+SIZE = {"height": 20, "width": 30}
+IMAGES = [{"id": identifier, "file_name": f"{identifier}.jpg"} | SIZE for identifier in (9, 4)]
 
 
 @pytest.fixture
 def read(root):
     """``read(reader, json, index=COCO's)``: records of a json whose images lie in the folder images."""
 
-    def read(reader, path, index=None):
-        return reader(str(path), str(root / "images"), index=index or contiguous_ids(), remedy="make tea")
+    def read(reader, path, **index):
+        return reader(str(path), str(root / "images"), **{"index": contiguous_ids(), "remedy": "make tea"} | index)
 
     return read
 
@@ -32,38 +32,28 @@ def box(**fields):
     return {"id": 1, "image_id": 9, "category_id": 18, "bbox": [1, 2, 8, 9], "area": 72, "iscrowd": 0} | fields
 
 
-def without(entry, *keys):
-    return {key: value for key, value in entry.items() if key not in keys}
-
-
-# ---- what all readers share
+def pair(identifier, *without, **fields):
+    entry = {"id": identifier, "file_name": f"{identifier}.jpg", "captions": ["A dog."]} | SIZE | fields
+    return {key: value for key, value in entry.items() if key not in without}
 
 
 @pytest.mark.parametrize("reader", [read_boxes, read_captions, read_regions, read_panoptic_regions, read_pseudo_labels])
-def test_missing_and_broken_files_end_in_the_remedy(root, write, read, reader):
+def test_missing_and_broken_files_and_unknown_categories_are_refused(root, write, read, reader):
     with pytest.raises(UserError, match="none.json not found: make tea$"):
         read(reader, root / "none.json")
-    path = write("a.json")
+    path = write("coco/a.json")
     path.write_text('{"images": [')
     with pytest.raises(UserError, match=r"a.json .*: make tea$"):
         read(reader, path)
-    write("a.json")
-    (root / "images").rmdir()
-    with pytest.raises(UserError, match="image folder .*images not found"):
-        read(reader, path)
-
-
-@pytest.mark.parametrize("reader", [read_boxes, read_captions, read_regions, read_panoptic_regions])
-def test_a_category_outside_the_set_is_refused(root, write, read, reader):
-    image = IMAGES[0] | {"captions": ["a"], "pos_category_ids": [12]}
     segments = [{"id": 7, "category_id": 12, "bbox": [0, 0, 1, 1]}]
-    path = write("coco/a.json", image, annotations=[box(category_id=12, segments_info=segments, file_name="9.png")])
+    write("coco/a.json", IMAGES[0] | {"captions": ["a"], "pos_category_ids": [12]},
+          annotations=[box(category_id=12, segments_info=segments, file_name="9.png")])  # fmt: skip
     (root / "a").mkdir()
     with pytest.raises(UserError, match=r"image 9 of .*a.json has category 12, .* \d+ categories"):
         read(reader, path)
-
-
-# ---- boxes
+    (root / "images").rmdir()
+    with pytest.raises(UserError, match="image folder .*images not found"):
+        read(reader, path)
 
 
 def test_boxes_are_detectron2s_records_with_crowds_and_without_masks(root, write, read, caplog):
@@ -71,8 +61,8 @@ def test_boxes_are_detectron2s_records_with_crowds_and_without_masks(root, write
     with caplog.at_level(logging.WARNING):
         (record,) = read(read_boxes, write("a.json", IMAGES[0], annotations=annotations))
     expected = {"bbox": [1, 2, 8, 9], "category_id": 16, "bbox_mode": BoxMode.XYWH_ABS}
-    assert record == {
-        "file_name": str(root / "images/9.jpg"), "height": 20, "width": 30, "image_id": 9,
+    assert record == SIZE | {
+        "file_name": str(root / "images/9.jpg"), "image_id": 9,
         "annotations": [expected | {"iscrowd": 0}, expected | {"iscrowd": 1}],
     }  # fmt: skip
     assert "Filtered out 1 instances without valid segmentation" in caplog.text  # Detectron2's own warning
@@ -81,58 +71,24 @@ def test_boxes_are_detectron2s_records_with_crowds_and_without_masks(root, write
 # ---- captions
 
 
-def pair(identifier, **fields):
-    size = {"height": 20, "width": 30}
-    return {"id": identifier, "file_name": f"{identifier}.jpg", "captions": ["A dog."]} | size | fields
-
-
-def test_a_record_has_captions_and_contiguous_tags(root, write):
-    path = write("a.json", pair(7, captions=["A dog.", "It runs. "], pos_category_ids=[18, 90]), categories=CATEGORIES)
-    (record,) = read_captions(str(path), str(root / "images"), remedy="")
-    assert record == {
-        "file_name": str(root / "images/7.jpg"), "height": 20, "width": 30, "image_id": 7,
-        "captions": ["A dog.", "It runs. "],
+def test_a_record_has_captions_and_contiguous_tags(root, write, read):
+    texts = ["A dog.", "It runs. "]
+    path = write("a.json", pair(7, captions=texts, pos_category_ids=[18, 90]), pair(2, file_name="/elsewhere/2.jpg"),
+                 categories=[{"id": i, "name": "x"} for i in (90, 1, 18)])  # fmt: skip
+    record, elsewhere = read(read_captions, path, index=None)
+    assert record == SIZE | {
+        "file_name": str(root / "images/7.jpg"), "image_id": 7, "captions": texts,
         "tags": [1, 2],  # categories 1, 18, 90 count from 0 in ascending order, however the file lists them
     }  # fmt: skip
+    assert elsewhere["file_name"] == "/elsewhere/2.jpg"
 
 
 def test_images_without_captions_are_skipped_and_counted(write, read, caplog):
-    images = [pair(1), without(pair(2), "captions"), pair(3, captions=[" \n", "A cat."]), pair(4, captions=[""])]
+    images = [pair(1), pair(2, "captions"), pair(3, captions=[" \n", "A cat."]), pair(4, captions=[""])]
     with caplog.at_level(logging.INFO, logger="clim"):
         records = read(read_captions, write("a.json", *images))
     assert [(r["image_id"], r["captions"], r["tags"]) for r in records] == [(1, ["A dog."], []), (3, ["A cat."], [])]
     assert "2 images" in caplog.text and "skipped 2 without" in caplog.text
-
-
-def test_cocos_own_file_keeps_captions_apart(write, read):
-    texts = enumerate([(2, "A cat."), (1, "B."), (2, "C.")])
-    annotations = [{"id": n, "image_id": i, "caption": caption} for n, (i, caption) in texts]
-    path = write("a.json", *(without(pair(i), "captions") for i in (1, 2, 3)), annotations=annotations)
-    records = read(read_captions, path)
-    assert [(r["image_id"], r["captions"], r["tags"]) for r in records] == [(1, ["B."], []), (2, ["A cat.", "C."], [])]
-
-
-def test_relative_and_absolute_file_names(root, write, read):
-    images = [pair(1, file_name="part/1.jpg"), pair(2, file_name="/elsewhere/2.jpg")]
-    records = read(read_captions, write("a.json", *images))
-    assert [r["file_name"] for r in records] == [str(root / "images/part/1.jpg"), "/elsewhere/2.jpg"]
-
-
-def test_missing_sizes_come_from_the_header_upright(root, write, read, caplog):
-    path = write("a.json", *(without(pair(i), "height", "width") for i in (1, 2, 3, 4)))
-    image, exif = Image.new("RGB", (30, 20)), Image.Exif()
-    image.save(root / "images/1.jpg")
-    exif[0x0112] = 6  # rotate by 90 degrees to view
-    image.save(root / "images/2.jpg", exif=exif)
-    (root / "images/3.jpg").write_bytes(b"no image")
-    records = read(read_captions, path)
-    assert [(r["height"], r["width"]) for r in records] == [(20, 30), (30, 20)]
-    assert f"skipped 2 unreadable images, first {root / 'images/3.jpg'}" in caplog.text
-    with pytest.raises(UserError, match="4.jpg cannot be read"):
-        read(read_captions, write("a.json", without(pair(4), "width")))
-
-
-def test_files_without_any_caption_are_refused(write, read):
     for images in ([], [IMAGES[0]]):
         with pytest.raises(UserError, match="gives no image with a caption.*: make tea"):
             read(read_captions, write("a.json", *images))
@@ -142,49 +98,62 @@ def test_files_without_any_caption_are_refused(write, read):
         read(read_captions, path)
 
 
+def test_cocos_own_file_keeps_captions_apart(write, read):
+    texts = enumerate([(2, "A cat."), (1, "B."), (2, "C.")])
+    annotations = [{"id": n, "image_id": i, "caption": caption} for n, (i, caption) in texts]
+    path = write("a.json", *(pair(i, "captions") for i in (1, 2, 3)), annotations=annotations)
+    records = read(read_captions, path)
+    assert [(r["image_id"], r["captions"], r["tags"]) for r in records] == [(1, ["B."], []), (2, ["A cat.", "C."], [])]
+
+
+def test_missing_sizes_come_from_the_header_upright(root, write, read, caplog):
+    path = write("a.json", *(pair(i, "height", "width") for i in (1, 2, 3, 4)))
+    image, exif = Image.new("RGB", (30, 20)), Image.Exif()
+    image.save(root / "images/1.jpg")
+    exif[0x0112] = 6  # rotate by 90 degrees to view
+    image.save(root / "images/2.jpg", exif=exif)
+    (root / "images/3.jpg").write_bytes(b"no image")
+    records = read(read_captions, path)
+    assert [(r["height"], r["width"]) for r in records] == [(20, 30), (30, 20)]
+    assert f"skipped 2 unreadable images, first {root / 'images/3.jpg'}" in caplog.text
+    with pytest.raises(UserError, match="4.jpg cannot be read"):
+        read(read_captions, write("a.json", pair(4, "width")))
+
+
 # ---- regions
 
 
 def test_regions_by_image_with_crowds_in_the_files_order(root, write, read):
     annotations = [
-        box(segmentation=POLYGON),
-        without(box(category_id=1, iscrowd=1, segmentation=RUNS), "area"),
-        without(box(category_id=90, segmentation=[]), "iscrowd"),
-    ]
+        box(segmentation=POLYGON), box(category_id=1, iscrowd=1, segmentation=RUNS),
+        {"image_id": 9, "category_id": 90, "bbox": [1, 2, 8, 9], "segmentation": []},
+    ]  # fmt: skip
     empty, full = read(read_regions, write("a.json", *IMAGES, annotations=annotations))
-    size = {"height": 20, "width": 30}
-    assert empty == size | {"file_name": str(root / "images/4.jpg"), "image_id": 4, "annotations": []}
-    assert full == size | {
-        "file_name": str(root / "images/9.jpg"),
-        "image_id": 9,
+    assert empty == SIZE | {"file_name": str(root / "images/4.jpg"), "image_id": 4, "annotations": []}
+    same = {"bbox": [1, 2, 8, 9]}
+    assert full == SIZE | {
+        "file_name": str(root / "images/9.jpg"), "image_id": 9,
         "annotations": [
-            {"category_id": 16, "iscrowd": 0, "bbox": [1, 2, 8, 9], "segmentation": POLYGON},
-            {"category_id": 0, "iscrowd": 1, "bbox": [1, 2, 8, 9], "segmentation": RUNS},
-            {"category_id": 79, "iscrowd": 0, "bbox": [1, 2, 8, 9]},
+            same | {"category_id": 16, "iscrowd": 0, "segmentation": POLYGON},
+            same | {"category_id": 0, "iscrowd": 1, "segmentation": RUNS},
+            same | {"category_id": 79, "iscrowd": 0},
         ],
-    }
+    }  # fmt: skip
 
 
-@pytest.fixture
-def panoptic(write):
-    """A panoptic json of stuff and a crowd on image 9, and of image 4 without a segment."""
+@pytest.mark.parametrize("folder", ["coco/panoptic_val2017", "coco/annotations/panoptic_val2017"])
+def test_panoptic_segments_and_stuff_without_box(root, write, read, folder):
     segments = [
         {"id": 77, "category_id": 199, "iscrowd": 0, "bbox": [0, 0, 5, 5], "area": 9},
         {"id": 5, "category_id": 18, "iscrowd": 1, "bbox": [1, 2, 8, 9], "area": 9},
     ]
-    annotations = [
-        {"image_id": 9, "file_name": "9.png", "segments_info": segments},
-        {"image_id": 4, "file_name": "4.png", "segments_info": []},
-    ]
-    return write("coco/annotations/panoptic_val2017.json", *IMAGES, annotations=annotations)
-
-
-@pytest.mark.parametrize("folder", ["coco/panoptic_val2017", "coco/annotations/panoptic_val2017"])
-def test_panoptic_segments_and_stuff_without_box(root, panoptic, read, folder):
+    infos = ((9, segments), (4, []))
+    annotations = [{"image_id": i, "file_name": f"{i}.png", "segments_info": info} for i, info in infos]
+    path = write("coco/annotations/panoptic_val2017.json", *IMAGES, annotations=annotations)
     with pytest.raises(UserError, match="no folder of panoptic PNGs at .*coco/panoptic_val2017 or .*: make tea$"):
-        read(read_panoptic_regions, panoptic)
+        read(read_panoptic_regions, path)
     (root / folder).mkdir()
-    empty, full = read(read_panoptic_regions, panoptic)
+    empty, full = read(read_panoptic_regions, path)
     assert empty["annotations"] == [] and empty["pan_seg_file_name"] == str(root / folder / "4.png")
     assert full["pan_seg_file_name"] == str(root / folder / "9.png")
     assert full["file_name"] == str(root / "images/9.jpg")
@@ -192,10 +161,10 @@ def test_panoptic_segments_and_stuff_without_box(root, panoptic, read, folder):
         {"category_id": 131, "iscrowd": 0, "segment_id": 77},
         {"category_id": 16, "iscrowd": 1, "segment_id": 5, "bbox": [1, 2, 8, 9]},
     ]
-    segments = np.zeros((20, 30, 3), np.uint8)
-    segments[4:15, 10:26, 0] = 77
-    Image.fromarray(segments).save(root / folder / "9.png")
-    Image.fromarray(segments + 99).save(root / "images/9.jpg")
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[4:15, 10:26, 0] = 77
+    Image.fromarray(pixels).save(root / folder / "9.png")
+    Image.fromarray(pixels + 99).save(root / "images/9.jpg")
     sample = RegionTestMapper(size=60)(full)
     assert sample["boxes"].tensor.tolist() == [[20, 8, 50, 28], [2, 4, 18, 22]]
     assert sample["gt_classes"].tolist() == [131, 16]
@@ -207,8 +176,6 @@ def test_pseudo_labels_are_arrays_and_boxes_without_area_go(write, read):
     boxes = [(100, 90, [1, 2, 3, 4]), (100, 7, [5, 5, 0, 9]), (101, 7, [1, 1, 9, 0]), (102, 7, [0, 0, 8, 9])]
     annotations = [{"id": n, "image_id": i, "category_id": c, "bbox": b} for n, (i, c, b) in enumerate(boxes)]
     records = read(read_pseudo_labels, write("a.json", *images, annotations=annotations), index={7: 0, 90: 1})
-    assert [(r["image_id"], r["boxes"].tolist(), r["nouns"].tolist()) for r in records] == [
-        (100, [[1, 2, 4, 6]], [1]),
-        (102, [[0, 0, 8, 9]], [0]),
-    ]
+    found = [(r["image_id"], r["boxes"].tolist(), r["nouns"].tolist()) for r in records]
+    assert found == [(100, [[1, 2, 4, 6]], [1]), (102, [[0, 0, 8, 9]], [0])]
     assert records[0]["boxes"].dtype == np.float32 and records[0]["nouns"].dtype == np.int64

@@ -7,22 +7,16 @@ import torchvision.transforms.functional as TF
 from detectron2.config import get_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torchvision.transforms import InterpolationMode
 
 from clim.config import add_clim_config
+from clim.data import region_classification as rc
 from clim.data.images import letterbox, read_image
 from clim.data.loader import NO_REGION, Skipped
-from clim.data.region_classification import (
-    RegionTestMapper,
-    bitmask,
-    build_region_loader,
-    crop_letterboxed,
-    extent,
-    letterbox_masks,
-    segment_ids,
-)
+from clim.data.region_classification import RegionTestMapper, build_region_loader, crop_letterboxed, letterbox_masks
 from clim.errors import UserError
 
 HEIGHT, WIDTH = 40, 60
@@ -58,29 +52,20 @@ def test_image_and_boxes_are_scaled_alike(photo, fmt):
     assert "masks" not in sample and "crops" not in sample
 
 
-def kept(photo, *annotations, **options):
-    sample = RegionTestMapper(size=32, **options)(photo(*annotations))
-    return sample["gt_classes"].tolist() if isinstance(sample, dict) else sample.reason
+def test_boxes_are_filtered_by_number_crowd_and_area_in_the_original_image(photo):
+    def kept(*annotations, **options):
+        sample = RegionTestMapper(size=32, **options)(photo(*annotations))
+        return sample["gt_classes"].tolist() if isinstance(sample, dict) else sample.reason
 
-
-def test_areas_are_those_of_boxes_in_the_original_image(photo):
     sizes = [(8, 8), (7.99, 8), (2, 32), (1, 63), (30, 20), (20, 30.1)]
-    annotations = [region([0, 0, w, h], category=i, area=1) for i, (w, h) in enumerate(sizes)]
-    assert kept(photo, *annotations, max_area=600) == [0, 2, 4]
-    assert kept(photo, *annotations) == [0, 2, 4, 5]
-    assert kept(photo, region([0, 0, 3, 3])) == NO_REGION
-
-
-def test_the_first_annotations_count_whatever_their_size(photo):
-    annotations = [region([0, 0, 1 if i == 1 else 20, 20], category=i) for i in range(4)]
-    assert kept(photo, *annotations, max_boxes=3, max_area=500) == [0, 2]
-
-
-def test_crowds_are_regions_unless_they_are_left_out(photo):
-    annotations = [region([0, 0, 20, 20], category=i, crowd=i % 2) for i in range(4)]
-    assert kept(photo, *annotations) == [0, 1, 2, 3]
-    assert kept(photo, *annotations, crowds=False, max_boxes=2) == [0, 2]
-    assert kept(photo, annotations[1], crowds=False) == NO_REGION
+    sized = [region([0, 0, w, h], category=i, area=1) for i, (w, h) in enumerate(sizes)]
+    assert kept(*sized, max_area=600) == [0, 2, 4] and kept(*sized) == [0, 2, 4, 5]
+    assert kept(region([0, 0, 3, 3])) == NO_REGION
+    assert kept(*sized, max_boxes=4) == [0, 2]  # the first count, whatever their size
+    crowds = [region([0, 0, 20, 20], category=i, crowd=i % 2) for i in range(4)]
+    assert kept(*crowds) == [0, 1, 2, 3]
+    assert kept(*crowds, crowds=False, max_boxes=2) == [0, 2]
+    assert kept(crowds[1], crowds=False) == NO_REGION
 
 
 @pytest.fixture
@@ -143,33 +128,33 @@ def cfg():
     return cfg
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_loader_leaves_out_what_is_skipped(cfg, photo, registered, workers):
-    cfg.DATALOADER.NUM_WORKERS = workers
+def test_the_loader_leaves_out_what_is_skipped(cfg, photo, registered):
     box = region([0, 0, 20, 20])
     name = registered(photo(box, image_id=1), photo(box, file_name="a.jpg"), photo(image_id=3), photo(box, image_id=4))
-    skipped = []
-    loader = build_region_loader(cfg, name, on_skip=skipped.append)
-    batches = list(loader)
-    assert [[sample["image_id"] for sample in batch] for batch in batches] == [[1], [4]]
-    assert len(loader) == 4 and batches[0][0]["image"].shape == (3, 48, 48)
-    assert skipped == [("a.jpg", "missing"), (photo()["file_name"], NO_REGION)]
+    for workers in (0, 1):
+        cfg.DATALOADER.NUM_WORKERS, skipped = workers, []
+        loader = build_region_loader(cfg, name, on_skip=skipped.append)
+        batches = list(loader)
+        assert [[sample["image_id"] for sample in batch] for batch in batches] == [[1], [4]]
+        assert len(loader) == 4 and batches[0][0]["image"].shape == (3, 48, 48)
+        assert skipped == [("a.jpg", "missing"), (photo()["file_name"], NO_REGION)]
 
 
-def test_the_config_reaches_the_mapper(cfg):
-    cfg.merge_from_list([
-        "TEST.REGIONS", ["masks", "crops"], "INPUT.REGIONS.MASK_STRIDE", 5, "INPUT.REGIONS.CROP_SIZE", 6,
-        "INPUT.FORMAT", "RGB", "INPUT.REGIONS.MIN_AREA", 7, "INPUT.REGIONS.MAX_AREA", 80, "INPUT.REGIONS.MAX_BOXES", 9,
-        "INPUT.REGIONS.CROWDS", False,
-    ])  # fmt: skip
-    assert vars(RegionTestMapper.from_cfg(cfg)) == {
-        "variants": ("masks", "crops"), "size": 48, "mask_stride": 5, "crop_size": 6, "image_format": "RGB",
-        "min_area": 7, "max_area": 80, "max_boxes": 9, "crowds": False,
-    }  # fmt: skip
-
-
-def test_a_set_without_masks_or_images_is_refused(cfg, photo, registered):
-    cfg.TEST.REGIONS = ["boxes", "masks"]
+def test_the_config_reaches_the_mapper_and_a_set_without_masks_or_images_is_refused(cfg, photo, registered):
+    numbers = {
+        "size": 48,
+        "mask_stride": 5,
+        "crop_size": 6,
+        "min_area": 7,
+        "max_area": 80,
+        "max_boxes": 9,
+        "crowds": False,
+    }
+    for key, value in numbers.items():
+        cfg.INPUT.REGIONS[key.upper()] = value
+    cfg.merge_from_list(["TEST.REGIONS", ["masks", "crops"], "INPUT.FORMAT", "RGB"])
+    expected = {"variants": ("masks", "crops"), "image_format": "RGB"} | numbers
+    assert vars(RegionTestMapper.from_cfg(cfg)) == expected
     with pytest.raises(UserError, match="TEST.REGIONS asks for masks, but regions of .* have none"):
         build_region_loader(cfg, registered(photo(region([0, 0, 20, 20]))), on_skip=print)
     with pytest.raises(UserError, match="holds no image"):
@@ -186,33 +171,23 @@ def rectangle(height, width, y, x):
     return mask
 
 
-def test_segment_ids_are_red_first():
-    image = np.array([[[7, 0, 0], [0, 7, 0]], [[0, 0, 7], [1, 2, 3]]], np.uint8)
-    assert segment_ids(image).tolist() == [[7, 7 * 256], [7 * 65536, 1 + 2 * 256 + 3 * 65536]]
-
-
 def test_every_form_of_a_segmentation_is_the_same_mask():
     mask = rectangle(20, 30, slice(2, 12), slice(5, 9))
     packed = coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
     column = mask.numpy().flatten(order="F")
-    edges = np.flatnonzero(np.diff(column)) + 1
-    counts = np.diff([0, *edges, len(column)]).tolist()
+    counts = np.diff([0, *(np.flatnonzero(np.diff(column)) + 1), len(column)]).tolist()
     polygons = [[5, 2, 9, 2, 9, 7, 5, 7], [5, 7, 9, 7, 9, 12, 5, 12]]
     for segmentation in (polygons, packed, {"size": [20, 30], "counts": counts}):
-        assert torch.equal(bitmask(segmentation, 20, 30), mask)
+        assert torch.equal(rc.bitmask(segmentation, 20, 30), mask)
 
 
-@given(st.data())
-def test_extent_is_that_of_the_release(data):
-    height, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
-    bits = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
-    mask = torch.tensor(bits).view(height, width)
+@given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_extent_is_that_of_the_release(mask):
+    mask = torch.from_numpy(mask)
     ys, xs = np.where(mask.numpy())
-    if not len(ys):
-        assert extent(mask) is None
-    else:
-        assert extent(mask).dtype == torch.float64
-        assert extent(mask).tolist() == [xs.min(), ys.min(), xs.max(), ys.max()]
+    found = rc.extent(mask)
+    assert found.tolist() == [xs.min(), ys.min(), xs.max(), ys.max()] if len(ys) else found is None
+    assert found is None or found.dtype == torch.float64
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(48, 64, 16), (64, 48, 16), (50, 31, 7), (9, 12, 24)])
@@ -230,15 +205,11 @@ def test_masks_are_torchvisions_bicubic(height, width, size):
 
 
 def test_a_region_that_falls_between_the_samples_keeps_one():
-    masks = torch.stack([
-        rectangle(160, 160, slice(0, 160), slice(0, 80)),
-        rectangle(160, 160, slice(40, 43), slice(120, 122)),  # squares of 20 px are read at 28…31, 48…51, …
-        rectangle(160, 160, slice(0, 0), slice(0, 0)),
-    ])  # fmt: skip
-    half, lost, empty = letterbox_masks(masks, 8)
+    lost = rectangle(160, 160, slice(40, 43), slice(120, 122))  # squares of 20 px are read at 28…31, 48…51, …
+    masks = [rectangle(160, 160, slice(0, 160), slice(0, 80)), lost, torch.zeros_like(lost)]
+    half, kept, empty = letterbox_masks(torch.stack(masks), 8)
     assert torch.equal(half, rectangle(8, 8, slice(0, 8), slice(0, 4)))
-    assert lost.nonzero().tolist() == [[2, 6]]
-    assert not empty.any()
+    assert kept.nonzero().tolist() == [[2, 6]] and not empty.any()
 
 
 def released_crop(image, x0, y0, x1, y1, *, size, enlarged):

@@ -18,20 +18,15 @@ PERSON, DOG, CAT, HOT_DOG, TOOTHBRUSH = 1, 18, 17, 58, 90  # base, novel, novel,
 TRAIN = [(11, 1, PERSON, 0), (12, 1, DOG, 0), (13, 2, DOG, 0), (14, 3, TOOTHBRUSH, 1), (15, 1, PERSON, 0)]
 VAL = [(21, 4, PERSON, 0), (22, 4, CAT, 1), (23, 5, DOG, 0), (24, 6, HOT_DOG, 0)]
 SENTENCES = [
-    (1, "A dog."),
-    (1, "Two dogs, one hot dog"),
-    (2, "Grass under the sky"),
-    (3, "a woman and her toothbrush here"),
+    (1, "A dog."), (1, "Two dogs, one hot dog"), (2, "Grass under the sky"), (3, "a woman and her toothbrush here"),
     (1, "the man's dog\n"),
-]
-
-
+]  # fmt: skip
 ZERO_SHOT = ("train2017_seen", "val2017_all", "val2017_seen", "val2017_unseen")
 JSONS = {
     *(f"zero-shot/instances_{part}_2{end}.json" for part in ZERO_SHOT for end in ("", "_oriorder")),
     "zero-shot/instances_train2017_seen_2_oriorder_cat_info.json",
     *(f"wusize/instances_{part}.json" for part in ("train2017_base", "val2017_base", "val2017_novel")),
-    "annotations/captions_train2017_tags_allcaps.json",
+    (TAGGED := "annotations/captions_train2017_tags_allcaps.json"),
 }
 
 
@@ -96,13 +91,14 @@ def snapshot(folder):
 # ---- contents ----
 
 
-def test_every_file_is_made_and_reported(source, output):
+def test_every_file_is_made_and_reported_by_the_command_too(source, output, monkeypatch, capsys):
     report = prepare(source, output)
-    assert set(report) == JSONS
-    assert all((output / "coco" / name).is_file() for name in report)
+    assert set(report) == JSONS and all((output / "coco" / name).is_file() for name in report)
     assert report["zero-shot/instances_train2017_seen_2.json"]["images"] == 2
-    table = prepare_ovcoco.report(report)
-    assert all(name in table and row["sha256"] in table for name, row in report.items())
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(output))  # the default of --output
+    prepare_ovcoco.main(["--source", str(source)])
+    printed = capsys.readouterr().out
+    assert all(name in printed and row["sha256"] in printed for name, row in report.items())
 
 
 def test_train_seen_keeps_base_annotations_with_crowds_and_unchanged_ids(source, output):
@@ -115,37 +111,6 @@ def test_train_seen_keeps_base_annotations_with_crowds_and_unchanged_ids(source,
     assert annotation_ids(content) == [11, 14, 15]
     assert content["categories"] == COCO_80
     assert list(content) == list(original) and content["info"] == original["info"]
-
-
-@pytest.mark.parametrize("part", ZERO_SHOT)
-def test_the_file_before_oriorder_differs_in_its_categories_only(source, output, part):
-    prepare(source, output)
-    plain, reordered = (read(output, f"zero-shot/instances_{part}_2{end}.json") for end in ("", "_oriorder"))
-    kept = {"all": BASE_IDS + NOVEL_IDS, "unseen": NOVEL_IDS}.get(part.split("_")[1], BASE_IDS)
-    listed = [c | {"split": "seen" if c["id"] in BASE_IDS else "unseen"} for c in COCO_80 if c["id"] in kept]
-    assert plain == reordered | {"categories": listed}
-
-
-@pytest.mark.parametrize(
-    "name, expected_images, expected_annotations",
-    [
-        ("zero-shot/instances_val2017_all_2_oriorder", [4, 5], [21, 22, 23]),
-        ("zero-shot/instances_val2017_seen_2_oriorder", [4], [21]),
-        ("zero-shot/instances_val2017_unseen_2_oriorder", [4, 5], [22, 23]),
-        ("wusize/instances_train2017_base", [3, 1, 2], [11, 14, 15]),  # CLIM's files keep all images
-        ("wusize/instances_val2017_base", [4, 5, 6], [21]),
-        ("wusize/instances_val2017_novel", [4, 5, 6], [22, 23]),
-    ],
-)
-def test_splits(source, output, name, expected_images, expected_annotations):
-    prepare(source, output)
-    content = read(output, f"{name}.json")
-    assert (image_ids(content), annotation_ids(content)) == (expected_images, expected_annotations)
-    assert content["categories"] == COCO_80  # by id, whatever the order in the source
-
-
-def test_cat_info_counts_images_and_instances_of_all_80(source, output):
-    prepare(source, output)
     info = read(output, "zero-shot/instances_train2017_seen_2_oriorder_cat_info.json")
     counts = {PERSON: (1, 2), TOOTHBRUSH: (1, 1)}
     assert info == [
@@ -153,9 +118,29 @@ def test_cat_info_counts_images_and_instances_of_all_80(source, output):
     ]
 
 
+def test_splits_and_the_categories_of_files_before_oriorder(source, output):
+    prepare(source, output)
+    for name, expected_images, expected_annotations in (
+        ("zero-shot/instances_val2017_all_2_oriorder", [4, 5], [21, 22, 23]),
+        ("zero-shot/instances_val2017_seen_2_oriorder", [4], [21]),
+        ("zero-shot/instances_val2017_unseen_2_oriorder", [4, 5], [22, 23]),
+        ("wusize/instances_train2017_base", [3, 1, 2], [11, 14, 15]),  # CLIM's files keep all images
+        ("wusize/instances_val2017_base", [4, 5, 6], [21]),
+        ("wusize/instances_val2017_novel", [4, 5, 6], [22, 23]),
+    ):
+        content = read(output, f"{name}.json")
+        assert (image_ids(content), annotation_ids(content)) == (expected_images, expected_annotations), name
+        assert content["categories"] == COCO_80  # by id, whatever the order in the source
+    for part in ZERO_SHOT:
+        plain, reordered = (read(output, f"zero-shot/instances_{part}_2{end}.json") for end in ("", "_oriorder"))
+        kept = {"all": BASE_IDS + NOVEL_IDS, "unseen": NOVEL_IDS}.get(part.split("_")[1], BASE_IDS)
+        listed = [c | {"split": "seen" if c["id"] in BASE_IDS else "unseen"} for c in COCO_80 if c["id"] in kept]
+        assert plain == reordered | {"categories": listed}
+
+
 def test_captions_with_tags_by_the_released_rule(source, output):
     prepare(source, output)
-    content = read(output, "annotations/captions_train2017_tags_allcaps.json")
+    content = read(output, TAGGED)
     assert list(content) == ["images", "categories", "annotations"] and content["annotations"] == []
     woman = {"captions": ["a woman and her toothbrush here"], "pos_category_ids": [PERSON, TOOTHBRUSH]}
     # In file order "A dog. Two dogs, one hot dog the man's dog\n": "hot dog" is a dog, "man's" nobody.
@@ -172,14 +157,10 @@ def test_the_catalogue_reads_what_was_made(source, output, monkeypatch):
     prepare(source, output)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(output))
     numbers = {
-        "coco_zeroshot_train_oriorder": (2, 3),
-        "coco_generalized_zeroshot_val": (2, 3),
-        "coco_zeroshot_val": (2, 2),
-        "coco_not_zeroshot_val": (1, 1),
-        "coco_ovd_base_train": (3, 3),
-        "coco_ovd_base_val": (3, 1),
+        "coco_zeroshot_train_oriorder": (2, 3), "coco_generalized_zeroshot_val": (2, 3), "coco_zeroshot_val": (2, 2),
+        "coco_not_zeroshot_val": (1, 1), "coco_ovd_base_train": (3, 3), "coco_ovd_base_val": (3, 1),
         "coco_ovd_novel_val": (3, 2),
-    }
+    }  # fmt: skip
     for name, expected in numbers.items():
         records = DatasetCatalog.get(name)
         assert (len(records), sum(len(r["annotations"]) for r in records)) == expected, name
@@ -215,25 +196,7 @@ def test_a_second_run_changes_nothing(source, output, tmp_path):
     assert {n: row["sha256"] for n, row in first.items()} == {n: row["sha256"] for n, row in elsewhere.items()}
 
 
-def test_changed_input_rule_or_output_is_made_again(source, output):
-    prepare(source, output)
-    name = "wusize/instances_val2017_novel.json"
-    (output / "coco" / name).write_text("spoiled")
-    prepare(source, output)
-    assert annotation_ids(read(output, name)) == [22, 23]
-    (output / "coco" / name).unlink()
-    prepare(source, output)
-    assert annotation_ids(read(output, name)) == [22, 23]
-    (source / "annotations/instances_val2017.json").write_text(json.dumps(instances((4, 5, 6), VAL[:2])))
-    prepare(source, output)
-    assert annotation_ids(read(output, name)) == [22]
-    report = prepare(source, output, rule="words")
-    tagged = read(output, "annotations/captions_train2017_tags_allcaps.json")
-    assert report["annotations/captions_train2017_tags_allcaps.json"]["images"] == len(tagged["images"]) == 2
-    assert tagged["images"][1]["pos_category_ids"] == [PERSON, DOG, HOT_DOG]
-
-
-def test_an_interrupted_run_is_finished_by_the_next(source, output, monkeypatch):
+def test_changed_input_rule_or_output_is_made_again_after_an_interrupted_run_too(source, output, monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -241,11 +204,18 @@ def test_an_interrupted_run_is_finished_by_the_next(source, output, monkeypatch)
         patch.setattr(prepare_ovcoco, "tag_captions", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(source, output)
-    assert not (output / "coco/annotations/captions_train2017_tags_allcaps.json").exists()
+    assert not (output / "coco" / TAGGED).exists()
+    name = "wusize/instances_val2017_novel.json"
+    (output / "coco" / name).write_text("spoiled")
+    prepare(source, output)
+    assert annotation_ids(read(output, name)) == [22, 23] and (output / "coco" / TAGGED).exists()
+    (output / "coco" / name).unlink()
     (source / "annotations/instances_val2017.json").write_text(json.dumps(instances((4, 5, 6), VAL[:2])))
-    prepare(source, output)  # other content than what the first run left
-    assert annotation_ids(read(output, "wusize/instances_val2017_novel.json")) == [22]
-    assert (output / "coco/annotations/captions_train2017_tags_allcaps.json").exists()
+    prepare(source, output)
+    assert annotation_ids(read(output, name)) == [22]
+    report, tagged = prepare(source, output, rule="words"), read(output, TAGGED)
+    assert report[TAGGED]["images"] == len(tagged["images"]) == 2
+    assert tagged["images"][1]["pos_category_ids"] == [PERSON, DOG, HOT_DOG]
 
 
 def test_in_place(source, tmp_path):
@@ -262,19 +232,20 @@ def test_in_place(source, tmp_path):
 # ---- mistakes ----
 
 
-def test_an_incomplete_source_lists_what_is_missing(source, output):
+def test_an_incomplete_source_and_other_categories_are_refused(source, output):
+    path = source / "annotations/instances_val2017.json"
+    original = path.read_text()
+    path.write_text(json.dumps(instances((4, 5, 6), VAL) | {"categories": COCO_80[:65]}))
+    with pytest.raises(UserError, match="instances_val2017.json does not list COCO's 80 categories"):
+        prepare(source, output)
+    path.write_text(original)
+    with pytest.raises(UserError, match=f"did you mean --source {source.parent / 'root/coco'}"):
+        (source.parent / "root").mkdir()
+        (source.parent / "root/coco").symlink_to(source)
+        prepare(source.parent / "root", output)
     (source / "annotations/captions_train2017.json").unlink()
     (source / "val2017").rmdir()
-    message = r"lacks annotations/captions_train2017.json, val2017: get COCO 2017 from https"
-    with pytest.raises(UserError, match=message):
-        prepare(source, output)
-    assert not output.exists()
-
-
-def test_other_categories_are_refused(source, output):
-    content = instances((4, 5, 6), VAL) | {"categories": COCO_80[:65]}
-    (source / "annotations/instances_val2017.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="instances_val2017.json does not list COCO's 80 categories"):
+    with pytest.raises(UserError, match=r"lacks annotations/captions_train2017.json, val2017: get COCO 2017"):
         prepare(source, output)
     assert not output.exists()
 
@@ -309,7 +280,7 @@ def test_files_of_other_scripts_are_not_overwritten(source, output):
     assert other.read_text() == "{}" and not same.is_symlink()
 
 
-def test_links_into_the_source_are_not_written_through(source, output):
+def test_links_into_the_source_and_a_read_only_source_are_not_written_to(source, output, tmp_path):
     (output / "coco").mkdir(parents=True)
     (output / "coco/annotations").symlink_to(source / "annotations")
     before = snapshot(source)
@@ -317,23 +288,12 @@ def test_links_into_the_source_are_not_written_through(source, output):
         prepare(source, output)
     with pytest.raises(UserError, match="lies in the source"):
         prepare(source, source)  # --output is the data root, not coco/
-    assert snapshot(source) == before
-
-
-def test_a_read_only_source_is_not_prepared_in_place(source, tmp_path):
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "coco").symlink_to(source)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/coco").symlink_to(source)
     source.chmod(0o555)
     try:
         with pytest.raises(UserError, match="is read-only: choose another --output"):
-            prepare(source, root)
+            prepare(source, tmp_path / "root")
     finally:
         source.chmod(0o755)
-
-
-def test_the_command(source, output, monkeypatch, capsys):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(output))  # the default of --output
-    prepare_ovcoco.main(["--source", str(source), "--tag-rule", "words"])
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in JSONS) and (output / "coco/zero-shot").is_dir()
+    assert snapshot(source) == before

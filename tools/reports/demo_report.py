@@ -8,8 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from clim.data.images import ordered, read_image
-from clim.data.loader import STREAMS, caption_records
-from clim.data.mappers import CanvasMapper
+from clim.data.loader import build_mappers
 from clim.detector import Detector, most_confident
 from clim.drawing import class_colours, draw_boxes, draw_objects, enlarge, label_size
 from experiments.training import read_metrics
@@ -138,13 +137,12 @@ def compare(record: dict, dataset: str, predictors: Mapping[str, Detector]) -> E
 
 
 def mosaic_of_each_grid(cfg, *, seed: int) -> list[tuple[str, np.ndarray]]:
-    """(caption, drawing) of one canvas for every grid of INPUT.MOSAIC.GRIDS, from the mapper of the training."""
-    records = caption_records(cfg.DATASETS.CAPTIONS)
-    mapper = CanvasMapper.mosaics(cfg, records, seed=seed, stream=STREAMS["mosaics"])
+    """(caption, drawing) of a canvas of every grid of INPUT.MOSAIC.GRIDS, from the mapper of the training."""
+    mapper = build_mappers(cfg, ["mosaics"], seed=seed)["mosaics"]
     grids = set(cfg.INPUT.MOSAIC.GRIDS)
     found: dict[int, dict] = {}
     for epoch in range(50):  # a grid is drawn anew for every canvas
-        canvas = mapper(index=epoch % len(records), epoch=epoch)
+        canvas = mapper(index=epoch % len(mapper.records), epoch=epoch)
         found.setdefault(len(canvas["tiles"]), canvas)
         if len(found) == len(grids):
             break

@@ -2,7 +2,7 @@
 
 The split has 48 base, 17 novel and 15 unused classes: Bansal et al., "Zero-Shot Object Detection" (ECCV 2018), as
 OVR-CNN, Detic and CLIM use it. Unused classes have no annotation in either part; a detector still predicts all 80.
-Ids are COCO's (with gaps), from Detectron2's own table; indices are contiguous, in ascending order of ids.
+Ids are COCO's and have gaps; indices are contiguous and follow the ids in ascending order.
 """
 
 from detectron2.data.datasets import builtin_meta
@@ -26,8 +26,8 @@ PASCAL_CONTEXT: tuple[str, ...] = (
 )
 # fmt: on
 
-# (id, name) by ascending id. Panoptic: 80 things, then 53 stuff classes. Stuff has the names of COCO's json
-# ("tree-merged", "door-stuff"), because the CLIM release embeds prompts of these.
+# (id, name) by ascending id: 80 things, then 53 stuff classes. Stuff has the names of COCO's json ("tree-merged",
+# "door-stuff"), because the CLIM release embeds prompts with these names.
 PANOPTIC_CATEGORIES = tuple(sorted((c["id"], c["name"]) for c in builtin_meta.COCO_CATEGORIES))
 STUFF_IDS = frozenset(c["id"] for c in builtin_meta.COCO_CATEGORIES if not c["isthing"])
 COCO_CATEGORIES = tuple((key, name) for key, name in PANOPTIC_CATEGORIES if key not in STUFF_IDS)
@@ -44,7 +44,7 @@ BASE_NAMES, NOVEL_NAMES, UNUSED_NAMES = (
     tuple(COCO_NAMES[index] for index in indices) for indices in (BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES)
 )
 
-# Lists that one word names where classes are asked for, in the order of the indices.
+# Class lists that a command accepts by name, in the order of the indices.
 NAMED_CLASSES: dict[str, tuple[str, ...]] = {
     "coco": COCO_NAMES,
     "coco_panoptic": PANOPTIC_NAMES,

@@ -1,7 +1,7 @@
-"""Data sets: the names that configs use, registered on import, and a user's own.
+"""Data sets: importing this module registers the names that configs use; users register their own sets.
 
-Registering reads nothing. Paths are below ``clim.files.data_root()``, which is looked up whenever a data set or its
-metadata is asked for, so ``DETECTRON2_DATASETS`` may be set or changed after the import.
+Registration reads no file. Paths are below ``clim.files.data_root()``, which is read again for each data set and its
+metadata, so ``DETECTRON2_DATASETS`` may be set or changed after the import.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +26,12 @@ GET_CC3M = "get Conceptual Captions, see datasets/README.md"
 
 
 class Vocabulary(NamedTuple):
-    """Classes of a data set, under the names that they have in its metadata."""
+    """Classes of a data set; the metadata has entries of the same names."""
 
     thing_classes: list[str]  # in contiguous order
     base_classes: list[str]
     novel_classes: list[str]
-    thing_dataset_id_to_contiguous_id: dict[int, int]  # category id of the json: contiguous index
+    thing_dataset_id_to_contiguous_id: dict[int, int]  # category id in the json: contiguous index
 
 
 def _below_root(path: str) -> Path:
@@ -39,7 +39,7 @@ def _below_root(path: str) -> Path:
 
 
 class Files(NamedTuple):
-    """Where a data set lies; of several json files the first that exists is read."""
+    """Where a data set lies. The first json file that exists is read."""
 
     image_root: str
     json_files: tuple[str, ...]
@@ -59,11 +59,9 @@ class Files(NamedTuple):
 
 
 class LazyMetadata(Metadata):
-    """Detectron2's metadata with entries that are computed at every read instead of stored.
+    """Detectron2's metadata with entries that are computed at every read instead of stored."""
 
-    Copying and unpickling call the constructor without arguments and fill ``__dict__`` afterwards.
-    """
-
+    # Copying and unpickling call the constructor without arguments and fill ``__dict__`` afterwards.
     def __init__(self, *, name: str = "", entries: Mapping[str, Callable[[], object]] | None = None):
         super().__init__(name=name)
         self.__dict__["_entries"] = dict(entries or {})
@@ -79,10 +77,10 @@ class LazyMetadata(Metadata):
 
 
 def register(name: str, files: Files, read: Callable, vocabulary: Callable[[], Vocabulary] | None, **metadata) -> None:
-    """Fill both catalogues; a name that is taken stays as it is.
+    """Add a data set to both catalogues of Detectron2; a name that is taken keeps its data set.
 
-    ``read`` is a function of readers.py; ``vocabulary`` gives the set's classes, None: the reader numbers the file's
-    own categories; ``metadata`` are further entries of ``MetadataCatalog``.
+    ``read`` is a function of readers.py. ``vocabulary`` gives the classes; without it the reader numbers the
+    categories of the file. ``metadata`` are further entries of ``MetadataCatalog``.
     """
     if name in DatasetCatalog:
         return
@@ -94,11 +92,11 @@ def register(name: str, files: Files, read: Callable, vocabulary: Callable[[], V
 
 
 def register_own_set(name: str, kind: str, json_file: str, image_root: str, **metadata) -> None:
-    """Register a data set of your own; its classes are the json's categories by ascending id.
+    """Register a user's data set; its classes are the categories of the json by ascending id.
 
     Args:
-        kind: "captions", image-text pairs; "boxes", a COCO-format json to train on or to detect in; "regions", the
-            same format with boxes to be classified; "pseudo_labels", a json of ``tools/pseudo_label.py``.
+        kind: "captions": image-text pairs; "boxes": a COCO json for training or detection; "regions": a COCO json
+            whose boxes are classified; "pseudo_labels": a json of ``tools/pseudo_label.py``.
         json_file, image_root: absolute, relative to the working folder, or below the data root.
         metadata: further entries of ``MetadataCatalog``, e.g. ``stuff_classes``.
 
@@ -113,9 +111,9 @@ def register_own_set(name: str, kind: str, json_file: str, image_root: str, **me
 
 
 def register_own_sets(entries: Sequence[Sequence[str]]) -> None:
-    """Register DATASETS.OWN, [[name, kind, json, image folder], …]; the same entry may come again.
+    """Register DATASETS.OWN, [[name, kind, json, image folder], …]; an entry may be registered again.
 
-    UserError for an entry of another form, or a name that means another data set.
+    UserError for an entry of another form, or a name that another data set has.
     """
     for entry in map(tuple, entries):
         if len(entry) != 4 or entry[1] not in _KINDS:
@@ -127,12 +125,12 @@ def register_own_sets(entries: Sequence[Sequence[str]]) -> None:
 
 
 def coco_vocabulary() -> Vocabulary:
-    """All 80 COCO categories, whichever of them a file holds."""
+    """COCO's 80 classes, also if a file lists fewer."""
     return Vocabulary(list(COCO_NAMES), list(BASE_NAMES), list(NOVEL_NAMES), contiguous_ids())
 
 
 def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
-    """The json's own categories by ascending id; their field ``split`` may be "base" or "novel".
+    """The categories of the json by ascending id; their field ``split`` may be "base" or "novel".
 
     UserError for a missing or broken file; with ``split`` also if no category is base or novel.
     """
@@ -147,7 +145,7 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
 
 @lru_cache(maxsize=8)
 def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[tuple[int, str, str], ...]:
-    """(id, name, split or "") by ascending id; ``modified_ns`` makes a rewritten file another cache entry."""
+    """(id, name, split or "") by ascending id; ``modified_ns`` gives a rewritten file its own cache entry."""
     content = read_json(json_file, remedy=remedy)
     return tuple(sorted((c["id"], c["name"], c.get("split", "")) for c in content["categories"]))
 
@@ -171,9 +169,8 @@ _KINDS = {
     "pseudo_labels": (read_pseudo_labels, {}),
 }
 
-# (reader, metadata, image folder, {name: json files below coco/}). Where Detic's instructions and code name different
-# places, or its file lists half of the categories although an evaluator needs all that the detector predicts
-# ("oriorder" has the 80), the better file is tried first.
+# (reader, metadata, image folder, {name: json files below coco/}), the better file first: Detic's instructions and
+# code name different places, and only the "oriorder" files list all 80 classes, which the evaluator needs.
 _COCO = (
     (read_boxes, {}, "train2017", {
         "coco_zeroshot_train_oriorder": ["zero-shot/instances_train2017_seen_2_oriorder"],
@@ -204,7 +201,7 @@ _MINI = (
 
 
 def register_builtin() -> None:
-    """Register every data set of this file; names that are taken (a second import, Detic's own) stay."""
+    """Register every data set of this file; names that are taken (second import, Detic's registration) stay."""
     for read, metadata, images, sets in _COCO:
         for name, json_files in sets.items():
             files = Files(f"coco/{images}", tuple(f"coco/{stem}.json" for stem in json_files), PREPARE_COCO)

@@ -1,12 +1,12 @@
-"""Decoding images, damaged ones from the web included, and resizing them.
+"""Decode and resize images; files from the web may be damaged.
 
 What happens to a broken JPEG: :func:`read_image` raises :class:`UnreadableImage` with a reason. In training,
-``mappers.RecordMapper.read`` puts another random record in its place, and the batch names it under ``skipped``; at
-test, ``loader.SkippingLoader`` leaves it out and the evaluator names it in its report.
+``mappers.RecordMapper.read`` takes another random record, and the batch names the file under ``skipped``; at test,
+``loader.SkippingLoader`` leaves it out and the evaluator names it in its report.
 
-PIL decodes, as in Detectron2: a full-size read equals ``detectron2.data.detection_utils.read_image`` bit for bit on
-ordinary files, and drops transparency as well. Three things differ: samples of more than 8 bits are scaled
-(``convert("RGB")`` clips them to white), TIFFs are rotated once (PIL has done it), and damaged files are errors.
+At full size, ordinary files decode bit for bit as in ``detectron2.data.detection_utils.read_image``. Three things
+differ: samples of more than 8 bits are scaled (there: clipped), TIFFs are rotated once (there: twice), and damaged
+files are errors.
 """
 
 import io
@@ -22,7 +22,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 MIN_SIDE = 10  # px; the CLIM release replaces smaller images too
-MAX_PIXELS = 178_956_970  # PIL's own limit for decompression bombs, also where another library lifts it
+MAX_PIXELS = 178_956_970  # PIL's limit for decompression bombs, which other libraries may lift
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
@@ -37,10 +37,10 @@ _UPRIGHT = {
 
 
 class UnreadableImage(Exception):
-    """An image that cannot be used; ``reason`` is a few words, e.g. ``"truncated"`` or ``"tiny (6x300)"``."""
+    """An image that cannot be used; ``reason`` is short, e.g. ``"truncated"`` or ``"tiny (6x300)"``."""
 
     def __init__(self, file_name: str, reason: str):
-        super().__init__(file_name, reason)  # both arguments, so that it survives pickling between workers
+        super().__init__(file_name, reason)  # unpickling needs both arguments
         self.file_name, self.reason = file_name, reason
 
     def __str__(self) -> str:
@@ -48,22 +48,21 @@ class UnreadableImage(Exception):
 
 
 class Decoded(NamedTuple):
-    """What :func:`read_image` gives; the image has the original's size unless a reduced decode was asked for."""
+    """A decoded image and the size of the original."""
 
-    image: np.ndarray  # uint8 (H', W', 3), contiguous and writable
+    image: np.ndarray  # uint8 (H', W', 3), contiguous and writable, smaller than the original with ``at_least``
     height: int  # of the upright original
     width: int
 
 
 def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tuple[int, int] | None = None) -> Decoded:
-    """Decode an image upright (EXIF orientation applied), always to three 8-bit channels.
+    """Decode an image to three 8-bit channels and turn it upright (EXIF).
 
     Args:
-        file_name: a path, or anything Detectron2's ``PathManager`` opens.
+        file_name: any path that Detectron2's ``PathManager`` opens.
         fmt: channel order, ``"BGR"`` or ``"RGB"``.
-        at_least: (height, width) in px that the caller resizes to. The codec decodes a larger JPEG at 1/2, 1/4 or 1/8
-            of its size, faster and free of aliasing; neither side gets smaller than asked (or than the original's).
-            Other formats come at full size.
+        at_least: (height, width) in px that the caller resizes to. A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its
+            size, which is faster and does not alias; no side becomes shorter than asked. Other formats keep full size.
 
     Raises:
         UnreadableImage: the file is missing, empty, truncated, not an image, has more than ``MAX_PIXELS`` pixels or
@@ -72,7 +71,15 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
     if fmt not in ("BGR", "RGB"):
         raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
     file_name = os.fspath(file_name)
-    data = _read_bytes(file_name)
+    try:
+        with PathManager.open(file_name, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "missing" if missing else f"cannot be opened ({error.strerror or error})"
+        raise UnreadableImage(file_name, reason) from error
+    if not data:
+        raise UnreadableImage(file_name, "empty")
     try:
         with _no_grey_filling(), Image.open(io.BytesIO(data)) as opened:
             width, height = opened.size
@@ -80,18 +87,18 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
                 raise UnreadableImage(file_name, f"tiny ({width}x{height})")
             if height * width > MAX_PIXELS:
                 raise UnreadableImage(file_name, f"too large ({width}x{height})")
-            if opened.format == "EPS":  # a program for Ghostscript: never run one found on the web
+            if opened.format == "EPS":  # Ghostscript would run the file as a program
                 raise UnreadableImage(file_name, "not an image (PostScript)")
             if at_least is not None:
                 _draft(opened, at_least)
             opened.load()
-            # Only now: PIL turns a TIFF while loading it and then forgets its orientation.
+            # PIL turns a TIFF in load() and removes its orientation, so this comes after it.
             orientation = _orientation(opened)
             image = opened.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else opened
             rgb = _to_rgb(image)
     except (UnreadableImage, MemoryError):
         raise
-    except Exception as error:  # damaged bytes make PIL raise nearly anything: struct.error, KeyError, …
+    except Exception as error:  # PIL raises many types for damaged bytes: struct.error, KeyError, …
         raise UnreadableImage(file_name, _reason(error)) from error
     if orientation >= 5:
         height, width = width, height
@@ -99,7 +106,7 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
 
 
 def image_size(file_name: str) -> tuple[int, int]:
-    """(height, width) in px of the upright image, from its header. UnreadableImage if that cannot be read."""
+    """(height, width) in px of the upright image, from its header. Raises UnreadableImage."""
     try:
         with Image.open(file_name) as opened:
             width, height = opened.size
@@ -111,8 +118,8 @@ def image_size(file_name: str) -> tuple[int, int]:
 def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """Resize an array (H, W) or (H, W, C) to ``size_hw`` = (height, width) in px.
 
-    Bilinear as in the CLIM release (cv2 ``INTER_LINEAR``), but by area averaging where a side shrinks more than
-    twofold: cv2's bilinear kernel always reads 2 source pixels per axis, so tiles of 3×3 and 4×4 mosaics would alias.
+    It is bilinear (cv2), as in the CLIM release, but averages areas if a side shrinks more than twofold: cv2's
+    bilinear kernel reads 2 source pixels per axis at any scale, so small tiles would alias.
     """
     height, width = size_hw
     shrink = max(image.shape[0] / height, image.shape[1] / width)
@@ -125,47 +132,32 @@ def channels_first(image: np.ndarray) -> torch.Tensor:
 
 
 def ordered(image: np.ndarray, input_format: str) -> np.ndarray:
-    """RGB (H, W, 3) in the channel order of a config's INPUT.FORMAT, "RGB" or "BGR", or back from it; contiguous."""
+    """RGB (H, W, 3) → the channel order of INPUT.FORMAT ("RGB" or "BGR"), or back; contiguous."""
     return np.ascontiguousarray(image if input_format == "RGB" else image[..., ::-1])
 
 
 def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:
-    """The image with longest side ``size`` on a square, black to the right and below (CLIM release).
+    """Resize uint8 (H, W, 3) to longest side ``size`` and pad it with black on the right and below (CLIM release).
 
-    uint8 (H, W, 3), channels in any order → uint8 (size, size, 3), and the scale: boxes of ``image`` times it are boxes
-    on the square. PIL's bicubic filter averages when it shrinks, as torchvision resizes PIL images.
+    Returns uint8 (size, size, 3) and the scale: boxes of ``image`` times it are boxes on the square. PIL's bicubic
+    filter averages when it shrinks, like torchvision on PIL images.
     """
     height, width = image.shape[:2]
     new_height, new_width = letterbox_size(height, width, size)
-    if (new_height, new_width) != (height, width):
-        image = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC))
     square = np.zeros((size, size, 3), dtype=np.uint8)
-    square[:new_height, :new_width] = image
+    square[:new_height, :new_width] = Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC)
     return square, size / max(height, width)
 
 
 def letterbox_size(height: int, width: int, size: int) -> tuple[int, int]:
-    """(height, width) in px of an image on its square, at least 1."""
+    """(height, width) in px, at least 1, of a :func:`letterbox` image without padding."""
     scale = size / max(height, width)
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
-def _read_bytes(file_name: str) -> bytes:
-    try:
-        with PathManager.open(file_name, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = "missing" if missing else f"cannot be opened ({error.strerror or error})"
-        raise UnreadableImage(file_name, reason) from error
-    if not data:
-        raise UnreadableImage(file_name, "empty")
-    return data
-
-
 @contextmanager
 def _no_grey_filling():
-    """Truncated files stay errors even where another library has set PIL to fill what is missing with grey."""
+    """Let truncated files raise errors even if another library has set PIL to fill the missing part with grey."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -175,38 +167,37 @@ def _no_grey_filling():
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's 1…8; broken or senseless metadata of a sound image count as 1, as in Detectron2."""
+    """EXIF's 1…8; broken metadata of a sound image count as 1, as in Detectron2."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # the EXIF parser raises as variously as the decoders
+    except Exception:  # the EXIF parser raises many types, too
         return 1
     return orientation if orientation in range(1, 9) else 1
 
 
 def _draft(image: Image.Image, at_least: tuple[int, int]) -> None:
-    """Let a JPEG decoder work at 1/2, 1/4 or 1/8. ``at_least`` is upright; the stored image may lie on its side."""
+    """Let a JPEG decoder work at 1/2, 1/4 or 1/8 size. ``at_least`` is upright; the stored image may be turned."""
     if image.format not in ("JPEG", "MPO"):
         return
     height, width = (max(1, math.ceil(side)) for side in at_least)
     if _orientation(image) >= 5:
         height, width = width, height
-    image.draft(None, (width, height))  # keeps the colour mode; stops at the last scale that is large enough
+    image.draft(None, (width, height))  # the smallest scale that is large enough
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 (H, W, 3). ``L``, ``1``, ``P``, ``LA``, ``RGBA``, ``CMYK``, … as PIL converts them."""
+    """uint8 (H, W, 3) of an image of any mode."""
     if image.mode == "F" or image.mode.startswith("I"):
         grey = _to_8_bit(np.asarray(image))
         return np.repeat(grey[:, :, None], 3, axis=2)
-    image.info.pop("transparency", None)  # dropped anyway; PIL warns about it for every palette image
+    image.info.pop("transparency", None)  # RGB has none, and PIL would warn
     return np.asarray(image.convert("RGB"))
 
 
 def _to_8_bit(samples: np.ndarray) -> np.ndarray:
-    """Scale integer or float grey samples (H, W) to uint8 by the narrowest usual range that holds them.
+    """Scale grey samples (H, W) to uint8 from the narrowest usual range that holds them.
 
-    Integers: 0…65535 (16-bit PNG, TIFF and PGM). Floats: 0…1, else 0…255. Other images are stretched from their own
-    minimum…maximum to 0…255.
+    The range is 0…65535 for integers (16-bit PNG, TIFF and PGM), 0…1 or 0…255 for floats, else minimum…maximum.
     """
     integer = np.issubdtype(samples.dtype, np.integer)
     samples = np.nan_to_num(samples.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,12 +1,12 @@
 """Loaders: training batches {"detection": […], "captions": […], "mosaics": […], "regions": […]}, and test batches.
 
-CLIM's detectors take 2 + 2 + 2 + 0 samples a GPU. Which samples an iteration holds is a pure function of (seed,
-iteration, rank), so nothing needs to be stored to resume.
+CLIM's detectors take 2 + 2 + 2 + 0 samples a GPU. The samples of an iteration are a pure function of (seed, iteration,
+rank), so resuming needs no stored state.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import count, islice
 from typing import NamedTuple
 
@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from clim.errors import UserError
 
-from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper
+from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper, training_augmentations
 from .partners import load_neighbours
 
 logger = logging.getLogger(__name__)
 
-# Streams are numbered so that no two sources ever draw the same images in step (the CLIM release does).
+# Each source has its own stream, so that two sources do not draw the same images together, as in the CLIM release.
 STREAMS = {"detection": 0, "captions": 1, "mosaics": 2, "regions": 3}
 
 Draw = tuple[int, int]  # (epoch, index)
@@ -36,9 +36,9 @@ Key = tuple[str, int, int]  # (source, epoch, index)
 
 
 def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]:
-    """Iterator over joint batches from iteration ``start_iter`` on, this rank's share of them.
+    """This rank's joint batches from iteration ``start_iter`` on.
 
-    The same (seed, start_iter, world size) gives the same batches, whatever DATALOADER.NUM_WORKERS is.
+    They depend on seed, start_iter, rank and world size, but not on DATALOADER.NUM_WORKERS.
     """
     loader = cfg.DATALOADER
     sizes = batch_sizes(cfg)
@@ -46,7 +46,7 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
     streams = {}
     for name, size in sizes.items():
         records = mappers[name].records
-        # Squares need no padding; other images need less of it beside those that lie the same way.
+        # Squares need no padding; other images need less in a batch of the same orientation.
         grouped = loader.ASPECT_RATIO_GROUPING and not mappers[name].square
         landscape = [r["width"] > r["height"] for r in records] if grouped else None
         drawn = draws(len(records), seed=seed, stream=STREAMS[name], rank=comm.get_rank(), world=comm.get_world_size())
@@ -68,7 +68,7 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
             num_workers=loader.NUM_WORKERS,
             collate_fn=collate,
             worker_init_fn=start_worker,
-            # Its own generator: the loader must not consume the random state that training resumes from.
+            # The loader has its own generator, because training resumes from the global random state.
             generator=torch.Generator().manual_seed(seed),
             persistent_workers=loader.NUM_WORKERS > 0,
         )
@@ -76,7 +76,7 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
 
 
 class MappedSources(Dataset):
-    """(source, epoch, index) → (source, its mapped sample)."""
+    """(source, epoch, index) → (source, mapped sample)."""
 
     def __init__(self, mappers: dict[str, RecordMapper]):
         self.mappers = mappers
@@ -87,7 +87,7 @@ class MappedSources(Dataset):
 
 
 def collate(samples: list[tuple[str, dict]]) -> dict:
-    """Samples by source, and the images that had to be replaced under ``skipped``."""
+    """Samples by source, and all replaced images under ``skipped``."""
     batch: dict = {name: [] for name in STREAMS} | {"skipped": []}
     for source, sample in samples:
         batch["skipped"] += sample.pop("skipped")
@@ -96,7 +96,7 @@ def collate(samples: list[tuple[str, dict]]) -> dict:
 
 
 def start_worker(_) -> None:
-    """OpenCV keeps to one thread in each worker, as torch does; many workers would fight for the cores."""
+    """Let OpenCV use one thread in each worker, as torch does."""
     cv2.setNumThreads(0)
 
 
@@ -104,7 +104,7 @@ def start_worker(_) -> None:
 
 
 def batch_sizes(cfg) -> dict[str, int]:
-    """{source: samples that a process gets in an iteration}; only sources that give any."""
+    """{source: samples a process gets in an iteration}, without sources that have none."""
     sizes = {name: cfg.DATALOADER[f"{name.upper()}_PER_GPU"] for name in STREAMS}
     if not any(size > 0 for size in sizes.values()):
         raise UserError("DATALOADER.{DETECTION,CAPTIONS,MOSAICS,REGIONS}_PER_GPU are all 0: nothing to train on.")
@@ -112,29 +112,35 @@ def batch_sizes(cfg) -> dict[str, int]:
 
 
 def build_mappers(cfg, sources, *, seed: int) -> dict[str, RecordMapper]:
-    """{source: its mapper}; captions and mosaics share one list of records."""
-    records = {read: read(cfg) for read in {_SOURCES[source][0] for source in sources}}
-    mappers = {}
-    for source in sources:
-        read, build = _SOURCES[source]
-        mappers[source] = build(cfg, records[read], seed=seed, stream=STREAMS[source])
-    return mappers
+    """{source: mapper}; captions and mosaics share one list of records."""
+    read = cache(partial(source_records, cfg))
+    return {s: _build_mapper(cfg, s, read("captions" if s == "mosaics" else s), seed=seed) for s in sources}
 
 
 def source_records(cfg, source: str) -> list[dict]:
-    """What ``source`` draws from. UserError where there is nothing."""
-    return _SOURCES[source][0](cfg)
+    """The records of ``source``. UserError if there are none."""
+    if source in ("captions", "mosaics"):
+        return caption_records(cfg.DATASETS.CAPTIONS)
+    if source == "regions":
+        names = cfg.DATASETS.REGIONS
+        return _checked("REGIONS", names, "boxes", _concatenated(names))
+    names = cfg.DATASETS.TRAIN
+    try:
+        records = get_detection_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    except AssertionError:  # Detectron2 asserts that a record is left
+        records = []
+    return _checked("TRAIN", names, "annotations", records)
 
 
 def caption_records(names: Sequence[str]) -> list[dict]:
-    """Image-text pairs of registered data sets. UserError where there is none."""
-    return with_own_ids(_checked("CAPTIONS", names, _concatenated(names), "captions"))
+    """Image-text pairs of registered data sets. UserError if there are none."""
+    return with_own_ids(_checked("CAPTIONS", names, "captions", _concatenated(names)))
 
 
 def with_own_ids(records: list[dict]) -> list[dict]:
-    """Records whose ``image_id`` differs between images, as contrast needs it.
+    """The records, with an ``image_id`` that differs between images, as contrastive losses need.
 
-    Where two images of several data sets have the same id, or an id is no number >= 0, all are numbered anew.
+    If two images of several data sets have the same id, or an id is not an integer >= 0, all images get new numbers.
     """
     files: dict = {}
     shared = any(files.setdefault(r["image_id"], r["file_name"]) != r["file_name"] for r in records)
@@ -145,28 +151,11 @@ def with_own_ids(records: list[dict]) -> list[dict]:
     return [r | {"image_id": numbers.setdefault(r["file_name"], len(numbers))} for r in records]
 
 
-def _pairs(cfg) -> list[dict]:
-    return caption_records(cfg.DATASETS.CAPTIONS)
-
-
-def _regions(cfg) -> list[dict]:
-    return _checked("REGIONS", cfg.DATASETS.REGIONS, _concatenated(cfg.DATASETS.REGIONS), "boxes")
-
-
-def _boxes(cfg) -> list[dict]:
-    names = cfg.DATASETS.TRAIN
-    try:
-        records = get_detection_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    except AssertionError as error:  # Detectron2 asserts that something is left
-        raise UserError(f"DATASETS.TRAIN = {tuple(names)} holds no image with annotations: {error}") from error
-    return _checked("TRAIN", names, records, "annotations")
-
-
 def _concatenated(names: Sequence[str]) -> list[dict]:
     return [record for name in names for record in DatasetCatalog.get(name)]
 
 
-def _checked(key: str, names: Sequence[str], records: list[dict], field: str) -> list[dict]:
+def _checked(key: str, names: Sequence[str], field: str, records: list[dict]) -> list[dict]:
     if not records:
         raise UserError(f"DATASETS.{key} = {tuple(names)} holds no image with {field}.")
     if any(field not in record for record in records):
@@ -177,32 +166,32 @@ def _checked(key: str, names: Sequence[str], records: list[dict], field: str) ->
     return records
 
 
-def _caption_mapper(cfg, records, **stream) -> RecordMapper:
-    mapper = CropMapper if cfg.INPUT.CAPTION.CROP > 0 else CanvasMapper
-    return mapper.captions(cfg, records, **stream)
+def _build_mapper(cfg, source: str, records: list[dict], *, seed: int) -> RecordMapper:
+    stream = {"seed": seed, "stream": STREAMS[source], "image_format": cfg.INPUT.FORMAT}
+    if source == "detection":
+        return DetectionMapper(records, augmentations=training_augmentations(cfg), **stream)
+    if source == "regions":
+        return RegionMapper(records, size=cfg.INPUT.REGIONS.SIZE, **stream)
+    if source == "captions":
+        key = cfg.INPUT.CAPTION
+        if key.CROP > 0:
+            return CropMapper(records, size=key.CROP, scale=key.CROP_SCALE, ratio=key.CROP_RATIO, **stream)
+        return CanvasMapper(records, grids=[1], short=key.SHORT_SIDE, long=key.LONG_SIDE, flip=key.FLIP, **stream)
+    key = cfg.INPUT.MOSAIC
+    return CanvasMapper(
+        records, grids=key.GRIDS, short=key.SIZE, long=key.SIZE, flip=key.FLIP, filling=key.FILLING,
+        crop_scale=key.CROP_SCALE, crop_ratio=key.CROP_RATIO, pad_value=key.PAD_VALUE,
+        partners=None if key.PARTNERS == "random" else load_neighbours(key.PARTNERS, records),
+        permute_texts=key.PERMUTE_TEXTS, **stream,
+    )  # fmt: skip
 
 
-def _mosaic_mapper(cfg, records, **stream) -> RecordMapper:
-    partners = cfg.INPUT.MOSAIC.PARTNERS
-    index = None if partners == "random" else load_neighbours(partners, records)
-    return CanvasMapper.mosaics(cfg, records, partners=index, **stream)
-
-
-# {source: (config → records, (config, records, seed, stream) → mapper)}
-_SOURCES: dict[str, tuple[Callable, Callable]] = {
-    "detection": (_boxes, DetectionMapper.from_cfg),
-    "captions": (_pairs, _caption_mapper),
-    "mosaics": (_pairs, _mosaic_mapper),
-    "regions": (_regions, RegionMapper.from_cfg),
-}
-
-
-# ---- streams: infinite, shuffled, split over ranks
+# ---- infinite, shuffled streams
 
 
 def draws(length: int, *, seed: int, stream: int, rank: int = 0, world: int = 1) -> Iterator[Draw]:
-    """Every index once an epoch, reshuffled each epoch; the ranks take turns."""
-    offset = rank  # position inside the coming epoch of this rank's next draw
+    """Every index once an epoch, in a new order each epoch; the ranks take turns."""
+    offset = rank  # this rank's next draw, as a position in the coming epoch
     for epoch in count():
         order = np.random.default_rng([seed, stream, epoch]).permutation(length)
         yield from ((epoch, int(i)) for i in order[offset::world])
@@ -210,7 +199,7 @@ def draws(length: int, *, seed: int, stream: int, rank: int = 0, world: int = 1)
 
 
 def batches(drawn: Iterator[Draw], size: int, *, landscape: Sequence[bool] | None = None) -> Iterator[list[Draw]]:
-    """Groups of ``size`` draws; with ``landscape`` (N,) each of images lying the same way, to pad less."""
+    """Groups of ``size`` draws; with ``landscape`` (N,), a group is all landscape or all portrait."""
     buckets: dict[bool, list[Draw]] = {False: [], True: []}
     for draw in drawn:
         bucket = buckets[bool(landscape[draw[1]]) if landscape is not None else False]
@@ -227,7 +216,7 @@ def joint_batches(sources: dict[str, Iterator[list[Draw]]]) -> Iterator[list[Key
 
 
 def alternating_batches(sources: dict[str, Iterator[list[Draw]]], *, weights, seed: int) -> Iterator[list[Key]]:
-    """One batch of *one* source in every iteration (official Detic), all ranks the same one."""
+    """One batch of one source in every iteration, the same source on all ranks (official Detic)."""
     names, p = list(sources), np.asarray(weights, dtype=float)
     rng = np.random.default_rng([seed, len(names)])
     while True:
@@ -237,11 +226,11 @@ def alternating_batches(sources: dict[str, Iterator[list[Draw]]], *, weights, se
 
 # ---- test
 
-NO_REGION = "no region left"  # why a readable image is skipped: it shows nothing that is to be classified
+NO_REGION = "no region left"  # the reason for skipping a readable image that has nothing to classify
 
 
 class Skipped(NamedTuple):
-    """What a test mapper returns for an image that gives no input."""
+    """A test mapper returns this for an image that gives no input."""
 
     file_name: str
     reason: str
@@ -254,28 +243,30 @@ class SkippingLoader:
         self.loader, self.on_skip = loader, on_skip
 
     def __len__(self) -> int:
-        """Number of batches, including those that turn out to be empty."""
+        """Number of batches, empty ones included."""
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in self.loader:
+            samples = []
             for sample in batch:
                 if isinstance(sample, Skipped):
                     self.on_skip(sample)
-            samples = [sample for sample in batch if not isinstance(sample, Skipped)]
+                else:
+                    samples.append(sample)
             if samples:
                 yield samples
 
 
 def map_or_skip(mapper: DatasetMapper, record: dict) -> dict | Skipped:
-    """Detectron2's test input; :class:`Skipped` if an image is damaged or has another size than its record."""
+    """Detectron2's test input; :class:`Skipped` if the image is damaged or has another size than its record."""
     try:
         return mapper(record)
-    except (OSError, SyntaxError, SizeMismatchError) as error:  # PIL raises all of the first two
+    except (OSError, SyntaxError, SizeMismatchError) as error:  # PIL raises OSError and SyntaxError
         return Skipped(record["file_name"], " ".join(str(error).split()))
 
 
 def build_detection_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
-    """This process's share of data set ``name`` as Detectron2's test inputs, one image a batch."""
+    """This process's share of data set ``name``: Detectron2's test inputs, one image a batch."""
     mapper = partial(map_or_skip, DatasetMapper(cfg, is_train=False))
     return SkippingLoader(build_detection_test_loader(cfg, name, mapper=mapper), on_skip=on_skip)

@@ -1,13 +1,14 @@
-"""Mappers: records → network inputs, each a pure function of (seed, epoch, index); workers and ranks do not matter.
+"""Mappers turn records into network inputs. Each input is a pure function of (seed, stream, epoch, index).
 
 ``image`` is uint8 (3, H, W), boxes are x0, y0, x1, y1 in px, T is the number of tiles on a canvas. An unreadable image
-never stops a training: :meth:`RecordMapper.read` takes another record and names the file under ``skipped``.
+does not stop training: :meth:`RecordMapper.read` takes another record and lists the file under ``skipped``.
 """
 
 import copy
 import random
 from collections.abc import Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,46 +22,46 @@ from .images import Decoded, UnreadableImage, channels_first, letterbox, read_im
 from .mosaic import compose, fit_cell, fit_size, grid_cells, inward_anchors, place, resized_crop, shortest_crop
 from .tiles import Tiles, tiles_of
 
-MAX_REPLACEMENTS = 50  # in a row: then the image folder is wrong, not an image
+MAX_REPLACEMENTS = 50  # more in a row mean that the image folder is wrong
 
 
 class RecordMapper:
-    """What all mappers share: the random numbers of a sample, and what happens to unreadable images.
+    """Base of all mappers: it gives each sample its random numbers and replaces unreadable images.
 
     Args:
-        records: dicts with ``file_name, height, width, image_id``; more of it is the subclass's business.
-        seed, stream: two sources with different ``stream`` draw independently.
+        records: dicts with ``file_name, height, width, image_id`` and what the subclass needs.
+        seed, stream: sources with different ``stream`` draw independently.
         image_format: channel order of ``image``, "BGR" or "RGB".
     """
 
-    square = False  # whether all samples have one square size, whatever the images' shapes
-    annotated = False  # whether records hold boxes, which are wrong on an image of another size than theirs
+    square = False  # whether all samples are squares of one size
+    annotated = False  # whether records hold boxes, which need an image of the annotated size
 
     def __init__(self, records: Sequence[dict], *, seed: int, stream: int, image_format: str = "BGR"):
         self.records = records
         self.seed, self.stream, self.image_format = seed, stream, image_format
 
     def __call__(self, *, index: int, epoch: int) -> dict:
-        """One network input, with ``skipped``: [(file name, reason)] of the images that were replaced."""
+        """One network input, and the replaced images under ``skipped``: [(file name, reason)]."""
         rng = np.random.default_rng([self.seed, self.stream, epoch, index])
         skipped: list[tuple[str, str]] = []
         return self.map(index, rng, skipped) | {"skipped": skipped}
 
     def map(self, index: int, rng: np.random.Generator, skipped: list) -> dict:
-        """The network input of record ``index``, by the sample's own ``rng``; replaced images go to ``skipped``."""
+        """The network input of record ``index``; the method adds replaced images to ``skipped``."""
         raise NotImplementedError
 
     def read(self, index: int, rng: np.random.Generator, skipped: list, at_least=None) -> tuple[dict, Decoded]:
-        """The record ``index`` and its decoded image, or a random record whose image can be read.
+        """Record ``index`` and its decoded image, or a random record whose image can be read.
 
-        ``at_least(record)`` gives the (height, width) in px that the caller resizes to; None: full size. UserError if
+        ``at_least(record)`` is the (height, width) in px that the caller resizes to; None: full size. UserError if
         ``MAX_REPLACEMENTS`` images in a row are unreadable.
         """
         for _ in range(MAX_REPLACEMENTS):
             record = self.records[index]
             try:
-                asked = at_least(record) if at_least else None
-                decoded = read_image(record["file_name"], fmt=self.image_format, at_least=asked)
+                size = at_least(record) if at_least else None
+                decoded = read_image(record["file_name"], fmt=self.image_format, at_least=size)
                 if self.annotated:
                     check_size(record, decoded)
                 return record, decoded
@@ -74,26 +75,23 @@ class RecordMapper:
 
 
 def check_size(record: dict, decoded: Decoded) -> None:
-    """UnreadableImage where the image has another size than its record: boxes would lie elsewhere on it."""
-    annotated, found = (record["width"], record["height"]), (decoded.width, decoded.height)
-    if annotated != found:
-        reason = f"{found[0]}x{found[1]} px, but annotated as {annotated[0]}x{annotated[1]}"
+    """UnreadableImage if the image does not have the size of its record, so that boxes would be wrong."""
+    if (record["width"], record["height"]) != (decoded.width, decoded.height):
+        reason = f"{decoded.width}x{decoded.height} px, but annotated as {record['width']}x{record['height']}"
         raise UnreadableImage(record["file_name"], reason)
 
 
 class CanvasMapper(RecordMapper):
-    """Image-caption records → canvases of n x n tiles; n = 1 is the resized image, unpadded (CLIM paper §3.2).
+    """Records with ``captions`` and ``tags`` → canvases of n x n tiles; n = 1 is the resized image (CLIM paper §3.2).
 
     Args:
-        records: with ``captions`` and ``tags``.
         grids: n is drawn uniformly from it for every canvas.
-        short, long: sides in px. For n = 1 Detectron2's ResizeShortestEdge rule; for n > 1 the canvas is
-            ``long`` x ``long``.
-        filling: "fit" keeps the ratio, pads and packs inwards (CLIM release); "crop" fills each cell by a
-            random crop (CLIM paper §3.2). The box of a tile is what was pasted.
-        partners: (N, K) indices of each record's neighbours, or None: partners are drawn from all records.
+        short, long: sides in px. A mosaic has ``long`` x ``long`` px; a single image follows Detectron2's
+            ResizeShortestEdge.
+        filling: "fit" keeps the ratio, pads and packs inwards (CLIM release); "crop" fills each cell with a random
+            crop (CLIM paper §3.2). The box of a tile is the box of the pasted pixels.
+        partners: (N, K) indices of each record's neighbours; None: partners are drawn from all records.
         permute_texts: every tile of a mosaic gets the texts of another tile (a control for experiments).
-        stream: ``seed, stream, image_format`` of :class:`RecordMapper`.
     """
 
     def __init__(
@@ -120,50 +118,28 @@ class CanvasMapper(RecordMapper):
         self.pad_value, self.partners, self.permute_texts = pad_value, partners, permute_texts
         self.square = min(grids) > 1
 
-    @classmethod
-    def captions(cls, cfg, records, **stream):
-        """The caption branch: 1 x 1 canvases of INPUT.CAPTION."""
-        caption = cfg.INPUT.CAPTION
-        return cls(
-            records, grids=[1], short=caption.SHORT_SIDE, long=caption.LONG_SIDE, flip=caption.FLIP,
-            image_format=cfg.INPUT.FORMAT, **stream,
-        )  # fmt: skip
-
-    @classmethod
-    def mosaics(cls, cfg, records, *, partners=None, **stream):
-        """Canvases of INPUT.MOSAIC; ``partners`` as in the constructor."""
-        mosaic = cfg.INPUT.MOSAIC
-        return cls(
-            records, grids=mosaic.GRIDS, short=mosaic.SIZE, long=mosaic.SIZE, flip=mosaic.FLIP, filling=mosaic.FILLING,
-            crop_scale=mosaic.CROP_SCALE, crop_ratio=mosaic.CROP_RATIO, pad_value=mosaic.PAD_VALUE, partners=partners,
-            permute_texts=mosaic.PERMUTE_TEXTS, image_format=cfg.INPUT.FORMAT, **stream,
-        )  # fmt: skip
-
     def map(self, index, rng, skipped):
         n = int(rng.choice(self.grids))
         indices = self.draw_partners(index, n * n, rng)
-        laid_out = self.mosaic(n, indices, rng, skipped) if n > 1 else self.single(index, rng, skipped)
-        records, images, boxes, size = laid_out
+        parts = self.mosaic(n, indices, rng, skipped) if n > 1 else self.single(index, rng, skipped)
+        records, images, boxes, size = parts
         images = [image[:, ::-1] if rng.random() < self.flip else image for image in images]
         canvas = compose([i.transpose(2, 0, 1) for i in images], boxes, size=size, pad_value=self.pad_value)
         tiles = tiles_of(records, boxes, rng=rng)
         if self.permute_texts and len(tiles) > 1:
-            # Drawn last, so that the canvas is that of a run without; a rotation leaves no text in place.
+            # This draw is the last, so the canvas does not depend on it. A rotation moves every text.
             tiles = tiles.with_rolled_texts(int(rng.integers(1, len(tiles))))
         return _canvas(torch.from_numpy(canvas), tiles)
 
     def single(self, index: int, rng, skipped) -> tuple:
-        """([record], [image], boxes (1, 4), size) of one image, which is the whole canvas of ``size`` (H, W)."""
-
-        def fitted(height, width):
-            return fit_size(height, width, short=self.short, long=self.long)
-
-        record, decoded = self.read(index, rng, skipped, lambda r: fitted(r["height"], r["width"]))
-        size = fitted(decoded.height, decoded.width)
+        """([record], [image], boxes (1, 4), size (H, W)) of one image that fills its canvas."""
+        fit = partial(fit_size, short=self.short, long=self.long)
+        record, decoded = self.read(index, rng, skipped, lambda r: fit(r["height"], r["width"]))
+        size = fit(decoded.height, decoded.width)
         return [record], [resize(decoded.image, size)], np.array([[0, 0, size[1], size[0]]]), size
 
     def mosaic(self, n: int, indices: Sequence[int], rng, skipped) -> tuple:
-        """(records, images, boxes (T, 4), size) of n x n images, each inside its cell of a square canvas."""
+        """(records, images, boxes (T, 4), size (H, W)) of n x n images on a square canvas."""
         size = (self.long, self.long)
         cells = grid_cells(n, size=size)
         tiles = [self.read_tile(i, cell, rng, skipped) for i, cell in zip(indices, cells, strict=True)]
@@ -172,7 +148,7 @@ class CanvasMapper(RecordMapper):
         return records, images, place(extents, cells, inward_anchors(n, rng)), size
 
     def draw_partners(self, index: int, count: int, rng) -> list[int]:
-        """``index`` and ``count`` - 1 others, distinct where there are enough of them."""
+        """``index`` and ``count`` - 1 others, which differ from each other if there are enough."""
         pool = self.partners[index] if self.partners is not None else None
         size = len(pool) if pool is not None else len(self.records) - 1
         if size == 0:
@@ -183,15 +159,14 @@ class CanvasMapper(RecordMapper):
         return [index, *(int(i) + (i >= index) for i in drawn)]  # all records but ``index``
 
     def read_tile(self, index: int, cell, rng, skipped) -> tuple[dict, np.ndarray]:
-        """A record and its image for ``cell`` (x0, y0, x1, y1), fitted or cropped to it."""
+        """A record and its image, fitted or cropped to ``cell`` (x0, y0, x1, y1)."""
         height, width = int(cell[3] - cell[1]), int(cell[2] - cell[0])
-        # A crop keeps a part of each side, so the whole image must be decoded that much larger.
+        # A crop keeps a part of each side, so the decoded image must be larger by that factor.
         margin = 1.0 if self.filling == "fit" else 1 / shortest_crop(**self.crop)
 
         def at_least(record):
-            h, w = record["height"], record["width"]
-            scale = (min if self.filling == "fit" else max)(height / h, width / w) * margin
-            return min(int(np.ceil(h * scale)), h), min(int(np.ceil(w * scale)), w)
+            scales = height / record["height"], width / record["width"]
+            return _scaled(record, (min(scales) if self.filling == "fit" else max(scales)) * margin)
 
         record, decoded = self.read(index, rng, skipped, at_least)
         if self.filling == "fit":
@@ -201,13 +176,10 @@ class CanvasMapper(RecordMapper):
 
 
 class CropMapper(RecordMapper):
-    """Image-caption records → one random crop each, resized to a square: a 1 x 1 canvas (clip_fvlm §2).
+    """Records with ``captions`` and ``tags`` → one random crop each, resized to ``size`` x ``size`` px (clip_fvlm §2).
 
-    Args:
-        records: with ``captions`` and ``tags``.
-        size: px, side of the square.
-        scale: bounds of the crop's part of the image's area.
-        ratio: bounds of its width / height, drawn uniformly on a logarithmic scale.
+    ``scale`` bounds the crop's part of the image's area; ``ratio`` bounds its width / height, which is drawn
+    uniformly on a logarithmic scale.
     """
 
     square = True
@@ -216,38 +188,22 @@ class CropMapper(RecordMapper):
         super().__init__(records, **stream)
         self.size, self.crop = size, {"scale": tuple(scale), "ratio": tuple(ratio)}
 
-    @classmethod
-    def captions(cls, cfg, records, **stream):
-        """Single crops of INPUT.CAPTION."""
-        caption = cfg.INPUT.CAPTION
-        return cls(
-            records, size=caption.CROP, scale=caption.CROP_SCALE, ratio=caption.CROP_RATIO,
-            image_format=cfg.INPUT.FORMAT, **stream,
-        )  # fmt: skip
-
     def map(self, index, rng, skipped):
-        # The smallest crop still has at least ``size`` px a side, where the image has them.
-        margin = self.size / shortest_crop(**self.crop)
-
-        def at_least(record):
-            grow = margin / min(record["height"], record["width"])
-            return tuple(min(int(np.ceil(record[side] * grow)), record[side]) for side in ("height", "width"))
-
-        record, decoded = self.read(index, rng, skipped, at_least)
+        # The smallest crop has at least ``size`` px a side, unless the image is smaller.
+        shortest = self.size / shortest_crop(**self.crop)
+        record, decoded = self.read(index, rng, skipped, lambda r: _scaled(r, shortest / min(r["height"], r["width"])))
         x0, y0, x1, y1 = resized_crop(*decoded.image.shape[:2], **self.crop, rng=rng)
-        # PIL's bicubic averages over all pixels where it shrinks: what CLIP's own preprocessing does.
+        # PIL's bicubic filter averages all pixels when it shrinks, as CLIP's own preprocessing does.
         image = Image.fromarray(decoded.image[y0:y1, x0:x1]).resize((self.size, self.size), Image.Resampling.BICUBIC)
         tiles = tiles_of([record], np.array([[0, 0, self.size, self.size]]), rng=rng)
         return _canvas(channels_first(np.asarray(image)), tiles)
 
 
 class RegionMapper(RecordMapper):
-    """Pseudo-labelled boxes → letterboxed canvases; every box is a tile with its noun as tag, without caption.
+    """Pseudo-labelled boxes → letterboxed canvases; each box is a tile that has its noun as tag and no caption.
 
-    The longest side becomes ``size`` px, black pads to a square; no augmentation (CLIPSelf, clip_fvlm §5).
-
-    Args:
-        records: with ``boxes`` (R, 4) xyxy in px of the image, R >= 1, and ``nouns`` (R,) 0-based.
+    Records hold ``boxes`` (R, 4) xyxy in px of the image, R >= 1, and ``nouns`` (R,) 0-based. The longest side becomes
+    ``size`` px and black pads to a square; there is no augmentation (CLIPSelf, clip_fvlm §5).
     """
 
     square, annotated = True, True
@@ -255,10 +211,6 @@ class RegionMapper(RecordMapper):
     def __init__(self, records, *, size: int, **stream):
         super().__init__(records, **stream)
         self.size = size
-
-    @classmethod
-    def from_cfg(cls, cfg, records, **stream):
-        return cls(records, size=cfg.INPUT.REGIONS.SIZE, image_format=cfg.INPUT.FORMAT, **stream)
 
     def map(self, index, rng, skipped):
         record, decoded = self.read(index, rng, skipped)
@@ -276,17 +228,13 @@ class RegionMapper(RecordMapper):
 
 
 class DetectionMapper(RecordMapper):
-    """Detection records → Detectron2's {image, height, width, image_id, instances}, for training only."""
+    """Detection records → Detectron2's training inputs."""
 
     annotated = True
 
     def __init__(self, records, *, augmentations: Sequence[T.Augmentation], **stream):
         super().__init__(records, **stream)
         self.augmentations = T.AugmentationList(augmentations)
-
-    @classmethod
-    def from_cfg(cls, cfg, records, **stream):
-        return cls(records, augmentations=training_augmentations(cfg), image_format=cfg.INPUT.FORMAT, **stream)
 
     def map(self, index, rng, skipped):
         record, decoded = self.read(index, rng, skipped)
@@ -311,10 +259,10 @@ class DetectionMapper(RecordMapper):
 
 
 def training_augmentations(cfg) -> list[T.Augmentation]:
-    """Detectron2's resizing and flip; with INPUT.LSJ.SIZE large-scale jittering in the place of the resizing.
+    """Detectron2's resizing and flip; with INPUT.LSJ.SIZE, large-scale jittering (arXiv 2012.07177) and flip.
 
-    Large-scale jittering (arXiv 2012.07177): scale to fit a square of a random part of SIZE, cut out at most
-    SIZE x SIZE. The model pads to the square, so that training and test do it alike.
+    Jittering scales the image to fit a square of a random part of SIZE and cuts out at most SIZE x SIZE px. The model
+    pads to the square, in training and at test.
     """
     standard = utils.build_augmentation(cfg, is_train=True)
     size, (smallest, largest) = cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.SCALE
@@ -323,13 +271,19 @@ def training_augmentations(cfg) -> list[T.Augmentation]:
     return [T.ResizeScale(smallest, largest, size, size), T.FixedSizeCrop((size, size), pad=False), *standard[1:]]
 
 
+def _scaled(record: dict, scale: float) -> tuple[int, int]:
+    """(height, width) of the image times ``scale``, rounded up, but at most full size."""
+    height, width = (min(int(np.ceil(record[side] * scale)), record[side]) for side in ("height", "width"))
+    return height, width
+
+
 def _canvas(image: torch.Tensor, tiles: Tiles) -> dict:
     return {"image": image, "height": image.shape[1], "width": image.shape[2], "tiles": tiles}
 
 
 @contextmanager
 def _numpy_seeded(seed: int):
-    """Detectron2's augmentations read the global random states; lend them the sample's own."""
+    """Detectron2's augmentations draw from the global random states: seed these, and restore them at the end."""
     states = np.random.get_state(), random.getstate()
     np.random.seed(seed)
     random.seed(seed)

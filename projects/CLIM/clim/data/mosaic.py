@@ -1,7 +1,7 @@
-"""Geometry of mosaics: n x n images on one canvas, one formula for every n. Pure functions.
+"""Geometry of mosaics: pure functions that put n x n images on one canvas, for every n.
 
-Shape legend: T = n * n tiles in row-major order; boxes are (T, 4) x0, y0, x1, y1 in canvas pixels.
-Sources: CLIM paper §3.2 (squares filled by crops), CLIM release (keep ratio, pad, pack inwards).
+T = n * n tiles in row-major order; boxes are (T, 4) x0, y0, x1, y1 in canvas pixels. Sources: CLIM paper §3.2 (crops
+fill the cells) and CLIM release (images keep their ratio, are padded and packed inwards).
 """
 
 from collections.abc import Sequence
@@ -9,33 +9,33 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-TRIES = 10  # to find a crop that fits, as torchvision's RandomResizedCrop
+TRIES = 10  # torchvision's RandomResizedCrop tries as often to find a crop that fits
 
 
 def fit_size(height: int, width: int, *, short: int, long: int) -> tuple[int, int]:
-    """Size that keeps the ratio, short side ``short`` unless the long one would pass ``long`` (Detectron2's rule)."""
+    """Size of the same ratio: the short side is ``short``, or less if the long side would exceed ``long``."""
     scale = min(short / min(height, width), long / max(height, width))
     return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
 
 
 def fit_cell(height: int, width: int, *, cell: tuple[int, int]) -> tuple[int, int]:
-    """Largest size of the same ratio that lies inside ``cell`` (height, width)."""
+    """Largest size of the same ratio that fits into ``cell`` (height, width)."""
     scale = min(cell[0] / height, cell[1] / width)
     return (min(max(int(height * scale + 0.5), 1), cell[0]), min(max(int(width * scale + 0.5), 1), cell[1]))
 
 
 def grid_cells(n: int, *, size: tuple[int, int]) -> np.ndarray:
-    """Cells of the n x n grid on a canvas ``size`` (height, width): (T, 4) int64, without gap or overlap."""
+    """Cells (T, 4) int64 of the n x n grid on a canvas of ``size`` (height, width), without gap or overlap."""
     rows, cols = (np.rint(np.arange(n + 1) * side / n).astype(np.int64) for side in size)
     y, x = np.divmod(np.arange(n * n), n)
     return np.stack([cols[x], rows[y], cols[x + 1], rows[y + 1]], axis=1)
 
 
 def inward_anchors(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Where an image sits in its cell, (T, 2) x and y: 0 = left or top edge, 1 = right or bottom edge.
+    """Position of each image in its cell, (T, 2) x and y: 0 = left or top edge, 1 = right or bottom edge.
 
-    Columns come in pairs that face each other (right-, left-aligned); the middle of an odd number is free.
-    Rows do the same up to n = 3; from n = 4 each row is pushed up or down at random (CLIM release).
+    Two neighbouring columns face each other: the left one aligns right, the right one left. The middle column of an
+    odd n is random. Rows do the same up to n = 3; from n = 4 each row moves up or down at random (CLIM release).
     """
     free = rng.random((n, n, 2))
     half = (np.arange(n // 2) + 1) % 2  # 1, 0, 1, … from the left edge
@@ -47,7 +47,7 @@ def inward_anchors(n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def place(sizes: np.ndarray, cells: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """Boxes (T, 4) int64 of images of ``sizes`` (T, 2: height, width) laid into ``cells`` at ``anchors``."""
+    """Boxes (T, 4) int64 of images with ``sizes`` (T, 2: height, width) in ``cells`` (T, 4) at ``anchors`` (T, 2)."""
     extent = sizes[:, ::-1]
     room = cells[:, 2:] - cells[:, :2] - extent
     assert (room >= 0).all(), f"an image is larger than its cell by {-room.min()} px"
@@ -56,9 +56,9 @@ def place(sizes: np.ndarray, cells: np.ndarray, anchors: np.ndarray) -> np.ndarr
 
 
 def compose(images: Sequence, boxes, *, size: tuple[int, int], pad_value: float = 114):
-    """Paste ``images`` (each (C, h, w)) at ``boxes`` on one canvas (C, H, W) of ``size`` (H, W).
+    """Paste T ``images`` (C, h, w) into ``boxes`` (T, 4) of the same sizes on a canvas (C, H, W) of ``size`` (H, W).
 
-    Arrays give an array and tensors a tensor on their device; every image must have its box's size.
+    Arrays give an array; tensors give a tensor on their device.
     """
     first, shape = images[0], (images[0].shape[0], *size)
     if isinstance(first, torch.Tensor):
@@ -73,9 +73,9 @@ def compose(images: Sequence, boxes, *, size: tuple[int, int], pad_value: float 
 def resized_crop(
     height: int, width: int, *, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """A crop x0, y0, x1, y1 by the rule of torchvision's RandomResizedCrop.
+    """A random crop x0, y0, x1, y1 by the rule of torchvision's RandomResizedCrop.
 
-    Where no drawn shape fits, the largest central crop whose width / height lies within ``ratio``.
+    If no drawn crop fits, it is the largest central crop whose width / height lies within ``ratio``.
     """
     for _ in range(TRIES):
         area = height * width * rng.uniform(*scale)
@@ -91,5 +91,5 @@ def resized_crop(
 
 
 def shortest_crop(*, scale: tuple[float, float], ratio: tuple[float, float]) -> float:
-    """The shortest side that :func:`resized_crop` gives, as a part of the shorter side of the image, or less."""
+    """A lower bound of the shortest side of a :func:`resized_crop`, as a part of the image's shorter side."""
     return float(np.sqrt(scale[0] / max(ratio[1], 1 / ratio[0])))

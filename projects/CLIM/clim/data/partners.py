@@ -1,8 +1,7 @@
-"""Mosaic partners by similarity: each image's nearest neighbours by text or by image (CLIM paper, Table 2c).
+"""Mosaic partners by similarity: nearest neighbours of each image by text or by image (CLIM paper, Table 2c).
 
-N images in data-set order, K neighbours an image. The index is an int32 ``.npy`` file (N, K), read memory-mapped so
-that all workers share one copy, beside a ``.json`` file that says which images it is for.
-``tools/build_neighbours.py`` writes the pair.
+An index holds K neighbours for each of N images in data-set order. It is an int32 ``.npy`` file (N, K), which workers
+share as a memory map, and a ``.json`` file that names its images. ``tools/build_neighbours.py`` writes both.
 """
 
 import hashlib
@@ -18,9 +17,9 @@ from clim.files import resolve
 
 
 class NeighbourIndex:
-    """Row n: the data-set indices of the K images most similar to image n, best first, n itself left out.
+    """Row n holds the indices of the K images most similar to image n, without n, best first.
 
-    ``rows`` is a read-only int32 memory map (N, K), ``by`` "text" or "image", ``dataset`` the name of the data set.
+    ``rows`` is a read-only int32 memory map (N, K), ``by`` is "text" or "image", ``dataset`` names the data set.
     """
 
     def __init__(self, path: str | os.PathLike, by: str, dataset: str):
@@ -28,7 +27,7 @@ class NeighbourIndex:
         self.rows = np.load(self.path, mmap_mode="r")
 
     def __reduce__(self):
-        # Workers reopen the map: pickling one would copy the whole table.
+        # Workers reopen the map, because pickling it would copy the whole table.
         return NeighbourIndex, (self.path, self.by, self.dataset)
 
     def __len__(self) -> int:
@@ -40,14 +39,14 @@ class NeighbourIndex:
 
 
 def image_ids_hash(records: Sequence[dict]) -> str:
-    """Hash of the records' ``image_id``, their order included."""
+    """Hash of the ``image_id`` of all records in their order."""
     return hashlib.sha256(json.dumps([str(record["image_id"]) for record in records]).encode()).hexdigest()
 
 
 def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> NeighbourIndex:
-    """Open an index (relative paths also under the data root) and check that it was built for these records.
+    """Open the index at ``path``, which may be relative to the data root, and check that it fits ``records``.
 
-    UserError if a file is missing or damaged, or the index belongs to other images or another order of them.
+    UserError if a file is missing or damaged, or the index is for other images or another order.
     """
     path, again = resolve(path), "build it with tools/build_neighbours.py"
     for file in (path, path.with_suffix(".json")):
@@ -60,8 +59,8 @@ def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> Neighbo
         raise UserError(f"Neighbour index: {path} or its .json is damaged ({error!r}); {again} again.") from error
     if len(index) != len(records) or images_hash != image_ids_hash(records):
         raise UserError(
-            f"Neighbour index: {path} was built for {len(index)} images of {index.dataset}, which are not the "
-            f"{len(records)} images of this data set in this order; {again} for this data set."
+            f"Neighbour index: {path} was built for {len(index)} images of {index.dataset}, but this data set has "
+            f"{len(records)} images, other images or another order; {again} for this data set."
         )
     rows = index.rows
     sound = rows.dtype == np.int32 and rows.ndim == 2 and rows.size

@@ -1,9 +1,9 @@
 """Readers: json files of boxes, captions and regions → records.
 
 Every reader takes (json file, image folder, ``index``, ``remedy``): ``index`` is {category id of the json: contiguous
-0-based index}, ``remedy`` says how to get the files and ends the sentence of an error. Every record holds
-``file_name``, ``height``, ``width`` (pixels) and ``image_id``. All readers raise UserError for a missing or broken
-json, a missing image folder, and a category that is not in ``index``.
+0-based index}; ``remedy`` tells users how to get the files and ends an error message. Every record holds ``file_name``,
+``height``, ``width`` (pixels) and ``image_id``. Readers raise UserError for a missing or broken json, a missing image
+folder, and a category that is not in ``index``.
 """
 
 import logging
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 def read_boxes(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
     """Boxes of a COCO instances json as Detectron2's records, crowds included.
 
-    ``index`` decides the classes, not the file's own ``categories``: OVR-CNN's files list 48 or 17 of the 80. Masks
-    and keypoints are left out: nothing trains on them, and they are most of the memory.
+    The classes come from ``index``, because OVR-CNN's files list only 48 or 17 of the 80. Masks and keypoints need
+    most of the memory and no training uses them, so the records have none.
     """
     if not Path(json_file).is_file():
         raise UserError(f"{json_file} not found: {remedy}")
@@ -49,18 +49,14 @@ def read_boxes(json_file: str, image_root: str, *, index: Mapping[int, int], rem
 def read_captions(
     json_file: str, image_root: str, *, index: Mapping[int, int] | None = None, remedy: str
 ) -> list[dict]:
-    """Captions and tags of a json like Detic's ``captions_train2017_tags_allcaps.json``, or of COCO's own.
+    """Captions and tags of a json like Detic's ``captions_train2017_tags_allcaps.json``, or of COCO's captions.
 
-    Detic's: {"images": [{id, file_name, height, width, captions [str], pos_category_ids [id]}], "categories": [{id,
-    name}]}. Tags may be absent; sizes too: then they are read from the image's header. COCO keeps the captions apart,
-    in "annotations": [{image_id, caption}]. ``index`` None: the file's own categories by ascending id.
+    Detic's format: {"images": [{id, file_name, height, width, captions [str], pos_category_ids [id]}], "categories":
+    [{id, name}]}. Tags are optional; without a size, the image's header gives it. COCO has the captions in
+    "annotations": [{image_id, caption}]. ``index`` None: the categories of the file by ascending id.
 
-    Returns:
-        A record for each image with a caption, with ``captions`` (list of str, blank ones left out) and ``tags``
-        (contiguous indices). The log counts images without a caption and those whose missing size cannot be read.
-
-    Raises:
-        UserError: also if no record is left.
+    Each image with a caption gives a record with ``captions`` (list of str, none blank) and ``tags`` (contiguous
+    indices). The log counts the other images. UserError also if no record is left.
     """
     content = read_json(json_file, remedy=remedy)
     _require_folder(image_root)
@@ -98,10 +94,10 @@ def read_captions(
 
 
 def read_regions(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
-    """Boxes of a COCO instances json that are to be classified, by image id; crowds included.
+    """Boxes of a COCO instances json for classification, by image id, crowds included.
 
-    A record's ``annotations`` are in the file's order: {category_id (contiguous), iscrowd, bbox (x, y, width, height
-    in pixels)}, and ``segmentation`` (COCO's polygons or run lengths) where the file has it.
+    ``annotations`` keep the order of the file: {category_id (contiguous), iscrowd, bbox (x, y, width, height in
+    pixels)}, and ``segmentation`` (COCO's polygons or run lengths) if the file has it.
     """
     content, by_image = read_json(json_file, remedy=remedy), defaultdict(list)
     _require_folder(image_root)
@@ -121,9 +117,9 @@ def read_regions(json_file: str, image_root: str, *, index: Mapping[int, int], r
 def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) -> list[dict]:
     """All segments of COCO's panoptic json, by image id, with the indices of its 133 classes.
 
-    A record also holds ``pan_seg_file_name``, the PNG that shows the segments; an annotation holds ``segment_id``
-    instead of ``segmentation``, and ``bbox`` unless it is stuff. The folder of the PNGs lies beside the json's folder
-    (as Detectron2 has it) or in it (as COCO's zip does), and has the json's name.
+    A record also holds ``pan_seg_file_name``, the PNG of the segments; an annotation holds ``segment_id`` instead of
+    ``segmentation``, and ``bbox`` unless it is stuff. The folder of the PNGs has the name of the json and lies in its
+    folder (COCO's zip) or beside that folder (Detectron2).
     """
     content = read_json(json_file, remedy=remedy)
     _require_folder(image_root)
@@ -150,9 +146,10 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
 
 
 def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
-    """Boxes of ``tools/pseudo_label.py``: ``boxes`` (R, 4) float32 xyxy in pixels, ``nouns`` (R,) int64, R >= 1.
+    """Boxes of ``tools/pseudo_label.py`` as arrays, because there are millions of them.
 
-    Images without a box that has an area are left out. Arrays, because there are millions of boxes.
+    ``boxes`` (R, 4) are float32 xyxy in pixels, ``nouns`` (R,) int64, R >= 1. Boxes without area are left out, and
+    images without another box.
     """
     records = []
     for record in read_regions(json_file, image_root, index=index, remedy=remedy):
@@ -172,7 +169,7 @@ def _require_folder(image_root: str) -> None:
 
 
 def _record(image: Mapping, image_root: str) -> dict:
-    """What every record holds; UnreadableImage where the json has no size and the image's header neither."""
+    """The entries of every record; UnreadableImage if neither the json nor the image's header gives the size."""
     file_name = os.path.join(image_root, image["file_name"])  # an absolute file_name stays
     sized = "height" in image and "width" in image
     height, width = (image["height"], image["width"]) if sized else image_size(file_name)
@@ -182,7 +179,7 @@ def _record(image: Mapping, image_root: str) -> dict:
 def _class(category_id: int, index: Mapping[int, int], image_id, json_file: str) -> int:
     if category_id not in index:
         raise UserError(
-            f"image {image_id} of {json_file} has category {category_id}, which is none of this data set's "
-            f"{len(index)} categories"
+            f"image {image_id} of {json_file} has category {category_id}, but it is not one of the "
+            f"{len(index)} categories of this data set"
         )
     return index[category_id]

@@ -1,10 +1,8 @@
-"""Classifying given regions: records of ``read_regions`` or ``read_panoptic_regions`` → letterboxed test inputs.
+"""Region classification: records of ``read_regions`` or ``read_panoptic_regions`` → letterboxed test inputs.
 
-Stuff has no box: its box is its extent in the image's segmentation. A mask comes from an annotation's
-``segmentation`` or, in a panoptic set, from the pixels of ``pan_seg_file_name`` that show its ``segment_id``.
-
-Inputs follow the CLIM release's protocol (clip_fvlm §3). H, W: the original image; R: regions that are left of an
-image; S, C, M: sides in px.
+A mask comes from ``segmentation`` or, in a panoptic set, from the pixels of ``pan_seg_file_name`` with the
+``segment_id``. Stuff has no box, so the extent of its mask is its box. The inputs follow the CLIM release
+(clip_fvlm §3). H, W: size of the original image; R: its regions after filtering; S, C, M: sides in px.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +24,7 @@ from .loader import NO_REGION, Skipped, SkippingLoader
 from .mappers import check_size
 
 VARIANTS = ("boxes", "masks", "crops")
-CROP_ENLARGED = 1.5  # crops show the surroundings of a given box; stuff is cut at its extent (CLIM release)
+CROP_ENLARGED = 1.5  # crops show the surroundings of a box, but not of stuff (CLIM release)
 
 
 @dataclass(kw_only=True)
@@ -42,8 +40,8 @@ class RegionTestMapper:
     ``height``, ``width`` of the original image
     ====================  =======================================================================
 
-    Of the first ``max_boxes`` annotations those are kept whose box area, width x height in the original image, lies in
-    [``min_area``, ``max_area``]. INPUT.REGIONS holds the arguments from ``size`` to ``crowds``, in capitals.
+    The mapper takes the first ``max_boxes`` annotations and keeps boxes whose area in the original image lies in
+    [``min_area``, ``max_area``]. INPUT.REGIONS has the arguments from ``size`` to ``crowds`` in capitals.
     """
 
     variants: tuple[str, ...] = ("boxes",)
@@ -53,7 +51,7 @@ class RegionTestMapper:
     min_area: float = 8**2
     max_area: float = 1024**2
     max_boxes: int = 100
-    crowds: bool = True  # False leaves crowd annotations out beforehand; the release does not
+    crowds: bool = True  # False leaves out crowd annotations first; the release keeps them
     image_format: str = "RGB"
 
     @classmethod
@@ -70,49 +68,48 @@ class RegionTestMapper:
         except UnreadableImage as error:
             return Skipped(error.file_name, error.reason)
 
-        masks = [
-            _mask(a, record, segments) if "masks" in self.variants or "bbox" not in a else None for a in annotations
-        ]
-        boxes = [_box(a, mask) for a, mask in zip(annotations, masks, strict=True)]
-        kept = [
-            i
-            for i, box in enumerate(boxes)
-            if box is not None and self.min_area <= (box[2:] - box[:2]).prod() <= self.max_area
-        ]
+        kept, boxes, masks = [], [], []
+        for annotation in annotations:
+            masked = "masks" in self.variants or "bbox" not in annotation
+            mask = _mask(annotation, record, segments) if masked else None
+            box = _box(annotation, mask)
+            if box is not None and self.min_area <= (box[2:] - box[:2]).prod() <= self.max_area:
+                kept.append(annotation)
+                boxes.append(box)
+                masks.append(mask)
         if not kept:
             return Skipped(record["file_name"], NO_REGION)
-        boxes = torch.stack([boxes[i] for i in kept])
+        boxes = torch.stack(boxes)
         square, scale = letterbox(image, self.size)
         sample = {
             "image": channels_first(square),
             "boxes": Boxes((boxes * scale).float()),
-            "gt_classes": torch.tensor([annotations[i]["category_id"] for i in kept]),
+            "gt_classes": torch.tensor([annotation["category_id"] for annotation in kept]),
             "image_id": record["image_id"],
             "file_name": record["file_name"],
             "height": image.shape[0],
             "width": image.shape[1],
         }
         if "masks" in self.variants:
-            squares = letterbox_masks(torch.stack([masks[i] for i in kept]), self.size // self.mask_stride)
+            squares = letterbox_masks(torch.stack(masks), self.size // self.mask_stride)
             sample["masks"] = F.interpolate(squares[:, None].byte(), self.size)[:, 0].bool()
         if "crops" in self.variants:
-            enlarged = [CROP_ENLARGED if "bbox" in annotations[i] else 1.0 for i in kept]
-            crops = [
-                crop_letterboxed(image, box, self.crop_size, enlarged=factor)
-                for box, factor in zip(boxes.numpy(), enlarged, strict=True)
-            ]
+            sides = [CROP_ENLARGED if "bbox" in annotation else 1.0 for annotation in kept]
+            cut = zip(boxes.numpy(), sides, strict=True)
+            crops = [crop_letterboxed(image, box, self.crop_size, enlarged=side) for box, side in cut]
             sample["crops"] = torch.stack([channels_first(crop) for crop in crops])
         return sample
 
     def read(self, record: Mapping) -> tuple[np.ndarray, Tensor | None]:
-        """Image (H, W, 3) and segment ids (H, W); boxes are elsewhere on a file of another size, so it is refused."""
+        """Image (H, W, 3) and segment ids (H, W); UnreadableImage also if a size differs from the record's."""
         decoded = read_image(record["file_name"], fmt=self.image_format)
         check_size(record, decoded)
         if "pan_seg_file_name" not in record:
             return decoded.image, None
         segments = read_image(record["pan_seg_file_name"], fmt="RGB")
         check_size({**record, "file_name": record["pan_seg_file_name"]}, segments)
-        return decoded.image, segment_ids(segments.image)
+        # COCO's panoptic PNGs store an id as red + 256 green + 65536 blue.
+        return decoded.image, torch.from_numpy(segments.image.astype(np.int64) @ [1, 256, 65536])
 
 
 def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
@@ -132,13 +129,8 @@ def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -
     return SkippingLoader(build_detection_test_loader(records, mapper=mapper, num_workers=workers), on_skip=on_skip)
 
 
-def segment_ids(image: np.ndarray) -> Tensor:
-    """int64 (H, W) of a panoptic PNG, RGB (H, W, 3): red + 256 green + 65536 blue (COCO's format)."""
-    return torch.from_numpy(image.astype(np.int64) @ [1, 256, 65536])
-
-
 def bitmask(segmentation: list | Mapping, height: int, width: int) -> Tensor:
-    """bool (H, W) of COCO's polygons, or of its run lengths, packed or not."""
+    """bool (H, W) of COCO's polygons or run lengths (compressed or not)."""
     if isinstance(segmentation, list):
         segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
     elif isinstance(segmentation["counts"], list):
@@ -147,7 +139,7 @@ def bitmask(segmentation: list | Mapping, height: int, width: int) -> Tensor:
 
 
 def extent(mask: Tensor) -> Tensor | None:
-    """(4,) double x0, y0, x1, y1 of a bool mask (H, W): indices of its first and last pixels; None: empty.
+    """(4,) double x0, y0, x1, y1 of a bool mask (H, W): indices of its first and last pixels; None if it is empty.
 
     As in the release, the box is one pixel narrower than the mask, and a single row has no area.
     """
@@ -155,10 +147,10 @@ def extent(mask: Tensor) -> Tensor | None:
 
 
 def letterbox_masks(masks: Tensor, size: int) -> Tensor:
-    """bool (R, H, W) → (R, S, S), R > 0: where the bicubic value, unsmoothed, is positive (CLIM release).
+    """bool (R, H, W) → (R, S, S), R > 0: True if the bicubic value without antialiasing is positive (CLIM release).
 
-    That reads 4 x 4 pixels for each of the S x S values, so a small or thin region can vanish; it then gets the one
-    value that holds most of it, where the release would average over nothing. An empty mask stays empty.
+    Each value reads 4 x 4 pixels, so a small or thin region can vanish. It then gets the one value that covers most of
+    it; the release would average over nothing. An empty mask stays empty.
     """
     full = masks[:, None].float()
     height, width = letterbox_size(*masks.shape[1:], size)
@@ -170,10 +162,10 @@ def letterbox_masks(masks: Tensor, size: int) -> Tensor:
 
 
 def crop_letterboxed(image: np.ndarray, box: np.ndarray, size: int, *, enlarged: float = 1.0) -> np.ndarray:
-    """uint8 (H, W, 3) → (S, S, 3): what ``box`` shows, its longest side S, black on both sides of it.
+    """Crop ``box`` of uint8 (H, W, 3), resize its longest side to S and pad with black on both sides → (S, S, 3).
 
-    ``box`` is x0, y0, x1, y1 in px; its sides grow by ``enlarged`` about its centre, end at the image's and are rounded
-    to whole pixels, at least one.
+    ``box`` is x0, y0, x1, y1 in px. It grows by the factor ``enlarged`` about its centre, ends at the image's border
+    and is rounded to whole pixels, at least one.
     """
     height, width = image.shape[:2]
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * enlarged
@@ -192,7 +184,7 @@ def _mask(annotation: Mapping, record: Mapping, segments: Tensor | None) -> Tens
 
 
 def _box(annotation: Mapping, mask: Tensor | None) -> Tensor | None:
-    """(4,) double x0, y0, x1, y1; None for stuff that the segmentation does not show."""
+    """(4,) double x0, y0, x1, y1; None for stuff without a pixel."""
     if "bbox" not in annotation:
         return extent(mask)
     x, y, width, height = annotation["bbox"]

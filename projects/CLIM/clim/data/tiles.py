@@ -1,4 +1,4 @@
-"""What a canvas carries, and a batch of canvases as the methods see it."""
+"""Tiles: the boxes, images and texts of a canvas or of a batch of canvases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ class Tiles:
     canvas: Tensor  # (T,) int64, index of the canvas in the batch
     image_ids: Tensor  # (T,) int64, id of the source image
     captions: list[list[str]]  # all captions of each tile
-    drawn: list[str]  # the caption drawn for this visit
+    drawn: list[str]  # one caption of each tile, drawn anew for every sample
     tags: list[list[int]]  # 0-based class indices
 
     def __len__(self) -> int:
@@ -24,21 +24,18 @@ class Tiles:
 
     @property
     def alone(self) -> Tensor:
-        """(T,) bool: the only tile of its canvas, hence a plain image."""
+        """(T,) bool: the tile is the only one of its canvas, so the canvas is a plain image."""
         return torch.bincount(self.canvas)[self.canvas] == 1
 
     def to(self, device) -> "Tiles":
-        """The same tiles with their tensors on ``device``; strings stay."""
+        """The same tiles with their tensors on ``device``."""
         moved = {name: getattr(self, name).to(device) for name in ("boxes", "canvas", "image_ids")}
         return replace(self, **moved)
 
     def with_rolled_texts(self, by: int) -> "Tiles":
-        """The tiles of one canvas, all that belongs to the image of tile i now at tile i + ``by``, modulo T."""
-
-        def rolled(rows: list) -> list:
-            return [rows[i - by] for i in range(len(rows))]
-
-        texts = {name: rolled(getattr(self, name)) for name in ("captions", "drawn", "tags")}
+        """Tiles of one canvas; ids, captions and tags of tile i move to tile (i + ``by``) mod T, boxes stay."""
+        rows = {name: getattr(self, name) for name in ("captions", "drawn", "tags")}
+        texts = {name: row[-by:] + row[:-by] for name, row in rows.items()}
         return replace(self, image_ids=self.image_ids.roll(by), **texts)
 
     @classmethod
@@ -55,7 +52,7 @@ class Tiles:
 
 
 def tiles_of(records: Sequence[dict], boxes: np.ndarray, *, rng) -> Tiles:
-    """Tiles of one canvas: T records at ``boxes`` (T, 4), one caption drawn for each."""
+    """Tiles of one canvas: T records at ``boxes`` (T, 4); ``rng`` draws one caption for each."""
     return Tiles(
         boxes=torch.from_numpy(boxes).float(),
         canvas=torch.zeros(len(boxes), dtype=torch.int64),
