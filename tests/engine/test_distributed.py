@@ -100,31 +100,21 @@ def compute(model, step):
     return {k: v.item() for k, v in losses.items()}, two_ranks.gradients(model)
 
 
-def test_the_ranks_hold_different_images(ranks):
-    for step in range(two_ranks.STEPS):
-        first, second = (rank["steps"][step]["batch"] for rank in ranks)
-        ids = [{d["image_id"] for d in batch["detection"]} for batch in (first, second)]
-        assert not ids[0] & ids[1]
-        assert len(first["mosaics"]) == len(second["mosaics"]) == 2
-
-
-def test_losses_are_each_rank_own(case, ranks, alone):
-    for step, by_rank in enumerate(alone):
-        for rank, (losses, _) in zip(ranks, by_rank, strict=True):
-            assert rank["steps"][step]["losses"] == pytest.approx(losses, rel=1e-5)
-        assert by_rank[0][0][case.loss] != by_rank[1][0][case.loss]
-
-
-def test_logged_losses_are_the_mean_of_the_ranks(case, ranks):
+def test_losses_are_each_rank_own_and_logged_as_their_mean(case, ranks, alone):
     lines = [json.loads(line) for line in ranks[0]["metrics"].splitlines()]
-    for step in range(two_ranks.STEPS):
-        first, second = (rank["steps"][step]["losses"] for rank in ranks)
-        logged = {name: lines[step][name] for name in first}
-        assert logged == pytest.approx({name: (first[name] + second[name]) / 2 for name in first}, rel=1e-6)
-        assert len(logged) == case.num_losses
+    for step, by_rank in enumerate(alone):
+        first, second = (rank["steps"][step] for rank in ranks)
+        ids = [{d["image_id"] for d in one["batch"]["detection"]} for one in (first, second)]
+        assert not ids[0] & ids[1] and len(first["batch"]["mosaics"]) == len(second["batch"]["mosaics"]) == 2
+        for rank, (losses, _) in zip((first, second), by_rank, strict=True):
+            assert rank["losses"] == pytest.approx(losses, rel=1e-5)
+        assert by_rank[0][0][case.loss] != by_rank[1][0][case.loss]
+        mean = {name: (first["losses"][name] + second["losses"][name]) / 2 for name in first["losses"]}
+        assert {name: lines[step][name] for name in mean} == pytest.approx(mean, rel=1e-6)
+        assert len(mean) == case.num_losses
 
 
-def test_gradients_are_the_mean_of_the_ranks(ranks, alone):
+def test_gradients_are_the_clipped_mean_of_the_ranks(ranks, alone):
     for step, ((_, first), (_, second)) in enumerate(alone):
         for rank in ranks:
             found = rank["steps"][step]["gradients"]
@@ -132,10 +122,6 @@ def test_gradients_are_the_mean_of_the_ranks(ranks, alone):
             for name in found:
                 mean = (first[name] + second[name]) / 2
                 torch.testing.assert_close(found[name], mean, rtol=1e-4, atol=1e-6, msg=name)
-
-
-def test_gradients_are_clipped_by_their_global_norm(ranks):
-    for step in range(two_ranks.STEPS):
         free, clipped = (ranks[0]["steps"][step][key] for key in ("gradients", "clipped"))
         norm = torch.stack([g.norm() for g in free.values()]).norm()
         assert norm > 1
@@ -181,18 +167,14 @@ def test_gathered_captions_equal_the_joined_batch(ranks):
     embeddings, tiles = zip(*(two_ranks.caption_batch(rank) for rank in range(2)), strict=True)
     joined = torch.cat([e.detach() for e in embeddings]).requires_grad_()
     loss, gradient = two_ranks.caption_loss(joined, Tiles.cat(list(tiles)))
-    apart = [rank["gather"] for rank in ranks]
-    assert (apart[0]["loss"] + apart[1]["loss"]) / 2 == pytest.approx(loss, rel=1e-5)
-    mean_gradient = torch.cat([rank["gradient"] for rank in apart]) / 2
-    torch.testing.assert_close(mean_gradient, gradient, rtol=1e-4, atol=1e-7)
+    losses, gradients = zip(*(rank["gather"] for rank in ranks), strict=True)
+    assert sum(losses) / 2 == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(torch.cat(gradients) / 2, gradient, rtol=1e-4, atol=1e-7)
     own = [two_ranks.caption_loss(e, t)[0] for e, t in zip(embeddings, tiles, strict=True)]
-    assert apart[0]["loss"] > own[0] and apart[1]["loss"] > own[1]  # the other rank's captions are negatives
+    assert losses[0] > own[0] and losses[1] > own[1]  # the other rank's captions are negatives
 
 
 def test_a_mistake_on_one_rank_stops_all(ranks):
-    assert [rank["together"] for rank in ranks] == ["only process 1 met this"] * 2
-
-
-def test_ranks_that_found_different_checkpoints(ranks):
     for rank in ranks:
+        assert rank["together"] == "only process 1 met this"
         assert "(they would start at iterations [0, 1])" in rank["disagreement"]

@@ -26,7 +26,7 @@ DIM, TILES = 6, 3
 def main(config, output, overrides):
     rank = comm.get_rank()
     seed_all_rng(rank)
-    written = {"gather": gathered_captions(), "together": error_on_all_ranks()}
+    written = {"gather": caption_loss(*caption_batch(rank)), "together": sentence_of(error_of_rank_1)}
     cfg = load_config(config, overrides)
     written["steps"], trainer = train(cfg)
     written["queue"] = dict(trainer.raw_model.method.named_buffers())
@@ -91,14 +91,6 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def official_method():
-    return Detic(
-        dim=DIM, temperature=50.0, bias=[], caption_weight=0.1, caption_base_regions=0,
-        caption_negatives="gather", negative_weight=1.0, queue_length=0, tag_weight=0.0, tag_target="per_tag",
-        tag_min_iof=0.3, tag_topk=32, groups=0,
-    )  # fmt: skip
-
-
 class Directions:
     """Captions "0", "1", … are fixed directions."""
 
@@ -120,27 +112,23 @@ def caption_batch(rank):
     return embeddings, tiles
 
 
-def gathered_captions():
-    embeddings, tiles = caption_batch(comm.get_rank())
-    loss, gradient = caption_loss(embeddings, tiles)
-    return {"loss": loss, "gradient": gradient}
-
-
 def caption_loss(embeddings, tiles):
-    method = official_method()
+    """The loss of official Detic and its gradient."""
+    method = Detic(
+        dim=DIM, temperature=50.0, bias=[], caption_weight=0.1, caption_base_regions=0,
+        caption_negatives="gather", negative_weight=1.0, queue_length=0, tag_weight=0.0, tag_target="per_tag",
+        tag_min_iof=0.3, tag_topk=32, groups=0,
+    )  # fmt: skip
     regions = Regions.of_tiles(tiles.boxes, tiles)
     texts = Texts(tiles, encoder=Directions(), class_embeddings=torch.zeros(2, DIM))
     loss = method.losses({"caption": embeddings}, {"caption": regions}, texts)["loss_caption"]
     return loss.item(), torch.autograd.grad(loss, embeddings)[0]
 
 
-def error_on_all_ranks():
-    def of_rank_1():
-        with raise_on_all_ranks():
-            if comm.get_rank() == 1:
-                raise UserError("only process 1 met this")
-
-    return sentence_of(of_rank_1)
+def error_of_rank_1():
+    with raise_on_all_ranks():
+        if comm.get_rank() == 1:
+            raise UserError("only process 1 met this")
 
 
 def sentence_of(function):
