@@ -38,10 +38,7 @@ class Detector:
     """
 
     def __init__(self, cfg, *, score_threshold: float = 0.0):
-        """Load cfg.MODEL.WEIGHTS ("": random weights); drop boxes with a score below ``score_threshold``.
-
-        UserError where the config has no detector, or the file does not fit it.
-        """
+        """Load cfg.MODEL.WEIGHTS; find boxes with a score of at least ``score_threshold``. UserError as load_model."""
         if not detects(cfg):
             name = cfg.MODEL.META_ARCHITECTURE
             raise UserError(f"MODEL.META_ARCHITECTURE {name} detects nothing: use the config of a detector.")
@@ -111,8 +108,8 @@ def most_confident(
 
 def detects(cfg) -> bool:
     """Whether the config's model is an open-vocabulary detector."""
-    name = cfg.MODEL.META_ARCHITECTURE
-    return issubclass(registered(META_ARCH_REGISTRY, name, key="MODEL.META_ARCHITECTURE"), OpenVocabRCNN)
+    key = "MODEL.META_ARCHITECTURE"
+    return issubclass(registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, key=key), OpenVocabRCNN)
 
 
 def class_names(cfg) -> list[str]:
@@ -127,7 +124,7 @@ def _metadata(cfg, key: str) -> Sequence[str]:
 
 
 def _with_boxes(count: int, novel: frozenset[int]) -> Tensor:
-    """(``count``,) 1 for classes that had boxes in training, 0 for ``novel`` ones."""
+    """(``count``,): 0 for ``novel`` classes, 1 for others."""
     return torch.tensor([float(i not in novel) for i in range(count)])
 
 

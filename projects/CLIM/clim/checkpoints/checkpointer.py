@@ -117,19 +117,19 @@ class SafeCheckpointer(DetectionCheckpointer):
             )
 
 
-def load_model(cfg, *, parts: tuple[str, ...] = ("",)) -> nn.Module:
+def load_model(cfg, *, parts: tuple[str, ...] = ("",), model: nn.Module | None = None) -> nn.Module:
     """The config's model in evaluation mode with cfg.MODEL.WEIGHTS; "": its parts load their own weights.
 
-    ``parts``: prefixes of the weights in use, which the file must hold; by default all. Raises UserError where the
-    file does not fit. Warns where it holds only trained weights that evaluation mixes with the initial ones.
+    UserError where the file does not fit. Warns where it holds only trained weights that evaluation mixes with the
+    initial ones.
+
+    Args:
+        parts: prefixes of the weights in use, which the file must hold; by default all.
+        model: load into this model, not into a new one.
     """
-    return load_weights(build_model(cfg), cfg, parts=parts)
-
-
-def load_weights(model: nn.Module, cfg, *, parts: tuple[str, ...] = ("",)) -> nn.Module:
-    """:func:`load_model` for an existing ``model``."""
+    model = build_model(cfg) if model is None else model
     path, loaded = load_whole(model, cfg, parts=parts)
-    if holds_part_of_ensemble(loaded):
+    if loaded.get(ALPHA_KEY, 1.0) < 1:
         mixture = Path(path).with_name(CLIP_FILE)
         logger.warning(
             "%s holds only trained weights, which evaluation mixes with the initial ones (SOLVER.WEIGHT_ENSEMBLE).%s",
@@ -150,11 +150,6 @@ def load_whole(model: nn.Module, cfg, *, parts: tuple[str, ...] = ("",), resume:
     loaded = checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     checkpointer.require_whole(path, parts=parts)
     return path, loaded
-
-
-def holds_part_of_ensemble(loaded: dict) -> bool:
-    """Whether evaluation mixes the weights of a file with other entries ``loaded`` (SOLVER.WEIGHT_ENSEMBLE)."""
-    return loaded.get(ALPHA_KEY, 1.0) < 1
 
 
 def atomic_save(data, path: Path) -> None:

@@ -91,8 +91,8 @@ def take_pretrained_trunk(module: nn.Module, state_dict, prefix, *_):
     for name, theirs in taken.items():
         if theirs.shape != mine[name].shape:
             raise UserError(
-                f"MODEL.WEIGHTS: {name} has the shape {tuple(theirs.shape)} in the file's image encoder, but here "
-                f"{tuple(mine[name].shape)}: take backbone and MODEL.TEXT.DIM of its pre-training."
+                f"MODEL.WEIGHTS: the file's image encoder gives {name} the shape {tuple(theirs.shape)}, but here it is "
+                f"{tuple(mine[name].shape)}: backbone and MODEL.TEXT.DIM must be those of its pre-training."
             )
     trunk = [name for name in mine if name.startswith(TRUNK) and not name.endswith("num_batches_tracked")]
     if lacking := [name for name in trunk if name not in taken]:

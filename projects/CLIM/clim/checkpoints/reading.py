@@ -53,8 +53,8 @@ def readable(filename: str | os.PathLike, *, otherwise: str = ""):
         yield
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{filename} is damaged or holds more than tensors. It was not loaded, because loading could run code from "
-            f"it: save its weights alone (torch.save({{'model': state_dict}}, FILE)){otherwise}."
+            f"{filename} is damaged or holds more than tensors, and was not loaded, because that could run code from "
+            f"it: re-save its weights alone (torch.save({{'model': state_dict}}, FILE)){otherwise}."
         ) from error
     except _DAMAGE as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]

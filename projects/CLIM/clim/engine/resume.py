@@ -45,12 +45,12 @@ class CheckpointHook(HookBase):
         self.kept = sorted(int(match[1]) for match in found if match and int(match[1]) < start_iter)
 
     def after_step(self):
-        done = self.trainer.iter + 1
-        if done >= self.trainer.max_iter:
+        iteration = self.trainer.iter
+        if iteration + 1 >= self.trainer.max_iter:
             self.save("model_final")
-        elif self.period > 0 and done % self.period == 0:
-            self.save(f"model_{self.trainer.iter:07d}")
-            self.kept.append(self.trainer.iter)
+        elif self.period > 0 and (iteration + 1) % self.period == 0:
+            self.save(f"model_{iteration:07d}")
+            self.kept.append(iteration)
             while len(self.kept) > self.keep > 0:
                 old = self.kept.pop(0)
                 rank_state_path(self.folder, old).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from clim.checkpoints.checkpointer import CLIP_FILE, atomic_save, holds_part_of_ensemble, load_whole
+from clim.checkpoints.checkpointer import ALPHA_KEY, CLIP_FILE, atomic_save, load_whole
 from clim.errors import UserError
 
 START_FILE = "start_weights.pth"
@@ -78,7 +78,7 @@ def load_ensemble(cfg, *, resume: bool = False) -> WeightEnsemble:
     """
     model = build_model(cfg)
     path, loaded = load_whole(model, cfg, resume=resume)
-    if not holds_part_of_ensemble(loaded):
+    if loaded.get(ALPHA_KEY, 1.0) >= 1:  # no part of a mixture
         return WeightEnsemble(model, alpha=1.0)
     ensemble = WeightEnsemble(model, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
     ensemble.load(Path(path).parent)
