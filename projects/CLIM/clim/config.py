@@ -33,7 +33,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     ov.FP32_HEADS = False  # True: only the backbone runs in half precision (official Detic)
 
     cfg.MODEL.VOCABULARY = vocabulary = CN()
-    # Names win over embeddings, and both win over a checkpoint's vocabulary. Both empty: the checkpoint's.
+    # The first one that is set counts: names, embeddings, the checkpoint's vocabulary.
     vocabulary.NAMES = []  # list of class names, read by the text tower
     vocabulary.PROMPT = "ensemble"  # for NAMES: "a" ("a " + name), "ensemble" (63 templates) or "name"
     vocabulary.EMBEDDINGS = ""  # .npy (NUM_CLASSES, D); absolute, or below the data root
@@ -41,7 +41,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     # What classifies and refines the regions of a C4 head: "OpenVocabOutputLayers" or "OVRCNNOutputLayers".
     cfg.MODEL.ROI_BOX_HEAD.PREDICTOR = "OpenVocabOutputLayers"
     cfg.MODEL.OVRCNN = ovrcnn = CN()  # OVRCNNOutputLayers (ovrcnn §2, §6)
-    ovrcnn.BACKGROUND_WEIGHT = 0.2  # of background regions in the classification loss
+    ovrcnn.BACKGROUND_WEIGHT = 0.2  # weight of background regions in the classification loss
     # Classes of COCO in the softmax at test. "ovcoco": the 65 that are scored (generalized, the published figure);
     # "ovcoco_base", "ovcoco_novel": base-only and target-only figures; "": all classes of the vocabulary.
     ovrcnn.TEST_CLASSES = ""
@@ -80,16 +80,16 @@ def add_clim_config(cfg: "CfgNode") -> None:
     baron.TOPK = 128  # proposals of a tile, by score, that may enter its bag
     baron.RATIO = [0.25, 4.0]  # lowest and highest width / height of a proposal
     baron.MIN_AREA = 0.01  # a proposal is larger than this part of its tile's area
-    baron.MIN_OBJECTNESS = 0.85  # probability; if no proposal passes it and the rules above, the best one is taken
+    baron.MIN_OBJECTNESS = 0.85  # probability; if no proposal passes this and the rules above, the best one counts
     baron.NMS = 0.2  # highest IoU of two proposals of one bag
-    baron.PROPOSALS = 10  # most proposals of a bag, drawn uniformly; the tile's own box is added
+    baron.PROPOSALS = 10  # highest number of proposals in a bag, drawn uniformly; the tile's own box is added
     baron.ORDERS = 4  # random orders in which a bag is read
     baron.WORD_DROPOUT = 0.5  # probability that a word of a bag is removed, drawn again for each order
     baron.FREQUENCIES = 128  # sines and cosines of a box coordinate
     baron.FREQUENCY_BASE = 1.2  # ratio of neighbouring frequencies; the middle one is one wave a tile
     baron.TEMPERATURE = 30.0  # factor of the cosines
     baron.QUEUE_LENGTH = 1024  # bags and captions, 1024 of each, per process
-    baron.WEIGHT = 10.0  # of each source's loss (inferred for mosaics)
+    baron.WEIGHT = 10.0  # factor of each source's loss (inferred for mosaics)
 
     # Image-text contrast of whole images and tiles (CLIM paper §3.3, clip_fvlm §2).
     method.CLIP = clip = CN()
@@ -105,11 +105,11 @@ def add_clim_config(cfg: "CfgNode") -> None:
     # Number of tiles in one contrast (official: the 8 images of a GPU); 0: all tiles of a GPU.
     grounding.CONTRAST_GROUP = 8
     grounding.JOINT = True  # one contrast for plain images and mosaics; False: one for each source, as in Detic
-    grounding.MAX_CELLS = 100  # most locations of a tile, drawn at random in training; 0: all
+    grounding.MAX_CELLS = 100  # highest number of locations of a tile, drawn at random in training; 0: all
     grounding.LAYERS = 6  # of the multimodal transformer, which reads plain images; 0: no matching, no hidden words
     grounding.HEADS = 8
     grounding.DROPOUT = 0.1  # of the transformer
-    # True: the transformer does not attend to padding. False: it does, and weights all else e times as much (official).
+    # True: the transformer ignores padding. False: padding has 1/e of the weight of other positions (official).
     grounding.MASK_PADDING = False
     grounding.MLM_PROBABILITY = 0.15  # that the transformer has to predict a word
     grounding.MLM_HIDDEN = 0.9  # part of these words that is hidden, also from the grounding losses
@@ -128,7 +128,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     # the attention pool.
     encoder.UNLOCKED_BLOCKS = 6
     # How ClipResNet and EfficientNetLite0 embed boxes. "v2": RoIAlign, then the rest of the network with its pooling.
-    # "v1": RoIAlign of the dense map; a ViT knows this way only.
+    # "v1": RoIAlign of the dense map; a ViT always does this.
     encoder.REGIONS = "v2"
 
     # ---- F-VLM detector (clip_fvlm §4) ----------------------------------------------------------
@@ -137,7 +137,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     fvlm.BETA = 0.8  # its weight for classes without boxes
     fvlm.TEMPERATURE = 75.0  # factor of the cosines in the encoder's score
     fvlm.DETECTOR_TEMPERATURE = 50.0  # start of the learned factor in the detector's score
-    fvlm.BACKGROUND_WEIGHT = 0.6  # of background regions in the classification loss
+    fvlm.BACKGROUND_WEIGHT = 0.6  # weight of background regions in the classification loss
     # How ViT maps get strides 4 and 8: "deconvolution", learned (release), or "interpolation" (paper).
     fvlm.UPSCALING = "deconvolution"
     # Colour that pads an image to a square, in INPUT.FORMAT's order (RGB in our configs). These are the values of the
@@ -156,7 +156,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     mosaic.GRIDS = [2, 3, 4]  # n of the n x n tiles, drawn uniformly for each canvas
     mosaic.SIZE = 800  # px, side of the canvas
     mosaic.FLIP = 0.5  # probability of a horizontal flip, for each tile
-    mosaic.FILLING = "fit"  # "fit": keep the ratio, pad, pack inwards (release); "crop": fill the cell (paper)
+    mosaic.FILLING = "fit"  # "fit": keep the ratio, pad, move to the centre (release); "crop": fill the cell (paper)
     mosaic.CROP_SCALE = [0.9, 1.0]  # for "crop": part of the image's area
     mosaic.CROP_RATIO = [3 / 4, 4 / 3]  # width / height of the crop, which is resized to the cell
     mosaic.PAD_VALUE = 114  # grey of the gaps
@@ -165,14 +165,14 @@ def add_clim_config(cfg: "CfgNode") -> None:
     mosaic.COMPOSE = "loader"
     mosaic.PARTNERS = "random"  # or an index made by tools/build_neighbours.py (Table 2c)
     mosaic.PERMUTE_TEXTS = False  # True, for control experiments: tiles exchange their texts within a canvas
-    cfg.INPUT.REGIONS = regions = CN()  # images with boxes to be classified
+    cfg.INPUT.REGIONS = regions = CN()  # images whose boxes a model classifies
     regions.SIZE = 1024  # px, longest side; padded to a square
     regions.MASK_STRIDE = 16  # px, resolution of region masks: the stride of the encoder's dense map
     regions.CROP_SIZE = 224  # px, side of a region's crop: the size that the encoder was trained on
     regions.MIN_AREA = 64  # px² of the original image; smaller boxes and those above MAX_AREA are left out
     regions.MAX_AREA = 1024 * 1024
-    regions.MAX_BOXES = 100  # first annotations of an image that are read, before boxes are left out by area
-    regions.CROWDS = True  # crowds are regions like others (release); False: they are left out first
+    regions.MAX_BOXES = 100  # number of annotations that are read of an image, before the rules for area
+    regions.CROWDS = True  # crowds are regions like others (release); False: leave them out first
 
     cfg.INPUT.LSJ = lsj = CN()  # large-scale jittering of images with boxes in training
     lsj.SIZE = 0  # px, side of the square, to which FVLM pads at test too; 0: Detectron2's resizing

@@ -32,8 +32,6 @@ from clim.modeling.vocabulary import num_classes
 
 logger = logging.getLogger(__name__)
 
-DETECTRON2_IMS_PER_BATCH = 16  # the default; any other value was set by the user
-
 
 def launch(main, args) -> None:
     """Run ``main(args)`` in ``args.num_gpus`` processes on each of ``args.num_machines`` machines.
@@ -50,7 +48,7 @@ def launch(main, args) -> None:
 
 def _launch(main, args):
     check_processes(args)
-    if args.num_gpus > 1 and not torch.cuda.is_available():  # every process would use all cores
+    if args.num_gpus > 1 and not torch.cuda.is_available():  # otherwise each process uses all cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.num_gpus)))
     machines = {"num_machines": args.num_machines, "machine_rank": args.machine_rank}
     detectron2_launch(main, args.num_gpus, **machines, dist_url=args.dist_url, args=(args,))
@@ -68,7 +66,7 @@ def check_processes(args) -> None:
     url = urlparse(args.dist_url)
     if args.num_machines * args.num_gpus == 1 or args.machine_rank != 0 or url.scheme != "tcp" or not url.port:
         return
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:  # else processes join the other training
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:  # otherwise these processes join another training
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", url.port))
@@ -123,7 +121,7 @@ def _interval(bounds, *, most=float("inf")) -> bool:
     return len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= most
 
 
-# (what a value must be, the same in Python, keys)
+# (words for what a value must be, the same in Python, keys)
 RANGES = (
     ("above 0", lambda v: v > 0, """
         INPUT.CAPTION.SHORT_SIDE MODEL.OPEN_VOCAB.TEMPERATURE MODEL.OPEN_VOCAB.WORDS
@@ -161,7 +159,7 @@ def check_values(cfg) -> None:
             value = reduce(getitem, key.split("."), cfg)
             if not is_right(value):
                 raise UserError(f"{key} is {value}: it must be {words}.")
-    if cfg.SOLVER.IMS_PER_BATCH != DETECTRON2_IMS_PER_BATCH:
+    if cfg.SOLVER.IMS_PER_BATCH != 16:  # Detectron2's default
         raise UserError(
             "SOLVER.IMS_PER_BATCH is not read: set the batch sizes per GPU, "
             "DATALOADER.DETECTION_PER_GPU, CAPTIONS_PER_GPU and MOSAICS_PER_GPU."

@@ -44,11 +44,11 @@ class Trainer(TrainerBase):
             self.raw_model = build_model(cfg)
         self.optimizer, self.scheduler = build_solver(cfg, self.raw_model)
         loader, on_gpu = cfg.DATALOADER, self.raw_model.device.type == "cuda"
-        self.model = create_ddp_model(  # in one process the model itself
+        self.model = create_ddp_model(  # in one process it returns the model itself
             self.raw_model,
             device_ids=[comm.get_local_rank()] if on_gpu else None,
             find_unused_parameters=bool(loader.ALTERNATE) or self.raw_model.has_unused_parameters(loader),
-            **{_SYNC_BUFFERS: False},  # queues are each rank's own
+            **{_SYNC_BUFFERS: False},  # each rank has its own queues
         )
         self.device_type = self.raw_model.device.type
         amp = cfg.SOLVER.AMP.ENABLED and on_gpu
@@ -101,7 +101,7 @@ class Trainer(TrainerBase):
             state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
             if resuming and self.checkpointer.lacking:
                 raise ValueError(f"it lacks this model's {self.checkpointer.lacking[0]}")
-        except ValueError as error:  # also of the optimiser: other parameter groups
+        except ValueError as error:  # also of an optimiser with other parameter groups
             if not resuming:
                 raise
             raise UserError(
@@ -188,7 +188,7 @@ class Trainer(TrainerBase):
         self.optimizer.zero_grad(set_to_none=not self.cfg.DATALOADER.ALTERNATE)
         self.scaler.scale(sum(losses.values())).backward()
         norm = self.clip_gradients()
-        with raise_on_all_ranks():  # after backward: processes wait for each other there
+        with raise_on_all_ranks():  # after backward, in which processes wait for each other
             check_finite(losses, norm, batch, self.iter)
         self.scaler.step(self.optimizer)
         self.scaler.update()
