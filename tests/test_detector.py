@@ -22,44 +22,49 @@ def scene(tiny_mini):
 
 
 def test_scores_are_the_models_with_the_training_bias_left_in(tiny_cfg, scene):
-    predictor = Detector(tiny_cfg())
-    classifier = predictor.model.roi_heads.box_predictor.cls_score
-    torch.nn.init.constant_(classifier.cls_bias, -3.0)
-    found = predictor(scene)
+    detector = Detector(tiny_cfg())
+    assert len(detector.names) == 65 and len(detector.novel) == 17
+    assert [detector.names.index(name) in detector.novel for name in ("dog", "horse")] == [True, False]
+    classifier = detector.model.roi_heads.box_predictor.cls_score
+    nn.init.constant_(classifier.cls_bias, -3.0)
+    found = detector(scene)
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True) and len(found) == 100
 
     classifier._forward_hooks.clear()
-    plain = predictor(scene)
+    plain = detector(scene)
     assert torch.equal(plain.pred_boxes.tensor, found.pred_boxes.tensor)
     assert torch.equal(plain.pred_classes, found.pred_classes)
     torch.testing.assert_close(plain.scores.logit() - 3.0, found.scores.logit(), rtol=0, atol=1e-4)
 
 
-def test_names_and_novel_classes_of_the_config(tiny_cfg):
-    predictor = Detector(tiny_cfg())
-    assert len(predictor.names) == 65 and len(predictor.novel) == 17
-    assert predictor.names.index("dog") in predictor.novel
-    assert predictor.names.index("horse") not in predictor.novel
-
-
-def test_other_names_win_over_those_of_the_checkpoint(tiny_cfg, scene, tmp_path):
-    trained = Detector(tiny_cfg())
-    weights = tmp_path / "model.pth"
-    torch.save({"model": trained.model.state_dict()}, weights)
-    # Prompt "a" makes the class embeddings of the mini benchmark: the same name is the same class.
-    names = "['zebra', 'dog', 'fire hydrant']"
-    options = ("MODEL.WEIGHTS", str(weights), "MODEL.VOCABULARY.NAMES", names, "MODEL.VOCABULARY.PROMPT", "a")
-    predictor = Detector(tiny_cfg(*options))
-    assert predictor.names == ["zebra", "dog", "fire hydrant"] and predictor.novel == {1, 2}
-    old, new = (p.model.roi_heads.box_predictor.cls_score.class_embeddings for p in (trained, predictor))
-    torch.testing.assert_close(new[0], old[trained.names.index("zebra")], atol=2e-3, rtol=0)
-    torch.testing.assert_close(new[1], old[trained.names.index("dog")], atol=2e-3, rtol=0)
-    assert set(predictor(scene).pred_classes.tolist()) <= {0, 1, 2}
-
-
 def test_models_that_do_not_detect(tiny_cfg):
     with pytest.raises(UserError, match="META_ARCHITECTURE GridTextModel detects nothing"):
         Detector(tiny_cfg(config="mini/ovrcnn_pretrain.yaml"))
+
+
+def test_other_classes(tiny_cfg, scene, tmp_path):
+    """By the config or at run time they win over those of the checkpoint, and the same name is the same class."""
+    trained = Detector(tiny_cfg())
+    before = trained.model.roi_heads.box_predictor.cls_score.class_embeddings
+    torch.save({"model": trained.model.state_dict()}, tmp_path / "model.pth")
+    names = ["zebra", "dog", "fire hydrant"]
+    options = ("MODEL.WEIGHTS", str(tmp_path / "model.pth"), "MODEL.VOCABULARY.PROMPT", "a")  # the mini set's prompt
+    configured = Detector(tiny_cfg(*options, "MODEL.VOCABULARY.NAMES", str(names)))
+    detector = Detector(tiny_cfg(*options))
+    detector.set_classes(names)
+    for one in (configured, detector):
+        predictor = one.model.roi_heads.box_predictor
+        assert one.names == names and one.novel == {1, 2} and predictor.freq_weight.tolist() == [1, 0, 0]
+        rows = torch.stack([before[trained.names.index(name)] for name in names[:2]])
+        torch.testing.assert_close(predictor.cls_score.class_embeddings[:2], rows, atol=2e-3, rtol=0)
+        assert set(one(scene).pred_classes.tolist()) <= {0, 1, 2}
+    rows = torch.eye(384)[:3]
+    detector.set_classes(["a", "b", "c"], rows)
+    assert torch.equal(predictor.cls_score.class_embeddings[:3], rows) and predictor.num_classes == 3
+    for wrong in ([], ["a", "b"]):
+        with pytest.raises(UserError, match="as many of both"):
+            detector.set_classes(wrong, rows)
+    assert detector.names == ["a", "b", "c"]
 
 
 def test_boxes_are_in_pixels_of_the_upright_image(tiny_cfg, tmp_path):
@@ -93,24 +98,6 @@ def test_most_confident_keeps_one_name_for_one_place():
     assert most_confident(found, threshold=0.5, overlap=0.6).scores.tolist() == pytest.approx([0.9, 0.5])
     assert most_confident(found, top=2).pred_classes.tolist() == [3, 5]
     assert len(most_confident(instances(), threshold=0.1, top=3, overlap=0.5)) == 0
-
-
-def test_other_classes_at_run_time(tiny_cfg, scene):
-    detector = Detector(tiny_cfg("MODEL.VOCABULARY.PROMPT", "a"))
-    predictor = detector.model.roi_heads.box_predictor
-    before = predictor.cls_score.class_embeddings[detector.names.index("zebra")]
-    detector.set_classes(["dog", "zebra"])
-    assert detector.names == ["dog", "zebra"] and detector.novel == {0}
-    assert predictor.freq_weight.tolist() == [0, 1]
-    torch.testing.assert_close(predictor.cls_score.class_embeddings[1], before, atol=2e-3, rtol=0)
-    assert set(detector(scene).pred_classes.tolist()) == {0, 1}
-    rows = torch.eye(384)[:3]
-    detector.set_classes(["a", "b", "c"], rows)
-    assert torch.equal(predictor.cls_score.class_embeddings[:3], rows) and predictor.num_classes == 3
-    for names in ([], ["a", "b"]):
-        with pytest.raises(UserError, match="as many of both"):
-            detector.set_classes(names, rows)
-    assert detector.names == ["a", "b", "c"]
 
 
 # ---- A cascade: a predictor for each of three stages ---------------------------------------------
@@ -156,7 +143,7 @@ def test_the_vocabulary_of_every_stage_is_checked(config, cascade_cfg, tmp_path)
         key = f"roi_heads.box_predictor.{stage}.{predictor.vocabulary_key}"
         weights = {name: tensor for name, tensor in detector.state_dict().items() if name != key}
         torch.save({"model": weights}, tmp_path / "unnamed.pth")
-        with pytest.raises(UserError, match="what the 65 classes are: set MODEL.VOCABULARY"):
+        with pytest.raises(UserError, match="names the 65 classes: set MODEL.VOCABULARY"):
             SafeCheckpointer(detector, "").load(str(tmp_path / "unnamed.pth"))
     configured = build_model(cascade_cfg(config=config))  # the configured vocabulary wins at every stage
     SafeCheckpointer(configured, "").load(str(tmp_path / "five.pth"))

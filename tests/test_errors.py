@@ -9,67 +9,59 @@ from torch.multiprocessing import ProcessRaisedException
 
 from clim.errors import UserError, raise_on_all_ranks, registered, run_cleanly, sentence
 
-
-def test_other_errors_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError):
-        run_cleanly(lambda: 1 / 0)
-    assert run_cleanly(lambda x: x + 1, 1) == 2
+SPAWNED = "\n\n-- Process 1 terminated with the following error:\n"
 
 
-def raised_in(function):
-    try:
-        function()
-    except Exception:
-        return traceback.format_exc()
-
-
-def mistake_with_a_cause():
+def mistake():
     try:
         {}["key"]
     except KeyError as error:
         raise UserError("no such key: give another.") from error
 
 
-SPAWNED = "\n\n-- Process 1 terminated with the following error:\n"
+def bug_after_a_mistake(bug):
+    try:
+        mistake()
+    except UserError:
+        raise bug  # noqa: B904
 
 
-@pytest.mark.parametrize("spawned", [False, True])
-def test_user_errors_become_one_line_and_exit_code_2(spawned, capsys):
-    def launched():
-        raise ProcessRaisedException(SPAWNED + raised_in(mistake_with_a_cause), 1, 4711)
+def traceback_of(function, *args):
+    try:
+        function(*args)
+    except Exception:
+        return traceback.format_exc()
 
+
+def launched():
+    raise ProcessRaisedException(SPAWNED + traceback_of(mistake), 1, 4711)
+
+
+@pytest.mark.parametrize("function", [mistake, launched])
+def test_user_errors_become_one_line_and_exit_code_2(function, capsys):
     with pytest.raises(SystemExit) as caught:
-        run_cleanly(launched if spawned else mistake_with_a_cause)
+        run_cleanly(function)
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: no such key: give another.\n"
 
 
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_cleanly(lambda: 1 / 0)
+    assert run_cleanly(lambda x: x + 1, 1) == 2
+    for bug in (ValueError("a bug"), ZeroDivisionError()):
+        assert sentence(ProcessRaisedException(traceback_of(bug_after_a_mistake, bug), 0, 1)) is None
+    assert sentence(ValueError("x")) is None
+
+
 def test_the_sentence_of_a_loader_worker():
-    wrapped = "Caught UserError in DataLoader worker process 0.\nOriginal " + raised_in(mistake_with_a_cause)
+    wrapped = "Caught UserError in DataLoader worker process 0.\nOriginal " + traceback_of(mistake)
     assert sentence(UserError(wrapped)) == "no such key: give another."
     nested = "-- Process 0 terminated:\nTraceback (most recent call last):\nclim.errors.UserError: " + wrapped
     assert sentence(ProcessRaisedException(nested, 0, 1)) == "no such key: give another."
 
 
-def test_an_error_after_a_user_error_is_no_sentence():
-    def stumble():
-        try:
-            mistake_with_a_cause()
-        except UserError:
-            raise ValueError("a bug") from None
-
-    def stumble_aloud():
-        try:
-            mistake_with_a_cause()
-        except UserError:
-            1 / 0  # noqa: B018
-
-    for function in (stumble, stumble_aloud):
-        assert sentence(ProcessRaisedException(raised_in(function), 0, 1)) is None
-    assert sentence(ValueError("x")) is None
-
-
-def test_raise_on_all_ranks_in_one_process():
+def test_raise_on_all_ranks(monkeypatch):
     with raise_on_all_ranks():
         pass
     with pytest.raises(UserError, match="^mine$") as caught, raise_on_all_ranks():
@@ -77,21 +69,17 @@ def test_raise_on_all_ranks_in_one_process():
     assert isinstance(caught.value.__cause__, UserError)
     with pytest.raises(KeyError), raise_on_all_ranks():
         raise KeyError("a bug")
-
-
-def test_raise_on_all_ranks_raises_another_process_error_here(monkeypatch):
-    monkeypatch.setattr(comm, "all_gather", lambda told: [told, "of rank 1", "of rank 2"])
+    monkeypatch.setattr(comm, "all_gather", lambda message: [message, "of rank 1", "of rank 2"])
     with pytest.raises(UserError, match="^of rank 1$"), raise_on_all_ranks():
         pass
     with pytest.raises(UserError, match="^of rank 0$"), raise_on_all_ranks():
         raise UserError("of rank 0")
 
 
-def test_a_name_that_a_registry_lacks_is_an_error_with_those_that_it_has():
+def test_an_unknown_name_is_an_error_with_the_known_ones():
     registry = Registry("THING")
     registry._do_register("Two", 2)
     registry._do_register("One", 1)
     assert registered(registry, "One", key="A.KEY") == 1
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match="A.KEY 'Three' is unknown: choose one of One, Two, or \"\""):
         registered(registry, "Three", key="A.KEY", otherwise=', or ""')
-    assert str(caught.value) == "A.KEY 'Three' is unknown: choose one of One, Two, or \"\"."

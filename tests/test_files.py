@@ -1,10 +1,8 @@
 """Files are the old ones or the whole new ones; what is beside them; json and its mistakes."""
 
-import json
 import multiprocessing
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,14 +35,12 @@ def killed_while_writing(path, **options):
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path, shared):
     path = tmp_path / "new" / "folder" / "a.txt"
-    with replacing(path, shared=shared) as partial:
-        assert partial.parent == path.parent  # a rename moves nothing between disks
-        partial.write_text("old")
-        assert not path.exists()
-    with replacing(path, shared=shared) as partial:
-        partial.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new" and names(path.parent) == ["a.txt"]
+    for before, after in ((None, "old"), ("old", "new")):
+        with replacing(path, shared=shared) as partial:
+            assert partial.parent == path.parent  # a rename moves nothing between disks
+            partial.write_text(after)
+            assert path.read_text() == before if before else not path.exists()
+        assert path.read_text() == after and names(path.parent) == ["a.txt"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, None])
@@ -59,21 +55,18 @@ def test_an_error_leaves_the_old_file_alone(tmp_path, error):
 
 
 def test_the_next_attempt_overwrites_what_a_kill_left(tmp_path):
-    (tmp_path / "a.txt").write_text("old")
-    killed_while_writing(tmp_path / "a.txt")
-    assert (tmp_path / "a.txt").read_text() == "old" and names(tmp_path) == ["a.txt", "a.txt.partial"]
-    with replacing(tmp_path / "a.txt") as partial:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    killed_while_writing(path)
+    assert path.read_text() == "old" and names(tmp_path) == ["a.txt", "a.txt.partial"]
+    with replacing(path) as partial:
         assert not partial.exists()
         partial.write_text("new")
-    assert (tmp_path / "a.txt").read_text() == "new" and names(tmp_path) == ["a.txt"]
-
-
-def test_processes_that_share_a_file_do_not_meet(tmp_path):
-    with replacing(tmp_path / "a.txt", shared=True) as partial:
+    assert path.read_text() == "new" and names(tmp_path) == ["a.txt"]
+    with replacing(path, shared=True) as partial:  # another process at the same time
         partial.write_text("mine")
-        killed = killed_while_writing(tmp_path / "a.txt", shared=True)
-    assert (tmp_path / "a.txt").read_text() == "mine"
-    assert names(tmp_path) == ["a.txt", f"a.txt.{killed}.partial"]
+        killed = killed_while_writing(path, shared=True)
+    assert path.read_text() == "mine" and names(tmp_path) == ["a.txt", f"a.txt.{killed}.partial"]
 
 
 def test_links_and_folders_take_a_place_too(tmp_path):
@@ -88,41 +81,24 @@ def test_links_and_folders_take_a_place_too(tmp_path):
         (partial / "file").touch()
     assert names(tmp_path) == ["folder", "link", "there"]
     assert names(tmp_path / "folder") == ["file"] and names(tmp_path / "link") == ["kept"]
-
-
-def test_remove(tmp_path):
-    (tmp_path / "folder" / "below").mkdir(parents=True)
-    (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to(tmp_path / "folder")
     (tmp_path / "dangling").symlink_to("nowhere")
-    for name in ("link", "dangling", "file", "nothing"):
+    for name in ("link", "dangling", "folder/file", "nothing"):
         remove(tmp_path / name)
-    assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["below"]
-    remove(tmp_path / "folder")
-    assert names(tmp_path) == []
-
-
-def test_arrays(tmp_path):
-    rows = np.arange(6, dtype=np.float16).reshape(2, 3)
-    write_array(tmp_path / "new" / "rows", rows)
-    assert names(tmp_path / "new") == ["rows"]
-    found = np.load(tmp_path / "new" / "rows")
-    assert found.dtype == np.float16 and np.array_equal(found, rows)
+    assert names(tmp_path) == ["folder", "there"] and names(tmp_path / "there") == ["kept"]
+    remove(tmp_path / "there")
+    assert names(tmp_path) == ["folder"]
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_json_appears_whole(tmp_path, shared):
-    path = tmp_path / "new" / "x.json"
-    write_json(path, {"a": [1]}, shared=shared)
+def test_arrays_and_json_appear_whole(tmp_path, shared):
+    folder, rows = tmp_path / "new", np.arange(6, dtype=np.float16).reshape(2, 3)
+    write_array(folder / "rows", rows)  # without a suffix
+    write_json(folder / "x.json", {"a": [1]}, shared=shared)
     with pytest.raises(TypeError):
-        write_json(path, {"a": object()}, shared=shared)
-    assert read_json(path, remedy="") == {"a": [1]} and names(path.parent) == ["x.json"]
-
-
-def test_nan_becomes_null():
-    row = {"AP": float("nan"), "AR": 1.5, "class": "nan", "n": 0}
-    assert json.dumps(nan_to_none(row)) == '{"AP": null, "AR": 1.5, "class": "nan", "n": 0}'
-    assert row["AP"] != row["AP"]  # a copy
+        write_json(folder / "x.json", {"a": object()}, shared=shared)
+    found = np.load(folder / "rows")
+    assert found.dtype == np.float16 and np.array_equal(found, rows)
+    assert read_json(folder / "x.json", remedy="") == {"a": [1]} and names(folder) == ["rows", "x.json"]
 
 
 def test_json_that_is_missing_or_broken(tmp_path):
@@ -134,4 +110,7 @@ def test_json_that_is_missing_or_broken(tmp_path):
         assert read_json_or_none(tmp_path / path) is None
     assert read_json_or_none(tmp_path) is None
     (tmp_path / "whole.json").write_text('{"é": 1}', "utf-8")
-    assert read_json_or_none(str(tmp_path / "whole.json")) == read_json(Path(tmp_path / "whole.json"), remedy="")
+    assert read_json_or_none(str(tmp_path / "whole.json")) == read_json(tmp_path / "whole.json", remedy="") == {"é": 1}
+    row = {"AP": float("nan"), "AR": 1.5, "class": "nan", "n": 0}
+    assert nan_to_none(row) == {"AP": None, "AR": 1.5, "class": "nan", "n": 0}
+    assert row["AP"] != row["AP"]  # a copy

@@ -14,21 +14,19 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 CLIM = "configs/mini/detic_clim.yaml"
-LOSSES = {
-    "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc",
-    "loss_caption", "loss_tag", "loss_caption_mosaic", "loss_tag_mosaic",
-}  # fmt: skip
+BOXES = {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"}
+LOSSES = BOXES | {"loss_caption", "loss_tag", "loss_caption_mosaic", "loss_tag_mosaic"}
+
+
+TWO = ("--num-gpus", "2", "--dist-url", "auto")
 
 
 @pytest.fixture
 def train_net(tiny_mini, tiny_overrides):
-    """``train_net("--flag", "KEY", "value")`` starts it on the tiny benchmark, with pipes to read from."""
+    """``train_net("--flag", keys=("KEY", "value"))`` starts it on the tiny benchmark, with pipes to read from."""
     started = []
 
-    def start(*arguments, config=CLIM):
-        """KEYS stands between flags and config overrides."""
-        arguments = [*arguments, *([] if "KEYS" in arguments else ["KEYS"])]
-        flags, keys = arguments[: arguments.index("KEYS")], arguments[arguments.index("KEYS") + 1 :]
+    def start(*flags, keys=(), config=CLIM):
         process = subprocess.Popen(
             [sys.executable, "train_net.py", *flags, "--config-file", config, *tiny_overrides, *keys],
             cwd=ROOT,
@@ -54,6 +52,14 @@ def finished(process, *, code=0):
     return out, err
 
 
+def error_line(process):
+    """The one line of a process that ends with a user's mistake."""
+    _, err = finished(process, code=2)
+    (line,) = (line for line in err.splitlines() if line.startswith("error:"))
+    assert "Traceback" not in err
+    return line
+
+
 def losses_of(folder):
     by_iteration = {}
     for line in (Path(folder) / "metrics.json").read_text().splitlines():
@@ -61,6 +67,10 @@ def losses_of(folder):
         losses = {k: v for k, v in entry.items() if "loss" in k or k == "grad_norm"}
         by_iteration.setdefault(entry["iteration"], {}).update(losses)
     return by_iteration
+
+
+def figures_in(folder):
+    return json.loads((folder / "evaluation.json").read_text())
 
 
 def kill_after(process, folder, iteration):
@@ -76,77 +86,54 @@ def kill_after(process, folder, iteration):
     raise AssertionError(process.communicate()[1][-3000:])
 
 
-def error_lines(err):
-    return [line for line in err.splitlines() if line.startswith("error:")]
-
-
 def test_train_kill_resume_evaluate(train_net, tmp_path):
     output = tmp_path / "output"
     keys = ("SOLVER.MAX_ITER", "5", "SOLVER.CHECKPOINT_PERIOD", "2", "TEST.EVAL_PERIOD", "3")
-    before = kill_after(train_net("KEYS", *keys), output, 3)
+    before = kill_after(train_net(keys=keys), output, 3)
     assert not (output / "evaluation.json").exists() or max(before) >= 2
     pointer = (output / "last_checkpoint").read_text()
     assert pointer in ("model_0000001.pth", "model_0000003.pth")  # the kill may come before the second is there
 
-    out, err = finished(train_net("--resume", "KEYS", *keys, "DATALOADER.NUM_WORKERS", "2"))
+    out, err = finished(train_net("--resume", keys=(*keys, "DATALOADER.NUM_WORKERS", "2")))
     after = losses_of(output)
     assert sorted(after) == [0, 1, 2, 3, 4, 5]
     for iteration in (0, 1, 2, 3):  # what came after the checkpoint was computed twice
-        assert after[iteration] == before[iteration]
-        assert LOSSES < set(after[iteration])
+        assert after[iteration] == before[iteration] and LOSSES < set(after[iteration])
     assert "no CUDA device was found" in out or torch.cuda.is_available()
     assert "iter: 4" in out and "loss_tag_mosaic" in out and "| novel" in out
     assert (output / "last_checkpoint").read_text() == "model_final.pth"
-    trained = json.loads((output / "evaluation.json").read_text())
+    trained = figures_in(output)
     assert {"AP50_novel", "AP50_base", "AP50_all"} < set(trained)
 
     (output / "evaluation.json").unlink()
-    finished(train_net("--eval-only", "--resume", "KEYS"))
-    assert json.loads((output / "evaluation.json").read_text()) == trained
+    finished(train_net("--eval-only", "--resume"))
+    assert figures_in(output) == trained
     assert losses_of(output) == after  # evaluation adds nothing to the run's losses
 
 
 @pytest.mark.slow
-def test_evaluating_a_file_on_several_sets(train_net, tmp_path):
-    finished(train_net("KEYS", "SOLVER.MAX_ITER", "2"))
-    weights = tmp_path / "output/model_final.pth"
-    trained = json.loads((tmp_path / "output/evaluation.json").read_text())
-    finished(train_net("--eval-only", "KEYS", "MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(tmp_path / "scored")))
-    assert json.loads((tmp_path / "scored/evaluation.json").read_text()) == trained
-
-
-@pytest.mark.slow
-def test_mistakes_end_with_one_line_and_code_2(train_net, tmp_path):
-    for keys, told in (
+def test_mistakes_end_with_one_line_and_code_2(train_net):
+    for keys, named in (
         (("MODEL.WEIGHTS", "nowhere.pth"), "nowhere.pth does not exist"),
         (("DATASETS.TEST", "('mini_ov_vall',)"), "mini_ov_vall, which is not registered"),
     ):
-        for flags in ((), ("--num-gpus", "2", "--dist-url", "auto")):
-            _, err = finished(train_net(*flags, "KEYS", *keys), code=2)
-            (line,) = error_lines(err)
-            assert told in line and "Traceback" not in err
-
-
-@pytest.mark.slow
-def test_a_diverging_rank_stops_the_other(train_net, tmp_path):
+        for flags in ((), TWO):
+            assert named in error_line(train_net(*flags, keys=keys))
     keys = ("SOLVER.MAX_ITER", "6", "SOLVER.BASE_LR", "1e20", "SOLVER.WARMUP_ITERS", "0")
-    _, err = finished(train_net("--num-gpus", "2", "--dist-url", "auto", "KEYS", *keys), code=2)
-    (line,) = error_lines(err)
-    assert "Training stopped" in line and "image ids of the batch" in line and "Traceback" not in err
+    line = error_line(train_net(*TWO, keys=keys))  # one rank stops the other
+    assert "Training stopped" in line and "image ids of the batch" in line
 
 
 @pytest.mark.slow
 def test_two_processes_are_killed_and_resume(train_net, tmp_path):
-    flags = ("--num-gpus", "2", "--dist-url", "auto")
     keys = ("SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.NUM_WORKERS", "1")
-    before = kill_after(train_net(*flags, "KEYS", *keys), tmp_path / "output", 2)
+    before = kill_after(train_net(*TWO, keys=keys), tmp_path / "output", 2)
     # The workers of the killed program end by themselves; resume only when they no longer write.
     time.sleep(5)
-    finished(train_net(*flags, "--resume", "KEYS", *keys))
+    finished(train_net(*TWO, "--resume", keys=keys))
     after = losses_of(tmp_path / "output")
     assert sorted(after) == [0, 1, 2, 3, 4]
-    for iteration in (0, 1, 2):
-        assert after[iteration] == before[iteration]
+    assert [after[iteration] == before[iteration] for iteration in (0, 1, 2)] == [True] * 3
     assert len(list((tmp_path / "output/rank_states").glob("iteration_0000003.rank?.pth"))) == 2
 
 
@@ -155,12 +142,8 @@ def test_two_machines(train_net, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    keys = ("SOLVER.MAX_ITER", "2")
-    machines = [
-        train_net("--num-machines", "2", "--machine-rank", str(rank), "--dist-url", url, "KEYS", *keys)
-        for rank in range(2)
-    ]
-    for machine in machines:
+    flags = ("--num-machines", "2", "--dist-url", url, "--machine-rank")
+    for machine in [train_net(*flags, str(rank), keys=("SOLVER.MAX_ITER", "2")) for rank in range(2)]:
         finished(machine)
     assert sorted(losses_of(tmp_path / "output")) == [0, 1, 2]
 
@@ -168,14 +151,13 @@ def test_two_machines(train_net, tmp_path):
 @pytest.mark.slow
 def test_ovrcnns_second_stage_on_two_processes(train_net, tmp_path):
     """Its projection has no gradient; every other parameter needs its own, or the second step would fail."""
-    keys = ("SOLVER.MAX_ITER", "3", "SOLVER.CHECKPOINT_PERIOD", "2")
-    flags = ("--num-gpus", "2", "--dist-url", "auto")
-    finished(train_net(*flags, "KEYS", *keys, config="configs/mini/ovrcnn.yaml"))
+    options = {"keys": ("SOLVER.MAX_ITER", "3", "SOLVER.CHECKPOINT_PERIOD", "2"), "config": "configs/mini/ovrcnn.yaml"}
+    finished(train_net(*TWO, **options))
     whole = losses_of(tmp_path / "output")
     assert sorted(whole) == [0, 1, 2, 3]
     (tmp_path / "output/last_checkpoint").write_text("model_0000001.pth")
     (tmp_path / "output/model_final.pth").unlink()
-    finished(train_net(*flags, "--resume", "KEYS", *keys, config="configs/mini/ovrcnn.yaml"))
+    finished(train_net(*TWO, "--resume", **options))
     assert losses_of(tmp_path / "output") == whole
 
 
@@ -186,7 +168,7 @@ def test_official_recipe_alternates_on_two_processes(train_net, tmp_path):
         *("MODEL.METHOD.DETIC.CAPTION_NEGATIVES", "gather", "MODEL.METHOD.DETIC.TAG_TARGET", "per_tag"),
         *("MODEL.METHOD.DETIC.BIAS", "[]"),
     )
-    finished(train_net("--num-gpus", "2", "--dist-url", "auto", "KEYS", *keys))
+    finished(train_net(*TWO, keys=keys))
     kinds = {frozenset(k for k in entry if k.startswith("loss_")) for entry in losses_of(tmp_path / "output").values()}
-    boxes = frozenset({"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"})
-    assert kinds - {frozenset()} == {boxes, frozenset({"loss_caption", "loss_tag"})}
+    pairs = frozenset({"loss_caption", "loss_tag"})
+    assert kinds - {frozenset()} == {frozenset(BOXES), pairs}

@@ -1,4 +1,4 @@
-"""Files of weights: what they may hold, that none of their code runs, and sentences for missing ones."""
+"""Files of weights: what they may hold, that none of their code runs, sentences for missing ones, names."""
 
 import os
 import pickle
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from clim.checkpoints import SafeCheckpointer
+from clim.checkpoints.keys import IMAGE_ENCODER, translate
 from clim.checkpoints.reading import read_pickle, readable
 from clim.errors import UserError
 
@@ -16,13 +17,25 @@ STATE = {"weight": torch.full((2, 3), 5.0), "bias": torch.zeros(2)}
 
 
 class Evil:
-    """Unpickling it would leave ``mark`` behind."""
+    """Unpickling it makes the folder ``mark``."""
 
     def __init__(self, mark):
         self.mark = mark
 
     def __reduce__(self):
         return os.mkdir, (str(self.mark),)
+
+
+class EvilModule(nn.Linear):
+    """A whole module, as ``torch.save(model)`` writes it."""
+
+    def __init__(self, mark):
+        super().__init__(3, 2)
+        self.mark = mark
+
+    def __setstate__(self, state):
+        os.mkdir(state["mark"])
+        super().__setstate__(state)
 
 
 def load(path, net=None, **options):
@@ -37,42 +50,38 @@ def test_pickled_arrays_load(tmp_path, protocol):
     assert loaded["conv1_w"].tolist() == [[0, 1, 2], [3, 4, 5]] and loaded["scale"] == 2 and loaded["n"] == 1
 
 
+def with_code(mark):
+    return {"model": STATE, "more": Evil(mark)}
+
+
+@pytest.mark.parametrize("make", [with_code, EvilModule, lambda mark: {"model": EvilModule(mark)}])
 @pytest.mark.parametrize("name", ["evil.pth", "evil.pkl", "legacy.pth"])
-def test_code_in_a_file_is_not_run(tmp_path, name):
+def test_code_in_a_file_is_not_run_unless_it_is_trusted(tmp_path, name, make):
     file, mark = tmp_path / name, tmp_path / "executed"
-    content = {"model": STATE if name != "evil.pkl" else {}, "more": Evil(mark)}
     if name == "evil.pkl":
-        file.write_bytes(pickle.dumps(content))
+        file.write_bytes(pickle.dumps(make(str(mark))))
     else:
-        torch.save(content, file, _use_new_zipfile_serialization=name == "evil.pth")
+        torch.save(make(str(mark)), file, _use_new_zipfile_serialization=name == "evil.pth")
     with pytest.raises(UserError, match=f"{name}.* was not loaded.*MODEL.TRUST_WEIGHTS"):
         load(file)
     assert not mark.exists()
-
-
-def test_trusted_files_load_as_ever(tmp_path):
-    mark = tmp_path / "executed"
-    torch.save({"model": STATE, "more": Evil(mark)}, tmp_path / "odd.pth")
-    net = nn.Linear(3, 2)
-    load(tmp_path / "odd.pth", net, trusted=True)
-    assert (net.weight == 5).all() and mark.exists()
+    if make is with_code and name != "evil.pkl":
+        net = nn.Linear(3, 2)
+        load(file, net, trusted=True)
+        assert (net.weight == 5).all() and mark.exists()
 
 
 @pytest.mark.parametrize("suffix", ["pth", "pkl"])
-@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"], ids=["empty", "text", "cut"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04", None], ids=["empty", "text", "cut", "half"])
 def test_damaged_files_are_named(tmp_path, suffix, content):
+    if content is None:
+        torch.save(STATE, tmp_path / "whole.pth")
+        content = (tmp_path / "whole.pth").read_bytes()
+        content = content[: len(content) // 2]
     file = tmp_path / f"w.{suffix}"
     file.write_bytes(content)
     with pytest.raises(UserError, match=f"w.{suffix}"):
         load(file)
-
-
-def test_a_truncated_checkpoint_is_named(tmp_path):
-    SafeCheckpointer(nn.Linear(200, 200), str(tmp_path)).save("whole")
-    whole = (tmp_path / "whole.pth").read_bytes()
-    (tmp_path / "cut.pth").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="cut.pth cannot be read"):
-        load(tmp_path / "cut.pth", nn.Linear(200, 200))
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"model": {"weight": "text"}}])
@@ -87,29 +96,44 @@ def test_a_user_error_stays_as_it_is():
         raise UserError("w.pth is of another kind")
 
 
+ZOO = "ImageNetPretrained/nowhere/R-50.pkl"
+
+
 @pytest.mark.parametrize(
     "path, named",
     [
         ("nowhere/weights.pth", ["MODEL.WEIGHTS: nowhere/weights.pth does not exist"]),
         ("output/BoxSup_C4/model_final.pth", ["OUTPUT_DIR output/BoxSup_C4", "docs/checkpoints.md"]),
-        (
-            "detectron2://ImageNetPretrained/nowhere/R-50.pkl",
-            ["no network", "https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/nowhere/R-50.pkl"],
-        ),
+        (f"detectron2://{ZOO}", ["no network", f"https://dl.fbaipublicfiles.com/detectron2/{ZOO}"]),
+        (None, ["model_0000009.pth", "last_checkpoint"]),
     ],
 )
-def test_files_that_do_not_exist(path, named, monkeypatch):
+def test_files_that_do_not_exist(path, named, monkeypatch, tmp_path):
     def offline(*args, **kwargs):
         raise OSError("no network")
 
     monkeypatch.setattr("iopath.common.file_io.download", offline)
+    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
     with pytest.raises(UserError) as caught:
-        load(path)
+        SafeCheckpointer(nn.Linear(3, 2), str(tmp_path)).resume_or_load(path or "", resume=path is None)
     message = str(caught.value)
     assert all(part in message for part in named) and "\n" not in message
 
 
-def test_a_missing_last_checkpoint(tmp_path):
-    (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
-    with pytest.raises(UserError, match="last_checkpoint"):
-        SafeCheckpointer(nn.Linear(3, 2), str(tmp_path)).resume_or_load("", resume=True)
+def test_names_are_translated_by_the_first_rule_that_matches_their_beginning():
+    rules = [(r"a\.(\d)", r"b.\1"), (r"a\.", "c."), ("d|dd", lambda match: match[0].upper())]
+    assert [translate(name, rules) for name in ("a.1.w", "a.x", "dd.w", "x.a.1")] == ["b.1.w", "c.x", "Dd.w", None]
+    names = {
+        "backbone.stem.conv1.weight": "backbone.stem.conv1.weight",
+        "backbone.res4.0.conv1.weight": "backbone.res4.0.conv1.weight",
+        "backbone.res5.0.conv1.weight": "roi_heads.res5.0.conv1.weight",
+        "emb_pred.bias": "roi_heads.box_predictor.emb_pred.bias",
+        "stem.0.weight": "backbone.stem.0.weight",
+        "blocks.0.w": "backbone.trunk.blocks.0.w",
+        "blocks.10.w": "backbone.trunk.blocks.10.w",
+        "blocks.11.w": "roi_heads.res5.blocks.0.w",
+        "blocks.15.w": "roi_heads.res5.blocks.4.w",
+        "projection.weight": "roi_heads.box_predictor.emb_pred.weight",
+        "visual.conv1.weight": None,
+    }
+    assert {name: translate(f"image_encoder.{name}", IMAGE_ENCODER) for name in names} == names

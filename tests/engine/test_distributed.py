@@ -1,6 +1,9 @@
-"""Two Gloo processes on the CPU against what each of them would compute alone."""
+"""Two Gloo processes on the CPU against what each of them would compute alone.
 
-import importlib.util
+``python test_distributed.py CONFIG OUTPUT KEY VALUE …`` starts the processes; each writes OUTPUT/rank{0,1}.pth.
+"""
+
+import copy
 import json
 import os
 import subprocess
@@ -10,18 +13,144 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from detectron2.engine import launch
 from detectron2.modeling import build_model
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 
 from clim.data.tiles import Tiles
-from clim.engine import load_config
+from clim.engine import Trainer, load_config
+from clim.engine.resume import rank_state_path
+from clim.errors import UserError, raise_on_all_ranks
+from clim.methods import Regions, Texts
+from clim.methods.detic import Detic
 
-HERE = Path(__file__).parent
-PROGRAM = HERE / "two_ranks.py"
-CONFIGS = HERE.parents[1] / "configs/mini"
-spec = importlib.util.spec_from_file_location("two_ranks", PROGRAM)
-two_ranks = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(two_ranks)
+CONFIGS = Path(__file__).parents[2] / "configs/mini"
+STEPS = 2
+DIM, TILES = 6, 3
+
+
+# ---- what each process does
+
+
+def main(config, output, overrides):
+    rank = comm.get_rank()
+    seed_all_rng(rank)
+    written = {"gather": caption_loss(*caption_batch(rank)), "together": sentence_of(error_of_rank_1)}
+    cfg = load_config(config, overrides)
+    written["steps"], trainer = train(cfg)
+    written["queue"] = dict(trainer.raw_model.method.named_buffers())
+    written["metrics"] = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text()
+    written["resumed"] = resumed(cfg)
+    trainer.start_iter = rank
+    written["disagreement"] = sentence_of(trainer._check_agreement)
+    torch.save(written, Path(output) / f"rank{rank}.pth")
+
+
+def train(cfg):
+    """Steps with the weights, batch and random state before each, and its losses and gradients after it."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    steps, model = [], trainer.raw_model
+    run_step, clip = trainer.run_step, trainer.clip_gradients
+
+    def watched_step():
+        batch = next(trainer.loader)
+        steps.append(
+            {
+                "batch": copy.deepcopy(batch),
+                "weights": copy.deepcopy(model.state_dict()),
+                "queue": {name: b.clone() for name, b in model.method.named_buffers()},
+                "random": torch.get_rng_state(),
+            }
+        )
+        loader, trainer.loader = trainer.loader, iter([batch])
+        run_step()
+        trainer.loader = loader
+
+    def watched_clip():
+        steps[-1]["gradients"] = gradients(model)
+        norm = clip()
+        steps[-1]["clipped"] = gradients(model)
+        return norm
+
+    trainer.run_step, trainer.clip_gradients = watched_step, watched_clip
+    trainer.model.register_forward_hook(
+        lambda module, inputs, losses: steps[-1].update(losses={k: v.item() for k, v in losses.items()})
+    )
+    trainer.train()
+    return steps, trainer
+
+
+def resumed(cfg):
+    """The queue and the next random number of a fresh process after resuming from the first checkpoint."""
+    if comm.is_main_process():
+        (Path(cfg.OUTPUT_DIR) / "last_checkpoint").write_text("model_0000000.pth")
+    comm.synchronize()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    return {
+        "start": trainer.start_iter,
+        "queue": dict(trainer.raw_model.method.named_buffers()),
+        "random": torch.get_rng_state(),
+        "file": rank_state_path(cfg.OUTPUT_DIR, 0).name,
+    }
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+class Directions:
+    """Captions "0", "1", … are fixed directions."""
+
+    def encode(self, captions):
+        rows = [torch.randn(DIM, generator=torch.Generator().manual_seed(int(c))) for c in captions]
+        return torch.nn.functional.normalize(torch.stack(rows), dim=1)
+
+
+def caption_batch(rank):
+    """Embeddings (T, D) with gradients, and tiles, of one rank's single images."""
+    first = rank * TILES
+    embeddings = torch.randn(TILES, DIM, generator=torch.Generator().manual_seed(1000 + rank)).requires_grad_()
+    boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0]]).repeat(TILES, 1)
+    names = [str(first + i) for i in range(TILES)]
+    tiles = Tiles(
+        boxes=boxes, canvas=torch.arange(TILES), image_ids=torch.arange(first, first + TILES),
+        captions=[[n] for n in names], drawn=names, tags=[[] for _ in names],
+    )  # fmt: skip
+    return embeddings, tiles
+
+
+def caption_loss(embeddings, tiles):
+    """The loss of official Detic and its gradient."""
+    method = Detic(
+        dim=DIM, temperature=50.0, bias=[], caption_weight=0.1, caption_base_regions=0,
+        caption_negatives="gather", negative_weight=1.0, queue_length=0, tag_weight=0.0, tag_target="per_tag",
+        tag_min_iof=0.3, tag_topk=32, groups=0,
+    )  # fmt: skip
+    regions = Regions.of_tiles(tiles.boxes, tiles)
+    texts = Texts(tiles, encoder=Directions(), class_embeddings=torch.zeros(2, DIM))
+    loss = method.losses({"caption": embeddings}, {"caption": regions}, texts)["loss_caption"]
+    return loss.item(), torch.autograd.grad(loss, embeddings)[0]
+
+
+def error_of_rank_1():
+    with raise_on_all_ranks():
+        if comm.get_rank() == 1:
+            raise UserError("a mistake on process 1")
+
+
+def sentence_of(function):
+    try:
+        function()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+# ---- tests
 
 
 class Case(NamedTuple):
@@ -46,28 +175,18 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def setting(case, tiny_mini, tmp_path_factory):
-    """(config overrides, folder of what the two processes wrote down)."""
+    """(config overrides, folder of the files of both processes)."""
     folder = tmp_path_factory.mktemp("two_ranks")
+    sizes = "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 3 INPUT.MOSAIC.SIZE 128 INPUT.CAPTION.SHORT_SIDE 64"
+    solver = "SOLVER.OPTIMIZER SGD SOLVER.BASE_LR 0.001 SOLVER.CLIP_GLOBAL_NORM 1.0 SOLVER.CHECKPOINT_PERIOD 1"
     overrides = [
-        "MODEL.WEIGHTS", "",
-        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "3",
-        "INPUT.MIN_SIZE_TRAIN", "(96,)",
-        "INPUT.MOSAIC.SIZE", "128",
-        "INPUT.CAPTION.SHORT_SIDE", "64",
-        "INPUT.CAPTION.LONG_SIDE", "64",
-        case.queue_length, "64",
-        "DATASETS.TEST", "()",
-        "SOLVER.OPTIMIZER", "SGD",
-        "SOLVER.BASE_LR", "0.001",
-        "SOLVER.CLIP_GLOBAL_NORM", "1.0",
-        "SOLVER.CHECKPOINT_PERIOD", "1",
-        "SOLVER.LOG_PERIOD", "1",
-        "SOLVER.MAX_ITER", str(two_ranks.STEPS),
-        "OUTPUT_DIR", str(folder / "output"),
+        *sizes.split(), "INPUT.CAPTION.LONG_SIDE", "64", "INPUT.MIN_SIZE_TRAIN", "(96,)", case.queue_length, "64",
+        *solver.split(), "SOLVER.LOG_PERIOD", "1", "SOLVER.MAX_ITER", str(STEPS),
+        "DATASETS.TEST", "()", "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(folder / "output"),
     ]  # fmt: skip
     (folder / "output").mkdir()
     environment = os.environ | {"DETECTRON2_DATASETS": str(tiny_mini), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(PROGRAM), str(CONFIGS / case.config), str(folder), *overrides]
+    command = [sys.executable, __file__, str(CONFIGS / case.config), str(folder), *overrides]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return overrides, folder
@@ -84,7 +203,7 @@ def alone(case, setting, ranks, tiny_mini):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
         model = build_model(load_config(str(CONFIGS / case.config), setting[0])).train()
-        return [[compute(model, rank["steps"][i]) for rank in ranks] for i in range(two_ranks.STEPS)]
+        return [[compute(model, rank["steps"][i]) for rank in ranks] for i in range(STEPS)]
 
 
 def compute(model, step):
@@ -97,34 +216,25 @@ def compute(model, step):
     with EventStorage():
         losses = model(batch)
     sum(losses.values()).backward()
-    return {k: v.item() for k, v in losses.items()}, two_ranks.gradients(model)
+    return {k: v.item() for k, v in losses.items()}, gradients(model)
 
 
-def test_the_ranks_hold_different_images(ranks):
-    for step in range(two_ranks.STEPS):
-        first, second = (rank["steps"][step]["batch"] for rank in ranks)
-        ids = [{d["image_id"] for d in batch["detection"]} for batch in (first, second)]
-        assert not ids[0] & ids[1]
-        assert len(first["mosaics"]) == len(second["mosaics"]) == 2
-
-
-def test_losses_are_each_rank_own(case, ranks, alone):
-    for step, by_rank in enumerate(alone):
-        for rank, (losses, _) in zip(ranks, by_rank, strict=True):
-            assert rank["steps"][step]["losses"] == pytest.approx(losses, rel=1e-5)
-        assert by_rank[0][0][case.loss] != by_rank[1][0][case.loss]
-
-
-def test_logged_losses_are_the_mean_of_the_ranks(case, ranks):
+def test_losses_are_each_rank_own_and_logged_as_their_mean(case, ranks, alone):
     lines = [json.loads(line) for line in ranks[0]["metrics"].splitlines()]
-    for step in range(two_ranks.STEPS):
-        first, second = (rank["steps"][step]["losses"] for rank in ranks)
-        logged = {name: lines[step][name] for name in first}
-        assert logged == pytest.approx({name: (first[name] + second[name]) / 2 for name in first}, rel=1e-6)
-        assert len(logged) == case.num_losses
+    for step, by_rank in enumerate(alone):
+        first, second = (rank["steps"][step] for rank in ranks)
+        ids = [{d["image_id"] for d in one["batch"]["detection"]} for one in (first, second)]
+        assert not ids[0] & ids[1] and len(first["batch"]["mosaics"]) == len(second["batch"]["mosaics"]) == 2
+        for rank, (losses, _) in zip((first, second), by_rank, strict=True):
+            assert rank["losses"] == pytest.approx(losses, rel=1e-5)
+        assert by_rank[0][0][case.loss] != by_rank[1][0][case.loss]
+        mean = {name: (first["losses"][name] + second["losses"][name]) / 2 for name in first["losses"]}
+        assert {name: lines[step][name] for name in mean} == pytest.approx(mean, rel=1e-6)
+        assert len(mean) == case.num_losses
 
 
-def test_gradients_are_the_mean_of_the_ranks(ranks, alone):
+def test_gradients_are_the_clipped_mean_of_the_ranks(ranks, alone):
+    lines = [json.loads(line) for line in ranks[0]["metrics"].splitlines()]
     for step, ((_, first), (_, second)) in enumerate(alone):
         for rank in ranks:
             found = rank["steps"][step]["gradients"]
@@ -132,22 +242,14 @@ def test_gradients_are_the_mean_of_the_ranks(ranks, alone):
             for name in found:
                 mean = (first[name] + second[name]) / 2
                 torch.testing.assert_close(found[name], mean, rtol=1e-4, atol=1e-6, msg=name)
-
-
-def test_gradients_are_clipped_by_their_global_norm(ranks):
-    for step in range(two_ranks.STEPS):
         free, clipped = (ranks[0]["steps"][step][key] for key in ("gradients", "clipped"))
         norm = torch.stack([g.norm() for g in free.values()]).norm()
-        assert norm > 1
+        assert norm > 1 and lines[step]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
         for name in free:
             torch.testing.assert_close(clipped[name], free[name] / norm, rtol=1e-3, atol=1e-7)
             torch.testing.assert_close(clipped[name], ranks[1]["steps"][step]["clipped"][name], rtol=0, atol=0)
-
-
-def test_weights_stay_the_same_on_all_ranks(ranks):
-    first, second = (rank["steps"][-1]["weights"] for rank in ranks)
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
+    weights = [rank["steps"][-1]["weights"] for rank in ranks]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_each_rank_has_its_own_queue(case, ranks):
@@ -178,21 +280,22 @@ def test_resuming_restores_each_rank_queue_and_random_state(ranks):
 
 def test_gathered_captions_equal_the_joined_batch(ranks):
     """Official Detic: the mean of the ranks' losses is the loss of one process with both batches."""
-    embeddings, tiles = zip(*(two_ranks.caption_batch(rank) for rank in range(2)), strict=True)
+    embeddings, tiles = zip(*(caption_batch(rank) for rank in range(2)), strict=True)
     joined = torch.cat([e.detach() for e in embeddings]).requires_grad_()
-    loss, gradient = two_ranks.caption_loss(joined, Tiles.cat(list(tiles)))
-    apart = [rank["gather"] for rank in ranks]
-    assert (apart[0]["loss"] + apart[1]["loss"]) / 2 == pytest.approx(loss, rel=1e-5)
-    mean_gradient = torch.cat([rank["gradient"] for rank in apart]) / 2
-    torch.testing.assert_close(mean_gradient, gradient, rtol=1e-4, atol=1e-7)
-    own = [two_ranks.caption_loss(e, t)[0] for e, t in zip(embeddings, tiles, strict=True)]
-    assert apart[0]["loss"] > own[0] and apart[1]["loss"] > own[1]  # the other rank's captions are negatives
+    loss, gradient = caption_loss(joined, Tiles.cat(list(tiles)))
+    losses, gradients = zip(*(rank["gather"] for rank in ranks), strict=True)
+    assert sum(losses) / 2 == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(torch.cat(gradients) / 2, gradient, rtol=1e-4, atol=1e-7)
+    own = [caption_loss(e, t)[0] for e, t in zip(embeddings, tiles, strict=True)]
+    assert losses[0] > own[0] and losses[1] > own[1]  # the other rank's captions are negatives
 
 
 def test_a_mistake_on_one_rank_stops_all(ranks):
-    assert [rank["together"] for rank in ranks] == ["only process 1 met this"] * 2
-
-
-def test_ranks_that_found_different_checkpoints(ranks):
     for rank in ranks:
+        assert rank["together"] == "a mistake on process 1"
         assert "(they would start at iterations [0, 1])" in rank["disagreement"]
+
+
+if __name__ == "__main__":
+    config, output, *overrides = sys.argv[1:]
+    launch(main, 2, dist_url="auto", args=(config, output, overrides))

@@ -1,6 +1,10 @@
-"""From the command line to a checked config."""
+"""From the command line to processes and a checked config."""
 
 import logging
+import os
+import socket
+import sys
+from contextlib import nullcontext
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -11,12 +15,44 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from clim.engine import load_config, setup
-from clim.engine.setup import RANGES, check_datasets, check_training
+from clim.engine import launch, load_config, setup
+from clim.engine.setup import RANGES, check_datasets, check_processes, check_training
 from clim.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLIM = str(CONFIGS / "mini/detic_clim.yaml")
+
+
+def test_processes_that_cannot_start(monkeypatch, arguments):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = ("--dist-url", f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(UserError, match="is taken .*--dist-url auto"):
+            check_processes(arguments("--num-gpus", "2", *url))
+        check_processes(arguments("--num-machines", "2", "--machine-rank", "1", *url))
+        check_processes(arguments(*url))  # one process needs no port
+    for right in ((), url, ("--num-gpus", "2", "--dist-url", "auto")):
+        check_processes(arguments("--num-gpus", "2", *right))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for wrong in (("--num-machines", "2", "--machine-rank", "2"), ("--num-gpus", "2")):
+        with pytest.raises(UserError, match=wrong[-2]):
+            check_processes(arguments(*wrong))
+
+
+@pytest.mark.parametrize("asked, expected", [(None, "3"), ("1", "1")])
+def test_processes_share_the_cores_unless_a_number_is_set(monkeypatch, asked, expected, arguments):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked or "")
+    if asked is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    seen = []
+    start = lambda *_, **__: seen.append(os.environ["OMP_NUM_THREADS"])  # noqa: E731
+    monkeypatch.setattr(sys.modules["clim.engine.setup"], "detectron2_launch", start)
+    launch(print, arguments("--num-gpus", "2"))
+    assert seen == [expected]
 
 
 @pytest.mark.parametrize(
@@ -27,11 +63,8 @@ CLIM = str(CONFIGS / "mini/detic_clim.yaml")
         ("DATASETS.TEST", "mini_ov_val", "DATASETS.TEST"),
         ("SOLVER.IMS_PER_BATCH", "8", "DATALOADER.DETECTION_PER_GPU"),
         ("INPUT.MOSAIC.GROUPS", "0", "INPUT.MOSAIC.GROUPS was renamed to MODEL.METHOD.DETIC.GROUPS"),
-        ("INPUT.MOSAIC.GRIDS", "[2.5]", None),
-        ("INPUT.MOSAIC.GRIDS", "['2']", None),
-        ("INPUT.MOSAIC.GRIDS", "[]", None),
-        ("INPUT.MOSAIC.CROP_SCALE", "[0, 1]", None),
-        ("INPUT.MOSAIC.CROP_SCALE", "[1, 0.5]", None),
+        *(("INPUT.MOSAIC.GRIDS", value, None) for value in ("[2.5]", "['2']", "[]")),
+        *(("INPUT.MOSAIC.CROP_SCALE", value, None) for value in ("[0, 1]", "[1, 0.5]", "[0.5, 2]")),
         ("INPUT.MOSAIC.CROP_RATIO", "[2, 1]", None),
         ("DATALOADER.ALTERNATE", "(0, 0)", None),
         ("MODEL.METHOD.BARON.FREQUENCIES", "7", None),
@@ -46,28 +79,26 @@ def test_wrong_overrides(key, value, named):
     assert (named or key) in str(caught.value) and "\n" not in str(caught.value)
 
 
-BELOW = {words: keys.split() for words, _, keys in RANGES if words in ("above 0", "0 or more", "between 0 and 1")}
+@pytest.mark.parametrize("words, values", [("above 0", (0,)), ("0 or more", (-1,)), ("between 0 and 1", (-1, 2))])
+def test_numbers_out_of_range(words, values):
+    defaults = load_config(CLIM, [])
+    (keys,) = (keys.split() for name, _, keys in RANGES if name == words)
+    for key in keys:
+        number = type(reduce(getitem, key.split("."), defaults))
+        for value in values:
+            with pytest.raises(UserError, match=f"{key} is {number(value)}: it must be {words}"):
+                load_config(CLIM, [key, number(value)])
 
 
-@pytest.mark.parametrize("words, key", [(words, key) for words, keys in BELOW.items() for key in keys])
-def test_numbers_out_of_range(words, key):
-    number = type(reduce(getitem, key.split("."), load_config(CLIM, [])))
-    for value in {"above 0": (0,), "0 or more": (-1,), "between 0 and 1": (-1, 2)}[words]:
-        with pytest.raises(UserError, match=f"{key} is {number(value)}: it must be {words}"):
-            load_config(CLIM, [key, number(value)])
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["MODEL: [1,\n", "just text\n", "MODEL:\n  FOO: 1\n", "INPUT: {MOSAIC: {GROUPS: 0}}\n", "_BASE_: none.yaml\n"],
-)
+@pytest.mark.parametrize("content", ["MODEL: [1,", "text", "MODEL:\n  FOO: 1\n", "INPUT: {MOSAIC: {GROUPS: 0}}", None])
 def test_wrong_files(tmp_path, content):
-    (tmp_path / "x.yaml").write_text(content)
-    with pytest.raises(UserError, match="x.yaml") as caught:
-        load_config(str(tmp_path / "x.yaml"), [])
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="missing.yaml"):
-        load_config(str(tmp_path / "missing.yaml"), [])
+    if content:
+        (tmp_path / "x.yaml").write_text(content)
+    (tmp_path / "child.yaml").write_text("_BASE_: x.yaml\n")
+    for name in ("x", "child"):
+        with pytest.raises(UserError, match=f"{name}.yaml") as caught:
+            load_config(str(tmp_path / f"{name}.yaml"), [])
+        assert "\n" not in str(caught.value)
 
 
 def test_without_cuda_the_device_is_the_cpu(monkeypatch):
@@ -88,84 +119,79 @@ def test_setup_logs_and_keeps_the_config(tiny_mini, tiny_overrides, monkeypatch,
     cfg = setup(arguments("--config-file", CLIM, *tiny_overrides, "MODEL.DEVICE", "cuda"))
     kept = load_config(str(output / "config.yaml"), [])
     assert yaml.safe_load(kept.dump()) == yaml.safe_load(cfg.dump())  # as text, shared lists may differ by an anchor
+    logging.getLogger("clim.anything").info("heard")
     log = (output / "log.txt").read_text()
     assert log.count("Running on the CPU: no CUDA device was found.") == 1
-    logging.getLogger("clim.anything").info("heard")
-    assert "heard" in (output / "log.txt").read_text()
-    assert "heard" in capsys.readouterr().out
+    assert "heard" in log and "heard" in capsys.readouterr().out
 
-
-def test_setup_checks_training_only_where_there_is_one(tiny_mini, tiny_overrides, monkeypatch, arguments):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
     wrong = ["--config-file", CLIM, *tiny_overrides, "DATASETS.TRAIN", "('x',)", "MODEL.METHOD.NAME", ""]
     with pytest.raises(UserError, match="MODEL.METHOD.NAME"):
         setup(arguments(*wrong))
-    setup(arguments("--eval-only", *wrong))
+    setup(arguments("--eval-only", *wrong))  # without training, its keys are not checked
 
 
 DEVICE = ("INPUT.MOSAIC.COMPOSE", "device")
 NO_PAIRS = ("DATALOADER.CAPTIONS_PER_GPU", 0, "DATALOADER.MOSAICS_PER_GPU", 0)
-CLIP = "mini/clip_clim.yaml"
+NO_MOSAICS = ("DATALOADER.MOSAICS_PER_GPU", 0)
+NO_LOSS = ("MODEL.METHOD.DETIC.CAPTION_WEIGHT", 0.0, "MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
 
 
 @pytest.mark.parametrize(
     "config, overrides, named",
     [
-        ("mini/detic_clim.yaml", (), None),
-        ("mini/base_stage.yaml", (), None),
-        ("mini/detic_clim.yaml", ("MODEL.METHOD.NAME", ""), "set MODEL.METHOD.NAME"),
-        ("mini/detic_clim.yaml", NO_PAIRS, "Detic needs image-text pairs"),
-        ("mini/detic_clim.yaml", ("DATALOADER.REGIONS_PER_GPU", 1), "REGIONS_PER_GPU is 1, .* OpenVocabRCNN"),
-        ("mini/ovrcnn_pretrain.yaml", ("DATALOADER.DETECTION_PER_GPU", 2), "DETECTION_PER_GPU is 2, .* GridTextModel"),
-        ("mini/clip_region_clip.yaml", ("DATALOADER.CAPTIONS_PER_GPU", 3), "CAPTIONS_PER_GPU is 3, .* RegionClip"),
-        (CLIP, (*DEVICE, "DATALOADER.MOSAICS_PER_GPU", 0), None),
-        (CLIP, (*DEVICE, "DATALOADER.MOSAICS_PER_GPU", 2), "INPUT.MOSAIC.COMPOSE"),
-        ("mini/detic_clim.yaml", (*DEVICE, "DATALOADER.MOSAICS_PER_GPU", 0), "INPUT.MOSAIC.COMPOSE"),
-        ("mini/ovrcnn_clim_pretrain.yaml", (*DEVICE, "DATALOADER.MOSAICS_PER_GPU", 0), "INPUT.MOSAIC.COMPOSE"),
-        ("mini/detic_clim.yaml", ("INPUT.MOSAIC.SIZE", 3), "INPUT.MOSAIC.SIZE"),
-        (
-            "mini/detic_clim.yaml",
-            ("MODEL.METHOD.DETIC.CAPTION_WEIGHT", 0.0, "MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0),
-            "TAG_WEIGHT are both 0",
-        ),
+        ("detic_clim", (), None),
+        ("base_stage", (), None),
+        ("detic_clim", ("MODEL.METHOD.NAME", ""), "MODEL.METHOD.NAME is '', with DATALOADER.CAPTIONS_PER_GPU 2"),
+        ("detic_clim", NO_PAIRS, "MODEL.METHOD.NAME is 'Detic', with no image-text pairs"),
+        ("detic_clim", ("DATALOADER.REGIONS_PER_GPU", 1), "REGIONS_PER_GPU is 1, .* OpenVocabRCNN"),
+        ("ovrcnn_pretrain", ("DATALOADER.DETECTION_PER_GPU", 2), "DETECTION_PER_GPU is 2, .* GridTextModel"),
+        ("clip_region_clip", ("DATALOADER.CAPTIONS_PER_GPU", 3), "CAPTIONS_PER_GPU is 3, .* RegionClip"),
+        ("clip_clim", (*DEVICE, *NO_MOSAICS), None),
+        ("clip_clim", (*DEVICE, "DATALOADER.MOSAICS_PER_GPU", 2), "INPUT.MOSAIC.COMPOSE"),
+        ("detic_clim", (*DEVICE, *NO_MOSAICS), "INPUT.MOSAIC.COMPOSE"),
+        ("ovrcnn_clim_pretrain", (*DEVICE, *NO_MOSAICS), "INPUT.MOSAIC.COMPOSE"),
+        ("detic_clim", NO_LOSS, "TAG_WEIGHT are both 0"),
     ],
 )
 def test_sources_and_what_learns_from_them_fit_each_other(tiny_cfg, config, overrides, named):
-    cfg = tiny_cfg(*overrides, config=config)
-    if named is None:
-        return check_training(cfg)
-    with pytest.raises(UserError, match=named):
+    cfg = tiny_cfg(*overrides, config=f"mini/{config}.yaml")
+    with pytest.raises(UserError, match=named) if named else nullcontext():
         check_training(cfg)
 
 
-def test_evaluation_needs_a_set_that_suits_the_model(tiny_cfg):
-    with pytest.raises(UserError, match="GridTextModel cannot be evaluated"):
-        check_datasets(tiny_cfg(config="mini/ovrcnn_pretrain.yaml"), training=False)
-    check_datasets(tiny_cfg(config="mini/ovrcnn_pretrain.yaml"), training=True)
-    with pytest.raises(UserError, match="mini_val_regions has the type regions, .* is evaluated on ov_coco"):
-        check_datasets(tiny_cfg("DATASETS.TEST", "('mini_val_regions',)"), training=True)
-    with pytest.raises(UserError, match="DATASETS.TEST is empty"):
-        check_datasets(tiny_cfg("DATASETS.TEST", "()"), training=False)
-    check_datasets(tiny_cfg("DATASETS.TEST", "()"), training=True)
+UNKNOWN = "('mini_ov_vall',)"
+NEAR = "names mini_ov_vall.* near it: mini_ov_val,"
 
 
-def test_data_sets_that_are_not_registered(tiny_cfg):
-    for key in ("TRAIN", "CAPTIONS", "TEST"):
-        cfg = tiny_cfg(f"DATASETS.{key}", "('mini_ov_vall',)")
-        with pytest.raises(UserError, match=rf"DATASETS.{key} names mini_ov_vall.* near it: mini_ov_val,"):
-            check_datasets(cfg, training=True)
-    check_datasets(tiny_cfg("DATASETS.TRAIN", "('nothing',)"), training=False)  # not read without training
-
-
-def test_data_sets_of_other_classes(tiny_cfg):
-    check_datasets(tiny_cfg(), training=True)
-    with pytest.raises(UserError, match="coco_generalized_zeroshot_val has 80 classes, but the detector 65"):
-        check_datasets(tiny_cfg("DATASETS.TEST", "('coco_generalized_zeroshot_val',)"), training=False)
-    with pytest.raises(UserError, match="mini_ov_train has 65 classes, but the detector 2"):
-        check_datasets(tiny_cfg("MODEL.VOCABULARY.NAMES", "['cat', 'dog']"), training=True)
+@pytest.mark.parametrize(
+    "key, value, training, named",
+    [
+        ("SEED", 1, True, None),
+        ("DATASETS.TEST", "()", True, None),
+        ("DATASETS.TEST", "()", False, "DATASETS.TEST is empty"),
+        ("DATASETS.TEST", "('mini_val_regions',)", True, "has the type regions, .* is evaluated on ov_coco"),
+        ("DATASETS.TRAIN", UNKNOWN, True, f"DATASETS.TRAIN {NEAR}"),
+        ("DATASETS.TRAIN", UNKNOWN, False, None),  # not read without training
+        ("DATASETS.CAPTIONS", UNKNOWN, True, f"DATASETS.CAPTIONS {NEAR}"),
+        ("DATASETS.TEST", UNKNOWN, True, f"DATASETS.TEST {NEAR}"),
+        ("DATASETS.TEST", "('coco_generalized_zeroshot_val',)", False, "has 80 classes, but the detector 65"),
+        ("MODEL.VOCABULARY.NAMES", "['cat', 'dog']", True, "mini_ov_train has 65 classes, but the detector 2"),
+        ("DATASETS.TRAIN", "('own_boxes',)", True, None),  # a set without class names
+    ],
+)
+def test_data_sets_suit_the_model(tiny_cfg, key, value, training, named):
     DatasetCatalog.register("own_boxes", list)
+    MetadataCatalog.get("own_boxes")
     try:
-        check_datasets(tiny_cfg("DATASETS.TRAIN", "('own_boxes',)"), training=True)  # without class names
+        with pytest.raises(UserError, match=named) if named else nullcontext():
+            check_datasets(tiny_cfg(key, value), training=training)
     finally:
         DatasetCatalog.remove("own_boxes")
         MetadataCatalog.remove("own_boxes")
+
+
+def test_a_model_that_cannot_be_evaluated(tiny_cfg):
+    cfg = tiny_cfg(config="mini/ovrcnn_pretrain.yaml")
+    check_datasets(cfg, training=True)
+    with pytest.raises(UserError, match="GridTextModel cannot be evaluated"):
+        check_datasets(cfg, training=False)

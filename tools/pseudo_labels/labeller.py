@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.ops import nms
 
-from clim.checkpoints.checkpointer import load_model, load_weights
+from clim.checkpoints.checkpointer import load_model
 from clim.data.images import ordered
 from clim.data.region_classification import crop_letterboxed
 from clim.errors import UserError
@@ -96,4 +96,4 @@ def load_image_encoder(cfg) -> ImageEncoder:
     """The config's encoder on its device, with its part of cfg.MODEL.WEIGHTS ("" for none)."""
     holder = nn.Module()
     holder.image_encoder = build_image_encoder(cfg)
-    return load_weights(holder, cfg).image_encoder.to(cfg.MODEL.DEVICE)
+    return load_model(cfg, model=holder).image_encoder.to(cfg.MODEL.DEVICE)

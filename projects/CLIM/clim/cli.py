@@ -1,7 +1,6 @@
-"""The console script ``clim`` and its sub-commands.
+"""The console script ``clim`` and its sub-commands; ``train_net.py`` and ``tools/predict.py`` are the same commands.
 
-torch, Detectron2 and the rest of the library are imported after the arguments are read, so that ``--help`` and a wrong
-argument are answered at once. ``train_net.py`` and ``tools/predict.py`` are the same commands.
+Commands import torch and Detectron2 after they have read their arguments: ``--help`` and a wrong argument take no time.
 """
 
 import argparse
@@ -35,16 +34,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """The arguments of Detectron2's ``default_argument_parser``, with its defaults."""
-    # as there: the same port for all trainings of a user, who notices processes that still run
+    # as there: one port for all trainings of a user
     port = 2**15 + 2**14 + hash(os.getuid() if hasattr(os, "getuid") else 1) % 2**14
-    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML")
-    parser.add_argument("--resume", action="store_true", help="continue from OUTPUT_DIR's last checkpoint")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs, or processes, of a machine (%(default)s)")
-    parser.add_argument("--num-machines", type=int, default=1, help="machines (%(default)s)")
-    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    parser.add_argument("--dist-url", default=f"tcp://127.0.0.1:{port}", help="address of the processes (%(default)s)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE", help="YAML")
+    add("--resume", action="store_true", help="continue from OUTPUT_DIR's last checkpoint")
+    add("--eval-only", action="store_true", help="evaluate, do not train")
+    add("--num-gpus", type=int, default=1, help="GPUs, or processes, of a machine (%(default)s)")
+    add("--num-machines", type=int, default=1, help="machines (%(default)s)")
+    add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
+    add("--dist-url", default=f"tcp://127.0.0.1:{port}", help="address of the processes (%(default)s)")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -52,9 +52,9 @@ def train(args: argparse.Namespace) -> None:
 
         clim train --config-file configs/Detic_CLIM_C4.yaml --num-gpus 8
 
-    --resume continues OUTPUT_DIR's last checkpoint; --eval-only scores MODEL.WEIGHTS, or with --resume that checkpoint;
-    KEY VALUE pairs override the config; --num-machines, --machine-rank and --dist-url train on several machines, as in
-    Detectron2. Without CUDA it runs on the CPU, and --num-gpus is the number of processes.
+    --resume continues from OUTPUT_DIR's last checkpoint. --eval-only scores MODEL.WEIGHTS, or with --resume that
+    checkpoint. KEY VALUE pairs override the config. --num-machines, --machine-rank and --dist-url train on several
+    machines, as in Detectron2. Without CUDA it runs on the CPU, and --num-gpus is the number of processes.
     """
     from clim.engine import launch
 
@@ -62,7 +62,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def train_process(args: argparse.Namespace):
-    """What each process does; the results of an evaluation."""
+    """Train or evaluate in this process. Returns the results of an evaluation."""
     from clim.engine import Trainer, load_ensemble, setup
     from clim.evaluation import evaluate
 
@@ -82,7 +82,7 @@ def train_process(args: argparse.Namespace):
 
 
 def add_predict_options(parser: argparse.ArgumentParser, *, config_file: Path | None = None) -> None:
-    """The arguments of ``clim predict``; ``config_file`` is the default, without which the user has to name one."""
+    """The arguments of ``clim predict``; without a default ``config_file``, --config-file is required."""
     default = " (%(default)s)"
     add = parser.add_argument
     add("--input", nargs="+", required=True, metavar="IMAGES", help="files, folders or globs")
@@ -93,7 +93,7 @@ def add_predict_options(parser: argparse.ArgumentParser, *, config_file: Path | 
     add("--weights", metavar="FILE", help="checkpoint (default: the config's)")
     add("--threshold", type=float, default=0.05, help="lowest score shown" + default)
     add("--top", type=count, default=20, help="most boxes shown of an image" + default)
-    add("--overlap", type=float, default=0.3, help="of boxes with a higher IoU the best stays" + default)
+    add("--overlap", type=float, default=0.3, help="show the best of boxes with a higher IoU" + default)
     add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
 
 
@@ -102,18 +102,18 @@ def predict(args: argparse.Namespace) -> None:
 
         clim predict --config-file configs/Detic_CLIM_C4.yaml --weights model_final.pth --input photos "more/*.png"
 
-    A score is the probability that training fitted: the bias that CLIM leaves out at test stays in, or all would score
-    nearly 1. Classes without boxes in training (starred in the drawings) score far lower than others, .05 where those
-    reach .9: hence the low default threshold. Compare scores within a class; raise --threshold where base classes are
-    all you look for.
+    Scores are the probabilities of training. CLIM's evaluation leaves out the bias; this command keeps it, because
+    without it all scores are nearly 1. Classes without boxes in training (with a star in the drawings) score far lower
+    than others, .05 where those reach .9. So the default threshold is low: compare scores within a class, and raise
+    --threshold if you look for base classes only.
 
     DIR/predictions.json:
         {"vocabulary": [names], "novel": [names without boxes in training], "config": …, "weights": …,
          "images": [{"file_name", "height", "width", "drawing",
                      "detections": [{"name", "category_id", "score", "bbox"}]}],
          "skipped": [{"file_name", "reason"}]}
-    ``bbox`` is COCO's x, y, width, height in pixels of the upright image, ``category_id`` an index into ``vocabulary``;
-    detections come by falling score.
+    ``bbox`` is COCO's x, y, width, height in pixels of the upright image. ``category_id`` is an index into
+    ``vocabulary``. The detection with the highest score is the first.
     """
     paths = find_images(args.input)
     overrides = list(args.opts)
@@ -155,7 +155,7 @@ def predict(args: argparse.Namespace) -> None:
 
 
 def _predict_image(detector, path: Path, drawing: Path, args: argparse.Namespace) -> dict:
-    """Write the ``drawing`` of an image; its entry in predictions.json."""
+    """Write the ``drawing`` of an image. Returns its entry in predictions.json."""
     from PIL import Image
 
     from clim.data.images import ordered, read_image
@@ -168,15 +168,11 @@ def _predict_image(detector, path: Path, drawing: Path, args: argparse.Namespace
     boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes.tolist(), found.scores.tolist()
     drawn = draw_objects(image, boxes, classes, names=detector.names, novel=detector.novel, scores=scores)
     Image.fromarray(drawn).save(drawing, quality=92)
-    detections = [
-        {
-            "name": detector.names[category],
-            "category_id": category,
-            "score": round(score, 6),
-            "bbox": [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)],
-        }
-        for (x0, y0, x1, y1), category, score in zip(boxes.tolist(), classes, scores, strict=True)
-    ]
+    detections = []
+    for (x0, y0, x1, y1), category, score in zip(boxes.tolist(), classes, scores, strict=True):
+        box = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
+        name = detector.names[category]
+        detections.append({"name": name, "category_id": category, "score": round(score, 6), "bbox": box})
     height, width = image.shape[:2]
     entry = {"file_name": str(path), "height": height, "width": width, "drawing": drawing.name}
     return entry | {"detections": detections}
@@ -198,24 +194,22 @@ def print_summary(args: argparse.Namespace, images: list[dict], skipped: list[di
     print(f"{len(images)} images, {boxes} boxes: {args.output}/*.jpg and {args.output / 'predictions.json'}")
     if skipped:
         print(f"{len(skipped)} images could not be read:")
-        for entry in skipped:
-            print(f"  {entry['file_name']}: {entry['reason']}")
+        print(*(f"  {entry['file_name']}: {entry['reason']}" for entry in skipped), sep="\n")
     if images and not boxes:
-        lower = f": lower --threshold, to {args.threshold / 10:g} say" if args.threshold > 0 else ""
-        print(f"Nothing scores {args.threshold:g} or more{lower}.")
+        print(f"Nothing scores {args.threshold:g} or more: lower --threshold.")
 
 
 # ---- arguments that several commands share
 
 
 def quiet_logging() -> None:
-    """Only warnings and errors, as bare sentences."""
+    """Show only warnings and errors, without time and module."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)  # it warns of its own internals on the first call
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)  # its warnings are about its own code
 
 
 def find_images(inputs: Iterable[str]) -> list[Path]:
-    """Files as they are, the images directly in folders, what globs match; each once, in order."""
+    """Images of files, folders (without sub-folders) and globs, each once, in order."""
     found: dict[Path, None] = {}
     for item in inputs:
         path = Path(item).expanduser()
@@ -232,12 +226,12 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
 
 
 def read_names(text: str, *, option: str) -> list[str]:
-    """Names of "a,b,c" or of the lines of a .txt file, each once; ``option`` is the one that errors name."""
+    """Names of "a,b,c" or of the lines of a .txt file, each once; errors name ``option``."""
     if text.endswith(".txt"):
         try:
             names = Path(text).read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{option} {text} cannot be read ({error}): give a text file, a name a line.") from error
+            raise UserError(f"{option} {text} cannot be read ({error}): use a text file with a name a line.") from error
     else:
         names = text.split(",")
     names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
@@ -248,10 +242,9 @@ def read_names(text: str, *, option: str) -> list[str]:
 
 def count(text: str) -> int:
     """A number above 0, for ``type=`` of an argparse option."""
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
+    return int(text)
 
 
 COMMANDS = {"train": (add_train_options, train), "predict": (add_predict_options, predict)}

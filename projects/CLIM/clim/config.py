@@ -14,7 +14,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     import clim.modeling  # noqa: F401  registers meta-architectures, heads, backbones and methods
 
     # ---- Weights --------------------------------------------------------------------------------
-    # True: also load weight files that hold more than tensors and arrays. Loading them can run code from the file.
+    # True: also load files that hold more than tensors and arrays. Loading them can run code from the file.
     cfg.MODEL.TRUST_WEIGHTS = False
 
     # ---- Open-vocabulary classifier -------------------------------------------------------------
@@ -33,7 +33,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     ov.FP32_HEADS = False  # True: only the backbone runs in half precision (official Detic)
 
     cfg.MODEL.VOCABULARY = vocabulary = CN()
-    # Names win over embeddings, and both win over a checkpoint's vocabulary. Both empty: the checkpoint's.
+    # The first one that is set counts: names, embeddings, the checkpoint's vocabulary.
     vocabulary.NAMES = []  # list of class names, read by the text tower
     vocabulary.PROMPT = "ensemble"  # for NAMES: "a" ("a " + name), "ensemble" (63 templates) or "name"
     vocabulary.EMBEDDINGS = ""  # .npy (NUM_CLASSES, D); absolute, or below the data root
@@ -41,7 +41,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     # What classifies and refines the regions of a C4 head: "OpenVocabOutputLayers" or "OVRCNNOutputLayers".
     cfg.MODEL.ROI_BOX_HEAD.PREDICTOR = "OpenVocabOutputLayers"
     cfg.MODEL.OVRCNN = ovrcnn = CN()  # OVRCNNOutputLayers (ovrcnn §2, §6)
-    ovrcnn.BACKGROUND_WEIGHT = 0.2  # of background regions in the classification loss
+    ovrcnn.BACKGROUND_WEIGHT = 0.2  # weight of background regions in the classification loss
     # Classes of COCO in the softmax at test. "ovcoco": the 65 that are scored (generalized, the published figure);
     # "ovcoco_base", "ovcoco_novel": base-only and target-only figures; "": all classes of the vocabulary.
     ovrcnn.TEST_CLASSES = ""
@@ -68,53 +68,51 @@ def add_clim_config(cfg: "CfgNode") -> None:
     detic.QUEUE_LENGTH = 256  # caption embeddings, per process
     detic.TAG_WEIGHT = 0.1 / 3  # 0: no max-size tag loss
     detic.TAG_TARGET = "multi_hot"  # or "per_tag": one-hot for each tag, with the background column (Detic)
-    detic.TAG_MIN_IOF = 0.3  # a proposal belongs to the tile that holds more than this part of it
+    detic.TAG_MIN_IOF = 0.3  # a proposal belongs to the tile that contains more than this part of it
     detic.TAG_TOPK = 128  # proposals of a tile, by score, among which the largest is taken
     detic.GROUPS = 4  # composition groups a canvas and loss (CLIM release); 0: none (paper)
     cfg.register_renamed_key("INPUT.MOSAIC.GROUPS", "MODEL.METHOD.DETIC.GROUPS")
 
     # BARON's caption branch: the proposals of an image or tile are one bag, which the text tower reads like a sentence
-    # (baron §5). No code for tiles is published: proposals are assigned to tiles as Detic does it (baron §7).
+    # (baron §5). There is no published code for tiles: we assign proposals to tiles as Detic does it (baron §7).
     method.BARON = baron = CN()
     baron.MIN_IOF = 0.3  # a proposal belongs to the tile that holds more than this part of it (inferred)
     baron.TOPK = 128  # proposals of a tile, by score, that may enter its bag
     baron.RATIO = [0.25, 4.0]  # lowest and highest width / height of a proposal
     baron.MIN_AREA = 0.01  # a proposal is larger than this part of its tile's area
-    baron.MIN_OBJECTNESS = 0.85  # probability; if no proposal passes it and the rules above, the best one is taken
+    baron.MIN_OBJECTNESS = 0.85  # probability; if no proposal passes this and the rules above, the best one counts
     baron.NMS = 0.2  # highest IoU of two proposals of one bag
-    baron.PROPOSALS = 10  # most proposals of a bag, drawn uniformly; the tile's own box is added
+    baron.PROPOSALS = 10  # highest number of proposals in a bag, drawn uniformly; the tile's own box is added
     baron.ORDERS = 4  # random orders in which a bag is read
     baron.WORD_DROPOUT = 0.5  # probability that a word of a bag is removed, drawn again for each order
     baron.FREQUENCIES = 128  # sines and cosines of a box coordinate
     baron.FREQUENCY_BASE = 1.2  # ratio of neighbouring frequencies; the middle one is one wave a tile
     baron.TEMPERATURE = 30.0  # factor of the cosines
     baron.QUEUE_LENGTH = 1024  # bags and captions, 1024 of each, per process
-    baron.WEIGHT = 10.0  # of each source's loss (inferred for mosaics)
+    baron.WEIGHT = 10.0  # factor of each source's loss (inferred for mosaics)
 
     # Image-text contrast of whole images and tiles (CLIM paper §3.3, clip_fvlm §2).
     method.CLIP = clip = CN()
     clip.SCALE = 100.0  # start of the learned factor of the cosines: 1 / 0.01, where OpenAI's training ended
     clip.MAX_SCALE = 100.0
-    # OV-RCNN's pre-training (ovrcnn §1, §3). Values are official; for mosaics none are published, and we chose them.
+    # OV-RCNN's pre-training (ovrcnn §1, §3). Values are official; those for mosaics are ours.
     method.GROUNDING = grounding = CN()
     # Score of a caption and a tile. "aligned_local": each word weights the locations of the feature map, and each
     # location the words (official). "mean": over all pairs of both (CLIM's paper, with "cosine" and TEMPERATURE .01).
     grounding.GLOBAL_METRIC = "aligned_local"
     grounding.LOCAL_METRIC = "dot"  # score of a word and a location; or "cosine"
     grounding.TEMPERATURE = 10.0  # divides that score; .01 for "cosine"
-    # Number of tiles that are contrasted with each other (official: the 8 images of a GPU); 0: all tiles of a GPU.
+    # Number of tiles in one contrast (official: the 8 images of a GPU); 0: all tiles of a GPU.
     grounding.CONTRAST_GROUP = 8
-    # True: plain images and mosaics are contrasted together. False: each source has its own losses, as in Detic.
-    grounding.JOINT = True
-    grounding.MAX_CELLS = 100  # most locations of a tile, drawn at random in training; 0: all
+    grounding.JOINT = True  # one contrast for plain images and mosaics; False: one for each source, as in Detic
+    grounding.MAX_CELLS = 100  # highest number of locations of a tile, drawn at random in training; 0: all
     grounding.LAYERS = 6  # of the multimodal transformer, which reads plain images; 0: no matching, no hidden words
     grounding.HEADS = 8
     grounding.DROPOUT = 0.1  # of the transformer
-    # True: the transformer does not attend to padding. False: it does, and weights all else e times as much (official).
+    # True: the transformer ignores padding. False: padding has 1/e of the weight of other positions (official).
     grounding.MASK_PADDING = False
     grounding.MLM_PROBABILITY = 0.15  # that the transformer has to predict a word
-    # Part of these words that is hidden, also from the grounding losses; the others stay as they are.
-    grounding.MLM_HIDDEN = 0.9
+    grounding.MLM_HIDDEN = 0.9  # part of these words that is hidden, also from the grounding losses
     grounding.TEXT_DROPOUT = True  # the frozen BERT uses its own dropout in training
     method.REGION_CLIP = region_clip = CN()  # comparator: boxes with pseudo-labels (clip_fvlm §5)
     region_clip.SCALE = 100.0  # factor of the cosines, not learned
@@ -125,13 +123,12 @@ def add_clim_config(cfg: "CfgNode") -> None:
     cfg.MODEL.IMAGE_ENCODER = encoder = CN()
     encoder.NAME = "ClipViT"  # or "ClipResNet", "EfficientNetLite0", "ResNetGrid" (OV-RCNN)
     encoder.ARCHITECTURE = "ViT-B-16-quickgelu"  # an open_clip model, or a json in the format of its configs
-    # Tag of open_clip, hub name or file (OpenAI, open_clip, CLIM); "": random weights.
-    encoder.PRETRAINED = "openai"
-    # Number of last blocks that learn: of a ViT-B's 12; for ClipResNet 1, which is layer4 and the attention pool's
-    # queries, keys and positions.
+    encoder.PRETRAINED = "openai"  # tag of open_clip, hub name or file (OpenAI, open_clip, CLIM); "": random weights
+    # Number of last blocks that learn: of a ViT-B's 12. For ClipResNet 1: layer4, and queries, keys and positions of
+    # the attention pool.
     encoder.UNLOCKED_BLOCKS = 6
     # How ClipResNet and EfficientNetLite0 embed boxes. "v2": RoIAlign, then the rest of the network with its pooling.
-    # "v1": RoIAlign of the dense map; a ViT knows this way only.
+    # "v1": RoIAlign of the dense map; a ViT always does this.
     encoder.REGIONS = "v2"
 
     # ---- F-VLM detector (clip_fvlm §4) ----------------------------------------------------------
@@ -140,7 +137,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     fvlm.BETA = 0.8  # its weight for classes without boxes
     fvlm.TEMPERATURE = 75.0  # factor of the cosines in the encoder's score
     fvlm.DETECTOR_TEMPERATURE = 50.0  # start of the learned factor in the detector's score
-    fvlm.BACKGROUND_WEIGHT = 0.6  # of background regions in the classification loss
+    fvlm.BACKGROUND_WEIGHT = 0.6  # weight of background regions in the classification loss
     # How ViT maps get strides 4 and 8: "deconvolution", learned (release), or "interpolation" (paper).
     fvlm.UPSCALING = "deconvolution"
     # Colour that pads an image to a square, in INPUT.FORMAT's order (RGB in our configs). These are the values of the
@@ -152,15 +149,14 @@ def add_clim_config(cfg: "CfgNode") -> None:
     caption.SHORT_SIDE = 400  # px
     caption.LONG_SIDE = 667  # px, at most
     caption.FLIP = 0.5  # probability of a horizontal flip
-    # Above 0: a random crop, resized to a square of this side in px (CLIP), instead of the whole image.
-    caption.CROP = 0
+    caption.CROP = 0  # px; above 0: a random crop, resized to a square of this side (CLIP); 0: the whole image
     caption.CROP_SCALE = [0.9, 1.0]  # part of the image's area
     caption.CROP_RATIO = [3 / 4, 4 / 3]  # width / height
     cfg.INPUT.MOSAIC = mosaic = CN()
     mosaic.GRIDS = [2, 3, 4]  # n of the n x n tiles, drawn uniformly for each canvas
     mosaic.SIZE = 800  # px, side of the canvas
     mosaic.FLIP = 0.5  # probability of a horizontal flip, for each tile
-    mosaic.FILLING = "fit"  # "fit": keep the ratio, pad, pack inwards (release); "crop": fill the cell (paper)
+    mosaic.FILLING = "fit"  # "fit": keep the ratio, pad, move to the centre (release); "crop": fill the cell (paper)
     mosaic.CROP_SCALE = [0.9, 1.0]  # for "crop": part of the image's area
     mosaic.CROP_RATIO = [3 / 4, 4 / 3]  # width / height of the crop, which is resized to the cell
     mosaic.PAD_VALUE = 114  # grey of the gaps
@@ -168,17 +164,15 @@ def add_clim_config(cfg: "CfgNode") -> None:
     # batch (CLIM's release for CLIP).
     mosaic.COMPOSE = "loader"
     mosaic.PARTNERS = "random"  # or an index made by tools/build_neighbours.py (Table 2c)
-    # A control for experiments. True: every tile of a mosaic gets the texts of another tile of its canvas.
-    mosaic.PERMUTE_TEXTS = False
-    cfg.INPUT.REGIONS = regions = CN()  # images with boxes to be classified
+    mosaic.PERMUTE_TEXTS = False  # True, for control experiments: tiles exchange their texts within a canvas
+    cfg.INPUT.REGIONS = regions = CN()  # images whose boxes a model classifies
     regions.SIZE = 1024  # px, longest side; padded to a square
-    # px, the resolution of region masks: the stride of the encoder's dense map.
-    regions.MASK_STRIDE = 16
+    regions.MASK_STRIDE = 16  # px, resolution of region masks: the stride of the encoder's dense map
     regions.CROP_SIZE = 224  # px, side of a region's crop: the size that the encoder was trained on
     regions.MIN_AREA = 64  # px² of the original image; smaller boxes and those above MAX_AREA are left out
     regions.MAX_AREA = 1024 * 1024
-    regions.MAX_BOXES = 100  # first annotations of an image that are read, before boxes are left out by area
-    regions.CROWDS = True  # crowds are regions like others (release); False: they are left out first
+    regions.MAX_BOXES = 100  # number of annotations that are read of an image, before the rules for area
+    regions.CROWDS = True  # crowds are regions like others (release); False: leave them out first
 
     cfg.INPUT.LSJ = lsj = CN()  # large-scale jittering of images with boxes in training
     lsj.SIZE = 0  # px, side of the square, to which FVLM pads at test too; 0: Detectron2's resizing
@@ -206,9 +200,8 @@ def add_clim_config(cfg: "CfgNode") -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # of "ADAMW": factor of the learning rate of backbone and res5
     # Highest norm of all gradients together (Detectron2's CLIP_GRADIENTS "norm" clips each parameter by itself).
     cfg.SOLVER.CLIP_GLOBAL_NORM = 0.0  # 0: off; CLIM's Detic 35, OV-RCNN 5
-    # clip.pt and the evaluation mix this part of the trained weights with the weights of the start (CLIM: 0.7).
-    cfg.SOLVER.WEIGHT_ENSEMBLE = 1.0
-    cfg.SOLVER.KEEP_CHECKPOINTS = 3  # newest checkpoints that stay on disk, beside model_final; 0: all
+    cfg.SOLVER.WEIGHT_ENSEMBLE = 1.0  # part of the trained weights in clip.pt and evaluation (CLIM: 0.7 beside CLIP's)
+    cfg.SOLVER.KEEP_CHECKPOINTS = 3  # number of newest checkpoints that stay beside model_final; 0: all
     cfg.SOLVER.LOG_PERIOD = 20  # iterations between two lines of the log
 
     # ---- Evaluation -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A trained model in your own Python: detect classes of any names.
+"""Use a trained model in your own Python: detect classes of any names.
 
 from clim import Detector
 detector = Detector(cfg)
@@ -29,24 +29,19 @@ from clim.text import CLASS_FEATURES
 class Detector:
     """``Detector(cfg)(file_name)`` → Instances in the image's own pixels.
 
-    Evaluation leaves out CLIM's bias on the logits, so that all scores are high, the best 0.9999…. Here the learnt bias
-    stays in: ``scores`` are the probabilities that training fitted, a threshold is meaningful, and ranks are the same.
+    ``scores`` are the probabilities of training: they contain CLIM's learnt bias on the logits. Evaluation leaves it
+    out, where all scores are nearly 1 and a threshold means nothing. The order of scores is the same.
 
     Attributes:
         names: K class names.
-        novel: indices of those that had no boxes in training.
+        novel: indices of the classes that had no boxes in training.
     """
 
     def __init__(self, cfg, *, score_threshold: float = 0.0):
-        """Load the model of ``cfg`` with cfg.MODEL.WEIGHTS, "" for random ones; drop boxes below ``score_threshold``.
-
-        Raises UserError where the config is no detector's, or the file does not fit it.
-        """
+        """Load cfg.MODEL.WEIGHTS; find boxes with a score of at least ``score_threshold``. UserError as load_model."""
         if not detects(cfg):
-            raise UserError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} detects nothing: use the config of an "
-                "open-vocabulary detector."
-            )
+            name = cfg.MODEL.META_ARCHITECTURE
+            raise UserError(f"MODEL.META_ARCHITECTURE {name} detects nothing: use the config of a detector.")
         self.input_format, self.prompt = cfg.INPUT.FORMAT, cfg.MODEL.VOCABULARY.PROMPT
         self._base = frozenset(_metadata(cfg, "base_classes"))
         self.names = class_names(cfg)
@@ -66,12 +61,12 @@ class Detector:
         """Detect the K classes ``names`` from now on.
 
         Args:
-            embeddings: (K, D) of them, as the model's text tower embeds classes; None: the tower does it.
+            embeddings: (K, D), one row a class, in the space of the model's text tower; None: the tower makes them.
         """
         names = list(names)
         if not names or (embeddings is not None and len(embeddings) != len(names)):
             count = "" if embeddings is None else f" and {len(embeddings)} embeddings"
-            raise UserError(f"{len(names)} class names{count} were given: give one or more names, and as many of both.")
+            raise UserError(f"There are {len(names)} class names{count}: give one or more names, and as many of both.")
         if embeddings is None:
             embeddings = self.embed(names)
         novel = self._novel_among(names)
@@ -79,17 +74,17 @@ class Detector:
         self.names, self.novel = names, novel
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """(Q, D) of texts, each read as the model reads a class name."""
+        """(Q, D) embeddings of texts, which the model reads like class names."""
         rows = CLASS_FEATURES[self.features](self.model.text_encoder, list(texts), self.prompt)
         return rows.to(self.model.device)
 
     def __call__(self, file_name: str | os.PathLike) -> Instances:
-        """Detections of an image file; raises :class:`clim.data.images.UnreadableImage`."""
+        """Detections in an image file. Raises :class:`clim.data.images.UnreadableImage`."""
         return self.predict(read_image(file_name, fmt=self.input_format).image)
 
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> Instances:
-        """``image`` uint8 (H, W, 3) in cfg.INPUT.FORMAT → pred_boxes, falling scores, pred_classes."""
+        """``image`` uint8 (H, W, 3) in cfg.INPUT.FORMAT → pred_boxes, scores (the highest first), pred_classes."""
         height, width = image.shape[:2]
         resized = self.resize.get_transform(image).apply_image(image)
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
@@ -103,9 +98,9 @@ class Detector:
 def most_confident(
     found: Instances, *, threshold: float = 0.0, top: int | None = None, overlap: float = 1.0
 ) -> Instances:
-    """At most ``top`` boxes of ``found``, sorted by falling score, that score ``threshold`` or more.
+    """At most ``top`` boxes of ``found`` with a score of ``threshold`` or more, the highest score first.
 
-    Of boxes whose IoU is above ``overlap`` the best stays, whatever their classes: one name for one object.
+    Of boxes with an IoU above ``overlap``, also of different classes, only the best stays: one object has one name.
     """
     found = found[found.scores >= threshold]
     return found[nms(found.pred_boxes.tensor.double(), found.scores.double(), overlap)[:top]]
@@ -113,12 +108,12 @@ def most_confident(
 
 def detects(cfg) -> bool:
     """Whether the config's model is an open-vocabulary detector."""
-    name = cfg.MODEL.META_ARCHITECTURE
-    return issubclass(registered(META_ARCH_REGISTRY, name, key="MODEL.META_ARCHITECTURE"), OpenVocabRCNN)
+    key = "MODEL.META_ARCHITECTURE"
+    return issubclass(registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, key=key), OpenVocabRCNN)
 
 
 def class_names(cfg) -> list[str]:
-    """Names of the configured classes: the given ones, else the test set's, else their numbers."""
+    """Names of the classes: those of the config, else of the test set, else numbers."""
     count = num_classes(cfg)
     names: Sequence[str] = cfg.MODEL.VOCABULARY.NAMES or _metadata(cfg, "thing_classes")
     return list(names) if len(names) == count else [f"class {i}" for i in range(count)]
@@ -129,9 +124,9 @@ def _metadata(cfg, key: str) -> Sequence[str]:
 
 
 def _with_boxes(count: int, novel: frozenset[int]) -> Tensor:
-    """(``count``,) 1 for classes that had boxes in training, 0 for ``novel`` ones."""
+    """(``count``,): 0 for ``novel`` classes, 1 for others."""
     return torch.tensor([float(i not in novel) for i in range(count)])
 
 
-def _keep_training_bias(classifier, inputs, logits):
+def _keep_training_bias(classifier, _, logits):
     return logits + classifier.cls_bias

@@ -1,4 +1,4 @@
-"""Boxes with names on images: uint8 (H, W, 3) RGB; boxes are (N, 4) x0, y0, x1, y1 in the image's pixels."""
+"""Draw boxes with names on images: uint8 (H, W, 3) RGB; boxes (N, 4) are x0, y0, x1, y1 in pixels."""
 
 import colorsys
 from collections.abc import Collection, Sequence
@@ -9,13 +9,13 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-GOLDEN_ANGLE = 0.381966  # of a turn: neighbouring class indices get hues far apart
+GOLDEN_ANGLE = 0.381966  # of a turn: classes with neighbouring indices get very different hues
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
 
 @lru_cache(maxsize=64)
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans of ``size`` px, which comes with matplotlib and has most alphabets."""
+    """DejaVu Sans of ``size`` px: matplotlib contains it, and it has most alphabets."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
@@ -29,13 +29,11 @@ def class_colours(count: int) -> np.ndarray:
 def enlarge(image: np.ndarray, *, side: int) -> tuple[np.ndarray, float]:
     """The image with a long side of at least ``side`` px, and its scale, 1 or more."""
     scale = max(side / max(image.shape[:2]), 1.0)
-    if scale == 1.0:
-        return image, 1.0
-    return np.asarray(ImageOps.scale(Image.fromarray(image), scale)), scale
+    return (image if scale == 1.0 else np.asarray(ImageOps.scale(Image.fromarray(image), scale))), scale
 
 
 def label_size(image: np.ndarray) -> int:
-    """px of the letters that :func:`draw_boxes` writes on an image of this size."""
+    """Size of the letters of :func:`draw_boxes` on this image, in px."""
     return max(13, round(max(image.shape[:2]) / 50))
 
 
@@ -43,15 +41,15 @@ def draw_boxes(
     image: np.ndarray, boxes, labels: Sequence[str], *, colours: Sequence, marked: Collection[int] = (),
     labels_inside: bool = False, side: int = 640,
 ) -> np.ndarray:  # fmt: skip
-    """A copy with boxes and labels; images with a long side below ``side`` px are enlarged to it.
+    """A copy with boxes and labels, enlarged to a long side of at least ``side`` px.
 
-    Later boxes lie on top. Lines and letters grow with the image; labels avoid each other where they can.
+    Later boxes lie on top. Labels avoid each other where they can.
 
     Args:
         labels: N texts; "" draws the box alone.
         colours: N RGB triples.
         marked: indices of boxes that get a star and a white rim (novel classes).
-        labels_inside: put each label into its own box, where boxes tile the image.
+        labels_inside: put each label into its own box.
     """
     image, scale = enlarge(image, side=side)
     page = Image.fromarray(image)
@@ -72,31 +70,27 @@ def draw_boxes(
             taken = np.vstack([taken, place])
             ink = BLACK if np.dot(colours[i], (0.299, 0.587, 0.114)) > 140 else WHITE
             draw.rectangle(place.tolist(), fill=colours[i])
-            middle = tuple((place[:2] + place[2:]) / 2)
-            draw.text(middle, text, fill=ink, font=letters, anchor="mm")
+            draw.text(tuple((place[:2] + place[2:]) / 2), text, fill=ink, font=letters, anchor="mm")
     return np.asarray(page)
 
 
 def draw_objects(
     image: np.ndarray, boxes, classes: Sequence[int], *, names: Sequence[str], novel=(), scores=None
 ) -> np.ndarray:
-    """Detections, or ground truth where ``scores`` is None; the first object lies on top.
+    """A copy with objects, a colour for each class; the first object lies on top.
 
     Args:
-        classes: N indices into ``names``, each with a colour of its own.
-        novel: the class indices that are marked.
-        scores: N numbers, written behind the names.
+        classes: N indices into ``names``.
+        novel: the class indices that get a star.
+        scores: N numbers, written after the names; None for ground truth.
     """
     labels = [names[c] for c in classes]
     if scores is not None:
         labels = [f"{label} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
-    return draw_boxes(
-        image,
-        np.asarray(boxes, dtype=float).reshape(-1, 4)[::-1],
-        labels[::-1],
-        colours=class_colours(len(names))[list(classes)[::-1]],
-        marked={i for i, c in enumerate(reversed(classes)) if c in novel},
-    )
+    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)[::-1]
+    colours = class_colours(len(names))[list(classes)[::-1]]
+    marked = {i for i, c in enumerate(reversed(classes)) if c in novel}
+    return draw_boxes(image, boxes, labels[::-1], colours=colours, marked=marked)
 
 
 def _outline(draw, box: np.ndarray, page: tuple[int, int], *, width: int, colour) -> None:
@@ -106,7 +100,7 @@ def _outline(draw, box: np.ndarray, page: tuple[int, int], *, width: int, colour
 
 
 def _label_place(box, size, page: tuple[int, int], taken: np.ndarray, *, inside: bool) -> np.ndarray:
-    """(4,) the rectangle at ``box`` for a label of ``size`` that covers least of the ``taken`` ones (N, 4)."""
+    """(4,) rectangle at ``box`` for a label of ``size``: the one that covers least of the ``taken`` ones (N, 4)."""
     (x0, y0, x1, y1), (width, height) = box, size
     outside = [(x, y) for x in (x0, x1 - width) for y in (y0 - height, y1)]
     corners = [(x0, y0)] if inside else [*outside, (x0, y0), (x0, y1 - height)]

@@ -1,14 +1,11 @@
-"""Errors that a user can correct: one sentence, shown once, whichever process raises them.
-
-This module imports Detectron2 only when it is used, so that a command can report a mistake without it.
-"""
+"""Errors that a user can correct: the program shows one sentence, whichever process raises it."""
 
 import sys
 from contextlib import contextmanager
 
 
 class UserError(Exception):
-    """A mistake in a config, a path or a file: one sentence, shown without a traceback."""
+    """A mistake in a config, a path or a file; the program shows its sentence without a traceback."""
 
 
 _MARK = f"{UserError.__module__}.{UserError.__qualname__}: "  # before the sentence in a traceback's last line
@@ -16,9 +13,9 @@ _TRACEBACK = "Traceback (most recent call last)"
 
 
 def sentence(error: Exception) -> str | None:
-    """The sentence of a :class:`UserError`, also of another process; None for other errors.
+    """The sentence of a :class:`UserError`; None for other errors.
 
-    DataLoader workers wrap the traceback in a UserError, spawned processes in a ProcessRaisedException.
+    In a worker of a DataLoader or another process, torch puts the traceback into the message of a new error.
     """
     before, mark, message = str(error).rpartition(_MARK)
     if mark and _TRACEBACK in before and _TRACEBACK not in message:
@@ -28,9 +25,9 @@ def sentence(error: Exception) -> str | None:
 
 @contextmanager
 def raise_on_all_ranks():
-    """At the end of the block, raise a :class:`UserError` of any process on all: that of the lowest rank.
+    """At the end of the block, raise the :class:`UserError` of the lowest rank that has one, on all ranks.
 
-    Every process must enter the block, and none may wait for another one in it.
+    Every process must enter the block, and no process may wait for another one in it.
     """
     from detectron2.utils import comm
 
@@ -45,7 +42,7 @@ def raise_on_all_ranks():
 
 
 def run_cleanly(function, *args, **kwargs):
-    """Call; a :class:`UserError`, also of a spawned process, becomes a line on stderr and exit code 2."""
+    """Call ``function``; a :class:`UserError`, also of another process, becomes a line on stderr and exit code 2."""
     try:
         return function(*args, **kwargs)
     except Exception as error:
@@ -57,13 +54,11 @@ def run_cleanly(function, *args, **kwargs):
 
 
 def registered(registry, name: str, *, key: str, otherwise: str = ""):
-    """The class or function called ``name``, or a UserError with the known names.
+    """The class or function ``name`` of an fvcore Registry.
 
-    Args:
-        registry: a Registry of fvcore.
-        key: the config's, for the message; ``otherwise``: what else it may be.
+    UserError with the config's ``key``, the known names and ``otherwise``, where it is unknown.
     """
     if name not in registry:
-        known = ", ".join(sorted(n for n, _ in registry))
+        known = ", ".join(sorted(dict(registry)))
         raise UserError(f"{key} {name!r} is unknown: choose one of {known}{otherwise}.")
     return registry.get(name)

@@ -135,6 +135,18 @@ def test_maps_follow_the_image_and_texts_of_one_meaning_agree(responder):
     assert (box >= 0).all() and box[2] <= 96 and box[3] <= 64 and (box[2:] >= box[:2]).all()
 
 
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+
+
+def test_the_model_s_own_tower_reads_the_texts(responder):
+    """A class embedding is the mean of its prompts' unit rows at length 1: one prompt is normalised twice."""
+    with torch.no_grad():
+        expected = F.normalize(responder.model.text_encoder.encode(["dog", "teapot"]), dim=-1)
+    assert torch.equal(responder.embed(["dog", "teapot"]), expected)
+
+
 class Stages(nn.ModuleList):
     """Predictors of which the last one detects, as a C4 head calls it."""
 

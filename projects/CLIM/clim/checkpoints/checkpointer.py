@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill, and from a config and a file of weights to a model."""
+"""Write checkpoints that survive a kill; load a config's model with its weights."""
 
 import logging
 import os
@@ -16,8 +16,8 @@ from clim.files import replacing
 
 logger = logging.getLogger(__name__)
 
-ALPHA_KEY = "weight_ensemble"  # of a run's checkpoints: its SOLVER.WEIGHT_ENSEMBLE
-CLIP_FILE = "clip.pt"  # beside them: the mixture
+ALPHA_KEY = "weight_ensemble"  # entry of a checkpoint: SOLVER.WEIGHT_ENSEMBLE of the run
+CLIP_FILE = "clip.pt"  # file beside the checkpoints: the mixed weights
 _TRUST = ", or set MODEL.TRUST_WEIGHTS True if you trust its author"
 
 
@@ -25,10 +25,10 @@ class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer: atomic writes, and loading that executes nothing from the file.
 
     Args:
-        trusted: load files that hold more than tensors and arrays, which may run code from them.
+        trusted: also load files that hold more than tensors and arrays; loading them can run code from the file.
 
     Attributes:
-        lacking: learnable weights that the last file does not hold, or in another shape.
+        lacking: learnable weights that the last file does not hold, or holds in another shape.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, *, trusted: bool = False, **checkpointables):
@@ -48,9 +48,9 @@ class SafeCheckpointer(DetectionCheckpointer):
             pointer.write_text(path.name)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
-        """As Detectron2's: from a local file or an address; "" loads nothing.
+        """Load a local file or an address as Detectron2 does; "" loads nothing.
 
-        Raises UserError where the file is missing, damaged or could run code, or has no weight of this model.
+        UserError where the file is missing, damaged or could run code, or has no weight of this model.
         """
         try:
             if path:
@@ -77,14 +77,13 @@ class SafeCheckpointer(DetectionCheckpointer):
         # Detectron2 would silently continue with random weights.
         if absent >= {name for name, _ in self.model.named_parameters()}:
             raise UserError(
-                f"None of the {names} weights in the file fits this model: it has another architecture; check "
-                "MODEL.WEIGHTS against the config."
+                f"None of the {names} weights in the file fits this model: MODEL.WEIGHTS has another architecture."
             )
         self._check_vocabulary(incompatible)
         return incompatible
 
     def _check_vocabulary(self, incompatible) -> None:
-        """UserError where a box predictor needs the file's vocabulary, and would keep random class embeddings."""
+        """UserError where a box predictor needs the file's vocabulary and would keep random class embeddings."""
         shapes = {name: (theirs, ours) for name, theirs, ours in incompatible.incorrect_shapes}
         for owner, module in self.model.named_modules():
             key = getattr(module, "vocabulary_key", None)
@@ -97,47 +96,40 @@ class SafeCheckpointer(DetectionCheckpointer):
                 raise UserError(
                     f"The file's vocabulary has {theirs[classes] - 1} classes of {theirs[width]} dimensions, but the "
                     f"config's detector {ours[classes] - 1} of {ours[width]} and no names: set MODEL.VOCABULARY, or "
-                    "MODEL.ROI_HEADS.NUM_CLASSES and MODEL.TEXT.DIM to the file's."
+                    "MODEL.ROI_HEADS.NUM_CLASSES and MODEL.TEXT.DIM."
                 )
             if name in incompatible.missing_keys:
                 raise UserError(
-                    f"Neither the config nor the file says what the {module.num_classes} classes are: set "
-                    "MODEL.VOCABULARY.NAMES or MODEL.VOCABULARY.EMBEDDINGS."
+                    f"Neither the config nor the file names the {module.num_classes} classes: set MODEL.VOCABULARY."
                 )
 
     def require_whole(self, path: str, *, parts: tuple[str, ...] = ("",)) -> None:
         """UserError where the loaded file ``path`` lacks weights that detections or scores depend on.
 
-        ``parts``: prefixes of the weights that are used; by default all.
+        ``parts``: prefixes of the weights in use; by default all.
         """
-        needed = [
-            name
-            for name in self.lacking
-            if name.startswith(parts) and not name.startswith("method.") and not name.endswith(".cls_bias")
-        ]
+        used = [name for name in self.lacking if name.startswith(parts)]
+        needed = [name for name in used if not name.startswith("method.") and not name.endswith(".cls_bias")]
         if needed:
             raise UserError(
-                f"{path} lacks {len(needed)} weights that this config's model learns, {needed[0]} for one, which would "
-                "stay random: name a file of a training of this config, or of one like it."
+                f"{path} lacks {len(needed)} weights that this config's model learns, {needed[0]} for one: they would "
+                "stay random. Name a file of a training of this config, or of a similar one."
             )
 
 
-def load_model(cfg, *, parts: tuple[str, ...] = ("",)) -> nn.Module:
-    """The config's model in evaluation mode, with the weights of cfg.MODEL.WEIGHTS; "": those that its parts bring.
+def load_model(cfg, *, parts: tuple[str, ...] = ("",), model: nn.Module | None = None) -> nn.Module:
+    """The config's model in evaluation mode with cfg.MODEL.WEIGHTS; "": its parts load their own weights.
+
+    UserError where the file does not fit. Warns where it holds only trained weights that evaluation mixes with the
+    initial ones.
 
     Args:
-        parts: prefixes of the weights that are used, which the file must hold; by default all.
-
-    Raises UserError where the file does not fit, or lacks weights. Warns where the file holds trained weights that
-    evaluation would mix with the initial ones.
+        parts: prefixes of the weights in use, which the file must hold; by default all.
+        model: load into this model, not into a new one.
     """
-    return load_weights(build_model(cfg), cfg, parts=parts)
-
-
-def load_weights(model: nn.Module, cfg, *, parts: tuple[str, ...] = ("",)) -> nn.Module:
-    """:func:`load_model` for a ``model`` that is built already."""
+    model = build_model(cfg) if model is None else model
     path, loaded = load_whole(model, cfg, parts=parts)
-    if holds_part_of_ensemble(loaded):
+    if loaded.get(ALPHA_KEY, 1.0) < 1:
         mixture = Path(path).with_name(CLIP_FILE)
         logger.warning(
             "%s holds only trained weights, which evaluation mixes with the initial ones (SOLVER.WEIGHT_ENSEMBLE).%s",
@@ -150,7 +142,7 @@ def load_weights(model: nn.Module, cfg, *, parts: tuple[str, ...] = ("",)) -> nn
 def load_whole(model: nn.Module, cfg, *, parts: tuple[str, ...] = ("",), resume: bool = False) -> tuple[str, dict]:
     """Load cfg.MODEL.WEIGHTS into ``model``; with ``resume`` OUTPUT_DIR's last checkpoint, if there is one.
 
-    Returns the path of the file and what it holds besides the weights. UserError where weights are lacking.
+    Returns the file's path and its other entries. UserError where weights are missing.
     """
     checkpointer = SafeCheckpointer(model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS)
     resumes = resume and checkpointer.has_checkpoint()
@@ -160,13 +152,8 @@ def load_whole(model: nn.Module, cfg, *, parts: tuple[str, ...] = ("",), resume:
     return path, loaded
 
 
-def holds_part_of_ensemble(loaded: dict) -> bool:
-    """Whether a file with ``loaded`` besides its weights is the trained part of a mixture (SOLVER.WEIGHT_ENSEMBLE)."""
-    return loaded.get(ALPHA_KEY, 1.0) < 1
-
-
 def atomic_save(data, path: Path) -> None:
-    """torch.save; if the process is killed, the old file or the whole new one is there."""
+    """torch.save; after a kill, ``path`` is the old file or the whole new one."""
     with replacing(path) as partial, open(partial, "wb") as file:
         torch.save(data, file)
         file.flush()
@@ -174,7 +161,7 @@ def atomic_save(data, path: Path) -> None:
 
 
 def _as_detectron2(data: dict) -> dict:
-    """The two layouts of Detectron2's .pkl files, as its own checkpointer reads them."""
+    """Content of Detectron2's .pkl files, in two layouts, as its own checkpointer gives it."""
     if "model" in data and "__author__" in data:
         return data
     weights = data.get("blobs", data)

@@ -1,4 +1,4 @@
-"""Names of weights in files → names in our modules: one table of regular expressions for each source."""
+"""Translate names of weights in files into ours: one table of regular expressions for each source."""
 
 import logging
 import re
@@ -17,7 +17,7 @@ Rules = Sequence[tuple[str, str | Callable[[re.Match], str]]]  # (pattern, repla
 
 
 def translate(name: str, rules: Rules) -> str | None:
-    """``name`` by the first rule whose pattern matches its beginning; None where no rule does."""
+    """``name`` after the first rule whose pattern matches its beginning; None without such a rule."""
     for pattern, replacement in rules:
         translated, count = re.subn(rf"\A(?:{pattern})", replacement, name)
         if count:
@@ -29,30 +29,25 @@ def translate(name: str, rules: Rules) -> str | None:
 
 
 class Half(NamedTuple):
-    """One half of CLIP: its name in sentences and in files, and the config keys of its architecture and weights."""
+    """One half of CLIP: text tower or image encoder."""
 
-    what: str
-    anchor: str  # end of the name of a weight that every CLIP has; what precedes it is a prefix of all names
-    folder: str  # beginning of this half's names in OpenAI's files
-    name_key: str
-    weights_key: str
+    what: str  # its name in error messages
+    anchor: str  # a weight of every CLIP; a file may have a prefix before it, and before all names
+    folder: str  # prefix of this half's names in OpenAI's files
+    name_key: str  # config key of the architecture
+    weights_key: str  # config key of the file
 
 
 TEXT = Half("text tower", "token_embedding.weight", "", "MODEL.TEXT.NAME", "MODEL.TEXT.PRETRAINED")
-IMAGE = Half(
-    "image encoder",
-    "visual.conv1.weight",
-    "visual.",
-    "MODEL.IMAGE_ENCODER.ARCHITECTURE",
-    "MODEL.IMAGE_ENCODER.PRETRAINED",
-)
+_KEYS = ("MODEL.IMAGE_ENCODER.ARCHITECTURE", "MODEL.IMAGE_ENCODER.PRETRAINED")
+IMAGE = Half("image encoder", "visual.conv1.weight", "visual.", *_KEYS)
 
 
 def read_half(half: Half, path: Path) -> tuple[dict[str, Tensor], bool]:
-    """{name in the half's own module: tensor} of a file, and whether they are OpenAI's weights, trained with QuickGELU.
+    """{name in the half's own module: tensor} of a file, and whether OpenAI trained them (with QuickGELU).
 
     The file is OpenAI's TorchScript, a checkpoint of open_clip or CLIM, a safetensors file, or a detector's checkpoint
-    (Detic's ``text_encoder.*``, ours). UserError where it cannot be read or holds no such half.
+    (Detic's ``text_encoder.*``, ours). UserError where it is not readable or holds no such half.
     """
     state = read_weights(path)
     anchors = [name for name in state if name.endswith(half.anchor)]
@@ -82,9 +77,8 @@ IMAGE_ENCODER: Rules = (
 def take_pretrained_trunk(module: nn.Module, state_dict, prefix, *_):
     """Load-state-dict pre-hook of a C4 detector: rename the weights of an image-text model's encoder.
 
-    The encoder is cut in two, backbone and res5; its projection becomes the box predictor's. Names that this detector
-    does not have stay as they are, and the checkpointer reports them. UserError where shapes differ, or a part of
-    the trunk is missing.
+    The encoder becomes backbone and res5, its projection the box predictor's. Other names stay, and the checkpointer
+    reports them. UserError where shapes differ, or a part of the trunk is missing.
     """
     mine = module.state_dict()
     taken = {}
@@ -104,7 +98,7 @@ def take_pretrained_trunk(module: nn.Module, state_dict, prefix, *_):
     if lacking := [name for name in trunk if name not in taken]:
         raise UserError(
             f"MODEL.WEIGHTS: the file's image encoder lacks {len(lacking)} tensors of the trunk, {lacking[0]} for one: "
-            "it must be of the config's depth (MODEL.RESNETS.DEPTH)."
+            "it must have the config's depth (MODEL.RESNETS.DEPTH)."
         )
     state_dict.update({prefix + name: value for name, value in taken.items()})
     projection = "with" if PROJECTION + "weight" in taken else "without"

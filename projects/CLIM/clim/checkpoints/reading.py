@@ -1,4 +1,4 @@
-"""Read files of weights without running code from them; a UserError for a missing, damaged or unsafe file."""
+"""Read files of weights without running code from them. UserError for a missing, damaged or unsafe file."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from clim.errors import UserError
 
-# All that unpickling may call: it rebuilds arrays and plain containers, without other effects.
+# Unpickling may call these alone: they rebuild arrays and plain containers, without other effects.
 _NUMPY_PARTS = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
 for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2
     _NUMPY_PARTS[_core, "_reconstruct"] = np.zeros(0).__reduce__()[0]
@@ -35,25 +35,20 @@ def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathM
     except (OSError, HTTPException, ValueError) as error:
         url = path.replace("detectron2://", Detectron2Handler.S3_DETECTRON2_PREFIX)
         raise UserError(
-            f"MODEL.WEIGHTS: {path} could not be fetched ({error}): download {url} where there is a "
-            'network and set MODEL.WEIGHTS to the file, or to "" for random weights.'
+            f"MODEL.WEIGHTS: {path} could not be fetched ({error}): download {url} on a machine with a network and "
+            'set MODEL.WEIGHTS to the file, or to "" for random weights.'
         ) from error
     if local.is_file():
         return
     if local.parent.resolve() == Path(save_dir).resolve():
-        raise UserError(f"{local} is missing, although last_checkpoint beside it names it: correct that file.")
-    remedy = ""
-    if local.name == "model_final.pth":
-        remedy = f": first train the config with OUTPUT_DIR {local.parent}, or use another file (docs/checkpoints.md)"
-    raise UserError(f"MODEL.WEIGHTS: {path} does not exist{remedy}.")
+        raise UserError(f"{local} is missing, but last_checkpoint beside it names it: correct that file.")
+    remedy = f": first train the config with OUTPUT_DIR {local.parent}, or use another file (docs/checkpoints.md)"
+    raise UserError(f"MODEL.WEIGHTS: {path} does not exist{remedy if local.name == 'model_final.pth' else ''}.")
 
 
 @contextmanager
 def readable(filename: str | os.PathLike, *, otherwise: str = ""):
-    """Turn the errors of reading ``filename`` into a UserError.
-
-    ``otherwise``: what a user can also do with a file that holds more than tensors.
-    """
+    """Turn errors of the block, which reads ``filename``, into a UserError; ``otherwise``: another remedy."""
     try:
         yield
     except pickle.UnpicklingError as error:
@@ -69,8 +64,8 @@ def readable(filename: str | os.PathLike, *, otherwise: str = ""):
 def read_pickle(path: str | os.PathLike, *, trusted: bool = False, otherwise: str = ""):
     """Content of a file of ``torch.save``, or of a .pkl of NumPy arrays (Detectron2's model zoo).
 
-    UserError, with ``otherwise`` as in :func:`readable`, where it holds anything but tensors, arrays and plain
-    containers, and is not ``trusted``.
+    UserError, with ``otherwise`` as in :func:`readable`, where a file that is not ``trusted`` holds more than tensors,
+    arrays and plain containers.
     """
     with readable(path, otherwise=otherwise):
         if Path(path).suffix == ".pkl":
@@ -91,7 +86,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def weights_of(data, filename: str | os.PathLike) -> dict:
-    """{name: tensor or array} in a file's content: below "model" or "state_dict", or at the top; else a UserError."""
+    """{name: tensor or array} in a file's content: under "model" or "state_dict", or at the top; else a UserError."""
     data = data if isinstance(data, dict) else {}
     weights = data.get("model", data.get("state_dict", data))
     arrays = torch.Tensor | np.ndarray
@@ -101,7 +96,7 @@ def weights_of(data, filename: str | os.PathLike) -> dict:
 
 
 def is_torchscript(path: str | os.PathLike) -> bool:
-    """Whether a file is a program with its weights, as OpenAI's CLIP, and not a pickle of tensors."""
+    """Whether a file is a TorchScript program, such as OpenAI's CLIP, and not a pickle of tensors."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -118,7 +113,7 @@ class _NumpyUnpickler(pickle.Unpickler):
 
 
 def numpy_globals() -> list[tuple]:
-    """What torch.load may rebuild besides tensors, as (object, its name): NumPy arrays, numbers and their types."""
+    """(object, its name) of all that torch.load may rebuild besides tensors: NumPy arrays, numbers, their types."""
     dtypes = {type(np.dtype(char)) for char in np.typecodes["All"]}
     parts = _NUMPY_PARTS | {(kind.__module__, kind.__qualname__): kind for kind in dtypes}
     return [(part, ".".join(name)) for name, part in parts.items()]

@@ -1,8 +1,8 @@
-"""What a killed run continues from: checkpoints, the state of every process, and metrics.json.
+"""A killed run continues exactly: checkpoints, the state of every process, and metrics.json.
 
-A checkpoint is OUTPUT_DIR/model_0004999.pth, and for each process rank_states/iteration_0004999.rank0.pth with what the
-next loss depends on besides weights and optimiser: random states and queues. The position in the data is not stored:
-batches are a function of seed and iteration (data/loader.py).
+A checkpoint is OUTPUT_DIR/model_0004999.pth (weights, optimiser) and, for each process,
+rank_states/iteration_0004999.rank0.pth (random states, queues). Seed and iteration determine the batches
+(data/loader.py).
 """
 
 import json
@@ -27,15 +27,15 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointHook(HookBase):
-    """Every ``period`` iterations: each process writes its state, then the main one weights and ``last_checkpoint``.
+    """Every process writes its state, then the main one writes weights and ``last_checkpoint``.
 
-    In this order, the checkpoint that ``last_checkpoint`` names is always complete. At the end: model_final.
+    In this order, the checkpoint that ``last_checkpoint`` names is always complete. The last one is model_final.
 
     Args:
         period: iterations between two checkpoints; 0: model_final only.
-        keep: this many of the newest stay, with model_final; 0: all.
-        start_iter: the run's first iteration; older checkpoints in the folder belong to this run.
-        extra: stored beside weights, optimiser, schedule and iteration.
+        keep: the number of newest checkpoints that stay beside model_final; 0: all.
+        start_iter: the first iteration; the run owns the checkpoints in the folder that are older.
+        extra: the checkpoint holds these entries too.
     """
 
     def __init__(self, checkpointer: SafeCheckpointer, *, period: int, keep: int, start_iter: int, extra: dict):
@@ -45,13 +45,17 @@ class CheckpointHook(HookBase):
         self.kept = sorted(int(match[1]) for match in found if match and int(match[1]) < start_iter)
 
     def after_step(self):
-        done = self.trainer.iter + 1
-        if done >= self.trainer.max_iter:
+        iteration = self.trainer.iter
+        if iteration + 1 >= self.trainer.max_iter:
             self.save("model_final")
-        elif self.period > 0 and done % self.period == 0:
-            self.save(f"model_{self.trainer.iter:07d}")
-            self.kept.append(self.trainer.iter)
-            self.drop_old()
+        elif self.period > 0 and (iteration + 1) % self.period == 0:
+            self.save(f"model_{iteration:07d}")
+            self.kept.append(iteration)
+            while len(self.kept) > self.keep > 0:
+                old = self.kept.pop(0)
+                rank_state_path(self.folder, old).unlink(missing_ok=True)
+                if comm.is_main_process():
+                    (self.folder / f"model_{old:07d}.pth").unlink(missing_ok=True)
 
     def save(self, name: str) -> None:
         iteration = self.trainer.iter
@@ -60,13 +64,6 @@ class CheckpointHook(HookBase):
         if comm.is_main_process():
             self.checkpointer.save(name, iteration=iteration, **self.extra)
         comm.synchronize()
-
-    def drop_old(self) -> None:
-        while len(self.kept) > self.keep > 0:
-            old = self.kept.pop(0)
-            rank_state_path(self.folder, old).unlink(missing_ok=True)
-            if comm.is_main_process():
-                (self.folder / f"model_{old:07d}.pth").unlink(missing_ok=True)
 
 
 # ---- the state of a process
@@ -84,15 +81,16 @@ def save_rank_state(model: nn.Module, path: Path) -> None:
 
 
 def load_rank_state(model: nn.Module, path: Path) -> bool:
-    """Restore what :func:`save_rank_state` wrote.
+    """Restore what :func:`save_rank_state` wrote. False, and no change, without the file or where it does not fit.
 
-    False, and nothing changes, if there is no file, or if it has another number of processes or other queues.
+    A file fits if it has the same number of processes and the same queues.
     """
     if not path.is_file():
         return False
     state = torch.load(path, map_location="cpu", weights_only=True)
     queues, stored = _queues(model), state.get("queues", {})
-    if state["world_size"] != comm.get_world_size() or _shapes(stored) != _shapes(queues):
+    ours, theirs = ({name: buffer.shape for name, buffer in buffers.items()} for buffers in (queues, stored))
+    if state["world_size"] != comm.get_world_size() or ours != theirs:
         return False
     for name, buffer in queues.items():
         buffer.copy_(stored[name])
@@ -104,10 +102,6 @@ def _queues(model: nn.Module) -> dict[str, torch.Tensor]:
     """Buffers of the model's queues. The config determines all other buffers that checkpoints leave out."""
     queues = [(name, module) for name, module in model.named_modules() if isinstance(module, TextQueue)]
     return {f"{name}.{key}": buffer for name, queue in queues for key, buffer in queue.named_buffers()}
-
-
-def _shapes(tensors: dict) -> dict:
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 @contextmanager
@@ -141,11 +135,10 @@ def _set_random_states(states: dict) -> None:
 
 
 def prepare_metrics(output_dir, *, resume: bool, start_iter: int) -> None:
-    """Let metrics.json hold one run.
+    """Keep one run in metrics.json.
 
-    A run that resumes drops the lines from ``start_iter`` on, and a last line that is not whole. A new run renames an
-    earlier run's metrics.json and last_checkpoint; otherwise --resume, after a kill before the new run's first
-    checkpoint, would continue the earlier run.
+    A run that resumes drops the lines from ``start_iter`` on, and an incomplete last line. A new run renames the
+    metrics.json and last_checkpoint of an earlier one: --resume must never continue the earlier run.
     """
     metrics, pointer = (Path(output_dir) / name for name in ("metrics.json", "last_checkpoint"))
     if resume and metrics.is_file():
@@ -155,7 +148,7 @@ def prepare_metrics(output_dir, *, resume: bool, start_iter: int) -> None:
     for path in () if resume else filter(Path.is_file, (metrics, pointer)):
         aside = path.with_name(f"previous.{path.name}")
         os.replace(path, aside)
-        logger.info("%s belongs to an earlier run: renamed to %s.", path, aside.name)
+        logger.info("Renamed %s, which belongs to an earlier run, to %s.", path, aside.name)
 
 
 def _is_before(line: str, start_iter: int) -> bool:

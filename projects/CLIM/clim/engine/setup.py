@@ -1,19 +1,23 @@
-"""From the command line to a frozen config, and the checks of a config.
+"""From the command line to processes and a frozen config, and the checks of a config.
 
-The checks are for mistakes that would otherwise show late, or give wrong results without an error. A mistake that
+The checks find mistakes that would otherwise show late, or give wrong results without an error. A mistake that
 stops the program at once with a clear error has no check here.
 """
 
 import difflib
 import logging
+import os
+import socket
 from functools import reduce
 from operator import getitem
+from urllib.parse import urlparse
 
 import torch
 import yaml
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
+from detectron2.engine import launch as detectron2_launch
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -21,20 +25,62 @@ from detectron2.utils.logger import setup_logger
 from clim.config import add_clim_config
 from clim.data.datasets import register_own_sets
 from clim.data.loader import STREAMS, batch_sizes
-from clim.errors import UserError
+from clim.errors import UserError, run_cleanly
 from clim.evaluation.regions import region_classes
 from clim.methods import METHOD_REGISTRY
 from clim.modeling.vocabulary import num_classes
 
 logger = logging.getLogger(__name__)
 
-DETECTRON2_IMS_PER_BATCH = 16  # the default; any other value was set by the user
+
+def launch(main, args) -> None:
+    """Run ``main(args)`` in ``args.num_gpus`` processes on each of ``args.num_machines`` machines.
+
+    Without CUDA the processes communicate by Gloo and share the cores (OMP_NUM_THREADS, unless it is set). A
+    UserError ends the program with one line on stderr and exit code 2.
+
+    Args:
+        main: a function of a module, because new processes import it.
+        args: the options of ``clim train``, which are those of Detectron2's ``default_argument_parser``.
+    """
+    run_cleanly(_launch, main, args)
+
+
+def _launch(main, args):
+    check_processes(args)
+    if args.num_gpus > 1 and not torch.cuda.is_available():  # otherwise each process uses all cores
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.num_gpus)))
+    machines = {"num_machines": args.num_machines, "machine_rank": args.machine_rank}
+    detectron2_launch(main, args.num_gpus, **machines, dist_url=args.dist_url, args=(args,))
+
+
+def check_processes(args) -> None:
+    """UserError where the processes cannot start, or would wait for each other forever."""
+    if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
+        raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}.")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise UserError(
+            f"--machine-rank {args.machine_rank} with --num-machines {args.num_machines}: each machine needs its own "
+            f"rank from 0 to {args.num_machines - 1}."
+        )
+    url = urlparse(args.dist_url)
+    if args.num_machines * args.num_gpus == 1 or args.machine_rank != 0 or url.scheme != "tcp" or not url.port:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:  # otherwise these processes join another training
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", url.port))
+        except OSError as error:
+            raise UserError(
+                f"--dist-url {args.dist_url}: port {url.port} is taken ({error.strerror}), perhaps by another "
+                "training. Use another port, or on a single machine --dist-url auto."
+            ) from error
 
 
 def load_config(config_file: str, overrides: list):
     """The frozen config of a YAML file and KEY, VALUE, … overrides, on the CPU where there is no CUDA.
 
-    Raises UserError where it cannot be read, or a value is out of range.
+    Raises UserError where the file or an override cannot be read, or a value is out of range.
     """
     cfg = get_cfg()
     add_clim_config(cfg)
@@ -55,7 +101,7 @@ def load_config(config_file: str, overrides: list):
 
 
 def setup(args):
-    """Checked config, log, seeds and output folder of a command that trains or evaluates."""
+    """The checked config; also prepares the log, the seeds and the output folder."""
     cfg = load_config(args.config_file, args.opts)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clim")
@@ -75,7 +121,7 @@ def _interval(bounds, *, most=float("inf")) -> bool:
     return len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= most
 
 
-# (what a value must be, the same in Python, keys)
+# (words for what a value must be, the same in Python, keys)
 RANGES = (
     ("above 0", lambda v: v > 0, """
         INPUT.CAPTION.SHORT_SIDE MODEL.OPEN_VOCAB.TEMPERATURE MODEL.OPEN_VOCAB.WORDS
@@ -107,22 +153,20 @@ RANGES = (
 
 
 def check_values(cfg) -> None:
-    """UserError for the first key of RANGES with a wrong value, for SOLVER.IMS_PER_BATCH, which nothing reads, and
-    for several processes on the CPU of a machine with GPUs.
-    """
+    """UserError for a value outside RANGES, SOLVER.IMS_PER_BATCH, or several processes beside unused GPUs."""
     for words, is_right, keys in RANGES:
         for key in keys.split():
             value = reduce(getitem, key.split("."), cfg)
             if not is_right(value):
                 raise UserError(f"{key} is {value}: it must be {words}.")
-    if cfg.SOLVER.IMS_PER_BATCH != DETECTRON2_IMS_PER_BATCH:
+    if cfg.SOLVER.IMS_PER_BATCH != 16:  # Detectron2's default
         raise UserError(
             "SOLVER.IMS_PER_BATCH is not read: set the batch sizes per GPU, "
             "DATALOADER.DETECTION_PER_GPU, CAPTIONS_PER_GPU and MOSAICS_PER_GPU."
         )
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
         raise UserError(
-            "MODEL.DEVICE is cpu, but several processes on a machine with GPUs communicate by NCCL, from GPU to GPU: "
+            "MODEL.DEVICE is cpu, but several processes on a machine with GPUs communicate between the GPUs (NCCL): "
             'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them.'
         )
 
@@ -131,17 +175,14 @@ def check_values(cfg) -> None:
 
 
 def check_training(cfg) -> None:
-    """UserError where nothing can be learnt from the configured sources, or a source would not be used."""
-    loader, mosaic, detic = cfg.DATALOADER, cfg.INPUT.MOSAIC, cfg.MODEL.METHOD.DETIC
-    method, architecture = cfg.MODEL.METHOD.NAME, cfg.MODEL.META_ARCHITECTURE
+    """UserError where the model cannot learn from the configured sources, or would not use one of them."""
+    method, architecture, detic = cfg.MODEL.METHOD.NAME, cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.METHOD.DETIC
     sizes = batch_sizes(cfg)
     pairs = [f"DATALOADER.{source.upper()}_PER_GPU {size}" for source, size in sizes.items() if source != "detection"]
-    if pairs and not method:
-        raise UserError(f"{pairs[0]} needs a method that learns from it: set MODEL.METHOD.NAME.")
-    if method and not pairs:
+    if bool(pairs) != bool(method):
         raise UserError(
-            f"MODEL.METHOD.NAME {method} needs image-text pairs: set DATALOADER.CAPTIONS_PER_GPU or MOSAICS_PER_GPU "
-            "(RegionClip: REGIONS_PER_GPU)."
+            f"MODEL.METHOD.NAME is {method!r}, with {pairs[0] if pairs else 'no image-text pairs'}: a method needs "
+            "DATALOADER.CAPTIONS_PER_GPU, MOSAICS_PER_GPU or REGIONS_PER_GPU, and each of these needs a method."
         )
     readers = {
         f"MODEL.META_ARCHITECTURE {architecture}": _declared(META_ARCH_REGISTRY, architecture, "sources", STREAMS),
@@ -153,26 +194,22 @@ def check_training(cfg) -> None:
                 f"DATALOADER.{source.upper()}_PER_GPU is {sizes[source]}, but {reader} does not learn from {source}: "
                 "set it to 0."
             )
-    if mosaic.COMPOSE == "device" and (architecture != "ImageTextModel" or sizes.keys() - {"captions"}):
+    if cfg.INPUT.MOSAIC.COMPOSE == "device" and (architecture != "ImageTextModel" or sizes.keys() - {"captions"}):
         raise UserError(
-            "INPUT.MOSAIC.COMPOSE device is for ImageTextModel, which makes canvases of DATALOADER.CAPTIONS_PER_GPU "
-            'alone: set MOSAICS_PER_GPU and REGIONS_PER_GPU to 0, or COMPOSE to "loader".'
+            "INPUT.MOSAIC.COMPOSE device needs ImageTextModel and DATALOADER.CAPTIONS_PER_GPU alone: set "
+            'MOSAICS_PER_GPU and REGIONS_PER_GPU to 0, or COMPOSE to "loader".'
         )
-    if loader.MOSAICS_PER_GPU and mosaic.SIZE < max(mosaic.GRIDS):
-        raise UserError(f"INPUT.MOSAIC.SIZE {mosaic.SIZE} px is too small for INPUT.MOSAIC.GRIDS {mosaic.GRIDS}.")
     if method == "Detic" and not any((detic.CAPTION_WEIGHT, detic.TAG_WEIGHT)):
         raise UserError("MODEL.METHOD.DETIC.CAPTION_WEIGHT and TAG_WEIGHT are both 0: pairs give no loss.")
 
 
 def check_datasets(cfg, *, training: bool) -> None:
-    """UserError for data sets that are not registered, do not suit the model or have other classes, and where there
-    is nothing to evaluate.
-    """
+    """UserError for a data set that is unknown, does not suit the model or has other classes, or if none is left."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     kinds = _declared(META_ARCH_REGISTRY, architecture, "evaluated_on", None)
     if kinds == () and (cfg.DATASETS.TEST or not training):
         raise UserError(
-            f"MODEL.META_ARCHITECTURE {architecture} cannot be evaluated, only a detector that starts from it: train "
+            f"MODEL.META_ARCHITECTURE {architecture} cannot be evaluated; a detector that starts from it can: train "
             "with DATASETS.TEST ()."
         )
     if not training and not cfg.DATASETS.TEST:
@@ -206,5 +243,4 @@ def _check_classes(cfg, key: str, name: str, *, kinds: tuple[str, ...] | None) -
 
 
 def _declared(registry, name: str, attribute: str, default):
-    """Attribute of the class called ``name``; ``default`` where it has none, or there is no such class."""
     return getattr(registry.get(name), attribute, default) if name in registry else default

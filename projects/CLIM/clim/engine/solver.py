@@ -1,6 +1,8 @@
 """Optimiser, learning rate and number of iterations for the processes and images that there are."""
 
 import logging
+from functools import reduce
+from operator import getitem
 
 import torch
 from detectron2.solver import build_lr_scheduler
@@ -15,12 +17,19 @@ PRETRAINED = ("backbone.", "roi_heads.res5.", "image_encoder.")
 _PERIODS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD")
 
 
+def _changed(cfg, *overrides):
+    """A frozen copy of the config with KEY, VALUE, … changed."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list(list(overrides))
+    cfg.freeze()
+    return cfg
+
+
 def build_solver(cfg, model: torch.nn.Module):
     """Optimiser and learning-rate schedule."""
-    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:  # warm-up only: nothing is left to be rescaled
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.SOLVER.RESCALE_INTERVAL = False
+    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:  # warm-up only: there is nothing to rescale
+        cfg = _changed(cfg, "SOLVER.RESCALE_INTERVAL", False)
     optimizer = build_optimizer(cfg, model)
     return optimizer, build_lr_scheduler(cfg, optimizer)
 
@@ -49,41 +58,36 @@ def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def scale_to_world(cfg, world_size: int):
-    """The config for ``world_size`` processes instead of SOLVER.REFERENCE_WORLD_SIZE; 0 there: unchanged.
+    """The config for ``world_size`` processes in place of SOLVER.REFERENCE_WORLD_SIZE; unchanged if that is 0.
 
-    Batch sizes are per process, so the total batch follows the number of processes. The learning rate follows in
-    proportion, and iteration counts in inverse proportion (Goyal et al., arXiv 1706.02677), as in Detectron2's
-    ``DefaultTrainer.auto_scale_workers``. A period never becomes 0, which would switch it off.
+    Batch sizes are per process. So the learning rate grows with the number of processes, and iteration counts shrink
+    (Goyal et al., arXiv 1706.02677), as in Detectron2's ``DefaultTrainer.auto_scale_workers``. A period never becomes
+    0, which would switch it off.
     """
     reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
     if reference in (0, world_size):
         return cfg
-    scaled = cfg.clone()
-    scaled.defrost()
     factor = reference / world_size
-    scaled.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR / factor
-    scaled.SOLVER.STEPS = tuple(round(step * factor) for step in cfg.SOLVER.STEPS)
-    for key in _PERIODS:
-        if (period := _at(cfg, key)) > 0:
-            scaled.merge_from_list([key, max(1, round(period * factor))])
-    scaled.SOLVER.REFERENCE_WORLD_SIZE = world_size
-    scaled.freeze()
-    keys = ("SOLVER.BASE_LR", "SOLVER.STEPS", *_PERIODS)
+    new = {
+        "SOLVER.BASE_LR": cfg.SOLVER.BASE_LR / factor,
+        "SOLVER.STEPS": tuple(round(step * factor) for step in cfg.SOLVER.STEPS),
+    }
+    old = {key: reduce(getitem, key.split("."), cfg) for key in (*new, *_PERIODS)}
+    new |= {key: max(1, round(old[key] * factor)) for key in _PERIODS if old[key] > 0}
     logger.info(
-        "The config is written for %d processes and runs on %d, so the learning rate and all iteration "
-        "counts are scaled: %s. SOLVER.REFERENCE_WORLD_SIZE 0 switches this off.",
-        reference,
-        world_size,
-        ", ".join(f"{key} {_at(cfg, key)} -> {_at(scaled, key)}" for key in keys if _at(cfg, key)),
+        "The config is for %d processes. With %d, learning rate and iteration counts change: %s. "
+        "SOLVER.REFERENCE_WORLD_SIZE 0 switches this off.",
+        *(reference, world_size, ", ".join(f"{key} {old[key]} -> {new[key]}" for key in new if old[key])),
     )
-    return scaled
+    changes = [part for item in new.items() for part in item]
+    return _changed(cfg, *changes, "SOLVER.REFERENCE_WORLD_SIZE", world_size)
 
 
 def count_epochs(cfg, world_size: int):
-    """The config with SOLVER.EPOCHS, if above 0, turned into SOLVER.MAX_ITER; an incomplete batch is not counted.
+    """The config with SOLVER.MAX_ITER from SOLVER.EPOCHS if that is above 0; an incomplete batch does not count.
 
-    An epoch is one pass over the single images; without these, over the images with labelled regions, else over
-    those with boxes.
+    An epoch is one pass over the first source there is: single images, images with labelled regions, images with
+    boxes, mosaics.
     """
     epochs = cfg.SOLVER.EPOCHS
     if epochs <= 0:
@@ -91,15 +95,6 @@ def count_epochs(cfg, world_size: int):
     sizes = batch_sizes(cfg)
     source = next(name for name in ("captions", "regions", "detection", "mosaics") if name in sizes)
     images, step = len(source_records(cfg, source)), sizes[source] * world_size
-    counted = cfg.clone()
-    counted.defrost()
-    counted.SOLVER.MAX_ITER = max(1, round(epochs * max(1, images // step)))
-    counted.freeze()
-    logger.info("%g epochs of %d images (%s), %d a step: MAX_ITER %d", epochs, images, source, step,
-                counted.SOLVER.MAX_ITER)  # fmt: skip
-    return counted
-
-
-def _at(cfg, key: str):
-    section, name = key.split(".")
-    return cfg[section][name]
+    iterations = max(1, round(epochs * max(1, images // step)))
+    logger.info("%g epochs of %d images (%s), %d a step: MAX_ITER %d", epochs, images, source, step, iterations)
+    return _changed(cfg, "SOLVER.MAX_ITER", iterations)

@@ -43,31 +43,23 @@ class Trainer(TrainerBase):
             self.cfg = cfg = count_epochs(scale_to_world(cfg, comm.get_world_size()), comm.get_world_size())
             self.raw_model = build_model(cfg)
         self.optimizer, self.scheduler = build_solver(cfg, self.raw_model)
-        self.model = self._distributed(self.raw_model)
+        loader, on_gpu = cfg.DATALOADER, self.raw_model.device.type == "cuda"
+        self.model = create_ddp_model(  # in one process it returns the model itself
+            self.raw_model,
+            device_ids=[comm.get_local_rank()] if on_gpu else None,
+            find_unused_parameters=bool(loader.ALTERNATE) or self.raw_model.has_unused_parameters(loader),
+            **{_SYNC_BUFFERS: False},  # each rank has its own queues
+        )
         self.device_type = self.raw_model.device.type
-        amp = cfg.SOLVER.AMP.ENABLED and self.device_type == "cuda"
+        amp = cfg.SOLVER.AMP.ENABLED and on_gpu
         if cfg.SOLVER.AMP.ENABLED and not amp:
             logger.info("Mixed precision needs CUDA: training in float32.")
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=amp)
-        self.checkpointer = SafeCheckpointer(
-            self.raw_model,
-            cfg.OUTPUT_DIR,
-            trusted=cfg.MODEL.TRUST_WEIGHTS,
-            optimizer=self.optimizer,
-            scheduler=self.scheduler,
-            **({"scaler": self.scaler} if amp else {}),
-        )
+        stored = {"optimizer": self.optimizer, "scheduler": self.scheduler} | ({"scaler": self.scaler} if amp else {})
+        trusted = cfg.MODEL.TRUST_WEIGHTS
+        self.checkpointer = SafeCheckpointer(self.raw_model, cfg.OUTPUT_DIR, trusted=trusted, **stored)
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.skipped = SkippedImages(cfg.OUTPUT_DIR)
-
-    def _distributed(self, model):
-        loader = self.cfg.DATALOADER
-        return create_ddp_model(  # in one process the model itself
-            model,
-            device_ids=[comm.get_local_rank()] if model.device.type == "cuda" else None,
-            find_unused_parameters=bool(loader.ALTERNATE) or model.has_unused_parameters(loader),
-            **{_SYNC_BUFFERS: False},  # queues are each rank's own
-        )
 
     def resume_or_load(self, *, resume: bool) -> None:
         """Continue from OUTPUT_DIR's last checkpoint, or start from MODEL.WEIGHTS; open the data streams."""
@@ -100,17 +92,16 @@ class Trainer(TrainerBase):
         self.register_hooks(self._build_hooks(seed))
         if resuming and not load_rank_state(self.raw_model, rank_state_path(cfg.OUTPUT_DIR, self.start_iter - 1)):
             logger.warning(
-                "Resuming with another number of processes, other queues or without rank_states/: random states and "
-                "queues start anew, so the losses differ slightly from those of an uninterrupted run."
+                "The files of rank_states/ are missing or have another number of processes or other queues: random "
+                "states and queues start anew, so the losses differ slightly from those of an uninterrupted run."
             )
 
     def _load(self, resuming: bool) -> dict:
-        """Load MODEL.WEIGHTS or the last checkpoint; UserError where that belongs to another model."""
         try:
             state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
             if resuming and self.checkpointer.lacking:
                 raise ValueError(f"it lacks this model's {self.checkpointer.lacking[0]}")
-        except ValueError as error:  # also of the optimiser: other parameter groups
+        except ValueError as error:  # also of an optimiser with other parameter groups
             if not resuming:
                 raise
             raise UserError(
@@ -130,12 +121,12 @@ class Trainer(TrainerBase):
     def _build_hooks(self, seed: int) -> list[HookBase]:
         cfg, period = self.cfg, self.cfg.SOLVER.CHECKPOINT_PERIOD
         extra = {"data_seed": seed, "world_size": comm.get_world_size(), ALPHA_KEY: self.ensemble.alpha}
-        keep = {"keep": cfg.SOLVER.KEEP_CHECKPOINTS, "start_iter": self.start_iter}
+        options = {"period": period, "keep": cfg.SOLVER.KEEP_CHECKPOINTS, "start_iter": self.start_iter}
         found = [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
             self.skipped,
-            CheckpointHook(self.checkpointer, period=period, extra=extra, **keep),
+            CheckpointHook(self.checkpointer, extra=extra, **options),
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
         ]
         if getattr(self.raw_model, "publishes_clip", False):
@@ -144,21 +135,21 @@ class Trainer(TrainerBase):
         if comm.is_main_process():
             writers = [
                 CommonMetricPrinter(self.max_iter),
-                # window 1: the exact loss of the iteration, so that resumed runs can be compared
+                # window 1: the iteration's own loss
                 JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), window_size=1),
-                # purge: hide what a killed run logged after its last checkpoint
+                # purge: hide the log of a killed run after its last checkpoint
                 TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter),
             ]
             found.append(hooks.PeriodicWriter(writers, period=cfg.SOLVER.LOG_PERIOD))
         return found
 
     def evaluate(self) -> dict:
-        """Scores of DATASETS.TEST; training then draws the same random numbers as without the evaluation."""
+        """Scores of DATASETS.TEST; the random states stay as they were."""
         with random_states_kept(), self.ensemble.mixed() as model:
             return evaluate(self.cfg, model)
 
     def train(self) -> None:
-        """Run all iterations, then evaluate; after a failure nothing is evaluated."""
+        """Run all iterations, then evaluate."""
         logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
         self.iter = self.start_iter
         with EventStorage(self.start_iter) as self.storage:
@@ -169,18 +160,16 @@ class Trainer(TrainerBase):
                     self.run_step()
                     self.after_step()
                     self.iter += 1
-            except UserError as error:
-                logger.error("%s", error)
-                raise
-            except Exception:
-                logger.exception("Training failed at iteration %d", self.iter)
+            except Exception as error:
+                traceback = not isinstance(error, UserError)
+                logger.error("Training stopped at iteration %d: %s", self.iter, error, exc_info=traceback)
                 raise
             finally:
-                self.loader = None  # ends its workers now; the garbage collector would take seconds
+                self.loader = None  # ends its workers at once
             self.after_train()
 
     def run_step(self):
-        """One joint batch: losses, their check, gradients, clipping, the optimiser's step."""
+        """One joint batch: losses, gradients, clipping, the check, the optimiser's step."""
         self.model.train()
         start = time.perf_counter()
         with raise_on_all_ranks():
@@ -194,12 +183,12 @@ class Trainer(TrainerBase):
         except FloatingPointError as error:  # Detectron2's RPN checks its predictions
             raise not_finite(str(error), batch, self.iter) from error
 
-        # Where sources alternate, a parameter outside this graph has gradient zero, not none: momentum and weight
-        # decay continue, as in official Detic.
+        # Where sources alternate, a parameter outside this graph has a zero gradient: momentum and weight decay
+        # continue, as in official Detic.
         self.optimizer.zero_grad(set_to_none=not self.cfg.DATALOADER.ALTERNATE)
         self.scaler.scale(sum(losses.values())).backward()
         norm = self.clip_gradients()
-        with raise_on_all_ranks():  # after backward: processes wait for each other there
+        with raise_on_all_ranks():  # after backward, in which processes wait for each other
             check_finite(losses, norm, batch, self.iter)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -208,27 +197,27 @@ class Trainer(TrainerBase):
         SimpleTrainer.write_metrics(losses, data_time, self.iter)
 
     def clip_gradients(self) -> float:
-        """Scale all gradients so that their common L2 norm is at most SOLVER.CLIP_GLOBAL_NORM; 0: leave them.
+        """Scale all gradients so that their common L2 norm is at most SOLVER.CLIP_GLOBAL_NORM; 0: keep them.
 
-        Returns the norm before, 0 in float16 training. Gradients are the mean over processes, without the loss scale.
+        Returns the norm before, 0 in float16 training.
         """
         limit = self.cfg.SOLVER.CLIP_GLOBAL_NORM
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.raw_model.parameters(), limit if limit > 0 else math.inf).item()
         self.storage.put_scalar("grad_norm", norm)
-        # With infinite gradients the loss scaler skips the step and lowers its scale.
+        # In float16 the scaler skips a step with infinite gradients, and lowers its scale.
         return 0.0 if self.scaler.is_enabled() else norm
 
 
 class SkippedImages(HookBase):
-    """Counts images that could not be read, and lists them at the end in skipped_images.rank0.txt."""
+    """Counts images that cannot be read, and lists them at the end in skipped_images.rank0.txt."""
 
     def __init__(self, output_dir: str):
         self.path = Path(output_dir) / f"skipped_images.rank{comm.get_rank()}.txt"
         self.count: Counter = Counter()
 
     def add(self, skipped: list[tuple[str, str]]) -> None:
-        """Count (file name, reason) of images that others replaced; log each once."""
+        """Count the (file name, reason) of images; log each once."""
         for item in skipped:
             if item not in self.count:
                 logger.warning("Image replaced by another one: %s (%s)", *item)
@@ -254,7 +243,7 @@ def check_finite(losses: dict, gradient_norm: float, batch: dict, iteration: int
 
 
 def not_finite(what: str, batch: dict, iteration: int) -> UserError:
-    """The error that says what is not finite, with the image ids of the batch."""
+    """The error for ``what``, with the image ids of the batch."""
     ids = {
         source: [s["image_id"] if "image_id" in s else s["tiles"].image_ids.tolist() for s in samples]
         for source, samples in batch.items()

@@ -13,7 +13,7 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from clim.checkpoints.checkpointer import CLIP_FILE, atomic_save, holds_part_of_ensemble, load_whole
+from clim.checkpoints.checkpointer import ALPHA_KEY, CLIP_FILE, atomic_save, load_whole
 from clim.errors import UserError
 
 START_FILE = "start_weights.pth"
@@ -38,7 +38,7 @@ class WeightEnsemble:
         return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
 
     def save(self, folder: Path) -> None:
-        """Write the initial weights, for a run that resumes with others."""
+        """Write the initial weights, for a run that resumes."""
         if self.start and comm.is_main_process():
             atomic_save(self.start, folder / START_FILE)
 
@@ -49,38 +49,36 @@ class WeightEnsemble:
         path = folder / START_FILE
         if not path.is_file():
             raise UserError(
-                f"{path} is missing: it holds the weights that SOLVER.WEIGHT_ENSEMBLE {self.alpha} mixes with the "
-                "trained ones. Copy it there, start anew, or set SOLVER.WEIGHT_ENSEMBLE 1.0."
+                f"{path} is missing: SOLVER.WEIGHT_ENSEMBLE {self.alpha} mixes its weights with the trained ones. Copy "
+                "it there, start anew, or set SOLVER.WEIGHT_ENSEMBLE 1.0."
             )
         self.start = torch.load(path, map_location="cpu", weights_only=True)
 
     @contextmanager
     def mixed(self):
-        """Inside the block the model has the mixed weights, afterwards exactly the trained ones."""
-        if not self.start:
-            yield self.model
-            return
-        trained = {name: weight.detach().clone() for name, weight in self._learning()}
+        """In the block the model has the mixed weights, afterwards exactly the trained ones."""
+        weights = self._learning() if self.start else []
+        trained = [weight.detach().clone() for _, weight in weights]
         try:
             with torch.no_grad():
-                for name, weight in self._learning():
+                for name, weight in weights:
                     weight.lerp_(self.start[name].to(weight), 1 - self.alpha)
             yield self.model
         finally:
             with torch.no_grad():
-                for name, weight in self._learning():
-                    weight.copy_(trained[name])
+                for (_, weight), before in zip(weights, trained, strict=True):
+                    weight.copy_(before)
 
 
 def load_ensemble(cfg, *, resume: bool = False) -> WeightEnsemble:
     """The config's model for evaluation: ``mixed()`` gives the mixture of its run, or the weights as they are.
 
-    ``resume``: take OUTPUT_DIR's last checkpoint in place of cfg.MODEL.WEIGHTS, if there is one.
-    Raises UserError as :func:`clim.checkpoints.checkpointer.load_model`.
+    ``resume``: OUTPUT_DIR's last checkpoint, if there is one, replaces cfg.MODEL.WEIGHTS. Raises UserError as
+    :func:`clim.checkpoints.checkpointer.load_model`.
     """
     model = build_model(cfg)
     path, loaded = load_whole(model, cfg, resume=resume)
-    if not holds_part_of_ensemble(loaded):
+    if loaded.get(ALPHA_KEY, 1.0) >= 1:  # no part of a mixture
         return WeightEnsemble(model, alpha=1.0)
     ensemble = WeightEnsemble(model, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
     ensemble.load(Path(path).parent)
@@ -92,25 +90,25 @@ def load_ensemble(cfg, *, resume: bool = False) -> WeightEnsemble:
 class PublishClip(HookBase):
     """Writes OUTPUT_DIR/clip.pt with every checkpoint: the mixed weights under open_clip's names (clip_fvlm §7).
 
-    ``{"epoch", "name", "state_dict"}``, as open_clip's training writes it, with the frozen text half if that is CLIP's.
-    open_clip, MODEL.IMAGE_ENCODER.PRETRAINED and detectors read it.
+    It is ``{"epoch", "name", "state_dict"}`` as open_clip's training writes it, with the frozen text half if that is
+    CLIP's. open_clip, MODEL.IMAGE_ENCODER.PRETRAINED and detectors read it.
+
+    Args:
+        period: iterations between two files; 0: one at the end.
+        epochs: of the whole training.
     """
 
     def __init__(self, ensemble: WeightEnsemble, folder: str, *, name: str, period: int, epochs: float):
-        """``period``: iterations between two files, 0: one at the end; ``epochs``: of the whole training."""
         self.ensemble, self.folder, self.name = ensemble, Path(folder), name
         self.period, self.epochs = period, epochs
 
     def after_step(self):
         done, end = self.trainer.iter + 1, self.trainer.max_iter
         if comm.is_main_process() and (done == end or self.period > 0 and done % self.period == 0):
-            self.publish(epoch=round(self.epochs * done / end))
-
-    def publish(self, *, epoch: int) -> None:
-        with self.ensemble.mixed() as model:
-            state = clip_state_dict(model)
-            atomic_save({"epoch": epoch, "name": self.name, "state_dict": state}, self.folder / CLIP_FILE)
-        logger.info("Wrote %s (%d tensors)", self.folder / CLIP_FILE, len(state))
+            content = {"epoch": round(self.epochs * done / end), "name": self.name}
+            with self.ensemble.mixed() as model:
+                atomic_save(content | {"state_dict": clip_state_dict(model)}, self.folder / CLIP_FILE)
+            logger.info("Wrote %s", self.folder / CLIP_FILE)
 
 
 def clip_state_dict(model: nn.Module) -> dict[str, Tensor]:
