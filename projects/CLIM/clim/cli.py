@@ -196,7 +196,7 @@ def print_summary(args: argparse.Namespace, images: list[dict], skipped: list[di
         print(f"{len(skipped)} images could not be read:")
         print(*(f"  {entry['file_name']}: {entry['reason']}" for entry in skipped), sep="\n")
     if images and not boxes:
-        print(f"Nothing scores {args.threshold:g} or more: lower --threshold.")
+        print(f"Nothing scores {args.threshold:g} or more{': lower --threshold' if args.threshold > 0 else ''}.")
 
 
 # ---- arguments that several commands share
