@@ -22,13 +22,13 @@ from clim.losses import (
     one_hot_per_tag_bce,
     positives_by_id,
     sampled_class_bce,
+    symmetric_info_nce,
 )
 
 
 def bce(logit, target):
     """-log sigmoid(logit) for target 1, -log sigmoid(-logit) for target 0."""
-    signed = -logit if target else logit
-    return max(signed, 0.0) + math.log1p(math.exp(-abs(signed)))
+    return math.log1p(math.exp(-logit if target else logit))
 
 
 def randn(*shape, seed=0, scale=1.0):
@@ -64,6 +64,7 @@ NO_CLASS = torch.zeros(0, dtype=torch.int64)
     lambda rows: matched_contrast(rows, NO_CLASS, torch.zeros(0, 3), NO_CLASS, scale=30.0),
     lambda rows: matched_contrast(rows, NO_CLASS, torch.zeros(2, 3), torch.arange(2), scale=30.0),
     lambda rows: matched_contrast(torch.zeros(2, 3), torch.arange(2), rows, NO_CLASS, scale=30.0),
+    lambda rows: symmetric_info_nce(rows, rows, rows, rows, scale=torch.tensor(3.0)),
 ])  # fmt: skip
 def test_a_loss_of_nothing_is_a_zero_with_a_graph(loss):
     """So that every process has a gradient for every parameter."""
@@ -71,6 +72,13 @@ def test_a_loss_of_nothing_is_a_zero_with_a_graph(loss):
     found = loss(rows)
     found.backward()
     assert found.item() == 0 and rows.grad.shape == (0, 3)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_losses_of_regions_without_regions_or_columns(shape):
+    nothing = torch.zeros(shape)
+    for loss in (multi_hot_bce, one_hot_per_tag_bce, lambda *rows: matched_bce(*rows, negative_weight=0.125)):
+        assert loss(nothing, nothing.bool()).tolist() == [0.0] * shape[0]
 
 
 def test_losses_stay_in_float32_inside_autocast():
@@ -91,9 +99,6 @@ def test_losses_stay_in_float32_inside_autocast():
     torch.testing.assert_close(inside, outside, rtol=0, atol=0)
 
 
-# ---- cosine_logits
-
-
 def test_cosine_logits_are_temperature_times_cosine_plus_bias():
     """A text of zeros gives the bias."""
     regions, texts = randn(4, 6, seed=1, scale=3), torch.cat([randn(5, 6, seed=2, scale=0.1), torch.zeros(1, 6)])
@@ -102,9 +107,6 @@ def test_cosine_logits_are_temperature_times_cosine_plus_bias():
         logits = cosine_logits(regions, texts, temperature=float(temperature), bias=bias)
         close(logits, expected)
         assert (logits[:, 5] == bias).all()
-
-
-# ---- positives_by_id
 
 
 @settings(deadline=None, max_examples=50)
@@ -124,58 +126,17 @@ def test_positives_by_id_is_membership(data):
     assert positive.shape == (len(members), len(text_ids)) and positive.tolist() == expected
 
 
-# ---- matched_bce
+# ---- losses of logits: none, one or several positives a row
 
 
-def slow_matched(logits, positive, negative_weight):
-    rows = []
-    for row, flags in zip(logits.tolist(), positive.tolist(), strict=True):
-        count = sum(flags)
-        rows.append(
-            sum(bce(z, 1) / count if flag else negative_weight * bce(z, 0) for z, flag in zip(row, flags, strict=True))
-        )
-    return rows
+def slow_matched(row, flags, weight):
+    return sum(bce(z, 1) / sum(flags) if flag else weight * bce(z, 0) for z, flag in zip(row, flags, strict=True))
 
 
-def test_matched_bce_survives_extreme_logits():
-    logits = torch.tensor([[-1000.0, 1000.0]])
-    close(matched_bce(logits, torch.tensor([[True, False]]), negative_weight=0.5), [1500.0])
-
-
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
-def test_losses_of_regions_without_regions_or_columns(shape):
-    nothing = torch.zeros(shape)
-    for loss in (multi_hot_bce, one_hot_per_tag_bce, lambda *rows: matched_bce(*rows, negative_weight=0.125)):
-        assert loss(nothing, nothing.bool()).tolist() == [0.0] * shape[0]
-
-
-# ---- multi_hot_bce and one_hot_per_tag_bce
-
-
-def slow_multi_hot(logits, targets):
-    rows = zip(logits.tolist(), targets.tolist(), strict=True)
-    return [sum(bce(z, t) for z, t in zip(*row, strict=True)) for row in rows]
-
-
-def slow_per_tag(logits, targets):
+def slow_per_tag(row, flags):
     """Other tags of the same image are negatives of each tag; no tag, no loss."""
-    expected = []
-    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
-        tags = [k for k, t in enumerate(target) if t]
-        total = sum(bce(z, k == tag) for tag in tags for k, z in enumerate(row))
-        expected.append(total / len(tags) if tags else 0.0)
-    return expected
-
-
-# ---- masked_class_bce
-
-
-def slow_class_loss(logits, gt_classes, mask):
-    total = 0.0
-    for row, gt in zip(logits.tolist(), gt_classes.tolist(), strict=True):
-        for k, z in enumerate(row):
-            total += mask[k] * bce(z, k == gt)
-    return total / len(logits)
+    total = sum(bce(z, k == tag) for tag, flag in enumerate(flags) if flag for k, z in enumerate(row))
+    return total / max(sum(flags), 1)
 
 
 @settings(deadline=None, max_examples=80)
@@ -183,15 +144,15 @@ def slow_class_loss(logits, gt_classes, mask):
 def test_losses_of_logits(rows, data):
     logits = torch.tensor(rows, dtype=torch.float64)
     flags = [[data.draw(st.booleans()) for _ in range(3)] for _ in rows]
-    positive = torch.tensor(flags)  # none, one or several a row
-    gt, weight = torch.tensor([data.draw(st.integers(0, 3)) for _ in rows]), data.draw(st.sampled_from([0.125, 1.0]))
-    close(matched_bce(logits, positive, negative_weight=weight), slow_matched(logits, positive, weight))
-    close(masked_class_bce(logits, gt, torch.tensor([1.0, 0, 1])), slow_class_loss(logits, gt, [1, 0, 1]))
-    close(multi_hot_bce(logits, positive), slow_multi_hot(logits, positive))
-    close(one_hot_per_tag_bce(logits, positive), slow_per_tag(logits, positive))
-
-
-# ---- masked_softmax_ce
+    gt, weight = [data.draw(st.integers(0, 3)) for _ in rows], data.draw(st.sampled_from([0.125, 1.0]))
+    positive, pairs = torch.tensor(flags), list(zip(rows, flags, strict=True))
+    close(matched_bce(logits, positive, negative_weight=weight), [slow_matched(*pair, weight) for pair in pairs])
+    close(multi_hot_bce(logits, positive), [sum(map(bce, *pair)) for pair in pairs])
+    close(one_hot_per_tag_bce(logits, positive), [slow_per_tag(*pair) for pair in pairs])
+    expected = sum(bce(row[k], k == own) for row, own in zip(rows, gt, strict=True) for k in (0, 2)) / len(rows)
+    close(masked_class_bce(logits, torch.tensor(gt), torch.tensor([1.0, 0, 1])), expected)
+    extreme = torch.tensor([[-1000.0, 1000.0]])
+    close(matched_bce(extreme, torch.tensor([[True, False]]), negative_weight=0.5), [1500.0])
 
 
 def slow_softmax_ce(logits, gt_classes, has_boxes, background_weight):
@@ -225,22 +186,12 @@ def test_masked_softmax_ce_leaves_classes_without_boxes_alone():
     assert (logits.grad[0, [0, 2, 4]] != 0).all()
 
 
-# ---- matched_contrast
-
-
 def slow_matched_nll(logits, positive):
     """mean_r -Σ_c Y_rc log softmax(S_r)_c / (Σ_c Y_rc + 1e-6)."""
     total = 0.0
     for row, own in zip(logits, positive, strict=True):
         total -= sum(log_softmax_of(row, c) for c, y in enumerate(own) if y) / (sum(own) + 1e-6)
     return total / len(logits)
-
-
-def slow_matched_contrast(regions, region_ids, texts, text_ids, scale):
-    logits = [[cosine(r, t, scale) for t in texts.tolist()] for r in regions.tolist()]
-    positive = [[i == j for j in text_ids.tolist()] for i in region_ids.tolist()]
-    turned = [[list(column) for column in zip(*rows, strict=True)] for rows in (logits, positive)]
-    return (slow_matched_nll(logits, positive) + slow_matched_nll(*turned)) / 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -253,9 +204,11 @@ def slow_matched_contrast(regions, region_ids, texts, text_ids, scale):
 def test_matched_contrast_is_the_formula(region_ids, text_ids, scale, seed):
     """Several positives, the same image on many rows, rows and columns without a positive."""
     regions, texts = units(len(region_ids), 5, seed=seed), units(len(text_ids), 5, seed=seed + 1)
-    region_ids, text_ids = torch.tensor(region_ids), torch.tensor(text_ids)
-    loss = matched_contrast(regions, region_ids, texts, text_ids, scale=scale)
-    close(loss, slow_matched_contrast(regions, region_ids, texts, text_ids, scale))
+    loss = matched_contrast(regions, torch.tensor(region_ids), texts, torch.tensor(text_ids), scale=scale)
+    logits = [[cosine(r, t, scale) for t in texts.tolist()] for r in regions.tolist()]
+    positive = [[i == j for j in text_ids] for i in region_ids]
+    turned = [list(zip(*rows, strict=True)) for rows in (logits, positive)]
+    close(loss, (slow_matched_nll(logits, positive) + slow_matched_nll(*turned)) / 2)
 
 
 # ---- OV-RCNN: every caption beside every image, one pair at a time

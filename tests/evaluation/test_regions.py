@@ -91,23 +91,18 @@ def test_every_figure_equals_a_slow_count():
     assert len(set(found.values())) > 20  # no figure stands for another
 
 
-def test_things_alone_have_one_group():
-    images = make_images(num_classes=8)
+def test_things_alone_have_one_group_and_those_of_their_split():
+    images = make_images(3, num_classes=8)
     found = score(register("regions_things", stuff=None), images)
     assert list(found) == ["Top1_macro", "Top1_micro", "Top5_macro", "Top5_micro"]
-    macro, micro = slow_figures(images, "boxes", members=set(range(8)), num_classes=8, top=5)
-    assert found["Top5_macro"] == pytest.approx(macro) and found["Top5_micro"] == pytest.approx(micro)
-
-
-def test_base_and_novel_are_groups_where_there_is_such_a_split():
-    name = register("regions_split", stuff=None, base_classes=["cat", "bus"], novel_classes=["sink"])
-    images = make_images(3, num_classes=8)
-    found = score(name, images)
+    split = {"base_classes": ["cat", "bus"], "novel_classes": ["sink"]}
+    found = score(register("regions_split", stuff=None, **split), images)
     assert len(found) == 4 * 3
-    for group, members in (("base", {0, 6}), ("novel", {5})):
-        macro, micro = slow_figures(images, "boxes", members=members, num_classes=8, top=1)
-        assert found[f"Top1_macro_{group}"] == pytest.approx(macro)
-        assert found[f"Top1_micro_{group}"] == pytest.approx(micro)
+    for metric, top in (("Top1", 1), ("Top5", 5)):
+        for group, members in (("", set(range(8))), ("_base", {0, 6}), ("_novel", {5})):
+            macro, micro = slow_figures(images, "boxes", members=members, num_classes=8, top=top)
+            assert found[f"{metric}_macro{group}"] == pytest.approx(macro)
+            assert found[f"{metric}_micro{group}"] == pytest.approx(micro)
 
 
 @given(st.data())
@@ -120,13 +115,10 @@ def test_ranks_are_places_in_a_sorted_list(data):
     assert ranks.tolist() == [slow_rank(r, c) for r, c in zip(rows, classes, strict=True)]
 
 
-def test_a_score_that_is_nan_is_never_right():
+def test_nan_scores_and_averages_by_hand():
     scores = torch.tensor([[math.nan, 0.1, 0.2], [math.nan, 0.1, 0.2], [math.nan] * 3])
     assert true_ranks(scores, torch.tensor([0, 2, 1])).tolist() == [3, 0, 3]
     assert true_ranks(scores[:, :2], torch.tensor([2, 1, 2])).tolist() == [2, 0, 2]
-
-
-def test_averages_by_hand():
     correct = np.array([True, False, True, True, False])
     classes = np.array([4, 4, 4, 1, 2])
     np.testing.assert_allclose(class_accuracies(correct, classes, num_classes=5), [np.nan, 100, 0, np.nan, 200 / 3])

@@ -22,7 +22,7 @@ TERMS = ["loss_words_to_image", "loss_words_to_caption", "loss_cells_to_image", 
 
 
 def tiles_on(*canvases):
-    """Tiles whose boxes are given canvas by canvas, with CAPTIONS in turn."""
+    """Tiles with the given boxes, canvas by canvas, with CAPTIONS in turn."""
     counts = torch.tensor([len(boxes) for boxes in canvases])
     total = int(counts.sum())
     return Tiles(
@@ -65,14 +65,14 @@ def slow_locations(size, padded, map_size, boxes):
     return found
 
 
-@pytest.mark.parametrize("side, n, counts", [
-    (768, 2, [12, 12]), (768, 3, [8, 8, 8]), (768, 4, [6, 6, 6, 6]),
-    (800, 2, [12, 13]), (800, 3, [8, 9, 8]), (384, 4, [3, 3, 3, 3]),
-])  # fmt: skip
-def test_a_canvas_is_split_without_a_rest(side, n, counts):
-    locations = locations_of_tiles(tiles_on(grid_cells(n, size=(side, side)).tolist()), [square(side)])
-    expected = [down * across for down in counts for across in counts]
-    assert torch.bincount(locations.tile).tolist() == expected and len(locations) == (side // 32) ** 2
+def test_a_canvas_is_split_without_a_rest():
+    for side, n, counts in (
+        (768, 2, [12, 12]), (768, 3, [8, 8, 8]), (768, 4, [6, 6, 6, 6]),
+        (800, 2, [12, 13]), (800, 3, [8, 9, 8]), (384, 4, [3, 3, 3, 3]),
+    ):  # fmt: skip
+        locations = locations_of_tiles(tiles_on(grid_cells(n, size=(side, side)).tolist()), [square(side)])
+        expected = [down * across for down in counts for across in counts]
+        assert torch.bincount(locations.tile).tolist() == expected and len(locations) == (side // 32) ** 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -114,6 +114,12 @@ def test_dropout_keeps_small_tiles_whole_and_draws_from_large_ones_uniformly():
     assert listed(drop_locations(locations, 36)) == listed(locations)
     empty = torch.zeros(0, dtype=torch.int64)
     assert len(drop_locations(Locations(empty, empty, empty, empty, torch.zeros(0, 2)), 5)) == 0
+
+
+def test_locations_are_dropped_in_training_only(make):
+    for limit, training, kept in ((3, True, 3), (0, True, 4), (3, False, 4)):
+        method = make("LAYERS", 0, "MAX_CELLS", limit).train(training)
+        assert torch.bincount(method.select(*batch(1, 2))["location"].tile).tolist() == [kept] * 5
 
 
 def test_rows_of_tiles_are_padded_in_their_order():
@@ -163,13 +169,13 @@ def run(method, tower, *grids, seed=0):
     return method.losses({"location": rows}, locations, texts), rows, tiles
 
 
-def words_of(tower, count):
-    return [tower.word_embeddings[tower.tokenize([CAPTIONS[i % 8]])[0][1:-1]] for i in range(count)]
+def words_of(tower):
+    return [tower.word_embeddings[ids[1:-1]] for ids in tower.tokenize(CAPTIONS)]
 
 
 def slow_terms(tower, rows, members):
     """The four terms of the tiles ``members``, four locations each, from unpadded words."""
-    words, count = words_of(tower, 8), len(members)
+    words, count = words_of(tower), len(members)
     scores = torch.zeros(2, count, count)
     for i, caption in enumerate(members):
         for j, tile in enumerate(members):
@@ -191,7 +197,7 @@ def test_the_mean_of_cosines_has_two_terms(make, tower):
     method = make("LAYERS", 0, "GLOBAL_METRIC", "mean", "LOCAL_METRIC", "cosine", "TEMPERATURE", 0.01)
     found, rows, _ = run(method, tower, 1, 1)
     unit = F.normalize(rows, dim=1).view(2, 4, DIM).mean(1)
-    scores = torch.stack([F.normalize(w, dim=1).mean(0) for w in words_of(tower, 2)]) @ unit.T / 0.01
+    scores = torch.stack([F.normalize(w, dim=1).mean(0) for w in words_of(tower)[:2]]) @ unit.T / 0.01
     image, caption = choices(scores, torch.arange(2))
     expected = {"loss_pairs_to_image": image, "loss_pairs_to_caption": caption}
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -238,20 +244,11 @@ def test_captions_of_tiles_are_never_hidden(make, tower):
     assert torch.equal(chosen[0], ~tokens.special[0]) and not chosen[1:].any()
     for one in (method.eval(), make("LAYERS", 0).train()):
         assert one.hide_words(tokens, tiles.alone, mask_id=tower.mask_id)[0] is tokens
-
-
-def test_a_batch_without_a_hidden_word_still_has_all_gradients(make, tower):
-    method = make("MLM_PROBABILITY", 0.0).train()
+    method = make("MLM_PROBABILITY", 0.0).train()  # without a hidden word, all parameters have gradients too
     found, rows, _ = run(method, tower, 1, 1)
     assert found["loss_words"] == 0
     sum(found.values()).backward()
     assert rows.grad.any() and all(p.grad is not None for p in method.parameters())
-
-
-@pytest.mark.parametrize("limit, training, kept", [(3, True, 3), (0, True, 4), (3, False, 4)])
-def test_locations_are_dropped_in_training_only(make, limit, training, kept):
-    method = make("LAYERS", 0, "MAX_CELLS", limit).train(training)
-    assert torch.bincount(method.select(*batch(1, 2))["location"].tile).tolist() == [kept] * 5
 
 
 GROUNDING = "MODEL.METHOD.GROUNDING."
@@ -267,11 +264,8 @@ GROUNDING = "MODEL.METHOD.GROUNDING."
       for images, group in ((1, 0), (1, 8), (9, 4), (5, 2))),
 ])  # fmt: skip
 def test_settings_with_which_it_cannot_learn(load_cfg, tiny_bert, overrides, named):
-    bert = ["MODEL.TEXT.NAME", str(tiny_bert), "MODEL.TEXT.DIM", DIM]
+    cfg = load_cfg("OVRCNN_pretrain.yaml", "MODEL.TEXT.NAME", str(tiny_bert), "MODEL.TEXT.DIM", DIM, *overrides)
     with pytest.raises(UserError, match=named):
-        build_method(load_cfg("OVRCNN_pretrain.yaml", *bert, *overrides), pools="locations")
-
-
-def test_it_needs_a_model_that_pools_locations(load_cfg):
+        build_method(cfg, pools="locations")
     with pytest.raises(UserError, match="GridTextModel"):
-        build_method(load_cfg("OVRCNN_pretrain.yaml"))
+        build_method(cfg)
