@@ -58,7 +58,7 @@ def ground_truth_of(annotations, images):
 
 
 def thing(image, name, box, score=1.0):
-    """An annotation, and as well a detection."""
+    """An annotation, and also a detection."""
     return {"image_id": image, "category_id": IDS[name], "bbox": box, "score": score}
 
 
@@ -130,16 +130,6 @@ def official_ap(ground_truth, detections, *, names, images):
     }
 
 
-def test_ground_truth_as_detections_scores_100(tmp_path):
-    ground_truth = make_ground_truth()
-    summary = score(tmp_path, ground_truth, ground_truth["annotations"], protocol="both")
-    groups = ["novel", "base", "all"]
-    assert list(summary) == [f"{m}_{g}" for m in ("AP50", "AP", "AR") for g in groups] + [
-        f"{m}_{g}" for m in ("AP50", "AP", "AR") for g in ("novel_run", "base_run")
-    ]
-    assert summary == pytest.approx(dict.fromkeys(summary, 100.0), abs=1e-9)
-
-
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_random_detections_score_as_pycocotools_says(seed, tmp_path_factory):
@@ -185,12 +175,9 @@ def test_two_runs_also_count_images_without_base_and_novel_objects(tmp_path, cap
     ground_truth = ground_truth_of([thing(1, "cat", SPOT), thing(1, "person", AWAY), thing(2, "knife", SPOT)], [1, 2])
     detections = [thing(1, "cat", SPOT, 0.5), thing(2, "cat", SPOT, 0.9), thing(1, "person", AWAY, 0.5)]
     summary = score(tmp_path, ground_truth, detections, protocol="both")
-    assert (summary["AP50_novel"], summary["AP50_novel_run"]) == pytest.approx((100, 50))
-    assert (summary["AP50_base"], summary["AP50_base_run"]) == pytest.approx((100, 100))
-    assert summary["AP50_all"] == pytest.approx(100)
-    assert summary["AR_novel_run"] == pytest.approx(100)
-    assert "every image shows" not in caplog.text
-
+    expected = {"novel": 100, "novel_run": 50, "base": 100, "base_run": 100, "all": 100}
+    assert {group: summary[f"AP50_{group}"] for group in expected} == pytest.approx(expected)
+    assert summary["AR_novel_run"] == pytest.approx(100) and "every image shows" not in caplog.text
     alone = score(tmp_path, ground_truth, detections, protocol="two_run")
     assert alone == {key: value for key, value in summary.items() if key.endswith("_run")}
 
@@ -199,13 +186,13 @@ def test_classes_without_ground_truth_leave_the_means(tmp_path, caplog):
     ground_truth = ground_truth_of([thing(1, "apple", SPOT), thing(1, "zebra", AWAY)], [1])
     detections = [thing(1, "apple", SPOT), thing(1, "cat", SPOT)]
     summary = score(tmp_path, ground_truth, detections, output_dir=tmp_path / "out", protocol="both")
-    assert summary["AP50_base"] == pytest.approx(50), "apple 100, zebra 0, person has no ground truth"
-    assert summary["AP50_all"] == pytest.approx(50)
+    assert summary["AP50_base"] == summary["AP50_all"] == pytest.approx(50)  # apple 100, zebra 0, no person
     assert math.isnan(summary["AP50_novel"]) and math.isnan(summary["AR_novel_run"])
     text = (tmp_path / "out" / "ov_coco_results.json").read_text()
-    assert "NaN" not in text
-    assert json.loads(text)["summary"]["AP50_novel"] is None
-    assert "every image shows a base or novel object" in caplog.text  # so the two runs' images are no others
+    assert "NaN" not in text and json.loads(text)["summary"]["AP50_novel"] is None
+    assert "every image shows a base or novel object" in caplog.text  # so the two runs' images are the same
+    summary = score(tmp_path, ground_truth_of([], [1, 2]), detections[:1], protocol="both")
+    assert summary and all(math.isnan(value) for value in summary.values())
 
 
 def test_images_not_processed_count_as_missed_and_repeated_ones_once(tmp_path, caplog):
@@ -222,22 +209,22 @@ def test_images_not_processed_count_as_missed_and_repeated_ones_once(tmp_path, c
     evaluator.reset()
     assert evaluator.evaluate()["bbox"]["AP50_novel"] == 0.0
     assert "no detections" in caplog.text
-    summary = score(tmp_path, ground_truth_of([], [1, 2]), [thing(1, "cat", SPOT)], protocol="both")
-    assert summary and all(math.isnan(value) for value in summary.values())
 
 
-def test_files_tables_and_detectron2s_own_printing(tmp_path, caplog):
+def test_ground_truth_as_detections_scores_100_in_files_and_tables(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    ground_truth = make_ground_truth()
-    evaluator = OVCOCOEvaluator(register(tmp_path, ground_truth), output_dir=tmp_path / "a" / "b")
+    ground_truth, folder = make_ground_truth(), tmp_path / "a" / "b"
+    evaluator = OVCOCOEvaluator(register(tmp_path, ground_truth), output_dir=folder, protocol="both")
     evaluators = DatasetEvaluators([evaluator])
     feed(evaluators, [image["id"] for image in ground_truth["images"]], ground_truth["annotations"])
     results = evaluators.evaluate()
+    groups = (["novel", "base", "all"], ["novel_run", "base_run"])
+    names = [f"{metric}_{group}" for part in groups for metric in ("AP50", "AP", "AR") for group in part]
+    assert list(results["bbox"]) == names
+    assert results["bbox"] == pytest.approx(dict.fromkeys(names, 100.0), abs=1e-9)
     print_csv_format(results)
     assert "copypaste: AP50_novel,AP50_base,AP50_all,AP_novel" in caplog.text
     assert "| all " in caplog.text and "| class " in caplog.text
-
-    folder = tmp_path / "a" / "b"
     assert {p.name for p in folder.iterdir()} == {"coco_instances_results.json", "ov_coco_results.json"}
     written = json.loads((folder / "coco_instances_results.json").read_text())
     assert len(written) == len(ground_truth["annotations"]) and {d["category_id"] for d in written} == set(NAMES)

@@ -36,21 +36,17 @@ def area(box):
     return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
 
 
-def iou(a, b):
-    shared = area([max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])])
-    return shared / (area(a) + area(b) - shared)
-
-
 def slow_kept(boxes, logits, rules):
-    passed = []
+    passed, chosen = [], []
     for i, (x0, y0, x1, y1) in enumerate(boxes):
         large = area(boxes[i]) / area(TILE) > rules.min_area
         sure = 1 / (1 + math.exp(-logits[i])) > rules.min_objectness
         if rules.ratio[0] < (x1 - x0) / (y1 - y0) < rules.ratio[1] and large and sure:
             passed.append(i)
-    chosen = []
     for i in passed or [0]:
-        if all(iou(boxes[i], boxes[j]) <= rules.nms for j in chosen):
+        shared = [area([*map(max, boxes[i][:2], boxes[j][:2]), *map(min, boxes[i][2:], boxes[j][2:])]) for j in chosen]
+        areas = [area(boxes[i]) + area(boxes[j]) for j in chosen]
+        if all(s / (a - s) <= rules.nms for s, a in zip(shared, areas, strict=True)):
             chosen.append(i)
     return chosen
 

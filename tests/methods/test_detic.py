@@ -46,18 +46,18 @@ def canvas(tiles_of):
 
 @pytest.fixture(scope="session")
 def singles(canvas):
-    return Tiles.cat([canvas([1], tags=[[0, 2]]), canvas([2], tags=[[]]), canvas([3], tags=[[1]])])
+    return Tiles.cat([canvas([i], tags=[tags]) for i, tags in ((1, [0, 2]), (2, []), (3, [1]))])
 
 
 @pytest.fixture(scope="session")
 def mosaics(canvas):
-    first = canvas([3, 1, 4, 5], tags=[[0], [0, 2], [], [4]])
-    return Tiles.cat([first, canvas([6, 6, 7, 8], tags=[[1], [1], [1, 3], [2]])])
+    tags = [[[0], [0, 2], [], [4]], [[1], [1], [1, 3], [2]]]
+    return Tiles.cat([canvas(ids, tags=t) for ids, t in zip(([3, 1, 4, 5], [6, 6, 7, 8]), tags, strict=True)])
 
 
 @pytest.fixture
 def texts(hash_tower):
-    """``texts(tiles)``; ``texts.tower`` remembers what it was asked; ``texts.rows(tiles)``: drawn captions, ids."""
+    """``texts(tiles)``; ``texts.tower`` lists its calls; ``texts.rows(tiles)``: embeddings of drawn captions, ids."""
 
     def make(tiles):
         return Texts(tiles, encoder=make.tower, class_embeddings=CLASS_EMBEDDINGS)
@@ -135,18 +135,19 @@ def close(actual, expected):
 
 
 @pytest.mark.parametrize("bias", [-20.0, -1.0])  # at -20 negatives cost nearly nothing, at -1 they do
-@pytest.mark.parametrize("source, queued", [("singles", False), ("mosaics", False), ("mosaics", True)])
-def test_clim_losses(texts, run, singles, mosaics, bias, source, queued):
-    """Captions first, then mosaics, as one iteration runs: images 1 and 3 are in both, image 6 twice in the batch."""
-    method, tiles = Detic(**CLIM_PRESET | {"bias": [bias]}), {"singles": singles, "mosaics": mosaics}[source]
-    columns = texts.rows(tiles)
-    if queued:
-        method.update_queues({}, texts(singles))
-        columns += texts.rows(singles)
-    regions, embeddings, losses = run(method, tiles)
-    assert set(losses) == {"loss_caption", "loss_tag"}
-    close(losses["loss_caption"], slow_caption_loss(embeddings, regions, tiles, columns, bias=bias))
-    close(losses["loss_tag"], slow_tag_loss(embeddings, regions, tiles, bias=bias))
+def test_clim_losses_of_captions_and_then_of_mosaics(texts, run, singles, mosaics, bias):
+    """Images 1 and 3 are in both sources, image 6 twice in the mosaics. Losses change no state."""
+    method, columns = Detic(**CLIM_PRESET | {"bias": [bias]}), []
+    for tiles in (singles, mosaics):
+        columns = texts.rows(tiles) + columns
+        regions, embeddings, losses = run(method, tiles)
+        assert set(losses) == {"loss_caption", "loss_tag"}
+        close(losses["loss_caption"], slow_caption_loss(embeddings, regions, tiles, columns, bias=bias))
+        close(losses["loss_tag"], slow_tag_loss(embeddings, regions, tiles, bias=bias))
+        assert len(method.queue.read()[1]) == len(columns) - len(tiles)
+        method.update_queues({}, texts(tiles))
+    embeddings, ids = method.queue.read()  # the newest batch is first
+    assert ids.tolist() == [i for _, i in columns[:8]] and embeddings.tolist() == [row for row, _ in columns[:8]]
 
 
 def test_gradients_flow_to_regions_and_biases_only(texts, run, singles, mosaics):
@@ -275,28 +276,15 @@ def test_groups_of_all_canvases_come_from_torchs_random_state(run, canvas, singl
     assert torch.equal(torch.get_rng_state(), state) and {len(r) for r in regions.values()} == {8}
 
 
-@pytest.mark.parametrize("weights, roles", [
-    ({"caption_weight": 0.0}, {"tag"}), ({"tag_weight": 0.0}, {"caption"}), ({}, {"caption", "tag"}),
-])  # fmt: skip
-def test_a_loss_of_weight_zero_is_left_out_whole(texts, run, singles, weights, roles):
+def test_a_loss_of_weight_zero_is_left_out_whole(texts, run, singles):
     """No regions to pool, no parameter without gradient, no proposals, no queue."""
-    method = Detic(**CLIM_PRESET | weights)
-    assert method.needs_proposals is ("tag" in roles) and (method.queue is not None) is ("caption" in roles)
-    regions, _, losses = run(method, singles)
-    assert set(regions) == roles and set(losses) == {f"loss_{role}" for role in roles}
-    assert {name for name, _ in method.named_parameters()} == {f"bias.{role}" for role in roles}
-    method.update_queues({}, texts(singles))
-
-
-def test_losses_change_no_state_and_update_queues_pushes_once(texts, canvas, run, singles, mosaics):
-    method, newest = Detic(**CLIM_PRESET), canvas([3, 1, 4, 5])
-    run(method, mosaics)
-    assert method.queue.read()[1].tolist() == []
-    method.update_queues({}, texts(singles))
-    method.update_queues({}, texts(newest))
-    embeddings, ids = method.queue.read()
-    expected = texts.rows(newest) + texts.rows(singles)  # the newest batch first
-    assert ids.tolist() == [i for _, i in expected] and embeddings.tolist() == [row for row, _ in expected]
+    for weights, roles in (({"caption_weight": 0.0}, {"tag"}), ({"tag_weight": 0.0}, {"caption"})):
+        method = Detic(**CLIM_PRESET | weights)
+        assert method.needs_proposals is ("tag" in roles) and (method.queue is not None) is ("caption" in roles)
+        regions, _, losses = run(method, singles)
+        assert set(regions) == roles and set(losses) == {f"loss_{role}" for role in roles}
+        assert {name for name, _ in method.named_parameters()} == {f"bias.{role}" for role in roles}
+        method.update_queues({}, texts(singles))
 
 
 def test_presets_of_the_configs_and_unknown_choices(load_cfg):

@@ -1,4 +1,4 @@
-"""The comparator's loss against a loop, the class subset's properties, and what goes wrong."""
+"""RegionCLIP's loss against a loop, its class subset, training and resuming, and wrong settings."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from clim.methods.region_clip import RegionClip, sample_classes
 @settings(max_examples=100, deadline=None)
 @given(num_classes=st.integers(1, 60), count=st.integers(0, 70), boxes=st.integers(0, 30), seed=st.integers(0, 99))
 def test_class_subset(num_classes, count, boxes, seed):
-    """Labels first, all different, as many as asked for where there are so many, the same from the same state."""
+    """Labels come first, all are different, their number is right, and the same state draws the same classes."""
     torch.manual_seed(seed)
     labels = torch.randint(num_classes, (boxes,))
     state = torch.get_rng_state()
@@ -39,9 +39,9 @@ def test_class_subset(num_classes, count, boxes, seed):
 
 def test_the_other_classes_are_drawn_uniformly():
     torch.manual_seed(0)
-    labels, seen = torch.tensor([2, 2, 5]), torch.zeros(10)
+    seen = torch.zeros(10)
     for _ in range(2000):
-        seen[sample_classes(labels, num_classes=10, count=4)] += 1
+        seen[sample_classes(torch.tensor([2, 2, 5]), num_classes=10, count=4)] += 1
     assert seen[2] == seen[5] == 2000
     assert float((seen[[0, 1, 3, 4, 6, 7, 8, 9]] - 500).abs().max()) < 100  # 5 standard deviations
 
@@ -97,19 +97,17 @@ def test_from_config(load_cfg, tmp_path):
 @pytest.fixture
 def training(tiny_cfg, make_photos, tmp_path):
     """The config of 4 iterations on 4 images with 2 boxes each, of 7 nouns of which a loss sees 3."""
-    records = make_photos([(40, 60), (60, 40), (48, 48), (30, 64)])
-    root = Path(records[0]["file_name"]).parent
     images, boxes = [], []
-    for record in records:
-        number, size = record["image_id"], {"height": record["height"], "width": record["width"]}
-        images.append({"id": number, "file_name": Path(record["file_name"]).name} | size)
+    for record in make_photos([(40, 60), (60, 40), (48, 48), (30, 64)]):
+        path, number = Path(record["file_name"]), record["image_id"]
+        images.append({"id": number, "file_name": path.name, "height": record["height"], "width": record["width"]})
         for n in range(2):
             box = {"category_id": 1 + (number + n) % 7, "bbox": [1 + n, 2, 20, 20]}
             boxes.append({"id": len(boxes), "image_id": number} | box)
     categories = [{"id": k, "name": f"noun {k}"} for k in range(1, 8)]
     write_json(tmp_path / "labels.json", {"images": images, "annotations": boxes, "categories": categories})
     np.save(tmp_path / "nouns.npy", np.random.default_rng(0).normal(size=(7, 384)))
-    register_own_set("test_region_clip", "pseudo_labels", str(tmp_path / "labels.json"), str(root))
+    register_own_set("test_region_clip", "pseudo_labels", str(tmp_path / "labels.json"), str(path.parent))
     yield tiny_cfg(
         "MODEL.METHOD.NAME", "RegionClip", "MODEL.METHOD.REGION_CLIP.CLASSES", 3,
         "MODEL.METHOD.REGION_CLIP.EMBEDDINGS", str(tmp_path / "nouns.npy"),
@@ -117,8 +115,8 @@ def training(tiny_cfg, make_photos, tmp_path):
         "DATALOADER.CAPTIONS_PER_GPU", 0, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2,
         "DATASETS.TEST", (), config="mini/clip_start.yaml",
     )  # fmt: skip
-    DatasetCatalog.remove("test_region_clip")
-    MetadataCatalog.remove("test_region_clip")
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.remove("test_region_clip")
 
 
 def train(cfg, seed, *, resume):

@@ -1,4 +1,4 @@
-"""Which tile a proposal is assigned to, by eye; the largest proposal of each tile, against a brute-force loop."""
+"""Proposals and their tiles, counted by hand; the largest proposal of each tile, against a brute-force loop."""
 
 import torch
 from detectron2.structures import Boxes
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clim.data.mosaic import grid_cells
-from clim.methods.tile_assignment import assign_to_tiles, clip_to_tiles, max_size_boxes
+from clim.methods.tile_assignment import assign_to_tiles, max_size_boxes
 
 LEFT, RIGHT, TILE = [0.0, 0, 50, 50], [50.0, 0, 100, 50], [10, 10, 90, 60]
 
@@ -30,18 +30,6 @@ def test_a_proposal_is_assigned_to_the_tile_that_holds_most_of_it():
     for min_iof, expected in ((0.249, True), (0.25, False)):  # more than the threshold
         assert assign([LEFT], [[40.0, 0, 80, 10]], min_iof=min_iof) == [[[expected]], [[100]]]
     assert assign([LEFT], [[10.0, 10, 10, 40]], min_iof=0.0) == [[[False]], [[0]]]  # no area, no tile
-
-    proposals = [[0.0, 0, 10, 10], [60, 0, 70, 10], [5, 5, 15, 15], [80, 5, 90, 15], [20, 20, 30, 30]]
-    tile = [(True, False), (False, True), (True, False), (False, True), (True, False)]
-    for topk, counted in ((1, 2), (2, 4), (3, 5)):  # each tile counts its own best
-        assigned, _ = assign([LEFT, RIGHT], proposals, topk=topk)
-        assert [tuple(row) for row in assigned] == tile[:counted] + [(False, False)] * (5 - counted)
-
-
-def test_boxes_are_clipped_to_a_tile_of_their_own_or_to_one_for_all():
-    boxes = torch.tensor([[-5.0, 10, 60, 40], [45, 20, 70, 90]])
-    assert clip_to_tiles(boxes, torch.tensor([LEFT, RIGHT])).tolist() == [[0, 10, 50, 40], [50, 20, 70, 50]]
-    assert clip_to_tiles(boxes, torch.tensor(LEFT)).tolist() == [[0, 10, 50, 40], [45, 20, 50, 50]]
 
 
 def clip(box, tile):

@@ -31,9 +31,7 @@ def build_half(half, name, pretrained):
     return load_clip_visual(name, str(pretrained))
 
 
-both_halves = pytest.mark.parametrize(
-    "half, keys", [("text", "MODEL.TEXT"), ("image", IMAGE_KEYS)], ids=["text", "image"]
-)
+both_halves = pytest.mark.parametrize("half, keys", [("text", "MODEL.TEXT"), ("image", IMAGE_KEYS)])
 
 
 # ---- files
@@ -211,46 +209,42 @@ def test_weights_that_were_trained_with_the_other_activation(clips, tiny_json, t
 # ---- tags and hubs
 
 
-def test_tag_is_downloaded_and_its_activation_checked(clip, tmp_path, monkeypatch, caplog):
-    path = save_safetensors(clip, tmp_path)
-    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"quick_gelu": True, "url": "address"})
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda cfg: str(path))
-    with caplog.at_level(logging.WARNING):
-        tower = build_text_tower(name="tiny-clip", pretrained="openai")
-    assert "trained with QuickGELU" in caplog.text
-    assert torch.equal(tower.token_embedding.weight, clip.token_embedding.weight)
-
-
-def test_hub_name_is_downloaded(clips, tmp_path, monkeypatch):
+def test_tags_and_hub_names_are_downloaded(clips, tmp_path, monkeypatch, caplog):
     path, clip = clips["vit"]
-    saved = save_safetensors(clip, tmp_path)
-    asked = []
+    saved, asked = save_safetensors(clip, tmp_path), []
     monkeypatch.setattr(
         "open_clip.pretrained.download_pretrained_from_hf", lambda name, **_: asked.append(name) or str(saved)
     )
     loaded = load_clip_visual(path, "hf-hub:me/clip")
     assert asked == ["me/clip"] and torch.equal(loaded.conv1.weight, clip.visual.conv1.weight)
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"quick_gelu": False, "url": "address"})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda cfg: str(saved))
+    with caplog.at_level(logging.WARNING):
+        tower = build_text_tower(name=path, pretrained="openai")
+    assert "trained with exact GELU" in caplog.text
+    assert torch.equal(tower.token_embedding.weight, clip.token_embedding.weight)
 
 
-@both_halves
-@pytest.mark.parametrize("pretrained, link", [("openai", "ViT-B-32.pt"), ("hf-hub:me/clip", "huggingface.co/me/clip")])
-def test_unreachable_hub_says_what_to_fetch(half, keys, pretrained, link, monkeypatch):
-    def offline(source):
-        raise FileNotFoundError("no route\nto host")
-
-    monkeypatch.setattr(open_clip, "download_pretrained", offline)
-    with pytest.raises(UserError, match=f"no route.*{link}.*{keys}.PRETRAINED") as caught:
-        build_half(half, "ViT-B-32-quickgelu", pretrained)
-    assert "\n" not in str(caught.value)
+# ---- mistakes
 
 
 # ---- mistakes
 
 
 @both_halves
-def test_unknown_tag_or_file(half, keys):
+def test_weights_that_are_not_found(half, keys, monkeypatch):
+    """Unknown tags and files; tags and hub names without a network."""
     with pytest.raises(UserError, match=f"{keys}.PRETRAINED 'opanai' is neither a file nor a tag.*laion2b_s34b"):
         build_half(half, "ViT-B-32", "opanai")
+
+    def offline(source):
+        raise FileNotFoundError("no route\nto host")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", offline)
+    for pretrained, link in (("openai", "ViT-B-32.pt"), ("hf-hub:me/clip", "huggingface.co/me/clip")):
+        with pytest.raises(UserError, match=f"no route.*{link}.*{keys}.PRETRAINED") as caught:
+            build_half(half, "ViT-B-32-quickgelu", pretrained)
+        assert "\n" not in str(caught.value)
 
 
 def test_unknown_architecture_and_broken_json(tmp_path):
@@ -275,8 +269,8 @@ def test_weights_of_another_model(half, kind, change, clips, tiny_json, tmp_path
 
 
 @both_halves
-@pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(2)}, torch.zeros(3), {"conv1.weight": 0}])
-def test_file_without_this_half(half, keys, clips, tmp_path, content):
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(UserError, match=rf"w.pt (\({keys}.PRETRAINED\) holds no CLIP|holds no weights)"):
-        build_half(half, clips["vit"][0], tmp_path / "w.pt")
+def test_file_without_this_half(half, keys, clips, tmp_path):
+    for content in ({"conv1.weight": torch.zeros(2)}, torch.zeros(3), {"conv1.weight": 0}):
+        torch.save(content, tmp_path / "w.pt")
+        with pytest.raises(UserError, match=rf"w.pt (\({keys}.PRETRAINED\) holds no CLIP|holds no weights)"):
+            build_half(half, clips["vit"][0], tmp_path / "w.pt")

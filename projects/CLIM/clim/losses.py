@@ -182,7 +182,7 @@ GLOBAL_METRICS = {"aligned_local": aligned_local, "mean": mean_of_pairs}
 
 
 def choices(scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of the rows of ``scores`` (T, T), where captions choose images, and that of the columns.
+    """Mean cross-entropies of the rows of ``scores`` (T, T), where captions choose images, and of the columns.
 
     ``ids`` (T,) are image ids. Another tile of the same image is not a candidate.
     """

@@ -21,7 +21,7 @@ ALL_AREAS = [0.0, 1e10]  # COCO's area range "all", in square pixels
 
 
 class PrecisionRecall(NamedTuple):
-    """Interpolated precision and final recall in [0, 1]; -1 for a category without (non-crowd) ground truth."""
+    """Interpolated precision and final recall in [0, 1]; -1 for a category without ground truth, crowds aside."""
 
     precision: np.ndarray  # (T, R, K)
     recall: np.ndarray  # (T, K)

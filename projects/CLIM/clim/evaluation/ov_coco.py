@@ -56,12 +56,10 @@ class OVCOCOEvaluator(ImageEvaluator):
     ):
         """
         Args:
-            dataset_name: a data set whose metadata has json_file in COCO's instances format, thing_classes,
+            dataset_name: its metadata has json_file in COCO's instances format, thing_classes,
                 thing_dataset_id_to_contiguous_id, and base_classes and novel_classes as lists of names.
-            output_dir: folder of ``coco_instances_results.json`` (detections) and ``ov_coco_results.json``
-                (summary and per_class; null for nan). None: writes nothing.
+            output_dir: folder of ``coco_instances_results.json`` and ``ov_coco_results.json``; None: writes nothing.
             max_dets: number of best detections of an image, over all classes.
-            protocol: "generalized", "two_run" or "both".
 
         AttributeError for missing metadata; UserError for wrong lists of classes or a missing json file.
         """
@@ -89,11 +87,9 @@ class OVCOCOEvaluator(ImageEvaluator):
         return cls(dataset_name, output_dir=output_dir, protocol=cfg.TEST.PROTOCOL)
 
     def process(self, inputs, outputs):
-        """
-        Args:
-            inputs: B records with ``image_id``.
-            outputs: B dicts with ``instances``: pred_boxes, scores, pred_classes at the image's own size, and
-                perhaps ``logits``, which rank better: scores near 1 are equal in float32.
+        """``inputs`` are B records with ``image_id``; ``outputs`` B dicts with ``instances`` at the image's own size.
+
+        If the instances have ``logits``, these replace their scores, as scores near 1 are equal in float32.
         """
         for record, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")

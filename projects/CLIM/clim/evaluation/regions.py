@@ -50,11 +50,9 @@ class RegionClassificationEvaluator(ImageEvaluator):
         distributed: bool = True,
         variants: Sequence[str] = ("boxes",),
     ):
-        """
-        Args:
-            dataset_name: a data set with ``thing_classes``, and ``stuff_classes`` if it has stuff: K names.
-            output_dir: folder of ``region_results.json`` (summary and per_class). None: writes nothing.
-            variants: those of VARIANTS that the model scores.
+        """``dataset_name`` has ``thing_classes``, and ``stuff_classes`` if it has stuff: K names.
+
+        ``output_dir``: folder of ``region_results.json``; None: writes nothing. ``variants``: what the model scores.
         """
         if not variants or set(variants) - set(VARIANTS):
             raise UserError(f"TEST.REGIONS is {list(variants)}: give a list of one or more of {', '.join(VARIANTS)}.")
@@ -70,10 +68,8 @@ class RegionClassificationEvaluator(ImageEvaluator):
         return cls(dataset_name, output_dir=output_dir, variants=cfg.TEST.REGIONS)
 
     def process(self, inputs, outputs):
-        """
-        Args:
-            inputs: B records with ``image_id`` and ``gt_classes`` (R,).
-            outputs: B dicts with ``region_scores``: {variant: (R, K)}.
+        """``inputs`` are B records with ``image_id`` and ``gt_classes`` (R,); ``outputs`` B dicts with
+        ``region_scores``: {variant: (R, K)}.
 
         Stores (1 + 2V, R) int64 of an image: its classes, then for each of V variants the rank of the true class among
         all classes and among things.

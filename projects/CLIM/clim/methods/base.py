@@ -98,8 +98,8 @@ class Method(nn.Module):
     """
 
     needs_proposals = True  # False: ``select`` gets None, so that a model without a detector can train the method
-    # "boxes", or "locations" of a feature map: ``select`` then gets a ``FeatureGrid`` for each canvas in place of the
-    # proposals, and returns ``Locations`` in place of ``Regions`` (ovrcnn.py).
+    # "boxes", or "locations" of a feature map: ``select`` then gets a ``FeatureGrid`` for each canvas, not proposals,
+    # and returns ``Locations``, not ``Regions`` (ovrcnn.py).
     pools = "boxes"
     sources: tuple[str, ...] = ("captions", "mosaics")  # of the joint batch, that the method learns from
     classifier = "cosine"  # MODEL.OPEN_VOCAB.CLASSIFIER that projects the embeddings

@@ -52,8 +52,7 @@ class Grounding(Method):
         self.score, self.to_metric = GLOBAL_METRICS[global_metric], LOCAL_METRICS[local_metric]
         self.temperature, self.group, self.joint, self.max_locations = temperature, contrast_group, joint, max_cells
         self.transformer = transformer
-        self.mlm_probability, self.mlm_hidden = mlm_probability, mlm_hidden
-        self.text_dropout = text_dropout
+        self.mlm_probability, self.mlm_hidden, self.text_dropout = mlm_probability, mlm_hidden, text_dropout
 
     @classmethod
     def from_config(cls, cfg):

@@ -114,6 +114,6 @@ class BertTower(TextTower):
         """Both features are the mean over a text's tokens, start and end token included."""
         real = torch.arange(words.shape[1], device=words.device) < lengths[:, None]
         tokens = self.model(inputs_embeds=words, attention_mask=real.long()).last_hidden_state  # (B, L, H)
-        weights = real.unsqueeze(-1).to(tokens.dtype)
+        weights = real[..., None].to(tokens.dtype)
         mean = (tokens * weights).sum(dim=1) / weights.sum(dim=1)
         return WordFeatures(mean, mean)

@@ -14,8 +14,6 @@ from clim.files import read_json, resolve, write_json
 from clim.text.cache import CaptionCache
 from clim.text.tower import TextTower
 
-SEED_OF_RANDOM_WEIGHTS = 0
-
 
 def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.device = "cpu") -> TextTower:
     """A frozen text tower on ``device``. Does not change the random state.
@@ -30,7 +28,7 @@ def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.dev
     """
     folder = _bert_folder(name)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(SEED_OF_RANDOM_WEIGHTS)
+        torch.default_generator.manual_seed(0)  # random weights are always the same
         if folder is not None:
             from clim.text.bert import BertTower  # transformers takes seconds to import
 
@@ -130,10 +128,7 @@ def bert_config(name: str) -> dict:
     """The config.json of the BERT ``name``; UserError if it is not a BERT."""
     folder = _bert_folder(name)
     if folder is None:
-        raise UserError(
-            f"MODEL.TEXT.NAME {name} is a CLIP, but this method reads words with a BERT: name a folder with one, or "
-            "minilm."
-        )
+        raise UserError(f"MODEL.TEXT.NAME {name} is a CLIP, but this method needs a BERT: name its folder, or minilm.")
     return read_json(folder / "config.json", remedy="MODEL.TEXT.NAME must name a folder with a whole BERT.")
 
 

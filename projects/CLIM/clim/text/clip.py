@@ -19,7 +19,7 @@ from clim.text.tower import TextTower, WordFeatures
 
 logger = logging.getLogger(__name__)
 
-ACTIVATIONS = {True: "QuickGELU", False: "exact GELU"}  # of a config's quick_gelu
+ACTIVATIONS = {True: "QuickGELU", False: "exact GELU"}  # by a config's quick_gelu
 _HUB = "hf-hub:"
 _PARTS = ("embed_dim", "vision_cfg", "text_cfg")
 _TEXT_KIND = ("hf_model_name", "hf_tokenizer_name", "embed_cls", "no_causal_mask", "proj_bias", "pool_type",
@@ -111,10 +111,7 @@ def clip_config(name: str, key: str) -> dict:
         return config
     if name in open_clip.list_models():
         return open_clip.get_model_config(name)
-    raise UserError(
-        f"{key} {name!r} is neither an open_clip model (such as ViT-B-16-quickgelu) nor an existing json in the format "
-        "of its configs: correct it."
-    )
+    raise UserError(f"{key} {name!r} is neither an open_clip model (such as ViT-B-16-quickgelu) nor a json of one.")
 
 
 def _json_file(name: str) -> Path | None:

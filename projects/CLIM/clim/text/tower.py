@@ -58,7 +58,8 @@ class TextTower(nn.Module):
         raise NotImplementedError
 
     @property
-    def word_dim(self) -> int:  # W
+    def word_dim(self) -> int:
+        """W."""
         return self.word_embeddings.shape[1]
 
     @property
