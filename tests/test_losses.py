@@ -8,27 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from clim.losses import (
-    LOCAL_METRICS,
-    aligned_local,
-    choices,
-    cosine_logits,
-    masked_class_bce,
-    masked_softmax_ce,
-    matched_bce,
-    matched_contrast,
-    mean_of_pairs,
-    multi_hot_bce,
-    one_hot_per_tag_bce,
-    positives_by_id,
-    sampled_class_bce,
-)
+from clim import losses
+from clim.losses import LOCAL_METRICS, choices, cosine_logits, matched_bce, matched_contrast
 
 
 def bce(logit, target):
     """-log sigmoid(logit) for target 1, -log sigmoid(-logit) for target 0."""
-    signed = -logit if target else logit
-    return max(signed, 0.0) + math.log1p(math.exp(-abs(signed)))
+    return math.log1p(math.exp(-logit if target else logit))
 
 
 def randn(*shape, seed=0, scale=1.0):
@@ -58,12 +44,13 @@ NO_CLASS = torch.zeros(0, dtype=torch.int64)
 
 
 @pytest.mark.parametrize("loss", [
-    lambda rows: masked_class_bce(rows, NO_CLASS, torch.ones(3)),
-    lambda rows: sampled_class_bce(rows, NO_CLASS, torch.eye(3), torch.arange(2), scale=9.0),
-    lambda rows: masked_softmax_ce(rows, NO_CLASS, torch.ones(2).bool(), background_weight=0.6),
+    lambda rows: losses.masked_class_bce(rows, NO_CLASS, torch.ones(3)),
+    lambda rows: losses.sampled_class_bce(rows, NO_CLASS, torch.eye(3), torch.arange(2), scale=9.0),
+    lambda rows: losses.masked_softmax_ce(rows, NO_CLASS, torch.ones(2).bool(), background_weight=0.6),
     lambda rows: matched_contrast(rows, NO_CLASS, torch.zeros(0, 3), NO_CLASS, scale=30.0),
     lambda rows: matched_contrast(rows, NO_CLASS, torch.zeros(2, 3), torch.arange(2), scale=30.0),
     lambda rows: matched_contrast(torch.zeros(2, 3), torch.arange(2), rows, NO_CLASS, scale=30.0),
+    lambda rows: losses.symmetric_info_nce(rows, rows, rows, rows, scale=torch.tensor(3.0)),
 ])  # fmt: skip
 def test_a_loss_of_nothing_is_a_zero_with_a_graph(loss):
     """So that every process has a gradient for every parameter."""
@@ -73,25 +60,28 @@ def test_a_loss_of_nothing_is_a_zero_with_a_graph(loss):
     assert found.item() == 0 and rows.grad.shape == (0, 3)
 
 
+def test_losses_of_regions_without_regions_or_columns():
+    for loss in (losses.multi_hot_bce, losses.one_hot_per_tag_bce, lambda *r: matched_bce(*r, negative_weight=0.125)):
+        for shape in ((0, 3), (2, 0)):
+            assert loss(torch.zeros(shape), torch.zeros(shape).bool()).tolist() == [0.0] * shape[0]
+
+
 def test_losses_stay_in_float32_inside_autocast():
     """At -20, bfloat16 is 1/8 coarse: losses of different logits would fall together."""
     regions, texts, ids = randn(4, 32, seed=1), units(4, 32, seed=2), torch.arange(4)
     inputs = captions_and_tiles([(3, 5), (1, 2)])
 
-    def losses():
+    def all_losses():
         yield cosine_logits(regions, texts, temperature=25.0, bias=torch.tensor(-20.0))
         yield matched_contrast(texts, ids, texts, ids, scale=30.0)
-        yield from aligned_local(*inputs, temperature=10.0).values()
-        yield from mean_of_pairs(*inputs, temperature=10.0).values()
+        yield from losses.aligned_local(*inputs, temperature=10.0).values()
+        yield from losses.mean_of_pairs(*inputs, temperature=10.0).values()
 
-    outside = list(losses())
+    outside = list(all_losses())
     with torch.autocast("cpu", torch.bfloat16):
-        inside = list(losses())
+        inside = list(all_losses())
         assert cosine_logits(regions.bfloat16(), texts, temperature=25.0).dtype == torch.float32
     torch.testing.assert_close(inside, outside, rtol=0, atol=0)
-
-
-# ---- cosine_logits
 
 
 def test_cosine_logits_are_temperature_times_cosine_plus_bias():
@@ -104,16 +94,13 @@ def test_cosine_logits_are_temperature_times_cosine_plus_bias():
         assert (logits[:, 5] == bias).all()
 
 
-# ---- positives_by_id
-
-
 @settings(deadline=None, max_examples=50)
 @given(st.data())
 def test_positives_by_id_is_membership(data):
     tile_ids = data.draw(st.lists(st.integers(-1, 4), min_size=1, max_size=6))
     text_ids = data.draw(st.lists(st.integers(-1, 4), max_size=7))
     members = [[data.draw(st.booleans()) for _ in tile_ids] for _ in range(data.draw(st.integers(0, 4)))]
-    positive = positives_by_id(
+    positive = losses.positives_by_id(
         torch.tensor(members, dtype=torch.bool).reshape(-1, len(tile_ids)),
         torch.tensor(tile_ids),
         torch.tensor(text_ids, dtype=torch.int64),
@@ -124,58 +111,17 @@ def test_positives_by_id_is_membership(data):
     assert positive.shape == (len(members), len(text_ids)) and positive.tolist() == expected
 
 
-# ---- matched_bce
+# ---- losses of logits: none, one or several positives a row
 
 
-def slow_matched(logits, positive, negative_weight):
-    rows = []
-    for row, flags in zip(logits.tolist(), positive.tolist(), strict=True):
-        count = sum(flags)
-        rows.append(
-            sum(bce(z, 1) / count if flag else negative_weight * bce(z, 0) for z, flag in zip(row, flags, strict=True))
-        )
-    return rows
+def slow_matched(row, flags, weight):
+    return sum(bce(z, 1) / sum(flags) if flag else weight * bce(z, 0) for z, flag in zip(row, flags, strict=True))
 
 
-def test_matched_bce_survives_extreme_logits():
-    logits = torch.tensor([[-1000.0, 1000.0]])
-    close(matched_bce(logits, torch.tensor([[True, False]]), negative_weight=0.5), [1500.0])
-
-
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
-def test_losses_of_regions_without_regions_or_columns(shape):
-    nothing = torch.zeros(shape)
-    for loss in (multi_hot_bce, one_hot_per_tag_bce, lambda *rows: matched_bce(*rows, negative_weight=0.125)):
-        assert loss(nothing, nothing.bool()).tolist() == [0.0] * shape[0]
-
-
-# ---- multi_hot_bce and one_hot_per_tag_bce
-
-
-def slow_multi_hot(logits, targets):
-    rows = zip(logits.tolist(), targets.tolist(), strict=True)
-    return [sum(bce(z, t) for z, t in zip(*row, strict=True)) for row in rows]
-
-
-def slow_per_tag(logits, targets):
+def slow_per_tag(row, flags):
     """Other tags of the same image are negatives of each tag; no tag, no loss."""
-    expected = []
-    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
-        tags = [k for k, t in enumerate(target) if t]
-        total = sum(bce(z, k == tag) for tag in tags for k, z in enumerate(row))
-        expected.append(total / len(tags) if tags else 0.0)
-    return expected
-
-
-# ---- masked_class_bce
-
-
-def slow_class_loss(logits, gt_classes, mask):
-    total = 0.0
-    for row, gt in zip(logits.tolist(), gt_classes.tolist(), strict=True):
-        for k, z in enumerate(row):
-            total += mask[k] * bce(z, k == gt)
-    return total / len(logits)
+    total = sum(bce(z, k == tag) for tag, flag in enumerate(flags) if flag for k, z in enumerate(row))
+    return total / max(sum(flags), 1)
 
 
 @settings(deadline=None, max_examples=80)
@@ -183,26 +129,15 @@ def slow_class_loss(logits, gt_classes, mask):
 def test_losses_of_logits(rows, data):
     logits = torch.tensor(rows, dtype=torch.float64)
     flags = [[data.draw(st.booleans()) for _ in range(3)] for _ in rows]
-    positive = torch.tensor(flags)  # none, one or several a row
-    gt, weight = torch.tensor([data.draw(st.integers(0, 3)) for _ in rows]), data.draw(st.sampled_from([0.125, 1.0]))
-    close(matched_bce(logits, positive, negative_weight=weight), slow_matched(logits, positive, weight))
-    close(masked_class_bce(logits, gt, torch.tensor([1.0, 0, 1])), slow_class_loss(logits, gt, [1, 0, 1]))
-    close(multi_hot_bce(logits, positive), slow_multi_hot(logits, positive))
-    close(one_hot_per_tag_bce(logits, positive), slow_per_tag(logits, positive))
-
-
-# ---- masked_softmax_ce
-
-
-def slow_softmax_ce(logits, gt_classes, has_boxes, background_weight):
-    total = 0.0
-    for row, gt in zip(logits.tolist(), gt_classes.tolist(), strict=True):
-        columns = [k for k, seen in enumerate([*has_boxes.tolist(), True]) if seen]
-        if gt not in columns:
-            continue
-        weight = background_weight if gt == len(has_boxes) else 1.0
-        total -= weight * log_softmax_of([row[k] for k in columns], columns.index(gt))
-    return total / len(logits)
+    gt, weight = [data.draw(st.integers(0, 3)) for _ in rows], data.draw(st.sampled_from([0.125, 1.0]))
+    positive, pairs = torch.tensor(flags), list(zip(rows, flags, strict=True))
+    close(matched_bce(logits, positive, negative_weight=weight), [slow_matched(*pair, weight) for pair in pairs])
+    close(losses.multi_hot_bce(logits, positive), [sum(map(bce, *pair)) for pair in pairs])
+    close(losses.one_hot_per_tag_bce(logits, positive), [slow_per_tag(*pair) for pair in pairs])
+    expected = sum(bce(row[k], k == own) for row, own in zip(rows, gt, strict=True) for k in (0, 2)) / len(rows)
+    close(losses.masked_class_bce(logits, torch.tensor(gt), torch.tensor([1.0, 0, 1])), expected)
+    extreme = torch.tensor([[-1000.0, 1000.0]])
+    close(matched_bce(extreme, torch.tensor([[True, False]]), negative_weight=0.5), [1500.0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -212,20 +147,21 @@ def test_masked_softmax_ce_is_the_formula(regions, classes, background_weight, s
     logits = 10 * torch.randn(regions, classes + 1, generator=generator)
     gt_classes = torch.randint(0, classes + 1, (regions,), generator=generator)
     has_boxes = torch.rand(classes, generator=generator) < 0.6
-    loss = masked_softmax_ce(logits, gt_classes, has_boxes, background_weight=background_weight)
-    close(loss, slow_softmax_ce(logits, gt_classes, has_boxes, background_weight))
+    columns, expected = [k for k, seen in enumerate([*has_boxes.tolist(), True]) if seen], 0.0
+    for row, gt in zip(logits.tolist(), gt_classes.tolist(), strict=True):
+        if gt in columns:
+            weight = background_weight if gt == classes else 1.0
+            expected -= weight * log_softmax_of([row[k] for k in columns], columns.index(gt)) / regions
+    close(losses.masked_softmax_ce(logits, gt_classes, has_boxes, background_weight=background_weight), expected)
 
 
 def test_masked_softmax_ce_leaves_classes_without_boxes_alone():
     logits = randn(3, 5).requires_grad_()
     has_boxes = torch.tensor([True, False, True, False])
-    masked_softmax_ce(logits, torch.tensor([0, 3, 4]), has_boxes, background_weight=0.6).backward()
+    losses.masked_softmax_ce(logits, torch.tensor([0, 3, 4]), has_boxes, background_weight=0.6).backward()
     assert logits.grad.isfinite().all() and (logits.grad[:, [1, 3]] == 0).all()
     assert (logits.grad[1] == 0).all()  # a region of a class that does not count
     assert (logits.grad[0, [0, 2, 4]] != 0).all()
-
-
-# ---- matched_contrast
 
 
 def slow_matched_nll(logits, positive):
@@ -234,13 +170,6 @@ def slow_matched_nll(logits, positive):
     for row, own in zip(logits, positive, strict=True):
         total -= sum(log_softmax_of(row, c) for c, y in enumerate(own) if y) / (sum(own) + 1e-6)
     return total / len(logits)
-
-
-def slow_matched_contrast(regions, region_ids, texts, text_ids, scale):
-    logits = [[cosine(r, t, scale) for t in texts.tolist()] for r in regions.tolist()]
-    positive = [[i == j for j in text_ids.tolist()] for i in region_ids.tolist()]
-    turned = [[list(column) for column in zip(*rows, strict=True)] for rows in (logits, positive)]
-    return (slow_matched_nll(logits, positive) + slow_matched_nll(*turned)) / 2
 
 
 @settings(max_examples=60, deadline=None)
@@ -253,9 +182,11 @@ def slow_matched_contrast(regions, region_ids, texts, text_ids, scale):
 def test_matched_contrast_is_the_formula(region_ids, text_ids, scale, seed):
     """Several positives, the same image on many rows, rows and columns without a positive."""
     regions, texts = units(len(region_ids), 5, seed=seed), units(len(text_ids), 5, seed=seed + 1)
-    region_ids, text_ids = torch.tensor(region_ids), torch.tensor(text_ids)
-    loss = matched_contrast(regions, region_ids, texts, text_ids, scale=scale)
-    close(loss, slow_matched_contrast(regions, region_ids, texts, text_ids, scale))
+    loss = matched_contrast(regions, torch.tensor(region_ids), texts, torch.tensor(text_ids), scale=scale)
+    logits = [[cosine(r, t, scale) for t in texts.tolist()] for r in regions.tolist()]
+    positive = [[i == j for j in text_ids] for i in region_ids]
+    turned = [list(zip(*rows, strict=True)) for rows in (logits, positive)]
+    close(loss, (slow_matched_nll(logits, positive) + slow_matched_nll(*turned)) / 2)
 
 
 # ---- OV-RCNN: every caption beside every image, one pair at a time
@@ -275,7 +206,7 @@ def captions_and_tiles(counts, *, dim=6, seed=0):
 
 
 def replicated(words, is_word, locations, is_location):
-    """Both sides repeated so that row i · B + j holds caption i and image j, without padding."""
+    """(i, j, words of caption i, locations of image j) of all pairs, without padding."""
     for i in range(len(words)):
         for j in range(len(words)):
             yield i, j, words[i][is_word[i]], locations[j][is_location[j]]
@@ -291,7 +222,7 @@ def chosen(row):
 def test_aligned_local_is_the_replicated_form(counts, temperature):
     """Captions without words and tiles without locations score 0; padding gets no gradient, which is finite."""
     inputs = [tensor.requires_grad_(tensor.is_floating_point()) for tensor in captions_and_tiles(counts)]
-    found = aligned_local(*inputs, temperature=temperature)
+    found = losses.aligned_local(*inputs, temperature=temperature)
     expected = {"words": torch.zeros(3, 3), "cells": torch.zeros(3, 3)}
     for i, j, caption, image in replicated(*inputs):
         s = [[float(e @ v) / temperature for v in image] for e in caption]
@@ -311,7 +242,7 @@ def test_aligned_local_is_the_replicated_form(counts, temperature):
 def test_the_mean_of_cosines_is_the_product_of_pooled_unit_vectors(counts, seed):
     words, is_word, locations, is_location = captions_and_tiles(counts, seed=seed)
     unit = LOCAL_METRICS["cosine"]
-    (found,) = mean_of_pairs(unit(words), is_word, unit(locations), is_location, temperature=0.01).values()
+    (found,) = losses.mean_of_pairs(unit(words), is_word, unit(locations), is_location, temperature=0.01).values()
     for i, j, caption, image in replicated(words, is_word, locations, is_location):
         pairs = torch.cosine_similarity(caption[:, None], image[None], dim=2)
         pooled = normalize(caption, dim=1).mean(0) @ normalize(image, dim=1).mean(0)

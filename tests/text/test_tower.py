@@ -1,4 +1,4 @@
-"""What a CLIP and a BERT tower share: batches, word embeddings as input, fingerprint; word dropout against a loop."""
+"""CLIP and BERT towers: batches, word embeddings as input, fingerprints; word dropout against a loop."""
 
 import pytest
 import torch
@@ -16,42 +16,28 @@ def any_tower(request):
     return build_text_tower(name=request.param)
 
 
-def test_is_frozen_and_stays_in_evaluation_mode(any_tower):
-    model = torch.nn.ModuleList([any_tower])
-    model.train()
-    assert model.training
+def test_encoding(any_tower, phrases):
+    """Frozen, in evaluation mode, of unit length; a batch equals its texts one by one; autocast changes nothing."""
+    torch.nn.ModuleList([any_tower]).train()
     assert not any(module.training for module in any_tower.modules())
     assert not any(parameter.requires_grad for parameter in any_tower.parameters())
-
-
-def test_unit_norm_float32_without_graph(any_tower, phrases):
     embeddings = any_tower.encode(phrases)
     assert embeddings.shape == (4, any_tower.dim) and embeddings.dtype == torch.float32
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
     assert not embeddings.requires_grad and not embeddings.is_inference()
     assert any_tower.encode([]).shape == (0, any_tower.dim)
+    single = torch.cat([any_tower.encode([text]) for text in phrases])
+    torch.testing.assert_close(embeddings, single, atol=1e-6, rtol=0)
+    torch.testing.assert_close(any_tower.encode(phrases, batch_size=3), single, atol=1e-6, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(any_tower.encode(phrases), embeddings)
+    long = "dog " * 1000
+    assert torch.equal(any_tower.encode([long]), any_tower.encode([long + "cat"]))  # read from the start
     with pytest.raises(TypeError, match="list"):
         any_tower.encode("a dog")
 
 
-def test_batched_equals_single_in_the_given_order(any_tower, phrases):
-    single = torch.cat([any_tower.encode([text]) for text in phrases])
-    torch.testing.assert_close(any_tower.encode(phrases), single, atol=1e-6, rtol=0)
-    torch.testing.assert_close(any_tower.encode(phrases, batch_size=3), single, atol=1e-6, rtol=0)
-
-
-def test_autocast_around_it_changes_nothing(any_tower, phrases):
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = any_tower.encode(phrases)
-    assert torch.equal(inside, any_tower.encode(phrases))
-
-
-def test_over_long_texts_are_read_from_the_start(any_tower):
-    long = "dog " * 1000
-    assert torch.equal(any_tower.encode([long]), any_tower.encode([long + "cat"]))
-
-
-# ---- words ---------------------------------------------------------------------------------------
+# ---- words
 
 
 def inner_words(tower, texts):
@@ -64,20 +50,16 @@ def inner_words(tower, texts):
     return words, torch.tensor([len(ids) for ids in inner])
 
 
-def test_words_of_a_text_are_read_as_the_text(any_tower, phrases):
+def test_words_of_a_text_are_read_as_the_text_alone_and_in_a_batch(any_tower, phrases):
     features = any_tower.encode_words(*inner_words(any_tower, phrases))
     torch.testing.assert_close(normalize(features.embedding), any_tower.encode(phrases), atol=1e-6, rtol=0)
     torch.testing.assert_close(normalize(features.hidden), any_tower.encode_hidden(phrases), atol=1e-6, rtol=0)
     assert features.hidden.shape == (4, any_tower.hidden_dim)
     assert (features.embedding.norm(dim=1) - 1).abs().min() > 1e-3  # not normalised
-
-
-def test_a_batch_of_words_equals_its_sequences_one_by_one(any_tower, phrases):
     words, lengths = inner_words(any_tower, phrases)
-    together = any_tower.encode_words(words, lengths)
     for b, n in enumerate(lengths.tolist()):
         alone = any_tower.encode_words(words[b : b + 1, :n], lengths[b : b + 1])
-        for all_of, one in zip(together, alone, strict=True):
+        for all_of, one in zip(features, alone, strict=True):
             torch.testing.assert_close(all_of[b], one[0], atol=1e-5, rtol=1e-4)
 
 
@@ -88,9 +70,6 @@ def test_gradients_reach_the_words_that_are_read_and_no_weight(any_tower):
     assert words.grad[0].any(1).all() and words.grad[1, :3].any(1).all()
     assert not words.grad[1, 3:].any()
     assert all(p.grad is None for p in any_tower.parameters())
-
-
-def test_no_sequence(any_tower):
     for length in (0, 3):
         features = any_tower.encode_words(torch.zeros(0, length, any_tower.word_dim), torch.zeros(0, dtype=torch.int64))
         assert features.hidden.shape == (0, any_tower.hidden_dim)
@@ -102,9 +81,6 @@ def test_more_words_than_it_can_read(tower):
     tower.encode_words(torch.zeros(1, 18, 16), torch.tensor([18]))
     with pytest.raises(UserError, match="19 pseudo words is longer than the 18 .*MODEL.METHOD.BARON.PROPOSALS"):
         tower.encode_words(torch.zeros(1, 19, 16), torch.tensor([19]))
-
-
-# ---- fingerprint ---------------------------------------------------------------------------------
 
 
 def flip_one_bit(weight):
@@ -156,25 +132,22 @@ def test_survivors_close_up_to_the_left(counts, dropout, seed):
         assert torch.equal(ours[:n], torch.stack(reference))
 
 
-def test_words_are_neither_scaled_nor_copied_without_gradient():
+def test_words_are_not_scaled_and_every_one_goes_with_the_given_probability():
+    """4 standard deviations of 20,000 draws; word 0 also stays where all would go."""
     words = torch.randn(3, 4, 2, requires_grad=True)
     real = torch.tensor([[True] * 4, [True] * 2 + [False] * 2, [True] + [False] * 3])
     kept, lengths = drop_words(words, real, dropout=0.0)
     assert lengths.tolist() == [4, 2, 1] and torch.equal(kept[1, :2], words[1, :2])
     sum(row[:n].sum() for row, n in zip(kept, lengths.tolist(), strict=True)).backward()
     assert torch.equal(words.grad, real[..., None].expand(-1, -1, 2).float())
-
-
-@pytest.mark.parametrize("dropout", [0.25, 0.5])
-def test_every_word_goes_with_the_given_probability(dropout):
-    """4 standard deviations of 20,000 draws; word 0 also stays where all would go."""
     torch.manual_seed(0)
-    marks = torch.arange(4.0).expand(20_000, -1)[..., None]
-    kept, lengths = drop_words(marks, torch.ones(20_000, 4, dtype=torch.bool), dropout=dropout)
-    real = torch.arange(kept.shape[1]) < lengths[:, None]
-    frequency = torch.tensor([((kept[..., 0] == i) & real).float().sum() / 20_000 for i in range(4)])
-    expected = torch.tensor([1 - dropout + dropout**4, *[1 - dropout] * 3])
-    assert (frequency - expected).abs().max() < 4 * (dropout * (1 - dropout) / 20_000) ** 0.5
+    for dropout in (0.25, 0.5):
+        marks = torch.arange(4.0).expand(20_000, -1)[..., None]
+        kept, lengths = drop_words(marks, torch.ones(20_000, 4, dtype=torch.bool), dropout=dropout)
+        real = torch.arange(kept.shape[1]) < lengths[:, None]
+        frequency = torch.tensor([((kept[..., 0] == i) & real).float().sum() / 20_000 for i in range(4)])
+        expected = torch.tensor([1 - dropout + dropout**4, *[1 - dropout] * 3])
+        assert (frequency - expected).abs().max() < 4 * (dropout * (1 - dropout) / 20_000) ** 0.5
 
 
 @settings(deadline=None, max_examples=40)

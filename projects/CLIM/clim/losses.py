@@ -1,6 +1,7 @@
 """Losses as pure functions of tensors.
 
-Shape legend: R regions, T tiles of the batch, C candidate texts, K classes, D embedding width.
+Shapes: R regions, T tiles of the batch, C candidate texts, K classes, D embedding width. A loss without regions is a 0
+that keeps the graph, so that DDP finds a gradient for every parameter.
 """
 
 import torch
@@ -9,35 +10,31 @@ from torch.nn import functional as F
 
 
 def cosine_logits(regions: Tensor, texts: Tensor, *, temperature: Tensor | float, bias: Tensor | float = 0.0) -> Tensor:
-    """``temperature * cos(regions (R, D), texts (C, D)) + bias`` as (R, C) float32, inside autocast too.
+    """``temperature * cos(regions (R, D), texts (C, D)) + bias`` as (R, C) float32, also inside autocast.
 
-    A zero text row (Detic's background) gives the logit ``bias``.
+    A text row of zeros (Detic's background) gives the logit ``bias``.
     """
-    with torch.autocast(regions.device.type, enabled=False):  # half precision is 1/64 coarse at -20
+    with torch.autocast(regions.device.type, enabled=False):  # half precision has steps of 1/64 at -20
         regions = F.normalize(regions.float(), dim=-1)
         texts = F.normalize(texts.float(), dim=-1)
         return temperature * regions @ texts.T + bias
 
 
 def positives_by_id(members: Tensor, tile_ids: Tensor, text_ids: Tensor) -> Tensor:
-    """Which texts belong to which regions: (R, C) bool.
+    """(R, C) bool: a text is positive if its image id is one of the region's (CLIM release, Detic's caption loss).
 
-    Args:
-        members: (R, T) bool, the tiles that each region stands for.
-        tile_ids: (T,) image id of each tile.
-        text_ids: (C,) image id of each text; negative ids belong to nothing.
-
-    A text is positive iff its image id is among the region's ids (CLIM release, Detic caption loss).
+    ``members`` (R, T) bool are the tiles that a region stands for, ``tile_ids`` (T,) and ``text_ids`` (C,) image ids.
+    A text with a negative id is never positive.
     """
     same = (tile_ids[:, None] == text_ids[None, :]) & (text_ids[None, :] >= 0)
     return (members.float() @ same.float()) > 0
 
 
 def matched_bce(logits: Tensor, positive: Tensor, *, negative_weight: float) -> Tensor:
-    """Σ_c w_rc · BCE(logits_rc, positive_rc) for every region: (R,).
+    """Σ_c w_rc · BCE(logits_rc, positive_rc) of every region: (R,).
 
-    w = 1 / (number of the region's positives) for positives, ``negative_weight`` for the rest (CLIM release; with one
-    positive a row and weight 1 it is official Detic's caption loss).
+    w is 1 / (number of the region's positives) for positives and ``negative_weight`` for the others (CLIM release).
+    With one positive a row and weight 1, this is official Detic's caption loss.
     """
     target = positive.float()
     weight = torch.where(positive, 1 / target.sum(1, keepdim=True).clamp(min=1), negative_weight)
@@ -45,15 +42,15 @@ def matched_bce(logits: Tensor, positive: Tensor, *, negative_weight: float) -> 
 
 
 def multi_hot_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Σ_k BCE(logits_rk, targets_rk) for every region: (R,), targets (R, K) in {0, 1} (CLIM release)."""
+    """Σ_k BCE(logits_rk, targets_rk) of every region: (R,), for targets (R, K) of 0 and 1 (CLIM release)."""
     return F.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").sum(1)
 
 
 def one_hot_per_tag_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over a region's tags t of Σ_k BCE(logits_rk, 1[k = t]): (R,), zero where there is no tag.
+    """Mean over a region's tags t of Σ_k BCE(logits_rk, 1[k = t]): (R,), zero for a region without tags.
 
-    An image's other tags act as negatives (official Detic). As BCE(s, 1) = BCE(s, 0) - s, the mean over
-    tags is Σ_k softplus(s_k) - mean_t s_t.
+    The other tags of the image are negatives (official Detic). As BCE(s, 1) = BCE(s, 0) - s, the mean over the tags is
+    Σ_k softplus(s_k) - mean_t s_t.
     """
     targets = targets.float()
     count = targets.sum(1)
@@ -64,53 +61,38 @@ def one_hot_per_tag_bce(logits: Tensor, targets: Tensor) -> Tensor:
 def sampled_class_bce(regions: Tensor, labels: Tensor, classes: Tensor, sampled: Tensor, *, scale: float) -> Tensor:
     """Mean over regions of Σ_s BCE(scale · cos(region_r, class_s), 1[s = label_r]), a scalar (CLIPSelf's RegionCLIP).
 
-    Args:
-        regions: (R, D) projections.
-        labels: (R,) in [0, K).
-        classes: (K, D) embeddings.
-        sampled: (S,) the classes that are looked at, every label among them.
+    Regions (R, D), labels (R,) in [0, K), classes (K, D); the ``sampled`` classes (S,) include every label.
     """
     logits = cosine_logits(regions, classes[sampled], temperature=scale)
     if len(regions) == 0:
-        return logits.sum() * 0.0  # keeps the graph, so that DDP sees a gradient for every parameter
+        return logits.sum() * 0.0
     return multi_hot_bce(logits, labels[:, None] == sampled[None, :]).mean()
 
 
 def masked_class_bce(logits: Tensor, gt_classes: Tensor, class_mask: Tensor) -> Tensor:
     """Box-supervised class loss: Σ_r Σ_k m_k · BCE(logits_rk, 1[k = gt_r]) / R, a scalar.
 
-    Args:
-        logits: (R, K) without the background column; with it, background is one class more.
-        gt_classes: (R,) in [0, K]; K is background and has no positive column, unless its own is among them.
-        class_mask: (K,) 1 for base classes, 0 for classes without box annotations (detic §1.1).
+    ``logits`` (R, K) may have a column for the background. ``gt_classes`` (R,) are in [0, K]; a region of K has no
+    positive column. ``class_mask`` (K,) is 1 for base classes and 0 for classes without boxes (detic §1.1).
     """
-    if len(logits) == 0:
-        return logits.sum() * 0.0  # keeps the graph, so that DDP sees a gradient for every parameter
     num_classes = logits.shape[1]
     target = F.one_hot(gt_classes, num_classes + 1)[:, :num_classes].to(logits.dtype)
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return (bce * class_mask).sum() / len(logits)
+    return (bce * class_mask).sum() / max(len(logits), 1)
 
 
 def masked_softmax_ce(logits: Tensor, gt_classes: Tensor, has_boxes: Tensor, *, background_weight: float) -> Tensor:
     """Box-supervised class loss of F-VLM: Σ_r w_r · (-log softmax(logits_r)[gt_r]) / R, a scalar.
 
-    The softmax runs over the classes with boxes and the background; w is ``background_weight`` for background
-    regions, 1 for the classes with boxes and 0 for the others. The divisor is the number of regions, not Σ w
-    (clip_fvlm §4).
-
-    Args:
-        logits: (R, K + 1), the last column background.
-        gt_classes: (R,) in [0, K]; K is background.
-        has_boxes: (K,) bool.
+    The softmax runs over the classes with boxes and the background. w is ``background_weight`` for background
+    regions, 1 for the classes with boxes and 0 for the others (clip_fvlm §4). ``logits`` (R, K + 1), ``gt_classes``
+    (R,) in [0, K], where K is the background, and ``has_boxes`` (K,) bool.
     """
-    if len(logits) == 0:
-        return logits.sum() * 0.0  # keeps the graph, so that DDP sees a gradient for every parameter
     weight = torch.cat([has_boxes.to(logits.dtype), logits.new_tensor([background_weight])])
     masked = logits.masked_fill(F.pad(~has_boxes, (0, 1)), -torch.inf)
     nll = F.cross_entropy(masked, gt_classes, reduction="none")
     weight = weight[gt_classes]
-    return torch.where(weight > 0, weight * nll, 0.0).sum() / len(logits)
+    return torch.where(weight > 0, weight * nll, 0.0).sum() / max(len(logits), 1)
 
 
 def symmetric_info_nce(
@@ -118,11 +100,8 @@ def symmetric_info_nce(
 ) -> Tensor:
     """½ [CE(scale · images · all_textsᵀ, y) + CE(scale · texts · all_imagesᵀ, y)], y_r = r + ``start``, a scalar.
 
-    Args:
-        images, texts: (R, D) unit rows of this process's pairs.
-        all_images, all_texts: (N, D) those of all processes, which hold this one's from row ``start`` on.
-
-    In float32, inside autocast too. Means are over R; 0 without pairs (clip_fvlm §2).
+    ``images`` and ``texts`` (R, D) are unit rows of this process; among the (N, D) rows of all processes they start at
+    row ``start``. Each CE is a mean over R, in float32, also inside autocast (clip_fvlm §2).
     """
     if len(images) == 0:
         return (images.sum() + all_images.sum()) * 0.0 * scale
@@ -136,19 +115,12 @@ def symmetric_info_nce(
 def matched_contrast(regions: Tensor, region_ids: Tensor, texts: Tensor, text_ids: Tensor, *, scale: float) -> Tensor:
     """½ [ℓ(S, Y) + ℓ(Sᵀ, Yᵀ)], S = scale · regions · textsᵀ, Y = 1 where image ids match, a scalar (BARON, baron §5).
 
-    ℓ(S, Y) is the mean over rows of -Σ_c Y_rc · log softmax(S_r)_c / (Σ_c Y_rc + 1e-6): with one positive a row it is
-    InfoNCE; a row without positives counts as 0.
-
-    Args:
-        regions: (R, D) unit rows, those of the queue among them: these are anchors too.
-        region_ids: (R,) image ids >= 0.
-        texts: (C, D) unit rows, the queue's among them.
-        text_ids: (C,) image ids >= 0.
-
-    In float32, inside autocast too. 0 where there are no regions or no texts.
+    ℓ(S, Y) is the mean over rows of -Σ_c Y_rc · log softmax(S_r)_c / (Σ_c Y_rc + 1e-6), in float32, also inside
+    autocast. With one positive a row it is InfoNCE; a row without positives counts as 0. Regions (R, D) and texts
+    (C, D) are unit rows of the batch and of the queues, with image ids >= 0.
     """
     if len(regions) == 0 or len(texts) == 0:
-        return (regions.sum() + texts.sum()) * 0.0  # keeps the graph, so that DDP sees every parameter
+        return (regions.sum() + texts.sum()) * 0.0
     with torch.autocast(regions.device.type, enabled=False):
         logits = scale * regions.float() @ texts.float().T
         same = (region_ids[:, None] == text_ids[None, :]).float()
@@ -161,33 +133,29 @@ def _mean_positive_nll(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 # ---- OV-RCNN's grounding: words of captions against locations of images (ovrcnn §1.3, §3)
-# T captions and as many tiles, caption i being tile i's; L words, N locations, both padded; D width.
+# T tiles, each with a caption; L words and N locations, both padded; D width.
 
-# MODEL.METHOD.GROUNDING.LOCAL_METRIC -> what is done to words and locations before their dot products.
+# MODEL.METHOD.GROUNDING.LOCAL_METRIC -> what words and locations become before their dot products.
 LOCAL_METRICS = {"dot": lambda vectors: vectors, "cosine": lambda vectors: F.normalize(vectors, dim=-1)}
 
 
 def aligned_local(
     words: Tensor, is_word: Tensor, locations: Tensor, is_location: Tensor, *, temperature: float
 ) -> dict[str, Tensor]:
-    """Scores of every caption (row) with every tile (column): words choose locations, and locations choose words.
+    """Scores of every caption (row) with every tile (column), in float32, also inside autocast.
 
     With s_cn = ⟨word c of caption i, location n of tile j⟩ / ``temperature``:
 
         words: S_ij = mean_c Σ_n softmax_n(s_cn) · s_cn        cells: S_ij = mean_n Σ_c softmax_c(s_cn) · s_cn
 
-    as official OVR-CNN, temperature 10 with dot products. A caption without words or a tile without locations scores 0.
-
-    Args:
-        words, locations: (T, L, D), (T, N, D); L and N at least 1.
-        is_word, is_location: (T, L), (T, N) bool, False for padding and hidden words.
-
-    Returns {"words": (T, T), "cells": (T, T)}, float32, inside autocast too; logs name the losses by these keys.
+    Official OVR-CNN uses dot products and temperature 10. A caption without words or a tile without locations scores 0.
+    Words (T, L, D), locations (T, N, D), L and N at least 1; ``is_word`` (T, L) and ``is_location`` (T, N) are False
+    for padding and hidden words. Returns {"words": (T, T), "cells": (T, T)}; the losses in the logs have these names.
     """
     with torch.autocast(words.device.type, enabled=False):
         scores = torch.einsum("icd,jnd->ijcn", words.float(), locations.float()) / temperature
         pairs = is_word[:, None, :, None] & is_location[None, :, None, :]
-        # The official way to leave pairs out: -inf gives nan where nothing is left.
+        # As in the official code. -inf would give nan where no pair is left.
         candidates = torch.where(pairs, scores, scores.detach().min() - 100)
         of_words = (candidates.softmax(3) * scores * pairs).sum((2, 3))
         of_locations = (candidates.softmax(2) * scores * pairs).sum((2, 3))
@@ -202,21 +170,21 @@ def mean_of_pairs(
 ) -> dict[str, Tensor]:
     """{"pairs": (T, T)}, S_ij = mean over c, n of ⟨word c of caption i, location n of tile j⟩ / ``temperature``.
 
-    CLIM's paper describes the score of OV-RCNN like this, with cosines, and states no temperature. A mean of products
-    is the product of means. Arguments as in :func:`aligned_local`.
+    CLIM's paper describes this score for OV-RCNN, with cosines and without a temperature. Computed as the product of
+    the means. Arguments as in :func:`aligned_local`.
     """
     with torch.autocast(words.device.type, enabled=False):
         return {"pairs": _mean(words.float(), is_word) @ _mean(locations.float(), is_location).T / temperature}
 
 
-# MODEL.METHOD.GROUNDING.GLOBAL_METRIC -> its matrices of scores, by name.
+# MODEL.METHOD.GROUNDING.GLOBAL_METRIC -> the function that computes the matrices of scores.
 GLOBAL_METRICS = {"aligned_local": aligned_local, "mean": mean_of_pairs}
 
 
 def choices(scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropies of captions choosing their image among (T, T) scores, and of images their caption.
+    """Mean cross-entropies of the rows of ``scores`` (T, T), where captions choose images, and of the columns.
 
-    Another tile of the same image, found by its image id (T,), is not a candidate.
+    ``ids`` (T,) are image ids. Another tile of the same image is not a candidate.
     """
     again = (ids[:, None] == ids).fill_diagonal_(False)
     scores = scores.masked_fill(again, -torch.inf)

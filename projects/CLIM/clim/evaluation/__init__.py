@@ -1,4 +1,4 @@
-"""Evaluation of every set of DATASETS.TEST, each by the evaluator of its kind."""
+"""Evaluate a model on every set of DATASETS.TEST, each with the evaluator of its kind."""
 
 import os
 from pathlib import Path
@@ -16,12 +16,12 @@ from .regions import RegionClassificationEvaluator
 
 __all__ = ["OVCOCOEvaluator", "RegionClassificationEvaluator", "build_evaluators", "evaluate"]
 
-# By the ``evaluator_type`` of a set's metadata. A set of any other type is scored as OV-COCO is.
+# ``evaluator_type`` of a set's metadata -> its evaluator. Sets of other types get OVCOCOEvaluator.
 EVALUATORS = {"ov_coco": OVCOCOEvaluator, "regions": RegionClassificationEvaluator}
 
 
 def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
-    """{data set: its evaluator}. Raises an error if a set cannot be scored; call it before training too."""
+    """{data set: its evaluator}. Raises an error for a set that cannot be scored, so call it before training too."""
     evaluators = {}
     for name in cfg.DATASETS.TEST:
         kind = MetadataCatalog.get(name).get("evaluator_type")
@@ -32,10 +32,9 @@ def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
 
 @torch.no_grad()
 def evaluate(cfg, model) -> dict:
-    """Score every set of DATASETS.TEST.
+    """{task: {figure: value}} for one set, e.g. {"bbox": {"AP50_novel": …}}; {set: {task: {…}}} for several.
 
-    Returns {task: {figure: value}} for one set, e.g. {"bbox": {"AP50_novel": …}}, and {set: {task: {…}}} for several.
-    The main process also writes the figures to OUTPUT_DIR/evaluation.json, without the tasks; others return {}.
+    The main process also writes the figures to OUTPUT_DIR/evaluation.json, without the tasks. The others return {}.
     """
     results = {}
     for name, evaluator in build_evaluators(cfg).items():

@@ -1,4 +1,4 @@
-"""What the evaluators share: one result for each image, gathered from all processes; tables and a json report."""
+"""The base of all evaluators: it gathers one result for each image, and writes tables and a json report."""
 
 import logging
 import os
@@ -20,49 +20,40 @@ class ImageEvaluator(DatasetEvaluator):
     """Keeps one result for each image and scores all results in the main process.
 
     A subclass stores ``self.results[image_id]`` in :meth:`process` and computes figures in :meth:`score`. An image
-    that a sampler repeats counts once.
+    that a sampler repeats counts once. ``output_dir`` is the folder of the report; None: it writes nothing.
+    ``distributed``: gather the results of all processes.
     """
 
-    task: str  # the figures' key in what evaluate() returns
-    columns: tuple[str, ...]  # columns of the summary's table; the other parts of a figure's name make its row
+    task: str  # key of the figures in the result of evaluate()
+    columns: tuple[str, ...]  # columns of the summary's table; the other parts of a figure's name are its row
     report_file: str  # name of the report in ``output_dir``
     build_loader: Callable[..., SkippingLoader]  # (cfg, data set, on_skip=…) → batches for the model
 
     def __init__(self, dataset_name: str, *, output_dir: str | os.PathLike | None, distributed: bool):
-        """
-        Args:
-            output_dir: folder of the report; None: nothing is written.
-            distributed: gather the results of all processes; all but the main one then return {}.
-        """
         self.name = dataset_name
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.distributed = distributed
         self.reset()
 
     def reset(self):
-        """Forget all results and skipped images."""
         self.results: dict[int, object] = {}
         self.skipped: list[Skipped] = []
 
     def skip(self, image: Skipped):
-        """Remember an image that never reached the model, and warn if it could not be read."""
+        """Store an image that does not reach the model. Warns if it could not be read."""
         self.skipped.append(image)
         if image.reason != NO_REGION:
             logger.warning("Image left out of the evaluation on '%s': %s (%s)", self.name, *image)
 
     def score(self, results: dict, skipped: list[Skipped]) -> tuple[dict, OrderedDict, list[dict]]:
-        """
-        Args:
-            results: {image id: result}, by ascending id.
-            skipped: skipped images of all processes, sorted.
+        """More entries of the report, {figure: value}, and one row {column: value} for each class.
 
-        Returns:
-            further entries of the report, {figure: value}, and one row {column: value} for each class.
+        ``results`` are {image id: result} and ``skipped`` the skipped images of all processes, both sorted.
         """
         raise NotImplementedError
 
     def evaluate(self) -> OrderedDict | dict:
-        """{task: {figure: value}} of all images, also logged and written; {} on all but the main process."""
+        """{task: {figure: value}} of all images, also logged and written; {} in all processes but the main one."""
         parts = [(self.results, self.skipped)]
         if self.distributed:
             comm.synchronize()
@@ -74,13 +65,8 @@ class ImageEvaluator(DatasetEvaluator):
         details, summary, per_class = self.score(dict(sorted(results.items())), skipped)
         logger.info(f"Results on '{self.name}':\n{summary_table(summary, self.columns)}")
         logger.info(f"Results by class on '{self.name}':\n{table(per_class, headers='keys')}")
-        report = {
-            "dataset": self.name,
-            **details,
-            "summary": nan_to_none(summary),
-            "per_class": [nan_to_none(row) for row in per_class],
-        }
-        self.write(self.report_file, report)
+        report = {"dataset": self.name, **details, "summary": nan_to_none(summary)}
+        self.write(self.report_file, report | {"per_class": [nan_to_none(row) for row in per_class]})
         return OrderedDict({self.task: summary})
 
     def write(self, file_name: str, content):
@@ -89,7 +75,7 @@ class ImageEvaluator(DatasetEvaluator):
 
 
 def summary_table(summary: Mapping[str, float], columns: Sequence[str]) -> str:
-    """Figures {prefix + column + group: value}, a row for each prefix and group: "all", "novel", "crops things"."""
+    """Table of {prefix + column + group: value}, a row for each prefix and group: "all", "novel", "crops things"."""
     rows = []
     for key in summary:
         prefix, found, group = key.partition(columns[0])
@@ -100,5 +86,5 @@ def summary_table(summary: Mapping[str, float], columns: Sequence[str]) -> str:
 
 
 def table(rows: Sequence, headers) -> str:
-    """Rows as a text table, figures with two decimals."""
+    """Text table of rows; figures have two decimals."""
     return tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".2f")

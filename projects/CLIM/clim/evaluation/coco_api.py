@@ -1,10 +1,9 @@
 """COCO's box precision and recall, computed by faster-coco-eval.
 
-The library gets cleaned input, so that four of its habits never show: an annotation with id 0 counts as
-unmatched; an empty list of detections fails to load; an empty list of images or categories means all of them;
-detections are modified.
+This module cleans its input, as the library counts an annotation with id 0 as unmatched, fails on an empty list of
+detections, takes an empty list of images or categories for all of them, and modifies detections.
 
-T IoU thresholds (.50:.05:.95), R recall thresholds (0:.01:1), K categories.
+Shapes: T IoU thresholds (.50:.05:.95), R recall thresholds (0:.01:1), K categories.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ ALL_AREAS = [0.0, 1e10]  # COCO's area range "all", in square pixels
 
 
 class PrecisionRecall(NamedTuple):
-    """Interpolated precision and final recall in [0, 1]; -1 for a category without (non-crowd) ground truth."""
+    """Interpolated precision and final recall in [0, 1]; -1 for a category without ground truth, crowds aside."""
 
     precision: np.ndarray  # (T, R, K)
     recall: np.ndarray  # (T, K)
@@ -46,16 +45,15 @@ def precision_recall(
     image_ids: Iterable[int] | None = None,
     max_dets: int = 100,
 ) -> PrecisionRecall:
-    """One COCO box evaluation over all areas.
+    """One COCO box evaluation over all areas. Does not modify its arguments.
 
     Args:
-        ground_truth: a COCO instances dict. Never modified.
-        detections: COCO results {image_id, category_id, bbox XYWH pixels, score}. Never modified.
-        category_ids: categories to evaluate (default: the file's). Detections of others are left out.
-        image_ids: images to evaluate (default: the file's). Detections on the file's others are left out.
-        max_dets: number of best detections used per image *and category*: COCO's reading of maxDets.
+        ground_truth: a COCO instances dict.
+        detections: COCO results {image_id, category_id, bbox XYWH pixels, score}.
+        category_ids, image_ids: what to evaluate (default: all of the file). Ignores other detections.
+        max_dets: number of best detections per image *and category*, as COCO's maxDets.
 
-    UserError where a detection's image is not in the ground truth.
+    UserError if the image of a detection is not in the ground truth.
     """
     known = {image["id"] for image in ground_truth["images"]}
     images = known if image_ids is None else known & set(image_ids)
@@ -65,8 +63,8 @@ def precision_recall(
     detections = list(detections)
     if unknown := {detection["image_id"] for detection in detections} - known:
         raise UserError(
-            f"a detection belongs to image {min(unknown)}, which is not in the ground truth: evaluate on the file "
-            "that the images came from"
+            f"A detection belongs to image {min(unknown)}, which is not in the ground truth: evaluate on the file of "
+            "these images."
         )
 
     evaluation = COCOeval_faster(iouType="bbox")
@@ -87,25 +85,21 @@ def precision_recall(
 
 
 def _indexed(params, annotations: Iterable[Mapping]) -> COCO:
-    """A COCO object of annotations or detections, built without its loaders; ids start at 1."""
+    """A COCO object of annotations or detections, whose ids start at 1."""
     images, categories = set(params.imgIds), set(params.catIds)
     chosen = [a for a in annotations if a["image_id"] in images and a["category_id"] in categories]
     coco = COCO()
     coco.dataset = {
         "images": [{"id": image_id} for image_id in params.imgIds],
         "categories": [{"id": category} for category in params.catIds],
-        "annotations": [{"id": i} | _fields(a) for i, a in enumerate(chosen, start=1)],
+        "annotations": [_annotation(a, i) for i, a in enumerate(chosen, start=1)],
     }
     coco.createIndex()
     return coco
 
 
-def _fields(annotation: Mapping) -> dict:
-    """What a box evaluation reads; ``area`` decides nothing, as all areas count."""
-    _, _, width, height = annotation["bbox"]
-    kept = {key: annotation[key] for key in ("image_id", "category_id", "score") if key in annotation}
-    return kept | {
-        "bbox": list(annotation["bbox"]),
-        "area": width * height,
-        "iscrowd": int(annotation.get("iscrowd", 0)),
-    }
+def _annotation(found: Mapping, number: int) -> dict:
+    """A copy of the fields that a box evaluation reads, with a new id."""
+    kept = {key: found[key] for key in ("image_id", "category_id", "score") if key in found}
+    box, crowd = list(found["bbox"]), int(found.get("iscrowd", 0))
+    return kept | {"id": number, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}

@@ -1,15 +1,15 @@
 """Open-vocabulary COCO: box AP50, AP and AR on novel, base and all classes, in percent.
 
-The two published protocols score each class alone; they differ in the images that count.
+There are two published protocols, which differ in the images that count.
 
-- **generalized** (OVR-CNN, Detic): the images that show a base or a novel object (4,836 of val2017's 5,000;
-  crowds count), whichever file is given. One evaluation over base + novel classes.
-- **two_run** (CLIM release): every image of the file, one evaluation for the base and one for the novel
-  classes. Detections on images without base or novel objects count against it too.
+- **generalized** (OVR-CNN, Detic): one evaluation of base + novel classes on the images that show a base or a novel
+  object, crowds included: 4,836 of val2017's 5,000.
+- **two_run** (CLIM release): one evaluation of the base and one of the novel classes on every image of the file, so
+  that detections on images without such objects count too.
 
-In both the detector predicts its whole vocabulary (80 names), and the ``max_dets`` best boxes of an image
-count whatever their class: unused classes take up slots without being scored. COCO's own limit is per image
-and category, so this evaluator cuts across classes; the cut changes nothing for a detector that gives 100 boxes.
+In both, the detector predicts its whole vocabulary (80 names), and the ``max_dets`` best boxes of an image count,
+whatever their class: boxes of unused classes take places too. COCO's own limit is per image and category. For a
+detector that gives at most 100 boxes, both limits are the same.
 """
 
 import json
@@ -37,9 +37,9 @@ logger = logging.getLogger(__name__)
 class OVCOCOEvaluator(ImageEvaluator):
     """Scores detections of a registered data set on its base and novel classes.
 
-    Results are ``{"bbox": {"AP50_novel": …, "AP50_base": …, "AP50_all": …, "AP_novel": …, "AR_novel": …}}``,
-    for CLIM's runs with the groups ``base_run`` and ``novel_run``. A group's figure is the mean over its
-    classes with ground truth, nan without any. No detections score 0.
+    Results are ``{"bbox": {"AP50_novel": …, "AP50_base": …, "AP50_all": …, "AP_novel": …, "AR_novel": …}}``; the groups
+    of the two runs are ``base_run`` and ``novel_run``. A figure is the mean over the group's classes that have ground
+    truth, nan if there are none.
     """
 
     task, columns, report_file = "bbox", METRICS, "ov_coco_results.json"
@@ -56,17 +56,15 @@ class OVCOCOEvaluator(ImageEvaluator):
     ):
         """
         Args:
-            dataset_name: a data set whose metadata has json_file in COCO's instances format, thing_classes,
+            dataset_name: its metadata has json_file in COCO's instances format, thing_classes,
                 thing_dataset_id_to_contiguous_id, and base_classes and novel_classes as lists of names.
-            output_dir: for ``coco_instances_results.json`` (detections) and ``ov_coco_results.json``
-                (summary and per_class; null for a figure that does not exist). None: nothing is written.
-            max_dets: number of best detections of an image that count, over all classes.
-            protocol: "generalized", "two_run" or "both".
+            output_dir: folder of ``coco_instances_results.json`` and ``ov_coco_results.json``; None: writes nothing.
+            max_dets: number of best detections of an image, over all classes.
 
-        AttributeError for missing metadata; UserError for wrong lists of classes and a missing json file.
+        AttributeError for missing metadata; UserError for wrong lists of classes or a missing json file.
         """
         if protocol not in PROTOCOLS:
-            raise UserError(f"unknown OV-COCO protocol '{protocol}': choose one of {', '.join(PROTOCOLS)}")
+            raise UserError(f"TEST.PROTOCOL '{protocol}' is unknown: choose one of {', '.join(PROTOCOLS)}.")
         super().__init__(dataset_name, output_dir=output_dir, distributed=distributed)
         self._protocol, self._max_dets = protocol, max_dets
         metadata = MetadataCatalog.get(dataset_name)
@@ -77,23 +75,21 @@ class OVCOCOEvaluator(ImageEvaluator):
         if wrong := sorted(name for name, count in counts.items() if count > 1 or name not in id_of):
             raise UserError(
                 f"base_classes and novel_classes of '{dataset_name}' list {', '.join(wrong)} twice, or not as "
-                "thing_classes do: correct the registration"
+                "thing_classes do: correct the registration."
             )
         self._splits = {split: {name: id_of[name] for name in names} for split, names in splits.items()}
         self._json_file = str(metadata.json_file)
         if not PathManager.isfile(self._json_file):
-            raise UserError(f"ground truth of data set '{dataset_name}' not found: {self._json_file}")
+            raise UserError(f"The ground truth of data set '{dataset_name}' is not found: {self._json_file}.")
 
     @classmethod
     def from_cfg(cls, cfg, dataset_name: str, *, output_dir: str) -> "OVCOCOEvaluator":
         return cls(dataset_name, output_dir=output_dir, protocol=cfg.TEST.PROTOCOL)
 
     def process(self, inputs, outputs):
-        """
-        Args:
-            inputs: B records with ``image_id``.
-            outputs: B dicts with ``instances``: pred_boxes, scores, pred_classes at the image's own size, and
-                ``logits`` if there are any: sigmoid scores near 1 tie in float32, and ties lose precision.
+        """``inputs`` are B records with ``image_id``; ``outputs`` B dicts with ``instances`` at the image's own size.
+
+        If the instances have ``logits``, these replace their scores, as scores near 1 are equal in float32.
         """
         for record, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
@@ -126,7 +122,7 @@ class OVCOCOEvaluator(ImageEvaluator):
         return details, summary, per_class
 
     def _warn(self, ground_truth: dict, results: dict, detections: list[dict]):
-        """Log what lowers the scores."""
+        """Warn about causes of low scores."""
         num_images = len(ground_truth["images"])
         if missing := len({image["id"] for image in ground_truth["images"]} - results.keys()):
             logger.warning(
@@ -138,7 +134,7 @@ class OVCOCOEvaluator(ImageEvaluator):
             logger.warning(f"no detections on '{self.name}': every class scores 0")
 
     def _figures(self, ground_truth: dict, detections: list[dict]) -> tuple[OrderedDict, dict]:
-        """{figure: mean over a group} and {suffix of the protocol's figures: {category id: {metric: value}}}."""
+        """{figure: mean over a group}, and {suffix of the protocol's figures: {category id: {metric: value}}}."""
         base, novel = (list(self._splits[split].values()) for split in ("base", "novel"))
         num_images = len(ground_truth["images"])
         shown = {a["image_id"] for a in ground_truth["annotations"] if a["category_id"] in {*base, *novel}}
@@ -162,7 +158,7 @@ class OVCOCOEvaluator(ImageEvaluator):
 
 
 def group_means(scores: dict[int, dict[str, float]], groups: dict[str, Iterable[int]]) -> OrderedDict:
-    """{"AP50_<group>", …}: means over a group's classes that are not nan; nan if none is left."""
+    """{"AP50_<group>": mean over the group's classes that are not nan, or nan, …}."""
     means = OrderedDict()
     for metric in METRICS:
         for group, categories in groups.items():

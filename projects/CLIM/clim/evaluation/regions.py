@@ -1,11 +1,11 @@
 """Zero-shot region classification: Top-1 and Top-5 accuracy of given regions, in percent.
 
-Every region is scored against all classes of its set: things, then stuff. R: regions, K: classes.
+Every region is scored against all classes of its set: things, then stuff. Shapes: R regions, K classes.
 
-- **macro**: mean over classes of each class's accuracy; classes without regions are left out. The CLIM release
-  reports it as macc1 and macc5 for things and stuff apart, each class's accuracy rounded to float16.
-- **micro**: part of all regions. The paper does not say which of the two its tables show.
-- where there is stuff, also things among the things alone, e.g. 80 classes instead of 133: ``…_80way``.
+- **macro**: mean of the accuracies of the classes that have regions. The CLIM release reports it as macc1 and macc5
+  for things and for stuff, with each class's accuracy rounded to float16.
+- **micro**: accuracy over all regions. The paper does not say whether its tables show macro or micro.
+- If there is stuff, things are also scored among things alone, e.g. 80 classes instead of 133: ``…_80way``.
 """
 
 import logging
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class RegionClassificationEvaluator(ImageEvaluator):
-    """Scores region scores of a registered region set.
+    """Computes the accuracies of a registered region set.
 
     Results are ``{"regions": {"Top1_macro": …, "Top1_micro": …, "Top1_macro_things": …, "Top5_macro": …}}`` for
     boxes; figures of the other variants begin with ``masks.`` or ``crops.``. Groups of classes are all (no
@@ -50,14 +50,12 @@ class RegionClassificationEvaluator(ImageEvaluator):
         distributed: bool = True,
         variants: Sequence[str] = ("boxes",),
     ):
-        """
-        Args:
-            dataset_name: a data set with ``thing_classes``, and ``stuff_classes`` if it has stuff: K names.
-            output_dir: for ``region_results.json`` (summary and per_class). None: nothing is written.
-            variants: of VARIANTS, those that the model gives scores for.
+        """``dataset_name`` has ``thing_classes``, and ``stuff_classes`` if it has stuff: K names.
+
+        ``output_dir``: folder of ``region_results.json``; None: writes nothing. ``variants``: what the model scores.
         """
         if not variants or set(variants) - set(VARIANTS):
-            raise UserError(f"TEST.REGIONS is {list(variants)}: give one or more of {', '.join(VARIANTS)} as a list")
+            raise UserError(f"TEST.REGIONS is {list(variants)}: give a list of one or more of {', '.join(VARIANTS)}.")
         super().__init__(dataset_name, output_dir=output_dir, distributed=distributed)
         metadata = MetadataCatalog.get(dataset_name)
         self._classes = region_classes(metadata)
@@ -70,13 +68,11 @@ class RegionClassificationEvaluator(ImageEvaluator):
         return cls(dataset_name, output_dir=output_dir, variants=cfg.TEST.REGIONS)
 
     def process(self, inputs, outputs):
-        """
-        Args:
-            inputs: B records with ``image_id`` and ``gt_classes`` (R,).
-            outputs: B dicts with ``region_scores``: {variant: (R, K), higher is likelier}.
+        """``inputs`` are B records with ``image_id`` and ``gt_classes`` (R,); ``outputs`` B dicts with
+        ``region_scores``: {variant: (R, K)}.
 
-        Keeps int64 (1 + 2V, R) of an image: classes, then for each variant the true class's rank among all
-        classes and among things.
+        Stores (1 + 2V, R) int64 of an image: its classes, then for each of V variants the rank of the true class among
+        all classes and among things.
         """
         for record, output in zip(inputs, outputs, strict=True):
             classes = record["gt_classes"].cpu()
@@ -92,8 +88,7 @@ class RegionClassificationEvaluator(ImageEvaluator):
         if scores is None or scores.shape != expected:
             raise UserError(
                 f"'{self.name}' needs scores {expected} of regions x classes for {variant}, but the model gives "
-                f"{'none' if scores is None else tuple(scores.shape)}: evaluate a model of images and texts with the "
-                "set's classes, or change DATASETS.TEST or TEST.REGIONS"
+                f"{'none' if scores is None else tuple(scores.shape)}: change DATASETS.TEST, TEST.REGIONS or the model."
             )
         return scores.detach().float().cpu()
 
@@ -133,15 +128,14 @@ class RegionClassificationEvaluator(ImageEvaluator):
 
 
 def region_classes(metadata) -> list[str]:
-    """Names of a region set's K classes in the order of scores: things, then stuff."""
+    """Names of a region set's K classes in the order of their scores: things, then stuff."""
     return [*metadata.thing_classes, *(metadata.get("stuff_classes") or ())]
 
 
 def true_ranks(scores: Tensor, classes: Tensor) -> Tensor:
     """(R,) int64 rank of the true class among (R, K) ``scores``; 0 is the highest.
 
-    Of equal scores the lower class comes first. A true class outside the K, or one with a nan score, gets the
-    last rank, K.
+    Of equal scores, the lower class is first. A true class that is not among the K, or whose score is nan, has rank K.
     """
     num_classes = scores.shape[1]
     known = classes < num_classes
@@ -152,14 +146,14 @@ def true_ranks(scores: Tensor, classes: Tensor) -> Tensor:
 
 
 def class_accuracies(correct: np.ndarray, classes: np.ndarray, *, num_classes: int) -> np.ndarray:
-    """(K,) percent of each class's regions that are ``correct`` (R,) bool; nan for classes without any."""
+    """(K,) percent of each class's regions that are ``correct`` (R,) bool; nan for a class without regions."""
     regions = np.bincount(classes, minlength=num_classes)
     hits = np.bincount(classes, weights=correct, minlength=num_classes)
     return np.divide(100 * hits, regions, out=np.full(num_classes, np.nan), where=regions > 0)
 
 
 def averages(correct: np.ndarray, classes: np.ndarray, *, members: Sequence[int]) -> dict[str, float]:
-    """{"macro": mean over the classes of ``members`` that have regions, "micro": over their regions}."""
+    """{"macro": mean over the classes in ``members`` that have regions, "micro": mean over their regions}."""
     inside = np.isin(classes, members)
     if not inside.any():
         return {"macro": math.nan, "micro": math.nan}
@@ -169,7 +163,6 @@ def averages(correct: np.ndarray, classes: np.ndarray, *, members: Sequence[int]
 
 
 def _groups(metadata, classes: Sequence[str], num_things: int) -> dict[str, list[int]]:
-    """{suffix: class indices}."""
     groups = {"": list(range(len(classes)))}
     if num_things < len(classes):
         groups |= {"_things": groups[""][:num_things], "_stuff": groups[""][num_things:]}

@@ -16,7 +16,8 @@ for _module in iter_modules(__path__):
 def build_method(cfg, *, pools: str = "boxes") -> Method | None:
     """The method named by ``cfg.MODEL.METHOD.NAME``; None for "" (boxes only).
 
-    UserError where it pools something else than the model offers, "boxes" or "locations", or needs another classifier.
+    ``pools``: what the model offers, "boxes" or "locations". UserError where the method needs the other, or another
+    classifier.
     """
     name, classifier = cfg.MODEL.METHOD.NAME, cfg.MODEL.OPEN_VOCAB.CLASSIFIER
     if not name:
@@ -25,12 +26,10 @@ def build_method(cfg, *, pools: str = "boxes") -> Method | None:
     if method.pools != pools:
         raise UserError(
             f"MODEL.METHOD.NAME {name} pools {method.pools}, but MODEL.META_ARCHITECTURE "
-            f"{cfg.MODEL.META_ARCHITECTURE} pools {pools}: use GridTextModel for methods that pool locations, and the "
-            "others for those that pool boxes."
+            f"{cfg.MODEL.META_ARCHITECTURE} pools {pools}: use GridTextModel for locations, another one for boxes."
         )
     if method.classifier != classifier:
         raise UserError(
-            f'MODEL.METHOD.NAME {name} needs MODEL.OPEN_VOCAB.CLASSIFIER "{method.classifier}", but that key is '
-            f'"{classifier}": set it to "{method.classifier}", or choose another method.'
+            f'MODEL.METHOD.NAME {name} needs MODEL.OPEN_VOCAB.CLASSIFIER "{method.classifier}", not "{classifier}".'
         )
     return method(cfg)

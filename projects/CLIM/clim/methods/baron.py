@@ -3,16 +3,14 @@
 1. ``select``: a bag is up to 10 proposals of a tile and the tile's own box (:func:`draw_bags`).
 2. The classifier projects each region to n pseudo words; the position of its box inside the tile is added.
 3. ``read``: the text tower encodes the words of a bag in up to 4 random orders, half of the words dropped.
-4. ``losses``: with bags b and captions c, those of the queues among both, S_bc = 30 · cos(b, c), and Y_bc = 1 where
-   their image ids match, loss_bag = 10 · ½ [ℓ(S, Y) + ℓ(Sᵀ, Yᵀ)]. ℓ is the mean over rows of the cross-entropy of a
-   row's softmax, averaged over the row's matches (:func:`clim.losses.matched_contrast`).
+4. ``losses``: loss_bag = 10 · ½ [ℓ(S, Y) + ℓ(Sᵀ, Yᵀ)] over the bags b and captions c of the batch and the queues, with
+   S_bc = 30 · cos(b, c) and Y_bc = 1 where their image ids match (:func:`clim.losses.matched_contrast`).
 5. ``update_queues``: bags and captions are stored for later losses.
 
 With 1 x 1 canvases the tile is the image and this is BARON (baron §5). With mosaics it is BARON + CLIM: each tile takes
 the image's place (CLIM paper §3.3; baron §7). The numbers are the defaults of MODEL.METHOD.BARON.
 
-Shape legend: methods/base.py; n words of a region, W width of a word, S sequences, L words of the longest, P proposals
-of one tile.
+Shapes as in base.py; n words of a region, W width of a word, S sequences, L words of the longest.
 """
 
 import math
@@ -37,7 +35,7 @@ from .tile_assignment import assign_to_tiles, clip_to_tiles, tiles_and_proposals
 
 @dataclass(frozen=True)
 class BagRules:
-    """Which proposals a bag may hold: keys of MODEL.METHOD.BARON, which config.py explains."""
+    """Which proposals a bag may hold: keys of MODEL.METHOD.BARON (config.py)."""
 
     min_iof: float
     topk: int
@@ -50,10 +48,7 @@ class BagRules:
 
 @METHOD_REGISTRY.register()
 class Baron(Method):
-    """Loss ``loss_bag``.
-
-    Arguments are the keys of MODEL.METHOD.BARON, ``dim`` is D of captions, ``word_dim`` is W, and ``words`` is n.
-    """
+    """Loss ``loss_bag``. Arguments: ``dim`` D, ``word_dim`` W, ``words`` n, and the keys of MODEL.METHOD.BARON."""
 
     classifier = "pseudo_words"
 
@@ -91,11 +86,11 @@ class Baron(Method):
         return {"rules": rules, **text, **keys}
 
     def select(self, tiles, proposals):
-        """proposal: those of each tile's bag; tile: the tiles, one more region of each bag."""
+        """proposal: the proposals of all bags; tile: the tiles, each one more region of its bag."""
         return {"proposal": draw_bags(tiles, proposals, self.rules), "tile": Regions.of_tiles(tiles.boxes, tiles)}
 
     def read(self, embeddings, regions, texts):
-        """bag: (S, D) unit embeddings of all bags in their orders; image_id: (S,) that of each bag's tile."""
+        """bag: (S, D) unit embeddings of all bags in their orders; image_id: (S,) of each bag's tile."""
         bags, tile = self.encode_bags(*self.add_positions(embeddings, regions), texts)
         return {"bag": bags, "image_id": texts.tiles.image_ids[tile]}
 
@@ -115,7 +110,7 @@ class Baron(Method):
         self.caption_queue.push(texts.all_captions, texts.all_caption_ids)
 
     def add_positions(self, embeddings: dict[str, Tensor], regions: dict[str, Regions]) -> tuple[Tensor, Tensor]:
-        """Words (R, n, W) of all regions, their positions added, and the tile (R,) of each."""
+        """Words (R, n, W) of all regions with their positions, and the tile (R,) of each region."""
         boxes = torch.cat([regions["proposal"].boxes, regions["tile"].boxes])
         tile = torch.cat([regions["proposal"].members, regions["tile"].members]).int().argmax(1)
         frames = regions["tile"].boxes[tile]
@@ -126,8 +121,8 @@ class Baron(Method):
     def encode_bags(self, words: Tensor, tile: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
         """Unit embeddings (S, D) of every bag in each of its orders, words dropped at random, and the tiles (S,).
 
-        Takes the words (R, n, W) and the tile (R,) of each region. UserError where the text tower cannot read the
-        longest bag that the rules allow.
+        Takes the words (R, n, W) and tiles (R,) of all regions. UserError if the tower cannot read the longest bag
+        that the rules allow, even if dropout makes this one shorter.
         """
         texts.tower.check_length(self.words * (self.rules.proposals + 1))
         bags: list[list[int]] = [[] for _ in range(len(texts.tiles))]
@@ -144,9 +139,9 @@ class Baron(Method):
 
 
 def draw_bags(tiles: Tiles, proposals: list[Instances], rules: BagRules) -> Regions:
-    """The proposals of every tile's bag, clipped to the tile, each a member of that tile alone; no gradient.
+    """The proposals of every tile's bag, clipped to the tile, without gradient; the members of each are its tile.
 
-    Of what :func:`filter_proposals` leaves of a tile's proposals, ``rules.proposals`` at most are drawn uniformly.
+    Draws at most ``rules.proposals`` of those that :func:`filter_proposals` keeps of a tile, uniformly.
     """
     boxes, tile_of_box = [tiles.boxes.new_zeros(0, 4)], []
     for rows, found in tiles_and_proposals(tiles, proposals):
@@ -164,13 +159,10 @@ def draw_bags(tiles: Tiles, proposals: list[Instances], rules: BagRules) -> Regi
 
 
 def filter_proposals(boxes: Tensor, logits: Tensor, tile: Tensor, rules: BagRules) -> Tensor:
-    """Indices of the proposals of one tile that pass the rules of shape, size, objectness and then overlap.
+    """Indices of the proposals of one tile that pass the rules of shape, size and objectness, and then of overlap.
 
-    Where none passes the first three, it is the best proposal alone.
-
-    Args:
-        boxes: (P, 4) inside the ``tile`` (4,), best first.
-        logits: (P,) of their objectness, not probabilities.
+    If none passes the first three, the best proposal alone is kept. ``boxes`` (P, 4) lie inside the ``tile`` (4,), best
+    first; ``logits`` (P,) are those of their objectness.
     """
     if len(boxes) == 0:
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
@@ -184,7 +176,7 @@ def filter_proposals(boxes: Tensor, logits: Tensor, tile: Tensor, rules: BagRule
 
 
 def draw_orders(members: list[int], *, count: int) -> list[Tensor]:
-    """min(``count``, n!) different orders, each (n,), of the n ``members`` of a bag, drawn uniformly."""
+    """min(``count``, n!) different orders, each (n,), of the n ``members`` of a bag. Draws uniformly."""
     rows, orders = torch.tensor(members), {}
     while len(orders) < min(count, math.factorial(len(members))):
         order = torch.randperm(len(members))
@@ -195,8 +187,8 @@ def draw_orders(members: list[int], *, count: int) -> list[Tensor]:
 def encode_positions(boxes: Tensor, frames: Tensor, *, count: int, base: float) -> Tensor:
     """(R, 4 · F) sines and cosines of the positions of ``boxes`` (R, 4) in their ``frames`` (R, 4), F = ``count``.
 
-    Of each x in (centre x, centre y, width, height), in parts of the frame's sides, F values stand side by side:
-    sin(2π x · f_i) for even i and cos(2π x · f_i) for odd, f_i = ``base``^(⌊i/2⌋ - F/4).
+    Each x of (centre x, centre y, width, height), as a part of the frame's side, gives F values side by side:
+    sin(2π x · f_i) for even i and cos(2π x · f_i) for odd i, with f_i = ``base``^(⌊i/2⌋ - F/4).
     """
     sides = (frames[:, 2:] - frames[:, :2]).clamp(min=1e-6)
     centre = ((boxes[:, :2] + boxes[:, 2:]) / 2 - frames[:, :2]) / sides

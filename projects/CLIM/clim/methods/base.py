@@ -1,10 +1,10 @@
-"""The contract of a method: it selects regions, the model embeds them, it turns the embeddings into losses.
+"""The contract of a method: it selects regions, the model embeds them, the method turns the embeddings into losses.
 
 To add a method, write one file in this folder: a subclass of :class:`Method` with ``select`` and ``losses``, decorated
-with ``@METHOD_REGISTRY.register()``. ``MODEL.METHOD.NAME`` of a config chooses it by its class's name. clip.py is the
-shortest example; CONTRIBUTING.md, "Add a method", lists all steps.
+with ``@METHOD_REGISTRY.register()``. ``MODEL.METHOD.NAME`` names the class. clip.py is the shortest example;
+CONTRIBUTING.md, "Add a method", lists all steps.
 
-Shape legend: R regions, T tiles of the batch, C texts, K classes, D embedding width.
+Shapes in all files: R regions, T tiles of the batch, C texts, K classes, D embedding width.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ METHOD_REGISTRY = Registry("METHOD")
 
 @dataclass
 class Regions:
-    """Boxes to be pooled for one role, and the tiles that each box stands for."""
+    """The boxes of one role, and the tiles that each box stands for."""
 
     boxes: Tensor  # (R, 4) xyxy in canvas pixels
     canvas: Tensor  # (R,) int64, index of the canvas in the batch
@@ -35,16 +35,16 @@ class Regions:
 
     @classmethod
     def of_tiles(cls, boxes: Tensor, tiles: Tiles) -> "Regions":
-        """One region for each tile: its row of ``boxes`` (T, 4)."""
+        """One region for each tile; its box is the tile's row of ``boxes`` (T, 4)."""
         return cls(boxes, tiles.canvas, torch.eye(len(tiles), dtype=torch.bool, device=boxes.device))
 
 
 class Texts:
-    """The texts of a source batch's tiles, and their embeddings, computed when a method asks for them."""
+    """The texts of a source batch's tiles. Their embeddings are computed when a method asks for them."""
 
     def __init__(self, tiles: Tiles, *, encoder, class_embeddings: Tensor):
         self.tiles = tiles
-        self.class_embeddings = class_embeddings  # (K + 1, D) unit rows; the last, background, may be zeros
+        self.class_embeddings = class_embeddings  # (K + 1, D) unit rows; the background's, the last, may be zeros
         self._encoder = encoder
 
     @cached_property
@@ -64,23 +64,23 @@ class Texts:
         return self.tiles.image_ids.repeat_interleave(counts.to(self.tiles.image_ids.device))
 
     def encode(self, captions: list[str]) -> Tensor:
-        """Frozen sentence embeddings (C, D), unit rows, from the cache where there is one."""
+        """Frozen unit embeddings (C, D), from the cache if there is one."""
         return self._encoder.encode(captions).to(self.class_embeddings.device)
 
     @property
     def tower(self) -> TextTower:
-        """The live text tower, for methods that read single tokens (OV-RCNN) or pseudo words (BARON)."""
+        """The loaded text tower, for methods that read tokens (OV-RCNN) or pseudo words (BARON)."""
         return self._encoder.live
 
     def tag_targets(self, members: Tensor) -> Tensor:
-        """Multi-hot tags of regions (R, K): all tags of a region's tiles."""
+        """Multi-hot tags (R, K): a region has all tags of its tiles."""
         num_classes = len(self.class_embeddings) - 1
         per_tile = torch.zeros(len(self.tiles), num_classes)
         for row, tags in zip(per_tile, self.tiles.tags, strict=True):
             if tags and max(tags) >= num_classes:
                 raise UserError(
                     f"An image-text pair has tag {max(tags)}, but the detector has {num_classes} classes: "
-                    "DATASETS.CAPTIONS and MODEL.VOCABULARY must have the same categories."
+                    "DATASETS.CAPTIONS and MODEL.VOCABULARY must have the same classes."
                 )
             row[tags] = 1
         return ((members.float() @ per_tile.to(members.device)) > 0).float()
@@ -92,39 +92,33 @@ def arguments(section) -> dict:
 
 
 class Method(nn.Module):
-    """Base of all methods. Parameters and buffers live in checkpoints under ``method.*``.
+    """Base of all methods. Checkpoints hold their parameters and buffers under ``method.*``.
 
-    A method that draws random numbers takes them from torch's random state on the CPU, which resuming restores.
-
-    Attributes:
-        needs_proposals: ``select`` gets the proposals of every canvas; a model without a detector has none.
-        pools: "boxes", regions of any place and size; or "locations" of a feature map: ``select`` then gets a
-            ``FeatureGrid`` for each canvas and returns ``Locations`` in place of ``Regions`` (ovrcnn.py).
-        sources: the sources of a joint batch that it learns from.
-        classifier: MODEL.OPEN_VOCAB.CLASSIFIER of a detector, whose projections are the embeddings.
-        joint: for methods that pool locations: plain images and mosaics are one batch; False: each has its losses.
+    A method draws random numbers from torch's random state on the CPU, which a resumed run restores.
     """
 
-    needs_proposals = True
+    needs_proposals = True  # False: ``select`` gets None, so that a model without a detector can train the method
+    # "boxes", or "locations" of a feature map: ``select`` then gets a ``FeatureGrid`` for each canvas, not proposals,
+    # and returns ``Locations``, not ``Regions`` (ovrcnn.py).
     pools = "boxes"
-    sources: tuple[str, ...] = ("captions", "mosaics")
-    classifier = "cosine"
-    joint = True
+    sources: tuple[str, ...] = ("captions", "mosaics")  # of the joint batch, that the method learns from
+    classifier = "cosine"  # MODEL.OPEN_VOCAB.CLASSIFIER that projects the embeddings
+    joint = True  # of methods that pool locations: plain images and mosaics are one batch; False: they are two
 
     def select(self, tiles: Tiles, proposals: list[Instances] | None) -> dict[str, Regions]:
-        """Regions to embed, by role. ``proposals``: one a canvas, best first, without gradient."""
+        """{role: regions to embed}. ``proposals``: one for each canvas, best first, without gradient."""
         raise NotImplementedError
 
     def read(self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts) -> dict[str, Tensor]:
-        """What ``losses`` and ``update_queues`` both need of the un-normalised projections (R, D) of every role."""
+        """What ``losses`` and ``update_queues`` both need, from the un-normalised projections (R, D) of each role."""
         return embeddings
 
     def losses(self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts) -> dict[str, Tensor]:
-        """{"loss_…": scalar} of the result of ``read``. Changes no state."""
+        """{"loss_…": scalar} from the result of ``read``. Changes no state."""
         raise NotImplementedError
 
     def update_queues(self, embeddings: dict[str, Tensor], texts: Texts) -> None:
-        """Store the last stage's result of ``read`` for later losses. Called once per source batch."""
+        """Store the result of ``read`` for later losses. Called once per source batch, for the last stage."""
 
     def after_update(self) -> None:
-        """Put parameters back into their range; called after every step of the optimiser."""
+        """Clamp parameters to their range. Called after every step of the optimiser."""

@@ -1,4 +1,4 @@
-"""CLIP's contrast: whole images and tiles of mosaics in one InfoNCE (CLIM paper §3.3, clip_fvlm §2)."""
+"""CLIP's contrast of whole images and tiles of mosaics in one InfoNCE (CLIM paper §3.3, clip_fvlm §2)."""
 
 import math
 
@@ -15,9 +15,9 @@ from .memory import gather_rows
 
 @METHOD_REGISTRY.register()
 class ClipContrast(Method):
-    """Every tile against the captions of all tiles of all processes, and every caption against all tiles.
+    """Loss ``loss_contrast``: every tile against all captions, every caption against all tiles, of all processes.
 
-    ``scale`` starts the learned factor of the cosines, which stays in [1, ``max_scale``].
+    ``scale`` is the first value of the learned factor of the cosines, which stays in [1, ``max_scale``].
     """
 
     needs_proposals = False
@@ -33,7 +33,7 @@ class ClipContrast(Method):
         return arguments(cfg.MODEL.METHOD.CLIP)
 
     def select(self, tiles, proposals):
-        """tile: every tile, a whole image being the only tile of its canvas."""
+        """tile: every tile; a whole image is the only tile of its canvas."""
         return {"tile": Regions.of_tiles(tiles.boxes, tiles)}
 
     def losses(self, embeddings, regions, texts):

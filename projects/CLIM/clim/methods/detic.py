@@ -1,8 +1,8 @@
 """Detic's two losses on pseudo regions: captions on the tile, tags on its largest proposal.
 
 With 1 x 1 canvases the tile is the image and this is Detic; with mosaics it is Detic + CLIM (CLIM paper §3.3).
-Two presets: the CLIM release (cosine x 25 - 20, queue, composition groups, multi-hot tags) and official Detic
-(cosine x 50, gathered captions, one-hot tags). Shape legend: methods/base.py; G composition groups.
+There are two presets: the CLIM release (cosine x 25 - 20, queue, composition groups, multi-hot tags) and official
+Detic (cosine x 50, gathered captions, one-hot tags). Shapes as in base.py; G composition groups.
 """
 
 import math
@@ -22,10 +22,7 @@ from .tile_assignment import max_size_boxes
 
 @METHOD_REGISTRY.register()
 class Detic(Method):
-    """Losses ``loss_caption`` and ``loss_tag``.
-
-    Arguments are the keys of MODEL.METHOD.DETIC, which config.py explains, and ``dim``, D of captions.
-    """
+    """Losses ``loss_caption`` and ``loss_tag``. Arguments: ``dim`` D and the keys of MODEL.METHOD.DETIC (config.py)."""
 
     @configurable
     def __init__(
@@ -66,7 +63,7 @@ class Detic(Method):
         return {"dim": cfg.MODEL.TEXT.DIM, **arguments(detic)}
 
     def select(self, tiles, proposals):
-        """caption: the tiles; tag: the largest proposal inside each; both with composition groups of their own."""
+        """caption: the tiles; tag: the largest proposal of each tile; each role draws its own composition groups."""
         boxes = {}
         if self.caption_weight > 0:
             boxes["caption"] = tiles.boxes
@@ -82,7 +79,7 @@ class Detic(Method):
         return {f"loss_{role}": loss[role](embeddings[role], regions[role], texts) for role in regions}
 
     def caption_loss(self, embeddings: Tensor, regions: Regions, texts: Texts) -> Tensor:
-        """Each region against the captions of the batch and of the queue, or of all processes."""
+        """Each region against the captions of the batch and the queue, or of all processes."""
         tile_ids = texts.tiles.image_ids
         if self.gather:
             candidates, ids = gather_rows(texts.drawn)[0], gather_rows(tile_ids[:, None])[0][:, 0]
@@ -96,7 +93,7 @@ class Detic(Method):
         return self.caption_weight * scale * per_region.mean()
 
     def tag_loss(self, embeddings: Tensor, regions: Regions, texts: Texts) -> Tensor:
-        """Each region against all class names; the classes without boxes are not masked."""
+        """Each region against all class names, those of classes without boxes too."""
         targets = texts.tag_targets(regions.members)
         logits = self.logits("tag", embeddings, texts.class_embeddings)
         if self.tag_target == "multi_hot":
@@ -106,7 +103,7 @@ class Detic(Method):
         return self.tag_weight * per_region.mean()
 
     def logits(self, role: str, embeddings: Tensor, texts: Tensor) -> Tensor:
-        """(R, C) of embeddings (R, D) and texts (C, D), with the bias of the role, "caption" or "tag"."""
+        """(R, C) logits of embeddings (R, D) and texts (C, D), with the bias of the role."""
         bias = self.bias[role] if role in self.bias else 0.0
         return cosine_logits(embeddings, texts, temperature=self.temperature, bias=bias)
 
@@ -118,8 +115,8 @@ class Detic(Method):
 def composition_groups(n: int, num_groups: int) -> Tensor:
     """Distinct rectangles of two or more cells of the n x n grid: (G, n²) bool, G <= ``num_groups``.
 
-    Row and column spans are two uniform draws each, sorted (CLIM release). A small grid has fewer rectangles:
-    (n(n+1)/2)² - n² of them.
+    The first and the last row are two uniform draws, sorted, and so are the columns (CLIM release). A small grid has
+    only (n(n+1)/2)² - n² rectangles.
     """
     available = (n * (n + 1) // 2) ** 2 - n * n
     groups: dict[tuple, Tensor] = {}
@@ -133,14 +130,14 @@ def composition_groups(n: int, num_groups: int) -> Tensor:
 
 
 def draw_groups(tiles: Tiles, num_groups: int) -> Tensor:
-    """Composition groups of every canvas, whose T tiles are a √T x √T grid: (G, T) bool, canvas by canvas."""
+    """Composition groups of all canvases: (G, T) bool, canvas by canvas. n² tiles of a canvas are an n x n grid."""
     counts = torch.bincount(tiles.canvas).tolist()
     groups = [composition_groups(math.isqrt(count), num_groups) for count in counts]
     return torch.block_diag(*groups).bool().to(tiles.boxes.device)
 
 
 def join_groups(regions: Regions, groups: Tensor) -> Regions:
-    """``regions``, one a tile, then one for each group (G, T): the union of its tiles' boxes."""
+    """The T ``regions`` of the tiles, then one region for each group (G, T): the union of its members' boxes."""
     inside, boxes = groups[..., None], regions.boxes[None]
     low = torch.where(inside, boxes[..., :2], torch.inf).amin(1)
     high = torch.where(inside, boxes[..., 2:], -torch.inf).amax(1)

@@ -1,4 +1,4 @@
-"""More rows for a contrast than one batch holds: a queue of past embeddings, and the rows of all processes."""
+"""More rows for a contrast: a queue of past embeddings, and the rows of all processes."""
 
 import torch
 from detectron2.utils import comm
@@ -9,8 +9,8 @@ from torch.distributed.nn.functional import all_gather
 class TextQueue(nn.Module):
     """The newest ``length`` embeddings with their image ids, newest first; id -1 marks an empty place.
 
-    Each process has its own (CLIM release). The buffers are not persistent, so that a checkpoint holds the model
-    alone; resuming restores them from the rank's state (engine/rank_state.py).
+    Each process has its own queue (CLIM release). It is not in the model's checkpoint; a resumed run reads it from the
+    state of the rank (engine/resume.py).
     """
 
     def __init__(self, length: int, dim: int):
@@ -19,13 +19,13 @@ class TextQueue(nn.Module):
         self.register_buffer("image_ids", torch.full((length,), -1), persistent=False)
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """Embeddings (Q, D) and image ids (Q,) of what is stored, Q <= length."""
+        """The Q <= length stored embeddings (Q, D) and their image ids (Q,)."""
         filled = self.image_ids >= 0
         return self.embeddings[filled], self.image_ids[filled]
 
     @torch.no_grad()
     def push(self, embeddings: Tensor, image_ids: Tensor) -> None:
-        """Put (N, D) embeddings in front; the oldest fall out. In place, so that DDP keeps its buffers."""
+        """Store (N, D) embeddings and drop the oldest. Changes the buffers in place, as DDP refers to them."""
         length = len(self.image_ids)
         self.embeddings.copy_(torch.cat([embeddings.detach().float(), self.embeddings])[:length])
         self.image_ids.copy_(torch.cat([image_ids, self.image_ids])[:length])
@@ -34,9 +34,8 @@ class TextQueue(nn.Module):
 def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
     """The rows (R_i, D) of all processes in rank order, (N, D), and the index of this process's first row.
 
-    Processes may have different numbers of rows. The gradient of a process's own rows is summed over the losses of all
-    processes. Averaged over processes, as DistributedDataParallel does, that is the gradient of the mean loss
-    (open_clip's ``gather_with_grad``).
+    Processes may have different numbers of rows. The gradient of a row is the sum over the losses of all processes;
+    DDP divides it by their number, which gives the gradient of the mean loss (open_clip's ``gather_with_grad``).
     """
     if comm.get_world_size() == 1:
         return rows, 0

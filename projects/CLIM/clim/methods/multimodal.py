@@ -1,7 +1,7 @@
 """OV-RCNN's multimodal transformer: captions and images read together, for image-text matching and hidden words.
 
-Shape legend: B captions and as many images, L tokens, N locations, D width, V tokens that the text tower knows.
-Parameters are named as in official OVR-CNN's ``TransformerHead.backbone`` (Hugging Face BERT's; ovrcnn §1.4, §4).
+Shapes: B captions and B images, L tokens, N locations, D width, V tokens that the text tower knows. Parameters have
+the names of official OVR-CNN's ``TransformerHead.backbone`` and of Hugging Face's BERT (ovrcnn §1.4, §4).
 """
 
 import torch
@@ -12,10 +12,10 @@ class MultimodalTransformer(nn.Module):
     """BERT's encoder over [caption; locations], once for every caption with every image.
 
     Args:
-        dim: D, of words, locations, and the transformer with its inner layers.
+        dim: D, also of the inner layers.
         vocabulary: V.
-        mask_padding: True hides padding from attention. False is the official code: its mask of ones and zeros is
-            *added* to the attention scores, so padding is read, and all else counts e times as much.
+        mask_padding: True hides padding from attention. False is as the official code: it *adds* its mask of ones and
+            zeros to the attention scores, so padding is read, and all other tokens count e times as much.
     """
 
     def __init__(self, *, dim: int, vocabulary: int, layers: int, heads: int, dropout: float, mask_padding: bool):
@@ -28,7 +28,6 @@ class MultimodalTransformer(nn.Module):
             num_hidden_layers=layers,
             num_attention_heads=heads,
             intermediate_size=dim,
-            hidden_act="gelu",
             hidden_dropout_prob=dropout,
             attention_probs_dropout_prob=dropout,
             attn_implementation="sdpa",
@@ -38,23 +37,22 @@ class MultimodalTransformer(nn.Module):
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config)
         self.heads = nn.Module()
-        # The second output is unused, as in the official code.
-        self.heads.bi_seq_relationship = nn.Linear(dim, 2)
+        self.heads.bi_seq_relationship = nn.Linear(dim, 2)  # the second output is unused, as in the official code
         self.heads.predictions = WordPrediction(config, vocabulary)
-        # Not the visual embedding, as in the official code.
-        for part in (self.encoder, self.pooler, self.heads):
-            part.apply(_init_bert)
+        for part in (self.encoder, self.pooler, self.heads):  # not the visual embedding, as in the official code
+            for linear in (module for module in part.modules() if isinstance(module, nn.Linear)):
+                nn.init.normal_(linear.weight, std=0.02)
+                nn.init.zeros_(linear.bias)
 
     def forward(
         self, tokens: Tensor, is_token: Tensor, locations: Tensor, is_location: Tensor, place: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Read all B² pairs.
+        """(B, B) scores of caption i with image j, and (B, L, D) features of the tokens beside their own image.
 
         Args:
-            tokens: (B, L, D) contextual features of the captions' tokens, ``is_token`` (B, L) bool, False: padding.
-            locations: (B, N, D), ``is_location`` (B, N) bool, ``place`` (B, N, 2) x and y within the image, 0 to 1.
-
-        Returns (B, B) scores of caption i with image j, and (B, L, D) features of the tokens beside their own image.
+            tokens: (B, L, D) contextual features of the captions' tokens; ``is_token`` (B, L) is False for padding.
+            locations: (B, N, D); ``is_location`` (B, N) is False for padding.
+            place: (B, N, 2) x and y within the image, 0 to 1.
         """
         count, length = is_token.shape
         visual = self.visual_emb(locations, place)
@@ -67,17 +65,17 @@ class MultimodalTransformer(nn.Module):
         return -distances, matched
 
     def attention_bias(self, real: Tensor) -> Tensor:
-        """(P, 1, 1, S), added to the attention scores of sequences (P, S)."""
+        """(P, 1, 1, S) to add to the attention scores of sequences whose tokens are ``real`` (P, S)."""
         bias = real.float()[:, None, None, :]
         return (1 - bias) * torch.finfo(bias.dtype).min if self.mask_padding else bias
 
     def word_logits(self, features: Tensor, word_embeddings: Tensor) -> Tensor:
-        """(M, V) of token features (M, D); the decoder is tied to the text tower's frozen (V, D)."""
+        """(M, V) logits of token features (M, D) with the text tower's frozen ``word_embeddings`` (V, D)."""
         return self.heads.predictions(features, word_embeddings)
 
 
 class VisualEmbedding(nn.Module):
-    """A location as a token: LayerNorm(Linear(location) + Linear(its place)), dropout."""
+    """Turns a location into a token: LayerNorm(Linear(location) + Linear(place)), then dropout."""
 
     def __init__(self, config):
         super().__init__()
@@ -91,7 +89,7 @@ class VisualEmbedding(nn.Module):
 
 
 class WordPrediction(nn.Module):
-    """BERT's language-model head; it has biases for words, but no weights of its own."""
+    """BERT's language-model head with biases for words, but without a table of words."""
 
     def __init__(self, config, vocabulary: int):
         from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
@@ -102,9 +100,3 @@ class WordPrediction(nn.Module):
 
     def forward(self, features: Tensor, word_embeddings: Tensor) -> Tensor:
         return self.transform(features) @ word_embeddings.T + self.bias
-
-
-def _init_bert(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)

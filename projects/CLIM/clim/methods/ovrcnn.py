@@ -1,6 +1,6 @@
 """OV-RCNN's vision-language pre-training: words are grounded in locations of images and of tiles (ovrcnn §1, §3).
 
-Shape legend: methods/base.py; R locations of all canvases, L words of a caption, N locations of a tile.
+Shapes as in base.py; R locations of all canvases, L words of a caption, N locations of a tile.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ from .multimodal import MultimodalTransformer
 class Grounding(Method):
     """Every tile against the captions of its contrast group; a transformer reads plain images with their captions.
 
-    Arguments are keys of MODEL.METHOD.GROUNDING, which config.py explains. Without ``transformer`` there is neither
-    image-text matching nor hidden words.
+    Arguments are the keys of MODEL.METHOD.GROUNDING (config.py). Image-text matching and hidden words need a
+    ``transformer``.
     """
 
     needs_proposals = False
@@ -52,8 +52,7 @@ class Grounding(Method):
         self.score, self.to_metric = GLOBAL_METRICS[global_metric], LOCAL_METRICS[local_metric]
         self.temperature, self.group, self.joint, self.max_locations = temperature, contrast_group, joint, max_cells
         self.transformer = transformer
-        self.mlm_probability, self.mlm_hidden = mlm_probability, mlm_hidden
-        self.text_dropout = text_dropout
+        self.mlm_probability, self.mlm_hidden, self.text_dropout = mlm_probability, mlm_hidden, text_dropout
 
     @classmethod
     def from_config(cls, cfg):
@@ -81,14 +80,14 @@ class Grounding(Method):
             place, _ = pad_by_tile(at.place, at.tile, count=len(tiles))
             plain = tiles.alone.nonzero()[:, 0]
             images = locations[plain], is_location[plain], place[plain]
-            captions = read.of(plain)  # the transformer reads padding, which must not depend on the tiles' captions
+            captions = read.of(plain)  # the transformer reads padding, so captions of tiles must not add any
             longest = captions.ids.shape[1]
             wanted = tokens.ids[plain, :longest], chosen[plain, :longest]
             losses |= self.multimodal_losses(captions, images, *wanted, tiles.image_ids[plain], tower)
         return losses
 
     def hide_words(self, tokens: TokenBatch, alone: Tensor, *, mask_id: int) -> tuple[TokenBatch, Tensor]:
-        """Tokens to read, and (T, L) the words to be predicted: of plain images only, in training only."""
+        """The tokens to read, and the words to predict (T, L) bool: of plain images only, in training only."""
         if self.transformer is None or not self.training:
             return tokens, torch.zeros_like(tokens.special)
         read, chosen = mask_words(tokens, mask_id=mask_id, probability=self.mlm_probability, hidden=self.mlm_hidden)
@@ -99,7 +98,7 @@ class Grounding(Method):
     def grounding_losses(
         self, words: Tensor, is_word: Tensor, locations: Tensor, is_location: Tensor, image_ids: Tensor
     ) -> dict[str, Tensor]:
-        """Both choices for every kind of score, means over all tiles: four terms, or two of the mean metric."""
+        """Two losses for each matrix of scores (:func:`clim.losses.choices`), as means over all tiles."""
         sides = self.to_metric(words), is_word, self.to_metric(locations), is_location
         losses: dict[str, Tensor] = {}
         for rows, share in self.groups(len(words), words.device):
@@ -111,7 +110,7 @@ class Grounding(Method):
         return losses
 
     def multimodal_losses(self, read: TokenBatch, images, ids, chosen, image_ids, tower) -> dict[str, Tensor]:
-        """Image-text matching among the plain images of each group, and the hidden words of their captions."""
+        """Image-text matching within each contrast group, and the hidden words of the captions."""
         tokens = tower.contextual(read.ids, read.attention, dropout=self.text_dropout and self.training)
         matching, features = 0.0, []
         for rows, share in self.groups(len(tokens), tokens.device):
@@ -123,39 +122,39 @@ class Grounding(Method):
         return {"loss_matching": matching, "loss_words": words}
 
     def groups(self, count: int, device) -> list[tuple[Tensor, float]]:
-        """Contrast groups of ``count`` tiles: the indices of each, and its share of them."""
+        """The contrast groups of ``count`` tiles: the indices of each group, and its share of the tiles."""
         parts = torch.arange(count, device=device).split(self.group or count)
         return [(part, len(part) / count) for part in parts]
 
 
 def _check_contrast(cfg) -> None:
-    """UserError for an unknown metric, and for settings with which a part of the method cannot learn anything."""
+    """UserError for an unknown metric, and for settings with which a part of the method learns nothing."""
     grounding, plain = cfg.MODEL.METHOD.GROUNDING, cfg.DATALOADER.CAPTIONS_PER_GPU
     for key, known in (("GLOBAL_METRIC", GLOBAL_METRICS), ("LOCAL_METRIC", LOCAL_METRICS)):
         if grounding[key] not in known:
             raise UserError(f'MODEL.METHOD.GROUNDING.{key} is "{grounding[key]}": choose one of {", ".join(known)}.')
     if grounding.LOCAL_METRIC == "cosine" and grounding.TEMPERATURE >= 1:
         raise UserError(
-            f"MODEL.METHOD.GROUNDING.TEMPERATURE {grounding.TEMPERATURE} divides cosines, which differ by 2 at most: "
-            "set it to 0.01, or LOCAL_METRIC to dot."
+            f"MODEL.METHOD.GROUNDING.TEMPERATURE {grounding.TEMPERATURE} is too high for cosines, which differ by 2 at "
+            "most: set it to 0.01, or LOCAL_METRIC to dot."
         )
     if grounding.LAYERS and plain == 0:
         raise UserError(
-            f"MODEL.METHOD.GROUNDING.LAYERS {grounding.LAYERS} asks for a transformer, which reads plain images with "
-            "their captions, but DATALOADER.CAPTIONS_PER_GPU is 0: raise it, or set LAYERS 0."
+            f"MODEL.METHOD.GROUNDING.LAYERS {grounding.LAYERS} builds a transformer that reads plain images, but "
+            "DATALOADER.CAPTIONS_PER_GPU is 0: raise it, or set LAYERS 0."
         )
     if cfg.DATALOADER.MOSAICS_PER_GPU and grounding.JOINT:
-        return  # the tiles of a canvas are there as well
+        return  # then the groups hold tiles as well
     group = grounding.CONTRAST_GROUP or plain
     if plain and min(plain, plain % group or group) == 1:
         raise UserError(
-            f"MODEL.METHOD.GROUNDING.CONTRAST_GROUP {grounding.CONTRAST_GROUP} leaves one of DATALOADER."
-            f"CAPTIONS_PER_GPU {plain} images in a group of its own, where it has nothing to learn: change either."
+            f"MODEL.METHOD.GROUNDING.CONTRAST_GROUP {grounding.CONTRAST_GROUP} leaves one of the DATALOADER."
+            f"CAPTIONS_PER_GPU {plain} images alone in its group, where it learns nothing: change one of them."
         )
 
 
 class FeatureGrid(NamedTuple):
-    """Where the locations of a feature map lie on one canvas, which is padded on the right and below."""
+    """The locations of a feature map on one canvas, which has its padding on the right and below."""
 
     size: tuple[int, int]  # (H, W) px of the canvas itself
     padded: tuple[int, int]  # (H', W') px of the network input
@@ -163,11 +162,11 @@ class FeatureGrid(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Locations that show some of the canvas: ⌈H · h / H'⌉ rows and ⌈W · w / W'⌉ columns."""
+        """⌈H · h / H'⌉ rows and ⌈W · w / W'⌉ columns of locations show some of the canvas."""
         return tuple(-(-s * n // p) for s, n, p in zip(self.size, self.map_size, self.padded, strict=True))
 
     def centres(self, device) -> tuple[Tensor, Tensor]:
-        """Rows' y and columns' x (px), each in the middle of what the location shows of the canvas."""
+        """y of the rows and x of the columns (px): the middle of what a location shows of the canvas."""
         pitches = [p / n for n, p in zip(self.map_size, self.padded, strict=True)]
         starts = [torch.arange(n, device=device) * pitch for n, pitch in zip(self.shape, pitches, strict=True)]
         ends = [(s + p).clamp(max=extent) for s, p, extent in zip(starts, pitches, self.size, strict=True)]
@@ -177,13 +176,13 @@ class FeatureGrid(NamedTuple):
 
 @dataclass
 class Locations:
-    """Locations to be embedded, tile by tile."""
+    """The locations to embed, tile by tile."""
 
     canvas: Tensor  # (R,) int64
     row: Tensor  # (R,) int64
     column: Tensor  # (R,) int64
-    tile: Tensor  # (R,) int64, ascending where the canvases' tiles are
-    place: Tensor  # (R, 2) x and y of its middle, as parts of its canvas's columns and rows
+    tile: Tensor  # (R,) int64
+    place: Tensor  # (R, 2) x and y of the middle, divided by the canvas's columns and rows
 
     def __len__(self) -> int:
         return len(self.tile)
@@ -193,10 +192,10 @@ class Locations:
 
 
 def locations_of_tiles(tiles: Tiles, grids: Sequence[FeatureGrid]) -> Locations:
-    """Assign each location to the tile that holds the centre of what the location shows; others are left out.
+    """Assign each location to the tile that contains the centre of what the location shows; drop the others.
 
-    A plain image has all locations that show any of it (official OVR-CNN). A canvas whose tiles end between two
-    locations is split without a rest: 24 x 24 locations into 12, 8 or 6 a side, 25 into 12 and 13 (ovrcnn §3).
+    A plain image has all locations that show any of it (official OVR-CNN). The tiles of a mosaic share all locations:
+    a side of 24 gives 12, 8 or 6 to each tile, a side of 25 gives 12 and 13 (ovrcnn §3).
     """
     parts = []
     for canvas, grid in enumerate(grids):
@@ -211,7 +210,7 @@ def locations_of_tiles(tiles: Tiles, grids: Sequence[FeatureGrid]) -> Locations:
 
 
 def drop_locations(locations: Locations, limit: int) -> Locations:
-    """At most ``limit`` locations a tile, drawn uniformly (official OVR-CNN: 100; ovrcnn §1.1); 0: all."""
+    """At most ``limit`` locations of each tile, drawn uniformly (official OVR-CNN: 100; ovrcnn §1.1); 0: all."""
     if limit == 0:
         return locations
     tile = locations.tile.cpu()
@@ -223,9 +222,9 @@ def drop_locations(locations: Locations, limit: int) -> Locations:
 
 
 def pad_by_tile(rows: Tensor, tile: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
-    """Rows (R, D) of locations by ``count`` tiles: (T, N, D), zeros at the end, and (T, N) bool, True for locations.
+    """Rows (R, D) of locations as (T, N, D) for T = ``count`` tiles, padded with zeros, and (T, N) bool: no padding.
 
-    N is that of the tile with most, at least 1.
+    N >= 1 is the number of locations of the largest tile.
     """
     counts = torch.bincount(tile, minlength=count)
     real = torch.arange(max([1, *counts.tolist()]), device=tile.device) < counts[:, None]

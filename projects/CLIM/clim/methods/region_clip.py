@@ -1,7 +1,7 @@
 """RegionCLIP as CLIM and CLIPSelf compare with it: boxes with pseudo-labels, no captions (clip_fvlm §5).
 
-Region features against noun embeddings by sigmoid BCE over a class subset. The official RegionCLIP also distils a
-teacher and contrasts captions. Shape legend: methods/base.py; S sampled classes.
+The loss is a sigmoid BCE of regions and embeddings of nouns. The official RegionCLIP also distils a teacher and
+contrasts captions. Shapes as in base.py; S sampled classes.
 """
 
 import torch
@@ -17,7 +17,7 @@ from .base import METHOD_REGISTRY, Method, Regions
 
 @METHOD_REGISTRY.register()
 class RegionClip(Method):
-    """Every tile is a region; its one tag is the noun of its pseudo-label."""
+    """Loss ``loss_region_clip``. Every tile is a region; its only tag is the noun of its pseudo-label."""
 
     needs_proposals = False
     sources = ("regions",)
@@ -33,7 +33,7 @@ class RegionClip(Method):
     def from_config(cls, cfg):
         region_clip, key = cfg.MODEL.METHOD.REGION_CLIP, "MODEL.METHOD.REGION_CLIP.EMBEDDINGS"
         if not region_clip.EMBEDDINGS:
-            raise UserError(f"{key} is empty: name the .npy of the nouns that the pseudo-labels were made with.")
+            raise UserError(f"{key} is empty: name the .npy of the nouns of the pseudo-labels.")
         command = f"python tools/build_text_embeddings.py classes --dataset NOUNS.json --tower {cfg.MODEL.TEXT.NAME}"
         nouns = load_embeddings(region_clip.EMBEDDINGS, key=key, made_by=command)
         require_width(nouns.shape[1], cfg, what=f"{region_clip.EMBEDDINGS} ({key})")
@@ -41,7 +41,7 @@ class RegionClip(Method):
 
     @property
     def logit_scale(self) -> Tensor:
-        """log(scale), which a CLIP file stores."""
+        """log(scale), as CLIP files store it."""
         return torch.tensor(self.scale).log()
 
     def select(self, tiles, proposals):
@@ -59,15 +59,15 @@ class RegionClip(Method):
         if (labels >= len(self.nouns)).any():
             raise UserError(
                 f"A box has noun {labels.max()}, but MODEL.METHOD.REGION_CLIP.EMBEDDINGS has {len(self.nouns)} rows: "
-                "name the embeddings of the nouns that the pseudo-labels were made with."
+                "name the embeddings of the nouns of the pseudo-labels."
             )
         return labels
 
 
 def sample_classes(labels: Tensor, *, num_classes: int, count: int) -> Tensor:
-    """(S,) the classes of ``labels`` (R,), then others drawn uniformly without repetition until there are ``count``.
+    """(S,) the classes of ``labels`` (R,), then other classes, drawn uniformly, until there are ``count``.
 
-    S = count, or fewer where there are no more classes, or more where the labels alone are more.
+    S is less if there are fewer classes, and more if the labels alone have more.
     """
     present = labels.unique()
     absent = torch.ones(num_classes, dtype=torch.bool)

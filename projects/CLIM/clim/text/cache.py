@@ -1,11 +1,10 @@
-"""Embeddings of texts on disk, so that a frozen tower reads every caption once and not in every epoch.
+"""Embeddings of texts on disk: a frozen tower reads every caption once, and not in every epoch.
 
 Shapes: N texts, D dimensions of an embedding, n rows.
 
 A cache folder holds a folder of rows for each tower fingerprint, and ``towers/`` with the fingerprints of known
-towers (:class:`clim.text.build.LazyTower`), so that a warm cache does not load a tower at all. Each process appends
-rows to its own pair of files, so that processes never wait for each other: ``*.rows``, float32 (n, D), and
-``*.keys``, n x 16 bytes.
+towers (:class:`clim.text.build.LazyTower`). Each process appends rows to its own pair of files, so that processes
+never wait for each other: ``*.rows``, float32 (n, D), and ``*.keys``, n x 16 bytes.
 """
 
 import hashlib
@@ -25,18 +24,16 @@ from clim.text.tower import TextTower
 KEY_BYTES = 16
 _SHARD_STRIDE = 1 << 40  # more rows than a shard can have
 _CHUNK = 4096  # texts between two writes of a prefill
-_UNIT_TOLERANCE = 1e-3  # a stored row further from unit length is damaged
+_UNIT_TOLERANCE = 1e-3  # a stored row whose length differs more from 1 is damaged
 
 
 class CaptionCache:
-    """``encode`` with a memory on disk: only texts that no process has encoded yet reach the tower.
+    """``encode`` with a memory on disk: the ``tower``, which may be lazy, encodes only texts that are not stored.
 
-    An object belongs to one process; any number of processes may share the directory. Nothing is opened before the
-    first use.
+    Any number of processes may share the directory. It is opened at the first use.
     """
 
     def __init__(self, tower, directory: str | os.PathLike):
-        """``tower``: a :class:`TextTower`, or a :class:`clim.text.build.LazyTower`, which may stay unloaded."""
         self.tower = tower
         self._directory = Path(directory)
 
@@ -52,7 +49,7 @@ class CaptionCache:
         return len(self._store)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) float32 L2-normalised embeddings on the CPU; unknown texts are computed and kept."""
+        """(N, D) float32 unit embeddings on the CPU. Computes and stores those of unknown texts."""
         keys = [self._key(text) for text in texts]
         by_key = dict(zip(keys, texts, strict=True))
         self._compute({key: text for key, text in by_key.items() if key not in self._store})
@@ -64,9 +61,9 @@ class CaptionCache:
         return torch.from_numpy(rows)
 
     def prefill(self, texts: Sequence[str]) -> int:
-        """Compute and keep all unknown texts, with a progress bar. Returns their number.
+        """Compute and store the embeddings of all unknown texts, with a progress bar. Returns their number.
 
-        Writes after every 4096 texts, so an interrupted run loses no more than that.
+        Writes after every 4096 texts, so an interrupted run loses no more.
         """
         by_key = {self._key(text): text for text in texts}
         missing = [(key, text) for key, text in by_key.items() if key not in self._store]
@@ -93,16 +90,15 @@ class CaptionCache:
 
 
 class RowStore:
-    """{key: row (D,)} of a folder: what it held when opened, and what this object has added since."""
+    """{key: row (D,)}: the rows in a folder when it was opened, and those that this object has added."""
 
     def __init__(self, folder: Path, *, dim: int):
         self._folder, self._dim = folder, dim
         self._shards: list[_Shard] = []
-        self._own: _Shard | None = None  # the one that this object appends to
+        self._own: _Shard | None = None  # this object appends to it
         self._places: dict[bytes, int] = {}  # shard * _SHARD_STRIDE + row
         for path in sorted(folder.glob("*.keys")):  # oldest first: a newer row replaces an older one
-            shard = self._open(path.with_suffix(""))
-            self._place(shard.keys(), first=0)
+            self._place(self._open(path.with_suffix("")).keys(), first=0)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
@@ -111,14 +107,14 @@ class RowStore:
         return len(self._places)
 
     def add(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
-        """Keep ``rows`` (n, D) under ``keys``; a known key gets the new row."""
+        """Store ``rows`` (n, D) under ``keys``; a known key gets the new row."""
         self._own = self._own or self._open(self._folder / f"{time.time_ns():020d}-{os.getpid()}")
         first = len(self._own.rows)
         self._own.append(keys, rows)
         self._place(keys, first=first)
 
     def gather(self, keys: Sequence[bytes]) -> np.ndarray:
-        """(n, D) float32 copies of the rows of n known keys, in their order."""
+        """(n, D) float32 copies of the rows of n known keys."""
         places = np.array([self._places[key] for key in keys], dtype=np.int64)
         shards, numbers = np.divmod(places, _SHARD_STRIDE)
         rows = np.empty((len(keys), self._dim), dtype=np.float32)
@@ -131,13 +127,13 @@ class RowStore:
         return self._shards[-1]
 
     def _place(self, keys: Sequence[bytes], *, first: int) -> None:
-        """Note that the last shard has ``keys`` from its row ``first`` on."""
+        """Remember that ``keys`` start at row ``first`` of the last shard."""
         start = (len(self._shards) - 1) * _SHARD_STRIDE + first
         self._places.update(zip(keys, range(start, start + len(keys)), strict=True))
 
 
 class _Shard:
-    """A pair of files; ``rows`` (n, D) is the memory map of the rows that are complete and have a complete key."""
+    """A pair of files; ``rows`` (n, D) is the memory map of all complete rows that have a complete key."""
 
     def __init__(self, stem: Path, *, dim: int):
         self._key_file, self._row_file = stem.with_suffix(".keys"), stem.with_suffix(".rows")
@@ -149,7 +145,7 @@ class _Shard:
         return [data[i * KEY_BYTES : (i + 1) * KEY_BYTES] for i in range(len(self.rows))]
 
     def append(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
-        """Write ``rows`` (n, D), then their keys; first cut off what an earlier, failed write left behind."""
+        """Write ``rows`` (n, D), then their keys; first remove the rest of an earlier, failed write."""
         for path, size, data in (
             (self._row_file, 4 * self._dim, rows.astype(np.float32).tobytes()),
             (self._key_file, KEY_BYTES, b"".join(keys)),

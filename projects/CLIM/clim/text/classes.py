@@ -1,4 +1,4 @@
-"""Class names: their prompts, and their embeddings, computed by a text tower or loaded from a file.
+"""Prompts of class names, and their embeddings, from a text tower or from a file.
 
 Shapes: K classes, P prompts of a class, D dimensions of an embedding.
 """
@@ -19,8 +19,7 @@ from clim.text.tower import TextTower
 
 _CLASSES_AT_ONCE = 32
 
-# Every family is expanded over its choices; "{article}" becomes a or an, "{name}" the class.
-# Source: the 63 ViLD templates, as the CLIM release lists them.
+# The 63 ViLD templates, as the CLIM release lists them: each family with all its choices. "{article}" is a or an.
 _FAMILIES = (
     ("There is {} {{name}} in the scene.", ("{article}", "the")),
     ("a photo of {} {{name}} in the scene.", ("{article}", "the", "one")),
@@ -49,10 +48,10 @@ TEMPLATES: tuple[str, ...] = tuple(
 
 
 def ensemble(name: str) -> list[str]:
-    """The 63 ViLD prompts of a class, whose normalised embeddings are averaged (CLIM release).
+    """The 63 ViLD prompts of a class, as the CLIM release writes them.
 
-    The name loses underscores, slashes ("a/b" -> "a or b"), capitals and a final dot. The article is "an" where the
-    *raw* name starts with a lower-case vowel. A text that starts with "a" or "the" gets the prefix "This is ".
+    Underscores become spaces, "a/b" becomes "a or b", capitals and a final dot go. The article is "an" if the *raw*
+    name starts with a lower-case vowel. A text that starts with "a" or "the" gets the prefix "This is ".
     """
     article = "an" if name.startswith(("a", "e", "i", "o", "u")) else "a"
     clean = name.replace("_", " ").replace("/", " or ").lower().removesuffix(".")
@@ -60,23 +59,19 @@ def ensemble(name: str) -> list[str]:
     return [f"This is {text}" if text.startswith(("a", "the")) else text for text in texts]
 
 
-# Prompt name (config key MODEL.VOCABULARY.PROMPT) -> the texts whose embeddings stand for a class.
+# MODEL.VOCABULARY.PROMPT -> the texts for a class.
 PROMPTS: dict[str, Callable[[str], list[str]]] = {
-    "a": lambda name: ["a " + name],  # Detic's: the raw name, with its underscores and never with "an"
+    "a": lambda name: ["a " + name],  # Detic's: the raw name with its underscores, never "an"
     "ensemble": ensemble,
     "name": lambda name: [name],
 }
 
 
 def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble", *, hidden: bool = False) -> Tensor:
-    """(K, D) L2-normalised float32 embeddings of ``names``, on the tower's device.
+    """(K, D) float32 unit embeddings of ``names``: normalised means over the embeddings of the prompts (CLIM release).
 
-    A class embedding is the normalised mean of the unit embeddings of its prompts (CLIM release).
-
-    Args:
-        tower: anything with ``encode(texts)``.
-        prompt: a key of :data:`PROMPTS`.
-        hidden: average features of the tower's last layer, BARON's "attn12" (baron §4), in place of embeddings.
+    ``tower`` has ``encode(texts)``; ``prompt`` is a key of :data:`PROMPTS`. ``hidden``: features of the tower's last
+    layer, BARON's "attn12" (baron §4), replace embeddings.
     """
     if prompt not in PROMPTS:
         raise UserError(f"MODEL.VOCABULARY.PROMPT {prompt!r} is unknown: choose one of {', '.join(PROMPTS)}.")
@@ -93,7 +88,7 @@ def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble", *, h
 
 
 def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
-    """(K, D) float32 means of the word-embedding rows of each name's word pieces, not normalised (ovrcnn §2).
+    """(K, W) float32 un-normalised means of the word embeddings of each name's word pieces (ovrcnn §2).
 
     UserError for a name without word pieces, or with a word that the tower does not know.
     """
@@ -102,7 +97,7 @@ def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
         pieces = tokens[1:-1]  # without start and end token
         if not pieces or tower.unknown_id in pieces:
             raise UserError(
-                f"The class name {name!r} has words that the text tower does not know, or none: give it another name."
+                f"The class name {name!r} has words that the text tower does not know, or no words: change the name."
             )
         rows.append(tower.word_embeddings[pieces].mean(dim=0))
     return torch.stack(rows).float() if rows else tower.word_embeddings.new_zeros(0, tower.word_dim)
@@ -115,11 +110,10 @@ def load_embeddings(
     unit: bool = True,
     made_by: str = "python tools/build_text_embeddings.py classes",
 ) -> Tensor:
-    """(K, D) float32 rows of a .npy file (K, D), float16, 32 or 64, L2-normalised unless ``unit`` is False.
+    """(K, D) float32 rows of a .npy file of floats (K, D), normalised unless ``unit`` is False.
 
-    Looks up ``path``, the value of the config key ``key``, under ``DETECTRON2_DATASETS`` too. ``made_by`` is the
-    command that writes the file, without its ``--output``. UserError where the file is missing or not such an array,
-    or has a row of zeros or non-finite numbers.
+    ``path`` is the value of the config key ``key`` and may be relative to ``DETECTRON2_DATASETS``. ``made_by`` is the
+    command that writes the file. UserError if there is no such array, or if a row is zero or not finite.
     """
     file = resolve(path)
     remedy = f"build it with `{made_by} --output {file}`"
@@ -129,25 +123,24 @@ def load_embeddings(
             raise ValueError(f"it holds {array.dtype} {array.shape}")
     except FileNotFoundError as error:
         raise UserError(f"No class embeddings at {file} ({key}): {remedy}.") from error
-    except (OSError, ValueError, EOFError, AttributeError) as error:  # the last: an archive of arrays
+    except (OSError, ValueError, EOFError, AttributeError) as error:  # AttributeError: an archive of arrays
         raise UserError(f"{file} is not a .npy file of floats (classes, dimensions) ({error}): {remedy}.") from error
     embeddings = torch.from_numpy(array.astype(np.float32))
     norms = embeddings.norm(dim=1)
-    damaged = ~(norms.isfinite() & (norms > 0))
-    if damaged.any():
-        row = int(damaged.nonzero()[0])
-        raise UserError(f"Row {row} of the class embeddings in {file} is zero or not finite: {remedy}.")
+    damaged = (~(norms.isfinite() & (norms > 0))).nonzero()
+    if len(damaged):
+        raise UserError(f"Row {int(damaged[0])} of the class embeddings in {file} is zero or not finite: {remedy}.")
     return F.normalize(embeddings, dim=-1) if unit else embeddings
 
 
 def require_width(width: int, cfg, *, what: str, key: str = "DIM") -> None:
-    """UserError where ``what``, with ``width`` dimensions, differs from MODEL.TEXT.``key``."""
+    """UserError if the ``width`` of ``what`` is not MODEL.TEXT.``key``."""
     expected = cfg.MODEL.TEXT[key]
     if width != expected:
         raise UserError(f"{what} has {width} dimensions, but MODEL.TEXT.{key} is {expected}: they must agree.")
 
 
-# Features of class names (a classifier's ``text_features``): (encoder, names, prompt) -> (K, D).
+# A classifier's ``text_features`` -> the function (encoder, names, prompt) -> (K, D).
 CLASS_FEATURES = {
     "embedding": class_embeddings,
     "hidden": lambda encoder, names, prompt: class_embeddings(encoder, names, prompt, hidden=True),

@@ -1,9 +1,7 @@
-"""open_clip's models: the text half as a tower, the image half as a module, and where their weights come from.
+"""open_clip's models: the text half as a tower, the image half as a module, and the weights of both.
 
-open_clip describes, builds and downloads the models. Files are read by :mod:`clim.checkpoints`: open_clip's own loader
-needs both halves, does not know detectors' files, and resizes positions of another size without a word.
-
-Shapes: as in tower.py; W = H is the width of the transformer.
+open_clip describes, builds and downloads the models. :mod:`clim.checkpoints` reads the files, as open_clip's own loader
+needs both halves, does not know detectors' files, and resizes positions silently. Shapes as in tower.py; W = H.
 """
 
 import json
@@ -21,7 +19,7 @@ from clim.text.tower import TextTower, WordFeatures
 
 logger = logging.getLogger(__name__)
 
-ACTIVATIONS = {True: "QuickGELU", False: "exact GELU"}  # of a config's quick_gelu
+ACTIVATIONS = {True: "QuickGELU", False: "exact GELU"}  # by a config's quick_gelu
 _HUB = "hf-hub:"
 _PARTS = ("embed_dim", "vision_cfg", "text_cfg")
 _TEXT_KIND = ("hf_model_name", "hf_tokenizer_name", "embed_cls", "no_causal_mask", "proj_bias", "pool_type",
@@ -32,15 +30,14 @@ _STUB_TEXT_HALF = {"layers": 1, "width": 8, "heads": 1, "context_length": 1, "vo
 
 
 class OpenClipTower(TextTower):
-    """CLIP's causal transformer, read at the end-of-text token; its weights have OpenAI's names, as in Detic's files.
+    """CLIP's causal transformer, read at the end-of-text token. Its weights have OpenAI's names, as in Detic's files.
 
-    Over-long texts are cut to the context length, the end-of-text token kept, as in the CLIM release; official Detic
-    takes a random window of 77 tokens instead. A batch is cut behind its longest text: the causal mask hides all that
-    follows an end-of-text token.
+    Cuts long texts to the context length and keeps the end-of-text token, as the CLIM release; official Detic takes a
+    random window of 77 tokens. A batch ends behind its longest text, as the causal mask hides all later tokens.
+    Arguments as of :func:`clim.text.build.build_text_tower`.
     """
 
     def __init__(self, *, name: str, pretrained: str):
-        """``name`` and ``pretrained`` as in :func:`clim.text.build.build_text_tower`."""
         config = _plain_config(name)
         quick_gelu = config.get("quick_gelu", False)
         text_part = {"embed_dim": config["embed_dim"], "quick_gelu": quick_gelu, "text_cfg": config["text_cfg"]}
@@ -71,7 +68,7 @@ class OpenClipTower(TextTower):
         return self.token_embedding.weight
 
     def features_of_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
-        """hidden: the last token's output of the last block; embedding: ``ln_final`` of it, then projected."""
+        """hidden: the end token's output of the last block; embedding: ``ln_final`` and the projection of it."""
         length = words.shape[1]
         x = words + self.positional_embedding[:length]
         x = self.transformer(x, attn_mask=self.attn_mask[:length, :length])
@@ -83,19 +80,16 @@ class OpenClipTower(TextTower):
 def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
     """open_clip's ``visual`` (VisionTransformer or ModifiedResNet) in float32, on the CPU.
 
-    Args:
-        architecture: an open_clip model, or a json in the format of its configs. It decides the activation of a ViT:
-            "ViT-B-16-quickgelu" for OpenAI's and CLIM's weights as they were trained, "ViT-B-16" (exact GELU) for
-            CLIM's published ViT detectors as they were measured (clip_fvlm §4).
-        pretrained: as in :func:`clim.text.build.build_text_tower`.
+    ``architecture`` (an open_clip model, or a json in the format of its configs) decides the activation of a ViT:
+    OpenAI's and CLIM's weights were trained as "ViT-B-16-quickgelu"; CLIM's published ViT detectors were measured as
+    "ViT-B-16", with exact GELU (clip_fvlm §4). ``pretrained`` as in :func:`clim.text.build.build_text_tower`.
     """
     config = clip_config(architecture, IMAGE.name_key)
     quick_gelu = config.get("quick_gelu", False)
     visual = open_clip.CLIP(
         embed_dim=config["embed_dim"], vision_cfg=config["vision_cfg"], text_cfg=_STUB_TEXT_HALF, quick_gelu=quick_gelu
     ).visual
-    has_gelu = hasattr(visual, "transformer")  # a ResNet has ReLU throughout
-    activation = quick_gelu if has_gelu else None
+    activation = quick_gelu if hasattr(visual, "transformer") else None  # a ResNet has ReLU
     load_half(visual, IMAGE, name=architecture, pretrained=pretrained, quick_gelu=activation)
     return visual
 
@@ -104,23 +98,20 @@ def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
 
 
 def is_clip(name: str) -> bool:
-    """Whether ``name`` is one of open_clip's models or an existing json file."""
+    """Whether ``name`` is an open_clip model or an existing json file."""
     return name in open_clip.list_models() or _json_file(name) is not None
 
 
 def clip_config(name: str, key: str) -> dict:
-    """{"embed_dim", "vision_cfg", "text_cfg", …} of the model ``name``, the value of the config key ``key``."""
+    """{"embed_dim", "vision_cfg", "text_cfg", …} of the model ``name``, which the config key ``key`` gives."""
     if path := _json_file(name):
         config = read_json(path, remedy=f"{key} must name a json in the format of open_clip's configs.")
         if missing := [part for part in _PARTS if part not in config]:
-            raise UserError(f"{path} ({key}) describes no open_clip model: {', '.join(missing)} is missing.")
+            raise UserError(f"{path} ({key}) does not describe an open_clip model: it lacks {', '.join(missing)}.")
         return config
     if name in open_clip.list_models():
         return open_clip.get_model_config(name)
-    raise UserError(
-        f"{key} {name!r} is neither an open_clip model (such as ViT-B-16-quickgelu) nor an existing json in the format "
-        "of its configs: correct it."
-    )
+    raise UserError(f"{key} {name!r} is neither an open_clip model (such as ViT-B-16-quickgelu) nor a json of one.")
 
 
 def _json_file(name: str) -> Path | None:
@@ -129,13 +120,13 @@ def _json_file(name: str) -> Path | None:
 
 
 def _plain_config(name: str) -> dict:
-    """open_clip's config of ``name``; UserError where the text half is not CLIP's own transformer."""
+    """open_clip's config of ``name``; UserError if the text half is not CLIP's own transformer."""
     config = clip_config(name, TEXT.name_key)
     own, clips = open_clip.CLIPTextCfg(**config["text_cfg"]), open_clip.CLIPTextCfg()
     if any(getattr(own, key) != getattr(clips, key) for key in _TEXT_KIND):
         raise UserError(
-            f"The text half of {name} (MODEL.TEXT.NAME) is not CLIP's causal transformer, and no other is "
-            "supported: choose a CLIP model such as ViT-B-32-quickgelu or RN50x64-quickgelu."
+            f"The text half of {name} (MODEL.TEXT.NAME) is not CLIP's causal transformer: choose a CLIP model such as "
+            "ViT-B-32-quickgelu or RN50x64-quickgelu."
         )
     return config
 
@@ -146,11 +137,11 @@ def _plain_config(name: str) -> dict:
 def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quick_gelu: bool | None) -> None:
     """Load the weights ``pretrained`` of the model ``name`` into ``module``, in the module's precision; "" loads none.
 
-    ``quick_gelu``: the activation of the module, None where it has none; weights that were trained with the other one
-    get a warning. UserError where weights cannot be found or read, or do not fit.
+    ``quick_gelu``: whether the module has QuickGELU or exact GELU; None if it has neither. Warns about weights that
+    were trained with the other one. UserError if weights cannot be found or read, or do not fit.
     """
     if not pretrained:
-        logger.warning("The %s %s has random weights: its embeddings mean nothing.", half.what, name)
+        logger.warning("The %s %s has random weights: its embeddings are random too.", half.what, name)
         return
     path, of_tag = _find_weights(half, name=name, pretrained=pretrained)
     state, is_openai = read_half(half, path)
@@ -162,9 +153,9 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
     if wrong := missing + surplus + other:
         raise UserError(
             f"The weights in {path} ({half.weights_key}) do not fit the {half.what} of {name} ({len(wrong)} differ, "
-            f"first {wrong[0]}): set {half.name_key} to the model that they belong to."
+            f"first {wrong[0]}): set {half.name_key} to the model of these weights."
         )
-    # Only counts of batches, which evaluation never reads, may be missing.
+    # A file may lack the counts of batches, which evaluation never reads.
     module.load_state_dict({key: state.get(key, value) for key, value in own.items()})
     trained_with = True if of_tag is None and is_openai else of_tag
     if None not in (quick_gelu, trained_with) and trained_with != quick_gelu:
@@ -176,9 +167,9 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
 
 
 def _find_weights(half: Half, *, name: str, pretrained: str) -> tuple[Path, bool | None]:
-    """File of the weights ``pretrained`` of the open_clip model ``name``; whether they use QuickGELU, None if unknown.
+    """The file of the weights ``pretrained`` of ``name``, and whether they use QuickGELU (None: unknown).
 
-    Tags and hub names are downloaded to the hub's cache when they are not there yet.
+    Downloads tags and hub names to the hub's cache, if they are not there yet.
     """
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     if tag or pretrained.startswith(_HUB):
@@ -186,7 +177,7 @@ def _find_weights(half: Half, *, name: str, pretrained: str) -> tuple[Path, bool
         link = source.get("url") or f"https://huggingface.co/{source.get('hf_hub', '').rstrip('/')}"
         try:
             return Path(open_clip.download_pretrained(source)), tag.get("quick_gelu", False) if tag else None
-        except Exception as error:  # each transport has its own: offline, refused, not found, interrupted
+        except Exception as error:  # each transport has its own errors: offline, refused, not found, interrupted
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
                 f"The weights {pretrained!r} are not on this machine and could not be downloaded ({reason}): "

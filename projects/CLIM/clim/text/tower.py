@@ -1,4 +1,4 @@
-"""The contract of a frozen text tower, what all towers share, and word dropout.
+"""The contract of a frozen text tower, the code that all towers share, and word dropout.
 
 Shapes: N texts, B sequences of a batch, L words of the longest, V known tokens, W width of word embeddings, H width
 of the last layer, D width of an embedding.
@@ -20,14 +20,14 @@ SAMPLES_PER_WEIGHT = 64
 
 
 class WordFeatures(NamedTuple):
-    """Two features of a sequence, neither of them normalised."""
+    """Two features of a sequence, both un-normalised."""
 
-    hidden: Tensor  # (B, H) of the last layer; for CLIP before ``ln_final`` and the projection (BARON's classifier)
-    embedding: Tensor  # (B, D) in the space of captions
+    hidden: Tensor  # (B, H) of the last layer, for CLIP before ``ln_final`` and the projection (BARON's classifier)
+    embedding: Tensor  # (B, D), comparable with embeddings of captions
 
 
 class TextTower(nn.Module):
-    """Frozen sentence encoder that always stays in evaluation mode.
+    """A frozen sentence encoder, always in evaluation mode.
 
     A subclass sets the attributes below, implements :meth:`tokenize`, :attr:`word_embeddings` and
     :meth:`features_of_words`, and calls :meth:`freeze` at the end of its ``__init__``.
@@ -35,12 +35,12 @@ class TextTower(nn.Module):
 
     dim: int  # D
     hidden_dim: int  # H
-    context: int  # longest sequence that it can read, start and end token included
+    context: int  # length of the longest sequence, start and end token included
     ends: tuple[int, int]  # ids of the start and end token of every text
     unknown_id: int | None = None  # id of the token for unknown words; None where the tower knows all words
 
     def __init__(self, *, architecture: str):
-        """``architecture`` describes everything but the weights that decides an embedding."""
+        """``architecture`` describes all that an embedding depends on, except the weights."""
         super().__init__()
         self._architecture = architecture
 
@@ -54,31 +54,28 @@ class TextTower(nn.Module):
         raise NotImplementedError
 
     def features_of_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
-        """Features of whole sequences, differentiable with respect to ``words`` (B, L, W).
-
-        ``lengths`` (B,) >= 1: rows to read of each sequence, those of the start and end token included.
-        """
+        """Features of ``words`` (B, L, W), of which ``lengths`` (B,) >= 1 count, start and end token included."""
         raise NotImplementedError
 
     @property
-    def word_dim(self) -> int:  # W
+    def word_dim(self) -> int:
+        """W."""
         return self.word_embeddings.shape[1]
 
     @property
-    def live(self) -> "TextTower":  # as of caches and lazy towers
+    def live(self) -> "TextTower":  # as caches and lazy towers have it
         return self
 
     def features(self, tokens: list[list[int]]) -> WordFeatures:
-        """Features of B token lists."""
         ids = pad_sequence([torch.tensor(row) for row in tokens], batch_first=True).to(self.device)
         lengths = torch.tensor([len(row) for row in tokens], device=self.device)
         return self.features_of_words(F.embedding(ids, self.word_embeddings), lengths)
 
     def encode_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
-        """Features of sequences that are given as word embeddings: BARON's pseudo words (baron §3).
+        """Features of sequences of word embeddings (B, L, W): BARON's pseudo words (baron §3).
 
-        Reads the first ``lengths[b]`` rows of ``words[b]``, of (B, L, W), between the tower's start and end token.
-        Differentiable with respect to ``words``. UserError where L is more than the tower can read.
+        Reads the first ``lengths[b]`` rows of ``words[b]`` between the start and the end token. Differentiable with
+        respect to ``words``. UserError if L is more than the tower reads.
         """
         self.check_length(words.shape[1])
         if len(words) == 0:  # BERT's attention cannot reshape an empty batch
@@ -90,7 +87,7 @@ class TextTower(nn.Module):
         return self.features_of_words(torch.where(is_end[..., None], end, words), lengths + 2)
 
     def check_length(self, words: int) -> None:
-        """UserError where a sequence of ``words`` pseudo words is longer than the tower can read."""
+        """UserError if the tower cannot read a sequence of ``words`` pseudo words."""
         if words + 2 > self.context:
             raise UserError(
                 f"A sequence of {words} pseudo words is longer than the {self.context - 2} that the text "
@@ -98,11 +95,10 @@ class TextTower(nn.Module):
             )
 
     def freeze(self) -> None:
-        self.requires_grad_(False)
-        self.eval()
+        self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "TextTower":
-        """Stay in evaluation mode when the model around the tower starts training."""
+        """Stay in evaluation mode, also when the model around the tower starts training."""
         return super().train(False)
 
     @property
@@ -110,30 +106,28 @@ class TextTower(nn.Module):
         return next(self.parameters()).device
 
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """(N, D) float32 L2-normalised embeddings on the tower's device; (0, D) for no text.
+        """(N, D) float32 unit embeddings on the tower's device.
 
-        Texts of similar length share a batch, which saves padding. Runs in float32 even inside autocast, so that an
-        embedding does not depend on its caller.
+        Texts of similar length share a batch, which saves padding. Computes in float32, also inside autocast.
         """
         return self._encode(texts, batch_size).embedding
 
     def encode_hidden(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """(N, H) features of the last layer, otherwise as :meth:`encode`."""
+        """(N, H) features of the last layer, with unit length too."""
         return self._encode(texts, batch_size).hidden
 
     @torch.no_grad()
     def _encode(self, texts: Sequence[str], batch_size: int) -> WordFeatures:
         if isinstance(texts, str):
             raise TypeError("encode() takes a list of texts, not one text")
-        widths = (self.hidden_dim, self.dim)
-        found = WordFeatures(*(torch.empty(len(texts), width, device=self.device) for width in widths))
+        sizes = ((len(texts), width) for width in (self.hidden_dim, self.dim))
+        found = WordFeatures(*(torch.empty(size, device=self.device) for size in sizes))
         tokens = self.tokenize(texts) if len(texts) else []
         by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         with torch.autocast(self.device.type, enabled=False):
             for start in range(0, len(by_length), batch_size):
                 rows = by_length[start : start + batch_size]
-                features = self.features([tokens[i] for i in rows])
-                for kind, values in zip(found, features, strict=True):
+                for kind, values in zip(found, self.features([tokens[i] for i in rows]), strict=True):
                     kind[rows] = F.normalize(values, dim=-1)
         return found
 
@@ -141,8 +135,8 @@ class TextTower(nn.Module):
     def fingerprint(self) -> str:
         """32 hex digits that identify the tower: a hash of its architecture and its weights.
 
-        Of each weight it hashes the name, the shape, the sum of all bit patterns (as integers, so the result is the
-        same on every device and for every number of threads) and 64 values spread over the weight. Computed once.
+        A weight contributes its name, its shape, the sum of all bit patterns and 64 values. The sum is an integer, so
+        that the hash does not depend on the device or the number of threads.
         """
         digest = hashlib.sha256(self._architecture.encode())
         for name, weight in sorted(self.state_dict().items()):
@@ -154,17 +148,15 @@ class TextTower(nn.Module):
 
 
 def drop_words(words: Tensor, real: Tensor, *, dropout: float) -> tuple[Tensor, Tensor]:
-    """Word dropout (BARON; baron §3): :func:`close_up` of the words (B, L, W) that :func:`surviving` keeps."""
+    """Word dropout of (B, L, W) (BARON; baron §3): :func:`close_up` of the words that :func:`surviving` keeps."""
     return close_up(words, surviving(real, dropout=dropout))
 
 
 def surviving(real: Tensor, *, dropout: float) -> Tensor:
     """Which words stay: each is dropped with probability ``dropout``; if a row would lose all, its word 0 stays.
 
-    Args:
-        real: (…, L) bool, False for padding; word 0 of a row is real, or none is.
-
-    Draws from torch's random state on the CPU, which resuming restores, whatever device the words are on.
+    ``real`` (…, L) is False for padding; word 0 of a row is real, or none is. Draws from torch's random state on the
+    CPU, which a resumed run restores.
     """
     kept = real & (torch.rand(real.shape) >= dropout).to(real.device)
     kept[..., 0] |= real[..., 0] & ~kept.any(dim=-1)
@@ -172,10 +164,7 @@ def surviving(real: Tensor, *, dropout: float) -> Tensor:
 
 
 def close_up(words: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """The ``kept`` words of (B, L, W), moved to the left and not rescaled: (B, L', W), and their counts (B,).
-
-    L' is the largest count.
-    """
+    """The ``kept`` words of (B, L, W), moved to the left: (B, L', W), and their counts (B,), at most L'."""
     lengths = kept.sum(dim=1)
     order = torch.argsort((~kept).int(), dim=1, stable=True)[:, : max(lengths.tolist(), default=0)]
     return words.gather(1, order[..., None].expand(-1, -1, words.shape[2])), lengths
