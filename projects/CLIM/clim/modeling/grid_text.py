@@ -1,4 +1,4 @@
-"""An image-text model whose regions are locations of a feature map: OV-RCNN's pre-training (ovrcnn §1, §3)."""
+"""OV-RCNN's pre-training: an image-text model whose regions are locations of a feature map (ovrcnn §1, §3)."""
 
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -9,7 +9,6 @@ from clim.data.tiles import Tiles
 from clim.errors import UserError
 from clim.methods.ovrcnn import FeatureGrid, Locations
 
-from .backbones.encoder import LocationEncoder
 from .image_text import ImageTextModel
 
 
@@ -17,7 +16,7 @@ from .image_text import ImageTextModel
 class GridTextModel(ImageTextModel):
     """Encoder and method, no detector. Trains on plain images of any size ("captions") and on "mosaics".
 
-    Each of the two goes through the encoder as a batch of its own, padded on the right and below.
+    Each source is one batch of the encoder, padded on the right and below.
     """
 
     pools = "locations"
@@ -28,7 +27,7 @@ class GridTextModel(ImageTextModel):
     @classmethod
     def from_config(cls, cfg):
         ret = super().from_config(cfg)
-        if not isinstance(ret["image_encoder"], LocationEncoder):
+        if not hasattr(ret["image_encoder"], "feature_map"):
             raise UserError(
                 f"MODEL.IMAGE_ENCODER.NAME {cfg.MODEL.IMAGE_ENCODER.NAME} has no feature map to ground words in: "
                 "choose ResNetGrid or EfficientNetLite0."
@@ -36,13 +35,13 @@ class GridTextModel(ImageTextModel):
         mosaic, stride = cfg.INPUT.MOSAIC, ret["image_encoder"].dense_stride
         if cfg.DATALOADER.MOSAICS_PER_GPU and mosaic.SIZE < stride * max(mosaic.GRIDS):
             raise UserError(
-                f"INPUT.MOSAIC.SIZE {mosaic.SIZE} px has less than one location of {stride} px for each tile of "
-                f"INPUT.MOSAIC.GRIDS {mosaic.GRIDS}: make it at least {stride * max(mosaic.GRIDS)}."
+                f"INPUT.MOSAIC.SIZE {mosaic.SIZE} gives a tile of INPUT.MOSAIC.GRIDS {mosaic.GRIDS} less than one "
+                f"location of {stride} px: make it at least {stride * max(mosaic.GRIDS)}."
             )
         return ret
 
     def forward(self, batch):
-        """Losses of a joint batch in training, those of mosaics with a suffix where they are not one set."""
+        """Losses of a joint batch in training; without a joint contrast, mosaics have losses of their own."""
         if not self.training:
             return self.inference(batch)
         plain, mosaics = batch["captions"], batch["mosaics"]
@@ -77,7 +76,7 @@ class GridTextModel(ImageTextModel):
 
 
 def read_locations(maps: list[Tensor], locations: Locations) -> Tensor:
-    """(R, C) the vectors of ``locations`` in maps (B_i, C, h_i, w_i); canvases are numbered across all maps."""
+    """The vectors (R, C) of ``locations`` in maps (B_i, C, h_i, w_i); canvas numbers count across all maps."""
     rows, first = [], 0
     for features in maps:
         on = locations[(locations.canvas >= first) & (locations.canvas < first + len(features))]
