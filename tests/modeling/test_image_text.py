@@ -6,7 +6,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate, normalize
 
@@ -91,7 +91,8 @@ def test_images_and_tiles_form_one_contrast(make, kind):
 
 def test_canvases_of_the_loader_and_of_the_device_are_the_same_model(make):
     singles = [sample(32, WHOLE, seed=s) for s in range(5)]
-    model = make("INPUT.MOSAIC.COMPOSE", "device", "INPUT.MOSAIC.GRIDS", [2]).train()
+    on_device = ("INPUT.MOSAIC.COMPOSE", "device", "INPUT.MOSAIC.GRIDS", [2])
+    model = make(*on_device).train()
     (device,) = model(joint(captions=singles)).values()
     image = torch.cat([torch.cat([singles[2 * r + c]["image"] for c in (0, 1)], dim=2) for r in (0, 1)], dim=1)
     mosaic = sample(64, QUARTERS, seed=9)
@@ -101,19 +102,12 @@ def test_canvases_of_the_loader_and_of_the_device_are_the_same_model(make):
     (loader,) = model(joint(captions=singles[4:], mosaics=[mosaic])).values()
     torch.testing.assert_close(device, loader, rtol=1e-4, atol=1e-5)
 
-
-def test_texts_are_permuted_on_canvases_of_the_device(make):
-    singles = [sample(32, WHOLE, seed=s) for s in range(5)]
-    for single, caption in zip(singles, "abcde", strict=True):
-        single["tiles"].drawn = [caption]
-    overrides = ("INPUT.MOSAIC.COMPOSE", "device", "INPUT.MOSAIC.GRIDS", [2])
-    model = make(*overrides, "INPUT.MOSAIC.PERMUTE_TEXTS", True).train()
-    seen = []
-    model.align = lambda singles, canvases: seen.append((singles, canvases))
+    model, seen = make(*on_device, "INPUT.MOSAIC.PERMUTE_TEXTS", True).train(), []
+    model.align = lambda *canvases: seen.extend(canvases)
     model(joint(captions=singles))
-    ((left, canvases),) = seen
-    assert left.tiles[0].drawn == ["e"]
-    assert "".join(canvases.tiles[0].drawn) in ("dabc", "cdab", "bcda")
+    assert seen[0].tiles[0].drawn == ["caption 4 0"]
+    first = seen[1].tiles[0].drawn.index("caption 0 0")
+    assert first != 0 and seen[1].tiles[0].drawn == [f"caption {(i - first) % 4} 0" for i in range(4)]
 
 
 @pytest.mark.parametrize("regions, idle", [("v1", True), ("v2", False)])
@@ -146,10 +140,7 @@ def test_only_the_last_block_and_the_temperature_learn(make):
     assert {n.split(".")[4] for n in learning if "resblocks" in n} == {"3"}
     assert {n for n in learning if "resblocks" not in n} == {"method.logit_scale"}
     assert not any("text" in name for name in model.state_dict())
-
-
-def test_regions_only(make):
-    (loss,) = make().train()(joint(regions=[sample(64, QUARTERS[:3], seed=4)])).values()
+    (loss,) = model(joint(regions=[sample(64, QUARTERS[:3], seed=4)])).values()
     assert loss.isfinite()
 
 
@@ -185,17 +176,15 @@ def test_weights_named_as_clips_are_taken(make, random_clip, tiny_json):
     assert all(torch.equal(v, own[k]) for k, v in model.state_dict().items())
 
 
-def test_mistakes_are_told(make):
-    with pytest.raises(UserError, match=r"12 dimensions, but MODEL\.TEXT\.DIM is 16"):
-        make("MODEL.TEXT.DIM", 16, "MODEL.VOCABULARY.NAMES", [])
-    with pytest.raises(UserError, match='needs MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"'):
-        make("MODEL.METHOD.NAME", "Baron")
-    with pytest.raises(UserError, match="Detic chooses among proposals, which .* ImageTextModel has none of"):
-        make("MODEL.METHOD.NAME", "Detic")
-    with pytest.raises(UserError, match=r"none is configured"):
-        make("MODEL.VOCABULARY.NAMES", []).eval()(
-            [{"image": torch.zeros(3, 64, 64), "boxes": Boxes(torch.zeros(0, 4))}]
-        )
+@pytest.mark.parametrize("overrides, message", [
+    (("MODEL.TEXT.DIM", 16, "MODEL.VOCABULARY.NAMES", []), r"12 dimensions, but MODEL\.TEXT\.DIM is 16"),
+    (("MODEL.METHOD.NAME", "Baron"), 'needs MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"'),
+    (("MODEL.METHOD.NAME", "Detic"), "METHOD.NAME Detic needs proposals, but .* ImageTextModel has none"),
+    (("MODEL.VOCABULARY.NAMES", []), "set MODEL.VOCABULARY.NAMES"),
+])  # fmt: skip
+def test_errors(make, overrides, message):
+    with pytest.raises(UserError, match=message):
+        make(*overrides).eval()([{"image": torch.zeros(3, 64, 64), "boxes": Boxes(torch.zeros(0, 4))}])
 
 
 # ---- canvases composed in the step: CLIM's counts and order, exact cells, pixels resized as a whole
@@ -213,22 +202,16 @@ def singles(count, side=6):
     return Canvases(pixels, tiles)
 
 
-def test_the_release_makes_three_canvases_and_three_singles_of_32():
-    left, canvases = compose_groups(singles(32), grids=(2, 3, 4), size=20)
-    assert [t.image_ids.tolist() for t in left.tiles] == [[29], [30], [31]] and len(left.pixels) == 3
-    ids = [t.image_ids.tolist() for t in canvases.tiles]
-    assert ids == [list(range(4)), list(range(4, 13)), list(range(13, 29))]
-    assert canvases.pixels.shape == (3, 3, 20, 20)
-
-
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(29, 130))
-def test_every_single_is_used_once_and_canvases_of_a_grid_are_as_many(count):
+@example(32)
+def test_every_single_is_used_once_in_order_and_canvases_of_a_grid_are_as_many(count):
     left, canvases = compose_groups(singles(count, side=2), grids=(2, 3, 4), size=8)
+    assert len(left.pixels) == len(left.tiles) and canvases.pixels.shape == (count // 29 * 3, 3, 8, 8)
     ids = sum((t.image_ids.tolist() for t in [*canvases.tiles, *left.tiles]), [])
     assert ids == list(range(count))
     lengths = [len(t) for t in canvases.tiles]
-    assert all(lengths.count(n * n) == count // 29 for n in (2, 3, 4)) and len(left.tiles) == count % 29
+    assert lengths == [n * n for n in (2, 3, 4) for _ in range(count // 29)] and len(left.tiles) == count % 29
 
 
 def test_cells_are_exact_and_row_major_where_the_canvas_is_no_multiple():
@@ -249,6 +232,8 @@ def test_pixels_are_laid_out_and_then_resized_as_one_image():
     assert torch.equal(canvases.pixels, expected)
     _, untouched = compose_groups(given_, grids=(2,), size=12)
     torch.testing.assert_close(untouched.pixels[0], whole)
+    with pytest.raises(UserError, match=r"from 29 single crops, but a process has 28"):
+        compose_groups(singles(28), grids=(2, 3, 4), size=8)
 
 
 def test_permuted_texts_are_those_of_another_tile_of_the_canvas():
@@ -263,8 +248,3 @@ def test_permuted_texts_are_those_of_another_tile_of_the_canvas():
         assert torch.equal(tiles.boxes, before.boxes)
     assert torch.equal(found.pixels, true.pixels)
     assert [t.image_ids.tolist() for t in left.tiles] == [[29], [30], [31]]
-
-
-def test_a_batch_that_is_too_small_is_told():
-    with pytest.raises(UserError, match=r"from 29 single crops, but a process has 28"):
-        compose_groups(singles(28), grids=(2, 3, 4), size=8)

@@ -39,21 +39,17 @@ class RecordingEncoder(nn.Module):
 @pytest.fixture
 def backbone(load_cfg, tiny_json):
     """``backbone("KEY", value, …)`` of the shipped config, on a small random ViT."""
-
     architecture = tiny_json("vit", vision={"patch_size": 16, "layers": 12})
 
     def build(*overrides):
         torch.manual_seed(0)
         cfg = load_cfg(
-            "FVLM_ViTB16_CLIP_COCO.yaml", "MODEL.IMAGE_ENCODER.ARCHITECTURE", architecture,
+            "FVLM_ViTB16_CLIP_COCO.yaml", "MODEL.IMAGE_ENCODER.ARCHITECTURE", architecture, "MODEL.TEXT.DIM", 12,
             "MODEL.IMAGE_ENCODER.PRETRAINED", "", "MODEL.FPN.OUT_CHANNELS", 24, "MODEL.FPN.NORM", "BN", *overrides,
         )  # fmt: skip
         return build_backbone(cfg)
 
     return build
-
-
-# ---- levels
 
 
 @pytest.mark.parametrize("upscaling", ["deconvolution", "interpolation"])
@@ -67,15 +63,6 @@ def test_vit_maps_come_to_strides_4_to_32(upscaling):
     assert shapes == {level: (CHANNELS, stride) for level, stride in LEVELS.items()}
 
 
-def test_each_tap_feeds_its_own_level():
-    """Block 3 → stride 4, …, block 11 → stride 32."""
-    levels = TapLevels(VIT_TAPS, upscaling="interpolation", norm="")
-    maps = {block: torch.full((1, CHANNELS, 2, 2), float(block)) for block in VIT_TAPS}
-    assert {level: x.unique().tolist() for level, x in levels(maps).items()} == {
-        "c2": [3.0], "c3": [5.0], "c4": [7.0], "c5": [11.0],
-    }  # fmt: skip
-
-
 def test_the_layers_of_the_release():
     rescale = TapLevels(VIT_TAPS, upscaling="deconvolution", norm="BN").rescale
     assert [type(layer).__name__ for layer in rescale["c2"]] == [
@@ -87,21 +74,24 @@ def test_the_layers_of_the_release():
     assert type(rescale["c4"]).__name__ == "Identity"
     x = torch.arange(16.0).view(1, 1, 4, 4)
     assert rescale["c5"](x).tolist() == [[[[5.0, 7.0], [13.0, 15.0]]]]  # the largest of 2 x 2
-
-
-def test_without_a_norm_the_deconvolutions_keep_their_numbers():
+    # Without a norm the deconvolutions keep their numbers.
     rescale = TapLevels(VIT_TAPS, upscaling="deconvolution", norm="").rescale["c2"]
     x = torch.randn(1, CHANNELS, 2, 3)
     torch.testing.assert_close(rescale(x), rescale[3](F.gelu(rescale[0](x))))
     assert [name for name, _ in rescale.named_parameters()] == ["0.weight", "0.bias", "3.weight", "3.bias"]
 
 
-def test_interpolation_learns_nothing():
+def test_interpolation_learns_nothing_and_each_tap_feeds_its_own_level():
     levels = TapLevels(VIT_TAPS, upscaling="interpolation", norm="BN")
     assert list(levels.parameters()) == []
+    maps = {block: torch.full((1, CHANNELS, 2, 2), float(block)) for block in VIT_TAPS}
+    found = {level: x.unique().tolist() for level, x in levels(maps).items()}
+    assert found == {"c2": [3.0], "c3": [5.0], "c4": [7.0], "c5": [11.0]}
     x = torch.randn(1, 2, 3, 3)
     expected = F.interpolate(x, size=(12, 12), mode="bilinear", align_corners=False)
     torch.testing.assert_close(rescaling(2, 4, upscaling="interpolation", norm="")(x), expected)
+    with pytest.raises(UserError, match='UPSCALING is "nearest": choose'):
+        TapLevels(VIT_TAPS, upscaling="nearest", norm="BN")
 
 
 def test_maps_that_lie_at_their_strides_are_taken_as_they_are():
@@ -113,15 +103,7 @@ def test_maps_that_lie_at_their_strides_are_taken_as_they_are():
     assert list(levels.parameters()) == []
 
 
-def test_an_unknown_upscaling():
-    with pytest.raises(UserError, match='UPSCALING is "nearest": choose'):
-        TapLevels(VIT_TAPS, upscaling="nearest", norm="BN")
-
-
-# ---- the frozen encoder
-
-
-def test_the_encoder_is_frozen_whatever_the_mode():
+def test_the_encoder_is_frozen_and_its_map_comes_at_test_only():
     encoder = RecordingEncoder()
     model = ClipFPN(encoder, nn.Identity())
     before = encoder.norm.running_mean.clone()
@@ -133,20 +115,12 @@ def test_the_encoder_is_frozen_whatever_the_mode():
     assert torch.equal(encoder.norm.running_mean, before)
     assert not any(p.requires_grad for p in encoder.parameters())
     assert not any(x.requires_grad for x in maps.values())
-
-
-def test_the_encoders_map_comes_at_test_only():
-    model = ClipFPN(RecordingEncoder(), nn.Identity())
-    images = torch.randn(2, 3, 64, 64)
-    assert set(model.train()(images)) == {"s4", "s8", "s16", "s32"}
+    assert set(maps) == {"s4", "s8", "s16", "s32"}
     features = model.eval()(images)
     assert set(features) == {"s4", "s8", "s16", "s32", VLM}
     boxes = [Boxes(torch.tensor([[0.0, 0, 9, 9]] * count)) for count in (2, 0)]
     regions = model.embed_regions(features, boxes)
     torch.testing.assert_close(regions, features["s16"][0].mean((1, 2)).expand(2, -1))
-
-
-# ---- as configured
 
 
 def test_the_pyramid_of_the_shipped_config(backbone):
@@ -160,17 +134,9 @@ def test_the_pyramid_of_the_shipped_config(backbone):
     dense = features[VLM]
     assert dense.shape == (1, 12, 8, 4)
     torch.testing.assert_close(dense.norm(dim=1), torch.ones(1, 8, 4))
-
-
-def test_regions_are_roi_aligned_from_the_dense_map(backbone):
-    """A box on whole locations of one row: the mean of their unit vectors."""
-    model = backbone().eval()
-    with torch.no_grad():
-        features = model(torch.randn(2, 3, 64, 64))
-        boxes = [Boxes(torch.zeros(0, 4)), Boxes(torch.tensor([[16.0, 0, 48, 16]]))]
-        regions = model.embed_regions(features, boxes)
-    torch.testing.assert_close(regions[0], features[VLM][1, :, 0, 1:3].mean(1), rtol=1e-5, atol=1e-6)
-    assert regions.shape == (1, 12)
+    # A box on whole locations of one row: the mean of their unit vectors.
+    regions = model.embed_regions(features, [Boxes(torch.tensor([[16.0, 0, 48, 16]]))])
+    torch.testing.assert_close(regions[0], dense[0, :, 0, 1:3].mean(1), rtol=1e-5, atol=1e-6)
 
 
 def test_what_learns(backbone):
@@ -186,14 +152,9 @@ def test_what_learns(backbone):
 
 
 @pytest.mark.parametrize("name", ["ClipResNet", "EfficientNetLite0"])
-def test_other_encoders(load_cfg, tiny_json, name):
-    """Whatever has taps at strides 4 to 32."""
-    cfg = load_cfg(
-        "FVLM_ViTB16_CLIP_COCO.yaml", "MODEL.IMAGE_ENCODER.NAME", name, "MODEL.TEXT.DIM", 12,
-        "MODEL.IMAGE_ENCODER.ARCHITECTURE", tiny_json("resnet"), "MODEL.IMAGE_ENCODER.PRETRAINED", "",
-        "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.FPN.NORM", "BN",
-    )  # fmt: skip
-    model = build_backbone(cfg).eval()
+def test_other_encoders_with_taps_at_strides_4_to_32(backbone, tiny_json, name):
+    keys = ("MODEL.IMAGE_ENCODER.NAME", name, "MODEL.IMAGE_ENCODER.ARCHITECTURE", tiny_json("resnet"))
+    model = backbone(*keys).eval()
     features = model(torch.randn(1, 3, 64, 96))
     assert [tuple(features[f"p{i}"].shape[2:]) for i in range(2, 6)] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     regions = model.embed_regions(features, [Boxes(torch.tensor([[3.0, 5, 40, 60], [0, 0, 96, 64]]))])

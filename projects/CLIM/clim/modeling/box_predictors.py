@@ -27,9 +27,8 @@ BOX_PREDICTOR_REGISTRY = Registry("BOX_PREDICTOR")  # subclasses of TextOutputLa
 
 def build_box_predictor(cfg, input_shape, *, text_encoder) -> "TextOutputLayers":
     """The predictor named by ``cfg.MODEL.ROI_BOX_HEAD.PREDICTOR``; UserError for an unknown name."""
-    key = "MODEL.ROI_BOX_HEAD.PREDICTOR"
-    predictor = registered(BOX_PREDICTOR_REGISTRY, cfg.MODEL.ROI_BOX_HEAD.PREDICTOR, key=key)
-    return predictor(cfg, input_shape, text_encoder=text_encoder)
+    name, key = cfg.MODEL.ROI_BOX_HEAD.PREDICTOR, "MODEL.ROI_BOX_HEAD.PREDICTOR"
+    return registered(BOX_PREDICTOR_REGISTRY, name, key=key)(cfg, input_shape, text_encoder=text_encoder)
 
 
 class TextOutputLayers(FastRCNNOutputLayers):
@@ -69,7 +68,7 @@ class TextOutputLayers(FastRCNNOutputLayers):
         raise NotImplementedError
 
     def set_vocabulary(self, embeddings: Tensor, class_mask: Tensor | None = None) -> None:
-        """Detect other classes: (K', D) text embeddings, (K',) mask as ``freq_weight`` or ones. Replaces the buffers."""
+        """Detect other classes: new buffers with (K', D) text embeddings and (K',) ``freq_weight``, by default ones."""
         self.set_class_embeddings(embeddings)
         self.num_classes = len(embeddings)
         mask = torch.ones(self.num_classes) if class_mask is None else class_mask
@@ -172,7 +171,7 @@ class OpenVocabOutputLayers(TextOutputLayers):
         self.cls_score.set_vocabulary(embeddings)
 
 
-_MEANINGLESS = "emb_pred is frozen, so it would stay random and the detector learns nothing of use: start from stage 1."
+_MEANINGLESS = "emb_pred is frozen, so it would stay random, and classes would mean nothing: start from pre-training."
 
 
 @BOX_PREDICTOR_REGISTRY.register()
@@ -196,7 +195,7 @@ class OVRCNNOutputLayers(TextOutputLayers):
         super().__init__(input_shape, **kwargs)
         del self.cls_score  # the parent's classifier of fixed classes
         self.emb_pred = nn.Linear(self.bbox_pred.in_features, class_embeddings.shape[1]).requires_grad_(False)
-        self.register_buffer("class_embeddings", _with_background(class_embeddings))
+        self.register_buffer("class_embeddings", F.pad(class_embeddings.float(), (0, 0, 0, 1)))
         self.register_buffer("competes", competes, persistent=False)
         self.background_weight = background_weight
         self.register_load_state_dict_pre_hook(_require_projection)
@@ -218,7 +217,7 @@ class OVRCNNOutputLayers(TextOutputLayers):
         return "words"
 
     def set_class_embeddings(self, embeddings):
-        self.class_embeddings = _with_background(embeddings).to(self.class_embeddings)
+        self.class_embeddings = F.pad(embeddings.float(), (0, 0, 0, 1)).to(self.class_embeddings)
         self.competes = self.competes.new_ones(len(embeddings))
 
     def project(self, x):
@@ -232,7 +231,7 @@ class OVRCNNOutputLayers(TextOutputLayers):
         return masked_softmax_ce(logits, gt_classes, self.freq_weight > 1e-4, background_weight=self.background_weight)
 
     def inference(self, predictions, proposals):
-        """As the parent's; ``scores`` are the softmax, ``logits`` its log-odds, which differ where scores round to 1."""
+        """As the parent's; ``scores`` are the softmax, ``logits`` its log-odds, which do not round to one value."""
         logits, deltas = predictions
         competing = logits[:, F.pad(self.competes, (0, 1), value=True)].double()
         odds = log_odds(competing.log_softmax(1)).float()
@@ -247,10 +246,6 @@ def log_odds(log_scores: Tensor) -> Tensor:
     """log(s / (1 - s)) of log s <= 0, the inverse of sigmoid. Finite also where s rounds to 1."""
     log_scores = log_scores.clamp(max=-torch.finfo(log_scores.dtype).tiny)
     return log_scores - torch.log(-torch.expm1(log_scores))
-
-
-def _with_background(class_embeddings: Tensor) -> Tensor:
-    return F.pad(class_embeddings.float(), (0, 0, 0, 1))
 
 
 def _keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):

@@ -1,4 +1,4 @@
-"""The open-vocabulary detector: Detectron2's Faster R-CNN learns boxes, mosaic → pool → align learns image-text pairs."""
+"""The open-vocabulary detector: boxes by Detectron2's Faster R-CNN, image-text pairs by mosaic → pool → align."""
 
 import torch
 from detectron2.config import configurable

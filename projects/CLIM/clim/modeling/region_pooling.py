@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 from torch import Tensor
 from torchvision.ops import roi_align
@@ -33,13 +32,8 @@ def embed_regions(roi_heads, features: dict[str, Tensor], regions: dict[str, Reg
         yield dict(zip(regions, parts, strict=True))
 
 
-def as_rois(boxes: list[Boxes]) -> Tensor:
-    """(ΣR, 5): the index of the image before each of its boxes."""
-    return convert_boxes_to_pooler_format(boxes)
-
-
 def pool_rois(features: Tensor, rois: Tensor, *, stride: int, size: int) -> Tensor:
-    """(R, C, size, size): RoIAlign of ``rois`` (R, 5), in pixels, on ``features`` (B, C, h, w).
+    """(R, C, size, size): RoIAlign of ``rois`` (R, 5), index of the image and box in px, on ``features`` (B, C, h, w).
 
     It has the half-pixel offset, and as many samples as a bin has locations (clip_fvlm §1).
     """

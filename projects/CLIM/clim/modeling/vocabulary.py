@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 WIDTHS = {"embedding": "DIM", "hidden": "WORD_DIM", "words": "DIM"}  # features of class names: MODEL.TEXT key of width
 _COMPARED = 3  # classes
 _ALIKE = 0.5  # cosine; other prompts give larger ones, another layer or tower gives smaller ones
-_SETS = {"ovcoco": "coco_generalized_zeroshot_val"}  # value of MODEL.OPEN_VOCAB.BASE_CLASSES: data set with these classes
+_SETS = {"ovcoco": "coco_generalized_zeroshot_val"}  # value of MODEL.OPEN_VOCAB.BASE_CLASSES: data set
 _TEST_CLASSES = {
     "ovcoco": categories.BASE_INDICES + categories.NOVEL_INDICES,
     "ovcoco_base": categories.BASE_INDICES,
@@ -115,7 +115,9 @@ def class_mask(cfg) -> Tensor:
         return mask
     if cfg.MODEL.VOCABULARY.NAMES:  # the user's own names
         return torch.ones(count)
-    raise UserError(f"MODEL.OPEN_VOCAB.BASE_CLASSES {base} has {len(mask)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {count}.")
+    raise UserError(
+        f"MODEL.OPEN_VOCAB.BASE_CLASSES {base} has {len(mask)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {count}."
+    )
 
 
 def competing_classes(cfg) -> Tensor:

@@ -27,7 +27,11 @@ class ClipViT(ImageEncoder):
     def __init__(self, *, visual: nn.Module, unlocked_blocks: int):
         """``visual``: an open_clip VisionTransformer. Only its last ``unlocked_blocks`` blocks learn."""
         super().__init__()
-        _check(visual)
+        if not _is_plain(visual):
+            raise UserError(
+                "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP vision transformer for square images: choose "
+                "one such as ViT-B-16-quickgelu, or another MODEL.IMAGE_ENCODER.NAME."
+            )
         self.visual = visual
         self.dim = visual.output_dim
         self.native_size = visual.image_size[0]
@@ -59,8 +63,8 @@ class ClipViT(ImageEncoder):
         grid = self._grid(images)
         tokens, taken = self._run(images, values, blocks)
         dense = self.visual.ln_post(tokens[:, 1:]) @ self.visual.proj
-        maps = {block: _as_map(tokens[:, 1:], grid) for block, tokens in taken.items()}
-        return maps, F.normalize(_as_map(dense, grid).float(), dim=1)
+        maps = {block: x[:, 1:].transpose(1, 2).unflatten(2, grid) for block, x in taken.items()}
+        return maps, F.normalize(dense.transpose(1, 2).unflatten(2, grid).float(), dim=1)
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:
         return features["dense"]
@@ -103,12 +107,9 @@ def values(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
     return attention.out_proj(F.linear(x, attention.in_proj_weight[-width:], attention.in_proj_bias[-width:]))
 
 
-def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(2, grid)
-
-
-def _check(visual: nn.Module) -> None:
-    plain = (
+def _is_plain(visual: nn.Module) -> bool:
+    """Whether ``visual`` is a transformer whose every step this file computes."""
+    return (
         isinstance(getattr(visual, "transformer", None), nn.Module)
         and visual.attn_pool is None
         and visual.pool_type == "tok"
@@ -117,8 +118,3 @@ def _check(visual: nn.Module) -> None:
         and visual.image_size[0] == visual.image_size[1]
         and visual.patch_size[0] == visual.patch_size[1]
     )
-    if not plain:
-        raise UserError(
-            "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP vision transformer for square images: choose "
-            "one such as ViT-B-16-quickgelu, or another MODEL.IMAGE_ENCODER.NAME."
-        )

@@ -9,13 +9,14 @@ from collections.abc import Hashable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from clim.errors import UserError, registered
 
-from ..region_pooling import as_rois, pool_masks, pool_rois
+from ..region_pooling import pool_masks, pool_rois
 
 IMAGE_ENCODER_REGISTRY = Registry("IMAGE_ENCODER")  # subclasses of ImageEncoder, built from the config alone
 
@@ -63,7 +64,7 @@ class ImageEncoder(nn.Module):
 
     def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
         """Yields (ΣR, D) once, not L2-normalised; boxes in input pixels, one ``Boxes`` an image."""
-        rois = as_rois(boxes)
+        rois = convert_boxes_to_pooler_format(boxes)
         if self.regions == "v2":
             yield self.pool_regions(features, rois)
         else:

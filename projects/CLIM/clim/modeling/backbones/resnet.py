@@ -21,7 +21,7 @@ ROIS_AT_ONCE = 256  # a 14 x 14 RoI of RN50x64 takes 13 MB, with its tokens, key
 
 @IMAGE_ENCODER_REGISTRY.register()
 class ClipResNet(ImageEncoder):
-    """Regions "v2": RoIAlign of layer4 to the attention pool's own grid, then the pool; "v1": RoIAlign of the dense map.
+    """Regions "v2": RoIAlign of layer4 to the attention pool's grid, then the pool; "v1": RoIAlign of the dense map.
 
     Batch norm, stem to layer3, and the pool's value and output projections are always frozen.
     """
@@ -92,7 +92,7 @@ class ClipResNet(ImageEncoder):
 
 
 def attention_pool(pool: nn.Module, maps: Tensor) -> Tensor:
-    """(B, D): open_clip's AttentionPool2d ``pool`` on maps (B, C, h, w) of any size; the only query is the mean token."""
+    """(B, D): open_clip's AttentionPool2d ``pool`` on maps (B, C, h, w) of any size; the mean token is the only query."""
     positions = resize_positions(pool.positional_embedding, tuple(maps.shape[2:]))
     locations = maps.flatten(2).transpose(1, 2)
     tokens = torch.cat([locations.mean(1, keepdim=True), locations], dim=1) + positions
