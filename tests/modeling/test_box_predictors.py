@@ -10,6 +10,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from clim.errors import UserError
 from clim.modeling import BOX_PREDICTOR_REGISTRY, build_box_predictor
 from clim.modeling.box_predictors import OpenVocabOutputLayers, OVRCNNOutputLayers, log_odds
 from clim.modeling.classifier import CosineClassifier
+from clim.modeling.fvlm import FVLMOutputLayers
 from clim.text import build_text_tower, word_piece_means
 
 CLASSES, WIDTH, DIM = 5, 8, 6
@@ -25,8 +27,51 @@ MASK = [1, 1, 0, 1, 1]  # whether the class has boxes: the weight is > 1e-4
 all_kinds = pytest.mark.parametrize("kind", ["cosine", "words", "fvlm"])
 
 
+PREDICTORS = {
+    "cosine": ("BoxSup_C4.yaml", OpenVocabOutputLayers),
+    "words": ("OVRCNN_C4.yaml", OVRCNNOutputLayers),
+    "fvlm": ("FVLM_ViTB16_CLIP_COCO.yaml", FVLMOutputLayers),
+}
+
+
+def sampled(boxes, classes, gt_boxes=None):
+    """Sampled RoIs of one image, as the head's labelling leaves them."""
+    instances = Instances((64, 64), proposal_boxes=Boxes(torch.tensor(boxes).float().reshape(-1, 4)))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    if gt_boxes is not None:
+        instances.gt_boxes = Boxes(torch.tensor(gt_boxes).float())
+    return instances
+
+
+def head_losses(head, x, proposals):
+    with EventStorage():
+        return head.losses(head(x), proposals)
+
+
 @pytest.fixture
-def batch(sampled):
+def predictor(load_cfg, tmp_path):
+    """``predictor("cosine", "words" or "fvlm", "KEY", value, …)``: of features 8 wide and 5 classes of width 6.
+
+    Class embeddings have lengths 1 to 5 and come from a file; with ``vocabulary`` False they wait for a checkpoint.
+    """
+
+    def make(kind, *overrides, vocabulary=True, **kwargs):
+        rows = torch.nn.functional.normalize(torch.arange(30.0).sin().view(5, 6), dim=1)
+        np.save(tmp_path / "classes.npy", (rows * torch.arange(1.0, 6)[:, None]).numpy())
+        config, cls = PREDICTORS[kind]
+        cfg = load_cfg(
+            config, "MODEL.TEXT.DIM", 6, "MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
+            "MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "classes.npy") if vocabulary else "",
+            "MODEL.OVRCNN.TEST_CLASSES", "", *overrides,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        return cls(cfg, SHAPE, text_encoder=None, **kwargs)
+
+    return make
+
+
+@pytest.fixture
+def batch():
     return [
         sampled([[0, 0, 20, 20], [5, 5, 30, 40], [1, 1, 9, 9]], [1, CLASSES, 4], [[2, 1, 22, 20]] * 3),
         sampled([[10, 10, 20, 20]], [CLASSES]),  # an image without ground truth: background, no gt_boxes
@@ -58,7 +103,7 @@ def smooth_l1(difference):
     ("words", (), lambda row, gt: slow_softmax(row, gt, 0.2), smooth_l1),
     ("fvlm", (), lambda row, gt: slow_softmax(row, gt, 0.6), l1),
 ])  # fmt: skip
-def test_losses_of_the_formulas(predictor, head_losses, batch, kind, overrides, slow_class, slow_box):
+def test_losses_of_the_formulas(predictor, batch, kind, overrides, slow_class, slow_box):
     """Boxes: deltas × (10, 10, 5, 5) of the foreground; both losses are means over all RoIs."""
     head = predictor(kind, *overrides, class_mask=torch.tensor([1.0, 1, 0, 0.01, 1])).train()
     torch.nn.init.normal_(list(head.bbox_pred.parameters())[-2], std=0.3)
@@ -80,7 +125,7 @@ def test_losses_of_the_formulas(predictor, head_losses, batch, kind, overrides, 
 
 
 @all_kinds
-def test_every_parameter_that_learns_gets_a_gradient(predictor, head_losses, batch, kind):
+def test_every_parameter_that_learns_gets_a_gradient(predictor, batch, kind):
     """OV-RCNN's projection is frozen and passes gradients on; no text learns."""
     head, x = predictor(kind).train(), torch.randn(4, WIDTH, requires_grad=True)
     torch.nn.init.normal_(list(head.bbox_pred.parameters())[-2], std=0.3)
@@ -97,7 +142,7 @@ def test_every_parameter_that_learns_gets_a_gradient(predictor, head_losses, bat
 
 @all_kinds
 @pytest.mark.parametrize("background", [0, 2])
-def test_batches_without_foreground_are_finite_and_have_a_graph(predictor, sampled, head_losses, kind, background):
+def test_batches_without_foreground_are_finite_and_have_a_graph(predictor, kind, background):
     head, x = predictor(kind).train(), torch.randn(background, WIDTH, requires_grad=True)
     result = head_losses(head, x, [sampled([[0, 0, 9, 9]] * background, [CLASSES] * background)])
     assert result["loss_box_reg"].item() == 0 and math.isfinite(result["loss_cls"].item())
@@ -106,7 +151,7 @@ def test_batches_without_foreground_are_finite_and_have_a_graph(predictor, sampl
 
 
 @pytest.mark.parametrize("kind", ["cosine", "words"])
-def test_ranks_go_by_logits_where_scores_are_one(predictor, sampled, kind):
+def test_ranks_go_by_logits_where_scores_are_one(predictor, kind):
     """Sigmoids of 18 and 20 are both 1 in float32; scores that are not above the threshold are left out."""
     head = predictor(kind).eval()
     head.test_score_thresh = 0.05
@@ -186,13 +231,21 @@ def found_by(head, logits):
 
 @all_kinds
 def test_another_vocabulary_at_run_time(predictor, kind):
-    head = predictor(kind, **({"competes": torch.tensor(MASK) > 0} if kind == "words" else {})).eval()
+    mask = torch.tensor(MASK) > 0
+    head = predictor(kind, class_mask=mask.float(), **({"competes": mask} if kind == "words" else {})).eval()
     rows = 3 * torch.randn(7, DIM)
     head.set_vocabulary(rows, torch.tensor([1.0, 0, 1, 1, 1, 1, 1]))
     assert head.num_classes == 7 and head.freq_weight.tolist() == [1, 0, 1, 1, 1, 1, 1]
     assert head(torch.randn(2, WIDTH))[0].shape == (2, 8)
-    found = set(found_by(head, torch.full((2, 7), 5.0)).pred_classes.tolist())
-    assert 6 in found and found <= set(range(7))
+    logits = torch.arange(7.0).expand(2, 7)
+    before = found_by(head, logits)
+    assert 6 in before.pred_classes.tolist() and set(before.pred_classes.tolist()) <= set(range(7))
+    # Classes keep their own logits and weights in another order.
+    order = [6, 1, 5, 0, 2, 4, 3]
+    head.set_vocabulary(rows[order], head.freq_weight[order])
+    after = found_by(head, logits[:, order])
+    assert [order[k] for k in after.pred_classes] == before.pred_classes.tolist()
+    torch.testing.assert_close(after.scores, before.scores)
     head.set_vocabulary(rows[:3])
     assert head.freq_weight.tolist() == [1, 1, 1]
 

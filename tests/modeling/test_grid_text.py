@@ -7,8 +7,6 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from clim.data.mosaic import grid_cells
-from clim.data.tiles import Tiles
 from clim.engine import Trainer
 from clim.errors import UserError
 from clim.methods.ovrcnn import Locations
@@ -33,27 +31,19 @@ def make(load_cfg, tiny_bert):
     return model
 
 
-def sample(height, width, *, n=1, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "image": torch.randint(0, 256, (3, height, width), generator=generator).byte(),
-        "tiles": Tiles(
-            boxes=torch.from_numpy(grid_cells(n, size=(height, width))).float(),
-            canvas=torch.zeros(n * n, dtype=torch.int64),
-            image_ids=torch.arange(n * n) + 100 * seed, captions=[["x"]] * n**2,
-            drawn=[f"dog {letter}" for letter in "abcdefghi"[: n * n]], tags=[[]] * n**2,
-        ),
-    }  # fmt: skip
-
-
 def joint(captions=(), mosaics=()):
     return {"detection": [], "captions": list(captions), "mosaics": list(mosaics), "regions": []}
 
 
-def test_images_are_padded_among_themselves_and_padding_is_no_location(make, monkeypatch):
+@pytest.fixture
+def pairs(canvas):
+    """Two plain images, and a list of one mosaic."""
+    return [canvas(1, [i], (64, 64)) for i in (1, 2)], [canvas(2, [3, 4, 5, 6], (128, 128))]
+
+
+def test_images_are_padded_among_themselves_and_padding_is_no_location(make, canvas, monkeypatch):
     model, found = make(), []
-    plain = [sample(64, 96, seed=1), sample(96, 64, seed=2)]
-    mosaic = sample(128, 128, n=2, seed=3)
+    plain, mosaic = [canvas(1, [1], (64, 96)), canvas(1, [2], (96, 64))], canvas(2, [3, 4, 5, 6], (128, 128))
     monkeypatch.setattr(model.method, "losses", lambda embeddings, at, _: found.append((embeddings, at)) or {})
     model(joint(captions=plain, mosaics=[mosaic]))
     ((embeddings, regions),) = found
@@ -80,8 +70,8 @@ def test_locations_of_several_maps_are_read_in_order():
     assert read_locations(maps, locations).tolist() == [[1, 5], [11, 15], [8, 12], [102, 105]]
 
 
-def test_one_contrast_or_one_of_each_source(make):
-    plain, mosaics = [sample(64, 64, seed=s) for s in (1, 2)], [sample(128, 128, n=2, seed=3)]
+def test_one_contrast_or_one_of_each_source(make, pairs):
+    plain, mosaics = pairs
     grounding = {"loss_words_to_image", "loss_words_to_caption", "loss_cells_to_image", "loss_cells_to_caption"}
     extra = {"loss_matching", "loss_words"}
     assert make()(joint(plain, mosaics)).keys() == grounding | extra
@@ -97,10 +87,9 @@ def test_one_contrast_or_one_of_each_source(make):
     assert apart(joint(mosaics=mosaics)).keys() == {f"{name}_mosaic" for name in grounding}
 
 
-def test_everything_that_learns_gets_a_gradient_and_the_text_tower_is_in_no_file(make):
+def test_everything_that_learns_gets_a_gradient_and_the_text_tower_is_in_no_file(make, pairs):
     model = make()
-    losses = model(joint([sample(64, 64, seed=s) for s in (1, 2)], [sample(128, 128, n=2, seed=3)]))
-    sum(losses.values()).backward()
+    sum(model(joint(*pairs)).values()).backward()
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     assert learning == {name for name, p in model.named_parameters() if p.grad is not None}
     assert {name.split(".")[0] for name in model.state_dict()} == {"image_encoder", "method"}

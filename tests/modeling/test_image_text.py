@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import cross_entropy, interpolate, normalize
 
 from clim.config import add_clim_config
 from clim.data.tiles import Tiles
@@ -41,87 +41,61 @@ def make(tiny_json):
     return model
 
 
-def sample(side, boxes, seed=0):
-    count = len(boxes)
-    return {
-        "image": torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(seed)).byte(),
-        "tiles": Tiles(
-            boxes=torch.tensor(boxes, dtype=torch.float32), canvas=torch.zeros(count, dtype=torch.int64),
-            image_ids=torch.arange(count) + 100 * seed, captions=[["x"]] * count,
-            drawn=[f"caption {seed} {i}" for i in range(count)], tags=[[]] * count,
-        ),
-    }  # fmt: skip
-
-
 def joint(captions=(), mosaics=(), regions=()):
     return {"detection": [], "captions": list(captions), "mosaics": list(mosaics), "regions": list(regions)}
 
 
 QUARTERS = [[0, 0, 32, 32], [32, 0, 64, 32], [0, 32, 32, 64], [32, 32, 64, 64]]
-WHOLE = [[0, 0, 32, 32]]
 
 
 def pixels(image):
     return (image.float() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_images_and_tiles_form_one_contrast(make, kind):
-    side = 32 if kind == "vit" else 64
+@pytest.mark.parametrize("kind, side", [("vit", 32), ("resnet", 64)])
+def test_images_and_tiles_form_one_contrast(make, canvas, kind, side):
     model = make(kind=kind).train()
-    singles = [sample(side, [[0, 0, side, side]], seed=s) for s in (1, 2)]
-    mosaic = sample(64, QUARTERS, seed=3)
+    singles, mosaic = [canvas(1, [i], (side, side)) for i in (1, 2)], canvas(2, [3, 4, 5, 6])
     (loss,) = model(joint(captions=singles, mosaics=[mosaic])).values()
-
     encoder = model.image_encoder
     rows = [encoder.embed_images(pixels(s["image"])[None]) for s in singles]
     features = encoder.features(pixels(mosaic["image"])[None])
-    rows += [
-        next(encoder.embed_stages(features, [Boxes(torch.tensor([box], dtype=torch.float32))])) for box in QUARTERS
-    ]
-    images = normalize(torch.cat(rows), dim=1)
-    texts = model.text_encoder.encode([f"caption {s} 0" for s in (1, 2)] + [f"caption 3 {i}" for i in range(4)])
-    logits = model.method.logit_scale.exp() * images @ texts.T
+    rows += [next(encoder.embed_stages(features, [Boxes(torch.tensor([box]).float())])) for box in QUARTERS]
+    texts = model.text_encoder.encode([f"caption {i}" for i in range(1, 7)])
+    logits = model.method.logit_scale.exp() * normalize(torch.cat(rows), dim=1) @ texts.T
     target = torch.arange(6)
-    expected = (
-        torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)
-    ) / 2
+    expected = (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_canvases_of_the_loader_and_of_the_device_are_the_same_model(make):
-    singles = [sample(32, WHOLE, seed=s) for s in range(5)]
+def test_canvases_of_the_loader_and_of_the_device_are_the_same_model(make, canvas):
+    singles, mosaic = [canvas(1, [i], (32, 32)) for i in range(5)], canvas(2, [0, 1, 2, 3])
     on_device = ("INPUT.MOSAIC.COMPOSE", "device", "INPUT.MOSAIC.GRIDS", [2])
-    model = make(*on_device).train()
-    (device,) = model(joint(captions=singles)).values()
-    image = torch.cat([torch.cat([singles[2 * r + c]["image"] for c in (0, 1)], dim=2) for r in (0, 1)], dim=1)
-    mosaic = sample(64, QUARTERS, seed=9)
-    mosaic["image"] = image
-    mosaic["tiles"].drawn = [s["tiles"].drawn[0] for s in singles[:4]]
-    model = make().train()
-    (loader,) = model(joint(captions=singles[4:], mosaics=[mosaic])).values()
+    (device,) = make(*on_device).train()(joint(captions=singles)).values()
+    rows = [torch.cat([singles[2 * r + c]["image"] for c in (0, 1)], dim=2) for r in (0, 1)]
+    mosaic["image"] = torch.cat(rows, dim=1)
+    (loader,) = make().train()(joint(captions=singles[4:], mosaics=[mosaic])).values()
     torch.testing.assert_close(device, loader, rtol=1e-4, atol=1e-5)
 
     model, seen = make(*on_device, "INPUT.MOSAIC.PERMUTE_TEXTS", True).train(), []
     model.align = lambda *canvases: seen.extend(canvases)
     model(joint(captions=singles))
-    assert seen[0].tiles[0].drawn == ["caption 4 0"]
-    first = seen[1].tiles[0].drawn.index("caption 0 0")
-    assert first != 0 and seen[1].tiles[0].drawn == [f"caption {(i - first) % 4} 0" for i in range(4)]
+    assert seen[0].tiles[0].drawn == ["caption 4"]
+    first = seen[1].tiles[0].drawn.index("caption 0")
+    assert first != 0 and seen[1].tiles[0].drawn == [f"caption {(i - first) % 4}" for i in range(4)]
 
 
 @pytest.mark.parametrize("regions, idle", [("v1", True), ("v2", False)])
-def test_whole_images_alone_reach_the_queries_of_a_pool_that_regions_do_not_use(make, regions, idle):
+def test_whole_images_alone_reach_the_queries_of_a_pool_that_regions_do_not_use(make, canvas, regions, idle):
     model = make("MODEL.IMAGE_ENCODER.REGIONS", regions, kind="resnet").train()
     assert model.has_unused_parameters(None) == idle
-    sum(model(joint(mosaics=[sample(64, QUARTERS)])).values()).backward()
+    sum(model(joint(mosaics=[canvas(2, [1, 2, 3, 4])])).values()).backward()
     assert any(p.requires_grad and p.grad is None for p in model.parameters()) == idle
 
 
-def test_a_method_may_ask_for_classes_and_tags(make):
+def test_a_method_may_ask_for_classes_and_tags(make, canvas):
     """Rows of the classes and one of zeros, which is no class."""
-    model = make()
-    tiles = sample(64, QUARTERS)["tiles"]
+    model, tiles = make(), canvas(2, [1, 2, 3, 4])["tiles"]
     tiles.tags = [[0], [2, 1], [], [1]]
     texts = model.texts(tiles)
     assert torch.equal(texts.class_embeddings[:-1], model.class_embeddings) and len(model.class_embeddings) == 3
@@ -131,28 +105,27 @@ def test_a_method_may_ask_for_classes_and_tags(make):
         make("MODEL.VOCABULARY.NAMES", []).texts(tiles).tag_targets(torch.eye(4))
 
 
-def test_only_the_last_block_and_the_temperature_learn(make):
+def test_only_the_last_block_and_the_temperature_learn(make, canvas):
     model = make().train()
-    (loss,) = model(joint(captions=[sample(32, WHOLE, seed=1)], mosaics=[sample(64, QUARTERS, seed=2)])).values()
+    (loss,) = model(joint(captions=[canvas(1, [1], (32, 32))], mosaics=[canvas(2, [2, 3, 4, 5])])).values()
     loss.backward()
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
     assert learning == {name for name, p in model.named_parameters() if p.grad is not None}
     assert {n.split(".")[4] for n in learning if "resblocks" in n} == {"3"}
     assert {n for n in learning if "resblocks" not in n} == {"method.logit_scale"}
     assert not any("text" in name for name in model.state_dict())
-    (loss,) = model(joint(regions=[sample(64, QUARTERS[:3], seed=4)])).values()
+    (loss,) = model(joint(regions=[canvas(2, [2, 3, 4, 5])])).values()
     assert loss.isfinite()
 
 
-def test_scores_are_cosines_to_the_classes_and_each_image_stands_alone(make):
-    model = make().eval()
-    image = sample(64, QUARTERS)["image"]
-    boxes = Boxes(torch.tensor(QUARTERS, dtype=torch.float32))
+def test_scores_are_cosines_to_the_classes_and_each_image_stands_alone(make, make_image):
+    model, image, boxes = make().eval(), make_image(64, 64), Boxes(torch.tensor(QUARTERS).float())
     masks = torch.zeros(2, 64, 64, dtype=torch.bool)
     masks[0, :32], masks[1, :, 40:] = True, True
-    crops = torch.stack([sample(32, WHOLE, seed=s)["image"] for s in (5, 6)])
-    inputs = {"image": image, "boxes": boxes, "masks": masks, "crops": crops}
-    both = model([inputs, {"image": image, "boxes": boxes[:0]}])
+    crops = torch.stack([make_image(32, 32, seed=s) for s in (5, 6)])
+    both = model(
+        [{"image": image, "boxes": boxes, "masks": masks, "crops": crops}, {"image": image, "boxes": boxes[:0]}]
+    )
     scores = both[0]["region_scores"]
     assert {k: tuple(v.shape) for k, v in scores.items()} == {"boxes": (4, 3), "masks": (2, 3), "crops": (2, 3)}
     assert both[1]["region_scores"]["boxes"].shape == (0, 3)

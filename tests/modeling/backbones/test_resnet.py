@@ -172,29 +172,16 @@ def test_ov_rcnns_feature_map_is_c5_and_its_projection_is_linear(cfg):
     assert frozen == {"stem", "res2"}
 
 
-def caffe2_name(name):
-    """What MSRA's file calls a weight of Detectron2's ResNet."""
-    parts = name.split(".")
-    if parts[0] == "stem":
-        return "conv1_w" if parts[2] == "weight" else "res_conv1_bn_" + {"weight": "s", "bias": "b"}[parts[-1]]
-    stage, block, conv = parts[:3]
-    branch = "branch1" if conv == "shortcut" else f"branch2{'abc'[int(conv[-1]) - 1]}"
-    kind = "w" if parts[3] == "weight" else "bn_" + {"weight": "s", "bias": "b"}[parts[-1]]
-    return f"{stage}_{block}_{branch}_{kind}"
-
-
 def test_msras_file_fits(cfg, tmp_path):
     """The .pkl that the config names, by its layout: {Caffe2 name: array}, batch norm as scale and shift."""
     encoder, generator = build_image_encoder(cfg), torch.Generator().manual_seed(1)
-    weights, expected = {"fc1000_w": np.zeros((1000, 2048), np.float32)}, {}
-    for name, value in encoder.backbone.state_dict().items():
-        if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
-            continue
-        expected[name] = torch.rand(value.shape, generator=generator)
-        weights[caffe2_name(name)] = expected[name].numpy()
+    state, before = encoder.backbone.state_dict(), encoder.emb_pred.weight.clone()
+    names = {"conv1_w": "stem.conv1.weight", "res_conv1_bn_s": "stem.conv1.norm.weight",
+             "res2_0_branch1_w": "res2.0.shortcut.weight", "res3_1_branch2a_w": "res3.1.conv1.weight",
+             "res4_5_branch2b_bn_b": "res4.5.conv2.norm.bias", "res5_2_branch2c_w": "res5.2.conv3.weight"}  # fmt: skip
+    expected = {file: torch.rand(state[name].shape, generator=generator) for file, name in names.items()}
+    weights = {file: value.numpy() for file, value in expected.items()} | {"fc1000_w": np.zeros((1000, 2048))}
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"blobs": weights}))
-    before = encoder.emb_pred.weight.clone()
-    SafeCheckpointer(torch.nn.ModuleDict({"image_encoder": encoder}), str(tmp_path)).load(str(tmp_path / "R-50.pkl"))
-    state = encoder.backbone.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    SafeCheckpointer(torch.nn.ModuleDict({"image_encoder": encoder}), "").load(str(tmp_path / "R-50.pkl"))
+    assert all(torch.equal(state[name], expected[file]) for file, name in names.items())
     assert torch.equal(encoder.emb_pred.weight, before)

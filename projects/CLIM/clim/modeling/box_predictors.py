@@ -56,11 +56,8 @@ class TextOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):
-        return super().from_config(cfg, input_shape) | {
-            "num_classes": num_classes(cfg),
-            "class_mask": class_mask(cfg),
-            "vocabulary_wins": is_configured(cfg),
-        }
+        vocabulary = {"num_classes": num_classes(cfg), "class_mask": class_mask(cfg)}
+        return super().from_config(cfg, input_shape) | vocabulary | {"vocabulary_wins": is_configured(cfg)}
 
     @classmethod
     def text_features(cls, cfg) -> str:
@@ -249,7 +246,7 @@ def log_odds(log_scores: Tensor) -> Tensor:
 
 
 def _keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):
-    """Keep the configured classes when a checkpoint has others; take the checkpoint's where none are configured."""
+    """Keep the configured classes if a checkpoint has others; take the checkpoint's if none are configured."""
     key, axis = prefix + module.vocabulary_key, module.vocabulary_axis
     mine, theirs = module.get_buffer(module.vocabulary_key), state_dict.get(key)
     if theirs is not None:

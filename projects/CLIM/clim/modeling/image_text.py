@@ -216,19 +216,15 @@ def compose_groups(
     for n in grids:
         for _ in range(groups):
             members = slice(start, start + n * n)
-            pixels.append(_canvas(singles.pixels[members], n=n, size=size))
+            whole = (n * singles.pixels.shape[-1],) * 2
+            canvas = compose(list(singles.pixels[members]), grid_cells(n, size=whole), size=whole)
+            pixels.append(F.interpolate(canvas[None], size=(size, size), mode="bicubic", align_corners=False)[0])
             joined = _joined(singles.tiles[members], n=n, size=size)
             if permute_texts and len(joined) > 1:
                 joined = joined.with_rolled_texts(int(torch.randint(1, len(joined), ())))
             tiles.append(joined)
             start += n * n
     return Canvases(singles.pixels[start:], singles.tiles[start:]), Canvases(torch.stack(pixels), tiles)
-
-
-def _canvas(crops: Tensor, *, n: int, size: int) -> Tensor:
-    side = crops.shape[-1] * n
-    canvas = compose(list(crops), grid_cells(n, size=(side, side)), size=(side, side))
-    return F.interpolate(canvas[None], size=(size, size), mode="bicubic", align_corners=False)[0]
 
 
 def _joined(singles: list[Tiles], *, n: int, size: int) -> Tiles:

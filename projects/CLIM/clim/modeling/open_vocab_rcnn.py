@@ -120,9 +120,7 @@ def autocast_backbone(model: nn.Module) -> None:
     enabled = [False]
 
     def backbone(x):
-        if not enabled[0]:
-            return backbone_forward(x)
-        with torch.autocast(x.device.type):
+        with torch.autocast(x.device.type, enabled=enabled[0]):
             features = backbone_forward(x)
         return {name: f.float() for name, f in features.items()}
 

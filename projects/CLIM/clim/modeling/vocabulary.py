@@ -110,7 +110,15 @@ def class_mask(cfg) -> Tensor:
         metadata = MetadataCatalog.get(_SETS.get(base, base))
         mask = torch.tensor([float(name in metadata.base_classes) for name in metadata.thing_classes])
     else:
-        mask = _cat_info_mask(resolve(base))
+        path = resolve(base)
+        if not path.is_file():
+            raise UserError(
+                f"MODEL.OPEN_VOCAB.BASE_CLASSES: {path} does not exist; give a cat_info json made by "
+                'datasets/prepare_ovcoco.py, the name of a data set with base classes, or "ovcoco".'
+            )
+        info = sorted(json.loads(path.read_text()), key=lambda c: c["id"])
+        # Square roots of image counts, as official Detic's freq_weight; a class without images is masked.
+        mask = torch.tensor([float(c["image_count"]) for c in info]).sqrt()
     if len(mask) == count:
         return mask
     if cfg.MODEL.VOCABULARY.NAMES:  # the user's own names
@@ -134,14 +142,3 @@ def competing_classes(cfg) -> Tensor:
     competes[:] = False
     competes[list(_TEST_CLASSES[name])] = True
     return competes
-
-
-def _cat_info_mask(path: Path) -> Tensor:
-    """(K,) square roots of image counts, as official Detic's ``freq_weight``; 0 for a class without images."""
-    if not path.is_file():
-        raise UserError(
-            f"MODEL.OPEN_VOCAB.BASE_CLASSES: {path} does not exist; give a cat_info json made by "
-            'datasets/prepare_ovcoco.py, the name of a data set with base classes, or "ovcoco".'
-        )
-    info = sorted(json.loads(path.read_text()), key=lambda c: c["id"])
-    return torch.tensor([float(c["image_count"]) for c in info]).sqrt()

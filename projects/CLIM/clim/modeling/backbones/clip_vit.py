@@ -32,10 +32,8 @@ class ClipViT(ImageEncoder):
                 "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP vision transformer for square images: choose "
                 "one such as ViT-B-16-quickgelu, or another MODEL.IMAGE_ENCODER.NAME."
             )
-        self.visual = visual
-        self.dim = visual.output_dim
-        self.native_size = visual.image_size[0]
-        self.stride = visual.patch_size[0]
+        self.visual, self.dim = visual, visual.output_dim
+        self.native_size, self.stride = visual.image_size[0], visual.patch_size[0]
         blocks = visual.transformer.resblocks
         # Blocks 3, 5, 7 and 11 of 12 (release); other depths take the same fractions.
         self.tap_blocks = tuple(len(blocks) * twelfths // 12 - 1 for twelfths in (4, 6, 8, 12))

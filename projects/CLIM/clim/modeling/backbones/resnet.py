@@ -37,9 +37,7 @@ class ClipResNet(ImageEncoder):
                 "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP ResNet: choose one such as "
                 "RN50x64-quickgelu, or another MODEL.IMAGE_ENCODER.NAME."
             )
-        self.visual = visual
-        self.regions = regions
-        self.dim = visual.output_dim
+        self.visual, self.regions, self.dim = visual, regions, visual.output_dim
         pool = visual.attnpool
         self.grid = round((len(pool.positional_embedding) - 1) ** 0.5)
         self.native_size = self.grid * self.stride
@@ -92,7 +90,7 @@ class ClipResNet(ImageEncoder):
 
 
 def attention_pool(pool: nn.Module, maps: Tensor) -> Tensor:
-    """(B, D): open_clip's AttentionPool2d ``pool`` on maps (B, C, h, w) of any size; the mean token is the only query."""
+    """(B, D): open_clip's AttentionPool2d ``pool`` on maps (B, C, h, w) of any size; only the mean token is a query."""
     positions = resize_positions(pool.positional_embedding, tuple(maps.shape[2:]))
     locations = maps.flatten(2).transpose(1, 2)
     tokens = torch.cat([locations.mean(1, keepdim=True), locations], dim=1) + positions
