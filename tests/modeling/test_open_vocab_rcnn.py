@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.structures import ImageList
-from torch import nn
 from torchvision.ops import batched_nms, roi_align
 
 from clim.checkpoints.checkpointer import SafeCheckpointer
 from clim.methods import detic
-from clim.modeling.open_vocab_rcnn import autocast_backbone
 
 MANIFEST = json.loads((Path(__file__).parent / "detic_ovcoco_r50_keys.json").read_text())
 
@@ -267,35 +265,3 @@ def test_mixed_precision(build_detector, fp32_heads, rest, make_image, joint_bat
     with precisions(model) as seen:  # autocast is off
         train_step(model, joint_batch())
     assert seen == dict.fromkeys(seen, FULL)
-
-
-class Doubling(nn.Module):
-    """A detector as far as precision goes: a backbone, and what follows it."""
-
-    device = torch.device("cpu")
-
-    def __init__(self):
-        super().__init__()
-        self.backbone = nn.Linear(3, 3)
-        run = self.backbone.forward
-        self.backbone.forward = lambda x: {"map": run(x)}
-        self.head = nn.Linear(3, 2)
-
-    def forward(self, x):
-        self.given = self.backbone(x)["map"]
-        return self.head(self.given)
-
-
-def test_wrapping_changes_neither_names_nor_results_without_autocast():
-    model, x = Doubling(), torch.randn(4, 3)
-    names, expected = list(model.state_dict()), model(x)
-    autocast_backbone(model)
-    assert list(model.state_dict()) == names and torch.equal(model(x), expected)
-    # Maps leave the backbone with half precision's values, but as float32.
-    with torch.autocast("cpu", torch.bfloat16):
-        output = model(x)
-    half = (x.bfloat16() @ model.backbone.weight.bfloat16().T + model.backbone.bias.bfloat16()).float()
-    assert model.given.dtype == output.dtype == torch.float32
-    torch.testing.assert_close(model.given, half, rtol=2**-7, atol=2**-9)
-    assert torch.equal(model.given, model.given.bfloat16().float())
-    torch.testing.assert_close(output, nn.functional.linear(model.given, model.head.weight, model.head.bias))

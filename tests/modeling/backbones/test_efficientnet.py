@@ -103,6 +103,13 @@ def test_the_encoders_images_regions_and_locations_share_the_last_blocks_and_the
     torch.testing.assert_close(regions, expected, **close)
     location = encoder.projection(whole[1, :, 0, 2])
     torch.testing.assert_close(encoder.dense(features)[1, :, 0, 2], location / location.norm(), **close)
+    # Regions "v1" are RoIAligned from the dense map; the whole image is its mean.
+    encoder.regions = "v1"
+    (regions,) = encoder.embed_stages(features, boxes)
+    dense = encoder.dense(features)
+    expected = roi_align(dense, tensors, 1, spatial_scale=1 / 32, sampling_ratio=-1, aligned=True).flatten(1)
+    torch.testing.assert_close(regions, expected)
+    torch.testing.assert_close(regions[2], dense[1].mean((1, 2)))
     # Locations average to the embedding of the image.
     last = encoder.feature_map(images())
     assert last.shape == (2, 320, 2, 3)
@@ -133,16 +140,3 @@ def test_weights_of_a_trained_model_are_taken_and_others_refused(tmp_path):
         EfficientNetLite0(dim=8, unlocked_blocks=4, pretrained=str(tmp_path / "clip.pt"))
     with pytest.raises(UserError, match=r"nowhere\.pt. is neither a file"):
         EfficientNetLite0(dim=8, unlocked_blocks=4, pretrained=str(tmp_path / "nowhere.pt"))
-
-
-def test_regions_v1_are_pooled_from_the_dense_map():
-    torch.manual_seed(4)
-    encoder = EfficientNetLite0(dim=6, unlocked_blocks=0, regions="v1").eval()
-    features = encoder.features(torch.randn(2, 3, 128, 96))
-    boxes = [Boxes(torch.tensor([[0.0, 0, 96, 128], [10, 20, 60, 90]])), Boxes(torch.tensor([[32.0, 32, 64, 64]]))]
-    (rows,) = encoder.embed_stages(features, boxes)
-    dense = encoder.dense(features)
-    torch.testing.assert_close(rows[0], dense[0].mean((1, 2)))  # the whole image: all locations count alike
-    rois = torch.tensor([[0.0, 10, 20, 60, 90]])
-    expected = roi_align(dense, rois, 1, spatial_scale=1 / 32, sampling_ratio=-1, aligned=True).flatten(1)
-    torch.testing.assert_close(rows[1:2], expected)

@@ -5,35 +5,13 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.structures import Boxes
-from torch import nn
 from torch.nn import functional as F
 
 from clim.errors import UserError
-from clim.modeling.backbones.fpn import LEVELS, VLM, ClipFPN, TapLevels, rescaling
+from clim.modeling.backbones.fpn import LEVELS, VLM, TapLevels, rescaling
 
 CHANNELS = 8
 VIT_TAPS = {block: ShapeSpec(channels=CHANNELS, stride=16) for block in (3, 5, 7, 11)}
-
-
-class RecordingEncoder(nn.Module):
-    """Maps of strides 4 to 32 by average pooling; notes its mode and whether a graph is built."""
-
-    tap_shapes = {f"s{stride}": ShapeSpec(channels=3, stride=stride) for stride in (4, 8, 16, 32)}
-
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(3)
-        self.seen = []
-
-    def taps(self, images):
-        self.seen.append((self.training, self.norm.training, torch.is_grad_enabled()))
-        images = self.norm(images)
-        maps = {name: F.avg_pool2d(images, shape.stride) for name, shape in self.tap_shapes.items()}
-        return maps, maps["s16"]
-
-    def embed_stages(self, features, boxes):
-        means = [features["dense"][i].mean((1, 2)).expand(len(b), -1) for i, b in enumerate(boxes)]
-        yield torch.cat(means)
 
 
 @pytest.fixture
@@ -94,35 +72,6 @@ def test_interpolation_learns_nothing_and_each_tap_feeds_its_own_level():
         TapLevels(VIT_TAPS, upscaling="nearest", norm="BN")
 
 
-def test_maps_that_lie_at_their_strides_are_taken_as_they_are():
-    levels = TapLevels(RecordingEncoder.tap_shapes, upscaling="deconvolution", norm="BN")
-    strides = {name: shape.stride for name, shape in RecordingEncoder.tap_shapes.items()}
-    maps = {name: torch.randn(1, 3, 64 // stride, 64 // stride) for name, stride in strides.items()}
-    out = levels(maps)
-    assert all(torch.equal(a, b) for a, b in zip(maps.values(), out.values(), strict=True))
-    assert list(levels.parameters()) == []
-
-
-def test_the_encoder_is_frozen_and_its_map_comes_at_test_only():
-    encoder = RecordingEncoder()
-    model = ClipFPN(encoder, nn.Identity())
-    before = encoder.norm.running_mean.clone()
-    images = torch.randn(2, 3, 64, 64)
-    model.train()
-    with torch.enable_grad():
-        maps = model(images)
-    assert model.training and encoder.seen == [(False, False, False)]
-    assert torch.equal(encoder.norm.running_mean, before)
-    assert not any(p.requires_grad for p in encoder.parameters())
-    assert not any(x.requires_grad for x in maps.values())
-    assert set(maps) == {"s4", "s8", "s16", "s32"}
-    features = model.eval()(images)
-    assert set(features) == {"s4", "s8", "s16", "s32", VLM}
-    boxes = [Boxes(torch.tensor([[0.0, 0, 9, 9]] * count)) for count in (2, 0)]
-    regions = model.embed_regions(features, boxes)
-    torch.testing.assert_close(regions, features["s16"][0].mean((1, 2)).expand(2, -1))
-
-
 def test_the_pyramid_of_the_shipped_config(backbone):
     model = backbone()
     shapes = {name: (s.channels, s.stride) for name, s in model.output_shape().items()}
@@ -139,24 +88,19 @@ def test_the_pyramid_of_the_shipped_config(backbone):
     torch.testing.assert_close(regions[0], dense[0, :, 0, 1:3].mean(1), rtol=1e-5, atol=1e-6)
 
 
-def test_what_learns(backbone):
-    model = backbone()
-    model.train()(torch.randn(2, 3, 64, 64))["p2"].sum().backward()
-    learns = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert learns and not any(name.startswith("encoder.") for name in learns)
-    assert all(p.grad is None for p in model.encoder.parameters())
-    assert any(name.startswith("pyramid.bottom_up.rescale.c2") for name in learns)
-    interpolating = backbone("MODEL.FVLM.UPSCALING", "interpolation")
-    names = {name for name, p in interpolating.named_parameters() if p.requires_grad}
-    assert not any("rescale" in name for name in names)
-
-
 @pytest.mark.parametrize("name", ["ClipResNet", "EfficientNetLite0"])
 def test_other_encoders_with_taps_at_strides_4_to_32(backbone, tiny_json, name):
+    """Their maps are taken as they are; no mode of the model changes the encoder."""
     keys = ("MODEL.IMAGE_ENCODER.NAME", name, "MODEL.IMAGE_ENCODER.ARCHITECTURE", tiny_json("resnet"))
-    model = backbone(*keys).eval()
+    model = backbone(*keys).train()
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     features = model(torch.randn(1, 3, 64, 96))
+    assert features["p2"].requires_grad and VLM not in features
+    assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
+    assert not any(module.training for module in model.encoder.modules())
+    assert not any(p.requires_grad for p in model.encoder.parameters())
+    assert list(model.pyramid.bottom_up.parameters()) == []
+    features = model.eval()(torch.randn(1, 3, 64, 96))
     assert [tuple(features[f"p{i}"].shape[2:]) for i in range(2, 6)] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     regions = model.embed_regions(features, [Boxes(torch.tensor([[3.0, 5, 40, 60], [0, 0, 96, 64]]))])
     assert regions.shape == (2, 12) and regions.isfinite().all()
-    assert not any(p.requires_grad for p in model.encoder.parameters())

@@ -18,7 +18,7 @@ from .box_predictors import OpenVocabOutputLayers, log_odds
 from .classifier import CosineClassifier
 from .open_vocab_rcnn import OpenVocabRCNN
 from .roi_heads import TextHeads
-from .vocabulary import needs_cosines, num_classes
+from .vocabulary import needs_cosines
 
 
 @META_ARCH_REGISTRY.register()
@@ -65,17 +65,6 @@ class FVLM(OpenVocabRCNN):
         return ImageList((canvases - self.pixel_mean) / self.pixel_std, sizes)
 
 
-@ROI_HEADS_REGISTRY.register()
-class FVLMROIHeads(TextHeads, StandardROIHeads):
-    """Detectron2's heads with :class:`FVLMOutputLayers`. At test, proposals need ``vlm_embeddings`` (R, D)."""
-
-    @classmethod
-    def from_config(cls, cfg, input_shape, *, text_encoder):
-        ret = super().from_config(cfg, input_shape)
-        predictor = FVLMOutputLayers(cfg, ret["box_head"].output_shape, text_encoder=text_encoder)
-        return ret | {"box_predictor": predictor, "num_classes": num_classes(cfg)}
-
-
 class FVLMOutputLayers(OpenVocabOutputLayers):
     """Softmax over all classes and background; at test fused with the frozen encoder's score.
 
@@ -119,6 +108,13 @@ class FVLMOutputLayers(OpenVocabOutputLayers):
         vlm = cosine_logits(regions, self.cls_score.class_embeddings, temperature=self.vlm_temperature)
         fused = fused_log_scores(logits, vlm, self.freq_weight > 1e-4, alpha=self.alpha, beta=self.beta)
         return super().inference((log_odds(fused).float(), deltas), proposals)
+
+
+@ROI_HEADS_REGISTRY.register()
+class FVLMROIHeads(TextHeads, StandardROIHeads):
+    """Detectron2's heads with :class:`FVLMOutputLayers`. At test, proposals need ``vlm_embeddings`` (R, D)."""
+
+    build_predictor = FVLMOutputLayers
 
 
 class BackgroundClassifier(CosineClassifier):

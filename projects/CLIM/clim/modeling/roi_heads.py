@@ -16,6 +16,16 @@ from .vocabulary import num_classes
 class TextHeads:
     """Mixin of RoI heads. ``box_predictor`` is a :class:`TextOutputLayers`, or a ModuleList with one for each stage."""
 
+    build_predictor = staticmethod(build_box_predictor)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape, *, text_encoder):
+        ret = super().from_config(cfg, input_shape)
+        # Replace the plain predictor that the parent has built.
+        shape = ShapeSpec(channels=ret["box_predictor"].cls_score.in_features, height=1, width=1)
+        predictor = cls.build_predictor(cfg, shape, text_encoder=text_encoder)
+        return ret | {"box_predictor": predictor, "num_classes": num_classes(cfg)}
+
     @property
     def predictors(self) -> list[TextOutputLayers]:
         """One box predictor for each stage, in order."""
@@ -31,14 +41,6 @@ class TextHeads:
 @ROI_HEADS_REGISTRY.register()
 class OpenVocabRes5ROIHeads(TextHeads, Res5ROIHeads):
     """Detectron2's C4 head with a text predictor; it also embeds any boxes."""
-
-    @classmethod
-    def from_config(cls, cfg, input_shape, *, text_encoder):
-        ret = super().from_config(cfg, input_shape)
-        # Replace the plain predictor that the parent has built.
-        shape = ShapeSpec(channels=ret["box_predictor"].cls_score.in_features, height=1, width=1)
-        predictor = build_box_predictor(cfg, shape, text_encoder=text_encoder)
-        return ret | {"box_predictor": predictor, "num_classes": num_classes(cfg)}
 
     def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
         """Un-normalised embeddings (ΣR, D) of each image's boxes; a C4 head has one stage."""
