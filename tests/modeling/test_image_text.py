@@ -1,4 +1,7 @@
-"""ImageTextModel: whole images and tiles in one set, canvases of both kinds, CLIP's keys, regions' scores."""
+"""Image-text models: what forms one contrast, canvases of both kinds, CLIP's keys, scores of regions; OV-RCNN's."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +15,10 @@ from torch.nn.functional import cross_entropy, interpolate, normalize
 
 from clim.config import add_clim_config
 from clim.data.tiles import Tiles
+from clim.engine import Trainer
 from clim.errors import UserError
-from clim.modeling.image_text import Canvases, compose_groups
+from clim.methods.ovrcnn import Locations
+from clim.modeling.image_text import Canvases, compose_groups, read_locations
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 70.0, 80.0]
 
@@ -21,9 +26,8 @@ MEAN, STD = [120.0, 110.0, 100.0], [60.0, 70.0, 80.0]
 @pytest.fixture
 def make(tiny_json):
     def model(*overrides, kind="vit"):
-        cfg = get_cfg()
+        cfg, path = get_cfg(), tiny_json(kind)
         add_clim_config(cfg)
-        path = tiny_json(kind)
         cfg.merge_from_list(
             [
                 "MODEL.META_ARCHITECTURE", "ImageTextModel", "MODEL.DEVICE", "cpu", "MODEL.TEXT.NAME", path,
@@ -101,8 +105,6 @@ def test_a_method_may_ask_for_classes_and_tags(make, canvas):
     assert torch.equal(texts.class_embeddings[:-1], model.class_embeddings) and len(model.class_embeddings) == 3
     assert not texts.class_embeddings[-1].any()
     assert texts.tag_targets(torch.eye(4)).tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 1, 0]]
-    with pytest.raises(UserError, match="has tag 0, but the detector has 0 classes"):
-        make("MODEL.VOCABULARY.NAMES", []).texts(tiles).tag_targets(torch.eye(4))
 
 
 def test_only_the_last_block_and_the_temperature_learn(make, canvas):
@@ -221,3 +223,113 @@ def test_permuted_texts_are_those_of_another_tile_of_the_canvas():
         assert torch.equal(tiles.boxes, before.boxes)
     assert torch.equal(found.pixels, true.pixels)
     assert [t.image_ids.tolist() for t in left.tiles] == [[29], [30], [31]]
+
+
+# ---- locations of feature maps as regions: OV-RCNN's pre-training
+
+SMALL = ["MODEL.METHOD.GROUNDING.LAYERS", 1, "MODEL.METHOD.GROUNDING.HEADS", 2, "MODEL.TEXT.DIM", 32]
+
+
+@pytest.fixture(scope="module")
+def make_grid(load_cfg, tiny_bert):
+    """``make_grid("KEY", value, …)``: the mini model with the tiny BERT, in training."""
+
+    def model(*overrides):
+        cfg = load_cfg(
+            "mini/ovrcnn_clim_pretrain.yaml", *SMALL, "MODEL.TEXT.NAME", str(tiny_bert),
+            "MODEL.PIXEL_MEAN", MEAN, "MODEL.PIXEL_STD", STD, *overrides,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        return build_model(cfg).train()
+
+    return model
+
+
+@pytest.fixture
+def pairs(canvas):
+    """Two plain images, and a list of one mosaic."""
+    return [canvas(1, [i], (64, 64)) for i in (1, 2)], [canvas(2, [3, 4, 5, 6], (128, 128))]
+
+
+def test_images_are_padded_among_themselves_and_padding_is_no_location(make_grid, canvas, monkeypatch):
+    model, found = make_grid(), []
+    plain, mosaic = [canvas(1, [1], (64, 96)), canvas(1, [2], (96, 64))], canvas(2, [3, 4, 5, 6], (128, 128))
+    monkeypatch.setattr(model.method, "losses", lambda embeddings, at, _: found.append((embeddings, at)) or {})
+    model(joint(captions=plain, mosaics=[mosaic]))
+    ((embeddings, regions),) = found
+    locations = regions["location"]
+    assert torch.bincount(locations.tile).tolist() == [2 * 3, 3 * 2, 4, 4, 4, 4]
+    assert locations.canvas.tolist() == [0] * 6 + [1] * 6 + [2] * 16
+
+    encoder, batch = model.image_encoder, torch.zeros(2, 3, 96, 96)
+    batch[0, :, :64, :], batch[1, :, :, :64] = pixels(plain[0]["image"]), pixels(plain[1]["image"])
+    maps = encoder.feature_map(batch)
+    alone = encoder.feature_map(pixels(mosaic["image"])[None])[0]
+    places = zip(locations.canvas.tolist(), locations.row.tolist(), locations.column.tolist(), strict=True)
+    expected = encoder.project(torch.stack([(alone if c == 2 else maps[c])[:, y, x] for c, y, x in places]))
+    torch.testing.assert_close(embeddings["location"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_locations_of_several_maps_are_read_in_order():
+    maps = [torch.arange(16.0).view(2, 2, 2, 2), 100 + torch.arange(6.0).view(1, 2, 1, 3)]
+    canvas, row, column = torch.tensor([[0, 1, 1, 2], [0, 1, 0, 0], [1, 1, 0, 2]])
+    locations = Locations(canvas, row, column, torch.arange(4), torch.zeros(4, 2))
+    assert read_locations(maps, locations).tolist() == [[1, 5], [11, 15], [8, 12], [102, 105]]
+
+
+def test_one_contrast_or_one_of_each_source(make_grid, pairs):
+    plain, mosaics = pairs
+    grounding = {"loss_words_to_image", "loss_words_to_caption", "loss_cells_to_image", "loss_cells_to_caption"}
+    extra = {"loss_matching", "loss_words"}
+    assert make_grid()(joint(plain, mosaics)).keys() == grounding | extra
+    still = ["MODEL.METHOD.GROUNDING.MLM_PROBABILITY", 0.0, "MODEL.METHOD.GROUNDING.DROPOUT", 0.0,
+             "MODEL.METHOD.GROUNDING.TEXT_DROPOUT", False]  # fmt: skip
+    apart = make_grid("MODEL.METHOD.GROUNDING.JOINT", False, *still)
+    losses = apart(joint(plain, mosaics))
+    assert losses.keys() == grounding | extra | {f"{name}_mosaic" for name in grounding}
+    together = make_grid(*still)
+    of_plain, of_mosaics = together(joint(plain)), together(joint(mosaics=mosaics))
+    expected = of_plain | {f"{name}_mosaic": loss for name, loss in of_mosaics.items()}
+    torch.testing.assert_close(losses, expected)
+    assert apart(joint(mosaics=mosaics)).keys() == {f"{name}_mosaic" for name in grounding}
+
+
+def test_everything_that_learns_gets_a_gradient_and_the_text_tower_is_in_no_file(make_grid, pairs):
+    model = make_grid()
+    sum(model(joint(*pairs)).values()).backward()
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learning == {name for name, p in model.named_parameters() if p.grad is not None}
+    assert {name.split(".")[0] for name in model.state_dict()} == {"image_encoder", "method"}
+    assert {n.split(".")[1] for n in model.state_dict() if n.startswith("method")} == {"transformer"}
+    assert not any(module.training for module in model.text_encoder.live.modules())
+
+
+CLIP = ["MODEL.IMAGE_ENCODER.NAME", "ClipViT", "MODEL.IMAGE_ENCODER.PRETRAINED", "", "MODEL.TEXT.DIM", 512,
+        "MODEL.IMAGE_ENCODER.ARCHITECTURE", "ViT-B-32", "MODEL.METHOD.GROUNDING.LAYERS", 0]  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides, message", [
+    (CLIP, "MODEL.IMAGE_ENCODER.NAME ClipViT"),
+    (["INPUT.MOSAIC.SIZE", 96], "INPUT.MOSAIC.SIZE 96 .* at least 128"),  # 4 x 4 tiles, a location of 32 px for each
+    (["MODEL.METHOD.NAME", "Detic"], "Detic pools boxes, but .* GridTextModel pools locations"),
+    (["MODEL.META_ARCHITECTURE", "ImageTextModel"], "Grounding pools locations, but .* ImageTextModel pools boxes"),
+])  # fmt: skip
+def test_settings_that_do_not_go_together(make_grid, overrides, message):
+    make_grid("INPUT.MOSAIC.SIZE", 128)
+    with pytest.raises(UserError, match=message):
+        make_grid(*overrides)
+
+
+@pytest.mark.parametrize("row", ["ovrcnn_pretrain", "ovrcnn_clim_pretrain"])
+def test_a_run_without_evaluation_leaves_the_trunk(tiny_cfg, tiny_bert, row):
+    cfg = tiny_cfg(*SMALL, "MODEL.TEXT.NAME", str(tiny_bert), "SOLVER.MAX_ITER", 2, config=f"mini/{row}.yaml")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    before = trainer.raw_model.image_encoder.projection.weight.clone()
+    trainer.train()
+    lines = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text().splitlines()
+    entries = [entry for entry in map(json.loads, lines) if "total_loss" in entry]
+    assert len(entries) == 2 and all("loss_matching" in e and "loss_cells_to_image" in e for e in entries)
+    state = torch.load(Path(cfg.OUTPUT_DIR) / "model_final.pth", weights_only=True)["model"]
+    assert not torch.equal(state["image_encoder.projection.weight"], before)
+    assert not (Path(cfg.OUTPUT_DIR) / "clip.pt").exists()

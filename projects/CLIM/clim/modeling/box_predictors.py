@@ -41,11 +41,13 @@ class TextOutputLayers(FastRCNNOutputLayers):
     Attributes:
         vocabulary_key: name of the buffer in which a subclass holds its class embeddings and the background.
         vocabulary_axis: its axis of classes; the other one is D.
+        text_features: what class names become: a key of :data:`clim.text.CLASS_FEATURES`.
         stores_mask: whether checkpoints hold ``freq_weight``.
     """
 
     vocabulary_key: str
     vocabulary_axis: int
+    text_features: str
     stores_mask = True
 
     def __init__(self, input_shape, *, class_mask: Tensor, vocabulary_wins: bool, **kwargs):
@@ -58,11 +60,6 @@ class TextOutputLayers(FastRCNNOutputLayers):
     def from_config(cls, cfg, input_shape, *, text_encoder):
         vocabulary = {"num_classes": num_classes(cfg), "class_mask": class_mask(cfg)}
         return super().from_config(cfg, input_shape) | vocabulary | {"vocabulary_wins": is_configured(cfg)}
-
-    @classmethod
-    def text_features(cls, cfg) -> str:
-        """The kind of text features that represent a class name: a key of :data:`clim.text.CLASS_FEATURES`."""
-        raise NotImplementedError
 
     def set_vocabulary(self, embeddings: Tensor, class_mask: Tensor | None = None) -> None:
         """Detect other classes: new buffers with (K', D) text embeddings and (K',) ``freq_weight``, by default ones."""
@@ -143,9 +140,9 @@ class OpenVocabOutputLayers(TextOutputLayers):
             "use_sigmoid_ce": True,
         }
 
-    @classmethod
-    def text_features(cls, cfg) -> str:
-        return classifier_type(cfg).text_features
+    @property
+    def text_features(self) -> str:
+        return self.cls_score.text_features
 
     def class_loss(self, logits, gt_classes):
         mask = (self.freq_weight > 1e-4).to(logits.dtype)
@@ -184,7 +181,7 @@ class OVRCNNOutputLayers(TextOutputLayers):
         background_weight: weight of background regions in the classification loss.
     """
 
-    vocabulary_key, vocabulary_axis = "class_embeddings", 0
+    vocabulary_key, vocabulary_axis, text_features = "class_embeddings", 0, "words"
     stores_mask = False  # it depends on the config alone
 
     @configurable
@@ -208,10 +205,6 @@ class OVRCNNOutputLayers(TextOutputLayers):
             "competes": competing_classes(cfg),
             "background_weight": cfg.MODEL.OVRCNN.BACKGROUND_WEIGHT,
         }
-
-    @classmethod
-    def text_features(cls, cfg) -> str:
-        return "words"
 
     def set_class_embeddings(self, embeddings):
         self.class_embeddings = F.pad(embeddings.float(), (0, 0, 0, 1)).to(self.class_embeddings)
