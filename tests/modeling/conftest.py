@@ -1,4 +1,4 @@
-"""Small detectors and what they are trained on; short runs; sampled RoIs; files of a first stage."""
+"""Small detectors and their training data; short runs; encoders and files of a first stage."""
 
 import json
 import os
@@ -6,30 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_backbone, build_model
+from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from clim.checkpoints import SafeCheckpointer
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+from clim.data.mosaic import grid_cells
 from clim.data.tiles import Tiles
 from clim.engine import load_config
-from clim.modeling import open_vocab_rcnn
-from clim.modeling.box_predictors import OpenVocabOutputLayers, OVRCNNOutputLayers
-from clim.modeling.fvlm import FVLMOutputLayers
+from clim.modeling import build_image_encoder, open_vocab_rcnn
 
 SMALL = [
     "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.WEIGHTS", "",
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", 40, "MODEL.RPN.POST_NMS_TOPK_TEST", 15,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8,
 ]  # fmt: skip
-
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -67,12 +62,6 @@ def make_run(tmp_path, monkeypatch):
     return make
 
 
-@pytest.fixture(scope="session")
-def read_detections():
-    """``read_detections(output folder, test set)``."""
-    return lambda folder, name: json.loads((folder / f"inference/{name}/coco_instances_results.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def tiny_coco(tmp_path_factory, make_photos):
     """A data root: six photos to train on, with base objects, and three to test on, one of them with unused objects."""
@@ -88,11 +77,8 @@ def tiny_coco(tmp_path_factory, make_photos):
         (root / "coco" / folder).mkdir(parents=True, exist_ok=True)
         path = root / "coco" / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
-        records = make_photos([(60, 90), (90, 60), (64, 64)] * (len(classes) // 3), ext="jpg")
-        images = [
-            {"id": r["image_id"], "file_name": r["file_name"], "height": r["height"], "width": r["width"]}
-            for r in records
-        ]
+        photos = make_photos([(60, 90), (90, 60), (64, 64)] * (len(classes) // 3), ext="jpg")
+        images = [{k: r[k] for k in ("file_name", "height", "width")} | {"id": r["image_id"]} for r in photos]
         objects = [(image["id"], k) for image, of_image in zip(images, classes, strict=True) for k in of_image]
         annotations = [
             {"id": n, "image_id": i, "category_id": k, "bbox": [8, 9, 40, 30], "area": 1200, "iscrowd": 0}
@@ -101,29 +87,6 @@ def tiny_coco(tmp_path_factory, make_photos):
         categories = [{"id": i, "name": name} for i, name in COCO_CATEGORIES]
         path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return root
-
-
-class GridEncoder(nn.Module):
-    """Names of OV-RCNN's first stage on Detectron2's ResNet, conv1 to res5."""
-
-    def __init__(self, cfg, dim):
-        super().__init__()
-        cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
-        self.backbone = build_backbone(cfg, ShapeSpec(channels=3))
-        self.backbone.stem.conv1.norm.weight *= 1e-4  # untrained residuals grow, and pixels are large already
-        self.emb_pred = nn.Linear(2048, dim)
-
-    def forward(self, images):
-        return self.backbone(images)["res5"], self.emb_pred
-
-
-class ImageTextFile(nn.Module):
-    """An image-text model as far as its file goes: an encoder and the part of a method."""
-
-    def __init__(self, encoder):
-        super().__init__()
-        self.image_encoder = encoder
-        self.method = nn.Linear(3, 3)
 
 
 @pytest.fixture(scope="session")
@@ -141,77 +104,29 @@ def shaken():
 
 
 @pytest.fixture(scope="session")
-def grid_encoder(load_cfg, shaken):
-    """``grid_encoder(dim)``: random; it gives the map (B, 2048, h, w) of images, and the projection."""
-    return lambda dim: shaken(GridEncoder(load_cfg("OVRCNN_C4.yaml"), dim))
+def make_encoder(load_cfg, shaken):
+    """``make_encoder("resnet" or "efficientnet", dim)``: a random encoder that grounds words in locations."""
+
+    def make(trunk, dim):
+        config = {"resnet": "OVRCNN_pretrain.yaml", "efficientnet": "mini/ovrcnn_pretrain.yaml"}[trunk]
+        encoder = build_image_encoder(load_cfg(config, "MODEL.TEXT.DIM", dim))
+        if trunk == "resnet":  # untrained residuals grow, and pixels are large already
+            encoder.backbone.stem.conv1.norm.weight *= 1e-4
+        return shaken(encoder)
+
+    return make
 
 
 @pytest.fixture(scope="session")
 def save_stage1():
-    """``save_stage1(encoder, folder)``: path of a checkpoint of a model around that encoder."""
+    """``save_stage1(encoder, folder)``: path of a checkpoint of an image-text model with that encoder."""
 
     def save(encoder, folder):
-        SafeCheckpointer(ImageTextFile(getattr(encoder, "encoder", encoder)), str(folder)).save("stage1")
+        model = nn.ModuleDict({"image_encoder": encoder, "method": nn.Linear(3, 3)})
+        SafeCheckpointer(model, str(folder)).save("stage1")
         return str(folder / "stage1.pth")
 
     return save
-
-
-@pytest.fixture(scope="session")
-def sampled():
-    """``sampled(boxes, classes, gt_boxes=None)``: sampled RoIs of one image, as the head's labelling leaves them."""
-
-    def make(boxes, classes, gt_boxes=None):
-        instances = Instances((64, 64), proposal_boxes=Boxes(torch.tensor(boxes).float().reshape(-1, 4)))
-        instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
-        if gt_boxes is not None:
-            instances.gt_boxes = Boxes(torch.tensor(gt_boxes).float())
-        return instances
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def head_losses():
-    """``head_losses(output layers, features, proposals)``: {loss name: scalar}."""
-
-    def losses(head, x, proposals):
-        with EventStorage():
-            return head.losses(head(x), proposals)
-
-    return losses
-
-
-PREDICTORS = {
-    "cosine": ("BoxSup_C4.yaml", OpenVocabOutputLayers),
-    "words": ("OVRCNN_C4.yaml", OVRCNNOutputLayers),
-    "fvlm": ("FVLM_ViTB16_CLIP_COCO.yaml", FVLMOutputLayers),
-}
-
-
-@pytest.fixture
-def predictor(load_cfg, tmp_path):
-    """``predictor("cosine", "words" or "fvlm", "KEY", value, …)``: of features 8 wide and 5 classes of width 6.
-
-    Class embeddings have lengths 1 to 5 and come from a file; with ``vocabulary`` False they wait for a checkpoint.
-    """
-
-    def make(kind, *overrides, vocabulary=True, **kwargs):
-        rows = torch.nn.functional.normalize(torch.arange(30.0).sin().view(5, 6), dim=1)
-        np.save(tmp_path / "classes.npy", (rows * torch.arange(1.0, 6)[:, None]).numpy())
-        config, cls = PREDICTORS[kind]
-        cfg = load_cfg(
-            config, "MODEL.TEXT.DIM", 6, "MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
-            "MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "classes.npy") if vocabulary else "",
-            "MODEL.OVRCNN.TEST_CLASSES", "", *overrides,
-        )  # fmt: skip
-        torch.manual_seed(0)
-        return cls(cfg, ShapeSpec(channels=8, height=1, width=1), text_encoder=None, **kwargs)
-
-    return make
-
-
-# ---- small detectors
 
 
 @pytest.fixture(scope="session")
@@ -271,17 +186,15 @@ def detection(make_image):
 
 @pytest.fixture(scope="session")
 def canvas(make_image):
-    """``canvas(n, image ids)``: n x n tiles on 64 x 64 px."""
+    """``canvas(n, image ids, size=(64, 64))``: n x n tiles on a canvas of that height and width."""
 
-    def make(n, ids):
-        cell = 64 // n
-        boxes = [[c % n * cell, c // n * cell, (c % n + 1) * cell, (c // n + 1) * cell] for c in range(n * n)]
+    def make(n, ids, size=(64, 64)):
         tiles = Tiles(
-            boxes=torch.tensor(boxes, dtype=torch.float32), canvas=torch.zeros(n * n, dtype=torch.int64),
+            boxes=torch.from_numpy(grid_cells(n, size=size)).float(), canvas=torch.zeros(n * n, dtype=torch.int64),
             image_ids=torch.tensor(ids), captions=[[f"caption {i}"] for i in ids],
             drawn=[f"caption {i}" for i in ids], tags=[[i % 65, (i + 1) % 65] for i in ids],
         )  # fmt: skip
-        return {"image": make_image(64, 64, seed=sum(ids)), "height": 64, "width": 64, "tiles": tiles}
+        return {"image": make_image(*size, seed=sum(ids)), "height": size[0], "width": size[1], "tiles": tiles}
 
     return make
 

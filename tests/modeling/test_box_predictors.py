@@ -10,14 +10,15 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clim.errors import UserError
-from clim.modeling import BOX_PREDICTOR_REGISTRY, build_box_predictor
+from clim.modeling import build_box_predictor
 from clim.modeling.box_predictors import OpenVocabOutputLayers, OVRCNNOutputLayers, log_odds
 from clim.modeling.classifier import CosineClassifier
-from clim.text import build_text_tower, word_piece_means
+from clim.modeling.fvlm import FVLMOutputLayers
 
 CLASSES, WIDTH, DIM = 5, 8, 6
 SHAPE = ShapeSpec(channels=WIDTH, height=1, width=1)
@@ -25,24 +26,60 @@ MASK = [1, 1, 0, 1, 1]  # whether the class has boxes: the weight is > 1e-4
 all_kinds = pytest.mark.parametrize("kind", ["cosine", "words", "fvlm"])
 
 
+PREDICTORS = {
+    "cosine": ("BoxSup_C4.yaml", OpenVocabOutputLayers),
+    "words": ("OVRCNN_C4.yaml", OVRCNNOutputLayers),
+    "fvlm": ("FVLM_ViTB16_CLIP_COCO.yaml", FVLMOutputLayers),
+}
+
+
+def sampled(boxes, classes, gt_boxes=None):
+    """Sampled RoIs of one image, as the head's labelling leaves them."""
+    instances = Instances((64, 64), proposal_boxes=Boxes(torch.tensor(boxes).float().reshape(-1, 4)))
+    instances.gt_classes = torch.tensor(classes, dtype=torch.int64)
+    if gt_boxes is not None:
+        instances.gt_boxes = Boxes(torch.tensor(gt_boxes).float())
+    return instances
+
+
+def head_losses(head, x, proposals):
+    with EventStorage():
+        return head.losses(head(x), proposals)
+
+
 @pytest.fixture
-def batch(sampled):
+def predictor(load_cfg, tmp_path):
+    """``predictor("cosine", "words" or "fvlm", "KEY", value, …)``: of features 8 wide and 5 classes of width 6.
+
+    Class embeddings have lengths 1 to 5 and come from a file; with ``vocabulary`` False they wait for a checkpoint.
+    """
+
+    def make(kind, *overrides, vocabulary=True, **kwargs):
+        rows = torch.nn.functional.normalize(torch.arange(30.0).sin().view(5, 6), dim=1)
+        np.save(tmp_path / "classes.npy", (rows * torch.arange(1.0, 6)[:, None]).numpy())
+        config, cls = PREDICTORS[kind]
+        cfg = load_cfg(
+            config, "MODEL.TEXT.DIM", 6, "MODEL.ROI_HEADS.NUM_CLASSES", 5, "MODEL.OPEN_VOCAB.BASE_CLASSES", "",
+            "MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "classes.npy") if vocabulary else "",
+            "MODEL.OVRCNN.TEST_CLASSES", "", *overrides,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        return cls(cfg, SHAPE, text_encoder=None, **kwargs)
+
+    return make
+
+
+@pytest.fixture
+def batch():
     return [
         sampled([[0, 0, 20, 20], [5, 5, 30, 40], [1, 1, 9, 9]], [1, CLASSES, 4], [[2, 1, 22, 20]] * 3),
         sampled([[10, 10, 20, 20]], [CLASSES]),  # an image without ground truth: background, no gt_boxes
     ]
 
 
-# ---- losses
-
-
-def bce(logit, target):
-    signed = -logit if target else logit
-    return max(signed, 0.0) + math.log1p(math.exp(-abs(signed)))
-
-
 def slow_bce(row, gt, mask):
-    return sum(m * bce(z, k == gt) for k, (z, m) in enumerate(zip(row, mask, strict=True)))
+    signed = [-z if k == gt else z for k, z in enumerate(row)]
+    return sum(m * (max(z, 0.0) + math.log1p(math.exp(-abs(z)))) for z, m in zip(signed, mask, strict=True))
 
 
 def slow_softmax(row, gt, background_weight):
@@ -65,7 +102,7 @@ def smooth_l1(difference):
     ("words", (), lambda row, gt: slow_softmax(row, gt, 0.2), smooth_l1),
     ("fvlm", (), lambda row, gt: slow_softmax(row, gt, 0.6), l1),
 ])  # fmt: skip
-def test_losses_of_the_formulas(predictor, head_losses, batch, kind, overrides, slow_class, slow_box):
+def test_losses_of_the_formulas(predictor, batch, kind, overrides, slow_class, slow_box):
     """Boxes: deltas × (10, 10, 5, 5) of the foreground; both losses are means over all RoIs."""
     head = predictor(kind, *overrides, class_mask=torch.tensor([1.0, 1, 0, 0.01, 1])).train()
     torch.nn.init.normal_(list(head.bbox_pred.parameters())[-2], std=0.3)
@@ -87,7 +124,7 @@ def test_losses_of_the_formulas(predictor, head_losses, batch, kind, overrides, 
 
 
 @all_kinds
-def test_every_parameter_that_learns_gets_a_gradient(predictor, head_losses, batch, kind):
+def test_every_parameter_that_learns_gets_a_gradient_also_without_foreground(predictor, batch, kind):
     """OV-RCNN's projection is frozen and passes gradients on; no text learns."""
     head, x = predictor(kind).train(), torch.randn(4, WIDTH, requires_grad=True)
     torch.nn.init.normal_(list(head.bbox_pred.parameters())[-2], std=0.3)
@@ -100,23 +137,16 @@ def test_every_parameter_that_learns_gets_a_gradient(predictor, head_losses, bat
     special = {"cosine": "cls_score.cls_bias", "fvlm": "cls_score.temperature", "words": "bbox_pred.bias"}
     assert special[kind] in learning
     assert not any(buffer.requires_grad for buffer in head.buffers())
-
-
-@all_kinds
-@pytest.mark.parametrize("background", [0, 2])
-def test_batches_without_foreground_are_finite_and_have_a_graph(predictor, sampled, head_losses, kind, background):
-    head, x = predictor(kind).train(), torch.randn(background, WIDTH, requires_grad=True)
-    result = head_losses(head, x, [sampled([[0, 0, 9, 9]] * background, [CLASSES] * background)])
-    assert result["loss_box_reg"].item() == 0 and math.isfinite(result["loss_cls"].item())
-    sum(result.values()).backward()
-    assert x.grad is not None and all(p.grad is not None for p in head.parameters() if p.requires_grad)
-
-
-# ---- detections
+    for background in (0, 2):
+        head, x = predictor(kind).train(), torch.randn(background, WIDTH, requires_grad=True)
+        result = head_losses(head, x, [sampled([[0, 0, 9, 9]] * background, [CLASSES] * background)])
+        assert result["loss_box_reg"].item() == 0 and math.isfinite(result["loss_cls"].item())
+        sum(result.values()).backward()
+        assert x.grad is not None and all(p.grad is not None for p in head.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "words"])
-def test_ranks_go_by_logits_where_scores_are_one(predictor, sampled, kind):
+def test_ranks_go_by_logits_where_scores_are_one(predictor, kind):
     """Sigmoids of 18 and 20 are both 1 in float32; scores that are not above the threshold are left out."""
     head = predictor(kind).eval()
     head.test_score_thresh = 0.05
@@ -134,14 +164,8 @@ def test_ranks_go_by_logits_where_scores_are_one(predictor, sampled, kind):
 def test_log_odds_are_the_inverse_of_sigmoid(score):
     odds = log_odds(torch.tensor([math.log(score)], dtype=torch.float64))
     assert odds.sigmoid().item() == pytest.approx(score, rel=1e-12)
-
-
-def test_log_odds_stay_finite():
     odds = log_odds(torch.tensor([0.0, -1e-300, -200.0], dtype=torch.float64))
     assert odds.isfinite().all() and odds[0] >= odds[1] > 600 and odds[2].item() == pytest.approx(-200)
-
-
-# ---- vocabularies and checkpoints
 
 
 def other_state(head, *, classes=CLASSES):
@@ -157,7 +181,7 @@ def other_state(head, *, classes=CLASSES):
 
 @all_kinds
 @pytest.mark.parametrize("classes", [CLASSES, 9])
-def test_the_configured_vocabulary_wins_and_says_so(predictor, caplog, kind, classes):
+def test_the_configured_vocabulary_wins_with_a_warning(predictor, caplog, kind, classes):
     head = predictor(kind)
     mine, others = head.get_buffer(head.vocabulary_key).clone(), set(head.state_dict())
     with caplog.at_level(logging.WARNING, logger="clim"):
@@ -169,10 +193,7 @@ def test_the_configured_vocabulary_wins_and_says_so(predictor, caplog, kind, cla
     (record,) = caplog.records
     assert f"({classes} classes) differ from the configured vocabulary (5 classes)" in record.getMessage()
 
-
-@all_kinds
-@pytest.mark.parametrize("classes", [CLASSES, 9])
-def test_without_a_configured_vocabulary_the_checkpoints_is_used(predictor, caplog, kind, classes):
+    caplog.clear()  # without a configured vocabulary the checkpoint's is used
     head = predictor(kind, vocabulary=False)
     state = other_state(head, classes=classes)
     head.load_state_dict(dict(state))
@@ -180,7 +201,7 @@ def test_without_a_configured_vocabulary_the_checkpoints_is_used(predictor, capl
     assert head.num_classes == classes and not caplog.records
 
 
-def test_the_same_vocabulary_is_not_worth_a_word(predictor, caplog):
+def test_the_same_vocabulary_gives_no_warning(predictor, caplog):
     head = predictor("cosine")
     state, mine = other_state(head), head.cls_score.zs_weight.clone()
     state[head.vocabulary_key] = theirs = mine.half()
@@ -205,18 +226,23 @@ def found_by(head, logits):
 
 @all_kinds
 def test_another_vocabulary_at_run_time(predictor, kind):
-    head = predictor(kind, **({"competes": torch.tensor(MASK) > 0} if kind == "words" else {})).eval()
+    mask = torch.tensor(MASK) > 0
+    head = predictor(kind, class_mask=mask.float(), **({"competes": mask} if kind == "words" else {})).eval()
     rows = 3 * torch.randn(7, DIM)
     head.set_vocabulary(rows, torch.tensor([1.0, 0, 1, 1, 1, 1, 1]))
     assert head.num_classes == 7 and head.freq_weight.tolist() == [1, 0, 1, 1, 1, 1, 1]
     assert head(torch.randn(2, WIDTH))[0].shape == (2, 8)
-    found = set(found_by(head, torch.full((2, 7), 5.0)).pred_classes.tolist())
-    assert 6 in found and found <= set(range(7))
+    logits = torch.arange(7.0).expand(2, 7)
+    before = found_by(head, logits)
+    assert 6 in before.pred_classes.tolist() and set(before.pred_classes.tolist()) <= set(range(7))
+    # Classes keep their own logits and weights in another order.
+    order = [6, 1, 5, 0, 2, 4, 3]
+    head.set_vocabulary(rows[order], head.freq_weight[order])
+    after = found_by(head, logits[:, order])
+    assert [order[k] for k in after.pred_classes] == before.pred_classes.tolist()
+    torch.testing.assert_close(after.scores, before.scores)
     head.set_vocabulary(rows[:3])
     assert head.freq_weight.tolist() == [1, 1, 1]
-
-
-# ---- construction
 
 
 def test_names_and_start_of_the_weights(predictor):
@@ -237,38 +263,23 @@ def explicit(cls, count, **kwargs):
     )  # fmt: skip
 
 
-def test_an_explicit_head_needs_no_config():
+def test_construction_without_a_config_and_errors(load_cfg, predictor, tmp_path):
     classifier = CosineClassifier(WIDTH, class_embeddings=torch.eye(3, DIM), temperature=50.0)
     head = explicit(OpenVocabOutputLayers, 3, use_sigmoid_ce=True, cls_score=classifier)
     logits, deltas = head(torch.randn(2, WIDTH))
     assert logits.shape == (2, 4) and deltas.shape == (2, 4)
-
-
-@pytest.mark.parametrize("config, width", [("OVRCNN_C4.yaml", 2048), ("mini/ovrcnn.yaml", 320)])
-@pytest.mark.parametrize("name", ["OpenVocabOutputLayers", "OVRCNNOutputLayers"])
-def test_both_c4_heads_take_any_predictor(load_cfg, config, width, name):
-    model = build_model(load_cfg(config, "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.ROI_BOX_HEAD.PREDICTOR", name))
-    assert type(model.roi_heads.box_predictor) is BOX_PREDICTOR_REGISTRY.get(name)
-    logits, deltas = model.roi_heads.box_predictor(torch.randn(2, width))
-    assert logits.shape == (2, model.roi_heads.num_classes + 1) and deltas.shape == (2, 4)
-
-
-def test_what_does_not_fit_is_told(load_cfg):
+    cfg = load_cfg("OVRCNN_C4.yaml", "MODEL.ROI_BOX_HEAD.PREDICTOR", "OVRCNN")
     with pytest.raises(UserError, match="'OVRCNN' is unknown: choose one of .*OVRCNNOutputLayers"):
-        build_box_predictor(
-            load_cfg("OVRCNN_C4.yaml", "MODEL.ROI_BOX_HEAD.PREDICTOR", "OVRCNN"), SHAPE, text_encoder=None
-        )
+        build_box_predictor(cfg, SHAPE, text_encoder=None)
     cfg = load_cfg("mini/ovrcnn.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.METHOD.NAME", "Detic")
     with pytest.raises(UserError, match="OVRCNNOutputLayers learns from boxes alone: set MODEL.METHOD.NAME"):
         build_model(cfg)
-
-
-# ---- OV-RCNN's
-
-
-def unit_sines(k):
-    values = [math.sin(6 * k + i) for i in range(DIM)]
-    return [value / math.hypot(*values) for value in values]
+    np.save(tmp_path / "clip.npy", np.eye(CLASSES, DIM))
+    with pytest.raises(UserError, match=r"clip\.npy holds unit vectors, .* --features words .* --output FILE"):
+        predictor("words", "MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "clip.npy"))
+    for kind in ("words", "fvlm"):
+        with pytest.raises(UserError, match='CLASSIFIER is "pseudo_words", but .* has its own'):
+            predictor(kind, "MODEL.OPEN_VOCAB.CLASSIFIER", "pseudo_words")
 
 
 def test_logits_are_dot_products_of_the_projection_with_rows_of_any_length(predictor):
@@ -278,7 +289,8 @@ def test_logits_are_dot_products_of_the_projection_with_rows_of_any_length(predi
     for row, region in zip(logits.tolist(), x.tolist(), strict=True):
         v = [sum(w * a for w, a in zip(ws, region, strict=True)) + b for ws, b in zip(weight, bias, strict=True)]
         for k, logit in enumerate(row[:-1]):
-            e = [(k + 1) * value for value in unit_sines(k)]
+            sines = [math.sin(6 * k + i) for i in range(DIM)]
+            e = [(k + 1) * value / math.hypot(*sines) for value in sines]
             assert logit == pytest.approx(sum(a * b for a, b in zip(v, e, strict=True)), abs=1e-5)
         assert row[-1] == 0
     torch.testing.assert_close(head.project(x) @ head.class_embeddings.T, logits)
@@ -308,26 +320,9 @@ def test_weights_without_a_projection_are_refused(predictor, caplog):
     head = predictor("words", "MODEL.WEIGHTS", "stage1.pth")
     state = other_state(head)
     del state["emb_pred.weight"]
-    with pytest.raises(UserError, match="lacks the projection into the space of words, .*: emb_pred would stay random"):
+    with pytest.raises(UserError, match="MODEL.WEIGHTS.* lacks a projection"):
         head.load_state_dict(state, strict=False)
     head.load_state_dict(head.state_dict())
     assert "emb_pred" not in caplog.text
     predictor("words", "MODEL.WEIGHTS", "")  # for tests and trials
-    assert "MODEL.WEIGHTS is empty: emb_pred would stay random" in caplog.text
-
-
-def test_classes_are_no_sentence_embeddings(predictor, tmp_path):
-    np.save(tmp_path / "clip.npy", np.eye(CLASSES, DIM))
-    with pytest.raises(UserError, match=r"clip\.npy holds unit vectors, .* --features words .* --output FILE"):
-        predictor("words", "MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "clip.npy"))
-    for kind in ("words", "fvlm"):
-        with pytest.raises(UserError, match='CLASSIFIER is "pseudo_words", but .* has a classifier of its own'):
-            predictor(kind, "MODEL.OPEN_VOCAB.CLASSIFIER", "pseudo_words")
-
-
-def test_names_are_read_word_by_word(load_cfg, tiny_bert):
-    tower, names = build_text_tower(name=str(tiny_bert)), ["dog", "dogs and cats"]
-    keys = ("MODEL.TEXT.DIM", 32, "MODEL.VOCABULARY.NAMES", names, "MODEL.OVRCNN.TEST_CLASSES", "")
-    head = OVRCNNOutputLayers(load_cfg("OVRCNN_C4.yaml", *keys), SHAPE, text_encoder=tower)
-    assert torch.equal(head.class_embeddings[:-1], word_piece_means(tower, names))
-    assert (head.class_embeddings[-1] == 0).all()
+    assert "MODEL.WEIGHTS is empty: emb_pred" in caplog.text

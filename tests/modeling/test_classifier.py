@@ -11,7 +11,6 @@ import torch
 from detectron2.modeling import build_model
 from torch.nn import functional as F
 
-from clim.checkpoints.checkpointer import SafeCheckpointer
 from clim.data.categories import COCO_NAMES
 from clim.detector import Detector
 from clim.errors import UserError
@@ -31,16 +30,12 @@ def cosine(**kwargs):
 
 
 def slow_cosines(module, embeddings, x):
-    """temperature · cos(Wx + b, t) by loops, and 0 for background."""
-    weight, bias = module.linear.weight.tolist(), module.linear.bias.tolist()
+    """temperature · cos(Wx + b, t), one pair after the other, and 0 for the background."""
     rows = []
-    for features in x.tolist():
-        v = [sum(w * f for w, f in zip(row, features, strict=True)) + b for row, b in zip(weight, bias, strict=True)]
-        cosines = [
-            sum(a * b for a, b in zip(v, t, strict=True)) / (math.hypot(*v) * math.hypot(*t))
-            for t in embeddings.tolist()
-        ]
-        rows.append([module.temperature * c for c in cosines] + [0.0])
+    for features in x:
+        v = module.linear.weight @ features + module.linear.bias
+        cosines = [sum(v * t) / (sum(v * v) * sum(t * t)) ** 0.5 for t in embeddings]
+        rows.append([module.temperature * c.item() for c in cosines] + [0.0])
     return torch.tensor(rows)
 
 
@@ -49,47 +44,28 @@ def test_logits_are_temperature_times_cosine_and_zero_for_background():
     x = torch.randn(5, 8)
     torch.testing.assert_close(module(x), slow_cosines(module, embeddings, x), rtol=1e-4, atol=1e-4)
     assert (module(x)[:, -1] == 0).all()
-
-
-def test_the_bias_is_added_in_training_only():
-    module, embeddings = cosine(temperature=25.0, train_bias=-20.0)
-    x = torch.randn(5, 8)
-    expected = slow_cosines(module, embeddings, x)
-    torch.testing.assert_close(module.train()(x), expected - 20, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(module.eval()(x), expected, rtol=1e-4, atol=1e-4)
-    assert module.cls_bias.shape == (1,) and module.cls_bias.requires_grad
-
-
-def test_without_a_bias_there_is_no_parameter_for_it():
-    module, _ = cosine()
-    assert set(module.state_dict()) == {"zs_weight", "linear.weight", "linear.bias"}
-    assert module.zs_weight.shape == (6, 5)
-    x = torch.randn(3, 8)
+    assert {name: tuple(value.shape) for name, value in module.state_dict().items()} == {
+        "zs_weight": (6, 5), "linear.weight": (6, 8), "linear.bias": (6,),
+    }  # fmt: skip
     assert torch.equal(module.train()(x), module.eval()(x))
-
-
-def test_class_embeddings_are_unit_rows_and_a_zero():
-    module, embeddings = cosine()
-    assert module.class_embeddings.shape == (5, 6)
     torch.testing.assert_close(module.class_embeddings[:4], embeddings / embeddings.norm(dim=1, keepdim=True))
-    assert (module.class_embeddings[4] == 0).all()
+    assert (module.class_embeddings[4:] == 0).all()
+    for dtype in (torch.float16, torch.float64):
+        module, _ = cosine(class_embeddings=embeddings.to(dtype))
+        assert module.zs_weight.dtype == torch.float32
+        torch.testing.assert_close(module.zs_weight.norm(dim=0), torch.tensor([1.0, 1, 1, 1, 0]))
 
 
-def test_another_vocabulary():
-    module, _ = cosine(train_bias=-20.0)
-    others = torch.randn(7, 6) * 3
-    module.eval().set_vocabulary(others)
-    x = torch.randn(2, 8)
-    torch.testing.assert_close(module(x), slow_cosines(module, others, x), rtol=1e-4, atol=1e-4)
+def test_the_bias_is_added_in_training_only_and_stays_with_another_vocabulary():
+    module, embeddings = cosine(temperature=25.0, train_bias=-20.0)
+    x, others = torch.randn(5, 8), torch.randn(7, 6) * 3
+    assert module.cls_bias.shape == (1,) and module.cls_bias.requires_grad
+    for rows in (embeddings, others):
+        module.set_vocabulary(rows)
+        expected = slow_cosines(module, rows, x)
+        torch.testing.assert_close(module.train()(x), expected - 20, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(module.eval()(x), expected, rtol=1e-4, atol=1e-4)
     assert module.state_dict()["zs_weight"].shape == (6, 8)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_embeddings_of_any_precision(dtype):
-    embeddings = torch.randn(4, 6, generator=torch.Generator().manual_seed(1)).to(dtype)
-    module, _ = cosine(class_embeddings=embeddings)
-    assert module.zs_weight.dtype == torch.float32
-    torch.testing.assert_close(module.zs_weight.norm(dim=0), torch.tensor([1.0, 1, 1, 1, 0]))
 
 
 def test_a_learned_background_is_one_direction_more():
@@ -115,11 +91,11 @@ def tower(tiny_json):
     return build_text_tower(name=tiny_json("vit", text={"layers": 2}))
 
 
-def pseudo_words(tower, *, dropout=0.5, train_bias=-20.0):
+def pseudo_words(tower):
     torch.manual_seed(0)
     module = PseudoWordClassifier(
-        IN, tower=tower, words=WORDS, dropout=dropout, class_embeddings=3 * torch.randn(CLASSES, WORD_DIM),
-        temperature=25.0, train_bias=train_bias,
+        IN, tower=tower, words=WORDS, dropout=0.5, class_embeddings=3 * torch.randn(CLASSES, WORD_DIM),
+        temperature=25.0, train_bias=-20.0,
     )  # fmt: skip
     torch.nn.init.normal_(module.linear.weight)  # as built, words are too small to matter
     return module
@@ -136,28 +112,18 @@ def slow_readings(module, x, kept):
     return torch.tensor(rows)
 
 
-def test_logits_at_test_read_all_words_and_have_no_bias(tower):
-    module, x = pseudo_words(tower).eval(), torch.randn(6, IN)
-    expected = slow_readings(module, x, [[0, 1, 2]] * 6)
+def test_logits_read_all_words_at_test_and_drop_some_in_training_which_adds_the_bias(tower):
+    module, x = pseudo_words(tower).eval(), torch.randn(12, IN)
+    assert torch.equal(module.project(x), module.linear(x))
+    expected = slow_readings(module, x, [[0, 1, 2]] * 12)
     torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(module(x), module(x)) and (module(x)[:, -1] == 0).all()
-
-
-def test_training_drops_words_and_adds_the_bias(tower):
-    module, x = pseudo_words(tower).train(), torch.randn(12, IN)
     torch.manual_seed(4)
-    logits = module(x)
+    logits = module.train()(x)
     torch.manual_seed(4)
     kept = [[i for i in range(WORDS) if row[i] >= 0.5] or [0] for row in torch.rand(12, WORDS).tolist()]
     assert {len(places) for places in kept} == {1, 2, 3}
     torch.testing.assert_close(logits, slow_readings(module, x, kept) - 20, rtol=1e-4, atol=1e-4)
-
-
-def test_projections_are_the_words_un_normalised(tower):
-    module, x = pseudo_words(tower), torch.randn(4, IN)
-    assert module.project(x).shape == (4, WORDS * WORD_DIM)
-    assert torch.equal(module.project(x), module.linear(x))
-    assert module.class_embeddings.shape == (CLASSES + 1, WORD_DIM)
 
 
 def test_the_tower_is_neither_stored_nor_trained(tower):
@@ -173,25 +139,18 @@ def test_the_tower_is_neither_stored_nor_trained(tower):
     assert all(p.grad is None for p in tower.parameters())
 
 
-def test_the_start_of_the_projection(tower):
-    module = PseudoWordClassifier(
-        512, tower=tower, words=WORDS, dropout=0.5, class_embeddings=torch.eye(CLASSES, WORD_DIM), temperature=25.0
-    )  # fmt: skip
+def test_start_no_region_and_autocast(tower):
+    arguments = {"class_embeddings": torch.eye(CLASSES, WORD_DIM), "temperature": 25.0}
+    module = PseudoWordClassifier(512, tower=tower, words=WORDS, dropout=0.5, **arguments)
     assert module.linear.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert (module.linear.bias == 0).all() and not hasattr(module, "cls_bias")
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_no_region(tower, training):
-    module = pseudo_words(tower).train(training)
-    logits = module(torch.zeros(0, IN))
-    assert logits.shape == (0, CLASSES + 1)
-    logits.sum().backward()
-    assert module.linear.weight.grad is not None
-
-
-def test_logits_are_float32_inside_autocast(tower):
-    module, x = pseudo_words(tower).eval(), torch.randn(4, IN)
+    for training in (True, False):
+        module = pseudo_words(tower).train(training)
+        logits = module(torch.zeros(0, IN))
+        assert logits.shape == (0, CLASSES + 1)
+        logits.sum().backward()
+        assert module.linear.weight.grad is not None
+    x = torch.randn(4, IN)
     with torch.autocast("cpu", torch.bfloat16):
         logits = module(x)
     assert logits.dtype == torch.float32
@@ -216,17 +175,12 @@ def overrides(tiny_json):
 
 
 @pytest.fixture(scope="module")
-def cfg(load_cfg, overrides):
-    return load_cfg("BARON_CLIM_C4.yaml", *overrides)
+def build(damp, load_cfg, overrides):
+    """``build(config, "KEY", value, …)``."""
 
-
-@pytest.fixture(scope="module")
-def build(damp):
-    """``build(cfg)``."""
-
-    def make(cfg):
+    def make(name, *more):
         torch.manual_seed(0)
-        model = damp(build_model(cfg))
+        model = damp(build_model(load_cfg(name, *overrides, *more)))
         torch.nn.init.normal_(model.proposal_generator.rpn_head.objectness_logits.weight, std=0.05)
         return model
 
@@ -234,8 +188,8 @@ def build(damp):
 
 
 @pytest.fixture(scope="module")
-def model(build, cfg):
-    return build(cfg)
+def model(build):
+    return build("BARON_CLIM_C4.yaml")
 
 
 def test_keys_and_shapes_of_the_whole_model(model):
@@ -254,7 +208,7 @@ def test_keys_and_shapes_of_the_whole_model(model):
 
 
 def test_a_joint_step_has_every_loss_and_a_gradient_for_every_parameter(model, joint_batch, train_step):
-    model = copy.deepcopy(model)
+    model, fresh = copy.deepcopy(model), copy.deepcopy(model)
     losses = train_step(model, joint_batch())
     assert set(losses) == {
         "loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_bag", "loss_bag_mosaic",
@@ -263,48 +217,39 @@ def test_a_joint_step_has_every_loss_and_a_gradient_for_every_parameter(model, j
     sum(losses.values()).backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert model.method.caption_queue.read()[1].tolist() == [11, 13, 14, 15, 11, 12]
-
-
-def test_the_first_loss_of_a_mosaic_is_that_of_its_bags_and_captions(model, joint_batch, train_step):
-    """Nothing queued yet: 10 · contrast of what the batch leaves behind."""
-    model = copy.deepcopy(model)
-    (loss,) = train_step(model, joint_batch(detections=False, captions=False)).values()
-    expected = matched_contrast(*model.method.bag_queue.read(), *model.method.caption_queue.read(), scale=30.0)
+    # The first loss of a mosaic, when nothing is queued yet: 10 · contrast of its bags and captions.
+    (loss,) = train_step(fresh, joint_batch(detections=False, captions=False)).values()
+    expected = matched_contrast(*fresh.method.bag_queue.read(), *fresh.method.caption_queue.read(), scale=30.0)
     torch.testing.assert_close(loss.detach(), 10 * expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_detections_rank_by_cosines_of_the_words_that_the_tower_reads(model, make_image, detect):
+def test_detections_rank_by_cosines_and_response_maps_read_every_location(model, make_image, detect):
     (found,) = detect(model, make_image(64, 96))
     assert len(found) > 0 and found.logits.abs().max() <= 25 + 1e-3
     assert torch.equal(found.logits.sort(descending=True).values, found.logits)
     torch.testing.assert_close(found.scores, found.logits.sigmoid())
 
+    features = {"res4": torch.randn(2, 1024, 4, 6, generator=torch.Generator().manual_seed(1))}
+    embeddings = head_embeddings(model.roi_heads, features)
+    assert embeddings.shape == (2, WORD_DIM, 2, 3)
+    cells = model.roi_heads.res5(features["res4"])
+    for image, row, column in [(0, 0, 0), (1, 1, 2)]:
+        words = model.classifier.linear(cells[image, :, row, column]).view(1, 4, WORD_DIM)
+        hidden = model.classifier.tower.encode_words(words, torch.tensor([4])).hidden[0]
+        torch.testing.assert_close(embeddings[image, :, row, column], F.normalize(hidden, dim=0))
 
-def test_a_base_stage_starts_it_and_its_vocabulary_stays(build, load_cfg, overrides, cfg, tmp_path):
-    base = build(load_cfg("BARON_BoxSup_C4.yaml", *overrides))
-    torch.save({"model": base.state_dict()}, tmp_path / "base.pth")
-    model = build(cfg)
-    torch.nn.init.zeros_(model.classifier.linear.weight)
-    SafeCheckpointer(model, str(tmp_path)).load(str(tmp_path / "base.pth"))
-    assert torch.equal(model.classifier.linear.weight, base.classifier.linear.weight)
-    assert not any(name.startswith("method.") for name in base.state_dict())
 
-
-def test_names_are_read_by_hidden_features(build, load_cfg, overrides, cfg, tmp_path):
-    names = ["dog", "red car", "bird"]
-    named = load_cfg("BARON_BoxSup_C4.yaml", *overrides, "MODEL.VOCABULARY.NAMES", names)
-    model = build_model(named)
-    expected = class_embeddings(model.text_encoder, names, hidden=True)
-    torch.testing.assert_close(model.classifier.class_embeddings[:-1], expected)
-    # and for a checkpoint of other classes, with the learnt bias in what is shown to people
-    base = build(load_cfg("BARON_BoxSup_C4.yaml", *overrides))
-    torch.save({"model": base.state_dict()}, tmp_path / "base.pth")
+def test_names_are_read_by_hidden_features(build, load_cfg, overrides, tmp_path):
+    """A configured vocabulary stays, and a detector shows scores with the learnt bias."""
+    names, path = ["dog", "red car", "bird"], str(tmp_path / "base.pth")
+    torch.save({"model": build("BARON_BoxSup_C4.yaml").state_dict()}, path)
     asked = load_cfg(
-        "BARON_BoxSup_C4.yaml", *overrides, "MODEL.VOCABULARY.NAMES", names,
-        "MODEL.WEIGHTS", str(tmp_path / "base.pth"), "OUTPUT_DIR", str(tmp_path),
+        "BARON_BoxSup_C4.yaml", *overrides, "MODEL.VOCABULARY.NAMES", names, "MODEL.WEIGHTS", path,
+        "OUTPUT_DIR", str(tmp_path),
     )  # fmt: skip
     shown = Detector(asked)
+    expected = class_embeddings(shown.model.text_encoder, names, hidden=True)
     torch.testing.assert_close(shown.model.classifier.class_embeddings[:-1], expected)
     found = shown.predict(torch.zeros(64, 64, 3, dtype=torch.uint8).numpy())
     assert found.scores.max() <= 1 / (1 + math.exp(-5 - 1e-3))  # 25 · cos - 20 at most
@@ -320,23 +265,11 @@ def test_a_file_of_other_features_is_told(load_cfg, overrides, model, tmp_path, 
         assert (f"{name}.npy (MODEL.VOCABULARY.EMBEDDINGS) holds other features" in caplog.text) == told
 
 
-@torch.no_grad()
-def test_response_maps_are_of_what_the_tower_reads_at_every_location(model):
-    features = {"res4": torch.randn(2, 1024, 4, 6, generator=torch.Generator().manual_seed(1))}
-    model.eval()
-    embeddings = head_embeddings(model.roi_heads, features)
-    assert embeddings.shape == (2, WORD_DIM, 2, 3)
-    cells = model.roi_heads.res5(features["res4"])
-    for image, row, column in [(0, 0, 0), (1, 1, 2)]:
-        words = model.classifier.linear(cells[image, :, row, column]).view(1, 4, WORD_DIM)
-        hidden = model.classifier.tower.encode_words(words, torch.tensor([4])).hidden[0]
-        torch.testing.assert_close(embeddings[image, :, row, column], F.normalize(hidden, dim=0))
-
-
-def test_mistakes_are_told(load_cfg, overrides):
-    with pytest.raises(UserError, match="100 pseudo words is longer than the 75 .* MODEL.OPEN_VOCAB.WORDS"):
-        build_model(load_cfg("BARON_BoxSup_C4.yaml", *overrides, "MODEL.OPEN_VOCAB.WORDS", 100))
-    with pytest.raises(UserError, match="16 dimensions, but MODEL.TEXT.WORD_DIM is 8"):
-        build_model(load_cfg("BARON_BoxSup_C4.yaml", *overrides, "MODEL.TEXT.WORD_DIM", 8))
-    with pytest.raises(UserError, match='CLASSIFIER is "words": choose one of cosine, pseudo_words'):
-        build_model(load_cfg("BARON_BoxSup_C4.yaml", *overrides, "MODEL.OPEN_VOCAB.CLASSIFIER", "words"))
+@pytest.mark.parametrize("key, value, message", [
+    ("OPEN_VOCAB.WORDS", 100, "100 pseudo words is longer than the 75 .* MODEL.OPEN_VOCAB.WORDS"),
+    ("OPEN_VOCAB.CLASSIFIER", "words", 'CLASSIFIER is "words": choose one of cosine, pseudo_words'),
+    ("TEXT.WORD_DIM", 8, "16 dimensions, but MODEL.TEXT.WORD_DIM is 8"),
+])  # fmt: skip
+def test_errors(load_cfg, overrides, key, value, message):
+    with pytest.raises(UserError, match=message):
+        build_model(load_cfg("BARON_BoxSup_C4.yaml", *overrides, f"MODEL.{key}", value))

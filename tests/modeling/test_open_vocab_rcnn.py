@@ -10,15 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.structures import ImageList
-from torch import nn
 from torchvision.ops import batched_nms, roi_align
 
 from clim.checkpoints.checkpointer import SafeCheckpointer
 from clim.methods import detic
-from clim.modeling.open_vocab_rcnn import autocast_backbone
 
 MANIFEST = json.loads((Path(__file__).parent / "detic_ovcoco_r50_keys.json").read_text())
-VOCABULARY = "roi_heads.box_predictor.cls_score.zs_weight"
 
 
 @pytest.fixture(scope="module")
@@ -32,22 +29,14 @@ def mini(build_detector):
     return build_detector("mini/detic_clim.yaml")
 
 
-# ---- keys
-
-
-def test_the_official_presets_keys_and_shapes(official):
+def test_keys_and_shapes(official, build_detector):
+    """Those of official Detic; the CLIM preset adds its biases only."""
     assert {k: list(v.shape) for k, v in official.state_dict().items()} == MANIFEST
     assert len(MANIFEST) == 279 and sum(1 for _ in official.named_parameters()) == 65
-
-
-def test_the_clim_preset_adds_its_biases_only(build_detector):
     clim = build_detector("Detic_CLIM_C4.yaml")
     added = {"roi_heads.box_predictor.cls_score.cls_bias", "method.bias.caption", "method.bias.tag"}
     assert set(clim.state_dict()) == set(MANIFEST) | added
     assert all(dict(clim.named_parameters())[name].item() == -20 for name in added)
-
-
-# ---- checkpoints
 
 
 def official_file(seed=7):
@@ -59,32 +48,24 @@ def official_file(seed=7):
     return state
 
 
-def test_an_official_file_with_a_text_tower_loads_strictly(build_detector):
-    model = build_detector("Detic_C4_official.yaml")
-    given = official_file()
+def test_official_files(build_detector, hash_tower, tmp_path, caplog, make_image, detect):
+    """They load strictly; the checkpointer drops tensors of other shapes, and the configured vocabulary stays."""
+    model, given = build_detector("Detic_C4_official.yaml"), official_file()
     model.load_state_dict(dict(given), strict=True)
     assert all(torch.equal(v, given[k]) for k, v in model.state_dict().items())
-
-
-def test_a_checkpoint_does_not_change_the_configured_vocabulary(
-    build_detector, hash_tower, tmp_path, caplog, make_image, detect
-):
-    """Through the checkpointer, which drops tensors of other shapes before the model sees them."""
-    torch.save({"model": official_file()}, tmp_path / "official.pth")
+    torch.save({"model": given}, tmp_path / "official.pth")
     for names in (["dog", "cat", "bird"], [f"class {i}" for i in range(80)]):
-        model = build_detector(
-            "Detic_C4_official.yaml", "MODEL.VOCABULARY.NAMES", names, "MODEL.VOCABULARY.PROMPT", "name"
-        )
+        keys = ("MODEL.VOCABULARY.NAMES", names, "MODEL.VOCABULARY.PROMPT", "name")
+        model = build_detector("Detic_C4_official.yaml", *keys)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             SafeCheckpointer(model, str(tmp_path)).load(str(tmp_path / "official.pth"))
         expected = torch.cat([hash_tower(512).encode(names), torch.zeros(1, 512)])
         torch.testing.assert_close(model.classifier.class_embeddings, expected)
         assert any("zs_weight" in m or "configured vocabulary" in m for m in caplog.messages)
-        weight = model.state_dict()["roi_heads.box_predictor.bbox_pred.2.weight"]
-        assert torch.equal(weight, official_file()["roi_heads.box_predictor.bbox_pred.2.weight"])
+        name = "roi_heads.box_predictor.bbox_pred.2.weight"
+        assert torch.equal(model.state_dict()[name], given[name])
         (output,) = detect(model, make_image(64, 64))
-        assert output.has("pred_classes")
         assert set(output.pred_classes.tolist()) <= set(range(len(names)))
 
 
@@ -96,9 +77,6 @@ def test_a_base_stage_without_a_method_starts_one_with_it(build_detector, tmp_pa
     SafeCheckpointer(model, str(tmp_path)).load(str(tmp_path / "base.pth"))
     assert torch.equal(model.classifier.linear.weight, base.classifier.linear.weight)
     assert model.method.bias["caption"].item() == -20
-
-
-# ---- inference
 
 
 @torch.no_grad()
@@ -130,13 +108,10 @@ def independent_detections(model, image, *, temperature, mean, std, resolution, 
     return boxes[row[keep]], scores[row[keep], label[keep]], label[keep]
 
 
-@pytest.mark.parametrize(
-    "name, facts",
-    [
-        ("official", {"temperature": 50.0, "mean": [103.53, 116.28, 123.675], "std": 1.0, "resolution": 14}),
-        ("mini", {"temperature": 25.0, "mean": [127.0, 127.0, 127.0], "std": 128.0, "resolution": 7}),
-    ],
-)
+@pytest.mark.parametrize("name, facts", [
+    ("official", {"temperature": 50.0, "mean": [103.53, 116.28, 123.675], "std": 1.0, "resolution": 14}),
+    ("mini", {"temperature": 25.0, "mean": [127.0, 127.0, 127.0], "std": 128.0, "resolution": 7}),
+])  # fmt: skip
 def test_inference_equals_a_direct_implementation(request, name, facts, make_image, detect):
     model, image = request.getfixturevalue(name), make_image(64, 96, seed=5)
     (ours,) = detect(model, image)
@@ -148,41 +123,39 @@ def test_inference_equals_a_direct_implementation(request, name, facts, make_ima
     assert len(labels.unique()) > 10 and len(boxes.unique(dim=0)) > 3
 
 
-# ---- training
-
-
 DETECTION_LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+PAIR_LOSSES = {"loss_caption", "loss_tag", "loss_caption_mosaic", "loss_tag_mosaic"}
 
 
 def test_a_joint_step_has_every_loss_once_and_reaches_all_that_learns(mini, joint_batch, train_step):
-    """So DDP needs no search for unused parameters."""
+    """So DDP needs no search for unused parameters. Pairs reach backbone and head but not the RPN."""
     mini.zero_grad(set_to_none=True)
     losses = train_step(mini, joint_batch())
-    pairs = {"loss_caption", "loss_tag", "loss_caption_mosaic", "loss_tag_mosaic"}
-    assert set(losses) == DETECTION_LOSSES | pairs
+    assert set(losses) == DETECTION_LOSSES | PAIR_LOSSES
     assert all(loss.shape == () and torch.isfinite(loss) and loss > 0 for loss in losses.values())
     sum(losses.values()).backward()
     assert [name for name, p in mini.named_parameters() if p.requires_grad and p.grad is None] == []
 
-
-@pytest.mark.parametrize("source, names", [
-    ("detections", DETECTION_LOSSES), ("captions", {"loss_caption", "loss_tag"}),
-    ("mosaics", {"loss_caption_mosaic", "loss_tag_mosaic"}),
-])  # fmt: skip
-def test_a_batch_of_one_source(mini, source, names, joint_batch, train_step):
-    batch = joint_batch(**({"detections": False, "captions": False, "mosaics": False} | {source: True}))
-    assert set(train_step(mini, batch)) == names
+    mini.zero_grad(set_to_none=True)
+    sum(train_step(mini, joint_batch(detections=False)).values()).backward()
+    reached = {name for name, p in mini.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    head = {"method.bias.caption", "method.bias.tag", "roi_heads.box_predictor.cls_score.linear.weight"}
+    assert head < reached and any(n.startswith("backbone.") for n in reached) and any("res5" in n for n in reached)
+    assert not any("proposal_generator" in n or "bbox_pred" in n or "cls_bias" in n for n in reached)
 
 
 def test_sources_do_not_touch_each_others_losses(mini, joint_batch, train_step):
     model = copy.deepcopy(mini)
     model.method.num_groups = 0  # groups are drawn from the state that the heads sample their RoIs from
     together = train_step(model, joint_batch())
+    assert set(train_step(model, joint_batch(captions=False, mosaics=False))) == DETECTION_LOSSES
     model.method.queue.image_ids.fill_(-1)
     losses = train_step(model, joint_batch(mosaics=False))
+    assert set(losses) == DETECTION_LOSSES | {"loss_caption", "loss_tag"}
     torch.testing.assert_close({k: together[k] for k in losses}, losses)
     # The mosaics come last, and find the single captions in the queue: image 11 is in both.
     losses = train_step(model, joint_batch(detections=False, captions=False))
+    assert set(losses) == {"loss_caption_mosaic", "loss_tag_mosaic"}
     torch.testing.assert_close({k: together[k] for k in losses}, losses)
     assert model.method.queue.read()[1].tolist() == [11, 13, 14, 15, 11, 12]
 
@@ -212,16 +185,6 @@ def test_the_caption_loss_from_scratch(mini, joint_batch, train_step, monkeypatc
             z = logits[row, column].item()
             expected += math.log1p(math.exp(-z)) / count if i in own else 0.125 * math.log1p(math.exp(z))
     assert loss.item() == pytest.approx(0.025 * expected, rel=1e-4)
-
-
-def test_gradients_of_pairs_reach_backbone_and_head_but_not_the_rpn(mini, joint_batch, train_step):
-    mini.zero_grad(set_to_none=True)
-    sum(train_step(mini, joint_batch(detections=False)).values()).backward()
-    reached = {name for name, p in mini.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
-    assert {"method.bias.caption", "method.bias.tag"} < reached
-    assert any(n.startswith("backbone.") for n in reached) and any("res5" in n for n in reached)
-    assert "roi_heads.box_predictor.cls_score.linear.weight" in reached
-    assert not any("proposal_generator" in n or "bbox_pred" in n or "cls_bias" in n for n in reached)
 
 
 def test_an_image_without_boxes(mini, detection, joint_batch, train_step):
@@ -264,9 +227,6 @@ def test_a_text_tower_is_no_part_of_the_model_however_it_is_assigned(mini):
     assert not any("text_encoder" in name for name, _ in model.named_modules())
 
 
-# ---- mixed precision
-
-
 @contextmanager
 def precisions(model):
     """{place: types of its outputs} of what runs inside: backbone, RPN, last blocks, projection."""
@@ -305,35 +265,3 @@ def test_mixed_precision(build_detector, fp32_heads, rest, make_image, joint_bat
     with precisions(model) as seen:  # autocast is off
         train_step(model, joint_batch())
     assert seen == dict.fromkeys(seen, FULL)
-
-
-class Doubling(nn.Module):
-    """A detector as far as precision goes: a backbone, and what follows it."""
-
-    device = torch.device("cpu")
-
-    def __init__(self):
-        super().__init__()
-        self.backbone = nn.Linear(3, 3)
-        run = self.backbone.forward
-        self.backbone.forward = lambda x: {"map": run(x)}
-        self.head = nn.Linear(3, 2)
-
-    def forward(self, x):
-        self.given = self.backbone(x)["map"]
-        return self.head(self.given)
-
-
-def test_wrapping_changes_neither_names_nor_results_without_autocast():
-    model, x = Doubling(), torch.randn(4, 3)
-    names, expected = list(model.state_dict()), model(x)
-    autocast_backbone(model)
-    assert list(model.state_dict()) == names and torch.equal(model(x), expected)
-    # Maps leave the backbone with half precision's values, but as float32.
-    with torch.autocast("cpu", torch.bfloat16):
-        output = model(x)
-    half = (x.bfloat16() @ model.backbone.weight.bfloat16().T + model.backbone.bias.bfloat16()).float()
-    assert model.given.dtype == output.dtype == torch.float32
-    torch.testing.assert_close(model.given, half, rtol=2**-7, atol=2**-9)
-    assert torch.equal(model.given, model.given.bfloat16().float())
-    torch.testing.assert_close(output, nn.functional.linear(model.given, model.head.weight, model.head.bias))

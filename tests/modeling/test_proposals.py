@@ -11,49 +11,27 @@ from detectron2.utils.events import EventStorage
 from clim.modeling.backbones.efficientnet import EfficientNetC4
 
 
-@pytest.fixture(scope="module")
-def rpn(load_cfg):
-    cfg = load_cfg(
-        "mini/detic_clim.yaml", "MODEL.RPN.POST_NMS_TOPK_TRAIN", 30, "MODEL.RPN.POST_NMS_TOPK_TEST", 12
-    )  # fmt: skip
+@pytest.mark.parametrize("training, count", [(False, 12), (True, 30)])
+def test_proposals_are_those_of_detectron2s_rpn_in_its_mode(load_cfg, training, count):
+    keys = ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 30, "MODEL.RPN.POST_NMS_TOPK_TEST", 12)
     torch.manual_seed(0)
-    rpn = build_proposal_generator(cfg, EfficientNetC4.output_shape(None))
+    rpn = build_proposal_generator(load_cfg("mini/detic_clim.yaml", *keys), EfficientNetC4.output_shape(None))
     for parameter in rpn.rpn_head.parameters():  # spread the scores and move the anchors
         torch.nn.init.normal_(parameter, std=0.05)
-    return rpn
-
-
-@pytest.fixture
-def inputs():
-    """Two images of different sizes on one canvas, and their features."""
-    torch.manual_seed(1)
-    images = ImageList(torch.zeros(2, 3, 96, 128), [(96, 128), (64, 100)])
-    return images, {"res4": torch.randn(2, 112, 6, 8, requires_grad=True)}
-
-
-def equal(ours, theirs):
-    return all(
-        torch.equal(a.proposal_boxes.tensor, b.proposal_boxes.tensor)
-        and torch.equal(a.objectness_logits, b.objectness_logits)
-        and a.image_size == b.image_size
-        for a, b in zip(ours, theirs, strict=True)
-    )
-
-
-@pytest.mark.parametrize("training, count", [(False, 12), (True, 30)])
-def test_proposals_are_those_of_detectron2s_rpn_in_its_mode(rpn, inputs, training, count):
     rpn.train(training)
-    truth = [Instances(size, gt_boxes=Boxes(torch.tensor([[5.0, 5, 40, 40]]))) for size in inputs[0].image_sizes]
+    images = ImageList(torch.zeros(2, 3, 96, 128), [(96, 128), (64, 100)])  # two sizes on one canvas
+    features = {"res4": torch.randn(2, 112, 6, 8, requires_grad=True)}
+    truth = [Instances(size, gt_boxes=Boxes(torch.tensor([[5.0, 5, 40, 40]]))) for size in images.image_sizes]
     with EventStorage():
-        expected, _ = rpn(*inputs, truth if training else None)
-    assert [len(p) for p in expected] == [count, count]
-    found = rpn.propose(*inputs)
-    assert equal(found, expected)
-    for proposals, (height, width) in zip(found, inputs[0].image_sizes, strict=True):
-        scores, boxes = proposals.objectness_logits, proposals.proposal_boxes.tensor
+        expected, _ = rpn(images, features, truth if training else None)
+    found = rpn.propose(images, features)
+    for ours, theirs, (height, width) in zip(found, expected, images.image_sizes, strict=True):
+        scores, boxes = ours.objectness_logits, ours.proposal_boxes.tensor
+        assert torch.equal(boxes, theirs.proposal_boxes.tensor) and torch.equal(scores, theirs.objectness_logits)
+        assert ours.image_size == theirs.image_size == (height, width) and len(ours) == count
         assert (scores[:-1] >= scores[1:]).all() and scores[0] > scores[-1]  # best first
         assert (boxes >= 0).all() and (boxes[:, 0::2] <= width).all() and (boxes[:, 1::2] <= height).all()
-        assert (proposals.proposal_boxes.area() > 0).all() and not boxes.requires_grad and not scores.requires_grad
+        assert (ours.proposal_boxes.area() > 0).all() and not boxes.requires_grad and not scores.requires_grad
 
 
 def test_sides_centres_and_order_of_rounded_anchors(load_cfg):

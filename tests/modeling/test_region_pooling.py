@@ -12,25 +12,20 @@ from hypothesis import strategies as st
 from clim.methods import Regions
 from clim.modeling import embed_regions
 from clim.modeling.backbones.efficientnet import EfficientNetC4
-from clim.modeling.region_pooling import as_rois, pool_rois
+from clim.modeling.region_pooling import pool_rois
 
 
 def regions(boxes, canvas):
-    count = len(canvas)
-    return Regions(
-        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-        torch.tensor(canvas, dtype=torch.int64),
-        torch.zeros(count, 1, dtype=torch.bool),
-    )
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Regions(boxes, torch.tensor(canvas, dtype=torch.int64), torch.zeros(len(canvas), 1, dtype=torch.bool))
 
 
 @pytest.fixture(scope="module")
 def heads(load_cfg, hash_tower):
     cfg = load_cfg("mini/detic_clim.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "")
     torch.manual_seed(0)
-    return ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(
-        cfg, EfficientNetC4.output_shape(None), text_encoder=hash_tower(384)
-    )
+    shapes = EfficientNetC4.output_shape(None)
+    return ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=hash_tower(384))
 
 
 @pytest.fixture
@@ -39,18 +34,11 @@ def features():
     return {"res4": torch.randn(3, 112, 6, 8, requires_grad=True)}
 
 
+CAPTIONS = [[0, 0, 128, 96], [5, 9, 60, 50], [0, 0, 30, 30], [40, 20, 90, 95], [64, 0, 128, 96]]
 ROLES = {  # canvases out of order, none on canvas 1 in the second role
-    "caption": regions(
-        [[0, 0, 128, 96], [5, 9, 60, 50], [0, 0, 30, 30], [40, 20, 90, 95], [64, 0, 128, 96]], [2, 0, 1, 2, 0]
-    ),
+    "caption": regions(CAPTIONS, [2, 0, 1, 2, 0]),
     "tag": regions([[10, 10, 40, 60], [30, 5, 100, 90], [8, 8, 24, 24]], [2, 0, 2]),
 }
-
-
-def alone(heads, features, box, canvas):
-    one = {name: f[canvas : canvas + 1] for name, f in features.items()}
-    (stage,) = heads.embed_stages(one, [Boxes(box[None])])
-    return stage[0]
 
 
 def test_batched_equals_single(heads, features):
@@ -58,9 +46,11 @@ def test_batched_equals_single(heads, features):
     assert list(stage) == ["caption", "tag"]
     for role, chosen in ROLES.items():
         assert stage[role].shape == (len(chosen), 384)
-        expected = torch.stack(
-            [alone(heads, features, b, int(c)) for b, c in zip(chosen.boxes, chosen.canvas, strict=True)]
-        )
+        alone = [
+            heads.embed_stages({"res4": features["res4"][[c]]}, [Boxes(box[None])])
+            for box, c in zip(chosen.boxes, chosen.canvas.tolist(), strict=True)
+        ]
+        expected = torch.cat([next(stages) for stages in alone])
         torch.testing.assert_close(stage[role], expected, rtol=1e-4, atol=1e-5)
         assert (torch.cdist(expected, expected) + torch.eye(len(chosen)) > 1e-3).all()  # they can be told apart
 
@@ -79,9 +69,6 @@ def test_gradients_reach_features_under_the_boxes_and_no_other_canvas(heads, fea
     gradient = features["res4"].grad.abs().sum(dim=1)
     assert gradient[1, :2, :2].min() > 0
     assert gradient[1, 3:, 3:].max() == 0 and gradient[[0, 2]].max() == 0
-
-
-# ---- boxes
 
 
 def slow_roi_align(plane, box, *, size, stride):
@@ -105,11 +92,9 @@ def slow_roi_align(plane, box, *, size, stride):
     out = torch.zeros(size, size)
     for i in range(size):
         for j in range(size):
-            samples = [
-                at(y0 + (i + (a + 0.5) / ny) * bin_h, x0 + (j + (b + 0.5) / nx) * bin_w)
-                for a in range(ny)
-                for b in range(nx)
-            ]
+            ys = [y0 + (i + (a + 0.5) / ny) * bin_h for a in range(ny)]
+            xs = [x0 + (j + (b + 0.5) / nx) * bin_w for b in range(nx)]
+            samples = [at(y, x) for y in ys for x in xs]
             out[i, j] = sum(samples) / max(len(samples), 1)
     return out
 
@@ -122,7 +107,7 @@ coordinate = st.floats(-20, 110, width=32)
 def test_boxes_are_pooled_as_by_loops(corner, extent, size):
     plane = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     box = [*corner, corner[0] + extent[0], corner[1] + extent[1]]
-    rois = as_rois([Boxes(torch.zeros(0, 4)), Boxes(torch.tensor([box]))])
+    rois = torch.tensor([[1.0, *box]])
     pooled = pool_rois(torch.stack([plane.new_zeros(5, 6), plane])[:, None], rois, stride=16, size=size)
     expected = slow_roi_align(plane, rois[0, 1:].tolist(), size=size, stride=16)
     torch.testing.assert_close(pooled[0, 0], expected, rtol=1e-3, atol=1e-3)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from clim.data.categories import BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES
 from clim.errors import UserError
@@ -35,17 +36,24 @@ def test_names_are_read_by_the_tower(cfg, hash_tower):
     assert tower.asked == [["a dog", "a cat"]]
 
 
-def test_a_file_under_the_data_root(cfg, tmp_path, monkeypatch):
+def test_a_file_under_the_data_root_and_files_that_do_not_fit(cfg, tmp_path, monkeypatch, hash_tower):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    (tmp_path / "metadata").mkdir()
     array = np.arange(1, 25, dtype=np.float16).reshape(4, 6)
-    np.save(tmp_path / "metadata" / "e.npy", array)
-    filed = cfg("MODEL.VOCABULARY.EMBEDDINGS", "metadata/e.npy")
+    np.save(tmp_path / "e.npy", array)
+    filed = cfg("MODEL.VOCABULARY.EMBEDDINGS", "e.npy")
     assert num_classes(filed) == 4 and is_configured(filed)
-    expected = torch.from_numpy(array.astype(np.float32))
-    torch.testing.assert_close(
-        torch.nn.functional.normalize(vocabulary_embeddings(filed, None)), torch.nn.functional.normalize(expected)
-    )
+    found, expected = vocabulary_embeddings(filed, None), torch.from_numpy(array.astype(np.float32))
+    torch.testing.assert_close(normalize(found), normalize(expected))
+    for shape in ((3, 6), (4, 5)):
+        np.save(tmp_path / "e.npy", np.ones(shape, np.float32))
+        with pytest.raises(UserError, match=rf"e.npy holds \({shape[0]}, {shape[1]}\).*\(4, 6\)"):
+            vocabulary_embeddings(filed, None)
+    with pytest.raises(UserError, match="5 dimensions.*MODEL.TEXT.DIM is 6"):
+        vocabulary_embeddings(cfg("MODEL.VOCABULARY.NAMES", ["dog"]), hash_tower(5))
+    gone = cfg("MODEL.VOCABULARY.EMBEDDINGS", "gone.npy", "MODEL.VOCABULARY.PROMPT", "a",
+               "MODEL.ROI_HEADS.NUM_CLASSES", 133, "MODEL.TEXT.NAME", "ViT-B-16-quickgelu")  # fmt: skip
+    with pytest.raises(UserError, match="--dataset coco_panoptic .*--prompt a --tower ViT-B-16-quickgelu"):
+        vocabulary_embeddings(gone, None)
 
 
 def test_without_a_vocabulary_rows_wait_for_a_checkpoint(cfg):
@@ -56,39 +64,15 @@ def test_without_a_vocabulary_rows_wait_for_a_checkpoint(cfg):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("shape", [(3, 6), (4, 5)])
-def test_a_file_of_another_shape_is_told(cfg, tmp_path, shape):
-    np.save(tmp_path / "e.npy", np.ones(shape, np.float32))
-    with pytest.raises(UserError, match=rf"e.npy holds \({shape[0]}, {shape[1]}\).*\(4, 6\)"):
-        vocabulary_embeddings(cfg("MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "e.npy")), None)
-
-
-def test_a_tower_of_another_width_is_told(cfg, hash_tower):
-    with pytest.raises(UserError, match="5 dimensions.*MODEL.TEXT.DIM is 6"):
-        vocabulary_embeddings(cfg("MODEL.VOCABULARY.NAMES", ["dog"]), hash_tower(5))
-
-
 def test_pseudo_words_compare_with_hidden_features(cfg, tiny_json):
     """Width of the tower's last layer, 16, not of its embeddings, 12; names are read by that layer."""
     tower = build_text_tower(name=tiny_json("vit"))
-    words = ["MODEL.TEXT.WORD_DIM", 16]
-    assert vocabulary_embeddings(cfg(*words), None, features="hidden").shape == (4, 16)
-    named = cfg(*words, "MODEL.VOCABULARY.NAMES", ["dog"], "MODEL.VOCABULARY.PROMPT", "a")
+    words = ["MODEL.VOCABULARY.PROMPT", "a", "MODEL.TEXT.WORD_DIM"]
+    assert vocabulary_embeddings(cfg(*words, 16), None, features="hidden").shape == (4, 16)
+    named = cfg(*words, 16, "MODEL.VOCABULARY.NAMES", ["dog"])
     torch.testing.assert_close(vocabulary_embeddings(named, tower, features="hidden"), tower.encode_hidden(["a dog"]))
     with pytest.raises(UserError, match="16 dimensions, but MODEL.TEXT.WORD_DIM is 12"):
-        vocabulary_embeddings(
-            cfg(*words, "MODEL.TEXT.WORD_DIM", 12, "MODEL.VOCABULARY.NAMES", ["dog"]), tower, features="hidden"
-        )
-
-
-def test_a_missing_file_names_the_command_that_writes_it(cfg, tmp_path):
-    mine = cfg("MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "e.npy"), "MODEL.VOCABULARY.PROMPT", "a",
-               "MODEL.ROI_HEADS.NUM_CLASSES", 133, "MODEL.TEXT.NAME", "ViT-B-16-quickgelu")  # fmt: skip
-    with pytest.raises(UserError, match="--dataset coco_panoptic .*--prompt a --tower ViT-B-16-quickgelu"):
-        vocabulary_embeddings(mine, None)
-
-
-# ---- class_mask
+        vocabulary_embeddings(cfg(*words, 12, "MODEL.VOCABULARY.NAMES", ["dog"]), tower, features="hidden")
 
 
 def test_ovcoco_masks_novel_and_unused_classes(load_cfg):
@@ -102,21 +86,15 @@ def test_ovcoco_masks_novel_and_unused_classes(load_cfg):
     assert class_mask(load_cfg("Detic_C4.yaml", "MODEL.OPEN_VOCAB.BASE_CLASSES", "")).tolist() == [1] * 80
 
 
-def test_mini_masks_its_17_novel_concepts(load_cfg, tiny_mini, monkeypatch):
+def test_masks_of_a_data_set_and_of_a_cat_info_file(load_cfg, cfg, tiny_mini, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
     mask = class_mask(load_cfg("mini/base_stage.yaml", "MODEL.OPEN_VOCAB.BASE_CLASSES", "mini_ov_train"))
     assert mask.tolist() == [float(not concept.novel) for concept in CONCEPTS] and mask.sum() == 48
-
-
-def test_a_cat_info_file_gives_square_roots_of_image_counts(cfg, tmp_path):
     info = [{"id": i, "image_count": n} for i, n in ((7, 9), (1, 4), (3, 0), (9, 2))]
     (tmp_path / "cat_info.json").write_text(json.dumps(info))
     mask = class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", str(tmp_path / "cat_info.json")))
-    torch.testing.assert_close(mask, torch.tensor([2, 0, 3, 2**0.5]))  # by ascending id
-
-
-def test_a_mask_of_other_classes_or_none_is_told(cfg, tmp_path):
-    with pytest.raises(UserError, match="ovcoco has 80 classes.* of 4"):
+    torch.testing.assert_close(mask, torch.tensor([2, 0, 3, 2**0.5]))  # square roots of image counts, by ascending id
+    with pytest.raises(UserError, match="ovcoco has 80 classes.* is 4"):
         class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", "ovcoco"))
     with pytest.raises(UserError, match="gone.json does not exist; give a cat_info json"):
         class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", str(tmp_path / "gone.json")))
@@ -129,9 +107,8 @@ def test_classes_that_compete_at_test(load_cfg):
         assert competes.shape == (80,) and competes.nonzero().flatten().tolist() == list(indices)
         assert not competes[list(UNUSED_INDICES)].any()
     assert competing_classes(load_cfg("OVRCNN_C4.yaml")).nonzero().flatten().tolist() == scored
-    assert (
-        competing_classes(load_cfg("OVRCNN_C4.yaml", "MODEL.VOCABULARY.NAMES", ["dog", "cat"])).tolist() == [True] * 2
-    )
+    named = load_cfg("OVRCNN_C4.yaml", "MODEL.VOCABULARY.NAMES", ["dog", "cat"])
+    assert competing_classes(named).tolist() == [True] * 2
     assert competing_classes(load_cfg("mini/ovrcnn.yaml")).sum() == 65
     for keys in (("MODEL.OVRCNN.TEST_CLASSES", "ovcoc"), ("MODEL.ROI_HEADS.NUM_CLASSES", 65)):
         with pytest.raises(UserError, match="TEST_CLASSES.*choose one of ovcoco, ovcoco_base, ovcoco_novel"):

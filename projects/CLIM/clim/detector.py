@@ -48,7 +48,7 @@ class Detector:
         self.novel = self._novel_among(self.names)
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.model = load_model(cfg)
-        self.features = self.model.roi_heads.predictors[-1].text_features(cfg)
+        self.features = self.model.roi_heads.predictors[-1].text_features
         for predictor in self.model.roi_heads.predictors:
             if cfg.MODEL.VOCABULARY.NAMES:
                 predictor.freq_weight = _with_boxes(len(self.names), self.novel).to(predictor.freq_weight)

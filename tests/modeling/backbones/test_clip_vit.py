@@ -25,9 +25,6 @@ def images(height, width, batch=1):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
 
 
-# ---- the slow reference -----------------------------------------------------------------------------
-
-
 def layer_norm(x, norm):
     centred = x - x.mean()
     return centred / math.sqrt(centred.square().mean() + norm.eps) * norm.weight + norm.bias
@@ -100,40 +97,16 @@ def test_dense_map_and_taps_of_a_tiny_one(tiny, size, slow_positions):
         torch.testing.assert_close(tap[0].flatten(1).T, tokens[1:], rtol=0, atol=1e-5)
 
 
-def test_taps_of_a_pyramid(full):
-    """Of 12 blocks those of the release, clip_fvlm §4."""
-    assert list(ClipViT(visual=full, unlocked_blocks=0).tap_shapes) == [3, 5, 7, 11]
-
-
-# ---- whole images ---------------------------------------------------------------------------------
-
-
-def test_images_of_native_size_are_embedded_as_by_open_clip(full, tiny):
+@torch.no_grad()
+def test_images_are_embedded_as_by_open_clip(full, tiny, tiny_json, random_clip, slow_positions):
     for visual, size in ((full, 224), (tiny, 32)):
-        encoder = ClipViT(visual=visual, unlocked_blocks=2).eval()
+        encoder, pixels = ClipViT(visual=visual, unlocked_blocks=2).eval(), images(size, size, batch=2)
         assert (encoder.native_size, encoder.dim) == (size, visual.output_dim)
-        with torch.no_grad():
-            embedded = encoder.embed_images(images(size, size, batch=2))
-            torch.testing.assert_close(embedded, visual(images(size, size, batch=2)), rtol=0, atol=1e-5)
-
-
-def test_images_of_other_sizes_are_embedded_as_by_a_tower_of_that_size(tiny, tiny_json, random_clip, slow_positions):
-    large = random_clip(tiny_json("vit", vision={"image_size": 56})).visual
-    state = tiny.state_dict()
+        torch.testing.assert_close(encoder.embed_images(pixels), visual(pixels), rtol=0, atol=1e-5)
+    # Images of another size as by a tower of that size.
+    large, state = random_clip(tiny_json("vit", vision={"image_size": 56})).visual, tiny.state_dict()
     large.load_state_dict(state | {"positional_embedding": slow_positions(state["positional_embedding"], (7, 7))})
-    with torch.no_grad():
-        embedded = ClipViT(visual=tiny, unlocked_blocks=2).embed_images(images(56, 56))
-        torch.testing.assert_close(embedded, large(images(56, 56)), rtol=0, atol=1e-5)
-
-
-def test_exact_gelu_is_computed_where_the_architecture_says_so(tiny_json, random_clip):
-    quick, exact = (random_clip(tiny_json("vit", quick_gelu=quick)).visual for quick in (True, False))
-    exact.load_state_dict(quick.state_dict())
-    maps = [ClipViT(visual=v, unlocked_blocks=0).features(images(32, 32))["dense"] for v in (quick, exact)]
-    assert 1e-5 < (maps[0] - maps[1]).abs().max() < 0.5
-
-
-# ---- regions ----------------------------------------------------------------------------------------
+    torch.testing.assert_close(encoder.embed_images(images(56, 56)), large(images(56, 56)), rtol=0, atol=1e-5)
 
 
 def test_regions_average_the_unit_vectors_of_their_locations(tiny):
@@ -147,11 +120,9 @@ def test_regions_average_the_unit_vectors_of_their_locations(tiny):
     torch.testing.assert_close(regions, torch.stack(expected), rtol=0, atol=1e-6)
 
 
-# ---- what learns ------------------------------------------------------------------------------------
-
-
-def test_the_release_trains_the_last_six_blocks(full):
+def test_the_releases_taps_and_its_six_blocks_that_learn(full):
     encoder = ClipViT(visual=full, unlocked_blocks=6)
+    assert list(encoder.tap_shapes) == [3, 5, 7, 11]  # clip_fvlm §4
     learning = {n for n, p in encoder.named_parameters() if p.requires_grad}
     assert learning == {
         n for n, _ in encoder.named_parameters() if n.split(".resblocks.")[-1].split(".")[0] in "6 7 8 9 10 11".split()
@@ -159,7 +130,7 @@ def test_the_release_trains_the_last_six_blocks(full):
     assert sum(p.numel() for p in encoder.parameters() if p.requires_grad) == 42_527_232  # 42.5 M, clip_fvlm §2
 
 
-@pytest.mark.parametrize("unlocked", range(5))
+@pytest.mark.parametrize("unlocked", [0, 1, 4])
 def test_frozen_blocks_get_no_gradient_and_no_graph(tiny_json, random_clip, unlocked):
     encoder = ClipViT(visual=random_clip(tiny_json("vit")).visual, unlocked_blocks=unlocked).train()
     taps, dense = encoder.taps(images(40, 40), range(4))
@@ -170,28 +141,17 @@ def test_frozen_blocks_get_no_gradient_and_no_graph(tiny_json, random_clip, unlo
         block = name.removeprefix("visual.transformer.resblocks.").partition(".")[0]
         learns = block.isdigit() and int(block) >= 4 - unlocked
         assert (weight.grad is not None) == learns == weight.requires_grad
+    if unlocked == 1:  # the dense map does not reach queries and keys of the last block
+        encoder.zero_grad()
+        encoder.features(images(32, 32))["dense"][:, 0].sum().backward()
+        grad = encoder.visual.transformer.resblocks[-1].attn.in_proj_weight.grad
+        assert not grad[:64].any() and grad[64:].any()
 
 
-def test_the_dense_map_does_not_move_queries_and_keys_of_the_last_block(tiny_json, random_clip):
-    encoder = ClipViT(visual=random_clip(tiny_json("vit")).visual, unlocked_blocks=1)
-    encoder.features(images(32, 32))["dense"][:, 0].sum().backward()
-    grad = encoder.visual.transformer.resblocks[-1].attn.in_proj_weight.grad
-    assert not grad[:64].any() and grad[64:].any()
-
-
-# ---- what is refused --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"pool_type": "avg"},
-        {"final_ln_after_pool": True},
-        {"attentional_pool": True, "attn_pooler_heads": 4},
-        {"qk_norm": True},
-        {"image_size": [32, 64]},
-    ],
-)
+@pytest.mark.parametrize("change", [
+    {"pool_type": "avg"}, {"final_ln_after_pool": True}, {"attentional_pool": True, "attn_pooler_heads": 4},
+    {"qk_norm": True}, {"image_size": [32, 64]},
+])  # fmt: skip
 def test_transformers_of_other_kinds_are_refused(change, tiny_json):
     config = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1} | change
     text = {"context_length": 4, "vocab_size": 4, "width": 16, "heads": 2, "layers": 1}

@@ -10,7 +10,6 @@ from torchvision.ops import roi_align
 
 from clim.errors import UserError
 from clim.modeling.backbones.efficientnet import EfficientNetC4, EfficientNetLite0, folded_lite0
-from clim.modeling.backbones.encoder import LocationEncoder
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +26,6 @@ def cfg(load_cfg):
 @pytest.fixture(scope="module")
 def backbone(cfg):
     return build_backbone(cfg)
-
-
-@pytest.fixture(scope="module")
-def heads(cfg, hash_tower):
-    shapes = EfficientNetC4.output_shape(None)
-    return ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=hash_tower(384))
 
 
 @torch.no_grad()
@@ -54,7 +47,9 @@ def test_the_backbone_is_the_network_up_to_stride_16(published, backbone, size):
             torch.testing.assert_close(features["res4"], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_roi_head_goes_on_where_the_backbone_ends(published, heads):
+def test_the_roi_head_goes_on_where_the_backbone_ends(published, cfg, hash_tower):
+    head_type, shapes = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), EfficientNetC4.output_shape(None)
+    heads = head_type(cfg, shapes, text_encoder=hash_tower(384))
     x = torch.randn(2, 112, 7, 7, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = run(published, x, slice(11, 16))
@@ -75,7 +70,7 @@ def weights(module):
     return {n for n, _ in module.named_parameters() if n.endswith("weight")}
 
 
-def test_the_first_blocks_are_frozen_and_the_others_learn(cfg, backbone):
+def test_the_first_blocks_are_frozen_and_the_others_learn(cfg, backbone, load_cfg):
     backbone(torch.randn(1, 3, 32, 32))["res4"].sum().backward()
     frozen = cfg.MODEL.BACKBONE.FREEZE_AT
     assert 0 < frozen < 11
@@ -83,60 +78,49 @@ def test_the_first_blocks_are_frozen_and_the_others_learn(cfg, backbone):
         assert learning(block) == (weights(block) if i >= frozen else set())
         assert {n for n, p in block.named_parameters() if p.grad is not None} == learning(block)
     assert learning(backbone.stem) == set()
-
-
-def test_nothing_is_frozen_at_0(load_cfg):
     backbone = build_backbone(load_cfg("mini/base_stage.yaml", "MODEL.BACKBONE.FREEZE_AT", 0))
     assert learning(backbone) == weights(backbone)
 
 
-# ---- the image encoder
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    torch.manual_seed(0)
-    return EfficientNetLite0(dim=10, unlocked_blocks=4).eval()
-
-
-@pytest.fixture(scope="module")
 def images():
     return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def last_blocks(x):
-    for block in folded_lite0()._blocks[11:]:
-        x = block(x)
-    return x
-
-
-def test_the_map_is_the_detectors(encoder, images):
-    with torch.no_grad():
-        expected = EfficientNetC4(folded_lite0(), freeze_at=0)(images)["res4"]
-        torch.testing.assert_close(encoder.features(images)["dense"], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_images_regions_and_locations_share_the_last_blocks_and_the_projection(encoder, images):
+def test_the_encoders_images_regions_and_locations_share_the_last_blocks_and_the_projection(backbone):
+    torch.manual_seed(0)
+    encoder, net = EfficientNetLite0(dim=10, unlocked_blocks=4).eval(), folded_lite0()
+    close = {"rtol": 1e-4, "atol": 1e-4}
     boxes = [Boxes(torch.tensor([[0.0, 0, 50, 60]])), Boxes(torch.tensor([[10.0, 5, 90, 60], [0, 0, 96, 64]]))]
-    with torch.no_grad():
-        features = encoder.features(images)
-        whole = last_blocks(features["dense"])
-        tensors = [b.tensor for b in boxes]
-        pooled = roi_align(features["dense"], tensors, 7, spatial_scale=1 / 16, sampling_ratio=-1, aligned=True)
-        close = {"rtol": 1e-4, "atol": 1e-4}
-        torch.testing.assert_close(encoder.embed_images(images), encoder.projection(whole.mean((2, 3))), **close)
-        (regions,) = encoder.embed_stages(features, boxes)
-        expected = encoder.projection(last_blocks(pooled).mean((2, 3)))
-        torch.testing.assert_close(regions, expected, **close)
-        location = encoder.projection(whole[1, :, 0, 2])
-        torch.testing.assert_close(encoder.dense(features)[1, :, 0, 2], location / location.norm(), **close)
+    features = encoder.features(images())
+    torch.testing.assert_close(features["dense"], backbone(images())["res4"], rtol=1e-4, atol=1e-4)
+    whole = run(net, features["dense"], slice(11, 16))
+    tensors = [b.tensor for b in boxes]
+    pooled = roi_align(features["dense"], tensors, 7, spatial_scale=1 / 16, sampling_ratio=-1, aligned=True)
+    torch.testing.assert_close(encoder.embed_images(images()), encoder.projection(whole.mean((2, 3))), **close)
+    (regions,) = encoder.embed_stages(features, boxes)
+    expected = encoder.projection(run(net, pooled, slice(11, 16)).mean((2, 3)))
+    torch.testing.assert_close(regions, expected, **close)
+    location = encoder.projection(whole[1, :, 0, 2])
+    torch.testing.assert_close(encoder.dense(features)[1, :, 0, 2], location / location.norm(), **close)
+    # Regions "v1" are RoIAligned from the dense map; the whole image is its mean.
+    encoder.regions = "v1"
+    (regions,) = encoder.embed_stages(features, boxes)
+    dense = encoder.dense(features)
+    expected = roi_align(dense, tensors, 1, spatial_scale=1 / 32, sampling_ratio=-1, aligned=True).flatten(1)
+    torch.testing.assert_close(regions, expected)
+    torch.testing.assert_close(regions[2], dense[1].mean((1, 2)))
+    # Locations average to the embedding of the image.
+    last = encoder.feature_map(images())
+    assert last.shape == (2, 320, 2, 3)
+    rows = encoder.project(last.permute(0, 2, 3, 1).flatten(0, 2))
+    torch.testing.assert_close(rows.view(2, 6, 10).mean(1), encoder.embed_images(images()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("unlocked", [0, 4, 16])
-def test_the_last_blocks_and_the_projection_learn(images, unlocked):
+def test_the_last_blocks_and_the_projection_learn(unlocked):
     encoder = EfficientNetLite0(dim=10, unlocked_blocks=unlocked).train()
-    encoder.embed_images(images).sum().backward()
+    encoder.embed_images(images()).sum().backward()
     touched = {n for n, p in encoder.named_parameters() if p.grad is not None}
     blocks = {int(n.split(".")[1]) for n in touched if n.startswith("blocks.")}
     assert blocks == set(range(16 - unlocked, 16))
@@ -156,30 +140,3 @@ def test_weights_of_a_trained_model_are_taken_and_others_refused(tmp_path):
         EfficientNetLite0(dim=8, unlocked_blocks=4, pretrained=str(tmp_path / "clip.pt"))
     with pytest.raises(UserError, match=r"nowhere\.pt. is neither a file"):
         EfficientNetLite0(dim=8, unlocked_blocks=4, pretrained=str(tmp_path / "nowhere.pt"))
-
-
-def test_regions_v1_are_pooled_from_the_dense_map():
-    torch.manual_seed(4)
-    encoder = EfficientNetLite0(dim=6, unlocked_blocks=0, regions="v1").eval()
-    features = encoder.features(torch.randn(2, 3, 128, 96))
-    boxes = [Boxes(torch.tensor([[0.0, 0, 96, 128], [10, 20, 60, 90]])), Boxes(torch.tensor([[32.0, 32, 64, 64]]))]
-    (rows,) = encoder.embed_stages(features, boxes)
-    dense = encoder.dense(features)
-    torch.testing.assert_close(rows[0], dense[0].mean((1, 2)))  # the whole image: all locations count alike
-    rois = torch.tensor([[0.0, 10, 20, 60, 90]])
-    expected = roi_align(dense, rois, 1, spatial_scale=1 / 32, sampling_ratio=-1, aligned=True).flatten(1)
-    torch.testing.assert_close(rows[1:2], expected)
-
-
-def test_locations_average_to_the_embedding_of_the_image():
-    torch.manual_seed(0)
-    encoder = EfficientNetLite0(dim=6, unlocked_blocks=2).eval()
-    assert isinstance(encoder, LocationEncoder)
-    images = torch.randn(2, 3, 64, 96)
-    features = encoder.feature_map(images)
-    assert features.shape == (2, 320, 2, 3)
-    rows = encoder.project(features.permute(0, 2, 3, 1).flatten(0, 2))
-    mean = rows.view(2, 6, 6).mean(1)
-    torch.testing.assert_close(mean, encoder.embed_images(images), rtol=1e-4, atol=1e-5)
-    unit = encoder.dense(encoder.features(images)).permute(0, 2, 3, 1).flatten(0, 2)
-    torch.testing.assert_close(torch.nn.functional.normalize(rows, dim=1), unit, rtol=1e-4, atol=1e-5)

@@ -43,33 +43,20 @@ def images():
     return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(3))
 
 
-# ---- choice -----------------------------------------------------------------------------------------
-
-
-def test_unknown_name(make_cfg):
-    with pytest.raises(UserError, match="MODEL.IMAGE_ENCODER.NAME 'ViT' is unknown.*ClipResNet, ClipViT"):
-        build_image_encoder(make_cfg("ViT"))
-
-
-@pytest.mark.parametrize("name, blocks", [("ClipViT", 5), ("ClipResNet", 2), ("EfficientNetLite0", 17)])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_more_blocks_than_there_are(make_cfg, name, blocks, sign):
-    with pytest.raises(UserError, match=f"MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS is {sign * blocks}"):
-        build_image_encoder(make_cfg(name, UNLOCKED_BLOCKS=sign * blocks))
-
-
-@pytest.mark.parametrize("name, other", [("ClipViT", "resnet"), ("ClipResNet", "vit")])
-def test_architecture_of_another_kind(make_cfg, tiny_json, name, other):
-    with pytest.raises(UserError, match="MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP"):
-        build_image_encoder(make_cfg(name, ARCHITECTURE=tiny_json(other)))
-
-
-def test_unknown_kind_of_regions(make_cfg):
-    with pytest.raises(UserError, match="MODEL.IMAGE_ENCODER.REGIONS 'v3'.*v2.*v1"):
-        build_image_encoder(make_cfg("EfficientNetLite0", REGIONS="v3"))
-
-
-# ---- every encoder ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("name, changes, message", [
+    ("ViT", {}, "IMAGE_ENCODER.NAME 'ViT' is unknown.*ClipResNet, ClipViT"),
+    ("EfficientNetLite0", {"REGIONS": "v3"}, "IMAGE_ENCODER.REGIONS 'v3'.*v2.*v1"),
+    ("ClipViT", {"ARCHITECTURE": "resnet"}, "IMAGE_ENCODER.ARCHITECTURE does not name a CLIP"),
+    ("ClipResNet", {"ARCHITECTURE": "vit"}, "IMAGE_ENCODER.ARCHITECTURE does not name a CLIP"),
+    ("ClipViT", {"UNLOCKED_BLOCKS": 5}, "UNLOCKED_BLOCKS is 5"),
+    ("ClipResNet", {"UNLOCKED_BLOCKS": 2}, "UNLOCKED_BLOCKS is 2"),
+    ("EfficientNetLite0", {"UNLOCKED_BLOCKS": -1}, "UNLOCKED_BLOCKS is -1"),
+])  # fmt: skip
+def test_errors(make_cfg, tiny_json, name, changes, message):
+    if "ARCHITECTURE" in changes:
+        changes = {"ARCHITECTURE": tiny_json(changes["ARCHITECTURE"])}
+    with pytest.raises(UserError, match=message):
+        build_image_encoder(make_cfg(name, **changes))
 
 
 def test_shapes(encoder, images):
@@ -81,14 +68,11 @@ def test_shapes(encoder, images):
     assert regions.shape == (4, 12) and encoder.embed_images(images).shape == (2, 12)
     assert dense.shape == (2, 12, 64 // encoder.dense_stride, 96 // encoder.dense_stride)
     torch.testing.assert_close(dense.norm(dim=1), torch.ones(2, *dense.shape[2:]))
-
-
-def test_taps_have_the_shapes_that_are_told(encoder, images):
     taps, dense = encoder.taps(images)
     assert list(taps) == list(encoder.tap_shapes)
     for name, shape in encoder.tap_shapes.items():
         assert taps[name].shape == (2, shape.channels, 64 // shape.stride, 96 // shape.stride)
-    torch.testing.assert_close(dense, encoder.features(images)["dense"])
+    torch.testing.assert_close(dense, features["dense"])
 
 
 def test_batched_equals_single(encoder, images):
@@ -118,16 +102,13 @@ def test_no_boxes_and_no_masks(encoder, images):
 
 
 def test_mixed_precision_stays_close(encoder, images):
-    def unit(x):
-        return torch.nn.functional.normalize(x.float(), dim=1)
+    def embed():
+        (regions,) = encoder.embed_stages(encoder.features(images), BOXES)
+        return torch.nn.functional.normalize(torch.cat([regions, encoder.embed_images(images)]).float(), dim=1)
 
-    (exact,) = encoder.embed_stages(encoder.features(images), BOXES)
-    whole = encoder.embed_images(images)
+    exact = embed()
     with torch.autocast("cpu", torch.bfloat16):
-        (half,) = encoder.embed_stages(encoder.features(images), BOXES)
-        half_whole = encoder.embed_images(images)
-    assert (unit(exact) * unit(half)).sum(1).min() > 0.99
-    assert (unit(whole) * unit(half_whole)).sum(1).min() > 0.99
+        assert (exact * embed()).sum(1).min() > 0.99
 
 
 @pytest.mark.parametrize("name", ["ClipViT", "ClipResNet", "EfficientNetLite0"])
@@ -154,64 +135,33 @@ def test_training_leaves_running_statistics_alone(make_cfg, images):
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
-# ---- positions --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("grid", [(14, 14), (20, 20), (40, 40), (9, 13), (1, 30)])
 def test_positions_are_resized_as_by_loops(grid, slow_positions):
     positions = torch.randn(1 + 14 * 14, 5, generator=torch.Generator().manual_seed(0))
     resized = resize_positions(positions, grid)
-    assert resized.shape == (1 + grid[0] * grid[1], 5)
+    assert resized.shape == (1 + grid[0] * grid[1], 5) and (resized is positions) == (grid == (14, 14))
     torch.testing.assert_close(resized, slow_positions(positions, grid), rtol=0, atol=1e-5)
 
 
-def test_positions_of_the_native_grid_are_the_raw_ones():
-    positions = torch.randn(1 + 7 * 7, 5)
-    assert resize_positions(positions, (7, 7)) is positions
-
-
-# ---- masks ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def vit(make_cfg):
-    return build_image_encoder(make_cfg("ClipViT")).eval()  # 8 px a location
-
-
-@pytest.fixture(scope="module")
-def dense():
+def test_masks_average_locations(make_cfg):
+    vit = build_image_encoder(make_cfg("ClipViT")).eval()  # 8 px a location
     maps = torch.randn(1, 12, 4, 5, generator=torch.Generator().manual_seed(1))
-    return torch.nn.functional.normalize(maps, dim=1)
+    dense = torch.nn.functional.normalize(maps, dim=1)
+    assert_close = torch.testing.assert_close
 
+    def embed(*areas, size=(32, 40)):
+        mask = torch.zeros(1, *size, dtype=torch.bool)
+        for top, left, bottom, right in areas:
+            mask[0, top:bottom, left:right] = True
+        return vit.embed_masks({"dense": dense}, [mask])
 
-def mask(*areas, size=(32, 40)):
-    out = torch.zeros(1, *size, dtype=torch.bool)
-    for top, left, bottom, right in areas:
-        out[0, top:bottom, left:right] = True
-    return out
-
-
-def test_masks_average_the_locations_that_they_cover_by_half(vit, dense):
     # One whole location, the left half of the next, and less than half of a third.
-    covered = mask((8, 16, 16, 24), (8, 24, 16, 28), (24, 0, 32, 3))
-    expected = (dense[:, :, 1, 2] + dense[:, :, 1, 3]) / 2
-    torch.testing.assert_close(vit.embed_masks({"dense": dense}, [covered]), expected)
-
-
-def test_a_small_mask_gets_the_location_that_it_covers_most(vit, dense):
-    covered = mask((7, 14, 12, 18))
-    torch.testing.assert_close(vit.embed_masks({"dense": dense}, [covered]), dense[:, :, 1, [1, 2]].mean(2))
-    covered = mask((7, 14, 12, 19))
-    torch.testing.assert_close(vit.embed_masks({"dense": dense}, [covered]), dense[:, :, 1, 2])
-
-
-def test_an_empty_mask_gives_zeros(vit, dense):
-    assert not vit.embed_masks({"dense": dense}, [mask()]).any()
-
-
-@pytest.mark.parametrize("size", [(20, 32), (35, 47)])
-def test_masks_may_end_before_the_canvas_or_after_its_locations(vit, dense, size):
-    covered = mask((0, 0, 40, 50), size=size)
-    h, w = (min(full, (s + 4) // 8) for full, s in zip((4, 5), size, strict=True))
-    expected = dense[:, :, :h, :w].mean((2, 3))
-    torch.testing.assert_close(vit.embed_masks({"dense": dense}, [covered]), expected)
+    covered = embed((8, 16, 16, 24), (8, 24, 16, 28), (24, 0, 32, 3))
+    assert_close(covered, (dense[:, :, 1, 2] + dense[:, :, 1, 3]) / 2)
+    # Small masks: two locations are covered alike, then one most.
+    assert_close(embed((7, 14, 12, 18)), dense[:, :, 1, [1, 2]].mean(2))
+    assert_close(embed((7, 14, 12, 19)), dense[:, :, 1, 2])
+    assert not embed().any()
+    for size in ((20, 32), (35, 47)):  # smaller and larger than the map
+        h, w = (min(full, (s + 4) // 8) for full, s in zip((4, 5), size, strict=True))
+        assert_close(embed((0, 0, 40, 50), size=size), dense[:, :, :h, :w].mean((2, 3)))

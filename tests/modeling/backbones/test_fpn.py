@@ -5,55 +5,29 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 from detectron2.structures import Boxes
-from torch import nn
 from torch.nn import functional as F
 
 from clim.errors import UserError
-from clim.modeling.backbones.fpn import LEVELS, VLM, ClipFPN, TapLevels, rescaling
+from clim.modeling.backbones.fpn import LEVELS, VLM, TapLevels, rescaling
 
 CHANNELS = 8
 VIT_TAPS = {block: ShapeSpec(channels=CHANNELS, stride=16) for block in (3, 5, 7, 11)}
 
 
-class RecordingEncoder(nn.Module):
-    """Maps of strides 4 to 32 by average pooling; notes its mode and whether a graph is built."""
-
-    tap_shapes = {f"s{stride}": ShapeSpec(channels=3, stride=stride) for stride in (4, 8, 16, 32)}
-
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(3)
-        self.seen = []
-
-    def taps(self, images):
-        self.seen.append((self.training, self.norm.training, torch.is_grad_enabled()))
-        images = self.norm(images)
-        maps = {name: F.avg_pool2d(images, shape.stride) for name, shape in self.tap_shapes.items()}
-        return maps, maps["s16"]
-
-    def embed_stages(self, features, boxes):
-        means = [features["dense"][i].mean((1, 2)).expand(len(b), -1) for i, b in enumerate(boxes)]
-        yield torch.cat(means)
-
-
 @pytest.fixture
 def backbone(load_cfg, tiny_json):
     """``backbone("KEY", value, …)`` of the shipped config, on a small random ViT."""
-
     architecture = tiny_json("vit", vision={"patch_size": 16, "layers": 12})
 
     def build(*overrides):
         torch.manual_seed(0)
         cfg = load_cfg(
-            "FVLM_ViTB16_CLIP_COCO.yaml", "MODEL.IMAGE_ENCODER.ARCHITECTURE", architecture,
+            "FVLM_ViTB16_CLIP_COCO.yaml", "MODEL.IMAGE_ENCODER.ARCHITECTURE", architecture, "MODEL.TEXT.DIM", 12,
             "MODEL.IMAGE_ENCODER.PRETRAINED", "", "MODEL.FPN.OUT_CHANNELS", 24, "MODEL.FPN.NORM", "BN", *overrides,
         )  # fmt: skip
         return build_backbone(cfg)
 
     return build
-
-
-# ---- levels
 
 
 @pytest.mark.parametrize("upscaling", ["deconvolution", "interpolation"])
@@ -67,15 +41,6 @@ def test_vit_maps_come_to_strides_4_to_32(upscaling):
     assert shapes == {level: (CHANNELS, stride) for level, stride in LEVELS.items()}
 
 
-def test_each_tap_feeds_its_own_level():
-    """Block 3 → stride 4, …, block 11 → stride 32."""
-    levels = TapLevels(VIT_TAPS, upscaling="interpolation", norm="")
-    maps = {block: torch.full((1, CHANNELS, 2, 2), float(block)) for block in VIT_TAPS}
-    assert {level: x.unique().tolist() for level, x in levels(maps).items()} == {
-        "c2": [3.0], "c3": [5.0], "c4": [7.0], "c5": [11.0],
-    }  # fmt: skip
-
-
 def test_the_layers_of_the_release():
     rescale = TapLevels(VIT_TAPS, upscaling="deconvolution", norm="BN").rescale
     assert [type(layer).__name__ for layer in rescale["c2"]] == [
@@ -87,66 +52,24 @@ def test_the_layers_of_the_release():
     assert type(rescale["c4"]).__name__ == "Identity"
     x = torch.arange(16.0).view(1, 1, 4, 4)
     assert rescale["c5"](x).tolist() == [[[[5.0, 7.0], [13.0, 15.0]]]]  # the largest of 2 x 2
-
-
-def test_without_a_norm_the_deconvolutions_keep_their_numbers():
+    # Without a norm the deconvolutions keep their numbers.
     rescale = TapLevels(VIT_TAPS, upscaling="deconvolution", norm="").rescale["c2"]
     x = torch.randn(1, CHANNELS, 2, 3)
     torch.testing.assert_close(rescale(x), rescale[3](F.gelu(rescale[0](x))))
     assert [name for name, _ in rescale.named_parameters()] == ["0.weight", "0.bias", "3.weight", "3.bias"]
 
 
-def test_interpolation_learns_nothing():
+def test_interpolation_learns_nothing_and_each_tap_feeds_its_own_level():
     levels = TapLevels(VIT_TAPS, upscaling="interpolation", norm="BN")
     assert list(levels.parameters()) == []
+    maps = {block: torch.full((1, CHANNELS, 2, 2), float(block)) for block in VIT_TAPS}
+    found = {level: x.unique().tolist() for level, x in levels(maps).items()}
+    assert found == {"c2": [3.0], "c3": [5.0], "c4": [7.0], "c5": [11.0]}
     x = torch.randn(1, 2, 3, 3)
     expected = F.interpolate(x, size=(12, 12), mode="bilinear", align_corners=False)
     torch.testing.assert_close(rescaling(2, 4, upscaling="interpolation", norm="")(x), expected)
-
-
-def test_maps_that_lie_at_their_strides_are_taken_as_they_are():
-    levels = TapLevels(RecordingEncoder.tap_shapes, upscaling="deconvolution", norm="BN")
-    strides = {name: shape.stride for name, shape in RecordingEncoder.tap_shapes.items()}
-    maps = {name: torch.randn(1, 3, 64 // stride, 64 // stride) for name, stride in strides.items()}
-    out = levels(maps)
-    assert all(torch.equal(a, b) for a, b in zip(maps.values(), out.values(), strict=True))
-    assert list(levels.parameters()) == []
-
-
-def test_an_unknown_upscaling():
     with pytest.raises(UserError, match='UPSCALING is "nearest": choose'):
         TapLevels(VIT_TAPS, upscaling="nearest", norm="BN")
-
-
-# ---- the frozen encoder
-
-
-def test_the_encoder_is_frozen_whatever_the_mode():
-    encoder = RecordingEncoder()
-    model = ClipFPN(encoder, nn.Identity())
-    before = encoder.norm.running_mean.clone()
-    images = torch.randn(2, 3, 64, 64)
-    model.train()
-    with torch.enable_grad():
-        maps = model(images)
-    assert model.training and encoder.seen == [(False, False, False)]
-    assert torch.equal(encoder.norm.running_mean, before)
-    assert not any(p.requires_grad for p in encoder.parameters())
-    assert not any(x.requires_grad for x in maps.values())
-
-
-def test_the_encoders_map_comes_at_test_only():
-    model = ClipFPN(RecordingEncoder(), nn.Identity())
-    images = torch.randn(2, 3, 64, 64)
-    assert set(model.train()(images)) == {"s4", "s8", "s16", "s32"}
-    features = model.eval()(images)
-    assert set(features) == {"s4", "s8", "s16", "s32", VLM}
-    boxes = [Boxes(torch.tensor([[0.0, 0, 9, 9]] * count)) for count in (2, 0)]
-    regions = model.embed_regions(features, boxes)
-    torch.testing.assert_close(regions, features["s16"][0].mean((1, 2)).expand(2, -1))
-
-
-# ---- as configured
 
 
 def test_the_pyramid_of_the_shipped_config(backbone):
@@ -160,42 +83,24 @@ def test_the_pyramid_of_the_shipped_config(backbone):
     dense = features[VLM]
     assert dense.shape == (1, 12, 8, 4)
     torch.testing.assert_close(dense.norm(dim=1), torch.ones(1, 8, 4))
-
-
-def test_regions_are_roi_aligned_from_the_dense_map(backbone):
-    """A box on whole locations of one row: the mean of their unit vectors."""
-    model = backbone().eval()
-    with torch.no_grad():
-        features = model(torch.randn(2, 3, 64, 64))
-        boxes = [Boxes(torch.zeros(0, 4)), Boxes(torch.tensor([[16.0, 0, 48, 16]]))]
-        regions = model.embed_regions(features, boxes)
-    torch.testing.assert_close(regions[0], features[VLM][1, :, 0, 1:3].mean(1), rtol=1e-5, atol=1e-6)
-    assert regions.shape == (1, 12)
-
-
-def test_what_learns(backbone):
-    model = backbone()
-    model.train()(torch.randn(2, 3, 64, 64))["p2"].sum().backward()
-    learns = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert learns and not any(name.startswith("encoder.") for name in learns)
-    assert all(p.grad is None for p in model.encoder.parameters())
-    assert any(name.startswith("pyramid.bottom_up.rescale.c2") for name in learns)
-    interpolating = backbone("MODEL.FVLM.UPSCALING", "interpolation")
-    names = {name for name, p in interpolating.named_parameters() if p.requires_grad}
-    assert not any("rescale" in name for name in names)
+    # A box on whole locations of one row: the mean of their unit vectors.
+    regions = model.embed_regions(features, [Boxes(torch.tensor([[16.0, 0, 48, 16]]))])
+    torch.testing.assert_close(regions[0], dense[0, :, 0, 1:3].mean(1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ClipResNet", "EfficientNetLite0"])
-def test_other_encoders(load_cfg, tiny_json, name):
-    """Whatever has taps at strides 4 to 32."""
-    cfg = load_cfg(
-        "FVLM_ViTB16_CLIP_COCO.yaml", "MODEL.IMAGE_ENCODER.NAME", name, "MODEL.TEXT.DIM", 12,
-        "MODEL.IMAGE_ENCODER.ARCHITECTURE", tiny_json("resnet"), "MODEL.IMAGE_ENCODER.PRETRAINED", "",
-        "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.FPN.NORM", "BN",
-    )  # fmt: skip
-    model = build_backbone(cfg).eval()
+def test_other_encoders_with_taps_at_strides_4_to_32(backbone, tiny_json, name):
+    """Their maps are taken as they are; no mode of the model changes the encoder."""
+    keys = ("MODEL.IMAGE_ENCODER.NAME", name, "MODEL.IMAGE_ENCODER.ARCHITECTURE", tiny_json("resnet"))
+    model = backbone(*keys).train()
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     features = model(torch.randn(1, 3, 64, 96))
+    assert features["p2"].requires_grad and VLM not in features
+    assert all(torch.equal(value, before[name]) for name, value in model.encoder.state_dict().items())
+    assert not any(module.training for module in model.encoder.modules())
+    assert not any(p.requires_grad for p in model.encoder.parameters())
+    assert list(model.pyramid.bottom_up.parameters()) == []
+    features = model.eval()(torch.randn(1, 3, 64, 96))
     assert [tuple(features[f"p{i}"].shape[2:]) for i in range(2, 6)] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     regions = model.embed_regions(features, [Boxes(torch.tensor([[3.0, 5, 40, 60], [0, 0, 96, 64]]))])
     assert regions.shape == (2, 12) and regions.isfinite().all()
-    assert not any(p.requires_grad for p in model.encoder.parameters())

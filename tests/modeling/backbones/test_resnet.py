@@ -11,7 +11,6 @@ from torchvision.ops import roi_align
 
 from clim.checkpoints import SafeCheckpointer
 from clim.modeling import build_image_encoder
-from clim.modeling.backbones.encoder import LocationEncoder
 from clim.modeling.backbones.resnet import ROIS_AT_ONCE, ClipResNet
 from clim.text.clip import load_clip_visual
 
@@ -34,9 +33,6 @@ def tiny(random_clip, tiny_json):
 
 def images(height, width, batch=1):
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
-
-
-# ---- the slow references ----------------------------------------------------------------------------
 
 
 def slow_tokens(pool, layer4, slow_positions):
@@ -99,65 +95,32 @@ def test_images_of_native_size_are_embedded_as_by_open_clip(full, tiny):
             expected = visual(images(size, size, batch=2))
             embedded = encoder.embed_images(images(size, size, batch=2))
         torch.testing.assert_close(embedded, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_native_size_and_strides_of_rn50x64():
-    """The pool's grid is 14 x 14: built with random weights, without running it."""
     with torch.device("meta"):
         encoder = make(load_clip_visual("RN50x64-quickgelu", ""))
     assert (encoder.native_size, encoder.grid, encoder.dim, encoder.stride) == (448, 14, 1024, 32)
 
 
-# ---- regions ----------------------------------------------------------------------------------------
+@torch.no_grad()
+def test_regions(tiny):
+    """v2 goes through the whole attention pool, in parts that make no difference; v1 reads the dense map."""
+    encoder, close = make(tiny), {"rtol": 1e-4, "atol": 1e-5}
+    features = encoder.features(images(64, 96, batch=2))
+    (regions,) = encoder.embed_stages(features, BOXES)
+    boxes = [b.tensor for b in BOXES]
+    pooled = roi_align(features["dense"], boxes, 2, spatial_scale=1 / 32, sampling_ratio=-1, aligned=True)
+    torch.testing.assert_close(regions, tiny.attnpool(pooled), **close)  # open_clip's own, on its own 2 x 2 grid
 
+    corners = torch.rand(ROIS_AT_ONCE + 3, 2, generator=torch.Generator().manual_seed(0)) * 40
+    many = Boxes(torch.cat([corners, corners + 24], dim=1))
+    (together,) = encoder.embed_stages(features, [many, many[:0]])
+    (last,) = encoder.embed_stages(features, [many[-5:], many[:0]])
+    assert together.shape == (ROIS_AT_ONCE + 3, 12)
+    torch.testing.assert_close(together[-5:], last, **close)
 
-def test_v2_regions_go_through_the_whole_attention_pool(tiny):
-    encoder = make(tiny)
-    with torch.no_grad():
-        features = encoder.features(images(64, 96, batch=2))
-        (regions,) = encoder.embed_stages(features, BOXES)
-        boxes = [b.tensor for b in BOXES]
-        pooled = roi_align(features["dense"], boxes, 2, spatial_scale=1 / 32, sampling_ratio=-1, aligned=True)
-        expected = tiny.attnpool(pooled)  # open_clip's own, on its own 2 x 2 grid
-    torch.testing.assert_close(regions, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_v1_regions_are_read_from_the_dense_map(tiny):
-    encoder = make(tiny, regions="v1")
-    with torch.no_grad():
-        features = encoder.features(images(64, 96, batch=2))
-        (regions,) = encoder.embed_stages(features, BOXES)
-        dense = encoder.dense(features)
+    (regions,) = make(tiny, regions="v1").embed_stages(features, BOXES)
+    dense = encoder.dense(features)
     torch.testing.assert_close(regions[0], dense[0].mean((1, 2)), rtol=0, atol=1e-6)
     torch.testing.assert_close(regions[2], dense[1, :, 0, 1], rtol=0, atol=1e-6)
-
-
-def test_many_regions_are_pooled_in_parts_that_make_no_difference(tiny):
-    encoder = make(tiny)
-    corners = torch.rand(ROIS_AT_ONCE + 3, 2, generator=torch.Generator().manual_seed(0)) * 40
-    boxes = Boxes(torch.cat([corners, corners + 24], dim=1))
-    with torch.no_grad():
-        features = encoder.features(images(64, 64))
-        (together,) = encoder.embed_stages(features, [boxes])
-        (last,) = encoder.embed_stages(features, [boxes[-5:]])
-    assert together.shape == (ROIS_AT_ONCE + 3, 12)
-    torch.testing.assert_close(together[-5:], last, rtol=1e-4, atol=1e-5)
-
-
-# ---- taps -------------------------------------------------------------------------------------------
-
-
-def test_taps_are_the_layers_outputs(tiny):
-    with torch.no_grad():
-        taps, layer4 = make(tiny).taps(images(64, 96))
-        reference = tiny.forward_intermediates(images(64, 96), intermediates_only=True)["image_intermediates"]
-    assert list(taps) == ["layer1", "layer2", "layer3", "layer4"] and taps["layer4"] is layer4
-    for tap, expected, stride in zip(taps.values(), reference[1:], (4, 8, 16, 32), strict=True):
-        assert tap.shape[2:] == (64 // stride, 96 // stride)
-        assert torch.equal(tap, expected)
-
-
-# ---- what learns ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("regions", ["v1", "v2"])
@@ -174,21 +137,15 @@ def test_layer4_and_the_pools_queries_keys_and_positions_learn(tiny_json, random
     assert {n.removeprefix("visual.") for n, p in encoder.named_parameters() if p.grad is not None} == learning
 
 
-# ---- OV-RCNN's, read location by location -----------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def cfg(load_cfg):
+    """OV-RCNN's, read location by location."""
     return load_cfg("OVRCNN_pretrain.yaml", "MODEL.TEXT.DIM", 12)
 
 
-@pytest.fixture(scope="module")
-def resnet(cfg):
-    torch.manual_seed(0)
-    return build_image_encoder(cfg).train()
-
-
-def test_the_feature_map_is_c5_and_the_projection_is_linear(resnet):
+def test_ov_rcnns_feature_map_is_c5_and_its_projection_is_linear(cfg):
+    """All convolutions learn and no norm, as FREEZE_CONV_BODY_AT 0 of official OVR-CNN (ovrcnn §1.1)."""
+    resnet = build_image_encoder(cfg).train()
     images = torch.randn(2, 3, 70, 97)
     c5 = resnet.feature_map(images)
     assert c5.shape == (2, 2048, 3, 4)  # stride 32, rounded up
@@ -196,52 +153,25 @@ def test_the_feature_map_is_c5_and_the_projection_is_linear(resnet):
     rows = torch.randn(5, 2048)
     torch.testing.assert_close(resnet.project(rows), rows @ resnet.emb_pred.weight.T + resnet.emb_pred.bias)
     assert resnet.project(rows[:0]).shape == (0, 12)
-
-
-def test_all_convolutions_learn_and_no_norm(resnet):
-    """Official OVR-CNN: FREEZE_CONV_BODY_AT 0, frozen batch norm (ovrcnn §1.1)."""
-    assert isinstance(resnet, LocationEncoder) and all(p.requires_grad for p in resnet.parameters())
+    assert all(p.requires_grad for p in resnet.parameters())
     assert not any("norm" in name for name, _ in resnet.named_parameters())
     assert (resnet.backbone.res3[0].conv1.stride, resnet.backbone.res3[0].conv2.stride) == ((2, 2), (1, 1))
-
-
-def test_frozen_stages_are_a_key(cfg):
     cfg = cfg.clone()
     cfg.MODEL.BACKBONE.FREEZE_AT = 2
     frozen = {n.split(".")[1] for n, p in build_image_encoder(cfg).named_parameters() if not p.requires_grad}
     assert frozen == {"stem", "res2"}
 
 
-class Model(torch.nn.Module):
-    def __init__(self, encoder):
-        super().__init__()
-        self.image_encoder = encoder
-
-
-def caffe2_name(name):
-    """What MSRA's file calls a weight of Detectron2's ResNet."""
-    parts = name.split(".")
-    if parts[0] == "stem":
-        return "conv1_w" if parts[2] == "weight" else "res_conv1_bn_" + {"weight": "s", "bias": "b"}[parts[-1]]
-    stage, block, conv = parts[:3]
-    branch = "branch1" if conv == "shortcut" else f"branch2{'abc'[int(conv[-1]) - 1]}"
-    kind = "w" if parts[3] == "weight" else "bn_" + {"weight": "s", "bias": "b"}[parts[-1]]
-    return f"{stage}_{block}_{branch}_{kind}"
-
-
-def test_msras_file_fits(cfg, resnet, tmp_path):
+def test_msras_file_fits(cfg, tmp_path):
     """The .pkl that the config names, by its layout: {Caffe2 name: array}, batch norm as scale and shift."""
-    generator = torch.Generator().manual_seed(1)
-    weights, expected = {"fc1000_w": np.zeros((1000, 2048), np.float32)}, {}
-    for name, value in resnet.backbone.state_dict().items():
-        if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
-            continue
-        expected[name] = torch.rand(value.shape, generator=generator)
-        weights[caffe2_name(name)] = expected[name].numpy()
+    encoder, generator = build_image_encoder(cfg), torch.Generator().manual_seed(1)
+    state, before = encoder.backbone.state_dict(), encoder.emb_pred.weight.clone()
+    names = {"conv1_w": "stem.conv1.weight", "res_conv1_bn_s": "stem.conv1.norm.weight",
+             "res2_0_branch1_w": "res2.0.shortcut.weight", "res3_1_branch2a_w": "res3.1.conv1.weight",
+             "res4_5_branch2b_bn_b": "res4.5.conv2.norm.bias", "res5_2_branch2c_w": "res5.2.conv3.weight"}  # fmt: skip
+    expected = {file: torch.rand(state[name].shape, generator=generator) for file, name in names.items()}
+    weights = {file: value.numpy() for file, value in expected.items()} | {"fc1000_w": np.zeros((1000, 2048))}
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"blobs": weights}))
-    encoder = build_image_encoder(cfg)
-    before = encoder.emb_pred.weight.clone()
-    SafeCheckpointer(Model(encoder), str(tmp_path)).load(str(tmp_path / "R-50.pkl"))
-    state = encoder.backbone.state_dict()
-    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    SafeCheckpointer(torch.nn.ModuleDict({"image_encoder": encoder}), "").load(str(tmp_path / "R-50.pkl"))
+    assert all(torch.equal(state[name], expected[file]) for file, name in names.items())
     assert torch.equal(encoder.emb_pred.weight, before)

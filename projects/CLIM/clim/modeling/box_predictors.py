@@ -1,4 +1,4 @@
-"""Box predictors whose classes are texts: Detic's cosines, and OV-RCNN's dot products with word embeddings.
+"""Box predictors that compare regions with text embeddings of classes: Detic's by cosines, OV-RCNN's by dot products.
 
 Shapes: R regions, K classes, D width of text embeddings; column K of (R, K + 1) is the background.
 """
@@ -22,36 +22,32 @@ from .vocabulary import class_mask, competing_classes, is_configured, needs_cosi
 
 logger = logging.getLogger(__name__)
 
-BOX_PREDICTOR_REGISTRY = Registry("BOX_PREDICTOR")
-BOX_PREDICTOR_REGISTRY.__doc__ = """
-Box predictors by name: ``from_config(cfg, input_shape, text_encoder=…)`` of :class:`TextOutputLayers`.
-"""
+BOX_PREDICTOR_REGISTRY = Registry("BOX_PREDICTOR")  # subclasses of TextOutputLayers
 
 
 def build_box_predictor(cfg, input_shape, *, text_encoder) -> "TextOutputLayers":
     """The predictor named by ``cfg.MODEL.ROI_BOX_HEAD.PREDICTOR``; UserError for an unknown name."""
-    key = "MODEL.ROI_BOX_HEAD.PREDICTOR"
-    predictor = registered(BOX_PREDICTOR_REGISTRY, cfg.MODEL.ROI_BOX_HEAD.PREDICTOR, key=key)
-    return predictor(cfg, input_shape, text_encoder=text_encoder)
+    name, key = cfg.MODEL.ROI_BOX_HEAD.PREDICTOR, "MODEL.ROI_BOX_HEAD.PREDICTOR"
+    return registered(BOX_PREDICTOR_REGISTRY, name, key=key)(cfg, input_shape, text_encoder=text_encoder)
 
 
 class TextOutputLayers(FastRCNNOutputLayers):
-    """Detectron2's predictor with classes that are texts: they can be exchanged, and some have no boxes.
+    """Detectron2's predictor with text classes: users can exchange them, and some have no boxes.
 
     Args:
         class_mask: (K,) zero where a class has no box annotations; the buffer ``freq_weight``.
-        vocabulary_wins: True where the config names a vocabulary, which a checkpoint must not replace.
-
-    A subclass registers its class embeddings as a buffer.
+        vocabulary_wins: whether the config names a vocabulary, so that a checkpoint must not replace it.
 
     Attributes:
-        vocabulary_key: name of that buffer, background included.
-        vocabulary_axis: its axis that counts classes; the other one is D.
-        stores_mask: whether ``freq_weight`` is part of checkpoints.
+        vocabulary_key: name of the buffer in which a subclass holds its class embeddings and the background.
+        vocabulary_axis: its axis of classes; the other one is D.
+        text_features: what class names become: a key of :data:`clim.text.CLASS_FEATURES`.
+        stores_mask: whether checkpoints hold ``freq_weight``.
     """
 
     vocabulary_key: str
     vocabulary_axis: int
+    text_features: str
     stores_mask = True
 
     def __init__(self, input_shape, *, class_mask: Tensor, vocabulary_wins: bool, **kwargs):
@@ -62,29 +58,18 @@ class TextOutputLayers(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):
-        return super().from_config(cfg, input_shape) | {
-            "num_classes": num_classes(cfg),
-            "class_mask": class_mask(cfg),
-            "vocabulary_wins": is_configured(cfg),
-        }
-
-    @classmethod
-    def text_features(cls, cfg) -> str:
-        """What a class name becomes, a key of :data:`clim.text.CLASS_FEATURES`."""
-        raise NotImplementedError
+        vocabulary = {"num_classes": num_classes(cfg), "class_mask": class_mask(cfg)}
+        return super().from_config(cfg, input_shape) | vocabulary | {"vocabulary_wins": is_configured(cfg)}
 
     def set_vocabulary(self, embeddings: Tensor, class_mask: Tensor | None = None) -> None:
-        """Detect other classes from now on: (K', D) text embeddings; (K',) mask as ``freq_weight``, or ones.
-
-        Exchanges buffers and writes into none.
-        """
+        """Detect other classes: new buffers with (K', D) text embeddings and (K',) ``freq_weight``, by default ones."""
         self.set_class_embeddings(embeddings)
         self.num_classes = len(embeddings)
         mask = torch.ones(self.num_classes) if class_mask is None else class_mask
         self.freq_weight = mask.to(self.freq_weight)
 
     def set_class_embeddings(self, embeddings: Tensor) -> None:
-        """Exchange the buffer of class embeddings for that of (K', D) others."""
+        """Replace the buffer of class embeddings by one of (K', D) others."""
         raise NotImplementedError
 
     def project(self, x: Tensor) -> Tensor:
@@ -92,11 +77,11 @@ class TextOutputLayers(FastRCNNOutputLayers):
         raise NotImplementedError
 
     def embed(self, x: Tensor) -> Tensor:
-        """Region features (R, in_features) → (R, D'), what is compared with class embeddings."""
+        """Region features (R, in_features) → (R, D'), which are compared with class embeddings."""
         return self.project(x)
 
     def class_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
-        """Of logits (R, K + 1) and classes (R,) in [0, K], K being background."""
+        """The classification loss of logits (R, K + 1) and classes (R,) in [0, K]; K is the background."""
         raise NotImplementedError
 
     def losses(self, predictions, proposals):
@@ -104,18 +89,16 @@ class TextOutputLayers(FastRCNNOutputLayers):
         gt_classes = torch.cat([p.gt_classes for p in proposals])
         _log_classification_stats(scores, gt_classes)
         proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        # An image without ground truth has no gt_boxes; its proposals are all background and unused here.
+        # An image without ground truth has no gt_boxes; all its proposals are background and have no box loss.
         gt_boxes = torch.cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
-        return {
-            "loss_cls": self.class_loss(scores, gt_classes),
-            "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
-            * self.loss_weight.get("loss_box_reg", 1.0),
-        }
+        box_loss = self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
+        weight = self.loss_weight.get("loss_box_reg", 1.0)
+        return {"loss_cls": self.class_loss(scores, gt_classes), "loss_box_reg": box_loss * weight}
 
     def inference(self, predictions, proposals):
-        """As the parent's, but ordered by logits: in float32 sigmoid is 1 from 17 on, and would tie.
+        """As the parent's, but ordered by logits, because in float32 all logits above 17 have the sigmoid 1.
 
-        Instances carry ``scores`` (sigmoid, as official Detic) and ``logits``, by which evaluation ranks.
+        Instances have ``scores`` (sigmoid, as official Detic) and ``logits``; evaluation ranks by the logits.
         """
         logits = predictions[0].split([len(p) for p in proposals])
         results, kept = fast_rcnn_inference(
@@ -134,7 +117,7 @@ class TextOutputLayers(FastRCNNOutputLayers):
 
 @BOX_PREDICTOR_REGISTRY.register()
 class OpenVocabOutputLayers(TextOutputLayers):
-    """Cosine classifier, sigmoid scores, a two-layer class-agnostic box head (official Detic's shapes)."""
+    """Cosine classifier, sigmoid scores, class-agnostic box head of two layers (official Detic's shapes)."""
 
     vocabulary_key, vocabulary_axis = "cls_score.zs_weight", 1
 
@@ -157,13 +140,13 @@ class OpenVocabOutputLayers(TextOutputLayers):
             "use_sigmoid_ce": True,
         }
 
-    @classmethod
-    def text_features(cls, cfg) -> str:
-        return classifier_type(cfg).text_features
+    @property
+    def text_features(self) -> str:
+        return self.cls_score.text_features
 
     def class_loss(self, logits, gt_classes):
         mask = (self.freq_weight > 1e-4).to(logits.dtype)
-        if self.cls_score.learned_background:  # a class like others, that of background regions
+        if self.cls_score.learned_background:  # the background counts as one more class
             return masked_class_bce(logits, gt_classes, torch.cat([mask, mask.new_ones(1)]))
         return masked_class_bce(logits[:, :-1], gt_classes, mask)
 
@@ -176,40 +159,37 @@ class OpenVocabOutputLayers(TextOutputLayers):
     def set_class_embeddings(self, embeddings):
         if len(embeddings) != self.num_classes and self.bbox_pred[2].out_features > 4:
             raise UserError(
-                "This detector's boxes are those of its own classes (MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG False): "
+                "This detector has a box for each of its own classes (MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG False): "
                 f"it cannot go from {self.num_classes} classes to {len(embeddings)}."
             )
         self.cls_score.set_vocabulary(embeddings)
 
 
-_MEANINGLESS = (
-    "emb_pred would stay random, as it is frozen, and the detector's classes mean nothing; start from OV-RCNN's "
-    "pre-training."
-)
+_MEANINGLESS = "emb_pred is frozen, so it would stay random, and classes would mean nothing: start from pre-training."
 
 
 @BOX_PREDICTOR_REGISTRY.register()
 class OVRCNNOutputLayers(TextOutputLayers):
     """Softmax over emb_pred(x) · [classes; 0], un-normalised and without a scale; one layer for class-agnostic boxes.
 
-    ``emb_pred`` is what pre-training has learned (its v2l projection) and stays frozen (ovrcnn §2; OVR-CNN, arXiv
-    2011.10678). Classes without boxes take no part in the softmax of training.
+    ``emb_pred`` comes from pre-training (its v2l projection) and stays frozen (ovrcnn §2; OVR-CNN, arXiv 2011.10678).
+    Classes without boxes are outside the softmax in training.
 
     Args:
-        class_embeddings: (K, D) of any length. Stored with a last row of zeros, the background.
-        competes: (K,) bool, the classes in the softmax at test; other vocabularies compete as a whole.
-        background_weight: of background regions in the classification loss.
+        class_embeddings: (K, D), rows of any length. Stored with a last row of zeros, the background.
+        competes: (K,) bool, the classes in the softmax at test; a new vocabulary competes as a whole.
+        background_weight: weight of background regions in the classification loss.
     """
 
-    vocabulary_key, vocabulary_axis = "class_embeddings", 0
-    stores_mask = False  # the config alone decides it
+    vocabulary_key, vocabulary_axis, text_features = "class_embeddings", 0, "words"
+    stores_mask = False  # it depends on the config alone
 
     @configurable
     def __init__(self, input_shape, *, class_embeddings: Tensor, competes: Tensor, background_weight: float, **kwargs):
         super().__init__(input_shape, **kwargs)
         del self.cls_score  # the parent's classifier of fixed classes
         self.emb_pred = nn.Linear(self.bbox_pred.in_features, class_embeddings.shape[1]).requires_grad_(False)
-        self.register_buffer("class_embeddings", _with_background(class_embeddings))
+        self.register_buffer("class_embeddings", F.pad(class_embeddings.float(), (0, 0, 0, 1)))
         self.register_buffer("competes", competes, persistent=False)
         self.background_weight = background_weight
         self.register_load_state_dict_pre_hook(_require_projection)
@@ -226,26 +206,22 @@ class OVRCNNOutputLayers(TextOutputLayers):
             "background_weight": cfg.MODEL.OVRCNN.BACKGROUND_WEIGHT,
         }
 
-    @classmethod
-    def text_features(cls, cfg) -> str:
-        return "words"
-
     def set_class_embeddings(self, embeddings):
-        self.class_embeddings = _with_background(embeddings).to(self.class_embeddings)
+        self.class_embeddings = F.pad(embeddings.float(), (0, 0, 0, 1)).to(self.class_embeddings)
         self.competes = self.competes.new_ones(len(embeddings))
 
     def project(self, x):
         return self.emb_pred(x)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (R, K + 1), the last column 0, and deltas (R, 4) of region features (R, in_features)."""
+        """Region features (R, in_features) → logits (R, K + 1), the last column 0, and deltas (R, 4)."""
         return self.project(x) @ self.class_embeddings.T, self.bbox_pred(x)
 
     def class_loss(self, logits, gt_classes):
         return masked_softmax_ce(logits, gt_classes, self.freq_weight > 1e-4, background_weight=self.background_weight)
 
     def inference(self, predictions, proposals):
-        """As the parent's; ``scores`` are the softmax, ``logits`` its log-odds, which do not tie near 1."""
+        """As the parent's; ``scores`` are the softmax, ``logits`` its log-odds, which do not round to one value."""
         logits, deltas = predictions
         competing = logits[:, F.pad(self.competes, (0, 1), value=True)].double()
         odds = log_odds(competing.log_softmax(1)).float()
@@ -257,31 +233,26 @@ class OVRCNNOutputLayers(TextOutputLayers):
 
 
 def log_odds(log_scores: Tensor) -> Tensor:
-    """log(s / (1 - s)) of log s <= 0: what sigmoid turns into s again. Finite also where s rounds to 1."""
+    """log(s / (1 - s)) of log s <= 0, the inverse of sigmoid. Finite also where s rounds to 1."""
     log_scores = log_scores.clamp(max=-torch.finfo(log_scores.dtype).tiny)
     return log_scores - torch.log(-torch.expm1(log_scores))
 
 
-def _with_background(class_embeddings: Tensor) -> Tensor:
-    return F.pad(class_embeddings.float(), (0, 0, 0, 1))
-
-
 def _keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):
-    """Loading must not silently replace the configured classes, nor fail on a file made for others."""
+    """Keep the configured classes if a checkpoint has others; take the checkpoint's if none are configured."""
     key, axis = prefix + module.vocabulary_key, module.vocabulary_axis
     mine, theirs = module.get_buffer(module.vocabulary_key), state_dict.get(key)
     if theirs is not None:
         same = theirs.shape == mine.shape
-        if not module.vocabulary_wins and theirs.shape[1 - axis] == mine.shape[1 - axis]:
-            if not same:
-                module.set_vocabulary(theirs.movedim(axis, 0)[:-1])
-        else:
+        if module.vocabulary_wins or theirs.shape[1 - axis] != mine.shape[1 - axis]:
             if not same or not torch.allclose(theirs.to(mine), mine, atol=1e-3):
                 logger.warning(
                     f"The checkpoint's class embeddings ({theirs.shape[axis] - 1} classes) differ from the configured "
                     f"vocabulary ({mine.shape[axis] - 1} classes): the configured one is used."
                 )
             state_dict[key] = mine.clone()
+        elif not same:
+            module.set_vocabulary(theirs.movedim(axis, 0)[:-1])
     freq = prefix + "freq_weight"
     if freq in state_dict:
         theirs, mine = state_dict[freq], module.freq_weight
@@ -294,7 +265,4 @@ def _keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):
 
 def _require_projection(module: OVRCNNOutputLayers, state_dict, prefix, *_):
     if f"{prefix}emb_pred.weight" not in state_dict:
-        raise UserError(
-            "MODEL.WEIGHTS: the file lacks the projection into the space of words, or has one of another width than "
-            f"MODEL.TEXT.DIM: {_MEANINGLESS}"
-        )
+        raise UserError(f"MODEL.WEIGHTS: the file lacks a projection of width MODEL.TEXT.DIM: {_MEANINGLESS}")

@@ -1,7 +1,6 @@
 """Classifiers that compare regions with text embeddings of any vocabulary: Detic's, and BARON's pseudo words.
 
-Shapes: R regions, K classes, D width of text embeddings; n words of a region, W width of a word, H width of the text
-tower's last layer.
+Shapes: R regions, K classes, D width of text embeddings, n words of a region.
 """
 
 import torch
@@ -23,13 +22,13 @@ class CosineClassifier(nn.Module):
         class_embeddings: (K, D); normalised here. Stored as ``zs_weight`` (D, K + 1), official Detic's key,
             the last column zeros.
         temperature: scale of the cosine (official Detic 50, CLIM release 25).
-        train_bias: start of a learnable bias that is added in training only; None: no bias. At test it is left out:
-            with -20 nothing below cos .68 would pass score > .05.
-        width: of the projection; None: D, which :meth:`embed` needs here.
-        learned_background: compare with a learned direction in that column too (F-VLM).
+        train_bias: start of a learnable bias that is added in training only, since with -20 no cosine below .68
+            would pass score > .05; None: no bias.
+        width: of the projection; None: D.
+        learned_background: compare with a learned direction in the last column (F-VLM).
     """
 
-    text_features = "embedding"  # of class names, by which it compares: a key of clim.text.CLASS_FEATURES
+    text_features = "embedding"  # what class names become: a key of clim.text.CLASS_FEATURES
 
     @configurable
     def __init__(
@@ -50,7 +49,7 @@ class CosineClassifier(nn.Module):
             self.cls_bias = nn.Parameter(torch.tensor([train_bias]))
         self.learned_background = learned_background
         if learned_background:
-            # A layer on the constant 1: its weight and bias add up to the direction (CLIM release).
+            # A layer on the constant 1: the direction is the sum of its weight and bias (CLIM release).
             self.background = nn.Linear(1, class_embeddings.shape[1])
             nn.init.xavier_uniform_(self.background.weight)
             nn.init.zeros_(self.background.bias)
@@ -68,7 +67,7 @@ class CosineClassifier(nn.Module):
 
     @property
     def class_embeddings(self) -> Tensor:
-        """(K + 1, D), unit rows and a last one of zeros, or the learned background."""
+        """(K + 1, D) unit rows; the last row is zeros or the learned background."""
         if not self.learned_background:
             return self.zs_weight.T
         background = F.normalize(self.background.weight[:, 0] + self.background.bias, dim=0)
@@ -79,11 +78,11 @@ class CosineClassifier(nn.Module):
         self.zs_weight = _with_background(class_embeddings).to(self.zs_weight)
 
     def project(self, x: Tensor) -> Tensor:
-        """Region features (R, in_features) → un-normalised embeddings (R, D): what methods get."""
+        """Region features (R, in_features) → un-normalised embeddings (R, D), which methods read."""
         return self.linear(x)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Region features (R, in_features) → un-normalised embeddings (R, D) in the space of the classes'."""
+        """Region features (R, in_features) → un-normalised embeddings (R, D), which are compared with the classes."""
         return self.project(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,11 +94,11 @@ class CosineClassifier(nn.Module):
 class PseudoWordClassifier(CosineClassifier):
     """temperature · cos(tower(words), class) with n words = linear(x), some of them dropped in training (baron §3).
 
-    Classes are compared with the tower's last hidden features, before ``ln_final`` and projection: on these BARON
-    overfits less to the classes that have boxes. Logits are float32, inside autocast too.
+    Classes and regions are compared by the tower's last hidden features, before ``ln_final`` and projection: with
+    these BARON overfits less to the classes that have boxes. Logits are float32, inside autocast too.
 
     Args:
-        tower: reads the words; frozen, on the model's device. It is no part of the module: neither stored nor trained.
+        tower: reads the words; frozen, on the model's device. It is neither stored nor trained with the module.
         words: n.
         dropout: probability that a word is left out, in training.
         class_embeddings: (K, H) hidden features of class names.
@@ -124,7 +123,7 @@ class PseudoWordClassifier(CosineClassifier):
         return ret | {"tower": tower, "words": cfg.MODEL.OPEN_VOCAB.WORDS, "dropout": cfg.MODEL.OPEN_VOCAB.WORD_DROPOUT}
 
     def embed(self, x: Tensor) -> Tensor:
-        """Region features (R, in_features) → (R, H): what the tower makes of the region's words."""
+        """Region features (R, in_features) → (R, H), the tower's hidden features of each region's words."""
         words = self.project(x).float().unflatten(1, (self.words, -1))
         real = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
         lengths = real.sum(dim=1)

@@ -1,4 +1,4 @@
-"""F-VLM (arXiv 2209.15639) on CLIP: a Faster R-CNN with a frozen backbone, whose scores are fused with CLIP's own.
+"""F-VLM (arXiv 2209.15639) on CLIP: a Faster R-CNN with a frozen backbone; its scores are fused with CLIP's own.
 
 Shapes: R regions, K classes, D width of text and region embeddings; column K of (R, K + 1) is the background.
 """
@@ -18,7 +18,7 @@ from .box_predictors import OpenVocabOutputLayers, log_odds
 from .classifier import CosineClassifier
 from .open_vocab_rcnn import OpenVocabRCNN
 from .roi_heads import TextHeads
-from .vocabulary import needs_cosines, num_classes
+from .vocabulary import needs_cosines
 
 
 @META_ARCH_REGISTRY.register()
@@ -26,8 +26,8 @@ class FVLM(OpenVocabRCNN):
     """Trains on boxes as its parent does; at test the encoder embeds every proposal, and both scores are fused.
 
     Args:
-        square: px, side of the canvas that images are padded to; a larger image makes a larger one.
-        pad_pixel: colour of the padding, in the order of INPUT.FORMAT.
+        square: px, side of the canvas that images are padded to; a larger image gets a larger canvas.
+        pad_pixel: colour of the padding, channels in the order of INPUT.FORMAT.
     """
 
     @configurable
@@ -42,7 +42,7 @@ class FVLM(OpenVocabRCNN):
 
     @torch.no_grad()
     def inference(self, batched_inputs):
-        """Detectron2's list of {"instances"}; these carry ``scores`` and, for ranking, ``logits``."""
+        """Detectron2's list of {"instances"}, with ``scores`` and, for ranking, ``logits``."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         proposals, _ = self.proposal_generator(images, features, None)
@@ -54,7 +54,7 @@ class FVLM(OpenVocabRCNN):
         return self._postprocess(results, batched_inputs, images.image_sizes)
 
     def preprocess_image(self, batched_inputs) -> ImageList:
-        """Images in the upper left corners of square canvases, then normalised, the padding colour included."""
+        """Put images in the upper left corners of square canvases, then normalise all, padding included."""
         images = [x["image"].to(self.device) for x in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
         divisor = self.backbone.size_divisibility
@@ -65,27 +65,13 @@ class FVLM(OpenVocabRCNN):
         return ImageList((canvases - self.pixel_mean) / self.pixel_std, sizes)
 
 
-@ROI_HEADS_REGISTRY.register()
-class FVLMROIHeads(TextHeads, StandardROIHeads):
-    """Detectron2's heads with :class:`FVLMOutputLayers`. At test proposals need ``vlm_embeddings`` (R, D)."""
-
-    @classmethod
-    def from_config(cls, cfg, input_shape, *, text_encoder):
-        ret = super().from_config(cfg, input_shape)
-        # Replace the plain predictor that the parent has built.
-        shape = ret["box_head"].output_shape
-        ret["box_predictor"] = FVLMOutputLayers(cfg, shape, text_encoder=text_encoder)
-        ret["num_classes"] = num_classes(cfg)
-        return ret
-
-
 class FVLMOutputLayers(OpenVocabOutputLayers):
     """Softmax over all classes and background; at test fused with the frozen encoder's score.
 
     Args:
         alpha, beta: weights of the encoder's score, see :func:`fused_log_scores`.
         vlm_temperature: scale of the encoder's cosines.
-        background_weight: of background regions in the classification loss.
+        background_weight: weight of background regions in the classification loss.
     """
 
     @configurable
@@ -101,10 +87,11 @@ class FVLMOutputLayers(OpenVocabOutputLayers):
         needs_cosines(cfg, "F-VLM")
         ret, fvlm = super().from_config(cfg, input_shape, text_encoder=text_encoder), cfg.MODEL.FVLM
         embeddings = ret["cls_score"].class_embeddings[:-1]
+        classifier = BackgroundClassifier(
+            input_shape.channels, class_embeddings=embeddings, temperature=fvlm.DETECTOR_TEMPERATURE
+        )
         return ret | {
-            "cls_score": BackgroundClassifier(
-                input_shape.channels, class_embeddings=embeddings, temperature=fvlm.DETECTOR_TEMPERATURE
-            ),
+            "cls_score": classifier,
             "alpha": fvlm.ALPHA,
             "beta": fvlm.BETA,
             "vlm_temperature": fvlm.TEMPERATURE,
@@ -115,7 +102,7 @@ class FVLMOutputLayers(OpenVocabOutputLayers):
         return masked_softmax_ce(logits, gt_classes, self.freq_weight > 1e-4, background_weight=self.background_weight)
 
     def inference(self, predictions, proposals):
-        """As the parent's, of the fused scores; ``proposals`` carry ``vlm_embeddings`` (R, D)."""
+        """As the parent's, with the fused scores; ``proposals`` have ``vlm_embeddings`` (R, D)."""
         logits, deltas = predictions
         regions = torch.cat([p.vlm_embeddings for p in proposals])
         vlm = cosine_logits(regions, self.cls_score.class_embeddings, temperature=self.vlm_temperature)
@@ -123,13 +110,17 @@ class FVLMOutputLayers(OpenVocabOutputLayers):
         return super().inference((log_odds(fused).float(), deltas), proposals)
 
 
+@ROI_HEADS_REGISTRY.register()
+class FVLMROIHeads(TextHeads, StandardROIHeads):
+    """Detectron2's heads with :class:`FVLMOutputLayers`. At test, proposals need ``vlm_embeddings`` (R, D)."""
+
+    build_predictor = FVLMOutputLayers
+
+
 class BackgroundClassifier(CosineClassifier):
     """temperature · cos(linear(relu(hidden(x))), [text; background]); background and temperature are learned.
 
-    Args:
-        in_features: width of region features.
-        class_embeddings: (K, D).
-        temperature: where the learned scale of the cosine starts.
+    ``temperature``: start of the learned scale of the cosine.
     """
 
     def __init__(self, in_features: int, *, class_embeddings: Tensor, temperature: float):
@@ -142,17 +133,16 @@ class BackgroundClassifier(CosineClassifier):
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
-    def project(self, x: Tensor) -> Tensor:
-        """Region features (R, in_features) → un-normalised embeddings (R, D)."""
+    def project(self, x):
         return self.linear(F.relu(self.hidden(x)))
 
 
 def fused_log_scores(detection: Tensor, vlm: Tensor, has_boxes: Tensor, *, alpha: float, beta: float) -> Tensor:
-    """F-VLM's score: log(p^(1 - w) · q^w), float64 (R, K + 1); p and q are the softmax of two sets of logits.
+    """F-VLM's score log(p^(1 - w) · q^w), (R, K + 1) float64; p and q are the softmax of ``detection`` and of ``vlm``.
 
-    w is ``alpha`` for classes with boxes and for the background, ``beta`` for the other classes. Nothing is
-    masked before the softmax and nothing renormalised after it, so a row does not sum to one (F-VLM, arXiv
-    2209.15639; clip_fvlm §4). In double precision, because the p of a confident head rounds to 1 in float32.
+    w is ``alpha`` for classes with boxes and for the background, ``beta`` for the other classes. No class is masked
+    before the softmax and no row is renormalised after it, so rows do not sum to one (F-VLM, arXiv 2209.15639;
+    clip_fvlm §4). Double precision, because the p of a confident head rounds to 1 in float32.
 
     Args:
         detection: (R, K + 1) logits of the head, temperature included.

@@ -1,4 +1,4 @@
-"""An image-text model that learns from images and mosaics, and classifies regions: no detector."""
+"""Image-text models, which have no detector: CLIP's encoder, and OV-RCNN's pre-training by locations of a map."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +14,7 @@ from clim.data.mosaic import compose, grid_cells
 from clim.data.tiles import Tiles
 from clim.errors import UserError
 from clim.methods import Method, Regions, Texts, build_method
+from clim.methods.ovrcnn import FeatureGrid, Locations
 from clim.text import HasTextEncoder, build_text_encoder, require_width
 
 from .backbones.encoder import ImageEncoder, build_image_encoder
@@ -21,29 +23,29 @@ from .vocabulary import is_configured, vocabulary_embeddings
 
 
 class Canvases(NamedTuple):
-    """Network inputs of one size, and what lies on each."""
+    """Network inputs of one size, and the tiles on each."""
 
     pixels: Tensor  # (B, 3, H, W), normalised
-    tiles: list[Tiles]  # one a canvas
+    tiles: list[Tiles]  # one for each canvas
 
 
 @META_ARCH_REGISTRY.register()
 class ImageTextModel(HasTextEncoder, nn.Module):
     """CLIP's image half and a method that contrasts its embeddings with texts (CLIM paper §3.3; clip_fvlm §2).
 
-    Training takes a joint batch (data/loader.py): single images ("captions") are embedded whole, by the
-    encoder's ordinary path; tiles of "mosaics" and boxes of "regions" are pooled from its dense features. They
-    form one set: the method sees the tiles of all of them, the single images' first.
+    Training takes a joint batch (data/loader.py). Single images ("captions") are embedded as a whole; tiles of
+    "mosaics" and boxes of "regions" are pooled from dense features. The method sees all of them as one set, the
+    single images first.
 
-    Inference takes dicts {"image": (3, H, W), "boxes": Boxes, "masks": (R, H, W) bool, "crops": (R, 3, S, S)},
-    of which any but the image may be missing, and returns dicts {"region_scores": {"boxes" | "masks" | "crops":
-    (R, K) cosines}}; K classes of the configured vocabulary.
+    Inference takes dicts {"image": (3, H, W), "boxes": Boxes, "masks": (R, H, W) bool, "crops": (R, 3, S, S)}; all
+    but the image are optional. It returns dicts {"region_scores": {"boxes" | "masks" | "crops": (R, K) cosines}}
+    with the K classes of the configured vocabulary.
     """
 
-    pools = "boxes"  # as a method's
+    pools = "boxes"  # what its method must pool
     sources = ("captions", "mosaics", "regions")
     evaluated_on: tuple[str, ...] = ("regions",)  # types of test sets
-    publishes_clip = True  # an encoder and its texts, for others to use
+    publishes_clip = True  # a run also writes clip.pt
 
     @configurable
     def __init__(
@@ -62,9 +64,9 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         """
         Args:
             class_embeddings: (K, D), (0, D) where no vocabulary is configured.
-            device_grids: canvases of these grids are made in the step, from the batch's single images; []: not.
+            device_grids: grids of the canvases that a step makes of the batch's single images; []: it makes none.
             canvas_size: px, side of these canvases.
-            permute_texts: of these canvases, as in :func:`compose_groups`.
+            permute_texts: see :func:`compose_groups`.
         """
         super().__init__()
         self.image_encoder = image_encoder
@@ -72,24 +74,22 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             self.method = method
         self.text_encoder = text_encoder
         self.register_buffer("class_embeddings", F.normalize(class_embeddings, dim=-1), False)
-        self.device_grids, self.canvas_size = device_grids, canvas_size
-        self.permute_texts = permute_texts
+        self.device_grids, self.canvas_size, self.permute_texts = device_grids, canvas_size, permute_texts
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.register_load_state_dict_pre_hook(_accept_clip_keys)
 
     @classmethod
     def from_config(cls, cfg):
-        encoder = build_text_encoder(cfg)
+        encoder, image_encoder = build_text_encoder(cfg), build_image_encoder(cfg)
         dim, mosaic = cfg.MODEL.TEXT.DIM, cfg.INPUT.MOSAIC
-        image_encoder = build_image_encoder(cfg)
-        architecture = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
-        require_width(image_encoder.dim, cfg, what=f"MODEL.IMAGE_ENCODER.ARCHITECTURE {architecture}")
+        what = f"MODEL.IMAGE_ENCODER.ARCHITECTURE {cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE}"
+        require_width(image_encoder.dim, cfg, what=what)
         method = build_method(cfg, pools=cls.pools)
         if method is not None and method.needs_proposals:
             raise UserError(
-                f"MODEL.METHOD.NAME {cfg.MODEL.METHOD.NAME} chooses among proposals, which MODEL.META_ARCHITECTURE "
-                f"{cfg.MODEL.META_ARCHITECTURE} has none of: use a detector, or a method of whole tiles."
+                f"MODEL.METHOD.NAME {cfg.MODEL.METHOD.NAME} needs proposals, but MODEL.META_ARCHITECTURE "
+                f"{cfg.MODEL.META_ARCHITECTURE} has none: use a detector, or a method of whole tiles."
             )
         return {
             "image_encoder": image_encoder,
@@ -108,7 +108,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         return self.pixel_mean.device
 
     def forward(self, batch):
-        """Losses of a joint batch in training, else regions' scores."""
+        """Losses of a joint batch in training, otherwise scores of regions."""
         if not self.training:
             return self.inference(batch)
         singles, canvases = self._load(batch["captions"]), self._load(batch["mosaics"] + batch["regions"])
@@ -130,7 +130,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         return losses
 
     def texts(self, tiles: Tiles) -> Texts:
-        classes = F.pad(self.class_embeddings, (0, 0, 0, 1))  # the background is a row of zeros
+        classes = F.pad(self.class_embeddings, (0, 0, 0, 1))  # a row of zeros is the background
         return Texts(tiles, encoder=self.text_encoder, class_embeddings=classes)
 
     def has_unused_parameters(self, loader) -> bool:
@@ -140,9 +140,8 @@ class ImageTextModel(HasTextEncoder, nn.Module):
     def embed(self, singles: Tensor, canvases: Tensor, regions: dict[str, Regions]) -> dict[str, Tensor]:
         """Embeddings (R, D) of every role's regions, not normalised.
 
-        Args:
-            singles: (B, 3, S, S) images that are regions as a whole.
-            canvases: (B', 3, H, W) images that regions are pooled from; numbered after ``singles``.
+        ``singles`` (B, 3, S, S) are regions as a whole; regions are pooled from ``canvases`` (B', 3, H, W), whose
+        numbers follow those of ``singles``.
         """
         count, parts = len(singles), []
         if count:
@@ -157,14 +156,11 @@ class ImageTextModel(HasTextEncoder, nn.Module):
     def inference(self, batch: list[dict]) -> list[dict]:
         """See the class; UserError where no vocabulary is configured."""
         if len(self.class_embeddings) == 0:
-            raise UserError(
-                "Regions are classified among the classes of a vocabulary, and none is configured: set "
-                "MODEL.VOCABULARY.NAMES or MODEL.VOCABULARY.EMBEDDINGS."
-            )
+            raise UserError("No class is configured: set MODEL.VOCABULARY.NAMES or MODEL.VOCABULARY.EMBEDDINGS.")
         return [{"region_scores": self.score_regions(sample)} for sample in batch]
 
     def score_regions(self, sample: dict) -> dict[str, Tensor]:
-        """{"boxes" | "masks" | "crops": (R, K) cosines} of what ``sample`` has of them."""
+        """{"boxes" | "masks" | "crops": (R, K) cosines} for those that ``sample`` has."""
         encoder, embeddings = self.image_encoder, {}
         if "boxes" in sample or "masks" in sample:
             features = encoder.features(self.normalised([sample["image"]]))
@@ -188,12 +184,12 @@ class ImageTextModel(HasTextEncoder, nn.Module):
 
 
 def _places(regions: Regions, singles: int) -> Tensor:
-    """Where each region (R,) is, when those of the first ``singles`` canvases stand before the others."""
+    """The row (R,) of each region after the regions of the first ``singles`` canvases move to the front."""
     return torch.argsort(torch.argsort((regions.canvas >= singles).int(), stable=True))
 
 
 def _on_canvases(regions: Regions, *, first: int) -> Regions:
-    """The regions that do not lie on the ``first`` canvases, numbered without these."""
+    """The regions on canvas ``first`` and later ones; canvas numbers then start from 0."""
     on = regions.canvas >= first
     return Regions(regions.boxes[on], regions.canvas[on] - first, regions.members[on])
 
@@ -201,16 +197,15 @@ def _on_canvases(regions: Regions, *, first: int) -> Regions:
 def compose_groups(
     singles: Canvases, *, grids: Sequence[int], size: int, permute_texts: bool = False
 ) -> tuple[Canvases, Canvases]:
-    """Single crops → (those left over, canvases).
+    """Make canvases of single crops; return the crops that are left over, and the canvases.
 
-    Every Σ n² crops (29 for 2, 3 and 4) make one canvas of each grid. The first crops of the batch fill all
-    canvases of the first grid row by row, the next those of the second, and so on. Crops are laid side by
-    side at their own size, and the canvas is then resized to ``size`` x ``size`` px (bicubic, not
-    anti-aliased); the boxes are the exact cells, between pixels where ``size`` is no multiple of n (CLIM release,
-    clip_fvlm §2).
+    Every Σ n² crops (29 for grids 2, 3 and 4) make one canvas of each grid. The first crops of the batch fill all
+    canvases of the first grid row by row, the next crops those of the second, and so on. Crops are laid side by side
+    at their own size, and then the canvas is resized to ``size`` x ``size`` px (bicubic, without antialiasing). Boxes
+    are the exact cells, so their sides may lie between pixels (CLIM release, clip_fvlm §2).
 
-    ``permute_texts``: every tile of a mosaic gets the texts of another tile, by a rotation drawn from torch's own
-    random state on the CPU, which resuming restores. UserError where the batch is too small for one group.
+    ``permute_texts``: every tile of a mosaic gets the texts of another tile, by a rotation from torch's random state
+    on the CPU, which resuming restores. UserError if the batch is too small for one group.
     """
     count, needed = len(singles.tiles), sum(n * n for n in grids)
     groups = count // needed
@@ -223,7 +218,9 @@ def compose_groups(
     for n in grids:
         for _ in range(groups):
             members = slice(start, start + n * n)
-            pixels.append(_canvas(singles.pixels[members], n=n, size=size))
+            whole = (n * singles.pixels.shape[-1],) * 2
+            canvas = compose(list(singles.pixels[members]), grid_cells(n, size=whole), size=whole)
+            pixels.append(F.interpolate(canvas[None], size=(size, size), mode="bicubic", align_corners=False)[0])
             joined = _joined(singles.tiles[members], n=n, size=size)
             if permute_texts and len(joined) > 1:
                 joined = joined.with_rolled_texts(int(torch.randint(1, len(joined), ())))
@@ -232,23 +229,17 @@ def compose_groups(
     return Canvases(singles.pixels[start:], singles.tiles[start:]), Canvases(torch.stack(pixels), tiles)
 
 
-def _canvas(crops: Tensor, *, n: int, size: int) -> Tensor:
-    side = crops.shape[-1] * n
-    canvas = compose(list(crops), grid_cells(n, size=(side, side)), size=(side, side))
-    return F.interpolate(canvas[None], size=(size, size), mode="bicubic", align_corners=False)[0]
-
-
 def _joined(singles: list[Tiles], *, n: int, size: int) -> Tiles:
     """Tiles of 1 x 1 canvases as the cells of one n x n canvas."""
     tiles = Tiles.cat(singles)
-    # The cells of an n x n px canvas are whole numbers; scaled, they are exact.
+    # Cells of an n x n px canvas are whole numbers, so the scaled ones are exact.
     tiles.boxes = torch.from_numpy(grid_cells(n, size=(n, n))).float() * (size / n)
     tiles.canvas = torch.zeros_like(tiles.canvas)
     return tiles
 
 
 def _accept_clip_keys(module, state_dict, prefix, *_):
-    """Weights named as OpenAI, open_clip and CLIM name them; their text half comes from the config."""
+    """Take weights with the names of OpenAI, open_clip and CLIM; drop their text half, which the config defines."""
     if not any(key.startswith(f"{prefix}visual.") for key in state_dict):
         return
     for key in list(state_dict):
@@ -257,3 +248,77 @@ def _accept_clip_keys(module, state_dict, prefix, *_):
             state_dict[f"{prefix}image_encoder.{key.removeprefix(prefix)}"] = value
         elif key == f"{prefix}logit_scale" and hasattr(module, "method"):
             state_dict[f"{prefix}method.logit_scale"] = value
+
+
+@META_ARCH_REGISTRY.register()
+class GridTextModel(ImageTextModel):
+    """OV-RCNN's pre-training (ovrcnn §1, §3): regions are locations of the encoder's feature map.
+
+    Trains on plain images of any size ("captions") and on "mosaics". Each source is one batch of the encoder, padded
+    on the right and below.
+    """
+
+    pools = "locations"
+    sources = ("captions", "mosaics")
+    evaluated_on = ()
+    publishes_clip = False
+
+    @classmethod
+    def from_config(cls, cfg):
+        ret = super().from_config(cfg)
+        if not hasattr(ret["image_encoder"], "feature_map"):
+            raise UserError(
+                f"MODEL.IMAGE_ENCODER.NAME {cfg.MODEL.IMAGE_ENCODER.NAME} has no feature map to ground words in: "
+                "choose ResNetGrid or EfficientNetLite0."
+            )
+        mosaic, stride = cfg.INPUT.MOSAIC, ret["image_encoder"].dense_stride
+        if cfg.DATALOADER.MOSAICS_PER_GPU and mosaic.SIZE < stride * max(mosaic.GRIDS):
+            raise UserError(
+                f"INPUT.MOSAIC.SIZE {mosaic.SIZE} gives a tile of INPUT.MOSAIC.GRIDS {mosaic.GRIDS} less than one "
+                f"location of {stride} px: make it at least {stride * max(mosaic.GRIDS)}."
+            )
+        return ret
+
+    def forward(self, batch):
+        """Losses of a joint batch in training; without a joint contrast, mosaics have losses of their own."""
+        if not self.training:
+            return self.inference(batch)
+        plain, mosaics = batch["captions"], batch["mosaics"]
+        if self.method.joint:
+            return self.align(plain, mosaics)
+        losses = self.align(plain) if plain else {}
+        if mosaics:
+            losses |= {f"{name}_mosaic": loss for name, loss in self.align(mosaics).items()}
+        return losses
+
+    def align(self, *sources: list[dict]) -> dict[str, Tensor]:
+        """Mosaic → pool → align: the losses of canvases from one or two sources."""
+        tiles = Tiles.cat([c["tiles"] for source in sources for c in source]).to(self.device)
+        texts = self.texts(tiles)
+        maps, grids = [], []
+        for source in filter(None, sources):
+            images = self.padded([c["image"] for c in source])
+            maps.append(self.image_encoder.feature_map(images.tensor))
+            sizes = {"padded": images.tensor.shape[-2:], "map_size": maps[-1].shape[-2:]}
+            grids += [FeatureGrid(size, **sizes) for size in images.image_sizes]
+        regions = self.method.select(tiles, grids)
+        projections = {role: self.image_encoder.project(read_locations(maps, r)) for role, r in regions.items()}
+        embeddings = self.method.read(projections, regions, texts)
+        losses = self.method.losses(embeddings, regions, texts)
+        self.method.update_queues(embeddings, texts)
+        return losses
+
+    def padded(self, images: list[Tensor]) -> ImageList:
+        """Images (3, H, W) as one normalised batch, padded with the mean colour."""
+        pixels = (image.to(self.device, torch.float32) for image in images)
+        return ImageList.from_tensors([(image - self.pixel_mean) / self.pixel_std for image in pixels])
+
+
+def read_locations(maps: list[Tensor], locations: Locations) -> Tensor:
+    """The vectors (R, C) of ``locations`` in maps (B_i, C, h_i, w_i); canvas numbers count across all maps."""
+    rows, first = [], 0
+    for features in maps:
+        on = locations[(locations.canvas >= first) & (locations.canvas < first + len(features))]
+        rows.append(features[on.canvas - first, :, on.row, on.column])
+        first += len(features)
+    return torch.cat(rows)

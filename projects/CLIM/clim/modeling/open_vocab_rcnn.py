@@ -14,15 +14,15 @@ from clim.text import HasTextEncoder, build_text_encoder
 
 from .region_pooling import embed_regions
 
-PAIR_SOURCES = {"captions": "", "mosaics": "_mosaic"}  # source of a joint batch → suffix of its losses
+PAIR_SOURCES = {"captions": "", "mosaics": "_mosaic"}  # source of a joint batch: suffix of its losses
 
 
 @META_ARCH_REGISTRY.register()
 class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
     """Faster R-CNN with a text classifier, and a method that learns from image-text pairs.
 
-    Training takes a joint batch {"detection": […], "captions": […], "mosaics": […]} (data/loader.py), each
-    of which may be empty or missing, or Detectron2's list of dicts, as inference does.
+    Training takes a joint batch {"detection": […], "captions": […], "mosaics": […]} (data/loader.py), where each list
+    may be empty or missing, or Detectron2's list of dicts. Inference takes that list.
     """
 
     sources = ("detection", "captions", "mosaics")
@@ -67,7 +67,7 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         }
 
     def forward(self, batch):
-        """Losses of a joint batch in training, else Detectron2's list of {"instances"}."""
+        """Losses of a joint batch in training, otherwise Detectron2's list of {"instances"}."""
         if not self.training:
             return self.inference(batch)
         if isinstance(batch, list):  # Detectron2's own loaders give images with boxes alone
@@ -101,28 +101,26 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
 
     @property
     def classifier(self):
-        """The last stage's; all stages compare with the same classes."""
+        """The classifier of the last stage; all stages have the same classes."""
         return self.roi_heads.predictors[-1].cls_score
 
 
 def _drop_text_encoder(module, state_dict, prefix, *_):
-    """Official Detic stores the frozen text tower; ours comes from the config and is no part of the model."""
+    """Ignore the text tower that official Detic stores: the config defines ours."""
     for key in [k for k in state_dict if k.startswith(prefix + "text_encoder.")]:
         del state_dict[key]
 
 
 def autocast_backbone(model: nn.Module) -> None:
-    """Official Detic's mixed precision: where autocast is on, it reaches the backbone only; the rest is float32.
+    """Official Detic's mixed precision: autocast covers the backbone only; the rest is float32.
 
-    Wraps ``model.forward`` and ``model.backbone.forward`` of the instance, so that classes and state-dict keys stay.
+    It wraps ``forward`` of the instances ``model`` and ``model.backbone``; state-dict keys stay.
     """
     backbone_forward, model_forward = model.backbone.forward, model.forward
     enabled = [False]
 
     def backbone(x):
-        if not enabled[0]:
-            return backbone_forward(x)
-        with torch.autocast(x.device.type):
+        with torch.autocast(x.device.type, enabled=enabled[0]):
             features = backbone_forward(x)
         return {name: f.float() for name, f in features.items()}
 

@@ -1,4 +1,4 @@
-"""Proposals: Detectron2's RPN for images without boxes, and the anchors of maskrcnn-benchmark."""
+"""Detectron2's RPN for images without boxes, and the anchors of maskrcnn-benchmark."""
 
 import torch
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
@@ -7,16 +7,16 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import ImageList, Instances
 from torch import Tensor
 
-BASE = 16  # px, side of the square that is reshaped and then enlarged: a C4 detector's stride
+BASE = 16  # px, side of the square that becomes each anchor, first reshaped and then enlarged; a C4 map's stride
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class ProposingRPN(RPN):
-    """RPN whose :meth:`propose` works in training without ground truth, which Detectron2's forward demands."""
+    """Detectron2's RPN with :meth:`propose`, which works in training without ground truth."""
 
     @torch.no_grad()
     def propose(self, images: ImageList, features: dict[str, Tensor]) -> list[Instances]:
-        """Proposals of each image, best first; how many there are depends on the module's mode, as in RPN."""
+        """Proposals of each image, best first; as in RPN, their number depends on the module's mode."""
         maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(maps)
         logits, deltas = self.rpn_head(maps)
@@ -31,14 +31,14 @@ class ProposingRPN(RPN):
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class RoundedAnchorGenerator(DefaultAnchorGenerator):
-    """Detectron2's, except that sides are whole pixels at 16 px and enlarged from there (ovrcnn §4).
+    """Detectron2's anchors, but with sides that are rounded at 16 px and then enlarged (ovrcnn §4).
 
-    For ratios .5, 1, 2: 23 x 12, 16 x 16, 11 x 22 (width x height) times size / 16, where Detectron2's have
-    22.6 x 11.3 and 11.3 x 22.6. With ANCHOR_GENERATOR.OFFSET .5 their centres are maskrcnn-benchmark's too.
+    Ratios .5, 1, 2 have 23 x 12, 16 x 16, 11 x 22 (width x height) times size / 16; Detectron2 has 22.6 x 11.3 and
+    11.3 x 22.6. With ANCHOR_GENERATOR.OFFSET .5 the centres equal maskrcnn-benchmark's, too.
     """
 
     def generate_cell_anchors(self, sizes, aspect_ratios) -> Tensor:
-        """(len(sizes) · len(aspect_ratios), 4) boxes around (0, 0), ratios inside sizes."""
+        """(len(sizes) · len(aspect_ratios), 4) boxes around (0, 0); the ratio varies fastest."""
         anchors = []
         for size in sizes:
             for ratio in aspect_ratios:

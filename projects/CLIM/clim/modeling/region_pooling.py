@@ -1,4 +1,4 @@
-"""From boxes and masks to region embeddings: the call into a head or an encoder, and what encoders pool with.
+"""From boxes and masks to region embeddings: :func:`embed_regions` for methods, RoIAlign and masks for encoders.
 
 Shapes: B images of H x W pixels, C channels and (h, w) locations of a map, R regions.
 """
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 from torch import Tensor
 from torchvision.ops import roi_align
@@ -16,14 +15,11 @@ from clim.methods import Regions
 
 
 def embed_regions(roi_heads, features: dict[str, Tensor], regions: dict[str, Regions]) -> Iterator[dict[str, Tensor]]:
-    """Embeddings (R, D) of every role's regions, one dict for each stage of the head.
+    """Embeddings (R, D) of every role's regions, not L2-normalised; one dict for each stage of the head.
 
     Args:
-        roi_heads: RoI heads or an image encoder, with ``embed_stages``.
+        roi_heads: RoI heads or an image encoder, with ``embed_stages``. All roles go through it together.
         features: maps (B, C, h, w) by name, as ``roi_heads`` takes them.
-        regions: the regions of each role.
-
-    All roles go through the head together. Embeddings are not L2-normalised.
     """
     boxes = torch.cat([r.boxes for r in regions.values()])
     canvas = torch.cat([r.canvas for r in regions.values()])
@@ -36,15 +32,10 @@ def embed_regions(roi_heads, features: dict[str, Tensor], regions: dict[str, Reg
         yield dict(zip(regions, parts, strict=True))
 
 
-def as_rois(boxes: list[Boxes]) -> Tensor:
-    """(ΣR, 5): the index of the image before each of its boxes."""
-    return convert_boxes_to_pooler_format(boxes)
-
-
 def pool_rois(features: Tensor, rois: Tensor, *, stride: int, size: int) -> Tensor:
-    """(R, C, size, size): RoIAlign of ``rois`` (R, 5), in pixels, on ``features`` (B, C, h, w).
+    """(R, C, size, size): RoIAlign of ``rois`` (R, 5), index of the image and box in px, on ``features`` (B, C, h, w).
 
-    Half-pixel correct, with as many samples as a bin has locations (clip_fvlm §1).
+    It has the half-pixel offset, and as many samples as a bin has locations (clip_fvlm §1).
     """
     pooled = roi_align(  # in float32: half precision rounds pixels beyond 2048 to even numbers
         features.float(), rois.float(), size, spatial_scale=1 / stride, sampling_ratio=-1, aligned=True
@@ -55,11 +46,11 @@ def pool_rois(features: Tensor, rois: Tensor, *, stride: int, size: int) -> Tens
 def pool_masks(features: Tensor, masks: Tensor, *, stride: int) -> Tensor:
     """(R, C): the mean of one image's ``features`` (C, h, w) inside each of ``masks`` (R, H, W).
 
-    A mask holds the locations that it covers by half or, if there are none, those that it covers most. An
-    empty mask gives zeros.
+    A location counts if the mask covers half of it; if there is none, the locations with the largest cover count.
+    An empty mask gives zeros.
     """
     h, w = features.shape[1:]
-    # Right of the masks and below them; negative where they are larger.
+    # Padding on the right and below; negative where the masks are larger.
     missing = (0, w * stride - masks.shape[2], 0, h * stride - masks.shape[1])
     cover = F.avg_pool2d(F.pad(masks.float(), missing)[:, None], stride)[:, 0]  # (R, h, w)
     inside = (cover >= cover.amax((1, 2), keepdim=True).clamp(max=0.5)) & (cover > 0)

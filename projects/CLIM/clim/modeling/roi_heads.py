@@ -1,4 +1,4 @@
-"""RoI heads with a text classifier: what all share, and official Detic's C4 head, by names and keys."""
+"""RoI heads with a text classifier: their common part, and official Detic's C4 head, with its state-dict keys."""
 
 from collections.abc import Iterator
 
@@ -14,35 +14,36 @@ from .vocabulary import num_classes
 
 
 class TextHeads:
-    """Mixin of RoI heads whose ``box_predictor`` is a :class:`TextOutputLayers`, or a ModuleList with one a stage."""
+    """Mixin of RoI heads. ``box_predictor`` is a :class:`TextOutputLayers`, or a ModuleList with one for each stage."""
+
+    build_predictor = staticmethod(build_box_predictor)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape, *, text_encoder):
+        ret = super().from_config(cfg, input_shape)
+        # Replace the plain predictor that the parent has built.
+        shape = ShapeSpec(channels=ret["box_predictor"].cls_score.in_features, height=1, width=1)
+        predictor = cls.build_predictor(cfg, shape, text_encoder=text_encoder)
+        return ret | {"box_predictor": predictor, "num_classes": num_classes(cfg)}
 
     @property
     def predictors(self) -> list[TextOutputLayers]:
-        """One box predictor for each stage, the last stage's last."""
+        """One box predictor for each stage, in order."""
         predictor = self.box_predictor
         return list(predictor) if isinstance(predictor, nn.ModuleList) else [predictor]
 
     def set_vocabulary(self, embeddings: Tensor, class_mask: Tensor | None = None) -> None:
-        """As :meth:`TextOutputLayers.set_vocabulary`, so that all stages detect the same classes."""
+        """As :meth:`TextOutputLayers.set_vocabulary`, for all stages."""
         for predictor in self.predictors:
             predictor.set_vocabulary(embeddings, class_mask)
 
 
 @ROI_HEADS_REGISTRY.register()
 class OpenVocabRes5ROIHeads(TextHeads, Res5ROIHeads):
-    """Detectron2's C4 head with the box predictor of the config and embeddings of any boxes."""
-
-    @classmethod
-    def from_config(cls, cfg, input_shape, *, text_encoder):
-        ret = super().from_config(cfg, input_shape)
-        # The parent has built a plain predictor; its width is the last stage's.
-        shape = ShapeSpec(channels=ret["box_predictor"].cls_score.in_features, height=1, width=1)
-        ret["box_predictor"] = build_box_predictor(cfg, shape, text_encoder=text_encoder)
-        ret["num_classes"] = num_classes(cfg)
-        return ret
+    """Detectron2's C4 head with a text predictor; it also embeds any boxes."""
 
     def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
-        """Un-normalised embeddings (ΣR, D) of boxes given image by image; a C4 head has one stage."""
+        """Un-normalised embeddings (ΣR, D) of each image's boxes; a C4 head has one stage."""
         pooled = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
         (predictor,) = self.predictors
         yield predictor.project(pooled.mean(dim=[2, 3]))
@@ -50,7 +51,7 @@ class OpenVocabRes5ROIHeads(TextHeads, Res5ROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class EfficientNetC4ROIHeads(OpenVocabRes5ROIHeads):
-    """The last blocks of EfficientNet-Lite0 in the place of ResNet's res5."""
+    """The same with the last blocks of EfficientNet-Lite0 instead of ResNet's res5."""
 
     @classmethod
     def _build_res5_block(cls, cfg):

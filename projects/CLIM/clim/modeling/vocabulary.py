@@ -15,13 +15,10 @@ from clim.text import CLASS_FEATURES, load_embeddings, require_width
 
 logger = logging.getLogger(__name__)
 
-# Features of class names → the MODEL.TEXT key of their width.
-WIDTHS = {"embedding": "DIM", "hidden": "WORD_DIM", "words": "DIM"}
+WIDTHS = {"embedding": "DIM", "hidden": "WORD_DIM", "words": "DIM"}  # features of class names: MODEL.TEXT key of width
 _COMPARED = 3  # classes
-# Cosine: features of other prompts are more alike, those of another layer or tower are not at all.
-_ALIKE = 0.5
-# Other names of MODEL.OPEN_VOCAB.BASE_CLASSES → the data set whose base classes they are.
-_SETS = {"ovcoco": "coco_generalized_zeroshot_val"}
+_ALIKE = 0.5  # cosine; other prompts give larger ones, another layer or tower gives smaller ones
+_SETS = {"ovcoco": "coco_generalized_zeroshot_val"}  # value of MODEL.OPEN_VOCAB.BASE_CLASSES: data set
 _TEST_CLASSES = {
     "ovcoco": categories.BASE_INDICES + categories.NOVEL_INDICES,
     "ovcoco_base": categories.BASE_INDICES,
@@ -35,23 +32,21 @@ def num_classes(cfg) -> int:
 
 
 def is_configured(cfg) -> bool:
-    """Whether the config says what the classes are, by names or embeddings."""
+    """Whether the config gives the classes, by names or embeddings."""
     return bool(cfg.MODEL.VOCABULARY.NAMES or cfg.MODEL.VOCABULARY.EMBEDDINGS)
 
 
 def needs_cosines(cfg, name: str) -> None:
-    """UserError where the config names a classifier that ``name``, which has its own, would not use."""
-    if cfg.MODEL.OPEN_VOCAB.CLASSIFIER != "cosine":
-        raise UserError(
-            f'MODEL.OPEN_VOCAB.CLASSIFIER is "{cfg.MODEL.OPEN_VOCAB.CLASSIFIER}", but {name} has a classifier of its '
-            'own: set "cosine", the default.'
-        )
+    """UserError if the config names another classifier, because ``name`` has its own and would ignore it."""
+    classifier = cfg.MODEL.OPEN_VOCAB.CLASSIFIER
+    if classifier != "cosine":
+        raise UserError(f'MODEL.OPEN_VOCAB.CLASSIFIER is "{classifier}", but {name} has its own: set "cosine".')
 
 
 def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tensor:
-    """(K, D) from names, else from the embeddings file, else random rows that wait for a checkpoint's.
+    """(K, D) from names, else from the embeddings file, else random rows that a checkpoint replaces.
 
-    ``features``: what a class name becomes, of :data:`clim.text.CLASS_FEATURES`; rows of "words" keep their length.
+    ``features``: a key of :data:`clim.text.CLASS_FEATURES`; rows of "words" are not normalised.
     """
     vocabulary, width_key = cfg.MODEL.VOCABULARY, WIDTHS[features]
     if vocabulary.NAMES:
@@ -70,16 +65,16 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
         )
     if features == "words" and (embeddings.norm(dim=1) - 1).abs().max() < 1e-3:
         raise UserError(
-            f"{resolve(vocabulary.EMBEDDINGS)} holds unit vectors, such as sentence embeddings, but OV-RCNN's classes "
-            f"are means of BERT's word embeddings: `{command} --output FILE`."
+            f"{resolve(vocabulary.EMBEDDINGS)} holds unit vectors, such as sentence embeddings, but OV-RCNN needs "
+            f"means of BERT's word embeddings: `{command} --output FILE`."
         )
-    if features == "hidden":  # the tower is there anyway: it reads pseudo words
+    if features == "hidden":  # then the tower is loaded anyway, because it reads pseudo words
         _warn_of_other_features(cfg, embeddings, encoder)
     return embeddings
 
 
 def _warn_of_other_features(cfg, embeddings: Tensor, encoder) -> None:
-    """Warn where the first rows of the vocabulary's file are not the tower's features of their names."""
+    """Warn if the first rows of the vocabulary's file differ from the tower's features of these class names."""
     sets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
     names = next(filter(None, (MetadataCatalog.get(name).get("thing_classes") for name in sets)), ())
     if len(names) != len(embeddings):
@@ -87,9 +82,9 @@ def _warn_of_other_features(cfg, embeddings: Tensor, encoder) -> None:
     made = CLASS_FEATURES["hidden"](encoder, list(names[:_COMPARED]), cfg.MODEL.VOCABULARY.PROMPT).cpu()
     if made.shape[1] != embeddings.shape[1] or (made * embeddings[:_COMPARED]).sum(1).min() < _ALIKE:
         logger.warning(
-            f"{resolve(cfg.MODEL.VOCABULARY.EMBEDDINGS)} (MODEL.VOCABULARY.EMBEDDINGS) holds other features than "
-            f"MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME} has of the class {names[0]!r} in its last layer, with which "
-            f"regions are compared: `{_command(cfg, 'hidden')} --output FILE`."
+            f"{resolve(cfg.MODEL.VOCABULARY.EMBEDDINGS)} (MODEL.VOCABULARY.EMBEDDINGS) holds other features of the "
+            f"class {names[0]!r} than the last layer of MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME}, with which regions are "
+            f"compared: `{_command(cfg, 'hidden')} --output FILE`."
         )
 
 
@@ -107,7 +102,7 @@ def _command(cfg, features: str) -> str:
 
 
 def class_mask(cfg) -> Tensor:
-    """(K,) 1 for classes that have box annotations, 0 for the others (novel and unused)."""
+    """(K,) positive for classes that have box annotations, 0 for the others (novel and unused)."""
     base, count = cfg.MODEL.OPEN_VOCAB.BASE_CLASSES, num_classes(cfg)
     if not base:
         return torch.ones(count)
@@ -115,19 +110,26 @@ def class_mask(cfg) -> Tensor:
         metadata = MetadataCatalog.get(_SETS.get(base, base))
         mask = torch.tensor([float(name in metadata.base_classes) for name in metadata.thing_classes])
     else:
-        mask = _cat_info_mask(resolve(base))
-    if len(mask) != count and cfg.MODEL.VOCABULARY.NAMES:  # other words than those of the data set
+        path = resolve(base)
+        if not path.is_file():
+            raise UserError(
+                f"MODEL.OPEN_VOCAB.BASE_CLASSES: {path} does not exist; give a cat_info json made by "
+                'datasets/prepare_ovcoco.py, the name of a data set with base classes, or "ovcoco".'
+            )
+        info = sorted(json.loads(path.read_text()), key=lambda c: c["id"])
+        # Square roots of image counts, as official Detic's freq_weight; a class without images is masked.
+        mask = torch.tensor([float(c["image_count"]) for c in info]).sqrt()
+    if len(mask) == count:
+        return mask
+    if cfg.MODEL.VOCABULARY.NAMES:  # the user's own names
         return torch.ones(count)
-    if len(mask) != count:
-        raise UserError(
-            f"MODEL.OPEN_VOCAB.BASE_CLASSES = {base} has {len(mask)} classes, MODEL.ROI_HEADS.NUM_CLASSES "
-            f"of {count}: they must agree."
-        )
-    return mask
+    raise UserError(
+        f"MODEL.OPEN_VOCAB.BASE_CLASSES {base} has {len(mask)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {count}."
+    )
 
 
 def competing_classes(cfg) -> Tensor:
-    """(K,) bool, the classes of MODEL.OVRCNN.TEST_CLASSES; all where it is "" or the config gives names."""
+    """(K,) bool, the classes of MODEL.OVRCNN.TEST_CLASSES; all if it is "" or the config gives names."""
     name, count = cfg.MODEL.OVRCNN.TEST_CLASSES, num_classes(cfg)
     competes = torch.ones(count, dtype=torch.bool)
     if not name or cfg.MODEL.VOCABULARY.NAMES:
@@ -140,14 +142,3 @@ def competing_classes(cfg) -> Tensor:
     competes[:] = False
     competes[list(_TEST_CLASSES[name])] = True
     return competes
-
-
-def _cat_info_mask(path: Path) -> Tensor:
-    """Square roots of image counts, as official Detic's ``freq_weight``; a class without images is masked."""
-    if not path.is_file():
-        raise UserError(
-            f"MODEL.OPEN_VOCAB.BASE_CLASSES: {path} does not exist; give a cat_info json made by "
-            'datasets/prepare_ovcoco.py, the name of a data set with base classes, or "ovcoco".'
-        )
-    info = sorted(json.loads(path.read_text()), key=lambda c: c["id"])
-    return torch.tensor([float(c["image_count"]) for c in info]).sqrt()

@@ -1,4 +1,4 @@
-"""CLIP's vision transformer with a dense map, by MaskCLIP's reading of the last block (clip_fvlm §1).
+"""CLIP's vision transformer with MaskCLIP's dense map: the last block runs without attention (clip_fvlm §1).
 
 Shapes: B images, (h, w) patches, N = 1 + h·w tokens with CLS first, W width, D embedding width.
 """
@@ -18,22 +18,24 @@ from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, clip_arguments, first
 
 @IMAGE_ENCODER_REGISTRY.register()
 class ClipViT(ImageEncoder):
-    """Regions are RoIAligned from a map of unit vectors (B, D, h, w): CLIP's tokens, last block without attention.
+    """Regions are RoIAligned from the dense map (B, D, h, w).
 
-    Takes images of any size and ratio: positional embeddings are resized in each forward.
+    Takes images of any size and ratio: each forward resizes the positional embeddings.
     """
 
     @configurable
     def __init__(self, *, visual: nn.Module, unlocked_blocks: int):
-        """``visual``: an open_clip VisionTransformer; its last ``unlocked_blocks`` blocks learn, nothing else does."""
+        """``visual``: an open_clip VisionTransformer. Only its last ``unlocked_blocks`` blocks learn."""
         super().__init__()
-        _check(visual)
-        self.visual = visual
-        self.dim = visual.output_dim
-        self.native_size = visual.image_size[0]
-        self.stride = visual.patch_size[0]
+        if not _is_plain(visual):
+            raise UserError(
+                "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP vision transformer for square images: choose "
+                "one such as ViT-B-16-quickgelu, or another MODEL.IMAGE_ENCODER.NAME."
+            )
+        self.visual, self.dim = visual, visual.output_dim
+        self.native_size, self.stride = visual.image_size[0], visual.patch_size[0]
         blocks = visual.transformer.resblocks
-        # Of 12 blocks 3, 5, 7 and 11 (release); of others those at the same parts of the depth.
+        # Blocks 3, 5, 7 and 11 of 12 (release); other depths take the same fractions.
         self.tap_blocks = tuple(len(blocks) * twelfths // 12 - 1 for twelfths in (4, 6, 8, 12))
         visual.requires_grad_(False)
         blocks[first_unlocked(unlocked_blocks, len(blocks)) :].requires_grad_(True)
@@ -54,16 +56,13 @@ class ClipViT(ImageEncoder):
         return dict.fromkeys(self.tap_blocks, ShapeSpec(channels=len(self.visual.proj), stride=self.stride))
 
     def taps(self, images: Tensor, blocks: Collection[int] | None = None) -> tuple[dict[int, Tensor], Tensor]:
-        """Outputs (B, W, h, w) of ``blocks``, counted from 0, and the dense map (B, D, h, w), in one pass.
-
-        The last block runs without attention; CLS is left out. None: the blocks of :attr:`tap_shapes`.
-        """
+        """Outputs (B, W, h, w) of ``blocks``, counted from 0, and the dense map (B, D, h, w); CLS is left out."""
         blocks = self.tap_blocks if blocks is None else blocks
         grid = self._grid(images)
         tokens, taken = self._run(images, values, blocks)
         dense = self.visual.ln_post(tokens[:, 1:]) @ self.visual.proj
-        maps = {block: _as_map(tokens[:, 1:], grid) for block, tokens in taken.items()}
-        return maps, F.normalize(_as_map(dense, grid).float(), dim=1)
+        maps = {block: x[:, 1:].transpose(1, 2).unflatten(2, grid) for block, x in taken.items()}
+        return maps, F.normalize(dense.transpose(1, 2).unflatten(2, grid).float(), dim=1)
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:
         return features["dense"]
@@ -74,10 +73,15 @@ class ClipViT(ImageEncoder):
     def _run(
         self, images: Tensor, last_mix: Callable[[nn.Module, Tensor], Tensor], taps: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Tokens (B, N, W) after the last block, whose tokens mix by ``last_mix``, and after the blocks ``taps``."""
-        x = self._embed(images)
-        taken = {}
-        blocks = self.visual.transformer.resblocks
+        """Tokens (B, N, W) after the last block, and after each of the blocks ``taps``.
+
+        ``last_mix``: :func:`attend` or :func:`values`, how tokens mix in the last block.
+        """
+        patches = self.visual.conv1(images).flatten(2).transpose(1, 2)  # (B, h·w, W)
+        first = self.visual.class_embedding.to(patches).expand(len(patches), 1, -1)
+        positions = resize_positions(self.visual.positional_embedding, self._grid(images))
+        x = self.visual.ln_pre(torch.cat([first, patches], dim=1) + positions)
+        taken, blocks = {}, self.visual.transformer.resblocks
         for i, block in enumerate(blocks):
             mix = last_mix if i == len(blocks) - 1 else attend
             x = x + block.ls_1(mix(block.attn, block.ln_1(x)))
@@ -86,15 +90,9 @@ class ClipViT(ImageEncoder):
                 taken[i] = x
         return x, taken
 
-    def _embed(self, images: Tensor) -> Tensor:
-        patches = self.visual.conv1(images).flatten(2).transpose(1, 2)  # (B, h·w, W)
-        first = self.visual.class_embedding.to(patches).expand(len(patches), 1, -1)
-        positions = resize_positions(self.visual.positional_embedding, self._grid(images))
-        return self.visual.ln_pre(torch.cat([first, patches], dim=1) + positions)
-
 
 def attend(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """Self-attention of ``x`` (B, N, W), with less time and half the memory of the module's own path on a CPU."""
+    """Self-attention of ``x`` (B, N, W). On a CPU it is faster than the module's own, with half the memory."""
     projected = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     parts = (part.unflatten(2, (attention.num_heads, -1)) for part in projected.chunk(3, dim=2))
     heads = (part.transpose(1, 2) for part in parts)  # queries, keys, values (B, heads, N, -1)
@@ -102,18 +100,14 @@ def attend(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
 
 
 def values(attention: nn.MultiheadAttention, x: Tensor) -> Tensor:
-    """What :func:`attend` gives when each token sees only itself."""
+    """The result of :func:`attend` if each token sees only itself."""
     width = x.shape[2]
-    projected = F.linear(x, attention.in_proj_weight[-width:], attention.in_proj_bias[-width:])
-    return attention.out_proj(projected)
+    return attention.out_proj(F.linear(x, attention.in_proj_weight[-width:], attention.in_proj_bias[-width:]))
 
 
-def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(2, grid)
-
-
-def _check(visual: nn.Module) -> None:
-    plain = (
+def _is_plain(visual: nn.Module) -> bool:
+    """Whether ``visual`` is a transformer whose every step this file computes."""
+    return (
         isinstance(getattr(visual, "transformer", None), nn.Module)
         and visual.attn_pool is None
         and visual.pool_type == "tok"
@@ -122,8 +116,3 @@ def _check(visual: nn.Module) -> None:
         and visual.image_size[0] == visual.image_size[1]
         and visual.patch_size[0] == visual.patch_size[1]
     )
-    if not plain:
-        raise UserError(
-            "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP vision transformer for square images: "
-            "choose one such as ViT-B-16-quickgelu, or another MODEL.IMAGE_ENCODER.NAME."
-        )

@@ -1,44 +1,39 @@
-"""What an image encoder of an image-text model offers, and what encoders share.
+"""The interface of image encoders of image-text models, and what they share.
 
 Shapes: B images of H x W pixels, D embedding width, (h, w) locations of a map, R_i regions of image i,
 ΣR regions of all images, image by image.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
 from clim.errors import UserError, registered
 
-from ..region_pooling import as_rois, pool_masks, pool_rois
+from ..region_pooling import pool_masks, pool_rois
 
-IMAGE_ENCODER_REGISTRY = Registry("IMAGE_ENCODER")
-IMAGE_ENCODER_REGISTRY.__doc__ = """
-Image encoders by name (``MODEL.IMAGE_ENCODER.NAME``): ``from_config(cfg)`` of an :class:`ImageEncoder`.
-"""
+IMAGE_ENCODER_REGISTRY = Registry("IMAGE_ENCODER")  # subclasses of ImageEncoder, built from the config alone
 
 
 def build_image_encoder(cfg) -> "ImageEncoder":
     """The encoder of ``cfg.MODEL.IMAGE_ENCODER``; UserError for unknown names and missing weights."""
     encoder = cfg.MODEL.IMAGE_ENCODER
     if encoder.REGIONS not in ("v1", "v2"):
-        raise UserError(
-            f"MODEL.IMAGE_ENCODER.REGIONS {encoder.REGIONS!r} is unknown: choose v2 (the last layers on RoIAligned "
-            "features) or v1 (RoIAlign of the dense map)."
-        )
+        raise UserError(f"MODEL.IMAGE_ENCODER.REGIONS {encoder.REGIONS!r} is unknown: choose v2 or v1.")
     return registered(IMAGE_ENCODER_REGISTRY, encoder.NAME, key="MODEL.IMAGE_ENCODER.NAME")(cfg)
 
 
 class ImageEncoder(nn.Module):
-    """Embeds images, regions and single locations in one space.
+    """Embeds images, regions and single locations in one space. Takes normalised pixels (B, 3, H, W).
 
-    Takes normalised pixels (B, 3, H, W). Modules with nothing to learn stay in evaluation mode.
+    An encoder that grounds words in locations also has ``feature_map(images)``, its last map (B, C, h, w) before
+    projection, and ``project(rows)``, the linear projection of vectors (R, C) of that map to (R, D).
 
     Attributes:
         dim: D.
@@ -46,8 +41,7 @@ class ImageEncoder(nn.Module):
         stride: px between locations of :meth:`features`.
         dense_stride: px between locations of :meth:`dense`.
         regions: "v1": a region is RoIAligned from :meth:`dense`; "v2": by :meth:`pool_regions` (clip_fvlm §1).
-        has_unused_parameters: whether :meth:`embed_images` alone uses some of the weights that learn, so that a batch
-            without whole images leaves them without gradient.
+        has_unused_parameters: whether a batch without whole images leaves weights that learn without gradient.
     """
 
     dim: int
@@ -61,7 +55,7 @@ class ImageEncoder(nn.Module):
         return self.stride
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """(B, D) from the encoder's ordinary path, not L2-normalised."""
+        """(B, D), as the image-text model embeds whole images; not L2-normalised."""
         raise NotImplementedError
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
@@ -70,7 +64,7 @@ class ImageEncoder(nn.Module):
 
     def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
         """Yields (ΣR, D) once, not L2-normalised; boxes in input pixels, one ``Boxes`` an image."""
-        rois = as_rois(boxes)
+        rois = convert_boxes_to_pooler_format(boxes)
         if self.regions == "v2":
             yield self.pool_regions(features, rois)
         else:
@@ -81,33 +75,28 @@ class ImageEncoder(nn.Module):
         raise NotImplementedError
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:
-        """(B, D, h, w), a unit vector for each location."""
+        """(B, D, h, w), one unit vector for each location."""
         raise NotImplementedError
 
     @property
     def tap_shapes(self) -> dict[Hashable, ShapeSpec]:
-        """Channels and stride of the maps of :meth:`taps`, four for a pyramid, finest first."""
+        """Channels and stride of the four maps of :meth:`taps`, finest first."""
         raise NotImplementedError
 
     def taps(self, images: Tensor) -> tuple[dict[Hashable, Tensor], Tensor]:
-        """Maps from several depths, for a pyramid, and ``features(images)["dense"]``, in one pass."""
+        """Maps of four depths, and ``features(images)["dense"]``, in one pass."""
         raise NotImplementedError
 
     def embed_masks(self, features: dict[str, Tensor], masks: Sequence[Tensor]) -> Tensor:
-        """(ΣR, D): mean over :meth:`dense` inside each mask (:func:`pool_masks`), not L2-normalised.
+        """(ΣR, D): mean of :meth:`dense` inside each mask (:func:`pool_masks`), not L2-normalised.
 
-        Args:
-            masks: (R_i, H, W) bool an image, in input pixels; may end before the padding does.
+        ``masks``: one (R_i, H, W) bool for each image, in input pixels. They may be smaller than the padded image.
         """
-        dense = self.dense(features)
-        means = [
-            pool_masks(of_image, inside.to(dense.device), stride=self.dense_stride)
-            for of_image, inside in zip(dense, masks, strict=True)
-        ]
-        return torch.cat(means) if means else dense.new_zeros(0, self.dim)
+        dense, stride = self.dense(features), self.dense_stride
+        return torch.cat([pool_masks(d, m.to(d.device), stride=stride) for d, m in zip(dense, masks, strict=True)])
 
     def train(self, mode: bool = True) -> "ImageEncoder":
-        """As nn.Module's, except that modules with nothing to learn stay in evaluation mode."""
+        """As nn.Module's, but modules whose weights are all frozen stay in evaluation mode."""
         super().train(mode)
         if mode:
             for module in self.modules():
@@ -118,7 +107,7 @@ class ImageEncoder(nn.Module):
 
 
 def clip_arguments(cfg) -> dict:
-    """What every CLIP encoder takes from the config: open_clip's ``visual`` half, ``unlocked_blocks``."""
+    """Arguments of every CLIP encoder: open_clip's ``visual`` half, and ``unlocked_blocks``."""
     from clim.text.clip import load_clip_visual  # open_clip takes seconds to import
 
     encoder = cfg.MODEL.IMAGE_ENCODER
@@ -126,28 +115,15 @@ def clip_arguments(cfg) -> dict:
     return {"visual": visual, "unlocked_blocks": encoder.UNLOCKED_BLOCKS}
 
 
-@runtime_checkable
-class LocationEncoder(Protocol):
-    """What a model needs to ground words in the locations of a feature map."""
-
-    def feature_map(self, images: Tensor) -> Tensor:
-        """(B, C, h, w), the last map of normalised images (B, 3, H, W), not projected."""
-
-    def project(self, rows: Tensor) -> Tensor:
-        """(R, D) of the vectors (R, C) of locations; linear."""
-
-
 def first_unlocked(unlocked: int, count: int) -> int:
-    """Number of the first block that learns, where the last ``unlocked`` of ``count`` do."""
+    """Index of the first block that learns, if the last ``unlocked`` of ``count`` blocks learn."""
     if not 0 <= unlocked <= count:
-        raise UserError(
-            f"MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS is {unlocked}: this image encoder takes a number from 0 to {count}."
-        )
+        raise UserError(f"MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS is {unlocked}: set a number from 0 to {count}.")
     return count - unlocked
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Positional embeddings (1 + g², C) for (h, w) locations: (1 + h·w, C), the first row unchanged.
+    """Positional embeddings (1 + g², C) → (1 + h·w, C) for ``grid`` (h, w); the first row is unchanged.
 
     Bicubic without antialiasing, as in the release (clip_fvlm §1); open_clip antialiases.
     """

@@ -1,4 +1,4 @@
-"""F-VLM's backbone: a frozen image encoder, its taps brought to strides 4 to 32, and Detectron2's FPN on them.
+"""F-VLM's backbone: a frozen image encoder, its taps rescaled to strides 4 to 32, and Detectron2's FPN on them.
 
 Shapes: N images, C channels, H, W pixels, R regions, D width of region embeddings.
 """
@@ -15,16 +15,16 @@ from clim.errors import UserError
 
 from .encoder import build_image_encoder
 
-LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}  # name: stride in px of what the pyramid is made of
-VLM = "vlm"  # the map that the encoder's own region embeddings are pooled from, at test only
+LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}  # name: stride in px of the pyramid's inputs
+VLM = "vlm"  # the encoder's dense map; its own region embeddings are pooled from it, at test only
 UPSCALING = ("deconvolution", "interpolation")
 
 
 def rescaling(channels: int, factor: float, *, upscaling: str, norm: str) -> nn.Module:
     """(N, C, h, w) → (N, C, factor · h, factor · w) for a factor of 1/2, 1, 2 or 4.
 
-    Upwards by 2 x 2 deconvolutions with stride 2, a norm and a GELU between two of them (CLIM release), or
-    bilinear ("interpolation", CLIM paper); downwards by 2 x 2 max-pooling in both.
+    It enlarges by 2 x 2 deconvolutions with stride 2, a norm and a GELU between two of them (CLIM release), or by
+    bilinear interpolation (CLIM paper). It halves by 2 x 2 max-pooling.
     """
     if factor == 1:
         return nn.Identity()
@@ -38,10 +38,9 @@ def rescaling(channels: int, factor: float, *, upscaling: str, norm: str) -> nn.
 
 
 class TapLevels(Backbone):
-    """Maps of the encoder's taps at the strides of LEVELS: what an FPN calls its bottom-up network.
+    """The bottom-up network of an FPN: rescales the encoder's taps to the strides of LEVELS.
 
-    Args:
-        shapes: {tap: channels and stride}, four taps, first the one for stride 4; a ViT's all have stride 16.
+    ``shapes``: {tap: channels and stride} of four taps, the first one for stride 4; all taps of a ViT have stride 16.
     """
 
     def __init__(self, shapes: dict[str, ShapeSpec], *, upscaling: str, norm: str):
@@ -66,9 +65,7 @@ class TapLevels(Backbone):
 class ClipFPN(Backbone):
     """Frozen encoder → pyramid p2 … p6; at test also the map of the encoder's own region embeddings.
 
-    Args:
-        encoder: an image encoder with ``taps``; frozen here, and in evaluation mode whatever the model's is.
-        pyramid: maps of the taps by name → feature maps by name.
+    ``encoder``: an image encoder with ``taps``; always in evaluation mode. ``pyramid``: {tap: map} → {level: map}.
     """
 
     def __init__(self, encoder: nn.Module, pyramid: Backbone):
@@ -82,14 +79,14 @@ class ClipFPN(Backbone):
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) normalised pixels → {"p2": …, "p6": …}, and VLM where the model is not in training."""
+        """(N, 3, H, W) normalised pixels → {"p2": …, "p6": …}, outside training also the map VLM."""
         with torch.no_grad():
             maps, vlm = self.encoder.taps(images)
         features = self.pyramid(maps)
         return features if self.training else features | {VLM: vlm}
 
     def embed_regions(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
-        """The encoder's embeddings (ΣR, D) of boxes in input pixels, image by image; not normalised."""
+        """The encoder's embeddings (ΣR, D) of each image's boxes in input pixels; not normalised."""
         (embeddings,) = self.encoder.embed_stages({"dense": features[VLM]}, boxes)
         return embeddings
 
@@ -103,15 +100,9 @@ class ClipFPN(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_clip_fpn_backbone(cfg, input_shape):
-    """The encoder of MODEL.IMAGE_ENCODER under an FPN (MODEL.FPN.OUT_CHANNELS, NORM; "" for none)."""
+    """The encoder of MODEL.IMAGE_ENCODER under the FPN of MODEL.FPN and MODEL.FVLM.UPSCALING."""
     encoder, fpn = build_image_encoder(cfg), cfg.MODEL.FPN
     levels = TapLevels(encoder.tap_shapes, upscaling=cfg.MODEL.FVLM.UPSCALING, norm=fpn.NORM)
-    pyramid = FPN(
-        levels,
-        in_features=list(LEVELS),
-        out_channels=fpn.OUT_CHANNELS,
-        norm=fpn.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=fpn.FUSE_TYPE,
-    )
+    top = LastLevelMaxPool()
+    pyramid = FPN(levels, list(LEVELS), fpn.OUT_CHANNELS, norm=fpn.NORM, top_block=top, fuse_type=fpn.FUSE_TYPE)
     return ClipFPN(encoder, pyramid)

@@ -1,6 +1,6 @@
 """ResNets as image encoders: CLIP's, with its attention pool (clip_fvlm §1), and OV-RCNN's (ovrcnn §1.1, §1.3).
 
-Shapes: B images, C channels of the last layer, (h, w) its locations, D embedding width.
+Shapes: B images, C channels and (h, w) locations of the last layer, D embedding width.
 """
 
 import torch
@@ -21,7 +21,7 @@ ROIS_AT_ONCE = 256  # a 14 x 14 RoI of RN50x64 takes 13 MB, with its tokens, key
 
 @IMAGE_ENCODER_REGISTRY.register()
 class ClipResNet(ImageEncoder):
-    """Regions "v2": RoIAlign layer4 to the attention pool's own grid, then the pool; "v1": RoIAlign the dense map.
+    """Regions "v2": RoIAlign of layer4 to the attention pool's grid, then the pool; "v1": RoIAlign of the dense map.
 
     Batch norm, stem to layer3, and the pool's value and output projections are always frozen.
     """
@@ -37,9 +37,7 @@ class ClipResNet(ImageEncoder):
                 "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP ResNet: choose one such as "
                 "RN50x64-quickgelu, or another MODEL.IMAGE_ENCODER.NAME."
             )
-        self.visual = visual
-        self.regions = regions
-        self.dim = visual.output_dim
+        self.visual, self.regions, self.dim = visual, regions, visual.output_dim
         pool = visual.attnpool
         self.grid = round((len(pool.positional_embedding) - 1) ** 0.5)
         self.native_size = self.grid * self.stride
@@ -71,13 +69,13 @@ class ClipResNet(ImageEncoder):
         }
 
     def taps(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """{"layer1": …, "layer4": …} at strides 4 to 32, and layer4 again: the map that regions are pooled from."""
+        """{"layer1": …, "layer4": …} at strides 4 to 32, and layer4 again."""
         result = self.visual.forward_intermediates(images, indices=len(LAYERS), intermediates_only=True)
         maps = dict(zip(LAYERS, result["image_intermediates"], strict=True))
         return maps, maps["layer4"]
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:
-        # The pool without attention: the projected value of each location. The mean token plays no part then.
+        # The pool without attention: the projected value of each location, without the mean token.
         pool, layer4 = self.visual.attnpool, features["dense"]
         grid = layer4.shape[2:]
         positions = resize_positions(pool.positional_embedding, tuple(grid))[1:]
@@ -85,19 +83,14 @@ class ClipResNet(ImageEncoder):
         return F.normalize(values.transpose(1, 2).unflatten(2, grid).float(), dim=1)
 
     def pool_regions(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
-        layer4, pool = features["dense"], self.visual.attnpool
-        parts = [
-            attention_pool(pool, pool_rois(layer4, part, stride=self.stride, size=self.grid))
-            for part in rois.split(ROIS_AT_ONCE)
-        ]
-        return torch.cat(parts)
+        pooled = (
+            pool_rois(features["dense"], part, stride=self.stride, size=self.grid) for part in rois.split(ROIS_AT_ONCE)
+        )
+        return torch.cat([attention_pool(self.visual.attnpool, maps) for maps in pooled])
 
 
 def attention_pool(pool: nn.Module, maps: Tensor) -> Tensor:
-    """(B, D): open_clip's AttentionPool2d ``pool`` of maps (B, C, h, w) of any size.
-
-    Only the mean token asks: its answer is all that the module itself returns.
-    """
+    """(B, D): open_clip's AttentionPool2d ``pool`` on maps (B, C, h, w) of any size; only the mean token is a query."""
     positions = resize_positions(pool.positional_embedding, tuple(maps.shape[2:]))
     locations = maps.flatten(2).transpose(1, 2)
     tokens = torch.cat([locations.mean(1, keepdim=True), locations], dim=1) + positions
@@ -108,10 +101,9 @@ def attention_pool(pool: nn.Module, maps: Tensor) -> Tensor:
 
 @IMAGE_ENCODER_REGISTRY.register()
 class ResNetGrid(ImageEncoder):
-    """Detectron2's ResNet and ``emb_pred``, read location by location; it embeds neither images nor boxes.
+    """Detectron2's ResNet (MODEL.RESNETS, weights from MODEL.WEIGHTS) and the projection ``emb_pred`` of its locations.
 
-    The ResNet is MODEL.RESNETS' and MODEL.BACKBONE.FREEZE_AT's; its weights come from MODEL.WEIGHTS, such as
-    detectron2://ImageNetPretrained/MSRA/R-50.pkl.
+    It embeds neither whole images nor boxes.
     """
 
     stride = 32
@@ -120,8 +112,7 @@ class ResNetGrid(ImageEncoder):
     def __init__(self, *, backbone: ResNet, dim: int):
         super().__init__()
         self.backbone, self.dim = backbone, dim
-        self.last = list(backbone.output_shape())[-1]
-        self.emb_pred = nn.Linear(backbone.output_shape()[self.last].channels, dim)
+        self.emb_pred = nn.Linear(backbone.output_shape()["res5"].channels, dim)
 
     @classmethod
     def from_config(cls, cfg):
@@ -132,7 +123,7 @@ class ResNetGrid(ImageEncoder):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """(B, C, H / 32, W / 32), the output of res5."""
-        return self.backbone(images)[self.last]
+        return self.backbone(images)["res5"]
 
     def project(self, rows: Tensor) -> Tensor:
         return self.emb_pred(rows)
