@@ -2,23 +2,35 @@
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Detectron2 imports torch, which takes seconds
     from detectron2.config import CfgNode
 
 
 def add_clim_config(cfg: "CfgNode") -> None:
     """Add CLIM's keys to Detectron2's defaults, in place. Call before ``merge_from_file``."""
-    from detectron2.config import CfgNode as CN  # Detectron2 imports torch, which takes seconds
-
     import clim.data.datasets  # noqa: F401  registers the data sets
     import clim.modeling  # noqa: F401  registers meta-architectures, heads, backbones and methods
 
+    node = type(cfg)
+    _add_classifier(cfg, node)
+    cfg.MODEL.METHOD = method = node()
+    method.NAME = ""  # "Detic", "Baron", "Grounding", "ClipContrast", "RegionClip"; "": boxes only
+    _add_detector_methods(method, node)
+    _add_encoder_methods(method, node)
+    cfg.register_renamed_key("INPUT.MOSAIC.GROUPS", "MODEL.METHOD.DETIC.GROUPS")
+    _add_encoders(cfg, node)
+    _add_input(cfg, node)
+    _add_training(cfg)
+
+
+def _add_classifier(cfg, node) -> None:
+    """Weights, the classifier that compares with texts, its vocabulary, the text tower."""
     # ---- Weights --------------------------------------------------------------------------------
     # True: also load files that hold more than tensors and arrays. Loading them can run code from the file.
     cfg.MODEL.TRUST_WEIGHTS = False
 
     # ---- Open-vocabulary classifier -------------------------------------------------------------
-    cfg.MODEL.OPEN_VOCAB = ov = CN()
+    cfg.MODEL.OPEN_VOCAB = ov = node()
     ov.TEMPERATURE = 25.0  # scale of the cosine; official Detic 50, CLIM release 25
     ov.TRAIN_BIAS = []  # [-20.0]: start of a learnable bias on the logits, in training only (CLIM); []: none (Detic)
     # "cosine": linear · text embedding (Detic). "pseudo_words": the text tower reads a region (baron §3);
@@ -32,7 +44,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     ov.BASE_CLASSES = ""
     ov.FP32_HEADS = False  # True: only the backbone runs in half precision (official Detic)
 
-    cfg.MODEL.VOCABULARY = vocabulary = CN()
+    cfg.MODEL.VOCABULARY = vocabulary = node()
     # The first one that is set counts: names, embeddings, the checkpoint's vocabulary.
     vocabulary.NAMES = []  # list of class names, read by the text tower
     vocabulary.PROMPT = "ensemble"  # for NAMES: "a" ("a " + name), "ensemble" (63 templates) or "name"
@@ -40,24 +52,24 @@ def add_clim_config(cfg: "CfgNode") -> None:
 
     # What classifies and refines the regions of a C4 head: "OpenVocabOutputLayers" or "OVRCNNOutputLayers".
     cfg.MODEL.ROI_BOX_HEAD.PREDICTOR = "OpenVocabOutputLayers"
-    cfg.MODEL.OVRCNN = ovrcnn = CN()  # OVRCNNOutputLayers (ovrcnn §2, §6)
+    cfg.MODEL.OVRCNN = ovrcnn = node()  # OVRCNNOutputLayers (ovrcnn §2, §6)
     ovrcnn.BACKGROUND_WEIGHT = 0.2  # weight of background regions in the classification loss
     # Classes of COCO in the softmax at test. "ovcoco": the 65 that are scored (generalized, the published figure);
     # "ovcoco_base", "ovcoco_novel": base-only and target-only figures; "": all classes of the vocabulary.
     ovrcnn.TEST_CLASSES = ""
 
     # ---- Text tower (frozen) --------------------------------------------------------------------
-    cfg.MODEL.TEXT = text = CN()
+    cfg.MODEL.TEXT = text = node()
     text.NAME = "ViT-B-32-quickgelu"  # an open_clip model or a json of one, "minilm", or a folder with a BERT
     text.PRETRAINED = "openai"  # tag of open_clip, file or hub name; "": random weights, for tests only
     text.DIM = 512  # width of its embeddings, and of the classifier's projection
     text.WORD_DIM = 512  # width of its word embeddings and its last layer, for pseudo words
     text.CACHE = ""  # folder of cached caption embeddings; "": the tower reads captions in every step
 
-    # ---- Method: what is learnt from image-text pairs (clim/methods) ----------------------------
-    cfg.MODEL.METHOD = method = CN()
-    method.NAME = ""  # "Detic", "Baron", "Grounding", "ClipContrast", "RegionClip"; "": boxes only
-    method.DETIC = detic = CN()
+
+def _add_detector_methods(method, node) -> None:
+    """Methods of clim/methods that learn from proposals of a detector."""
+    method.DETIC = detic = node()
     detic.TEMPERATURE = 25.0
     detic.BIAS = [-20.0]  # start of two learnable biases, one for captions and one for tags; []: none
     detic.CAPTION_WEIGHT = 0.1  # 0: no caption loss
@@ -71,11 +83,10 @@ def add_clim_config(cfg: "CfgNode") -> None:
     detic.TAG_MIN_IOF = 0.3  # a proposal belongs to the tile that contains more than this part of it
     detic.TAG_TOPK = 128  # proposals of a tile, by score, among which the largest is taken
     detic.GROUPS = 4  # composition groups a canvas and loss (CLIM release); 0: none (paper)
-    cfg.register_renamed_key("INPUT.MOSAIC.GROUPS", "MODEL.METHOD.DETIC.GROUPS")
 
     # BARON's caption branch: the proposals of an image or tile are one bag, which the text tower reads like a sentence
     # (baron §5). There is no published code for tiles: we assign proposals to tiles as Detic does it (baron §7).
-    method.BARON = baron = CN()
+    method.BARON = baron = node()
     baron.MIN_IOF = 0.3  # a proposal belongs to the tile that holds more than this part of it (inferred)
     baron.TOPK = 128  # proposals of a tile, by score, that may enter its bag
     baron.RATIO = [0.25, 4.0]  # lowest and highest width / height of a proposal
@@ -91,12 +102,15 @@ def add_clim_config(cfg: "CfgNode") -> None:
     baron.QUEUE_LENGTH = 1024  # bags and captions, 1024 of each, per process
     baron.WEIGHT = 10.0  # factor of each source's loss (inferred for mosaics)
 
+
+def _add_encoder_methods(method, node) -> None:
+    """Methods of clim/methods that train an image encoder."""
     # Image-text contrast of whole images and tiles (CLIM paper §3.3, clip_fvlm §2).
-    method.CLIP = clip = CN()
+    method.CLIP = clip = node()
     clip.SCALE = 100.0  # start of the learned factor of the cosines: 1 / 0.01, where OpenAI's training ended
     clip.MAX_SCALE = 100.0
     # OV-RCNN's pre-training (ovrcnn §1, §3). Values are official; those for mosaics are ours.
-    method.GROUNDING = grounding = CN()
+    method.GROUNDING = grounding = node()
     # Score of a caption and a tile. "aligned_local": each word weights the locations of the feature map, and each
     # location the words (official). "mean": over all pairs of both (CLIM's paper, with "cosine" and TEMPERATURE .01).
     grounding.GLOBAL_METRIC = "aligned_local"
@@ -114,13 +128,16 @@ def add_clim_config(cfg: "CfgNode") -> None:
     grounding.MLM_PROBABILITY = 0.15  # that the transformer has to predict a word
     grounding.MLM_HIDDEN = 0.9  # part of these words that is hidden, also from the grounding losses
     grounding.TEXT_DROPOUT = True  # the frozen BERT uses its own dropout in training
-    method.REGION_CLIP = region_clip = CN()  # comparator: boxes with pseudo-labels (clip_fvlm §5)
+    method.REGION_CLIP = region_clip = node()  # comparator: boxes with pseudo-labels (clip_fvlm §5)
     region_clip.SCALE = 100.0  # factor of the cosines, not learned
     region_clip.CLASSES = 100  # nouns in one loss: those of the batch, and random ones
     region_clip.EMBEDDINGS = ""  # .npy (nouns, D), unit rows; absolute, or below the data root
 
+
+def _add_encoders(cfg, node) -> None:
+    """Image encoders of image-text models, and F-VLM, which detects with a frozen one."""
     # ---- Image encoder of an image-text model (ImageTextModel, GridTextModel, FVLM) ---------------
-    cfg.MODEL.IMAGE_ENCODER = encoder = CN()
+    cfg.MODEL.IMAGE_ENCODER = encoder = node()
     encoder.NAME = "ClipViT"  # or "ClipResNet", "EfficientNetLite0", "ResNetGrid" (OV-RCNN)
     encoder.ARCHITECTURE = "ViT-B-16-quickgelu"  # an open_clip model, or a json in the format of its configs
     encoder.PRETRAINED = "openai"  # tag of open_clip, hub name or file (OpenAI, open_clip, CLIM); "": random weights
@@ -132,7 +149,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     encoder.REGIONS = "v2"
 
     # ---- F-VLM detector (clip_fvlm §4) ----------------------------------------------------------
-    cfg.MODEL.FVLM = fvlm = CN()
+    cfg.MODEL.FVLM = fvlm = node()
     fvlm.ALPHA = 0.1  # weight of the encoder's score for classes with boxes and the background
     fvlm.BETA = 0.8  # its weight for classes without boxes
     fvlm.TEMPERATURE = 75.0  # factor of the cosines in the encoder's score
@@ -144,15 +161,18 @@ def add_clim_config(cfg: "CfgNode") -> None:
     # release, which takes the RGB mean for BGR pixels: the padding is not zero after normalisation.
     fvlm.PAD_PIXEL = [104.09373615, 116.7460125, 122.7709383]
 
+
+def _add_input(cfg, node) -> None:
+    """From records to the network's input."""
     # ---- Input ----------------------------------------------------------------------------------
-    cfg.INPUT.CAPTION = caption = CN()
+    cfg.INPUT.CAPTION = caption = node()
     caption.SHORT_SIDE = 400  # px
     caption.LONG_SIDE = 667  # px, at most
     caption.FLIP = 0.5  # probability of a horizontal flip
     caption.CROP = 0  # px; above 0: a random crop, resized to a square of this side (CLIP); 0: the whole image
     caption.CROP_SCALE = [0.9, 1.0]  # part of the image's area
     caption.CROP_RATIO = [3 / 4, 4 / 3]  # width / height
-    cfg.INPUT.MOSAIC = mosaic = CN()
+    cfg.INPUT.MOSAIC = mosaic = node()
     mosaic.GRIDS = [2, 3, 4]  # n of the n x n tiles, drawn uniformly for each canvas
     mosaic.SIZE = 800  # px, side of the canvas
     mosaic.FLIP = 0.5  # probability of a horizontal flip, for each tile
@@ -165,7 +185,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     mosaic.COMPOSE = "loader"
     mosaic.PARTNERS = "random"  # or an index made by tools/build_neighbours.py (Table 2c)
     mosaic.PERMUTE_TEXTS = False  # True, for control experiments: tiles exchange their texts within a canvas
-    cfg.INPUT.REGIONS = regions = CN()  # images whose boxes a model classifies
+    cfg.INPUT.REGIONS = regions = node()  # images whose boxes a model classifies
     regions.SIZE = 1024  # px, longest side; padded to a square
     regions.MASK_STRIDE = 16  # px, resolution of region masks: the stride of the encoder's dense map
     regions.CROP_SIZE = 224  # px, side of a region's crop: the size that the encoder was trained on
@@ -174,10 +194,13 @@ def add_clim_config(cfg: "CfgNode") -> None:
     regions.MAX_BOXES = 100  # number of annotations that are read of an image, before the rules for area
     regions.CROWDS = True  # crowds are regions like others (release); False: leave them out first
 
-    cfg.INPUT.LSJ = lsj = CN()  # large-scale jittering of images with boxes in training
+    cfg.INPUT.LSJ = lsj = node()  # large-scale jittering of images with boxes in training
     lsj.SIZE = 0  # px, side of the square, to which FVLM pads at test too; 0: Detectron2's resizing
     lsj.SCALE = [0.1, 2.0]  # an image is scaled to fit a square of SIZE times a random factor between these
 
+
+def _add_training(cfg) -> None:
+    """Data sets, the loader, the solver and the evaluation."""
     # ---- Data: sizes are per GPU ----------------------------------------------------------------
     cfg.DATASETS.CAPTIONS = ()  # registered sets of image-text pairs
     cfg.DATASETS.REGIONS = ()  # registered sets of images with pseudo-labelled boxes
