@@ -29,8 +29,9 @@ def test_names_of_the_package_are_imported_when_they_are_used():
 
 
 LAZY = """
-import runpy, sys
+import os, runpy, sys
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as Python does for a script
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 except SystemExit as end:

@@ -2,8 +2,8 @@
 
 MMDetection's detectors differ from ours in names alone. Both order anchors by size, then ratio (``scale_major=False``;
 F-VLM has one size a level), normalise with eps 1e-5, regress with stds .1, .1, .2, .2 (our weights 10, 10, 5, 5),
-subtract the same BGR mean, sort classes by COCO id and flatten maps as (C, 7, 7) (detic §2, §5; baron §2, §9; clip_fvlm
-§4, §7). OVR-CNN's detectors differ in layout too (ovrcnn §1, §2, §4).
+subtract the same BGR mean, sort classes by COCO id and flatten maps as (C, 7, 7) (detic §2, §5; baron §2, §9;
+clip_fvlm §4, §7). OVR-CNN's detectors differ in layout too (ovrcnn §1, §2, §4).
 """
 
 import re
