@@ -94,13 +94,9 @@ def register(name: str, files: Files, read: Callable, vocabulary: Callable[[], V
 def register_own_set(name: str, kind: str, json_file: str, image_root: str, **metadata) -> None:
     """Register a user's data set; its classes are the categories of the json by ascending id.
 
-    Args:
-        kind: "captions": image-text pairs; "boxes": a COCO json for training or detection; "regions": a COCO json
-            whose boxes are classified; "pseudo_labels": a json of ``tools/pseudo_label.py``.
-        json_file, image_root: absolute, relative to the working folder, or below the data root.
-        metadata: further entries of ``MetadataCatalog``, e.g. ``stuff_classes``.
-
-    UserError if ``name`` is taken.
+    ``kind`` is "captions": image-text pairs; "boxes": a COCO json for training or detection; "regions": a COCO json
+    whose boxes are classified; or "pseudo_labels": a json of ``tools/pseudo_label.py``. Paths are absolute, relative
+    to the working folder, or below the data root. ``metadata`` as in :func:`register`. UserError if ``name`` is taken.
     """
     if name in DatasetCatalog:
         raise UserError(f"{name} is another data set already: choose another name.")
@@ -111,10 +107,7 @@ def register_own_set(name: str, kind: str, json_file: str, image_root: str, **me
 
 
 def register_own_sets(entries: Sequence[Sequence[str]]) -> None:
-    """Register DATASETS.OWN, [[name, kind, json, image folder], …]; an entry may be registered again.
-
-    UserError for an entry of another form, or a name that another data set has.
-    """
+    """Register DATASETS.OWN, [[name, kind, json, image folder], …]. UserError for another form or a taken name."""
     for entry in map(tuple, entries):
         if len(entry) != 4 or entry[1] not in _KINDS:
             form = f"[name, kind, json, image folder], kind one of {', '.join(_KINDS)}"
@@ -201,7 +194,7 @@ _MINI = (
 
 
 def register_builtin() -> None:
-    """Register every data set of this file; names that are taken (second import, Detic's registration) stay."""
+    """Register every data set of this file."""
     for read, metadata, images, sets in _COCO:
         for name, json_files in sets.items():
             files = Files(f"coco/{images}", tuple(f"coco/{stem}.json" for stem in json_files), PREPARE_COCO)

@@ -56,17 +56,13 @@ class Decoded(NamedTuple):
 
 
 def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tuple[int, int] | None = None) -> Decoded:
-    """Decode an image to three 8-bit channels and turn it upright (EXIF).
+    """Decode an image to three 8-bit channels and turn it upright (EXIF). Detectron2's ``PathManager`` opens the file.
 
-    Args:
-        file_name: any path that Detectron2's ``PathManager`` opens.
-        fmt: channel order, ``"BGR"`` or ``"RGB"``.
-        at_least: (height, width) in px that the caller resizes to. A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its
-            size, which is faster and does not alias; no side becomes shorter than asked. Other formats keep full size.
+    ``fmt`` is "BGR" or "RGB". ``at_least`` is the (height, width) in px that the caller resizes to: a larger JPEG is
+    decoded at 1/2, 1/4 or 1/8 of its size, which is faster and does not alias; no side becomes shorter than asked.
 
-    Raises:
-        UnreadableImage: the file is missing, empty, truncated, not an image, has more than ``MAX_PIXELS`` pixels or
-            a side shorter than ``MIN_SIDE``.
+    UnreadableImage if the file is missing, empty, truncated, not an image, has more than ``MAX_PIXELS`` pixels or a
+    side shorter than ``MIN_SIDE``.
     """
     if fmt not in ("BGR", "RGB"):
         raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
@@ -75,8 +71,7 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
         with PathManager.open(file_name, "rb") as file:
             data = file.read()
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = "missing" if missing else f"cannot be opened ({error.strerror or error})"
+        reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error.strerror or error})"
         raise UnreadableImage(file_name, reason) from error
     if not data:
         raise UnreadableImage(file_name, "empty")
@@ -188,8 +183,7 @@ def _draft(image: Image.Image, at_least: tuple[int, int]) -> None:
 def _to_rgb(image: Image.Image) -> np.ndarray:
     """uint8 (H, W, 3) of an image of any mode."""
     if image.mode == "F" or image.mode.startswith("I"):
-        grey = _to_8_bit(np.asarray(image))
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        return np.repeat(_to_8_bit(np.asarray(image))[:, :, None], 3, axis=2)
     image.info.pop("transparency", None)  # RGB has none, and PIL would warn
     return np.asarray(image.convert("RGB"))
 

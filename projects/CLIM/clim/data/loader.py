@@ -36,10 +36,7 @@ Key = tuple[str, int, int]  # (source, epoch, index)
 
 
 def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]:
-    """This rank's joint batches from iteration ``start_iter`` on.
-
-    They depend on seed, start_iter, rank and world size, but not on DATALOADER.NUM_WORKERS.
-    """
+    """This rank's joint batches from iteration ``start_iter`` on, the same for any DATALOADER.NUM_WORKERS."""
     loader = cfg.DATALOADER
     sizes = batch_sizes(cfg)
     mappers = build_mappers(cfg, sizes, seed=seed)
@@ -87,7 +84,7 @@ class MappedSources(Dataset):
 
 
 def collate(samples: list[tuple[str, dict]]) -> dict:
-    """Samples by source, and all replaced images under ``skipped``."""
+    """{source: its samples}, and all replaced images under ``skipped``."""
     batch: dict = {name: [] for name in STREAMS} | {"skipped": []}
     for source, sample in samples:
         batch["skipped"] += sample.pop("skipped")
@@ -138,10 +135,7 @@ def caption_records(names: Sequence[str]) -> list[dict]:
 
 
 def with_own_ids(records: list[dict]) -> list[dict]:
-    """The records, with an ``image_id`` that differs between images, as contrastive losses need.
-
-    If two images of several data sets have the same id, or an id is not an integer >= 0, all images get new numbers.
-    """
+    """The records. If two images share an ``image_id``, or one is not an integer >= 0, all images get new numbers."""
     files: dict = {}
     shared = any(files.setdefault(r["image_id"], r["file_name"]) != r["file_name"] for r in records)
     if not shared and all(type(image_id) is int and image_id >= 0 for image_id in files):
@@ -248,13 +242,9 @@ class SkippingLoader:
 
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in self.loader:
-            samples = []
-            for sample in batch:
-                if isinstance(sample, Skipped):
-                    self.on_skip(sample)
-                else:
-                    samples.append(sample)
-            if samples:
+            for skipped in (sample for sample in batch if isinstance(sample, Skipped)):
+                self.on_skip(skipped)
+            if samples := [sample for sample in batch if not isinstance(sample, Skipped)]:
                 yield samples
 
 

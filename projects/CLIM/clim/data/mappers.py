@@ -28,10 +28,8 @@ MAX_REPLACEMENTS = 50  # more in a row mean that the image folder is wrong
 class RecordMapper:
     """Base of all mappers: it gives each sample its random numbers and replaces unreadable images.
 
-    Args:
-        records: dicts with ``file_name, height, width, image_id`` and what the subclass needs.
-        seed, stream: sources with different ``stream`` draw independently.
-        image_format: channel order of ``image``, "BGR" or "RGB".
+    ``records`` are dicts with ``file_name, height, width, image_id`` and what the subclass needs. Sources with
+    different ``stream`` draw independently. ``image_format`` is "BGR" or "RGB".
     """
 
     square = False  # whether all samples are squares of one size
@@ -84,14 +82,12 @@ def check_size(record: dict, decoded: Decoded) -> None:
 class CanvasMapper(RecordMapper):
     """Records with ``captions`` and ``tags`` → canvases of n x n tiles; n = 1 is the resized image (CLIM paper §3.2).
 
-    Args:
-        grids: n is drawn uniformly from it for every canvas.
-        short, long: sides in px. A mosaic has ``long`` x ``long`` px; a single image follows Detectron2's
-            ResizeShortestEdge.
-        filling: "fit" keeps the ratio, pads and packs inwards (CLIM release); "crop" fills each cell with a random
-            crop (CLIM paper §3.2). The box of a tile is the box of the pasted pixels.
-        partners: (N, K) indices of each record's neighbours; None: partners are drawn from all records.
-        permute_texts: every tile of a mosaic gets the texts of another tile (a control for experiments).
+    n is drawn uniformly from ``grids`` for every canvas. A mosaic has ``long`` x ``long`` px; a single image follows
+    Detectron2's ResizeShortestEdge. ``filling``: "fit" keeps the ratio, pads and packs inwards (CLIM release); "crop"
+    fills each cell with a random crop (CLIM paper §3.2). The box of a tile is the box of the pasted pixels.
+
+    ``partners`` are (N, K) indices of each record's neighbours; None: all records. ``permute_texts``: every tile of a
+    mosaic gets the texts of another tile (a control for experiments).
     """
 
     def __init__(
@@ -273,8 +269,7 @@ def training_augmentations(cfg) -> list[T.Augmentation]:
 
 def _scaled(record: dict, scale: float) -> tuple[int, int]:
     """(height, width) of the image times ``scale``, rounded up, but at most full size."""
-    height, width = (min(int(np.ceil(record[side] * scale)), record[side]) for side in ("height", "width"))
-    return height, width
+    return tuple(min(int(np.ceil(record[side] * scale)), record[side]) for side in ("height", "width"))
 
 
 def _canvas(image: torch.Tensor, tiles: Tiles) -> dict:

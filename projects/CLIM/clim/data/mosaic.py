@@ -61,10 +61,7 @@ def compose(images: Sequence, boxes, *, size: tuple[int, int], pad_value: float 
     Arrays give an array; tensors give a tensor on their device.
     """
     first, shape = images[0], (images[0].shape[0], *size)
-    if isinstance(first, torch.Tensor):
-        canvas = first.new_full(shape, pad_value)
-    else:
-        canvas = np.full(shape, pad_value, dtype=first.dtype)
+    canvas = first.new_full(shape, pad_value) if torch.is_tensor(first) else np.full(shape, pad_value, first.dtype)
     for image, (x0, y0, x1, y1) in zip(images, np.asarray(boxes).tolist(), strict=True):
         canvas[:, y0:y1, x0:x1] = image
     return canvas

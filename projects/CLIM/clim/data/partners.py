@@ -34,7 +34,6 @@ class NeighbourIndex:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """int32 (K,)."""
         return self.rows[index]
 
 

@@ -29,16 +29,11 @@ CROP_ENLARGED = 1.5  # crops show the surroundings of a box, but not of stuff (C
 
 @dataclass(kw_only=True)
 class RegionTestMapper:
-    """Record of a region set → {"image", "boxes", "gt_classes", "image_id", …}, or :class:`Skipped`.
+    """Record of a region set → one network input, or :class:`Skipped`.
 
-    ====================  =======================================================================
-    ``image``             uint8 (3, S, S), longest side S, black to the right and below
-    ``boxes``             Boxes (R, 4), x0, y0, x1, y1 in pixels of ``image``, not cut at its border
-    ``gt_classes``        int64 (R,)
-    ``masks``             bool (R, S, S), of squares of M x M px; with the variant "masks" only
-    ``crops``             uint8 (R, 3, C, C); with the variant "crops" only
-    ``height``, ``width`` of the original image
-    ====================  =======================================================================
+    The input holds ``image``, uint8 (3, S, S), black to the right and below; ``boxes``, Boxes (R, 4) xyxy in px of it,
+    not cut at its border; ``gt_classes``, int64 (R,); ``height`` and ``width`` of the original image. The variants
+    "masks" and "crops" add ``masks``, bool (R, S, S), of squares of M x M px, and ``crops``, uint8 (R, 3, C, C).
 
     The mapper takes the first ``max_boxes`` annotations and keeps boxes whose area in the original image lies in
     [``min_area``, ``max_area``]. INPUT.REGIONS has the arguments from ``size`` to ``crowds`` in capitals.

@@ -24,9 +24,8 @@ def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
     """{data set: its evaluator}. Raises an error for a set that cannot be scored, so call it before training too."""
     evaluators = {}
     for name in cfg.DATASETS.TEST:
-        kind = MetadataCatalog.get(name).get("evaluator_type")
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference", name)
-        evaluators[name] = EVALUATORS.get(kind, OVCOCOEvaluator).from_cfg(cfg, name, output_dir=folder)
+        evaluator = EVALUATORS.get(MetadataCatalog.get(name).get("evaluator_type"), OVCOCOEvaluator)
+        evaluators[name] = evaluator.from_cfg(cfg, name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", name))
     return evaluators
 
 

@@ -20,7 +20,7 @@ class ImageEvaluator(DatasetEvaluator):
     """Keeps one result for each image and scores all results in the main process.
 
     A subclass stores ``self.results[image_id]`` in :meth:`process` and computes figures in :meth:`score`. An image
-    that a sampler repeats counts once. ``output_dir`` is the folder of the report; None: it writes nothing.
+    that a sampler repeats counts once. ``output_dir`` is the folder of the files; None: it writes nothing.
     ``distributed``: gather the results of all processes.
     """
 
@@ -29,7 +29,7 @@ class ImageEvaluator(DatasetEvaluator):
     report_file: str  # name of the report in ``output_dir``
     build_loader: Callable[..., SkippingLoader]  # (cfg, data set, on_skip=…) → batches for the model
 
-    def __init__(self, dataset_name: str, *, output_dir: str | os.PathLike | None, distributed: bool):
+    def __init__(self, dataset_name: str, *, output_dir: str | os.PathLike | None = None, distributed: bool = True):
         self.name = dataset_name
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.distributed = distributed

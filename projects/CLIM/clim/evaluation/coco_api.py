@@ -47,13 +47,9 @@ def precision_recall(
 ) -> PrecisionRecall:
     """One COCO box evaluation over all areas. Does not modify its arguments.
 
-    Args:
-        ground_truth: a COCO instances dict.
-        detections: COCO results {image_id, category_id, bbox XYWH pixels, score}.
-        category_ids, image_ids: what to evaluate (default: all of the file). Ignores other detections.
-        max_dets: number of best detections per image *and category*, as COCO's maxDets.
-
-    UserError if the image of a detection is not in the ground truth.
+    ``ground_truth`` is a COCO instances dict, ``detections`` are COCO results {image_id, category_id, bbox XYWH pixels,
+    score}. Evaluates ``category_ids`` on ``image_ids`` (None: all), and the ``max_dets`` best detections of an image
+    *and category*, as COCO. UserError if the image of a detection is not in the ground truth.
     """
     known = {image["id"] for image in ground_truth["images"]}
     images = known if image_ids is None else known & set(image_ids)

@@ -15,9 +15,9 @@ detector that gives at most 100 boxes, both limits are the same.
 import json
 import logging
 import math
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from functools import partial
 
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
@@ -45,27 +45,15 @@ class OVCOCOEvaluator(ImageEvaluator):
     task, columns, report_file = "bbox", METRICS, "ov_coco_results.json"
     build_loader = staticmethod(build_detection_loader)
 
-    def __init__(
-        self,
-        dataset_name: str,
-        *,
-        output_dir: str | os.PathLike | None = None,
-        distributed: bool = True,
-        max_dets: int = 100,
-        protocol: str = "generalized",
-    ):
-        """
-        Args:
-            dataset_name: its metadata has json_file in COCO's instances format, thing_classes,
-                thing_dataset_id_to_contiguous_id, and base_classes and novel_classes as lists of names.
-            output_dir: folder of ``coco_instances_results.json`` and ``ov_coco_results.json``; None: writes nothing.
-            max_dets: number of best detections of an image, over all classes.
+    def __init__(self, dataset_name: str, *, max_dets: int = 100, protocol: str = "generalized", **base):
+        """The metadata has json_file (COCO's instances format), thing_classes, thing_dataset_id_to_contiguous_id, and
+        base_classes and novel_classes as lists of names. ``base`` are further arguments of :class:`ImageEvaluator`.
 
         AttributeError for missing metadata; UserError for wrong lists of classes or a missing json file.
         """
         if protocol not in PROTOCOLS:
             raise UserError(f"TEST.PROTOCOL '{protocol}' is unknown: choose one of {', '.join(PROTOCOLS)}.")
-        super().__init__(dataset_name, output_dir=output_dir, distributed=distributed)
+        super().__init__(dataset_name, **base)
         self._protocol, self._max_dets = protocol, max_dets
         metadata = MetadataCatalog.get(dataset_name)
         self._dataset_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
@@ -138,21 +126,16 @@ class OVCOCOEvaluator(ImageEvaluator):
         base, novel = (list(self._splits[split].values()) for split in ("base", "novel"))
         num_images = len(ground_truth["images"])
         shown = {a["image_id"] for a in ground_truth["annotations"] if a["category_id"] in {*base, *novel}}
-
-        def scores(categories: list[int], images: set[int] | None) -> dict[int, dict[str, float]]:
-            return precision_recall(
-                ground_truth, detections, category_ids=categories, image_ids=images, max_dets=self._max_dets
-            ).by_class()
-
+        run = partial(precision_recall, ground_truth, detections, max_dets=self._max_dets)
         summary, by_class = OrderedDict(), {}
         if self._protocol != "two_run":
             logger.info(f"generalized: {len(shown)} of {num_images} images show a base or novel object")
-            by_class[""] = scores(base + novel, shown)
+            by_class[""] = run(category_ids=base + novel, image_ids=shown).by_class()
             summary |= group_means(by_class[""], {"novel": novel, "base": base, "all": base + novel})
         if self._protocol != "generalized":
             if len(shown) == num_images:
                 logger.warning("two runs: every image shows a base or novel object; CLIM's file has others")
-            by_class["_run"] = scores(base, None) | scores(novel, None)
+            by_class["_run"] = run(category_ids=base).by_class() | run(category_ids=novel).by_class()
             summary |= group_means(by_class["_run"], {"novel_run": novel, "base_run": base})
         return summary, by_class
 

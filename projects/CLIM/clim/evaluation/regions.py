@@ -10,7 +10,6 @@ Every region is scored against all classes of its set: things, then stuff. Shape
 
 import logging
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
@@ -42,21 +41,11 @@ class RegionClassificationEvaluator(ImageEvaluator):
     columns = tuple(f"{metric}_{average}" for metric in METRICS for average in ("macro", "micro"))
     build_loader = staticmethod(build_region_loader)
 
-    def __init__(
-        self,
-        dataset_name: str,
-        *,
-        output_dir: str | os.PathLike | None = None,
-        distributed: bool = True,
-        variants: Sequence[str] = ("boxes",),
-    ):
-        """``dataset_name`` has ``thing_classes``, and ``stuff_classes`` if it has stuff: K names.
-
-        ``output_dir``: folder of ``region_results.json``; None: writes nothing. ``variants``: what the model scores.
-        """
+    def __init__(self, dataset_name: str, *, variants: Sequence[str] = ("boxes",), **base):
+        """``variants``: what the model scores; ``base``: arguments of :class:`ImageEvaluator`."""
         if not variants or set(variants) - set(VARIANTS):
             raise UserError(f"TEST.REGIONS is {list(variants)}: give a list of one or more of {', '.join(VARIANTS)}.")
-        super().__init__(dataset_name, output_dir=output_dir, distributed=distributed)
+        super().__init__(dataset_name, **base)
         metadata = MetadataCatalog.get(dataset_name)
         self._classes = region_classes(metadata)
         self._num_things = len(metadata.thing_classes)

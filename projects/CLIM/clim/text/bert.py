@@ -92,8 +92,7 @@ class BertTower(TextTower):
         """Tokens of B texts on the tower's device."""
         rows = self.tokenize(texts)
         lengths = torch.tensor([len(row) for row in rows])
-        padding = self._tokenizer.pad_token_id
-        ids = pad_sequence([torch.tensor(row) for row in rows], True, padding_value=padding)
+        ids = pad_sequence([torch.tensor(row) for row in rows], True, padding_value=self._tokenizer.pad_token_id)
         place = torch.arange(ids.shape[1])
         special = (place == 0) | (place >= lengths[:, None] - 1)
         return TokenBatch(*(t.to(self.device) for t in (ids, place < lengths[:, None], special)))

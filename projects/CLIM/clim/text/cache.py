@@ -61,10 +61,7 @@ class CaptionCache:
         return torch.from_numpy(rows)
 
     def prefill(self, texts: Sequence[str]) -> int:
-        """Compute and store the embeddings of all unknown texts, with a progress bar. Returns their number.
-
-        Writes after every 4096 texts, so an interrupted run loses no more.
-        """
+        """Store the embeddings of all unknown texts, 4096 at a time, with a progress bar. Returns their number."""
         by_key = {self._key(text): text for text in texts}
         missing = [(key, text) for key, text in by_key.items() if key not in self._store]
         with tqdm(total=len(missing), desc="caption embeddings", unit="text", disable=not missing) as bar:

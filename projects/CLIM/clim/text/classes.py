@@ -42,9 +42,7 @@ _FAMILIES = (
     ("a painting of {} {{name}}.", ("the", "a")),
 )
 
-TEMPLATES: tuple[str, ...] = tuple(
-    pattern.format(*choice) for pattern, *slots in _FAMILIES for choice in product(*slots)
-)
+TEMPLATES = tuple(pattern.format(*choice) for pattern, *slots in _FAMILIES for choice in product(*slots))
 
 
 def ensemble(name: str) -> list[str]:

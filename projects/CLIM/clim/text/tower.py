@@ -59,7 +59,6 @@ class TextTower(nn.Module):
 
     @property
     def word_dim(self) -> int:
-        """W."""
         return self.word_embeddings.shape[1]
 
     @property
@@ -106,10 +105,7 @@ class TextTower(nn.Module):
         return next(self.parameters()).device
 
     def encode(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """(N, D) float32 unit embeddings on the tower's device.
-
-        Texts of similar length share a batch, which saves padding. Computes in float32, also inside autocast.
-        """
+        """(N, D) float32 unit embeddings on the tower's device. Computes in float32, also inside autocast."""
         return self._encode(texts, batch_size).embedding
 
     def encode_hidden(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -123,7 +119,7 @@ class TextTower(nn.Module):
         sizes = ((len(texts), width) for width in (self.hidden_dim, self.dim))
         found = WordFeatures(*(torch.empty(size, device=self.device) for size in sizes))
         tokens = self.tokenize(texts) if len(texts) else []
-        by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))  # saves padding
         with torch.autocast(self.device.type, enabled=False):
             for start in range(0, len(by_length), batch_size):
                 rows = by_length[start : start + batch_size]
