@@ -25,7 +25,7 @@ from .vocabulary import needs_cosines
 class FVLM(OpenVocabRCNN):
     """Trains on boxes as its parent does; at test the encoder embeds every proposal, and both scores are fused.
 
-    Images are padded to canvases of ``square`` px, or more if one is larger, in colour ``pad_pixel``.
+    Images are padded to canvases of ``square`` px, or more if one is larger; ``pad_pixel`` has INPUT.FORMAT's channels.
     """
 
     @configurable
