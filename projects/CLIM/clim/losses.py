@@ -159,10 +159,8 @@ def aligned_local(
         candidates = torch.where(pairs, scores, scores.detach().min() - 100)
         of_words = (candidates.softmax(3) * scores * pairs).sum((2, 3))
         of_locations = (candidates.softmax(2) * scores * pairs).sum((2, 3))
-        return {
-            "words": of_words / is_word.sum(1).clamp(min=1)[:, None],
-            "cells": of_locations / is_location.sum(1).clamp(min=1)[None, :],
-        }
+        num_words, num_locations = is_word.sum(1).clamp(min=1), is_location.sum(1).clamp(min=1)
+        return {"words": of_words / num_words[:, None], "cells": of_locations / num_locations[None, :]}
 
 
 def mean_of_pairs(
@@ -170,8 +168,7 @@ def mean_of_pairs(
 ) -> dict[str, Tensor]:
     """{"pairs": (T, T)}, S_ij = mean over c, n of ⟨word c of caption i, location n of tile j⟩ / ``temperature``.
 
-    CLIM's paper describes this score for OV-RCNN, with cosines and without a temperature. Computed as the product of
-    the means. Arguments as in :func:`aligned_local`.
+    CLIM's paper has it for OV-RCNN, with cosines and no temperature. Arguments as in :func:`aligned_local`.
     """
     with torch.autocast(words.device.type, enabled=False):
         return {"pairs": _mean(words.float(), is_word) @ _mean(locations.float(), is_location).T / temperature}

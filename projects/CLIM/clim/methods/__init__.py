@@ -16,8 +16,7 @@ for _module in iter_modules(__path__):
 def build_method(cfg, *, pools: str = "boxes") -> Method | None:
     """The method named by ``cfg.MODEL.METHOD.NAME``; None for "" (boxes only).
 
-    ``pools``: what the model offers, "boxes" or "locations". UserError where the method needs the other, or another
-    classifier.
+    UserError where the method needs other ``pools`` ("boxes" or "locations") than the model's, or another classifier.
     """
     name, classifier = cfg.MODEL.METHOD.NAME, cfg.MODEL.OPEN_VOCAB.CLASSIFIER
     if not name:

@@ -69,10 +69,8 @@ class Detic(Method):
             boxes["caption"] = tiles.boxes
         if self.tag_weight > 0:
             boxes["tag"] = max_size_boxes(tiles, proposals, min_iof=self.tag_min_iof, topk=self.tag_topk)
-        return {
-            role: join_groups(Regions.of_tiles(of_tiles, tiles), draw_groups(tiles, self.num_groups))
-            for role, of_tiles in boxes.items()
-        }
+        regions = {role: Regions.of_tiles(of_tiles, tiles) for role, of_tiles in boxes.items()}
+        return {role: join_groups(r, draw_groups(tiles, self.num_groups)) for role, r in regions.items()}
 
     def losses(self, embeddings, regions, texts):
         loss = {"caption": self.caption_loss, "tag": self.tag_loss}

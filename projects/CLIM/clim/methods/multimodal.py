@@ -9,13 +9,10 @@ from torch import Tensor, nn
 
 
 class MultimodalTransformer(nn.Module):
-    """BERT's encoder over [caption; locations], once for every caption with every image.
+    """BERT's encoder over [caption; locations], once for every caption with every image; ``dim`` D, ``vocabulary`` V.
 
-    Args:
-        dim: D, also of the inner layers.
-        vocabulary: V.
-        mask_padding: True hides padding from attention. False is as the official code: it *adds* its mask of ones and
-            zeros to the attention scores, so padding is read, and all other tokens count e times as much.
+    ``mask_padding`` hides padding from attention. Without it, as in the official code, a mask of ones and zeros is
+    *added* to the attention scores, so padding is read, and all other tokens count e times as much.
     """
 
     def __init__(self, *, dim: int, vocabulary: int, layers: int, heads: int, dropout: float, mask_padding: bool):
@@ -49,25 +46,20 @@ class MultimodalTransformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(B, B) scores of caption i with image j, and (B, L, D) features of the tokens beside their own image.
 
-        Args:
-            tokens: (B, L, D) contextual features of the captions' tokens; ``is_token`` (B, L) is False for padding.
-            locations: (B, N, D); ``is_location`` (B, N) is False for padding.
-            place: (B, N, 2) x and y within the image, 0 to 1.
+        ``tokens`` (B, L, D) are contextual; ``place`` (B, N, 2) has x and y of ``locations`` (B, N, D) in the image,
+        0 to 1. ``is_token`` (B, L) and ``is_location`` (B, N) are False for padding.
         """
         count, length = is_token.shape
         visual = self.visual_emb(locations, place)
         # pair i · B + j: caption i, image j
         sequences = torch.cat([tokens.repeat_interleave(count, dim=0), visual.repeat(count, 1, 1)], dim=1)
         real = torch.cat([is_token.repeat_interleave(count, dim=0), is_location.repeat(count, 1)], dim=1)
-        features = self.encoder(sequences, self.attention_bias(real)).last_hidden_state
+        bias = real.float()[:, None, None, :]  # added to the attention scores
+        if self.mask_padding:
+            bias = (1 - bias) * torch.finfo(bias.dtype).min
+        features = self.encoder(sequences, bias).last_hidden_state
         distances = self.heads.bi_seq_relationship(self.pooler(features))[:, 0].view(count, count)
-        matched = features[:: count + 1, :length]
-        return -distances, matched
-
-    def attention_bias(self, real: Tensor) -> Tensor:
-        """(P, 1, 1, S) to add to the attention scores of sequences whose tokens are ``real`` (P, S)."""
-        bias = real.float()[:, None, None, :]
-        return (1 - bias) * torch.finfo(bias.dtype).min if self.mask_padding else bias
+        return -distances, features[:: count + 1, :length]
 
     def word_logits(self, features: Tensor, word_embeddings: Tensor) -> Tensor:
         """(M, V) logits of token features (M, D) with the text tower's frozen ``word_embeddings`` (V, D)."""

@@ -26,8 +26,7 @@ from .multimodal import MultimodalTransformer
 class Grounding(Method):
     """Every tile against the captions of its contrast group; a transformer reads plain images with their captions.
 
-    Arguments are the keys of MODEL.METHOD.GROUNDING (config.py). Image-text matching and hidden words need a
-    ``transformer``.
+    Arguments are the keys of MODEL.METHOD.GROUNDING. Image-text matching and hidden words need a ``transformer``.
     """
 
     needs_proposals = False
@@ -222,10 +221,7 @@ def drop_locations(locations: Locations, limit: int) -> Locations:
 
 
 def pad_by_tile(rows: Tensor, tile: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
-    """Rows (R, D) of locations as (T, N, D) for T = ``count`` tiles, padded with zeros, and (T, N) bool: no padding.
-
-    N >= 1 is the number of locations of the largest tile.
-    """
+    """Rows (R, D) of locations as (T, N, D), N >= 1, for T = ``count`` tiles, and (T, N) bool: no padding."""
     counts = torch.bincount(tile, minlength=count)
     real = torch.arange(max([1, *counts.tolist()]), device=tile.device) < counts[:, None]
     out = rows.new_zeros(*real.shape, rows.shape[1])

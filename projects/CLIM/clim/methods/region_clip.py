@@ -65,10 +65,7 @@ class RegionClip(Method):
 
 
 def sample_classes(labels: Tensor, *, num_classes: int, count: int) -> Tensor:
-    """(S,) the classes of ``labels`` (R,), then other classes, drawn uniformly, until there are ``count``.
-
-    S is less if there are fewer classes, and more if the labels alone have more.
-    """
+    """(S,) the classes of ``labels`` (R,), then others, drawn uniformly, until there are ``count`` or none is left."""
     present = labels.unique()
     absent = torch.ones(num_classes, dtype=torch.bool)
     absent[present.cpu()] = False

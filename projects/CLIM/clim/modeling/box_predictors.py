@@ -34,21 +34,14 @@ def build_box_predictor(cfg, input_shape, *, text_encoder) -> "TextOutputLayers"
 class TextOutputLayers(FastRCNNOutputLayers):
     """Detectron2's predictor with text classes: users can exchange them, and some have no boxes.
 
-    Args:
-        class_mask: (K,) zero where a class has no box annotations; the buffer ``freq_weight``.
-        vocabulary_wins: whether the config names a vocabulary, so that a checkpoint must not replace it.
-
-    Attributes:
-        vocabulary_key: name of the buffer in which a subclass holds its class embeddings and the background.
-        vocabulary_axis: its axis of classes; the other one is D.
-        text_features: what class names become: a key of :data:`clim.text.CLASS_FEATURES`.
-        stores_mask: whether checkpoints hold ``freq_weight``.
+    ``class_mask`` (K,), the buffer ``freq_weight``, is zero where a class has no box annotations. A checkpoint does
+    not replace the vocabulary if ``vocabulary_wins``, because the config names it.
     """
 
-    vocabulary_key: str
-    vocabulary_axis: int
-    text_features: str
-    stores_mask = True
+    vocabulary_key: str  # name of the buffer of class embeddings and the background
+    vocabulary_axis: int  # its axis of classes; the other one is D
+    text_features: str  # what class names become: a key of clim.text.CLASS_FEATURES
+    stores_mask = True  # whether checkpoints hold freq_weight
 
     def __init__(self, input_shape, *, class_mask: Tensor, vocabulary_wins: bool, **kwargs):
         super().__init__(input_shape, **kwargs)
@@ -173,12 +166,8 @@ class OVRCNNOutputLayers(TextOutputLayers):
     """Softmax over emb_pred(x) · [classes; 0], un-normalised and without a scale; one layer for class-agnostic boxes.
 
     ``emb_pred`` comes from pre-training (its v2l projection) and stays frozen (ovrcnn §2; OVR-CNN, arXiv 2011.10678).
-    Classes without boxes are outside the softmax in training.
-
-    Args:
-        class_embeddings: (K, D), rows of any length. Stored with a last row of zeros, the background.
-        competes: (K,) bool, the classes in the softmax at test; a new vocabulary competes as a whole.
-        background_weight: weight of background regions in the classification loss.
+    Classes without boxes are outside the softmax in training; at test it has those of ``competes`` (K,) bool, or all
+    of a new vocabulary. ``class_embeddings`` (K, D) have rows of any length; a last row of zeros is the background.
     """
 
     vocabulary_key, vocabulary_axis, text_features = "class_embeddings", 0, "words"

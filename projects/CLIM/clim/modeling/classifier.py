@@ -18,7 +18,6 @@ class CosineClassifier(nn.Module):
     """temperature · cos(linear(x), text) with a last column for the background, always 0 unless that is learned.
 
     Args:
-        in_features: width of region features.
         class_embeddings: (K, D); normalised here. Stored as ``zs_weight`` (D, K + 1), official Detic's key,
             the last column zeros.
         temperature: scale of the cosine (official Detic 50, CLIM release 25).
@@ -97,11 +96,8 @@ class PseudoWordClassifier(CosineClassifier):
     Classes and regions are compared by the tower's last hidden features, before ``ln_final`` and projection: with
     these BARON overfits less to the classes that have boxes. Logits are float32, inside autocast too.
 
-    Args:
-        tower: reads the words; frozen, on the model's device. It is neither stored nor trained with the module.
-        words: n.
-        dropout: probability that a word is left out, in training.
-        class_embeddings: (K, H) hidden features of class names.
+    The frozen ``tower``, on the model's device, is neither stored nor trained with the module. ``words`` is n,
+    ``dropout`` the probability of dropping a word, and ``class_embeddings`` are (K, H) hidden features.
     """
 
     text_features = "hidden"

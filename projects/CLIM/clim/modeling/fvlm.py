@@ -25,9 +25,7 @@ from .vocabulary import needs_cosines
 class FVLM(OpenVocabRCNN):
     """Trains on boxes as its parent does; at test the encoder embeds every proposal, and both scores are fused.
 
-    Args:
-        square: px, side of the canvas that images are padded to; a larger image gets a larger canvas.
-        pad_pixel: colour of the padding, channels in the order of INPUT.FORMAT.
+    Images are padded to canvases of ``square`` px, or more if one is larger; ``pad_pixel`` has INPUT.FORMAT's channels.
     """
 
     @configurable
@@ -66,12 +64,9 @@ class FVLM(OpenVocabRCNN):
 
 
 class FVLMOutputLayers(OpenVocabOutputLayers):
-    """Softmax over all classes and background; at test fused with the frozen encoder's score.
+    """Softmax over all classes and background; at test fused with the frozen encoder's (:func:`fused_log_scores`).
 
-    Args:
-        alpha, beta: weights of the encoder's score, see :func:`fused_log_scores`.
-        vlm_temperature: scale of the encoder's cosines.
-        background_weight: weight of background regions in the classification loss.
+    ``vlm_temperature`` is the scale of the encoder's cosines, ``background_weight`` a weight of the class loss.
     """
 
     @configurable
@@ -118,15 +113,10 @@ class FVLMROIHeads(TextHeads, StandardROIHeads):
 
 
 class BackgroundClassifier(CosineClassifier):
-    """temperature · cos(linear(relu(hidden(x))), [text; background]); background and temperature are learned.
+    """temperature · cos(linear(relu(hidden(x))), [text; background]); background and temperature are learned."""
 
-    ``temperature``: start of the learned scale of the cosine.
-    """
-
-    def __init__(self, in_features: int, *, class_embeddings: Tensor, temperature: float):
-        super().__init__(
-            in_features, class_embeddings=class_embeddings, temperature=temperature, learned_background=True
-        )
+    def __init__(self, in_features: int, *, temperature: float, **kwargs):
+        super().__init__(in_features, temperature=temperature, learned_background=True, **kwargs)
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
         self.hidden = nn.Linear(in_features, in_features)
         c2_xavier_fill(self.hidden)
@@ -144,10 +134,7 @@ def fused_log_scores(detection: Tensor, vlm: Tensor, has_boxes: Tensor, *, alpha
     before the softmax and no row is renormalised after it, so rows do not sum to one (F-VLM, arXiv 2209.15639;
     clip_fvlm §4). Double precision, because the p of a confident head rounds to 1 in float32.
 
-    Args:
-        detection: (R, K + 1) logits of the head, temperature included.
-        vlm: (R, K + 1) logits of the frozen encoder, temperature included.
-        has_boxes: (K,) bool, the classes that had boxes in training.
+    ``detection`` and ``vlm`` are logits (R, K + 1), temperature included; ``has_boxes`` (K,) bool.
     """
     weight = torch.full((detection.shape[1],), alpha, dtype=torch.float64, device=detection.device)
     weight[:-1][~has_boxes] = beta

@@ -61,12 +61,9 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
     ):
-        """
-        Args:
-            class_embeddings: (K, D), (0, D) where no vocabulary is configured.
-            device_grids: grids of the canvases that a step makes of the batch's single images; []: it makes none.
-            canvas_size: px, side of these canvases.
-            permute_texts: see :func:`compose_groups`.
+        """``class_embeddings``: (K, D), (0, D) where no vocabulary is configured.
+
+        ``device_grids``, ``canvas_size`` and ``permute_texts`` are for :func:`compose_groups`; no grids: no canvases.
         """
         super().__init__()
         self.image_encoder = image_encoder
@@ -150,7 +147,9 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         if len(canvases):
             pooled = {role: _on_canvases(r, first=count) for role, r in regions.items()}
             parts += embed_regions(self.image_encoder, self.image_encoder.features(canvases), pooled)
-        return {role: torch.cat([p[role] for p in parts])[_places(r, count)] for role, r in regions.items()}
+        # The parts hold the regions of single images first: put them back in order.
+        places = {role: (r.canvas >= count).int().argsort(stable=True).argsort() for role, r in regions.items()}
+        return {role: torch.cat([part[role] for part in parts])[place] for role, place in places.items()}
 
     @torch.no_grad()
     def inference(self, batch: list[dict]) -> list[dict]:
@@ -181,11 +180,6 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             return self.pixel_mean.new_zeros(0, 3, 1, 1)
         pixels = torch.stack(list(images)).to(self.device, torch.float32)
         return (pixels - self.pixel_mean) / self.pixel_std
-
-
-def _places(regions: Regions, singles: int) -> Tensor:
-    """The row (R,) of each region after the regions of the first ``singles`` canvases move to the front."""
-    return torch.argsort(torch.argsort((regions.canvas >= singles).int(), stable=True))
 
 
 def _on_canvases(regions: Regions, *, first: int) -> Regions:
@@ -221,21 +215,15 @@ def compose_groups(
             whole = (n * singles.pixels.shape[-1],) * 2
             canvas = compose(list(singles.pixels[members]), grid_cells(n, size=whole), size=whole)
             pixels.append(F.interpolate(canvas[None], size=(size, size), mode="bicubic", align_corners=False)[0])
-            joined = _joined(singles.tiles[members], n=n, size=size)
+            joined = Tiles.cat(singles.tiles[members])
+            # Cells of an n x n px canvas are whole numbers, so the scaled ones are exact.
+            joined.boxes = torch.from_numpy(grid_cells(n, size=(n, n))).float() * (size / n)
+            joined.canvas = torch.zeros_like(joined.canvas)
             if permute_texts and len(joined) > 1:
                 joined = joined.with_rolled_texts(int(torch.randint(1, len(joined), ())))
             tiles.append(joined)
             start += n * n
     return Canvases(singles.pixels[start:], singles.tiles[start:]), Canvases(torch.stack(pixels), tiles)
-
-
-def _joined(singles: list[Tiles], *, n: int, size: int) -> Tiles:
-    """Tiles of 1 x 1 canvases as the cells of one n x n canvas."""
-    tiles = Tiles.cat(singles)
-    # Cells of an n x n px canvas are whole numbers, so the scaled ones are exact.
-    tiles.boxes = torch.from_numpy(grid_cells(n, size=(n, n))).float() * (size / n)
-    tiles.canvas = torch.zeros_like(tiles.canvas)
-    return tiles
 
 
 def _accept_clip_keys(module, state_dict, prefix, *_):

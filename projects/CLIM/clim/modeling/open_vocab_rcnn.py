@@ -112,10 +112,7 @@ def _drop_text_encoder(module, state_dict, prefix, *_):
 
 
 def autocast_backbone(model: nn.Module) -> None:
-    """Official Detic's mixed precision: autocast covers the backbone only; the rest is float32.
-
-    It wraps ``forward`` of the instances ``model`` and ``model.backbone``; state-dict keys stay.
-    """
+    """Official Detic's mixed precision: autocast covers the backbone only. Wraps ``forward`` of both instances."""
     backbone_forward, model_forward = model.backbone.forward, model.forward
     enabled = [False]
 

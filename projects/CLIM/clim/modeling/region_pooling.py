@@ -17,9 +17,7 @@ from clim.methods import Regions
 def embed_regions(roi_heads, features: dict[str, Tensor], regions: dict[str, Regions]) -> Iterator[dict[str, Tensor]]:
     """Embeddings (R, D) of every role's regions, not L2-normalised; one dict for each stage of the head.
 
-    Args:
-        roi_heads: RoI heads or an image encoder, with ``embed_stages``. All roles go through it together.
-        features: maps (B, C, h, w) by name, as ``roi_heads`` takes them.
+    ``roi_heads``, which may be an image encoder, embeds all roles together from its ``features`` (B, C, h, w).
     """
     boxes = torch.cat([r.boxes for r in regions.values()])
     canvas = torch.cat([r.canvas for r in regions.values()])

@@ -18,10 +18,7 @@ from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, clip_arguments, first
 
 @IMAGE_ENCODER_REGISTRY.register()
 class ClipViT(ImageEncoder):
-    """Regions are RoIAligned from the dense map (B, D, h, w).
-
-    Takes images of any size and ratio: each forward resizes the positional embeddings.
-    """
+    """Regions are RoIAligned from the dense map. Images may have any size: positional embeddings are resized."""
 
     @configurable
     def __init__(self, *, visual: nn.Module, unlocked_blocks: int):

@@ -99,11 +99,9 @@ class EfficientNetLite0(ImageEncoder):
 
     @configurable
     def __init__(self, *, dim: int, unlocked_blocks: int, regions: str = "v2", pretrained: str = ""):
-        """
-        Args:
-            unlocked_blocks: how many of the 16 blocks learn, counted from the last; the projection always learns.
-            pretrained: a file with all weights of this encoder, such as an image-text model's clip.pt; "": ImageNet's
-                weights and a random projection.
+        """The last ``unlocked_blocks`` of 16 blocks learn, and the projection.
+
+        ``pretrained``: a file with all weights, such as a clip.pt; "": ImageNet's weights and a random projection.
         """
         super().__init__()
         net = folded_lite0()
@@ -121,8 +119,7 @@ class EfficientNetLite0(ImageEncoder):
     @classmethod
     def from_config(cls, cfg):
         encoder, dim = cfg.MODEL.IMAGE_ENCODER, cfg.MODEL.TEXT.DIM
-        names = {"unlocked_blocks": "UNLOCKED_BLOCKS", "regions": "REGIONS", "pretrained": "PRETRAINED"}
-        return {"dim": dim} | {argument: encoder[key] for argument, key in names.items()}
+        return {"dim": dim} | {key.lower(): encoder[key] for key in ("UNLOCKED_BLOCKS", "REGIONS", "PRETRAINED")}
 
     def embed_images(self, images: Tensor) -> Tensor:
         return self.projection(self.feature_map(images).mean((2, 3)))

@@ -34,24 +34,17 @@ class ImageEncoder(nn.Module):
 
     An encoder that grounds words in locations also has ``feature_map(images)``, its last map (B, C, h, w) before
     projection, and ``project(rows)``, the linear projection of vectors (R, C) of that map to (R, D).
-
-    Attributes:
-        dim: D.
-        native_size: px, side of the square images that :meth:`embed_images` was trained on.
-        stride: px between locations of :meth:`features`.
-        dense_stride: px between locations of :meth:`dense`.
-        regions: "v1": a region is RoIAligned from :meth:`dense`; "v2": by :meth:`pool_regions` (clip_fvlm §1).
-        has_unused_parameters: whether a batch without whole images leaves weights that learn without gradient.
     """
 
-    dim: int
-    native_size: int
-    stride: int
-    regions = "v1"
-    has_unused_parameters = False
+    dim: int  # D
+    native_size: int  # px, side of the square images that embed_images was trained on
+    stride: int  # px between locations of features()
+    regions = "v1"  # a region is RoIAligned from dense(); "v2": it is embedded by pool_regions() (clip_fvlm §1)
+    has_unused_parameters = False  # whether a batch without whole images leaves weights that learn without gradient
 
     @property
     def dense_stride(self) -> int:
+        """Px between locations of :meth:`dense`."""
         return self.stride
 
     def embed_images(self, images: Tensor) -> Tensor:

@@ -38,10 +38,7 @@ def rescaling(channels: int, factor: float, *, upscaling: str, norm: str) -> nn.
 
 
 class TapLevels(Backbone):
-    """The bottom-up network of an FPN: rescales the encoder's taps to the strides of LEVELS.
-
-    ``shapes``: {tap: channels and stride} of four taps, the first one for stride 4; all taps of a ViT have stride 16.
-    """
+    """The bottom-up network of an FPN: rescales four taps, finest first, of ``shapes`` to the strides of LEVELS."""
 
     def __init__(self, shapes: dict[str, ShapeSpec], *, upscaling: str, norm: str):
         super().__init__()
@@ -63,10 +60,7 @@ class TapLevels(Backbone):
 
 
 class ClipFPN(Backbone):
-    """Frozen encoder → pyramid p2 … p6; at test also the map of the encoder's own region embeddings.
-
-    ``encoder``: an image encoder with ``taps``; always in evaluation mode. ``pyramid``: {tap: map} → {level: map}.
-    """
+    """A frozen ``encoder`` with ``taps``, always in evaluation mode, and a ``pyramid``: {tap: map} → {level: map}."""
 
     def __init__(self, encoder: nn.Module, pyramid: Backbone):
         super().__init__()

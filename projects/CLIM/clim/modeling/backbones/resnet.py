@@ -83,9 +83,8 @@ class ClipResNet(ImageEncoder):
         return F.normalize(values.transpose(1, 2).unflatten(2, grid).float(), dim=1)
 
     def pool_regions(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
-        pooled = (
-            pool_rois(features["dense"], part, stride=self.stride, size=self.grid) for part in rois.split(ROIS_AT_ONCE)
-        )
+        layer4, parts = features["dense"], rois.split(ROIS_AT_ONCE)
+        pooled = (pool_rois(layer4, part, stride=self.stride, size=self.grid) for part in parts)
         return torch.cat([attention_pool(self.visual.attnpool, maps) for maps in pooled])
 
 
@@ -101,10 +100,7 @@ def attention_pool(pool: nn.Module, maps: Tensor) -> Tensor:
 
 @IMAGE_ENCODER_REGISTRY.register()
 class ResNetGrid(ImageEncoder):
-    """Detectron2's ResNet (MODEL.RESNETS, weights from MODEL.WEIGHTS) and the projection ``emb_pred`` of its locations.
-
-    It embeds neither whole images nor boxes.
-    """
+    """Detectron2's ResNet (MODEL.RESNETS), and ``emb_pred``, which projects locations; no images, no boxes."""
 
     stride = 32
 
