@@ -84,7 +84,12 @@ class Trainer(TrainerBase):
                 self.ensemble.load(Path(cfg.OUTPUT_DIR))
             else:
                 self.ensemble.save(Path(cfg.OUTPUT_DIR))
-        self._check_agreement()
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise UserError(
+                f"The processes found different checkpoints in {cfg.OUTPUT_DIR} (they would start at "
+                f"iterations {starts}): all machines must see the same folder, or have a copy of it."
+            )
         if comm.is_main_process():
             prepare_metrics(cfg.OUTPUT_DIR, resume=resume, start_iter=self.start_iter)
         with raise_on_all_ranks():
@@ -101,6 +106,7 @@ class Trainer(TrainerBase):
             state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
             if resuming and self.checkpointer.lacking:
                 raise ValueError(f"it lacks this model's {self.checkpointer.lacking[0]}")
+            return state
         except ValueError as error:  # also of an optimiser with other parameter groups
             if not resuming:
                 raise
@@ -108,15 +114,6 @@ class Trainer(TrainerBase):
                 f"The checkpoint in {self.cfg.OUTPUT_DIR} belongs to another config ({str(error).rstrip('.')}): resume "
                 "with the config of its training, or choose another OUTPUT_DIR."
             ) from error
-        return state
-
-    def _check_agreement(self) -> None:
-        starts = comm.all_gather(self.start_iter)
-        if len(set(starts)) > 1:
-            raise UserError(
-                f"The processes found different checkpoints in {self.cfg.OUTPUT_DIR} (they would start at "
-                f"iterations {starts}): all machines must see the same folder, or have a copy of it."
-            )
 
     def _build_hooks(self, seed: int) -> list[HookBase]:
         cfg, period = self.cfg, self.cfg.SOLVER.CHECKPOINT_PERIOD
