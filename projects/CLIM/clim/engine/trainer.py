@@ -84,12 +84,7 @@ class Trainer(TrainerBase):
                 self.ensemble.load(Path(cfg.OUTPUT_DIR))
             else:
                 self.ensemble.save(Path(cfg.OUTPUT_DIR))
-        starts = comm.all_gather(self.start_iter)
-        if len(set(starts)) > 1:
-            raise UserError(
-                f"The processes found different checkpoints in {cfg.OUTPUT_DIR} (they would start at "
-                f"iterations {starts}): all machines must see the same folder, or have a copy of it."
-            )
+        self._check_agreement()
         if comm.is_main_process():
             prepare_metrics(cfg.OUTPUT_DIR, resume=resume, start_iter=self.start_iter)
         with raise_on_all_ranks():
@@ -114,6 +109,14 @@ class Trainer(TrainerBase):
                 f"The checkpoint in {self.cfg.OUTPUT_DIR} belongs to another config ({str(error).rstrip('.')}): resume "
                 "with the config of its training, or choose another OUTPUT_DIR."
             ) from error
+
+    def _check_agreement(self) -> None:
+        starts = comm.all_gather(self.start_iter)
+        if len(set(starts)) > 1:
+            raise UserError(
+                f"The processes found different checkpoints in {self.cfg.OUTPUT_DIR} (they would start at "
+                f"iterations {starts}): all machines must see the same folder, or have a copy of it."
+            )
 
     def _build_hooks(self, seed: int) -> list[HookBase]:
         cfg, period = self.cfg, self.cfg.SOLVER.CHECKPOINT_PERIOD
