@@ -1,11 +1,15 @@
-"""A data root of a test's own, its json files, and data sets that are removed after the test."""
+"""A data root of a test's own, its json files, data sets that are removed after the test, photos and mappers."""
 
 import json
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 
+from clim.data import mappers
 from clim.data.categories import COCO_CATEGORIES
+from clim.data.images import read_image
 
 COCO_80 = [{"id": identifier, "name": name} for identifier, name in COCO_CATEGORIES]
 
@@ -45,3 +49,51 @@ def registered():
     for name in names:
         DatasetCatalog.remove(name)
         MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def photos(make_photos):
+    """24 records with captions, boxes (one reaches outside, one is empty, one is a crowd) and pseudo-labels."""
+    records = make_photos([(60, 90), (90, 60), (64, 64), (40, 120), (50, 70), (80, 30)] * 4)
+    for i, record in enumerate(records):
+        h, w = record["height"], record["width"]
+        boxes = [[1, 2, w / 2, h / 3], [w / 4, h / 4, w, h], [5, 5, 0, 4], [0, 0, w / 3, h / 2]]
+        record["annotations"] = [
+            {"bbox": b, "bbox_mode": BoxMode.XYWH_ABS, "category_id": c, "iscrowd": int(c == 3)}
+            for c, b in enumerate(boxes)
+        ]
+        corners = np.arange(1 + i % 3)[:, None] * [2, 3] + [1, 4]
+        record["boxes"] = np.hstack([corners, corners + [7.5, 12 + i]]).astype(np.float32)
+        record["nouns"] = np.arange(1 + i % 3) * 10 + i
+    return records
+
+
+@pytest.fixture(scope="session")
+def broken():
+    """``broken(records, index, …)``: copies of the records, in which the images of these indices do not exist."""
+
+    def copies(records, *indices):
+        return [r | ({"file_name": r["file_name"] + ".gone"} if i in indices else {}) for i, r in enumerate(records)]
+
+    return copies
+
+
+@pytest.fixture(scope="session")
+def canvases():
+    """``canvases(records, key=value, …)``: a CanvasMapper of 2x2 tiles on 96 x 96 px."""
+    options = {"grids": [2], "short": 96, "long": 96, "flip": 0.5, "seed": 1, "stream": 2}
+    return lambda records, **changes: mappers.CanvasMapper(records, **options | changes)
+
+
+@pytest.fixture
+def decodes(monkeypatch):
+    """(height, width) of every decoded image from now on."""
+    sizes = []
+
+    def reading(file_name, **kwargs):
+        decoded = read_image(file_name, **kwargs)
+        sizes.append(decoded.image.shape[:2])
+        return decoded
+
+    monkeypatch.setattr(mappers, "read_image", reading)
+    return sizes

@@ -29,9 +29,6 @@ def main(arguments: list[str] | None = None) -> None:
     run_cleanly(args.run, args)
 
 
-# ---- clim train
-
-
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """The arguments of Detectron2's ``default_argument_parser``, with its defaults."""
     # as there: one port for all trainings of a user
@@ -76,9 +73,6 @@ def train_process(args: argparse.Namespace):
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
-
-
-# ---- clim predict
 
 
 def add_predict_options(parser: argparse.ArgumentParser, *, config_file: Path | None = None) -> None:
@@ -197,9 +191,6 @@ def print_summary(args: argparse.Namespace, images: list[dict], skipped: list[di
         print(*(f"  {entry['file_name']}: {entry['reason']}" for entry in skipped), sep="\n")
     if images and not boxes:
         print(f"Nothing scores {args.threshold:g} or more{': lower --threshold' if args.threshold > 0 else ''}.")
-
-
-# ---- arguments that several commands share
 
 
 def quiet_logging() -> None:

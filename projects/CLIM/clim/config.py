@@ -25,11 +25,9 @@ def add_clim_config(cfg: "CfgNode") -> None:
 
 def _add_classifier(cfg, node) -> None:
     """Weights, the classifier that compares with texts, its vocabulary, the text tower."""
-    # ---- Weights --------------------------------------------------------------------------------
     # True: also load files that hold more than tensors and arrays. Loading them can run code from the file.
     cfg.MODEL.TRUST_WEIGHTS = False
 
-    # ---- Open-vocabulary classifier -------------------------------------------------------------
     cfg.MODEL.OPEN_VOCAB = ov = node()
     ov.TEMPERATURE = 25.0  # scale of the cosine; official Detic 50, CLIM release 25
     ov.TRAIN_BIAS = []  # [-20.0]: start of a learnable bias on the logits, in training only (CLIM); []: none (Detic)
@@ -58,8 +56,7 @@ def _add_classifier(cfg, node) -> None:
     # "ovcoco_base", "ovcoco_novel": base-only and target-only figures; "": all classes of the vocabulary.
     ovrcnn.TEST_CLASSES = ""
 
-    # ---- Text tower (frozen) --------------------------------------------------------------------
-    cfg.MODEL.TEXT = text = node()
+    cfg.MODEL.TEXT = text = node()  # the frozen text tower
     text.NAME = "ViT-B-32-quickgelu"  # an open_clip model or a json of one, "minilm", or a folder with a BERT
     text.PRETRAINED = "openai"  # tag of open_clip, file or hub name; "": random weights, for tests only
     text.DIM = 512  # width of its embeddings, and of the classifier's projection
@@ -135,8 +132,7 @@ def _add_encoder_methods(method, node) -> None:
 
 
 def _add_encoders(cfg, node) -> None:
-    """Image encoders of image-text models, and F-VLM, which detects with a frozen one."""
-    # ---- Image encoder of an image-text model (ImageTextModel, GridTextModel, FVLM) ---------------
+    """Image encoders of ImageTextModel and GridTextModel, and FVLM, which detects with a frozen encoder."""
     cfg.MODEL.IMAGE_ENCODER = encoder = node()
     encoder.NAME = "ClipViT"  # or "ClipResNet", "EfficientNetLite0", "ResNetGrid" (OV-RCNN)
     encoder.ARCHITECTURE = "ViT-B-16-quickgelu"  # an open_clip model, or a json in the format of its configs
@@ -148,8 +144,7 @@ def _add_encoders(cfg, node) -> None:
     # "v1": RoIAlign of the dense map; a ViT always does this.
     encoder.REGIONS = "v2"
 
-    # ---- F-VLM detector (clip_fvlm §4) ----------------------------------------------------------
-    cfg.MODEL.FVLM = fvlm = node()
+    cfg.MODEL.FVLM = fvlm = node()  # clip_fvlm §4
     fvlm.ALPHA = 0.1  # weight of the encoder's score for classes with boxes and the background
     fvlm.BETA = 0.8  # its weight for classes without boxes
     fvlm.TEMPERATURE = 75.0  # factor of the cosines in the encoder's score
@@ -164,7 +159,6 @@ def _add_encoders(cfg, node) -> None:
 
 def _add_input(cfg, node) -> None:
     """From records to the network's input."""
-    # ---- Input ----------------------------------------------------------------------------------
     cfg.INPUT.CAPTION = caption = node()
     caption.SHORT_SIDE = 400  # px
     caption.LONG_SIDE = 667  # px, at most
@@ -200,8 +194,7 @@ def _add_input(cfg, node) -> None:
 
 
 def _add_training(cfg) -> None:
-    """Data sets, the loader, the solver and the evaluation."""
-    # ---- Data: sizes are per GPU ----------------------------------------------------------------
+    """Data sets, the loader (its sizes are per GPU), the solver and the evaluation."""
     cfg.DATASETS.CAPTIONS = ()  # registered sets of image-text pairs
     cfg.DATASETS.REGIONS = ()  # registered sets of images with pseudo-labelled boxes
     # Your own sets: [[name, kind, json, image folder], …], kind "captions", "boxes", "regions" or "pseudo_labels"; see
@@ -215,7 +208,6 @@ def _add_training(cfg) -> None:
     # these weights; all processes draw the same.
     cfg.DATALOADER.ALTERNATE = ()
 
-    # ---- Solver ---------------------------------------------------------------------------------
     cfg.SOLVER.EPOCHS = 0.0  # above 0: passes over the pairs, or over images with boxes; sets MAX_ITER
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
     cfg.SOLVER.BETAS = [0.9, 0.999]  # of "ADAMW"; for CLIP's ViTs 0.9, 0.98
@@ -227,7 +219,6 @@ def _add_training(cfg) -> None:
     cfg.SOLVER.KEEP_CHECKPOINTS = 3  # number of newest checkpoints that stay beside model_final; 0: all
     cfg.SOLVER.LOG_PERIOD = 20  # iterations between two lines of the log
 
-    # ---- Evaluation -----------------------------------------------------------------------------
     cfg.TEST.PROTOCOL = "generalized"  # Detic: one run, 80 classes predicted, 65 scored; "two_run": CLIM; or "both"
     # How regions are classified, one or more of: "boxes" or "masks" on the image, "crops" of it.
     cfg.TEST.REGIONS = ["boxes"]

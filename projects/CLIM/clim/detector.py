@@ -55,14 +55,10 @@ class Detector:
             predictor.test_score_thresh = score_threshold
             for part in predictor.modules():
                 if hasattr(part, "cls_bias"):
-                    part.register_forward_hook(_keep_training_bias)
+                    part.register_forward_hook(lambda classifier, _, logits: logits + classifier.cls_bias)
 
     def set_classes(self, names: Sequence[str], embeddings: Tensor | None = None) -> None:
-        """Detect the K classes ``names`` from now on.
-
-        Args:
-            embeddings: (K, D), one row a class, in the space of the model's text tower; None: the tower makes them.
-        """
+        """Detect the K classes ``names`` from now on, by ``embeddings`` (K, D); None: the text tower makes them."""
         names = list(names)
         if not names or (embeddings is not None and len(embeddings) != len(names)):
             count = "" if embeddings is None else f" and {len(embeddings)} embeddings"
@@ -126,7 +122,3 @@ def _metadata(cfg, key: str) -> Sequence[str]:
 def _with_boxes(count: int, novel: frozenset[int]) -> Tensor:
     """(``count``,): 0 for ``novel`` classes, 1 for others."""
     return torch.tensor([float(i not in novel) for i in range(count)])
-
-
-def _keep_training_bias(classifier, _, logits):
-    return logits + classifier.cls_bias

@@ -43,13 +43,8 @@ def draw_boxes(
 ) -> np.ndarray:  # fmt: skip
     """A copy with boxes and labels, enlarged to a long side of at least ``side`` px.
 
-    Later boxes lie on top. Labels avoid each other where they can.
-
-    Args:
-        labels: N texts; "" draws the box alone.
-        colours: N RGB triples.
-        marked: indices of boxes that get a star and a white rim (novel classes).
-        labels_inside: put each label into its own box.
+    Later boxes lie on top. Labels avoid each other where they can; "" draws the box alone. ``colours`` are N RGB
+    triples. ``marked`` are the indices of boxes that get a star and a white rim (novel classes).
     """
     image, scale = enlarge(image, side=side)
     page = Image.fromarray(image)
@@ -79,10 +74,7 @@ def draw_objects(
 ) -> np.ndarray:
     """A copy with objects, a colour for each class; the first object lies on top.
 
-    Args:
-        classes: N indices into ``names``.
-        novel: the class indices that get a star.
-        scores: N numbers, written after the names; None for ground truth.
+    ``classes`` are N indices into ``names``; those in ``novel`` get a star. The N ``scores`` stand after the names.
     """
     labels = [names[c] for c in classes]
     if scores is not None:

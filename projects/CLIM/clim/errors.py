@@ -54,10 +54,7 @@ def run_cleanly(function, *args, **kwargs):
 
 
 def registered(registry, name: str, *, key: str, otherwise: str = ""):
-    """The class or function ``name`` of an fvcore Registry.
-
-    UserError with the config's ``key``, the known names and ``otherwise``, where it is unknown.
-    """
+    """Entry ``name`` of an fvcore Registry. UserError with the config's ``key`` and ``otherwise`` for unknown names."""
     if name not in registry:
         known = ", ".join(sorted(dict(registry)))
         raise UserError(f"{key} {name!r} is unknown: choose one of {known}{otherwise}.")

@@ -30,10 +30,8 @@ def resolve(path: str | os.PathLike) -> Path:
 def replacing(path: str | os.PathLike, *, shared: bool = False) -> Iterator[Path]:
     """Give a path for a new file, link or folder, which replaces ``path`` at the end of the block.
 
-    After a kill or an error, ``path`` is as it was. Makes the folder of ``path``.
-
-    Args:
-        shared: other processes may write ``path`` at the same time; the last one wins.
+    After a kill or an error, ``path`` is as it was. Makes the folder of ``path``. ``shared``: other processes may write
+    ``path`` at the same time; the last one wins.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +54,7 @@ def remove(path: Path) -> None:
 
 
 def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
-    """Write an array to ``path`` in NumPy's format."""
+    """Write a .npy file."""
     with replacing(path) as partial, open(partial, "wb") as file:
         np.save(file, array)
 

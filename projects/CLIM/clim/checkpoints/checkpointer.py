@@ -22,10 +22,7 @@ _TRUST = ", or set MODEL.TRUST_WEIGHTS True if you trust its author"
 
 
 class SafeCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer: atomic writes, and loading that executes nothing from the file.
-
-    Args:
-        trusted: also load files that hold more than tensors and arrays; loading them can run code from the file.
+    """Detectron2's checkpointer: atomic writes, and loading that executes nothing from a file that is not ``trusted``.
 
     Attributes:
         lacking: learnable weights that the last file does not hold, or holds in another shape.
@@ -61,8 +58,11 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename):
         data = read_pickle(filename, trusted=self.trusted, otherwise=_TRUST)
-        if filename.endswith(".pkl"):
-            return _as_detectron2(data)
+        if filename.endswith(".pkl"):  # Detectron2's, in two layouts: as its own checkpointer gives it
+            if "model" in data and "__author__" in data:
+                return data
+            weights = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
+            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
         weights = weights_of(data, filename)
         data = data if "model" in data else {"model": weights}
         if parse_qs(self._parsed_url_during_load.query).get("matching_heuristics") == ["True"]:
@@ -104,10 +104,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 )
 
     def require_whole(self, path: str, *, parts: tuple[str, ...] = ("",)) -> None:
-        """UserError where the loaded file ``path`` lacks weights that detections or scores depend on.
-
-        ``parts``: prefixes of the weights in use; by default all.
-        """
+        """UserError where the loaded file ``path`` lacks weights in use: those whose names begin with ``parts``."""
         used = [name for name in self.lacking if name.startswith(parts)]
         needed = [name for name in used if not name.startswith("method.") and not name.endswith(".cls_bias")]
         if needed:
@@ -120,12 +117,8 @@ class SafeCheckpointer(DetectionCheckpointer):
 def load_model(cfg, *, parts: tuple[str, ...] = ("",), model: nn.Module | None = None) -> nn.Module:
     """The config's model in evaluation mode with cfg.MODEL.WEIGHTS; "": its parts load their own weights.
 
-    UserError where the file does not fit. Warns where it holds only trained weights that evaluation mixes with the
-    initial ones.
-
-    Args:
-        parts: prefixes of the weights in use, which the file must hold; by default all.
-        model: load into this model, not into a new one.
+    UserError where the file does not fit. ``parts``: prefixes of the weights in use, which the file must hold; by
+    default all. ``model``: load into this model, not into a new one.
     """
     model = build_model(cfg) if model is None else model
     path, loaded = load_whole(model, cfg, parts=parts)
@@ -158,12 +151,3 @@ def atomic_save(data, path: Path) -> None:
         torch.save(data, file)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _as_detectron2(data: dict) -> dict:
-    """Content of Detectron2's .pkl files, in two layouts, as its own checkpointer gives it."""
-    if "model" in data and "__author__" in data:
-        return data
-    weights = data.get("blobs", data)
-    weights = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
-    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}

@@ -25,9 +25,6 @@ def translate(name: str, rules: Rules) -> str | None:
     return None
 
 
-# ---- one half of CLIP
-
-
 class Half(NamedTuple):
     """One half of CLIP: text tower or image encoder."""
 
@@ -58,8 +55,6 @@ def read_half(half: Half, path: Path) -> tuple[dict[str, Tensor], bool]:
     part = {name.removeprefix(own): value for name, value in state.items() if name.startswith(own)}
     return part, is_torchscript(path) or prefix.endswith("text_encoder.")
 
-
-# ---- an image-text model as the start of a C4 detector
 
 PROJECTION = "roi_heads.box_predictor.emb_pred."
 TRUNK = ("backbone.", "roi_heads.res5.")

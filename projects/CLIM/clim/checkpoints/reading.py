@@ -22,10 +22,8 @@ for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and
     _NUMPY_PARTS[_core, "_reconstruct"] = np.zeros(0).__reduce__()[0]
     _NUMPY_PARTS[_core, "scalar"] = np.float64(0).__reduce__()[0]
 _PLAIN_PARTS = {("collections", "OrderedDict"), ("_codecs", "encode")}
-_DAMAGE = (
-    *(EOFError, OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError),
-    SafetensorError,
-)
+_ERRORS = (EOFError, OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
+_DAMAGE = (*_ERRORS, SafetensorError)
 
 
 def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathManager) -> None:
@@ -64,8 +62,7 @@ def readable(filename: str | os.PathLike, *, otherwise: str = ""):
 def read_pickle(path: str | os.PathLike, *, trusted: bool = False, otherwise: str = ""):
     """Content of a file of ``torch.save``, or of a .pkl of NumPy arrays (Detectron2's model zoo).
 
-    UserError, with ``otherwise`` as in :func:`readable`, where a file that is not ``trusted`` holds more than tensors,
-    arrays and plain containers.
+    Where it is not ``trusted`` and holds more than tensors, arrays and plain containers: UserError of :func:`readable`.
     """
     with readable(path, otherwise=otherwise):
         if Path(path).suffix == ".pkl":

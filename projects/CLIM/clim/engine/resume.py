@@ -34,8 +34,8 @@ class CheckpointHook(HookBase):
     Args:
         period: iterations between two checkpoints; 0: model_final only.
         keep: the number of newest checkpoints that stay beside model_final; 0: all.
-        start_iter: the first iteration; the run owns the checkpoints in the folder that are older.
-        extra: the checkpoint holds these entries too.
+        start_iter: the run owns the checkpoints in the folder that are older.
+        extra: further entries of a checkpoint.
     """
 
     def __init__(self, checkpointer: SafeCheckpointer, *, period: int, keep: int, start_iter: int, extra: dict):
@@ -66,9 +66,6 @@ class CheckpointHook(HookBase):
         comm.synchronize()
 
 
-# ---- the state of a process
-
-
 def rank_state_path(output_dir, iteration: int, rank: int | None = None) -> Path:
     """File of the state of process ``rank`` (None: this one) after ``iteration``."""
     rank = comm.get_rank() if rank is None else rank
@@ -81,9 +78,9 @@ def save_rank_state(model: nn.Module, path: Path) -> None:
 
 
 def load_rank_state(model: nn.Module, path: Path) -> bool:
-    """Restore what :func:`save_rank_state` wrote. False, and no change, without the file or where it does not fit.
+    """Restore what :func:`save_rank_state` wrote.
 
-    A file fits if it has the same number of processes and the same queues.
+    False, and no change, without the file or where it has another number of processes or other queues.
     """
     if not path.is_file():
         return False

@@ -37,11 +37,8 @@ def launch(main, args) -> None:
     """Run ``main(args)`` in ``args.num_gpus`` processes on each of ``args.num_machines`` machines.
 
     Without CUDA the processes communicate by Gloo and share the cores (OMP_NUM_THREADS, unless it is set). A
-    UserError ends the program with one line on stderr and exit code 2.
-
-    Args:
-        main: a function of a module, because new processes import it.
-        args: the options of ``clim train``, which are those of Detectron2's ``default_argument_parser``.
+    UserError ends the program with one line on stderr and exit code 2. ``main`` is a function of a module, because new
+    processes import it; ``args`` are those of Detectron2's ``default_argument_parser``.
     """
     run_cleanly(_launch, main, args)
 
@@ -114,9 +111,6 @@ def setup(args):
     return cfg
 
 
-# ---- values
-
-
 def _interval(bounds, *, most=float("inf")) -> bool:
     return len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= most
 
@@ -169,9 +163,6 @@ def check_values(cfg) -> None:
             "MODEL.DEVICE is cpu, but several processes on a machine with GPUs communicate between the GPUs (NCCL): "
             'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them.'
         )
-
-
-# ---- parts that must fit each other
 
 
 def check_training(cfg) -> None:

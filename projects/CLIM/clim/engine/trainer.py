@@ -101,6 +101,7 @@ class Trainer(TrainerBase):
             state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
             if resuming and self.checkpointer.lacking:
                 raise ValueError(f"it lacks this model's {self.checkpointer.lacking[0]}")
+            return state
         except ValueError as error:  # also of an optimiser with other parameter groups
             if not resuming:
                 raise
@@ -108,7 +109,6 @@ class Trainer(TrainerBase):
                 f"The checkpoint in {self.cfg.OUTPUT_DIR} belongs to another config ({str(error).rstrip('.')}): resume "
                 "with the config of its training, or choose another OUTPUT_DIR."
             ) from error
-        return state
 
     def _check_agreement(self) -> None:
         starts = comm.all_gather(self.start_iter)

@@ -23,9 +23,7 @@ logger = logging.getLogger(__name__)
 class WeightEnsemble:
     """``alpha`` · trained + (1 - ``alpha``) · initial weights, for every weight that learns.
 
-    Args:
-        model: the model in training; its present weights are the initial ones.
-        alpha: 0 to 1, the share of the trained weights; 1 changes nothing.
+    The model's present weights are the initial ones. ``alpha`` 1 changes nothing.
     """
 
     def __init__(self, model: nn.Module, *, alpha: float):
@@ -91,11 +89,8 @@ class PublishClip(HookBase):
     """Writes OUTPUT_DIR/clip.pt with every checkpoint: the mixed weights under open_clip's names (clip_fvlm §7).
 
     It is ``{"epoch", "name", "state_dict"}`` as open_clip's training writes it, with the frozen text half if that is
-    CLIP's. open_clip, MODEL.IMAGE_ENCODER.PRETRAINED and detectors read it.
-
-    Args:
-        period: iterations between two files; 0: one at the end.
-        epochs: of the whole training.
+    CLIP's. open_clip, MODEL.IMAGE_ENCODER.PRETRAINED and detectors read it. ``period``: iterations between two files,
+    0: one at the end; ``epochs``: of the whole training.
     """
 
     def __init__(self, ensemble: WeightEnsemble, folder: str, *, name: str, period: int, epochs: float):
@@ -115,7 +110,6 @@ def clip_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Image half, temperature and CLIP text half of an ImageTextModel, under OpenAI's and open_clip's names."""
     text = model.text_encoder.live.state_dict()
     state = {**model.image_encoder.state_dict(), **(text if "text_projection" in text else {})}
-    scale = getattr(model.method, "logit_scale", None)
-    if scale is not None:
-        state["logit_scale"] = scale
+    if hasattr(model.method, "logit_scale"):
+        state["logit_scale"] = model.method.logit_scale
     return {name: value.detach().cpu() for name, value in state.items()}

@@ -1,0 +1,187 @@
+"""Records → canvases and single tiles: what is drawn, decoded, pasted and cropped."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clim.data import mappers
+from clim.data.images import read_image, resize
+from clim.data.mappers import CanvasMapper
+from clim.data.mosaic import fit_cell, fit_size, grid_cells
+from clim.errors import UserError
+
+
+def same(a, b):
+    """Equality of two canvases, all fields."""
+    return (
+        torch.equal(a["image"], b["image"])
+        and (a["height"], a["width"], a["skipped"]) == (b["height"], b["width"], b["skipped"])
+        and all(torch.equal(getattr(a["tiles"], n), getattr(b["tiles"], n)) for n in ("boxes", "image_ids"))
+        and all(getattr(a["tiles"], n) == getattr(b["tiles"], n) for n in ("captions", "drawn", "tags"))
+    )
+
+
+def pixels(record, size, *, flipped=False, fmt="BGR"):
+    image = resize(read_image(record["file_name"], fmt=fmt).image, size)
+    return torch.from_numpy((image[:, ::-1] if flipped else image).transpose(2, 0, 1).copy())
+
+
+def parts(sample, records):
+    """(record, box, pixels) of every tile of a canvas."""
+    by_id, tiles = {r["image_id"]: r for r in records}, sample["tiles"]
+    for (x0, y0, x1, y1), image_id in zip(tiles.boxes.int().tolist(), tiles.image_ids.tolist(), strict=True):
+        yield by_id[image_id], (x0, y0, x1, y1), sample["image"][:, y0:y1, x0:x1]
+
+
+def test_a_sample_is_a_function_of_seed_stream_epoch_and_index(photos, canvases, broken):
+    records = broken(photos, *range(0, 24, 4))
+
+    def mapper(**kwargs):
+        return canvases(records, grids=[2, 3], permute_texts=True, **kwargs)
+
+    first, other = mapper()(index=3, epoch=1), mapper()
+    other(index=9, epoch=0)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    assert same(first, other(index=3, epoch=1))
+    assert not same(first, other(index=3, epoch=2)) and not same(first, other(index=4, epoch=1))
+    assert not any(same(first, mapper(**change)(index=3, epoch=1)) for change in ({"seed": 2}, {"stream": 1}))
+
+
+@pytest.mark.parametrize("fmt", ["BGR", "RGB"])
+def test_1x1_is_the_resized_image_and_fit_pastes_into_cells_and_pads(photos, fmt, canvases):
+    for index, record in enumerate(photos[:6]):
+        sample = canvases(photos, grids=[1], short=40, long=70, flip=0.0, image_format=fmt)(index=index, epoch=0)
+        size = fit_size(record["height"], record["width"], short=40, long=70)
+        assert (sample["height"], sample["width"]) == size and sample["skipped"] == []
+        assert sample["image"].dtype == torch.uint8 and torch.equal(sample["image"], pixels(record, size, fmt=fmt))
+        assert sample["tiles"].boxes.tolist() == [[0, 0, size[1], size[0]]]
+        assert sample["tiles"].image_ids.tolist() == [record["image_id"]]
+    for n, index in ((2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1)):
+        sample = canvases(photos, grids=[n], flip=0.0, pad_value=114, image_format=fmt)(index=index, epoch=0)
+        assert sample["image"].shape == (3, 96, 96) and len(sample["tiles"]) == n * n
+        assert sample["tiles"].image_ids[0] == photos[index]["image_id"]
+        padding, cells = torch.ones(96, 96, dtype=torch.bool), grid_cells(n, size=(96, 96)).tolist()
+        for cell, (record, (x0, y0, x1, y1), shown) in zip(cells, parts(sample, photos), strict=True):
+            assert cell[0] <= x0 and cell[1] <= y0 and x1 <= cell[2] and y1 <= cell[3]
+            size = fit_cell(record["height"], record["width"], cell=(cell[3] - cell[1], cell[2] - cell[0]))
+            assert torch.equal(shown, pixels(record, size, fmt=fmt))
+            padding[y0:y1, x0:x1] = False
+        assert padding.any() and (sample["image"][:, padding] == 114).all()
+
+
+def test_flips_mirror_each_image_for_itself(photos, canvases):
+    seen = []
+    for index in range(8):
+        for record, _, shown in parts(canvases(photos)(index=index, epoch=0), photos):
+            upright, flipped = (torch.equal(shown, pixels(record, shown.shape[1:], flipped=f)) for f in (False, True))
+            assert upright or flipped
+            seen.append(upright)
+    assert 8 <= sum(seen) <= 24  # of 32 with probability 1/2
+    assert any(0 < sum(seen[i : i + 4]) < 4 for i in range(0, 32, 4))  # not whole canvases
+
+
+def test_a_crop_fills_its_cell_with_a_part_of_the_images_area(tmp_path, canvases):
+    """The pixels of a ramp hold their y and x: the crop's slopes show its scale on both axes."""
+    height, width = 120, 200
+    ramp = np.zeros((height, width, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(height)[:, None], np.arange(width)[None, :]
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    record = {"file_name": str(tmp_path / "ramp.png"), "height": height, "width": width, "image_id": 1}
+    record |= {"captions": ["x"], "tags": []}
+    mapper = canvases([record], filling="crop", crop_scale=(0.6, 0.9), flip=0.0, image_format="RGB", long=80)
+    for epoch in range(5):
+        sample = mapper(index=0, epoch=epoch)
+        assert sample["tiles"].boxes.int().tolist() == grid_cells(2, size=(80, 80)).tolist()  # no padding
+        for _, _, shown in parts(sample, [record]):
+            tile = shown.float()
+            rows, columns = tile[0, -1, 0] - tile[0, 0, 0], tile[1, 0, -1] - tile[1, 0, 0]
+            area = (rows / 39 * 40) * (columns / 39 * 40) / (height * width)
+            assert 0.6 - 0.05 <= area <= 0.9 + 0.05 and 3 / 4 - 0.05 <= columns / rows <= 4 / 3 + 0.05
+    with pytest.raises(UserError, match="FILLING"):
+        canvases([record], filling="stretch")
+
+
+def test_grids_are_drawn_uniformly(photos, monkeypatch, canvases):
+    monkeypatch.setattr(CanvasMapper, "read_tile", lambda self, *_: (photos[0], np.zeros((4, 4, 3), np.uint8)))
+    mapper = canvases(photos, grids=[2, 3, 4])
+    counts = [len(mapper(index=i % 24, epoch=i // 24)["tiles"]) for i in range(600)]
+    assert {c: abs(counts.count(c) / 600 - 1 / 3) < 0.07 for c in set(counts)} == {4: True, 9: True, 16: True}
+
+
+def test_texts_belong_to_their_tiles_unless_they_are_permuted(photos, canvases):
+    by_id, drawn, by = {r["image_id"]: r for r in photos}, set(), set()
+    for epoch in range(12):
+        true, permuted = (canvases(photos, grids=[3], permute_texts=p)(index=5, epoch=epoch) for p in (False, True))
+        tiles = true["tiles"]
+        for i, image_id in enumerate(tiles.image_ids.tolist()):
+            assert (tiles.captions[i], tiles.tags[i]) == (by_id[image_id]["captions"], by_id[image_id]["tags"])
+            assert tiles.drawn[i] in tiles.captions[i]
+        drawn.add(tiles.drawn[0])
+        # All texts leave their tile, and nothing else changes.
+        by |= {k for k in range(1, 9) if same(permuted, true | {"tiles": tiles.with_rolled_texts(k)})}
+        assert not same(permuted, true)
+    assert drawn == set(photos[5]["captions"])  # every caption comes up
+    assert len(by) > 3  # drawn for every canvas
+    assert same(*(canvases(photos, grids=[1], permute_texts=p)(index=3, epoch=0) for p in (False, True)))
+
+
+def test_partners_are_others_and_distinct_where_there_are_enough(photos, canvases):
+    mapper, seen = canvases(photos, grids=[4]), set()
+    for epoch in range(40):
+        ids = mapper.draw_partners(7, 16, np.random.default_rng(epoch))
+        assert ids[0] == 7 and len(set(ids)) == 16
+        seen |= set(ids)
+    assert seen == set(range(len(photos)))
+    for seed in range(5):
+        first, *others = canvases(photos[:3]).draw_partners(1, 16, np.random.default_rng(seed))
+        assert first == 1 and len(others) == 15 and set(others) == {0, 2}
+    assert canvases(photos[:1]).draw_partners(0, 4, np.random.default_rng(0)) == [0, 0, 0, 0]
+    # From an index: all three neighbours, each once; two neighbours repeat.
+    index = np.array([[(i + 1) % 24, (i + 2) % 24, (i + 3) % 24] for i in range(24)], dtype=np.int32)
+    for i in (0, 5, 23):
+        ids = (canvases(photos, partners=index)(index=i, epoch=0)["tiles"].image_ids - 100).tolist()
+        assert ids[0] == i and sorted(ids[1:]) == sorted(index[i])
+    short = canvases(photos, partners=np.array([[4, 9]] * 24, dtype=np.int32), grids=[3])
+    ids = (short(index=2, epoch=0)["tiles"].image_ids - 100).tolist()
+    assert ids[0] == 2 and set(ids[1:]) == {4, 9}
+
+
+# ---- reduced decoding
+
+
+@pytest.mark.parametrize(
+    "kwargs, expected",
+    [
+        ({"grids": [2], "long": 200}, (120, 160)),  # tiles 75 x 100 of a 480 x 640 photo: a quarter
+        ({"grids": [4], "long": 128}, (60, 80)),  # 24 x 32: an eighth
+        ({"grids": [1], "short": 60, "long": 80}, (60, 80)),  # an eighth
+        ({"grids": [1], "short": 200, "long": 400}, (240, 320)),  # 200 x 267: a half
+        ({"grids": [1], "short": 300, "long": 600}, (480, 640)),  # larger than a half
+        ({"grids": [2], "long": 2000}, (480, 640)),  # larger than the photo
+        # The crop's short side is .78 of the photo's or more, for 64 px: 82 rows are needed, 120 are decoded.
+        ({"grids": [2], "long": 128, "filling": "crop", "crop_scale": (0.81, 1.0)}, (120, 160)),
+        # At a quarter of the area the crop needs 148 rows: an eighth or quarter would be enlarged.
+        ({"grids": [2], "long": 128, "filling": "crop", "crop_scale": (0.25, 1.0)}, (240, 320)),
+    ],
+)
+def test_photos_are_decoded_no_larger_than_needed(make_photos, decodes, kwargs, expected, canvases):
+    records = make_photos([(480, 640)], ext="jpg")
+    image = canvases(records, **kwargs, flip=0.0)(index=0, epoch=0)["image"]
+    assert set(decodes) == {expected}
+    if kwargs["grids"] == [1]:  # a reduced decode shows the same image
+        assert (image.float() - pixels(records[0], image.shape[1:]).float()).abs().max() < 12
+
+
+@pytest.mark.parametrize("filling", ["fit", "crop"])
+def test_no_tile_is_enlarged_from_a_reduced_decode(make_photos, decodes, filling, monkeypatch, canvases):
+    shown = []
+    monkeypatch.setattr(mappers, "resize", lambda im, size: shown.append((im.shape[:2], size)) or resize(im, size))
+    records = make_photos([(300, 500), (501, 299), (640, 480)], ext="jpg")
+    mapper = canvases(records, grids=[2, 3, 4], filling=filling, crop_scale=(0.5, 1.0), long=200)
+    for epoch in range(6):
+        mapper(index=epoch % 3, epoch=epoch)
+    assert any(size[0] < 200 for size in decodes)  # reduced decodes did happen
+    for source, target in shown:
+        assert source[0] >= target[0] - 1 and source[1] >= target[1] - 1  # crops are whole pixels
