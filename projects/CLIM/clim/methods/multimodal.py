@@ -54,12 +54,14 @@ class MultimodalTransformer(nn.Module):
         # pair i · B + j: caption i, image j
         sequences = torch.cat([tokens.repeat_interleave(count, dim=0), visual.repeat(count, 1, 1)], dim=1)
         real = torch.cat([is_token.repeat_interleave(count, dim=0), is_location.repeat(count, 1)], dim=1)
-        bias = real.float()[:, None, None, :]  # added to the attention scores
-        if self.mask_padding:
-            bias = (1 - bias) * torch.finfo(bias.dtype).min
-        features = self.encoder(sequences, bias).last_hidden_state
+        features = self.encoder(sequences, self.attention_bias(real)).last_hidden_state
         distances = self.heads.bi_seq_relationship(self.pooler(features))[:, 0].view(count, count)
         return -distances, features[:: count + 1, :length]
+
+    def attention_bias(self, real: Tensor) -> Tensor:
+        """(P, 1, 1, S) what is added to the attention scores of sequences (P, S)."""
+        bias = real.float()[:, None, None, :]
+        return (1 - bias) * torch.finfo(bias.dtype).min if self.mask_padding else bias
 
     def word_logits(self, features: Tensor, word_embeddings: Tensor) -> Tensor:
         """(M, V) logits of token features (M, D) with the text tower's frozen ``word_embeddings`` (V, D)."""
