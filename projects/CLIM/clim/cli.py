@@ -184,6 +184,7 @@ def drawing_names(paths: list[Path]) -> list[str]:
 
 
 def print_summary(args: argparse.Namespace, images: list[dict], skipped: list[dict]) -> None:
+    """Print what was written, what was skipped, and what to change where no box is shown."""
     boxes = sum(len(image["detections"]) for image in images)
     print(f"{len(images)} images, {boxes} boxes: {args.output}/*.jpg and {args.output / 'predictions.json'}")
     if skipped:
