@@ -68,6 +68,8 @@ def build_efficientnet_lite0_c4(cfg, input_shape):
 
 
 class EfficientNetC4(Backbone):
+    """Blocks 0 to 10 as a C4 backbone; stem and the first ``freeze_at`` blocks do not learn (0: all learn)."""
+
     def __init__(self, net: EfficientNet, *, freeze_at: int):
         super().__init__()
         self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
