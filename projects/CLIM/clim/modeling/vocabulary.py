@@ -1,4 +1,9 @@
-"""The configured vocabulary: names or an embeddings file, which classes have boxes, which compete at test."""
+"""The configured vocabulary: names or an embeddings file, which classes have boxes, which compete at test.
+
+At test the classes are MODEL.VOCABULARY.NAMES, read by the text tower; else the rows of MODEL.VOCABULARY.EMBEDDINGS;
+else those that the checkpoint holds. Without NAMES, row k has the k-th name of the test set's metadata
+(``clim.detector.class_names``), whose categories are sorted by id.
+"""
 
 import json
 import logging
