@@ -19,6 +19,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     _add_encoder_methods(method, node)
     cfg.register_renamed_key("INPUT.MOSAIC.GROUPS", "MODEL.METHOD.DETIC.GROUPS")
     _add_encoders(cfg, node)
+    _add_centernet2(cfg, node)
     _add_input(cfg, node)
     _add_training(cfg)
 
@@ -157,6 +158,45 @@ def _add_encoders(cfg, node) -> None:
     fvlm.PAD_PIXEL = [104.09373615, 116.7460125, 122.7709383]
 
 
+def _add_centernet2(cfg, node) -> None:
+    """OV-LVIS: CenterNet proposals under a cascade with masks (detic §3.1). Official Detic has the same names."""
+    cfg.MODEL.CENTERNET = centernet = node()
+    centernet.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    centernet.NUM_BOX_CONVS = 4  # 3 x 3 convolutions before the two outputs
+    centernet.NORM = "GN"
+    centernet.PRIOR_PROB = 0.01  # start of the heat map
+    # A box belongs to the levels whose range holds half of its diagonal, in px; ranges overlap and include their ends.
+    centernet.SOI = [[0, 80], [64, 160], [128, 320], [256, 640], [512, 10000000]]
+    centernet.HM_MIN_OVERLAP = 0.8  # IoU that sets the radius of a peak: delta = (1 - this) / (1 + this)
+    centernet.MIN_RADIUS = 4  # px, smallest radius of a peak
+    centernet.HM_FOCAL_ALPHA = 0.25
+    centernet.HM_FOCAL_BETA = 4  # power of 1 - target in the negative loss
+    centernet.LOSS_GAMMA = 2.0
+    centernet.SIGMOID_CLAMP = 1e-4  # probabilities stay this far from 0 and 1; beyond, there is no gradient
+    centernet.IGNORE_HIGH_FP = 0.85  # negatives above this probability are left out, as they may be missing boxes
+    centernet.POS_WEIGHT = 0.5
+    centernet.NEG_WEIGHT = 0.5
+    centernet.REG_WEIGHT = 1.0
+    centernet.INFERENCE_TH = 1e-4  # lowest probability of a proposal
+    centernet.PRE_NMS_TOPK_TRAIN = 4000  # of a level
+    centernet.PRE_NMS_TOPK_TEST = 1000
+    centernet.POST_NMS_TOPK_TRAIN = 2000
+    centernet.POST_NMS_TOPK_TEST = 256
+    centernet.NMS_TH_TRAIN = 0.9
+    centernet.NMS_TH_TEST = 0.9
+
+    # The cascade. Loss and boxes of a stage: Detectron2's MODEL.ROI_BOX_HEAD.{BBOX_REG_LOSS_TYPE, SMOOTH_L1_BETA,
+    # USE_FED_LOSS, FED_LOSS_*} and MODEL.ROI_BOX_CASCADE_HEAD.{IOUS, BBOX_REG_WEIGHTS}.
+    cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
+    cascade.GRADIENT_SCALE = 1 / 3  # of what a stage sends back to the feature maps; official Detic 1/3, CLIM release 1
+    # True: each later stage draws BATCH_SIZE_PER_IMAGE of the refined boxes again, with POSITIVE_FRACTION (CLIM
+    # release). False: it takes all (official).
+    cascade.RESAMPLE = False
+    cascade.KEEP_EMPTY = False  # True: boxes without area stay in training (CLIM release); at test they always stay
+    # True: a detection's score is sqrt(probability x proposal's score).
+    cfg.MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE = False
+
+
 def _add_input(cfg, node) -> None:
     """From records to the network's input."""
     cfg.INPUT.CAPTION = caption = node()
@@ -166,11 +206,16 @@ def _add_input(cfg, node) -> None:
     caption.CROP = 0  # px; above 0: a random crop, resized to a square of this side (CLIP); 0: the whole image
     caption.CROP_SCALE = [0.9, 1.0]  # part of the image's area
     caption.CROP_RATIO = [3 / 4, 4 / 3]  # width / height
+    # Large-scale jittering of single images, as INPUT.LSJ; 0: off (detic §3). CLIM's mosaics jitter at the same size.
+    caption.JITTER_SIZE = 0
+    caption.JITTER_SCALE = [0.5, 1.5]
     cfg.INPUT.MOSAIC = mosaic = node()
     mosaic.GRIDS = [2, 3, 4]  # n of the n x n tiles, drawn uniformly for each canvas
     mosaic.SIZE = 800  # px, side of the canvas
     mosaic.FLIP = 0.5  # probability of a horizontal flip, for each tile
-    mosaic.FILLING = "fit"  # "fit": keep the ratio, pad, move to the centre (release); "crop": fill the cell (paper)
+    # "fit": keep the ratio, pad, move to the centre (release); "crop": fill the cell (paper); "jitter": cut out by
+    # INPUT.CAPTION.JITTER_SIZE and JITTER_SCALE, then as "fit" (release on LVIS).
+    mosaic.FILLING = "fit"
     mosaic.CROP_SCALE = [0.9, 1.0]  # for "crop": part of the image's area
     mosaic.CROP_RATIO = [3 / 4, 4 / 3]  # width / height of the crop, which is resized to the cell
     mosaic.PAD_VALUE = 114  # grey of the gaps
@@ -191,6 +236,8 @@ def _add_input(cfg, node) -> None:
     cfg.INPUT.LSJ = lsj = node()  # large-scale jittering of images with boxes in training
     lsj.SIZE = 0  # px, side of the square, to which FVLM pads at test too; 0: Detectron2's resizing
     lsj.SCALE = [0.1, 2.0]  # an image is scaled to fit a square of SIZE times a random factor between these
+    # "detectron2": ResizeScale, FixedSizeCrop (F-VLM). "efficientdet": official Detic. "mmdet": CLIM release on LVIS.
+    lsj.STYLE = "detectron2"
 
 
 def _add_training(cfg) -> None:
@@ -207,6 +254,9 @@ def _add_training(cfg) -> None:
     # (): every iteration has all sources. (1, 1), official Detic: an iteration has either boxes or pairs, drawn with
     # these weights; all processes draw the same.
     cfg.DATALOADER.ALTERNATE = ()
+    # For SAMPLER_TRAIN "RepeatFactorTrainingSampler", with REPEAT_THRESHOLD: True rounds an image's factor up (CLIM
+    # release); False draws the fraction anew in each epoch (Detectron2).
+    cfg.DATALOADER.REPEAT_ROUND_UP = False
 
     cfg.SOLVER.EPOCHS = 0.0  # above 0: passes over the pairs, or over images with boxes; sets MAX_ITER
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
