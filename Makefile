@@ -12,9 +12,10 @@ READY := .venv/setup.json
 DATA := $(or $(DETECTRON2_DATASETS),datasets)
 MINI := $(DATA)/mini/metadata/classes_minilm.npy
 MINI_WORDS := $(DATA)/mini/metadata/classes_minilm_words.npy
+MINI_LVIS := $(DATA)/mini_lvis/summary.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-all lint clean
+.PHONY: help setup data data-lvis demo test test-all lint clean
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=/path/to/python3.11]   (Python $(VERSIONS))"
@@ -35,6 +36,11 @@ $(MINI): | $(READY)
 $(MINI_WORDS): | $(MINI)
 	$(BIN)/python tools/build_text_embeddings.py classes --dataset mini --tower minilm --pretrained "" \
 		--features words --output $@
+
+data-lvis: $(MINI) $(MINI_LVIS)  ## mini OV-LVIS; its class embeddings are the mini benchmark's
+
+$(MINI_LVIS): | $(READY)
+	$(BIN)/python tools/make_mini.py --output $(DATA) --benchmark lvis
 
 demo: $(READY)  ## train Detic and Detic + CLIM on the mini benchmark and write output/demo/report.html
 	$(BIN)/python tools/demo.py

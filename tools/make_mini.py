@@ -1,6 +1,7 @@
-"""Draw the mini benchmark (tools/mini).
+"""Draw the mini benchmark (tools/mini): mini OV-COCO, or mini OV-LVIS with masks, rare classes and tar shards.
 
 python tools/make_mini.py --output datasets --seed 0
+python tools/make_mini.py --output datasets --benchmark lvis
 """
 
 import argparse
@@ -8,17 +9,26 @@ import time
 from pathlib import Path
 
 from arguments import new_parser
-from clim.errors import run_cleanly
-from mini.generate import DEFAULT_SIZES, build_mini
+from clim.errors import UserError, run_cleanly
+from mini import generate, lvis
+
+# {benchmark: (folder, function that draws it, default sizes)}
+BENCHMARKS = {
+    "coco": ("mini", generate.build_mini, generate.DEFAULT_SIZES),
+    "lvis": ("mini_lvis", lvis.build_mini_lvis, lvis.DEFAULT_SIZES),
+}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("datasets"), help="the folder mini/ is made in")
+    parser.add_argument("--output", type=Path, default=Path("datasets"), help="mini/ or mini_lvis/ is made in it")
+    parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), default="coco", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
-    for split, number in DEFAULT_SIZES.items():
-        parser.add_argument(f"--{split}", type=int, default=number, help=f"images (default {number})")
-    parser.add_argument("--novel-in-scenes", type=float, default=0.1, help="share of unlabelled novel objects")
+    for split in generate.DEFAULT_SIZES:
+        numbers = ", ".join(f"{name} {sizes[split]}" for name, (*_, sizes) in BENCHMARKS.items() if split in sizes)
+        parser.add_argument(f"--{split}", type=int, help=f"images (default: {numbers})")
+    novel_help = "share of unlabelled novel objects in mini OV-COCO (default 0.1)"
+    parser.add_argument("--novel-in-scenes", type=float, help=novel_help)
     parser.add_argument("--workers", type=int, default=2, help="processes that draw")
     return parser.parse_args(arguments)
 
@@ -26,13 +36,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     start = time.perf_counter()
-    sizes = {f"num_{split}": getattr(args, split) for split in DEFAULT_SIZES}
-    summary = build_mini(
-        args.output, seed=args.seed, novel_in_scenes=args.novel_in_scenes, workers=args.workers, **sizes
-    )
+    folder, build, _ = BENCHMARKS[args.benchmark]
+    options = {f"num_{split}": getattr(args, split) for split in generate.DEFAULT_SIZES}
+    options = {k: v for k, v in (options | {"novel_in_scenes": args.novel_in_scenes}).items() if v is not None}
+    if args.benchmark == "lvis" and options.keys() & {"num_cluttered", "novel_in_scenes"}:
+        raise UserError("--cluttered and --novel-in-scenes belong to mini OV-COCO, not to --benchmark lvis.")
+    summary = build(args.output, seed=args.seed, workers=args.workers, **options)
     for split, counts in summary["counts"].items():
         print(f"{split:<10}" + ", ".join(f"{number} {what}" for what, number in counts.items()))
-    print(f"{args.output / 'mini'}: {time.perf_counter() - start:.1f} s")
+    print(f"{args.output / folder}: {time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The mini benchmark: OV-COCO in miniature, drawn by a program (tools/make_mini.py)."""
+"""The mini benchmarks: OV-COCO and OV-LVIS in miniature, drawn by a program (tools/make_mini.py)."""

@@ -18,9 +18,9 @@ Every image is a function of (seed, split, index) alone.
 """
 
 import json
-import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -30,7 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from clim.errors import UserError
-from clim.files import read_json_or_none, write_array, write_json
+from clim.files import read_json_or_none, remove, write_array, write_json
 from mini.concepts import CONCEPTS, NAMES, caption_tags, scene_captions, web_captions
 from mini.images import CANVAS, PHOTOS, VAL_PHOTOS, LabelledImage, draw_pair, draw_scene
 
@@ -58,6 +58,11 @@ def draw_image(seed: int, split: str, index: int, *, novel_in_scenes: float) -> 
     return draw_scene(rng, photos=VAL_PHOTOS), []
 
 
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """The JPEG file of an image (H, W, 3) uint8, BGR."""
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+
+
 def _write_image(
     task: tuple[str, int], *, folder: Path, seed: int, novel_in_scenes: float
 ) -> tuple[str, dict, list[dict]]:
@@ -68,8 +73,7 @@ def _write_image(
     image_id = SPLITS.index(split) * 1_000_000 + index + 1
     image = {"id": image_id, "file_name": f"{index:06d}.jpg", "height": CANVAS, "width": CANVAS}
     path = folder / split / image["file_name"]
-    encoded = cv2.imencode(".jpg", drawn.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-    path.write_bytes(encoded.tobytes())
+    path.write_bytes(encode_jpeg(drawn.image))
     if captions:
         image |= {"captions": captions, "pos_category_ids": caption_tags(captions)}
     objects = []
@@ -80,12 +84,14 @@ def _write_image(
     return split, image, objects
 
 
-def _draw_all(tasks: list[tuple[str, int]], write: partial, workers: int) -> Iterator[tuple[str, dict, list]]:
-    if workers <= 1:
-        yield from map(write, tasks)
-    else:  # spawned: a fork can hang if the caller has threads
-        with get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            yield from pool.imap(write, tasks, chunksize=25)
+def draw_all(tasks: Sequence, make: Callable, *, workers: int, what: str) -> Iterator:
+    """Yield ``make(task)`` for each of ``tasks``, in their order, from ``workers`` processes, with a progress bar."""
+    with ExitStack() as stack:
+        done = map(make, tasks)
+        if workers > 1:  # spawned: a fork can hang if the caller has threads
+            pool = get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,))
+            done = stack.enter_context(pool).imap(make, tasks, chunksize=25)
+        yield from tqdm(done, total=len(tasks), desc=what, unit="images")
 
 
 def _coco_json(images: list[dict], objects: list[dict], *, for_captions: bool = False) -> dict:
@@ -103,16 +109,42 @@ def _coco_json(images: list[dict], objects: list[dict], *, for_captions: bool = 
     }
 
 
+def class_counts(annotations: list[dict]) -> dict[int, dict[str, int]]:
+    """{category id: its image_count and instance_count} of all 65 categories."""
+    objects = Counter(o["category_id"] for o in annotations)
+    images = Counter(c for _, c in {(o["image_id"], o["category_id"]) for o in annotations})
+    return {i: {"image_count": images[i], "instance_count": objects[i]} for i in range(1, len(CONCEPTS) + 1)}
+
+
 def category_info(instances: dict) -> list[dict]:
     """Counts of every category, as in Detic's ``*_cat_info.json``. LVIS's ``frequency``: "r" ≤ 10 images, "c" ≤ 100."""
-    objects = Counter(o["category_id"] for o in instances["annotations"])
-    images = Counter(c for _, c in {(o["image_id"], o["category_id"]) for o in instances["annotations"]})
+    counts = class_counts(instances["annotations"])
     rows = []
     for category in instances["categories"]:
-        key, count = category["id"], images[category["id"]]
-        row = {"id": key, "name": category["name"], "image_count": count, "instance_count": objects[key]}
+        row = {"id": category["id"], "name": category["name"], **counts[category["id"]]}
+        count = row["image_count"]
         rows.append(row | {"frequency": "f" if count > 100 else "c" if count > 10 else "r"})
     return rows
+
+
+def build_once(
+    folder: Path, *, version: int, arguments: dict, parts: Sequence[str], make: Callable[[], dict[str, dict[str, int]]]
+) -> dict:
+    """Call ``make``, which fills the folders ``parts`` in ``folder`` and returns counts, and write ``summary.json``.
+
+    A finished build of the same version and arguments stays. Otherwise ``parts`` are replaced by empty folders first.
+    Returns the summary: {"version", "arguments", "counts"}.
+    """
+    summary = dict(read_json_or_none(folder / "summary.json") or {})
+    if {"version": version, "arguments": arguments}.items() <= summary.items():
+        return summary
+    (folder / "summary.json").unlink(missing_ok=True)
+    for name in parts:
+        remove(folder / name)
+        (folder / name).mkdir(parents=True)
+    summary = {"version": version, "arguments": arguments, "counts": make()}
+    write_json(folder / "summary.json", summary, indent=2)
+    return summary
 
 
 def build_mini(
@@ -139,31 +171,23 @@ def build_mini(
     sizes = {"train": num_train, "val": num_val, "pairs": num_pairs, "cluttered": num_cluttered}
     arguments = {"seed": seed, **{f"num_{split}": number for split, number in sizes.items()}}
     arguments["novel_in_scenes"] = novel_in_scenes
-    summary = dict(read_json_or_none(folder / "summary.json") or {})
-    if {"version": VERSION, "arguments": arguments}.items() <= summary.items():
-        return summary
     if min(arguments.values()) < 0 or novel_in_scenes > 1:
         raise UserError(
             "the mini benchmark takes a seed and sizes of at least 0 and novel_in_scenes between 0 and 1; "
             f"it was given {arguments}"
         )
-    (folder / "summary.json").unlink(missing_ok=True)
-    for name in (*SPLITS, "annotations"):
-        if (folder / name).exists():
-            shutil.rmtree(folder / name)
-        (folder / name).mkdir(parents=True)
 
-    write = partial(_write_image, folder=folder, seed=seed, novel_in_scenes=novel_in_scenes)
-    drawn = _draw_all([(split, index) for split in SPLITS for index in range(sizes[split])], write, workers)
-    images: dict[str, list] = {split: [] for split in SPLITS}
-    objects: dict[str, list] = {split: [] for split in SPLITS}
-    for split, image, found in tqdm(drawn, total=sum(sizes.values()), desc="mini benchmark", unit="images"):
-        images[split].append(image)
-        objects[split].extend(found)
-    counts = _write_jsons(folder / "annotations", images, objects)
-    summary = {"version": VERSION, "arguments": arguments, "counts": counts}
-    write_json(folder / "summary.json", summary, indent=2)
-    return summary
+    def make() -> dict[str, dict[str, int]]:
+        write = partial(_write_image, folder=folder, seed=seed, novel_in_scenes=novel_in_scenes)
+        tasks = [(split, index) for split in SPLITS for index in range(sizes[split])]
+        images: dict[str, list] = {split: [] for split in SPLITS}
+        objects: dict[str, list] = {split: [] for split in SPLITS}
+        for split, image, found in draw_all(tasks, write, workers=workers, what="mini benchmark"):
+            images[split].append(image)
+            objects[split].extend(found)
+        return _write_jsons(folder / "annotations", images, objects)
+
+    return build_once(folder, version=VERSION, arguments=arguments, parts=(*SPLITS, "annotations"), make=make)
 
 
 def _write_jsons(folder: Path, images: dict[str, list], objects: dict[str, list]) -> dict[str, dict[str, int]]:
@@ -188,15 +212,20 @@ def _write_jsons(folder: Path, images: dict[str, list], objects: dict[str, list]
 
 def set_up_mini(root: Path, *, seed: int, **sizes) -> dict:
     """Make the files of configs/mini under ``root``. Existing ones stay. Returns build_mini's summary."""
-    from clim.text import CaptionCache, LazyTower
-
     summary = build_mini(root, seed=seed, **sizes)
     write_class_embeddings(root)
-    cache = CaptionCache(LazyTower(name="minilm", pretrained="", directory=root / CAPTION_CACHE), root / CAPTION_CACHE)
     for name in ("pairs", "cluttered"):
         content = json.loads((root / "mini/annotations" / f"captions_{name}_tags.json").read_text())
-        cache.prefill([caption for image in content["images"] for caption in image["captions"]])
+        fill_caption_cache(root, [caption for image in content["images"] for caption in image["captions"]])
     return summary
+
+
+def fill_caption_cache(root: Path, captions: Sequence[str]) -> None:
+    """Add MiniLM's embeddings of ``captions`` to CAPTION_CACHE."""
+    from clim.text import CaptionCache, LazyTower
+
+    folder = root / CAPTION_CACHE
+    CaptionCache(LazyTower(name="minilm", pretrained="", directory=folder), folder).prefill(captions)
 
 
 def write_class_embeddings(root: Path) -> None:
