@@ -185,8 +185,8 @@ def image_targets(
 ) -> Targets:
     """Targets of one image with M locations, whose levels have ``strides`` (M,) and ``ranges`` (M, 2)."""
     if len(boxes) == 0:
-        nobody = locations.new_full((len(locations), 4), -1.0)
-        return Targets(nobody.new_zeros(0, dtype=torch.int64), nobody, nobody.new_zeros(len(locations)))
+        nothing = locations.new_full((len(locations), 4), -1.0)
+        return Targets(nothing.new_zeros(0, dtype=torch.int64), nothing, nothing.new_zeros(len(locations)))
     lower, upper, strides = boxes[:, None, :2], boxes[:, None, 2:], strides[:, None]  # (n, 1, 2) twice, (M, 1)
     centres, sides = (lower + upper) / 2, upper - lower
     offsets = (locations - ((centres / strides).floor() + 0.5) * strides).abs()  # (n, M, 2) from the centre's cell
