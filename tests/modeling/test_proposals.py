@@ -15,7 +15,7 @@ from clim.modeling.backbones.efficientnet import EfficientNetC4
 def test_proposals_are_those_of_detectron2s_rpn_in_its_mode(load_cfg, training, count):
     keys = ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 30, "MODEL.RPN.POST_NMS_TOPK_TEST", 12)
     torch.manual_seed(0)
-    rpn = build_proposal_generator(load_cfg("mini/detic_clim.yaml", *keys), EfficientNetC4.output_shape(None))
+    rpn = build_proposal_generator(load_cfg("mini/detic_clim.yaml", *keys), EfficientNetC4.output_shape())
     for parameter in rpn.rpn_head.parameters():  # spread the scores and move the anchors
         torch.nn.init.normal_(parameter, std=0.05)
     rpn.train(training)

@@ -24,7 +24,7 @@ def regions(boxes, canvas):
 def heads(load_cfg, hash_tower):
     cfg = load_cfg("mini/detic_clim.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "")
     torch.manual_seed(0)
-    shapes = EfficientNetC4.output_shape(None)
+    shapes = EfficientNetC4.output_shape()
     return ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=hash_tower(384))
 
 

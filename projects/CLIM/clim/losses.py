@@ -132,6 +132,40 @@ def _mean_positive_nll(logits: Tensor, positive: Tensor) -> Tensor:
     return (nll / (positive.sum(1) + 1e-6)).mean()
 
 
+# ---- CenterNet's proposals (detic §3.1): N locations of all levels, P of them positive
+
+
+def heat_map_losses(
+    logits: Tensor, heat_map: Tensor, positives: Tensor, *, alpha: float, beta: float, gamma: float, clamp: float,
+    ignore_above: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """-α·Σ_positives log(p)·(1 - p)^γ and -(1 - α)·Σ_{p < ignore_above} log(1 - p)·p^γ·(1 - h)^β: two float32 scalars.
+
+    p = sigmoid(``logits``) stays ``clamp`` away from 0 and 1, without gradient beyond; h = ``heat_map``, both (N,).
+    ``positives`` (P,) int64 are locations; one that comes twice counts twice.
+    """
+    p = logits.float().sigmoid().clamp(clamp, 1 - clamp)
+    hits = p[positives]
+    positive = (hits.log() * (1 - hits) ** gamma).sum()
+    negative = ((1 - p).log() * p**gamma * (1 - heat_map) ** beta * (p < ignore_above)).sum()
+    return -alpha * positive, -(1 - alpha) * negative
+
+
+def ltrb_giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """1 - GIoU (P,) of boxes given by distances (P, 4) from a location to left, top, right, bottom; float32.
+
+    IoU is (intersection + 1) / (union + 1); the enclosing box has no such 1. Target boxes have an area.
+    """
+
+    def area(distances):
+        left, top, right, bottom = distances.float().unbind(1)
+        return (left + right) * (top + bottom)
+
+    intersection, enclosing = area(torch.minimum(predicted, target)), area(torch.maximum(predicted, target))
+    union = area(predicted) + area(target) - intersection
+    return 1 - (intersection + 1) / (union + 1) + (enclosing - union) / enclosing
+
+
 # ---- OV-RCNN's grounding: words of captions against locations of images (ovrcnn §1.3, §3)
 # T tiles, each with a caption; L words and N locations, both padded; D width.
 

@@ -48,7 +48,7 @@ def test_the_backbone_is_the_network_up_to_stride_16(published, backbone, size):
 
 
 def test_the_roi_head_goes_on_where_the_backbone_ends(published, cfg, hash_tower):
-    head_type, shapes = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), EfficientNetC4.output_shape(None)
+    head_type, shapes = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), EfficientNetC4.output_shape()
     heads = head_type(cfg, shapes, text_encoder=hash_tower(384))
     x = torch.randn(2, 112, 7, 7, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -57,6 +57,28 @@ def test_the_roi_head_goes_on_where_the_backbone_ends(published, cfg, hash_tower
         torch.testing.assert_close(heads.train().res5(x), expected, rtol=1e-3, atol=1e-3)
     assert learning(heads.res5) == weights(heads.res5)
     assert heads.box_predictor.cls_score.linear.weight.shape == (384, 320)
+
+
+@pytest.mark.parametrize("frozen", [0, 3])
+def test_the_pyramid_has_the_networks_maps_at_strides_8_to_32(published, load_cfg, frozen):
+    keys = ("MODEL.BACKBONE.NAME", "build_efficientnet_lite0_fpn_backbone", "MODEL.BACKBONE.FREEZE_AT", frozen)
+    backbone = build_backbone(load_cfg("mini/base_stage.yaml", *keys, "MODEL.FPN.OUT_CHANNELS", 24)).train()
+    x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    features = backbone(x)
+    shapes = {name: (s.channels, s.stride) for name, s in backbone.output_shape().items()}
+    assert shapes == {f"p{i}": (24, 2**i) for i in range(3, 8)} and backbone.size_divisibility == 32
+    sizes = [(8, 12), (4, 6), (2, 3), (1, 2), (1, 1)]
+    assert [tuple(f.shape) for f in features.values()] == [(2, 24, *size) for size in sizes]
+    with torch.no_grad():
+        y, start = published._swish(published._bn0(published._conv_stem(x))), 0
+        for ours, last in zip(backbone.bottom_up(x).values(), (5, 11, 16), strict=True):
+            y, start = run(published, y, slice(start, last)), last
+            torch.testing.assert_close(ours, y, rtol=1e-3, atol=1e-3)
+    trunk = backbone.bottom_up
+    assert [bool(learning(block)) for block in trunk.trunk.blocks] == [i >= frozen for i in range(16)]
+    sum(f.sum() for f in features.values()).backward()
+    parameters = [p for p in backbone.parameters() if p.requires_grad]
+    assert learning(trunk.stem) == (set() if frozen else {"0.weight"}) and all(p.grad is not None for p in parameters)
 
 
 def learning(module):

@@ -10,6 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from torch import nn
 
+from clim.checkpoints.keys import TORCHVISION, translate
 from clim.checkpoints.reading import read_pickle, require_start, weights_of
 from clim.errors import UserError
 from clim.files import replacing
@@ -63,8 +64,8 @@ class SafeCheckpointer(DetectionCheckpointer):
                 return data
             weights = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
             return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
-        weights = weights_of(data, filename)
-        data = data if "model" in data else {"model": weights}
+        weights = {translate(name, TORCHVISION) or name: value for name, value in weights_of(data, filename).items()}
+        data = (data if "model" in data else {}) | {"model": weights}
         if parse_qs(self._parsed_url_during_load.query).get("matching_heuristics") == ["True"]:
             data["matching_heuristics"] = True
         return data

