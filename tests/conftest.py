@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.structures import Boxes
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -48,6 +49,34 @@ class HashTower:
 def hash_tower():
     """``hash_tower(dim)``."""
     return HashTower
+
+
+class ShiftingCascade:
+    """RoI heads with one stage more than ``shifts``: stage k embeds a box as box · weights[k], and then adds shifts[k].
+
+    ``pooled`` lists the boxes of each image in each stage.
+    """
+
+    def __init__(self, dim, *shifts):
+        self.shifts = shifts
+        self.weights = torch.randn(len(shifts) + 1, 4, dim, generator=torch.Generator().manual_seed(3))
+        self.pooled = []
+
+    def embed_stages(self, features, boxes, *, image_sizes=None, refine=None):
+        for weight, shift in zip(self.weights, [*self.shifts, None], strict=True):
+            self.pooled.append([of_image.tensor.tolist() for of_image in boxes])
+            yield Boxes.cat(boxes).tensor @ weight
+            if shift is not None:
+                moved = [Boxes(of_image.tensor + torch.tensor(shift)) for of_image in boxes]
+                for of_image, size in zip(moved, image_sizes, strict=True):
+                    of_image.clip(size)
+                boxes = refine(moved)
+
+
+@pytest.fixture(scope="session")
+def cascade():
+    """``cascade(dim, shift of x0, y0, x1, y1 in px, …)``."""
+    return ShiftingCascade
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,16 @@ def test_cat_joins_in_order_numbers_the_canvases_and_leaves_its_parts_alone():
     assert CANVASES[2].canvas.tolist() == [0, 0] and CANVASES[0].captions[0] == ["10a", "10b"]
 
 
+def test_a_caption_is_redrawn_uniformly_from_torchs_random_state():
+    batch, draws = Tiles.cat(CANVASES), []
+    for seed in [*range(200), 0]:
+        torch.manual_seed(seed)
+        draws.append(batch.redrawn().drawn)
+    assert draws[0] == draws[-1]
+    for captions, of_tile in zip(batch.captions, zip(*draws, strict=True), strict=True):
+        assert set(of_tile) == set(captions) and 70 < of_tile.count(captions[0]) < 130
+
+
 def test_to_moves_every_tensor():
     moved = CANVASES[0].to("meta")
     assert {t.device.type for t in (moved.boxes, moved.canvas, moved.image_ids)} == {"meta"}

@@ -133,6 +133,7 @@ def test_setup_logs_and_keeps_the_config(tiny_mini, tiny_overrides, monkeypatch,
 DEVICE = ("INPUT.MOSAIC.COMPOSE", "device")
 NO_PAIRS = ("DATALOADER.CAPTIONS_PER_GPU", 0, "DATALOADER.MOSAICS_PER_GPU", 0)
 NO_MOSAICS = ("DATALOADER.MOSAICS_PER_GPU", 0)
+OFFICIAL = ("MODEL.METHOD.NAME", "OfficialDetic")
 NO_LOSS = ("MODEL.METHOD.DETIC.CAPTION_WEIGHT", 0.0, "MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
 
 
@@ -151,6 +152,9 @@ NO_LOSS = ("MODEL.METHOD.DETIC.CAPTION_WEIGHT", 0.0, "MODEL.METHOD.DETIC.TAG_WEI
         ("detic_clim", (*DEVICE, *NO_MOSAICS), "INPUT.MOSAIC.COMPOSE"),
         ("ovrcnn_clim_pretrain", (*DEVICE, *NO_MOSAICS), "INPUT.MOSAIC.COMPOSE"),
         ("detic_clim", NO_LOSS, "TAG_WEIGHT are both 0"),
+        ("detic_clim", (*OFFICIAL, *NO_MOSAICS), None),
+        ("detic_clim", OFFICIAL, "MOSAICS_PER_GPU is 2, .* OfficialDetic does not learn"),
+        ("detic_clim", (*OFFICIAL, *NO_MOSAICS, *NO_LOSS), "TAG_WEIGHT are both 0"),
     ],
 )
 def test_sources_and_what_learns_from_them_fit_each_other(tiny_cfg, config, overrides, named):

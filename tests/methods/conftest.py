@@ -1,4 +1,6 @@
-"""Tiles and proposals for the tests of every method."""
+"""Tiles and proposals for the tests of every method, and which proposals are picked, by loops."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +29,33 @@ def make_proposals(*canvases, logits=None):
         boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
         found.append(Instances((200, 200), proposal_boxes=boxes, objectness_logits=scores))
     return found
+
+
+def clip(box, tile):
+    return [max(box[0], tile[0]), max(box[1], tile[1]), min(box[2], tile[2]), min(box[3], tile[3])]
+
+
+def area(box):
+    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+
+
+def largest(tile_boxes, canvas, per_canvas, *, min_iof, topk):
+    """The definition, proposal by proposal; ``topk`` None: all."""
+    chosen = []
+    for index, (tile, own) in enumerate(zip(tile_boxes, canvas, strict=True)):
+        mine = []
+        for box in per_canvas[own]:
+            shares = {t: area(clip(box, other)) / area(box) for t, other in enumerate(tile_boxes) if canvas[t] == own}
+            if max(shares.values()) > min_iof and max(shares, key=shares.get) == index:
+                mine.append(clip(box, tile))
+        chosen.append(max(mine[:topk], key=area) if mine else tile)
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def by_loops():
+    """Functions of boxes as lists: ``clip``, ``area``, and ``largest``, the largest proposal of each tile."""
+    return SimpleNamespace(clip=clip, area=area, largest=largest)
 
 
 @pytest.fixture(scope="session")

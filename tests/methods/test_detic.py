@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from functools import partial
 from itertools import product
 
 import pytest
@@ -14,6 +15,7 @@ from clim.errors import UserError
 from clim.methods import Regions, Texts, build_method
 from clim.methods import detic as detic_module
 from clim.methods.detic import Detic, composition_groups, draw_groups, join_groups
+from clim.modeling import embed_regions
 
 DIM, CLASSES = 6, 5
 
@@ -25,6 +27,9 @@ CLIM_PRESET = {
 OFFICIAL_PRESET = CLIM_PRESET | {
     "temperature": 50.0, "bias": [], "caption_base_regions": 0, "caption_negatives": "gather",
     "negative_weight": 1.0, "tag_weight": 0.1, "tag_target": "per_tag", "tag_topk": 32,
+}  # fmt: skip
+LVIS_PRESET = CLIM_PRESET | {
+    "temperature": 50.0, "bias": [], "caption_weight": 1.0, "caption_base_regions": 0, "tag_weight": 0.1,
 }  # fmt: skip
 
 
@@ -104,24 +109,32 @@ def masks(*groups, tiles=4):
     return torch.tensor([[t in group for t in range(tiles)] for group in groups])
 
 
-def slow_caption_loss(embeddings, regions, tiles, columns, *, bias=-20.0):
-    """0.025 Σ_r Σ_c w_rc · BCE(25 · cos + bias, y_rc), c over ``columns`` (embedding, image id)."""
-    total = 0.0
+def slow_captions(embeddings, regions, tiles, columns, *, bias, temperature):
+    """Σ_c w_rc · BCE(temperature · cos + bias, y_rc) of every region, c over ``columns`` (embedding, image id)."""
+    rows = []
     for v, members in with_members(embeddings["caption"], regions["caption"]):
         ids = {int(tiles.image_ids[t]) for t in members}
         count = sum(i in ids for _, i in columns)
-        for t, i in columns:
-            z = 25 * cosine(v, t) + bias
-            total += bce(z, 1) / count if i in ids else 0.125 * bce(z, 0)
-    return 0.025 * total
+        logits = [(temperature * cosine(v, t) + bias, i in ids) for t, i in columns]
+        rows.append(sum(bce(z, 1) / count if own else 0.125 * bce(z, 0) for z, own in logits))
+    return rows
 
 
-def slow_tag_loss(embeddings, regions, tiles, *, bias=-20.0):
-    """(0.1 / 3) · mean_r Σ_k BCE(25 · cos + bias, multi-hot), all classes, no background."""
+def slow_caption_loss(embeddings, regions, tiles, columns, *, bias=-20.0):
+    return 0.025 * sum(slow_captions(embeddings, regions, tiles, columns, bias=bias, temperature=25))
+
+
+def slow_tags(embeddings, regions, tiles, *, bias, temperature):
+    """Σ_k BCE(temperature · cos + bias, multi-hot) of every region, all classes, no background."""
     rows, classes = [], ROWS.tolist()
     for v, members in with_members(embeddings["tag"], regions["tag"]):
         tags = {tag for t in members for tag in tiles.tags[t]}
-        rows.append(sum(bce(25 * cosine(v, c) + bias, k in tags) for k, c in enumerate(classes)))
+        rows.append(sum(bce(temperature * cosine(v, c) + bias, k in tags) for k, c in enumerate(classes)))
+    return rows
+
+
+def slow_tag_loss(embeddings, regions, tiles, *, bias=-20.0):
+    rows = slow_tags(embeddings, regions, tiles, bias=bias, temperature=25)
     return 0.1 / 3 * sum(rows) / len(rows)
 
 
@@ -199,6 +212,39 @@ def test_official_losses(texts, run, singles, canvas, monkeypatch, processes):
     texts.tower.asked.clear()
     method.update_queues({}, texts(singles))
     assert texts.tower.asked == []
+
+
+# ---- CLIM release's stages
+
+
+def test_clim_losses_of_three_stages(texts, cascade, by_loops, proposals_of, singles, mosaics):
+    """1.0 · mean_r for captions, 0.1 · mean_r for tags. Of the proposals a tile keeps one, of regressed boxes all."""
+    method, columns = Detic(**LVIS_PRESET | {"tag_topk": 1}), texts.rows(mosaics) + texts.rows(singles)
+    method.update_queues({}, texts(singles))
+    found, topk, groups = [[[5, 9, 45, 60], [5, 5, 95, 40]], [[10, 60, 30, 80], [12, 60, 44, 95]]], 1, []
+    head, refine = cascade(DIM, (-6, -4, 12, 3), (8, 2, 5, -7)), partial(method.refine, mosaics)
+    torch.manual_seed(1)
+    regions = method.select(mosaics, proposals_of(*found))
+    stages = embed_regions(head, {"": torch.zeros(2, 1)}, regions, image_sizes=[(100, 100)] * 2, refine=refine)
+    for (regions, embeddings), shift in zip(stages, [*head.shifts, (0, 0, 0, 0)], strict=True):
+        exact, canvas = mosaics.boxes.tolist(), mosaics.canvas.tolist()
+        of_tiles = {"caption": exact, "tag": by_loops.largest(exact, canvas, found, min_iof=0.3, topk=topk)}
+        for role, boxes in of_tiles.items():
+            joined = [torch.tensor([boxes[t] for t in row.nonzero()]) for row in regions[role].members]
+            unions = [[*b[:, :2].amin(0).tolist(), *b[:, 2:].amax(0).tolist()] for b in joined]
+            assert regions[role].boxes.tolist() == unions and len(unions) == 8 + 4
+        losses = method.losses(embeddings, regions, texts(mosaics))
+        captions = slow_captions(embeddings, regions, mosaics, columns, bias=0, temperature=50)
+        close(losses["loss_caption"], sum(captions) / 12)
+        close(losses["loss_tag"], 0.1 * sum(slow_tags(embeddings, regions, mosaics, bias=0, temperature=50)) / 12)
+        moved = (regions["tag"].boxes + torch.tensor(shift)).clamp(0, 100)
+        found, topk = [moved[regions["tag"].canvas == i].tolist() for i in (0, 1)], None
+        groups += [regions[role].members[8:] for role in ("caption", "tag")]
+    assert len({str(g.tolist()) for g in groups}) == 3 * 2
+
+    method = Detic(**LVIS_PRESET | {"tag_weight": 0.0})
+    (role,) = method.refine(mosaics, regions, {"caption": regions["caption"].boxes + 7}).items()
+    assert role[0] == "caption" and torch.equal(role[1].boxes[:8], mosaics.boxes)
 
 
 # ---- selection and composition groups

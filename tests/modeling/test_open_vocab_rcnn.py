@@ -217,6 +217,33 @@ def test_official_training(official, joint_batch, train_step):
     assert not list(official.method.parameters())
 
 
+@pytest.mark.parametrize("method, source, suffix", [("Detic", "mosaics", "_mosaic"), ("OfficialDetic", "captions", "")])
+def test_stages_of_a_cascade(build_detector, joint_batch, train_step, cascade, monkeypatch, method, source, suffix):
+    """Losses are summed over the stages, and the queue is filled once, with the captions of the last.
+
+    The CLIM release draws captions anew for the second and third stage.
+    """
+    model = build_detector("mini/detic_clim.yaml", "MODEL.METHOD.NAME", method)
+    monkeypatch.setattr(model.roi_heads, "embed_stages", cascade(384, (3.0, 1, 5, 2), (-4.0, 0, 3, 3)).embed_stages)
+    losses_of_stage, stages, pushed = model.method.losses, [], []
+
+    def losses(embeddings, regions, texts):
+        stages.append((losses_of_stage(embeddings, regions, texts), texts))
+        return stages[-1][0]
+
+    monkeypatch.setattr(model.method, "losses", losses)
+    monkeypatch.setattr(model.method, "update_queues", lambda _, texts: pushed.append(texts))
+    batch = joint_batch()[source]
+    for tiles in (canvas["tiles"] for canvas in batch):
+        tiles.captions = [[drawn, *(f"{drawn}, {j}" for j in range(30))] for drawn in tiles.drawn]
+    total, drawn = train_step(model, {source: batch}), [texts.tiles.drawn for _, texts in stages]
+    assert len(stages) == 3 and pushed == [stages[2][1]]
+    for name in ("loss_caption", "loss_tag"):
+        torch.testing.assert_close(total[name + suffix], sum(stage[name] for stage, _ in stages))
+    assert drawn[0] == [caption for canvas in batch for caption in canvas["tiles"].drawn]
+    assert len({tuple(d) for d in drawn}) == {"Detic": 3, "OfficialDetic": 1}[method]
+
+
 def test_a_text_tower_is_no_part_of_the_model_however_it_is_assigned(mini):
     """A module, which torch would store, move and train."""
     assert mini.text_encoder.dim == 384

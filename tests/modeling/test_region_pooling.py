@@ -42,8 +42,8 @@ ROLES = {  # canvases out of order, none on canvas 1 in the second role
 
 
 def test_batched_equals_single(heads, features):
-    (stage,) = embed_regions(heads, features, ROLES)
-    assert list(stage) == ["caption", "tag"]
+    ((same, stage),) = embed_regions(heads, features, ROLES)
+    assert same is ROLES and list(stage) == ["caption", "tag"]
     for role, chosen in ROLES.items():
         assert stage[role].shape == (len(chosen), 384)
         alone = [
@@ -56,19 +56,42 @@ def test_batched_equals_single(heads, features):
 
 
 def test_no_region(heads, features):
-    (stage,) = embed_regions(heads, features, {"caption": ROLES["caption"], "tag": regions([], [])})
+    ((_, stage),) = embed_regions(heads, features, {"caption": ROLES["caption"], "tag": regions([], [])})
     assert stage["caption"].shape == (5, 384) and stage["tag"].shape == (0, 384)
-    (stage,) = embed_regions(heads, features, {"caption": regions([], [])})
+    ((_, stage),) = embed_regions(heads, features, {"caption": regions([], [])})
     assert stage["caption"].shape == (0, 384)
     stage["caption"].sum().backward()  # a graph for DDP
 
 
 def test_gradients_reach_features_under_the_boxes_and_no_other_canvas(heads, features):
-    (stage,) = embed_regions(heads, features, {"tag": regions([[0, 0, 32, 32]], [1])})
+    ((_, stage),) = embed_regions(heads, features, {"tag": regions([[0, 0, 32, 32]], [1])})
     stage["tag"].sum().backward()
     gradient = features["res4"].grad.abs().sum(dim=1)
     assert gradient[1, :2, :2].min() > 0
     assert gradient[1, 3:, 3:].max() == 0 and gradient[[0, 2]].max() == 0
+
+
+def test_stages_of_a_cascade(cascade, features):
+    """Each role gets its own boxes back, regressed and clipped; the method may keep, change or remove regions."""
+    head, seen = cascade(7, (3, 0, 3, 0), (0, -9, 0, 5)), []
+
+    def refine(of_stage, boxes):
+        seen.append(boxes)
+        tag = Regions(boxes["tag"], of_stage["tag"].canvas, of_stage["tag"].members)
+        return {"caption": of_stage["caption"], "tag": tag[torch.arange(len(tag)) != 1]}
+
+    stages = list(embed_regions(head, features, ROLES, image_sizes=[(96, 128), (90, 120), (96, 60)], refine=refine))
+    for (of_stage, embeddings), weight in zip(stages, head.weights, strict=True):
+        assert of_stage["caption"] is ROLES["caption"]
+        for role, chosen in of_stage.items():
+            torch.testing.assert_close(embeddings[role], chosen.boxes @ weight)
+    assert [boxes["caption"].tolist() for boxes in seen] == [  # canvas 2 is 60 px wide
+        [[3, 0, 60, 96], [8, 9, 63, 50], [3, 0, 33, 30], [43, 20, 60, 95], [67, 0, 128, 96]],
+        [[0, 0, 60, 96], [5, 0, 60, 55], [0, 0, 30, 35], [40, 11, 60, 96], [64, 0, 128, 96]],
+    ]
+    tags = [of_stage["tag"] for of_stage, _ in stages]
+    assert [t.canvas.tolist() for t in tags] == [[2, 0, 2], [2, 2], [2]]
+    assert tags[1].boxes.tolist() == [[13, 10, 43, 60], [11, 8, 27, 24]] and tags[2].boxes.tolist() == [[13, 1, 43, 65]]
 
 
 def slow_roi_align(plane, box, *, size, stride):

@@ -38,6 +38,10 @@ class Tiles:
         texts = {name: row[-by:] + row[:-by] for name, row in rows.items()}
         return replace(self, image_ids=self.image_ids.roll(by), **texts)
 
+    def redrawn(self) -> "Tiles":
+        """The same tiles, with one caption of each drawn anew from torch's random state on the CPU."""
+        return replace(self, drawn=[captions[torch.randint(len(captions), ()).item()] for captions in self.captions])
+
     @classmethod
     def cat(cls, tiles: list["Tiles"]) -> "Tiles":
         """Tiles of several canvases as one batch."""

@@ -190,7 +190,7 @@ def check_training(cfg) -> None:
             "INPUT.MOSAIC.COMPOSE device needs ImageTextModel and DATALOADER.CAPTIONS_PER_GPU alone: set "
             'MOSAICS_PER_GPU and REGIONS_PER_GPU to 0, or COMPOSE to "loader".'
         )
-    if method == "Detic" and not any((detic.CAPTION_WEIGHT, detic.TAG_WEIGHT)):
+    if method in ("Detic", "OfficialDetic") and not any((detic.CAPTION_WEIGHT, detic.TAG_WEIGHT)):
         raise UserError("MODEL.METHOD.DETIC.CAPTION_WEIGHT and TAG_WEIGHT are both 0: pairs give no loss.")
 
 

@@ -33,6 +33,10 @@ class Regions:
     def __len__(self) -> int:
         return len(self.canvas)
 
+    def __getitem__(self, rows: Tensor) -> "Regions":
+        """The regions of these ``rows``, indices or a mask."""
+        return Regions(self.boxes[rows], self.canvas[rows], self.members[rows])
+
     @classmethod
     def of_tiles(cls, boxes: Tensor, tiles: Tiles) -> "Regions":
         """One region for each tile; its box is the tile's row of ``boxes`` (T, 4)."""
@@ -66,6 +70,12 @@ class Texts:
     def encode(self, captions: list[str]) -> Tensor:
         """Frozen unit embeddings (C, D), from the cache if there is one."""
         return self._encoder.encode(captions).to(self.class_embeddings.device)
+
+    def redrawn(self) -> "Texts":
+        """The texts with another draw of each tile's caption; the same texts where each tile has a single caption."""
+        if all(len(captions) == 1 for captions in self.tiles.captions):
+            return self
+        return Texts(self.tiles.redrawn(), encoder=self._encoder, class_embeddings=self.class_embeddings)
 
     @property
     def tower(self) -> TextTower:
@@ -103,18 +113,25 @@ class Method(nn.Module):
     pools = "boxes"
     sources: tuple[str, ...] = ("captions", "mosaics")  # of the joint batch, that the method learns from
     classifier = "cosine"  # MODEL.OPEN_VOCAB.CLASSIFIER that projects the embeddings
+    redraws_captions = False  # True: each later stage of a cascade has ``texts`` with other drawn captions
     joint = True  # of methods that pool locations: plain images and mosaics are one batch; False: they are two
 
     def select(self, tiles: Tiles, proposals: list[Instances] | None) -> dict[str, Regions]:
         """{role: regions to embed}. ``proposals``: one for each canvas, best first, without gradient."""
         raise NotImplementedError
 
+    def refine(self, tiles: Tiles, regions: dict[str, Regions], boxes: dict[str, Tensor]) -> dict[str, Regions]:
+        """The regions of a cascade's next stage, from this stage's ``regions`` and their ``boxes`` (R, 4), which the
+        head has regressed and clipped to the canvas. Without this method, the regions stay as they are.
+        """
+        return regions
+
     def read(self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts) -> dict[str, Tensor]:
         """What ``losses`` and ``update_queues`` both need, from the un-normalised projections (R, D) of each role."""
         return embeddings
 
     def losses(self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts) -> dict[str, Tensor]:
-        """{"loss_…": scalar} from the result of ``read``. Changes no state."""
+        """{"loss_…": scalar} of a stage, from the result of ``read``. Changes no state."""
         raise NotImplementedError
 
     def update_queues(self, embeddings: dict[str, Tensor], texts: Texts) -> None:

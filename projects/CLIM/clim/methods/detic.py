@@ -2,13 +2,15 @@
 
 With 1 x 1 canvases the tile is the image and this is Detic; with mosaics it is Detic + CLIM (CLIM paper §3.3).
 There are two presets: the CLIM release (cosine x 25 - 20, queue, composition groups, multi-hot tags) and official
-Detic (cosine x 50, gathered captions, one-hot tags). Shapes as in base.py; G composition groups.
+Detic (cosine x 50, gathered captions, one-hot tags). Under a cascade, this is the CLIM release; official Detic is in
+official_detic.py. Shapes as in base.py; G composition groups.
 """
 
 import math
 
 import torch
 from detectron2.config import configurable
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from clim.data.tiles import Tiles
@@ -23,6 +25,9 @@ from .tile_assignment import max_size_boxes
 @METHOD_REGISTRY.register()
 class Detic(Method):
     """Losses ``loss_caption`` and ``loss_tag``. Arguments: ``dim`` D and the keys of MODEL.METHOD.DETIC (config.py)."""
+
+    redraws_captions = True
+    needs_proposals = property(lambda self: "tag" in self.roles)
 
     @configurable
     def __init__(
@@ -48,11 +53,10 @@ class Detic(Method):
         self.tag_weight, self.tag_target = tag_weight, tag_target
         self.tag_min_iof, self.tag_topk = tag_min_iof, tag_topk
         self.num_groups = groups
-        self.needs_proposals = tag_weight > 0
-        roles = [r for r, w in (("caption", caption_weight), ("tag", tag_weight)) if w > 0]
-        self.bias = nn.ParameterDict({r: nn.Parameter(torch.tensor(float(bias[0]))) for r in roles if bias})
+        self.roles = [r for r, w in (("caption", caption_weight), ("tag", tag_weight)) if w > 0]
+        self.bias = nn.ParameterDict({r: nn.Parameter(torch.tensor(float(bias[0]))) for r in self.roles if bias})
         self.gather = caption_negatives == "gather"
-        self.queue = None if self.gather or "caption" not in roles else TextQueue(queue_length, dim)
+        self.queue = None if self.gather or "caption" not in self.roles else TextQueue(queue_length, dim)
 
     @classmethod
     def from_config(cls, cfg):
@@ -62,15 +66,22 @@ class Detic(Method):
                 raise UserError(f'MODEL.METHOD.DETIC.{key} is "{detic[key]}": choose one of {", ".join(known)}.')
         return {"dim": cfg.MODEL.TEXT.DIM, **arguments(detic)}
 
-    def select(self, tiles, proposals):
+    def select(self, tiles, proposals, *, topk: float | None = None):
         """caption: the tiles; tag: the largest proposal of each tile; each role draws its own composition groups."""
         boxes = {}
-        if self.caption_weight > 0:
+        if "caption" in self.roles:
             boxes["caption"] = tiles.boxes
-        if self.tag_weight > 0:
-            boxes["tag"] = max_size_boxes(tiles, proposals, min_iof=self.tag_min_iof, topk=self.tag_topk)
+        if "tag" in self.roles:
+            boxes["tag"] = max_size_boxes(tiles, proposals, min_iof=self.tag_min_iof, topk=topk or self.tag_topk)
         regions = {role: Regions.of_tiles(of_tiles, tiles) for role, of_tiles in boxes.items()}
         return {role: join_groups(r, draw_groups(tiles, self.num_groups)) for role, r in regions.items()}
+
+    def refine(self, tiles, regions, boxes):
+        """As :meth:`select`, but the proposals are all regressed boxes of tags, of tiles and groups (detic §3.2)."""
+        if "tag" not in boxes:
+            return self.select(tiles, None)
+        regressed = [Boxes(boxes["tag"][regions["tag"].canvas == canvas]) for canvas in tiles.canvas.unique()]
+        return self.select(tiles, [Instances((0, 0), proposal_boxes=b) for b in regressed], topk=math.inf)
 
     def losses(self, embeddings, regions, texts):
         loss = {"caption": self.caption_loss, "tag": self.tag_loss}
@@ -88,7 +99,7 @@ class Detic(Method):
         logits = self.logits("caption", embeddings, candidates)
         per_region = matched_bce(logits, positive, negative_weight=self.negative_weight)
         scale = len(regions) / self.caption_base_regions if self.caption_base_regions else 1.0
-        return self.caption_weight * scale * per_region.mean()
+        return self.caption_weight * scale * self.average(per_region, texts)
 
     def tag_loss(self, embeddings: Tensor, regions: Regions, texts: Texts) -> Tensor:
         """Each region against all class names, those of classes without boxes too."""
@@ -98,7 +109,11 @@ class Detic(Method):
             per_region = multi_hot_bce(logits[:, :-1], targets)
         else:  # official Detic also counts the background column, a constant
             per_region = one_hot_per_tag_bce(logits, torch.cat([targets, targets.new_zeros(len(targets), 1)], 1))
-        return self.tag_weight * per_region.mean()
+        return self.tag_weight * self.average(per_region, texts)
+
+    def average(self, per_region: Tensor, texts: Texts) -> Tensor:
+        """The mean of losses (R,), a scalar."""
+        return per_region.mean()
 
     def logits(self, role: str, embeddings: Tensor, texts: Tensor) -> Tensor:
         """(R, C) logits of embeddings (R, D) and texts (C, D), with the bias of the role."""

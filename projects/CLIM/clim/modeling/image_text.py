@@ -146,7 +146,8 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             parts.append({role: images[r.canvas[r.canvas < count]] for role, r in regions.items()})
         if len(canvases):
             pooled = {role: _on_canvases(r, first=count) for role, r in regions.items()}
-            parts += embed_regions(self.image_encoder, self.image_encoder.features(canvases), pooled)
+            ((_, embeddings),) = embed_regions(self.image_encoder, self.image_encoder.features(canvases), pooled)
+            parts.append(embeddings)
         # The parts hold the regions of single images first: put them back in order.
         places = {role: (r.canvas >= count).int().argsort(stable=True).argsort() for role, r in regions.items()}
         return {role: torch.cat([part[role] for part in parts])[place] for role, place in places.items()}

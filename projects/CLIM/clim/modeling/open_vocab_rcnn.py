@@ -1,5 +1,7 @@
 """The open-vocabulary detector: boxes by Detectron2's Faster R-CNN, image-text pairs by mosaic → pool → align."""
 
+from functools import partial
+
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_backbone, build_proposal_generator
@@ -79,7 +81,7 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         return losses
 
     def align(self, canvases: list[dict]) -> dict[str, Tensor]:
-        """Mosaic → pool → align: the losses of one batch of canvases."""
+        """Mosaic → pool → align: the losses of one batch of canvases, summed over the stages of a cascade."""
         images = self.preprocess_image(canvases)
         tiles = Tiles.cat([c["tiles"] for c in canvases]).to(self.device)
         texts = Texts(tiles, encoder=self.text_encoder, class_embeddings=self.classifier.class_embeddings)
@@ -87,8 +89,13 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         features = self.backbone(images.tensor)
         proposals = self.proposal_generator.propose(images, features) if self.method.needs_proposals else None
         regions = self.method.select(tiles, proposals)
+        stages = embed_regions(
+            self.roi_heads, features, regions, image_sizes=images.image_sizes, refine=partial(self.method.refine, tiles)
+        )
         losses: dict[str, Tensor] = {}
-        for projections in embed_regions(self.roi_heads, features, regions):
+        for stage, (regions, projections) in enumerate(stages):
+            if stage > 0 and self.method.redraws_captions:
+                texts = texts.redrawn()
             embeddings = self.method.read(projections, regions, texts)
             for name, loss in self.method.losses(embeddings, regions, texts).items():
                 losses[name] = losses.get(name, 0.0) + loss

@@ -14,20 +14,37 @@ from torchvision.ops import roi_align
 from clim.methods import Regions
 
 
-def embed_regions(roi_heads, features: dict[str, Tensor], regions: dict[str, Regions]) -> Iterator[dict[str, Tensor]]:
-    """Embeddings (R, D) of every role's regions, not L2-normalised; one dict for each stage of the head.
+def embed_regions(
+    roi_heads, features: dict[str, Tensor], regions: dict[str, Regions], *, image_sizes=None, refine=None
+) -> Iterator[tuple[dict[str, Regions], dict[str, Tensor]]]:
+    """For each stage of the head: every role's regions, and their embeddings (R, D), not L2-normalised.
 
-    ``roi_heads``, which may be an image encoder, embeds all roles together from its ``features`` (B, C, h, w).
+    ``roi_heads``, which may be an image encoder, embeds all roles together from its ``features`` (B, C, h, w). Between
+    two stages of a cascade it regresses the boxes and clips them to ``image_sizes`` (height, width). Then ``refine``
+    makes the next stage's regions of this stage's and each role's regressed boxes (R, 4), as ``Method.refine``.
     """
+    num_canvases = next(iter(features.values())).shape[0]
+    boxes, order = _by_canvas(regions, num_canvases)
+
+    def by_role(rows: Tensor) -> dict[str, Tensor]:
+        parts = rows[order.argsort()].split([len(r) for r in regions.values()])
+        return dict(zip(regions, parts, strict=True))
+
+    def next_boxes(refined: list[Boxes]) -> list[Boxes]:
+        nonlocal regions, order
+        regions = refine(regions, by_role(Boxes.cat(refined).tensor))
+        boxes, order = _by_canvas(regions, num_canvases)
+        return boxes
+
+    for rows in roi_heads.embed_stages(features, boxes, image_sizes=image_sizes, refine=next_boxes):
+        yield regions, by_role(rows)
+
+
+def _by_canvas(regions: dict[str, Regions], num_canvases: int) -> tuple[list[Boxes], Tensor]:
+    """The boxes of all roles canvas by canvas, as heads take them, and the rows (ΣR,) that they come from."""
     boxes = torch.cat([r.boxes for r in regions.values()])
     canvas = torch.cat([r.canvas for r in regions.values()])
-    num_canvases = next(iter(features.values())).shape[0]
-    order = torch.argsort(canvas, stable=True)  # heads take boxes canvas by canvas
-    back = torch.argsort(order)
-    per_canvas = [Boxes(boxes[canvas == i]) for i in range(num_canvases)]
-    for stage in roi_heads.embed_stages(features, per_canvas):
-        parts = stage[back].split([len(r) for r in regions.values()])
-        yield dict(zip(regions, parts, strict=True))
+    return [Boxes(boxes[canvas == i]) for i in range(num_canvases)], torch.argsort(canvas, stable=True)
 
 
 def pool_rois(features: Tensor, rois: Tensor, *, stride: int, size: int) -> Tensor:

@@ -42,7 +42,9 @@ class TextHeads:
 class OpenVocabRes5ROIHeads(TextHeads, Res5ROIHeads):
     """Detectron2's C4 head with a text predictor; it also embeds any boxes."""
 
-    def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
+    def embed_stages(
+        self, features: dict[str, Tensor], boxes: list[Boxes], *, image_sizes=None, refine=None
+    ) -> Iterator[Tensor]:
         """Un-normalised embeddings (ΣR, D) of each image's boxes; a C4 head has one stage."""
         pooled = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
         (predictor,) = self.predictors

@@ -55,7 +55,9 @@ class ImageEncoder(nn.Module):
         """{"dense": (B, C, h, w)}, the map that regions are pooled from."""
         raise NotImplementedError
 
-    def embed_stages(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Iterator[Tensor]:
+    def embed_stages(
+        self, features: dict[str, Tensor], boxes: list[Boxes], *, image_sizes=None, refine=None
+    ) -> Iterator[Tensor]:
         """Yields (ΣR, D) once, not L2-normalised; boxes in input pixels, one ``Boxes`` an image."""
         rois = convert_boxes_to_pooler_format(boxes)
         if self.regions == "v2":
