@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from clim.modeling.box_predictors import OpenVocabOutputLayers
-from clim.modeling.cascade import clip_boxes, fused_scores, refine_boxes
+from clim.modeling.cascade import fused_scores
 
 MANIFEST = json.loads((Path(__file__).parent / "detic_ovlvis_r50_keys.json").read_text())
 # Besides ``mask_overrides``
@@ -37,7 +37,7 @@ SIZES = [(96, 128), (64, 120)]
 GT = [[[10.0, 10, 60, 70], [70, 20, 120, 90]], [[8, 8, 56, 40]]]
 GT_CLASSES = [[2, 5], [0]]
 NEAR = [[[12, 8, 58, 74], [66, 22, 118, 84], [70, 60, 100, 90]], [[10, 10, 60, 44]]]
-OUTSIDE = [200.0, 10, 230, 40]  # clipped to no area
+OUTSIDE = [[100.0, 40, 150, 110], [200.0, 10, 230, 40]]  # as CenterNet leaves them: clipped to a part, to no area
 WEIGHTS = [(10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)]
 
 
@@ -129,29 +129,37 @@ def slow_stage(head, features, image, box, stage):
     return embedding[0], (predictor.cls_score.temperature * cosines)[0].tolist(), predictor.bbox_pred(x)[0].tolist()
 
 
-def slow_losses(head, features, boxes, drawn, *, beta=0.0, drop=True):
+def slow_walk(head, features, boxes, refine=lambda boxes: boxes):
+    """For each stage: [(image, box, embedding, logits, deltas)], and the boxes after it, [images][boxes]."""
+    for stage, weights in enumerate(WEIGHTS):
+        rows, moved = [], [[], []]
+        for image, of_image in enumerate(boxes):
+            for box in of_image:
+                rows.append((image, box, *slow_stage(head, features, image, box, stage)))
+                moved[image].append(decode(box, rows[-1][-1], weights, SIZES[image]))
+        yield rows, moved
+        boxes = refine(moved)
+
+
+def with_area(boxes):
+    return [[b for b in of_image if b[2] > b[0] and b[3] > b[1]] for of_image in boxes]
+
+
+def slow_losses(head, features, boxes, drawn, *, beta=0.0, refine=with_area):
     """{loss: value} of all stages; ``boxes`` are those of the first stage, all of them sampled."""
     losses = {}
-    for stage, (threshold, weights) in enumerate(zip((0.6, 0.7, 0.8), WEIGHTS, strict=True)):
-        cls, reg, count, refined = 0.0, 0.0, 0, [[], []]
-        for image, rows in enumerate(boxes):
-            for box in rows:
-                _, logits, deltas = slow_stage(head, features, image, box, stage)
-                overlaps = [iou(box, g) for g in GT[image]]
-                best = max(range(len(overlaps)), key=overlaps.__getitem__)
-                label = GT_CLASSES[image][best] if overlaps[best] >= threshold else 7
-                for k in set(drawn) - {7}:
-                    cls += math.log1p(math.exp(-logits[k] if k == label else logits[k]))
-                if label < 7:
-                    target = encode(box, GT[image][best], weights)
-                    for d in (abs(a - b) for a, b in zip(deltas, target, strict=True)):
-                        reg += d**2 / beta / 2 if d < beta else d - beta / 2
-                count += 1
-                new = decode(box, deltas, weights, SIZES[image])
-                if not drop or (new[2] > new[0] and new[3] > new[1]):
-                    refined[image].append(new)
-        losses |= {f"loss_cls_stage{stage}": cls / count, f"loss_box_reg_stage{stage}": reg / count}
-        boxes = refined
+    for stage, (rows, _) in enumerate(slow_walk(head, features, boxes, refine)):
+        cls, reg = 0.0, 0.0
+        for image, box, _, logits, deltas in rows:
+            overlaps = [iou(box, g) for g in GT[image]]
+            best = max(range(len(overlaps)), key=overlaps.__getitem__)
+            label = GT_CLASSES[image][best] if overlaps[best] >= (0.6, 0.7, 0.8)[stage] else 7
+            cls += sum(math.log1p(math.exp(-logits[k] if k == label else logits[k])) for k in set(drawn) - {7})
+            if label < 7:
+                target = encode(box, GT[image][best], WEIGHTS[stage])
+                for d in (abs(a - b) for a, b in zip(deltas, target, strict=True)):
+                    reg += d**2 / beta / 2 if d < beta else d - beta / 2
+        losses |= {f"loss_cls_stage{stage}": cls / len(rows), f"loss_box_reg_stage{stage}": reg / len(rows)}
     return losses
 
 
@@ -160,7 +168,7 @@ def slow_losses(head, features, boxes, drawn, *, beta=0.0, drop=True):
     [
         ([], {}),
         (["MODEL.ROI_BOX_CASCADE_HEAD.KEEP_EMPTY", True, "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", 0.1],
-         {"drop": False, "beta": 0.1}),
+         {"refine": lambda boxes: boxes, "beta": 0.1}),
     ],
 )  # fmt: skip
 def test_losses_of_three_stages(make_head, monkeypatch, overrides, options):
@@ -169,7 +177,7 @@ def test_losses_of_three_stages(make_head, monkeypatch, overrides, options):
     monkeypatch.setattr(
         OpenVocabOutputLayers, "draw_classes", lambda self, gt: asked.append(len(gt)) or torch.tensor(drawn)
     )
-    boxes = [[*NEAR[0], OUTSIDE], NEAR[1]]
+    boxes = [[*NEAR[0], *OUTSIDE], NEAR[1]]
     result = training_losses(head, maps(), proposals_of(boxes), truths())
     first = [rows + truth for rows, truth in zip(boxes, GT, strict=True)]
     expected = slow_losses(head, maps(), first, drawn, **options)
@@ -177,8 +185,8 @@ def test_losses_of_three_stages(make_head, monkeypatch, overrides, options):
     for name, value in expected.items():
         assert result[name].item() == pytest.approx(value, rel=1e-4), name
     assert all(expected[f"loss_box_reg_stage{k}"] > 0.01 for k in range(3))
-    later = 8 if "drop" in options else 7
-    assert asked == [8, later, later]  # one draw a stage, over the boxes of the whole batch
+    later = 9 if options else 8
+    assert asked == [9, later, later]  # one draw a stage, over the boxes of the whole batch
 
 
 @pytest.mark.parametrize("resample", [False, True])
@@ -239,50 +247,29 @@ def test_a_stage_sends_back_part_of_its_gradient_and_masks_send_all(make_head):
 # ---- Embeddings of any boxes
 
 
-def test_boxes_are_embedded_at_every_stage_and_refined_in_between(make_head):
-    head, features = make_head().train(), maps()
-    boxes = [[*NEAR[0], OUTSIDE], NEAR[1]]
-    expected, current = [], boxes
-    for stage in range(3):
-        rows, refined = [], [[], []]
-        for image, of_image in enumerate(current):
-            for box in of_image:
-                embedding, _, deltas = slow_stage(head, features, image, box, stage)
-                rows.append(embedding)
-                refined[image].append(decode(box, deltas, WEIGHTS[stage], SIZES[image]))
-        expected.append(torch.stack(rows))
-        current = refined
+@pytest.mark.parametrize("refine", [None, lambda boxes: [boxes[0][1:], boxes[1][:0]]])
+def test_boxes_are_embedded_at_every_stage_and_refined_in_between(make_head, refine):
+    """``refine`` sees the moved boxes and chooses the next stage's; boxes without area are not left out."""
+    head, features, seen, boxes = make_head().train(), maps(), [], [[*NEAR[0], *OUTSIDE], NEAR[1]]
+
+    def spy(moved):
+        seen.append([row for of_image in moved for row in of_image.tensor])
+        return refine(moved)
+
     given = [p.proposal_boxes for p in proposals_of(boxes)]
-    embedded = list(head.embed_stages(features, given, image_sizes=SIZES))
-    assert len(embedded) == 3
-    for a, b in zip(embedded, expected, strict=True):  # the box without area is there until the end
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert given[0].tensor[-1].tolist() == OUTSIDE  # not changed in place
+    embedded = list(head.embed_stages(features, given, image_sizes=SIZES, refine=refine and spy))
+    expected = list(slow_walk(head, features, boxes, *([refine] if refine else [])))
+    for projections, (rows, _) in zip(embedded, expected, strict=True):
+        torch.testing.assert_close(projections, torch.stack([row[2] for row in rows]), rtol=1e-4, atol=1e-4)
+    assert len(seen) == (2 if refine else 0)  # not after the last stage
+    for moved, (_, slow) in zip(seen, expected, strict=False):
+        torch.testing.assert_close(torch.stack(moved), torch.tensor(sum(slow, [])), rtol=0, atol=1e-3)
+        assert not any(row.requires_grad for row in moved)
+    assert given[0].tensor[-2:].tolist() == OUTSIDE  # not changed in place
     sum(e.sum() for e in embedded).backward()
     for predictor, box_head in zip(head.predictors, head.box_head, strict=True):
         assert all(p.grad is None for p in predictor.bbox_pred.parameters())
         assert predictor.cls_score.linear.weight.grad.abs().sum() > 0 and box_head.fc1.weight.grad.abs().sum() > 0
-
-
-def test_refine_chooses_the_boxes_of_the_next_stage(make_head):
-    head, features, seen = make_head(), maps(), []
-    given = [p.proposal_boxes for p in proposals_of(NEAR)]
-
-    def refine(boxes):
-        assert not any(b.tensor.requires_grad for b in boxes)
-        seen.append([b.tensor.clone() for b in boxes])
-        return given if len(seen) == 1 else [boxes[0][:1], boxes[1][:0]]
-
-    stages = head.embed_stages(features, given, image_sizes=SIZES, refine=refine)
-    first, second, third = next(stages), next(stages), next(stages)
-    assert next(stages, None) is None and len(seen) == 2  # not after the last stage
-    deltas = [p.bbox_pred(x) for p, x, _ in head._stages(features, given, SIZES, lambda boxes: given)]
-    for moved, stage in zip(seen, (0, 1), strict=True):
-        expected = refine_boxes(deltas[stage], given, SIZES, transform=head.box_predictor[stage].box2box_transform)
-        assert all(torch.equal(a, b.tensor) for a, b in zip(moved, expected, strict=True))
-    assert first.shape == second.shape == (4, 6) and third.shape == (1, 6)
-    unmoved = [x for _, x, _ in head._stages(features, given, SIZES, lambda boxes: given)][1]
-    torch.testing.assert_close(second, head.box_predictor[1].project(unmoved))
 
 
 def test_heads_of_one_stage_never_refine(load_cfg):
@@ -316,14 +303,12 @@ def test_fused_scores_are_the_formulas(stages, regions, classes, multiply, seed)
 
 
 def slow_detections(head, features, boxes, scores, image):
-    """[(score, class, box)], the best first: the threshold, class-wise NMS, the best of all classes."""
+    """[(score, class, box)] of an image, the best first: the threshold, class-wise NMS, the best of all classes."""
+    stages = list(slow_walk(head, features, boxes))
     candidates = []
-    for box, score in zip(boxes, scores, strict=True):
-        means = [0.0] * 7
-        for stage in range(3):
-            _, logits, deltas = slow_stage(head, features, image, box, stage)
-            means = [m + 1 / (1 + math.exp(-z)) / 3 for m, z in zip(means, logits, strict=True)]
-            box = decode(box, deltas, WEIGHTS[stage], SIZES[image])
+    for i, (score, box) in enumerate(zip(scores, stages[-1][1][image], strict=True)):
+        logits = [[row[3] for row in rows if row[0] == image][i] for rows, _ in stages]
+        means = [sum(1 / (1 + math.exp(-z)) for z in of_class) / 3 for of_class in zip(*logits, strict=True)]
         candidates += [(math.sqrt(m * score) if score else m, k, box) for k, m in enumerate(means)]
     kept = []
     for candidate in sorted(candidates, key=lambda c: -c[0]):
@@ -336,13 +321,13 @@ def slow_detections(head, features, boxes, scores, image):
 @pytest.mark.parametrize("multiply", [True, False])
 def test_detections_with_masks(make_head, multiply):
     head = make_head("MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE", multiply).eval()
-    features, boxes = maps(), [[*NEAR[0], [50, 40, 90, 95], OUTSIDE], NEAR[1]]
+    features, boxes = maps(), [[*NEAR[0], [50, 40, 90, 95], *OUTSIDE], NEAR[1]]
     with torch.no_grad():
         results, losses = head(None, features, proposals_of(boxes))
     assert losses == {}
     for image, found in enumerate(results):
         scores = torch.linspace(0.9, 0.4, len(boxes[image])).tolist() if multiply else [None] * len(boxes[image])
-        expected = slow_detections(head, features, boxes[image], scores, image)
+        expected = slow_detections(head, features, boxes, scores, image)
         assert 1 < len(found) == len(expected)
         assert found.pred_classes.tolist() == [k for _, k, _ in expected]
         torch.testing.assert_close(found.scores.tolist(), [s for s, _, _ in expected], rtol=1e-5, atol=0)
@@ -445,9 +430,3 @@ def test_all_stages_share_class_embeddings_that_are_built_once(make_head, hash_t
     head.set_vocabulary(torch.eye(6)[:4])
     assert [p.num_classes for p in head.predictors] == [4] * 3
     assert [p.box2box_transform.weights for p in head.predictors] == WEIGHTS
-
-
-def test_boxes_are_clipped_in_copies():
-    boxes = torch.tensor([[-5.0, 3, 200, 20]])
-    (clipped,) = clip_boxes([boxes], [(10, 100)])
-    assert clipped.tensor.tolist() == [[0, 3, 100, 10]] and boxes[0, 0] == -5
