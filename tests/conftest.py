@@ -218,6 +218,19 @@ def tiny_overrides(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.fixture(scope="session")
+def mask_overrides():
+    """KEY, VALUE, … that give a tiny C4 detector a cascade of three stages with masks."""
+    return [
+        "MODEL.ROI_HEADS.NAME", "OpenVocabCascadeROIHeads", "MODEL.ROI_HEADS.IOU_THRESHOLDS", "[0.6]",
+        "MODEL.ROI_BOX_CASCADE_HEAD.IOUS", "(0.6, 0.7, 0.8)",
+        "MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead", "MODEL.ROI_BOX_HEAD.NUM_FC", "2",
+        "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.MASK_ON", "True",
+        "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True",
+        "MODEL.ROI_MASK_HEAD.NUM_CONV", "1", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8",
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def tiny_cfg(tiny_mini, tiny_overrides, monkeypatch):
     """``tiny_cfg("KEY", value, …)``: the frozen config of a tiny Detic + CLIM run."""

@@ -11,10 +11,12 @@ import pytest
 import torch
 from detectron2.engine import default_argument_parser
 from PIL import Image
+from pycocotools.mask import decode
 
 import clim
 from clim.cli import add_train_options, count, drawing_names, find_images, main, read_names
 from clim.config import add_clim_config
+from clim.data.categories import COCO_NAMES
 from clim.detector import Detector
 from clim.errors import UserError
 
@@ -105,6 +107,36 @@ def test_predictions_are_drawn_and_written(tiny_mini, tiny_cfg, tiny_overrides, 
     printed = capsys.readouterr()
     assert caught.value.code == 2 and "error: None of the images" in printed.err and "gone.jpg: missing" in printed.out
     assert [len(json.loads((output / "predictions.json").read_text())[key]) for key in ("images", "skipped")] == [0, 1]
+
+
+def test_masks_are_written_and_drawn(tiny_mini, tiny_cfg, mask_overrides, tiny_overrides, tmp_path):
+    image = sorted((tiny_mini / "mini/val").glob("*.jpg"))[0]
+    model, weights = Detector(tiny_cfg(*mask_overrides)).model, tmp_path / "model.pth"
+    for predictor in model.roi_heads.predictors:
+        torch.nn.init.constant_(predictor.cls_score.cls_bias, 0.0)
+    torch.nn.init.constant_(model.roi_heads.mask_head.predictor.bias, 5.0)  # masks that fill their boxes
+    torch.save({"model": model.state_dict()}, weights)
+    main([
+        "predict", "--input", str(image), "--output", str(tmp_path / "out"), "--config-file", CONFIG, "--top", "3",
+        "--vocabulary", "coco", "--weights", str(weights), "--opts", *tiny_overrides, *mask_overrides,
+    ])  # fmt: skip
+    result = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert result["vocabulary"] == list(COCO_NAMES)
+    (entry,) = result["images"]
+    assert 1 <= len(entry["detections"]) <= 3
+    with Image.open(image) as photo, Image.open(tmp_path / "out" / entry["drawing"]) as drawing:
+        before = np.asarray(photo.convert("RGB").resize(drawing.size)).astype(int)
+        change = np.abs(np.asarray(drawing).astype(int) - before).sum(axis=2)
+    for detection in entry["detections"]:
+        rle, (x, y, width, height) = detection["segmentation"], detection["bbox"]
+        assert rle["size"] == [entry["height"], entry["width"]] and isinstance(rle["counts"], str)
+        mask = decode(rle)
+        assert mask.sum() == pytest.approx(width * height, rel=0.2)
+        rows, columns = np.nonzero(mask)
+        assert abs(columns.mean() - x - width / 2) < 2 and abs(rows.mean() - y - height / 2) < 2
+        scale = change.shape[1] / entry["width"]
+        inside = change[int((y + height / 2) * scale), int(x * scale) : int((x + width) * scale)]
+        assert np.median(inside) > 30
 
 
 def test_drawings_never_overwrite_each_other():

@@ -13,6 +13,7 @@ from torch import nn
 from clim.checkpoints import SafeCheckpointer
 from clim.detector import Detector, most_confident
 from clim.errors import UserError
+from clim.modeling import cascade
 from clim.modeling.roi_heads import EfficientNetC4ROIHeads
 
 
@@ -164,3 +165,29 @@ def test_every_stage_gets_the_classes_and_the_threshold(cascade_cfg, scene):
     first = predictors[0].cls_score.class_embeddings
     assert all(p.num_classes == 3 and torch.equal(p.cls_score.class_embeddings, first) for p in predictors)
     assert set(detector(scene).pred_classes.tolist()) <= {0, 1, 2}
+
+
+def test_a_cascade_with_masks_and_many_names(tiny_cfg, mask_overrides, scene):
+    """The threshold is for the fused scores, masks have the image's size, and 1,203 names are no trouble."""
+    detector = Detector(tiny_cfg(*mask_overrides), score_threshold=0.3)
+    for predictor in detector.model.roi_heads.predictors:
+        nn.init.constant_(predictor.cls_score.cls_bias, -0.5)
+    seen, scores_of = [], cascade.fused_scores
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascade, "fused_scores", lambda *given: seen.append(scores_of(*given)) or seen[-1])
+        found = detector(scene)
+    height, width = found.image_size
+    assert found.pred_masks.shape == (len(found), height, width) and found.pred_masks.dtype == torch.bool
+    assert 0 < len(found) <= 100 and found.scores.min() > 0.3
+    assert found.scores.max().item() == pytest.approx(seen[0].max().item(), rel=1e-5)
+    for box, mask in zip(found.pred_boxes.tensor, found.pred_masks, strict=True):
+        rows, columns = mask.nonzero(as_tuple=True)
+        if len(rows):
+            assert columns.min() >= box[0] - 1 and rows.min() >= box[1] - 1
+            assert columns.max() <= box[2] + 1 and rows.max() <= box[3] + 1
+    assert found.pred_masks.any()
+
+    names = [f"class {i}" for i in range(1203)]
+    detector.set_classes(names, torch.randn(1203, 384, generator=torch.Generator().manual_seed(0)))
+    found = detector(scene)
+    assert found.pred_classes.max() > 65 and (found.scores.diff() <= 0).all()

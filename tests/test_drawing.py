@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clim.drawing import class_colours, draw_boxes, draw_objects, enlarge
+from clim.drawing import class_colours, draw_boxes, draw_objects, enlarge, tint
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -85,3 +85,14 @@ def test_objects_have_the_colour_of_their_class_the_first_on_top_and_novel_ones_
     drawn = draw_objects(grey(640, 640), boxes, [0, 1], names=["", ""], novel={1})
     assert (drawn[100, 48:50] == 100).all()  # base: no rim
     assert (drawn[350, 298:300] == 255).all() and (drawn[350, 300] == colours[1]).all()
+
+
+def test_masks_are_half_of_their_colour_the_first_object_on_top():
+    image, masks, colours = grey(640, 640), np.zeros((2, 640, 640), bool), class_colours(2).astype(float)
+    masks[0, 100:200, 100:300] = masks[1, 100:200, 200:400] = True
+    boxes = [[100, 100, 300, 200], [200, 100, 400, 200]]
+    drawn = draw_objects(image, boxes, [0, 1], names=["", ""], masks=masks)
+    for x, colour in ((150, colours[0]), (250, colours[0]), (350, colours[1])):
+        assert drawn[150, x].tolist() == ((100 + colour) // 2).tolist()
+    assert (drawn[300:, :] == 100).all() and (image == 100).all()
+    assert (tint(image, masks[:0], []) == image).all()

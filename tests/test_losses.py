@@ -45,6 +45,7 @@ NO_CLASS = torch.zeros(0, dtype=torch.int64)
 
 @pytest.mark.parametrize("loss", [
     lambda rows: losses.masked_class_bce(rows, NO_CLASS, torch.ones(3)),
+    lambda rows: losses.federated_class_bce(rows, NO_CLASS, torch.tensor([1])),
     lambda rows: losses.sampled_class_bce(rows, NO_CLASS, torch.eye(3), torch.arange(2), scale=9.0),
     lambda rows: losses.masked_softmax_ce(rows, NO_CLASS, torch.ones(2).bool(), background_weight=0.6),
     lambda rows: matched_contrast(rows, NO_CLASS, torch.zeros(0, 3), NO_CLASS, scale=30.0),
@@ -136,6 +137,7 @@ def test_losses_of_logits(rows, data):
     close(losses.one_hot_per_tag_bce(logits, positive), [slow_per_tag(*pair) for pair in pairs])
     expected = sum(bce(row[k], k == own) for row, own in zip(rows, gt, strict=True) for k in (0, 2)) / len(rows)
     close(losses.masked_class_bce(logits, torch.tensor(gt), torch.tensor([1.0, 0, 1])), expected)
+    close(losses.federated_class_bce(logits, torch.tensor(gt), torch.tensor([3, 2, 0])), expected)  # 3: background
     extreme = torch.tensor([[-1000.0, 1000.0]])
     close(matched_bce(extreme, torch.tensor([[True, False]]), negative_weight=0.5), [1500.0])
 

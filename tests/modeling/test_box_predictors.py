@@ -123,6 +123,44 @@ def test_losses_of_the_formulas(predictor, batch, kind, overrides, slow_class, s
     assert result["loss_box_reg"].item() == pytest.approx(expected / 4, rel=1e-5)
 
 
+FEDERATED = ("MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True, "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES", 3)
+COUNTS = torch.tensor([9.0, 0, 4, 16, 0])  # images of each class
+
+
+@pytest.mark.parametrize("power, shares", [(0.5, [3, 2, 4]), (1.0, [9, 4, 16])])
+def test_federated_classes_are_those_of_the_regions_and_drawn_ones(predictor, power, shares):
+    """The background counts as one. A class without images is never drawn, but it counts where it is present."""
+    power = ("MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER", power)
+    head = predictor("cosine", *FEDERATED, *power, class_mask=COUNTS.sqrt())
+    assert not [name for name in head.state_dict() if "fed_loss" in name]  # freq_weight is official Detic's name
+    torch.manual_seed(0)
+    drawn = torch.stack([head.draw_classes(torch.tensor([CLASSES, 1, 1])) for _ in range(2000)])
+    assert drawn.shape == (2000, 3) and (drawn[:, :2] == torch.tensor([1, CLASSES])).all()
+    found = [(drawn[:, 2] == k).float().mean().item() for k in (0, 2, 3)]
+    assert found == pytest.approx([share / sum(shares) for share in shares], abs=0.03)
+    assert head.draw_classes(torch.tensor([0, 1, 2, 4])).tolist() == [0, 1, 2, 4]  # enough: none is drawn
+    wants_more = predictor("cosine", *FEDERATED[:2], class_mask=COUNTS.sqrt())  # 50 of three classes
+    assert sorted(wants_more.draw_classes(torch.tensor([2, 4, CLASSES])).tolist()) == [0, 2, 3, 4, CLASSES]
+    assert sorted(wants_more.draw_classes(torch.tensor([4, 4])).tolist()) == [0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("zero_background", [True, False])
+def test_federated_loss_counts_the_drawn_classes_alone(predictor, batch, zero_background):
+    """A learned background is a column like the others."""
+    background = ("MODEL.OPEN_VOCAB.ZERO_BACKGROUND", zero_background)
+    head = predictor("cosine", *FEDERATED, *background, class_mask=COUNTS.sqrt()).train()
+    x, gt = torch.randn(4, WIDTH), [1, CLASSES, 4, CLASSES]
+    logits = head(x)[0].tolist()
+    torch.manual_seed(3)
+    drawn = head.draw_classes(torch.tensor(gt)).tolist()
+    torch.manual_seed(3)
+    found = head_losses(head, x, batch)["loss_cls"].item()
+    mask = [float(k in drawn) for k in range(CLASSES + 1)]
+    columns = slice(CLASSES + (not zero_background))
+    expected = sum(slow_bce(row[columns], k, mask[columns]) for row, k in zip(logits, gt, strict=True))
+    assert found == pytest.approx(expected / 4, rel=1e-5) and sum(mask) == 3
+
+
 @all_kinds
 def test_every_parameter_that_learns_gets_a_gradient_also_without_foreground(predictor, batch, kind):
     """OV-RCNN's projection is frozen and passes gradients on; no text learns."""

@@ -81,7 +81,8 @@ def add_predict_options(parser: argparse.ArgumentParser, *, config_file: Path | 
     add = parser.add_argument
     add("--input", nargs="+", required=True, metavar="IMAGES", help="files, folders or globs")
     add("--output", type=Path, default=Path("output/predictions"), metavar="DIR", help="folder" + default)
-    add("--vocabulary", help='"a,b,c", or a .txt with one name a line (default: the config\'s)')
+    vocabulary_help = '"a,b,c", a .txt with one name a line, or a known list such as coco (default: the config\'s)'
+    add("--vocabulary", help=vocabulary_help)
     config_help = "YAML" + (default if config_file else "")
     add("--config-file", type=Path, default=config_file, required=not config_file, metavar="FILE", help=config_help)
     add("--weights", metavar="FILE", help="checkpoint (default: the config's)")
@@ -92,7 +93,7 @@ def add_predict_options(parser: argparse.ArgumentParser, *, config_file: Path | 
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Detect objects of any names in images: drawings with boxes, names and scores, and a JSON file.
+    """Detect objects of any names in images: drawings with boxes, masks, names and scores, and a JSON file.
 
         clim predict --config-file configs/Detic_CLIM_C4.yaml --weights model_final.pth --input photos "more/*.png"
 
@@ -104,17 +105,21 @@ def predict(args: argparse.Namespace) -> None:
     DIR/predictions.json:
         {"vocabulary": [names], "novel": [names without boxes in training], "config": …, "weights": …,
          "images": [{"file_name", "height", "width", "drawing",
-                     "detections": [{"name", "category_id", "score", "bbox"}]}],
+                     "detections": [{"name", "category_id", "score", "bbox", "segmentation"}]}],
          "skipped": [{"file_name", "reason"}]}
     ``bbox`` is COCO's x, y, width, height in pixels of the upright image. ``category_id`` is an index into
-    ``vocabulary``. The detection with the highest score is the first.
+    ``vocabulary``. ``segmentation`` is COCO's RLE {"size", "counts"} in the same pixels, from a detector with masks.
+    The detection with the highest score is the first.
     """
     paths = find_images(args.input)
     overrides = list(args.opts)
     if args.weights is not None:
         overrides += ["MODEL.WEIGHTS", args.weights]
     if args.vocabulary is not None:
-        overrides += ["MODEL.VOCABULARY.NAMES", read_names(args.vocabulary, option="--vocabulary")]
+        from clim.data.categories import NAMED_CLASSES
+
+        names = NAMED_CLASSES.get(args.vocabulary) or read_names(args.vocabulary, option="--vocabulary")
+        overrides += ["MODEL.VOCABULARY.NAMES", list(names)]
 
     from tqdm import tqdm
 
@@ -125,7 +130,7 @@ def predict(args: argparse.Namespace) -> None:
 
     quiet_logging()
     cfg = load_config(str(args.config_file), overrides)
-    detector = Detector(cfg)
+    detector = Detector(cfg, score_threshold=max(args.threshold, 0.0))
     args.output.mkdir(parents=True, exist_ok=True)
     images, skipped = [], []
     named = zip(paths, drawing_names(paths), strict=True)
@@ -150,7 +155,9 @@ def predict(args: argparse.Namespace) -> None:
 
 def _predict_image(detector, path: Path, drawing: Path, args: argparse.Namespace) -> dict:
     """Write the ``drawing`` of an image. Returns its entry in predictions.json."""
+    import numpy as np
     from PIL import Image
+    from pycocotools.mask import encode
 
     from clim.data.images import ordered, read_image
     from clim.detector import most_confident
@@ -160,13 +167,19 @@ def _predict_image(detector, path: Path, drawing: Path, args: argparse.Namespace
     found = detector.predict(ordered(image, detector.input_format))
     found = most_confident(found, threshold=args.threshold, top=args.top, overlap=args.overlap)
     boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes.tolist(), found.scores.tolist()
-    drawn = draw_objects(image, boxes, classes, names=detector.names, novel=detector.novel, scores=scores)
+    masks = found.pred_masks.numpy() if found.has("pred_masks") else None
+    texts = {"names": detector.names, "novel": detector.novel, "scores": scores}
+    drawn = draw_objects(image, boxes, classes, masks=masks, **texts)
     Image.fromarray(drawn).save(drawing, quality=92)
     detections = []
     for (x0, y0, x1, y1), category, score in zip(boxes.tolist(), classes, scores, strict=True):
         box = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
         name = detector.names[category]
         detections.append({"name": name, "category_id": category, "score": round(score, 6), "bbox": box})
+    if masks is not None:
+        for detection, mask in zip(detections, masks, strict=True):
+            rle = encode(np.asfortranarray(mask, dtype=np.uint8))
+            detection["segmentation"] = rle | {"counts": rle["counts"].decode("ascii")}
     height, width = image.shape[:2]
     entry = {"file_name": str(path), "height": height, "width": width, "drawing": drawing.name}
     return entry | {"detections": detections}

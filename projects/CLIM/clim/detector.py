@@ -80,7 +80,10 @@ class Detector:
 
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> Instances:
-        """``image`` uint8 (H, W, 3) in cfg.INPUT.FORMAT → pred_boxes, scores (the highest first), pred_classes."""
+        """``image`` uint8 (H, W, 3) in cfg.INPUT.FORMAT → pred_boxes, scores (the highest first), pred_classes.
+
+        A detector with masks also gives ``pred_masks`` (N, H, W) bool.
+        """
         height, width = image.shape[:2]
         resized = self.resize.get_transform(image).apply_image(image)
         tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))

@@ -1,4 +1,4 @@
-"""Draw boxes with names on images: uint8 (H, W, 3) RGB; boxes (N, 4) are x0, y0, x1, y1 in pixels."""
+"""Draw boxes with names, and masks, on images: uint8 (H, W, 3) RGB; boxes (N, 4) are x0, y0, x1, y1 in pixels."""
 
 import colorsys
 from collections.abc import Collection, Sequence
@@ -70,11 +70,12 @@ def draw_boxes(
 
 
 def draw_objects(
-    image: np.ndarray, boxes, classes: Sequence[int], *, names: Sequence[str], novel=(), scores=None
+    image: np.ndarray, boxes, classes: Sequence[int], *, names: Sequence[str], novel=(), scores=None, masks=None
 ) -> np.ndarray:
     """A copy with objects, a colour for each class; the first object lies on top.
 
     ``classes`` are N indices into ``names``; those in ``novel`` get a star. The N ``scores`` stand after the names.
+    ``masks`` (N, H, W) bool are tinted.
     """
     labels = [names[c] for c in classes]
     if scores is not None:
@@ -82,7 +83,17 @@ def draw_objects(
     boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)[::-1]
     colours = class_colours(len(names))[list(classes)[::-1]]
     marked = {i for i, c in enumerate(reversed(classes)) if c in novel}
+    if masks is not None:
+        image = tint(image, masks[::-1], colours)
     return draw_boxes(image, boxes, labels[::-1], colours=colours, marked=marked)
+
+
+def tint(image: np.ndarray, masks, colours) -> np.ndarray:
+    """A copy in which pixels of ``masks`` (N, H, W) bool are half of their mask's colour; later masks lie on top."""
+    tinted = image.copy()
+    for mask, colour in zip(masks, colours, strict=True):
+        tinted[mask] = (image[mask] + np.asarray(colour, dtype=float)) / 2
+    return tinted
 
 
 def _outline(draw, box: np.ndarray, page: tuple[int, int], *, width: int, colour) -> None:

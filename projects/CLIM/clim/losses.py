@@ -81,6 +81,17 @@ def masked_class_bce(logits: Tensor, gt_classes: Tensor, class_mask: Tensor) -> 
     return (bce * class_mask).sum() / max(len(logits), 1)
 
 
+def federated_class_bce(logits: Tensor, gt_classes: Tensor, classes: Tensor) -> Tensor:
+    """Σ_r Σ_{k in classes} BCE(logits_rk, 1[k = gt_r]) / R, a scalar: the federated loss (detic §3.1).
+
+    ``logits`` and ``gt_classes`` as for :func:`masked_class_bce`. ``classes`` (S,) in [0, K] are those that were
+    drawn; the background K among them counts if ``logits`` have a column for it.
+    """
+    mask = logits.new_zeros(logits.shape[1] + 1)
+    mask[classes] = 1
+    return masked_class_bce(logits, gt_classes, mask[:-1])
+
+
 def masked_softmax_ce(logits: Tensor, gt_classes: Tensor, has_boxes: Tensor, *, background_weight: float) -> Tensor:
     """Box-supervised class loss of F-VLM: Σ_r w_r · (-log softmax(logits_r)[gt_r]) / R, a scalar.
 

@@ -4,18 +4,20 @@ Shapes: R regions, K classes, D width of text embeddings; column K of (R, K + 1)
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats, fast_rcnn_inference
+from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from fvcore.nn import c2_xavier_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clim.errors import UserError, registered
-from clim.losses import masked_class_bce, masked_softmax_ce
+from clim.losses import federated_class_bce, masked_class_bce, masked_softmax_ce
 
 from .classifier import CosineClassifier, classifier_type
 from .vocabulary import class_mask, competing_classes, is_configured, needs_cosines, num_classes, vocabulary_embeddings
@@ -25,10 +27,18 @@ logger = logging.getLogger(__name__)
 BOX_PREDICTOR_REGISTRY = Registry("BOX_PREDICTOR")  # subclasses of TextOutputLayers
 
 
-def build_box_predictor(cfg, input_shape, *, text_encoder) -> "TextOutputLayers":
-    """The predictor named by ``cfg.MODEL.ROI_BOX_HEAD.PREDICTOR``; UserError for an unknown name."""
+def build_box_predictor(cfg, input_shape, *, text_encoder, **given) -> "TextOutputLayers":
+    """The predictor named by ``cfg.MODEL.ROI_BOX_HEAD.PREDICTOR``; arguments ``given`` win over the config's.
+
+    UserError for an unknown name.
+    """
     name, key = cfg.MODEL.ROI_BOX_HEAD.PREDICTOR, "MODEL.ROI_BOX_HEAD.PREDICTOR"
-    return registered(BOX_PREDICTOR_REGISTRY, name, key=key)(cfg, input_shape, text_encoder=text_encoder)
+    return registered(BOX_PREDICTOR_REGISTRY, name, key=key)(cfg, input_shape, text_encoder=text_encoder, **given)
+
+
+def configured_embeddings(cfg, text_encoder) -> Tensor:
+    """(K, D) text embeddings of the configured classes, for the configured classifier."""
+    return vocabulary_embeddings(cfg, text_encoder, features=classifier_type(cfg).text_features)
 
 
 class TextOutputLayers(FastRCNNOutputLayers):
@@ -89,15 +99,19 @@ class TextOutputLayers(FastRCNNOutputLayers):
         return {"loss_cls": self.class_loss(scores, gt_classes), "loss_box_reg": box_loss * weight}
 
     def inference(self, predictions, proposals):
-        """As the parent's, but ordered by logits, because in float32 all logits above 17 have the sigmoid 1.
+        """As the parent's, by :meth:`detect`."""
+        logits = predictions[0].split([len(p) for p in proposals])
+        return self.detect(self.predict_boxes(predictions, proposals), logits, [p.image_size for p in proposals])
+
+    def detect(self, boxes: Sequence[Tensor], logits: Sequence[Tensor], image_sizes) -> tuple[list[Instances], list]:
+        """Detectron2's ``fast_rcnn_inference``, ordered by logits: in float32 all logits above 17 have the sigmoid 1.
 
         Instances have ``scores`` (sigmoid, as official Detic) and ``logits``; evaluation ranks by the logits.
         """
-        logits = predictions[0].split([len(p) for p in proposals])
         results, kept = fast_rcnn_inference(
-            self.predict_boxes(predictions, proposals),
+            boxes,
             logits,
-            [p.image_size for p in proposals],
+            image_sizes,
             torch.tensor(self.test_score_thresh).logit().item(),
             self.test_nms_thresh,
             self.test_topk_per_image,
@@ -110,13 +124,18 @@ class TextOutputLayers(FastRCNNOutputLayers):
 
 @BOX_PREDICTOR_REGISTRY.register()
 class OpenVocabOutputLayers(TextOutputLayers):
-    """Cosine classifier, sigmoid scores, class-agnostic box head of two layers (official Detic's shapes)."""
+    """Cosine classifier, sigmoid scores, class-agnostic box head of two layers (official Detic's shapes).
+
+    Federated loss: of ``fed_loss_num_classes`` drawn classes alone (detic §3.1). ``freq_weight`` holds square roots of
+    image counts, and classes are drawn in proportion to the counts to the power of ``fed_loss_power``.
+    """
 
     vocabulary_key, vocabulary_axis = "cls_score.zs_weight", 1
 
     @configurable
-    def __init__(self, input_shape, *, cls_score: CosineClassifier, **kwargs):
+    def __init__(self, input_shape, *, cls_score: CosineClassifier, use_fed_loss=False, fed_loss_power=0.5, **kwargs):
         super().__init__(input_shape, **kwargs)
+        self.use_fed_loss, self.fed_loss_power = use_fed_loss, fed_loss_power
         width, box_values = self.bbox_pred.in_features, self.bbox_pred.out_features
         self.cls_score = cls_score
         self.bbox_pred = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, box_values))
@@ -125,12 +144,14 @@ class OpenVocabOutputLayers(TextOutputLayers):
         nn.init.zeros_(self.bbox_pred[2].bias)
 
     @classmethod
-    def from_config(cls, cfg, input_shape, *, text_encoder):
-        classifier = classifier_type(cfg)
-        embeddings = vocabulary_embeddings(cfg, text_encoder, features=classifier.text_features)
+    def from_config(cls, cfg, input_shape, *, text_encoder, class_embeddings: Tensor | None = None):
+        if class_embeddings is None:
+            class_embeddings = configured_embeddings(cfg, text_encoder)
+        given = {"class_embeddings": class_embeddings, "text_encoder": text_encoder}
         return super().from_config(cfg, input_shape, text_encoder=text_encoder) | {
-            "cls_score": classifier(cfg, input_shape.channels, class_embeddings=embeddings, text_encoder=text_encoder),
+            "cls_score": classifier_type(cfg)(cfg, input_shape.channels, **given),
             "use_sigmoid_ce": True,
+            "fed_loss_power": cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER,
         }
 
     @property
@@ -138,10 +159,19 @@ class OpenVocabOutputLayers(TextOutputLayers):
         return self.cls_score.text_features
 
     def class_loss(self, logits, gt_classes):
+        if not self.cls_score.learned_background:  # a learned one counts as one more class
+            logits = logits[:, :-1]
+        if self.use_fed_loss:
+            return federated_class_bce(logits, gt_classes, self.draw_classes(gt_classes))
         mask = (self.freq_weight > 1e-4).to(logits.dtype)
-        if self.cls_score.learned_background:  # the background counts as one more class
-            return masked_class_bce(logits, gt_classes, torch.cat([mask, mask.new_ones(1)]))
-        return masked_class_bce(logits[:, :-1], gt_classes, mask)
+        return masked_class_bce(logits, gt_classes, F.pad(mask, (0, logits.shape[1] - len(mask)), value=1.0))
+
+    def draw_classes(self, gt_classes: Tensor) -> Tensor:
+        """Classes of the federated loss, in [0, K]: those of the regions, and random ones up to the wanted number."""
+        weights = self.freq_weight ** (2 * self.fed_loss_power)
+        candidates = torch.cat([gt_classes, weights.nonzero()[:, 0]]).unique()  # fewer than wanted: all of them
+        number = min(self.fed_loss_num_classes, len(candidates))
+        return self.get_fed_loss_classes(gt_classes, number, self.num_classes, weights)
 
     def project(self, x):
         return self.cls_score.project(x)

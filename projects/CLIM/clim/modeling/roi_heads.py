@@ -9,7 +9,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from .backbones.efficientnet import LAST_SHARED, OUT_CHANNELS, Blocks, folded_lite0
-from .box_predictors import TextOutputLayers, build_box_predictor
+from .box_predictors import TextOutputLayers, build_box_predictor, configured_embeddings
 from .vocabulary import num_classes
 
 
@@ -20,11 +20,20 @@ class TextHeads:
 
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):
-        ret = super().from_config(cfg, input_shape)
-        # Replace the plain predictor that the parent has built.
-        shape = ShapeSpec(channels=ret["box_predictor"].cls_score.in_features, height=1, width=1)
-        predictor = cls.build_predictor(cfg, shape, text_encoder=text_encoder)
-        return ret | {"box_predictor": predictor, "num_classes": num_classes(cfg)}
+        plain_cfg = cfg.clone()
+        plain_cfg.defrost()
+        plain_cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False  # Detectron2's needs a data set with counts of images
+        ret = super().from_config(plain_cfg, input_shape) | {"num_classes": num_classes(cfg)}
+
+        def build(plain, **given) -> TextOutputLayers:  # it replaces a plain predictor, which the parent has built
+            shape = ShapeSpec(channels=plain.cls_score.in_features, height=1, width=1)
+            return cls.build_predictor(cfg, shape, text_encoder=text_encoder, **given)
+
+        if "box_predictors" not in ret:
+            return ret | {"box_predictor": build(ret["box_predictor"])}
+        shared = {"class_embeddings": configured_embeddings(cfg, text_encoder)}  # read once for all stages
+        stages = [build(p, box2box_transform=p.box2box_transform, **shared) for p in ret["box_predictors"]]
+        return ret | {"box_predictors": stages}
 
     @property
     def predictors(self) -> list[TextOutputLayers]:
