@@ -2,9 +2,10 @@
 
     python tools/convert_checkpoint.py detic_coco_cap_w_tags_clim.pth --output Detic_CLIM_C4_official.pth
 
-It reads OVR-CNN's two stages, CLIM's Detic and F-VLM (ViT-B/16) and ovdet's BARON (docs/checkpoints.md), and finds
-the kind of FILE from its tensors. It runs no code of the file. At the end it prints the command that evaluates the
-result, or trains the second stage from a first one. Official Detic's files and CLIM's CLIPs need no conversion.
+It reads OVR-CNN's two stages, CLIM's Detic (OV-COCO and OV-LVIS) and F-VLM (ViT-B/16) and ovdet's BARON
+(docs/checkpoints.md), and finds the kind of FILE from its tensors. It runs no code of the file. At the end it prints
+the command that evaluates the result, or trains the second stage from a first one. Official Detic's files and CLIM's
+CLIPs need no conversion.
 """
 
 import argparse

@@ -222,9 +222,10 @@ def other_state(head, *, classes=CLASSES):
 def test_the_configured_vocabulary_wins_with_a_warning(predictor, caplog, kind, classes):
     head = predictor(kind)
     mine, others = head.get_buffer(head.vocabulary_key).clone(), set(head.state_dict())
+    mask = head.freq_weight.clone()
     with caplog.at_level(logging.WARNING, logger="clim"):
         head.load_state_dict(other_state(head, classes=classes))
-    assert torch.equal(head.get_buffer(head.vocabulary_key), mine)
+    assert torch.equal(head.get_buffer(head.vocabulary_key), mine) and torch.equal(head.freq_weight, mask)
     others -= {head.vocabulary_key, "freq_weight"}  # everything else is the checkpoint's
     assert all((head.state_dict()[name] == 0.5).all() for name in others)
     assert kind != "words" or not head.emb_pred.weight.requires_grad

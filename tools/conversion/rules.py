@@ -3,7 +3,8 @@
 MMDetection's detectors differ from ours in names alone. Both order anchors by size, then ratio (``scale_major=False``;
 F-VLM has one size a level), normalise with eps 1e-5, regress with stds .1, .1, .2, .2 (our weights 10, 10, 5, 5),
 subtract the same BGR mean, sort classes by COCO id and flatten maps as (C, 7, 7) (detic §2, §5; baron §2, §9;
-clip_fvlm §4, §7). OVR-CNN's detectors differ in layout too (ovrcnn §1, §2, §4).
+clip_fvlm §4, §7). On LVIS the scales of CenterNet's levels differ in shape (detic §3). OVR-CNN's detectors differ in
+layout too (ovrcnn §1, §2, §4).
 """
 
 import re
@@ -23,6 +24,7 @@ BOX = "roi_heads.box."
 HEAD, PREDICTOR = "roi_head.bbox_head.", "roi_heads.box_predictor."
 RPN = "proposal_generator.rpn_head."
 VIT, PYRAMID = "backbone.visual.", "backbone.pyramid."
+CENTERNET, STAGES = "proposal_generator.centernet_head.", "roi_head.bbox_head.<0-2>."
 
 
 def without_eps(running_var: Tensor) -> Tensor:
@@ -33,6 +35,11 @@ def without_eps(running_var: Tensor) -> Tensor:
 def as_scalar(value: Tensor) -> Tensor:
     """(1,) or () → ()."""
     return value.reshape(()).clone()
+
+
+def as_vector(value: Tensor) -> Tensor:
+    """() or (1,) → (1,)."""
+    return value.reshape(1).clone()
 
 
 def sizes_first(values: int) -> Callable[[Tensor], Tensor]:
@@ -172,6 +179,35 @@ CLIM_FVLM = [
     Rule(f"{HEAD}cls_embeddings", f"{PREDICTOR}cls_score.zs_weight", text_matrix),
 ]  # fmt: skip
 
+TRUNK, FROZEN = "backbone.bottom_up.base.", "<weight,bias,running_mean,running_var>"
+CLIM_DETIC_LVIS = [
+    # ResNet-50 under torchvision's names, and the FPN with two more levels: fpn_convs.3 and .4 are p6 and p7.
+    *kept("backbone.", TRUNK, "conv1.weight", f"bn1.{FROZEN}"),
+    *kept("backbone.", TRUNK, "layer<1-4>.0.downsample.0.weight", f"layer<1-4>.0.downsample.1.{FROZEN}"),
+    *(
+        rule
+        for number, blocks in BLOCKS.items()
+        for layer in [f"layer{number}.{blocks}."]
+        for rule in kept("backbone.", TRUNK, f"{layer}conv<1-3>.weight", f"{layer}bn<1-3>.{FROZEN}")
+    ),
+    Rule("neck.lateral_convs.<0-2>.conv.<weight,bias>", "backbone.fpn_lateral<3-5>.<>"),
+    Rule("neck.fpn_convs.<0-2>.conv.<weight,bias>", "backbone.fpn_output<3-5>.<>"),
+    Rule("neck.fpn_convs.<3,4>.conv.<weight,bias>", "backbone.top_block.<p6,p7>.<>"),
+    # One tower before the heat map and the boxes.
+    Rule("rpn_head.reg_convs.<0-3>.conv.<weight,bias>", f"{CENTERNET}bbox_tower.<0,3,6,9>.<>"),
+    Rule("rpn_head.reg_convs.<0-3>.gn.<weight,bias>", f"{CENTERNET}bbox_tower.<1,4,7,10>.<>"),
+    Rule("rpn_head.conv_<cls,reg>.<weight,bias>", f"{CENTERNET}<agn_hm,bbox_pred>.<>"),
+    Rule("rpn_head.scales.<0-4>.scale", f"{CENTERNET}scales.<>.scale", as_vector),
+    # Three stages, each with two layers of its own, then one for classes and two for boxes.
+    Rule(f"{STAGES}shared_fcs.<0,1>.<weight,bias>", "roi_heads.box_head.<>.<fc1,fc2>.<>"),
+    Rule(f"{STAGES}fc_cls.linear.<weight,bias>", f"{PREDICTOR}<>.cls_score.linear.<>"),
+    Rule(f"{STAGES}fc_cls.zs_weight", f"{PREDICTOR}<>.cls_score.zs_weight"),
+    Rule(f"{STAGES}fc_reg.<0,2>.<weight,bias>", f"{PREDICTOR}<>.bbox_pred.<>.<>"),
+    Rule(f"{STAGES}freq_weight", f"{PREDICTOR}<>.freq_weight"),
+    Rule("roi_head.mask_head.convs.<0-3>.conv.<weight,bias>", "roi_heads.mask_head.mask_fcn<1-4>.<>"),
+    Rule("roi_head.mask_head.<upsample,conv_logits>.<weight,bias>", "roi_heads.mask_head.<deconv,predictor>.<>"),
+]  # fmt: skip
+
 
 def is_c4(state: State) -> bool:
     """Whether a file holds MMDetection's Faster R-CNN R50-C4 with a text classifier."""
@@ -189,11 +225,17 @@ def is_fvlm(state: State) -> bool:
     return f"{VIT}class_embedding" in state and "neck.lateral_convs.0.conv.weight" in state
 
 
+def is_centernet2(state: State) -> bool:
+    """Whether a file holds MMDetection's CenterNet2 with text classifiers: a cascade on CenterNet's proposals."""
+    return {"rpn_head.scales.0.scale", f"{HEAD}0.fc_cls.zs_weight"} <= set(state)
+
+
 OWN_CLASSES = 'MODEL.VOCABULARY.EMBEDDINGS ""'  # the class embeddings that the file holds, as published
-LEFT_OUT_C4 = {
+LEFT_OUT = {
     "*.num_batches_tracked": "counts of normalisations that are frozen",
     "roi_head.clip.*": "the frozen text tower, which MODEL.TEXT names",
     f"{HEAD}bg_embedding": "the background's embedding, zeros in both",
+    "roi_head.detic_tags.tag_embeddings": "the classes' embeddings once more",
 }
 _ALL = [
     Kind(
@@ -228,7 +270,7 @@ _ALL = [
         arguments=f"--eval-only --config-file configs/Detic_CLIM_C4.yaml {OWN_CLASSES}",
         fits=lambda state: is_c4(state) and not classifies_by_words(state),
         rules=CLIM_DETIC,
-        left_out=LEFT_OUT_C4 | {"roi_head.detic_tags.tag_embeddings": "the classes' embeddings once more"},
+        left_out=LEFT_OUT,
     ),
     Kind(
         name="ovdet-baron",
@@ -236,7 +278,15 @@ _ALL = [
         arguments=f"--eval-only --config-file configs/BARON_C4_joint.yaml {OWN_CLASSES}",
         fits=lambda state: is_c4(state) and classifies_by_words(state),
         rules=OVDET_BARON,
-        left_out=LEFT_OUT_C4,
+        left_out=LEFT_OUT,
+    ),
+    Kind(
+        name="clim-detic-lvis",
+        what="CLIM's Detic on CenterNet2 R50, with masks (MMDetection)",
+        arguments=f"--eval-only --config-file configs/lvis/Detic_CLIM_C2.yaml {OWN_CLASSES}",
+        fits=is_centernet2,
+        rules=CLIM_DETIC_LVIS,
+        left_out=LEFT_OUT,
     ),
     Kind(
         name="clim-fvlm",

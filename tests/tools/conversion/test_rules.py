@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clim.engine import load_config
-from conversion.rules import KINDS, as_scalar, foreground_box, sizes_first, text_matrix, without_eps
+from conversion.rules import KINDS, as_scalar, as_vector, foreground_box, sizes_first, text_matrix, without_eps
 
 
 @pytest.mark.parametrize("values", [1, 4])
@@ -43,7 +43,8 @@ def test_text_matrix_and_scalars():
     matrix = text_matrix(torch.tensor([[3.0, 4.0], [0.0, 2.0], [-1.0, 0.0]], dtype=torch.float16))
     torch.testing.assert_close(matrix, torch.tensor([[0.6, 0, -1, 0], [0.8, 1, 0, 0]]), atol=1e-6, rtol=0)
     assert matrix.dtype == torch.float32
-    assert as_scalar(torch.tensor([-20.0])).shape == as_scalar(torch.tensor(-20.0)).shape == ()
+    for value in (torch.tensor(-20.0), torch.tensor([-20.0])):
+        assert as_scalar(value).shape == () and as_vector(value).tolist() == [-20]
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)

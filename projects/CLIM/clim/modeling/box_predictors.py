@@ -277,8 +277,9 @@ def _keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):
         theirs, mine = state_dict[freq], module.freq_weight
         if theirs.shape != mine.shape:
             state_dict[freq] = mine.clone()
-        elif module.vocabulary_wins and not torch.equal(theirs.cpu() > 1e-4, mine.cpu() > 1e-4):
-            logger.warning("The checkpoint masks other classes than the config: the configured mask is used.")
+        elif module.vocabulary_wins:
+            if not torch.equal(theirs.cpu() > 1e-4, mine.cpu() > 1e-4):
+                logger.warning("The checkpoint masks other classes than the config: the configured mask is used.")
             state_dict[freq] = mine.clone()
 
 
