@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 
 from clim.checkpoints import SafeCheckpointer
 
-MANIFEST = json.loads((Path(__file__).parents[1] / "modeling/detic_ovlvis_r50_centernet2_keys.json").read_text())
+MANIFEST = json.loads((Path(__file__).parents[1] / "modeling/detic_ovlvis_r50_keys.json").read_text())
 TEXT = {"text_encoder.positional_embedding": [77, 512], "text_encoder.ln_final.weight": [512]}
 
 

@@ -14,7 +14,7 @@ from clim.errors import UserError
 from conversion.convert import convert, find_kind
 from conversion.rules import KINDS
 
-MANIFEST = json.loads((Path(__file__).parents[2] / "modeling/detic_ovlvis_r50_centernet2_keys.json").read_text())
+MANIFEST = json.loads((Path(__file__).parents[2] / "modeling/detic_ovlvis_r50_keys.json").read_text())
 KIND, HEAD, MASK = KINDS["clim-detic-lvis"], "roi_head.bbox_head.", "roi_head.mask_head."
 UNUSED = ("backbone.bottom_up.base.fc.", "num_batches_tracked")  # not in these files
 

@@ -28,6 +28,7 @@ class TorchvisionResNet50(Backbone):
         super().__init__()
         self.base = FrozenBatchNorm2d.convert_frozen_batchnorm(resnet50(num_classes=IMAGENET_21K))
         self.base.fc.requires_grad_(False)
+        self.register_load_state_dict_pre_hook(_keep_unused)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         net, maps = self.base, {}
@@ -38,3 +39,10 @@ class TorchvisionResNet50(Backbone):
 
     def output_shape(self):
         return SHAPES
+
+
+def _keep_unused(module: TorchvisionResNet50, state_dict, prefix, *_):
+    """Keep ``fc`` and the counts of batch norm, which nothing uses, where a file lacks them."""
+    for name, value in module.state_dict(prefix=prefix).items():
+        if name.endswith("num_batches_tracked") or name.startswith(f"{prefix}base.fc."):
+            state_dict.setdefault(name, value)
