@@ -28,10 +28,7 @@ BOX_PREDICTOR_REGISTRY = Registry("BOX_PREDICTOR")  # subclasses of TextOutputLa
 
 
 def build_box_predictor(cfg, input_shape, *, text_encoder, **given) -> "TextOutputLayers":
-    """The predictor named by ``cfg.MODEL.ROI_BOX_HEAD.PREDICTOR``; arguments ``given`` win over the config's.
-
-    UserError for an unknown name.
-    """
+    """The predictor that MODEL.ROI_BOX_HEAD.PREDICTOR names, else UserError; arguments ``given`` win over it."""
     name, key = cfg.MODEL.ROI_BOX_HEAD.PREDICTOR, "MODEL.ROI_BOX_HEAD.PREDICTOR"
     return registered(BOX_PREDICTOR_REGISTRY, name, key=key)(cfg, input_shape, text_encoder=text_encoder, **given)
 
