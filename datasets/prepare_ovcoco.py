@@ -193,19 +193,29 @@ def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = 
         for name in names:
             if (source / name).exists():
                 print(f"{coco / name}: {place(source / name, coco / name, copy=copy)}")
-    ours, files = list((read_json_or_none(coco / STAMP) or {"files": ()})["files"]), {}
+    return write_all(made, coco, stamp=coco / STAMP)
+
+
+def write_all(made: dict[str, Callable[[], dict | list]], folder: Path, *, stamp: Path) -> dict[str, dict]:
+    """Write the files of ``made`` below ``folder``; ``stamp`` lists those that this script may replace."""
+    ours, files = written_by(stamp), {}
     for name, build in tqdm(made.items(), desc="json files", unit="file"):
-        files[name] = write_output(coco / name, build(), replace=name in ours)
+        files[name] = write_output(folder / name, build(), replace=name in ours)
         if name not in ours:  # at once, so that a run after an interrupted one knows its files
             ours.append(name)
-            write_json(coco / STAMP, {"files": ours})
+            write_json(stamp, {"files": ours})
     return files
 
 
-def report(files: dict[str, dict]) -> str:
-    """Counts and checksums as a table."""
+def written_by(stamp: Path) -> list[str]:
+    """The files that earlier runs of this script have written."""
+    return list((read_json_or_none(stamp) or {"files": ()})["files"])
+
+
+def report(files: dict[str, dict], *, below: str) -> str:
+    """Counts and checksums as a table of files below the folder ``below``."""
     rows = [[name, *(row[key] for key in COUNTED), row["sha256"]] for name, row in files.items()]
-    return tabulate(rows, headers=["below coco/", *COUNTED, "sha256"], intfmt=",")
+    return tabulate(rows, headers=[f"below {below}", *COUNTED, "sha256"], intfmt=",")
 
 
 def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]:
@@ -249,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--tag-rule", choices=sorted(RULES), default="released", help="how captions become tags")
     add("--copy", action="store_true", help="copy images and annotations instead of linking them")
     args = parser.parse_args(arguments)
-    print(report(prepare(args.source, args.output, rule=args.tag_rule, copy=args.copy)))
+    print(report(prepare(args.source, args.output, rule=args.tag_rule, copy=args.copy), below="coco/"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tags of captions: LVIS's words for COCO's classes, and two rules from text to class ids.
+"""Tags of captions: LVIS's words for its own and for COCO's classes, and two rules from text to class ids.
 
 ``released`` is the rule of the published numbers (Detic's ``captions_train2017_tags_allcaps.json``), with its mistakes.
 ``words`` reads words, not characters. Both take the captions of one image and a table {class id: LVIS words}. They
@@ -42,6 +42,14 @@ def lvis_words() -> dict[int, tuple[str, ...]]:
     return {key: words[SYNSETS.get(name, f"{name.replace(' ', '_')}.n.01")] for key, name in COCO_CATEGORIES}
 
 
+@cache
+def lvis_table() -> dict[int, tuple[str, ...]]:
+    """LVIS v1 class id → its synonyms: the table for pairs of OV-LVIS (Detic)."""
+    from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
+
+    return {category["id"]: tuple(category["synonyms"]) for category in LVIS_CATEGORIES}
+
+
 def all_words() -> dict[int, tuple[str, ...]]:
     """:func:`lvis_words`, with COCO's name in front if LVIS lacks it ("hot dog", "laptop")."""
     words = lvis_words()
@@ -60,14 +68,14 @@ def released_tags(captions: Sequence[str], table: Table) -> list[int]:
 
     A name counts between two spaces, at the start before a space, or at the end after a space. So the rule misses
     plurals and names beside punctuation ("a dog."), and finds a dog in "hot dog". Source: Detic,
-    tools/get_cc_tags.py with ``--allcaps``.
+    tools/get_cc_tags.py with ``--allcaps``; for CC3M one caption, the first (detic §4).
     """
-    text = " ".join(captions).lower()
-
-    def named(name: str) -> bool:
-        return f" {name} " in text or text.startswith(f"{name} ") or text.endswith(f" {name}")
-
-    return [key for key, words in table.items() if any(named(spoken_name(word)) for word in words)]
+    names = _names(tuple((key, tuple(words)) for key, words in table.items()))
+    words, found = " ".join(captions).lower().split(" "), set()
+    for length in {name.count(" ") + 1 for name in names} - {len(words)}:  # a name that is the whole text has no space
+        for start in range(len(words) - length + 1):
+            found |= names.get(" ".join(words[start : start + length]), set())
+    return [key for key in table if key in found]
 
 
 def word_tags(captions: Sequence[str], table: Table) -> list[int]:
@@ -105,6 +113,16 @@ def plurals(name: str) -> tuple[str, ...]:
     else:
         forms = (last + "s",)
     return tuple(f"{head} {form}".strip() for form in forms)
+
+
+@lru_cache(maxsize=8)
+def _names(rows: tuple[tuple[int, tuple[str, ...]], ...]) -> dict[str, set[int]]:
+    """{name: class ids}: LVIS has two kinds of "bow"."""
+    names: dict[str, set[int]] = {}
+    for key, words in rows:
+        for word in words:
+            names.setdefault(spoken_name(word), set()).add(key)
+    return names
 
 
 @lru_cache(maxsize=8)

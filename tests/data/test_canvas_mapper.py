@@ -7,6 +7,8 @@ from PIL import Image
 
 from clim.data import mappers
 from clim.data.images import read_image, resize
+from clim.data.jittering import STYLES, Jittering
+from clim.data.loader import build_mappers
 from clim.data.mappers import CanvasMapper
 from clim.data.mosaic import fit_cell, fit_size, grid_cells
 from clim.errors import UserError
@@ -185,3 +187,47 @@ def test_no_tile_is_enlarged_from_a_reduced_decode(make_photos, decodes, filling
     assert any(size[0] < 200 for size in decodes)  # reduced decodes did happen
     for source, target in shown:
         assert source[0] >= target[0] - 1 and source[1] >= target[1] - 1  # crops are whole pixels
+
+
+# ---- jittered pairs
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_jittered_singles_are_cuts_and_tiles_fit_such_cuts_into_their_cells(photos, canvases, style):
+    jitter = Jittering(style, side=40, scale=(0.5, 1.5))
+    sizes = set()
+    for index, record in enumerate(photos[:12]):
+        single = canvases(photos, grids=[1], flip=0.0, jitter=jitter)(index=index, epoch=0)
+        rng = np.random.default_rng([1, 2, 0, index])
+        rng.choice([1])  # the grid
+        transform = jitter.transform(record["height"], record["width"], jitter.draw(rng))
+        expected = transform.apply_image(read_image(record["file_name"]).image)
+        assert torch.equal(single["image"], torch.from_numpy(expected.transpose(2, 0, 1).copy()))
+        assert single["tiles"].boxes.tolist() == [[0, 0, *expected.shape[1::-1]]]
+        sizes.add(expected.shape[:2])
+        canvas = canvases(photos, grids=[3], flip=0.0, filling="jitter", jitter=jitter)(index=index, epoch=0)
+        cells = grid_cells(3, size=(96, 96)).tolist()
+        for cell, (x0, y0, x1, y1) in zip(cells, canvas["tiles"].boxes.int().tolist(), strict=True):
+            assert cell[0] <= x0 and cell[1] <= y0 and x1 <= cell[2] and y1 <= cell[3]
+            assert x1 - x0 == 32 or y1 - y0 == 32  # fitted, whatever its scale
+    assert len(sizes) > 8 and all(max(size) <= 40 for size in sizes)
+
+
+def test_the_config_jitters_singles_and_mosaics_apart(photos, load_cfg, registered):
+    overrides = [
+        "DATASETS.CAPTIONS",
+        (registered(*photos),),
+        "INPUT.LSJ.STYLE",
+        "mmdet",
+        "INPUT.CAPTION.JITTER_SIZE",
+        48,
+    ]
+
+    def jitters(*more):
+        found = build_mappers(load_cfg("mini/detic_clim.yaml", *overrides, *more), ["captions", "mosaics"], seed=1)
+        return [mapper.jitter and (mapper.jitter.style, mapper.jitter.side) for mapper in found.values()]
+
+    assert jitters() == [("mmdet", 48), None]
+    assert jitters("INPUT.MOSAIC.FILLING", "jitter") == [("mmdet", 48)] * 2
+    with pytest.raises(UserError, match="INPUT.CAPTION.JITTER_SIZE above 0"):
+        jitters("INPUT.MOSAIC.FILLING", "jitter", "INPUT.CAPTION.JITTER_SIZE", 0)

@@ -1,6 +1,7 @@
 """The split of OV-COCO against the counts and names that papers print; COCO's 80 and 133 classes."""
 
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES as DETECTRON2_CATEGORIES
+from detectron2.data.datasets.lvis_v1_category_image_count import LVIS_CATEGORY_IMAGE_COUNT
 
 from clim.data import categories as c
 
@@ -32,3 +33,10 @@ def test_contiguous_ids_count_over_the_gaps_and_the_133_classes_are_things_then_
     assert c.PANOPTIC_NAMES[index[92]] == "banner" and c.PANOPTIC_NAMES[index[200]] == "rug-merged"
     things[1] = 99
     assert c.contiguous_ids()[1] == 0
+
+
+def test_lvis_has_337_rare_classes_by_detectron2s_counts():
+    counts = {one["id"]: one["image_count"] for one in LVIS_CATEGORY_IMAGE_COUNT}
+    assert c.LVIS_RARE_IDS == tuple(sorted(key for key, count in counts.items() if count <= 10))
+    assert (len(c.LVIS_NAMES), len(c.LVIS_RARE_IDS), c.NAMED_CLASSES["lvis"]) == (1203, 337, c.LVIS_NAMES)
+    assert (c.LVIS_NAMES[0], c.LVIS_NAMES[-1]) == ("aerosol_can", "zucchini")

@@ -7,6 +7,8 @@ import pickle
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.lvis import get_lvis_instances_meta
+from detectron2.data.detection_utils import get_fed_loss_cls_weights
 
 from clim.data import datasets
 from clim.data.categories import BASE_NAMES, COCO_NAMES, NOVEL_NAMES, STUFF_NAMES, contiguous_ids
@@ -72,6 +74,44 @@ def test_cc3m_lies_where_detics_scripts_put_it(root, write):
     write("cc3m/train_image_info.json", IMAGE | {"captions": ["a photo"]}, images_in="cc3m/training")
     (record,) = DatasetCatalog.get("cc3m_v1_train")
     assert (record["file_name"], record["tags"]) == (str(root / "cc3m/training/9.jpg"), [])
+
+
+LVIS_IMAGE = {"id": 9, "coco_url": "http://images.cocodataset.org/train2017/9.jpg", "height": 20, "width": 30}
+
+
+def test_lvis_replaces_detectron2s_sets_and_keeps_their_metadata(root, write):
+    theirs = get_lvis_instances_meta("lvis_v1")
+    for name in ("lvis_v1_train", "lvis_v1_train_norare", "lvis_v1_val"):
+        metadata = MetadataCatalog.get(name)
+        with pytest.raises(UserError, match=f"{name}.json not found: .*prepare_ovlvis.py .* --output {root}"):
+            DatasetCatalog.get(name)
+        write(f"lvis/{name}.json", LVIS_IMAGE, images_in="coco", annotations=[box(1203)])
+        (record,) = DatasetCatalog.get(name)
+        assert record["file_name"] == str(root / "coco/train2017/9.jpg")
+        assert record["annotations"][0]["category_id"] == 1202
+        assert (metadata.evaluator_type, metadata.image_root) == ("lvis", str(root / "coco"))
+        assert {key: getattr(metadata, key) for key in theirs} == theirs
+        base, novel = metadata.base_classes, metadata.novel_classes
+        assert (len(base), len(novel)) == (866, 337) and sorted(base + novel) == sorted(metadata.thing_classes)
+        assert get_fed_loss_cls_weights([name], 0.5)[0] == 8  # 64 images
+    pair = PAIR | {"pos_category_ids": [1, 1203]}
+    write("cc3m/train_image_info_tags.json", pair, images_in="cc3m/training")
+    assert DatasetCatalog.get("cc3m_v1_train_tags")[0]["tags"] == [0, 1202]
+    assert MetadataCatalog.get("cc3m_v1_train_tags").thing_classes == theirs["thing_classes"]
+
+
+def test_an_own_lvis_set_has_its_rare_classes_as_novel_ones_or_its_split(write, name):
+    frequencies = [{"id": 5, "name": "a", "frequency": "r", "image_count": 2}, {"id": 3, "name": "b", "frequency": "c"}]
+    path = write("a.json", LVIS_IMAGE, annotations=[box(5)], categories=frequencies)
+    register_own_set(name, "lvis", path, path.parent / "images")
+    metadata = MetadataCatalog.get(name)
+    assert DatasetCatalog.get(name)[0]["annotations"][0]["category_id"] == 1
+    assert (metadata.base_classes, metadata.novel_classes, metadata.evaluator_type) == (["b"], ["a"], "lvis")
+    assert metadata.class_image_count is None  # not said of "b"
+    frequencies = [frequencies[0] | {"split": "base"}, frequencies[1] | {"split": "novel", "image_count": 9}]
+    path.write_text(json.dumps({"categories": frequencies}))
+    assert (metadata.base_classes, metadata.novel_classes) == (["a"], ["b"])
+    assert get_fed_loss_cls_weights([name], 1).tolist() == [9, 2]
 
 
 def test_coco_metadata_needs_no_files_and_a_missing_json_names_the_remedy(root):
@@ -152,7 +192,7 @@ def name():
         MetadataCatalog.remove("set_of_a_user")
 
 
-@pytest.mark.parametrize("kind", ["captions", "boxes", "regions", "pseudo_labels"])
+@pytest.mark.parametrize("kind", ["captions", "boxes", "lvis", "regions", "pseudo_labels"])
 def test_an_own_set_is_read_below_the_data_root_when_asked_for(root, write, name, kind):
     entry = [name, kind, "mine/a.json", "mine/images"]
     register_own_sets([entry])
@@ -169,7 +209,7 @@ def test_an_own_set_is_read_below_the_data_root_when_asked_for(root, write, name
         assert MetadataCatalog.get(name).thing_classes == ["dog", "z"]
         indices = record["nouns"] if kind == "pseudo_labels" else [a["category_id"] for a in record["annotations"]]
         assert list(indices) == [0]
-    evaluator = {"boxes": "ov_coco", "regions": "regions"}.get(kind)
+    evaluator = {"boxes": "ov_coco", "lvis": "lvis", "regions": "regions"}.get(kind)
     assert MetadataCatalog.get(name).get("evaluator_type") == evaluator
     with pytest.raises(UserError, match="another data set already"):
         register_own_sets([[*entry[:3], "elsewhere"]])

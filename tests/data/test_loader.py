@@ -248,6 +248,67 @@ def test_aspect_groups_hold_one_kind_and_lose_nothing(landscape, size, seed):
         assert found == [draw for draw in drawn if landscape[draw[1]] is kind][: len(found)]
 
 
+# ---- repeat factors
+
+
+def test_factors_are_detectron2s_of_the_loaded_images(load_cfg):
+    """Class 0 is on all of 8 images, class 1 on two, class 2 on one: 1, sqrt(.5 / .25), sqrt(.5 / .125)."""
+    shown = [{0}, {0, 1}, {0, 1, 2}, {0}, {0}, {0}, {0}, {0}]
+    records = [{"annotations": [{"category_id": c} for c in sorted(classes)] * 2} for classes in shown]
+    on = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", 0.5)
+    cfg = load_cfg("mini/detic.yaml", *on)
+    assert np.allclose(loader.repeat_factors(cfg, records), [1, 2**0.5, 2, *[1] * 5])
+    cfg = load_cfg("mini/detic.yaml", *on, "DATALOADER.REPEAT_ROUND_UP", True)
+    assert loader.repeat_factors(cfg, records).tolist() == [1, 2, 2, *[1] * 5]
+    assert loader.repeat_factors(cfg, [records[0], {"annotations": []}]).tolist() == [1, 1]
+    assert loader.repeat_factors(load_cfg("mini/detic.yaml"), records) is None
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(1, 4), min_size=1, max_size=12), st.integers(1, 4), st.integers(0, 99))
+def test_ranks_share_a_repeated_epoch_with_the_whole_part_always_and_the_rest_by_chance(factors, world, seed):
+    factors, count = np.array(factors), len(factors)
+
+    def stream(rank=0, world=1):
+        return draws(count, seed=seed, stream=0, rank=rank, world=world, factors=factors)
+
+    alone = first(stream(), 200)
+    dealt = [draw for group in zip(*(first(stream(r, world), 40) for r in range(world)), strict=True) for draw in group]
+    assert dealt == alone[: 40 * world]
+    for epoch in range(alone[-1][0]):  # whole epochs
+        copies = [i for e, i in alone if e == epoch]
+        assert len(set(copies)) == len(copies)  # each copy draws its own random numbers
+        times = np.bincount([i % count for i in copies], minlength=count)
+        assert ((times == np.floor(factors)) | (times == np.floor(factors) + 1)).all()
+        assert sorted(copies) == sorted(i + k * count for i in range(count) for k in range(times[i]))
+
+
+def test_the_mean_number_of_copies_is_the_factor_and_factors_of_one_change_no_order():
+    factors, rng = np.array([1.0, 1.25, 2.5, 3.0]), np.random.default_rng(0)
+    times = sum(np.bincount(loader.repeated(factors, rng) % 4, minlength=4) for _ in range(4000)) / 4000
+    assert np.abs(times - factors).max() < 0.03
+    ones = first(draws(9, seed=4, stream=0, factors=np.ones(9)), 90)
+    assert [sorted(i for e, i in ones if e == epoch) for epoch in range(10)] == [list(range(9))] * 10
+
+
+def test_copies_of_a_rare_image_differ_and_a_resumed_run_repeats_them(take):
+    rare = ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "DATALOADER.REPEAT_THRESHOLD", 0.5,
+            "INPUT.LSJ.STYLE", "mmdet", "INPUT.LSJ.SIZE", 48, *NO_CAPTIONS, *NO_MOSAICS)  # fmt: skip
+    whole = [flat(b) for b in take(16, *rare)]
+    assert [flat(b) for b in take(9, *rare, "DATALOADER.NUM_WORKERS", 1, start=7)] == whole[7:]
+    assert Counter(i for b in take(16, *rare) for i in ids(b, "detection")).most_common()[-1][1] > 1
+    assert len({sample["image"] for b in whole for sample in b["detection"]}) > 28  # of 32 from 7 images
+
+
+def test_masks_that_are_missing_or_of_another_kind_are_refused(load_cfg):
+    cfg = load_cfg("mini/detic.yaml", "MODEL.MASK_ON", True)
+    for mask, message in ((None, "boxes without masks: set MODEL.MASK_ON"), ({}, "run lengths: set INPUT.MASK_FORMAT")):
+        with pytest.raises(UserError, match=message):
+            loader.check_masks(cfg, [{"annotations": [{"segmentation": mask}]}])
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    loader.check_masks(cfg, [{"annotations": [{"segmentation": {}}, {"segmentation": [[1, 2]]}]}, {"annotations": []}])
+
+
 def sources():
     landscape = np.random.default_rng(0).random(11) < 0.5
     return {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
+from detectron2.structures import BitMasks, BoxMode
 from PIL import Image
 
 from clim.data import mappers
@@ -219,3 +219,79 @@ def test_boxes_follow_the_image(lsj, photos):
             (y0, x0), (y1, x1) = bright.amin(0).tolist(), (bright.amax(0) + 1).tolist()
             assert torch.allclose(boxes[0], torch.tensor([x0, y0, x1, y1]).float(), atol=1.01)
     assert kept >= 6
+
+
+# ---- masks and the styles of jittering
+
+POLYGON = np.float32([10, 10, 50, 10, 50, 30, 30, 30, 30, 50, 10, 50])  # an L of 40 px a side, 20 px wide
+
+
+def masked(record, **fields):
+    """``record`` with an L-shaped mask and a triangle."""
+    entries = ([10, 10, 40, 40], [POLYGON]), ([2, 2, 6, 6], [np.float32([2, 2, 8, 2, 2, 8])])
+    annotations = [
+        {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": c, "segmentation": mask}
+        for c, (box, mask) in enumerate(entries)
+    ]
+    return record | {"annotations": annotations} | fields
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_masks_equal_detectron2s_mapper(photos, mask_format, flip):
+    record, augmentations = masked(photos[2]), [T.ResizeShortestEdge(100, 130), T.RandomFlip(prob=flip)]
+    theirs = DatasetMapper(
+        True, augmentations=augmentations, image_format="BGR", use_instance_mask=True, instance_mask_format=mask_format
+    )
+    found = detections([record], augmentations, mask_format=mask_format)(index=0, epoch=0)["instances"]
+    expected = theirs(record)["instances"]
+    assert torch.equal(found.gt_boxes.tensor, expected.gt_boxes.tensor) and type(found.gt_masks) is type(
+        expected.gt_masks
+    )
+    if mask_format == "bitmask":
+        assert torch.equal(found.gt_masks.tensor, expected.gt_masks.tensor)
+    else:
+        for mine, yours in zip(found.gt_masks.polygons, expected.gt_masks.polygons, strict=True):
+            assert np.allclose(mine[0], yours[0])
+    assert not detections([record], augmentations)(index=0, epoch=0)["instances"].has("gt_masks")
+    assert np.array_equal(record["annotations"][0]["segmentation"][0], POLYGON)  # the record stays as it is
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+@pytest.mark.parametrize("style", ["efficientdet", "mmdet"])
+def test_jittered_masks_stay_on_the_pixels_and_mmdets_boxes_on_the_masks(photos, load_cfg, style, mask_format):
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[10:30, 10:50] = image[30:50, 10:30] = 255
+    overrides = ("INPUT.LSJ.STYLE", style, "INPUT.LSJ.SIZE", 60, "INPUT.LSJ.SCALE", [0.6, 4.0])
+    augmentations = mappers.training_augmentations(load_cfg("Detic_C4.yaml", *overrides))
+    mapper = detections([masked(photos[2], height=64, width=64)], augmentations, mask_format=mask_format)
+    mapper.records[0]["annotations"].pop()
+    mapper.read = lambda *_: (mapper.records[0], SimpleNamespace(image=image, height=64, width=64))
+    differ, gone = 0, 0
+    for epoch in range(40):
+        sample = mapper(index=0, epoch=epoch)
+        shown, found = sample["image"][0] > 127, sample["instances"]
+        if not len(found):
+            gone += 1
+            assert not shown.any()
+            continue
+        mask = found.gt_masks
+        mask = BitMasks.from_polygon_masks(mask, *shown.shape) if mask_format == "polygon" else mask
+        assert (mask.tensor[0] != shown).float().mean() < 0.08
+        tight = mask.get_bounding_boxes().tensor
+        if style == "mmdet":
+            assert torch.equal(found.gt_boxes.tensor, tight)
+        differ += not torch.allclose(found.gt_boxes.tensor, tight, atol=2)
+    # A cut through the L may leave a smaller mask than box, or nothing.
+    assert gone < 20 and bool(differ) == (style == "efficientdet")
+
+
+def test_a_side_that_vanishes_is_1_px_and_is_reported(make_photos, load_cfg):
+    (record,) = make_photos([(12, 900)])
+    record |= {"annotations": [{"bbox": [0, 0, 900, 12], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}]}
+    overrides = ("INPUT.LSJ.STYLE", "efficientdet", "INPUT.LSJ.SIZE", 40, "INPUT.LSJ.SCALE", [0.2, 0.2])
+    sample = detections([record], mappers.training_augmentations(load_cfg("Detic_C4.yaml", *overrides)))(
+        index=0, epoch=0
+    )
+    assert sample["image"].shape == (3, 1, 8) and sample["instances"].gt_boxes.tensor[0, 2] == 8
+    assert sample["skipped"] == [(record["file_name"], "jittered to a side of 0 px")]

@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 from detectron2.structures import BoxMode
 from PIL import Image
+from pycocotools import mask as run_lengths
 
 from clim.data.categories import contiguous_ids
-from clim.data.readers import read_boxes, read_captions, read_panoptic_regions, read_pseudo_labels, read_regions
+from clim.data.readers import (
+    read_boxes,
+    read_captions,
+    read_lvis,
+    read_panoptic_regions,
+    read_pseudo_labels,
+    read_regions,
+)
 from clim.data.region_classification import RegionTestMapper
 from clim.errors import UserError
 
@@ -37,7 +45,9 @@ def pair(identifier, *without, **fields):
     return {key: value for key, value in entry.items() if key not in without}
 
 
-@pytest.mark.parametrize("reader", [read_boxes, read_captions, read_regions, read_panoptic_regions, read_pseudo_labels])
+@pytest.mark.parametrize(
+    "reader", [read_boxes, read_lvis, read_captions, read_regions, read_panoptic_regions, read_pseudo_labels]
+)
 def test_missing_and_broken_files_and_unknown_categories_are_refused(root, write, read, reader):
     with pytest.raises(UserError, match="none.json not found: make tea$"):
         read(reader, root / "none.json")
@@ -179,3 +189,37 @@ def test_pseudo_labels_are_arrays_and_boxes_without_area_go(write, read):
     found = [(r["image_id"], r["boxes"].tolist(), r["nouns"].tolist()) for r in records]
     assert found == [(100, [[1, 2, 4, 6]], [1]), (102, [[0, 0, 8, 9]], [0])]
     assert records[0]["boxes"].dtype == np.float32 and records[0]["nouns"].dtype == np.int64
+
+
+# ---- LVIS
+
+
+def test_lvis_has_masks_as_arrays_and_finds_images_by_their_url(root, write, read):
+    urls = [
+        {"id": i, "coco_url": f"http://images.cocodataset.org/{part}2017/{i}.jpg"} | SIZE
+        for i, part in ((9, "train"), (4, "val"))
+    ]
+    own = {"id": 2, "file_name": "mine/2.jpg", "coco_url": "http://a/b/c.jpg"} | SIZE
+    lvis = {key: value for key, value in box().items() if key != "iscrowd"}
+    annotations = [
+        lvis | {"segmentation": [POLYGON[0], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7]]},
+        lvis | {"image_id": 2, "segmentation": RUNS}, lvis | {"image_id": 2, "category_id": 90},
+        lvis | {"segmentation": [[1, 2]]}, lvis | {"segmentation": []}, lvis | {"iscrowd": 1, "segmentation": RUNS},
+    ]  # fmt: skip
+    records = read(read_lvis, write("lvis/a.json", *urls, own, annotations=annotations))
+    names = ["mine/2.jpg", "val2017/4.jpg", "train2017/9.jpg"]
+    assert [r["file_name"] for r in records] == [str(root / "images" / name) for name in names]  # by id
+    (runs, bare), none, (polygons,) = (r["annotations"] for r in records)
+    assert none == [] and (records[2]["image_id"], records[2]["height"], records[2]["width"]) == (9, 20, 30)
+    assert polygons["segmentation"][0].dtype == np.float32 and len(polygons["segmentation"]) == 1
+    assert polygons["segmentation"][0].tolist() == POLYGON[0]
+    same = {"bbox": [1, 2, 8, 9], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 16}
+    assert {k: v for k, v in polygons.items() if k != "segmentation"} == same
+    assert run_lengths.area(runs["segmentation"]) == 600 and bare == same | {"category_id": 79}
+
+
+def test_a_file_without_boxes_is_refused(write, read):
+    path = write("lvis/a.json", *IMAGES)
+    path.write_text('{"images": []}')
+    with pytest.raises(UserError, match="a.json has no 'images' or no 'annotations'.*: make tea$"):
+        read(read_lvis, path)

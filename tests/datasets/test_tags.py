@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clim.data.categories import COCO_CATEGORIES, COCO_IDS
-from tags import all_words, lvis_words, plurals, released_tags, spoken_name, word_tags
+from clim.data.categories import COCO_CATEGORIES, COCO_IDS, LVIS_NAMES
+from tags import all_words, lvis_table, lvis_words, plurals, released_tags, spoken_name, word_tags
 
 ID = {name: identifier for identifier, name in COCO_CATEGORIES}
 
@@ -73,6 +73,15 @@ def test_spoken_names_and_plurals():
 )  # fmt: skip
 def test_released(captions, names):
     assert released(*captions) == ids(*names)
+
+
+def test_pairs_of_lvis_know_both_kinds_of_bow():
+    """detic §4: "(" and what follows is cut."""
+    table, names = lvis_table(), dict(zip(lvis_table(), LVIS_NAMES, strict=True))
+    found = {names[key] for key in released_tags(["a bow on an alarm clock and a ping-pong ball"], table)}
+    assert found == {
+        "bow_(weapon)", "bow_(decorative_ribbons)", "alarm_clock", "clock", "ping-pong_ball", "ball"
+    }  # fmt: skip
 
 
 def test_no_captions_no_tags():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from torch.nn.functional import normalize
 
 from clim.data.categories import BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES
@@ -94,6 +95,14 @@ def test_masks_of_a_data_set_and_of_a_cat_info_file(load_cfg, cfg, tiny_mini, tm
     (tmp_path / "cat_info.json").write_text(json.dumps(info))
     mask = class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", str(tmp_path / "cat_info.json")))
     torch.testing.assert_close(mask, torch.tensor([2, 0, 3, 2**0.5]))  # square roots of image counts, by ascending id
+    lvis = ("MODEL.ROI_HEADS.NUM_CLASSES", 1203, "MODEL.OPEN_VOCAB.BASE_CLASSES")
+    assert class_mask(cfg(*lvis, "lvis_v1_val")).sum() == 866
+    info = [{"id": c["id"], "image_count": 4 * (c["frequency"] != "r")} for c in LVIS_CATEGORIES]
+    for name in ("lvis/lvis_v1_train_norare_cat_info.json", "metadata/lvis_v1_train_cat_norare_info.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(json.dumps(info))
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+        assert class_mask(cfg(*lvis, name)).sum() == 866 * 2
     with pytest.raises(UserError, match="ovcoco has 80 classes.* is 4"):
         class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", "ovcoco"))
     with pytest.raises(UserError, match="gone.json does not exist; give a cat_info json"):

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,10 +71,13 @@ def nan_to_none(row: Mapping) -> dict:
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
-def read_json(path: str | os.PathLike, *, remedy: str):
-    """Content of a json file. UserError with ``remedy`` where the file is missing or broken."""
+def read_json(path: str | os.PathLike, *, remedy: str, object_hook: Callable[[dict], object] | None = None):
+    """Content of a json file. UserError with ``remedy`` where the file is missing or broken.
+
+    ``object_hook`` takes each object of the file and gives what stands for it.
+    """
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(Path(path).read_bytes(), object_hook=object_hook)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} not found: {remedy}") from error
     except ValueError as error:

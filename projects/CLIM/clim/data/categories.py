@@ -1,4 +1,4 @@
-"""Class lists: COCO's 80 classes and the split of OV-COCO, COCO's 133 panoptic classes, PASCAL Context's 59.
+"""Class lists: COCO's 80 classes and the split of OV-COCO, its 133 panoptic classes, LVIS's 1,203, PASCAL Context's 59.
 
 The split has 48 base, 17 novel and 15 unused classes: Bansal et al., "Zero-Shot Object Detection" (ECCV 2018), as
 OVR-CNN, Detic and CLIM use it. Unused classes have no annotation in either part; a detector still predicts all 80.
@@ -6,6 +6,7 @@ Ids are COCO's and have gaps; indices are contiguous and follow the ids in ascen
 """
 
 from detectron2.data.datasets import builtin_meta
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 # fmt: off
 BASE_IDS: tuple[int, ...] = (
@@ -42,10 +43,16 @@ BASE_NAMES, NOVEL_NAMES, UNUSED_NAMES = (
     tuple(COCO_NAMES[index] for index in indices) for indices in (BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES)
 )
 
+# LVIS v1 by ascending id, 1 to 1,203. Prompts have these names; Detectron2's metadata have each first synonym, which
+# differs for one class ("bull", "horned_cow"). In OV-LVIS the rare classes, on 1 to 10 training images, are novel.
+LVIS_NAMES = tuple(category["name"] for category in LVIS_CATEGORIES)
+LVIS_RARE_IDS = tuple(category["id"] for category in LVIS_CATEGORIES if category["frequency"] == "r")
+
 # Class lists that a command accepts by name, in the order of the indices.
 NAMED_CLASSES: dict[str, tuple[str, ...]] = {
     "coco": COCO_NAMES,
     "coco_panoptic": PANOPTIC_NAMES,
+    "lvis": LVIS_NAMES,
     "pascal_context": PASCAL_CONTEXT,
 }
 

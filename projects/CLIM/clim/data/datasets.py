@@ -11,14 +11,16 @@ from typing import NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
+from detectron2.data.datasets.lvis import get_lvis_instances_meta
 
 from clim.errors import UserError
 from clim.files import data_root, read_json, resolve
 
-from .categories import BASE_NAMES, COCO_NAMES, NOVEL_NAMES, STUFF_NAMES, contiguous_ids
-from .readers import read_boxes, read_captions, read_panoptic_regions, read_pseudo_labels, read_regions
+from .categories import BASE_NAMES, COCO_NAMES, LVIS_RARE_IDS, NOVEL_NAMES, STUFF_NAMES, contiguous_ids
+from .readers import read_boxes, read_captions, read_lvis, read_panoptic_regions, read_pseudo_labels, read_regions
 
 PREPARE_COCO = "make it with: python datasets/prepare_ovcoco.py --source COCO --output {root}"
+PREPARE_LVIS = "make it with: python datasets/prepare_ovlvis.py --source LVIS --output {root}"
 MAKE_MINI = "make it with: python tools/make_mini.py --output {root}"
 PSEUDO_LABEL = "make it with tools/pseudo_label.py"
 GET_PANOPTIC = "get COCO's panoptic annotations, see datasets/README.md"
@@ -32,6 +34,7 @@ class Vocabulary(NamedTuple):
     base_classes: list[str]
     novel_classes: list[str]
     thing_dataset_id_to_contiguous_id: dict[int, int]  # category id in the json: contiguous index
+    class_image_count: list[dict] | None = None  # [{"id", "image_count"}], for the federated loss
 
 
 def _below_root(path: str) -> Path:
@@ -94,9 +97,10 @@ def register(name: str, files: Files, read: Callable, vocabulary: Callable[[], V
 def register_own_set(name: str, kind: str, json_file: str, image_root: str, **metadata) -> None:
     """Register a user's data set; its classes are the categories of the json by ascending id.
 
-    ``kind`` is "captions": image-text pairs; "boxes": a COCO json for training or detection; "regions": a COCO json
-    whose boxes are classified; or "pseudo_labels": a json of ``tools/pseudo_label.py``. Paths are absolute, relative
-    to the working folder, or below the data root. ``metadata`` as in :func:`register`. UserError if ``name`` is taken.
+    ``kind`` is "captions": image-text pairs; "boxes": a COCO json for training or detection; "lvis": the same in LVIS's
+    format, with masks; "regions": a COCO json whose boxes are classified; or "pseudo_labels": a json of
+    ``tools/pseudo_label.py``. Paths are absolute, relative to the working folder, or below the data root. ``metadata``
+    as in :func:`register`. UserError if ``name`` is taken.
     """
     if name in DatasetCatalog:
         raise UserError(f"{name} is another data set already: choose another name.")
@@ -122,25 +126,40 @@ def coco_vocabulary() -> Vocabulary:
     return Vocabulary(list(COCO_NAMES), list(BASE_NAMES), list(NOVEL_NAMES), contiguous_ids())
 
 
+def lvis_vocabulary() -> Vocabulary:
+    """LVIS v1's 1,203 classes as Detectron2 has them; 866 frequent and common ones are base, 337 rare ones novel."""
+    metadata = get_lvis_instances_meta("lvis_v1")
+    names, index = metadata["thing_classes"], {i + 1: i for i in range(len(metadata["thing_classes"]))}
+    novel = [names[index[key]] for key in LVIS_RARE_IDS]
+    base = [name for key, name in zip(index, names, strict=True) if key not in LVIS_RARE_IDS]
+    return Vocabulary(names, base, novel, index, metadata["class_image_count"])
+
+
 def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     """The categories of the json by ascending id; their field ``split`` may be "base" or "novel".
 
-    UserError for a missing or broken file; with ``split`` also if no category is base or novel.
+    Without it, LVIS's field ``frequency`` counts: "r" is novel, "c" and "f" are base. UserError for a missing or
+    broken file; with ``split`` also if no category is base or novel.
     """
     path = Path(files.json_path())
     categories = _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, files.how())
-    index = {identifier: i for i, (identifier, _, _) in enumerate(categories)}
-    base, novel = ([name for _, name, part in categories if part == wanted] for wanted in ("base", "novel"))
+    index = {category["id"]: i for i, category in enumerate(categories)}
+    base, novel = ([c["name"] for c in categories if c["split"] == wanted] for wanted in ("base", "novel"))
     if split and not base + novel:
         raise UserError(f"{path} does not say which categories are novel: {files.how()}")
-    return Vocabulary([name for _, name, _ in categories], base, novel, index)
+    counted = all(c["image_count"] is not None for c in categories)
+    return Vocabulary([c["name"] for c in categories], base, novel, index, list(categories) if counted else None)
 
 
 @lru_cache(maxsize=8)
-def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[tuple[int, str, str], ...]:
-    """(id, name, split or "") by ascending id; ``modified_ns`` gives a rewritten file its own cache entry."""
-    content = read_json(json_file, remedy=remedy)
-    return tuple(sorted((c["id"], c["name"], c.get("split", "")) for c in content["categories"]))
+def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[dict, ...]:
+    """{id, name, split, image_count or None} by id; ``modified_ns`` gives a rewritten file its own cache entry."""
+    splits = {"r": "novel", "c": "base", "f": "base"}
+    return tuple(
+        {"id": c["id"], "name": c["name"], "split": c.get("split", splits.get(c.get("frequency"), "")),
+         "image_count": c.get("image_count")}
+        for c in sorted(read_json(json_file, remedy=remedy)["categories"], key=lambda c: c["id"])
+    )  # fmt: skip
 
 
 def _load(files: Files, read: Callable, vocabulary: Callable[[], Vocabulary] | None) -> list[dict]:
@@ -154,10 +173,11 @@ def _field(vocabulary: Callable[[], Vocabulary], key: str):
 
 _registered: dict[str, tuple] = {}  # entries of DATASETS.OWN by name
 
-DETECTION, REGIONS = {"evaluator_type": "ov_coco"}, {"evaluator_type": "regions"}
+DETECTION, REGIONS, LVIS = ({"evaluator_type": name} for name in ("ov_coco", "regions", "lvis"))
 _KINDS = {
     "captions": (read_captions, {}),
     "boxes": (read_boxes, DETECTION),
+    "lvis": (read_lvis, LVIS),
     "regions": (read_regions, REGIONS),
     "pseudo_labels": (read_pseudo_labels, {}),
 }
@@ -211,6 +231,14 @@ def register_builtin() -> None:
     # Where Detic's scripts put Conceptual Captions 3M; CLIM's list of it has the same format.
     cc3m = Files("cc3m/training", ("cc3m/train_image_info.json",), GET_CC3M)
     register("cc3m_v1_train", cc3m, read_captions, None)
+    tagged = Files("cc3m/training", ("cc3m/train_image_info_tags.json",), PREPARE_LVIS)
+    register("cc3m_v1_train_tags", tagged, read_captions, lvis_vocabulary)
+    for name in ("lvis_v1_train", "lvis_v1_train_norare", "lvis_v1_val"):
+        if name in DatasetCatalog and type(MetadataCatalog.get(name)) is Metadata:
+            # Detectron2's own set, which keeps the data root of its import.
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        register(name, Files("coco", (f"lvis/{name}.json",), PREPARE_LVIS), read_lvis, lvis_vocabulary, **LVIS)
 
 
 register_builtin()

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from clim.errors import UserError
 
+from .jittering import Jittering
 from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper, training_augmentations
 from .partners import load_neighbours
 
@@ -46,7 +48,9 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
         # Squares need no padding; other images need less in a batch of the same orientation.
         grouped = loader.ASPECT_RATIO_GROUPING and not mappers[name].square
         landscape = [r["width"] > r["height"] for r in records] if grouped else None
-        drawn = draws(len(records), seed=seed, stream=STREAMS[name], rank=comm.get_rank(), world=comm.get_world_size())
+        factors = repeat_factors(cfg, records) if name == "detection" else None
+        ranks = {"rank": comm.get_rank(), "world": comm.get_world_size()}
+        drawn = draws(len(records), seed=seed, stream=STREAMS[name], factors=factors, **ranks)
         streams[name] = batches(drawn, size, landscape=landscape)
 
     if loader.ALTERNATE:
@@ -160,20 +164,36 @@ def _checked(key: str, names: Sequence[str], field: str, records: list[dict]) ->
     return records
 
 
+def check_masks(cfg, records: list[dict]) -> None:
+    """UserError if MODEL.MASK_ON lacks masks, or has run lengths where INPUT.MASK_FORMAT is "polygon"."""
+    if not cfg.MODEL.MASK_ON:
+        return
+    kinds = {type(a.get("segmentation")) for record in records for a in record["annotations"]}
+    if type(None) in kinds:
+        raise UserError(f"DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has boxes without masks: set MODEL.MASK_ON to False.")
+    if dict in kinds and cfg.INPUT.MASK_FORMAT == "polygon":
+        raise UserError(f'DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has run lengths: set INPUT.MASK_FORMAT to "bitmask".')
+
+
 def _build_mapper(cfg, source: str, records: list[dict], *, seed: int) -> RecordMapper:
     stream = {"seed": seed, "stream": STREAMS[source], "image_format": cfg.INPUT.FORMAT}
     if source == "detection":
-        return DetectionMapper(records, augmentations=training_augmentations(cfg), **stream)
+        masks = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None
+        check_masks(cfg, records)
+        return DetectionMapper(records, augmentations=training_augmentations(cfg), mask_format=masks, **stream)
     if source == "regions":
         return RegionMapper(records, size=cfg.INPUT.REGIONS.SIZE, **stream)
+    key, jitter = cfg.INPUT.CAPTION, None
+    if cfg.INPUT.MOSAIC.FILLING == "jitter" if source == "mosaics" else key.JITTER_SIZE:
+        jitter = Jittering(cfg.INPUT.LSJ.STYLE, side=key.JITTER_SIZE, scale=key.JITTER_SCALE)
     if source == "captions":
-        key = cfg.INPUT.CAPTION
         if key.CROP > 0:
             return CropMapper(records, size=key.CROP, scale=key.CROP_SCALE, ratio=key.CROP_RATIO, **stream)
-        return CanvasMapper(records, grids=[1], short=key.SHORT_SIDE, long=key.LONG_SIDE, flip=key.FLIP, **stream)
+        sides = {"short": key.SHORT_SIDE, "long": key.LONG_SIDE}
+        return CanvasMapper(records, grids=[1], flip=key.FLIP, jitter=jitter, **sides, **stream)
     key = cfg.INPUT.MOSAIC
     return CanvasMapper(
-        records, grids=key.GRIDS, short=key.SIZE, long=key.SIZE, flip=key.FLIP, filling=key.FILLING,
+        records, grids=key.GRIDS, short=key.SIZE, long=key.SIZE, flip=key.FLIP, filling=key.FILLING, jitter=jitter,
         crop_scale=key.CROP_SCALE, crop_ratio=key.CROP_RATIO, pad_value=key.PAD_VALUE,
         partners=None if key.PARTNERS == "random" else load_neighbours(key.PARTNERS, records),
         permute_texts=key.PERMUTE_TEXTS, **stream,
@@ -183,20 +203,52 @@ def _build_mapper(cfg, source: str, records: list[dict], *, seed: int) -> Record
 # ---- infinite, shuffled streams
 
 
-def draws(length: int, *, seed: int, stream: int, rank: int = 0, world: int = 1) -> Iterator[Draw]:
-    """Every index once an epoch, in a new order each epoch; the ranks take turns."""
+def draws(
+    length: int, *, seed: int, stream: int, rank: int = 0, world: int = 1, factors: np.ndarray | None = None
+) -> Iterator[Draw]:
+    """Every index once an epoch, in a new order each epoch; the ranks take turns.
+
+    With ``factors`` (length,), as often as :func:`repeated` says; copy k of index i is i + k * length.
+    """
     offset = rank  # this rank's next draw, as a position in the coming epoch
     for epoch in count():
-        order = np.random.default_rng([seed, stream, epoch]).permutation(length)
-        yield from ((epoch, int(i)) for i in order[offset::world])
-        offset = (offset - length) % world
+        rng = np.random.default_rng([seed, stream, epoch])
+        order = rng.permutation(length if factors is None else repeated(factors, rng))
+        yield from ((epoch, i) for i in order[offset::world].tolist())
+        offset = (offset - len(order)) % world
+
+
+def repeat_factors(cfg, records: list[dict]) -> np.ndarray | None:
+    """How often an epoch has each record (N,): max over its classes of max(1, sqrt(REPEAT_THRESHOLD / frequency)).
+
+    The frequency of a class is the part of ``records`` that shows it. None unless DATALOADER.SAMPLER_TRAIN is
+    "RepeatFactorTrainingSampler". Rounded up with DATALOADER.REPEAT_ROUND_UP.
+    """
+    loader, sampler = cfg.DATALOADER, RepeatFactorTrainingSampler
+    if loader.SAMPLER_TRAIN != sampler.__name__:
+        return None
+    compute = sampler.repeat_factors_from_category_frequency
+    factors = compute(records, loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT).numpy()
+    return np.ceil(factors) if loader.REPEAT_ROUND_UP else factors
+
+
+def repeated(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Indices of one epoch, int64: the whole part of each factor, and one more with the probability of the rest.
+
+    Index i comes as i, i + N, i + 2 N, … for N ``factors``.
+    """
+    whole = np.floor(factors)
+    times = (whole + (rng.random(len(factors)) < factors - whole)).astype(np.int64)
+    first = np.cumsum(times) - times  # where the copies of each index begin
+    copy = np.arange(times.sum()) - np.repeat(first, times)
+    return np.repeat(np.arange(len(factors)), times) + copy * len(factors)
 
 
 def batches(drawn: Iterator[Draw], size: int, *, landscape: Sequence[bool] | None = None) -> Iterator[list[Draw]]:
     """Groups of ``size`` draws; with ``landscape`` (N,), a group is all landscape or all portrait."""
     buckets: dict[bool, list[Draw]] = {False: [], True: []}
     for draw in drawn:
-        bucket = buckets[bool(landscape[draw[1]]) if landscape is not None else False]
+        bucket = buckets[bool(landscape[draw[1] % len(landscape)]) if landscape is not None else False]
         bucket.append(draw)
         if len(bucket) == size:
             yield list(bucket)

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Instances
 from PIL import Image
 
 from clim.errors import UserError
 
 from .images import Decoded, UnreadableImage, channels_first, letterbox, read_image, resize
+from .jittering import Jittering, JitterTransform
 from .mosaic import compose, fit_cell, fit_size, grid_cells, inward_anchors, place, resized_crop, shortest_crop
 from .tiles import Tiles, tiles_of
 
@@ -40,10 +42,13 @@ class RecordMapper:
         self.seed, self.stream, self.image_format = seed, stream, image_format
 
     def __call__(self, *, index: int, epoch: int) -> dict:
-        """One network input, and the replaced images under ``skipped``: [(file name, reason)]."""
+        """One network input, and the replaced images under ``skipped``: [(file name, reason)].
+
+        ``index`` + k times the number of records is copy k of a record, with random numbers of its own.
+        """
         rng = np.random.default_rng([self.seed, self.stream, epoch, index])
         skipped: list[tuple[str, str]] = []
-        return self.map(index, rng, skipped) | {"skipped": skipped}
+        return self.map(index % len(self.records), rng, skipped) | {"skipped": skipped}
 
     def map(self, index: int, rng: np.random.Generator, skipped: list) -> dict:
         """The network input of record ``index``; the method adds replaced images to ``skipped``."""
@@ -84,7 +89,9 @@ class CanvasMapper(RecordMapper):
 
     n is drawn uniformly from ``grids`` for every canvas. A mosaic has ``long`` x ``long`` px; a single image follows
     Detectron2's ResizeShortestEdge. ``filling``: "fit" keeps the ratio, pads and packs inwards (CLIM release); "crop"
-    fills each cell with a random crop (CLIM paper §3.2). The box of a tile is the box of the pasted pixels.
+    fills each cell with a random crop (CLIM paper §3.2). With ``jitter``, a single image is jittered instead, and a
+    mosaic fits what is left of each image into its cell (CLIM release on LVIS). The box of a tile is the box of the
+    pasted pixels.
 
     ``partners`` are (N, K) indices of each record's neighbours; None: all records. ``permute_texts``: every tile of a
     mosaic gets the texts of another tile (a control for experiments).
@@ -104,12 +111,13 @@ class CanvasMapper(RecordMapper):
         pad_value: float = 114,
         partners: np.ndarray | None = None,
         permute_texts: bool = False,
+        jitter: Jittering | None = None,
         **stream,
     ):
         super().__init__(records, **stream)
-        if filling not in ("fit", "crop"):
-            raise UserError(f'INPUT.MOSAIC.FILLING is "{filling}": choose "fit" or "crop".')
-        self.grids, self.short, self.long, self.flip = tuple(grids), short, long, flip
+        if filling not in ("fit", "crop", "jitter"):
+            raise UserError(f'INPUT.MOSAIC.FILLING is "{filling}": choose "fit", "crop" or "jitter".')
+        self.grids, self.short, self.long, self.flip, self.jitter = tuple(grids), short, long, flip, jitter
         self.filling, self.crop = filling, {"scale": tuple(crop_scale), "ratio": tuple(crop_ratio)}
         self.pad_value, self.partners, self.permute_texts = pad_value, partners, permute_texts
         self.square = min(grids) > 1
@@ -129,10 +137,14 @@ class CanvasMapper(RecordMapper):
 
     def single(self, index: int, rng, skipped) -> tuple:
         """([record], [image], boxes (1, 4), size (H, W)) of one image that fills its canvas."""
-        fit = partial(fit_size, short=self.short, long=self.long)
-        record, decoded = self.read(index, rng, skipped, lambda r: fit(r["height"], r["width"]))
-        size = fit(decoded.height, decoded.width)
-        return [record], [resize(decoded.image, size)], np.array([[0, 0, size[1], size[0]]]), size
+        if self.jitter:
+            record, image = self.read_jittered(index, rng, skipped)
+        else:
+            fit = partial(fit_size, short=self.short, long=self.long)
+            record, decoded = self.read(index, rng, skipped, lambda r: fit(r["height"], r["width"]))
+            image = resize(decoded.image, fit(decoded.height, decoded.width))
+        height, width = image.shape[:2]
+        return [record], [image], np.array([[0, 0, width, height]]), (height, width)
 
     def mosaic(self, n: int, indices: Sequence[int], rng, skipped) -> tuple:
         """(records, images, boxes (T, 4), size (H, W)) of n x n images on a square canvas."""
@@ -157,6 +169,9 @@ class CanvasMapper(RecordMapper):
     def read_tile(self, index: int, cell, rng, skipped) -> tuple[dict, np.ndarray]:
         """A record and its image, fitted or cropped to ``cell`` (x0, y0, x1, y1)."""
         height, width = int(cell[3] - cell[1]), int(cell[2] - cell[0])
+        if self.jitter:
+            record, image = self.read_jittered(index, rng, skipped)
+            return record, resize(image, fit_cell(*image.shape[:2], cell=(height, width)))
         # A crop keeps a part of each side, so the decoded image must be larger by that factor.
         margin = 1.0 if self.filling == "fit" else 1 / shortest_crop(**self.crop)
 
@@ -169,6 +184,15 @@ class CanvasMapper(RecordMapper):
             return record, resize(decoded.image, fit_cell(decoded.height, decoded.width, cell=(height, width)))
         x0, y0, x1, y1 = resized_crop(*decoded.image.shape[:2], **self.crop, rng=rng)
         return record, resize(decoded.image[y0:y1, x0:x1], (height, width))
+
+    def read_jittered(self, index: int, rng, skipped) -> tuple[dict, np.ndarray]:
+        """A record and its jittered image."""
+        draws = self.jitter.draw(rng)
+        plan = partial(self.jitter.transform, draws=draws)
+        record, decoded = self.read(index, rng, skipped, lambda r: plan(r["height"], r["width"]).jitter.size)
+        transform = plan(decoded.height, decoded.width)
+        skipped += vanished([transform], record)
+        return record, transform.apply_image(decoded.image)
 
 
 class CropMapper(RecordMapper):
@@ -224,13 +248,20 @@ class RegionMapper(RecordMapper):
 
 
 class DetectionMapper(RecordMapper):
-    """Detection records → Detectron2's training inputs."""
+    """Detection records → Detectron2's training inputs.
+
+    ``mask_format``: "polygon" or "bitmask" masks as in Detectron2; None: no masks. With masks, "mmdet" jittering takes
+    boxes from what is left of the masks, and keeps those above .01 px (detic §3.2).
+    """
 
     annotated = True
 
-    def __init__(self, records, *, augmentations: Sequence[T.Augmentation], **stream):
+    def __init__(self, records, *, augmentations: Sequence[T.Augmentation], mask_format: str | None = None, **stream):
         super().__init__(records, **stream)
-        self.augmentations = T.AugmentationList(augmentations)
+        self.augmentations, self.mask_format = T.AugmentationList(augmentations), mask_format
+        self.boxes_of_masks = mask_format and any(
+            isinstance(a, Jittering) and a.style == "mmdet" for a in augmentations
+        )
 
     def map(self, index, rng, skipped):
         record, decoded = self.read(index, rng, skipped)
@@ -238,33 +269,50 @@ class DetectionMapper(RecordMapper):
         aug_input = T.AugInput(decoded.image)
         with _numpy_seeded(int(rng.integers(2**31))):
             transforms = self.augmentations(aug_input)
-        size = aug_input.image.shape[:2]
-        annotations = [
-            utils.transform_instance_annotations(a, transforms, size)
-            for a in record.pop("annotations", [])
-            if a.get("iscrowd", 0) == 0
-        ]
+        skipped += vanished(transforms.transforms, record)
         return {
             "image": channels_first(aug_input.image),
             "height": decoded.height,
             "width": decoded.width,
             "image_id": record["image_id"],
             "file_name": record["file_name"],
-            "instances": utils.filter_empty_instances(utils.annotations_to_instances(annotations, size)),
+            "instances": self.instances(record.pop("annotations", []), transforms, aug_input.image.shape[:2]),
         }
+
+    def instances(self, annotations: list[dict], transforms: T.TransformList, size: tuple[int, int]) -> Instances:
+        """What is left of the annotations, without crowds, in the transformed image of ``size`` (height, width)."""
+        kept = [a for a in annotations if a.get("iscrowd", 0) == 0]
+        if self.mask_format is None:
+            kept = [{key: value for key, value in a.items() if key != "segmentation"} for a in kept]
+        moved = [utils.transform_instance_annotations(a, transforms, size) for a in kept]
+        instances = utils.annotations_to_instances(moved, size, self.mask_format or "polygon")
+        if not (self.boxes_of_masks and len(instances)):
+            return utils.filter_empty_instances(instances)
+        masks = instances.gt_masks
+        bitmasks = masks if isinstance(masks, BitMasks) else BitMasks.from_polygon_masks(masks, *size)
+        instances.gt_boxes = bitmasks.get_bounding_boxes()
+        return utils.filter_empty_instances(instances, box_threshold=0.01)
 
 
 def training_augmentations(cfg) -> list[T.Augmentation]:
     """Detectron2's resizing and flip; with INPUT.LSJ.SIZE, large-scale jittering (arXiv 2012.07177) and flip.
 
-    Jittering scales the image to fit a square of a random part of SIZE and cuts out at most SIZE x SIZE px. The model
-    pads to the square, in training and at test.
+    Jittering scales the image to fit a square of a random part of SIZE and cuts out at most SIZE x SIZE px, in one of
+    the styles of INPUT.LSJ.STYLE. UserError for another style.
     """
     standard = utils.build_augmentation(cfg, is_train=True)
     size, (smallest, largest) = cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.SCALE
     if not size:
         return standard
+    if cfg.INPUT.LSJ.STYLE != "detectron2":
+        return [Jittering(cfg.INPUT.LSJ.STYLE, side=size, scale=cfg.INPUT.LSJ.SCALE), *standard[1:]]
     return [T.ResizeScale(smallest, largest, size, size), T.FixedSizeCrop((size, size), pad=False), *standard[1:]]
+
+
+def vanished(transforms: Sequence[T.Transform], record: dict) -> list[tuple[str, str]]:
+    """An entry of ``skipped`` if jittering leaves a side of the image less than 1 px, which becomes 1 px."""
+    jitters = (t.jitter for t in transforms if isinstance(t, JitterTransform))
+    return [(record["file_name"], "jittered to a side of 0 px") for jitter in jitters if jitter.vanished]
 
 
 def _scaled(record: dict, scale: float) -> tuple[int, int]:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
+from pycocotools import mask as run_lengths
 from tqdm import tqdm
 
 from clim.errors import UserError
@@ -44,6 +46,43 @@ def read_boxes(json_file: str, image_root: str, *, index: Mapping[int, int], rem
             annotation.pop("segmentation", None)
             annotation.pop("keypoints", None)
     return records
+
+
+def read_lvis(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
+    """Boxes and masks of a json in LVIS's format as Detectron2's records, by image id, without crowds.
+
+    An image without ``file_name`` lies where the last two parts of its ``coco_url`` say. ``segmentation`` is a list of
+    polygons, float32 (2 P,) each, or compressed run lengths. Polygons of fewer than 3 points are left out, and so is
+    an annotation with no other mask, as in Detectron2. UserError also if the file has no annotations.
+    """
+    # LVIS has 1.3 million polygons for training: they become arrays while the file is read.
+    content, by_image = read_json(json_file, remedy=remedy, object_hook=_compact), defaultdict(list)
+    _require_folder(image_root)
+    if not isinstance(content, Mapping) or not {"images", "annotations"} <= set(content):
+        raise UserError(f"{json_file} has no 'images' or no 'annotations', so it is no file of boxes: {remedy}")
+    for a in content["annotations"]:
+        if a.get("iscrowd") or a.get("segmentation") == []:
+            continue
+        category_id = _class(a["category_id"], index, a["image_id"], json_file)
+        annotation = {"bbox": a["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": category_id}
+        by_image[a["image_id"]].append(annotation | {k: a[k] for k in ("segmentation",) if k in a})
+    records = []
+    for image in sorted(content["images"], key=lambda image: image["id"]):
+        place = {"file_name": "/".join(image["coco_url"].split("/")[-2:])} if "file_name" not in image else {}
+        records.append(_record(image | place, image_root) | {"annotations": by_image.get(image["id"], [])})
+    kept = sum(len(record["annotations"]) for record in records)
+    logger.info(f"Loaded {len(records)} images with {kept} of {len(content['annotations'])} boxes from {json_file}")
+    return records
+
+
+def _compact(item: dict) -> dict:
+    """An object of a json: polygons become arrays, and lists of run lengths are compressed."""
+    if isinstance(item.get("counts"), list):
+        return run_lengths.frPyObjects(item, *item["size"])
+    if isinstance(item.get("segmentation"), list):
+        polygons = (np.array(polygon, np.float32) for polygon in item["segmentation"])
+        item["segmentation"] = [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
+    return item
 
 
 def read_captions(

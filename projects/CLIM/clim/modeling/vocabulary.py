@@ -119,7 +119,7 @@ def class_mask(cfg) -> Tensor:
         if not path.is_file():
             raise UserError(
                 f"MODEL.OPEN_VOCAB.BASE_CLASSES: {path} does not exist; give a cat_info json made by "
-                'datasets/prepare_ovcoco.py, the name of a data set with base classes, or "ovcoco".'
+                'datasets/prepare_ov{coco,lvis}.py, the name of a data set with base classes, or "ovcoco".'
             )
         info = sorted(json.loads(path.read_text()), key=lambda c: c["id"])
         # Square roots of image counts, as official Detic's freq_weight; a class without images is masked.

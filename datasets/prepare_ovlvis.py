@@ -1,0 +1,144 @@
+"""Make OV-LVIS's files from LVIS v1: training without rare classes, counts of each class, tags of Conceptual Captions.
+
+    python datasets/prepare_ovlvis.py --source /path/to/source --output datasets
+
+``--source`` holds lvis_v1_{train,val}.json, in lvis/ or at its top, and COCO's train2017/ and val2017/, in coco/ or at
+its top, unless the output has them already; and, where pairs are wanted, cc3m/train_image_info.json and cc3m/training/.
+The script only reads it. ``--output`` becomes the data root (DETECTRON2_DATASETS); it may be the source. A second run
+with the same input changes nothing.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+import tags
+from clim.data.categories import LVIS_RARE_IDS
+from clim.errors import UserError, run_cleanly
+from clim.files import data_root, read_json
+from prepare_ovcoco import category_info, place, report, require_writable, write_all, written_by
+
+DOWNLOAD = "get LVIS v1 from https://www.lvisdataset.org/dataset and unpack it"
+PHOTOS = "get the images of COCO 2017 from https://cocodataset.org/#download"
+GET_CC3M = "make it as datasets/README.md says"
+STAMP = ".prepare_ovlvis.json"  # {"files": [files that this script has written]}
+PARTS = ("train", "val")
+FULL_SET = {"train": 100_170, "val": 19_809}  # images
+# Where Detic, VLDet and CLIM look for the counts; the files in metadata/ may come with Detic.
+COUNTS = ("lvis/lvis_v1_train_cat_info.json", "metadata/lvis_v1_train_cat_info.json")
+BASE_COUNTS = ("lvis/lvis_v1_train_norare_cat_info.json", "metadata/lvis_v1_train_cat_norare_info.json")
+PAIRS = "cc3m/train_image_info.json"
+EMBEDDINGS = """\
+Class embeddings, if you have none yet:
+  python tools/build_text_embeddings.py classes --dataset lvis --prompt a \\
+      --output {root}/metadata/lvis_v1_clip_a+cname.npy"""
+
+
+def remove_rare(instances: dict) -> dict:
+    """``instances`` without the annotations of rare classes; images, categories and all ids stay."""
+    rare = {category["id"] for category in instances["categories"] if category["frequency"] == "r"}
+    return instances | {"annotations": [a for a in instances["annotations"] if a["category_id"] not in rare]}
+
+
+def tag_pairs(pairs: dict, categories: list[dict]) -> dict:
+    """Detic's caption file: the pairs whose first caption names a class, with its ``pos_category_ids``."""
+    table, images = tags.lvis_table(), []
+    for image in tqdm(pairs["images"], desc="tags of captions", unit="image"):
+        if found := tags.released_tags(image["captions"][:1], table):
+            images.append(image | {"pos_category_ids": found})
+    return {"images": images, "categories": categories, "annotations": []}
+
+
+def read_instances(path: Path, part: str) -> dict:
+    """The content of an LVIS v1 file. UserError if it is not LVIS v1, or is complete and counts disagree."""
+    content = read_json(path, remedy=DOWNLOAD)
+    missing = [key for key in ("images", "annotations", "categories") if key not in content]
+    if missing:
+        raise UserError(f"{path} is not LVIS v1 (no {missing[0]}): {DOWNLOAD}")
+    categories = content["categories"]
+    rare = tuple(sorted(category["id"] for category in categories if category["frequency"] == "r"))
+    if len(categories) != 1203 or rare != LVIS_RARE_IDS:
+        counts = f"{len(categories) - len(rare)} base and {len(rare)} rare classes instead of 866 and 337"
+        raise UserError(f"{path} is not LVIS v1 ({counts}): {DOWNLOAD}")
+    if part == "train" and len(content["images"]) == FULL_SET[part]:
+        said = [(category["name"], category["image_count"]) for category in categories]
+        wrong = sorted(set(said) - {(row["name"], row["image_count"]) for row in category_info(content)})
+        if wrong:
+            raise UserError(
+                f"{path} has all {FULL_SET[part]:,} images, but class {wrong[0][0]} is not on {wrong[0][1]:,} of them, as "
+                f"the file says: {DOWNLOAD}"
+            )
+    return content
+
+
+def find(source: Path, name: str, *folders: str) -> Path | None:
+    """``name`` in the first of these folders of the source that has it."""
+    return next((source / folder / name for folder in folders if (source / folder / name).exists()), None)
+
+
+def link(source: Path, output: Path, *, copy: bool) -> dict[str, Path]:
+    """Link or copy what is taken as it is. Returns {path below output: original} of the jsons."""
+    jsons = {f"lvis/lvis_v1_{part}.json": find(source, f"lvis_v1_{part}.json", "lvis", ".") for part in PARTS}
+    photos = {f"coco/{part}2017": find(source, f"{part}2017", "coco", ".") for part in PARTS}
+    for name, original in jsons.items():
+        if original is None:
+            raise UserError(f"--source {source} lacks {name}: {DOWNLOAD}")
+    for name, original in photos.items():
+        if original is None and not (output / name).is_dir():
+            raise UserError(f"--source {source} lacks {name}, and so does --output {output}: {PHOTOS}")
+    jsons |= {PAIRS: find(source, PAIRS, ".")}
+    for name, original in (jsons | photos | {"cc3m/training": find(source, "cc3m/training", ".")}).items():
+        if original is not None and original != output.resolve() / name:
+            print(f"{output / name}: {place(original, output / name, copy=copy)}")
+    return {name: original for name, original in jsons.items() if original is not None}
+
+
+def contents(jsons: dict[str, Path], *, kept: set[str]) -> dict[str, Callable[[], dict | list]]:
+    """{path below the data root: function that builds its content}, without the files ``kept`` as they are."""
+    train, val = (read_instances(jsons[f"lvis/lvis_v1_{part}.json"], part) for part in PARTS)
+    base = remove_rare(train)
+    made: dict[str, Callable] = {"lvis/lvis_v1_train_norare.json": lambda: base}
+    made |= {name: partial(category_info, train) for name in COUNTS}
+    made |= {name: partial(category_info, base) for name in BASE_COUNTS}
+    if PAIRS in jsons:
+        pairs = partial(read_json, jsons[PAIRS], remedy=GET_CC3M)
+        made[PAIRS.replace(".json", "_tags.json")] = lambda: tag_pairs(pairs(), val["categories"])
+    for part, content in zip(PARTS, (train, val), strict=True):
+        count, full = len(content["images"]), FULL_SET[part]
+        print(f"{part}: {count:,} images, {'complete' if count == full else f'a part of the {full:,} of LVIS v1'}")
+    return {name: build for name, build in made.items() if name not in kept}
+
+
+def prepare(source: Path, output: Path, *, copy: bool = False) -> dict[str, dict]:
+    """Write all files below ``output``. Returns {path below output: counts and sha256} of the jsons.
+
+    Raises UserError if the source is incomplete or not LVIS v1, or the output is read-only or in the source.
+    """
+    source = source.resolve()
+    for folder in ("lvis", "coco", "cc3m", "metadata"):
+        require_writable(output / folder, source, in_place=output.resolve() == source)
+    stamp = output / "lvis" / STAMP
+    kept = {name for name in (COUNTS[1], BASE_COUNTS[1]) if (output / name).exists()} - set(written_by(stamp))
+    for name in sorted(kept):
+        print(f"{output / name}: kept the file that is there")
+    return write_all(contents(link(source, output, copy=copy), kept=kept), output, stamp=stamp)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("--source", type=Path, required=True, help="folder of LVIS v1, COCO's images and CC3M, only read")
+    add("--output", type=Path, default=data_root(), help="data root to write lvis/ and cc3m/ into")
+    add("--copy", action="store_true", help="copy images and annotations instead of linking them")
+    args = parser.parse_args(arguments)
+    print(report(prepare(args.source, args.output, copy=args.copy), below=f"{args.output}/"))
+    print(EMBEDDINGS.format(root=args.output))
+
+
+if __name__ == "__main__":
+    run_cleanly(main)
