@@ -1,9 +1,10 @@
-"""Measure mosaics, joint steps and text towers side by side: speed and memory, medians (min–max).
+"""Measure mosaics, joint steps, text towers and LVIS evaluation side by side: speed and memory, medians (min–max).
 
     python tools/benchmark.py                          # everything, a quarter of an hour on two cores
     python tools/benchmark.py --only mosaics --images COCO/val2017
     python tools/benchmark.py --only steps memory --full --json output/benchmark.json
     python tools/benchmark.py --only steps --config-file configs/mini/detic_clim.yaml
+    python tools/benchmark.py --only lvis --evaluated 200 5000
 
 Each section runs in its own process, and what it compares takes turns (ABAB). On a CPU, rates and ratios use CPU
 seconds, which other programs disturb less; wall seconds stand beside them. Boxes, captions and tags are random.
@@ -19,7 +20,7 @@ from arguments import add_device, new_parser, usable_device
 from clim.cli import count
 from clim.errors import run_cleanly
 
-SECTIONS = ("mosaics", "steps", "memory", "text")
+SECTIONS = ("mosaics", "steps", "memory", "text", "lvis")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,6 +36,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     scale_help = "of the sides of steps' inputs (default: 2/7 for large inputs on a CPU, else 1)"
     size.add_argument("--scale", type=float, help=scale_help)
     size.add_argument("--full", action="store_const", const=1.0, dest="scale", help="the same as --scale 1")
+    images_help = "images of the lvis section: of the comparison, and of CLIM alone (default 200 5000)"
+    add("--evaluated", nargs=2, type=count, default=(200, 5000), metavar=("BOTH", "ALONE"), help=images_help)
     add("--threads", type=count, default=1, help="of torch and OpenCV (default %(default)s)")
     add_device(parser)
     add("--json", type=Path, help="write the results to this file too")

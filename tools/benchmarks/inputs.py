@@ -28,6 +28,7 @@ class Settings:
     scale: float
     folder: str  # scratch: synthetic photos, caption cache, logs
     overrides: tuple[str, ...]
+    evaluated: tuple[int, int]  # images of the lvis section: of the comparison, and of CLIM alone
 
     def start(self) -> Callable[[], None]:
         """Limit the threads of this process. Returns the function that waits for the device."""

@@ -8,16 +8,17 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 
-from clim.files import nan_to_none, write_json
+from clim.files import write_json
 
-from .base import ImageEvaluator
+from .base import ImageEvaluator, without_task
+from .lvis import LVISEvaluator
 from .ov_coco import OVCOCOEvaluator
 from .regions import RegionClassificationEvaluator
 
-__all__ = ["OVCOCOEvaluator", "RegionClassificationEvaluator", "build_evaluators", "evaluate"]
+__all__ = ["LVISEvaluator", "OVCOCOEvaluator", "RegionClassificationEvaluator", "build_evaluators", "evaluate"]
 
 # ``evaluator_type`` of a set's metadata -> its evaluator. Sets of other types get OVCOCOEvaluator.
-EVALUATORS = {"ov_coco": OVCOCOEvaluator, "regions": RegionClassificationEvaluator}
+EVALUATORS = {"ov_coco": OVCOCOEvaluator, "lvis": LVISEvaluator, "regions": RegionClassificationEvaluator}
 
 
 def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
@@ -33,7 +34,8 @@ def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
 def evaluate(cfg, model) -> dict:
     """{task: {figure: value}} for one set, e.g. {"bbox": {"AP50_novel": …}}; {set: {task: {…}}} for several.
 
-    The main process also writes the figures to OUTPUT_DIR/evaluation.json, without the tasks. The others return {}.
+    The main process also writes the figures to OUTPUT_DIR/evaluation.json, a single task's without its name. The others
+    return {}.
     """
     results = {}
     for name, evaluator in build_evaluators(cfg).items():
@@ -43,7 +45,7 @@ def evaluate(cfg, model) -> dict:
             print_csv_format(results[name])
     if not (comm.is_main_process() and results):
         return {}
-    figures = {name: nan_to_none(*result.values()) for name, result in results.items()}
+    figures = {name: without_task(result) for name, result in results.items()}
     if len(results) == 1:
         (results,), (figures,) = results.values(), figures.values()
     write_json(Path(cfg.OUTPUT_DIR) / "evaluation.json", figures, indent=1)

@@ -1,17 +1,31 @@
 """The base of all evaluators: it gathers one result for each image, and writes tables and a json report."""
 
+import json
 import logging
+import math
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
-from clim.data.loader import NO_REGION, Skipped, SkippingLoader
+from clim.data.loader import NO_REGION, Skipped, SkippingLoader, build_detection_loader
+from clim.errors import UserError
 from clim.files import nan_to_none, write_json
+
+# Detections in columns. ``bbox`` is XYWH in pixels, nan without a box; ``counts`` the bytes of a compressed mask.
+PACKED = np.dtype(
+    [("image_id", "i8"), ("category_id", "i8"), ("score", "f8"), ("bbox", "f8", 4), ("size", "i4", 2), ("counts", "O")]
+)
+LOGGED_CLASSES = 200  # a longer table of classes is in the report alone
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +38,7 @@ class ImageEvaluator(DatasetEvaluator):
     ``distributed``: gather the results of all processes.
     """
 
-    task: str  # key of the figures in the result of evaluate()
-    columns: tuple[str, ...]  # columns of the summary's table; the other parts of a figure's name are its row
+    columns: tuple[str, ...]  # columns of a summary's table; the other parts of a figure's name are its row
     report_file: str  # name of the report in ``output_dir``
     build_loader: Callable[..., SkippingLoader]  # (cfg, data set, on_skip=…) → batches for the model
 
@@ -45,8 +58,8 @@ class ImageEvaluator(DatasetEvaluator):
         if image.reason != NO_REGION:
             logger.warning("Image left out of the evaluation on '%s': %s (%s)", self.name, *image)
 
-    def score(self, results: dict, skipped: list[Skipped]) -> tuple[dict, OrderedDict, list[dict]]:
-        """More entries of the report, {figure: value}, and one row {column: value} for each class.
+    def score(self, results: dict, skipped: list[Skipped]) -> tuple[dict, dict[str, Mapping], list[dict]]:
+        """More entries of the report, {task: {figure: value}}, and one row {column: value} for each class.
 
         ``results`` are {image id: result} and ``skipped`` the skipped images of all processes, both sorted.
         """
@@ -62,16 +75,111 @@ class ImageEvaluator(DatasetEvaluator):
                 return {}
         results = {image_id: result for part, _ in parts for image_id, result in part.items()}
         skipped = sorted({image for _, part in parts for image in part})
-        details, summary, per_class = self.score(dict(sorted(results.items())), skipped)
-        logger.info(f"Results on '{self.name}':\n{summary_table(summary, self.columns)}")
-        logger.info(f"Results by class on '{self.name}':\n{table(per_class, headers='keys')}")
-        report = {"dataset": self.name, **details, "summary": nan_to_none(summary)}
+        details, figures, per_class = self.score(dict(sorted(results.items())), skipped)
+        for task, summary in figures.items():
+            logger.info(f"Results ({task}) on '{self.name}':\n{summary_table(summary, self.columns)}")
+        if len(per_class) <= LOGGED_CLASSES:
+            logger.info(f"Results by class on '{self.name}':\n{table(per_class, headers='keys')}")
+        report = {"dataset": self.name, **details, "summary": without_task(figures)}
         self.write(self.report_file, report | {"per_class": [nan_to_none(row) for row in per_class]})
-        return OrderedDict({self.task: summary})
+        return OrderedDict(figures)
 
     def write(self, file_name: str, content):
         if self.output_dir is not None:
             write_json(self.output_dir / file_name, content)
+
+
+class ImageDetections(NamedTuple):
+    """The detections of one image."""
+
+    found: np.ndarray  # PACKED, with the set's own category ids
+    was_cut: bool  # there were more
+    has_masks: bool  # of the model, also where it finds nothing
+
+
+class DetectionEvaluator(ImageEvaluator):
+    """Keeps the ``max_dets`` best detections of each image, whatever their classes, as :class:`ImageDetections`."""
+
+    build_loader = staticmethod(build_detection_loader)
+
+    def __init__(self, dataset_name: str, *, max_dets: int, splits: Mapping[str, Iterable[str]], **base):
+        """The metadata has json_file, thing_classes and thing_dataset_id_to_contiguous_id; ``splits`` are names of
+        classes. AttributeError for missing metadata; UserError for wrong lists of classes or a missing json file.
+        """
+        super().__init__(dataset_name, **base)
+        self._max_dets = max_dets
+        metadata = MetadataCatalog.get(dataset_name)
+        self._dataset_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
+        id_of = {name: self._dataset_ids[i] for i, name in enumerate(metadata.thing_classes)}
+        counts = Counter(name for names in splits.values() for name in names)
+        if wrong := sorted(name for name, count in counts.items() if count > 1 or name not in id_of):
+            raise UserError(
+                f"base_classes and novel_classes of '{dataset_name}' list {', '.join(wrong)} twice, or not as "
+                "thing_classes do: correct the registration."
+            )
+        self._splits = {split: {name: id_of[name] for name in names} for split, names in splits.items()}
+        self._json_file = str(metadata.json_file)
+        if not PathManager.isfile(self._json_file):
+            raise UserError(f"The ground truth of data set '{dataset_name}' is not found: {self._json_file}.")
+
+    def process(self, inputs, outputs):
+        """``inputs`` are B records with ``image_id``; ``outputs`` B dicts with ``instances`` at the image's own size.
+
+        If the instances have ``logits``, these replace their scores, as scores near 1 are equal in float32.
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            if instances.has("logits"):
+                instances.scores = instances.logits.double().sigmoid()
+            best = instances.scores.argsort(descending=True, stable=True)[: self._max_dets]
+            found = instances_to_coco_json(instances[best], record["image_id"])
+            found = [one | {"category_id": self._dataset_ids[one["category_id"]]} for one in found]
+            was_cut, has_masks = len(instances) > self._max_dets, instances.has("pred_masks")
+            self.results[record["image_id"]] = ImageDetections(pack(found), was_cut, has_masks)
+
+    def ground_truth(self, results: dict[int, ImageDetections]) -> dict:
+        """Content of the json file. Warns about causes of low scores."""
+        with PathManager.open(self._json_file) as file:
+            ground_truth = json.load(file)
+        num_images = len(ground_truth["images"])
+        if missing := len({image["id"] for image in ground_truth["images"]} - results.keys()):
+            logger.warning(
+                f"{missing} of {num_images} images of '{self.name}' were not processed: their objects count as missed"
+            )
+        if num_cut := sum(image.was_cut for image in results.values()):
+            logger.warning(f"{num_cut} images had more than {self._max_dets} detections: the best were kept")
+        if not any(len(image.found) for image in results.values()):
+            logger.warning(f"no detections on '{self.name}': every class scores 0")
+        return ground_truth
+
+
+def without_task(figures: Mapping[str, Mapping[str, float]]) -> dict:
+    """For json: {figure: value} of one task, {task: {figure: value}} of several, with None in place of nan."""
+    tasks = {task: nan_to_none(summary) for task, summary in figures.items()}
+    return tasks if len(tasks) > 1 else next(iter(tasks.values()))
+
+
+def pack(results: Iterable[Mapping]) -> np.ndarray:
+    """(N,) PACKED of COCO results {image_id, category_id, score} with a bbox (XYWH), a segmentation (RLE) or both.
+
+    They take a tenth of the memory of the results.
+    """
+    nothing = {"size": (0, 0), "counts": None}
+    rows = []
+    for result in results:
+        mask = result.get("segmentation", nothing)
+        counts = mask["counts"].encode() if isinstance(mask["counts"], str) else mask["counts"]
+        box = tuple(result.get("bbox", (math.nan,) * 4))
+        rows.append((result["image_id"], result["category_id"], result["score"], box, tuple(mask["size"]), counts))
+    return np.array(rows, PACKED)
+
+
+def unpack(detections: np.ndarray) -> Iterator[dict]:
+    """The COCO results, with bbox, and with segmentation if there are masks."""
+    columns = (detections[name].tolist() for name in PACKED.names)
+    for image, category, score, box, size, counts in zip(*columns, strict=True):
+        mask = {} if counts is None else {"segmentation": {"size": size, "counts": counts.decode()}}
+        yield {"image_id": image, "category_id": category, "bbox": box, "score": score} | mask
 
 
 def summary_table(summary: Mapping[str, float], columns: Sequence[str]) -> str:

@@ -57,11 +57,7 @@ def precision_recall(
         category_ids = (category["id"] for category in ground_truth["categories"])
     categories = sorted(set(category_ids))
     detections = list(detections)
-    if unknown := {detection["image_id"] for detection in detections} - known:
-        raise UserError(
-            f"A detection belongs to image {min(unknown)}, which is not in the ground truth: evaluate on the file of "
-            "these images."
-        )
+    check_images(ground_truth, {detection["image_id"] for detection in detections})
 
     evaluation = COCOeval_faster(iouType="bbox")
     params = evaluation.params
@@ -80,22 +76,33 @@ def precision_recall(
     return PrecisionRecall(precision, recall, categories)
 
 
-def _indexed(params, annotations: Iterable[Mapping]) -> COCO:
+def check_images(ground_truth: Mapping, image_ids: Iterable[int]) -> None:
+    """UserError if one of the detections' ``image_ids`` is not in the ground truth."""
+    if unknown := set(image_ids) - {image["id"] for image in ground_truth["images"]}:
+        raise UserError(
+            f"A detection belongs to image {min(unknown)}, which is not in the ground truth: evaluate on the file of "
+            "these images."
+        )
+
+
+def indexed(images: list[dict], categories: list[dict], annotations: Iterable[Mapping]) -> COCO:
     """A COCO object of annotations or detections, whose ids start at 1."""
-    images, categories = set(params.imgIds), set(params.catIds)
-    chosen = [a for a in annotations if a["image_id"] in images and a["category_id"] in categories]
     coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image_id} for image_id in params.imgIds],
-        "categories": [{"id": category} for category in params.catIds],
-        "annotations": [_annotation(a, i) for i, a in enumerate(chosen, start=1)],
-    }
+    annotations = [annotation | {"id": i} for i, annotation in enumerate(annotations, start=1)]
+    coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
     coco.createIndex()
     return coco
 
 
-def _annotation(found: Mapping, number: int) -> dict:
-    """A copy of the fields that a box evaluation reads, with a new id."""
+def _indexed(params, annotations: Iterable[Mapping]) -> COCO:
+    """A COCO object of the annotations or detections on the images and of the categories that ``params`` names."""
+    images, categories = set(params.imgIds), set(params.catIds)
+    chosen = [_annotation(a) for a in annotations if a["image_id"] in images and a["category_id"] in categories]
+    return indexed([{"id": i} for i in params.imgIds], [{"id": c} for c in params.catIds], chosen)
+
+
+def _annotation(found: Mapping) -> dict:
+    """A copy of the fields that a box evaluation reads."""
     kept = {key: found[key] for key in ("image_id", "category_id", "score") if key in found}
     box, crowd = list(found["bbox"]), int(found.get("iscrowd", 0))
-    return kept | {"id": number, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
+    return kept | {"bbox": box, "area": box[2] * box[3], "iscrowd": crowd}

@@ -12,7 +12,6 @@ whatever their class: boxes of unused classes take places too. COCO's own limit 
 detector that gives at most 100 boxes, both limits are the same.
 """
 
-import json
 import logging
 import math
 from collections import Counter, OrderedDict
@@ -20,13 +19,10 @@ from collections.abc import Iterable
 from functools import partial
 
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from detectron2.utils.file_io import PathManager
 
-from clim.data.loader import build_detection_loader
 from clim.errors import UserError
 
-from .base import ImageEvaluator
+from .base import DetectionEvaluator, unpack
 from .coco_api import METRICS, precision_recall
 
 PROTOCOLS = ("generalized", "two_run", "both")
@@ -34,7 +30,7 @@ PROTOCOLS = ("generalized", "two_run", "both")
 logger = logging.getLogger(__name__)
 
 
-class OVCOCOEvaluator(ImageEvaluator):
+class OVCOCOEvaluator(DetectionEvaluator):
     """Scores detections of a registered data set on its base and novel classes.
 
     Results are ``{"bbox": {"AP50_novel": …, "AP50_base": …, "AP50_all": …, "AP_novel": …, "AR_novel": …}}``; the groups
@@ -42,8 +38,7 @@ class OVCOCOEvaluator(ImageEvaluator):
     truth, nan if there are none.
     """
 
-    task, columns, report_file = "bbox", METRICS, "ov_coco_results.json"
-    build_loader = staticmethod(build_detection_loader)
+    columns, report_file = METRICS, "ov_coco_results.json"
 
     def __init__(self, dataset_name: str, *, max_dets: int = 100, protocol: str = "generalized", **base):
         """The metadata has json_file (COCO's instances format), thing_classes, thing_dataset_id_to_contiguous_id, and
@@ -53,50 +48,19 @@ class OVCOCOEvaluator(ImageEvaluator):
         """
         if protocol not in PROTOCOLS:
             raise UserError(f"TEST.PROTOCOL '{protocol}' is unknown: choose one of {', '.join(PROTOCOLS)}.")
-        super().__init__(dataset_name, **base)
-        self._protocol, self._max_dets = protocol, max_dets
         metadata = MetadataCatalog.get(dataset_name)
-        self._dataset_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
-        id_of = {name: self._dataset_ids[i] for i, name in enumerate(metadata.thing_classes)}
         splits = {"base": metadata.base_classes, "novel": metadata.novel_classes}
-        counts = Counter(name for names in splits.values() for name in names)
-        if wrong := sorted(name for name, count in counts.items() if count > 1 or name not in id_of):
-            raise UserError(
-                f"base_classes and novel_classes of '{dataset_name}' list {', '.join(wrong)} twice, or not as "
-                "thing_classes do: correct the registration."
-            )
-        self._splits = {split: {name: id_of[name] for name in names} for split, names in splits.items()}
-        self._json_file = str(metadata.json_file)
-        if not PathManager.isfile(self._json_file):
-            raise UserError(f"The ground truth of data set '{dataset_name}' is not found: {self._json_file}.")
+        super().__init__(dataset_name, max_dets=max_dets, splits=splits, **base)
+        self._protocol = protocol
 
     @classmethod
     def from_cfg(cls, cfg, dataset_name: str, *, output_dir: str) -> "OVCOCOEvaluator":
         return cls(dataset_name, output_dir=output_dir, protocol=cfg.TEST.PROTOCOL)
 
-    def process(self, inputs, outputs):
-        """``inputs`` are B records with ``image_id``; ``outputs`` B dicts with ``instances`` at the image's own size.
-
-        If the instances have ``logits``, these replace their scores, as scores near 1 are equal in float32.
-        """
-        for record, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"].to("cpu")
-            if instances.has("logits"):
-                instances.scores = instances.logits.double().sigmoid()
-            best = instances.scores.argsort(descending=True, stable=True)[: self._max_dets]
-            found = instances_to_coco_json(instances[best], record["image_id"])
-            self.results[record["image_id"]] = (found, len(instances) > self._max_dets)
-
     def score(self, results, skipped):
-        detections = [
-            detection | {"category_id": self._dataset_ids[detection["category_id"]]}
-            for found, _ in results.values()
-            for detection in found
-        ]
+        detections = [detection for image in results.values() for detection in unpack(image.found)]
         self.write("coco_instances_results.json", detections)
-        with PathManager.open(self._json_file) as file:
-            ground_truth = json.load(file)
-        self._warn(ground_truth, results, detections)
+        ground_truth = self.ground_truth(results)
         summary, by_class = self._figures(ground_truth, detections)
         objects = Counter(a["category_id"] for a in ground_truth["annotations"] if not a.get("iscrowd", 0))
         per_class = []
@@ -107,19 +71,7 @@ class OVCOCOEvaluator(ImageEvaluator):
                     row |= {metric + suffix: scores[category][metric] for metric in METRICS}
                 per_class.append(row)
         details = {"protocol": self._protocol, "backend": "faster", "max_dets": self._max_dets}
-        return details, summary, per_class
-
-    def _warn(self, ground_truth: dict, results: dict, detections: list[dict]):
-        """Warn about causes of low scores."""
-        num_images = len(ground_truth["images"])
-        if missing := len({image["id"] for image in ground_truth["images"]} - results.keys()):
-            logger.warning(
-                f"{missing} of {num_images} images of '{self.name}' were not processed: their objects count as missed"
-            )
-        if num_cut := sum(was_cut for _, was_cut in results.values()):
-            logger.warning(f"{num_cut} images had more than {self._max_dets} detections: the best were kept")
-        if not detections:
-            logger.warning(f"no detections on '{self.name}': every class scores 0")
+        return details, {"bbox": summary}, per_class
 
     def _figures(self, ground_truth: dict, detections: list[dict]) -> tuple[OrderedDict, dict]:
         """{figure: mean over a group}, and {suffix of the protocol's figures: {category id: {metric: value}}}."""

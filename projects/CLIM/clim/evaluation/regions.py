@@ -37,7 +37,7 @@ class RegionClassificationEvaluator(ImageEvaluator):
     suffix), things and stuff if there is stuff, base and novel if the set has that split; nan without regions.
     """
 
-    task, report_file = "regions", "region_results.json"
+    report_file = "region_results.json"
     columns = tuple(f"{metric}_{average}" for metric in METRICS for average in ("macro", "micro"))
     build_loader = staticmethod(build_region_loader)
 
@@ -113,7 +113,7 @@ class RegionClassificationEvaluator(ImageEvaluator):
                 for group, (places, members) in groups.items():
                     for average, value in averages(places < top, classes, members=members).items():
                         summary[f"{prefix}{metric}_{average}{group}"] = value
-        return details, summary, per_class
+        return details, {"regions": summary}, per_class
 
 
 def region_classes(metadata) -> list[str]:

@@ -28,7 +28,7 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
     """
 
     sources = ("detection", "captions", "mosaics")
-    evaluated_on = ("ov_coco",)  # types of test sets
+    evaluated_on = ("ov_coco", "lvis")  # types of test sets
 
     @configurable
     def __init__(self, *, method: Method | None, text_encoder, fp32_heads: bool, **kwargs):
