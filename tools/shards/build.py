@@ -36,7 +36,11 @@ class Tagging(NamedTuple):
     keep_untagged: bool
 
 
-NO_TAGS = Tagging("none", (), lambda captions: (), True)
+def no_tags(captions: Sequence[str]) -> Sequence[int]:
+    return ()
+
+
+NO_TAGS = Tagging("none", (), no_tags, True)
 
 
 def build_index(
@@ -102,7 +106,7 @@ def join(names: Sequence[str], files: Sequence[Path], output: Path, *, tagging: 
         pairs = np.concatenate(tables)
         if not len(pairs):
             reasons = ", ".join(f"{count} times {reason}" for reason, count in counts.most_common())
-            raise UserError(f"The {len(names)} shards hold no image-text pair ({reasons or 'no member'}).")
+            raise UserError(f"No image-text pair in {len(names)} shards ({reasons or 'no member'}).")
         ids = pairs["image_id"]
         if ids.min() < 0 or len(np.unique(ids)) < len(ids):
             pairs["image_id"] = np.arange(len(pairs))

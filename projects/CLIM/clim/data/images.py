@@ -204,6 +204,8 @@ def _to_8_bit(samples: np.ndarray) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     if isinstance(error, Image.DecompressionBombError):
