@@ -68,8 +68,8 @@ def read_instances(path: Path, part: str) -> dict:
         wrong = sorted(set(said) - {(row["name"], row["image_count"]) for row in category_info(content)})
         if wrong:
             raise UserError(
-                f"{path} has all {FULL_SET[part]:,} images, but class {wrong[0][0]} is not on {wrong[0][1]:,} of them, as "
-                f"the file says: {DOWNLOAD}"
+                f"{path} has all {FULL_SET[part]:,} images, but class {wrong[0][0]} is not on {wrong[0][1]:,} of them, "
+                f"as the file says: {DOWNLOAD}"
             )
     return content
 

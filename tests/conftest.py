@@ -1,8 +1,10 @@
 """Fixtures of many tests: photos on disk, text towers and tiny CLIPs with random weights, tiny configs."""
 
 import hashlib
+import io
 import json
 import string
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -12,6 +14,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.structures import Boxes
+from PIL import Image
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -242,3 +245,43 @@ def tiny_cfg(tiny_mini, tiny_overrides, monkeypatch):
         return cfg
 
     return load
+
+
+@pytest.fixture(scope="session")
+def encoded():
+    """``encoded((width, height), mode="L", fmt="PNG", orientation=6)``: the bytes of an image."""
+
+    def encode(size=(40, 30), *, mode="RGB", fmt="JPEG", orientation=1):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        pixels = np.arange(size[0] * size[1] * 3).astype(np.uint8).reshape(size[1], size[0], 3)
+        Image.fromarray(pixels).convert(mode).save(file := io.BytesIO(), fmt, exif=exif)
+        return file.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def pair(encoded):
+    """``pair(key, caption, ext="png", …)``: the members of an image-text pair, options as for ``encoded``."""
+
+    def members(key, caption="a dog", *, ext="jpg", **image):
+        fmt = {"jpg": "JPEG", "jpeg": "JPEG"}.get(ext, ext.upper())
+        return [(f"{key}.{ext}", encoded(fmt=fmt, **image)), (f"{key}.txt", caption.encode())]
+
+    return members
+
+
+@pytest.fixture(scope="session")
+def write_shard():
+    """``write_shard(path, (name, bytes), …)``: a tar of these members."""
+
+    def write(path, *members):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as tar:
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+    return write

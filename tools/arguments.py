@@ -1,6 +1,7 @@
 """What several commands of tools/ share besides ``clim.cli``. torch is imported when the arguments have been read."""
 
 import argparse
+from collections.abc import Iterator
 
 from clim.errors import UserError
 
@@ -22,15 +23,15 @@ def known_classes(name: str) -> list[str] | None:
     return list(lists[name]) if name in lists else None
 
 
-def registered_captions(name: str) -> list[str] | None:
-    """All captions of a registered data set, in order; None for any other name."""
+def registered_captions(name: str) -> Iterator[str] | None:
+    """All captions of a registered data set, one by one in order; None for any other name."""
     from detectron2.data import DatasetCatalog
 
     import clim.data.datasets  # noqa: F401  registers the data sets
 
     if name not in DatasetCatalog.list():
         return None
-    return [caption for record in DatasetCatalog.get(name) for caption in record.get("captions", ())]
+    return (caption for record in DatasetCatalog.get(name) for caption in record.get("captions", ()))
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

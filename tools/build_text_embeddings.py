@@ -12,6 +12,8 @@
 
 import argparse
 import json
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -95,17 +97,16 @@ def class_names(*, dataset: str | None, names: str | None) -> list[str]:
         ) from error
 
 
-def captions_of(datasets: list[str]) -> list[str]:
-    """All captions of registered data sets, in order."""
-    captions = []
-    for name in datasets:
-        found = registered_captions(name)
-        if found is None:
-            raise UserError(f"--dataset {name} is not registered: try coco_caption_train_tags.")
-        captions += found
-    if not captions:
+def captions_of(datasets: list[str]) -> Iterator[str]:
+    """All captions of registered data sets, one by one in order."""
+    found = {name: registered_captions(name) for name in datasets}
+    if unknown := [name for name, captions in found.items() if captions is None]:
+        raise UserError(f"--dataset {unknown[0]} is not registered: try coco_caption_train_tags.")
+    captions = chain.from_iterable(found.values())
+    first = next(captions, None)
+    if first is None:
         raise UserError(f"--dataset {' '.join(datasets)}: no captions in it, only boxes.")
-    return captions
+    return chain([first], captions)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{args.output}: {len(nouns)} nouns of {len(captions)} captions ({most}, …)")
 
 
-def captions_of(name: str) -> list[str]:
+def captions_of(name: str) -> Iterable[str]:
     """Captions of a registered set or a json file."""
     if (captions := registered_captions(name)) is not None:
         return captions

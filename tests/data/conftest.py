@@ -10,6 +10,8 @@ from detectron2.structures import BoxMode
 from clim.data import mappers
 from clim.data.categories import COCO_CATEGORIES
 from clim.data.images import read_image
+from clim.data.shards import read_shards
+from shards.build import build_index
 
 COCO_80 = [{"id": identifier, "name": name} for identifier, name in COCO_CATEGORIES]
 
@@ -97,3 +99,16 @@ def decodes(monkeypatch):
 
     monkeypatch.setattr(mappers, "read_image", reading)
     return sizes
+
+
+@pytest.fixture
+def indexed(tmp_path, write_shard):
+    """``indexed({shard: [(name, bytes), …]}, tagging=…)``: the records of their index."""
+
+    def make(content, **options):
+        for name, members in content.items():
+            write_shard(tmp_path / "shards" / name, *members)
+        build_index(tmp_path / "shards", list(content), tmp_path / "index", **options)
+        return read_shards(str(tmp_path / "index"), str(tmp_path / "shards"), remedy="index it")
+
+    return make

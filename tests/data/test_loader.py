@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clim.data import loader
-from clim.data.loader import STREAMS, Skipped, batches, build_train_loader, draws, with_own_ids
+from clim.data.loader import STREAMS, Skipped, batches, build_train_loader, caption_records, draws
 from clim.errors import UserError
 from neighbours.search import save_neighbours
 
@@ -164,6 +164,44 @@ def test_partners_come_from_the_configured_index(take, pairs, tmp_path):
                 assert sorted(others) == sorted(rows[first])
 
 
+@pytest.fixture
+def mixed(pairs, indexed, pair, registered):
+    """Names of data sets: the first 12 pairs; 12 more as shards, of the same bytes; and all 24 as one list."""
+    members = [
+        (f"{r['image_id']}{suffix}", data)
+        for r in pairs[12:]
+        for suffix, data in ((".png", Path(r["file_name"]).read_bytes()), (".txt", r["captions"][0].encode()))
+    ]
+    shards = indexed({"a.tar": members[:10], "b.tar": members[10:]})
+    one = [r | {"captions": r["captions"][:1], "tags": []} for r in pairs[12:]]
+    DatasetCatalog.register("test_loader_shards", lambda: shards)
+    yield (registered(*pairs[:12]), "test_loader_shards"), (registered(*pairs[:12], *one),)
+    DatasetCatalog.remove("test_loader_shards")
+
+
+def test_shards_beside_a_list_give_the_batches_of_one_list(take, mixed):
+    """With any number of workers, resumed, and with neighbours as partners."""
+    together, listed = mixed
+    whole = [flat(b) for b in take(14, "DATASETS.CAPTIONS", listed)]
+    for start, workers in ((0, 0), (5, 2)):
+        found = take(14 - start, "DATASETS.CAPTIONS", together, "DATALOADER.NUM_WORKERS", workers, start=start)
+        assert [flat(b) for b in found] == whole[start:]
+
+
+def test_skipped_images_of_shards_are_named_and_an_index_of_partners_fits_both(take, mixed, tmp_path):
+    together, listed = mixed
+    records = caption_records(together)
+    save_neighbours(tmp_path / "i.npy", np.arange(24)[:, None] ^ 1, records=records, by="text", dataset="x")
+    shard = tmp_path / "shards" / "b.tar"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    overrides = ("INPUT.MOSAIC.PARTNERS", str(tmp_path / "i.npy"), "INPUT.MOSAIC.GRIDS", [2])
+    found = take(12, *overrides, "DATASETS.CAPTIONS", together)
+    names = {name for b in found for name, _ in b["skipped"]}
+    assert names == {r["file_name"] for r in caption_records(together)[17:]}
+    assert all("b.tar?" in name and name.endswith(".png") for name in names)
+    assert [b["captions"] for b in take(2, *overrides, "DATASETS.CAPTIONS", listed)]  # the index fits
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [
@@ -179,28 +217,6 @@ def test_partners_come_from_the_configured_index(take, pairs, tmp_path):
 def test_mistakes_name_the_key(take, overrides, message):
     with pytest.raises(UserError, match=message):
         take(1, *overrides)
-
-
-# ---- ids
-
-
-IDS = st.one_of(st.integers(-1, 3), st.sampled_from(["a", "7"]))
-
-
-@given(st.lists(st.fixed_dictionaries({"image_id": IDS, "file_name": st.sampled_from(["a.jpg", "b.jpg", "c.jpg"])})))
-def test_ids_are_the_same_for_one_image_and_differ_between_two(records):
-    found = with_own_ids(records)
-    assert [r["file_name"] for r in found] == [r["file_name"] for r in records]
-    assert all(type(r["image_id"]) is int and r["image_id"] >= 0 for r in found)
-    names = {(r["image_id"], r["file_name"]) for r in found}
-    assert len({image_id for image_id, _ in names}) == len(names)
-
-
-def test_good_ids_stay_and_an_image_of_two_sets_counts_once():
-    records = [{"image_id": i, "file_name": f} for i, f in ((9, "a"), (4, "b"), (9, "a"))]
-    assert with_own_ids(records) is records
-    records = [{"image_id": 1, "file_name": f} for f in ("a", "b", "a")]
-    assert [r["image_id"] for r in with_own_ids(records)] == [0, 1, 0]
 
 
 # ---- streams

@@ -1,10 +1,13 @@
 """An index of neighbours comes back as it was saved; one that does not fit the data set is refused."""
 
+import hashlib
+import json
 import pickle
 
 import numpy as np
 import pytest
 
+from clim.data import partners
 from clim.data.partners import load_neighbours
 from clim.errors import UserError
 from neighbours.search import save_neighbours
@@ -74,3 +77,10 @@ def test_an_interrupted_save_leaves_nothing_that_loads(saved, monkeypatch):
         save_neighbours(*saved, records=RECORDS, by="text", dataset="pairs")
     with pytest.raises(UserError, match="missing"):
         load_neighbours(saved[0], RECORDS)
+
+
+def test_the_hash_is_that_of_the_whole_json_list(monkeypatch):
+    monkeypatch.setattr(partners, "_CHUNK", 3)
+    for ids in ([], [5], list(range(7)), ["a", 'b"', 3, "é"]):
+        whole = hashlib.sha256(json.dumps([str(i) for i in ids]).encode()).hexdigest()
+        assert partners.image_ids_hash([{"image_id": i} for i in ids]) == whole

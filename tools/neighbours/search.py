@@ -106,7 +106,7 @@ def compute_features(args, records: list[dict]) -> torch.Tensor:
         )
         if args.cache:  # the same that training reads as MODEL.TEXT.CACHE
             tower = cache.CaptionCache(tower, args.cache)
-            tower.prefill([text for record in records for text in record["captions"]])
+            tower.prefill(text for record in records for text in record["captions"])
         return caption_features(records, tower)
     if args.name == "lite0":
         encoder = lite0_encoder(args.device)

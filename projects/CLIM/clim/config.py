@@ -245,7 +245,7 @@ def _add_training(cfg) -> None:
     cfg.DATASETS.CAPTIONS = ()  # registered sets of image-text pairs
     cfg.DATASETS.REGIONS = ()  # registered sets of images with pseudo-labelled boxes
     # Your own sets: [[name, kind, json, image folder], …], kind "captions", "boxes", "lvis", "regions" or
-    # "pseudo_labels"; see docs/own_data.md.
+    # "pseudo_labels", or [[name, "shards", index, folder of the shards], …]; see docs/own_data.md.
     cfg.DATASETS.OWN = []
     cfg.DATALOADER.DETECTION_PER_GPU = 2
     cfg.DATALOADER.CAPTIONS_PER_GPU = 0

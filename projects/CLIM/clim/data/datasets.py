@@ -18,6 +18,7 @@ from clim.files import data_root, read_json, resolve
 
 from .categories import BASE_NAMES, COCO_NAMES, LVIS_RARE_IDS, NOVEL_NAMES, STUFF_NAMES, contiguous_ids
 from .readers import read_boxes, read_captions, read_lvis, read_panoptic_regions, read_pseudo_labels, read_regions
+from .shards import read_shards
 
 PREPARE_COCO = "make it with: python datasets/prepare_ovcoco.py --source COCO --output {root}"
 PREPARE_LVIS = "make it with: python datasets/prepare_ovlvis.py --source LVIS --output {root}"
@@ -25,6 +26,10 @@ MAKE_MINI = "make it with: python tools/make_mini.py --output {root}"
 PSEUDO_LABEL = "make it with tools/pseudo_label.py"
 GET_PANOPTIC = "get COCO's panoptic annotations, see datasets/README.md"
 GET_CC3M = "get Conceptual Captions, see datasets/README.md"
+INDEX_CC3M = (
+    "make it with: python tools/index_pairs.py shards --shards {root}/cc3m-wds --pattern 'cc3m-train-*.tar' "
+    "--output {root}/cc3m-wds/index"
+)
 
 
 class Vocabulary(NamedTuple):
@@ -98,15 +103,19 @@ def register_own_set(name: str, kind: str, json_file: str, image_root: str, **me
     """Register a user's data set; its classes are the categories of the json by ascending id.
 
     ``kind`` is "captions": image-text pairs; "boxes": a COCO json for training or detection; "lvis": the same in LVIS's
-    format, with masks; "regions": a COCO json whose boxes are classified; or "pseudo_labels": a json of
-    ``tools/pseudo_label.py``. Paths are absolute, relative to the working folder, or below the data root. ``metadata``
+    format, with masks; "regions": a COCO json whose boxes are classified; "pseudo_labels": a json of
+    ``tools/pseudo_label.py``; or "shards": in place of json and image folder the index of ``tools/index_pairs.py`` and
+    the folder of the shards. Paths are absolute, relative to the working folder, or below the data root. ``metadata``
     as in :func:`register`. UserError if ``name`` is taken.
     """
     if name in DatasetCatalog:
         raise UserError(f"{name} is another data set already: choose another name.")
     read, extra = _KINDS[kind]
-    files = Files(str(image_root), (str(json_file),), f"check the paths of data set {name}", resolve)
-    vocabulary = None if kind == "captions" else partial(own_vocabulary, files)
+    remedy = f"check the paths of data set {name}"
+    if kind == "shards":
+        remedy += f", or python tools/index_pairs.py shards --shards {image_root} --output {json_file}"
+    files = Files(str(image_root), (str(json_file),), remedy, resolve)
+    vocabulary = None if kind in ("captions", "shards") else partial(own_vocabulary, files)
     register(name, files, read, vocabulary, **extra, **metadata)
 
 
@@ -180,6 +189,7 @@ _KINDS = {
     "lvis": (read_lvis, LVIS),
     "regions": (read_regions, REGIONS),
     "pseudo_labels": (read_pseudo_labels, {}),
+    "shards": (read_shards, {}),
 }
 
 # (reader, metadata, image folder, {name: json files below coco/}), the better file first: Detic's instructions and
@@ -231,6 +241,7 @@ def register_builtin() -> None:
     # Where Detic's scripts put Conceptual Captions 3M; CLIM's list of it has the same format.
     cc3m = Files("cc3m/training", ("cc3m/train_image_info.json",), GET_CC3M)
     register("cc3m_v1_train", cc3m, read_captions, None)
+    register("cc3m_wds_train", Files("cc3m-wds", ("cc3m-wds/index",), INDEX_CC3M), read_shards, None)
     tagged = Files("cc3m/training", ("cc3m/train_image_info_tags.json",), PREPARE_LVIS)
     register("cc3m_v1_train_tags", tagged, read_captions, lvis_vocabulary)
     for name in ("lvis_v1_train", "lvis_v1_train_norare", "lvis_v1_val"):

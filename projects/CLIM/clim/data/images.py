@@ -13,7 +13,7 @@ import io
 import math
 import os
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
@@ -100,14 +100,14 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
     return Decoded(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR) if fmt == "BGR" else rgb.copy(), height, width)
 
 
-def image_size(file_name: str) -> tuple[int, int]:
-    """(height, width) in px of the upright image, from its header. Raises UnreadableImage."""
+def image_size(file: str | BinaryIO) -> tuple[int, int]:
+    """(height, width) in px of the upright image, from the header of a file or an open file. Raises UnreadableImage."""
     try:
-        with Image.open(file_name) as opened:
+        with Image.open(file) as opened:
             width, height = opened.size
             return (width, height) if _orientation(opened) >= 5 else (height, width)
-    except (OSError, SyntaxError) as error:
-        raise UnreadableImage(file_name, _reason(error)) from error
+    except Exception as error:  # PIL raises many types, as in read_image
+        raise UnreadableImage(str(file), _reason(error)) from error
 
 
 def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -204,6 +204,8 @@ def _to_8_bit(samples: np.ndarray) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     if isinstance(error, Image.DecompressionBombError):

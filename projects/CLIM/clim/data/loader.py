@@ -4,7 +4,6 @@ CLIM's detectors take 2 + 2 + 2 + 0 samples a GPU. The samples of an iteration a
 rank), so resuming needs no stored state.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count, islice
@@ -24,8 +23,7 @@ from clim.errors import UserError
 from .jittering import Jittering
 from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper, training_augmentations
 from .partners import load_neighbours
-
-logger = logging.getLogger(__name__)
+from .records import Records, column, concatenated, parts_of, with_own_ids
 
 # Each source has its own stream, so that two sources do not draw the same images together, as in the CLIM release.
 STREAMS = {"detection": 0, "captions": 1, "mosaics": 2, "regions": 3}
@@ -47,7 +45,7 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
         records = mappers[name].records
         # Squares need no padding; other images need less in a batch of the same orientation.
         grouped = loader.ASPECT_RATIO_GROUPING and not mappers[name].square
-        landscape = [r["width"] > r["height"] for r in records] if grouped else None
+        landscape = np.greater(column(records, "width"), column(records, "height")) if grouped else None
         factors = repeat_factors(cfg, records) if name == "detection" else None
         ranks = {"rank": comm.get_rank(), "world": comm.get_world_size()}
         drawn = draws(len(records), seed=seed, stream=STREAMS[name], factors=factors, **ranks)
@@ -118,13 +116,13 @@ def build_mappers(cfg, sources, *, seed: int) -> dict[str, RecordMapper]:
     return {s: _build_mapper(cfg, s, read("captions" if s == "mosaics" else s), seed=seed) for s in sources}
 
 
-def source_records(cfg, source: str) -> list[dict]:
+def source_records(cfg, source: str) -> Sequence[dict]:
     """The records of ``source``. UserError if there are none."""
     if source in ("captions", "mosaics"):
         return caption_records(cfg.DATASETS.CAPTIONS)
     if source == "regions":
         names = cfg.DATASETS.REGIONS
-        return _checked("REGIONS", names, "boxes", _concatenated(names))
+        return _checked("REGIONS", names, "boxes", concatenated(map(DatasetCatalog.get, names)))
     names = cfg.DATASETS.TRAIN
     try:
         records = get_detection_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
@@ -133,30 +131,17 @@ def source_records(cfg, source: str) -> list[dict]:
     return _checked("TRAIN", names, "annotations", records)
 
 
-def caption_records(names: Sequence[str]) -> list[dict]:
-    """Image-text pairs of registered data sets. UserError if there are none."""
-    return with_own_ids(_checked("CAPTIONS", names, "captions", _concatenated(names)))
+def caption_records(names: Sequence[str]) -> Sequence[dict]:
+    """Image-text pairs of registered data sets: a list, or :mod:`~clim.data.records`. UserError if there are none."""
+    return with_own_ids(_checked("CAPTIONS", names, "captions", concatenated(map(DatasetCatalog.get, names))))
 
 
-def with_own_ids(records: list[dict]) -> list[dict]:
-    """The records. If two images share an ``image_id``, or one is not an integer >= 0, all images get new numbers."""
-    files: dict = {}
-    shared = any(files.setdefault(r["image_id"], r["file_name"]) != r["file_name"] for r in records)
-    if not shared and all(type(image_id) is int and image_id >= 0 for image_id in files):
-        return records
-    logger.info("Image ids of the image-text pairs are not unique numbers: the images are numbered anew.")
-    numbers: dict[str, int] = {}
-    return [r | {"image_id": numbers.setdefault(r["file_name"], len(numbers))} for r in records]
-
-
-def _concatenated(names: Sequence[str]) -> list[dict]:
-    return [record for name in names for record in DatasetCatalog.get(name)]
-
-
-def _checked(key: str, names: Sequence[str], field: str, records: list[dict]) -> list[dict]:
+def _checked(key: str, names: Sequence[str], field: str, records: Sequence[dict]) -> Sequence[dict]:
     if not records:
         raise UserError(f"DATASETS.{key} = {tuple(names)} holds no image with {field}.")
-    if any(field not in record for record in records):
+    # Records that are made anew all have the same fields.
+    firsts = (part[:1] if isinstance(part, Records) else part for part in parts_of(records))
+    if any(field not in record for part in firsts for record in part):
         raise UserError(
             f"DATASETS.{key} = {tuple(names)} holds images without {field}: pairs belong in DATASETS.CAPTIONS, boxes "
             "in DATASETS.TRAIN, pseudo-labels in DATASETS.REGIONS."
@@ -175,7 +160,7 @@ def check_masks(cfg, records: list[dict]) -> None:
         raise UserError(f'DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has run lengths: set INPUT.MASK_FORMAT to "bitmask".')
 
 
-def _build_mapper(cfg, source: str, records: list[dict], *, seed: int) -> RecordMapper:
+def _build_mapper(cfg, source: str, records: Sequence[dict], *, seed: int) -> RecordMapper:
     stream = {"seed": seed, "stream": STREAMS[source], "image_format": cfg.INPUT.FORMAT}
     if source == "detection":
         masks = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None

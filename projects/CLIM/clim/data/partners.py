@@ -15,6 +15,10 @@ import numpy as np
 from clim.errors import UserError
 from clim.files import resolve
 
+from .records import column
+
+_CHUNK = 1 << 16  # image ids that are hashed at once
+
 
 class NeighbourIndex:
     """Row n holds the indices of the K images most similar to image n, without n, best first.
@@ -38,8 +42,13 @@ class NeighbourIndex:
 
 
 def image_ids_hash(records: Sequence[dict]) -> str:
-    """Hash of the ``image_id`` of all records in their order."""
-    return hashlib.sha256(json.dumps([str(record["image_id"]) for record in records]).encode()).hexdigest()
+    """SHA-256 of the json list of all ``image_id``, as strings, in their order."""
+    ids, digest = column(records, "image_id"), hashlib.sha256(b"[")
+    for start in range(0, len(ids), _CHUNK):
+        text = json.dumps([str(image_id) for image_id in ids[start : start + _CHUNK]])[1:-1]
+        digest.update(f"{', ' if start else ''}{text}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> NeighbourIndex:

@@ -10,7 +10,7 @@ never wait for each other: ``*.rows``, float32 (n, D), and ``*.keys``, n x 16 by
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -60,16 +60,21 @@ class CaptionCache:
             rows = self._store.gather(keys)
         return torch.from_numpy(rows)
 
-    def prefill(self, texts: Sequence[str]) -> int:
-        """Store the embeddings of all unknown texts, 4096 at a time, with a progress bar. Returns their number."""
-        by_key = {self._key(text): text for text in texts}
-        missing = [(key, text) for key, text in by_key.items() if key not in self._store]
-        with tqdm(total=len(missing), desc="caption embeddings", unit="text", disable=not missing) as bar:
-            for start in range(0, len(missing), _CHUNK):
-                chunk = dict(missing[start : start + _CHUNK])
+    def prefill(self, texts: Iterable[str]) -> int:
+        """Store the embeddings of all unknown texts, 4096 at a time, with a progress bar. Returns their number.
+
+        ``texts`` are read one by one and need not fit into memory.
+        """
+        stored, chunk = len(self), {}
+        for text in tqdm(texts, desc="caption embeddings", unit="text"):
+            key = self._key(text)
+            if key not in self._store:
+                chunk[key] = text
+            if len(chunk) == _CHUNK:
                 self._compute(chunk)
-                bar.update(len(chunk))
-        return len(missing)
+                chunk = {}
+        self._compute(chunk)
+        return len(self) - stored
 
     @cached_property
     def _store(self) -> "RowStore":
