@@ -4,6 +4,7 @@ Layout under ``root/mini_lvis/``::
 
     train/ val/                                    JPEG images, 256 x 256; a json names them by ``coco_url``
     pairs/00000.tar ...                            image-text pairs as img2dataset writes them: jpg, json and txt
+    index/                                         index of the pairs, with tags (tools/shards)
     lvis/instances_train.json, instances_val.json  boxes and masks of all classes
     lvis/instances_train_norare.json               without the annotations of rare classes
     lvis/instances_train_cat_info.json             the 65 categories with their image and instance counts
@@ -41,6 +42,7 @@ from mini.images import (
     draw,
     photo_background,
 )
+from shards.build import Tagging, build_index
 
 VERSION = 1
 DEFAULT_SIZES = {"train": 1200, "val": 250, "pairs": 1500}
@@ -161,8 +163,9 @@ def build_mini_lvis(
         write = partial(_write_scene, folder=folder, seed=seed)
         counts = _write_jsons(folder / "lvis", draw_all(tasks, write, workers=workers, what="mini OV-LVIS"))
         pairs = draw_all(range(num_pairs), partial(_draw_pair, seed=seed), workers=workers, what="pairs")
-        # The index of the shards belongs here; a caption's tags are caption_tags([caption]).
-        return counts | {"pairs": _write_shards(folder / "pairs", list(pairs), seed=seed)}
+        counts["pairs"] = _write_shards(folder / "pairs", list(pairs), seed=seed)
+        _write_index(folder)
+        return counts
 
     parts = ("train", "val", "pairs", "lvis")
     return generate.build_once(folder, version=VERSION, arguments=arguments, parts=parts, make=make)
@@ -218,6 +221,14 @@ def _write_shards(folder: Path, pairs: list[tuple[bytes, str]], *, seed: int) ->
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
     return {"images": len(pairs), "tags": tags}
+
+
+def _write_index(folder: Path) -> None:
+    """Index the shards of mini OV-LVIS in ``folder``, if there are any."""
+    names = sorted(path.name for path in (folder / "pairs").glob("*.tar"))
+    categories = [{"id": i, "name": concept.name} for i, concept in enumerate(CONCEPTS, start=1)]
+    if names:
+        build_index(folder / "pairs", names, folder / "index", tagging=Tagging("mini", categories, caption_tags, True))
 
 
 def shard_captions(folder: Path) -> list[str]:

@@ -23,6 +23,7 @@ from .shards import read_shards
 PREPARE_COCO = "make it with: python datasets/prepare_ovcoco.py --source COCO --output {root}"
 PREPARE_LVIS = "make it with: python datasets/prepare_ovlvis.py --source LVIS --output {root}"
 MAKE_MINI = "make it with: python tools/make_mini.py --output {root}"
+MAKE_MINI_LVIS = f"{MAKE_MINI} --benchmark lvis"
 PSEUDO_LABEL = "make it with tools/pseudo_label.py"
 GET_PANOPTIC = "get COCO's panoptic annotations, see datasets/README.md"
 GET_CC3M = "get Conceptual Captions, see datasets/README.md"
@@ -235,6 +236,10 @@ def register_builtin() -> None:
     for name, images, json_file, read, metadata in _MINI:
         files = Files(f"mini/{images}", (f"mini/annotations/{json_file}.json",), MAKE_MINI)
         register(name, files, read, partial(own_vocabulary, files, split=True), **metadata)
+    for name, json_file, metadata in (("train", "train_norare", {}), ("val", "val", LVIS)):
+        files = Files("mini_lvis", (f"mini_lvis/lvis/instances_{json_file}.json",), MAKE_MINI_LVIS)
+        register(f"mini_lvis_{name}", files, read_lvis, partial(own_vocabulary, files, split=True), **metadata)
+    register("mini_lvis_pairs", Files("mini_lvis/pairs", ("mini_lvis/index",), MAKE_MINI_LVIS), read_shards, None)
     for name, images in (("coco_pseudo_regions", "coco/train2017"), ("mini_pseudo_regions", "mini/pairs")):
         files = Files(images, (f"{images.split('/')[0]}/annotations/pseudo_regions.json",), PSEUDO_LABEL)
         register(name, files, read_pseudo_labels, partial(own_vocabulary, files))
