@@ -45,9 +45,9 @@ def remove_rare(instances: dict) -> dict:
 
 def tag_pairs(pairs: dict, categories: list[dict]) -> dict:
     """Detic's caption file: the pairs whose first caption names a class, with its ``pos_category_ids``."""
-    table, images = tags.lvis_table(), []
+    find_tags, images = tags.released_rule(tags.lvis_table()), []
     for image in tqdm(pairs["images"], desc="tags of captions", unit="image"):
-        if found := tags.released_tags(image["captions"][:1], table):
+        if found := find_tags(image["captions"][:1]):
             images.append(image | {"pos_category_ids": found})
     return {"images": images, "categories": categories, "annotations": []}
 
@@ -68,8 +68,8 @@ def read_instances(path: Path, part: str) -> dict:
         wrong = sorted(set(said) - {(row["name"], row["image_count"]) for row in category_info(content)})
         if wrong:
             raise UserError(
-                f"{path} has all {FULL_SET[part]:,} images, but class {wrong[0][0]} is not on {wrong[0][1]:,} of them, as "
-                f"the file says: {DOWNLOAD}"
+                f"{path} has all {FULL_SET[part]:,} images, but class {wrong[0][0]} is not on {wrong[0][1]:,} of them, "
+                f"as the file says: {DOWNLOAD}"
             )
     return content
 
