@@ -45,9 +45,9 @@ def remove_rare(instances: dict) -> dict:
 
 def tag_pairs(pairs: dict, categories: list[dict]) -> dict:
     """Detic's caption file: the pairs whose first caption names a class, with its ``pos_category_ids``."""
-    table, images = tags.lvis_table(), []
+    find_tags, images = tags.released_rule(tags.lvis_table()), []
     for image in tqdm(pairs["images"], desc="tags of captions", unit="image"):
-        if found := tags.released_tags(image["captions"][:1], table):
+        if found := find_tags(image["captions"][:1]):
             images.append(image | {"pos_category_ids": found})
     return {"images": images, "categories": categories, "annotations": []}
 

@@ -6,7 +6,7 @@ return class ids in the table's order. LVIS writes "_" for a space and brackets 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 
 from clim.data.categories import COCO_CATEGORIES
@@ -70,12 +70,30 @@ def released_tags(captions: Sequence[str], table: Table) -> list[int]:
     plurals and names beside punctuation ("a dog."), and finds a dog in "hot dog". Source: Detic,
     tools/get_cc_tags.py with ``--allcaps``; for CC3M one caption, the first (detic §4).
     """
-    names = _names(tuple((key, tuple(words)) for key, words in table.items()))
-    words, found = " ".join(captions).lower().split(" "), set()
-    for length in {name.count(" ") + 1 for name in names} - {len(words)}:  # a name that is the whole text has no space
-        for start in range(len(words) - length + 1):
-            found |= names.get(" ".join(words[start : start + length]), set())
-    return [key for key in table if key in found]
+    return released_rule(table)(captions)
+
+
+def released_rule(table: Table) -> Callable[[Sequence[str]], list[int]]:
+    """:func:`released_tags` for one table: for millions of captions."""
+    return _finder(tuple((key, tuple(words)) for key, words in table.items()))
+
+
+@lru_cache(maxsize=8)
+def _finder(rows: tuple[tuple[int, tuple[str, ...]], ...]) -> Callable[[Sequence[str]], list[int]]:
+    named: dict[str, list[int]] = {}  # places in the table: LVIS has two kinds of "bow"
+    for place, (_, words) in enumerate(rows):
+        for word in words:
+            named.setdefault(spoken_name(word), []).append(place)
+    lengths = {name.count(" ") + 1 for name in named}
+
+    def find(captions: Sequence[str]) -> list[int]:
+        words, found = " ".join(captions).lower().split(" "), set()
+        for length in lengths - {len(words)}:  # a name that is the whole text has no space beside it
+            for start in range(len(words) - length + 1):
+                found.update(named.get(" ".join(words[start : start + length]), ()))
+        return [rows[place][0] for place in sorted(found)]
+
+    return find
 
 
 def word_tags(captions: Sequence[str], table: Table) -> list[int]:
@@ -113,16 +131,6 @@ def plurals(name: str) -> tuple[str, ...]:
     else:
         forms = (last + "s",)
     return tuple(f"{head} {form}".strip() for form in forms)
-
-
-@lru_cache(maxsize=8)
-def _names(rows: tuple[tuple[int, tuple[str, ...]], ...]) -> dict[str, set[int]]:
-    """{name: class ids}: LVIS has two kinds of "bow"."""
-    names: dict[str, set[int]] = {}
-    for key, words in rows:
-        for word in words:
-            names.setdefault(spoken_name(word), set()).add(key)
-    return names
 
 
 @lru_cache(maxsize=8)

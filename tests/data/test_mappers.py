@@ -12,6 +12,7 @@ from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, BoxMode
 from PIL import Image
+from pycocotools import mask as run_lengths
 
 from clim.data import mappers
 from clim.data.images import letterbox, read_image
@@ -257,15 +258,19 @@ def test_masks_equal_detectron2s_mapper(photos, mask_format, flip):
     assert np.array_equal(record["annotations"][0]["segmentation"][0], POLYGON)  # the record stays as it is
 
 
-@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+@pytest.mark.parametrize("kind", ["polygon", "bitmask", "run lengths"])
 @pytest.mark.parametrize("style", ["efficientdet", "mmdet"])
-def test_jittered_masks_stay_on_the_pixels_and_mmdets_boxes_on_the_masks(photos, load_cfg, style, mask_format):
+def test_jittered_masks_stay_on_the_pixels_and_mmdets_boxes_on_the_masks(photos, load_cfg, style, kind):
     image = np.zeros((64, 64, 3), np.uint8)
     image[10:30, 10:50] = image[30:50, 10:30] = 255
     overrides = ("INPUT.LSJ.STYLE", style, "INPUT.LSJ.SIZE", 60, "INPUT.LSJ.SCALE", [0.6, 4.0])
     augmentations = mappers.training_augmentations(load_cfg("Detic_C4.yaml", *overrides))
+    mask_format = kind if kind == "polygon" else "bitmask"
     mapper = detections([masked(photos[2], height=64, width=64)], augmentations, mask_format=mask_format)
     mapper.records[0]["annotations"].pop()
+    if kind == "run lengths":
+        runs = run_lengths.encode(np.asfortranarray(image[..., 0] // 255))
+        mapper.records[0]["annotations"][0]["segmentation"] = runs
     mapper.read = lambda *_: (mapper.records[0], SimpleNamespace(image=image, height=64, width=64))
     differ, gone = 0, 0
     for epoch in range(40):

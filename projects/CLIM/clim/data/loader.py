@@ -150,7 +150,7 @@ def _checked(key: str, names: Sequence[str], field: str, records: Sequence[dict]
 
 
 def check_masks(cfg, records: list[dict]) -> None:
-    """UserError if MODEL.MASK_ON lacks masks, or has run lengths where INPUT.MASK_FORMAT is "polygon"."""
+    """UserError if MODEL.MASK_ON meets boxes without masks, or run lengths where INPUT.MASK_FORMAT is "polygon"."""
     if not cfg.MODEL.MASK_ON:
         return
     kinds = {type(a.get("segmentation")) for record in records for a in record["annotations"]}
@@ -169,7 +169,7 @@ def _build_mapper(cfg, source: str, records: Sequence[dict], *, seed: int) -> Re
     if source == "regions":
         return RegionMapper(records, size=cfg.INPUT.REGIONS.SIZE, **stream)
     key, jitter = cfg.INPUT.CAPTION, None
-    if cfg.INPUT.MOSAIC.FILLING == "jitter" if source == "mosaics" else key.JITTER_SIZE:
+    if {"captions": key.JITTER_SIZE > 0, "mosaics": cfg.INPUT.MOSAIC.FILLING == "jitter"}[source]:
         jitter = Jittering(cfg.INPUT.LSJ.STYLE, side=key.JITTER_SIZE, scale=key.JITTER_SCALE)
     if source == "captions":
         if key.CROP > 0:
