@@ -28,6 +28,7 @@ class Settings:
     scale: float
     folder: str  # scratch: synthetic photos, caption cache, logs
     overrides: tuple[str, ...]
+    pairs: tuple[int, ...] = ()  # sizes of the sets that section shards measures
 
     def start(self) -> Callable[[], None]:
         """Limit the threads of this process. Returns the function that waits for the device."""

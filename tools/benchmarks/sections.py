@@ -21,6 +21,7 @@ from clim.files import write_json
 
 from .inputs import Settings, find_photos, records_of, synthetic_photos
 from .mosaics import measure_mosaics
+from .shards import measure_shards
 from .steps import CAPTIONS_A_STEP, measure_memory, measure_steps, measure_text, prefill_captions
 from .stopwatch import Spread, fresh, machine
 
@@ -29,6 +30,7 @@ TITLES = {
     "steps": "Joint training step (detection + captions + mosaics), ratio to the baseline",
     "memory": "Peak memory of training steps (small inputs leave mostly libraries and weights), ratio to the baseline",
     "text": f"Caption embeddings, {CAPTIONS_A_STEP} captions a joint step, ratio to the live tower",
+    "shards": "Pairs in tar shards: index, memory that a worker adds, samples read and decoded, ratio to plain files",
 }
 
 
@@ -47,6 +49,7 @@ def run_sections(args: argparse.Namespace) -> None:
         settings = Settings(
             repeats=args.repeats, canvases=args.canvases, threads=args.threads, device=args.device,
             config_file=args.config_file, scale=scale, folder=folder, overrides=tuple(args.opts),
+            pairs=tuple(args.pairs),
         )  # fmt: skip
         facts["photos"] = describe(records, source=args.images or "synthetic")
         facts["model"] = f"{args.config_file}, scale {scale:.3g}"
@@ -65,7 +68,8 @@ def run_section(name: str, settings: Settings, records: Sequence[dict]) -> list[
         fresh(prefill_captions, settings, records)
     if name == "memory":
         return measure_memory(settings, records)
-    return fresh({"mosaics": measure_mosaics, "steps": measure_steps, "text": measure_text}[name], settings, records)
+    measures = {"mosaics": measure_mosaics, "steps": measure_steps, "text": measure_text, "shards": measure_shards}
+    return fresh(measures[name], settings, records)
 
 
 def default_scale(config_file: str, device: str) -> float:

@@ -135,7 +135,6 @@ def caption_records(names: Sequence[str]) -> Sequence[dict]:
 def _checked(key: str, names: Sequence[str], field: str, records: Sequence[dict]) -> Sequence[dict]:
     if not records:
         raise UserError(f"DATASETS.{key} = {tuple(names)} holds no image with {field}.")
-    # Records that are made anew all have the same fields.
     firsts = (part[:1] if isinstance(part, Records) else part for part in parts_of(records))
     if any(field not in record for part in firsts for record in part):
         raise UserError(
