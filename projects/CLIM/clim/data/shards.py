@@ -29,6 +29,7 @@ from .records import Records
 
 logger = logging.getLogger(__name__)
 
+SCHEME = "tar://"  # of the names of images in shards
 VERSION = 1
 PAIR = np.dtype(
     [
@@ -100,7 +101,7 @@ class ShardHandler(PathHandler):
     """Opens the images of shards for Detectron2's ``PathManager``, read-only."""
 
     def _get_supported_prefixes(self) -> list[str]:
-        return ["tar://"]
+        return [SCHEME]
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **_) -> io.BytesIO:
         span = _SPAN.match(path)
