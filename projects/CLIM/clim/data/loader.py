@@ -4,6 +4,7 @@ CLIM's detectors take 2 + 2 + 2 + 0 samples a GPU. The samples of an iteration a
 rank), so resuming needs no stored state.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count, islice
@@ -91,8 +92,9 @@ def collate(samples: list[tuple[str, dict]]) -> dict:
 
 
 def start_worker(_) -> None:
-    """Let OpenCV use one thread in each worker, as torch does."""
+    """Let OpenCV use one thread in each worker, as torch does; and keep sharing the main process's memory."""
     cv2.setNumThreads(0)
+    gc.freeze()  # a garbage collection would write to all objects from before the fork, and so copy their pages
 
 
 # ---- sources
