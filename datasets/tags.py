@@ -143,23 +143,3 @@ def _phrases(rows: tuple[tuple[int, tuple[str, ...]], ...]) -> tuple[dict[tuple[
                 for variant in {form, form.replace(" ", "-"), form.replace("-", " ")}:
                     phrases.setdefault(tuple(_TOKEN.findall(variant)), set()).add(key)
     return phrases, max(map(len, phrases), default=0)
-
-
-class ReleasedTagger:
-    """:func:`released_tags` of one table for millions of captions: it looks up runs of words, not every name."""
-
-    def __init__(self, table: Table):
-        self.keys: dict[tuple[str, ...], set[int]] = {}
-        for key, names in table.items():
-            for name in names:
-                self.keys.setdefault(tuple(spoken_name(name).split(" ")), set()).add(key)
-        self.order = {key: i for i, key in enumerate(table)}
-        self.longest = max(map(len, self.keys), default=0)
-
-    def __call__(self, captions: Sequence[str]) -> list[int]:
-        words, found = " ".join(captions).lower().split(" "), set()
-        for start in range(len(words)):
-            for stop in range(start + 1, min(start + self.longest, len(words)) + 1):
-                if stop - start < len(words):  # the rule misses a text that is nothing but a name
-                    found |= self.keys.get(tuple(words[start:stop]), set())
-        return sorted(found, key=self.order.__getitem__)

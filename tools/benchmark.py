@@ -1,10 +1,11 @@
-"""Measure mosaics, joint steps, text towers and LVIS evaluation side by side: speed and memory, medians (min–max).
+"""Measure mosaics, steps, text towers, tar shards and LVIS evaluation side by side: speed, memory, medians (min–max).
 
     python tools/benchmark.py                          # everything, a quarter of an hour on two cores
     python tools/benchmark.py --only mosaics --images COCO/val2017
     python tools/benchmark.py --only steps memory --full --json output/benchmark.json
     python tools/benchmark.py --only steps --config-file configs/mini/detic_clim.yaml
     python tools/benchmark.py --only lvis --evaluated 200 5000
+    python tools/benchmark.py --only shards --pairs 10000 100000 1000000
 
 Each section runs in its own process, and what it compares takes turns (ABAB). On a CPU, rates and ratios use CPU
 seconds, which other programs disturb less; wall seconds stand beside them. Boxes, captions and tags are random.
@@ -20,7 +21,7 @@ from arguments import add_device, new_parser, usable_device
 from clim.cli import count
 from clim.errors import run_cleanly
 
-SECTIONS = ("mosaics", "steps", "memory", "text", "lvis")
+SECTIONS = ("mosaics", "steps", "memory", "text", "shards", "lvis")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,6 +32,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--photos", type=count, default=64, help="number of photos (default %(default)s)")
     add("--repeats", type=count, default=3, help="runs behind each median (default %(default)s)")
     add("--canvases", type=count, default=8, help="canvases (or steps' captions) a run (default %(default)s)")
+    add("--pairs", type=count, nargs="+", default=[10_000, 100_000], help="sizes of shards' sets (default %(default)s)")
     add("--config-file", default="configs/Detic_CLIM_C4.yaml", help="model of steps and memory")
     size = parser.add_mutually_exclusive_group()
     scale_help = "of the sides of steps' inputs (default: 2/7 for large inputs on a CPU, else 1)"

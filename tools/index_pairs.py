@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from arguments import new_parser
-from clim.cli import count, quiet_logging
+from clim.cli import quiet_logging
 from clim.errors import UserError, run_cleanly
 from clim.files import write_json
 
@@ -39,7 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--pattern", default="*.tar", help="names of the shards (%(default)s); **/*.tar: in sub-folders too"
     )
     shards.add_argument("--output", type=Path, required=True, help="the folder of the index")
-    shards.add_argument("--workers", type=count, default=1, help="shards read at once (%(default)s)")
+    shards.add_argument("--workers", type=int, default=2, help="processes that read shards (%(default)s)")
     tsv = commands.add_parser("tsv", help='files and a TSV → a pairs json, kind "captions" of DATASETS.OWN')
     tsv.add_argument("--tsv", type=Path, required=True)
     tsv.add_argument("--images", type=Path, required=True, help="the folder of the images")
@@ -126,8 +126,7 @@ def tagging_of(args: argparse.Namespace):
     import tags
 
     categories = sorted(LVIS_CATEGORIES, key=lambda category: category["id"])
-    table = {category["id"]: tuple(category["synonyms"]) for category in categories}
-    rule = tags.ReleasedTagger(table) if args.tag_rule == "released" else partial(tags.word_tags, table=table)
+    rule = partial({"released": tags.released_tags, "words": tags.word_tags}[args.tag_rule], table=tags.lvis_table())
     names = [{"id": category["id"], "name": category["name"]} for category in categories]
     return Tagging(f"lvis {args.tag_rule}", names, rule, args.keep_untagged)
 

@@ -1,5 +1,6 @@
 """Joint batches: the same with any number of workers, resumed and over ranks; test batches."""
 
+import gc
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -217,6 +218,15 @@ def test_skipped_images_of_shards_are_named_and_an_index_of_partners_fits_both(t
 def test_mistakes_name_the_key(take, overrides, message):
     with pytest.raises(UserError, match=message):
         take(1, *overrides)
+
+
+def test_a_worker_never_collects_the_objects_of_the_main_process(monkeypatch):
+    monkeypatch.setattr(loader.cv2, "setNumThreads", lambda count: None)
+    try:
+        loader.start_worker(0)
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
 
 
 # ---- streams

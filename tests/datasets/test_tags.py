@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clim.data.categories import COCO_CATEGORIES, COCO_IDS, LVIS_NAMES
-from tags import ReleasedTagger, all_words, lvis_table, lvis_words, plurals, released_tags, spoken_name, word_tags
+from tags import all_words, lvis_table, lvis_words, plurals, released_tags, spoken_name, word_tags
 
 ID = {name: identifier for identifier, name in COCO_CATEGORIES}
 
@@ -131,13 +131,3 @@ def test_words(captions, names):
 @settings(max_examples=100, deadline=None)
 def test_words_does_not_depend_on_the_order_of_captions(captions):
     assert words(*captions) == words(*reversed(captions)) == sorted(set(words(*captions)))
-
-
-WORDS = st.lists(st.sampled_from(["", "dog", "hot", "fire", "hydrant", "Kite", "a", "dog."]), max_size=6).map(" ".join)
-
-
-@given(st.lists(WORDS, max_size=3))
-def test_the_fast_rule_is_the_released_rule(captions):
-    table = {7: ("dog", "hot_dog"), 3: ("fire_hydrant", "kite_(toy)"), 5: ("hot", "a_dog"), 1: ("(x)",)}
-    assert ReleasedTagger(table)(captions) == released_tags(captions, table)
-    assert ReleasedTagger({})(captions) == []

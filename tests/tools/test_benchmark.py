@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import benchmark as tool
-from benchmarks import inputs, mosaics, sections, steps, stopwatch
+from benchmarks import inputs, mosaics, sections, shards, steps, stopwatch
 from benchmarks.stopwatch import Run, Spread, Stages
 from clim.errors import UserError
 
@@ -190,6 +190,34 @@ def test_measure_text(settings, records, tower):
     assert steps.CAPTIONS_A_STEP == 21
     assert len(live) == len(steps.TOWERS) * (settings.repeats + 1) * settings.canvases
     assert len(tower.asked) - len(live) == len(steps.TOWERS)
+
+
+def test_measure_shards(settings, records, tmp_path, monkeypatch):
+    """Both arms decode the same images; small images have 1 kB; nothing is left in the scratch folder."""
+    decoded, real = {"tar": [], "file": []}, shards.read_image
+
+    def read(file_name, **options):
+        image = real(file_name, **options)
+        decoded["tar" if file_name.startswith("tar://") else "file"].append(image.image.tobytes())
+        return image
+
+    monkeypatch.setattr(shards, "read_image", read)
+    monkeypatch.setattr(shards, "A_SHARD", 4)
+    monkeypatch.setattr(
+        shards, "memory_of_a_worker", lambda _: dict.fromkeys(("index", "open", "anonymous", "mapped"), 1e6)
+    )
+    monkeypatch.setattr(shards, "fresh", lambda function, *args: function(*args))
+    rows = shards.measure_shards(replace(settings, pairs=(10,)), records)
+    assert [(row["images"], row["pairs"]) for row in rows] == [("photos", "5"), ("1 kB", "10")]
+    assert len(decoded["tar"]) == (2 * 5 + 2 * 10) * (settings.repeats + 1) and decoded["tar"] == decoded["file"]
+    assert all(700 < len(image) < 1400 for image, _ in shards.small_pairs(3)) and not list(tmp_path.iterdir())
+
+
+def test_memory_of_a_worker_counts_the_index_and_its_samples(tmp_path):
+    names = shards.write_shards(tmp_path / "s", shards.small_pairs(30), 30)
+    shards.build_index(tmp_path / "s", names, tmp_path / "s" / "index")
+    found = shards.memory_of_a_worker(tmp_path / "s")
+    assert found["index"] > 30 * 60 and found["open"] > 0 and found["anonymous"] < 30e6
 
 
 def test_command_line_prints_and_writes(settings, records, tmp_path, monkeypatch, capsys, tower):

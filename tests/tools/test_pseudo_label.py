@@ -19,6 +19,7 @@ import parse_nouns
 import pseudo_label
 from clim.data.datasets import register_own_set
 from clim.data.images import read_image
+from clim.data.readers import read_pseudo_labels
 from clim.data.region_classification import crop_letterboxed
 from clim.errors import UserError
 from clim.files import write_json
@@ -110,6 +111,18 @@ def test_channel_order_score_cut_and_no_proposals(records):
     assert [len(v) for v in labeller(propose=lambda p: torch.zeros(0, 4))(image)] == [0, 0, 0]
     with pytest.raises(UserError, match="7 dimensions, but the image encoder's 6"):
         labeller(nouns=torch.eye(7))
+
+
+def test_names_of_images_in_shards_come_back(tmp_path):
+    names = [f"tar://{tmp_path}/sub/a.tar?512+90#1.jpg", f"{tmp_path}/b.jpg"]
+    records = [{"file_name": name, "image_id": i} for i, name in enumerate(names)]
+    line = {"size": (9, 9), "boxes": [[1, 1, 5, 5]], "nouns": [0], "scores": [0.5]}
+    content = coco_format(records, {0: line, 1: line}, nouns=NOUNS, image_root=str(tmp_path))
+    assert [image["file_name"] for image in content["images"]] == ["tar://sub/a.tar?512+90#1.jpg", "b.jpg"]
+    (tmp_path / "p.json").write_text(json.dumps(content))
+    index = {i: i - 1 for i in range(1, len(NOUNS) + 1)}
+    found = read_pseudo_labels(str(tmp_path / "p.json"), str(tmp_path), index=index, remedy="")
+    assert [record["file_name"] for record in found] == names
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6])

@@ -20,6 +20,7 @@ MISTAKES = {
     "build_neighbours": (["--dataset", "no_such_set", "--by", "text", "--output", "x.npy"], "--dataset no_such_set"),
     "build_text_embeddings": (["classes", "--dataset", "cocoa", "--output", "x.npy"], "--dataset cocoa"),
     "convert_checkpoint": (["x.pth", "--output", "y.pth"], "x.pth is not a file"),
+    "index_pairs": (["shards", "--shards", "nowhere", "--output", "x"], "--shards nowhere: no file there"),
     "make_mini": (["--train", "-1"], "the mini benchmark takes a seed"),
     "parse_nouns": (["--captions", "no_such_set", "--output", "x.json"], "--captions"),
 }

@@ -29,6 +29,7 @@ class Settings:
     folder: str  # scratch: synthetic photos, caption cache, logs
     overrides: tuple[str, ...]
     evaluated: tuple[int, int]  # images of the lvis section: of the comparison, and of CLIM alone
+    pairs: tuple[int, ...]  # sizes of the sets that section shards measures
 
     def start(self) -> Callable[[], None]:
         """Limit the threads of this process. Returns the function that waits for the device."""

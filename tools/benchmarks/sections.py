@@ -22,6 +22,7 @@ from clim.files import write_json
 from .inputs import Settings, find_photos, records_of, synthetic_photos
 from .lvis_evaluation import measure_lvis
 from .mosaics import measure_mosaics
+from .shards import measure_shards
 from .steps import CAPTIONS_A_STEP, measure_memory, measure_steps, measure_text, prefill_captions
 from .stopwatch import Spread, fresh, machine
 
@@ -30,6 +31,7 @@ TITLES = {
     "steps": "Joint training step (detection + captions + mosaics), ratio to the baseline",
     "memory": "Peak memory of training steps (small inputs leave mostly libraries and weights), ratio to the baseline",
     "text": f"Caption embeddings, {CAPTIONS_A_STEP} captions a joint step, ratio to the live tower",
+    "shards": "Pairs in tar shards: index, memory that a worker adds, samples read and decoded, ratio to plain files",
     "lvis": "LVIS evaluation, 300 detections an image, 1,203 classes; ratio of CPU seconds, memory beyond the inputs",
 }
 
@@ -50,6 +52,7 @@ def run_sections(args: argparse.Namespace) -> None:
             repeats=args.repeats, canvases=args.canvases, threads=args.threads, device=args.device,
             config_file=args.config_file, scale=scale, folder=folder, overrides=tuple(args.opts),
             evaluated=tuple(args.evaluated),
+            pairs=tuple(args.pairs),
         )  # fmt: skip
         facts["photos"] = describe(records, source=args.images or "synthetic")
         facts["model"] = f"{args.config_file}, scale {scale:.3g}"
@@ -70,7 +73,8 @@ def run_section(name: str, settings: Settings, records: Sequence[dict]) -> list[
         return measure_memory(settings, records)
     if name == "lvis":
         return measure_lvis(settings)
-    return fresh({"mosaics": measure_mosaics, "steps": measure_steps, "text": measure_text}[name], settings, records)
+    measures = {"mosaics": measure_mosaics, "steps": measure_steps, "text": measure_text, "shards": measure_shards}
+    return fresh(measures[name], settings, records)
 
 
 def default_scale(config_file: str, device: str) -> float:

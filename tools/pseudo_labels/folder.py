@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from clim.data.images import UnreadableImage, read_image
+from clim.data.shards import SCHEME
 from clim.errors import UserError
 from clim.files import write_json
 
@@ -123,7 +124,8 @@ def coco_format(
         if not line.get("boxes"):
             continue
         height, width = line["size"]
-        name = os.path.relpath(record["file_name"], image_root)
+        scheme = SCHEME if record["file_name"].startswith(SCHEME) else ""
+        name = scheme + os.path.relpath(record["file_name"].removeprefix(scheme), image_root)
         images.append({"id": record["image_id"], "file_name": name, "height": height, "width": width})
         for (x0, y0, x1, y1), noun, score in zip(line["boxes"], line["nouns"], line["scores"], strict=True):
             w, h = round(x1 - x0, 2), round(y1 - y0, 2)

@@ -6,12 +6,12 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clim.data.images import MIN_SIDE, UnreadableImage, image_size
@@ -36,51 +36,42 @@ class Tagging(NamedTuple):
     keep_untagged: bool
 
 
-def no_tags(captions: Sequence[str]) -> Sequence[int]:
-    return ()
-
-
-NO_TAGS = Tagging("none", (), no_tags, True)
+NO_TAGS = Tagging("none", (), lambda captions: (), True)
 
 
 def build_index(
-    folder: Path, names: Sequence[str], output: Path, *, tagging: Tagging = NO_TAGS, workers: int = 1
+    folder: Path, names: Sequence[str], output: Path, *, tagging: Tagging = NO_TAGS, workers: int = 0
 ) -> dict:
     """Write the index of the shards ``names`` in ``folder`` to the folder ``output``. Returns its facts.
 
-    Finished shards wait in ``output``.parts: after a kill, the next call goes on from there. UserError for compressed
-    shards, for ``output`` that is another folder, and if no pair is left.
+    ``workers`` further processes read shards; 0: this one. Finished shards wait in ``output``.parts: after a kill, the
+    next call goes on from there. UserError for compressed shards, for another folder at ``output``, and for no pair.
     """
     if output.exists() and not (output / "facts.json").is_file():
         raise UserError(f"{output} exists and is not an index: name another folder.")
     parts = output.with_name(output.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
     files = [parts / f"{name.replace('/', '__')}.npz" for name in names]
-    make = partial(index_shard, tagging=tagging)
-    with tqdm(total=len(names), desc="shards", unit="shard") as bar:
-        todo = [(folder / name, file) for name, file in zip(names, files, strict=True)]
-        if workers == 1:
-            for path, file in todo:
-                make(path, file)
-                bar.update()
-        else:
-            with ProcessPoolExecutor(workers) as pool:
-                for _ in pool.map(make, *zip(*todo, strict=True)):
-                    bar.update()
+    todo = [(folder / name, file) for name, file in zip(names, files, strict=True)]
+    # A DataLoader, because its processes end when this one is killed.
+    make = DataLoader(todo, batch_size=None, num_workers=workers, collate_fn=partial(index_shard, tagging=tagging))
+    for _ in tqdm(make, desc="shards", unit="shard"):
+        pass
     facts = join(names, files, output, tagging=tagging)
     remove(parts)
     return facts
 
 
-def index_shard(path: Path, file: Path, *, tagging: Tagging) -> None:
-    """Write the ``file`` of a shard, unless it is there for this very shard and tagging."""
+def index_shard(shard: tuple[Path, Path], *, tagging: Tagging) -> None:
+    """Write the second file, a part of the index, for the first, a shard, unless it is there for this very shard."""
+    path, file = shard
     key = json.dumps([VERSION, tagging.name, tagging.keep_untagged, stamp(path)])
     if file.is_file():
         with np.load(file) as part:
             if str(part["key"]) == key:
                 return
     pairs, texts, faults = read_shard(path, tagging)
-    with replacing(file) as partial_file, open(partial_file, "wb") as opened:
+    with replacing(file, shared=True) as partial_file, open(partial_file, "wb") as opened:
         faults = np.array(json.dumps(faults))
         np.savez(opened, key=np.array(key), pairs=pairs, texts=np.frombuffer(texts, np.uint8), faults=faults)
 

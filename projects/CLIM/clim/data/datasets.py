@@ -29,7 +29,7 @@ GET_PANOPTIC = "get COCO's panoptic annotations, see datasets/README.md"
 GET_CC3M = "get Conceptual Captions, see datasets/README.md"
 INDEX_CC3M = (
     "make it with: python tools/index_pairs.py shards --shards {root}/cc3m-wds --pattern 'cc3m-train-*.tar' "
-    "--output {root}/cc3m-wds/index"
+    "--output {root}/cc3m-wds"
 )
 
 
@@ -246,7 +246,9 @@ def register_builtin() -> None:
     # Where Detic's scripts put Conceptual Captions 3M; CLIM's list of it has the same format.
     cc3m = Files("cc3m/training", ("cc3m/train_image_info.json",), GET_CC3M)
     register("cc3m_v1_train", cc3m, read_captions, None)
-    register("cc3m_wds_train", Files("cc3m-wds", ("cc3m-wds/index",), INDEX_CC3M), read_shards, None)
+    for name, index, option in (("train_tags", "index", ""), ("train", "index_all", " --keep-untagged")):
+        how = f"{INDEX_CC3M}/{index}{option}"
+        register(f"cc3m_wds_{name}", Files("cc3m-wds", (f"cc3m-wds/{index}",), how), read_shards, None)
     tagged = Files("cc3m/training", ("cc3m/train_image_info_tags.json",), PREPARE_LVIS)
     register("cc3m_v1_train_tags", tagged, read_captions, lvis_vocabulary)
     for name in ("lvis_v1_train", "lvis_v1_train_norare", "lvis_v1_val"):

@@ -4,6 +4,7 @@ CLIM's detectors take 2 + 2 + 2 + 0 samples a GPU. The samples of an iteration a
 rank), so resuming needs no stored state.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count, islice
@@ -95,8 +96,9 @@ def collate(samples: list[tuple[str, dict]]) -> dict:
 
 
 def start_worker(_) -> None:
-    """Let OpenCV use one thread in each worker, as torch does."""
+    """Let OpenCV use one thread in each worker, as torch does; and keep sharing the main process's memory."""
     cv2.setNumThreads(0)
+    gc.freeze()  # a garbage collection would write to all objects from before the fork, and so copy their pages
 
 
 # ---- sources
@@ -139,7 +141,6 @@ def caption_records(names: Sequence[str]) -> Sequence[dict]:
 def _checked(key: str, names: Sequence[str], field: str, records: Sequence[dict]) -> Sequence[dict]:
     if not records:
         raise UserError(f"DATASETS.{key} = {tuple(names)} holds no image with {field}.")
-    # Records that are made anew all have the same fields.
     firsts = (part[:1] if isinstance(part, Records) else part for part in parts_of(records))
     if any(field not in record for part in firsts for record in part):
         raise UserError(

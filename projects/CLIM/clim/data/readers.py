@@ -23,6 +23,7 @@ from clim.files import read_json
 
 from .categories import STUFF_IDS, panoptic_ids
 from .images import UnreadableImage, image_size
+from .shards import SCHEME
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +210,8 @@ def _require_folder(image_root: str) -> None:
 
 def _record(image: Mapping, image_root: str) -> dict:
     """The entries of every record; UnreadableImage if neither the json nor the image's header gives the size."""
-    file_name = os.path.join(image_root, image["file_name"])  # an absolute file_name stays
+    scheme = SCHEME if image["file_name"].startswith(SCHEME) else ""  # an image in a shard
+    file_name = scheme + os.path.join(image_root, image["file_name"].removeprefix(scheme))  # an absolute path stays
     sized = "height" in image and "width" in image
     height, width = (image["height"], image["width"]) if sized else image_size(file_name)
     return {"file_name": file_name, "height": height, "width": width, "image_id": image["id"]}

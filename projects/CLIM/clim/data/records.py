@@ -1,7 +1,6 @@
 """Sequences of records that are not lists: millions of records are made when they are asked for."""
 
 import logging
-from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
@@ -12,21 +11,12 @@ logger = logging.getLogger(__name__)
 
 
 class Records(Sequence):
-    """``records[i]`` makes record i anew, and a slice is a list. So at rest there are no Python objects."""
+    """``records[i]`` makes record i anew, and a slice is a list. So at rest there are no Python objects.
 
-    source: object  # equal for two sequences of the same images
-
-    @abstractmethod
-    def record(self, index: int) -> dict:
-        """Record ``index``, 0 <= index < len."""
-
-    @abstractmethod
-    def column(self, name: str) -> np.ndarray:
-        """(N,) "height", "width" or "image_id" of all records."""
-
-    @abstractmethod
-    def numbered_from(self, first: int) -> "Records":
-        """The same records with the image ids ``first``, ``first`` + 1, …"""
+    A subclass has ``record(i)``; ``column(name)``, the (N,) array of "height", "width" or "image_id";
+    ``numbered_from(first)``, the same records with the image ids ``first``, ``first`` + 1, …; and ``source``, which is
+    equal for two sequences of the same images. All its records have the same fields, and its image ids differ.
+    """
 
     def __getitem__(self, index):
         if isinstance(index, slice):
@@ -76,14 +66,14 @@ def with_own_ids(records: Sequence[dict]) -> Sequence[dict]:
     """The records. If two images share an ``image_id``, or one is not an integer >= 0, all images get new numbers."""
     parts = parts_of(records)
     plain = [record for part in parts if not isinstance(part, Records) for record in part]
-    made = {part.source: part for part in parts if isinstance(part, Records)}  # their own ids are good
+    made = {part.source: part for part in parts if isinstance(part, Records)}
     files: dict = {}
     shared = any(files.setdefault(r["image_id"], r["file_name"]) != r["file_name"] for r in plain)
     if not shared and all(type(image_id) is int and image_id >= 0 for image_id in files):
         if len(made) + bool(plain) <= 1:
             return records
-        ids = np.concatenate([list(files), *(part.column("image_id") for part in made.values())])
-        if len(np.unique(ids)) == len(ids):
+        ids = np.sort(np.concatenate([list(files), *(part.column("image_id") for part in made.values())]))
+        if np.diff(ids).all():
             return records
     logger.info("Image ids of the image-text pairs are not unique numbers: the images are numbered anew.")
     numbers: dict[str, int] = {}

@@ -29,6 +29,7 @@ from .records import Records
 
 logger = logging.getLogger(__name__)
 
+SCHEME = "tar://"  # of the names of images in shards
 VERSION = 1
 PAIR = np.dtype(
     [
@@ -58,7 +59,7 @@ class ShardRecords(Records):
     def __init__(self, index: str | os.PathLike, shards: str | os.PathLike, first_id: int | None = None):
         self.index, self.shards, self.first_id = Path(index), Path(shards), first_id
         facts = read_json(self.index / "facts.json", remedy="it is part of the index")
-        self.names = [shard["name"] for shard in facts["shards"]]
+        self.files = [str(self.shards / shard["name"]) for shard in facts["shards"]]
         # Plain arrays on the maps: np.memmap itself makes each access slow.
         self.pairs = np.load(self.index / "pairs.npy", mmap_mode="r").view(np.ndarray)
         self.texts = np.memmap(self.index / "texts.bin", np.uint8, "r").view(np.ndarray)
@@ -84,18 +85,15 @@ class ShardRecords(Records):
 
     def record(self, index: int) -> dict:
         shard, offset, size, height, width, image_id, start, *lengths = self.pairs[index].item()
-        data, texts = self.texts[start : start + sum(lengths)].tobytes(), []
-        for length in lengths:
-            texts.append(data[:length])
-            data = data[length:]
-        member, caption = (text.decode("utf-8", "surrogatepass") for text in texts[:2])
+        member, caption, tags = map(io.BytesIO(self.texts[start : start + sum(lengths)]).read, lengths)
+        member, caption = (text.decode("utf-8", "surrogatepass") for text in (member, caption))
         return {
-            "file_name": f"tar://{self.shards / self.names[shard]}?{offset}+{size}#{member}",
+            "file_name": f"tar://{self.files[shard]}?{offset}+{size}#{member}",
             "height": height,
             "width": width,
             "image_id": image_id if self.first_id is None else self.first_id + index,
             "captions": [caption],
-            "tags": np.frombuffer(texts[2], "<i4").tolist(),
+            "tags": np.frombuffer(tags, "<i4").tolist(),
         }
 
 
@@ -103,7 +101,7 @@ class ShardHandler(PathHandler):
     """Opens the images of shards for Detectron2's ``PathManager``, read-only."""
 
     def _get_supported_prefixes(self) -> list[str]:
-        return ["tar://"]
+        return [SCHEME]
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **_) -> io.BytesIO:
         span = _SPAN.match(path)
@@ -112,7 +110,7 @@ class ShardHandler(PathHandler):
                 f"{path} with mode {mode!r}: images in shards are tar://SHARD?OFFSET+SIZE#MEMBER, mode 'rb'"
             )
         shard, (offset, size) = span[1], map(int, span.groups()[1:])
-        with open(shard, "rb") as file:
+        with open(shard, "rb", buffering=0) as file:
             file.seek(offset)
             data = file.read(size)
         if len(data) < size:
@@ -141,7 +139,7 @@ def read_shards(index_folder: str, shard_folder: str, *, remedy: str, **_) -> Sh
     if records.pairs.dtype != PAIR or (len(records), len(records.texts)) != (facts["images"], facts["text_bytes"]):
         raise UserError(f"{index_folder} is damaged: {remedy}")
     skipped = sum(facts["skipped"].values())
-    logger.info(f"Opened {len(records)} image-text pairs in {len(records.names)} shards; {skipped} were skipped")
+    logger.info(f"Opened {len(records)} image-text pairs in {len(records.files)} shards; {skipped} were skipped")
     return records
 
 
