@@ -119,7 +119,7 @@ def test_an_own_set_and_the_copy_of_cc3m_are_found_below_the_data_root(root, wri
         write_shard(root / folder / shard, *pair("12", "a kite"))
     register_own_sets([["set_of_shards", "shards", "mine/index", "mine"]])
     try:
-        for name, folder in (("set_of_shards", "mine"), ("cc3m_wds_train", "cc3m-wds")):
+        for name, folder in (("set_of_shards", "mine"), ("cc3m_wds_train_tags", "cc3m-wds")):
             with pytest.raises(UserError, match=rf"{folder}/index/facts.json not found: .*index_pairs.py shards "):
                 DatasetCatalog.get(name)
             build_index(root / folder, [p.name for p in (root / folder).glob("*.tar")], root / folder / "index")

@@ -3,6 +3,7 @@
 import json
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -172,8 +173,10 @@ def test_files_do_not_depend_on_the_number_of_workers(tmp_path):
         root = tmp_path / str(workers)
         summary = build_mini_lvis(root, seed=5, workers=workers, **sizes)
         assert build_mini_lvis(root, seed=5, **sizes) == summary
-        contents.append({p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()})
-    assert contents[0] == contents[1] and len(contents[0]) == 8 + 3 + 1 + 5 + 1
+        files = {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        assert json.loads(files.pop(Path("mini_lvis/index/facts.json")))["images"] == 4  # it also has the shards' times
+        contents.append(files)
+    assert contents[0] == contents[1] and len(contents[0]) == 8 + 3 + 1 + 5 + 1 + 3
 
 
 def test_the_command_takes_the_benchmark(tmp_path, capsys):
