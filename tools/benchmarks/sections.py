@@ -30,7 +30,7 @@ TITLES = {
     "steps": "Joint training step (detection + captions + mosaics), ratio to the baseline",
     "memory": "Peak memory of training steps (small inputs leave mostly libraries and weights), ratio to the baseline",
     "text": f"Caption embeddings, {CAPTIONS_A_STEP} captions a joint step, ratio to the live tower",
-    "lvis": "LVIS evaluation, 300 detections an image, 1,203 classes; ratio of CPU seconds, memory beyond the inputs",
+    "lvis": "LVIS evaluation, 300 detections an image, 1,203 classes; memory of the inputs and on top of them",
 }
 
 
