@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import benchmark as tool
-from benchmarks import inputs, mosaics, sections, shards, steps, stopwatch
+from benchmarks import inputs, lvis_evaluation, mosaics, sections, shards, steps, stopwatch
 from benchmarks.stopwatch import Run, Spread, Stages
 from clim.errors import UserError
 
@@ -32,8 +32,9 @@ def records(make_photos):
 @pytest.fixture
 def settings(tmp_path):
     return inputs.Settings(
-        repeats=2, canvases=3, threads=1, device="cpu", config_file=MINI, scale=0.25, folder=str(tmp_path), overrides=()
-    )
+        repeats=2, canvases=3, threads=1, device="cpu", config_file=MINI, scale=0.25, folder=str(tmp_path),
+        overrides=(), evaluated=(3, 5),
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -218,6 +219,19 @@ def test_memory_of_a_worker_counts_the_index_and_its_samples(tmp_path):
     shards.build_index(tmp_path / "s", names, tmp_path / "s" / "index")
     found = shards.memory_of_a_worker(tmp_path / "s")
     assert found["index"] > 30 * 60 and found["open"] > 0 and found["anonymous"] < 30e6
+
+
+def test_lvis_evaluators_see_the_same_world(settings, monkeypatch):
+    monkeypatch.setattr(lvis_evaluation, "fresh", lambda function, *args: function(*args))
+    rows = lvis_evaluation.measure_lvis(settings)
+    expected = [(3, task, name) for task in ("bbox", "segm") for name in ("lvis", "CLIM")]
+    expected += [(5, task, "CLIM") for task in ("bbox", "segm")]
+    assert [(r["images"], r["task"], r["evaluator"]) for r in rows] == expected
+    for other, ours in (rows[:2], rows[2:4]):
+        assert ours["AP"] == pytest.approx(other["AP"], abs=1e-9) and 5 < ours["AP"] < 95
+        assert other["times as fast"] == (1, 1, 1) and ours["CPU s"].low > 0
+    detections = np.load(Path(settings.folder) / "lvis_5/detections.npy", allow_pickle=True)
+    assert np.bincount(detections["image_id"]).tolist() == [300] * 5 and len(np.unique(detections["category_id"])) > 300
 
 
 def test_command_line_prints_and_writes(settings, records, tmp_path, monkeypatch, capsys, tower):

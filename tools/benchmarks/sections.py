@@ -32,7 +32,7 @@ TITLES = {
     "memory": "Peak memory of training steps (small inputs leave mostly libraries and weights), ratio to the baseline",
     "text": f"Caption embeddings, {CAPTIONS_A_STEP} captions a joint step, ratio to the live tower",
     "shards": "Pairs in tar shards: index, memory that a worker adds, samples read and decoded, ratio to plain files",
-    "lvis": "LVIS evaluation, 300 detections an image, 1,203 classes; ratio of CPU seconds, memory beyond the inputs",
+    "lvis": "LVIS evaluation, 300 detections an image, 1,203 classes; memory of the inputs and on top of them",
 }
 
 

@@ -22,7 +22,7 @@ from operator import itemgetter
 import numpy as np
 from detectron2.data import MetadataCatalog
 from faster_coco_eval import COCOeval_faster
-from faster_coco_eval.core import mask as mask_util
+from pycocotools import mask as mask_util
 
 from clim.errors import UserError
 from clim.files import replacing
@@ -196,7 +196,7 @@ def _results(iou_type: str, found: np.ndarray, shown: set[int]) -> list[dict]:
     results = list(unpack(found))
     if iou_type == "bbox":
         return [result | {"area": result["bbox"][2] * result["bbox"][3]} for result in results]
-    areas = map(int, mask_util.area([result["segmentation"] for result in results]))
+    areas = [int(mask_util.area(result["segmentation"])) for result in results]  # a list of over 255 fails there
     nothing = {"size": [1, 1], "counts": "1"}
     return [
         result | {"area": area} | ({} if result["image_id"] in shown else {"segmentation": nothing})
