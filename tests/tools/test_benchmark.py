@@ -33,7 +33,7 @@ def records(make_photos):
 def settings(tmp_path):
     return inputs.Settings(
         repeats=2, canvases=3, threads=1, device="cpu", config_file=MINI, scale=0.25, folder=str(tmp_path),
-        overrides=(), evaluated=(3, 5),
+        overrides=(), evaluated=(3, 5), pairs=(),
     )  # fmt: skip
 
 
