@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from clim.errors import UserError
 
-CLASS_LISTS = ("coco", "coco_panoptic", "pascal_context", "mini")
+CLASS_LISTS = ("coco", "coco_panoptic", "lvis", "pascal_context", "mini")
 PROMPTS = ("a", "ensemble", "name")  # the keys of clim.text.PROMPTS
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from clim.errors import UserError, run_cleanly
 from experiments.tables import AP50, CONFIGS, Row, Section, datasets_of, tables_command
+from mini.generate import set_up_mini
 
 TOOLS = Path(__file__).resolve().parent
 MIN_MENTIONS = 50  # of a noun in the 7,500 captions
@@ -82,4 +83,4 @@ SECTIONS = {
 }
 
 if __name__ == "__main__":
-    run_cleanly(tables_command, SECTIONS, tool="mini_clip_tables", description=__doc__)
+    run_cleanly(tables_command, SECTIONS, tool="mini_clip_tables", description=__doc__, set_up=set_up_mini)

@@ -9,6 +9,7 @@ A seed has its own images and its own base stage, from which its rows start. Set
 
 from clim.errors import run_cleanly
 from experiments.tables import AP50, Row, Section, tables_command
+from mini.generate import set_up_mini
 
 BASE, BARON_BASE = Row("base_stage.yaml"), Row("baron_base_stage.yaml")
 NO_TAGS = ("MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
@@ -68,4 +69,4 @@ SECTIONS = {
 }
 
 if __name__ == "__main__":
-    run_cleanly(tables_command, SECTIONS, tool="mini_tables", description=__doc__)
+    run_cleanly(tables_command, SECTIONS, tool="mini_tables", description=__doc__, set_up=set_up_mini)

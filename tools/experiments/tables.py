@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from arguments import new_parser
-from mini.generate import set_up_mini
 
 from .training import run_training
 
@@ -59,8 +58,13 @@ class Section(NamedTuple):
     most_seeds: int | None = None
 
 
-def tables_command(sections: Mapping[str, Section], *, tool: str, description: str) -> None:
-    """The command that trains all rows of ``sections`` ({title: section}) and writes their tables."""
+def tables_command(
+    sections: Mapping[str, Section], *, tool: str, description: str, set_up: Callable[..., object]
+) -> None:
+    """The command that trains all rows of ``sections`` ({title: section}) and writes their tables.
+
+    ``set_up`` is called with (data root, seed=…) and makes the files of a seed.
+    """
     parser = new_parser(description)
     parser.add_argument("--output", type=Path, default=Path("output") / tool)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -71,7 +75,7 @@ def tables_command(sections: Mapping[str, Section], *, tool: str, description: s
     sections = {title: s for title, s in sections.items() if any(word in title for word in args.only or [""])}
     if args.report is None:
         rows = [(row, args.seeds[: s.most_seeds]) for s in sections.values() for row in s.rows.values()]
-        run_rows(rows, output=args.output, jobs=args.jobs)
+        run_rows(rows, output=args.output, jobs=args.jobs, set_up=set_up)
     tables = {
         title: markdown(s.rows, output=args.output, seeds=args.seeds[: s.most_seeds], metrics=s.metrics)
         for title, s in sections.items()
@@ -85,7 +89,9 @@ def datasets_of(output: Path, seed: int) -> Path:
     return output / f"seed{seed}" / "datasets"
 
 
-def run_rows(rows: Iterable[tuple[Row, Sequence[int]]], *, output: Path, jobs: int) -> None:
+def run_rows(
+    rows: Iterable[tuple[Row, Sequence[int]]], *, output: Path, jobs: int, set_up: Callable[..., object]
+) -> None:
     """Train every (row, its seeds), ``jobs`` at a time with one thread each; finished runs are kept.
 
     What others start from is begun before them, for all seeds, so that no worker waits for a run not yet begun; else
@@ -93,7 +99,7 @@ def run_rows(rows: Iterable[tuple[Row, Sequence[int]]], *, output: Path, jobs: i
     """
     rows = list(rows)
     for seed in sorted({seed for _, seeds in rows for seed in seeds}):
-        set_up_mini(datasets_of(output, seed), seed=seed)
+        set_up(datasets_of(output, seed), seed=seed)
     started: dict[Path, Future] = {}
     with ThreadPoolExecutor(jobs) as pool:
         for row, seeds in sorted(with_origins(rows), key=lambda r: r[0].depth):

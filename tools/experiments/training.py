@@ -25,7 +25,7 @@ from clim.errors import UserError
 from clim.files import data_root, read_json_or_none, write_json
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
-REPORTS = ("ov_coco_results.json", "region_results.json")  # written by the evaluators of detections and of regions
+REPORTS = ("ov_coco_results.json", "lvis_results.json", "region_results.json")  # written by the evaluators
 RECORD, LOCK = "results.json", ".lock"
 POLL_SECONDS = 1.0
 TAIL_LINES = 15
@@ -60,8 +60,9 @@ def run_training(
         threads: ``OMP_NUM_THREADS`` of the run.
         progress: called about once a second. An exception from it stops the run.
 
-    Returns the evaluator's summary (AP50_novel, AP50_base, AP50_all, … in percent, None where no object exists), its
-    rows as "per_class", and "seconds" over all sessions. Without DATASETS.TEST, "seconds" alone.
+    Returns the evaluator's figures (AP50_novel, AP50_base, AP50_all, … in percent, None where no object exists; for
+    masks and boxes "segm/APr", "bbox/APr", …), its rows as "per_class", and "seconds" over all sessions. Without
+    DATASETS.TEST, "seconds" alone.
 
     Settings are the same if the config after overrides and the bytes of weights, embeddings and annotations are.
     Raises UserError with the end of the log if the run fails, and if another run uses ``output``.
@@ -182,7 +183,11 @@ def _evaluation(output: Path, dataset: str) -> dict:
     report = next(filter(None, (read_json_or_none(folder / name) for name in REPORTS)), None)
     if report is None:
         raise UserError(f"{folder} holds none of {', '.join(REPORTS)}: the training ended without an evaluation.")
-    return {**report["summary"], "per_class": report["per_class"]}
+    tasks = {"": report["summary"]}
+    if any(isinstance(figures, dict) for figures in report["summary"].values()):  # masks and boxes
+        tasks = {f"{task}/": figures for task, figures in report["summary"].items()}
+    figures = {task + name: figure for task, found in tasks.items() for name, figure in found.items()}
+    return {**figures, "per_class": report["per_class"]}
 
 
 def settings_of(cfg, root: Path) -> dict:

@@ -42,7 +42,6 @@ from mini.images import (
     draw,
     photo_background,
 )
-from shards.build import Tagging, build_index
 
 VERSION = 1
 DEFAULT_SIZES = {"train": 1200, "val": 250, "pairs": 1500}
@@ -225,6 +224,8 @@ def _write_shards(folder: Path, pairs: list[tuple[bytes, str]], *, seed: int) ->
 
 def _write_index(folder: Path) -> None:
     """Index the shards of mini OV-LVIS in ``folder``, if there are any."""
+    from shards.build import Tagging, build_index  # it imports torch, which takes seconds
+
     names = sorted(path.name for path in (folder / "pairs").glob("*.tar"))
     categories = [{"id": i, "name": concept.name} for i, concept in enumerate(CONCEPTS, start=1)]
     if names:

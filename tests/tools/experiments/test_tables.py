@@ -24,8 +24,11 @@ def ran(monkeypatch):
             trained.append((config.name, output, overrides, datasets_root))
 
     monkeypatch.setattr(tables, "run_training", run_training)
-    monkeypatch.setattr(tables, "set_up_mini", lambda root, *, seed: None)
     return trained
+
+
+def no_set_up(root, *, seed):
+    pass
 
 
 def finish(output, row, seed, **figures):
@@ -36,7 +39,9 @@ def finish(output, row, seed, **figures):
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
 def test_every_row_is_trained_once_after_what_it_needs(tmp_path, ran, jobs):
-    run_rows([(LAST, [0, 1]), (START, [0, 1]), (FIRST, [0]), (FIRST, [0])], output=tmp_path, jobs=jobs)
+    run_rows(
+        [(LAST, [0, 1]), (START, [0, 1]), (FIRST, [0]), (FIRST, [0])], output=tmp_path, jobs=jobs, set_up=no_set_up
+    )
     for seed in (0, 1):
         of_seed = [(name, overrides) for name, _, overrides, root in ran if root == datasets_of(tmp_path, seed)]
         assert [name for name, _ in of_seed] == ["start.yaml", "tuned.yaml", "last.yaml"]
@@ -50,12 +55,12 @@ def test_every_row_is_trained_once_after_what_it_needs(tmp_path, ran, jobs):
 def test_no_worker_waits_for_a_run_that_has_not_begun(tmp_path, ran):
     """What others start from comes first, whatever the order of rows; a row is prepared before its training."""
     other = Row("other.yaml", starts_from=(("MODEL.WEIGHTS", Row("more.yaml"), "model_final.pth"),))
-    run_rows([(LAST, [0, 1]), (other, [0])], output=tmp_path, jobs=1)
+    run_rows([(LAST, [0, 1]), (other, [0])], output=tmp_path, jobs=1, set_up=no_set_up)
     order = "start start more tuned tuned other last last".split()
     assert [name for name, *_ in ran] == [f"{name}.yaml" for name in order]
     seen = []
     row = Row("x.yaml", prepare=lambda output, seed: seen.append((output, seed, len(ran))))
-    run_rows([(row, [3])], output=tmp_path, jobs=1)
+    run_rows([(row, [3])], output=tmp_path, jobs=1, set_up=no_set_up)
     assert seen == [(tmp_path, 3, 8)] and len(ran) == 9
     starts = [Row("first.yaml", overrides) for overrides in ((), ("A.B", "C"), ("A.B", "D"))]
     second = [Row("second.yaml", starts_from=(("MODEL.WEIGHTS", start, "model_final.pth"),)) for start in starts]
@@ -93,7 +98,7 @@ def test_a_report_replaces_tables_by_title_and_no_word_around_them(tmp_path):
 def test_the_command_runs_what_is_chosen_and_reports_what_has_been_run(tmp_path, ran, monkeypatch):
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["x.py", "--output", str(tmp_path), *words])
-        tables_command(sections, tool="x", description="")
+        tables_command(sections, tool="x", description="", set_up=no_set_up)
 
     sections = {
         "First rows": Section({"start": START}, {"AP": "AP50"}),

@@ -78,6 +78,15 @@ def test_a_finished_run_is_kept(tmp_path, stand_in):
     assert environment == {"DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "3"}
 
 
+def test_figures_of_masks_and_boxes_have_their_task_in_front(tmp_path):
+    folder = tmp_path / "inference/set"
+    folder.mkdir(parents=True)
+    summary = {"segm": {"AP": 3.0, "APr": None}, "bbox": {"AP": 4.0}}
+    (folder / "lvis_results.json").write_text(json.dumps({"summary": summary, "per_class": []}))
+    expected = {"segm/AP": 3.0, "segm/APr": None, "bbox/AP": 4.0, "per_class": []}
+    assert training._evaluation(tmp_path, "set") == expected
+
+
 def test_other_settings_start_over(tmp_path, stand_in):
     run(tmp_path, "SEED", 1)
     (tmp_path / "run" / "old.pth").write_text("")
