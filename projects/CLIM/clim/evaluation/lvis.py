@@ -27,8 +27,7 @@ from pycocotools import mask as mask_util
 from clim.errors import UserError
 from clim.files import replacing
 
-from .base import DetectionEvaluator, pack, unpack
-from .coco_api import check_images, indexed
+from .base import DetectionEvaluator, check_images, indexed, pack, unpack
 
 AREAS = {"": [0, 1e10], "s": [0, 32**2], "m": [32**2, 96**2], "l": [96**2, 1e10]}  # square pixels
 IMAGE_KEYS = ("id", "height", "width", "neg_category_ids", "not_exhaustive_category_ids")
