@@ -27,10 +27,9 @@ def parts_of(records: Sequence[dict]) -> list[Sequence[dict]]:
 
 def column(records: Sequence[dict], name: str) -> np.ndarray:
     """(N,) values of "height", "width" or "image_id"."""
-    return np.concatenate([
-        part.column(name) if isinstance(part, ShardRecords) else [record[name] for record in part]
-        for part in parts_of(records) if len(part)
-    ])  # fmt: skip
+    if isinstance(records, ConcatDataset):
+        return np.concatenate([column(part, name) for part in records.datasets if len(part)])
+    return records.column(name) if isinstance(records, ShardRecords) else np.array([record[name] for record in records])
 
 
 def with_own_ids(records: Sequence[dict]) -> Sequence[dict]:
