@@ -136,22 +136,21 @@ def source_records(cfg, source: str) -> Sequence[dict]:
     if source in ("captions", "mosaics"):
         return caption_records(cfg.DATASETS.CAPTIONS)
     if source == "regions":
-        names = cfg.DATASETS.REGIONS
-        return _checked("REGIONS", names, "boxes", concatenated(map(DatasetCatalog.get, names)))
-    names = cfg.DATASETS.TRAIN
-    try:
-        records = get_detection_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    except AssertionError:  # Detectron2 asserts that a record is left
-        records = []
-    return _checked("TRAIN", names, "annotations", records)
+        return _read("REGIONS", cfg.DATASETS.REGIONS, "boxes")
+    read = partial(get_detection_dataset_dicts, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    return _read("TRAIN", cfg.DATASETS.TRAIN, "annotations", read)
 
 
 def caption_records(names: Sequence[str]) -> Sequence[dict]:
     """Image-text pairs of registered data sets: a list, or :mod:`~clim.data.records`. UserError if there are none."""
-    return with_own_ids(_checked("CAPTIONS", names, "captions", concatenated(map(DatasetCatalog.get, names))))
+    return with_own_ids(_read("CAPTIONS", names, "captions"))
 
 
-def _checked(key: str, names: Sequence[str], field: str, records: Sequence[dict]) -> Sequence[dict]:
+def _read(key: str, names: Sequence[str], field: str, read=lambda ns: concatenated(map(DatasetCatalog.get, ns))):
+    try:
+        records = read(names)
+    except AssertionError:  # Detectron2 asserts that a record is left
+        records = []
     if not records:
         raise UserError(f"DATASETS.{key} = {tuple(names)} holds no image with {field}.")
     firsts = (part[:1] if isinstance(part, ShardRecords) else part for part in parts_of(records))

@@ -48,10 +48,7 @@ class LVISEvaluator(DetectionEvaluator):
     columns, report_file = ("AP",), "lvis_results.json"
 
     def __init__(self, dataset_name: str, *, max_dets: int = 300, **base):
-        """The metadata is OVCOCOEvaluator's, of a file in LVIS's format; base_classes and novel_classes may be missing.
-
-        ``base`` are further arguments of :class:`ImageEvaluator`.
-        """
+        """The metadata is OVCOCOEvaluator's, of a file in LVIS's format; base and novel classes may be missing."""
         metadata = MetadataCatalog.get(dataset_name)
         splits = {split: metadata.get(f"{split}_classes") or () for split in ("base", "novel")}
         super().__init__(dataset_name, max_dets=max_dets, splits=splits, **base)

@@ -44,10 +44,9 @@ class OVCOCOEvaluator(DetectionEvaluator):
     columns, report_file = METRICS, "ov_coco_results.json"
 
     def __init__(self, dataset_name: str, *, max_dets: int = 100, protocol: str = "generalized", **base):
-        """The metadata has json_file (COCO's instances format), thing_classes, thing_dataset_id_to_contiguous_id, and
-        base_classes and novel_classes as lists of names. ``base`` are further arguments of :class:`ImageEvaluator`.
+        """The metadata is :class:`DetectionEvaluator`'s, with base_classes and novel_classes as lists of names.
 
-        AttributeError for missing metadata; UserError for wrong lists of classes or a missing json file.
+        ``base`` are arguments of :class:`ImageEvaluator`. UserError for an unknown ``protocol``.
         """
         if protocol not in PROTOCOLS:
             raise UserError(f"TEST.PROTOCOL '{protocol}' is unknown: choose one of {', '.join(PROTOCOLS)}.")
