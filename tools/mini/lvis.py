@@ -236,8 +236,7 @@ def set_up_mini_lvis(root: Path, *, seed: int, **sizes) -> dict:
     """Make mini OV-LVIS and its embeddings under ``root``. Existing files stay. Returns build_mini_lvis's summary."""
     summary = build_mini_lvis(root, seed=seed, **sizes)
     generate.write_class_embeddings(root)
-    pairs = (
-        ShardRecords(root / "mini_lvis/index", root / "mini_lvis/pairs") if summary["counts"]["pairs"]["images"] else []
-    )
-    generate.fill_caption_cache(root, [pair["captions"][0] for pair in pairs])
+    if summary["counts"]["pairs"]["images"]:
+        pairs = ShardRecords(root / "mini_lvis/index", root / "mini_lvis/pairs")
+        generate.fill_caption_cache(root, [pair["captions"][0] for pair in pairs])
     return summary
