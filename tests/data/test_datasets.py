@@ -11,7 +11,7 @@ from detectron2.data.datasets.lvis import get_lvis_instances_meta
 from detectron2.data.detection_utils import get_fed_loss_cls_weights
 
 from clim.data import datasets
-from clim.data.categories import BASE_NAMES, COCO_NAMES, NOVEL_NAMES, STUFF_NAMES, contiguous_ids
+from clim.data.categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, NOVEL_NAMES, STUFF_NAMES
 from clim.data.datasets import register_own_set, register_own_sets
 from clim.errors import UserError
 
@@ -118,7 +118,7 @@ def test_coco_metadata_needs_no_files_and_a_missing_json_names_the_remedy(root):
     for name in (*BOXES, *CAPTIONS, "coco_panoptic_val_regions"):
         metadata = MetadataCatalog.get(name)
         assert metadata.thing_classes == list(COCO_NAMES)
-        assert metadata.thing_dataset_id_to_contiguous_id == contiguous_ids()
+        assert metadata.thing_dataset_id_to_contiguous_id == COCO_INDEX
         assert metadata.get("stuff_classes") == (list(STUFF_NAMES) if "panoptic" in name else None)
     for name in (*PLACES, "coco_panoptic_val_regions", "mini_pseudo_regions", "cc3m_v1_train"):
         with pytest.raises(UserError, match="not found: ") as error:

@@ -8,7 +8,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as run_lengths
 
-from clim.data.categories import contiguous_ids
+from clim.data.categories import COCO_INDEX
 from clim.data.readers import (
     read_boxes,
     read_captions,
@@ -31,7 +31,7 @@ def read(root):
     """``read(reader, json, index=COCO's)``: records of a json whose images lie in the folder images."""
 
     def read(reader, path, **index):
-        return reader(str(path), str(root / "images"), **{"index": contiguous_ids(), "remedy": "make tea"} | index)
+        return reader(str(path), str(root / "images"), **{"index": COCO_INDEX, "remedy": "make tea"} | index)
 
     return read
 
@@ -104,7 +104,7 @@ def test_images_without_captions_are_skipped_and_counted(write, read, caplog):
             read(read_captions, write("a.json", *images))
     path = write("a.json")
     path.write_text("[]")
-    with pytest.raises(UserError, match="not a caption file"):
+    with pytest.raises(UserError, match="has no images, so it is a file of another kind"):
         read(read_captions, path)
 
 
@@ -218,8 +218,9 @@ def test_lvis_has_masks_as_arrays_and_finds_images_by_their_url(root, write, rea
     assert run_lengths.area(runs["segmentation"]) == 600 and bare == same | {"category_id": 79}
 
 
-def test_a_file_without_boxes_is_refused(write, read):
+@pytest.mark.parametrize("reader", [read_lvis, read_regions, read_panoptic_regions, read_pseudo_labels])
+def test_a_file_without_boxes_is_refused(write, read, reader):
     path = write("lvis/a.json", *IMAGES)
     path.write_text('{"images": []}')
-    with pytest.raises(UserError, match="a.json has no 'images' or no 'annotations'.*: make tea$"):
-        read(read_lvis, path)
+    with pytest.raises(UserError, match="a.json has no images or no annotations.*: make tea$"):
+        read(reader, path)

@@ -1,4 +1,4 @@
-"""OVCOCOEvaluator and precision_recall against pycocotools, and against cases counted by hand.
+"""OVCOCOEvaluator and box_figures against pycocotools, and against cases counted by hand.
 
 Run as a script (`test_ov_coco.py RANK FOLDER`) this file is one process of the two-process test.
 """
@@ -25,7 +25,7 @@ from pycocotools.cocoeval import COCOeval
 
 from clim.errors import UserError
 from clim.evaluation import OVCOCOEvaluator
-from clim.evaluation.coco_api import precision_recall
+from clim.evaluation.ov_coco import METRICS, box_figures
 
 NAMES = {1: "cat", 3: "apple", 7: "person", 8: "knife", 11: "zebra", 20: "sink"}  # dataset id: name
 BASE, NOVEL, UNUSED = ["zebra", "person", "apple"], ["sink", "cat"], ["knife"]
@@ -249,15 +249,15 @@ def test_mistakes_are_found_before_inference(tmp_path, changes, options, message
         OVCOCOEvaluator(name, **options)
 
 
-# ---- precision_recall
+# ---- box_figures
 
 
 def by_class(annotations, detections, **options):
     ground_truth = ground_truth_of(annotations, [1])
     before = copy.deepcopy((ground_truth, detections))
-    found = precision_recall(ground_truth, detections, **options)
+    found = box_figures(ground_truth, detections, category_ids=NAMES, **options)
     assert (ground_truth, detections) == before
-    return {NAMES[category]: figures for category, figures in found.by_class().items()}
+    return {NAMES[category]: figures for category, figures in found.items()}
 
 
 def test_average_precision_by_hand():
@@ -283,18 +283,16 @@ def test_crowds_neither_hit_nor_miss():
 
 def test_no_detections_score_zero_and_empty_choices_are_empty():
     ground_truth = ground_truth_of([thing(1, "cat", SPOT)], [1, 2])
-    nothing = precision_recall(ground_truth, [])
-    assert nothing.category_ids == sorted(NAMES) and nothing.recall.shape == (10, 6)
-    for k in range(6):
-        expected = 0.0 if k == 0 else -1.0  # without ground truth
-        assert (nothing.precision[:, :, k] == expected).all() and (nothing.recall[:, k] == expected).all()
     found = ground_truth["annotations"]
-    no_images = precision_recall(ground_truth, found, image_ids=[])
-    assert no_images.precision.shape == (10, 101, 6) and (no_images.precision == -1).all()
-    no_categories = precision_recall(ground_truth, found, category_ids=[])
-    assert no_categories.precision.shape == (10, 101, 0) and no_categories.by_class() == {}
+    for detections, images, cat in (([], None, 0.0), (found, [2], math.nan), (found, [], math.nan)):
+        figures = box_figures(ground_truth, detections, category_ids=reversed(NAMES), image_ids=images)
+        assert list(figures) == sorted(NAMES)
+        for category, row in figures.items():
+            expected = cat if category == IDS["cat"] else math.nan  # without ground truth
+            assert row == pytest.approx(dict.fromkeys(METRICS, expected), nan_ok=True)
+    assert box_figures(ground_truth, found, category_ids=[]) == {}
     with pytest.raises(UserError, match="image 5, which is not in the ground truth"):
-        precision_recall(ground_truth, [thing(5, "cat", SPOT)])
+        box_figures(ground_truth, [thing(5, "cat", SPOT)], category_ids=[1])
 
 
 # ---- two processes

@@ -108,9 +108,9 @@ def run(output, by, *options, name="neighbours_test_pairs"):
 
 def test_command_by_image(coloured, tmp_path, capsys):
     run(tmp_path / "out.npy", "image")
-    index = load_neighbours(tmp_path / "out.npy", coloured)
-    np.testing.assert_array_equal(index.rows[:4, 0], [2, 3, 0, 1])
-    assert index.by == "image" and index.dataset == "neighbours_test_pairs"
+    np.testing.assert_array_equal(load_neighbours(tmp_path / "out.npy", coloured)[:4, 0], [2, 3, 0, 1])
+    facts = json.loads((tmp_path / "out.json").read_text())
+    assert (facts["by"], facts["dataset"]) == ("image", "neighbours_test_pairs")
     printed = capsys.readouterr().out
     assert "1 of 5 images are unreadable" in printed and "4.png: not a" in printed
 
@@ -121,7 +121,7 @@ def test_command_by_text(coloured, tmp_path, monkeypatch, cached):
     options = ["--cache", str(tmp_path / "cache")] if cached else []
     for _ in range(1 + cached):  # the second time from the cache
         run(tmp_path / "out.npy", "text", *options)
-        np.testing.assert_array_equal(load_neighbours(tmp_path / "out.npy", coloured).rows[:, 0], [2, 3, 0, 1, 2])
+        np.testing.assert_array_equal(load_neighbours(tmp_path / "out.npy", coloured)[:, 0], [2, 3, 0, 1, 2])
     assert json.loads((tmp_path / "out.json").read_text())["by"] == "text"
     assert (tmp_path / "cache").is_dir() == cached
 

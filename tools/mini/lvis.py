@@ -26,6 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from clim.data.shards import ShardRecords
 from clim.errors import UserError
 from clim.files import write_json
 from mini import generate
@@ -232,18 +233,11 @@ def _write_index(folder: Path) -> None:
         build_index(folder / "pairs", names, folder / "index", tagging=Tagging("mini", categories, caption_tags, True))
 
 
-def shard_captions(folder: Path) -> list[str]:
-    """The captions of all shards in a folder, in their order."""
-    captions = []
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            captions += [tar.extractfile(m).read().decode() for m in tar if m.name.endswith(".txt")]
-    return captions
-
-
 def set_up_mini_lvis(root: Path, *, seed: int, **sizes) -> dict:
     """Make mini OV-LVIS and its embeddings under ``root``. Existing files stay. Returns build_mini_lvis's summary."""
     summary = build_mini_lvis(root, seed=seed, **sizes)
     generate.write_class_embeddings(root)
-    generate.fill_caption_cache(root, shard_captions(root / "mini_lvis/pairs"))
+    if summary["counts"]["pairs"]["images"]:
+        pairs = ShardRecords(root / "mini_lvis/index", root / "mini_lvis/pairs")
+        generate.fill_caption_cache(root, [pair["captions"][0] for pair in pairs])
     return summary

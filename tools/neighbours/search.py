@@ -89,7 +89,7 @@ def caption_features(records: list[dict], tower) -> torch.Tensor:
     """(N, D) unit rows: the direction of an image's mean caption embedding; zeros without a caption."""
     features = []
     for start in tqdm(range(0, len(records), BATCH), desc="captions", unit="batch"):
-        captions = [record["captions"] for record in records[start : start + BATCH]]
+        captions = [records[i]["captions"] for i in range(start, min(start + BATCH, len(records)))]
         flat = tower.encode([text for texts in captions for text in texts]).float()
         sums = flat.new_zeros(len(captions), flat.shape[1])
         owner = [i for i, texts in enumerate(captions) for _ in texts]

@@ -34,14 +34,13 @@ COCO_CATEGORIES = tuple((key, name) for key, name in PANOPTIC_CATEGORIES if key 
 COCO_IDS, COCO_NAMES = zip(*COCO_CATEGORIES, strict=True)
 PANOPTIC_NAMES = tuple(name for _, name in PANOPTIC_CATEGORIES)
 STUFF_NAMES = tuple(name for key, name in PANOPTIC_CATEGORIES if key in STUFF_IDS)
-UNUSED_IDS = tuple(key for key in COCO_IDS if key not in BASE_IDS + NOVEL_IDS)
 
-BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES = (
-    tuple(COCO_IDS.index(key) for key in ids) for ids in (BASE_IDS, NOVEL_IDS, UNUSED_IDS)
-)
-BASE_NAMES, NOVEL_NAMES, UNUSED_NAMES = (
-    tuple(COCO_NAMES[index] for index in indices) for indices in (BASE_INDICES, NOVEL_INDICES, UNUSED_INDICES)
-)
+# Category id: contiguous index.
+COCO_INDEX = {key: index for index, key in enumerate(COCO_IDS)}
+PANOPTIC_INDEX = {key: index for index, (key, _) in enumerate(PANOPTIC_CATEGORIES)}
+
+BASE_INDICES, NOVEL_INDICES = (tuple(COCO_INDEX[key] for key in ids) for ids in (BASE_IDS, NOVEL_IDS))
+BASE_NAMES, NOVEL_NAMES = (tuple(COCO_NAMES[i] for i in indices) for indices in (BASE_INDICES, NOVEL_INDICES))
 
 # LVIS v1 by ascending id, 1 to 1,203. Prompts have these names; Detectron2's metadata have each first synonym, which
 # differs for one class ("bull", "horned_cow"). In OV-LVIS the rare classes, on 1 to 10 training images, are novel.
@@ -55,13 +54,3 @@ NAMED_CLASSES: dict[str, tuple[str, ...]] = {
     "lvis": LVIS_NAMES,
     "pascal_context": PASCAL_CONTEXT,
 }
-
-
-def contiguous_ids() -> dict[int, int]:
-    """COCO category id -> index (0-79), a new dict at each call."""
-    return {key: index for index, key in enumerate(COCO_IDS)}
-
-
-def panoptic_ids() -> dict[int, int]:
-    """COCO panoptic category id -> index (0-132), a new dict at each call."""
-    return {key: index for index, (key, _) in enumerate(PANOPTIC_CATEGORIES)}

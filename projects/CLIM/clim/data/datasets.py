@@ -16,7 +16,7 @@ from detectron2.data.datasets.lvis import get_lvis_instances_meta
 from clim.errors import UserError
 from clim.files import data_root, read_json, resolve
 
-from .categories import BASE_NAMES, COCO_NAMES, LVIS_RARE_IDS, NOVEL_NAMES, STUFF_NAMES, contiguous_ids
+from .categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, LVIS_RARE_IDS, NOVEL_NAMES, STUFF_NAMES
 from .readers import read_boxes, read_captions, read_lvis, read_panoptic_regions, read_pseudo_labels, read_regions
 from .shards import read_shards
 
@@ -133,7 +133,7 @@ def register_own_sets(entries: Sequence[Sequence[str]]) -> None:
 
 def coco_vocabulary() -> Vocabulary:
     """COCO's 80 classes, also if a file lists fewer."""
-    return Vocabulary(list(COCO_NAMES), list(BASE_NAMES), list(NOVEL_NAMES), contiguous_ids())
+    return Vocabulary(list(COCO_NAMES), list(BASE_NAMES), list(NOVEL_NAMES), dict(COCO_INDEX))
 
 
 def lvis_vocabulary() -> Vocabulary:

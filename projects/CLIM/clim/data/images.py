@@ -10,7 +10,6 @@ files are errors.
 """
 
 import io
-import math
 import os
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
@@ -174,10 +173,9 @@ def _draft(image: Image.Image, at_least: tuple[int, int]) -> None:
     """Let a JPEG decoder work at 1/2, 1/4 or 1/8 size. ``at_least`` is upright; the stored image may be turned."""
     if image.format not in ("JPEG", "MPO"):
         return
-    height, width = (max(1, math.ceil(side)) for side in at_least)
-    if _orientation(image) >= 5:
-        height, width = width, height
-    image.draft(None, (width, height))  # the smallest scale that is large enough
+    height, width = at_least
+    # The smallest scale that is large enough.
+    image.draft(None, (height, width) if _orientation(image) >= 5 else (width, height))
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -5,6 +5,7 @@ rank), so resuming needs no stored state.
 """
 
 import gc
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count, islice
@@ -13,7 +14,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetFromList,
+    DatasetMapper,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
@@ -24,13 +31,16 @@ from clim.errors import UserError
 from .jittering import Jittering
 from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper, training_augmentations
 from .partners import load_neighbours
-from .records import Records, column, concatenated, parts_of, with_own_ids
+from .records import column, concatenated, parts_of, with_own_ids
+from .shards import ShardRecords
 
 # Each source has its own stream, so that two sources do not draw the same images together, as in the CLIM release.
 STREAMS = {"detection": 0, "captions": 1, "mosaics": 2, "regions": 3}
 
 Draw = tuple[int, int]  # (epoch, index)
 Key = tuple[str, int, int]  # (source, epoch, index)
+
+logger = logging.getLogger(__name__)
 
 
 # ---- training
@@ -51,6 +61,9 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
         ranks = {"rank": comm.get_rank(), "world": comm.get_world_size()}
         drawn = draws(len(records), seed=seed, stream=STREAMS[name], factors=factors, **ranks)
         streams[name] = batches(drawn, size, landscape=landscape)
+        if name == "detection":
+            # Workers share bytes. They would copy each page of objects that they read: it holds reference counts.
+            mappers[name].records = DatasetFromList(records, copy=False)
 
     if loader.ALTERNATE:
         if len(loader.ALTERNATE) != len(streams):
@@ -123,25 +136,24 @@ def source_records(cfg, source: str) -> Sequence[dict]:
     if source in ("captions", "mosaics"):
         return caption_records(cfg.DATASETS.CAPTIONS)
     if source == "regions":
-        names = cfg.DATASETS.REGIONS
-        return _checked("REGIONS", names, "boxes", concatenated(map(DatasetCatalog.get, names)))
-    names = cfg.DATASETS.TRAIN
-    try:
-        records = get_detection_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    except AssertionError:  # Detectron2 asserts that a record is left
-        records = []
-    return _checked("TRAIN", names, "annotations", records)
+        return _read("REGIONS", cfg.DATASETS.REGIONS, "boxes")
+    read = partial(get_detection_dataset_dicts, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    return _read("TRAIN", cfg.DATASETS.TRAIN, "annotations", read)
 
 
 def caption_records(names: Sequence[str]) -> Sequence[dict]:
     """Image-text pairs of registered data sets: a list, or :mod:`~clim.data.records`. UserError if there are none."""
-    return with_own_ids(_checked("CAPTIONS", names, "captions", concatenated(map(DatasetCatalog.get, names))))
+    return with_own_ids(_read("CAPTIONS", names, "captions"))
 
 
-def _checked(key: str, names: Sequence[str], field: str, records: Sequence[dict]) -> Sequence[dict]:
+def _read(key: str, names: Sequence[str], field: str, read=lambda ns: concatenated(map(DatasetCatalog.get, ns))):
+    try:
+        records = read(names)
+    except AssertionError:  # Detectron2 asserts that a record is left
+        records = []
     if not records:
         raise UserError(f"DATASETS.{key} = {tuple(names)} holds no image with {field}.")
-    firsts = (part[:1] if isinstance(part, Records) else part for part in parts_of(records))
+    firsts = (part[:1] if isinstance(part, ShardRecords) else part for part in parts_of(records))
     if any(field not in record for part in firsts for record in part):
         raise UserError(
             f"DATASETS.{key} = {tuple(names)} holds images without {field}: pairs belong in DATASETS.CAPTIONS, boxes "
@@ -213,9 +225,14 @@ def repeat_factors(cfg, records: list[dict]) -> np.ndarray | None:
     loader, sampler = cfg.DATALOADER, RepeatFactorTrainingSampler
     if loader.SAMPLER_TRAIN != sampler.__name__:
         return None
+    logging.getLogger(sampler.__module__).setLevel(logging.WARNING)  # it logs a line for each class
     compute = sampler.repeat_factors_from_category_frequency
     factors = compute(records, loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT).numpy()
-    return np.ceil(factors) if loader.REPEAT_ROUND_UP else factors
+    factors = np.ceil(factors) if loader.REPEAT_ROUND_UP else factors
+    logger.info(
+        "Repeat factors up to %.2f: an epoch of %d images has about %d", factors.max(), len(factors), factors.sum()
+    )
+    return factors
 
 
 def repeated(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:

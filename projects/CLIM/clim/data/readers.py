@@ -2,8 +2,8 @@
 
 Every reader takes (json file, image folder, ``index``, ``remedy``): ``index`` is {category id of the json: contiguous
 0-based index}; ``remedy`` tells users how to get the files and ends an error message. Every record holds ``file_name``,
-``height``, ``width`` (pixels) and ``image_id``. Readers raise UserError for a missing or broken json, a missing image
-folder, and a category that is not in ``index``.
+``height``, ``width`` (pixels) and ``image_id``. Readers raise UserError for a missing or broken json, one of another
+kind, a missing image folder, and a category that is not in ``index``.
 """
 
 import logging
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from clim.errors import UserError
 from clim.files import read_json
 
-from .categories import STUFF_IDS, panoptic_ids
+from .categories import PANOPTIC_INDEX, STUFF_IDS
 from .images import UnreadableImage, image_size
 from .shards import SCHEME
 
@@ -54,23 +54,17 @@ def read_lvis(json_file: str, image_root: str, *, index: Mapping[int, int], reme
 
     An image without ``file_name`` lies where the last two parts of its ``coco_url`` say. ``segmentation`` is a list of
     polygons, float32 (2 P,) each, or compressed run lengths. Polygons of fewer than 3 points are left out, and so is
-    an annotation with no other mask, as in Detectron2. UserError also if the file has no annotations.
+    an annotation with no other mask, as in Detectron2.
     """
     # LVIS has 1.3 million polygons for training: they become arrays while the file is read.
-    content, by_image = read_json(json_file, remedy=remedy, object_hook=_compact), defaultdict(list)
-    _require_folder(image_root)
-    if not isinstance(content, Mapping) or not {"images", "annotations"} <= set(content):
-        raise UserError(f"{json_file} has no 'images' or no 'annotations', so it is no file of boxes: {remedy}")
+    content, by_image = _open(json_file, image_root, remedy, object_hook=_compact), defaultdict(list)
     for a in content["annotations"]:
         if a.get("iscrowd") or a.get("segmentation") == []:
             continue
         category_id = _class(a["category_id"], index, a["image_id"], json_file)
         annotation = {"bbox": a["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": category_id}
         by_image[a["image_id"]].append(annotation | {k: a[k] for k in ("segmentation",) if k in a})
-    records = []
-    for image in sorted(content["images"], key=lambda image: image["id"]):
-        place = {"file_name": "/".join(image["coco_url"].split("/")[-2:])} if "file_name" not in image else {}
-        records.append(_record(image | place, image_root) | {"annotations": by_image.get(image["id"], [])})
+    records = _with_annotations(content, image_root, by_image)
     kept = sum(len(record["annotations"]) for record in records)
     logger.info(f"Loaded {len(records)} images with {kept} of {len(content['annotations'])} boxes from {json_file}")
     return records
@@ -98,10 +92,7 @@ def read_captions(
     Each image with a caption gives a record with ``captions`` (list of str, none blank) and ``tags`` (contiguous
     indices). The log counts the other images. UserError also if no record is left.
     """
-    content = read_json(json_file, remedy=remedy)
-    _require_folder(image_root)
-    if not isinstance(content, Mapping) or "images" not in content:
-        raise UserError(f"{json_file} has no 'images', so it is not a caption file: {remedy}")
+    content = _open(json_file, image_root, remedy, keys=["images"])
     if index is None:
         index = {key: i for i, key in enumerate(sorted(c["id"] for c in content.get("categories", ())))}
     apart = defaultdict(list)
@@ -139,8 +130,7 @@ def read_regions(json_file: str, image_root: str, *, index: Mapping[int, int], r
     ``annotations`` keep the order of the file: {category_id (contiguous), iscrowd, bbox (x, y, width, height in
     pixels)}, and ``segmentation`` (COCO's polygons or run lengths) if the file has it.
     """
-    content, by_image = read_json(json_file, remedy=remedy), defaultdict(list)
-    _require_folder(image_root)
+    content, by_image = _open(json_file, image_root, remedy), defaultdict(list)
     for a in content["annotations"]:
         annotation = {
             "category_id": _class(a["category_id"], index, a["image_id"], json_file),
@@ -150,8 +140,7 @@ def read_regions(json_file: str, image_root: str, *, index: Mapping[int, int], r
         if a.get("segmentation"):
             annotation["segmentation"] = a["segmentation"]
         by_image[a["image_id"]].append(annotation)
-    images = sorted(content["images"], key=lambda image: image["id"])
-    return [_record(image, image_root) | {"annotations": by_image.get(image["id"], [])} for image in images]
+    return _with_annotations(content, image_root, by_image)
 
 
 def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) -> list[dict]:
@@ -161,28 +150,26 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
     ``segmentation``, and ``bbox`` unless it is stuff. The folder of the PNGs has the name of the json and lies in its
     folder (COCO's zip) or beside that folder (Detectron2).
     """
-    content = read_json(json_file, remedy=remedy)
-    _require_folder(image_root)
+    content = _open(json_file, image_root, remedy)
     folders = [place / Path(json_file).stem for place in (Path(json_file).parents[1], Path(json_file).parent)]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
         raise UserError(f"no folder of panoptic PNGs at {folders[0]} or {folders[1]}: {remedy}")
-    by_image, index = {a["image_id"]: a for a in content["annotations"]}, panoptic_ids()
-    records = []
-    for image in sorted(content["images"], key=lambda image: image["id"]):
-        panoptic, annotations = by_image.get(image["id"], {"file_name": "", "segments_info": []}), []
+    files, by_image = {}, defaultdict(list)
+    for panoptic in content["annotations"]:
+        image_id = panoptic["image_id"]
+        files[image_id] = panoptic["file_name"]
         for segment in panoptic["segments_info"]:
             annotation = {
-                "category_id": _class(segment["category_id"], index, image["id"], json_file),
+                "category_id": _class(segment["category_id"], PANOPTIC_INDEX, image_id, json_file),
                 "iscrowd": int(segment.get("iscrowd", 0)),
                 "segment_id": segment["id"],
             }
             if segment["category_id"] not in STUFF_IDS:
                 annotation["bbox"] = list(segment["bbox"])
-            annotations.append(annotation)
-        segments = {"pan_seg_file_name": str(folder / panoptic["file_name"]), "annotations": annotations}
-        records.append(_record(image, image_root) | segments)
-    return records
+            by_image[image_id].append(annotation)
+    records = _with_annotations(content, image_root, by_image)
+    return [r | {"pan_seg_file_name": str(folder / files.get(r["image_id"], ""))} for r in records]
 
 
 def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
@@ -203,15 +190,30 @@ def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, i
     return records
 
 
+def _open(json_file: str, image_root: str, remedy: str, *, keys=("images", "annotations"), **options) -> dict:
+    content = read_json(json_file, remedy=remedy, **options)
+    _require_folder(image_root)
+    if not isinstance(content, Mapping) or not set(keys) <= set(content):
+        raise UserError(f"{json_file} has no {' or no '.join(keys)}, so it is a file of another kind: {remedy}")
+    return content
+
+
 def _require_folder(image_root: str) -> None:
     if not Path(image_root).is_dir():
         raise UserError(f"image folder {image_root} not found: set DETECTRON2_DATASETS, see datasets/README.md")
 
 
+def _with_annotations(content: Mapping, image_root: str, by_image: Mapping[int, list[dict]]) -> list[dict]:
+    """The records of all images by ascending id."""
+    images = sorted(content["images"], key=lambda image: image["id"])
+    return [_record(image, image_root) | {"annotations": by_image.get(image["id"], [])} for image in images]
+
+
 def _record(image: Mapping, image_root: str) -> dict:
     """The entries of every record; UnreadableImage if neither the json nor the image's header gives the size."""
-    scheme = SCHEME if image["file_name"].startswith(SCHEME) else ""  # an image in a shard
-    file_name = scheme + os.path.join(image_root, image["file_name"].removeprefix(scheme))  # an absolute path stays
+    name = image["file_name"] if "file_name" in image else "/".join(image["coco_url"].split("/")[-2:])  # LVIS
+    scheme = SCHEME if name.startswith(SCHEME) else ""  # an image in a shard
+    file_name = scheme + os.path.join(image_root, name.removeprefix(scheme))  # an absolute path stays
     sized = "height" in image and "width" in image
     height, width = (image["height"], image["width"]) if sized else image_size(file_name)
     return {"file_name": file_name, "height": height, "width": width, "image_id": image["id"]}

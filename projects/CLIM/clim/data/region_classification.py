@@ -65,9 +65,12 @@ class RegionTestMapper:
 
         kept, boxes, masks = [], [], []
         for annotation in annotations:
-            masked = "masks" in self.variants or "bbox" not in annotation
-            mask = _mask(annotation, record, segments) if masked else None
-            box = _box(annotation, mask)
+            mask = None
+            if segments is not None:
+                mask = segments == annotation["segment_id"]
+            elif "masks" in self.variants:
+                mask = bitmask(annotation["segmentation"], record["height"], record["width"])
+            box = _xyxy(annotation["bbox"]) if "bbox" in annotation else extent(mask)  # stuff: None without a pixel
             if box is not None and self.min_area <= (box[2:] - box[:2]).prod() <= self.max_area:
                 kept.append(annotation)
                 boxes.append(box)
@@ -171,16 +174,5 @@ def crop_letterboxed(image: np.ndarray, box: np.ndarray, size: int, *, enlarged:
     return np.roll(square, ((size - height) // 2, (size - width) // 2), axis=(0, 1))
 
 
-def _mask(annotation: Mapping, record: Mapping, segments: Tensor | None) -> Tensor:
-    """bool (H, W)."""
-    if segments is not None:
-        return segments == annotation["segment_id"]
-    return bitmask(annotation["segmentation"], record["height"], record["width"])
-
-
-def _box(annotation: Mapping, mask: Tensor | None) -> Tensor | None:
-    """(4,) double x0, y0, x1, y1; None for stuff without a pixel."""
-    if "bbox" not in annotation:
-        return extent(mask)
-    x, y, width, height = annotation["bbox"]
-    return torch.tensor([x, y, x + width, y + height], dtype=torch.float64)
+def _xyxy(bbox: list[float]) -> Tensor:
+    return torch.tensor([bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]], dtype=torch.float64)

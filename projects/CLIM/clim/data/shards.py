@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,6 @@ from detectron2.utils.file_io import PathHandler, PathManager
 
 from clim.errors import UserError
 from clim.files import read_json
-
-from .records import Records
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +47,12 @@ _SPAN = re.compile(r"tar://(.+?)\?(\d+)\+(\d+)#")
 _PROBE = 1 << 16  # bytes
 
 
-class ShardRecords(Records):
+class ShardRecords(Sequence):
     """The pairs of the index in folder ``index``: file_name, height, width, image_id, captions (one) and tags.
 
-    ``tags`` are indices into the index's categories by ascending id. Image ids are the numbers that the keys are, or
-    the rows of the index if keys are not different numbers.
+    A record is made when it is asked for; a slice is a list. ``tags`` are indices into the index's categories by
+    ascending id. Image ids are the numbers that the keys are, or the rows of the index if keys are not different
+    numbers; with ``first_id``, they are ``first_id``, ``first_id`` + 1, …
     """
 
     def __init__(self, index: str | os.PathLike, shards: str | os.PathLike, first_id: int | None = None):
@@ -71,14 +70,21 @@ class ShardRecords(Records):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self.record(i) for i in range(*index.indices(len(self)))]
+        return self.record(range(len(self))[index])  # range counts from the end and raises IndexError
+
     @property
     def source(self) -> str:
+        """Equal for two sequences of the same images."""
         return str(self.index.resolve())
 
     def numbered_from(self, first: int) -> "ShardRecords":
         return ShardRecords(self.index, self.shards, first)
 
     def column(self, name: str) -> np.ndarray:
+        """(N,) values of "height", "width" or "image_id"."""
         if name == "image_id" and self.first_id is not None:
             return np.arange(self.first_id, self.first_id + len(self))
         return np.ascontiguousarray(self.pairs[name])

@@ -1,13 +1,4 @@
-"""Training around Detectron2's engine.
-
-| file | content |
-|---|---|
-| ``setup.py`` | ``launch`` starts the processes; ``load_config``, ``setup``: a checked config |
-| ``trainer.py`` | ``Trainer``: hooks, one training step, evaluation |
-| ``resume.py`` | what a killed run continues from |
-| ``solver.py`` | learning rate and iterations for the number of processes; SGD or AdamW |
-| ``weight_ensemble.py`` | the mean of trained and initial weights, for evaluation and ``clip.pt`` |
-"""
+"""Training around Detectron2's engine: from the command line to a config, a trainer, and what a killed run needs."""
 
 from .setup import launch, load_config, setup
 from .trainer import Trainer

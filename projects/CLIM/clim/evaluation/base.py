@@ -15,6 +15,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from faster_coco_eval import COCO
 from tabulate import tabulate
 
 from clim.data.loader import NO_REGION, Skipped, SkippingLoader, build_detection_loader
@@ -180,6 +181,24 @@ def unpack(detections: np.ndarray) -> Iterator[dict]:
     for image, category, score, box, size, counts in zip(*columns, strict=True):
         mask = {} if counts is None else {"segmentation": {"size": size, "counts": counts.decode()}}
         yield {"image_id": image, "category_id": category, "bbox": box, "score": score} | mask
+
+
+def check_images(ground_truth: Mapping, image_ids: Iterable[int]) -> None:
+    """UserError if one of the detections' ``image_ids`` is not in the ground truth."""
+    if unknown := set(image_ids) - {image["id"] for image in ground_truth["images"]}:
+        raise UserError(
+            f"A detection belongs to image {min(unknown)}, which is not in the ground truth: evaluate on the file of "
+            "these images."
+        )
+
+
+def indexed(images: list[dict], categories: list[dict], annotations: Iterable[Mapping]) -> COCO:
+    """A COCO object of annotations or detections. Their ids start at 1: faster-coco-eval counts id 0 as unmatched."""
+    coco = COCO()
+    annotations = [annotation | {"id": i} for i, annotation in enumerate(annotations, start=1)]
+    coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
+    coco.createIndex()
+    return coco
 
 
 def summary_table(summary: Mapping[str, float], columns: Sequence[str]) -> str:

@@ -27,8 +27,7 @@ from pycocotools import mask as mask_util
 from clim.errors import UserError
 from clim.files import replacing
 
-from .base import DetectionEvaluator, pack, unpack
-from .coco_api import check_images, indexed
+from .base import DetectionEvaluator, check_images, indexed, pack, unpack
 
 AREAS = {"": [0, 1e10], "s": [0, 32**2], "m": [32**2, 96**2], "l": [96**2, 1e10]}  # square pixels
 IMAGE_KEYS = ("id", "height", "width", "neg_category_ids", "not_exhaustive_category_ids")
@@ -49,10 +48,7 @@ class LVISEvaluator(DetectionEvaluator):
     columns, report_file = ("AP",), "lvis_results.json"
 
     def __init__(self, dataset_name: str, *, max_dets: int = 300, **base):
-        """The metadata is OVCOCOEvaluator's, of a file in LVIS's format; base_classes and novel_classes may be missing.
-
-        ``base`` are further arguments of :class:`ImageEvaluator`.
-        """
+        """The metadata is OVCOCOEvaluator's, of a file in LVIS's format; base and novel classes may be missing."""
         metadata = MetadataCatalog.get(dataset_name)
         splits = {split: metadata.get(f"{split}_classes") or () for split in ("base", "novel")}
         super().__init__(dataset_name, max_dets=max_dets, splits=splits, **base)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from clim.text.tower import TextTower
 
 KEY_BYTES = 16
-_SHARD_STRIDE = 1 << 40  # more rows than a shard can have
+_MAP_STRIDE = 1 << 40  # more rows than a file can have
 _CHUNK = 4096  # texts between two writes of a prefill
 _UNIT_TOLERANCE = 1e-3  # a stored row whose length differs more from 1 is damaged
 
@@ -96,11 +96,13 @@ class RowStore:
 
     def __init__(self, folder: Path, *, dim: int):
         self._folder, self._dim = folder, dim
-        self._shards: list[_Shard] = []
-        self._own: _Shard | None = None  # this object appends to it
-        self._places: dict[bytes, int] = {}  # shard * _SHARD_STRIDE + row
+        self._maps: list[np.ndarray] = []  # (n, D) of each pair of files
+        self._own: Path | None = None  # this object appends to these files; their map is the last
+        self._places: dict[bytes, int] = {}  # map * _MAP_STRIDE + row
         for path in sorted(folder.glob("*.keys")):  # oldest first: a newer row replaces an older one
-            self._place(self._open(path.with_suffix("")).keys(), first=0)
+            self._maps.append(self._map(path.with_suffix("")))
+            data = path.read_bytes()
+            self._place([data[i : i + KEY_BYTES] for i in range(0, len(self._maps[-1]) * KEY_BYTES, KEY_BYTES)])
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
@@ -110,57 +112,37 @@ class RowStore:
 
     def add(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
         """Store ``rows`` (n, D) under ``keys``; a known key gets the new row."""
-        self._own = self._own or self._open(self._folder / f"{time.time_ns():020d}-{os.getpid()}")
-        first = len(self._own.rows)
-        self._own.append(keys, rows)
-        self._place(keys, first=first)
+        if self._own is None:
+            self._own = self._folder / f"{time.time_ns():020d}-{os.getpid()}"
+            self._maps.append(self._map(self._own))
+        first = len(self._maps[-1])
+        for suffix, size, data in (
+            (".rows", 4 * self._dim, rows.astype(np.float32).tobytes()),
+            (".keys", KEY_BYTES, b"".join(keys)),
+        ):
+            with open(self._own.with_suffix(suffix), "ab") as file:
+                file.truncate(first * size)  # removes the rest of an earlier, failed write
+                file.write(data)
+        self._maps[-1] = self._map(self._own)
+        self._place(keys, first)
 
     def gather(self, keys: Sequence[bytes]) -> np.ndarray:
         """(n, D) float32 copies of the rows of n known keys."""
-        places = np.array([self._places[key] for key in keys], dtype=np.int64)
-        shards, numbers = np.divmod(places, _SHARD_STRIDE)
+        maps, numbers = np.divmod(np.array([self._places[key] for key in keys], dtype=np.int64), _MAP_STRIDE)
         rows = np.empty((len(keys), self._dim), dtype=np.float32)
-        for shard in np.unique(shards):
-            rows[shards == shard] = self._shards[shard].rows[numbers[shards == shard]]
+        for i in np.unique(maps):
+            rows[maps == i] = self._maps[i][numbers[maps == i]]
         return rows
 
-    def _open(self, stem: Path) -> "_Shard":
-        self._shards.append(_Shard(stem, dim=self._dim))
-        return self._shards[-1]
+    def _map(self, stem: Path) -> np.ndarray:
+        """The memory map (n, D) of all complete rows that have a complete key."""
+        files = [(stem.with_suffix(".keys"), KEY_BYTES), (stem.with_suffix(".rows"), 4 * self._dim)]
+        length = min(path.stat().st_size // size if path.exists() else 0 for path, size in files)
+        if not length:  # an empty file cannot be mapped
+            return np.empty((0, self._dim), np.float32)
+        return np.memmap(files[1][0], np.float32, "r", shape=(length, self._dim))
 
-    def _place(self, keys: Sequence[bytes], *, first: int) -> None:
-        """Remember that ``keys`` start at row ``first`` of the last shard."""
-        start = (len(self._shards) - 1) * _SHARD_STRIDE + first
+    def _place(self, keys: Sequence[bytes], first: int = 0) -> None:
+        """Remember that ``keys`` start at row ``first`` of the last map."""
+        start = (len(self._maps) - 1) * _MAP_STRIDE + first
         self._places.update(zip(keys, range(start, start + len(keys)), strict=True))
-
-
-class _Shard:
-    """A pair of files; ``rows`` (n, D) is the memory map of all complete rows that have a complete key."""
-
-    def __init__(self, stem: Path, *, dim: int):
-        self._key_file, self._row_file = stem.with_suffix(".keys"), stem.with_suffix(".rows")
-        self._dim = dim
-        self._map()
-
-    def keys(self) -> list[bytes]:
-        data = self._key_file.read_bytes() if len(self.rows) else b""
-        return [data[i * KEY_BYTES : (i + 1) * KEY_BYTES] for i in range(len(self.rows))]
-
-    def append(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
-        """Write ``rows`` (n, D), then their keys; first remove the rest of an earlier, failed write."""
-        for path, size, data in (
-            (self._row_file, 4 * self._dim, rows.astype(np.float32).tobytes()),
-            (self._key_file, KEY_BYTES, b"".join(keys)),
-        ):
-            with open(path, "ab") as file:
-                file.truncate(len(self.rows) * size)
-                file.write(data)
-        self._map()
-
-    def _map(self) -> None:
-        sizes = [path.stat().st_size if path.exists() else 0 for path in (self._key_file, self._row_file)]
-        length = min(sizes[0] // KEY_BYTES, sizes[1] // (4 * self._dim))
-        if length:
-            self.rows = np.memmap(self._row_file, np.float32, "r", shape=(length, self._dim))
-        else:  # an empty file cannot be mapped
-            self.rows = np.empty((0, self._dim), np.float32)
