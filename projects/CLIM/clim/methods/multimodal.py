@@ -21,14 +21,9 @@ class MultimodalTransformer(nn.Module):
 
         super().__init__()
         config = BertConfig(
-            hidden_size=dim,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=dim,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-            attn_implementation="sdpa",
-        )
+            hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=dim,
+            hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, attn_implementation="sdpa",
+        )  # fmt: skip
         self.mask_padding = mask_padding
         self.visual_emb = VisualEmbedding(config)
         self.encoder = BertEncoder(config)

@@ -34,19 +34,10 @@ class Grounding(Method):
 
     @configurable
     def __init__(
-        self,
-        *,
-        global_metric: str,
-        local_metric: str,
-        temperature: float,
-        contrast_group: int,
-        joint: bool,
-        max_cells: int,
-        transformer: MultimodalTransformer | None,
-        mlm_probability: float,
-        mlm_hidden: float,
+        self, *, global_metric: str, local_metric: str, temperature: float, contrast_group: int, joint: bool,
+        max_cells: int, transformer: MultimodalTransformer | None, mlm_probability: float, mlm_hidden: float,
         text_dropout: bool,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.score, self.to_metric = GLOBAL_METRICS[global_metric], LOCAL_METRICS[local_metric]
         self.temperature, self.group, self.joint, self.max_locations = temperature, contrast_group, joint, max_cells

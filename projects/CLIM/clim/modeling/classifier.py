@@ -31,15 +31,9 @@ class CosineClassifier(nn.Module):
 
     @configurable
     def __init__(
-        self,
-        in_features: int,
-        *,
-        class_embeddings: Tensor,
-        temperature: float,
-        train_bias: float | None = None,
-        width: int | None = None,
-        learned_background: bool = False,
-    ):
+        self, in_features: int, *, class_embeddings: Tensor, temperature: float, train_bias: float | None = None,
+        width: int | None = None, learned_background: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.temperature = temperature
         self.linear = nn.Linear(in_features, width or class_embeddings.shape[1])
