@@ -58,10 +58,6 @@ class MultimodalTransformer(nn.Module):
         bias = real.float()[:, None, None, :]
         return (1 - bias) * torch.finfo(bias.dtype).min if self.mask_padding else bias
 
-    def word_logits(self, features: Tensor, word_embeddings: Tensor) -> Tensor:
-        """(M, V) logits of token features (M, D) with the text tower's frozen ``word_embeddings`` (V, D)."""
-        return self.heads.predictions(features, word_embeddings)
-
 
 class VisualEmbedding(nn.Module):
     """Turns a location into a token: LayerNorm(Linear(location) + Linear(place)), then dropout."""
@@ -78,7 +74,7 @@ class VisualEmbedding(nn.Module):
 
 
 class WordPrediction(nn.Module):
-    """BERT's language-model head with biases for words, but without a table of words."""
+    """BERT's language-model head: logits (M, V) of token features (M, D) with the text tower's frozen words (V, D)."""
 
     def __init__(self, config, vocabulary: int):
         from transformers.models.bert.modeling_bert import BertPredictionHeadTransform

@@ -18,7 +18,7 @@ from clim.losses import GLOBAL_METRICS, LOCAL_METRICS, choices
 from clim.text.bert import TokenBatch, mask_words
 from clim.text.build import bert_config
 
-from .base import METHOD_REGISTRY, Method, arguments
+from .base import METHOD_REGISTRY, Method, Rows, arguments
 from .multimodal import MultimodalTransformer
 
 
@@ -107,7 +107,7 @@ class Grounding(Method):
             scores, matched = self.transformer(tokens[rows], read.attention[rows], *(part[rows] for part in images))
             matching = matching + share * sum(choices(scores, image_ids[rows]))
             features.append(matched)
-        logits = self.transformer.word_logits(torch.cat(features)[chosen], tower.word_embeddings)
+        logits = self.transformer.heads.predictions(torch.cat(features)[chosen], tower.word_embeddings)
         words = F.cross_entropy(logits.float(), ids[chosen], reduction="sum") / chosen.sum().clamp(min=1)
         return {"loss_matching": matching, "loss_words": words}
 
@@ -165,7 +165,7 @@ class FeatureGrid(NamedTuple):
 
 
 @dataclass
-class Locations:
+class Locations(Rows):
     """The locations to embed, tile by tile."""
 
     canvas: Tensor  # (R,) int64
@@ -173,12 +173,6 @@ class Locations:
     column: Tensor  # (R,) int64
     tile: Tensor  # (R,) int64
     place: Tensor  # (R, 2) x and y of the middle, divided by the canvas's columns and rows
-
-    def __len__(self) -> int:
-        return len(self.tile)
-
-    def __getitem__(self, which: Tensor) -> "Locations":
-        return Locations(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
 
 
 def locations_of_tiles(tiles: Tiles, grids: Sequence[FeatureGrid]) -> Locations:

@@ -73,8 +73,8 @@ class ImageTextModel(HasTextEncoder, nn.Module):
     def from_config(cls, cfg):
         encoder, image_encoder = build_text_encoder(cfg), build_image_encoder(cfg)
         dim, mosaic = cfg.MODEL.TEXT.DIM, cfg.INPUT.MOSAIC
-        what = f"MODEL.IMAGE_ENCODER.ARCHITECTURE {cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE}"
-        require_width(image_encoder.dim, cfg, what=what)
+        name = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
+        require_width(image_encoder.dim, cfg, what=f"MODEL.IMAGE_ENCODER.ARCHITECTURE {name}")
         method = build_method(cfg, pools=cls.pools)
         if method is not None and method.needs_proposals:
             raise UserError(
@@ -82,16 +82,12 @@ class ImageTextModel(HasTextEncoder, nn.Module):
                 f"{cfg.MODEL.META_ARCHITECTURE} has none: use a detector, or a method of whole tiles."
             )
         return {
-            "image_encoder": image_encoder,
-            "method": method,
-            "text_encoder": encoder,
+            "image_encoder": image_encoder, "method": method, "text_encoder": encoder,
             "class_embeddings": vocabulary_embeddings(cfg, encoder) if is_configured(cfg) else torch.zeros(0, dim),
             "device_grids": list(mosaic.GRIDS) if mosaic.COMPOSE == "device" else [],
-            "canvas_size": mosaic.SIZE,
-            "permute_texts": mosaic.PERMUTE_TEXTS,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+            "canvas_size": mosaic.SIZE, "permute_texts": mosaic.PERMUTE_TEXTS,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD,
+        }  # fmt: skip
 
     @property
     def device(self) -> torch.device:

@@ -114,6 +114,7 @@ class EfficientNetLite0(ImageEncoder):
     stride = 16
     dense_stride = 32
     native_size = 128
+    tap_shapes = TAPS
 
     @configurable
     def __init__(self, *, dim: int, unlocked_blocks: int, regions: str = "v2", pretrained: str = ""):
@@ -152,10 +153,6 @@ class EfficientNetLite0(ImageEncoder):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """{"dense": (B, 112, h, w)}, the output of block 10."""
         return {"dense": self.blocks[: LAST_SHARED + 1](self.stem(images))}
-
-    @property
-    def tap_shapes(self) -> dict[int, ShapeSpec]:
-        return TAPS
 
     def taps(self, images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """Outputs of blocks 2, 4, 10 and 15 at strides 4 to 32, and block 10's again: what regions are pooled from."""
