@@ -14,7 +14,7 @@ TEXT = {"text_encoder.positional_embedding": [77, 512], "text_encoder.ln_final.w
 
 
 def test_an_official_file(load_cfg, tmp_path, caplog, monkeypatch):
-    """Names and shapes are official, every tensor arrives and none is reported. The config's classes and mask stay, with a warning from each stage."""
+    """Names and shapes are official, and every tensor arrives. The config's classes and mask stay, with warnings."""
     np.save(tmp_path / "classes.npy", np.random.default_rng(0).normal(size=(1203, 512)))
     info = [{"id": i, "image_count": 9 * min(i % 4, 1)} for i in range(1203)]  # every fourth class has no boxes
     (tmp_path / "cat_info.json").write_text(json.dumps(info))

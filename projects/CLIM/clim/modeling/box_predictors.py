@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats, fast_rcnn_inference
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from fvcore.nn import c2_xavier_fill
@@ -55,7 +55,7 @@ class TextOutputLayers(FastRCNNOutputLayers):
     stores_mask = True  # whether checkpoints hold freq_weight
 
     def __init__(self, input_shape, *, class_mask: Tensor, vocabulary_wins: bool, **kwargs):
-        super().__init__(input_shape, **kwargs)
+        super().__init__(input_shape, **kwargs | {"use_sigmoid_ce": True})
         self.register_buffer("freq_weight", class_mask, persistent=self.stores_mask)
         self.vocabulary_wins = vocabulary_wins
         self.register_load_state_dict_pre_hook(_keep_vocabulary)
@@ -72,16 +72,9 @@ class TextOutputLayers(FastRCNNOutputLayers):
         mask = torch.ones(self.num_classes) if class_mask is None else class_mask
         self.freq_weight = mask.to(self.freq_weight)
 
-    def losses(self, predictions, proposals):
-        scores, deltas = predictions
-        gt_classes = torch.cat([p.gt_classes for p in proposals])
-        _log_classification_stats(scores, gt_classes)
-        proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        # An image without ground truth has no gt_boxes; all its proposals are background and have no box loss.
-        gt_boxes = torch.cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
-        box_loss = self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
-        weight = self.loss_weight.get("loss_box_reg", 1.0)
-        return {"loss_cls": self.class_loss(scores, gt_classes), "loss_box_reg": box_loss * weight}
+    def sigmoid_cross_entropy_loss(self, pred_class_logits, gt_classes):
+        """The classification loss of the parent's ``losses``, where ``use_sigmoid_ce``."""
+        return self.class_loss(pred_class_logits, gt_classes)
 
     def inference(self, predictions, proposals):
         """As the parent's, by :meth:`detect`."""
@@ -130,7 +123,6 @@ class OpenVocabOutputLayers(TextOutputLayers):
         given = {"class_embeddings": class_embeddings, "text_encoder": text_encoder}
         return super().from_config(cfg, input_shape, text_encoder=text_encoder) | {
             "cls_score": classifier_type(cfg)(cfg, input_shape.channels, **given),
-            "use_sigmoid_ce": True,
             "fed_loss_power": cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER,
         }
 

@@ -64,7 +64,8 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             self.method = method
         self.text_encoder = text_encoder
         self.register_buffer("class_embeddings", F.normalize(class_embeddings, dim=-1), False)
-        self.device_grids, self.canvas_size, self.permute_texts = device_grids, canvas_size, permute_texts
+        self.compose = partial(compose_groups, grids=device_grids, size=canvas_size, permute_texts=permute_texts)
+        self.composes = bool(device_grids)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.register_load_state_dict_pre_hook(_accept_clip_keys)
@@ -98,10 +99,8 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         if not self.training:
             return self.inference(batch)
         singles, canvases = self._load(batch["captions"]), self._load(batch["mosaics"] + batch["regions"])
-        if self.device_grids:
-            singles, canvases = compose_groups(
-                singles, grids=self.device_grids, size=self.canvas_size, permute_texts=self.permute_texts
-            )
+        if self.composes:
+            singles, canvases = self.compose(singles)
         return self.align(singles.tiles + canvases.tiles, None, partial(self.embed, singles.pixels, canvases.pixels))
 
     def align(self, tiles: list[Tiles], grids: list[FeatureGrid] | None, embed: Callable) -> dict[str, Tensor]:
