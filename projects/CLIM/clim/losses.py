@@ -85,9 +85,8 @@ def federated_class_bce(logits: Tensor, gt_classes: Tensor, classes: Tensor) -> 
     ``logits`` and ``gt_classes`` as for :func:`masked_class_bce`. ``classes`` (S,) in [0, K] are those that were
     drawn; the background K among them counts if ``logits`` have a column for it.
     """
-    mask = logits.new_zeros(logits.shape[1] + 1)
-    mask[classes] = 1
-    return masked_class_bce(logits, gt_classes, mask[:-1])
+    classes = classes[classes < logits.shape[1]].unique()
+    return multi_hot_bce(logits[:, classes], gt_classes[:, None] == classes).sum() / max(len(logits), 1)
 
 
 def masked_softmax_ce(logits: Tensor, gt_classes: Tensor, has_boxes: Tensor, *, background_weight: float) -> Tensor:
