@@ -14,7 +14,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY,
 from clim.config import add_clim_config
 from clim.engine import load_config
 from clim.methods import METHOD_REGISTRY
-from clim.modeling import BOX_PREDICTOR_REGISTRY
+from clim.modeling.box_predictors import BOX_PREDICTOR_REGISTRY
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml"))

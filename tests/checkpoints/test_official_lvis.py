@@ -14,13 +14,14 @@ TEXT = {"text_encoder.positional_embedding": [77, 512], "text_encoder.ln_final.w
 
 
 def test_an_official_file(load_cfg, tmp_path, caplog, monkeypatch):
-    """Every tensor arrives and none is reported. The config's classes and mask stay, with a warning from each stage."""
+    """Names and shapes are official, and every tensor arrives. The config's classes and mask stay, with warnings."""
     np.save(tmp_path / "classes.npy", np.random.default_rng(0).normal(size=(1203, 512)))
     info = [{"id": i, "image_count": 9 * min(i % 4, 1)} for i in range(1203)]  # every fourth class has no boxes
     (tmp_path / "cat_info.json").write_text(json.dumps(info))
     keys = ("MODEL.VOCABULARY.EMBEDDINGS", str(tmp_path / "classes.npy"))
     keys += ("MODEL.OPEN_VOCAB.BASE_CLASSES", str(tmp_path / "cat_info.json"))
     model = build_model(load_cfg("lvis/BoxSup_C2_official.yaml", *keys))
+    assert {name: list(tensor.shape) for name, tensor in model.state_dict().items()} == MANIFEST
     before = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.endswith("_weight")}
     assert len(before) == 6 and before["roi_heads.box_predictor.2.freq_weight"][:5].tolist() == [0, 3, 3, 3, 0]
 

@@ -87,8 +87,8 @@ def test_words_are_predicted_by_the_text_towers_own_rows():
     hidden = F.gelu(dense + state["heads.predictions.transform.dense.bias"])
     norm = [state[f"heads.predictions.transform.LayerNorm.{part}"] for part in ("weight", "bias")]
     expected = F.layer_norm(hidden, (DIM,), *norm, eps=1e-12) @ table.T + state["heads.predictions.bias"]
-    torch.testing.assert_close(model.word_logits(features, table), expected)
-    assert model.word_logits(features[:0], table).shape == (0, VOCABULARY)
+    torch.testing.assert_close(model.heads.predictions(features, table), expected)
+    assert model.heads.predictions(features[:0], table).shape == (0, VOCABULARY)
 
 
 def test_the_start_is_berts():

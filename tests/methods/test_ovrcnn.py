@@ -220,7 +220,7 @@ def test_hidden_words_are_predicted_beside_their_own_image(make, tower):
     words = ~tokens.special
     ids = torch.where(words, tower.mask_id, tokens.ids)
     _, matched = read_slowly(method, tower, ids, tokens.attention, rows)
-    logits = method.transformer.word_logits(matched[words], tower.word_embeddings)
+    logits = method.transformer.heads.predictions(matched[words], tower.word_embeddings)
     torch.testing.assert_close(found["loss_words"], F.cross_entropy(logits, tokens.ids[words]))
     # all words are hidden, so that captions have none for grounding: every choice is a guess
     torch.testing.assert_close(torch.stack([found[t] for t in TERMS]), torch.full((4,), 2.0).log())

@@ -15,8 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clim.errors import UserError
-from clim.modeling import build_box_predictor
-from clim.modeling.box_predictors import OpenVocabOutputLayers, OVRCNNOutputLayers, log_odds
+from clim.modeling.box_predictors import OpenVocabOutputLayers, OVRCNNOutputLayers, build_box_predictor, log_odds
 from clim.modeling.classifier import CosineClassifier
 from clim.modeling.fvlm import FVLMOutputLayers
 

@@ -82,11 +82,11 @@ def test_canvases_of_the_loader_and_of_the_device_are_the_same_model(make, canva
     torch.testing.assert_close(device, loader, rtol=1e-4, atol=1e-5)
 
     model, seen = make(*on_device, "INPUT.MOSAIC.PERMUTE_TEXTS", True).train(), []
-    model.align = lambda *canvases: seen.extend(canvases)
+    model.align = lambda tiles, *_: seen.extend(tiles)
     model(joint(captions=singles))
-    assert seen[0].tiles[0].drawn == ["caption 4"]
-    first = seen[1].tiles[0].drawn.index("caption 0")
-    assert first != 0 and seen[1].tiles[0].drawn == [f"caption {(i - first) % 4}" for i in range(4)]
+    assert seen[0].drawn == ["caption 4"]
+    first = seen[1].drawn.index("caption 0")
+    assert first != 0 and seen[1].drawn == [f"caption {(i - first) % 4}" for i in range(4)]
 
 
 @pytest.mark.parametrize("regions, idle", [("v1", True), ("v2", False)])

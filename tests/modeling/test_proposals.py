@@ -8,14 +8,14 @@ from detectron2.modeling.anchor_generator import build_anchor_generator
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 
-from clim.modeling.backbones.efficientnet import EfficientNetC4
+from clim.modeling.backbones.efficientnet import LAST_SHARED, TAPS
 
 
 @pytest.mark.parametrize("training, count", [(False, 12), (True, 30)])
 def test_proposals_are_those_of_detectron2s_rpn_in_its_mode(load_cfg, training, count):
     keys = ("MODEL.RPN.POST_NMS_TOPK_TRAIN", 30, "MODEL.RPN.POST_NMS_TOPK_TEST", 12)
     torch.manual_seed(0)
-    rpn = build_proposal_generator(load_cfg("mini/detic_clim.yaml", *keys), EfficientNetC4.output_shape())
+    rpn = build_proposal_generator(load_cfg("mini/detic_clim.yaml", *keys), {"res4": TAPS[LAST_SHARED]})
     for parameter in rpn.rpn_head.parameters():  # spread the scores and move the anchors
         torch.nn.init.normal_(parameter, std=0.05)
     rpn.train(training)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clim.methods import Regions
 from clim.modeling import embed_regions
-from clim.modeling.backbones.efficientnet import EfficientNetC4
+from clim.modeling.backbones.efficientnet import LAST_SHARED, TAPS
 from clim.modeling.region_pooling import pool_rois
 
 
@@ -24,7 +24,7 @@ def regions(boxes, canvas):
 def heads(load_cfg, hash_tower):
     cfg = load_cfg("mini/detic_clim.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "")
     torch.manual_seed(0)
-    shapes = EfficientNetC4.output_shape()
+    shapes = {"res4": TAPS[LAST_SHARED]}
     return ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=hash_tower(384))
 
 

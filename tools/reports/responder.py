@@ -130,7 +130,9 @@ def head_embeddings(roi_heads: nn.Module, features: dict[str, Tensor]) -> Tensor
     """
     (name,) = roi_heads.in_features
     last = roi_heads.res5(features[name]).permute(0, 2, 3, 1)
-    embeddings = roi_heads.predictors[-1].embed(last.flatten(0, 2))
+    predictor = roi_heads.predictors[-1]
+    embed = predictor.cls_score.embed if hasattr(predictor, "cls_score") else predictor.project
+    embeddings = embed(last.flatten(0, 2))
     return F.normalize(embeddings, dim=1).unflatten(0, last.shape[:3]).permute(0, 3, 1, 2)
 
 

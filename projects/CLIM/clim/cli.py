@@ -112,9 +112,7 @@ def predict(args: argparse.Namespace) -> None:
     The detection with the highest score is the first.
     """
     paths = find_images(args.input)
-    overrides = list(args.opts)
-    if args.weights is not None:
-        overrides += ["MODEL.WEIGHTS", args.weights]
+    overrides = args.opts + (["MODEL.WEIGHTS", args.weights] if args.weights is not None else [])
     if args.vocabulary is not None:
         from clim.data.categories import NAMED_CLASSES
 
@@ -140,13 +138,9 @@ def predict(args: argparse.Namespace) -> None:
         except UnreadableImage as error:
             skipped.append({"file_name": str(path), "reason": error.reason})
     result = {
-        "vocabulary": detector.names,
-        "novel": [detector.names[i] for i in sorted(detector.novel)],
-        "config": str(args.config_file),
-        "weights": cfg.MODEL.WEIGHTS,
-        "images": images,
-        "skipped": skipped,
-    }
+        "vocabulary": detector.names, "novel": [detector.names[i] for i in sorted(detector.novel)],
+        "config": str(args.config_file), "weights": cfg.MODEL.WEIGHTS, "images": images, "skipped": skipped,
+    }  # fmt: skip
     write_json(args.output / "predictions.json", result, indent=1)
     print_summary(args, images, skipped)
     if not images:
@@ -169,20 +163,16 @@ def _predict_image(detector, path: Path, drawing: Path, args: argparse.Namespace
     boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes.tolist(), found.scores.tolist()
     masks = found.pred_masks.numpy() if found.has("pred_masks") else None
     texts = {"names": detector.names, "novel": detector.novel, "scores": scores}
-    drawn = draw_objects(image, boxes, classes, masks=masks, **texts)
-    Image.fromarray(drawn).save(drawing, quality=92)
+    Image.fromarray(draw_objects(image, boxes, classes, masks=masks, **texts)).save(drawing, quality=92)
     detections = []
-    for (x0, y0, x1, y1), category, score in zip(boxes.tolist(), classes, scores, strict=True):
+    for (x0, y0, x1, y1), k, score in zip(boxes.tolist(), classes, scores, strict=True):
         box = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
-        name = detector.names[category]
-        detections.append({"name": name, "category_id": category, "score": round(score, 6), "bbox": box})
-    if masks is not None:
-        for detection, mask in zip(detections, masks, strict=True):
-            rle = encode(np.asfortranarray(mask, dtype=np.uint8))
-            detection["segmentation"] = rle | {"counts": rle["counts"].decode("ascii")}
+        detections.append({"name": detector.names[k], "category_id": k, "score": round(score, 6), "bbox": box})
+    for detection, mask in zip(detections, () if masks is None else masks, strict=False):
+        rle = encode(np.asfortranarray(mask, dtype=np.uint8))
+        detection["segmentation"] = rle | {"counts": rle["counts"].decode("ascii")}
     height, width = image.shape[:2]
-    entry = {"file_name": str(path), "height": height, "width": width, "drawing": drawing.name}
-    return entry | {"detections": detections}
+    return {"file_name": str(path), "height": height, "width": width, "drawing": drawing.name, "detections": detections}
 
 
 def drawing_names(paths: list[Path]) -> list[str]:

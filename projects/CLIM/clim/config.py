@@ -174,16 +174,14 @@ def _add_centernet2(cfg, node) -> None:
     centernet.LOSS_GAMMA = 2.0
     centernet.SIGMOID_CLAMP = 1e-4  # probabilities stay this far from 0 and 1; beyond, there is no gradient
     centernet.IGNORE_HIGH_FP = 0.85  # negatives above this probability are left out, as they may be missing boxes
-    centernet.POS_WEIGHT = 0.5
-    centernet.NEG_WEIGHT = 0.5
+    centernet.POS_WEIGHT = centernet.NEG_WEIGHT = 0.5
     centernet.REG_WEIGHT = 1.0
     centernet.INFERENCE_TH = 1e-4  # lowest probability of a proposal
     centernet.PRE_NMS_TOPK_TRAIN = 4000  # of a level
     centernet.PRE_NMS_TOPK_TEST = 1000
     centernet.POST_NMS_TOPK_TRAIN = 2000
     centernet.POST_NMS_TOPK_TEST = 256
-    centernet.NMS_TH_TRAIN = 0.9
-    centernet.NMS_TH_TEST = 0.9
+    centernet.NMS_TH_TRAIN = centernet.NMS_TH_TEST = 0.9
 
     # The cascade. Loss and boxes of a stage: Detectron2's MODEL.ROI_BOX_HEAD.{BBOX_REG_LOSS_TYPE, SMOOTH_L1_BETA,
     # USE_FED_LOSS, FED_LOSS_*} and MODEL.ROI_BOX_CASCADE_HEAD.{IOUS, BBOX_REG_WEIGHTS}.

@@ -54,7 +54,7 @@ def run_cleanly(function, *args, **kwargs):
 
 
 def registered(registry, name: str, *, key: str, otherwise: str = ""):
-    """Entry ``name`` of an fvcore Registry. UserError with the config's ``key`` and ``otherwise`` for unknown names."""
+    """Entry ``name`` of a Registry or dict. UserError with the config's ``key`` and ``otherwise`` for unknown names."""
     if name not in registry:
         known = ", ".join(sorted(dict(registry)))
         raise UserError(f"{key} {name!r} is unknown: choose one of {known}{otherwise}.")

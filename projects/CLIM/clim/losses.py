@@ -64,9 +64,7 @@ def sampled_class_bce(regions: Tensor, labels: Tensor, classes: Tensor, sampled:
     Regions (R, D), labels (R,) in [0, K), classes (K, D); the ``sampled`` classes (S,) include every label.
     """
     logits = cosine_logits(regions, classes[sampled], temperature=scale)
-    if len(regions) == 0:
-        return logits.sum() * 0.0
-    return multi_hot_bce(logits, labels[:, None] == sampled[None, :]).mean()
+    return multi_hot_bce(logits, labels[:, None] == sampled).sum() / max(len(regions), 1)
 
 
 def masked_class_bce(logits: Tensor, gt_classes: Tensor, class_mask: Tensor) -> Tensor:
@@ -87,9 +85,8 @@ def federated_class_bce(logits: Tensor, gt_classes: Tensor, classes: Tensor) -> 
     ``logits`` and ``gt_classes`` as for :func:`masked_class_bce`. ``classes`` (S,) in [0, K] are those that were
     drawn; the background K among them counts if ``logits`` have a column for it.
     """
-    mask = logits.new_zeros(logits.shape[1] + 1)
-    mask[classes] = 1
-    return masked_class_bce(logits, gt_classes, mask[:-1])
+    classes = classes[classes < logits.shape[1]].unique()
+    return multi_hot_bce(logits[:, classes], gt_classes[:, None] == classes).sum() / max(len(logits), 1)
 
 
 def masked_softmax_ce(logits: Tensor, gt_classes: Tensor, has_boxes: Tensor, *, background_weight: float) -> Tensor:

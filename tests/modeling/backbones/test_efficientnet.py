@@ -9,7 +9,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torchvision.ops import roi_align
 
 from clim.errors import UserError
-from clim.modeling.backbones.efficientnet import EfficientNetC4, EfficientNetLite0, folded_lite0
+from clim.modeling.backbones.efficientnet import LAST_SHARED, TAPS, EfficientNetLite0, folded_lite0
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_the_backbone_is_the_network_up_to_stride_16(published, backbone, size):
 
 
 def test_the_roi_head_goes_on_where_the_backbone_ends(published, cfg, hash_tower):
-    head_type, shapes = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), EfficientNetC4.output_shape()
+    head_type, shapes = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME), {"res4": TAPS[LAST_SHARED]}
     heads = head_type(cfg, shapes, text_encoder=hash_tower(384))
     x = torch.randn(2, 112, 7, 7, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -1,8 +1,6 @@
 """The backbone of OV-LVIS: torchvision's ResNet-50 under official Detic's names, and the files it starts from."""
 
-import json
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -52,12 +50,6 @@ def loaded(published, tmp_path_factory):
 def check_weights(model, published):
     state = model.state_dict()
     assert all(torch.equal(state[BASE + name], value) for name, value in published.state_dict().items())
-
-
-def test_names_and_shapes_are_official(loaded):
-    manifest = json.loads((Path(__file__).parents[1] / "detic_ovlvis_r50_keys.json").read_text())
-    found = {name: list(value.shape) for name, value in loaded.state_dict().items()}
-    assert found == {name: shape for name, shape in manifest.items() if name.startswith("backbone.")}
 
 
 def test_published_weights_load_as_they_are(loaded, published, tmp_path):

@@ -76,4 +76,6 @@ def test_pairs_and_words_are_scored_as_by_the_official_transformer():
             if i == j:
                 torch.testing.assert_close(matched[i], features[:5], rtol=1e-4, atol=1e-4)
                 expected = official.words(features[:5], embeddings)
-                torch.testing.assert_close(ours.word_logits(matched[i], embeddings), expected, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    ours.heads.predictions(matched[i], embeddings), expected, rtol=1e-4, atol=1e-4
+                )

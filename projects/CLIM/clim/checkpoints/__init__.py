@@ -1,11 +1,4 @@
-"""Files of weights.
-
-| file | content |
-|---|---|
-| ``reading.py`` | read a file without running code from it |
-| ``keys.py`` | translate the names of weights in files into ours |
-| ``checkpointer.py`` | ``SafeCheckpointer``; ``load_model``: from a config and its weights to a model |
-"""
+"""Files of weights: how to read them safely, to translate their names, to load and to write checkpoints."""
 
 from .checkpointer import SafeCheckpointer, load_model
 

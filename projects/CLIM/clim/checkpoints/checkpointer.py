@@ -36,9 +36,8 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def save(self, name: str, **kwargs) -> None:
         """Write ``name``.pth and point ``last_checkpoint`` at it; call on the main process only."""
-        data = {"model": self.model.state_dict()}
-        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
-        data.update(kwargs)
+        states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        data = {"model": self.model.state_dict(), **states, **kwargs}
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info(f"Saving checkpoint to {path}")
         atomic_save(data, path)

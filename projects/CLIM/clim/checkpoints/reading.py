@@ -22,8 +22,7 @@ for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and
     _NUMPY_PARTS[_core, "_reconstruct"] = np.zeros(0).__reduce__()[0]
     _NUMPY_PARTS[_core, "scalar"] = np.float64(0).__reduce__()[0]
 _PLAIN_PARTS = {("collections", "OrderedDict"), ("_codecs", "encode")}
-_ERRORS = (EOFError, OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError)
-_DAMAGE = (*_ERRORS, SafetensorError)
+_DAMAGE = (EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, SafetensorError)
 
 
 def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathManager) -> None:

@@ -54,20 +54,9 @@ class Baron(Method):
 
     @configurable
     def __init__(
-        self,
-        *,
-        dim: int,
-        word_dim: int,
-        words: int,
-        rules: BagRules,
-        orders: int,
-        word_dropout: float,
-        frequencies: int,
-        frequency_base: float,
-        temperature: float,
-        queue_length: int,
-        weight: float,
-    ):
+        self, *, dim: int, word_dim: int, words: int, rules: BagRules, orders: int, word_dropout: float,
+        frequencies: int, frequency_base: float, temperature: float, queue_length: int, weight: float,
+    ):  # fmt: skip
         super().__init__()
         self.words, self.rules, self.orders, self.word_dropout = words, rules, orders, word_dropout
         self.frequencies, self.frequency_base = frequencies, frequency_base
@@ -95,15 +84,9 @@ class Baron(Method):
         return {"bag": bags, "image_id": texts.tiles.image_ids[tile]}
 
     def losses(self, embeddings, regions, texts):
-        stored_bags, stored_captions = self.bag_queue.read(), self.caption_queue.read()
-        loss = matched_contrast(
-            torch.cat([embeddings["bag"], stored_bags[0]]),
-            torch.cat([embeddings["image_id"], stored_bags[1]]),
-            torch.cat([texts.all_captions, stored_captions[0]]),
-            torch.cat([texts.all_caption_ids, stored_captions[1]]),
-            scale=self.temperature,
-        )
-        return {"loss_bag": self.weight * loss}
+        bags = self.bag_queue.with_stored(embeddings["bag"], embeddings["image_id"])
+        captions = self.caption_queue.with_stored(texts.all_captions, texts.all_caption_ids)
+        return {"loss_bag": self.weight * matched_contrast(*bags, *captions, scale=self.temperature)}
 
     def update_queues(self, embeddings, texts):
         self.bag_queue.push(embeddings["bag"], embeddings["image_id"])

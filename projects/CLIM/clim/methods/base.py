@@ -22,20 +22,25 @@ from clim.text import TextTower
 METHOD_REGISTRY = Registry("METHOD")
 
 
+class Rows:
+    """Base of dataclasses of tensors with a row for each region; ``x[indices or mask]`` takes these rows."""
+
+    canvas: Tensor  # (R,) int64, index of the canvas in the batch
+
+    def __len__(self) -> int:
+        return len(self.canvas)
+
+    def __getitem__(self, rows: Tensor):
+        return type(self)(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+
 @dataclass
-class Regions:
+class Regions(Rows):
     """The boxes of one role, and the tiles that each box stands for."""
 
     boxes: Tensor  # (R, 4) xyxy in canvas pixels
     canvas: Tensor  # (R,) int64, index of the canvas in the batch
     members: Tensor  # (R, T) bool
-
-    def __len__(self) -> int:
-        return len(self.canvas)
-
-    def __getitem__(self, rows: Tensor) -> "Regions":
-        """The regions of these ``rows``, indices or a mask."""
-        return Regions(self.boxes[rows], self.canvas[rows], self.members[rows])
 
     @classmethod
     def of_tiles(cls, boxes: Tensor, tiles: Tiles) -> "Regions":

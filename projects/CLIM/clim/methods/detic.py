@@ -31,28 +31,15 @@ class Detic(Method):
 
     @configurable
     def __init__(
-        self,
-        *,
-        dim: int,
-        temperature: float,
-        bias: list[float],
-        caption_weight: float,
-        caption_base_regions: int,
-        caption_negatives: str,
-        negative_weight: float,
-        queue_length: int,
-        tag_weight: float,
-        tag_target: str,
-        tag_min_iof: float,
-        tag_topk: int,
-        groups: int,
-    ):
+        self, *, dim: int, temperature: float, bias: list[float], caption_weight: float, caption_base_regions: int,
+        caption_negatives: str, negative_weight: float, queue_length: int, tag_weight: float, tag_target: str,
+        tag_min_iof: float, tag_topk: int, groups: int,
+    ):  # fmt: skip
         super().__init__()
         self.temperature, self.negative_weight = temperature, negative_weight
         self.caption_weight, self.caption_base_regions = caption_weight, caption_base_regions
-        self.tag_weight, self.tag_target = tag_weight, tag_target
+        self.tag_weight, self.tag_target, self.num_groups = tag_weight, tag_target, groups
         self.tag_min_iof, self.tag_topk = tag_min_iof, tag_topk
-        self.num_groups = groups
         self.roles = [r for r, w in (("caption", caption_weight), ("tag", tag_weight)) if w > 0]
         self.bias = nn.ParameterDict({r: nn.Parameter(torch.tensor(float(bias[0]))) for r in self.roles if bias})
         self.gather = caption_negatives == "gather"
@@ -93,8 +80,7 @@ class Detic(Method):
         if self.gather:
             candidates, ids = gather_rows(texts.drawn)[0], gather_rows(tile_ids[:, None])[0][:, 0]
         else:
-            stored, stored_ids = self.queue.read()
-            candidates, ids = torch.cat([texts.drawn, stored]), torch.cat([tile_ids, stored_ids])
+            candidates, ids = self.queue.with_stored(texts.drawn, tile_ids)
         positive = positives_by_id(regions.members, tile_ids, ids)
         logits = self.logits("caption", embeddings, candidates)
         per_region = matched_bce(logits, positive, negative_weight=self.negative_weight)

@@ -23,6 +23,11 @@ class TextQueue(nn.Module):
         filled = self.image_ids >= 0
         return self.embeddings[filled], self.image_ids[filled]
 
+    def with_stored(self, embeddings: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The given embeddings (N, D) and image ids (N,), each followed by the stored ones."""
+        stored, stored_ids = self.read()
+        return torch.cat([embeddings, stored]), torch.cat([image_ids, stored_ids])
+
     @torch.no_grad()
     def push(self, embeddings: Tensor, image_ids: Tensor) -> None:
         """Store (N, D) embeddings and drop the oldest. Changes the buffers in place, as DDP refers to them."""

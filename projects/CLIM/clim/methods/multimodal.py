@@ -21,14 +21,9 @@ class MultimodalTransformer(nn.Module):
 
         super().__init__()
         config = BertConfig(
-            hidden_size=dim,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            intermediate_size=dim,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-            attn_implementation="sdpa",
-        )
+            hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=dim,
+            hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, attn_implementation="sdpa",
+        )  # fmt: skip
         self.mask_padding = mask_padding
         self.visual_emb = VisualEmbedding(config)
         self.encoder = BertEncoder(config)
@@ -63,10 +58,6 @@ class MultimodalTransformer(nn.Module):
         bias = real.float()[:, None, None, :]
         return (1 - bias) * torch.finfo(bias.dtype).min if self.mask_padding else bias
 
-    def word_logits(self, features: Tensor, word_embeddings: Tensor) -> Tensor:
-        """(M, V) logits of token features (M, D) with the text tower's frozen ``word_embeddings`` (V, D)."""
-        return self.heads.predictions(features, word_embeddings)
-
 
 class VisualEmbedding(nn.Module):
     """Turns a location into a token: LayerNorm(Linear(location) + Linear(place)), then dropout."""
@@ -83,7 +74,7 @@ class VisualEmbedding(nn.Module):
 
 
 class WordPrediction(nn.Module):
-    """BERT's language-model head with biases for words, but without a table of words."""
+    """BERT's language-model head: logits (M, V) of token features (M, D) with the text tower's frozen words (V, D)."""
 
     def __init__(self, config, vocabulary: int):
         from transformers.models.bert.modeling_bert import BertPredictionHeadTransform

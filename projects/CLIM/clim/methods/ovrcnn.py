@@ -18,7 +18,7 @@ from clim.losses import GLOBAL_METRICS, LOCAL_METRICS, choices
 from clim.text.bert import TokenBatch, mask_words
 from clim.text.build import bert_config
 
-from .base import METHOD_REGISTRY, Method, arguments
+from .base import METHOD_REGISTRY, Method, Rows, arguments
 from .multimodal import MultimodalTransformer
 
 
@@ -34,19 +34,10 @@ class Grounding(Method):
 
     @configurable
     def __init__(
-        self,
-        *,
-        global_metric: str,
-        local_metric: str,
-        temperature: float,
-        contrast_group: int,
-        joint: bool,
-        max_cells: int,
-        transformer: MultimodalTransformer | None,
-        mlm_probability: float,
-        mlm_hidden: float,
+        self, *, global_metric: str, local_metric: str, temperature: float, contrast_group: int, joint: bool,
+        max_cells: int, transformer: MultimodalTransformer | None, mlm_probability: float, mlm_hidden: float,
         text_dropout: bool,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.score, self.to_metric = GLOBAL_METRICS[global_metric], LOCAL_METRICS[local_metric]
         self.temperature, self.group, self.joint, self.max_locations = temperature, contrast_group, joint, max_cells
@@ -116,7 +107,7 @@ class Grounding(Method):
             scores, matched = self.transformer(tokens[rows], read.attention[rows], *(part[rows] for part in images))
             matching = matching + share * sum(choices(scores, image_ids[rows]))
             features.append(matched)
-        logits = self.transformer.word_logits(torch.cat(features)[chosen], tower.word_embeddings)
+        logits = self.transformer.heads.predictions(torch.cat(features)[chosen], tower.word_embeddings)
         words = F.cross_entropy(logits.float(), ids[chosen], reduction="sum") / chosen.sum().clamp(min=1)
         return {"loss_matching": matching, "loss_words": words}
 
@@ -174,7 +165,7 @@ class FeatureGrid(NamedTuple):
 
 
 @dataclass
-class Locations:
+class Locations(Rows):
     """The locations to embed, tile by tile."""
 
     canvas: Tensor  # (R,) int64
@@ -182,12 +173,6 @@ class Locations:
     column: Tensor  # (R,) int64
     tile: Tensor  # (R,) int64
     place: Tensor  # (R, 2) x and y of the middle, divided by the canvas's columns and rows
-
-    def __len__(self) -> int:
-        return len(self.tile)
-
-    def __getitem__(self, which: Tensor) -> "Locations":
-        return Locations(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
 
 
 def locations_of_tiles(tiles: Tiles, grids: Sequence[FeatureGrid]) -> Locations:

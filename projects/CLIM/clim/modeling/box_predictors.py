@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.modeling.roi_heads.fast_rcnn import _log_classification_stats, fast_rcnn_inference
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from fvcore.nn import c2_xavier_fill
@@ -29,8 +29,9 @@ BOX_PREDICTOR_REGISTRY = Registry("BOX_PREDICTOR")  # subclasses of TextOutputLa
 
 def build_box_predictor(cfg, input_shape, *, text_encoder, **given) -> "TextOutputLayers":
     """The predictor that MODEL.ROI_BOX_HEAD.PREDICTOR names, else UserError; arguments ``given`` win over it."""
-    name, key = cfg.MODEL.ROI_BOX_HEAD.PREDICTOR, "MODEL.ROI_BOX_HEAD.PREDICTOR"
-    return registered(BOX_PREDICTOR_REGISTRY, name, key=key)(cfg, input_shape, text_encoder=text_encoder, **given)
+    name = cfg.MODEL.ROI_BOX_HEAD.PREDICTOR
+    predictor = registered(BOX_PREDICTOR_REGISTRY, name, key="MODEL.ROI_BOX_HEAD.PREDICTOR")
+    return predictor(cfg, input_shape, text_encoder=text_encoder, **given)
 
 
 def configured_embeddings(cfg, text_encoder) -> Tensor:
@@ -42,7 +43,10 @@ class TextOutputLayers(FastRCNNOutputLayers):
     """Detectron2's predictor with text classes: users can exchange them, and some have no boxes.
 
     ``class_mask`` (K,), the buffer ``freq_weight``, is zero where a class has no box annotations. A checkpoint does
-    not replace the vocabulary if ``vocabulary_wins``, because the config names it.
+    not replace the vocabulary if ``vocabulary_wins``, because the config names it. Subclasses define
+    ``project(x)``: region features (…, in_features) → un-normalised embeddings (…, D);
+    ``class_loss(logits, gt_classes)``: the loss of logits (R, K + 1) and classes (R,) in [0, K], K the background;
+    ``set_class_embeddings(embeddings)``: replace the buffer of class embeddings by one of (K', D) others.
     """
 
     vocabulary_key: str  # name of the buffer of class embeddings and the background
@@ -51,7 +55,7 @@ class TextOutputLayers(FastRCNNOutputLayers):
     stores_mask = True  # whether checkpoints hold freq_weight
 
     def __init__(self, input_shape, *, class_mask: Tensor, vocabulary_wins: bool, **kwargs):
-        super().__init__(input_shape, **kwargs)
+        super().__init__(input_shape, **kwargs | {"use_sigmoid_ce": True})
         self.register_buffer("freq_weight", class_mask, persistent=self.stores_mask)
         self.vocabulary_wins = vocabulary_wins
         self.register_load_state_dict_pre_hook(_keep_vocabulary)
@@ -68,32 +72,9 @@ class TextOutputLayers(FastRCNNOutputLayers):
         mask = torch.ones(self.num_classes) if class_mask is None else class_mask
         self.freq_weight = mask.to(self.freq_weight)
 
-    def set_class_embeddings(self, embeddings: Tensor) -> None:
-        """Replace the buffer of class embeddings by one of (K', D) others."""
-        raise NotImplementedError
-
-    def project(self, x: Tensor) -> Tensor:
-        """Region features (…, in_features) → un-normalised embeddings (…, D)."""
-        raise NotImplementedError
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Region features (R, in_features) → (R, D'), which are compared with class embeddings."""
-        return self.project(x)
-
-    def class_loss(self, logits: Tensor, gt_classes: Tensor) -> Tensor:
-        """The classification loss of logits (R, K + 1) and classes (R,) in [0, K]; K is the background."""
-        raise NotImplementedError
-
-    def losses(self, predictions, proposals):
-        scores, deltas = predictions
-        gt_classes = torch.cat([p.gt_classes for p in proposals])
-        _log_classification_stats(scores, gt_classes)
-        proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        # An image without ground truth has no gt_boxes; all its proposals are background and have no box loss.
-        gt_boxes = torch.cat([(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals])
-        box_loss = self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes)
-        weight = self.loss_weight.get("loss_box_reg", 1.0)
-        return {"loss_cls": self.class_loss(scores, gt_classes), "loss_box_reg": box_loss * weight}
+    def sigmoid_cross_entropy_loss(self, pred_class_logits, gt_classes):
+        """The classification loss of the parent's ``losses``, where ``use_sigmoid_ce``."""
+        return self.class_loss(pred_class_logits, gt_classes)
 
     def inference(self, predictions, proposals):
         """As the parent's, by :meth:`detect`."""
@@ -105,14 +86,9 @@ class TextOutputLayers(FastRCNNOutputLayers):
 
         Instances have ``scores`` (sigmoid, as official Detic) and ``logits``; evaluation ranks by the logits.
         """
-        results, kept = fast_rcnn_inference(
-            boxes,
-            logits,
-            image_sizes,
-            torch.tensor(self.test_score_thresh).logit().item(),
-            self.test_nms_thresh,
-            self.test_topk_per_image,
-        )
+        threshold = torch.tensor(self.test_score_thresh).logit().item()
+        limits = threshold, self.test_nms_thresh, self.test_topk_per_image
+        results, kept = fast_rcnn_inference(boxes, logits, image_sizes, *limits)
         for result in results:
             result.logits = result.scores
             result.scores = result.logits.sigmoid()
@@ -134,7 +110,7 @@ class OpenVocabOutputLayers(TextOutputLayers):
         super().__init__(input_shape, **kwargs)
         self.use_fed_loss, self.fed_loss_power = use_fed_loss, fed_loss_power
         width, box_values = self.bbox_pred.in_features, self.bbox_pred.out_features
-        self.cls_score = cls_score
+        self.cls_score, self.text_features = cls_score, cls_score.text_features
         self.bbox_pred = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, box_values))
         c2_xavier_fill(self.bbox_pred[0])
         nn.init.normal_(self.bbox_pred[2].weight, std=0.001)
@@ -147,13 +123,8 @@ class OpenVocabOutputLayers(TextOutputLayers):
         given = {"class_embeddings": class_embeddings, "text_encoder": text_encoder}
         return super().from_config(cfg, input_shape, text_encoder=text_encoder) | {
             "cls_score": classifier_type(cfg)(cfg, input_shape.channels, **given),
-            "use_sigmoid_ce": True,
             "fed_loss_power": cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER,
         }
-
-    @property
-    def text_features(self) -> str:
-        return self.cls_score.text_features
 
     def class_loss(self, logits, gt_classes):
         if not self.cls_score.learned_background:  # a learned one counts as one more class
@@ -172,9 +143,6 @@ class OpenVocabOutputLayers(TextOutputLayers):
 
     def project(self, x):
         return self.cls_score.project(x)
-
-    def embed(self, x):
-        return self.cls_score.embed(x)
 
     def set_class_embeddings(self, embeddings):
         if len(embeddings) != self.num_classes and self.bbox_pred[2].out_features > 4:
@@ -269,15 +237,11 @@ def _keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):
             state_dict[key] = mine.clone()
         elif not same:
             module.set_vocabulary(theirs.movedim(axis, 0)[:-1])
-    freq = prefix + "freq_weight"
-    if freq in state_dict:
-        theirs, mine = state_dict[freq], module.freq_weight
-        if theirs.shape != mine.shape:
-            state_dict[freq] = mine.clone()
-        elif module.vocabulary_wins:
-            if not torch.equal(theirs.cpu() > 1e-4, mine.cpu() > 1e-4):
-                logger.warning("The checkpoint masks other classes than the config: the configured mask is used.")
-            state_dict[freq] = mine.clone()
+    mine, theirs = module.freq_weight, state_dict.get(prefix + "freq_weight")
+    if theirs is not None and (module.vocabulary_wins or theirs.shape != mine.shape):
+        if theirs.shape == mine.shape and not torch.equal(theirs.cpu() > 1e-4, mine.cpu() > 1e-4):
+            logger.warning("The checkpoint masks other classes than the config: the configured mask is used.")
+        state_dict[prefix + "freq_weight"] = mine.clone()
 
 
 def _require_projection(module: OVRCNNOutputLayers, state_dict, prefix, *_):

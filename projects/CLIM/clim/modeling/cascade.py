@@ -35,13 +35,9 @@ class OpenVocabCascadeROIHeads(TextHeads, CascadeROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):
-        cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
-        return super().from_config(cfg, input_shape, text_encoder=text_encoder) | {
-            "gradient_scale": cascade.GRADIENT_SCALE,
-            "resample": cascade.RESAMPLE,
-            "keep_empty": cascade.KEEP_EMPTY,
-            "mult_proposal_score": cfg.MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE,
-        }
+        ret, cascade = super().from_config(cfg, input_shape, text_encoder=text_encoder), cfg.MODEL.ROI_BOX_CASCADE_HEAD
+        ret |= {key.lower(): cascade[key] for key in ("GRADIENT_SCALE", "RESAMPLE", "KEEP_EMPTY")}
+        return ret | {"mult_proposal_score": cfg.MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE}
 
     def embed_stages(self, features, boxes: list[Boxes], *, image_sizes=None, refine=None) -> Iterator[Tensor]:
         """Un-normalised embeddings (ΣR, D) of each image's boxes, for each stage.
@@ -59,13 +55,8 @@ class OpenVocabCascadeROIHeads(TextHeads, CascadeROIHeads):
             x = self._region_features(maps, boxes, stage)
             yield predictor, x, boxes
             if stage + 1 < len(self.predictors):
-                boxes = self._refined(predictor, x, boxes, image_sizes)
+                boxes = _refined(predictor, x, boxes, image_sizes)
                 boxes = refine(boxes) if refine else boxes
-
-    @staticmethod
-    @torch.no_grad()
-    def _refined(predictor: TextOutputLayers, x: Tensor, boxes: list[Boxes], image_sizes) -> list[Boxes]:
-        return refine_boxes(predictor.bbox_pred(x), boxes, image_sizes, transform=predictor.box2box_transform)
 
     def _region_features(self, maps: list[Tensor], boxes: list[Boxes], stage: int) -> Tensor:
         x = self.box_pooler(maps, boxes)
@@ -82,8 +73,8 @@ class OpenVocabCascadeROIHeads(TextHeads, CascadeROIHeads):
     def _create_proposals_from_boxes(self, boxes, image_sizes):
         if not self.keep_empty:
             return super()._create_proposals_from_boxes(boxes, image_sizes)
-        clipped = zip(image_sizes, clip_boxes([b.detach() for b in boxes], image_sizes), strict=True)
-        return [Instances(size, proposal_boxes=of_image) for size, of_image in clipped]
+        clipped = clip_boxes([b.detach() for b in boxes], image_sizes)
+        return [Instances(size, proposal_boxes=b) for size, b in zip(image_sizes, clipped, strict=True)]
 
     def _match_and_label_boxes(self, proposals, stage, targets):
         labelled = super()._match_and_label_boxes(proposals, stage, targets)
@@ -104,8 +95,12 @@ class OpenVocabCascadeROIHeads(TextHeads, CascadeROIHeads):
         for p, *stages in zip(proposals, *logits, strict=True):
             scores = fused_scores(stages, p.objectness_logits if self.mult_proposal_score else None)
             odds.append(F.pad(log_odds(scores.log()).float(), (0, 1)))
-        results, _ = predictor.detect([b.tensor for b in self._refined(*last, sizes)], odds, sizes)
-        return results
+        return predictor.detect([b.tensor for b in _refined(*last, sizes)], odds, sizes)[0]
+
+
+@torch.no_grad()
+def _refined(predictor: TextOutputLayers, x: Tensor, boxes: list[Boxes], image_sizes) -> list[Boxes]:
+    return refine_boxes(predictor.bbox_pred(x), boxes, image_sizes, transform=predictor.box2box_transform)
 
 
 def fused_scores(logits: Sequence[Tensor], proposal_scores: Tensor | None = None) -> Tensor:

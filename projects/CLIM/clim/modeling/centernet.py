@@ -54,12 +54,12 @@ class CenterNet(nn.Module):
         shapes = [input_shape[name] for name in node.IN_FEATURES]
         layers = {"num_levels": len(shapes), "num_convs": node.NUM_BOX_CONVS, "norm": node.NORM}
         delta = (1 - node.HM_MIN_OVERLAP) / (1 + node.HM_MIN_OVERLAP)
-        choice = {}
-        for training, mode in ((True, "TRAIN"), (False, "TEST")):
-            choice[training] = {
+        choice = {
+            training: {
                 "min_probability": node.INFERENCE_TH, "level_topk": node["PRE_NMS_TOPK_" + mode],
                 "topk": node["POST_NMS_TOPK_" + mode], "nms_threshold": node["NMS_TH_" + mode],
-            }  # fmt: skip
+            } for training, mode in ((True, "TRAIN"), (False, "TEST"))
+        }  # fmt: skip
         return {
             "head": CenterNetHead(shapes[0].channels, prior=node.PRIOR_PROB, **layers),
             "in_features": node.IN_FEATURES,
@@ -169,13 +169,12 @@ def centernet_targets(
     total, counts = len(boxes) * len(locations), [height * width for height, width in sizes]
     level = torch.arange(len(sizes)).repeat_interleave(torch.tensor(counts)).to(locations.device)
     rule = {"strides": locations.new_tensor(strides)[level], "ranges": locations.new_tensor(ranges)[level]}
+    rule |= {"delta": delta, "min_radius": min_radius}
     parts = torch.arange(total, device=locations.device).split([len(boxes) * count for count in counts])
     rows = torch.cat([part.view(len(boxes), -1) for part in parts], dim=1)  # (B, M): where the batch has a location
     positives, distances, heat_map = [], locations.new_empty(total, 4), locations.new_empty(total)
     for row, of_image in zip(rows, boxes, strict=True):
-        centres, distances[row], heat_map[row] = image_targets(
-            locations, of_image, delta=delta, min_radius=min_radius, **rule
-        )
+        centres, distances[row], heat_map[row] = image_targets(locations, of_image, **rule)
         positives.append(row[centres])
     return Targets(torch.cat(positives), distances, heat_map)
 

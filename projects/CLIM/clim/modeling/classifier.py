@@ -8,7 +8,7 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clim.errors import UserError
+from clim.errors import registered
 from clim.losses import cosine_logits
 from clim.text import TextTower, require_width
 from clim.text.tower import drop_words
@@ -17,29 +17,19 @@ from clim.text.tower import drop_words
 class CosineClassifier(nn.Module):
     """temperature · cos(linear(x), text) with a last column for the background, always 0 unless that is learned.
 
-    Args:
-        class_embeddings: (K, D); normalised here. Stored as ``zs_weight`` (D, K + 1), official Detic's key,
-            the last column zeros.
-        temperature: scale of the cosine (official Detic 50, CLIM release 25).
-        train_bias: start of a learnable bias that is added in training only, since with -20 no cosine below .68
-            would pass score > .05; None: no bias.
-        width: of the projection; None: D.
-        learned_background: compare with a learned direction in the last column (F-VLM).
+    ``class_embeddings`` (K, D) are normalised here and stored as ``zs_weight`` (D, K + 1), official Detic's key, the
+    last column zeros. ``train_bias``: start of a learnable bias that is added in training only, since with -20 no
+    cosine below .68 would pass score > .05; None: no bias. ``width``: of the projection; None: D.
+    ``learned_background``: compare with a learned direction in the last column (F-VLM).
     """
 
     text_features = "embedding"  # what class names become: a key of clim.text.CLASS_FEATURES
 
     @configurable
     def __init__(
-        self,
-        in_features: int,
-        *,
-        class_embeddings: Tensor,
-        temperature: float,
-        train_bias: float | None = None,
-        width: int | None = None,
-        learned_background: bool = False,
-    ):
+        self, in_features: int, *, class_embeddings: Tensor, temperature: float, train_bias: float | None = None,
+        width: int | None = None, learned_background: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.temperature = temperature
         self.linear = nn.Linear(in_features, width or class_embeddings.shape[1])
@@ -132,11 +122,8 @@ CLASSIFIERS = {"cosine": CosineClassifier, "pseudo_words": PseudoWordClassifier}
 
 
 def classifier_type(cfg) -> type[CosineClassifier]:
-    """The classifier named by MODEL.OPEN_VOCAB.CLASSIFIER."""
-    name = cfg.MODEL.OPEN_VOCAB.CLASSIFIER
-    if name not in CLASSIFIERS:
-        raise UserError(f'MODEL.OPEN_VOCAB.CLASSIFIER is "{name}": choose one of {", ".join(sorted(CLASSIFIERS))}.')
-    return CLASSIFIERS[name]
+    """The classifier named by MODEL.OPEN_VOCAB.CLASSIFIER; UserError for an unknown one."""
+    return registered(CLASSIFIERS, cfg.MODEL.OPEN_VOCAB.CLASSIFIER, key="MODEL.OPEN_VOCAB.CLASSIFIER")
 
 
 def _with_background(class_embeddings: Tensor) -> Tensor:

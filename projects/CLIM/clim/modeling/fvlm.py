@@ -70,28 +70,21 @@ class FVLMOutputLayers(OpenVocabOutputLayers):
     """
 
     @configurable
-    def __init__(
-        self, input_shape, *, alpha: float, beta: float, vlm_temperature: float, background_weight: float, **kwargs
-    ):
+    def __init__(self, input_shape, *, alpha, beta, vlm_temperature, background_weight, **kwargs):
         super().__init__(input_shape, **kwargs)
-        self.alpha, self.beta, self.vlm_temperature = alpha, beta, vlm_temperature
-        self.background_weight = background_weight
+        self.alpha, self.beta = alpha, beta
+        self.vlm_temperature, self.background_weight = vlm_temperature, background_weight
 
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):
         needs_cosines(cfg, "F-VLM")
         ret, fvlm = super().from_config(cfg, input_shape, text_encoder=text_encoder), cfg.MODEL.FVLM
-        embeddings = ret["cls_score"].class_embeddings[:-1]
-        classifier = BackgroundClassifier(
-            input_shape.channels, class_embeddings=embeddings, temperature=fvlm.DETECTOR_TEMPERATURE
-        )
+        given = {"class_embeddings": ret["cls_score"].class_embeddings[:-1], "temperature": fvlm.DETECTOR_TEMPERATURE}
         return ret | {
-            "cls_score": classifier,
-            "alpha": fvlm.ALPHA,
-            "beta": fvlm.BETA,
-            "vlm_temperature": fvlm.TEMPERATURE,
-            "background_weight": fvlm.BACKGROUND_WEIGHT,
-        }
+            "cls_score": BackgroundClassifier(input_shape.channels, **given),
+            "alpha": fvlm.ALPHA, "beta": fvlm.BETA,
+            "vlm_temperature": fvlm.TEMPERATURE, "background_weight": fvlm.BACKGROUND_WEIGHT,
+        }  # fmt: skip
 
     def class_loss(self, logits, gt_classes):
         return masked_softmax_ce(logits, gt_classes, self.freq_weight > 1e-4, background_weight=self.background_weight)

@@ -1,6 +1,8 @@
 """Image-text models, which have no detector: CLIP's encoder, and OV-RCNN's pre-training by locations of a map."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -49,18 +51,9 @@ class ImageTextModel(HasTextEncoder, nn.Module):
 
     @configurable
     def __init__(
-        self,
-        *,
-        image_encoder: ImageEncoder,
-        method: Method | None,
-        text_encoder,
-        class_embeddings: Tensor,
-        device_grids: list[int],
-        canvas_size: int,
-        permute_texts: bool,
-        pixel_mean: list[float],
-        pixel_std: list[float],
-    ):
+        self, *, image_encoder: ImageEncoder, method: Method | None, text_encoder, class_embeddings: Tensor,
+        device_grids: list[int], canvas_size: int, permute_texts: bool, pixel_mean: list[float], pixel_std: list[float],
+    ):  # fmt: skip
         """``class_embeddings``: (K, D), (0, D) where no vocabulary is configured.
 
         ``device_grids``, ``canvas_size`` and ``permute_texts`` are for :func:`compose_groups`; no grids: no canvases.
@@ -71,7 +64,8 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             self.method = method
         self.text_encoder = text_encoder
         self.register_buffer("class_embeddings", F.normalize(class_embeddings, dim=-1), False)
-        self.device_grids, self.canvas_size, self.permute_texts = device_grids, canvas_size, permute_texts
+        self.compose = partial(compose_groups, grids=device_grids, size=canvas_size, permute_texts=permute_texts)
+        self.composes = bool(device_grids)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.register_load_state_dict_pre_hook(_accept_clip_keys)
@@ -80,8 +74,8 @@ class ImageTextModel(HasTextEncoder, nn.Module):
     def from_config(cls, cfg):
         encoder, image_encoder = build_text_encoder(cfg), build_image_encoder(cfg)
         dim, mosaic = cfg.MODEL.TEXT.DIM, cfg.INPUT.MOSAIC
-        what = f"MODEL.IMAGE_ENCODER.ARCHITECTURE {cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE}"
-        require_width(image_encoder.dim, cfg, what=what)
+        name = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
+        require_width(image_encoder.dim, cfg, what=f"MODEL.IMAGE_ENCODER.ARCHITECTURE {name}")
         method = build_method(cfg, pools=cls.pools)
         if method is not None and method.needs_proposals:
             raise UserError(
@@ -89,16 +83,12 @@ class ImageTextModel(HasTextEncoder, nn.Module):
                 f"{cfg.MODEL.META_ARCHITECTURE} has none: use a detector, or a method of whole tiles."
             )
         return {
-            "image_encoder": image_encoder,
-            "method": method,
-            "text_encoder": encoder,
+            "image_encoder": image_encoder, "method": method, "text_encoder": encoder,
             "class_embeddings": vocabulary_embeddings(cfg, encoder) if is_configured(cfg) else torch.zeros(0, dim),
             "device_grids": list(mosaic.GRIDS) if mosaic.COMPOSE == "device" else [],
-            "canvas_size": mosaic.SIZE,
-            "permute_texts": mosaic.PERMUTE_TEXTS,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+            "canvas_size": mosaic.SIZE, "permute_texts": mosaic.PERMUTE_TEXTS,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD,
+        }  # fmt: skip
 
     @property
     def device(self) -> torch.device:
@@ -109,19 +99,15 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         if not self.training:
             return self.inference(batch)
         singles, canvases = self._load(batch["captions"]), self._load(batch["mosaics"] + batch["regions"])
-        if self.device_grids:
-            singles, canvases = compose_groups(
-                singles, grids=self.device_grids, size=self.canvas_size, permute_texts=self.permute_texts
-            )
-        return self.align(singles, canvases)
+        if self.composes:
+            singles, canvases = self.compose(singles)
+        return self.align(singles.tiles + canvases.tiles, None, partial(self.embed, singles.pixels, canvases.pixels))
 
-    def align(self, singles: Canvases, canvases: Canvases) -> dict[str, Tensor]:
-        """Mosaic → pool → align: the losses of one batch."""
-        tiles = Tiles.cat(singles.tiles + canvases.tiles).to(self.device)
-        texts = self.texts(tiles)
-        regions = self.method.select(tiles, None)
-        projections = self.embed(singles.pixels, canvases.pixels, regions)
-        embeddings = self.method.read(projections, regions, texts)
+    def align(self, tiles: list[Tiles], grids: list[FeatureGrid] | None, embed: Callable) -> dict[str, Tensor]:
+        """Mosaic → pool → align: the losses of one batch; ``embed`` gives the projections of the method's regions."""
+        joined = Tiles.cat(tiles).to(self.device)
+        texts, regions = self.texts(joined), self.method.select(joined, grids)
+        embeddings = self.method.read(embed(regions), regions, texts)
         losses = self.method.losses(embeddings, regions, texts)
         self.method.update_queues(embeddings, texts)
         return losses
@@ -145,7 +131,8 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             images = self.image_encoder.embed_images(singles)
             parts.append({role: images[r.canvas[r.canvas < count]] for role, r in regions.items()})
         if len(canvases):
-            pooled = {role: _on_canvases(r, first=count) for role, r in regions.items()}
+            rest = {role: r[r.canvas >= count] for role, r in regions.items()}
+            pooled = {role: replace(r, canvas=r.canvas - count) for role, r in rest.items()}
             ((_, embeddings),) = embed_regions(self.image_encoder, self.image_encoder.features(canvases), pooled)
             parts.append(embeddings)
         # The parts hold the regions of single images first: put them back in order.
@@ -181,12 +168,6 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             return self.pixel_mean.new_zeros(0, 3, 1, 1)
         pixels = torch.stack(list(images)).to(self.device, torch.float32)
         return (pixels - self.pixel_mean) / self.pixel_std
-
-
-def _on_canvases(regions: Regions, *, first: int) -> Regions:
-    """The regions on canvas ``first`` and later ones; canvas numbers then start from 0."""
-    on = regions.canvas >= first
-    return Regions(regions.boxes[on], regions.canvas[on] - first, regions.members[on])
 
 
 def compose_groups(
@@ -274,28 +255,25 @@ class GridTextModel(ImageTextModel):
             return self.inference(batch)
         plain, mosaics = batch["captions"], batch["mosaics"]
         if self.method.joint:
-            return self.align(plain, mosaics)
-        losses = self.align(plain) if plain else {}
+            return self.ground(plain, mosaics)
+        losses = self.ground(plain) if plain else {}
         if mosaics:
-            losses |= {f"{name}_mosaic": loss for name, loss in self.align(mosaics).items()}
+            losses |= {f"{name}_mosaic": loss for name, loss in self.ground(mosaics).items()}
         return losses
 
-    def align(self, *sources: list[dict]) -> dict[str, Tensor]:
-        """Mosaic → pool → align: the losses of canvases from one or two sources."""
-        tiles = Tiles.cat([c["tiles"] for source in sources for c in source]).to(self.device)
-        texts = self.texts(tiles)
+    def ground(self, *sources: list[dict]) -> dict[str, Tensor]:
+        """The losses of canvases from one or two sources."""
         maps, grids = [], []
         for source in filter(None, sources):
             images = self.padded([c["image"] for c in source])
             maps.append(self.image_encoder.feature_map(images.tensor))
             sizes = {"padded": images.tensor.shape[-2:], "map_size": maps[-1].shape[-2:]}
             grids += [FeatureGrid(size, **sizes) for size in images.image_sizes]
-        regions = self.method.select(tiles, grids)
-        projections = {role: self.image_encoder.project(read_locations(maps, r)) for role, r in regions.items()}
-        embeddings = self.method.read(projections, regions, texts)
-        losses = self.method.losses(embeddings, regions, texts)
-        self.method.update_queues(embeddings, texts)
-        return losses
+
+        def embed(regions: dict[str, Locations]) -> dict[str, Tensor]:
+            return {role: self.image_encoder.project(read_locations(maps, r)) for role, r in regions.items()}
+
+        return self.align([c["tiles"] for source in sources for c in source], grids, embed)
 
     def padded(self, images: list[Tensor]) -> ImageList:
         """Images (3, H, W) as one normalised batch, padded with the mean colour."""

@@ -56,17 +56,11 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
                 f'{cfg.MODEL.METHOD.NAME}, to "".'
             )
         return {
-            "backbone": backbone,
-            "proposal_generator": proposal_generator,
-            "roi_heads": roi_heads,
-            "method": build_method(cfg),
-            "text_encoder": encoder,
-            "fp32_heads": cfg.MODEL.OPEN_VOCAB.FP32_HEADS,
-            "input_format": cfg.INPUT.FORMAT,
-            "vis_period": cfg.VIS_PERIOD,
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+            "backbone": backbone, "proposal_generator": proposal_generator, "roi_heads": roi_heads,
+            "method": build_method(cfg), "text_encoder": encoder, "fp32_heads": cfg.MODEL.OPEN_VOCAB.FP32_HEADS,
+            "input_format": cfg.INPUT.FORMAT, "vis_period": cfg.VIS_PERIOD,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD,
+        }  # fmt: skip
 
     def forward(self, batch):
         """Losses of a joint batch in training, otherwise Detectron2's list of {"instances"}."""

@@ -8,7 +8,7 @@ from detectron2.modeling.roi_heads import Res5ROIHeads
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from .backbones.efficientnet import LAST_SHARED, OUT_CHANNELS, Blocks, folded_lite0
+from .backbones.efficientnet import LAST_SHARED, OUT_CHANNELS, chain, folded_lite0
 from .box_predictors import TextOutputLayers, build_box_predictor, configured_embeddings
 from .vocabulary import num_classes
 
@@ -66,4 +66,4 @@ class EfficientNetC4ROIHeads(OpenVocabRes5ROIHeads):
 
     @classmethod
     def _build_res5_block(cls, cfg):
-        return Blocks(folded_lite0()._blocks[LAST_SHARED + 1 :]), OUT_CHANNELS
+        return chain(folded_lite0()._blocks[LAST_SHARED + 1 :]), OUT_CHANNELS

@@ -136,14 +136,11 @@ def class_mask(cfg) -> Tensor:
 def competing_classes(cfg) -> Tensor:
     """(K,) bool, the classes of MODEL.OVRCNN.TEST_CLASSES; all if it is "" or the config gives names."""
     name, count = cfg.MODEL.OVRCNN.TEST_CLASSES, num_classes(cfg)
-    competes = torch.ones(count, dtype=torch.bool)
     if not name or cfg.MODEL.VOCABULARY.NAMES:
-        return competes
+        return torch.ones(count, dtype=torch.bool)
     if name not in _TEST_CLASSES or count != len(categories.COCO_NAMES):
         raise UserError(
             f'MODEL.OVRCNN.TEST_CLASSES is "{name}", with {count} classes: choose one of '
             f'{", ".join(_TEST_CLASSES)} for COCO\'s 80 classes, else "".'
         )
-    competes[:] = False
-    competes[list(_TEST_CLASSES[name])] = True
-    return competes
+    return torch.isin(torch.arange(count), torch.tensor(_TEST_CLASSES[name]))

@@ -33,7 +33,8 @@ class ClipViT(ImageEncoder):
         self.native_size, self.stride = visual.image_size[0], visual.patch_size[0]
         blocks = visual.transformer.resblocks
         # Blocks 3, 5, 7 and 11 of 12 (release); other depths take the same fractions.
-        self.tap_blocks = tuple(len(blocks) * twelfths // 12 - 1 for twelfths in (4, 6, 8, 12))
+        taps = (len(blocks) * twelfths // 12 - 1 for twelfths in (4, 6, 8, 12))
+        self.tap_shapes = dict.fromkeys(taps, ShapeSpec(channels=len(visual.proj), stride=self.stride))
         visual.requires_grad_(False)
         blocks[first_unlocked(unlocked_blocks, len(blocks)) :].requires_grad_(True)
 
@@ -48,14 +49,10 @@ class ClipViT(ImageEncoder):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         return {"dense": self.taps(images, ())[1]}
 
-    @property
-    def tap_shapes(self) -> dict[int, ShapeSpec]:
-        return dict.fromkeys(self.tap_blocks, ShapeSpec(channels=len(self.visual.proj), stride=self.stride))
-
     def taps(self, images: Tensor, blocks: Collection[int] | None = None) -> tuple[dict[int, Tensor], Tensor]:
         """Outputs (B, W, h, w) of ``blocks``, counted from 0, and the dense map (B, D, h, w); CLS is left out."""
-        blocks = self.tap_blocks if blocks is None else blocks
-        grid = self._grid(images)
+        blocks = self.tap_shapes if blocks is None else blocks
+        grid = tuple(side // self.stride for side in images.shape[2:])
         tokens, taken = self._run(images, values, blocks)
         dense = self.visual.ln_post(tokens[:, 1:]) @ self.visual.proj
         maps = {block: x[:, 1:].transpose(1, 2).unflatten(2, grid) for block, x in taken.items()}
@@ -64,9 +61,6 @@ class ClipViT(ImageEncoder):
     def dense(self, features: dict[str, Tensor]) -> Tensor:
         return features["dense"]
 
-    def _grid(self, images: Tensor) -> tuple[int, int]:
-        return images.shape[2] // self.stride, images.shape[3] // self.stride
-
     def _run(
         self, images: Tensor, last_mix: Callable[[nn.Module, Tensor], Tensor], taps: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
@@ -74,10 +68,10 @@ class ClipViT(ImageEncoder):
 
         ``last_mix``: :func:`attend` or :func:`values`, how tokens mix in the last block.
         """
-        patches = self.visual.conv1(images).flatten(2).transpose(1, 2)  # (B, h·w, W)
+        patches = self.visual.conv1(images)  # (B, W, h, w)
         first = self.visual.class_embedding.to(patches).expand(len(patches), 1, -1)
-        positions = resize_positions(self.visual.positional_embedding, self._grid(images))
-        x = self.visual.ln_pre(torch.cat([first, patches], dim=1) + positions)
+        positions = resize_positions(self.visual.positional_embedding, tuple(patches.shape[2:]))
+        x = self.visual.ln_pre(torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + positions)
         taken, blocks = {}, self.visual.transformer.resblocks
         for i, block in enumerate(blocks):
             mix = last_mix if i == len(blocks) - 1 else attend

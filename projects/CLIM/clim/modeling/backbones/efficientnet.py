@@ -5,6 +5,7 @@ image encoder with a learned projection. Inputs: (RGB - 127) / 128. Shapes: B im
 embedding width.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 
@@ -53,15 +54,9 @@ def folded_lite0() -> EfficientNet:
     return net.to(memory_format=torch.channels_last)
 
 
-class Blocks(nn.Module):
+def chain(blocks: Iterable[nn.Module]) -> nn.Sequential:
     """Blocks of the network, one after the other; state-dict keys ``blocks.0`` and so on."""
-
-    def __init__(self, blocks):
-        super().__init__()
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
+    return nn.Sequential(OrderedDict(blocks=nn.Sequential(*blocks)))
 
 
 def outputs_of_blocks(blocks: nn.Sequential, x: Tensor, taps: Iterable[int]) -> dict[int, Tensor]:
@@ -76,24 +71,24 @@ def outputs_of_blocks(blocks: nn.Sequential, x: Tensor, taps: Iterable[int]) -> 
 @BACKBONE_REGISTRY.register()
 def build_efficientnet_lite0_c4(cfg, input_shape):
     """Backbone with one output, "res4": (N, 112, H / 16, W / 16). Blocks < MODEL.BACKBONE.FREEZE_AT are frozen."""
-    return EfficientNetC4(folded_lite0(), freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    return EfficientNetLevels({"res4": LAST_SHARED}, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
 @BACKBONE_REGISTRY.register()
 def build_efficientnet_lite0_fpn_backbone(cfg, input_shape):
     """Backbone with the levels p3 to p7 of MODEL.FPN. Blocks < MODEL.BACKBONE.FREEZE_AT are frozen."""
-    return build_p3_p7_fpn(EfficientNetLevels(folded_lite0(), freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT), cfg.MODEL.FPN)
+    levels = {"c3": 4, "c4": LAST_SHARED, "c5": 15}
+    return build_p3_p7_fpn(EfficientNetLevels(levels, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT), cfg.MODEL.FPN)
 
 
-class EfficientNetC4(Backbone):
-    """Blocks 0 to 10 as a C4 backbone; stem and the first ``freeze_at`` blocks do not learn (0: all learn)."""
+class EfficientNetLevels(Backbone):
+    """Outputs of blocks, {name of an output: block}; stem and the first ``freeze_at`` blocks do not learn."""
 
-    taps = {"res4": LAST_SHARED}  # name of an output: block
-
-    def __init__(self, net: EfficientNet, *, freeze_at: int):
+    def __init__(self, taps: dict[str, int], *, freeze_at: int):
         super().__init__()
+        net, self.taps = folded_lite0(), taps
         self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
-        self.trunk = Blocks(net._blocks[: max(self.taps.values()) + 1])
+        self.trunk = chain(net._blocks[: max(taps.values()) + 1])
         for module in [self.stem, *self.trunk.blocks[:freeze_at]] if freeze_at else []:
             module.requires_grad_(False)
 
@@ -105,15 +100,8 @@ class EfficientNetC4(Backbone):
     def size_divisibility(self) -> int:
         return 32  # its "same" padding is computed for even sizes
 
-    @classmethod
-    def output_shape(cls):
-        return {name: TAPS[block] for name, block in cls.taps.items()}
-
-
-class EfficientNetLevels(EfficientNetC4):
-    """The same with all 16 blocks and outputs at strides 8, 16 and 32: the bottom-up network of an FPN."""
-
-    taps = {"c3": 4, "c4": LAST_SHARED, "c5": 15}
+    def output_shape(self):
+        return {name: TAPS[block] for name, block in self.taps.items()}
 
 
 @IMAGE_ENCODER_REGISTRY.register()
@@ -126,6 +114,7 @@ class EfficientNetLite0(ImageEncoder):
     stride = 16
     dense_stride = 32
     native_size = 128
+    tap_shapes = TAPS
 
     @configurable
     def __init__(self, *, dim: int, unlocked_blocks: int, regions: str = "v2", pretrained: str = ""):
@@ -164,10 +153,6 @@ class EfficientNetLite0(ImageEncoder):
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """{"dense": (B, 112, h, w)}, the output of block 10."""
         return {"dense": self.blocks[: LAST_SHARED + 1](self.stem(images))}
-
-    @property
-    def tap_shapes(self) -> dict[int, ShapeSpec]:
-        return TAPS
 
     def taps(self, images: Tensor) -> tuple[dict[int, Tensor], Tensor]:
         """Outputs of blocks 2, 4, 10 and 15 at strides 4 to 32, and block 10's again: what regions are pooled from."""

@@ -4,11 +4,10 @@ Shapes: B images of H x W pixels, D embedding width, (h, w) locations of a map, 
 ΣR regions of all images, image by image.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import ShapeSpec
 from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.structures import Boxes
 from detectron2.utils.registry import Registry
@@ -32,8 +31,16 @@ def build_image_encoder(cfg) -> "ImageEncoder":
 class ImageEncoder(nn.Module):
     """Embeds images, regions and single locations in one space. Takes normalised pixels (B, 3, H, W).
 
-    An encoder that grounds words in locations also has ``feature_map(images)``, its last map (B, C, h, w) before
-    projection, and ``project(rows)``, the linear projection of vectors (R, C) of that map to (R, D).
+    Embeddings are not L2-normalised, those of ``dense`` aside. Subclasses define what they can do:
+
+    - ``embed_images(images)``: (B, D), as the image-text model embeds whole images;
+    - ``features(images)``: {"dense": (B, C, h, w)}, the map that regions are pooled from;
+    - ``dense(features)``: (B, D, h, w), one unit vector for each location;
+    - ``pool_regions(features, rois)``: (R, D) of (R, 5), the encoder's last layers on RoIAligned features;
+    - ``taps(images)``: maps of four depths, and ``features(images)["dense"]``, in one pass; ``tap_shapes``: their
+      ShapeSpecs by the same names, finest first (F-VLM);
+    - ``feature_map(images)``: the last map (B, C, h, w) before projection, and ``project(rows)``: the linear projection
+      of vectors (R, C) of that map to (R, D) (OV-RCNN).
     """
 
     dim: int  # D
@@ -44,46 +51,21 @@ class ImageEncoder(nn.Module):
 
     @property
     def dense_stride(self) -> int:
-        """Px between locations of :meth:`dense`."""
+        """Px between locations of ``dense``."""
         return self.stride
-
-    def embed_images(self, images: Tensor) -> Tensor:
-        """(B, D), as the image-text model embeds whole images; not L2-normalised."""
-        raise NotImplementedError
-
-    def features(self, images: Tensor) -> dict[str, Tensor]:
-        """{"dense": (B, C, h, w)}, the map that regions are pooled from."""
-        raise NotImplementedError
 
     def embed_stages(
         self, features: dict[str, Tensor], boxes: list[Boxes], *, image_sizes=None, refine=None
     ) -> Iterator[Tensor]:
-        """Yields (ΣR, D) once, not L2-normalised; boxes in input pixels, one ``Boxes`` an image."""
+        """Yields (ΣR, D) once; boxes in input pixels, one ``Boxes`` an image."""
         rois = convert_boxes_to_pooler_format(boxes)
         if self.regions == "v2":
             yield self.pool_regions(features, rois)
         else:
             yield pool_rois(self.dense(features), rois, stride=self.dense_stride, size=1).flatten(1)
 
-    def pool_regions(self, features: dict[str, Tensor], rois: Tensor) -> Tensor:
-        """(R, D) of ``rois`` (R, 5), not L2-normalised: the encoder's last layers on RoIAligned features."""
-        raise NotImplementedError
-
-    def dense(self, features: dict[str, Tensor]) -> Tensor:
-        """(B, D, h, w), one unit vector for each location."""
-        raise NotImplementedError
-
-    @property
-    def tap_shapes(self) -> dict[Hashable, ShapeSpec]:
-        """Channels and stride of the four maps of :meth:`taps`, finest first."""
-        raise NotImplementedError
-
-    def taps(self, images: Tensor) -> tuple[dict[Hashable, Tensor], Tensor]:
-        """Maps of four depths, and ``features(images)["dense"]``, in one pass."""
-        raise NotImplementedError
-
     def embed_masks(self, features: dict[str, Tensor], masks: Sequence[Tensor]) -> Tensor:
-        """(ΣR, D): mean of :meth:`dense` inside each mask (:func:`pool_masks`), not L2-normalised.
+        """(ΣR, D): mean of ``dense`` inside each mask (:func:`pool_masks`).
 
         ``masks``: one (R_i, H, W) bool for each image, in input pixels. They may be smaller than the padded image.
         """

@@ -41,6 +41,8 @@ class ClipResNet(ImageEncoder):
         pool = visual.attnpool
         self.grid = round((len(pool.positional_embedding) - 1) ** 0.5)
         self.native_size = self.grid * self.stride
+        channels = [getattr(visual, name)[-1].bn3.num_features for name in LAYERS]
+        self.tap_shapes = {name: ShapeSpec(channels=channels[i], stride=4 << i) for i, name in enumerate(LAYERS)}
         learns = first_unlocked(unlocked_blocks, 1) == 0
         self.has_unused_parameters = learns and regions == "v1"  # the pool's queries and keys
         visual.requires_grad_(False)
@@ -60,13 +62,6 @@ class ClipResNet(ImageEncoder):
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         return {"dense": self.taps(images)[1]}
-
-    @property
-    def tap_shapes(self) -> dict[str, ShapeSpec]:
-        return {
-            name: ShapeSpec(channels=getattr(self.visual, name)[-1].bn3.num_features, stride=4 << i)
-            for i, name in enumerate(LAYERS)
-        }
 
     def taps(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """{"layer1": …, "layer4": …} at strides 4 to 32, and layer4 again."""
