@@ -41,6 +41,8 @@ def read_boxes(json_file: str, image_root: str, *, index: Mapping[int, int], rem
         records = load_coco_json(json_file, image_root)
     except ValueError as error:
         raise UserError(f"{json_file} cannot be read ({error}): {remedy}") from error
+    except KeyError as error:
+        raise UserError(f"{json_file} lacks {error}, so it is not COCO's format; is it LVIS's? {remedy}") from error
     for record in records:
         for annotation in record["annotations"]:
             annotation["category_id"] = _class(annotation["category_id"], index, record["image_id"], json_file)
@@ -69,6 +71,8 @@ def read_lvis(json_file: str, image_root: str, *, index: Mapping[int, int], reme
         by_image[a["image_id"]].append(annotation | {k: a[k] for k in ("segmentation",) if k in a})
     records = []
     for image in sorted(content["images"], key=lambda image: image["id"]):
+        if not {"file_name", "coco_url"} & image.keys():
+            raise UserError(f"image {image['id']} of {json_file} has no file_name and no coco_url: {remedy}")
         place = {"file_name": "/".join(image["coco_url"].split("/")[-2:])} if "file_name" not in image else {}
         records.append(_record(image | place, image_root) | {"annotations": by_image.get(image["id"], [])})
     kept = sum(len(record["annotations"]) for record in records)
