@@ -218,6 +218,15 @@ def test_lvis_has_masks_as_arrays_and_finds_images_by_their_url(root, write, rea
     assert run_lengths.area(runs["segmentation"]) == 600 and bare == same | {"category_id": 79}
 
 
+def test_images_without_a_name_are_refused(write, read):
+    nameless = {key: value for key, value in IMAGES[0].items() if key != "file_name"}
+    path = write("lvis/a.json", nameless, annotations=[box()])
+    with pytest.raises(UserError, match="image 9 .* no file_name and no coco_url"):
+        read(read_lvis, path)
+    with pytest.raises(UserError, match="a.json lacks 'file_name', .* LVIS's.* make tea$"):
+        read(read_boxes, path)
+
+
 @pytest.mark.parametrize("reader", [read_lvis, read_regions, read_panoptic_regions, read_pseudo_labels])
 def test_a_file_without_boxes_is_refused(write, read, reader):
     path = write("lvis/a.json", *IMAGES)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -25,6 +26,8 @@ from clim.engine.resume import rank_state_path
 from clim.errors import UserError, raise_on_all_ranks
 from clim.methods import Regions, Texts
 from clim.methods.detic import Detic
+from clim.modeling import centernet
+from mini.lvis import build_mini_lvis
 
 CONFIGS = Path(__file__).parents[2] / "configs/mini"
 STEPS = 2
@@ -53,7 +56,7 @@ def train(cfg):
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     steps, model = [], trainer.raw_model
-    run_step, clip = trainer.run_step, trainer.clip_gradients
+    run_step, clip, reduce = trainer.run_step, trainer.clip_gradients, torch.distributed.all_reduce
 
     def watched_step():
         batch = next(trainer.loader)
@@ -75,7 +78,12 @@ def train(cfg):
         steps[-1]["clipped"] = gradients(model)
         return norm
 
+    def watched_reduce(counts):  # CenterNet's
+        reduce(counts)
+        steps[-1]["counts"] = counts.clone()
+
     trainer.run_step, trainer.clip_gradients = watched_step, watched_clip
+    torch.distributed.all_reduce = watched_reduce
     trainer.model.register_forward_hook(
         lambda module, inputs, losses: steps[-1].update(losses={k: v.item() for k, v in losses.items()})
     )
@@ -160,16 +168,23 @@ class Case(NamedTuple):
     all_captions: bool  # whether the queue takes all captions of a tile, or the drawn one
     loss: str  # of single images
     num_losses: int
+    sizes: str = ""  # further overrides
 
 
 DETIC = Case("detic_clim.yaml", "MODEL.METHOD.DETIC.QUEUE_LENGTH", "queue", False, "loss_caption", 8)
 BARON = Case("baron_clim.yaml", "MODEL.METHOD.BARON.QUEUE_LENGTH", "caption_queue", True, "loss_bag", 6)
+CASCADE = DETIC._replace(
+    config="lvis_detic_clim.yaml", num_losses=14,
+    sizes="MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16 MODEL.ROI_BOX_HEAD.FC_DIM 32 MODEL.CENTERNET.POST_NMS_TOPK_TRAIN 40",
+)  # fmt: skip
+CASES = {"detic": (DETIC, ()), "baron": (BARON, pytest.mark.slow), "cascade": (CASCADE, pytest.mark.slow)}
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(DETIC, id="detic"), pytest.param(BARON, id="baron", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="module", params=[pytest.param(c, id=name, marks=m) for name, (c, m) in CASES.items()])
 def case(request):
+    if request.param is CASCADE:
+        root = request.getfixturevalue("tiny_mini")
+        build_mini_lvis(root, seed=7, num_train=24, num_val=1, num_pairs=16, workers=1)
     return request.param
 
 
@@ -180,7 +195,8 @@ def setting(case, tiny_mini, tmp_path_factory):
     sizes = "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 3 INPUT.MOSAIC.SIZE 128 INPUT.CAPTION.SHORT_SIDE 64"
     solver = "SOLVER.OPTIMIZER SGD SOLVER.BASE_LR 0.001 SOLVER.CLIP_GLOBAL_NORM 1.0 SOLVER.CHECKPOINT_PERIOD 1"
     overrides = [
-        *sizes.split(), "INPUT.CAPTION.LONG_SIDE", "64", "INPUT.MIN_SIZE_TRAIN", "(96,)", case.queue_length, "64",
+        *sizes.split(), *case.sizes.split(), "INPUT.CAPTION.LONG_SIDE", "64", "INPUT.MIN_SIZE_TRAIN", "(96,)",
+        case.queue_length, "64",
         *solver.split(), "SOLVER.LOG_PERIOD", "1", "SOLVER.MAX_ITER", str(STEPS),
         "DATASETS.TEST", "()", "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(folder / "output"),
     ]  # fmt: skip
@@ -213,7 +229,10 @@ def compute(model, step):
     torch.set_rng_state(step["random"])
     model.zero_grad()
     batch = {source: samples for source, samples in step["batch"].items() if source != "skipped"}
-    with EventStorage():
+    with EventStorage(), pytest.MonkeyPatch.context() as patch:
+        if "counts" in step:  # CenterNet divides by means over the processes
+            patch.setattr(centernet, "comm", SimpleNamespace(get_world_size=lambda: 2))
+            patch.setattr(torch.distributed, "all_reduce", lambda counts: counts.copy_(step["counts"]))
         losses = model(batch)
     sum(losses.values()).backward()
     return {k: v.item() for k, v in losses.items()}, gradients(model)

@@ -71,6 +71,7 @@ def test_processes_share_the_cores_unless_a_number_is_set(monkeypatch, asked, ex
         ("MODEL.METHOD.BARON.RATIO", "[4.0]", None),
         ("MODEL.METHOD.GROUNDING.CONTRAST_GROUP", "1", None),
         *((key, "foo", None) for key in ("INPUT.FORMAT", "INPUT.MOSAIC.COMPOSE", "SOLVER.OPTIMIZER")),
+        ("INPUT.LSJ.STYLE", "foo", None),
     ],
 )
 def test_wrong_overrides(key, value, named):

@@ -126,8 +126,9 @@ def test_resuming_with_another_model(tiny_cfg, first, second):
 
 
 def test_alternating_sources_keep_momentum_going(tiny_cfg, metrics_of):
-    """Official Detic: in an iteration of pairs the box head's gradient is zero, not absent."""
-    cfg = tiny_cfg("DATALOADER.MOSAICS_PER_GPU", 0, "DATALOADER.ALTERNATE", "(1, 1)", "SOLVER.MAX_ITER", 8)
+    """Official Detic: in an iteration of pairs the box head's gradient is zero, not absent. A single loss is logged."""
+    alternate = ("DATALOADER.MOSAICS_PER_GPU", 0, "DATALOADER.ALTERNATE", "(1, 1)", "SOLVER.MAX_ITER", 8)
+    cfg = tiny_cfg(*alternate, "MODEL.METHOD.DETIC.CAPTION_WEIGHT", 0.0)
     trainer = started(cfg)
     weight = trainer.raw_model.roi_heads.box_predictor.bbox_pred[0].weight
     history, step = [], trainer.run_step
@@ -139,7 +140,10 @@ def test_alternating_sources_keep_momentum_going(tiny_cfg, metrics_of):
 
     trainer.run_step = watched
     trainer.train()
-    boxes = ["loss_box_reg" in losses_in(e) for e in metrics_of(cfg.OUTPUT_DIR).values() if losses_in(e)]
+    logged = [e for e in metrics_of(cfg.OUTPUT_DIR).values() if losses_in(e)]
+    assert all(losses_in(e) == {"loss_tag"} for e in logged if "loss_box_reg" not in e)
+    assert all(e["loss_tag"] == e["total_loss"] for e in logged if "loss_box_reg" not in e)
+    boxes = ["loss_box_reg" in e for e in logged]
     assert {True, False} == set(boxes) and [has_gradient for has_gradient, _ in history] == boxes
     assert all(moved for _, moved in history[boxes.index(True) :])
 

@@ -153,6 +153,25 @@ def test_rules_by_hand(tmp_path, extra, absent, lacking, expected):
         assert figures["AP"] == figures["APf"] == pytest.approx(expected) and figures["APr"] == -1
 
 
+def test_areas_and_lists_that_a_file_lacks():
+    ground_truth, detections = make_world(2)
+    for image in ground_truth["images"]:
+        image.update(neg_category_ids=[], not_exhaustive_category_ids=[])
+    for a in ground_truth["annotations"]:
+        a["area"] = float(mask_util.area(mask_of(a)))
+    bare = copy.deepcopy(ground_truth)
+    for entry in (*bare["images"], *bare["annotations"]):
+        for key in ("neg_category_ids", "not_exhaustive_category_ids", "area"):
+            entry.pop(key, None)
+    for task in ("bbox", "segm"):
+        expected, found = (lvis_precision(truth, detections, iou_type=task) for truth in (ground_truth, bare))
+        assert (found == expected).all() and len(np.unique(found)) > 3
+    for a, b in zip(bare["annotations"], ground_truth["annotations"], strict=True):
+        del a["segmentation"]
+        b["area"] = b["bbox"][2] * b["bbox"][3]
+    assert (lvis_precision(bare, detections) == lvis_precision(ground_truth, detections)).all()
+
+
 def test_nothing_found_scores_zero_and_no_objects_score_minus_one():
     ground_truth = ground_truth_of([CAT], {1: ([3], []), 2: ([], [])})
     precision = lvis_precision(ground_truth, [])
@@ -274,6 +293,21 @@ def test_the_evaluator_scores_as_lvis_says(tmp_path, caplog):
     assert math.isnan(boxes["bbox"]["AP_base"]) and boxes["bbox"]["AP_novel"] == by_class["apple"]["AP_bbox"]
     nothing = score(name, ground_truth, [])
     assert list(nothing) == ["segm", "bbox"] and nothing["segm"]["AP"] == 0 and "no detections" in caplog.text
+
+
+def test_what_a_file_lacks_is_said_and_boxes_are_scored_without_masks(tmp_path, caplog):
+    ground_truth, detections = make_world(5, num_images=20)
+    expected = score(register("lvis_whole", tmp_path, ground_truth), ground_truth, detections)
+    assert "lacks" not in caplog.text and "without masks" not in caplog.text
+    for a in ground_truth["annotations"]:
+        del a["segmentation"]
+    assert score(register("lvis_boxes", tmp_path, ground_truth), ground_truth, detections) == {"bbox": expected["bbox"]}
+    assert "has objects without masks: only boxes are scored" in caplog.text
+    assert "neg_category_ids" not in caplog.text
+    for image in ground_truth["images"]:
+        del image["neg_category_ids"]
+    more = score(register("lvis_no_lists", tmp_path, ground_truth), ground_truth, detections)["bbox"]["AP"]
+    assert "instances.json has no neg_category_ids" in caplog.text and more > expected["bbox"]["AP"]
 
 
 def test_logits_rank_what_float32_scores_cannot(tmp_path):

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from clim.errors import UserError
 from clim.modeling.box_predictors import OpenVocabOutputLayers
 from clim.modeling.cascade import fused_scores
 
 # Besides ``mask_overrides``
 CASCADE = [
     "MODEL.ROI_HEADS.IN_FEATURES", ["p3", "p4", "p5"], "MODEL.ROI_BOX_HEAD.USE_FED_LOSS", True,
-    "MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE", True, "MODEL.OPEN_VOCAB.TRAIN_BIAS", [],
+    "MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE", True, "MODEL.PROPOSAL_GENERATOR.NAME", "CenterNet",
+    "MODEL.OPEN_VOCAB.TRAIN_BIAS", [],
     "MODEL.OPEN_VOCAB.BASE_CLASSES", "", "MODEL.VOCABULARY.EMBEDDINGS", "",
 ]  # fmt: skip
 SMALL = [
@@ -394,6 +396,12 @@ def test_masks_learn_from_positives_of_the_first_stage(make_head, kind):
 
 
 # ---- Configuration
+
+
+def test_an_rpn_gives_no_scores_to_multiply_with(make_head):
+    with pytest.raises(UserError, match="MULT_PROPOSAL_SCORE needs .* MODEL.PROPOSAL_GENERATOR.NAME ProposingRPN"):
+        make_head("MODEL.PROPOSAL_GENERATOR.NAME", "ProposingRPN")
+    make_head("MODEL.PROPOSAL_GENERATOR.NAME", "ProposingRPN", "MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE", False)
 
 
 def test_all_stages_share_class_embeddings_that_are_built_once(make_head, hash_tower):

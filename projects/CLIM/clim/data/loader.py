@@ -168,7 +168,10 @@ def check_masks(cfg, records: list[dict]) -> None:
         return
     kinds = {type(a.get("segmentation")) for record in records for a in record["annotations"]}
     if type(None) in kinds:
-        raise UserError(f"DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has boxes without masks: set MODEL.MASK_ON to False.")
+        raise UserError(
+            f"DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has boxes without masks: set MODEL.MASK_ON to False, "
+            "or DATASETS.OWN's kind to \"lvis\", which reads the masks of COCO's and LVIS's format."
+        )
     if dict in kinds and cfg.INPUT.MASK_FORMAT == "polygon":
         raise UserError(f'DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has run lengths: set INPUT.MASK_FORMAT to "bitmask".')
 

@@ -41,6 +41,8 @@ def read_boxes(json_file: str, image_root: str, *, index: Mapping[int, int], rem
         records = load_coco_json(json_file, image_root)
     except ValueError as error:
         raise UserError(f"{json_file} cannot be read ({error}): {remedy}") from error
+    except KeyError as error:
+        raise UserError(f"{json_file} lacks {error}, so it is not COCO's format; is it LVIS's? {remedy}") from error
     for record in records:
         for annotation in record["annotations"]:
             annotation["category_id"] = _class(annotation["category_id"], index, record["image_id"], json_file)
@@ -211,6 +213,8 @@ def _with_annotations(content: Mapping, image_root: str, by_image: Mapping[int, 
 
 def _record(image: Mapping, image_root: str) -> dict:
     """The entries of every record; UnreadableImage if neither the json nor the image's header gives the size."""
+    if not {"file_name", "coco_url"} & image.keys():
+        raise UserError(f"image {image['id']} (of folder {image_root}) has no file_name and no coco_url in the json")
     name = image["file_name"] if "file_name" in image else "/".join(image["coco_url"].split("/")[-2:])  # LVIS
     scheme = SCHEME if name.startswith(SCHEME) else ""  # an image in a shard
     file_name = scheme + os.path.join(image_root, name.removeprefix(scheme))  # an absolute path stays

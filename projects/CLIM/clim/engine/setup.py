@@ -143,6 +143,7 @@ RANGES = (
     ("a number above 1, or 0 for all tiles", lambda v: v == 0 or v > 1, "MODEL.METHOD.GROUNDING.CONTRAST_GROUP"),
     ("BGR or RGB", lambda v: v in ("BGR", "RGB"), "INPUT.FORMAT"),
     ("loader or device", lambda v: v in ("loader", "device"), "INPUT.MOSAIC.COMPOSE"),
+    ("detectron2, efficientdet or mmdet", lambda v: v in ("detectron2", "efficientdet", "mmdet"), "INPUT.LSJ.STYLE"),
     ("SGD or ADAMW", lambda v: v in ("SGD", "ADAMW"), "SOLVER.OPTIMIZER"),
 )  # fmt: skip
 

@@ -195,6 +195,9 @@ class Trainer(TrainerBase):
         if self.cfg.MODEL.METHOD.NAME:
             self.raw_model.method.after_update()
         SimpleTrainer.write_metrics(losses, data_time, self.iter)
+        if len(losses) == 1 and comm.is_main_process():  # Detectron2 calls it total_loss alone
+            (name,) = losses
+            self.storage.put_scalar(name, self.storage.latest()["total_loss"][0])
 
     def clip_gradients(self) -> float:
         """Scale all gradients so that their common L2 norm is at most SOLVER.CLIP_GLOBAL_NORM; 0: keep them.

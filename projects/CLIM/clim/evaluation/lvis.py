@@ -30,7 +30,8 @@ from clim.files import replacing
 from .base import DetectionEvaluator, check_images, indexed, pack, unpack
 
 AREAS = {"": [0, 1e10], "s": [0, 32**2], "m": [32**2, 96**2], "l": [96**2, 1e10]}  # square pixels
-IMAGE_KEYS = ("id", "height", "width", "neg_category_ids", "not_exhaustive_category_ids")
+LISTS = {"neg_category_ids": [], "not_exhaustive_category_ids": []}  # of an image, where the file has none
+IMAGE_KEYS = ("id", "height", "width", *LISTS)
 PER_PROCESS = 1_000_000  # detections that are worth the start of another process
 
 logger = logging.getLogger(__name__)
@@ -69,12 +70,26 @@ class LVISEvaluator(DetectionEvaluator):
         if any(novel) and novel != groups.get("r"):
             groups |= {"_base": [row["split"] == "base" for row in rows], "_novel": novel}
         figures = {}
-        for task in ("segm", "bbox") if any(image.has_masks for image in results.values()) else ("bbox",):
+        for task in self._tasks(ground_truth, results):
             precision = lvis_precision(ground_truth, detections, iou_type=task, max_dets=self._max_dets)
             figures[task] = OrderedDict((name, _nan(ap)) for name, ap in lvis_figures(precision, groups).items())
             for k, row in enumerate(rows):
                 row[f"AP_{task}"] = _nan(_percent(precision[:, :, k, 0]))
         return {"backend": "faster", "max_dets": self._max_dets}, figures, rows
+
+    def _tasks(self, ground_truth: Mapping, results: Mapping) -> tuple[str, ...]:
+        """What can be scored. Warns about what the json file lacks."""
+        if not any("neg_category_ids" in image for image in ground_truth["images"]):
+            logger.warning(
+                f"{self._json_file} has no neg_category_ids: a class counts only on the images that show it, and wrong "
+                "detections on others cost nothing"
+            )
+        if not any(image.has_masks for image in results.values()):
+            return ("bbox",)
+        if all("segmentation" in annotation for annotation in ground_truth["annotations"]):
+            return "segm", "bbox"
+        logger.warning(f"{self._json_file} has objects without masks: only boxes are scored")
+        return ("bbox",)
 
     def _write_detections(self, detections: np.ndarray):
         """Write the detections one by one: as a list of dicts, they would take gigabytes."""
@@ -156,7 +171,7 @@ def _by_class(ground_truth: Mapping, detections: np.ndarray) -> Iterator[tuple]:
     for annotation in ground_truth["annotations"]:
         truth[annotation["category_id"]].append(annotation)
         judged[annotation["category_id"]].add(annotation["image_id"])
-    images = {image["id"]: image for image in ground_truth["images"]}
+    images = {image["id"]: LISTS | image for image in ground_truth["images"]}
     for image in images.values():
         for category in image["neg_category_ids"]:
             judged[category].add(image["id"])
@@ -178,13 +193,26 @@ def _class_precision(iou_type: str, task: tuple) -> np.ndarray:
     params.imgIds, params.catIds, params.maxDets = [image["id"] for image in images], [category], [len(found) + 1]
     params.areaRng, params.areaRngLbl = list(AREAS.values()), list(AREAS)
     categories = [{"id": category, "frequency": "f"}]  # any: the library only asks for one
-    keys = ("image_id", "category_id", "area", "bbox" if iou_type == "bbox" else "segmentation")
-    truth = [{key: annotation[key] for key in keys} for annotation in truth]
+    keys = ("image_id", "category_id", "bbox" if iou_type == "bbox" else "segmentation")
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    truth = [{key: a[key] for key in keys} | {"area": _area(a, *sizes[a["image_id"]])} for a in truth]
     evaluation.cocoGt = indexed(images, categories, truth)
     evaluation.cocoDt = indexed(images, categories, _results(iou_type, found, {a["image_id"] for a in truth}))
     evaluation.evaluate()
     evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]).reshape(10, 101, len(AREAS))
+
+
+def _area(annotation: Mapping, height: int, width: int) -> float:
+    """What the file says, else the area of the mask, else that of the box, in square pixels."""
+    if "area" in annotation:
+        return annotation["area"]
+    mask = annotation.get("segmentation")
+    if not mask:
+        return annotation["bbox"][2] * annotation["bbox"][3]
+    if isinstance(mask, list) or isinstance(mask["counts"], list):
+        mask = mask_util.frPyObjects(mask, height, width)
+    return float(mask_util.area(mask_util.merge(mask) if isinstance(mask, list) else mask))
 
 
 def _results(iou_type: str, found: np.ndarray, shown: set[int]) -> list[dict]:

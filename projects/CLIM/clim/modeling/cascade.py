@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads.cascade_rcnn import CascadeROIHeads, _ScaleGradient
 from detectron2.modeling.sampling import subsample_labels
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torch.nn import functional as F
+
+from clim.errors import UserError
 
 from .box_predictors import TextOutputLayers, log_odds
 from .roi_heads import TextHeads
@@ -35,9 +38,16 @@ class OpenVocabCascadeROIHeads(TextHeads, CascadeROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):
-        ret, cascade = super().from_config(cfg, input_shape, text_encoder=text_encoder), cfg.MODEL.ROI_BOX_CASCADE_HEAD
+        cascade, generator = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.PROPOSAL_GENERATOR.NAME
+        multiplies = cfg.MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE
+        if multiplies and issubclass(PROPOSAL_GENERATOR_REGISTRY.get(generator), RPN):
+            raise UserError(
+                "MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE needs proposals with scores between 0 and 1, but "
+                f"MODEL.PROPOSAL_GENERATOR.NAME {generator} gives logits: set it to False."
+            )
+        ret = super().from_config(cfg, input_shape, text_encoder=text_encoder)
         ret |= {key.lower(): cascade[key] for key in ("GRADIENT_SCALE", "RESAMPLE", "KEEP_EMPTY")}
-        return ret | {"mult_proposal_score": cfg.MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE}
+        return ret | {"mult_proposal_score": multiplies}
 
     def embed_stages(self, features, boxes: list[Boxes], *, image_sizes=None, refine=None) -> Iterator[Tensor]:
         """Un-normalised embeddings (ΣR, D) of each image's boxes, for each stage.
