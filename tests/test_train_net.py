@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -76,13 +77,16 @@ def figures_in(folder):
 def kill_after(process, folder, iteration):
     """SIGKILL once the losses of ``iteration`` are on disk; the losses up to then."""
     metrics = Path(folder) / "metrics.json"
+    reader = threading.Thread(target=process.communicate)  # a full pipe would stop the process
+    reader.start()
     while process.poll() is None:
         if metrics.is_file() and f'"iteration": {iteration},' in metrics.read_text():
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            reader.join()
             assert process.returncode == -signal.SIGKILL
             return losses_of(folder)
         time.sleep(0.01)
+    reader.join()
     raise AssertionError(process.communicate()[1][-3000:])
 
 
