@@ -19,10 +19,16 @@ from clim.evaluation import evaluate
 from clim.text import build_text_tower, word_piece_means
 from clim.text.clip import clip_config
 from mini.concepts import NAMES
+from mini.lvis import build_mini_lvis
 from reports.responder import Responder
 
 RENAMED = [*(name for _, name in COCO_CATEGORIES[:6]), "unicorn"]
 FVLM_FIGURES = {f"{metric}_{run}_run" for metric in ("AP50", "AP", "AR") for run in ("novel", "base")}
+LVIS_LOSSES = {
+    *(f"loss_{part}_stage{stage}" for part in ("cls", "box_reg") for stage in range(3)), "loss_mask",
+    *(f"loss_centernet_{part}" for part in ("loc", "agn_pos", "agn_neg")),
+    *(f"loss_{part}{source}" for part in ("caption", "tag") for source in ("", "_mosaic")),
+}  # fmt: skip
 CLIP_PARTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
 PROGRAM = Path(__file__).parent / "image_text_ranks.py"
 spec = importlib.util.spec_from_file_location("image_text_ranks", PROGRAM)
@@ -52,7 +58,7 @@ def evaluate_file(cfg, weights):
 
 
 def read_detections(output):
-    (path,) = output.glob("inference/*/coco_instances_results.json")
+    (path,) = output.glob("inference/*/*_instances_results.json")
     return read_json(path)
 
 
@@ -65,6 +71,41 @@ def ask_for_other_names(cfg, root):
     found = detector(photo)
     assert len(found) > 0 and set(found.pred_classes.tolist()) <= set(range(7))
     return detector, found
+
+
+# ---- OV-LVIS, on mini OV-LVIS
+
+
+@pytest.mark.slow
+def test_lvis(make_run, tiny_json, tmp_path):
+    build_mini_lvis(tmp_path, seed=7, num_train=8, num_val=2, num_pairs=16, workers=1)
+    keys = {
+        "MODEL.WEIGHTS": "", "MODEL.ROI_HEADS.NUM_CLASSES": 65, "MODEL.VOCABULARY.EMBEDDINGS": "",
+        "MODEL.OPEN_VOCAB.BASE_CLASSES": "mini_lvis/lvis/instances_train_cat_info.json",
+        "MODEL.TEXT.NAME": tiny_json("vit"), "MODEL.TEXT.PRETRAINED": "", "MODEL.TEXT.DIM": 12,
+        "MODEL.FPN.OUT_CHANNELS": 64, "MODEL.ROI_BOX_HEAD.FC_DIM": 32, "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16, "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+        "MODEL.CENTERNET.POST_NMS_TOPK_TRAIN": 20, "MODEL.CENTERNET.POST_NMS_TOPK_TEST": 10,
+        "INPUT.LSJ.SIZE": 128, "INPUT.CAPTION.JITTER_SIZE": 64, "INPUT.MOSAIC.SIZE": 128, "INPUT.MIN_SIZE_TEST": 96,
+        "DATALOADER.DETECTION_PER_GPU": 1, "DATALOADER.CAPTIONS_PER_GPU": 1, "DATALOADER.MOSAICS_PER_GPU": 1,
+        "DATASETS.TRAIN": ("mini_lvis_train",), "DATASETS.CAPTIONS": ("mini_lvis_pairs",),
+        "DATASETS.TEST": ("mini_lvis_val",), "TEST.DETECTIONS_PER_IMAGE": 20,
+    }  # fmt: skip
+    config = make_run("lvis/Detic_CLIM_C2.yaml", tmp_path, keys).config
+    train(config())
+    lines = [json.loads(line) for line in (tmp_path / "output/metrics.json").read_text().splitlines()]
+    assert {name for name in lines[0] if name.startswith("loss_")} == LVIS_LOSSES
+    figures = read_json(tmp_path / "output/evaluation.json")
+    assert {"AP", "APr", "APc", "APf"} < set(figures["segm"]) == set(figures["bbox"])
+    found = read_detections(tmp_path / "output")
+    assert len(found) == 40 and all("segmentation" in detection for detection in found)
+
+    weights = str(tmp_path / "output/model_final.pth")
+    assert evaluate_file(config("OUTPUT_DIR", tmp_path / "again"), weights) == found
+    asked = config("MODEL.WEIGHTS", weights, "MODEL.VOCABULARY.NAMES", ["dog", "unicorn"])
+    instances = Detector(asked)(next((tmp_path / "mini_lvis/val").glob("*.jpg")))
+    assert instances.pred_masks.shape == (len(instances), 256, 256) and len(instances) > 0
+    assert set(instances.pred_classes.tolist()) <= {0, 1}
 
 
 # ---- F-VLM

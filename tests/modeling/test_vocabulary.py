@@ -103,6 +103,9 @@ def test_masks_of_a_data_set_and_of_a_cat_info_file(load_cfg, cfg, tiny_mini, tm
         (tmp_path / name).write_text(json.dumps(info))
         monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
         assert class_mask(cfg(*lvis, name)).sum() == 866 * 2
+    (tmp_path / "none.json").write_text(json.dumps([{"id": i, "image_count": 0} for i in range(4)]))
+    with pytest.raises(UserError, match="none.json has no base class: "):
+        class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", str(tmp_path / "none.json")))
     with pytest.raises(UserError, match="ovcoco has 80 classes.* is 4"):
         class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", "ovcoco"))
     with pytest.raises(UserError, match="gone.json does not exist; give a cat_info json"):

@@ -124,6 +124,11 @@ def class_mask(cfg) -> Tensor:
         info = sorted(json.loads(path.read_text()), key=lambda c: c["id"])
         # Square roots of image counts, as official Detic's freq_weight; a class without images is masked.
         mask = torch.tensor([float(c["image_count"]) for c in info]).sqrt()
+    if not mask.any():
+        raise UserError(
+            f'MODEL.OPEN_VOCAB.BASE_CLASSES {base} has no base class: give its categories a "split", or set "" if all '
+            "classes have boxes."
+        )
     if len(mask) == count:
         return mask
     if cfg.MODEL.VOCABULARY.NAMES:  # the user's own names
