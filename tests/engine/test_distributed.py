@@ -27,7 +27,6 @@ from clim.errors import UserError, raise_on_all_ranks
 from clim.methods import Regions, Texts
 from clim.methods.detic import Detic
 from clim.modeling import centernet
-from mini.lvis import build_mini_lvis
 
 CONFIGS = Path(__file__).parents[2] / "configs/mini"
 STEPS = 2
@@ -184,6 +183,8 @@ CASES = {"detic": (DETIC, ()), "baron": (BARON, pytest.mark.slow), "cascade": (C
 def case(request):
     if request.param is CASCADE:
         root = request.getfixturevalue("tiny_mini")
+        from mini.lvis import build_mini_lvis  # the processes of this file do not find tools/
+
         build_mini_lvis(root, seed=7, num_train=24, num_val=1, num_pairs=16, workers=1)
     return request.param
 
