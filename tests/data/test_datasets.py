@@ -11,7 +11,7 @@ from detectron2.data.datasets.lvis import get_lvis_instances_meta
 from detectron2.data.detection_utils import get_fed_loss_cls_weights
 
 from clim.data import datasets
-from clim.data.categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, NOVEL_NAMES, STUFF_NAMES
+from clim.data.categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, LVIS_NAMES, NOVEL_NAMES, STUFF_NAMES
 from clim.data.datasets import register_own_set, register_own_sets
 from clim.errors import UserError
 
@@ -81,6 +81,9 @@ LVIS_IMAGE = {"id": 9, "coco_url": "http://images.cocodataset.org/train2017/9.jp
 
 def test_lvis_replaces_detectron2s_sets_and_keeps_their_metadata(root, write):
     theirs = get_lvis_instances_meta("lvis_v1")
+    differ = [i for i, (a, b) in enumerate(zip(theirs["thing_classes"], LVIS_NAMES, strict=True)) if a != b]
+    assert [LVIS_NAMES[i] for i in differ] == ["bull"]  # Detectron2 calls it by its first synonym
+    theirs["thing_classes"] = list(LVIS_NAMES)
     for name in ("lvis_v1_train", "lvis_v1_train_norare", "lvis_v1_val"):
         metadata = MetadataCatalog.get(name)
         with pytest.raises(UserError, match=f"{name}.json not found: .*prepare_ovlvis.py .* --output {root}"):

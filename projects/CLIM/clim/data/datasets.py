@@ -16,7 +16,7 @@ from detectron2.data.datasets.lvis import get_lvis_instances_meta
 from clim.errors import UserError
 from clim.files import data_root, read_json, resolve
 
-from .categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, LVIS_RARE_IDS, NOVEL_NAMES, STUFF_NAMES
+from .categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, LVIS_NAMES, LVIS_RARE_IDS, NOVEL_NAMES, STUFF_NAMES
 from .readers import read_boxes, read_captions, read_lvis, read_panoptic_regions, read_pseudo_labels, read_regions
 from .shards import read_shards
 
@@ -137,12 +137,11 @@ def coco_vocabulary() -> Vocabulary:
 
 
 def lvis_vocabulary() -> Vocabulary:
-    """LVIS v1's 1,203 classes as Detectron2 has them; 866 frequent and common ones are base, 337 rare ones novel."""
-    metadata = get_lvis_instances_meta("lvis_v1")
-    names, index = metadata["thing_classes"], {i + 1: i for i in range(len(metadata["thing_classes"]))}
-    novel = [names[index[key]] for key in LVIS_RARE_IDS]
-    base = [name for key, name in zip(index, names, strict=True) if key not in LVIS_RARE_IDS]
-    return Vocabulary(names, base, novel, index, metadata["class_image_count"])
+    """LVIS v1's 1,203 classes; 866 frequent and common ones are base, 337 rare ones novel."""
+    index = {i + 1: i for i in range(len(LVIS_NAMES))}
+    novel = [LVIS_NAMES[index[key]] for key in LVIS_RARE_IDS]
+    base = [name for key, name in zip(index, LVIS_NAMES, strict=True) if key not in LVIS_RARE_IDS]
+    return Vocabulary(list(LVIS_NAMES), base, novel, index, get_lvis_instances_meta("lvis_v1")["class_image_count"])
 
 
 def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
