@@ -26,7 +26,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from clim.data.shards import ShardRecords
 from clim.errors import UserError
 from clim.files import write_json
 from mini import generate
@@ -235,6 +234,8 @@ def _write_index(folder: Path) -> None:
 
 def set_up_mini_lvis(root: Path, *, seed: int, **sizes) -> dict:
     """Make mini OV-LVIS and its embeddings under ``root``. Existing files stay. Returns build_mini_lvis's summary."""
+    from clim.data.shards import ShardRecords  # it imports torch, which takes seconds
+
     summary = build_mini_lvis(root, seed=seed, **sizes)
     generate.write_class_embeddings(root)
     if summary["counts"]["pairs"]["images"]:
