@@ -67,6 +67,7 @@ def test_good_ids_stay_and_an_image_of_two_sets_counts_once():
     assert with_own_ids(records) is records
     for good in (Made("a", 3), concatenated([records, Made("a", 3)]), concatenated([Made("a", 3), Made("a", 3)])):
         assert with_own_ids(good) is good
+    assert [r["image_id"] for r in with_own_ids([{"image_id": i, "file_name": "a"} for i in (3, 5)])] == [0, 0]
     records = [{"image_id": 1, "file_name": f} for f in ("a", "b", "a")]
     assert [r["image_id"] for r in with_own_ids(records)] == [0, 1, 0]
     both = with_own_ids(concatenated([Made("a", 2), records, Made("b", 2), Made("a", 2)]))

@@ -33,13 +33,14 @@ def column(records: Sequence[dict], name: str) -> np.ndarray:
 
 
 def with_own_ids(records: Sequence[dict]) -> Sequence[dict]:
-    """The records. If two images share an ``image_id``, or one is not an integer >= 0, all images get new numbers."""
+    """The records. All images get new numbers if two share an ``image_id``, or one has two or no integer >= 0."""
     parts = parts_of(records)
     listed = [record for part in parts if not isinstance(part, ShardRecords) for record in part]
     shards = {part.source: part for part in parts if isinstance(part, ShardRecords)}
     files: dict = {}  # by id
     good = all(type(r["image_id"]) is int and r["image_id"] >= 0 for r in listed)
-    if good and all(files.setdefault(r["image_id"], r["file_name"]) == r["file_name"] for r in listed):
+    good = good and all(files.setdefault(r["image_id"], r["file_name"]) == r["file_name"] for r in listed)
+    if good and len(set(files.values())) == len(files):
         ids = [part.column("image_id") for part in shards.values()] + ([list(files)] if files else [])
         if len(ids) <= 1 or len(np.unique(np.concatenate(ids))) == sum(map(len, ids)):
             return records
