@@ -249,15 +249,21 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
     return made
 
 
-def main(arguments: list[str] | None = None) -> None:
+def new_parser(doc: str, *, source: str, folders: str) -> argparse.ArgumentParser:
+    """The options of all preparations; ``source`` says what that folder holds, ``folders`` what is written."""
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder of plain COCO 2017, only read")
-    add("--output", type=Path, default=data_root(), help="data root to write coco/ into")
-    add("--tag-rule", choices=sorted(RULES), default="released", help="how captions become tags")
+    add("--source", type=Path, required=True, help=f"folder of {source}, only read")
+    add("--output", type=Path, default=data_root(), help=f"data root to write {folders} into")
     add("--copy", action="store_true", help="copy images and annotations instead of linking them")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = new_parser(__doc__, source="plain COCO 2017", folders="coco/")
+    parser.add_argument("--tag-rule", choices=sorted(RULES), default="released", help="how captions become tags")
     args = parser.parse_args(arguments)
     print(report(prepare(args.source, args.output, rule=args.tag_rule, copy=args.copy), below="coco/"))
 

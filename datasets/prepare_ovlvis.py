@@ -8,7 +8,6 @@ The script only reads it. ``--output`` becomes the data root (DETECTRON2_DATASET
 with the same input changes nothing.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,8 @@ from tqdm import tqdm
 import tags
 from clim.data.categories import LVIS_RARE_IDS
 from clim.errors import UserError, run_cleanly
-from clim.files import data_root, read_json
-from prepare_ovcoco import category_info, place, report, require_writable, write_all, written_by
+from clim.files import read_json
+from prepare_ovcoco import category_info, new_parser, place, report, require_writable, write_all, written_by
 
 DOWNLOAD = "get LVIS v1 from https://www.lvisdataset.org/dataset and unpack it"
 PHOTOS = "get the images of COCO 2017 from https://cocodataset.org/#download"
@@ -128,13 +127,7 @@ def prepare(source: Path, output: Path, *, copy: bool = False) -> dict[str, dict
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add = parser.add_argument
-    add("--source", type=Path, required=True, help="folder of LVIS v1, COCO's images and CC3M, only read")
-    add("--output", type=Path, default=data_root(), help="data root to write lvis/ and cc3m/ into")
-    add("--copy", action="store_true", help="copy images and annotations instead of linking them")
+    parser = new_parser(__doc__, source="LVIS v1, COCO's images and CC3M", folders="lvis/ and cc3m/")
     args = parser.parse_args(arguments)
     print(report(prepare(args.source, args.output, copy=args.copy), below=f"{args.output}/"))
     print(EMBEDDINGS.format(root=args.output))

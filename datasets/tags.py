@@ -7,7 +7,7 @@ return class ids in the table's order. LVIS writes "_" for a space and brackets 
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 
 from clim.data.categories import COCO_CATEGORIES
 
@@ -85,15 +85,15 @@ def _finder(rows: tuple[tuple[int, tuple[str, ...]], ...]) -> Callable[[Sequence
         for word in words:
             named.setdefault(spoken_name(word), []).append(place)
     lengths = {name.count(" ") + 1 for name in named}
+    return partial(_find, named, lengths, [key for key, _ in rows])  # other processes can receive a partial
 
-    def find(captions: Sequence[str]) -> list[int]:
-        words, found = " ".join(captions).lower().split(" "), set()
-        for length in lengths - {len(words)}:  # a name that is the whole text has no space beside it
-            for start in range(len(words) - length + 1):
-                found.update(named.get(" ".join(words[start : start + length]), ()))
-        return [rows[place][0] for place in sorted(found)]
 
-    return find
+def _find(named: Mapping[str, list[int]], lengths: set[int], keys: Sequence[int], captions: Sequence[str]) -> list[int]:
+    words, found = " ".join(captions).lower().split(" "), set()
+    for length in lengths - {len(words)}:  # a name that is the whole text has no space beside it
+        for start in range(len(words) - length + 1):
+            found.update(named.get(" ".join(words[start : start + length]), ()))
+    return [keys[place] for place in sorted(found)]
 
 
 def word_tags(captions: Sequence[str], table: Table) -> list[int]:

@@ -126,7 +126,8 @@ def tagging_of(args: argparse.Namespace):
     import tags
 
     categories = sorted(LVIS_CATEGORIES, key=lambda category: category["id"])
-    rule = partial({"released": tags.released_tags, "words": tags.word_tags}[args.tag_rule], table=tags.lvis_table())
+    table = tags.lvis_table()
+    rule = tags.released_rule(table) if args.tag_rule == "released" else partial(tags.word_tags, table=table)
     names = [{"id": category["id"], "name": category["name"]} for category in categories]
     return Tagging(f"lvis {args.tag_rule}", names, rule, args.keep_untagged)
 

@@ -168,9 +168,10 @@ def _predict_image(detector, path: Path, drawing: Path, args: argparse.Namespace
     for (x0, y0, x1, y1), k, score in zip(boxes.tolist(), classes, scores, strict=True):
         box = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
         detections.append({"name": detector.names[k], "category_id": k, "score": round(score, 6), "bbox": box})
-    for detection, mask in zip(detections, () if masks is None else masks, strict=False):
-        rle = encode(np.asfortranarray(mask, dtype=np.uint8))
-        detection["segmentation"] = rle | {"counts": rle["counts"].decode("ascii")}
+    if masks is not None:
+        for detection, mask in zip(detections, masks, strict=True):
+            rle = encode(np.asfortranarray(mask, dtype=np.uint8))
+            detection["segmentation"] = rle | {"counts": rle["counts"].decode("ascii")}
     height, width = image.shape[:2]
     return {"file_name": str(path), "height": height, "width": width, "drawing": drawing.name, "detections": detections}
 

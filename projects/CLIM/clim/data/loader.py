@@ -61,7 +61,7 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
         ranks = {"rank": comm.get_rank(), "world": comm.get_world_size()}
         drawn = draws(len(records), seed=seed, stream=STREAMS[name], factors=factors, **ranks)
         streams[name] = batches(drawn, size, landscape=landscape)
-        if name == "detection":
+        if name == "detection" and loader.NUM_WORKERS > 0:
             # Workers share bytes. They would copy each page of objects that they read: it holds reference counts.
             mappers[name].records = DatasetFromList(records, copy=False)
 
@@ -163,7 +163,7 @@ def _read(key: str, names: Sequence[str], field: str, read=lambda ns: concatenat
 
 
 def check_masks(cfg, records: list[dict]) -> None:
-    """UserError if MODEL.MASK_ON meets boxes without masks, or run lengths where INPUT.MASK_FORMAT is "polygon"."""
+    """UserError if MODEL.MASK_ON and a box has no mask, or has run lengths although INPUT.MASK_FORMAT is "polygon"."""
     if not cfg.MODEL.MASK_ON:
         return
     kinds = {type(a.get("segmentation")) for record in records for a in record["annotations"]}

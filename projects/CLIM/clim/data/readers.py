@@ -65,7 +65,9 @@ def read_lvis(json_file: str, image_root: str, *, index: Mapping[int, int], reme
             continue
         category_id = _class(a["category_id"], index, a["image_id"], json_file)
         annotation = {"bbox": a["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": category_id}
-        by_image[a["image_id"]].append(annotation | {k: a[k] for k in ("segmentation",) if k in a})
+        if "segmentation" in a:
+            annotation["segmentation"] = a["segmentation"]
+        by_image[a["image_id"]].append(annotation)
     records = _with_annotations(content, image_root, by_image)
     kept = sum(len(record["annotations"]) for record in records)
     logger.info(f"Loaded {len(records)} images with {kept} of {len(content['annotations'])} boxes from {json_file}")

@@ -27,6 +27,8 @@ Sizes = Sequence[tuple[int, int]]  # height, width
 
 
 class Targets(NamedTuple):
+    """What the locations of a batch, or of one image, learn."""
+
     positives: Tensor  # (P,) int64: location of each box's centre, once for each of its levels
     distances: Tensor  # (N, 4) to the sides of the box that a location learns, in strides; -1 without such a box
     heat_map: Tensor  # (N,) in [0, 1]
