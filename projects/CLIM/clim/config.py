@@ -14,7 +14,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     node = type(cfg)
     _add_classifier(cfg, node)
     cfg.MODEL.METHOD = method = node()
-    method.NAME = ""  # "Detic", "Baron", "Grounding", "ClipContrast", "RegionClip"; "": boxes only
+    method.NAME = ""  # "Detic", "OfficialDetic", "Baron", "VLDet", "Grounding", "ClipContrast", "RegionClip"; "": boxes
     _add_detector_methods(method, node)
     _add_encoder_methods(method, node)
     cfg.register_renamed_key("INPUT.MOSAIC.GROUPS", "MODEL.METHOD.DETIC.GROUPS")
@@ -82,6 +82,22 @@ def _add_detector_methods(method, node) -> None:
     detic.TAG_TOPK = 128  # proposals of a tile, by score, among which the largest is taken
     detic.GROUPS = 4  # composition groups a canvas and loss (CLIM release); 0: none (paper)
 
+    # VLDet: nouns of captions are matched with proposals (vldet §4). All but those of tiles are official.
+    method.VLDET = vldet = node()
+    vldet.EMBEDDINGS = ""  # .npy or .pth (nouns, D); absolute, or below the data root. Tags of pairs are its rows.
+    vldet.TEMPERATURE = 50.0
+    vldet.CAPTION_WEIGHT = 0.1  # 0: no caption loss
+    vldet.NOUN_WEIGHT = 0.01  # 0: no noun loss
+    # "contrastive": a matched proposal against its noun and the nouns of other images (official). "bce": all proposals
+    # against all nouns. "sinkhorn": soft matching with a background, then as "contrastive".
+    vldet.NOUN_LOSS = "contrastive"
+    vldet.PROPOSALS = 32  # of an image, by score
+    vldet.TILE_PROPOSALS = 8  # of a tile of a mosaic, by score
+    vldet.TILE_MIN_IOF = 0.3  # a proposal belongs to the tile that contains more than this part of it
+    # The box of a tile or image, which its caption describes, in the later stages of a cascade. True: it stays exact
+    # (CLIM). False: it is regressed like the proposals (official).
+    vldet.EXACT_BOX = True
+
     # BARON's caption branch: the proposals of an image or tile are one bag, which the text tower reads like a sentence
     # (baron §5). There is no published code for tiles: we assign proposals to tiles as Detic does it (baron §7).
     method.BARON = baron = node()
@@ -144,6 +160,7 @@ def _add_encoders(cfg, node) -> None:
     # How ClipResNet and EfficientNetLite0 embed boxes. "v2": RoIAlign, then the rest of the network with its pooling.
     # "v1": RoIAlign of the dense map; a ViT always does this.
     encoder.REGIONS = "v2"
+    encoder.CHECKPOINTING = False  # True: recompute a ViT's blocks in the backward pass, which needs less memory
 
     cfg.MODEL.FVLM = fvlm = node()  # clip_fvlm §4
     fvlm.ALPHA = 0.1  # weight of the encoder's score for classes with boxes and the background
@@ -151,11 +168,16 @@ def _add_encoders(cfg, node) -> None:
     fvlm.TEMPERATURE = 75.0  # factor of the cosines in the encoder's score
     fvlm.DETECTOR_TEMPERATURE = 50.0  # start of the learned factor in the detector's score
     fvlm.BACKGROUND_WEIGHT = 0.6  # weight of background regions in the classification loss
+    # True: an object's best proposal of IoU >= .5 is its own, also where another object fits that proposal better
+    # (MMDetection's Mask R-CNN, so CLIM's release on LVIS).
+    fvlm.MATCH_BEST = False
     # How ViT maps get strides 4 and 8: "deconvolution", learned (release), or "interpolation" (paper).
     fvlm.UPSCALING = "deconvolution"
     # Colour that pads an image to a square, in INPUT.FORMAT's order (RGB in our configs). These are the values of the
     # release, which takes the RGB mean for BGR pixels: the padding is not zero after normalisation.
     fvlm.PAD_PIXEL = [104.09373615, 116.7460125, 122.7709383]
+    cfg.MODEL.RPN.NORM = ""  # norm of the RPN's convolutions (F-VLM on RN50x64: "SyncBN")
+    cfg.MODEL.FPN.STACKS = 7  # of NAS-FPN ("build_clip_nas_fpn_backbone")
 
 
 def _add_centernet2(cfg, node) -> None:
@@ -252,11 +274,16 @@ def _add_training(cfg) -> None:
     # (): every iteration has all sources. (1, 1), official Detic: an iteration has either boxes or pairs, drawn with
     # these weights; all processes draw the same.
     cfg.DATALOADER.ALTERNATE = ()
+    cfg.DATALOADER.MIN_SIDE = 0  # px: images with boxes whose shorter side is smaller are left out (CLIM release: 32)
     # For SAMPLER_TRAIN "RepeatFactorTrainingSampler", with REPEAT_THRESHOLD: True rounds an image's factor up (CLIM
     # release); False draws the fraction anew in each epoch (Detectron2).
     cfg.DATALOADER.REPEAT_ROUND_UP = False
 
     cfg.SOLVER.EPOCHS = 0.0  # above 0: passes over the pairs, or over images with boxes; sets MAX_ITER
+    cfg.SOLVER.STEP_EPOCHS = []  # with EPOCHS: passes after which the learning rate drops; sets STEPS
+    # Batches of one step of the optimiser: gradients are means over them, so fewer GPUs reach a large batch. The
+    # learning rate and the schedule count them as so many GPUs. Statistics of batch norm are those of one batch.
+    cfg.SOLVER.ACCUMULATE = 1
     cfg.SOLVER.OPTIMIZER = "SGD"  # or "ADAMW"
     cfg.SOLVER.BETAS = [0.9, 0.999]  # of "ADAMW"; for CLIP's ViTs 0.9, 0.98
     cfg.SOLVER.EPS = 1e-8  # of "ADAMW"; for CLIP's ViTs 1e-6
