@@ -1,4 +1,4 @@
-"""What several commands of tools/ share besides ``clim.cli``. torch is imported when the arguments have been read."""
+"""What several commands of tools/ share besides clim_commands/. torch is imported when the arguments have been read."""
 
 import argparse
 from collections.abc import Iterator

@@ -9,8 +9,9 @@ from PIL import Image
 
 from clim.data.images import ordered, read_image
 from clim.data.loader import build_mappers
-from clim.detector import Detector, most_confident
-from clim.drawing import class_colours, draw_boxes, draw_objects, enlarge, label_size
+from clim.detector import Detector
+from clim_commands.drawing import class_colours, draw_boxes, draw_objects, enlarge, label_size
+from clim_commands.predict import most_confident
 from experiments.training import read_metrics
 
 from . import COMPARED, TITLES
