@@ -47,7 +47,7 @@ def predict(args: argparse.Namespace) -> None:
     paths = find_images(args.input)
     overrides = args.opts + (["MODEL.WEIGHTS", args.weights] if args.weights is not None else [])
     if args.vocabulary is not None:
-        from clim.data.categories import NAMED_CLASSES
+        from .classes import NAMED_CLASSES
 
         names = NAMED_CLASSES.get(args.vocabulary) or read_names(args.vocabulary, option="--vocabulary")
         overrides += ["MODEL.VOCABULARY.NAMES", list(names)]
@@ -86,9 +86,9 @@ def _predict_image(detector, path: Path, drawing: Path, args: argparse.Namespace
     from PIL import Image
     from pycocotools.mask import encode
 
-    from clim.data.images import ordered, read_image
+    from clim.data.images import read_image
 
-    from .drawing import draw_objects
+    from .drawing import draw_objects, ordered
 
     image = read_image(path, fmt="RGB").image
     found = detector.predict(ordered(image, detector.input_format))
