@@ -78,10 +78,8 @@ class Jittering(T.Augmentation):
     def __init__(self, style: str, *, side: int, scale: tuple[float, float]):
         super().__init__()
         if style not in STYLES or side < 1:
-            raise UserError(
-                f'INPUT.LSJ.STYLE is "{style}", the side {side} px: jittering needs one of {", ".join(STYLES)}, and '
-                "INPUT.LSJ.SIZE or INPUT.CAPTION.JITTER_SIZE above 0."
-            )
+            needed = f"one of {', '.join(STYLES)}, and INPUT.LSJ.SIZE or INPUT.CAPTION.JITTER_SIZE above 0"
+            raise UserError(f'INPUT.LSJ.STYLE is "{style}", the side {side} px: jittering needs {needed}.')
         self.style, self.side, self.scale = style, side, tuple(scale)
 
     def draw(self, rng=np.random) -> Draws:

@@ -1,7 +1,6 @@
 """Loaders: training batches {"detection": […], "captions": […], "mosaics": […], "regions": […]}, and test batches.
 
-CLIM's detectors take 2 + 2 + 2 + 0 samples a GPU. The samples of an iteration are a pure function of (seed, iteration,
-rank), so resuming needs no stored state.
+CLIM's detectors take 2 + 2 + 2 + 0 samples a GPU. Seed, iteration and rank determine them: resuming needs no state.
 """
 
 import gc
@@ -43,9 +42,6 @@ Key = tuple[str, int, int]  # (source, epoch, index)
 logger = logging.getLogger(__name__)
 
 
-# ---- training
-
-
 def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]:
     """This rank's joint batches from iteration ``start_iter`` on, the same for any DATALOADER.NUM_WORKERS."""
     loader = cfg.DATALOADER
@@ -67,10 +63,8 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
 
     if loader.ALTERNATE:
         if len(loader.ALTERNATE) != len(streams):
-            raise UserError(
-                f"DATALOADER.ALTERNATE has {len(loader.ALTERNATE)} weights for {len(streams)} sources "
-                f"({', '.join(streams)}): give one weight for each."
-            )
+            sources = ", ".join(streams)
+            raise UserError(f"DATALOADER.ALTERNATE is {loader.ALTERNATE}: give one weight for each of {sources}.")
         keys = alternating_batches(streams, weights=loader.ALTERNATE, seed=seed)
     else:
         keys = joint_batches(streams)
@@ -112,9 +106,6 @@ def start_worker(_) -> None:
     """Let OpenCV use one thread in each worker, as torch does; and keep sharing the main process's memory."""
     cv2.setNumThreads(0)
     gc.freeze()  # a garbage collection would write to all objects from before the fork, and so copy their pages
-
-
-# ---- sources
 
 
 def batch_sizes(cfg) -> dict[str, int]:
@@ -168,10 +159,8 @@ def check_masks(cfg, records: list[dict]) -> None:
         return
     kinds = {type(a.get("segmentation")) for record in records for a in record["annotations"]}
     if type(None) in kinds:
-        raise UserError(
-            f"DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has boxes without masks: set MODEL.MASK_ON to False, "
-            "or DATASETS.OWN's kind to \"lvis\", which reads the masks of COCO's and LVIS's format."
-        )
+        remedy = "set MODEL.MASK_ON False, or DATASETS.OWN's kind \"lvis\", which also reads masks of COCO's format"
+        raise UserError(f"DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has boxes without masks: {remedy}.")
     if dict in kinds and cfg.INPUT.MASK_FORMAT == "polygon":
         raise UserError(f'DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has run lengths: set INPUT.MASK_FORMAT to "bitmask".')
 
@@ -199,9 +188,6 @@ def _build_mapper(cfg, source: str, records: Sequence[dict], *, seed: int) -> Re
         partners=None if key.PARTNERS == "random" else load_neighbours(key.PARTNERS, records),
         permute_texts=key.PERMUTE_TEXTS, **stream,
     )  # fmt: skip
-
-
-# ---- infinite, shuffled streams
 
 
 def draws(
@@ -275,8 +261,6 @@ def alternating_batches(sources: dict[str, Iterator[list[Draw]]], *, weights, se
         name = names[rng.choice(len(names), p=p / p.sum())]
         yield [(name, *draw) for draw in next(sources[name])]
 
-
-# ---- test
 
 NO_REGION = "no region left"  # the reason for skipping a readable image that has nothing to classify
 

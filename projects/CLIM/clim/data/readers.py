@@ -103,7 +103,7 @@ def read_captions(
     "annotations": [{image_id, caption}]. ``index`` None: the categories of the file by ascending id.
 
     Each image with a caption gives a record with ``captions`` (list of str, none blank) and ``tags`` (contiguous
-    indices). The log counts the other images. UserError also if no record is left.
+    indices). UserError also if no record is left.
     """
     content = _open(json_file, image_root, remedy, keys=["images"])
     if index is None:
@@ -188,8 +188,7 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
 def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
     """Boxes of ``tools/pseudo_label.py`` as arrays, because there are millions of them.
 
-    ``boxes`` (R, 4) are float32 xyxy in pixels, ``nouns`` (R,) int64, R >= 1. Boxes without area are left out, and
-    images without another box.
+    ``boxes`` (R, 4) float32 xyxy in px, ``nouns`` (R,) int64, R >= 1. Boxes without area, and images of such, go.
     """
     records = []
     for record in read_regions(json_file, image_root, index=index, remedy=remedy):
@@ -236,8 +235,6 @@ def _record(image: Mapping, image_root: str) -> dict:
 
 def _class(category_id: int, index: Mapping[int, int], image_id, json_file: str) -> int:
     if category_id not in index:
-        raise UserError(
-            f"image {image_id} of {json_file} has category {category_id}, but it is not one of the "
-            f"{len(index)} categories of this data set"
-        )
+        where = f"image {image_id} of {json_file}"
+        raise UserError(f"{where} has category {category_id}, but it is not one of this data set's {len(index)}")
     return index[category_id]

@@ -36,8 +36,7 @@ class RegionTestMapper:
     not cut at its border; ``gt_classes``, int64 (R,); ``height`` and ``width`` of the original image. The variants
     "masks" and "crops" add ``masks``, bool (R, S, S), of squares of M x M px, and ``crops``, uint8 (R, 3, C, C).
 
-    The mapper takes the first ``max_boxes`` annotations and keeps boxes whose area in the original image lies in
-    [``min_area``, ``max_area``]. INPUT.REGIONS has the arguments from ``size`` to ``crowds`` in capitals.
+    The first ``max_boxes`` annotations count whose area in the original image lies in [``min_area``, ``max_area``].
     """
 
     variants: tuple[str, ...] = ("boxes",)
@@ -119,9 +118,7 @@ def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -
         raise UserError(f"DATASETS.TEST {name} holds no image.")
     with_masks = ("pan_seg_file_name" in r or all("segmentation" in a for a in r["annotations"]) for r in records)
     if "masks" in cfg.TEST.REGIONS and not all(with_masks):
-        raise UserError(
-            f"TEST.REGIONS asks for masks, but regions of {name} have none: take it out, or name another data set."
-        )
+        raise UserError(f"TEST.REGIONS asks for masks, but regions of {name} have none: change it or DATASETS.TEST.")
     mapper, workers = RegionTestMapper.from_cfg(cfg), cfg.DATALOADER.NUM_WORKERS
     return SkippingLoader(build_detection_test_loader(records, mapper=mapper, num_workers=workers), on_skip=on_skip)
 

@@ -1,8 +1,7 @@
 """A killed run continues exactly: checkpoints, the state of every process, and metrics.json.
 
 A checkpoint is OUTPUT_DIR/model_0004999.pth (weights, optimiser) and, for each process,
-rank_states/iteration_0004999.rank0.pth (random states, queues). Seed and iteration determine the batches
-(data/loader.py).
+rank_states/iteration_0004999.rank0.pth (random states, queues). Seed and iteration determine the batches.
 """
 
 import json
@@ -31,11 +30,9 @@ class CheckpointHook(HookBase):
 
     In this order, the checkpoint that ``last_checkpoint`` names is always complete. The last one is model_final.
 
-    Args:
-        period: iterations between two checkpoints; 0: model_final only.
-        keep: the number of newest checkpoints that stay beside model_final; 0: all.
-        start_iter: the run owns the checkpoints in the folder that are older.
-        extra: further entries of a checkpoint.
+    ``period``: iterations between two checkpoints, 0: model_final only. ``keep``: number of newest checkpoints that
+    stay beside model_final, 0: all. The run owns the checkpoints in the folder that are older than ``start_iter``.
+    ``extra``: further entries of a checkpoint.
     """
 
     def __init__(self, checkpointer: SafeCheckpointer, *, period: int, keep: int, start_iter: int, extra: dict):
@@ -66,10 +63,9 @@ class CheckpointHook(HookBase):
         comm.synchronize()
 
 
-def rank_state_path(output_dir, iteration: int, rank: int | None = None) -> Path:
-    """File of the state of process ``rank`` (None: this one) after ``iteration``."""
-    rank = comm.get_rank() if rank is None else rank
-    return Path(output_dir) / "rank_states" / f"iteration_{iteration:07d}.rank{rank}.pth"
+def rank_state_path(output_dir, iteration: int) -> Path:
+    """File of the state of this process after ``iteration``."""
+    return Path(output_dir) / "rank_states" / f"iteration_{iteration:07d}.rank{comm.get_rank()}.pth"
 
 
 def save_rank_state(model: nn.Module, path: Path) -> None:

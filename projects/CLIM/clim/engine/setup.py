@@ -55,23 +55,19 @@ def check_processes(args) -> None:
     """UserError where the processes cannot start, or would wait for each other forever."""
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
         raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}.")
-    if not 0 <= args.machine_rank < args.num_machines:
-        raise UserError(
-            f"--machine-rank {args.machine_rank} with --num-machines {args.num_machines}: each machine needs its own "
-            f"rank from 0 to {args.num_machines - 1}."
-        )
+    rank, machines = args.machine_rank, args.num_machines
+    if not 0 <= rank < machines:
+        raise UserError(f"--machine-rank {rank} of {machines} machines: each needs its own, from 0 to {machines - 1}.")
     url = urlparse(args.dist_url)
-    if args.num_machines * args.num_gpus == 1 or args.machine_rank != 0 or url.scheme != "tcp" or not url.port:
+    if machines * args.num_gpus == 1 or rank != 0 or url.scheme != "tcp" or not url.port:
         return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:  # otherwise these processes join another training
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", url.port))
         except OSError as error:
-            raise UserError(
-                f"--dist-url {args.dist_url}: port {url.port} is taken ({error.strerror}), perhaps by another "
-                "training. Use another port, or on a single machine --dist-url auto."
-            ) from error
+            remedy = "perhaps by another training. Use another port, or on a single machine --dist-url auto"
+            raise UserError(f"--dist-url: port {url.port} is taken ({error.strerror}), {remedy}.") from error
 
 
 def load_config(config_file: str, overrides: list):
@@ -156,15 +152,11 @@ def check_values(cfg) -> None:
             if not is_right(value):
                 raise UserError(f"{key} is {value}: it must be {words}.")
     if cfg.SOLVER.IMS_PER_BATCH != 16:  # Detectron2's default
-        raise UserError(
-            "SOLVER.IMS_PER_BATCH is not read: set the batch sizes per GPU, "
-            "DATALOADER.DETECTION_PER_GPU, CAPTIONS_PER_GPU and MOSAICS_PER_GPU."
-        )
+        keys = "DATALOADER.DETECTION_PER_GPU, CAPTIONS_PER_GPU and MOSAICS_PER_GPU"
+        raise UserError(f"SOLVER.IMS_PER_BATCH is not read: set the batch sizes per GPU, {keys}.")
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
-        raise UserError(
-            "MODEL.DEVICE is cpu, but several processes on a machine with GPUs communicate between the GPUs (NCCL): "
-            'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them.'
-        )
+        remedy = 'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them'
+        raise UserError(f"MODEL.DEVICE is cpu, but processes beside GPUs communicate between these (NCCL): {remedy}.")
 
 
 def check_training(cfg) -> None:
@@ -173,25 +165,19 @@ def check_training(cfg) -> None:
     sizes = batch_sizes(cfg)
     pairs = [f"DATALOADER.{source.upper()}_PER_GPU {size}" for source, size in sizes.items() if source != "detection"]
     if bool(pairs) != bool(method):
-        raise UserError(
-            f"MODEL.METHOD.NAME is {method!r}, with {pairs[0] if pairs else 'no image-text pairs'}: a method needs "
-            "DATALOADER.CAPTIONS_PER_GPU, MOSAICS_PER_GPU or REGIONS_PER_GPU, and each of these needs a method."
-        )
+        rule = "a method needs DATALOADER.CAPTIONS_PER_GPU, MOSAICS_PER_GPU or REGIONS_PER_GPU, and these a method"
+        raise UserError(f"MODEL.METHOD.NAME is {method!r}, with {(pairs or ['no image-text pairs'])[0]}: {rule}.")
     readers = {
         f"MODEL.META_ARCHITECTURE {architecture}": _declared(META_ARCH_REGISTRY, architecture, "sources", STREAMS),
         f"MODEL.METHOD.NAME {method}": {"detection", *_declared(METHOD_REGISTRY, method, "sources", STREAMS)},
     }
     for reader, read in readers.items():
         for source in sizes.keys() - read:
-            raise UserError(
-                f"DATALOADER.{source.upper()}_PER_GPU is {sizes[source]}, but {reader} does not learn from {source}: "
-                "set it to 0."
-            )
+            key = f"DATALOADER.{source.upper()}_PER_GPU"
+            raise UserError(f"{key} is {sizes[source]}, but {reader} does not learn from {source}: set it to 0.")
     if cfg.INPUT.MOSAIC.COMPOSE == "device" and (architecture != "ImageTextModel" or sizes.keys() - {"captions"}):
-        raise UserError(
-            "INPUT.MOSAIC.COMPOSE device needs ImageTextModel and DATALOADER.CAPTIONS_PER_GPU alone: set "
-            'MOSAICS_PER_GPU and REGIONS_PER_GPU to 0, or COMPOSE to "loader".'
-        )
+        remedy = 'set MOSAICS_PER_GPU and REGIONS_PER_GPU to 0, or COMPOSE to "loader"'
+        raise UserError(f"INPUT.MOSAIC.COMPOSE device needs ImageTextModel and CAPTIONS_PER_GPU alone: {remedy}.")
     if method in ("Detic", "OfficialDetic") and not any((detic.CAPTION_WEIGHT, detic.TAG_WEIGHT)):
         raise UserError("MODEL.METHOD.DETIC.CAPTION_WEIGHT and TAG_WEIGHT are both 0: pairs give no loss.")
 
@@ -201,18 +187,16 @@ def check_datasets(cfg, *, training: bool) -> None:
     architecture = cfg.MODEL.META_ARCHITECTURE
     kinds = _declared(META_ARCH_REGISTRY, architecture, "evaluated_on", None)
     if kinds == () and (cfg.DATASETS.TEST or not training):
-        raise UserError(
-            f"MODEL.META_ARCHITECTURE {architecture} cannot be evaluated; a detector that starts from it can: train "
-            "with DATASETS.TEST ()."
-        )
+        name = f"MODEL.META_ARCHITECTURE {architecture}"
+        raise UserError(f"{name} cannot be evaluated, only a detector that starts from it: set DATASETS.TEST ().")
     if not training and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty: there is nothing to evaluate on.")
     for key in ("TRAIN", "CAPTIONS", "REGIONS", "TEST") if training else ("TEST",):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog.list():
-                near = ", ".join(difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.4))
-                near = f"; names near it: {near}" if near else ""
-                raise UserError(f"DATASETS.{key} names {name}, which is not registered{near}.")
+                near = difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.4)
+                hint = f"; names near it: {', '.join(near)}" if near else ""
+                raise UserError(f"DATASETS.{key} names {name}, which is not registered{hint}.")
             if key in ("TRAIN", "TEST"):
                 _check_classes(cfg, key, name, kinds=kinds)
 
@@ -221,18 +205,15 @@ def _check_classes(cfg, key: str, name: str, *, kinds: tuple[str, ...] | None) -
     metadata = MetadataCatalog.get(name)
     kind = metadata.get("evaluator_type") or "ov_coco"
     if key == "TEST" and kinds is not None and kind not in kinds:
-        raise UserError(
-            f"DATASETS.TEST {name} has the type {kind}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is "
-            f"evaluated on {' and '.join(kinds)}: choose another set."
-        )
+        model = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
+        raise UserError(f"DATASETS.TEST {name} has the type {kind}, but {model} is evaluated on {' and '.join(kinds)}.")
     classes = metadata.get("thing_classes")
     if classes is not None and kind == "regions":
         classes = region_classes(metadata)
     if classes is not None and len(classes) != num_classes(cfg):
-        raise UserError(
-            f"DATASETS.{key} {name} has {len(classes)} classes, but the detector {num_classes(cfg)}: "
-            "set MODEL.ROI_HEADS.NUM_CLASSES with MODEL.VOCABULARY, or choose another data set."
-        )
+        counts = f"{len(classes)} classes, but the detector {num_classes(cfg)}"
+        remedy = "set MODEL.ROI_HEADS.NUM_CLASSES with MODEL.VOCABULARY, or choose another data set"
+        raise UserError(f"DATASETS.{key} {name} has {counts}: {remedy}.")
 
 
 def _declared(registry, name: str, attribute: str, default):

@@ -122,11 +122,10 @@ class CenterNetHead(nn.Module):
 
     def __init__(self, channels: int, *, num_levels: int, num_convs: int, norm: str, prior: float):
         super().__init__()
-        tower = []
+        self.bbox_tower = nn.Sequential()
         for _ in range(num_convs):
             norm_layer = get_norm(norm, channels) or nn.Identity()  # "" is no norm
-            tower += [nn.Conv2d(channels, channels, 3, padding=1), norm_layer, nn.ReLU()]
-        self.bbox_tower = nn.Sequential(*tower)
+            self.bbox_tower.extend([nn.Conv2d(channels, channels, 3, padding=1), norm_layer, nn.ReLU()])
         self.bbox_pred = nn.Conv2d(channels, 4, 3, padding=1)
         self.agn_hm = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.ModuleList(nn.ParameterDict({"scale": torch.ones(1)}) for _ in range(num_levels))
