@@ -124,9 +124,9 @@ def with_row(bad):
 @pytest.mark.parametrize("content, complaint", [
     (None, "No class embeddings at .*e.npy.*build_text_embeddings.py classes --output"),
     *((np.ones(shape), r"floats \(classes, dimensions\)") for shape in (3, (2, 3, 4), (0, 4), (4, 0))),
-    (np.ones((2, 3), np.int64), r"floats \(classes, dimensions\)"), (np.array([{}]), "is not a .npy file"),
+    (np.ones((2, 3), np.int64), r"floats \(classes, dimensions\)"), (np.array([{}]), "is not a .npy or .pth file"),
     *((with_row(bad), "Row 2") for bad in (0.0, np.nan, np.inf)),
-    *((data, "is not a .npy file") for data in (b"", b"not an array", b"\x93NUMPY", {"a": np.ones((2, 3))})),
+    *((data, "is not a .npy or .pth file") for data in (b"", b"not an array", b"\x93NUMPY", {"a": np.ones((2, 3))})),
 ])  # fmt: skip
 def test_other_files_are_refused(tmp_path, content, complaint):
     path = tmp_path / "e.npy"
