@@ -5,13 +5,16 @@ from itertools import permutations
 
 import pytest
 import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.structures import Boxes, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from clim.errors import UserError
 from clim.losses import noun_contrast
-from clim.methods import Texts
+from clim.methods import Texts, build_method
 from clim.methods.vldet import VLDet, match_nouns, match_softly, sinkhorn_plan
 from clim.modeling import embed_regions
 
@@ -272,3 +275,69 @@ def test_noun_contrast_is_a_sum_of_binary_losses():
     expected = [softplus(-logits[0, 0]) + 2 * softplus(logits[0, 1]) + softplus(logits[0, 2])]
     expected += [softplus(-logits[1, 2]) + 3 * softplus(logits[1, 0])]
     torch.testing.assert_close(noun_contrast(logits, torch.tensor([0, 2]), negatives), torch.stack(expected))
+
+
+# ---- the whole model
+
+
+TINY = [
+    "MODEL.ROI_HEADS.NUM_CLASSES", 7, "MODEL.TEXT.DIM", DIM, "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 3,
+    "MODEL.ROI_BOX_HEAD.FC_DIM", 16, "MODEL.MASK_ON", False,
+    "MODEL.OPEN_VOCAB.BASE_CLASSES", "", "MODEL.VOCABULARY.EMBEDDINGS", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_cascade_of_ovlvis(load_cfg, texts_of, by_loops, exact):
+    """Losses of all stages with the real head; gradients reach its projections and features, and no boxes."""
+    torch.manual_seed(0)
+    cfg = load_cfg("lvis/VLDet_C2_official.yaml", *TINY)
+    shapes = {f"p{i}": ShapeSpec(channels=4, stride=2**i) for i in (3, 4, 5)}
+    head = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=None)
+    for predictor in head.predictors:
+        torch.nn.init.normal_(predictor.bbox_pred[2].weight, std=0.5)
+    method, texts = VLDet(**PRESET | {"exact_box": exact}), texts_of("captions", "mosaics")[1]
+    features = {f"p{i}": torch.randn(2, 4, 104 // 2**i, 104 // 2**i, requires_grad=True) for i in (3, 4, 5)}
+    regions, sizes = select(method, "mosaics", texts.tiles)
+    stages = embed_regions(head, features, regions, image_sizes=sizes, refine=partial(method.refine, texts.tiles))
+    total = sum(loss for of_stage, rows in stages for loss in method.losses(rows, of_stage, texts).values())
+    total.backward()
+    weights = [*features.values(), *head.parameters()]
+    grads, expected, boxes = [w.grad for w in weights], 0.0, slow_selection("mosaics", by_loops)
+    scaled = [f / 3 + f.detach() * 2 / 3 for f in features.values()]
+    for box_head, predictor in zip(head.box_head, head.predictors, strict=True):
+        rows, moved = [], []
+        for of_tile, canvas in zip(boxes, texts.tiles.canvas.tolist(), strict=True):
+            tensor = torch.tensor(of_tile, dtype=torch.float32).reshape(-1, 4)
+            x = box_head(head.box_pooler([f[[canvas]] for f in scaled], [Boxes(tensor)]))
+            rows.append(list(predictor.cls_score.linear(x).double()))
+            refined = predictor.box2box_transform.apply_deltas(predictor.bbox_pred(x), tensor)
+            moved.append([by_loops.clip(box, [0, 0, 100, 100]) for box in refined.tolist()])
+        expected = expected + sum(slow_losses(rows, texts, "contrastive").values())
+        boxes = slow_refinement(boxes, moved, texts.tiles.boxes.tolist(), by_loops, exact=exact)
+    close(total.detach(), expected.detach())
+    for grad, slow in zip(grads, torch.autograd.grad(expected, weights, allow_unused=True), strict=True):
+        assert (grad is None) == (slow is None)
+        if slow is not None:
+            torch.testing.assert_close(grad, slow, rtol=1e-3, atol=1e-5)
+    assert not [n for n, w in head.named_parameters() if ("bbox_pred" in n) == (w.grad is not None)]
+
+
+def test_from_config(load_cfg, tmp_path, texts_of):
+    torch.save(TABLE[:, None] * 3, tmp_path / "nouns.pth")
+    keys = ("MODEL.TEXT.DIM", DIM, "MODEL.METHOD.VLDET.EMBEDDINGS", str(tmp_path / "nouns.pth"))
+    method = build_method(load_cfg("lvis/VLDet_CLIM_C2.yaml", *keys))
+    torch.testing.assert_close(method.nouns, TABLE)
+    assert (method.proposals, method.tile_proposals, method.exact_box) == (32, 8, True)
+    assert not list(method.parameters()) and set(method.state_dict()) == {"nouns"}
+    for more, message in (
+        (("MODEL.METHOD.VLDET.NOUN_LOSS", "ot"), "NOUN_LOSS 'ot' is unknown: choose one of bce, contrastive, sinkhorn"),
+        (("MODEL.TEXT.DIM", 8), "6 dimensions, but MODEL.TEXT.DIM is 8"),
+        (("MODEL.METHOD.VLDET.EMBEDDINGS", str(tmp_path / "gone.pth")), "VLDET.EMBEDDINGS"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_method(load_cfg("VLDet_C4_official.yaml", *keys, *more))
+    (texts,) = texts_of("captions")
+    texts.tiles.tags[1] = [NOUNS]
+    with pytest.raises(UserError, match="has noun 9, but MODEL.METHOD.VLDET.EMBEDDINGS has 9 rows"):
+        method.noun_losses(torch.zeros(0, DIM), torch.zeros(0, dtype=torch.int64), texts)

@@ -125,7 +125,7 @@ def load_embeddings(
             raise ValueError(f"it holds {array.dtype} {array.shape}")
     except FileNotFoundError as error:
         raise UserError(f"No class embeddings at {file} ({key}): {remedy}.") from error
-    except (OSError, ValueError, EOFError, AttributeError) as error:  # AttributeError: an archive of arrays
+    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:  # AttributeError: an archive of arrays
         shape = f"floats (classes, dimensions) ({error})"
         raise UserError(f"{file} is not a .npy or .pth file of {shape}: {remedy}.") from error
     embeddings = torch.from_numpy(array.astype(np.float32))
