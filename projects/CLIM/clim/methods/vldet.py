@@ -2,12 +2,13 @@
 
 With 1 x 1 canvases the tile is the image and this is VLDet. With mosaics it is VLDet + CLIM, of which nothing was
 published: nouns are matched within each tile, its caption belongs to its own box, and the texts of all other tiles of
-the GPU are negatives. Shapes as in base.py; V nouns, N nouns and P regions of one tile.
+the GPU are negatives (vldet §8). Shapes as in base.py; V nouns, N nouns and P regions of one tile.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from detectron2.config import configurable
@@ -40,8 +41,9 @@ class VLDet(Method):
     ):  # fmt: skip
         """``nouns``: (V, D) unit rows, which tags of pairs number; (0, D): those of the checkpoint."""
         super().__init__()
-        self.temperature, self.caption_weight, self.noun_weight = temperature, caption_weight, noun_weight
-        self.noun_loss, self.exact_box = noun_loss, exact_box
+        self.logits = partial(cosine_logits, temperature=temperature)
+        self.caption_weight, self.noun_weight, self.noun_loss = caption_weight, noun_weight, noun_loss
+        self.exact_box = exact_box
         self.proposals, self.tile_proposals, self.tile_min_iof = proposals, tile_proposals, tile_min_iof
         self.match = registered(MATCHING, noun_loss, key="MODEL.METHOD.VLDET.NOUN_LOSS")
         self.register_buffer("nouns", nouns)
@@ -54,11 +56,11 @@ class VLDet(Method):
         return keys | {"nouns": load_nouns(path, cfg, key=key) if path else torch.zeros(0, cfg.MODEL.TEXT.DIM)}
 
     def before_load(self, weights: dict, *, prefix: str) -> None:
-        """The configured nouns replace those of a checkpoint's ``weights``; without any, make room for these."""
-        theirs = weights.get(prefix + "nouns")
-        if theirs is not None and self.nouns_win:
+        """The configured nouns stay; without any, make room for those of a checkpoint's ``weights``."""
+        theirs = weights.get(prefix + "nouns", self.nouns)
+        if self.nouns_win:
             weights[prefix + "nouns"] = self.nouns
-        elif theirs is not None and theirs.shape[1] == self.nouns.shape[1]:
+        elif len(theirs) != len(self.nouns) and theirs.shape[1] == self.nouns.shape[1]:
             self.nouns = self.nouns.new_zeros(theirs.shape)
 
     def select(self, tiles, proposals):
@@ -123,10 +125,6 @@ class VLDet(Method):
         negatives = counts.sum(0) * (counts == 0)
         return noun_contrast(F.pad(logits, (0, 1))[rows], found, F.pad(negatives, (0, 1))[tile[rows]])
 
-    def logits(self, embeddings: Tensor, texts: Tensor) -> Tensor:
-        """(R, C) logits of embeddings (R, D) and texts (C, D)."""
-        return cosine_logits(embeddings, texts, temperature=self.temperature)
-
 
 def owners_and_last(regions: Regions) -> tuple[Tensor, Tensor]:
     """(R,) the tile of each region, and (R,) bool, whether it is its tile's last one. Rows are tile by tile."""
@@ -168,12 +166,9 @@ def match_softly(similarities: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
     Row N is the background, of similarity 0. Each row's masses are divided by their maximum.
     """
-    pairs = []
-    for of_tile in similarities:
-        plan = sinkhorn_plan(-F.pad(of_tile, (0, 0, 0, 1)), eps=1e-3, iterations=100)
-        largest = plan.amax(1, keepdim=True) if plan.shape[1] else 1.0
-        pairs.append(((plan / largest).argmax(0), torch.arange(plan.shape[1])))
-    return pairs
+    plans = [sinkhorn_plan(-F.pad(s, (0, 0, 0, 1)), eps=1e-3, iterations=100) for s in similarities]
+    largest = [F.pad(plan, (0, 1)).amax(1, keepdim=True) for plan in plans]  # also of tiles without regions
+    return [((p / m).argmax(0), torch.arange(p.shape[1])) for p, m in zip(plans, largest, strict=True)]
 
 
 def sinkhorn_plan(distance: Tensor, *, eps: float, iterations: int) -> Tensor:
