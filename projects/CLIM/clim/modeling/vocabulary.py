@@ -113,7 +113,8 @@ def class_mask(cfg) -> Tensor:
         return torch.ones(count)
     if base in (*_SETS, *DatasetCatalog):
         metadata = MetadataCatalog.get(_SETS.get(base, base))
-        mask = torch.tensor([float(name in metadata.base_classes) for name in metadata.thing_classes])
+        base_classes = set(metadata.base_classes)  # read once: LVIS's takes 10 ms
+        mask = torch.tensor([float(name in base_classes) for name in metadata.thing_classes])
     else:
         path = resolve(base)
         if not path.is_file():
