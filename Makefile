@@ -56,5 +56,5 @@ lint: $(READY)  ## ruff: rules and format
 	$(BIN)/python -m ruff format --check
 
 clean:  ## remove .venv and caches; datasets and output stay
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis projects/CLIM/*.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find projects tests tools datasets -name __pycache__ -prune -exec rm -rf {} +

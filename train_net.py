@@ -6,7 +6,7 @@ The same command as ``clim train``, which describes the options.
 import argparse
 import inspect
 
-from clim.cli import add_train_options, train
+from clim.train import add_train_options, train
 
 if __name__ == "__main__":
     layout = argparse.RawDescriptionHelpFormatter

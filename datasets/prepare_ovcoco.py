@@ -25,7 +25,7 @@ from tqdm import tqdm
 import tags
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.errors import UserError, run_cleanly
-from clim.files import data_root, read_json, read_json_or_none, replacing, write_json
+from clim.files import data_root, read_json, replacing, write_json
 
 DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
 ANNOTATIONS = ("instances_train2017.json", "instances_val2017.json", "captions_train2017.json")
@@ -209,7 +209,10 @@ def write_all(made: dict[str, Callable[[], dict | list]], folder: Path, *, stamp
 
 def written_by(stamp: Path) -> list[str]:
     """The files that earlier runs of this script have written."""
-    return list((read_json_or_none(stamp) or {"files": ()})["files"])
+    try:
+        return list(json.loads(stamp.read_text())["files"])
+    except (OSError, ValueError):  # none yet, or damaged
+        return []
 
 
 def report(files: dict[str, dict], *, below: str) -> str:

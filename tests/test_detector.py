@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
-from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
 
 from clim.checkpoints import SafeCheckpointer
-from clim.detector import Detector, most_confident
+from clim.detector import Detector
 from clim.errors import UserError
 from clim.modeling import cascade
 from clim.modeling.roi_heads import EfficientNetC4ROIHeads
@@ -79,26 +78,6 @@ def test_boxes_are_in_pixels_of_the_upright_image(tiny_cfg, tmp_path):
     boxes = found.pred_boxes.tensor
     assert (boxes >= 0).all() and boxes[:, 2].max() <= 120 and boxes[:, 3].max() <= 300
     assert boxes[:, 3].max() > 120  # not confined to an image that lies
-
-
-def instances(*rows):
-    found = Instances((100, 100))
-    found.pred_boxes = Boxes(torch.tensor([row[0] for row in rows], dtype=torch.float32).reshape(-1, 4))
-    found.scores = torch.tensor([row[1] for row in rows])
-    found.pred_classes = torch.tensor([row[2] for row in rows], dtype=torch.int64)
-    return found
-
-
-def test_most_confident_keeps_one_name_for_one_place():
-    found = instances(
-        ([0, 0, 10, 10], 0.9, 3), ([0, 0, 10, 9], 0.8, 5), ([50, 50, 60, 60], 0.5, 1), ([80, 80, 90, 90], 0.2, 1)
-    )
-    assert most_confident(found).pred_classes.tolist() == [3, 5, 1, 1]
-    assert most_confident(found, overlap=0.6).pred_classes.tolist() == [3, 1, 1]
-    assert most_confident(found, overlap=0.95).pred_classes.tolist() == [3, 5, 1, 1]
-    assert most_confident(found, threshold=0.5, overlap=0.6).scores.tolist() == pytest.approx([0.9, 0.5])
-    assert most_confident(found, top=2).pred_classes.tolist() == [3, 5]
-    assert len(most_confident(instances(), threshold=0.1, top=3, overlap=0.5)) == 0
 
 
 # ---- A cascade: a predictor for each of three stages ---------------------------------------------

@@ -4,11 +4,10 @@ import multiprocessing
 import os
 import signal
 
-import numpy as np
 import pytest
 
 from clim.errors import UserError
-from clim.files import nan_to_none, read_json, read_json_or_none, remove, replacing, write_array, write_json
+from clim.files import nan_to_none, read_json, remove, replacing, write_json
 
 FORK = multiprocessing.get_context("fork")
 
@@ -90,15 +89,12 @@ def test_links_and_folders_take_a_place_too(tmp_path):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_arrays_and_json_appear_whole(tmp_path, shared):
-    folder, rows = tmp_path / "new", np.arange(6, dtype=np.float16).reshape(2, 3)
-    write_array(folder / "rows", rows)  # without a suffix
+def test_json_appears_whole(tmp_path, shared):
+    folder = tmp_path / "new"
     write_json(folder / "x.json", {"a": [1]}, shared=shared)
     with pytest.raises(TypeError):
         write_json(folder / "x.json", {"a": object()}, shared=shared)
-    found = np.load(folder / "rows")
-    assert found.dtype == np.float16 and np.array_equal(found, rows)
-    assert read_json(folder / "x.json", remedy="") == {"a": [1]} and names(folder) == ["rows", "x.json"]
+    assert read_json(folder / "x.json", remedy="") == {"a": [1]} and names(folder) == ["x.json"]
 
 
 def test_json_that_is_missing_or_broken(tmp_path):
@@ -107,10 +103,8 @@ def test_json_that_is_missing_or_broken(tmp_path):
     for path in ("none.json", "broken.json/below.json", "broken.json", "binary.json"):
         with pytest.raises(UserError, match=f"{path} .*: make tea$"):
             read_json(tmp_path / path, remedy="make tea")
-        assert read_json_or_none(tmp_path / path) is None
-    assert read_json_or_none(tmp_path) is None
     (tmp_path / "whole.json").write_text('{"é": 1}', "utf-8")
-    assert read_json_or_none(str(tmp_path / "whole.json")) == read_json(tmp_path / "whole.json", remedy="") == {"é": 1}
+    assert read_json(str(tmp_path / "whole.json"), remedy="") == {"é": 1}
     row = {"AP": float("nan"), "AR": 1.5, "class": "nan", "n": 0}
     assert nan_to_none(row) == {"AP": None, "AR": 1.5, "class": "nan", "n": 0}
     assert row["AP"] != row["AP"]  # a copy

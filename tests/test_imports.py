@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import clim
+from clim.config import add_clim_config
+from clim.detector import Detector
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "projects/CLIM"
 MODULES = {
@@ -16,12 +20,12 @@ MODULES = {
 }
 # Modules of a level may import those of the same level and below.
 LEVELS = [
-    {"", "errors", "files", "config", "losses", "drawing"},
+    {"", "errors", "files", "config", "losses"},
     {"data", "text", "checkpoints"},
     {"methods", "evaluation"},
     {"modeling"},
     {"engine"},
-    {"detector", "cli"},
+    {"detector", "train"},
 ]
 
 
@@ -59,7 +63,13 @@ def test_imports_have_no_circles_and_go_down():
     assert not [module for module, names in GRAPH.items() if recipes & {name.split(".")[0] for name in names}]
 
 
-@pytest.mark.parametrize("module", ["clim", "clim.cli"])
+@pytest.mark.parametrize("module", ["clim", "clim.train"])
 def test_imports_without_torch(module):
     code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE).returncode == 0
+
+
+def test_names_of_the_package_are_imported_when_they_are_used():
+    assert clim.Detector is Detector and clim.add_clim_config is add_clim_config and clim.__version__
+    with pytest.raises(AttributeError, match="module 'clim' has no attribute 'Nothing'"):
+        clim.Nothing  # noqa: B018

@@ -1,5 +1,6 @@
 """train_net.py from its command line: train, evaluate, be killed, resume."""
 
+import argparse
 import json
 import os
 import signal
@@ -12,6 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import default_argument_parser
+
+from clim.train import add_train_options
 
 ROOT = Path(__file__).parents[1]
 CLIM = "configs/mini/detic_clim.yaml"
@@ -176,3 +180,14 @@ def test_official_recipe_alternates_on_two_processes(train_net, tmp_path):
     kinds = {frozenset(k for k in entry if k.startswith("loss_")) for entry in losses_of(tmp_path / "output").values()}
     pairs = frozenset({"loss_caption", "loss_tag"})
     assert kinds - {frozenset()} == {frozenset(BOXES), pairs}
+
+
+def test_train_has_detectron2s_options():
+    parser, ours = default_argument_parser(), argparse.ArgumentParser()
+    add_train_options(ours)
+    for line in (
+        [],
+        ["--config-file", "x.yaml", "--resume", "SEED", "1"],
+        ["--eval-only", "--num-gpus", "2", "--num-machines", "3", "--machine-rank", "1", "--dist-url", "auto"],
+    ):
+        assert vars(ours.parse_args(line)) == vars(parser.parse_args(line))

@@ -1,4 +1,4 @@
-"""What several commands of tools/ share besides ``clim.cli``. torch is imported when the arguments have been read."""
+"""What several commands of tools/ share besides clim_commands/. torch is imported when the arguments have been read."""
 
 import argparse
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def new_parser(description: str) -> argparse.ArgumentParser:
 
 def known_classes(name: str) -> list[str] | None:
     """The class names of one of CLASS_LISTS, in the order of their indices; None for any other name."""
-    from clim.data.categories import NAMED_CLASSES
+    from clim_commands.classes import NAMED_CLASSES
     from mini.concepts import NAMES
 
     lists = NAMED_CLASSES | {"mini": NAMES}

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arguments import add_device, new_parser, usable_device
-from clim.cli import count
 from clim.errors import run_cleanly
+from clim_commands.inputs import count
 
 SECTIONS = ("mosaics", "steps", "memory", "text", "shards", "lvis")
 

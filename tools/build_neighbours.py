@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 
 from arguments import add_device, new_parser, usable_device
-from clim.cli import count
 from clim.errors import UserError, run_cleanly
+from clim_commands.inputs import count
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from arguments import CLASS_LISTS, PROMPTS, add_device, known_classes, new_parser, registered_captions, usable_device
-from clim.cli import quiet_logging, read_names
 from clim.errors import UserError, run_cleanly
-from clim.files import resolve, write_array
+from clim.files import resolve
+from clim_commands.inputs import quiet_logging, read_names
+from clim_commands.outputs import prefill, write_array
 
 FEATURES = ("embedding", "hidden", "words")  # the keys of clim.text.CLASS_FEATURES
 
@@ -76,7 +77,7 @@ def fill_cache(args: argparse.Namespace) -> None:
 
     tower = LazyTower(name=args.tower, pretrained=args.pretrained, directory=args.cache, device=args.device)
     cache = CaptionCache(tower, args.cache)
-    new = cache.prefill(captions_of(args.dataset))
+    new = prefill(cache, captions_of(args.dataset))
     print(f"{args.cache}: {new} captions computed, {len(cache)} known")
 
 

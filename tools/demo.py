@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 from arguments import new_parser
-from clim.cli import quiet_logging
 from clim.errors import run_cleanly
-from clim.files import data_root, read_json_or_none, write_json
+from clim.files import data_root, write_json
+from clim_commands.inputs import quiet_logging
+from clim_commands.outputs import read_json_or_none
 from experiments.progress import Board, clock
 from experiments.training import run_together, run_training
 from mini.generate import DEFAULT_SIZES, set_up_mini

@@ -18,8 +18,8 @@ import argparse
 from pathlib import Path
 
 from arguments import CLASS_LISTS, PROMPTS, new_parser
-from clim.cli import count, find_images, quiet_logging
 from clim.errors import UserError, run_cleanly
+from clim_commands.inputs import count, find_images, quiet_logging
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -23,9 +23,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from arguments import new_parser
-from clim.cli import quiet_logging
 from clim.errors import UserError, run_cleanly
 from clim.files import write_json
+from clim_commands.inputs import quiet_logging
 
 RULES = ("released", "words", "none")
 

@@ -9,8 +9,8 @@ This is ``clim predict``, whose --help describes the scores and predictions.json
 from pathlib import Path
 
 from arguments import new_parser
-from clim.cli import add_predict_options, predict
 from clim.errors import UserError, run_cleanly
+from clim_commands.predict import add_predict_options, predict
 
 DEMO_WEIGHTS = Path("output/demo/detic_clim/model_final.pth")
 DEMO_CONFIG = Path("configs/mini/detic_clim.yaml")

@@ -21,9 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 from arguments import new_parser
-from clim.cli import quiet_logging
 from clim.errors import UserError, run_cleanly
 from clim.files import read_json, resolve, write_json
+from clim_commands.inputs import quiet_logging
 
 LISTED = 10  # unreadable images by name
 

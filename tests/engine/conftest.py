@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from clim.cli import add_train_options
+from clim.train import add_train_options
 
 
 @pytest.fixture(scope="session")

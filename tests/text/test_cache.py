@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from clim.errors import UserError
 from clim.text import CaptionCache, LazyTower, build_text_encoder, build_text_tower
 from clim.text import build as build_module
-from clim.text import cache as cache_module
 from clim.text.build import tower_stamp
 
 DIM = 6
@@ -65,18 +64,6 @@ def test_cold_then_warm(tmp_path):
     other = FakeTower("e" * 32, dim=4)  # another tower has its own entries
     assert torch.equal(CaptionCache(other, tmp_path).encode(["a"]), expected(["a"], other))
     assert other.asked == [["a"]]
-
-
-def test_prefill(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_module, "_CHUNK", 3)
-    texts = [str(i % 8) for i in range(20)]
-    tower = FakeTower()
-    cache = CaptionCache(tower, tmp_path)
-    cache.encode(["5"])
-    assert cache.prefill(texts) == 7
-    assert [len(asked) for asked in tower.asked] == [1, 3, 3, 1]
-    assert warm(tmp_path).prefill(texts) == 0
-    assert torch.equal(warm(tmp_path).encode(texts), expected(texts))
 
 
 @settings(max_examples=20, deadline=None)

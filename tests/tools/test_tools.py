@@ -10,9 +10,10 @@ import torch
 
 import arguments
 import predict as predict_tool
-from clim.data.categories import NAMED_CLASSES
 from clim.errors import UserError
+from clim.modeling.vocabulary import NAMED_LISTS
 from clim.text import CLASS_FEATURES, PROMPTS
+from clim_commands.classes import NAMED_CLASSES
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 COMMANDS = sorted(path.stem for path in TOOLS.glob("*.py") if path.stem not in ("arguments", "set_up"))
@@ -48,6 +49,7 @@ def test_choices_are_the_librarys(monkeypatch):
     import build_text_embeddings
 
     assert arguments.CLASS_LISTS == (*NAMED_CLASSES, "mini") and arguments.PROMPTS == tuple(sorted(PROMPTS))
+    assert NAMED_LISTS == {len(names): name for name, names in NAMED_CLASSES.items()}
     assert build_text_embeddings.FEATURES == tuple(sorted(CLASS_FEATURES))
     assert [len(arguments.known_classes(name)) for name in arguments.CLASS_LISTS] == [80, 133, 1203, 59, 65]
     assert arguments.known_classes("objects365") is None

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from clim.data.loader import build_train_loader
 from clim.engine import Trainer, load_config
 from clim.text import CaptionCache, build_text_tower
+from clim_commands.outputs import prefill
 
 from .inputs import Settings
 from .mosaics import GRIDS
@@ -86,7 +87,7 @@ def prefill_captions(settings: Settings, records: Sequence[dict]) -> None:
     """Fill the caption cache, as a first epoch does, so that no measured process loads the tower."""
     text = step_config(settings, STEPS["CLIM 2+2+2"]).MODEL.TEXT
     tower = build_text_tower(name=text.NAME, pretrained=text.PRETRAINED, device=settings.device)
-    CaptionCache(tower, text.CACHE).prefill([c for r in records for c in r["captions"]])
+    prefill(CaptionCache(tower, text.CACHE), [c for r in records for c in r["captions"]])
 
 
 def new_trainer(cfg) -> Trainer:
@@ -213,7 +214,7 @@ def measure_text(settings: Settings, records: Sequence[dict]) -> list[dict]:
     for title, name in TOWERS.items():
         tower = build_text_tower(name=name, pretrained="", device=settings.device)
         cache = CaptionCache(tower, os.path.join(settings.folder, "cached", name))
-        cache.prefill(captions)
+        prefill(cache, captions)
 
         def arm(encoder):
             def run():

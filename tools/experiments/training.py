@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clim.errors import UserError
-from clim.files import data_root, read_json_or_none, write_json
+from clim.files import data_root, write_json
+from clim_commands.outputs import read_json_or_none
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
 REPORTS = ("ov_coco_results.json", "lvis_results.json", "region_results.json")  # written by the evaluators

@@ -30,7 +30,8 @@ import numpy as np
 from tqdm import tqdm
 
 from clim.errors import UserError
-from clim.files import read_json_or_none, remove, write_array, write_json
+from clim.files import remove, write_json
+from clim_commands.outputs import prefill, read_json_or_none, write_array
 from mini.concepts import CONCEPTS, NAMES, caption_tags, scene_captions, web_captions
 from mini.images import CANVAS, PHOTOS, VAL_PHOTOS, LabelledImage, draw_pair, draw_scene
 
@@ -225,7 +226,7 @@ def fill_caption_cache(root: Path, captions: Sequence[str]) -> None:
     from clim.text import CaptionCache, LazyTower
 
     folder = root / CAPTION_CACHE
-    CaptionCache(LazyTower(name="minilm", pretrained="", directory=folder), folder).prefill(captions)
+    prefill(CaptionCache(LazyTower(name="minilm", pretrained="", directory=folder), folder), captions)
 
 
 def write_class_embeddings(root: Path) -> None:

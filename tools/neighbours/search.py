@@ -14,9 +14,10 @@ from tqdm import tqdm
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.partners import image_ids_hash
 from clim.errors import UserError
-from clim.files import write_array, write_json
+from clim.files import write_json
 from clim.modeling.backbones.efficientnet import pretrained_lite0
 from clim.text import build, cache
+from clim_commands.outputs import prefill, write_array
 
 BATCH = 64  # images
 COLUMNS = 16384  # neighbours compared at once: bounds the memory at ``chunk`` × COLUMNS similarities
@@ -106,7 +107,7 @@ def compute_features(args, records: list[dict]) -> torch.Tensor:
         )
         if args.cache:  # the same that training reads as MODEL.TEXT.CACHE
             tower = cache.CaptionCache(tower, args.cache)
-            tower.prefill(text for record in records for text in record["captions"])
+            prefill(tower, (text for record in records for text in record["captions"]))
         return caption_features(records, tower)
     if args.name == "lite0":
         encoder = lite0_encoder(args.device)

@@ -12,10 +12,10 @@ from torch.nn.functional import normalize
 from torchvision.ops import nms
 
 from clim.checkpoints.checkpointer import load_model
-from clim.data.images import ordered
 from clim.data.region_classification import crop_letterboxed
 from clim.errors import UserError
 from clim.modeling.backbones.encoder import ImageEncoder, build_image_encoder
+from clim_commands.drawing import ordered
 
 from .folder import Labels
 

@@ -7,10 +7,11 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from clim.data.images import ordered, read_image
+from clim.data.images import read_image
 from clim.data.loader import build_mappers
-from clim.detector import Detector, most_confident
-from clim.drawing import class_colours, draw_boxes, draw_objects, enlarge, label_size
+from clim.detector import Detector
+from clim_commands.drawing import class_colours, draw_boxes, draw_objects, enlarge, label_size, ordered
+from clim_commands.predict import most_confident
 from experiments.training import read_metrics
 
 from . import COMPARED, TITLES

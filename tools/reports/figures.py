@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 from arguments import CLASS_LISTS, known_classes
-from clim.cli import read_names
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.mosaic import compose, fit_cell, grid_cells, inward_anchors, place
-from clim.drawing import BLACK, class_colours
 from clim.engine import load_config
 from clim.errors import UserError
+from clim_commands.drawing import BLACK, class_colours
+from clim_commands.inputs import read_names
 
 from . import COMPARED, TITLES
 from .maps import class_map, mark_peak, min_max, name_regions, outline, overlay, paint, peak, shares, upsample

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clim.checkpoints.checkpointer import load_model
-from clim.data.images import ordered, resize
+from clim.data.images import resize
 from clim.data.mosaic import fit_size
 from clim.detector import Detector, detects
 from clim.errors import UserError
 from clim.modeling import ImageEncoder
 from clim.text import CLASS_FEATURES
+from clim_commands.drawing import ordered
 
 RES5_STRIDE = 2  # of a C4 head's last stage, on top of its backbone's
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from clim.data.mosaic import fit_cell
-from clim.drawing import BLACK, WHITE, font
+from clim_commands.drawing import BLACK, WHITE, font
 
 from .maps import colour_bar
 

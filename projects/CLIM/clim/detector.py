@@ -16,7 +16,6 @@ from detectron2.data import transforms as T
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
 from torch import Tensor
-from torchvision.ops import nms
 
 from clim.checkpoints.checkpointer import load_model
 from clim.data.images import read_image
@@ -92,17 +91,6 @@ class Detector:
 
     def _novel_among(self, names: Sequence[str]) -> frozenset[int]:
         return frozenset(i for i, name in enumerate(names) if self._base and name not in self._base)
-
-
-def most_confident(
-    found: Instances, *, threshold: float = 0.0, top: int | None = None, overlap: float = 1.0
-) -> Instances:
-    """At most ``top`` boxes of ``found`` with a score of ``threshold`` or more, the highest score first.
-
-    Of boxes with an IoU above ``overlap``, also of different classes, only the best stays: one object has one name.
-    """
-    found = found[found.scores >= threshold]
-    return found[nms(found.pred_boxes.tensor.double(), found.scores.double(), overlap)[:top]]
 
 
 def detects(cfg) -> bool:

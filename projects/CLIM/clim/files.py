@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from clim.errors import UserError
 
 SUFFIX = ".partial"
@@ -53,12 +51,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_array(path: str | os.PathLike, array: np.ndarray) -> None:
-    """Write a .npy file."""
-    with replacing(path) as partial, open(partial, "wb") as file:
-        np.save(file, array)
-
-
 def write_json(path: str | os.PathLike, content, *, indent: int | None = None, shared: bool = False) -> None:
     """Write ``content`` to ``path`` as json; ``shared`` as in :func:`replacing`."""
     text = json.dumps(content, indent=indent)
@@ -82,11 +74,3 @@ def read_json(path: str | os.PathLike, *, remedy: str, object_hook: Callable[[di
         raise UserError(f"{path} not found: {remedy}") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid json ({error}): {remedy}") from error
-
-
-def read_json_or_none(path: str | os.PathLike):
-    """Content of a json file; None where it is missing or broken."""
-    try:
-        return json.loads(Path(path).read_bytes())
-    except (OSError, ValueError):
-        return None

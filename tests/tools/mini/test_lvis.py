@@ -13,6 +13,7 @@ from pycocotools import mask as rle
 import make_mini
 from clim.errors import UserError
 from clim.text import CaptionCache, LazyTower
+from clim_commands.outputs import prefill
 from mini import lvis
 from mini.concepts import CONCEPTS, caption_tags
 from mini.generate import CAPTION_CACHE, CLASS_EMBEDDINGS, draw_image
@@ -194,4 +195,4 @@ def test_set_up_stores_class_and_caption_embeddings(tmp_path):
     folder = tmp_path / CAPTION_CACHE
     cache = CaptionCache(LazyTower(name="minilm", pretrained="", directory=folder), folder)
     captions = [draw_image(3, "pairs", i, novel_in_scenes=0)[1][0] for i in range(3)]
-    assert len(cache) == 3 and cache.prefill(captions) == 0
+    assert len(cache) == 3 and prefill(cache, captions) == 0

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clim.data.categories import PASCAL_CONTEXT
-from clim.drawing import class_colours
+from clim_commands.classes import PASCAL_CONTEXT
+from clim_commands.drawing import class_colours
 from reports import maps
 from reports.maps import heat, outline, overlay, peak
 from reports.sheet import GAP, Panel, class_legend, panel_size, response_legend, sheet

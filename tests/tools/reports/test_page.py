@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from clim.data.tiles import Tiles
-from clim.drawing import class_colours
+from clim_commands.drawing import class_colours
 from reports.curves import line_chart, smooth, ticks
 from reports.demo_report import draw_canvas
 from reports.page import Example, Report, Run, render_report

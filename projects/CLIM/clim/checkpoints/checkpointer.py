@@ -87,19 +87,17 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _check_vocabulary(self, incompatible) -> None:
         """UserError where a box predictor needs the file's vocabulary and would keep random class embeddings."""
-        shapes = {name: (theirs, ours) for name, theirs, ours in incompatible.incorrect_shapes}
+        shapes = {name: shapes for name, *shapes in incompatible.incorrect_shapes}
         for owner, module in self.model.named_modules():
-            key = getattr(module, "vocabulary_key", None)
-            if key is None or module.vocabulary_wins:
+            if not hasattr(module, "vocabulary_key") or module.vocabulary_wins:
                 continue
-            name = f"{owner}.{key}".lstrip(".")
+            name = f"{owner}.{module.vocabulary_key}".lstrip(".")
             if name in shapes:
-                theirs, ours = shapes[name]
                 classes, width = module.vocabulary_axis, 1 - module.vocabulary_axis
+                theirs, ours = (f"{shape[classes] - 1} classes of {shape[width]} dimensions" for shape in shapes[name])
                 raise UserError(
-                    f"The file's vocabulary has {theirs[classes] - 1} classes of {theirs[width]} dimensions, but the "
-                    f"config's detector {ours[classes] - 1} of {ours[width]} and no names: set MODEL.VOCABULARY, or "
-                    "MODEL.ROI_HEADS.NUM_CLASSES and MODEL.TEXT.DIM."
+                    f"The file's vocabulary has {theirs}, but the config's detector {ours} and no names: set "
+                    "MODEL.VOCABULARY, or MODEL.ROI_HEADS.NUM_CLASSES and MODEL.TEXT.DIM."
                 )
             if name in incompatible.missing_keys:
                 raise UserError(
@@ -127,11 +125,9 @@ def load_model(cfg, *, parts: tuple[str, ...] = ("",), model: nn.Module | None =
     path, loaded = load_whole(model, cfg, parts=parts)
     if loaded.get(ALPHA_KEY, 1.0) < 1:
         mixture = Path(path).with_name(CLIP_FILE)
-        logger.warning(
-            "%s holds only trained weights, which evaluation mixes with the initial ones (SOLVER.WEIGHT_ENSEMBLE).%s",
-            path,
-            f" {mixture} holds the mixture: set MODEL.IMAGE_ENCODER.PRETRAINED to it." if mixture.is_file() else "",
-        )
+        hint = f" {mixture} holds the mixture: set MODEL.IMAGE_ENCODER.PRETRAINED to it." if mixture.is_file() else ""
+        what = "holds only trained weights, which evaluation mixes with the initial ones (SOLVER.WEIGHT_ENSEMBLE)"
+        logger.warning("%s %s.%s", path, what, hint)
     return model.eval()
 
 

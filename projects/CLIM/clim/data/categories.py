@@ -1,4 +1,4 @@
-"""Class lists: COCO's 80 classes and the split of OV-COCO, its 133 panoptic classes, LVIS's 1,203, PASCAL Context's 59.
+"""Class lists: COCO's 80 classes and the split of OV-COCO, its 133 panoptic classes, and LVIS's 1,203.
 
 The split has 48 base, 17 novel and 15 unused classes: Bansal et al., "Zero-Shot Object Detection" (ECCV 2018), as
 OVR-CNN, Detic and CLIM use it. Unused classes have no annotation in either part; a detector still predicts all 80.
@@ -14,15 +14,6 @@ BASE_IDS: tuple[int, ...] = (
     54, 55, 56, 57, 59, 60, 62, 65, 70, 72, 73, 74, 75, 78, 79, 80, 82, 84, 85, 86, 90,
 )
 NOVEL_IDS: tuple[int, ...] = (5, 6, 17, 18, 21, 22, 28, 32, 36, 41, 47, 49, 61, 63, 76, 81, 87)
-# Mottaghi et al., CVPR 2014, without the background, with the names of Fig. 5 of CLIM.
-PASCAL_CONTEXT: tuple[str, ...] = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "table", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor", "bag", "bed", "bench",
-    "book", "building", "cabinet", "ceiling", "cloth", "computer", "cup", "door", "fence", "floor", "flower",
-    "food", "grass", "ground", "keyboard", "light", "mountain", "mouse", "curtain", "platform", "sign", "plate",
-    "road", "rock", "shelves", "sidewalk", "sky", "snow", "bedclothes", "track", "tree", "truck", "wall",
-    "water", "window", "wood",
-)
 # fmt: on
 
 # (id, name) by ascending id: 80 things, then 53 stuff classes. Stuff has the names of COCO's json ("tree-merged",
@@ -46,11 +37,3 @@ BASE_NAMES, NOVEL_NAMES = (tuple(COCO_NAMES[i] for i in indices) for indices in 
 # differs for one class ("bull", "horned_cow"). In OV-LVIS the rare classes, on 1 to 10 training images, are novel.
 LVIS_NAMES = tuple(category["name"] for category in LVIS_CATEGORIES)
 LVIS_RARE_IDS = tuple(category["id"] for category in LVIS_CATEGORIES if category["frequency"] == "r")
-
-# Class lists that a command accepts by name, in the order of the indices.
-NAMED_CLASSES: dict[str, tuple[str, ...]] = {
-    "coco": COCO_NAMES,
-    "coco_panoptic": PANOPTIC_NAMES,
-    "lvis": LVIS_NAMES,
-    "pascal_context": PASCAL_CONTEXT,
-}

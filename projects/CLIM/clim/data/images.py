@@ -1,12 +1,10 @@
 """Decode and resize images; files from the web may be damaged.
 
-What happens to a broken JPEG: :func:`read_image` raises :class:`UnreadableImage` with a reason. In training,
-``mappers.RecordMapper.read`` takes another random record, and the batch names the file under ``skipped``; at test,
-``loader.SkippingLoader`` leaves it out and the evaluator names it in its report.
+A broken JPEG raises :class:`UnreadableImage` with a reason. In training, ``mappers.RecordMapper.read`` takes another
+random record, and the batch names the file under ``skipped``; at test, ``loader.SkippingLoader`` leaves it out.
 
-At full size, ordinary files decode bit for bit as in ``detectron2.data.detection_utils.read_image``. Three things
-differ: samples of more than 8 bits are scaled (there: clipped), TIFFs are rotated once (there: twice), and damaged
-files are errors.
+At full size, ordinary files decode bit for bit as in ``detectron2.data.detection_utils.read_image``. But samples of
+more than 8 bits are scaled (there: clipped), TIFFs are rotated once (there: twice), and damaged files are errors.
 """
 
 import io
@@ -24,15 +22,9 @@ MIN_SIDE = 10  # px; the CLIM release replaces smaller images too
 MAX_PIXELS = 178_956_970  # PIL's limit for decompression bombs, which other libraries may lift
 
 _EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURN = Image.Transpose
+_UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
+            6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}  # fmt: skip
 
 
 class UnreadableImage(Exception):
@@ -83,13 +75,13 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
                 raise UnreadableImage(file_name, f"too large ({width}x{height})")
             if opened.format == "EPS":  # Ghostscript would run the file as a program
                 raise UnreadableImage(file_name, "not an image (PostScript)")
-            if at_least is not None:
-                _draft(opened, at_least)
+            if at_least is not None and opened.format in ("JPEG", "MPO"):
+                # The decoder takes the smallest of its scales that is large enough. The stored image may be turned.
+                opened.draft(None, at_least if _orientation(opened) >= 5 else at_least[::-1])
             opened.load()
             # PIL turns a TIFF in load() and removes its orientation, so this comes after it.
             orientation = _orientation(opened)
-            image = opened.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else opened
-            rgb = _to_rgb(image)
+            rgb = _to_rgb(opened.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else opened)
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # PIL raises many types for damaged bytes: struct.error, KeyError, …
@@ -123,11 +115,6 @@ def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 def channels_first(image: np.ndarray) -> torch.Tensor:
     """(H, W, 3) → (3, H, W), contiguous."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-def ordered(image: np.ndarray, input_format: str) -> np.ndarray:
-    """RGB (H, W, 3) → the channel order of INPUT.FORMAT ("RGB" or "BGR"), or back; contiguous."""
-    return np.ascontiguousarray(image if input_format == "RGB" else image[..., ::-1])
 
 
 def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:
@@ -167,15 +154,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # the EXIF parser raises many types, too
         return 1
     return orientation if orientation in range(1, 9) else 1
-
-
-def _draft(image: Image.Image, at_least: tuple[int, int]) -> None:
-    """Let a JPEG decoder work at 1/2, 1/4 or 1/8 size. ``at_least`` is upright; the stored image may be turned."""
-    if image.format not in ("JPEG", "MPO"):
-        return
-    height, width = at_least
-    # The smallest scale that is large enough.
-    image.draft(None, (height, width) if _orientation(image) >= 5 else (width, height))
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

@@ -98,22 +98,11 @@ class CanvasMapper(RecordMapper):
     """
 
     def __init__(
-        self,
-        records: Sequence[dict],
-        *,
-        grids: Sequence[int],
-        short: int,
-        long: int,
-        flip: float,
-        filling: str = "fit",
-        crop_scale: tuple[float, float] = (0.9, 1.0),
-        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        pad_value: float = 114,
-        partners: np.ndarray | None = None,
-        permute_texts: bool = False,
-        jitter: Jittering | None = None,
-        **stream,
-    ):
+        self, records: Sequence[dict], *, grids: Sequence[int], short: int, long: int, flip: float,
+        filling: str = "fit", crop_scale: tuple[float, float] = (0.9, 1.0),
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3), pad_value: float = 114, partners: np.ndarray | None = None,
+        permute_texts: bool = False, jitter: Jittering | None = None, **stream,
+    ):  # fmt: skip
         super().__init__(records, **stream)
         if filling not in ("fit", "crop", "jitter"):
             raise UserError(f'INPUT.MOSAIC.FILLING is "{filling}": choose "fit", "crop" or "jitter".')
@@ -125,8 +114,8 @@ class CanvasMapper(RecordMapper):
     def map(self, index, rng, skipped):
         n = int(rng.choice(self.grids))
         indices = self.draw_partners(index, n * n, rng)
-        parts = self.mosaic(n, indices, rng, skipped) if n > 1 else self.single(index, rng, skipped)
-        records, images, boxes, size = parts
+        made = self.mosaic(n, indices, rng, skipped) if n > 1 else self.single(index, rng, skipped)
+        records, images, boxes, size = made
         images = [image[:, ::-1] if rng.random() < self.flip else image for image in images]
         canvas = compose([i.transpose(2, 0, 1) for i in images], boxes, size=size, pad_value=self.pad_value)
         tiles = tiles_of(records, boxes, rng=rng)
@@ -235,15 +224,10 @@ class RegionMapper(RecordMapper):
     def map(self, index, rng, skipped):
         record, decoded = self.read(index, rng, skipped)
         canvas, scale = letterbox(decoded.image, self.size)
-        count = len(record["boxes"])
-        tiles = Tiles(
-            boxes=torch.from_numpy(record["boxes"] * scale).float(),
-            canvas=torch.zeros(count, dtype=torch.int64),
-            image_ids=torch.full((count,), record["image_id"]),
-            captions=[[] for _ in range(count)],
-            drawn=[""] * count,
-            tags=[[int(noun)] for noun in record["nouns"]],
-        )
+        boxes, count = torch.from_numpy(record["boxes"] * scale).float(), len(record["boxes"])
+        canvas_ids, image_ids = torch.zeros(count, dtype=torch.int64), torch.full((count,), record["image_id"])
+        captions, tags = [[] for _ in range(count)], [[int(noun)] for noun in record["nouns"]]
+        tiles = Tiles(boxes, canvas_ids, image_ids, captions=captions, drawn=[""] * count, tags=tags)
         return _canvas(channels_first(canvas), tiles)
 
 
@@ -259,9 +243,8 @@ class DetectionMapper(RecordMapper):
     def __init__(self, records, *, augmentations: Sequence[T.Augmentation], mask_format: str | None = None, **stream):
         super().__init__(records, **stream)
         self.augmentations, self.mask_format = T.AugmentationList(augmentations), mask_format
-        self.boxes_of_masks = mask_format and any(
-            isinstance(a, Jittering) and a.style == "mmdet" for a in augmentations
-        )
+        styles = [a.style for a in augmentations if isinstance(a, Jittering)]
+        self.boxes_of_masks = mask_format is not None and "mmdet" in styles
 
     def map(self, index, rng, skipped):
         record, decoded = self.read(index, rng, skipped)
@@ -270,14 +253,9 @@ class DetectionMapper(RecordMapper):
         with _numpy_seeded(int(rng.integers(2**31))):
             transforms = self.augmentations(aug_input)
         skipped += vanished(transforms.transforms, record)
-        return {
-            "image": channels_first(aug_input.image),
-            "height": decoded.height,
-            "width": decoded.width,
-            "image_id": record["image_id"],
-            "file_name": record["file_name"],
-            "instances": self.instances(record.pop("annotations", []), transforms, aug_input.image.shape[:2]),
-        }
+        instances = self.instances(record.get("annotations", []), transforms, aug_input.image.shape[:2])
+        sample = {"image": channels_first(aug_input.image), "height": decoded.height, "width": decoded.width}
+        return sample | {name: record[name] for name in ("image_id", "file_name")} | {"instances": instances}
 
     def instances(self, annotations: list[dict], transforms: T.TransformList, size: tuple[int, int]) -> Instances:
         """What is left of the annotations, without crowds, in the transformed image of ``size`` (height, width)."""

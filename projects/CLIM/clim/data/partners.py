@@ -36,12 +36,11 @@ def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> np.memm
     UserError if a file is missing or damaged, or the index is for other images or another order.
     """
     path, again = resolve(path), "build it with tools/build_neighbours.py"
-    for file in (path, path.with_suffix(".json")):
-        if not file.is_file():
-            raise UserError(f"Neighbour index: {file} is missing; {again} --output {path}.")
     try:
         facts = json.loads(path.with_suffix(".json").read_text())
         rows, dataset, images_hash = np.load(path, mmap_mode="r"), facts["dataset"], facts["image_ids_sha256"]
+    except FileNotFoundError as error:
+        raise UserError(f"Neighbour index: {error.filename} is missing; {again} --output {path}.") from error
     except (ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"Neighbour index: {path} or its .json is damaged ({error!r}); {again} again.") from error
     if len(rows) != len(records) or images_hash != image_ids_hash(records):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
-from pycocotools import mask as run_lengths
+from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from clim.errors import UserError
@@ -77,11 +77,20 @@ def read_lvis(json_file: str, image_root: str, *, index: Mapping[int, int], reme
 def _compact(item: dict) -> dict:
     """An object of a json: polygons become arrays, and lists of run lengths are compressed."""
     if isinstance(item.get("counts"), list):
-        return run_lengths.frPyObjects(item, *item["size"])
+        return run_lengths(item, *item["size"])
     if isinstance(item.get("segmentation"), list):
         polygons = (np.array(polygon, np.float32) for polygon in item["segmentation"])
         item["segmentation"] = [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
     return item
+
+
+def run_lengths(segmentation: list | Mapping, height: int, width: int) -> Mapping:
+    """COCO's polygons or run lengths of an image as compressed run lengths."""
+    if isinstance(segmentation, list):
+        return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return mask_util.frPyObjects(segmentation, height, width)
+    return segmentation
 
 
 def read_captions(

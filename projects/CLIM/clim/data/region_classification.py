@@ -22,6 +22,7 @@ from clim.errors import UserError
 from .images import UnreadableImage, channels_first, letterbox, letterbox_size, read_image
 from .loader import NO_REGION, Skipped, SkippingLoader
 from .mappers import check_size
+from .readers import run_lengths
 
 VARIANTS = ("boxes", "masks", "crops")
 CROP_ENLARGED = 1.5  # crops show the surroundings of a box, but not of stuff (CLIM release)
@@ -70,7 +71,11 @@ class RegionTestMapper:
                 mask = segments == annotation["segment_id"]
             elif "masks" in self.variants:
                 mask = bitmask(annotation["segmentation"], record["height"], record["width"])
-            box = _xyxy(annotation["bbox"]) if "bbox" in annotation else extent(mask)  # stuff: None without a pixel
+            if "bbox" in annotation:
+                x, y, width, height = annotation["bbox"]
+                box = torch.tensor([x, y, x + width, y + height], dtype=torch.float64)
+            else:
+                box = extent(mask)  # stuff: None without a pixel
             if box is not None and self.min_area <= (box[2:] - box[:2]).prod() <= self.max_area:
                 kept.append(annotation)
                 boxes.append(box)
@@ -79,23 +84,17 @@ class RegionTestMapper:
             return Skipped(record["file_name"], NO_REGION)
         boxes = torch.stack(boxes)
         square, scale = letterbox(image, self.size)
-        sample = {
-            "image": channels_first(square),
-            "boxes": Boxes((boxes * scale).float()),
-            "gt_classes": torch.tensor([annotation["category_id"] for annotation in kept]),
-            "image_id": record["image_id"],
-            "file_name": record["file_name"],
-            "height": image.shape[0],
-            "width": image.shape[1],
-        }
+        sample = {name: record[name] for name in ("image_id", "file_name", "height", "width")}
+        sample |= {"image": channels_first(square), "boxes": Boxes((boxes * scale).float())}
+        sample["gt_classes"] = torch.tensor([annotation["category_id"] for annotation in kept])
         if "masks" in self.variants:
             squares = letterbox_masks(torch.stack(masks), self.size // self.mask_stride)
             sample["masks"] = F.interpolate(squares[:, None].byte(), self.size)[:, 0].bool()
         if "crops" in self.variants:
-            sides = [CROP_ENLARGED if "bbox" in annotation else 1.0 for annotation in kept]
-            cut = zip(boxes.numpy(), sides, strict=True)
-            crops = [crop_letterboxed(image, box, self.crop_size, enlarged=side) for box, side in cut]
-            sample["crops"] = torch.stack([channels_first(crop) for crop in crops])
+            factors = [CROP_ENLARGED if "bbox" in annotation else 1.0 for annotation in kept]
+            cuts = zip(boxes.numpy(), factors, strict=True)
+            crops = (crop_letterboxed(image, box, self.crop_size, enlarged=factor) for box, factor in cuts)
+            sample["crops"] = torch.stack(list(map(channels_first, crops)))
         return sample
 
     def read(self, record: Mapping) -> tuple[np.ndarray, Tensor | None]:
@@ -129,11 +128,7 @@ def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -
 
 def bitmask(segmentation: list | Mapping, height: int, width: int) -> Tensor:
     """bool (H, W) of COCO's polygons or run lengths (compressed or not)."""
-    if isinstance(segmentation, list):
-        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = coco_mask.frPyObjects(segmentation, height, width)
-    return torch.from_numpy(coco_mask.decode(segmentation).astype(bool))
+    return torch.from_numpy(coco_mask.decode(run_lengths(segmentation, height, width)).astype(bool))
 
 
 def extent(mask: Tensor) -> Tensor | None:
@@ -172,7 +167,3 @@ def crop_letterboxed(image: np.ndarray, box: np.ndarray, size: int, *, enlarged:
     square, _ = letterbox(np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]]), size)
     height, width = letterbox_size(high[1] - low[1], high[0] - low[0], size)
     return np.roll(square, ((size - height) // 2, (size - width) // 2), axis=(0, 1))
-
-
-def _xyxy(bbox: list[float]) -> Tensor:
-    return torch.tensor([bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]], dtype=torch.float64)

@@ -94,13 +94,10 @@ class ShardRecords(Sequence):
         member, caption, tags = map(io.BytesIO(self.texts[start : start + sum(lengths)]).read, lengths)
         member, caption = (text.decode("utf-8", "surrogatepass") for text in (member, caption))
         return {
-            "file_name": f"tar://{self.files[shard]}?{offset}+{size}#{member}",
-            "height": height,
-            "width": width,
+            "file_name": f"{SCHEME}{self.files[shard]}?{offset}+{size}#{member}", "height": height, "width": width,
             "image_id": image_id if self.first_id is None else self.first_id + index,
-            "captions": [caption],
-            "tags": np.frombuffer(tags, "<i4").tolist(),
-        }
+            "captions": [caption], "tags": np.frombuffer(tags, "<i4").tolist(),
+        }  # fmt: skip
 
 
 class ShardHandler(PathHandler):
@@ -112,10 +109,8 @@ class ShardHandler(PathHandler):
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **_) -> io.BytesIO:
         span = _SPAN.match(path)
         if mode != "rb" or not span:
-            raise ValueError(
-                f"{path} with mode {mode!r}: images in shards are tar://SHARD?OFFSET+SIZE#MEMBER, mode 'rb'"
-            )
-        shard, (offset, size) = span[1], map(int, span.groups()[1:])
+            raise ValueError(f"{path} with mode {mode!r}: images in shards are tar://SHARD?OFFSET+SIZE#MEMBER, mode rb")
+        shard, offset, size = span[1], int(span[2]), int(span[3])
         with open(shard, "rb", buffering=0) as file:
             file.seek(offset)
             data = file.read(size)
@@ -140,10 +135,10 @@ def read_shards(index_folder: str, shard_folder: str, *, remedy: str, **_) -> Sh
             raise UserError(f"{path} has changed since {index_folder} was made: {remedy}")
     try:
         records = ShardRecords(index_folder, shard_folder)
+        if records.pairs.dtype != PAIR or (len(records), len(records.texts)) != (facts["images"], facts["text_bytes"]):
+            raise ValueError("its files do not belong together")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{index_folder} is damaged ({error}): {remedy}") from error
-    if records.pairs.dtype != PAIR or (len(records), len(records.texts)) != (facts["images"], facts["text_bytes"]):
-        raise UserError(f"{index_folder} is damaged: {remedy}")
     skipped = sum(facts["skipped"].values())
     logger.info(f"Opened {len(records)} image-text pairs in {len(records.files)} shards; {skipped} were skipped")
     return records

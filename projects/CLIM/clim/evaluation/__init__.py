@@ -1,6 +1,5 @@
 """Evaluate a model on every set of DATASETS.TEST, each with the evaluator of its kind."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -26,7 +25,8 @@ def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
     evaluators = {}
     for name in cfg.DATASETS.TEST:
         evaluator = EVALUATORS.get(MetadataCatalog.get(name).get("evaluator_type"), OVCOCOEvaluator)
-        evaluators[name] = evaluator.from_cfg(cfg, name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference", name))
+        options = {argument: cfg.TEST[key] for argument, key in evaluator.keys.items()}
+        evaluators[name] = evaluator(name, output_dir=Path(cfg.OUTPUT_DIR, "inference", name), **options)
     return evaluators
 
 

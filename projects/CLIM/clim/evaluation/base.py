@@ -6,6 +6,7 @@ import math
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ PACKED = np.dtype(
 LOGGED_CLASSES = 200  # a longer table of classes is in the report alone
 
 logger = logging.getLogger(__name__)
+table = partial(tabulate, tablefmt="pipe", floatfmt=".2f")
 
 
 class ImageEvaluator(DatasetEvaluator):
@@ -41,6 +43,7 @@ class ImageEvaluator(DatasetEvaluator):
 
     columns: tuple[str, ...]  # columns of a summary's table; the other parts of a figure's name are its row
     report_file: str  # name of the report in ``output_dir``
+    keys: Mapping[str, str] = {}  # arguments that keys of cfg.TEST give
     build_loader: Callable[..., SkippingLoader]  # (cfg, data set, on_skip=…) → batches for the model
 
     def __init__(self, dataset_name: str, *, output_dir: str | os.PathLike | None = None, distributed: bool = True):
@@ -210,8 +213,3 @@ def summary_table(summary: Mapping[str, float], columns: Sequence[str]) -> str:
             label = f"{prefix.strip('.')} {group.strip('_')}".strip() or "all"
             rows.append([label, *(summary[f"{prefix}{column}{group}"] for column in columns)])
     return table(rows, headers=["group", *columns])
-
-
-def table(rows: Sequence, headers) -> str:
-    """Text table of rows; figures have two decimals."""
-    return tabulate(rows, headers=headers, tablefmt="pipe", floatfmt=".2f")

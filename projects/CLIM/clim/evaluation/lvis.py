@@ -17,13 +17,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from operator import itemgetter
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 from faster_coco_eval import COCOeval_faster
 from pycocotools import mask as mask_util
 
+from clim.data.readers import run_lengths
 from clim.errors import UserError
 from clim.files import replacing
 
@@ -54,10 +54,6 @@ class LVISEvaluator(DetectionEvaluator):
         splits = {split: metadata.get(f"{split}_classes") or () for split in ("base", "novel")}
         super().__init__(dataset_name, max_dets=max_dets, splits=splits, **base)
 
-    @classmethod
-    def from_cfg(cls, cfg, dataset_name: str, *, output_dir: str) -> "LVISEvaluator":
-        return cls(dataset_name, output_dir=output_dir)
-
     def score(self, results, skipped):
         detections = np.concatenate([pack([]), *(image.found for image in results.values())])
         if self.output_dir is not None:
@@ -86,10 +82,10 @@ class LVISEvaluator(DetectionEvaluator):
             )
         if not any(image.has_masks for image in results.values()):
             return ("bbox",)
-        if all("segmentation" in annotation for annotation in ground_truth["annotations"]):
-            return "segm", "bbox"
-        logger.warning(f"{self._json_file} has objects without masks: only boxes are scored")
-        return ("bbox",)
+        if any("segmentation" not in annotation for annotation in ground_truth["annotations"]):
+            logger.warning(f"{self._json_file} has objects without masks: only boxes are scored")
+            return ("bbox",)
+        return "segm", "bbox"
 
     def _write_detections(self, detections: np.ndarray):
         """Write the detections one by one: as a list of dicts, they would take gigabytes."""
@@ -105,18 +101,14 @@ class LVISEvaluator(DetectionEvaluator):
         splits = {category: split for split, ids in self._splits.items() for category in ids.values()}
         return [
             {"class": c["name"], "frequency": c.get("frequency"), "split": splits.get(i), "num_gt": objects[i]}
-            for i, c in sorted({c["id"]: c for c in ground_truth["categories"]}.items(), key=itemgetter(0))
+            for i, c in sorted({c["id"]: c for c in ground_truth["categories"]}.items())
         ]
 
 
 def lvis_precision(
-    ground_truth: Mapping,
-    detections: np.ndarray | Iterable[Mapping],
-    *,
-    iou_type: str = "bbox",
-    max_dets: int = 300,
+    ground_truth: Mapping, detections: np.ndarray | Iterable[Mapping], *, iou_type: str = "bbox", max_dets: int = 300,
     processes: int | None = None,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """(T, R, K, A) precision of "bbox" or "segm", by ascending category id; -1 without ground truth in an area range.
 
     ``ground_truth`` is an LVIS instances dict; ``detections`` are COCO results or :func:`pack` of them. ``processes``:
@@ -207,12 +199,9 @@ def _area(annotation: Mapping, height: int, width: int) -> float:
     """What the file says, else the area of the mask, else that of the box, in square pixels."""
     if "area" in annotation:
         return annotation["area"]
-    mask = annotation.get("segmentation")
-    if not mask:
-        return annotation["bbox"][2] * annotation["bbox"][3]
-    if isinstance(mask, list) or isinstance(mask["counts"], list):
-        mask = mask_util.frPyObjects(mask, height, width)
-    return float(mask_util.area(mask_util.merge(mask) if isinstance(mask, list) else mask))
+    if mask := annotation.get("segmentation"):
+        return float(mask_util.area(run_lengths(mask, height, width)))
+    return annotation["bbox"][2] * annotation["bbox"][3]
 
 
 def _results(iou_type: str, found: np.ndarray, shown: set[int]) -> list[dict]:

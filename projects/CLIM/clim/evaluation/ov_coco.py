@@ -41,7 +41,7 @@ class OVCOCOEvaluator(DetectionEvaluator):
     truth, nan if there are none.
     """
 
-    columns, report_file = METRICS, "ov_coco_results.json"
+    columns, report_file, keys = METRICS, "ov_coco_results.json", {"protocol": "PROTOCOL"}
 
     def __init__(self, dataset_name: str, *, max_dets: int = 100, protocol: str = "generalized", **base):
         """The metadata is :class:`DetectionEvaluator`'s, with base_classes and novel_classes as lists of names.
@@ -54,10 +54,6 @@ class OVCOCOEvaluator(DetectionEvaluator):
         splits = {"base": metadata.base_classes, "novel": metadata.novel_classes}
         super().__init__(dataset_name, max_dets=max_dets, splits=splits, **base)
         self._protocol = protocol
-
-    @classmethod
-    def from_cfg(cls, cfg, dataset_name: str, *, output_dir: str) -> "OVCOCOEvaluator":
-        return cls(dataset_name, output_dir=output_dir, protocol=cfg.TEST.PROTOCOL)
 
     def score(self, results, skipped):
         detections = [detection for image in results.values() for detection in unpack(image.found)]
@@ -105,13 +101,9 @@ def group_means(scores: dict[int, dict[str, float]], groups: dict[str, Iterable[
 
 
 def box_figures(
-    ground_truth: Mapping,
-    detections: Collection[Mapping],
-    *,
-    category_ids: Iterable[int],
-    image_ids: Iterable[int] | None = None,
-    max_dets: int = 100,
-) -> dict[int, dict[str, float]]:
+    ground_truth: Mapping, detections: Collection[Mapping], *, category_ids: Iterable[int],
+    image_ids: Iterable[int] | None = None, max_dets: int = 100,
+) -> dict[int, dict[str, float]]:  # fmt: skip
     """{category id: {"AP50", "AP", "AR"}} of one COCO box evaluation over all areas, in percent; nan without an object.
 
     ``ground_truth`` is a COCO instances dict, ``detections`` are COCO results {image_id, category_id, bbox XYWH pixels,

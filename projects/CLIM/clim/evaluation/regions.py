@@ -37,7 +37,7 @@ class RegionClassificationEvaluator(ImageEvaluator):
     suffix), things and stuff if there is stuff, base and novel if the set has that split; nan without regions.
     """
 
-    report_file = "region_results.json"
+    report_file, keys = "region_results.json", {"variants": "REGIONS"}
     columns = tuple(f"{metric}_{average}" for metric in METRICS for average in ("macro", "micro"))
     build_loader = staticmethod(build_region_loader)
 
@@ -51,10 +51,6 @@ class RegionClassificationEvaluator(ImageEvaluator):
         self._num_things = len(metadata.thing_classes)
         self._groups = _groups(metadata, self._classes, self._num_things)
         self._variants = tuple(variants)
-
-    @classmethod
-    def from_cfg(cls, cfg, dataset_name: str, *, output_dir: str) -> "RegionClassificationEvaluator":
-        return cls(dataset_name, output_dir=output_dir, variants=cfg.TEST.REGIONS)
 
     def process(self, inputs, outputs):
         """``inputs`` are B records with ``image_id`` and ``gt_classes`` (R,); ``outputs`` B dicts with
@@ -85,16 +81,14 @@ class RegionClassificationEvaluator(ImageEvaluator):
         nothing = np.zeros((1 + 2 * len(self._variants), 0), np.int64)
         classes, *ranks = np.concatenate([nothing, *results.values()], axis=1)
         unreadable = [list(image) for image in skipped if image.reason != NO_REGION]
+        empty = len(skipped) - len(unreadable)
         details = {
-            "variants": self._variants,
-            "num_pictures": len(results),
-            "num_regions": len(classes),
-            "num_pictures_without_regions": len(skipped) - len(unreadable),
-            "unreadable": unreadable,
-        }
+            "variants": self._variants, "num_pictures": len(results), "num_regions": len(classes),
+            "num_pictures_without_regions": empty, "unreadable": unreadable,
+        }  # fmt: skip
         logger.info(
-            f"'{self.name}': {len(classes)} regions on {len(results)} images; {len(skipped) - len(unreadable)} images "
-            f"have none, {len(unreadable)} could not be read"
+            f"'{self.name}': {len(classes)} regions on {len(results)} images; {empty} images have none, "
+            f"{len(unreadable)} could not be read"
         )
         counts, summary = np.bincount(classes, minlength=len(self._classes)).tolist(), OrderedDict()
         per_class = [

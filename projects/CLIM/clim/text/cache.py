@@ -10,20 +10,18 @@ never wait for each other: ``*.rows``, float32 (n, D), and ``*.keys``, n x 16 by
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from clim.text.tower import TextTower
 
 KEY_BYTES = 16
 _MAP_STRIDE = 1 << 40  # more rows than a file can have
-_CHUNK = 4096  # texts between two writes of a prefill
 _UNIT_TOLERANCE = 1e-3  # a stored row whose length differs more from 1 is damaged
 
 
@@ -48,6 +46,9 @@ class CaptionCache:
     def __len__(self) -> int:
         return len(self._store)
 
+    def __contains__(self, text: str) -> bool:
+        return self._key(text) in self._store
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(N, D) float32 unit embeddings on the CPU. Computes and stores those of unknown texts."""
         keys = [self._key(text) for text in texts]
@@ -59,22 +60,6 @@ class CaptionCache:
             self._compute({key: by_key[key] for key, fine in zip(keys, whole, strict=True) if not fine})
             rows = self._store.gather(keys)
         return torch.from_numpy(rows)
-
-    def prefill(self, texts: Iterable[str]) -> int:
-        """Store the embeddings of all unknown texts, 4096 at a time, with a progress bar. Returns their number.
-
-        ``texts`` are read one by one and need not fit into memory.
-        """
-        stored, chunk = len(self), {}
-        for text in tqdm(texts, desc="caption embeddings", unit="text"):
-            key = self._key(text)
-            if key not in self._store:
-                chunk[key] = text
-            if len(chunk) == _CHUNK:
-                self._compute(chunk)
-                chunk = {}
-        self._compute(chunk)
-        return len(self) - stored
 
     @cached_property
     def _store(self) -> "RowStore":

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clim.drawing import class_colours, draw_boxes, draw_objects, enlarge, tint
+from clim_commands.drawing import class_colours, draw_boxes, draw_objects, enlarge, tint
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

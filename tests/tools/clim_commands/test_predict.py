@@ -1,72 +1,22 @@
-"""The command ``clim``: its arguments without torch, what ``predict`` draws and writes, images and names."""
+"""``clim predict``: what it draws and writes."""
 
-import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.mask import decode
 
-import clim
-from clim.cli import add_train_options, count, drawing_names, find_images, main, read_names
-from clim.config import add_clim_config
 from clim.data.categories import COCO_NAMES
 from clim.detector import Detector
-from clim.errors import UserError
+from clim_commands import main
+from clim_commands.predict import drawing_names, most_confident
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 CONFIG = str(ROOT / "configs" / "mini" / "detic_clim.yaml")
-
-
-def test_names_of_the_package_are_imported_when_they_are_used():
-    assert clim.Detector is Detector and clim.add_clim_config is add_clim_config and clim.__version__
-    with pytest.raises(AttributeError, match="module 'clim' has no attribute 'Nothing'"):
-        clim.Nothing  # noqa: B018
-
-
-LAZY = """
-import os, runpy, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as Python does for a script
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as end:
-    print(end.code, "torch" in sys.modules)
-"""
-UNFIT = ["predict", "--input", "a.jpg", "--config-file", "x.yaml", "--top", "-1"]
-
-
-@pytest.mark.parametrize(
-    "command, code",
-    [
-        (["clim", "predict", "--help"], 0),
-        (["clim", *UNFIT], 2),
-        (["train_net.py", "--num-gpus", "two"], 2),
-        (["tools/predict.py", "--help"], 0),
-    ],
-)
-def test_help_and_wrong_arguments_are_answered_without_torch(command, code, tmp_path):
-    (tmp_path / "clim").write_text("from clim.cli import main\nmain()\n")
-    command = [str(tmp_path / "clim") if command[0] == "clim" else command[0], *command[1:]]
-    done = subprocess.run([sys.executable, "-c", LAZY, *command], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == f"{code} False", done.stderr
-
-
-def test_train_has_detectron2s_options():
-    parser, ours = default_argument_parser(), argparse.ArgumentParser()
-    add_train_options(ours)
-    for line in (
-        [],
-        ["--config-file", "x.yaml", "--resume", "SEED", "1"],
-        ["--eval-only", "--num-gpus", "2", "--num-machines", "3", "--machine-rank", "1", "--dist-url", "auto"],
-    ):
-        assert vars(ours.parse_args(line)) == vars(parser.parse_args(line))
 
 
 def test_predictions_are_drawn_and_written(tiny_mini, tiny_cfg, tiny_overrides, tmp_path, capsys):
@@ -139,31 +89,26 @@ def test_masks_are_written_and_drawn(tiny_mini, tiny_cfg, mask_overrides, tiny_o
         assert np.median(inside) > 30
 
 
+def instances(*rows):
+    found = Instances((100, 100))
+    found.pred_boxes = Boxes(torch.tensor([row[0] for row in rows], dtype=torch.float32).reshape(-1, 4))
+    found.scores = torch.tensor([row[1] for row in rows])
+    found.pred_classes = torch.tensor([row[2] for row in rows], dtype=torch.int64)
+    return found
+
+
+def test_most_confident_keeps_one_name_for_one_place():
+    found = instances(
+        ([0, 0, 10, 10], 0.9, 3), ([0, 0, 10, 9], 0.8, 5), ([50, 50, 60, 60], 0.5, 1), ([80, 80, 90, 90], 0.2, 1)
+    )
+    assert most_confident(found).pred_classes.tolist() == [3, 5, 1, 1]
+    assert most_confident(found, overlap=0.6).pred_classes.tolist() == [3, 1, 1]
+    assert most_confident(found, overlap=0.95).pred_classes.tolist() == [3, 5, 1, 1]
+    assert most_confident(found, threshold=0.5, overlap=0.6).scores.tolist() == pytest.approx([0.9, 0.5])
+    assert most_confident(found, top=2).pred_classes.tolist() == [3, 5]
+    assert len(most_confident(instances(), threshold=0.1, top=3, overlap=0.5)) == 0
+
+
 def test_drawings_never_overwrite_each_other():
     paths = [Path(p) for p in ("a/x.jpg", "b/x.png", "x_2.jpg", "c/x.jpg")]
     assert drawing_names(paths) == ["x.jpg", "x_2.jpg", "x_2_2.jpg", "x_3.jpg"]
-
-
-def test_images_of_files_folders_and_globs(tmp_path):
-    for name in ("b.jpg", "a.PNG", "notes.txt", "sub/c.jpg"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
-    found = find_images([str(tmp_path), str(tmp_path / "**/*.jpg"), str(tmp_path / "missing.jpg")])
-    assert [str(p.relative_to(tmp_path)) for p in found] == ["a.PNG", "b.jpg", "sub/c.jpg", "missing.jpg"]
-    with pytest.raises(UserError, match="no image there"):
-        find_images([str(tmp_path / "*.gif")])
-
-
-def test_names_and_numbers(tmp_path):
-    assert read_names(" dog, fire hydrant,,dog ,", option="--names") == ["dog", "fire hydrant"]
-    file = tmp_path / "names.txt"
-    file.write_text("dog\n\nknife, fork\n")
-    assert read_names(str(file), option="--names") == ["dog", "knife, fork"]
-    for wrong in (" , ", str(tmp_path / "none.txt")):
-        with pytest.raises(UserError, match=f"--names '?{wrong}"):
-            read_names(wrong, option="--names")
-    assert count("3") == 3
-    for text in ("0", "-1", "1.5", "many", ""):
-        with pytest.raises(argparse.ArgumentTypeError, match="not a whole number above 0"):
-            count(text)

@@ -1,78 +1,11 @@
-"""The console script ``clim`` and its sub-commands; ``train_net.py`` and ``tools/predict.py`` are the same commands.
-
-Commands import torch and Detectron2 after they have read their arguments: ``--help`` and a wrong argument take no time.
-"""
+"""``clim predict``: find objects in images, draw them and write them as json. torch is imported after the arguments."""
 
 import argparse
-import glob
-import inspect
-import logging
-import os
-from collections.abc import Iterable
 from pathlib import Path
 
-from clim.errors import UserError, raise_on_all_ranks, run_cleanly
+from clim.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """``clim COMMAND …``: a user's mistake ends it with one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(prog="clim", description="Open-vocabulary detection with CLIM.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (add_options, run) in COMMANDS.items():
-        text, layout = inspect.getdoc(run), argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(name, help=text.partition("\n")[0], description=text, formatter_class=layout)
-        add_options(command)
-        command.set_defaults(run=run)
-    args = parser.parse_args(arguments)
-    run_cleanly(args.run, args)
-
-
-def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """The arguments of Detectron2's ``default_argument_parser``, with its defaults."""
-    # as there: one port for all trainings of a user
-    port = 2**15 + 2**14 + hash(os.getuid() if hasattr(os, "getuid") else 1) % 2**14
-    add = parser.add_argument
-    add("--config-file", default="", metavar="FILE", help="YAML")
-    add("--resume", action="store_true", help="continue from OUTPUT_DIR's last checkpoint")
-    add("--eval-only", action="store_true", help="evaluate, do not train")
-    add("--num-gpus", type=int, default=1, help="GPUs, or processes, of a machine (%(default)s)")
-    add("--num-machines", type=int, default=1, help="machines (%(default)s)")
-    add("--machine-rank", type=int, default=0, help="number of this machine, from 0")
-    add("--dist-url", default=f"tcp://127.0.0.1:{port}", help="address of the processes (%(default)s)")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
-
-
-def train(args: argparse.Namespace) -> None:
-    """Train or evaluate.
-
-        clim train --config-file configs/Detic_CLIM_C4.yaml --num-gpus 8
-
-    --resume continues from OUTPUT_DIR's last checkpoint. --eval-only scores MODEL.WEIGHTS, or with --resume that
-    checkpoint. KEY VALUE pairs override the config. --num-machines, --machine-rank and --dist-url train on several
-    machines, as in Detectron2. Without CUDA it runs on the CPU, and --num-gpus is the number of processes.
-    """
-    from clim.engine import launch
-
-    launch(train_process, args)
-
-
-def train_process(args: argparse.Namespace):
-    """Train or evaluate in this process. Returns the results of an evaluation."""
-    from clim.engine import Trainer, load_ensemble, setup
-    from clim.evaluation import evaluate
-
-    with raise_on_all_ranks():
-        cfg = setup(args)
-    if args.eval_only:
-        with raise_on_all_ranks():
-            ensemble = load_ensemble(cfg, resume=args.resume)
-        with ensemble.mixed() as model:
-            return evaluate(cfg, model)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+from .inputs import count, find_images, quiet_logging, read_names
 
 
 def add_predict_options(parser: argparse.ArgumentParser, *, config_file: Path | None = None) -> None:
@@ -114,7 +47,7 @@ def predict(args: argparse.Namespace) -> None:
     paths = find_images(args.input)
     overrides = args.opts + (["MODEL.WEIGHTS", args.weights] if args.weights is not None else [])
     if args.vocabulary is not None:
-        from clim.data.categories import NAMED_CLASSES
+        from .classes import NAMED_CLASSES
 
         names = NAMED_CLASSES.get(args.vocabulary) or read_names(args.vocabulary, option="--vocabulary")
         overrides += ["MODEL.VOCABULARY.NAMES", list(names)]
@@ -153,9 +86,9 @@ def _predict_image(detector, path: Path, drawing: Path, args: argparse.Namespace
     from PIL import Image
     from pycocotools.mask import encode
 
-    from clim.data.images import ordered, read_image
-    from clim.detector import most_confident
-    from clim.drawing import draw_objects
+    from clim.data.images import read_image
+
+    from .drawing import draw_objects, ordered
 
     image = read_image(path, fmt="RGB").image
     found = detector.predict(ordered(image, detector.input_format))
@@ -174,6 +107,17 @@ def _predict_image(detector, path: Path, drawing: Path, args: argparse.Namespace
             detection["segmentation"] = rle | {"counts": rle["counts"].decode("ascii")}
     height, width = image.shape[:2]
     return {"file_name": str(path), "height": height, "width": width, "drawing": drawing.name, "detections": detections}
+
+
+def most_confident(found, *, threshold: float = 0.0, top: int | None = None, overlap: float = 1.0):
+    """At most ``top`` boxes of ``found`` (Instances) with a score of ``threshold`` or more, the highest score first.
+
+    Of boxes with an IoU above ``overlap``, also of different classes, only the best stays: one object has one name.
+    """
+    from torchvision.ops import nms
+
+    found = found[found.scores >= threshold]
+    return found[nms(found.pred_boxes.tensor.double(), found.scores.double(), overlap)[:top]]
 
 
 def drawing_names(paths: list[Path]) -> list[str]:
@@ -196,51 +140,3 @@ def print_summary(args: argparse.Namespace, images: list[dict], skipped: list[di
         print(*(f"  {entry['file_name']}: {entry['reason']}" for entry in skipped), sep="\n")
     if images and not boxes:
         print(f"Nothing scores {args.threshold:g} or more{': lower --threshold' if args.threshold > 0 else ''}.")
-
-
-def quiet_logging() -> None:
-    """Show only warnings and errors, without time and module."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)  # its warnings are about its own code
-
-
-def find_images(inputs: Iterable[str]) -> list[Path]:
-    """Images of files, folders (without sub-folders) and globs, each once, in order."""
-    found: dict[Path, None] = {}
-    for item in inputs:
-        path = Path(item).expanduser()
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        elif path.exists() or not glob.has_magic(item):
-            inside = [path]
-        else:
-            inside = [p for p in map(Path, sorted(glob.glob(str(path), recursive=True))) if p.is_file()]
-        if not inside:
-            raise UserError(f"--input {item}: no image there ({', '.join(sorted(SUFFIXES))}).")
-        found.update(dict.fromkeys(inside))
-    return list(found)
-
-
-def read_names(text: str, *, option: str) -> list[str]:
-    """Names of "a,b,c" or of the lines of a .txt file, each once; errors name ``option``."""
-    if text.endswith(".txt"):
-        try:
-            names = Path(text).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{option} {text} cannot be read ({error}): use a text file with a name a line.") from error
-    else:
-        names = text.split(",")
-    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if not names:
-        raise UserError(f'{option} {text!r} holds no name: write "a,b,c", or a name on each line of the file.')
-    return names
-
-
-def count(text: str) -> int:
-    """A number above 0, for ``type=`` of an argparse option."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-COMMANDS = {"train": (add_train_options, train), "predict": (add_predict_options, predict)}

@@ -19,6 +19,11 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
+def ordered(image: np.ndarray, input_format: str) -> np.ndarray:
+    """RGB (H, W, 3) → the channel order of INPUT.FORMAT ("RGB" or "BGR"), or back; contiguous."""
+    return np.ascontiguousarray(image if input_format == "RGB" else image[..., ::-1])
+
+
 def class_colours(count: int) -> np.ndarray:
     """(count, 3) uint8: one strong colour for each class."""
     hues = (np.arange(count) * GOLDEN_ANGLE) % 1.0

@@ -1,0 +1,35 @@
+"""The console script ``clim`` and the scripts that are the same commands: arguments are answered without torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+LAZY = """
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))  # as Python does for a script
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+UNFIT = ["predict", "--input", "a.jpg", "--config-file", "x.yaml", "--top", "-1"]
+
+
+@pytest.mark.parametrize(
+    "command, code",
+    [
+        (["clim", "predict", "--help"], 0),
+        (["clim", *UNFIT], 2),
+        (["train_net.py", "--num-gpus", "two"], 2),
+        (["tools/predict.py", "--help"], 0),
+    ],
+)
+def test_help_and_wrong_arguments_are_answered_without_torch(command, code, tmp_path):
+    (tmp_path / "clim").write_text("from clim_commands import main\nmain()\n")
+    command = [str(tmp_path / "clim") if command[0] == "clim" else command[0], *command[1:]]
+    done = subprocess.run([sys.executable, "-c", LAZY, *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"{code} False", done.stderr
