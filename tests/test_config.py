@@ -96,11 +96,15 @@ PRETRAIN = {"MODEL.METHOD.GROUNDING.CONTRAST_GROUP", "INPUT.MOSAIC.SIZE", "INPUT
         ("Detic_CLIM_C4.yaml", "Detic_C4.yaml", SIZES),
         ("Detic_CLIM_C4_caption.yaml", "Detic_C4_caption.yaml", SIZES),
         ("Detic_CLIM_C4_caption.yaml", "Detic_CLIM_C4.yaml", TAGS),
+        ("VLDet_CLIM_C4.yaml", "VLDet_C4.yaml", SIZES),
+        ("lvis/VLDet_CLIM_C2.yaml", "lvis/VLDet_C2.yaml", SIZES),
         ("BARON_CLIM_C4.yaml", "BARON_C4.yaml", SIZES),
         ("OVRCNN_CLIM_pretrain.yaml", "OVRCNN_pretrain.yaml", SIZES | PRETRAIN),
         ("OVRCNN_CLIM_C4.yaml", "OVRCNN_C4.yaml", START),
         ("FVLM_ViTB16_CLIM_COCO.yaml", "FVLM_ViTB16_CLIP_COCO.yaml", ENCODER),
         ("FVLM_ViTB16_RegionCLIP_COCO.yaml", "FVLM_ViTB16_CLIP_COCO.yaml", ENCODER),
+        ("lvis/FVLM_ViTB16_CLIM_LVIS.yaml", "lvis/FVLM_ViTB16_CLIP_LVIS.yaml", ENCODER),
+        ("lvis/FVLM_RN50x64_CLIM_LVIS.yaml", "lvis/FVLM_RN50x64_CLIP_LVIS.yaml", ENCODER),
         ("mini/detic_clim.yaml", "mini/detic.yaml", SIZES),
         ("mini/baron_clim.yaml", "mini/baron.yaml", SIZES),
         ("mini/ovrcnn_clim.yaml", "mini/ovrcnn.yaml", START),
@@ -136,6 +140,21 @@ MODEL:
   ROI_BOX_HEAD: {POOLER_TYPE: ROIAlignV2, SMOOTH_L1_BETA: 0.0}
   FPN: {OUT_CHANNELS: 256}
 """
+MASKS = """
+MODEL:
+  ROI_MASK_HEAD: {POOLER_RESOLUTION: 14, POOLER_SAMPLING_RATIO: 0, POOLER_TYPE: ROIAlignV2, CONV_DIM: 256}
+  FVLM: {DETECTOR_TEMPERATURE: 50.0}
+INPUT: {MASK_FORMAT: polygon, LSJ: {SCALE: [0.1, 2.0]}}
+DATALOADER: {FILTER_EMPTY_ANNOTATIONS: true}
+"""
+FVLM_VIT = """
+MODEL: {FPN: {STACKS: 7}, RPN: {NORM: ""}}
+SOLVER: {STEPS: [], BETAS: [0.9, 0.999], GAMMA: 0.1, WARMUP_ITERS: 250, WARMUP_FACTOR: 0.001}
+"""
+FVLM_RESNET = """
+MODEL: {IMAGE_ENCODER: {REGIONS: v2, UNLOCKED_BLOCKS: 0}}
+SOLVER: {MOMENTUM: 0.9, GAMMA: 0.1, WARMUP_ITERS: 250, CLIP_GLOBAL_NORM: 1.0, EPOCHS: 0.0}
+"""
 RELEASED = """
 MODEL:
   OPEN_VOCAB: {TEMPERATURE: 25.0}
@@ -147,10 +166,22 @@ INPUT:
   MOSAIC: {GRIDS: [2, 3, 4], SIZE: 800, FLIP: 0.5, FILLING: fit, PAD_VALUE: 114, PARTNERS: random}
   CAPTION: {SHORT_SIDE: 400, LONG_SIDE: 667}
 """
-C4_ROWS = ["BoxSup_C4.yaml", "Detic_CLIM_C4.yaml", "BARON_CLIM_C4.yaml", "OVRCNN_C4.yaml"]
-FVLM_ROWS = [file for file in ROWS if file.startswith("FVLM")]
+VLDET = """
+MODEL:
+  OPEN_VOCAB: {TEMPERATURE: 50.0, TRAIN_BIAS: []}
+  METHOD:
+    VLDET: {TEMPERATURE: 50.0, CAPTION_WEIGHT: 0.1, NOUN_WEIGHT: 0.01, NOUN_LOSS: contrastive, PROPOSALS: 32}
+"""
+C4_ROWS = ["BoxSup_C4.yaml", "Detic_CLIM_C4.yaml", "VLDet_CLIM_C4.yaml", "BARON_CLIM_C4.yaml", "OVRCNN_C4.yaml"]
+VLDET_ROWS = [file for file in ROWS if Path(file).name.startswith("VLDet")]
+FVLM_ROWS = [file for file in ROWS if Path(file).name.startswith("FVLM")]
+FVLM_COCO, FVLM_LVIS = ([f for f in FVLM_ROWS if f.startswith("lvis/") is lvis] for lvis in (False, True))
 DETIC = ["Detic_CLIM_C4.yaml"]
-EXPECTED = [(HEADS, C4_ROWS + FVLM_ROWS), (C4, C4_ROWS), (FVLM, FVLM_ROWS), (RELEASED, DETIC)]
+EXPECTED = [
+    (VLDET, VLDET_ROWS), (HEADS, C4_ROWS + FVLM_ROWS), (C4, C4_ROWS), (FVLM, FVLM_ROWS), (RELEASED, DETIC),
+    (MASKS, FVLM_LVIS), (FVLM_VIT, [f for f in FVLM_LVIS if "ViT" in f]),
+    (FVLM_RESNET, [f for f in FVLM_LVIS if "RN50x64" in f]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("expected, file", [(expected, file) for expected, files in EXPECTED for file in files])
@@ -161,7 +192,7 @@ def test_what_rows_take_from_defaults(expected, file, load_cfg):
         assert value == (list(values[key]) if isinstance(values[key], tuple) else values[key]), key
     if expected is RELEASED:
         assert cfg.MODEL.METHOD.DETIC.TAG_WEIGHT == 0.1 / 3
-    if expected is FVLM:
+    if expected is FVLM and file in FVLM_COCO:
         epoch = -(-107_761 // (8 * cfg.DATALOADER.DETECTION_PER_GPU))  # images with a base object
         assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.CHECKPOINT_PERIOD) == (3 * epoch, epoch)
 

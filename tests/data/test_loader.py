@@ -130,6 +130,33 @@ def test_images_without_boxes_are_filtered_if_asked(take):
         assert empty == (set() if filtered else {100})
 
 
+@pytest.mark.parametrize(
+    "filtered, side, left_out", [(True, 36, "1 of 7"), (False, 37, "2 of 8"), (True, 30, "0 of 7")]
+)
+def test_small_images_with_boxes_are_left_out_and_counted(take, caplog, filtered, side, left_out):
+    """The shorter sides are 40, 40, 48, 30, 36, 50, 44, 52 px; pairs stay."""
+    with caplog.at_level("INFO", "clim"):
+        found = take(24, "DATALOADER.MIN_SIDE", side, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", filtered)
+    seen = {i - 100 for b in found for i in ids(b, "detection")}
+    assert seen == {i for i, size in enumerate(SIZES) if min(size) >= side} - ({0} if filtered else set())
+    assert {i for b in found for i in ids(b, "captions")} == set(range(1000, 1024))
+    assert [m for m in caplog.messages if "MIN_SIDE" in m] == [
+        f"DATALOADER.MIN_SIDE {side} leaves out {left_out} images."
+    ]
+
+
+@pytest.mark.parametrize("alternate", [(), (1, 1, 2)])
+def test_an_iteration_with_accumulation_has_batches_of_the_same_sources(take, alternate):
+    """It starts where the batches of the earlier iterations end."""
+    whole = take(24, "DATALOADER.ALTERNATE", alternate, "SOLVER.ACCUMULATE", 3)
+    assert [flat(b) for b in take(9, "DATALOADER.ALTERNATE", alternate, "SOLVER.ACCUMULATE", 3, start=5)] == [
+        flat(b) for b in whole[15:]
+    ]
+    sources = [tuple(counts(b)) for b in whole]
+    assert all(len(set(sources[i : i + 3])) == 1 for i in range(0, 24, 3))
+    assert len(set(sources)) == (3 if alternate else 1)
+
+
 def over_ranks(take, monkeypatch, world, count, *overrides):
     """Batches of every rank."""
     monkeypatch.setattr(comm, "get_world_size", lambda: world)
@@ -211,6 +238,7 @@ def test_skipped_images_of_shards_are_named_and_an_index_of_partners_fits_both(t
         (["DATASETS.CAPTIONS", ()], r"DATASETS.CAPTIONS = \(\) holds no image"),
         (["DATASETS.CAPTIONS", ("test_loader_bare",)], "DATASETS.CAPTIONS .* without captions"),
         (["DATASETS.TRAIN", ("test_loader_pairs",)], "DATASETS.TRAIN .* without annotations"),
+        (["DATALOADER.MIN_SIDE", 61], "DATASETS.TRAIN .* holds no image with annotations"),
         (["DATASETS.TRAIN", ("test_loader_empty",)], "DATASETS.TRAIN .* holds no image with annotations"),
         ([*REGIONS_ONLY, "DATASETS.REGIONS", ()], r"DATASETS.REGIONS = \(\) holds no image"),
     ],

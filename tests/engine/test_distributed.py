@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from detectron2.engine import launch
+from detectron2.engine import create_ddp_model, launch
 from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from clim.data.tiles import Tiles
 from clim.engine import Trainer, load_config
@@ -45,6 +46,8 @@ def main(config, output, overrides):
     written["queue"] = dict(trainer.raw_model.method.named_buffers())
     written["metrics"] = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text()
     written["resumed"] = resumed(cfg)
+    trainer.cfg = load_config(config, [*overrides, "SOLVER.ACCUMULATE", "2"])
+    written["accumulated"] = accumulated(trainer, rank)
     trainer.start_iter = rank
     written["disagreement"] = sentence_of(trainer._check_agreement)
     torch.save(written, Path(output) / f"rank{rank}.pth")
@@ -103,6 +106,34 @@ def resumed(cfg):
         "random": torch.get_rng_state(),
         "file": rank_state_path(cfg.OUTPUT_DIR, 0).name,
     }
+
+
+class Layers(nn.Module):
+    """A batch goes through one of three layers, as where sources alternate; no batch goes through the last."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(4, 1) for _ in range(3))
+
+    def forward(self, batch):
+        (sample,) = batch["captions"]
+        return {"loss": self.layers[sample["image_id"] % 2](sample["x"]).square().mean()}
+
+
+def layer_batch(rank, index):
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(10 * rank + index))
+    return {"captions": [{"image_id": 10 * rank + index, "x": x}], "skipped": []}
+
+
+def accumulated(trainer, rank):
+    """The gradients of two batches: of this rank before the second one, and of the step."""
+    model, before = Layers(), {}
+    model.layers[1].register_forward_pre_hook(lambda *_: before.update(gradients(model)))
+    trainer.model = create_ddp_model(model, device_ids=None, find_unused_parameters=True)
+    trainer.loader = iter([layer_batch(rank, 0), layer_batch(rank, 1)])
+    losses, images, _ = trainer.accumulate()
+    return {"before": before, "step": gradients(model), "loss": losses["loss"].item(), "images": images}
 
 
 def gradients(model):
@@ -308,6 +339,25 @@ def test_gathered_captions_equal_the_joined_batch(ranks):
     torch.testing.assert_close(torch.cat(gradients) / 2, gradient, rtol=1e-4, atol=1e-7)
     own = [caption_loss(e, t)[0] for e, t in zip(embeddings, tiles, strict=True)]
     assert losses[0] > own[0] and losses[1] > own[1]  # the other rank's captions are negatives
+
+
+def test_accumulated_gradients_are_the_mean_over_ranks_and_batches_exchanged_once(ranks):
+    """A layer that only the first batch uses counts too; one that no batch uses has no gradient."""
+    mean: dict = {}
+    for number, rank in enumerate(ranks):
+        model, losses = Layers(), []
+        for index in range(2):
+            losses.append(model(layer_batch(number, index))["loss"])
+            (losses[-1] / 2).backward()
+            if index == 0:
+                assert rank["accumulated"]["before"].keys() == gradients(model).keys()
+                torch.testing.assert_close(rank["accumulated"]["before"], gradients(model), rtol=0, atol=1e-7)
+        assert rank["accumulated"]["loss"] == pytest.approx(sum(losses).item() / 2)
+        assert rank["accumulated"]["images"] == {"captions": [10 * number, 10 * number + 1]}
+        mean = {name: mean.get(name, 0) + g / 2 for name, g in gradients(model).items()}
+    assert len(mean) == 4
+    for rank in ranks:
+        torch.testing.assert_close(rank["accumulated"]["step"], mean, rtol=0, atol=1e-6)
 
 
 def test_a_mistake_on_one_rank_stops_all(ranks):

@@ -58,15 +58,16 @@ def run(cfg, *, resume=False, cut_after=None):
 
 
 @pytest.mark.parametrize(
-    "config, key, value, sessions",
+    "config, key, value, batches, sessions",
     [
-        ("mini/detic_clim.yaml", "MODEL.METHOD.DETIC.QUEUE_LENGTH", 20, ((0, (2,)), (2, (2, 3)))),
-        ("mini/baron_clim.yaml", "MODEL.METHOD.BARON.QUEUE_LENGTH", 20, ((0, (2,)),)),
-        ("mini/ovrcnn_clim_pretrain.yaml", "MODEL.METHOD.GROUNDING.MAX_CELLS", 2, ((0, (2,)),)),
+        ("mini/detic_clim.yaml", "MODEL.METHOD.DETIC.QUEUE_LENGTH", 20, 1, ((0, (2,)), (2, (2, 3)))),
+        ("mini/detic_clim.yaml", "MODEL.METHOD.DETIC.QUEUE_LENGTH", 20, 2, ((1, (2,)),)),
+        ("mini/baron_clim.yaml", "MODEL.METHOD.BARON.QUEUE_LENGTH", 20, 1, ((0, (2,)),)),
+        ("mini/ovrcnn_clim_pretrain.yaml", "MODEL.METHOD.GROUNDING.MAX_CELLS", 2, 1, ((0, (2,)),)),
     ],
-    ids=["detic", "baron", "grounding"],
+    ids=["detic", "accumulation", "baron", "grounding"],
 )
-def test_losses_after_resuming_are_bit_equal(tiny_cfg, tmp_path, exact_metrics, config, key, value, sessions):
+def test_losses_after_resuming_are_bit_equal(tiny_cfg, tmp_path, exact_metrics, config, key, value, batches, sessions):
     """Checkpoints after iterations 1 and 3, evaluation after iteration 2; any number of loader workers.
 
     Grounding draws locations, hidden words and dropout, and has neither queues nor evaluation.
@@ -74,7 +75,7 @@ def test_losses_after_resuming_are_bit_equal(tiny_cfg, tmp_path, exact_metrics, 
 
     def load(*overrides):
         options = ("SOLVER.MAX_ITER", 5, "SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 3, key, value)
-        return tiny_cfg(*options, *overrides, config=config)
+        return tiny_cfg(*options, "SOLVER.ACCUMULATE", batches, *overrides, config=config)
 
     whole = load("OUTPUT_DIR", str(tmp_path / "whole"))
     straight = run(whole)
@@ -117,6 +118,8 @@ def test_resuming_a_finished_run(tiny_cfg, exact_metrics, caplog):
     scaled = Trainer(tiny_cfg("SOLVER.MAX_ITER", 2, "SOLVER.REFERENCE_WORLD_SIZE", 8))
     with pytest.raises(UserError, match="8 processes wrote .* resume with 8, not 1"):
         scaled.resume_or_load(resume=True)
+    eightfold = ("SOLVER.REFERENCE_WORLD_SIZE", 8, "SOLVER.ACCUMULATE", 8)  # counts as 8 processes
+    Trainer(tiny_cfg("SOLVER.MAX_ITER", 2, *eightfold)).resume_or_load(resume=True)
 
 
 def test_a_fresh_run_does_not_resume_an_earlier_one(tiny_cfg, exact_metrics):

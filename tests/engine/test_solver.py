@@ -1,6 +1,7 @@
 """Learning rate and iterations for the processes and images that there are; weight decay of each parameter."""
 
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from clim.data.loader import source_records
 from clim.engine import load_config
 from clim.engine.solver import build_optimizer, build_solver, count_epochs, scale_to_world
+from clim.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FULL = str(CONFIGS / "Detic_CLIM_C4.yaml")
@@ -31,7 +34,9 @@ def test_scaling_to_one_process(caplog):
     two_machines = scale_to_world(cfg, 16)
     assert two_machines.SOLVER.BASE_LR == 0.04 and two_machines.SOLVER.MAX_ITER == 22500
     off = load_config(FULL, ["SOLVER.REFERENCE_WORLD_SIZE", 0])
-    for same, world_size in ((cfg, 8), (one, 1), (off, 1)):
+    fourfold = load_config(FULL, ["SOLVER.ACCUMULATE", 4])
+    assert scale_to_world(fourfold, 1).SOLVER.MAX_ITER == 90000 and scale_to_world(fourfold, 4).SOLVER.BASE_LR == 0.04
+    for same, world_size in ((cfg, 8), (one, 1), (off, 1), (fourfold, 2)):
         assert scale_to_world(same, world_size) is same
 
 
@@ -53,6 +58,53 @@ def test_epochs_are_counted_in_whole_batches_of_all_processes(tiny_cfg):
     boxes = tiny_cfg("SOLVER.EPOCHS", 0.5, "DATALOADER.CAPTIONS_PER_GPU", 0, "DATALOADER.MOSAICS_PER_GPU", 0)
     assert count_epochs(boxes, 1).SOLVER.MAX_ITER == 3  # 12 scenes, 2 a step
     assert count_epochs(tiny_cfg("SOLVER.MAX_ITER", 7), 1).SOLVER.MAX_ITER == 7
+
+
+@pytest.mark.parametrize(
+    "epochs, drops, world, batches, reference, expected",
+    [  # 16 pairs, 2 in a batch
+        (48.0, (32, 44), 1, 1, 0, (384, (256, 352))),
+        (48.0, (32, 44), 1, 4, 0, (96, (64, 88))),
+        (48.0, (32, 44), 2, 2, 8, (96, (64, 88))),  # the images decide, not the reference
+        (3.0, (0.5, 2.4), 1, 3, 0, (6, (1, 5))),  # whole steps of an epoch: 16 // 6 = 2
+        (3.0, (1,), 100, 2, 8, (3, (1,))),
+        (3.0, (), 2, 2, 2, (6, (20,))),  # STEPS stay, as the processes scale them
+        (0.0, (), 2, 2, 8, (14, (20,))),
+    ],
+)
+def test_epochs_and_drops_of_the_learning_rate(tiny_cfg, epochs, drops, world, batches, reference, expected):
+    steps = ("SOLVER.MAX_ITER", 7, "SOLVER.STEPS", (40,) if reference == 2 else (10,))
+    keys = ("SOLVER.EPOCHS", epochs, "SOLVER.STEP_EPOCHS", drops, "SOLVER.ACCUMULATE", batches)
+    cfg = tiny_cfg(*steps, *keys, "SOLVER.REFERENCE_WORLD_SIZE", reference)
+    solver = count_epochs(scale_to_world(cfg, world), world).SOLVER
+    assert (solver.MAX_ITER, solver.STEPS) == expected
+
+
+def test_drops_without_epochs_are_a_mistake(tiny_cfg):
+    with pytest.raises(
+        UserError, match=r"^SOLVER.STEP_EPOCHS \[32, 44\] needs SOLVER.EPOCHS: [^.]*SOLVER.STEPS[^.]*\.$"
+    ):
+        count_epochs(tiny_cfg("SOLVER.STEP_EPOCHS", (32, 44)), 1)
+
+
+@pytest.mark.parametrize("sampler", ["RepeatFactorTrainingSampler", "TrainingSampler"])
+@pytest.mark.parametrize("rounded_up", [True, False])
+def test_an_epoch_over_boxes_counts_repeated_images(tiny_cfg, sampler, rounded_up):
+    threshold = 0.7
+    cfg = tiny_cfg(
+        "SOLVER.EPOCHS", 10.0, "DATALOADER.CAPTIONS_PER_GPU", 0, "DATALOADER.DETECTION_PER_GPU", 1,
+        "DATALOADER.SAMPLER_TRAIN", sampler, "DATALOADER.REPEAT_THRESHOLD", threshold,
+        "DATALOADER.REPEAT_ROUND_UP", rounded_up,
+    )  # fmt: skip
+    shown = [{box["category_id"] for box in record["annotations"]} for record in source_records(cfg, "detection")]
+    images = 0.0
+    for classes in shown:
+        shares = [sum(c in other for other in shown) / len(shown) for c in classes]
+        factor = max(max(1.0, math.sqrt(threshold / share)) for share in shares)
+        images += math.ceil(factor) if rounded_up else factor
+    images = round(images) if "Repeat" in sampler else 12
+    assert (images > 12) == ("Repeat" in sampler)
+    assert count_epochs(cfg, 1).SOLVER.MAX_ITER == 10 * images
 
 
 @pytest.mark.parametrize("bias_decay", [0.0, None])

@@ -8,9 +8,10 @@ import pytest
 import torch
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
+from torch import nn
 
 from clim.engine import Trainer
-from clim.engine.trainer import SkippedImages, check_finite
+from clim.engine.trainer import SkippedImages, check_finite, image_ids
 from clim.errors import UserError
 from clim.files import read_json
 
@@ -67,6 +68,45 @@ def test_a_run_leaves_its_losses_figures_and_checkpoints(tiny_cfg, metrics_of, c
     assert not any(name.startswith("method.queue") or "text_encoder" in name for name in stored["model"])
 
 
+class Toy(nn.Module):
+    """Two losses, which are means over the batch's samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.updates = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), 0
+        self.method = SimpleNamespace(after_update=lambda: setattr(self, "updates", self.updates + 1))
+
+    def forward(self, batch):
+        losses = self.net(torch.stack([sample["x"] for sample in batch["detection"]])).square().mean(dim=0)
+        return {"loss_a": losses[0], "loss_b": 3 * losses[1]}
+
+
+@pytest.mark.parametrize("number, limit", [(1, 0.0), (3, 0.0), (3, 0.01)])
+def test_a_step_of_several_batches_is_a_step_of_the_joined_batch(tiny_cfg, number, limit):
+    trainer = started(tiny_cfg("SOLVER.ACCUMULATE", number, "SOLVER.CLIP_GLOBAL_NORM", limit))
+    trainer.model = trainer.raw_model = toy = Toy()
+    trainer.optimizer = torch.optim.SGD(toy.parameters(), lr=0.5)
+    before = [p.detach().clone() for p in toy.parameters()]
+    samples = [{"image_id": i, "x": torch.randn(4)} for i in range(2 * number)]
+    joined = toy({"detection": samples})
+    gradients = torch.autograd.grad(sum(joined.values()), list(toy.parameters()))
+    norm = torch.cat([g.flatten() for g in gradients]).norm()
+    batches = [{"detection": samples[i : i + 2], "skipped": [("a.jpg", "missing")]} for i in range(0, len(samples), 2)]
+    trainer.loader = iter(batches)
+    with EventStorage() as trainer.storage:
+        trainer.run_step()
+        trainer.skipped.trainer = trainer
+        trainer.skipped.after_step()
+        logged = {name: value for name, (value, _) in trainer.storage.latest().items()}
+    for parameter, old, gradient in zip(toy.parameters(), before, gradients, strict=True):
+        expected = gradient * (limit / norm if limit else 1)
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(parameter.detach(), old - 0.5 * parameter.grad)
+    assert {name: logged[name] for name in joined} == pytest.approx({k: v.item() for k, v in joined.items()})
+    assert logged["grad_norm"] == pytest.approx(norm.item()) and norm > 0.01
+    assert logged["skipped_images"] == number and toy.updates == 1 and next(trainer.loader, None) is None
+
+
 # ---- losses and gradients that are not finite
 
 
@@ -106,14 +146,22 @@ def test_what_is_not_finite_stops_a_training_and_never_reaches_the_weights(tiny_
     assert not (Path(trainer.cfg.OUTPUT_DIR) / "evaluation.json").exists()
 
 
+def test_the_error_names_the_images_of_all_batches_of_the_step(tiny_cfg):
+    trainer = started(tiny_cfg("SOLVER.MAX_ITER", 1, "SOLVER.ACCUMULATE", 2))
+    infinite_loss(trainer)
+    with pytest.raises(UserError, match=r"ids of the batch: \{'detection': \[\d+, \d+, \d+, \d+\], 'captions': \["):
+        trainer.train()
+
+
 def test_the_error_names_all_losses_and_images():
     mosaic = {"tiles": SimpleNamespace(image_ids=torch.tensor([5, 6]))}
     batch = {"detection": [{"image_id": 4}], "captions": [], "mosaics": [mosaic]}
-    check_finite({"loss_cls": torch.tensor(1.0)}, 3.0, batch, 7)
+    images = image_ids(batch)
+    check_finite({"loss_cls": torch.tensor(1.0)}, 3.0, images, 7)
     losses = {"loss_cls": torch.tensor(torch.nan), "loss_box": torch.tensor(1.0), "loss_tag": torch.tensor(torch.inf)}
     ids = r"\{'detection': \[4\], 'mosaics': \[\[5, 6\]\]\}"
     with pytest.raises(UserError, match=rf"7: loss_cls = nan, loss_tag = inf; .*{ids}") as caught:
-        check_finite(losses, 1.0, batch, 7)
+        check_finite(losses, 1.0, images, 7)
     assert "\n" not in str(caught.value)
 
 

@@ -1,20 +1,22 @@
-"""F-VLM: fused scores against a loop in plain Python, the heads, and the detector whole."""
+"""F-VLM: fused scores and matches against loops in plain Python, the heads, the detector whole, also with masks."""
 
 import copy
 import math
 
 import pytest
 import torch
-from detectron2.layers import ShapeSpec
+from detectron2.layers import ShapeSpec, paste_masks_in_image
 from detectron2.modeling import build_model
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads.roi_heads import ROI_HEADS_REGISTRY
+from detectron2.structures import PolygonMasks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from clim.modeling.box_predictors import log_odds
-from clim.modeling.fvlm import BackgroundClassifier, fused_log_scores
+from clim.modeling.fvlm import BackgroundClassifier, BestMatcher, fused_log_scores
 
 ALPHA, BETA = 0.1, 0.8
 
@@ -52,6 +54,44 @@ def test_the_geometric_mean_of_two_softmaxes(regions, classes, seed):
     detection = torch.tensor([[20.0, 0.0, 0.0], [25.0, 0.0, 0.0]])
     odds = log_odds(fuse(detection, detection, torch.tensor([True, True])))[:, 0].float()
     assert (detection.softmax(1)[:, 0] == 1).all() and odds[0] < odds[1] and odds.sigmoid().tolist() == [1, 1]
+
+
+def slow_matches(overlaps, appended):
+    """MMDetection's rules one after the other: (object, label) of each proposal; own boxes are added after them."""
+    proposed = overlaps.shape[1] - len(overlaps) * appended
+    ious = [row[:proposed] for row in overlaps.tolist()]
+    result = []
+    for column in zip(*ious, strict=True):
+        best = max(column)
+        result.append([column.index(best), int(best >= 0.5)])
+    for m, row in enumerate(ious):
+        for p, iou in enumerate(row):
+            if iou >= 0.5 and iou == max(row):
+                result[p] = [m, 1]
+    return result + [[m, 1] for m in range(len(overlaps)) if appended]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 8), st.booleans(), st.integers(0, 2**31 - 1))
+def test_the_best_proposal_of_an_object_is_its_own(objects, proposals, appended, seed):
+    generator = torch.Generator().manual_seed(seed)
+    overlaps = (torch.rand(objects, proposals, generator=generator) * 10).round() / 10  # with ties
+    if appended:
+        overlaps = torch.cat([overlaps, torch.eye(objects)], 1)
+    matches, labels = BestMatcher([0.5], [0, 1], appended=appended)(overlaps)
+    found = list(zip(matches.tolist(), labels.tolist(), strict=True))
+    slow = slow_matches(overlaps, appended)
+    assert [one for one in found if one[1]] == [tuple(one) for one in slow if one[1]]
+    assert labels.tolist() == [label for _, label in slow]
+
+
+def test_matches_where_there_is_nothing_and_what_the_rule_changes():
+    matcher = BestMatcher([0.5], [0, 1], appended=True)
+    assert matcher(torch.zeros(0, 3))[1].tolist() == [0, 0, 0] and len(matcher(torch.zeros(0, 0))[0]) == 0
+    # Both objects fit the only proposal best: the second has it, though the first fits better.
+    overlaps = torch.tensor([[0.9, 1, 0.2], [0.8, 0.2, 1]])
+    assert matcher(overlaps)[0].tolist() == [1, 0, 1]
+    assert Matcher([0.5], [0, 1])(overlaps)[0].tolist() == [0, 0, 1]
 
 
 CLASSES, WIDTH, DIM = 4, 12, 6
@@ -109,6 +149,9 @@ SMALL = (
     "MODEL.RPN.POST_NMS_TOPK_TEST", 20, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
 )  # fmt: skip
+SMALL_MASKS = (
+    "MODEL.ROI_MASK_HEAD.NORM", "BN", "MODEL.ROI_MASK_HEAD.CONV_DIM", 8, "MODEL.FPN.STACKS", 1, "INPUT.LSJ.SIZE", 128,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +163,36 @@ def build(load_cfg, tiny_json):
         torch.manual_seed(0)
         keys = ("MODEL.IMAGE_ENCODER.ARCHITECTURE", architecture, *SMALL, *overrides)
         return build_model(load_cfg("FVLM_ViTB16_CLIM_COCO.yaml", *keys))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def build_lvis(load_cfg, tiny_json):
+    """``build_lvis("ViTB16" or "RN50x64", "KEY", value, …)``: the shipped detectors on tiny encoders."""
+    architectures = {
+        "ViTB16": tiny_json("vit", vision={"patch_size": 16, "layers": 6}),
+        "RN50x64": tiny_json("resnet", vision={"image_size": 128}),
+    }
+
+    def make(encoder, *overrides):
+        torch.manual_seed(0)
+        keys = ("MODEL.IMAGE_ENCODER.ARCHITECTURE", architectures[encoder], *SMALL, *SMALL_MASKS)
+        norm = ("MODEL.RPN.NORM", "BN") if encoder == "RN50x64" else ()
+        return build_model(load_cfg(f"lvis/FVLM_{encoder}_CLIP_LVIS.yaml", *keys, *norm, *overrides))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def masked(detection):
+    """``masked(boxes=…, …)``: an image whose masks are the triangles above the boxes' diagonals."""
+
+    def make(**options):
+        sample = detection(112, 128, **options)
+        corners = [[x0, y0, x1, y0, x1, y1] for x0, y0, x1, y1 in sample["instances"].gt_boxes.tensor.tolist()]
+        sample["instances"].gt_masks = PolygonMasks([[corner] for corner in corners])
+        return sample
 
     return make
 
@@ -227,6 +300,52 @@ def test_images_alone_and_in_company_and_their_pixels(detector, detection):
 def test_no_proposals_in_two_images(build, detection):
     model = build("MODEL.RPN.POST_NMS_TOPK_TEST", 0)
     assert [len(found) for found in detections(model, detection(48, SIDE), detection(20, 20))] == [0, 0]
+
+
+@pytest.mark.parametrize("encoder", ["ViTB16", "RN50x64"])
+def test_a_step_with_masks(build_lvis, masked, train_step, encoder):
+    model = build_lvis(encoder)
+    losses = train_step(model, [masked(), masked(seed=1)])
+    assert set(losses) == LOSSES | {"loss_mask"} and all(loss.isfinite() and loss > 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    sizes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert sizes["roi_heads.mask_head.predictor.weight"] == (1, 8, 1, 1)  # one map for all classes
+    convolutions = [name for name in sizes if "mask_fcn" in name and "norm" not in name]
+    assert convolutions == [f"roi_heads.mask_head.mask_fcn{i}.weight" for i in range(1, 5)]
+    rpn = {name.removeprefix("proposal_generator.rpn_head.conv.conv0.") for name in sizes if "head.conv.conv0." in name}
+    assert rpn == ({"weight", "norm.weight", "norm.bias"} if encoder == "RN50x64" else {"weight", "bias"})
+    heads = model.roi_heads
+    assert [1 / pooler.spatial_scale for pooler in heads.mask_pooler.level_poolers] == [4, 8, 16, 32]
+    assert isinstance(heads.proposal_matcher, BestMatcher) and heads.proposal_matcher.appended
+    assert (heads.box_predictor.freq_weight > 0).sum() == 866
+
+
+def test_images_without_objects_and_masks(build_lvis, masked, train_step):
+    model = build_lvis("ViTB16", "MODEL.FVLM.DETECTOR_TEMPERATURE", 1e-6)
+    losses = train_step(model, [masked(boxes=()), masked(boxes=(), seed=1)])
+    # Chance over 866 base classes and background, weight .9.
+    assert losses["loss_mask"] == 0 and losses["loss_cls"].item() == pytest.approx(0.9 * math.log(867), rel=1e-4)
+    sum(losses.values()).backward()
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize("encoder", ["ViTB16", "RN50x64"])
+def test_masks_of_the_final_boxes(build_lvis, masked, encoder):
+    model = build_lvis(encoder, "TEST.DETECTIONS_PER_IMAGE", 7)
+    torch.nn.init.normal_(model.roi_heads.mask_head.predictor.weight)
+    (found,) = detections(model, masked() | {"height": 224, "width": 256})
+    assert len(found) == 7 and found.pred_masks.shape == (7, 224, 256)
+    with torch.no_grad():
+        images = model.preprocess_image([masked()])
+        features = model.backbone(images.tensor)
+        boxes = found.pred_boxes.clone()
+        boxes.scale(0.5, 0.5)
+        heads = model.roi_heads
+        pooled = heads.mask_pooler([features[f"p{i}"] for i in range(2, 6)], [boxes])
+        maps = heads.mask_head.layers(pooled).sigmoid()
+    assert pooled.shape[2:] == (14, 14) and maps.shape == (7, 1, 28, 28)
+    assert torch.equal(paste_masks_in_image(maps[:, 0], found.pred_boxes, (224, 256)), found.pred_masks)
 
 
 def test_mixed_precision(detector, detection, train_step):

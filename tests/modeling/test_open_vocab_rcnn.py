@@ -160,6 +160,15 @@ def test_sources_do_not_touch_each_others_losses(mini, joint_batch, train_step):
     assert model.method.queue.read()[1].tolist() == [11, 13, 14, 15, 11, 12]
 
 
+def test_sources_of_an_iteration_know_each_others_texts(mini, joint_batch, train_step, monkeypatch):
+    losses, seen = mini.method.losses, []
+    monkeypatch.setattr(mini.method, "losses", lambda *given: seen.append(given[2]) or losses(*given))
+    for batch in (joint_batch(), joint_batch(captions=False)):
+        train_step(mini, batch)
+    captions, mosaics, alone = seen
+    assert captions.others == [mosaics] and mosaics.others == [captions] and alone.others == []
+
+
 def test_the_caption_loss_from_scratch(mini, joint_batch, train_step, monkeypatch):
     """Features of the canvas → pooled tiles and groups → the formula, with the queue's captions."""
     model = copy.deepcopy(mini)

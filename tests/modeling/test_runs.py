@@ -155,6 +155,38 @@ def test_fvlm_in_two_processes(fvlm, tmp_path):
     assert set(read_json(tmp_path / "output/evaluation.json")) == FVLM_FIGURES
 
 
+@pytest.mark.slow
+def test_fvlm_with_masks_in_two_processes(make_run, tiny_json, tmp_path):
+    """NAS-FPN and synchronised norms on mini OV-LVIS; the file gives the same detections in one process."""
+    build_mini_lvis(tmp_path, seed=7, num_train=8, num_val=2, num_pairs=16, workers=1)
+    synchronised = {f"MODEL.{part}.NORM": "naiveSyncBN" for part in ("FPN", "ROI_BOX_HEAD", "RPN")}
+    keys = synchronised | {
+        "MODEL.IMAGE_ENCODER.PRETRAINED": "", "MODEL.VOCABULARY.EMBEDDINGS": "", "MODEL.ROI_HEADS.NUM_CLASSES": 65,
+        "MODEL.IMAGE_ENCODER.ARCHITECTURE": tiny_json("vit", vision={"patch_size": 16, "layers": 6}),
+        "MODEL.TEXT.NAME": tiny_json("vit"), "MODEL.TEXT.PRETRAINED": "", "MODEL.TEXT.DIM": 12,
+        "MODEL.OPEN_VOCAB.BASE_CLASSES": "mini_lvis_train", "MODEL.ROI_MASK_HEAD.NORM": "naiveSyncBN_N",
+        "MODEL.FPN.OUT_CHANNELS": 16, "MODEL.FPN.STACKS": 2, "MODEL.ROI_BOX_HEAD.CONV_DIM": 16,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 32, "MODEL.ROI_MASK_HEAD.CONV_DIM": 16, "MODEL.RPN.POST_NMS_TOPK_TEST": 20,
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0, "INPUT.LSJ.SIZE": 128, "INPUT.MIN_SIZE_TEST": 128,
+        "INPUT.MAX_SIZE_TEST": 128, "DATALOADER.DETECTION_PER_GPU": 2, "SOLVER.EPOCHS": 0.0,
+        "SOLVER.STEP_EPOCHS": [], "DATASETS.TRAIN": ("mini_lvis_train",), "DATASETS.TEST": ("mini_lvis_val",),
+        "TEST.DETECTIONS_PER_IMAGE": 20,
+    }  # fmt: skip
+    run = make_run("lvis/FVLM_ViTB16_CLIM_LVIS.yaml", tmp_path, keys)
+    run.command(program=("train_net.py", "--num-gpus", "2", "--dist-url", "auto", "--config-file"))
+    figures = read_json(tmp_path / "output/evaluation.json")
+    assert {"AP", "APr", "APc", "APf"} < set(figures["segm"])
+    found = read_detections(tmp_path / "output")
+    assert len(found) == 40 and all("segmentation" in detection for detection in found)
+    weights = str(tmp_path / "output/model_final.pth")
+    again = evaluate_file(run.config("OUTPUT_DIR", tmp_path / "again"), weights)
+
+    def by_image(detections):
+        return sorted(detections, key=lambda d: (d["image_id"], -d["score"], d["category_id"]))
+
+    assert [d["category_id"] for d in by_image(again)] == [d["category_id"] for d in by_image(found)]
+
+
 # ---- OV-RCNN's second stage, from a random file of the first one
 
 

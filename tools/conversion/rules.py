@@ -23,7 +23,7 @@ GROUNDING, TRANSFORMER = "mmss_heads.GroundingHead.", "mmss_heads.TransformerHea
 BOX = "roi_heads.box."
 HEAD, PREDICTOR = "roi_head.bbox_head.", "roi_heads.box_predictor."
 RPN = "proposal_generator.rpn_head."
-VIT, PYRAMID = "backbone.visual.", "backbone.pyramid."
+VISUAL, ENCODER, PYRAMID = "backbone.visual.", "backbone.encoder.visual.", "backbone.pyramid."
 CENTERNET, STAGES = "proposal_generator.centernet_head.", "roi_head.bbox_head.<0-2>."
 
 
@@ -149,37 +149,70 @@ OVDET_BARON = [
         optional=True,
     ),
 ]  # fmt: skip
-NORM = "<weight,bias,running_mean,running_var,num_batches_tracked>"
-CLIM_FVLM = [
-    # The frozen encoder, which the file holds whole, under open_clip's names in both.
+NORM, FROZEN = "<weight,bias,running_mean,running_var,num_batches_tracked>", "<weight,bias,running_mean,running_var>"
+
+
+def conv_norm(official: str, ours: str) -> list[Rule]:
+    """MMDetection's ConvModule without a bias, and its normalisation."""
+    return [Rule(f"{official}.conv.weight", f"{ours}.weight"), Rule(f"{official}.bn.{NORM}", f"{ours}.norm.<>")]
+
+
+def clip_resnet(blocks: dict[int, str]) -> list[Rule]:
+    """CLIP's ResNet under open_clip's names in both; ``blocks`` of layer1 to layer4, as :data:`BLOCKS`."""
+    layers = ["", *(f"layer{number}.{of_layer}." for number, of_layer in blocks.items())]
+    convs = [*(f"{layer}conv<1-3>" for layer in layers), "layer<1-4>.0.downsample.0"]
+    norms = [*(f"{layer}bn<1-3>" for layer in layers), "layer<1-4>.0.downsample.1"]
+    pool = ["attnpool.positional_embedding", "attnpool.<q,k,v,c>_proj.<weight,bias>"]
+    names = [*pool, *(f"{conv}.weight" for conv in convs), *(f"{norm}.{FROZEN}" for norm in norms)]
+    counts = [f"{norm}.num_batches_tracked" for norm in norms]  # a frozen norm may have none
+    return kept(VISUAL, ENCODER, *names) + kept(VISUAL, ENCODER, *counts, optional=True)
+
+
+# F-VLM: a frozen encoder, which the file holds whole; a pyramid; heads.
+FVLM_VIT = [
     *kept(
-        VIT, "backbone.encoder.visual.",
+        VISUAL, ENCODER,
         "<class_embedding,positional_embedding,proj,conv1.weight>",
         "ln_<pre,post>.<weight,bias>",
         "transformer.resblocks.<0-11>.<ln_1,ln_2,attn.out_proj,mlp.c_fc,mlp.c_proj>.<weight,bias>",
         "transformer.resblocks.<0-11>.attn.in_proj_<weight,bias>",
     ),
-    # Deconvolutions to strides 4 and 8, and the FPN.
+    # Deconvolutions to strides 4 and 8.
     Rule("backbone.interpolate<1.0,1.3,2.0>.<weight,bias>", f"{PYRAMID}bottom_up.rescale.<c2.0,c2.3,c3>.<>"),
     Rule(f"backbone.interpolate1.1.{NORM}", f"{PYRAMID}bottom_up.rescale.c2.1.<>"),
-    Rule("neck.<lateral,fpn>_convs.<0-3>.conv.weight", f"{PYRAMID}fpn_<lateral,output><2-5>.weight"),
-    Rule(f"neck.<lateral,fpn>_convs.<0-3>.bn.{NORM}", f"{PYRAMID}fpn_<lateral,output><2-5>.norm.<>"),
-    Rule("rpn_head.rpn_conv.<0,1>.conv.<weight,bias>", f"{RPN}conv.conv<>.<>"),
+]  # fmt: skip
+FVLM_FPN = conv_norm("neck.<lateral,fpn>_convs.<0-3>", f"{PYRAMID}fpn_<lateral,output><2-5>")
+CELLS = "neck.fpn_stages.<0-6>.<gp_64_4,sum_44_4,sum_43_3,sum_34_4,sum_55_5,sum_77_7,gp_75_6>.out_conv"
+OUR_CELLS = f"{PYRAMID}stacks.<>.<p3_first,p3_second,p2,p3,p4,p6,p5>"  # p2 is MMDetection's p3
+FVLM_NAS_FPN = [
+    *conv_norm("neck.lateral_convs.<0-3>", f"{PYRAMID}laterals.<>"),
+    *conv_norm("neck.extra_downsamples.0.0", f"{PYRAMID}extra"),
+    *conv_norm(CELLS, OUR_CELLS),
+    Rule(f"{CELLS}.conv.bias", f"{OUR_CELLS}.bias"),
+]
+FVLM_HEADS = [
     Rule("rpn_head.rpn_<cls,reg>.<weight,bias>", f"{RPN}<objectness_logits,anchor_deltas>.<>"),
     # Four convolutions and two shared layers, then one more for classes and one for boxes.
-    Rule(f"{HEAD}shared_convs.<0-3>.conv.weight", "roi_heads.box_head.conv<1-4>.weight"),
-    Rule(f"{HEAD}shared_convs.<0-3>.bn.{NORM}", "roi_heads.box_head.conv<1-4>.norm.<>"),
+    *conv_norm(f"{HEAD}shared_convs.<0-3>", "roi_heads.box_head.conv<1-4>"),
     Rule(f"{HEAD}shared_fcs.<0,1>.<weight,bias>", "roi_heads.box_head.fc<1,2>.<>"),
-    Rule(
-        f"{HEAD}<cls_fcs.0,fc_cls,bg_embedding>.<weight,bias>",
-        f"{PREDICTOR}cls_score.<hidden,linear,background>.<>",
-    ),
+    Rule(f"{HEAD}<cls_fcs.0,fc_cls,bg_embedding>.<weight,bias>", f"{PREDICTOR}cls_score.<hidden,linear,background>.<>"),
     Rule(f"{HEAD}<reg_fcs.0,fc_reg>.<weight,bias>", f"{PREDICTOR}bbox_pred.<0,2>.<>"),
     Rule(f"{HEAD}cls_temp", f"{PREDICTOR}cls_score.temperature", as_scalar),
     Rule(f"{HEAD}cls_embeddings", f"{PREDICTOR}cls_score.zs_weight", text_matrix),
+]
+PLAIN_RPN = [Rule("rpn_head.rpn_conv.<0,1>.conv.<weight,bias>", f"{RPN}conv.conv<>.<>")]
+FVLM_MASKS = [
+    *conv_norm("roi_head.mask_head.convs.<0-3>", "roi_heads.mask_head.mask_fcn<1-4>"),
+    Rule("roi_head.mask_head.<upsample,conv_logits>.<weight,bias>", "roi_heads.mask_head.<deconv,predictor>.<>"),
+]
+CLIM_FVLM = [*FVLM_VIT, *FVLM_FPN, *PLAIN_RPN, *FVLM_HEADS]
+CLIM_FVLM_LVIS = [*FVLM_VIT, *FVLM_NAS_FPN, *PLAIN_RPN, *FVLM_HEADS, *FVLM_MASKS]
+CLIM_FVLM_RN50X64 = [
+    *clip_resnet({1: "<0-2>", 2: "<0-14>", 3: "<0-35>", 4: "<0-9>"}), *FVLM_FPN,
+    *conv_norm("rpn_head.rpn_conv.<0,1>", f"{RPN}conv.conv<>"), *FVLM_HEADS, *FVLM_MASKS,
 ]  # fmt: skip
 
-TRUNK, FROZEN = "backbone.bottom_up.base.", "<weight,bias,running_mean,running_var>"
+TRUNK = "backbone.bottom_up.base."
 CLIM_DETIC_LVIS = [
     # ResNet-50 under torchvision's names, and the FPN with two more levels: fpn_convs.3 and .4 are p6 and p7.
     *kept("backbone.", TRUNK, "conv1.weight", f"bn1.{FROZEN}"),
@@ -220,9 +253,9 @@ def classifies_by_words(state: State) -> bool:
     return state[f"{HEAD}fc_cls.weight"].shape[0] != state[f"{HEAD}cls_embeddings"].shape[1]
 
 
-def is_fvlm(state: State) -> bool:
-    """Whether a file holds an FPN on a frozen CLIP ViT. Files of OV-LVIS have another neck, and masks."""
-    return f"{VIT}class_embedding" in state and "neck.lateral_convs.0.conv.weight" in state
+def is_fvlm(encoder: str, neck: str) -> Callable[[State], bool]:
+    """Whether a file holds a frozen CLIP and a neck with these tensors."""
+    return lambda state: {VISUAL + encoder, f"neck.{neck}.conv.weight"} <= set(state)
 
 
 def is_centernet2(state: State) -> bool:
@@ -231,6 +264,8 @@ def is_centernet2(state: State) -> bool:
 
 
 OWN_CLASSES = 'MODEL.VOCABULARY.EMBEDDINGS ""'  # the class embeddings that the file holds, as published
+OWN_ENCODER = 'MODEL.IMAGE_ENCODER.PRETRAINED ""'
+GELU = "MODEL.IMAGE_ENCODER.ARCHITECTURE ViT-B-16"
 LEFT_OUT = {
     "*.num_batches_tracked": "counts of normalisations that are frozen",
     "roi_head.clip.*": "the frozen text tower, which MODEL.TEXT names",
@@ -292,10 +327,26 @@ _ALL = [
         name="clim-fvlm",
         what="CLIM's F-VLM on ViT-B/16 (MMDetection)",
         # Measured with exact GELU. The file holds the encoder's weights and the classes' embeddings.
-        arguments="--eval-only --config-file configs/FVLM_ViTB16_CLIM_COCO.yaml "
-        f'MODEL.IMAGE_ENCODER.ARCHITECTURE ViT-B-16 MODEL.IMAGE_ENCODER.PRETRAINED "" {OWN_CLASSES}',
-        fits=is_fvlm,
+        arguments=f"--eval-only --config-file configs/FVLM_ViTB16_CLIM_COCO.yaml {GELU} {OWN_ENCODER} {OWN_CLASSES}",
+        fits=is_fvlm("class_embedding", "fpn_convs.0"),
         rules=CLIM_FVLM,
+        left_out={},
+    ),
+    Kind(
+        name="clim-fvlm-lvis",
+        what="CLIM's F-VLM on ViT-B/16 with NAS-FPN and masks (MMDetection)",
+        arguments="--eval-only --config-file configs/lvis/FVLM_ViTB16_CLIM_LVIS.yaml "
+        f"{GELU} {OWN_ENCODER} {OWN_CLASSES}",
+        fits=is_fvlm("class_embedding", "fpn_stages.0.sum_44_4.out_conv"),
+        rules=CLIM_FVLM_LVIS,
+        left_out={},
+    ),
+    Kind(
+        name="clim-fvlm-rn50x64",
+        what="CLIM's F-VLM on RN50x64 with FPN and masks (MMDetection)",
+        arguments=f"--eval-only --config-file configs/lvis/FVLM_RN50x64_CLIM_LVIS.yaml {OWN_ENCODER} {OWN_CLASSES}",
+        fits=is_fvlm("attnpool.positional_embedding", "fpn_convs.0"),
+        rules=CLIM_FVLM_RN50X64,
         left_out={},
     ),
 ]

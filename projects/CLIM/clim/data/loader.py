@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]:
-    """This rank's joint batches from iteration ``start_iter`` on, the same for any DATALOADER.NUM_WORKERS."""
+    """This rank's joint batches, SOLVER.ACCUMULATE an iteration, from ``start_iter`` on, for any number of workers."""
     loader = cfg.DATALOADER
     sizes = batch_sizes(cfg)
     mappers = build_mappers(cfg, sizes, seed=seed)
@@ -65,13 +65,13 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
         if len(loader.ALTERNATE) != len(streams):
             sources = ", ".join(streams)
             raise UserError(f"DATALOADER.ALTERNATE is {loader.ALTERNATE}: give one weight for each of {sources}.")
-        keys = alternating_batches(streams, weights=loader.ALTERNATE, seed=seed)
+        keys = alternating_batches(streams, weights=loader.ALTERNATE, seed=seed, number=cfg.SOLVER.ACCUMULATE)
     else:
         keys = joint_batches(streams)
     return iter(
         DataLoader(
             MappedSources(mappers),
-            batch_sampler=islice(keys, start_iter, None),
+            batch_sampler=islice(keys, start_iter * cfg.SOLVER.ACCUMULATE, None),
             num_workers=loader.NUM_WORKERS,
             collate_fn=collate,
             worker_init_fn=start_worker,
@@ -129,7 +129,16 @@ def source_records(cfg, source: str) -> Sequence[dict]:
     if source == "regions":
         return _read("REGIONS", cfg.DATASETS.REGIONS, "boxes")
     read = partial(get_detection_dataset_dicts, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    return _read("TRAIN", cfg.DATASETS.TRAIN, "annotations", read)
+    return _read("TRAIN", cfg.DATASETS.TRAIN, "annotations", lambda names: _large(read(names), cfg.DATALOADER.MIN_SIDE))
+
+
+def _large(records: list[dict], side: int) -> list[dict]:
+    """The images whose shorter side has at least ``side`` px."""
+    if side <= 0:
+        return records
+    kept = [record for record in records if min(record["width"], record["height"]) >= side]
+    logger.info("DATALOADER.MIN_SIDE %d leaves out %d of %d images.", side, len(records) - len(kept), len(records))
+    return kept
 
 
 def caption_records(names: Sequence[str]) -> Sequence[dict]:
@@ -253,13 +262,15 @@ def joint_batches(sources: dict[str, Iterator[list[Draw]]]) -> Iterator[list[Key
         yield [(name, *draw) for name, stream in sources.items() for draw in next(stream)]
 
 
-def alternating_batches(sources: dict[str, Iterator[list[Draw]]], *, weights, seed: int) -> Iterator[list[Key]]:
-    """One batch of one source in every iteration, the same source on all ranks (official Detic)."""
+def alternating_batches(
+    sources: dict[str, Iterator[list[Draw]]], *, weights, seed: int, number: int = 1
+) -> Iterator[list[Key]]:
+    """``number`` batches of one source in every iteration, the same source on all ranks (official Detic)."""
     names, p = list(sources), np.asarray(weights, dtype=float)
     rng = np.random.default_rng([seed, len(names)])
     while True:
         name = names[rng.choice(len(names), p=p / p.sum())]
-        yield [(name, *draw) for draw in next(sources[name])]
+        yield from ([(name, *draw) for draw in batch] for batch in islice(sources[name], number))
 
 
 NO_REGION = "no region left"  # the reason for skipping a readable image that has nothing to classify

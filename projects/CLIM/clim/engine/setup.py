@@ -114,20 +114,22 @@ def _interval(bounds, *, most=float("inf")) -> bool:
 # (words for what a value must be, the same in Python, keys)
 RANGES = (
     ("above 0", lambda v: v > 0, """
-        INPUT.CAPTION.SHORT_SIDE MODEL.OPEN_VOCAB.TEMPERATURE MODEL.OPEN_VOCAB.WORDS
+        INPUT.CAPTION.SHORT_SIDE MODEL.OPEN_VOCAB.TEMPERATURE MODEL.OPEN_VOCAB.WORDS MODEL.METHOD.VLDET.TEMPERATURE
+        SOLVER.ACCUMULATE
         MODEL.METHOD.DETIC.TEMPERATURE MODEL.METHOD.DETIC.TAG_TOPK MODEL.METHOD.BARON.ORDERS MODEL.METHOD.BARON.WEIGHT
         MODEL.METHOD.BARON.FREQUENCY_BASE MODEL.METHOD.BARON.TOPK MODEL.METHOD.BARON.TEMPERATURE
         MODEL.METHOD.GROUNDING.TEMPERATURE MODEL.METHOD.GROUNDING.HEADS"""),
     ("0 or more", lambda v: v >= 0, """
         DATALOADER.NUM_WORKERS MODEL.OVRCNN.BACKGROUND_WEIGHT MODEL.FVLM.BACKGROUND_WEIGHT
         MODEL.METHOD.DETIC.CAPTION_WEIGHT MODEL.METHOD.DETIC.TAG_WEIGHT MODEL.METHOD.DETIC.NEGATIVE_WEIGHT
-        MODEL.METHOD.DETIC.GROUPS MODEL.METHOD.DETIC.QUEUE_LENGTH
+        MODEL.METHOD.DETIC.GROUPS MODEL.METHOD.DETIC.QUEUE_LENGTH MODEL.METHOD.VLDET.CAPTION_WEIGHT
+        MODEL.METHOD.VLDET.NOUN_WEIGHT MODEL.METHOD.VLDET.PROPOSALS MODEL.METHOD.VLDET.TILE_PROPOSALS
         MODEL.METHOD.BARON.QUEUE_LENGTH MODEL.METHOD.BARON.PROPOSALS
         MODEL.METHOD.GROUNDING.MAX_CELLS MODEL.METHOD.GROUNDING.LAYERS"""),
     ("between 0 and 1", lambda v: 0 <= v <= 1, """
-        INPUT.CAPTION.FLIP INPUT.MOSAIC.FLIP SOLVER.WEIGHT_ENSEMBLE MODEL.OPEN_VOCAB.WORD_DROPOUT
-        MODEL.METHOD.DETIC.TAG_MIN_IOF MODEL.METHOD.BARON.WORD_DROPOUT MODEL.METHOD.BARON.MIN_IOF
-        MODEL.METHOD.BARON.MIN_AREA MODEL.METHOD.BARON.MIN_OBJECTNESS MODEL.METHOD.BARON.NMS
+        INPUT.CAPTION.FLIP INPUT.MOSAIC.FLIP SOLVER.WEIGHT_ENSEMBLE MODEL.METHOD.VLDET.TILE_MIN_IOF
+        MODEL.OPEN_VOCAB.WORD_DROPOUT MODEL.METHOD.DETIC.TAG_MIN_IOF MODEL.METHOD.BARON.WORD_DROPOUT
+        MODEL.METHOD.BARON.MIN_IOF MODEL.METHOD.BARON.MIN_AREA MODEL.METHOD.BARON.MIN_OBJECTNESS MODEL.METHOD.BARON.NMS
         MODEL.METHOD.GROUNDING.DROPOUT MODEL.METHOD.GROUNDING.MLM_PROBABILITY MODEL.METHOD.GROUNDING.MLM_HIDDEN"""),
     ("two ratios, 0 < smaller <= larger", _interval,
         "INPUT.MOSAIC.CROP_RATIO INPUT.LSJ.SCALE INPUT.CAPTION.JITTER_SCALE MODEL.METHOD.BARON.RATIO"),
@@ -161,7 +163,7 @@ def check_values(cfg) -> None:
 
 def check_training(cfg) -> None:
     """UserError where the model cannot learn from the configured sources, or would not use one of them."""
-    method, architecture, detic = cfg.MODEL.METHOD.NAME, cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.METHOD.DETIC
+    method, architecture = cfg.MODEL.METHOD.NAME, cfg.MODEL.META_ARCHITECTURE
     sizes = batch_sizes(cfg)
     pairs = [f"DATALOADER.{source.upper()}_PER_GPU {size}" for source, size in sizes.items() if source != "detection"]
     if bool(pairs) != bool(method):
@@ -178,8 +180,10 @@ def check_training(cfg) -> None:
     if cfg.INPUT.MOSAIC.COMPOSE == "device" and (architecture != "ImageTextModel" or sizes.keys() - {"captions"}):
         remedy = 'set MOSAICS_PER_GPU and REGIONS_PER_GPU to 0, or COMPOSE to "loader"'
         raise UserError(f"INPUT.MOSAIC.COMPOSE device needs ImageTextModel and CAPTIONS_PER_GPU alone: {remedy}.")
-    if method in ("Detic", "OfficialDetic") and not any((detic.CAPTION_WEIGHT, detic.TAG_WEIGHT)):
-        raise UserError("MODEL.METHOD.DETIC.CAPTION_WEIGHT and TAG_WEIGHT are both 0: pairs give no loss.")
+    section, other = ("VLDET", "NOUN_WEIGHT") if method == "VLDet" else ("DETIC", "TAG_WEIGHT")
+    weights = cfg.MODEL.METHOD[section]
+    if method in ("Detic", "OfficialDetic", "VLDet") and not any((weights.CAPTION_WEIGHT, weights[other])):
+        raise UserError(f"MODEL.METHOD.{section}.CAPTION_WEIGHT and {other} are both 0: pairs give no loss.")
 
 
 def check_datasets(cfg, *, training: bool) -> None:

@@ -4,12 +4,14 @@ import logging
 from functools import reduce
 from operator import getitem
 
+import numpy as np
 import torch
 from detectron2.solver import build_lr_scheduler
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 
-from clim.data.loader import batch_sizes, source_records
+from clim.data.loader import batch_sizes, repeat_factors, source_records
+from clim.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +62,11 @@ def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
 def scale_to_world(cfg, world_size: int):
     """The config for ``world_size`` processes in place of SOLVER.REFERENCE_WORLD_SIZE; unchanged if that is 0.
 
-    Batch sizes are per process. So the learning rate grows with the number of processes, and iteration counts shrink
-    (Goyal et al., arXiv 1706.02677), as in Detectron2's ``DefaultTrainer.auto_scale_workers``. A period never becomes
-    0, which would switch it off.
+    A process counts SOLVER.ACCUMULATE times, once for each batch of a step. Batch sizes are per process. So the
+    learning rate grows with the number of processes, and iteration counts shrink (Goyal et al., arXiv 1706.02677), as
+    in Detectron2's ``DefaultTrainer.auto_scale_workers``. A period never becomes 0, which would switch it off.
     """
-    reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+    reference, world_size = cfg.SOLVER.REFERENCE_WORLD_SIZE, world_size * cfg.SOLVER.ACCUMULATE
     if reference in (0, world_size):
         return cfg
     factor = reference / world_size
@@ -84,17 +86,30 @@ def scale_to_world(cfg, world_size: int):
 
 
 def count_epochs(cfg, world_size: int):
-    """The config with SOLVER.MAX_ITER from SOLVER.EPOCHS if that is above 0; an incomplete batch does not count.
+    """The config with SOLVER.MAX_ITER from SOLVER.EPOCHS, and SOLVER.STEPS from STEP_EPOCHS if there are any.
 
-    An epoch is one pass over the first source there is: single images, images with labelled regions, images with
-    boxes, mosaics.
+    Unchanged if EPOCHS is 0. An epoch is one pass over the first source there is: single images, images with labelled
+    regions, images with boxes, mosaics. Images with boxes count as often as
+    :func:`~clim.data.loader.repeat_factors` repeats them, so an epoch is as long as MMDetection's (clip_fvlm §4). An
+    incomplete step does not count. A step has the images of ``world_size`` x SOLVER.ACCUMULATE batches. Raises
+    UserError for STEP_EPOCHS without EPOCHS.
     """
-    epochs = cfg.SOLVER.EPOCHS
+    epochs, drops = cfg.SOLVER.EPOCHS, cfg.SOLVER.STEP_EPOCHS
     if epochs <= 0:
+        if drops:
+            raise UserError(f"SOLVER.STEP_EPOCHS {list(drops)} needs SOLVER.EPOCHS: set it, or SOLVER.STEPS instead.")
         return cfg
     sizes = batch_sizes(cfg)
     source = next(name for name in ("captions", "regions", "detection", "mosaics") if name in sizes)
-    images, step = len(source_records(cfg, source)), sizes[source] * world_size
-    iterations = max(1, round(epochs * max(1, images // step)))
-    logger.info("%g epochs of %d images (%s), %d a step: MAX_ITER %d", epochs, images, source, step, iterations)
-    return _changed(cfg, "SOLVER.MAX_ITER", iterations)
+    records = source_records(cfg, source)
+    factors = repeat_factors(cfg, records) if source == "detection" else None
+    images = len(records) if factors is None else round(factors.sum(dtype=np.float64))
+    step = sizes[source] * world_size * cfg.SOLVER.ACCUMULATE
+    length = max(1, images // step)
+    iterations = max(1, round(epochs * length))
+    steps = tuple(round(drop * length) for drop in drops) or cfg.SOLVER.STEPS
+    logger.info(
+        "%g epochs of %d images (%s), %d a step: MAX_ITER %d, STEPS %s",
+        *(epochs, images, source, step, iterations, steps),
+    )
+    return _changed(cfg, "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", steps)

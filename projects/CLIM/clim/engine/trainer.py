@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ class Trainer(TrainerBase):
     def __init__(self, cfg):
         super().__init__()
         self.reference_world_size = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        self.batches_per_step = comm.get_world_size() * cfg.SOLVER.ACCUMULATE
         with raise_on_all_ranks():
             self.cfg = cfg = count_epochs(scale_to_world(cfg, comm.get_world_size()), comm.get_world_size())
             self.raw_model = build_model(cfg)
@@ -74,12 +76,12 @@ class Trainer(TrainerBase):
             self.ensemble = WeightEnsemble(self.raw_model, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
             if resuming:
                 self.start_iter, seed = state["iteration"] + 1, state["data_seed"]
-                before, now = state["world_size"], comm.get_world_size()
+                before, now = state["world_size"] * state.get("accumulate", 1), self.batches_per_step
                 if self.reference_world_size and before != now:
                     raise UserError(
-                        f"{before} processes wrote this run's checkpoint, and learning rate and iterations depend on "
-                        f"them (SOLVER.REFERENCE_WORLD_SIZE): resume with {before}, not {now}, or start anew from its "
-                        "weights."
+                        f"{before} processes wrote this run's checkpoint (each counts SOLVER.ACCUMULATE times), and "
+                        "learning rate and iterations depend on them (SOLVER.REFERENCE_WORLD_SIZE): resume with "
+                        f"{before}, not {now}, or start anew from its weights."
                     )
                 self.ensemble.load(Path(cfg.OUTPUT_DIR))
             else:
@@ -120,7 +122,10 @@ class Trainer(TrainerBase):
 
     def _build_hooks(self, seed: int) -> list[HookBase]:
         cfg, period = self.cfg, self.cfg.SOLVER.CHECKPOINT_PERIOD
-        extra = {"data_seed": seed, "world_size": comm.get_world_size(), ALPHA_KEY: self.ensemble.alpha}
+        extra = {
+            "data_seed": seed, "world_size": comm.get_world_size(), "accumulate": cfg.SOLVER.ACCUMULATE,
+            ALPHA_KEY: self.ensemble.alpha,
+        }  # fmt: skip
         options = {"period": period, "keep": cfg.SOLVER.KEEP_CHECKPOINTS, "start_iter": self.start_iter}
         found = [
             hooks.IterationTimer(),
@@ -169,27 +174,15 @@ class Trainer(TrainerBase):
             self.after_train()
 
     def run_step(self):
-        """One joint batch: losses, gradients, clipping, the check, the optimiser's step."""
+        """One step of the optimiser: losses and gradients, clipping, the check, the update."""
         self.model.train()
-        start = time.perf_counter()
-        with raise_on_all_ranks():
-            batch = next(self.loader)
-        data_time = time.perf_counter() - start
-        self.skipped.add(batch.pop("skipped"))
-
-        try:
-            with torch.autocast(self.device_type, enabled=self.scaler.is_enabled()):
-                losses = self.model(batch)
-        except FloatingPointError as error:  # Detectron2's RPN checks its predictions
-            raise not_finite(str(error), batch, self.iter) from error
-
-        # Where sources alternate, a parameter outside this graph has a zero gradient: momentum and weight decay
+        # Where sources alternate, a parameter outside this step's graphs has a zero gradient: momentum and weight decay
         # continue, as in official Detic.
         self.optimizer.zero_grad(set_to_none=not self.cfg.DATALOADER.ALTERNATE)
-        self.scaler.scale(sum(losses.values())).backward()
+        losses, images, data_time = self.accumulate()
         norm = self.clip_gradients()
         with raise_on_all_ranks():  # after backward, in which processes wait for each other
-            check_finite(losses, norm, batch, self.iter)
+            check_finite(losses, norm, images, self.iter)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.cfg.MODEL.METHOD.NAME:
@@ -198,6 +191,33 @@ class Trainer(TrainerBase):
         if len(losses) == 1 and comm.is_main_process():  # Detectron2 calls it total_loss alone
             (name,) = losses
             self.storage.put_scalar(name, self.storage.latest()["total_loss"][0])
+
+    def accumulate(self) -> tuple[dict, dict, float]:
+        """Gradients of the mean loss over SOLVER.ACCUMULATE joint batches and, with several processes, over these.
+
+        Returns this process's mean losses, the image ids and the seconds of loading. A loss that a batch lacks is 0.
+        """
+        number, losses, images, data_time = self.cfg.SOLVER.ACCUMULATE, {}, {}, 0.0
+        for index in range(number):
+            start = time.perf_counter()
+            with raise_on_all_ranks():
+                batch = next(self.loader)
+            data_time += time.perf_counter() - start
+            self.skipped.add(batch.pop("skipped"))
+            for source, ids in image_ids(batch).items():
+                images[source] = images.get(source, []) + ids
+            # Processes exchange gradients once, in the last backward pass.
+            apart = comm.get_world_size() > 1 and index < number - 1
+            with self.model.no_sync() if apart else nullcontext():
+                try:
+                    with torch.autocast(self.device_type, enabled=self.scaler.is_enabled()):
+                        found = self.model(batch)
+                except FloatingPointError as error:  # Detectron2's RPN checks its predictions
+                    raise not_finite(str(error), images, self.iter) from error
+                self.scaler.scale(sum(found.values()) / number).backward()
+            for name, loss in found.items():
+                losses[name] = losses.get(name, 0.0) + loss.detach() / number
+        return losses, images, data_time
 
     def clip_gradients(self) -> float:
         """Scale all gradients so that their common L2 norm is at most SOLVER.CLIP_GLOBAL_NORM; 0: keep them.
@@ -236,24 +256,28 @@ class SkippedImages(HookBase):
             logger.warning("%d images could not be read and were replaced: %s", len(self.count), self.path)
 
 
-def check_finite(losses: dict, gradient_norm: float, batch: dict, iteration: int) -> None:
-    """Stop on a non-finite loss or gradient, before it changes the weights, and name the batch's images."""
-    values = dict(zip(losses, torch.stack([loss.detach() for loss in losses.values()]).tolist(), strict=True))
-    values["gradient norm"] = gradient_norm
-    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise not_finite(", ".join(bad), batch, iteration)
-
-
-def not_finite(what: str, batch: dict, iteration: int) -> UserError:
-    """The error for ``what``, with the image ids of the batch."""
-    ids = {
+def image_ids(batch: dict) -> dict[str, list]:
+    """{source: the image ids of its samples}; a canvas has a list of them."""
+    return {
         source: [s["image_id"] if "image_id" in s else s["tiles"].image_ids.tolist() for s in samples]
         for source, samples in batch.items()
         if samples
     }
+
+
+def check_finite(losses: dict, gradient_norm: float, images: dict[str, list], iteration: int) -> None:
+    """Stop on a non-finite loss or gradient, before it changes the weights, and name the step's :func:`image_ids`."""
+    values = dict(zip(losses, torch.stack([loss.detach() for loss in losses.values()]).tolist(), strict=True))
+    values["gradient norm"] = gradient_norm
+    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise not_finite(", ".join(bad), images, iteration)
+
+
+def not_finite(what: str, images: dict[str, list], iteration: int) -> UserError:
+    """The error for ``what``, with the image ids."""
     rank = f" on process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
     return UserError(
-        f"Iteration {iteration}{rank}: {what.rstrip('.')}; image ids of the batch: {ids}. Training stopped: look at "
+        f"Iteration {iteration}{rank}: {what.rstrip('.')}; image ids of the batch: {images}. Training stopped: look at "
         "these images, or start anew with a lower SOLVER.BASE_LR."
     )

@@ -1,4 +1,4 @@
-"""F-VLM (arXiv 2209.15639) on CLIP: a Faster R-CNN with a frozen backbone; its scores are fused with CLIP's own.
+"""F-VLM (arXiv 2209.15639) on CLIP: Faster or Mask R-CNN with a frozen backbone, whose scores are fused with CLIP's.
 
 Shapes: R regions, K classes, D width of text and region embeddings; column K of (R, K + 1) is the background.
 """
@@ -6,6 +6,7 @@ Shapes: R regions, K classes, D width of text and region embeddings; column K of
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import ImageList
 from fvcore.nn import c2_xavier_fill
@@ -104,6 +105,46 @@ class FVLMROIHeads(TextHeads, StandardROIHeads):
 
     build_predictor = FVLMOutputLayers
 
+    @classmethod
+    def from_config(cls, cfg, input_shape, *, text_encoder):
+        ret, heads = super().from_config(cfg, input_shape, text_encoder=text_encoder), cfg.MODEL.ROI_HEADS
+        if cfg.MODEL.FVLM.MATCH_BEST:
+            appended = heads.PROPOSAL_APPEND_GT
+            ret["proposal_matcher"] = BestMatcher(heads.IOU_THRESHOLDS, heads.IOU_LABELS, appended=appended)
+        return ret
+
+
+class BestMatcher(Matcher):
+    """Detectron2's, then :func:`own_best` with its highest threshold.
+
+    ``appended``: the objects' own boxes are the last proposals. They stay matched as they are, and are no proposals for
+    the rule, which MMDetection applies before it adds them.
+    """
+
+    def __init__(self, thresholds, labels, *, appended: bool):
+        super().__init__(thresholds, labels)
+        self.appended = appended
+
+    def __call__(self, overlaps: Tensor) -> tuple[Tensor, Tensor]:
+        """IoUs (M, P) of objects and proposals → each proposal's object, and its label (P,)."""
+        matches, labels = super().__call__(overlaps)
+        proposed = overlaps.shape[1] - len(overlaps) * self.appended
+        if len(overlaps) and proposed:
+            best = own_best(overlaps[:, :proposed], matches[:proposed], min_iou=self.thresholds[-2])
+            matches[:proposed] = best  # its label is 1 already, since its best object has at least this IoU
+        return matches, labels
+
+
+def own_best(overlaps: Tensor, matches: Tensor, *, min_iou: float) -> Tensor:
+    """``matches`` (P,), but an object's best proposals are its own if their IoU is at least ``min_iou``.
+
+    Of several objects with the same best proposal the last one has it (MMDetection's Mask R-CNN; clip_fvlm §4).
+    ``overlaps`` (M, P) are IoUs of objects and proposals, M and P at least 1.
+    """
+    owns = (overlaps == overlaps.amax(1, keepdim=True)) & (overlaps >= min_iou)
+    owner = torch.where(owns, torch.arange(len(overlaps), device=owns.device)[:, None], -1).amax(0)
+    return torch.where(owner >= 0, owner, matches)
+
 
 class BackgroundClassifier(CosineClassifier):
     """temperature · cos(linear(relu(hidden(x))), [text; background]); background and temperature are learned."""
@@ -125,7 +166,8 @@ def fused_log_scores(detection: Tensor, vlm: Tensor, has_boxes: Tensor, *, alpha
 
     w is ``alpha`` for classes with boxes and for the background, ``beta`` for the other classes. No class is masked
     before the softmax and no row is renormalised after it, so rows do not sum to one (F-VLM, arXiv 2209.15639;
-    clip_fvlm §4). Double precision, because the p of a confident head rounds to 1 in float32.
+    clip_fvlm §4). Double precision, because the p of a confident head rounds to 1 in float32. With the 1,000 proposals
+    and 1,204 columns of an image of OV-LVIS, every tensor of that size takes 10 MB, and up to six exist at once.
 
     ``detection`` and ``vlm`` are logits (R, K + 1), temperature included; ``has_boxes`` (K,) bool.
     """

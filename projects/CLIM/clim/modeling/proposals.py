@@ -1,18 +1,26 @@
 """Detectron2's RPN for images without boxes, and the anchors of maskrcnn-benchmark."""
 
 import torch
+from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY, PROPOSAL_GENERATOR_REGISTRY
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import ImageList, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 BASE = 16  # px, side of the square that becomes each anchor, first reshaped and then enlarged; a C4 map's stride
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class ProposingRPN(RPN):
-    """Detectron2's RPN with :meth:`propose`, which works in training without ground truth."""
+    """Detectron2's RPN with :meth:`propose`, which works in training without ground truth, and MODEL.RPN.NORM."""
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        if cfg.MODEL.RPN.NORM:
+            normalise_convolutions(ret["head"].conv, cfg.MODEL.RPN.NORM)
+        return ret
 
     @torch.no_grad()
     def propose(self, images: ImageList, features: dict[str, Tensor]) -> list[Instances]:
@@ -27,6 +35,13 @@ class ProposingRPN(RPN):
             [x.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas],
             images.image_sizes,
         )
+
+
+def normalise_convolutions(tower: nn.Module, norm: str) -> None:
+    """Give every convolution of ``tower`` a norm, which all levels share, in place of its bias."""
+    for conv in tower.modules():
+        if isinstance(conv, Conv2d):
+            conv.bias, conv.norm = None, get_norm(norm, conv.out_channels)
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()

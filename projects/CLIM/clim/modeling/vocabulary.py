@@ -106,7 +106,8 @@ def class_mask(cfg) -> Tensor:
         return torch.ones(count)
     if base in (*_SETS, *DatasetCatalog):
         metadata = MetadataCatalog.get(_SETS.get(base, base))
-        mask = torch.tensor([float(name in metadata.base_classes) for name in metadata.thing_classes])
+        base_classes = set(metadata.base_classes)  # read once: LVIS's takes 10 ms
+        mask = torch.tensor([float(name in base_classes) for name in metadata.thing_classes])
     else:
         remedy = 'a cat_info json of datasets/prepare_ov{coco,lvis}.py, a data set with base classes, or "ovcoco"'
         info = read_json(resolve(base), remedy=f"MODEL.OPEN_VOCAB.BASE_CLASSES takes {remedy}.")

@@ -3,6 +3,8 @@
 Shapes: N images, C channels, H, W pixels, R regions, D width of region embeddings.
 """
 
+from collections.abc import Callable
+
 import torch
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -99,11 +101,16 @@ class ClipFPN(Backbone):
         return self.pyramid.output_shape()
 
 
+def build_on_encoder(cfg, pyramid: Callable[[TapLevels], Backbone]) -> ClipFPN:
+    """The frozen encoder of MODEL.IMAGE_ENCODER, its taps at strides 4 to 32, and a ``pyramid`` on these levels."""
+    encoder = build_image_encoder(cfg)
+    levels = TapLevels(encoder.tap_shapes, upscaling=cfg.MODEL.FVLM.UPSCALING, norm=cfg.MODEL.FPN.NORM)
+    return ClipFPN(encoder, pyramid(levels))
+
+
 @BACKBONE_REGISTRY.register()
-def build_clip_fpn_backbone(cfg, input_shape):
+def build_clip_fpn_backbone(cfg, input_shape) -> ClipFPN:
     """The encoder of MODEL.IMAGE_ENCODER under the FPN of MODEL.FPN and MODEL.FVLM.UPSCALING."""
-    encoder, fpn = build_image_encoder(cfg), cfg.MODEL.FPN
-    levels = TapLevels(encoder.tap_shapes, upscaling=cfg.MODEL.FVLM.UPSCALING, norm=fpn.NORM)
-    top = LastLevelMaxPool()
-    pyramid = FPN(levels, list(LEVELS), fpn.OUT_CHANNELS, norm=fpn.NORM, top_block=top, fuse_type=fpn.FUSE_TYPE)
-    return ClipFPN(encoder, pyramid)
+    fpn = cfg.MODEL.FPN
+    options = {"norm": fpn.NORM, "top_block": LastLevelMaxPool(), "fuse_type": fpn.FUSE_TYPE}
+    return build_on_encoder(cfg, lambda levels: FPN(levels, list(LEVELS), fpn.OUT_CHANNELS, **options))
