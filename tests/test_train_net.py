@@ -15,7 +15,7 @@ import pytest
 import torch
 from detectron2.engine import default_argument_parser
 
-from clim.train import add_train_options
+from train_net import add_train_options
 
 ROOT = Path(__file__).parents[1]
 CLIM = "configs/mini/detic_clim.yaml"

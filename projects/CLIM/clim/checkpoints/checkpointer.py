@@ -104,7 +104,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         needed = [name for name in used if not name.startswith("method.") and not name.endswith(".cls_bias")]
         if needed:
             remedy = "they would stay random. Name a file of a training of this config, or of a similar one"
-            raise UserError(f"{path} lacks {len(needed)} weights that this model learns, as {needed[0]}: {remedy}.")
+            lack = f"{path} lacks {len(needed)} weights that this config's model learns, {needed[0]} for one"
+            raise UserError(f"{lack}: {remedy}.")
 
 
 def load_model(cfg, *, parts: tuple[str, ...] = ("",), model: nn.Module | None = None) -> nn.Module:

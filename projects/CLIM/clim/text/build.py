@@ -139,8 +139,9 @@ def _bert_folder(name: str) -> Path | None:
     folder = resolve(name)
     if name and (folder / "config.json").is_file():
         return folder
-    known = "an open_clip model (such as ViT-B-32-quickgelu), nor a json of one, nor minilm, nor a folder with a BERT's"
-    raise UserError(f"MODEL.TEXT.NAME {name!r} is neither {known} config.json, weights and vocab.txt ({folder}).")
+    known = "an open_clip model (such as ViT-B-32-quickgelu), nor a json of one, nor minilm"
+    bert = f"a folder with a BERT's config.json, model.safetensors and vocab.txt ({folder} has none)"
+    raise UserError(f"MODEL.TEXT.NAME {name!r} is neither {known}, nor {bert}.")
 
 
 def _file_stamps(paths: list[Path]) -> list[list]:
