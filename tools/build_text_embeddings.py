@@ -7,18 +7,28 @@
         --output datasets/metadata/coco_clip_hand_craft_attn12.npy
     python tools/build_text_embeddings.py classes --dataset coco --features words \\
         --tower bert-base-uncased --output datasets/metadata/coco_bert_words.npy
+    python tools/build_text_embeddings.py classes --dataset datasets/coco/VLDet/coco_nouns_4764.txt \\
+        --prompt imagenet --tower RN50-quickgelu --output datasets/coco/VLDet/coco_nouns_4764_emb.npy
     python tools/build_text_embeddings.py captions --dataset coco_caption_train_tags --cache output/captions
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from arguments import CLASS_LISTS, PROMPTS, add_device, known_classes, new_parser, registered_captions, usable_device
+from arguments import (
+    CLASS_LISTS,
+    PROMPTS,
+    add_device,
+    known_classes,
+    listed_names,
+    new_parser,
+    registered_captions,
+    usable_device,
+)
 from clim.cli import quiet_logging, read_names
 from clim.errors import UserError, run_cleanly
 from clim.files import resolve, write_array
@@ -41,7 +51,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     classes = commands.add_parser("classes", help="class names -> .npy (K, D)")
     source = classes.add_mutually_exclusive_group(required=True)
-    dataset_help = f"{', '.join(CLASS_LISTS)}, or a json with categories (LVIS), taken by ascending id"
+    dataset_help = f"{', '.join(CLASS_LISTS)}, a json with categories (LVIS, nouns) by ascending id, or nouns in a .txt"
     source.add_argument("--dataset", help=dataset_help)
     source.add_argument("--names", help='class names in order, "a,b,c", or a .txt with one a line')
     classes.add_argument("--prompt", choices=PROMPTS, default="ensemble", help="default: %(default)s")
@@ -86,15 +96,9 @@ def class_names(*, dataset: str | None, names: str | None) -> list[str]:
         return read_names(names, option="--names")
     if known := known_classes(dataset):
         return known
-    path = resolve(dataset)
-    try:
-        categories = json.loads(path.read_text())["categories"]
-        return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--dataset {dataset} is neither a known list of classes ({', '.join(CLASS_LISTS)}) nor a json with "
-            f"categories ({error!r})."
-        ) from error
+    known = ", ".join(CLASS_LISTS)
+    wrong = f"--dataset {dataset} is neither a known list of classes ({known}) nor a json with categories"
+    return listed_names(resolve(dataset), wrong=wrong)
 
 
 def captions_of(datasets: list[str]) -> Iterator[str]:

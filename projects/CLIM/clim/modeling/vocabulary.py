@@ -97,8 +97,9 @@ def _command(cfg, features: str) -> str:
     """The command that builds the embeddings of the configured data set's classes, without its output."""
     classes, text = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT
     sets = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
-    lists = {len(s.thing_classes): s.json_file for s in sets if Path(s.get("json_file", "")).is_file()}
-    lists |= {len(names): word for word, names in categories.NAMED_CLASSES.items()}
+    others = (s for s in sets if tuple(s.get("thing_classes", ())) not in categories.NAMED_CLASSES.values())
+    lists = {len(names): word for word, names in categories.NAMED_CLASSES.items()}
+    lists |= {len(s.thing_classes): s.json_file for s in others if Path(s.get("json_file", "")).is_file()}
     dataset = lists.get(classes, f"JSON_OF_{classes}_CATEGORIES")
     return (
         f"python tools/build_text_embeddings.py classes --dataset {dataset} --features {features} "
