@@ -96,6 +96,8 @@ PRETRAIN = {"MODEL.METHOD.GROUNDING.CONTRAST_GROUP", "INPUT.MOSAIC.SIZE", "INPUT
         ("Detic_CLIM_C4.yaml", "Detic_C4.yaml", SIZES),
         ("Detic_CLIM_C4_caption.yaml", "Detic_C4_caption.yaml", SIZES),
         ("Detic_CLIM_C4_caption.yaml", "Detic_CLIM_C4.yaml", TAGS),
+        ("VLDet_CLIM_C4.yaml", "VLDet_C4.yaml", SIZES),
+        ("lvis/VLDet_CLIM_C2.yaml", "lvis/VLDet_C2.yaml", SIZES),
         ("BARON_CLIM_C4.yaml", "BARON_C4.yaml", SIZES),
         ("OVRCNN_CLIM_pretrain.yaml", "OVRCNN_pretrain.yaml", SIZES | PRETRAIN),
         ("OVRCNN_CLIM_C4.yaml", "OVRCNN_C4.yaml", START),
@@ -147,10 +149,17 @@ INPUT:
   MOSAIC: {GRIDS: [2, 3, 4], SIZE: 800, FLIP: 0.5, FILLING: fit, PAD_VALUE: 114, PARTNERS: random}
   CAPTION: {SHORT_SIDE: 400, LONG_SIDE: 667}
 """
-C4_ROWS = ["BoxSup_C4.yaml", "Detic_CLIM_C4.yaml", "BARON_CLIM_C4.yaml", "OVRCNN_C4.yaml"]
+VLDET = """
+MODEL:
+  OPEN_VOCAB: {TEMPERATURE: 50.0, TRAIN_BIAS: []}
+  METHOD:
+    VLDET: {TEMPERATURE: 50.0, CAPTION_WEIGHT: 0.1, NOUN_WEIGHT: 0.01, NOUN_LOSS: contrastive, PROPOSALS: 32}
+"""
+C4_ROWS = ["BoxSup_C4.yaml", "Detic_CLIM_C4.yaml", "VLDet_CLIM_C4.yaml", "BARON_CLIM_C4.yaml", "OVRCNN_C4.yaml"]
 FVLM_ROWS = [file for file in ROWS if file.startswith("FVLM")]
 DETIC = ["Detic_CLIM_C4.yaml"]
-EXPECTED = [(HEADS, C4_ROWS + FVLM_ROWS), (C4, C4_ROWS), (FVLM, FVLM_ROWS), (RELEASED, DETIC)]
+VLDET_ROWS = [file for file in ROWS if Path(file).name.startswith("VLDet")]
+EXPECTED = [(VLDET, VLDET_ROWS), (HEADS, C4_ROWS + FVLM_ROWS), (C4, C4_ROWS), (FVLM, FVLM_ROWS), (RELEASED, DETIC)]
 
 
 @pytest.mark.parametrize("expected, file", [(expected, file) for expected, files in EXPECTED for file in files])

@@ -131,6 +131,9 @@ def test_load_normalises_rows(tmp_path):
         reference = array.astype(np.float64) / np.linalg.norm(array.astype(np.float64), axis=1, keepdims=True)
         np.testing.assert_allclose(embeddings.numpy(), reference, rtol=1e-6)
         assert load_embeddings(tmp_path / "e.npy", unit=False).tolist() == array.tolist()
+        for saved in (array, torch.from_numpy(array), torch.from_numpy(array)[:, None]):  # RegionCLIP's script: K, 1, D
+            torch.save(saved, tmp_path / "e.pth")
+            assert torch.equal(load_embeddings(tmp_path / "e.pth"), embeddings)
 
 
 def with_row(bad):
@@ -140,9 +143,9 @@ def with_row(bad):
 @pytest.mark.parametrize("content, complaint", [
     (None, "No class embeddings at .*e.npy.*build_text_embeddings.py classes --output"),
     *((np.ones(shape), r"floats \(classes, dimensions\)") for shape in (3, (2, 3, 4), (0, 4), (4, 0))),
-    (np.ones((2, 3), np.int64), r"floats \(classes, dimensions\)"), (np.array([{}]), "is not a .npy file"),
+    (np.ones((2, 3), np.int64), r"floats \(classes, dimensions\)"), (np.array([{}]), "is not a .npy or .pth file"),
     *((with_row(bad), "Row 2") for bad in (0.0, np.nan, np.inf)),
-    *((data, "is not a .npy file") for data in (b"", b"not an array", b"\x93NUMPY", {"a": np.ones((2, 3))})),
+    *((data, "is not a .npy or .pth file") for data in (b"", b"not an array", b"\x93NUMPY", {"a": np.ones((2, 3))})),
 ])  # fmt: skip
 def test_other_files_are_refused(tmp_path, content, complaint):
     path = tmp_path / "e.npy"
@@ -155,6 +158,18 @@ def test_other_files_are_refused(tmp_path, content, complaint):
         path.write_bytes(content)
     with pytest.raises(UserError, match=complaint):
         load_embeddings(path)
+
+
+@pytest.mark.parametrize("content, complaint", [
+    (None, "No class embeddings at .*e.pth"), ({"model": torch.ones(2, 3)}, "is not a .npy or .pth file"),
+    (torch.ones(2, 3, dtype=torch.bfloat16), "is not a .npy or .pth file"), (torch.ones(2, 2, 3), "floats"),
+    (torch.nn.Linear(2, 3), "holds more than tensors"),
+])  # fmt: skip
+def test_other_files_of_torch_are_refused(tmp_path, content, complaint):
+    if content is not None:
+        torch.save(content, tmp_path / "e.pth")
+    with pytest.raises(UserError, match=complaint):
+        load_embeddings(tmp_path / "e.pth")
 
 
 # ---- tools/build_text_embeddings.py

@@ -58,6 +58,16 @@ def one_hot_per_tag_bce(logits: Tensor, targets: Tensor) -> Tensor:
     return (F.softplus(logits).sum(1) - mean_positive) * (count > 0)
 
 
+def noun_contrast(logits: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
+    """softplus(-z_rp) + Σ_v n_rv · softplus(z_rv) of every region, p = positive_r: (R,) (VLDet, vldet §4).
+
+    ``logits`` z (R, V) of V nouns, ``positive`` (R,) the noun of each region, and ``negatives`` n (R, V), how often
+    each noun is a negative.
+    """
+    own = logits.gather(1, positive[:, None])[:, 0]
+    return F.softplus(-own) + (negatives * F.softplus(logits)).sum(1)
+
+
 def sampled_class_bce(regions: Tensor, labels: Tensor, classes: Tensor, sampled: Tensor, *, scale: float) -> Tensor:
     """Mean over regions of Σ_s BCE(scale · cos(region_r, class_s), 1[s = label_r]), a scalar (CLIPSelf's RegionCLIP).
 

@@ -10,7 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from torch import nn
 
-from clim.checkpoints.keys import TORCHVISION, translate
+from clim.checkpoints.keys import TORCHVISION, take_vldet, translate
 from clim.checkpoints.reading import read_pickle, require_start, weights_of
 from clim.errors import UserError
 from clim.files import replacing
@@ -64,13 +64,16 @@ class SafeCheckpointer(DetectionCheckpointer):
             weights = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
             return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
         weights = {translate(name, TORCHVISION) or name: value for name, value in weights_of(data, filename).items()}
-        data = (data if "model" in data else {}) | {"model": weights}
+        data = (data if "model" in data else {}) | {"model": take_vldet(weights)}
         if parse_qs(self._parsed_url_during_load.query).get("matching_heuristics") == ["True"]:
             data["matching_heuristics"] = True
         return data
 
     def _load_model(self, checkpoint):
         names = len(checkpoint["model"])
+        for owner, module in self.model.named_modules():
+            if hasattr(module, "before_load"):
+                module.before_load(checkpoint["model"], prefix=f"{owner}.")
         incompatible = super()._load_model(checkpoint)
         absent = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
         self.lacking = [n for n, p in self.model.named_parameters() if p.requires_grad and n in absent]

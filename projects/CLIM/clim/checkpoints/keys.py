@@ -59,6 +59,20 @@ def read_half(half: Half, path: Path) -> tuple[dict[str, Tensor], bool]:
 # torchvision's ResNet, as resnet50_miil_21k.pth stores it, in the backbone of OV-LVIS (detic §3.1).
 TORCHVISION: Rules = ((r"(?:conv1|bn1|layer[1-4]|fc)\.", r"backbone.bottom_up.base.\g<0>"),)
 
+
+def take_vldet(weights: dict) -> dict:
+    """Weights of official VLDet under our names (vldet §7); those of other files as they are.
+
+    ``detection_weight`` holds the classes; ``zs_weight``, the same in all stages, the nouns.
+    """
+    if not any(name.endswith(".cls_score.detection_weight") for name in weights):
+        return weights
+    nouns = next(weight for name, weight in weights.items() if name.endswith(".cls_score.zs_weight"))
+    kept = [name for name in weights if not name.startswith("rn50_model.") and not name.endswith(".zs_weight")]
+    ours = {name.replace(".detection_weight", ".zs_weight"): weights[name] for name in kept}
+    return ours | {"method.nouns": nouns.T[:-1]}  # without the background
+
+
 PROJECTION = "roi_heads.box_predictor.emb_pred."
 TRUNK = ("backbone.", "roi_heads.res5.")
 # OV-RCNN's first stage (ovrcnn §2), on Detectron2's ResNet or on EfficientNet-Lite0, whose blocks 0-10 are shared.

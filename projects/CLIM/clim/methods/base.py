@@ -7,6 +7,7 @@ CONTRIBUTING.md, "Add a method", lists all steps.
 Shapes in all files: R regions, T tiles of the batch, C texts, K classes, D embedding width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,6 +51,8 @@ class Regions(Rows):
 
 class Texts:
     """The texts of a source batch's tiles. Their embeddings are computed when a method asks for them."""
+
+    others: Sequence["Texts"] = ()  # of the other source batches of this iteration
 
     def __init__(self, tiles: Tiles, *, encoder, class_embeddings: Tensor):
         self.tiles = tiles

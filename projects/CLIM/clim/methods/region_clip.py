@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clim.errors import UserError
 from clim.losses import sampled_class_bce
-from clim.text import load_embeddings, require_width
+from clim.text.classes import load_nouns
 
 from .base import METHOD_REGISTRY, Method, Regions
 
@@ -34,9 +34,7 @@ class RegionClip(Method):
         region_clip, key = cfg.MODEL.METHOD.REGION_CLIP, "MODEL.METHOD.REGION_CLIP.EMBEDDINGS"
         if not region_clip.EMBEDDINGS:
             raise UserError(f"{key} is empty: name the .npy of the nouns of the pseudo-labels.")
-        command = f"python tools/build_text_embeddings.py classes --dataset NOUNS.json --tower {cfg.MODEL.TEXT.NAME}"
-        nouns = load_embeddings(region_clip.EMBEDDINGS, key=key, made_by=command)
-        require_width(nouns.shape[1], cfg, what=f"{region_clip.EMBEDDINGS} ({key})")
+        nouns = load_nouns(region_clip.EMBEDDINGS, cfg, key=key)
         return {"nouns": nouns, "scale": region_clip.SCALE, "classes": region_clip.CLASSES}
 
     @property

@@ -69,17 +69,21 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         if isinstance(batch, list):  # Detectron2's own loaders give images with boxes alone
             batch = {"detection": batch}
         losses = super().forward(batch["detection"]) if batch.get("detection") else {}
-        for source, suffix in PAIR_SOURCES.items():
-            if batch.get(source):
-                losses |= {name + suffix: loss for name, loss in self.align(batch[source]).items()}
+        texts = {source: self.texts(batch[source]) for source in PAIR_SOURCES if batch.get(source)}
+        for source, own in texts.items():
+            own.others = [other for other in texts.values() if other is not own]
+            aligned = self.align(batch[source], own)
+            losses |= {name + PAIR_SOURCES[source]: loss for name, loss in aligned.items()}
         return losses
 
-    def align(self, canvases: list[dict]) -> dict[str, Tensor]:
-        """Mosaic → pool → align: the losses of one batch of canvases, summed over the stages of a cascade."""
-        images = self.preprocess_image(canvases)
+    def texts(self, canvases: list[dict]) -> Texts:
+        """The texts of one batch of canvases."""
         tiles = Tiles.cat([c["tiles"] for c in canvases]).to(self.device)
-        texts = Texts(tiles, encoder=self.text_encoder, class_embeddings=self.classifier.class_embeddings)
+        return Texts(tiles, encoder=self.text_encoder, class_embeddings=self.classifier.class_embeddings)
 
+    def align(self, canvases: list[dict], texts: Texts) -> dict[str, Tensor]:
+        """Mosaic → pool → align: the losses of one batch of canvases, summed over the stages of a cascade."""
+        images, tiles = self.preprocess_image(canvases), texts.tiles
         features = self.backbone(images.tensor)
         proposals = self.proposal_generator.propose(images, features) if self.method.needs_proposals else None
         regions = self.method.select(tiles, proposals)

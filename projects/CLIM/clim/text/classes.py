@@ -5,6 +5,7 @@ Shapes: K classes, P prompts of a class, D dimensions of an embedding.
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from clim.checkpoints.reading import read_pickle
 from clim.errors import UserError
 from clim.files import resolve
 from clim.text.tower import TextTower
@@ -122,7 +124,7 @@ def load_embeddings(
     unit: bool = True,
     made_by: str = "python tools/build_text_embeddings.py classes",
 ) -> Tensor:
-    """(K, D) float32 rows of a .npy file of floats (K, D), normalised unless ``unit`` is False.
+    """(K, D) float32 rows of a .npy or .pth file of floats (K, D) or (K, 1, D), normalised unless ``unit`` is False.
 
     ``path`` is the value of the config key ``key`` and may be relative to ``DETECTRON2_DATASETS``. ``made_by`` is the
     command that writes the file. UserError if there is no such array, or if a row is zero or not finite.
@@ -130,19 +132,33 @@ def load_embeddings(
     file = resolve(path)
     remedy = f"build it with `{made_by} --output {file}`"
     try:
-        array = np.load(file, allow_pickle=False)
+        reads = read_pickle if file.suffix == ".pth" and file.exists() else partial(np.load, allow_pickle=False)
+        array = np.asarray(reads(file))
+        array = array[:, 0] if array.ndim == 3 and array.shape[1] == 1 else array  # RegionCLIP's script
         if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
             raise ValueError(f"it holds {array.dtype} {array.shape}")
     except FileNotFoundError as error:
         raise UserError(f"No class embeddings at {file} ({key}): {remedy}.") from error
-    except (OSError, ValueError, EOFError, AttributeError) as error:  # AttributeError: an archive of arrays
-        raise UserError(f"{file} is not a .npy file of floats (classes, dimensions) ({error}): {remedy}.") from error
+    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:  # AttributeError: an archive of arrays
+        shape = f"floats (classes, dimensions) ({error})"
+        raise UserError(f"{file} is not a .npy or .pth file of {shape}: {remedy}.") from error
     embeddings = torch.from_numpy(array.astype(np.float32))
     norms = embeddings.norm(dim=1)
     damaged = (~(norms.isfinite() & (norms > 0))).nonzero()
     if len(damaged):
         raise UserError(f"Row {int(damaged[0])} of the class embeddings in {file} is zero or not finite: {remedy}.")
     return F.normalize(embeddings, dim=-1) if unit else embeddings
+
+
+def load_nouns(path: str, cfg, *, key: str) -> Tensor:
+    """(V, D) unit rows of a file, as :func:`load_embeddings`, for the nouns that tags of pairs or boxes number.
+
+    UserError where D is not MODEL.TEXT.DIM.
+    """
+    command = f"python tools/build_text_embeddings.py classes --dataset NOUNS.json --tower {cfg.MODEL.TEXT.NAME}"
+    nouns = load_embeddings(path, key=key, made_by=command)
+    require_width(nouns.shape[1], cfg, what=f"{path} ({key})")
+    return nouns
 
 
 def require_width(width: int, cfg, *, what: str, key: str = "DIM") -> None:

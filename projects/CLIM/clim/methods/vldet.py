@@ -1,0 +1,192 @@
+"""VLDet: nouns of captions are matched with proposals, captions with whole images (vldet §4).
+
+With 1 x 1 canvases the tile is the image and this is VLDet. With mosaics it is VLDet + CLIM, of which nothing was
+published: nouns are matched within each tile, its caption belongs to its own box, and the texts of all other tiles of
+the GPU are negatives. Shapes as in base.py; V nouns, N nouns and P regions of one tile.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from detectron2.config import configurable
+from detectron2.structures import Boxes
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional as F
+
+from clim.errors import UserError, registered
+from clim.losses import cosine_logits, matched_bce, multi_hot_bce, noun_contrast, positives_by_id
+from clim.text.classes import load_nouns
+
+from .base import METHOD_REGISTRY, Method, Regions, Texts, arguments
+from .tile_assignment import assign_to_tiles, clip_to_tiles, tiles_and_proposals
+
+
+@METHOD_REGISTRY.register()
+class VLDet(Method):
+    """Losses ``loss_caption`` and ``loss_noun``. Arguments: the keys of MODEL.METHOD.VLDET (config.py), ``nouns``.
+
+    In each stage the caption belongs to a tile's last region and the nouns to the others. A tile's own box starts as
+    the last one. Empty boxes are left out of the next stage; without ``exact_box`` the tile's own box may be among
+    them. A tile without regions adds 0 to a sum and counts in the mean over the tiles of all sources.
+    """
+
+    @configurable
+    def __init__(
+        self, *, nouns: Tensor, temperature: float, caption_weight: float, noun_weight: float, noun_loss: str,
+        proposals: int, tile_proposals: int, tile_min_iof: float, exact_box: bool,
+    ):  # fmt: skip
+        """``nouns``: (V, D) unit rows, which tags of pairs number; (0, D): those of the checkpoint."""
+        super().__init__()
+        self.temperature, self.caption_weight, self.noun_weight = temperature, caption_weight, noun_weight
+        self.noun_loss, self.exact_box = noun_loss, exact_box
+        self.proposals, self.tile_proposals, self.tile_min_iof = proposals, tile_proposals, tile_min_iof
+        self.match = registered(MATCHING, noun_loss, key="MODEL.METHOD.VLDET.NOUN_LOSS")
+        self.register_buffer("nouns", nouns)
+        self.nouns_win = len(nouns) > 0
+
+    @classmethod
+    def from_config(cls, cfg):
+        keys, key = arguments(cfg.MODEL.METHOD.VLDET), "MODEL.METHOD.VLDET.EMBEDDINGS"
+        path = keys.pop("embeddings")
+        return keys | {"nouns": load_nouns(path, cfg, key=key) if path else torch.zeros(0, cfg.MODEL.TEXT.DIM)}
+
+    def before_load(self, weights: dict, *, prefix: str) -> None:
+        """The configured nouns replace those of a checkpoint's ``weights``; without any, make room for these."""
+        theirs = weights.get(prefix + "nouns")
+        if theirs is not None and self.nouns_win:
+            weights[prefix + "nouns"] = self.nouns
+        elif theirs is not None and theirs.shape[1] == self.nouns.shape[1]:
+            self.nouns = self.nouns.new_zeros(theirs.shape)
+
+    def select(self, tiles, proposals):
+        """region: the best proposals of each tile, not empty and clipped to it, then the tile's own box."""
+        boxes, owner = [tiles.boxes], [torch.arange(len(tiles), device=tiles.boxes.device)]
+        for rows, found in tiles_and_proposals(tiles, proposals):
+            candidates = Boxes(found.proposal_boxes.tensor.detach().clone())
+            candidates.clip(found.image_size)
+            candidates = candidates[candidates.nonempty()]
+            topk = self.proposals if len(rows) == 1 else self.tile_proposals
+            assigned, _ = assign_to_tiles(tiles.boxes[rows], candidates, min_iof=self.tile_min_iof, topk=topk)
+            box, tile = assigned.nonzero(as_tuple=True)
+            owner.insert(-1, rows[tile])
+            boxes.insert(-1, clip_to_tiles(candidates.tensor[box], tiles.boxes[rows[tile]]))
+        tile, order = torch.cat(owner).sort(stable=True)
+        return {"region": replace(Regions.of_tiles(tiles.boxes, tiles)[tile], boxes=torch.cat(boxes)[order])}
+
+    def refine(self, tiles, regions, boxes):
+        """The regressed boxes, clipped to their tile. Empty ones are dropped."""
+        tile, last = owners_and_last(regions["region"])
+        refined = clip_to_tiles(boxes["region"], tiles.boxes[tile])
+        if self.exact_box:
+            refined = torch.where(last[:, None], tiles.boxes[tile], refined)
+        return {"region": replace(regions["region"], boxes=refined)[Boxes(refined).nonempty()]}
+
+    def losses(self, embeddings, regions, texts):
+        rows, (tile, last) = embeddings["region"], owners_and_last(regions["region"])
+        count = sum(len(source.tiles) for source in (texts, *texts.others))
+        losses = {}
+        if self.caption_weight > 0:
+            per_region = self.caption_losses(rows[last], regions["region"][last], texts)
+            losses["loss_caption"] = self.caption_weight * per_region.sum() / count
+        if self.noun_weight > 0:
+            per_region = self.noun_losses(rows[~last], tile[~last], texts)
+            losses["loss_noun"] = self.noun_weight * per_region.sum() / count
+        return losses
+
+    def caption_losses(self, embeddings: Tensor, regions: Regions, texts: Texts) -> Tensor:
+        """(R,) each of ``embeddings`` (R, D) against the captions of the tiles of all sources."""
+        sources = (texts, *texts.others)
+        ids = torch.cat([source.tiles.image_ids for source in sources])
+        positive = positives_by_id(regions.members, texts.tiles.image_ids, ids)
+        captions = torch.cat([source.drawn for source in sources])
+        return matched_bce(self.logits(embeddings, captions), positive, negative_weight=1.0)
+
+    def noun_losses(self, embeddings: Tensor, tile: Tensor, texts: Texts) -> Tensor:
+        """(M,) of the matched ones of ``embeddings`` (R, D), which belong to ``tile`` (R,); "bce": (R,), of all."""
+        nouns, columns, counts = nouns_of_tiles([tags for t in (texts, *texts.others) for tags in t.tiles.tags])
+        if len(nouns) and nouns[-1] >= len(self.nouns):
+            raise UserError(
+                f"An image-text pair has noun {nouns[-1]}, but MODEL.METHOD.VLDET.EMBEDDINGS has {len(self.nouns)} "
+                "rows: name the embeddings of the nouns of DATASETS.CAPTIONS."
+            )
+        nouns, counts = nouns.to(tile.device), counts.to(tile.device)
+        logits = self.logits(embeddings, self.nouns[nouns])
+        pairs = match_tiles(logits.detach().cpu(), tile.cpu(), columns[: len(texts.tiles)], match=self.match)
+        rows, found = (indices.to(tile.device) for indices in pairs)
+        if self.noun_loss == "bce":
+            target = torch.zeros(len(tile), len(self.nouns), dtype=torch.bool, device=tile.device)
+            target[rows, nouns[found]] = True
+            return multi_hot_bce(self.logits(embeddings, self.nouns), target)
+        negatives = counts.sum(0) * (counts == 0)
+        return noun_contrast(F.pad(logits, (0, 1))[rows], found, F.pad(negatives, (0, 1))[tile[rows]])
+
+    def logits(self, embeddings: Tensor, texts: Tensor) -> Tensor:
+        """(R, C) logits of embeddings (R, D) and texts (C, D)."""
+        return cosine_logits(embeddings, texts, temperature=self.temperature)
+
+
+def owners_and_last(regions: Regions) -> tuple[Tensor, Tensor]:
+    """(R,) the tile of each region, and (R,) bool, whether it is its tile's last one. Rows are tile by tile."""
+    tile = regions.members.nonzero()[:, 1]
+    return tile, tile.diff(append=tile.new_tensor([-1])) != 0
+
+
+def nouns_of_tiles(tags: list[list[int]]) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """The U different nouns (U,) of all tiles, ascending; each tile's nouns as indices of them, (N,); counts (T, U)."""
+    nouns, columns = torch.tensor(sum(tags, []), dtype=torch.int64).unique(return_inverse=True)
+    of_tile = columns.split([len(own) for own in tags])
+    return nouns, of_tile, torch.stack([own.bincount(minlength=len(nouns)) for own in of_tile])
+
+
+def match_tiles(logits: Tensor, tile: Tensor, columns: Sequence[Tensor], *, match) -> tuple[Tensor, Tensor]:
+    """Match the nouns of each tile with its regions: rows (M,) and columns (M,) of ``logits`` (R, U).
+
+    ``tile`` (R,) is the tile of each row, ``columns`` (N,) the nouns of each tile. ``match`` is :func:`match_nouns` or
+    :func:`match_softly`; a column U is the background.
+    """
+    rows = [(tile == t).nonzero()[:, 0] for t in range(len(columns))]
+    pairs = match([logits[mine][:, own].T for mine, own in zip(rows, columns, strict=True)])
+    background = torch.tensor([logits.shape[1]])
+    found = [torch.cat([own, background])[nouns] for own, (nouns, _) in zip(columns, pairs, strict=True)]
+    return torch.cat([mine[regions] for mine, (_, regions) in zip(rows, pairs, strict=True)]), torch.cat(found)
+
+
+def match_nouns(similarities: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The one-to-one pairs with the largest sum of ``similarities`` (N, P) of each tile: nouns (M,) and regions (M,).
+
+    M = min(N, P): there is no threshold. A noun that is listed twice takes two regions.
+    """
+    pairs = [linear_sum_assignment(s.numpy(force=True), maximize=True) for s in similarities]
+    return [(torch.from_numpy(nouns), torch.from_numpy(regions)) for nouns, regions in pairs]
+
+
+def match_softly(similarities: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The row with the largest mass of every region, by optimal transport: nouns (P,) in [0, N] and regions (P,).
+
+    Row N is the background, of similarity 0. Each row's masses are divided by their maximum.
+    """
+    pairs = []
+    for of_tile in similarities:
+        plan = sinkhorn_plan(-F.pad(of_tile, (0, 0, 0, 1)), eps=1e-3, iterations=100)
+        largest = plan.amax(1, keepdim=True) if plan.shape[1] else 1.0
+        pairs.append(((plan / largest).argmax(0), torch.arange(plan.shape[1])))
+    return pairs
+
+
+def sinkhorn_plan(distance: Tensor, *, eps: float, iterations: int) -> Tensor:
+    """Mass (N, P) that moves from N rows to P columns, each of mass 1, after ``iterations`` of Sinkhorn's updates.
+
+    An iteration ends with the rows: their sums are 1. The sums of columns are not, where N and P differ.
+    """
+    mass = math.log(1 + 1e-8)
+    u, v = (distance.new_ones(size) for size in distance.shape)
+    for _ in range(iterations):
+        v = v + eps * (mass - ((u[:, None] - distance + v) / eps).logsumexp(0))
+        u = u + eps * (mass - ((u[:, None] - distance + v) / eps).logsumexp(1))
+    return ((u[:, None] - distance + v) / eps).exp()
+
+
+MATCHING = {"contrastive": match_nouns, "bce": match_nouns, "sinkhorn": match_softly}
