@@ -1,5 +1,5 @@
-"""Compute text embeddings once: of class names (a .npy for MODEL.VOCABULARY.EMBEDDINGS) or of captions
-(a cache for MODEL.TEXT.CACHE).
+"""Compute text embeddings once: of classes or nouns (a .npy or .pth for MODEL.VOCABULARY.EMBEDDINGS or
+MODEL.METHOD.VLDET.EMBEDDINGS) or of captions (a cache for MODEL.TEXT.CACHE).
 
     python tools/build_text_embeddings.py classes --dataset coco --prompt a \\
         --output datasets/metadata/coco_clip_a+cname.npy
@@ -8,7 +8,7 @@
     python tools/build_text_embeddings.py classes --dataset coco --features words \\
         --tower bert-base-uncased --output datasets/metadata/coco_bert_words.npy
     python tools/build_text_embeddings.py classes --dataset datasets/coco/VLDet/coco_nouns_4764.txt \\
-        --prompt imagenet --tower RN50-quickgelu --output datasets/coco/VLDet/coco_nouns_4764_emb.npy
+        --prompt imagenet --tower RN50-quickgelu --output datasets/coco/VLDet/coco_nouns_4764_emb.pth
     python tools/build_text_embeddings.py captions --dataset coco_caption_train_tags --cache output/captions
 """
 
@@ -31,7 +31,7 @@ from arguments import (
 )
 from clim.cli import quiet_logging, read_names
 from clim.errors import UserError, run_cleanly
-from clim.files import resolve, write_array
+from clim.files import replacing, resolve, write_array
 
 FEATURES = ("embedding", "hidden", "words")  # the keys of clim.text.CLASS_FEATURES
 
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    classes = commands.add_parser("classes", help="class names -> .npy (K, D)")
+    classes = commands.add_parser("classes", help="names of classes or nouns -> .npy or .pth (K, D)")
     source = classes.add_mutually_exclusive_group(required=True)
     dataset_help = f"{', '.join(CLASS_LISTS)}, a json with categories (LVIS, nouns) by ascending id, or nouns in a .txt"
     source.add_argument("--dataset", help=dataset_help)
@@ -58,7 +58,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     features_help = """"hidden": of the last layer, for MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"; "words": mean of a
         name's word pieces among the tower's word embeddings, float32, for OV-RCNN, without prompts (%(default)s)"""
     classes.add_argument("--features", choices=FEATURES, default="embedding", help=features_help)
-    classes.add_argument("--output", required=True, type=Path, help="the .npy file to write")
+    classes.add_argument("--output", required=True, type=Path, help="the .npy or .pth file to write")
     captions = commands.add_parser("captions", help="captions of registered data sets -> cache folder")
     captions.add_argument("--dataset", required=True, nargs="+", help="registered caption data sets")
     captions.add_argument("--cache", required=True, type=Path, help="the folder that MODEL.TEXT.CACHE names")
@@ -77,8 +77,19 @@ def build_classes(args: argparse.Namespace) -> None:
     embeddings = CLASS_FEATURES[args.features](tower, names, args.prompt).cpu().numpy()
     if args.features != "words":  # dot products need all of words' digits
         embeddings = embeddings.astype(np.float16)
-    write_array(args.output, embeddings)
+    write_embeddings(args.output, embeddings)
     print(f"{args.output}: {embeddings.shape[0]} classes x {embeddings.shape[1]} dimensions")
+
+
+def write_embeddings(path: Path, embeddings: np.ndarray) -> None:
+    """Write a .npy file, or the tensor of a .pth file, the form of VLDet's."""
+    if path.suffix != ".pth":
+        write_array(path, embeddings)
+        return
+    import torch
+
+    with replacing(path) as unfinished:
+        torch.save(torch.from_numpy(embeddings), unfinished)
 
 
 def fill_cache(args: argparse.Namespace) -> None:
