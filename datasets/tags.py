@@ -1,8 +1,9 @@
-"""Tags of captions: LVIS's words for its own and for COCO's classes, and two rules from text to class ids.
+"""Tags of captions: LVIS's words for its own and for COCO's classes, and three rules from text to ids.
 
 ``released`` is the rule of the published numbers (Detic's ``captions_train2017_tags_allcaps.json``), with its mistakes.
-``words`` reads words, not characters. Both take the captions of one image and a table {class id: LVIS words}. They
-return class ids in the table's order. LVIS writes "_" for a space and brackets for remarks ("kite_(toy)").
+``tagger`` is the same on nouns alone (VLDet's for Conceptual Captions). ``words`` reads words, not characters. All take
+the captions of one image and a table {id: words} of classes or nouns, and return ids in the table's order. LVIS writes
+"_" for a space and brackets for remarks ("kite_(toy)").
 """
 
 import re
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 
 from clim.data.categories import COCO_CATEGORIES
+from clim.errors import UserError
 
 Table = Mapping[int, Sequence[str]]
 
@@ -96,13 +98,47 @@ def _find(named: Mapping[str, list[int]], lengths: set[int], keys: Sequence[int]
     return [keys[place] for place in sorted(found)]
 
 
+def tagger_rule(table: Table) -> Callable[[Sequence[str]], list[int]]:
+    """The released rule on :func:`noun_words` of the first caption: VLDet's for Conceptual Captions (vldet §2)."""
+    return partial(_find_nouns, released_rule(table))
+
+
+def _find_nouns(find: Callable[[Sequence[str]], list[int]], captions: Sequence[str]) -> list[int]:
+    return find([noun_words(caption) for caption in captions[:1]])
+
+
+def noun_words(caption: str) -> str:
+    """The words of a caption that NLTK's tagger takes for nouns, in lower case, with a space on both sides of each."""
+    try:
+        from nltk import pos_tag, word_tokenize
+
+        tagged = pos_tag(word_tokenize(caption.lower()))
+    except (ImportError, LookupError) as error:  # NLTK raises LookupError for missing data
+        raise UserError(
+            "--tag-rule tagger needs NLTK and its data: pip install nltk, then python -m nltk.downloader punkt_tab "
+            "averaged_perceptron_tagger_eng."
+        ) from error
+    return " ".join(["", *(word for word, kind in tagged if kind.startswith("NN")), ""])
+
+
 def word_tags(captions: Sequence[str], table: Table) -> list[int]:
     """Class ids by whole words: plurals count, punctuation does not matter, and the longest name wins.
 
     If the table has these names, "hot dogs" is not a dog, and "teddy bear" not a bear. A name lies in one caption.
     Words that are not in the table ("motorbike") do not count.
     """
+    return word_rule(table)(captions)
+
+
+def word_rule(table: Table) -> Callable[[Sequence[str]], list[int]]:
+    """:func:`word_tags` for one table: for millions of captions."""
     phrases, longest = _phrases(tuple((key, tuple(words)) for key, words in table.items()))
+    return partial(_find_words, phrases, longest, {key: place for place, key in enumerate(table)})
+
+
+def _find_words(
+    phrases: Mapping[tuple[str, ...], set[int]], longest: int, places: Mapping[int, int], captions: Sequence[str]
+) -> list[int]:
     found: set[int] = set()
     for caption in captions:
         tokens = _TOKEN.findall(caption.lower())
@@ -116,7 +152,7 @@ def word_tags(captions: Sequence[str], table: Table) -> list[int]:
                     step = length
                     break
             start += step
-    return [key for key in table if key in found]
+    return sorted(found, key=places.__getitem__)
 
 
 def plurals(name: str) -> tuple[str, ...]:

@@ -1,12 +1,14 @@
 """What several commands of tools/ share besides clim_commands/. torch is imported when the arguments have been read."""
 
 import argparse
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 from clim.errors import UserError
 
-CLASS_LISTS = ("coco", "coco_panoptic", "lvis", "pascal_context", "mini")
-PROMPTS = ("a", "ensemble", "name")  # the keys of clim.text.PROMPTS
+CLASS_LISTS = ("coco", "coco_65", "coco_panoptic", "lvis", "pascal_context", "mini")
+PROMPTS = ("a", "ensemble", "imagenet", "name")  # the keys of clim.text.PROMPTS
 
 
 def new_parser(description: str) -> argparse.ArgumentParser:
@@ -21,6 +23,25 @@ def known_classes(name: str) -> list[str] | None:
 
     lists = NAMED_CLASSES | {"mini": NAMES}
     return list(lists[name]) if name in lists else None
+
+
+def listed_names(path: Path, *, wrong: str) -> list[str]:
+    """Names of the categories of a json by ascending id, or of a .txt: what precedes the first comma of each line.
+
+    UserError that begins with ``wrong`` for other files, and for a name that is empty.
+    """
+    try:
+        if path.suffix == ".txt":
+            with open(path, encoding="utf-8") as lines:
+                names = [line.split(",")[0].strip() for line in lines]
+        else:
+            categories = json.loads(path.read_bytes())["categories"]
+            names = [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{wrong} ({error!r}).") from error
+    if "" in names:
+        raise UserError(f"Name {names.index('') + 1} of {path} is empty: remove it, because names are numbered.")
+    return names
 
 
 def registered_captions(name: str) -> Iterator[str] | None:

@@ -1,5 +1,5 @@
-"""Compute text embeddings once: of class names (a .npy for MODEL.VOCABULARY.EMBEDDINGS) or of captions
-(a cache for MODEL.TEXT.CACHE).
+"""Compute text embeddings once: of classes or nouns (a .npy or .pth for MODEL.VOCABULARY.EMBEDDINGS or
+MODEL.METHOD.VLDET.EMBEDDINGS) or of captions (a cache for MODEL.TEXT.CACHE).
 
     python tools/build_text_embeddings.py classes --dataset coco --prompt a \\
         --output datasets/metadata/coco_clip_a+cname.npy
@@ -7,20 +7,30 @@
         --output datasets/metadata/coco_clip_hand_craft_attn12.npy
     python tools/build_text_embeddings.py classes --dataset coco --features words \\
         --tower bert-base-uncased --output datasets/metadata/coco_bert_words.npy
+    python tools/build_text_embeddings.py classes --dataset datasets/coco/VLDet/coco_nouns_4764.txt \\
+        --prompt imagenet --tower RN50-quickgelu --output datasets/coco/VLDet/coco_nouns_4764_emb.pth
     python tools/build_text_embeddings.py captions --dataset coco_caption_train_tags --cache output/captions
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from arguments import CLASS_LISTS, PROMPTS, add_device, known_classes, new_parser, registered_captions, usable_device
+from arguments import (
+    CLASS_LISTS,
+    PROMPTS,
+    add_device,
+    known_classes,
+    listed_names,
+    new_parser,
+    registered_captions,
+    usable_device,
+)
 from clim.errors import UserError, run_cleanly
-from clim.files import resolve
+from clim.files import replacing, resolve
 from clim_commands.inputs import quiet_logging, read_names
 from clim_commands.outputs import prefill, write_array
 
@@ -40,16 +50,16 @@ def main(arguments: list[str] | None = None) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    classes = commands.add_parser("classes", help="class names -> .npy (K, D)")
+    classes = commands.add_parser("classes", help="names of classes or nouns -> .npy or .pth (K, D)")
     source = classes.add_mutually_exclusive_group(required=True)
-    dataset_help = f"{', '.join(CLASS_LISTS)}, or a json with categories (LVIS), taken by ascending id"
+    dataset_help = f"{', '.join(CLASS_LISTS)}, a json with categories (LVIS, nouns) by ascending id, or nouns in a .txt"
     source.add_argument("--dataset", help=dataset_help)
     source.add_argument("--names", help='class names in order, "a,b,c", or a .txt with one a line')
     classes.add_argument("--prompt", choices=PROMPTS, default="ensemble", help="default: %(default)s")
     features_help = """"hidden": of the last layer, for MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"; "words": mean of a
         name's word pieces among the tower's word embeddings, float32, for OV-RCNN, without prompts (%(default)s)"""
     classes.add_argument("--features", choices=FEATURES, default="embedding", help=features_help)
-    classes.add_argument("--output", required=True, type=Path, help="the .npy file to write")
+    classes.add_argument("--output", required=True, type=Path, help="the .npy or .pth file to write")
     captions = commands.add_parser("captions", help="captions of registered data sets -> cache folder")
     captions.add_argument("--dataset", required=True, nargs="+", help="registered caption data sets")
     captions.add_argument("--cache", required=True, type=Path, help="the folder that MODEL.TEXT.CACHE names")
@@ -68,8 +78,19 @@ def build_classes(args: argparse.Namespace) -> None:
     embeddings = CLASS_FEATURES[args.features](tower, names, args.prompt).cpu().numpy()
     if args.features != "words":  # dot products need all of words' digits
         embeddings = embeddings.astype(np.float16)
-    write_array(args.output, embeddings)
+    write_embeddings(args.output, embeddings)
     print(f"{args.output}: {embeddings.shape[0]} classes x {embeddings.shape[1]} dimensions")
+
+
+def write_embeddings(path: Path, embeddings: np.ndarray) -> None:
+    """Write a .npy file, or the tensor of a .pth file, the form of VLDet's."""
+    if path.suffix != ".pth":
+        write_array(path, embeddings)
+        return
+    import torch
+
+    with replacing(path) as unfinished:
+        torch.save(torch.from_numpy(embeddings), unfinished)
 
 
 def fill_cache(args: argparse.Namespace) -> None:
@@ -87,15 +108,9 @@ def class_names(*, dataset: str | None, names: str | None) -> list[str]:
         return read_names(names, option="--names")
     if known := known_classes(dataset):
         return known
-    path = resolve(dataset)
-    try:
-        categories = json.loads(path.read_text())["categories"]
-        return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--dataset {dataset} is neither a known list of classes ({', '.join(CLASS_LISTS)}) nor a json with "
-            f"categories ({error!r})."
-        ) from error
+    known = ", ".join(CLASS_LISTS)
+    wrong = f"--dataset {dataset} is neither a known list of classes ({known}) nor a json with categories"
+    return listed_names(resolve(dataset), wrong=wrong)
 
 
 def captions_of(datasets: list[str]) -> Iterator[str]:

@@ -12,10 +12,10 @@ from arguments import new_parser
 from clim.errors import UserError, run_cleanly
 from mini import generate, lvis
 
-# {benchmark: (folder, function that draws it, default sizes)}
+# {benchmark: (folder, function that draws it, function that finds nouns in its captions, default sizes)}
 BENCHMARKS = {
-    "coco": ("mini", generate.build_mini, generate.DEFAULT_SIZES),
-    "lvis": ("mini_lvis", lvis.build_mini_lvis, lvis.DEFAULT_SIZES),
+    "coco": ("mini", generate.build_mini, generate.write_noun_pairs, generate.DEFAULT_SIZES),
+    "lvis": ("mini_lvis", lvis.build_mini_lvis, lvis.write_noun_index, lvis.DEFAULT_SIZES),
 }
 
 
@@ -36,12 +36,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     start = time.perf_counter()
-    folder, build, _ = BENCHMARKS[args.benchmark]
+    folder, build, find_nouns, _ = BENCHMARKS[args.benchmark]
     options = {f"num_{split}": getattr(args, split) for split in generate.DEFAULT_SIZES}
     options = {k: v for k, v in (options | {"novel_in_scenes": args.novel_in_scenes}).items() if v is not None}
     if args.benchmark == "lvis" and options.keys() & {"num_cluttered", "novel_in_scenes"}:
         raise UserError("--cluttered and --novel-in-scenes belong to mini OV-COCO, not to --benchmark lvis.")
     summary = build(args.output, seed=args.seed, workers=args.workers, **options)
+    find_nouns(args.output)
     for split, counts in summary["counts"].items():
         print(f"{split:<10}" + ", ".join(f"{number} {what}" for what, number in counts.items()))
     print(f"{args.output / folder}: {time.perf_counter() - start:.1f} s")

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from clim.errors import UserError, run_cleanly
 from experiments.tables import AP50, CONFIGS, Row, Section, datasets_of, tables_command
-from mini.generate import set_up_mini
+from mini.generate import NOUNS, set_up_mini
 
 TOOLS = Path(__file__).resolve().parent
-MIN_MENTIONS = 50  # of a noun in the 7,500 captions
 BASE, START = Row("base_stage.yaml"), Row("clip_start.yaml")
 
 
@@ -31,34 +30,26 @@ def detector(encoder: Row) -> Row:
 
 
 def label_boxes(output: Path, seed: int) -> None:
-    """Collect nouns of the captions and name boxes, by commands of tools/. Existing files stay."""
+    """Name boxes by nouns of the captions with ``tools/pseudo_label.py``. A finished file stays."""
     root = datasets_of(output, seed)
-    nouns, embeddings = root / "mini/metadata/nouns.json", root / "mini/metadata/nouns_minilm.npy"
     labels = root / "mini/annotations/pseudo_regions.json"
-    steps = {
-        nouns: ["parse_nouns.py", "--captions", "mini_ov_captions", "--min-count", MIN_MENTIONS, "--output", nouns],
-        embeddings: [
-            "build_text_embeddings.py", "classes", "--dataset", nouns, "--tower", "minilm", "--prompt", "a",
-            "--output", embeddings,
-        ],
-        labels: [
-            "pseudo_label.py", "--dataset", "mini_ov_captions", "--config-file", CONFIGS / BASE.config,
-            "--weights", BASE.folder(output, seed) / "model_final.pth", "--encoder", CONFIGS / START.config,
-            "--encoder-weights", START.folder(output, seed) / "model_final.pth", "--nouns", nouns,
-            "--embeddings", embeddings, "--output", labels, "--boxes", 5,
-        ],
-    }  # fmt: skip
-    for made, (tool, *arguments) in steps.items():
-        if made.is_file():
-            continue
-        log = root / f"{Path(tool).stem}.log"
-        with open(log, "ab") as stream:
-            code = subprocess.run(
-                [sys.executable, str(TOOLS / tool), *map(str, arguments)], stdout=stream, stderr=stream,
-                env=os.environ | {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"},
-            ).returncode  # fmt: skip
-        if code != 0:
-            raise UserError(f"tools/{tool} stopped with exit code {code}; its log is {log}.")
+    if labels.is_file():
+        return
+    nouns, embeddings = (root / "mini/metadata" / name for name in NOUNS)
+    arguments = [
+        "--dataset", "mini_ov_captions", "--config-file", CONFIGS / BASE.config,
+        "--weights", BASE.folder(output, seed) / "model_final.pth", "--encoder", CONFIGS / START.config,
+        "--encoder-weights", START.folder(output, seed) / "model_final.pth", "--nouns", nouns,
+        "--embeddings", embeddings, "--output", labels, "--boxes", 5,
+    ]  # fmt: skip
+    log = root / "pseudo_label.log"
+    with open(log, "ab") as stream:
+        code = subprocess.run(
+            [sys.executable, str(TOOLS / "pseudo_label.py"), *map(str, arguments)], stdout=stream, stderr=stream,
+            env=os.environ | {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"},
+        ).returncode  # fmt: skip
+    if code != 0:
+        raise UserError(f"tools/pseudo_label.py stopped with exit code {code}; its log is {log}.")
 
 
 WHOLE, CLIM = tuned("clip_whole.yaml"), tuned("clip_clim.yaml")

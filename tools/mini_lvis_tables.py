@@ -21,6 +21,11 @@ ROWS = {
     "control: CLIM, texts permuted within each canvas": Row(
         "lvis_detic_clim.yaml", ("INPUT.MOSAIC.PERMUTE_TEXTS", True), starts_from=START
     ),
+    "VLDet": Row("lvis_vldet.yaml", starts_from=START),
+    "VLDet + CLIM": Row("lvis_vldet_clim.yaml", starts_from=START),
+    "control: VLDet + CLIM, texts permuted within each canvas": Row(
+        "lvis_vldet_clim.yaml", ("INPUT.MOSAIC.PERMUTE_TEXTS", True), starts_from=START
+    ),
 }
 SECTIONS = {"Mini Table 1b: OV-LVIS, mask AP": Section(ROWS, METRICS)}
 

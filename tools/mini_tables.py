@@ -27,6 +27,8 @@ PERMUTED = tuned("detic_clim.yaml", *PERMUTED_TEXTS)
 METHODS = {
     "Detic": tuned("detic.yaml"),
     "Detic + CLIM": tuned("detic_clim.yaml"),
+    "VLDet": tuned("vldet.yaml"),
+    "VLDet + CLIM": tuned("vldet_clim.yaml"),
     "BARON": tuned("baron.yaml", start=BARON_BASE),
     "BARON + CLIM": tuned("baron_clim.yaml", start=BARON_BASE),
     "OV-RCNN": tuned("ovrcnn.yaml", start=Row("ovrcnn_pretrain.yaml")),
@@ -35,6 +37,7 @@ METHODS = {
 GROUNDING_CONTROL = Row("ovrcnn_clim_pretrain.yaml", PERMUTED_TEXTS)
 METHOD_CONTROLS = {
     "Detic + CLIM": PERMUTED,
+    "VLDet + CLIM": tuned("vldet_clim.yaml", *PERMUTED_TEXTS),
     "BARON + CLIM": tuned("baron_clim.yaml", *PERMUTED_TEXTS, start=BARON_BASE),
     "OV-RCNN + CLIM": tuned("ovrcnn_clim.yaml", start=GROUNDING_CONTROL),
 }

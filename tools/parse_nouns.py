@@ -1,8 +1,10 @@
-"""Collect the nouns of captions, the vocabulary of pseudo-labels.
+"""Collect the nouns of captions, the vocabulary of pseudo-labels and of VLDet.
 
     python tools/parse_nouns.py --captions coco_caption_train_tags --output datasets/metadata/coco_nouns.json
     python tools/build_text_embeddings.py classes --dataset datasets/metadata/coco_nouns.json \\
         --tower ViT-B-16-quickgelu --output datasets/metadata/coco_nouns_vitb16.npy
+    python tools/index_pairs.py json --json datasets/coco/annotations/captions_train2017.json \\
+        --nouns datasets/metadata/coco_nouns.json --output datasets/coco/nouns_captions.json
 
 It writes {"categories": [{"id": 1…N, "name": noun, "count": uses}]}, frequent nouns first.
 """
@@ -83,10 +85,15 @@ def main(arguments: list[str] | None = None) -> None:
     nouns = parse_nouns(captions, min_count=args.min_count)
     if not nouns:
         raise UserError(f"No noun occurs {args.min_count} times in these {len(captions)} captions: lower --min-count.")
-    categories = [{"id": i, "name": n, "count": c} for i, (n, c) in enumerate(nouns.items(), start=1)]
-    write_json(args.output, {"categories": categories})
+    write_list(args.output, nouns)
     most = ", ".join(f"{noun} {count}" for noun, count in list(nouns.items())[:8])
     print(f"{args.output}: {len(nouns)} nouns of {len(captions)} captions ({most}, …)")
+
+
+def write_list(path: Path, nouns: Mapping[str, int]) -> None:
+    """Write {noun: number of its uses} as categories with ids from 1, in this order."""
+    categories = [{"id": i, "name": n, "count": c} for i, (n, c) in enumerate(nouns.items(), start=1)]
+    write_json(path, {"categories": categories})
 
 
 def captions_of(name: str) -> Iterable[str]:

@@ -24,6 +24,14 @@ def test_novel_names_and_indices_as_printed_in_the_papers():
     assert c.BASE_NAMES[0] == "person" and c.BASE_NAMES[-1] == "toothbrush" and "hot dog" not in c.BASE_NAMES
 
 
+def test_the_65_classes_of_vldet_are_the_split_by_ascending_id():
+    """vldet §2: the rows of coco_65_cls_emb.pth."""
+    assert list(c.SPLIT_INDEX) == sorted(c.BASE_IDS + c.NOVEL_IDS) and list(c.SPLIT_INDEX.values()) == list(range(65))
+    assert [c.SPLIT_INDEX[key] for key in (1, 5, 15, 90)] == [0, 4, 9, 64]
+    names = c.SPLIT_NAMES
+    assert set(names) == {*c.BASE_NAMES, *c.NOVEL_NAMES} and names == tuple(n for n in c.COCO_NAMES if n in set(names))
+
+
 def test_contiguous_ids_count_over_the_gaps_and_the_133_classes_are_things_then_stuff():
     things, index = c.COCO_INDEX, c.PANOPTIC_INDEX
     assert list(things.values()) == list(range(80)) and [things[i] for i in (1, 11, 13, 90)] == [0, 10, 11, 79]

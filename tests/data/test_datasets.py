@@ -11,7 +11,7 @@ from detectron2.data.datasets.lvis import get_lvis_instances_meta
 from detectron2.data.detection_utils import get_fed_loss_cls_weights
 
 from clim.data import datasets
-from clim.data.categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, LVIS_NAMES, NOVEL_NAMES, STUFF_NAMES
+from clim.data.categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, LVIS_NAMES, NOVEL_NAMES, SPLIT_NAMES, STUFF_NAMES
 from clim.data.datasets import register_own_set, register_own_sets
 from clim.errors import UserError
 
@@ -74,6 +74,42 @@ def test_cc3m_lies_where_detics_scripts_put_it(root, write):
     write("cc3m/train_image_info.json", IMAGE | {"captions": ["a photo"]}, images_in="cc3m/training")
     (record,) = DatasetCatalog.get("cc3m_v1_train")
     assert (record["file_name"], record["tags"]) == (str(root / "cc3m/training/9.jpg"), [])
+
+
+def test_vldets_65_classes_are_numbered_anew_from_cocos_ids(root, write):
+    """vldet §2: the plain file counts where the one with all categories is missing."""
+    for name, part, stem in (
+        ("coco_zeroshot_train_del", "train2017", "instances_train2017_seen_2"),
+        ("coco_generalized_del_val", "val2017", "instances_val2017_all_2"),
+    ):
+        metadata = MetadataCatalog.get(name)
+        for order in ("", "_oriorder"):
+            path = write(f"coco/zero-shot/{stem}{order}.json", IMAGE, images_in=f"coco/{part}", annotations=[box(90)])
+            assert metadata.json_file == str(path)
+        assert DatasetCatalog.get(name)[0]["annotations"][0]["category_id"] == 64
+        assert metadata.get("evaluator_type") == (None if "train" in name else "ov_coco")
+        assert metadata.thing_classes == list(SPLIT_NAMES)
+        assert (metadata.base_classes, metadata.novel_classes) == (list(BASE_NAMES), list(NOVEL_NAMES))
+        write(f"coco/zero-shot/{stem}_oriorder.json", IMAGE, annotations=[box(10)])
+        with pytest.raises(UserError, match="has category 10, but it is not one of the 65"):
+            DatasetCatalog.get(name)
+
+
+@pytest.mark.parametrize(
+    "name, json_file",
+    [
+        ("coco_caption_nouns_train_4764tags", "coco/VLDet/nouns_captions_train2017_4764tags_allcaps.json"),
+        ("cc3m_v1_nouns_train_6250tags", "cc3m/VLDet/nouns_train_image_info_6250tags.json"),
+        ("mini_ov_captions_nouns", "mini/annotations/captions_pairs_nouns.json"),
+    ],
+)
+def test_tags_of_nouns_are_rows_of_their_embeddings(root, write, name, json_file):
+    with pytest.raises(UserError, match="not found: make it with"):
+        DatasetCatalog.get(name)
+    nouns = [{"id": i, "name": f"noun {i}"} for i in (3, 1, 2)]
+    folder = MetadataCatalog.get(name).image_root.removeprefix(f"{root}/")
+    write(json_file, IMAGE | {"captions": ["x"], "pos_category_ids": [1, 3]}, images_in=folder, categories=nouns)
+    assert DatasetCatalog.get(name)[0]["tags"] == [0, 2]
 
 
 LVIS_IMAGE = {"id": 9, "coco_url": "http://images.cocodataset.org/train2017/9.jpg", "height": 20, "width": 30}

@@ -1,13 +1,28 @@
 """Tag rules: the released rule with its blind spots, against a slow copy of its definition; the word rule."""
 
+import pickle
 import re
+import sys
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clim.data.categories import COCO_CATEGORIES, COCO_IDS, LVIS_NAMES
-from tags import all_words, lvis_table, lvis_words, plurals, released_tags, spoken_name, word_tags
+from clim.errors import UserError
+from tags import (
+    all_words,
+    lvis_table,
+    lvis_words,
+    plurals,
+    released_rule,
+    released_tags,
+    spoken_name,
+    tagger_rule,
+    word_rule,
+    word_tags,
+)
 
 ID = {name: identifier for identifier, name in COCO_CATEGORIES}
 
@@ -108,6 +123,42 @@ def test_released_against_its_definition_as_a_regular_expression(captions):
     assert released(*captions) == expected
 
 
+NOUN = st.lists(st.sampled_from(["dog", "hot", "bear", "ski", "tv", "set", "", "x"]), max_size=3).map(" ".join)
+NOUNS = st.lists(st.one_of(NOUN, NOUN.map(lambda noun: noun.replace(" ", "_") + "(x) y")), max_size=12)
+
+
+@given(captions=TEXTS, nouns=NOUNS)
+@settings(max_examples=300, deadline=None)
+def test_nouns_are_found_as_by_a_search_for_each(captions, nouns):
+    """vldet §2: the slow search, noun by noun; a noun that is listed twice counts twice."""
+    text, expected = " ".join(captions).lower(), []
+    for i, noun in enumerate(nouns, start=1):
+        padded = f" {noun.replace('_', ' ').partition('(')[0].strip()} "
+        if padded in text or text.startswith(padded[1:]) or text.endswith(padded[:-1]):
+            expected.append(i)
+    rule = released_rule({i: (noun,) for i, noun in enumerate(nouns, start=1)})
+    assert rule(captions) == pickle.loads(pickle.dumps(rule))(captions) == expected
+
+
+def test_the_tagger_leaves_nouns_of_the_first_caption(monkeypatch):
+    """vldet §2: what NLTK calls NN, NNS or NNP, joined by spaces, so that names may meet ("dog street")."""
+    rule = tagger_rule({1: ("dog",), 2: ("dog street",), 3: ("hot",), 4: ("cat",)})
+    nltk = ModuleType("nltk")
+    nltk.word_tokenize = lambda text: re.findall(r"\w+|[^\w\s]", text)
+    nltk.pos_tag = lambda words: [(w, {"dog": "NN", "street": "NNS", "hot": "JJ"}.get(w, "IN")) for w in words]
+    monkeypatch.setitem(sys.modules, "nltk", nltk)
+    assert rule(["A hot DOG, on street.", "cat"]) == [1, 2] and rule(["dog"]) == [1] and rule([]) == rule(["on"]) == []
+
+    def lacking(words):
+        raise LookupError("punkt_tab")
+
+    nltk.pos_tag = lacking
+    for module in (nltk, None):
+        monkeypatch.setitem(sys.modules, "nltk", module)
+        with pytest.raises(UserError, match="--tag-rule tagger needs NLTK and its data"):
+            rule(["a dog"])
+
+
 # ---- the word rule ----
 
 
@@ -131,3 +182,5 @@ def test_words(captions, names):
 @settings(max_examples=100, deadline=None)
 def test_words_does_not_depend_on_the_order_of_captions(captions):
     assert words(*captions) == words(*reversed(captions)) == sorted(set(words(*captions)))
+    rule = pickle.loads(pickle.dumps(word_rule(dict(reversed(all_words().items())))))
+    assert rule(captions) == words(*captions)[::-1]  # the order of the table

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from clim.data.categories import COCO_INDEX, SPLIT_INDEX
 from clim.errors import UserError
 from clim.evaluation import OVCOCOEvaluator
 from clim.evaluation.ov_coco import METRICS, box_figures
@@ -91,14 +92,14 @@ def register(folder, ground_truth=None, **changes):
     return name
 
 
-def feed(evaluator, images, detections):
+def feed(evaluator, images, detections, *, index=CONTIGUOUS):
     for image in images:
         mine = [d for d in detections if d["image_id"] == image]
         xywh = torch.tensor([d["bbox"] for d in mine], dtype=torch.float32).reshape(-1, 4)
         instances = Instances((100, 100))
         instances.pred_boxes = Boxes(torch.cat([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], dim=1))
         instances.scores = torch.tensor([d.get("score", 1.0) for d in mine], dtype=torch.float32)
-        instances.pred_classes = torch.tensor([CONTIGUOUS[d["category_id"]] for d in mine], dtype=torch.int64)
+        instances.pred_classes = torch.tensor([index[d["category_id"]] for d in mine], dtype=torch.int64)
         evaluator.process([{"image_id": image}], [{"instances": instances}])
 
 
@@ -258,6 +259,29 @@ def by_class(annotations, detections, **options):
     found = box_figures(ground_truth, detections, category_ids=NAMES, **options)
     assert (ground_truth, detections) == before
     return {NAMES[category]: figures for category, figures in found.items()}
+
+
+def test_vldets_65_classes_score_as_the_same_detections_of_80_classes(tmp_path, monkeypatch):
+    """vldet §6: one evaluation of the 65; each class is the mean's equal."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    rng = np.random.default_rng(0)
+    things = [
+        {"image_id": i, "category_id": key, "bbox": [*rng.integers(0, 50, 2).tolist(), 20, 30]}
+        for i in range(1, 9) for key in rng.choice(list(SPLIT_INDEX), 20, replace=False).tolist()
+    ]  # fmt: skip
+    ground_truth = ground_truth_of(things, range(1, 9)) | {"categories": [{"id": key} for key in COCO_INDEX]}
+    (tmp_path / "coco/zero-shot").mkdir(parents=True)
+    (tmp_path / "coco/zero-shot/instances_val2017_all_2_oriorder.json").write_text(json.dumps(ground_truth))
+    shifted = [d | {"bbox": (np.add(d["bbox"], rng.normal(0, 4, 4))).tolist(), "score": rng.random()} for d in things]
+    scores = {}
+    for name in ("coco_generalized_del_val", "coco_generalized_zeroshot_val"):
+        for key, detections in (("own", things), ("shifted", shifted)):
+            evaluator = OVCOCOEvaluator(name)
+            feed(evaluator, range(1, 9), detections, index=MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id)
+            scores[name, key] = evaluator.evaluate()["bbox"]
+        assert [scores[name, "own"][f"AP50_{group}"] for group in ("novel", "base", "all")] == pytest.approx([100] * 3)
+    assert scores["coco_generalized_del_val", "shifted"] == scores["coco_generalized_zeroshot_val", "shifted"]
+    assert 0 < scores["coco_generalized_del_val", "shifted"]["AP50_novel"] < 100
 
 
 def test_average_precision_by_hand():

@@ -55,6 +55,13 @@ def test_a_file_under_the_data_root_and_files_that_do_not_fit(cfg, tmp_path, mon
                "MODEL.ROI_HEADS.NUM_CLASSES", 133, "MODEL.TEXT.NAME", "ViT-B-16-quickgelu")  # fmt: skip
     with pytest.raises(UserError, match="--dataset coco_panoptic .*--prompt a --tower ViT-B-16-quickgelu"):
         vocabulary_embeddings(gone, None)
+    of_65 = ["MODEL.VOCABULARY.EMBEDDINGS", "gone.npy", "MODEL.ROI_HEADS.NUM_CLASSES", 65]
+    (tmp_path / "mini/annotations").mkdir(parents=True)
+    mini = tmp_path / "mini/annotations/instances_val_all.json"
+    mini.write_text(json.dumps({"categories": [{"id": i, "name": str(i), "split": "base"} for i in range(65)]}))
+    for name, classes in (("coco_generalized_del_val", "coco_65"), ("mini_ov_val", mini)):
+        with pytest.raises(UserError, match=f"--dataset {classes} "):
+            vocabulary_embeddings(cfg(*of_65, "DATASETS.TRAIN", (), "DATASETS.TEST", (name,)), None)
 
 
 def test_without_a_vocabulary_rows_wait_for_a_checkpoint(cfg):
@@ -83,6 +90,8 @@ def test_ovcoco_masks_novel_and_unused_classes(load_cfg):
     assert mask[NOVEL].tolist() == [0] * 17
     assert mask[0] == 1 and mask[79] == 1  # person, toothbrush
     assert mask[9] == 0 and mask[[74, 75]].tolist() == [1, 1]  # traffic light; clock and vase
+    of_65 = ("MODEL.ROI_HEADS.NUM_CLASSES", 65, "MODEL.OPEN_VOCAB.BASE_CLASSES", "coco_zeroshot_train_del")
+    assert class_mask(load_cfg("Detic_C4.yaml", *of_65)).tolist() == mask[sorted(BASE_INDICES + NOVEL_INDICES)].tolist()
     assert class_mask(load_cfg("Detic_C4.yaml", "MODEL.VOCABULARY.NAMES", ["dog", "cat"])).tolist() == [1, 1]
     assert class_mask(load_cfg("Detic_C4.yaml", "MODEL.OPEN_VOCAB.BASE_CLASSES", "")).tolist() == [1] * 80
 

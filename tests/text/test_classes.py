@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from detectron2.data import DatasetCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_clip import OPENAI_IMAGENET_TEMPLATES
 
 from clim.data.categories import BASE_NAMES, NOVEL_NAMES
 from clim.errors import UserError
 from clim.text import CaptionCache, LazyTower, build_text_tower
-from clim.text.classes import CLASS_FEATURES, class_embeddings, ensemble, load_embeddings, word_piece_means
+from clim.text.classes import CLASS_FEATURES, class_embeddings, ensemble, imagenet, load_embeddings, word_piece_means
 
 NAMES = [f"class {i}" for i in range(70)]  # more than one chunk
 
@@ -68,6 +69,21 @@ def test_any_name_gives_63_prefixed_texts(name):
     texts = ensemble(name)
     assert len(texts) == 63
     assert not any(text.startswith(("a", "the")) for text in texts)
+
+
+def test_imagenet_prompts_are_regionclips(hash_tower):
+    """vldet §2: 81 prompts; normalised, averaged and normalised again."""
+    texts = imagenet("dog")
+    assert len(texts) == len(set(texts)) == 81 and texts[0] == "dog."
+    expected = {"a bad photo of a dog.", "a dog in a video game.", "itap of my dog.", "a embroidered dog."}
+    assert expected < set(texts) and texts[1:] == [template("dog") for template in OPENAI_IMAGENET_TEMPLATES]
+    for name, clean in (
+        ("car_(automobile)", "car automobile"), ("salad+bowl, large", "salad bowl large"), ("apple", "apple"),
+    ):  # fmt: skip
+        assert imagenet(name)[0] == f"{clean}." and f"a photo of a {clean}." in imagenet(name)
+    tower = hash_tower(5)
+    (found,) = class_embeddings(tower, ["dog"], "imagenet")
+    torch.testing.assert_close(found, F.normalize(F.normalize(tower.encode(texts), dim=1).mean(0), dim=0))
 
 
 # ---- word-piece means
@@ -173,6 +189,8 @@ def test_tool_writes_class_embeddings_and_words(tool, tiny_bert, tmp_path):
     arguments = ["--names", "dog, puppy,car", "--tower", "minilm", "--prompt", "a", "--output", str(output)]
     tool.main(["classes", *arguments])
     assert np.load(output).dtype == np.float16
+    tool.main(["classes", *arguments[:-1], f"{tmp_path}/e.pth"])
+    assert torch.equal(load_embeddings(tmp_path / "e.pth"), load_embeddings(output))
     dog, puppy, car = load_embeddings(output)
     assert dog @ puppy > dog @ car + 0.2
     arguments = ["--names", "dog,dogs", "--tower", str(tiny_bert), "--features", "words", "--output", str(output)]
@@ -220,6 +238,11 @@ def test_tool_knows_class_names(tool, tmp_path):
     categories = [{"id": 2, "name": "aerosol_can"}, {"id": 1, "name": "air_conditioner"}]
     (tmp_path / "lvis.json").write_text(json.dumps({"categories": categories}))
     assert names_of(tmp_path / "lvis.json") == ["air_conditioner", "aerosol_can"]
+    (tmp_path / "nouns.txt").write_text("hot dog,12\n car \nÉclair, 3, x\n")
+    assert names_of(tmp_path / "nouns.txt") == ["hot dog", "car", "Éclair"]
+    (tmp_path / "blank.txt").write_text("hot dog\n\ncar\n")
+    with pytest.raises(UserError, match="Name 2 of .*blank.txt is empty"):
+        names_of(tmp_path / "blank.txt")
     with pytest.raises(UserError, match="neither a known list of classes .coco, .* nor a json"):
         names_of(tmp_path / "absent.json")
     with pytest.raises(UserError, match="not registered"):

@@ -1,6 +1,7 @@
 """The index of tar shards: damaged members and shards, interrupted builds, tags; the json of a TSV; the command."""
 
 import io
+import json
 import tarfile
 
 import numpy as np
@@ -197,6 +198,12 @@ def test_shards_are_indexed_with_lvis_tags(shards, tmp_path, capsys):
         records = read_shards(str(tmp_path / "index"), str(shards), remedy="")
         assert len(records) == 12 and records[0]["tags"] == tags
     assert "12 image-text pairs of 3 shards\n  1 left out: text without an image" in capsys.readouterr().out
+    (tmp_path / "nouns.txt").write_text("cat\nA_dog (pet),7\nthe cat")
+    tool.main([*command, "--nouns", f"{tmp_path}/nouns.txt"])  # one whole caption is no noun
+    with pytest.raises(UserError, match="--nouns no.txt is neither a .txt .* nor a json"):
+        tool.main([*command, "--nouns", "no.txt"])
+    records = read_shards(str(tmp_path / "index"), str(shards), remedy="")
+    assert len(records) == 6 and {tuple(r["tags"]) for r in records} == {(0,)}
     mistakes = ((["--pattern", "x*"], "no file there is named x"), (["--output", str(shards)], "not an index"))
     for options, message in mistakes:
         with pytest.raises(UserError, match=message):
@@ -237,3 +244,42 @@ def test_a_tsv_becomes_a_pairs_json(tmp_path, encoded, capsys):
     with pytest.raises(UserError, match="--tsv .* cannot be read"):
         tool.main(["tsv", "--tsv", "no.tsv", "--images", ".", "--output", str(output)])
     assert not output.exists()
+
+
+def test_a_json_of_captions_gets_nouns(tmp_path, capsys):
+    """vldet §2: nouns numbered by line, from 1; images without a noun go; fields of the images stay."""
+    size = {"height": 3, "width": 4}
+    images = [{"id": i, "file_name": f"{i}.jpg", "license": i, **size} for i in (7, 2, 5, 9)]
+    coco = {7: ["Two dogs on", "the hot dog"], 2: ["a cat."], 5: ["a tree"]}
+    texts = [{"image_id": i, "caption": caption} for i, captions in coco.items() for caption in captions]
+    with_captions = [image | {"captions": coco.get(image["id"], [])} for image in images]
+    nouns, output = tmp_path / "nouns.json", tmp_path / "out.json"
+    nouns.write_text(json.dumps({"categories": [{"id": 4, "name": "hot_dog"}, {"id": 2, "name": "dog"}]}))
+    (tmp_path / "nouns.txt").write_text("dog,1\nhot dog\ncat")
+    sources = {"coco": {"images": images, "annotations": texts}}
+    sources["pairs"] = {"images": [i | {"pos_category_ids": [9]} for i in with_captions], "categories": [{"id": 9}]}
+
+    def made(source, *options):
+        (tmp_path / "in.json").write_text(json.dumps(sources[source]))
+        tool.main(["json", "--json", f"{tmp_path}/in.json", "--output", str(output), *options])
+        return json.loads(output.read_text())
+
+    for source in sources:
+        found = made(source, "--nouns", str(nouns))
+        assert found["images"] == [with_captions[0] | {"pos_category_ids": [1, 2]}] and found["annotations"] == []
+        assert found["categories"][1] == {
+            "id": 2, "name": "hot_dog", "synonyms": ["hot_dog"], "frequency": "f", "supercategory": "hot_dog"
+        }  # fmt: skip
+        assert "2 left out: no tag\n  1 left out: no caption" in capsys.readouterr().out
+        kept = made(source, "--nouns", f"{tmp_path}/nouns.txt", "--tag-rule", "words", "--keep-untagged")["images"]
+        tags = {7: [1, 2], 2: [3], 5: []}  # "dogs" is a dog, "hot dog" is not
+        assert kept == [image | {"pos_category_ids": tags[image["id"]]} for image in with_captions[:3]]
+        records = read_captions(str(output), str(tmp_path), remedy="")
+        assert [r["tags"] for r in records] == [[0, 1], [2], []]
+        (lvis,) = made(source)["images"]
+        assert lvis["pos_category_ids"] == [CLASS["dog"] + 1]
+        assert made(source, "--tag-rule", "none")["images"] == with_captions[:3]
+    for content, message in (([], "no images"), ({"images": [{"id": 1}]}, "no image-text pair: {'no caption': 1}")):
+        sources["bad"] = content
+        with pytest.raises(UserError, match=message):
+            made("bad")

@@ -49,9 +49,9 @@ def test_choices_are_the_librarys(monkeypatch):
     import build_text_embeddings
 
     assert arguments.CLASS_LISTS == (*NAMED_CLASSES, "mini") and arguments.PROMPTS == tuple(sorted(PROMPTS))
-    assert NAMED_LISTS == {len(names): name for name, names in NAMED_CLASSES.items()}
+    assert NAMED_LISTS.items() <= {names: name for name, names in NAMED_CLASSES.items()}.items()
     assert build_text_embeddings.FEATURES == tuple(sorted(CLASS_FEATURES))
-    assert [len(arguments.known_classes(name)) for name in arguments.CLASS_LISTS] == [80, 133, 1203, 59, 65]
+    assert [len(arguments.known_classes(name)) for name in arguments.CLASS_LISTS] == [80, 65, 133, 1203, 59, 65]
     assert arguments.known_classes("objects365") is None
     for available in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda now=available: now)

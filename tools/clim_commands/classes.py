@@ -1,6 +1,6 @@
 """Class lists that a command accepts by name, in the order of the indices."""
 
-from clim.data.categories import COCO_NAMES, LVIS_NAMES, PANOPTIC_NAMES
+from clim.data.categories import COCO_NAMES, LVIS_NAMES, PANOPTIC_NAMES, SPLIT_NAMES
 
 # fmt: off
 # Mottaghi et al., CVPR 2014, without the background, with the names of Fig. 5 of CLIM.
@@ -16,6 +16,7 @@ PASCAL_CONTEXT: tuple[str, ...] = (
 
 NAMED_CLASSES: dict[str, tuple[str, ...]] = {
     "coco": COCO_NAMES,
+    "coco_65": SPLIT_NAMES,
     "coco_panoptic": PANOPTIC_NAMES,
     "lvis": LVIS_NAMES,
     "pascal_context": PASCAL_CONTEXT,

@@ -12,6 +12,7 @@ Layout under ``root/mini/``::
     annotations/instances_val_all.json               boxes of all objects
     annotations/captions_pairs_tags.json             one or two large objects, web-like captions
     annotations/captions_cluttered_tags.json         scenes like train/, captions that list the objects
+    annotations/captions_pairs_nouns.json            captions_pairs_tags.json with nouns as tags (write_noun_pairs)
     summary.json                                     written last: without it the rest is rebuilt
 
 Every image is a function of (seed, split, index) alone.
@@ -24,6 +25,7 @@ from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -32,8 +34,13 @@ from tqdm import tqdm
 from clim.errors import UserError
 from clim.files import remove, write_json
 from clim_commands.outputs import prefill, read_json_or_none, write_array
+from index_pairs import noun_tagging, tag_images
 from mini.concepts import CONCEPTS, NAMES, caption_tags, scene_captions, web_captions
 from mini.images import CANVAS, PHOTOS, VAL_PHOTOS, LabelledImage, draw_pair, draw_scene
+from parse_nouns import parse_nouns, write_list
+
+if TYPE_CHECKING:  # it imports torch, which takes seconds
+    from shards.build import Tagging
 
 VERSION = 2  # 2: categories have a "split"; images and boxes are those of version 1
 DEFAULT_SIZES = {"train": 1000, "val": 250, "pairs": 1500, "cluttered": 500}
@@ -41,6 +48,8 @@ JPEG_QUALITY = 92
 SPLITS = tuple(DEFAULT_SIZES)
 # As configs/mini name them: MiniLM's embeddings of the 65 concepts and of the captions.
 CLASS_EMBEDDINGS = ("mini/metadata/classes_minilm.npy", "mini/metadata/classes_minilm_words.npy")
+NOUNS = ("nouns.json", "nouns_minilm.npy")  # in metadata/: nouns of the captions, and MiniLM's sentences "a NOUN"
+MIN_NOUN_SHARE = 50 / 7500  # of the captions that name a noun of the list
 CAPTION_CACHE = Path("mini/metadata/captions_minilm")
 ATTRIBUTION = "OpenMoji drawings, CC BY-SA 4.0 (openmoji.org), on sample photos of scikit-image"
 
@@ -218,7 +227,35 @@ def set_up_mini(root: Path, *, seed: int, **sizes) -> dict:
     for name in ("pairs", "cluttered"):
         content = json.loads((root / "mini/annotations" / f"captions_{name}_tags.json").read_text())
         fill_caption_cache(root, [caption for image in content["images"] for caption in image["captions"]])
+    write_noun_pairs(root)
     return summary
+
+
+def write_noun_pairs(root: Path) -> None:
+    """Write the nouns of the pairs' captions, and the pairs with nouns as tags, unless they are there."""
+    folder = root / "mini/annotations"
+    content = json.loads((folder / "captions_pairs_tags.json").read_text())
+    if (folder / "captions_pairs_nouns.json").is_file() or not content["images"]:
+        return
+    tagging = write_nouns(root / "mini/metadata", [c for image in content["images"] for c in image["captions"]])
+    images, _ = tag_images(content, tagging)
+    categories = list(tagging.categories)
+    write_json(folder / "captions_pairs_nouns.json", content | {"images": images, "categories": categories})
+
+
+def write_nouns(folder: Path, captions: Sequence[str]) -> "Tagging":
+    """Write the nouns of ``captions`` and their embeddings to ``folder``, the files NOUNS. Returns the tagging.
+
+    As ``parse_nouns.py``, ``build_text_embeddings.py`` and ``index_pairs.py --tag-rule words --keep-untagged``.
+    """
+    from clim.text import build_text_tower, class_embeddings
+
+    nouns = parse_nouns(captions, min_count=max(1, round(MIN_NOUN_SHARE * len(captions))))
+    list_file, embeddings_file = (folder / name for name in NOUNS)
+    write_list(list_file, nouns)
+    embeddings = class_embeddings(build_text_tower(name="minilm"), list(nouns), "a")
+    write_array(embeddings_file, embeddings.cpu().numpy().astype(np.float16))
+    return noun_tagging(list(nouns), "words", keep_untagged=True)
 
 
 def fill_caption_cache(root: Path, captions: Sequence[str]) -> None:

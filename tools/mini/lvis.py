@@ -4,6 +4,7 @@ Layout under ``root/mini_lvis/``::
 
     train/ val/                                    JPEG images, 256 x 256; a json names them by ``coco_url``
     pairs/00000.tar ...                            image-text pairs as img2dataset writes them: jpg, json and txt
+    pairs/index_nouns/                             index of the pairs, with nouns as tags (write_noun_index)
     index/                                         index of the pairs, with tags (tools/shards)
     lvis/instances_train.json, instances_val.json  boxes and masks of all classes
     lvis/instances_train_norare.json               without the annotations of rare classes
@@ -232,13 +233,32 @@ def _write_index(folder: Path) -> None:
         build_index(folder / "pairs", names, folder / "index", tagging=Tagging("mini", categories, caption_tags, True))
 
 
-def set_up_mini_lvis(root: Path, *, seed: int, **sizes) -> dict:
-    """Make mini OV-LVIS and its embeddings under ``root``. Existing files stay. Returns build_mini_lvis's summary."""
+def write_noun_index(root: Path) -> None:
+    """Write the nouns of the pairs' captions, and an index with nouns as tags, unless they are there."""
+    from shards.build import build_index  # it imports torch, which takes seconds
+
+    folder = root / "mini_lvis"
+    captions, index = captions_of(folder), folder / "pairs" / "index_nouns"
+    if captions and not index.is_dir():
+        tagging = generate.write_nouns(folder / "metadata", captions)
+        names = sorted(path.name for path in (folder / "pairs").glob("*.tar"))
+        build_index(folder / "pairs", names, index, tagging=tagging)
+
+
+def captions_of(folder: Path) -> list[str]:
+    """The captions of all pairs of mini OV-LVIS in ``folder``."""
     from clim.data.shards import ShardRecords  # it imports torch, which takes seconds
 
+    if not any((folder / "pairs").glob("*.tar")):
+        return []
+    return [pair["captions"][0] for pair in ShardRecords(folder / "index", folder / "pairs")]
+
+
+def set_up_mini_lvis(root: Path, *, seed: int, **sizes) -> dict:
+    """Make mini OV-LVIS and its embeddings under ``root``. Existing files stay. Returns build_mini_lvis's summary."""
     summary = build_mini_lvis(root, seed=seed, **sizes)
     generate.write_class_embeddings(root)
-    if summary["counts"]["pairs"]["images"]:
-        pairs = ShardRecords(root / "mini_lvis/index", root / "mini_lvis/pairs")
-        generate.fill_caption_cache(root, [pair["captions"][0] for pair in pairs])
+    if captions := captions_of(root / "mini_lvis"):
+        generate.fill_caption_cache(root, captions)
+    write_noun_index(root)
     return summary

@@ -46,7 +46,7 @@ def _add_classifier(cfg, node) -> None:
     cfg.MODEL.VOCABULARY = vocabulary = node()
     # The first one that is set counts: names, embeddings, the checkpoint's vocabulary.
     vocabulary.NAMES = []  # list of class names, read by the text tower
-    vocabulary.PROMPT = "ensemble"  # for NAMES: "a" ("a " + name), "ensemble" (63 templates) or "name"
+    vocabulary.PROMPT = "ensemble"  # for NAMES: "a" ("a " + name), "ensemble" (63), "imagenet" (81), "name"
     vocabulary.EMBEDDINGS = ""  # .npy (NUM_CLASSES, D); absolute, or below the data root
 
     # What classifies and refines the regions of a C4 head: "OpenVocabOutputLayers" or "OVRCNNOutputLayers".

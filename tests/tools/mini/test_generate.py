@@ -13,6 +13,7 @@ from clim.text import build_text_tower, class_embeddings, load_embeddings, word_
 from mini import generate
 from mini.concepts import CONCEPTS, NAMES, caption_tags
 from mini.generate import CLASS_EMBEDDINGS, build_mini, draw_image, write_class_embeddings
+from tags import word_tags
 
 SIZES = {"num_train": 12, "num_pairs": 10, "num_cluttered": 6, "num_val": 8}
 
@@ -155,6 +156,20 @@ def test_class_embeddings_of_every_config(tiny_mini, load_cfg):
     expected = class_embeddings(tower, NAMES, "a")
     torch.testing.assert_close(load_embeddings(sentences), expected)
     assert torch.equal(load_embeddings(words, unit=False), word_piece_means(tower, NAMES))
+
+
+def test_nouns_of_the_pairs(tiny_mini):
+    """All pairs stay. Tags and embeddings number the nouns in the order of the list."""
+    plain, tagged = (_json(tiny_mini / "mini", f"captions_pairs_{what}") for what in ("tags", "nouns"))
+    listed = json.loads((tiny_mini / "mini/metadata/nouns.json").read_text())["categories"]
+    words = {c["id"]: c["name"] for c in listed}
+    assert {c["id"]: c["name"] for c in tagged["categories"]} == words and len(words) > 5
+    table = {i: (noun,) for i, noun in words.items()}
+    for image, before in zip(tagged["images"], plain["images"], strict=True):
+        assert image == before | {"pos_category_ids": word_tags(image["captions"], table)}
+    expected = class_embeddings(build_text_tower(name="minilm"), list(words.values()), "a")
+    found = load_embeddings(tiny_mini / "mini/metadata/nouns_minilm.npy")
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
 def test_only_what_is_missing_is_written(tmp_path):

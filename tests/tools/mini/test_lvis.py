@@ -11,6 +11,7 @@ import pytest
 from pycocotools import mask as rle
 
 import make_mini
+from clim.data.shards import read_shards
 from clim.errors import UserError
 from clim.text import CaptionCache, LazyTower
 from clim_commands.outputs import prefill
@@ -18,6 +19,7 @@ from mini import lvis
 from mini.concepts import CONCEPTS, caption_tags
 from mini.generate import CAPTION_CACHE, CLASS_EMBEDDINGS, draw_image
 from mini.lvis import FREQUENCIES, build_mini_lvis, draw_labelled, plan_scenes, polygons, set_up_mini_lvis
+from tags import word_tags
 
 SIZES = {"num_train": 100, "num_val": 20, "num_pairs": 12}
 OFFSETS = {"train": 4_000_000, "val": 5_000_000}
@@ -189,10 +191,18 @@ def test_the_command_takes_the_benchmark(tmp_path, capsys):
             make_mini.main([*words, *extra])
 
 
-def test_set_up_stores_class_and_caption_embeddings(tmp_path):
-    set_up_mini_lvis(tmp_path, seed=3, num_train=1, num_val=1, num_pairs=3, workers=1)
+def test_set_up_stores_embeddings_and_nouns(tmp_path):
+    set_up_mini_lvis(tmp_path, seed=3, num_train=1, num_val=1, num_pairs=60, workers=1)
     assert all((tmp_path / name).is_file() for name in CLASS_EMBEDDINGS)
     folder = tmp_path / CAPTION_CACHE
     cache = CaptionCache(LazyTower(name="minilm", pretrained="", directory=folder), folder)
-    captions = [draw_image(3, "pairs", i, novel_in_scenes=0)[1][0] for i in range(3)]
-    assert len(cache) == 3 and prefill(cache, captions) == 0
+    captions = [draw_image(3, "pairs", i, novel_in_scenes=0)[1][0] for i in range(60)]
+    assert len(cache) == len(set(captions)) and prefill(cache, captions) == 0
+    folder = tmp_path / "mini_lvis"
+    records = read_shards(str(folder / "pairs/index_nouns"), str(folder / "pairs"), remedy="")
+    nouns = [c["name"] for c in json.loads((folder / "metadata/nouns.json").read_text())["categories"]]
+    assert [r["captions"] for r in records] == [[caption] for caption in captions]
+    assert [r["tags"] for r in records] == [
+        word_tags(r["captions"], {i: (n,) for i, n in enumerate(nouns)}) for r in records
+    ]
+    assert np.load(folder / "metadata/nouns_minilm.npy").shape == (len(nouns), 384) and len(nouns) > 5

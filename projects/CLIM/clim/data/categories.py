@@ -33,6 +33,9 @@ PANOPTIC_INDEX = {key: index for index, (key, _) in enumerate(PANOPTIC_CATEGORIE
 BASE_INDICES, NOVEL_INDICES = (tuple(COCO_INDEX[key] for key in ids) for ids in (BASE_IDS, NOVEL_IDS))
 BASE_NAMES, NOVEL_NAMES = (tuple(COCO_NAMES[i] for i in indices) for indices in (BASE_INDICES, NOVEL_INDICES))
 
+SPLIT_INDEX = {key: index for index, key in enumerate(sorted(BASE_IDS + NOVEL_IDS))}  # VLDet's, without unused classes
+SPLIT_NAMES = tuple(COCO_NAMES[COCO_INDEX[key]] for key in SPLIT_INDEX)
+
 # LVIS v1 by ascending id, 1 to 1,203. Prompts have these names; Detectron2's metadata have each first synonym, which
 # differs for one class ("bull", "horned_cow"). In OV-LVIS the rare classes, on 1 to 10 training images, are novel.
 LVIS_NAMES = tuple(category["name"] for category in LVIS_CATEGORIES)

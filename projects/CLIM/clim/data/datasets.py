@@ -16,6 +16,7 @@ from detectron2.data.datasets.lvis import get_lvis_instances_meta
 from clim.errors import UserError
 from clim.files import data_root, read_json, resolve
 
+from . import categories
 from .categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, LVIS_NAMES, LVIS_RARE_IDS, NOVEL_NAMES, STUFF_NAMES
 from .readers import read_boxes, read_captions, read_lvis, read_panoptic_regions, read_pseudo_labels, read_regions
 from .shards import read_shards
@@ -24,6 +25,7 @@ PREPARE_COCO = "make it with: python datasets/prepare_ovcoco.py --source COCO --
 PREPARE_LVIS = "make it with: python datasets/prepare_ovlvis.py --source LVIS --output {root}"
 MAKE_MINI = "make it with: python tools/make_mini.py --output {root}"
 MAKE_MINI_LVIS = f"{MAKE_MINI} --benchmark lvis"
+MAKE_NOUNS = "make it with tools/index_pairs.py json, see datasets/README.md"
 PSEUDO_LABEL = "make it with tools/pseudo_label.py"
 GET_PANOPTIC = "get COCO's panoptic annotations, see datasets/README.md"
 GET_CC3M = "get Conceptual Captions, see datasets/README.md"
@@ -136,6 +138,11 @@ def coco_vocabulary() -> Vocabulary:
     return Vocabulary(list(COCO_NAMES), list(BASE_NAMES), list(NOVEL_NAMES), dict(COCO_INDEX))
 
 
+def split_vocabulary() -> Vocabulary:
+    """VLDet's 65 classes: the base and novel ones of COCO by ascending id. Files hold COCO's ids (vldet §2)."""
+    return Vocabulary(list(categories.SPLIT_NAMES), list(BASE_NAMES), list(NOVEL_NAMES), dict(categories.SPLIT_INDEX))
+
+
 def lvis_vocabulary() -> Vocabulary:
     """LVIS v1's 1,203 classes; 866 frequent and common ones are base, 337 rare ones novel."""
     index = {i + 1: i for i in range(len(LVIS_NAMES))}
@@ -197,10 +204,12 @@ _KINDS = {
 _COCO = (
     (read_boxes, {}, "train2017", {
         "coco_zeroshot_train_oriorder": ["zero-shot/instances_train2017_seen_2_oriorder"],
+        "coco_zeroshot_train_del": [f"zero-shot/instances_train2017_seen_2{order}" for order in ("_oriorder", "")],
         "coco_ovd_base_train": ["wusize/instances_train2017_base"],
     }),
     (read_boxes, DETECTION, "val2017", {
         "coco_generalized_zeroshot_val": ["zero-shot/instances_val2017_all_2_oriorder"],
+        "coco_generalized_del_val": [f"zero-shot/instances_val2017_all_2{order}" for order in ("_oriorder", "")],
         "coco_zeroshot_val": [f"zero-shot/instances_val2017_unseen_2{order}" for order in ("_oriorder", "")],
         "coco_not_zeroshot_val": [f"zero-shot/instances_val2017_seen_2{order}" for order in ("_oriorder", "")],
         "coco_ovd_val": ["annotations/instances_val2017"],  # all 5,000 images, for CLIM's two runs
@@ -214,6 +223,22 @@ _COCO = (
     (read_regions, REGIONS, "val2017", {"coco_val_regions": ["annotations/instances_val2017"]}),
 )  # fmt: skip
 
+_OF_65 = ("coco_zeroshot_train_del", "coco_generalized_del_val")  # VLDet's own files of them have other ids
+
+# Pairs whose tags number the categories of their file: (name, folder of images or shards, json or index, remedy).
+_PAIRS = (
+    # Where Detic's scripts put Conceptual Captions 3M; CLIM's list of it has the same format.
+    ("cc3m_v1_train", "cc3m/training", "cc3m/train_image_info.json", GET_CC3M),
+    ("cc3m_wds_train_tags", "cc3m-wds", "cc3m-wds/index", f"{INDEX_CC3M}/index"),
+    ("cc3m_wds_train", "cc3m-wds", "cc3m-wds/index_all", f"{INDEX_CC3M}/index_all --keep-untagged"),
+    ("cc3m_wds_train_nouns", "cc3m-wds", "cc3m-wds/index_nouns", f"{INDEX_CC3M}/index_nouns --nouns NOUNS"),
+    ("cc3m_v1_nouns_train_6250tags", "cc3m/training", "cc3m/VLDet/nouns_train_image_info_6250tags.json", MAKE_NOUNS),
+    ("coco_caption_nouns_train_4764tags", "coco/train2017",
+     "coco/VLDet/nouns_captions_train2017_4764tags_allcaps.json", MAKE_NOUNS),
+    ("mini_ov_captions_nouns", "mini/pairs", "mini/annotations/captions_pairs_nouns.json", MAKE_MINI),
+    ("mini_lvis_pairs", "mini_lvis/pairs", "mini_lvis/index", MAKE_MINI_LVIS),
+    ("mini_lvis_pairs_nouns", "mini_lvis/pairs", "mini_lvis/pairs/index_nouns", MAKE_MINI_LVIS),
+)  # fmt: skip
 _MINI = (
     ("mini_ov_train", "train", "instances_train_base", read_boxes, {}),
     ("mini_ov_val", "val", "instances_val_all", read_boxes, DETECTION),
@@ -228,7 +253,7 @@ def register_builtin() -> None:
     for read, metadata, images, sets in _COCO:
         for name, json_files in sets.items():
             files = Files(f"coco/{images}", tuple(f"coco/{stem}.json" for stem in json_files), PREPARE_COCO)
-            register(name, files, read, coco_vocabulary, **metadata)
+            register(name, files, read, split_vocabulary if name in _OF_65 else coco_vocabulary, **metadata)
     panoptic = Files("coco/val2017", ("coco/annotations/panoptic_val2017.json",), GET_PANOPTIC)
     stuff = {"stuff_classes": list(STUFF_NAMES)}
     register("coco_panoptic_val_regions", panoptic, read_panoptic_regions, coco_vocabulary, **REGIONS, **stuff)
@@ -238,16 +263,11 @@ def register_builtin() -> None:
     for name, json_file, metadata in (("train", "train_norare", {}), ("val", "val", LVIS)):
         files = Files("mini_lvis", (f"mini_lvis/lvis/instances_{json_file}.json",), MAKE_MINI_LVIS)
         register(f"mini_lvis_{name}", files, read_lvis, partial(own_vocabulary, files, split=True), **metadata)
-    register("mini_lvis_pairs", Files("mini_lvis/pairs", ("mini_lvis/index",), MAKE_MINI_LVIS), read_shards, None)
+    for name, images, pairs, remedy in _PAIRS:
+        register(name, Files(images, (pairs,), remedy), read_captions if pairs.endswith("json") else read_shards, None)
     for name, images in (("coco_pseudo_regions", "coco/train2017"), ("mini_pseudo_regions", "mini/pairs")):
         files = Files(images, (f"{images.split('/')[0]}/annotations/pseudo_regions.json",), PSEUDO_LABEL)
         register(name, files, read_pseudo_labels, partial(own_vocabulary, files))
-    # Where Detic's scripts put Conceptual Captions 3M; CLIM's list of it has the same format.
-    cc3m = Files("cc3m/training", ("cc3m/train_image_info.json",), GET_CC3M)
-    register("cc3m_v1_train", cc3m, read_captions, None)
-    for name, index, option in (("train_tags", "index", ""), ("train", "index_all", " --keep-untagged")):
-        how = f"{INDEX_CC3M}/{index}{option}"
-        register(f"cc3m_wds_{name}", Files("cc3m-wds", (f"cc3m-wds/{index}",), how), read_shards, None)
     tagged = Files("cc3m/training", ("cc3m/train_image_info_tags.json",), PREPARE_LVIS)
     register("cc3m_v1_train_tags", tagged, read_captions, lvis_vocabulary)
     for name in ("lvis_v1_train", "lvis_v1_train_norare", "lvis_v1_val"):

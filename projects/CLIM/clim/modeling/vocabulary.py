@@ -20,7 +20,10 @@ from clim.text import CLASS_FEATURES, load_embeddings, require_width
 logger = logging.getLogger(__name__)
 
 WIDTHS = {"embedding": "DIM", "hidden": "WORD_DIM", "words": "DIM"}  # features of class names: MODEL.TEXT key of width
-NAMED_LISTS = {80: "coco", 133: "coco_panoptic", 1203: "lvis", 59: "pascal_context"}  # by length, for a command
+NAMED_LISTS = {  # class lists that tools/build_text_embeddings.py knows by name
+    categories.COCO_NAMES: "coco", categories.SPLIT_NAMES: "coco_65",
+    categories.PANOPTIC_NAMES: "coco_panoptic", categories.LVIS_NAMES: "lvis",
+}  # fmt: skip
 _COMPARED = 3  # classes
 _ALIKE = 0.5  # cosine; other prompts give larger ones, another layer or tower gives smaller ones
 _SETS = {"ovcoco": "coco_generalized_zeroshot_val"}  # value of MODEL.OPEN_VOCAB.BASE_CLASSES: data set
@@ -91,8 +94,10 @@ def _command(cfg, features: str) -> str:
     """The command that builds the embeddings of the configured data set's classes, without its output."""
     classes, text = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT
     sets = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
-    lists = {len(s.thing_classes): s.json_file for s in sets if Path(s.get("json_file", "")).is_file()}
-    dataset = (lists | NAMED_LISTS).get(classes, f"JSON_OF_{classes}_CATEGORIES")
+    others = (s for s in sets if tuple(s.get("thing_classes", ())) not in NAMED_LISTS)
+    lists = {len(names): word for names, word in NAMED_LISTS.items()}
+    lists |= {len(s.thing_classes): s.json_file for s in others if Path(s.get("json_file", "")).is_file()}
+    dataset = lists.get(classes, f"JSON_OF_{classes}_CATEGORIES")
     return (
         f"python tools/build_text_embeddings.py classes --dataset {dataset} --features {features} "
         f"--prompt {cfg.MODEL.VOCABULARY.PROMPT} --tower {text.NAME} --pretrained '{text.PRETRAINED}'"

@@ -44,6 +44,7 @@ _FAMILIES = (
     ("a painting of {} {{name}}.", ("the", "a")),
 )
 
+_CLEAN = str.maketrans("_+", "  ", ",()")
 TEMPLATES = tuple(pattern.format(*choice) for pattern, *slots in _FAMILIES for choice in product(*slots))
 
 
@@ -59,10 +60,23 @@ def ensemble(name: str) -> list[str]:
     return [f"This is {text}" if text.startswith(("a", "the")) else text for text in texts]
 
 
+def imagenet(name: str) -> list[str]:
+    """The 81 prompts of a class or noun in RegionCLIP and VLDet: its name with a dot, and CLIP's 80 for ImageNet.
+
+    Underscores and "+" become spaces; commas and brackets go, what is inside them stays. No article becomes "an"
+    (vldet §2).
+    """
+    from open_clip import OPENAI_IMAGENET_TEMPLATES  # takes seconds
+
+    clean = name.translate(_CLEAN)
+    return [f"{clean}.", *(template(clean) for template in OPENAI_IMAGENET_TEMPLATES)]
+
+
 # MODEL.VOCABULARY.PROMPT -> the texts for a class.
 PROMPTS: dict[str, Callable[[str], list[str]]] = {
     "a": lambda name: ["a " + name],  # Detic's: the raw name with its underscores, never "an"
     "ensemble": ensemble,
+    "imagenet": imagenet,
     "name": lambda name: [name],
 }
 
