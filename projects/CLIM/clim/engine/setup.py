@@ -1,4 +1,4 @@
-"""From the command line to processes and a frozen config, and the checks of a config.
+"""From a command line to a frozen config, and the checks of a config.
 
 The checks find mistakes that would otherwise show late, or give wrong results without an error. A mistake that
 stops the program at once with a clear error has no check here.
@@ -6,18 +6,14 @@ stops the program at once with a clear error has no check here.
 
 import difflib
 import logging
-import os
-import socket
 from functools import reduce
 from operator import getitem
-from urllib.parse import urlparse
 
 import torch
 import yaml
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
-from detectron2.engine import launch as detectron2_launch
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -25,49 +21,12 @@ from detectron2.utils.logger import setup_logger
 from clim.config import add_clim_config
 from clim.data.datasets import register_own_sets
 from clim.data.loader import STREAMS, batch_sizes
-from clim.errors import UserError, run_cleanly
+from clim.errors import UserError
 from clim.evaluation.regions import region_classes
 from clim.methods import METHOD_REGISTRY
 from clim.modeling.vocabulary import num_classes
 
 logger = logging.getLogger(__name__)
-
-
-def launch(main, args) -> None:
-    """Run ``main(args)`` in ``args.num_gpus`` processes on each of ``args.num_machines`` machines.
-
-    Without CUDA the processes communicate by Gloo and share the cores (OMP_NUM_THREADS, unless it is set). A
-    UserError ends the program with one line on stderr and exit code 2. ``main`` is a function of a module, because new
-    processes import it; ``args`` are those of Detectron2's ``default_argument_parser``.
-    """
-    run_cleanly(_launch, main, args)
-
-
-def _launch(main, args):
-    check_processes(args)
-    if args.num_gpus > 1 and not torch.cuda.is_available():  # otherwise each process uses all cores
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.num_gpus)))
-    machines = {"num_machines": args.num_machines, "machine_rank": args.machine_rank}
-    detectron2_launch(main, args.num_gpus, **machines, dist_url=args.dist_url, args=(args,))
-
-
-def check_processes(args) -> None:
-    """UserError where the processes cannot start, or would wait for each other forever."""
-    if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
-        raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}.")
-    rank, machines = args.machine_rank, args.num_machines
-    if not 0 <= rank < machines:
-        raise UserError(f"--machine-rank {rank} of {machines} machines: each needs its own, from 0 to {machines - 1}.")
-    url = urlparse(args.dist_url)
-    if machines * args.num_gpus == 1 or rank != 0 or url.scheme != "tcp" or not url.port:
-        return
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:  # otherwise these processes join another training
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", url.port))
-        except OSError as error:
-            remedy = "perhaps by another training. Use another port, or on a single machine --dist-url auto"
-            raise UserError(f"--dist-url: port {url.port} is taken ({error.strerror}), {remedy}.") from error
 
 
 def load_config(config_file: str, overrides: list):
