@@ -63,10 +63,7 @@ def nan_to_none(row: Mapping) -> dict:
 
 
 def read_json(path: str | os.PathLike, *, remedy: str, object_hook: Callable[[dict], object] | None = None):
-    """Content of a json file. UserError with ``remedy`` where the file is missing or broken.
-
-    ``object_hook`` takes each object of the file and gives what stands for it.
-    """
+    """Content of a json file. UserError with ``remedy`` where the file is missing or broken."""
     try:
         return json.loads(Path(path).read_bytes(), object_hook=object_hook)
     except (FileNotFoundError, NotADirectoryError) as error:

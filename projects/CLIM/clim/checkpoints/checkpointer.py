@@ -44,10 +44,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             pointer.write_text(path.name)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
-        """Load a local file or an address as Detectron2 does; "" loads nothing.
-
-        UserError where the file is missing, damaged or could run code, or has no weight of this model.
-        """
+        """Load a local file or an address as Detectron2 does; "" loads nothing. UserError for unfit or unsafe files."""
         try:
             if path:
                 require_start(path, save_dir=self.save_dir, path_manager=self.path_manager)

@@ -155,10 +155,8 @@ def _read(key: str, names: Sequence[str], field: str, read=lambda ns: concatenat
         raise UserError(f"DATASETS.{key} = {tuple(names)} holds no image with {field}.")
     firsts = (part[:1] if isinstance(part, ShardRecords) else part for part in parts_of(records))
     if any(field not in record for part in firsts for record in part):
-        raise UserError(
-            f"DATASETS.{key} = {tuple(names)} holds images without {field}: pairs belong in DATASETS.CAPTIONS, boxes "
-            "in DATASETS.TRAIN, pseudo-labels in DATASETS.REGIONS."
-        )
+        rule = "pairs belong in DATASETS.CAPTIONS, boxes in DATASETS.TRAIN, pseudo-labels in DATASETS.REGIONS"
+        raise UserError(f"DATASETS.{key} = {tuple(names)} holds images without {field}: {rule}.")
     return records
 
 
@@ -227,17 +225,13 @@ def repeat_factors(cfg, records: list[dict]) -> np.ndarray | None:
     compute = sampler.repeat_factors_from_category_frequency
     factors = compute(records, loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT).numpy()
     factors = np.ceil(factors) if loader.REPEAT_ROUND_UP else factors
-    logger.info(
-        "Repeat factors up to %.2f: an epoch of %d images has about %d", factors.max(), len(factors), factors.sum()
-    )
+    numbers = factors.max(), len(factors), factors.sum()
+    logger.info("Repeat factors up to %.2f: an epoch of %d images has about %d", *numbers)
     return factors
 
 
 def repeated(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices of one epoch, int64: the whole part of each factor, and one more with the probability of the rest.
-
-    Index i comes as i, i + N, i + 2 N, … for N ``factors``.
-    """
+    """Indices i, i + N, … of one epoch, int64: the whole part of each of N factors, one more by chance of the rest."""
     whole = np.floor(factors)
     times = (whole + (rng.random(len(factors)) < factors - whole)).astype(np.int64)
     first = np.cumsum(times) - times  # where the copies of each index begin

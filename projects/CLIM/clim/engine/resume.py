@@ -26,9 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointHook(HookBase):
-    """Every process writes its state, then the main one writes weights and ``last_checkpoint``.
-
-    In this order, the checkpoint that ``last_checkpoint`` names is always complete. The last one is model_final.
+    """Every process writes its state, then the main one weights and ``last_checkpoint``, which so is always complete.
 
     ``period``: iterations between two checkpoints, 0: model_final only. ``keep``: number of newest checkpoints that
     stay beside model_final, 0: all. The run owns the checkpoints in the folder that are older than ``start_iter``.
@@ -74,10 +72,7 @@ def save_rank_state(model: nn.Module, path: Path) -> None:
 
 
 def load_rank_state(model: nn.Module, path: Path) -> bool:
-    """Restore what :func:`save_rank_state` wrote.
-
-    False, and no change, without the file or where it has another number of processes or other queues.
-    """
+    """Restore what :func:`save_rank_state` wrote. False, and no change, without it or with other ranks or queues."""
     if not path.is_file():
         return False
     state = torch.load(path, map_location="cpu", weights_only=True)

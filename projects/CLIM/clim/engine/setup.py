@@ -30,10 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_config(config_file: str, overrides: list):
-    """The frozen config of a YAML file and KEY, VALUE, … overrides, on the CPU where there is no CUDA.
-
-    Raises UserError where the file or an override cannot be read, or a value is out of range.
-    """
+    """The frozen config of a YAML file and KEY, VALUE, … overrides, on the CPU without CUDA. UserError for mistakes."""
     cfg = get_cfg()
     add_clim_config(cfg)
     try:

@@ -62,9 +62,8 @@ class Baron(Method):
         self.frequencies, self.frequency_base = frequencies, frequency_base
         self.temperature, self.weight = temperature, weight
         width = 4 * frequencies
-        self.positional_embed = nn.Sequential(
-            nn.Linear(width, width), nn.LayerNorm(width), nn.Linear(width, words * word_dim)
-        )
+        layers = nn.Linear(width, width), nn.LayerNorm(width), nn.Linear(width, words * word_dim)
+        self.positional_embed = nn.Sequential(*layers)
         self.bag_queue, self.caption_queue = TextQueue(queue_length, dim), TextQueue(queue_length, dim)
 
     @classmethod

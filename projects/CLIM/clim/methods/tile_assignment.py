@@ -40,7 +40,6 @@ def max_size_boxes(tiles: Tiles, proposals: list[Instances], *, min_iof: float, 
     """The largest proposal of every tile after clipping to the tile: (T, 4), without gradient.
 
     A tile without proposals gives its own box (CLIM release). With one tile a canvas, this is Detic's max-size box.
-    ``min_iof`` and ``topk`` as in :func:`assign_to_tiles`.
     """
     boxes = tiles.boxes.clone()
     for rows, found in tiles_and_proposals(tiles, proposals):

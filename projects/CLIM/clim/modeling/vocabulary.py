@@ -98,10 +98,8 @@ def _command(cfg, features: str) -> str:
     lists = {len(names): word for names, word in NAMED_LISTS.items()}
     lists |= {len(s.thing_classes): s.json_file for s in others if Path(s.get("json_file", "")).is_file()}
     dataset = lists.get(classes, f"JSON_OF_{classes}_CATEGORIES")
-    return (
-        f"python tools/build_text_embeddings.py classes --dataset {dataset} --features {features} "
-        f"--prompt {cfg.MODEL.VOCABULARY.PROMPT} --tower {text.NAME} --pretrained '{text.PRETRAINED}'"
-    )
+    options = f"--prompt {cfg.MODEL.VOCABULARY.PROMPT} --tower {text.NAME} --pretrained '{text.PRETRAINED}'"
+    return f"python tools/build_text_embeddings.py classes --dataset {dataset} --features {features} {options}"
 
 
 def class_mask(cfg) -> Tensor:

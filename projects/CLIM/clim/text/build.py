@@ -78,10 +78,7 @@ class LazyTower:
 
 
 def build_text_encoder(cfg) -> CaptionCache | LazyTower:
-    """The text encoder of ``cfg.MODEL.TEXT``: a lazy tower, behind a cache if ``CACHE`` is set.
-
-    A detector with class embeddings from a file or a checkpoint is evaluated without loading the tower.
-    """
+    """The text encoder of ``cfg.MODEL.TEXT``: a lazy tower, behind a cache if ``CACHE`` is set."""
     text = cfg.MODEL.TEXT
     folder = resolve(text.CACHE) if text.CACHE else None
     tower = LazyTower(name=text.NAME, pretrained=text.PRETRAINED, directory=folder, device=cfg.MODEL.DEVICE)
