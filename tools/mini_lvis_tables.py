@@ -5,7 +5,7 @@
     python tools/mini_lvis_tables.py --report docs/mini_results.md   # only write tables of what has been run
 
 A seed has its own images and shards. Detic starts from its base stage. F-VLM is trained on a frozen dual
-encoder, which has seen whole images of the shards, or these and mosaics. Settings are those of configs/mini.
+encoder, which has seen whole images of the shards, or mosaics too. Settings are those of configs/mini.
 """
 
 from clim.errors import run_cleanly
