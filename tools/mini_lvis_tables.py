@@ -1,10 +1,10 @@
 """Train Table 1b's rows on mini OV-LVIS with three seeds, and write their tables: mask AP of rare classes first.
 
     python tools/mini_lvis_tables.py                       # all rows; can be stopped and started again
-    python tools/mini_lvis_tables.py --only F-VLM          # the rows of one method: Detic or F-VLM
+    python tools/mini_lvis_tables.py --only F-VLM          # the rows of one method: Detic, VLDet or F-VLM
     python tools/mini_lvis_tables.py --report docs/mini_results.md   # only write tables of what has been run
 
-A seed has its own images and shards. Detic starts from its base stage. F-VLM is trained on a frozen dual
+A seed has its own images and shards. Detic and VLDet start from its base stage. F-VLM is trained on a frozen dual
 encoder, which has seen whole images of the shards, or mosaics too. Settings are those of configs/mini.
 """
 
@@ -39,6 +39,12 @@ METHODS = {
         "Detic": tuned("lvis_detic.yaml"),
         "Detic + CLIM": tuned("lvis_detic_clim.yaml"),
         CONTROL: tuned("lvis_detic_clim.yaml", *PERMUTED_TEXTS),
+    },
+    "VLDet": {
+        "base stage only": BASE,
+        "VLDet": tuned("lvis_vldet.yaml"),
+        "VLDet + CLIM": tuned("lvis_vldet_clim.yaml"),
+        CONTROL: tuned("lvis_vldet_clim.yaml", *PERMUTED_TEXTS),
     },
     "F-VLM": {
         "F-VLM, encoder of whole images": fvlm("clip_whole.yaml"),

@@ -60,12 +60,19 @@ CLUTTERED_ROWS = {
     "21 captions + tags, stacked": tuned("detic.yaml", *STACKED, *CLUTTERED),
     "CLIM, captions + tags": tuned("detic_clim.yaml", *CLUTTERED),
 }
+VLDET = {
+    "base stage only": BASE,
+    "VLDet": tuned("vldet.yaml"),
+    "VLDet + CLIM": tuned("vldet_clim.yaml"),
+    "control: CLIM, texts permuted within each canvas": tuned("vldet_clim.yaml", *PERMUTED_TEXTS),
+}
 SECTIONS = {
     "Mini Table 1a: every method, with and without CLIM": Section(METHODS, AP50),
     "Controls of Mini Table 1a: texts permuted within each canvas": Section(METHOD_CONTROLS, AP50),
     "Image-text supervision, object-centric pairs": Section(SUPERVISION, AP50),
     "Grids, captions + tags": Section(GRIDS, AP50),
     "Cluttered pairs, captions + tags (one seed)": Section(CLUTTERED_ROWS, AP50, most_seeds=1),
+    "VLDet on OV-COCO, with and without CLIM": Section(VLDET, AP50),
 }
 
 if __name__ == "__main__":
