@@ -251,7 +251,7 @@ def _input_digests(cfg, root: Path) -> dict[str, str]:
     files = [os.path.relpath(file, data_root()) for file in files if file]
     files += [cfg.MODEL.WEIGHTS, cfg.MODEL.IMAGE_ENCODER.PRETRAINED, cfg.MODEL.TEXT.PRETRAINED]
     files += [cfg.INPUT.MOSAIC.PARTNERS, cfg.MODEL.OPEN_VOCAB.BASE_CLASSES]
-    files += [cfg.MODEL.VOCABULARY.EMBEDDINGS, cfg.MODEL.METHOD.REGION_CLIP.EMBEDDINGS]
+    files += [node.EMBEDDINGS for node in (cfg.MODEL.VOCABULARY, cfg.MODEL.METHOD.REGION_CLIP, cfg.MODEL.METHOD.VLDET)]
     found = {}
     for file in filter(None, files):
         path = Path(file) if Path(file).is_file() else root / file

@@ -107,7 +107,7 @@ def test_other_settings_start_over(tmp_path, stand_in):
     [
         (None, "mini/annotations/instances_train_base.json"), (None, "mini/metadata/classes_minilm.npy"),
         ("MODEL.TEXT.PRETRAINED", "named"), ("INPUT.MOSAIC.PARTNERS", "named"),
-        ("MODEL.OPEN_VOCAB.BASE_CLASSES", "named"),
+        ("MODEL.OPEN_VOCAB.BASE_CLASSES", "named"), ("MODEL.METHOD.VLDET.EMBEDDINGS", "named"),
     ],
 )  # fmt: skip
 def test_other_contents_of_the_inputs_start_over(tmp_path, stand_in, key, file):

@@ -87,16 +87,15 @@ class VLDet(Method):
         return {"region": replace(regions["region"], boxes=refined)[Boxes(refined).nonempty()]}
 
     def losses(self, embeddings, regions, texts):
-        rows, (tile, last) = embeddings["region"], owners_and_last(regions["region"])
+        rows, region = embeddings["region"], regions["region"]
+        tile, last = owners_and_last(region)
         count = sum(len(source.tiles) for source in (texts, *texts.others))
-        losses = {}
+        sums = {}
         if self.caption_weight > 0:
-            per_region = self.caption_losses(rows[last], regions["region"][last], texts)
-            losses["loss_caption"] = self.caption_weight * per_region.sum() / count
+            sums["loss_caption"] = self.caption_weight * self.caption_losses(rows[last], region[last], texts).sum()
         if self.noun_weight > 0:
-            per_region = self.noun_losses(rows[~last], tile[~last], texts)
-            losses["loss_noun"] = self.noun_weight * per_region.sum() / count
-        return losses
+            sums["loss_noun"] = self.noun_weight * self.noun_losses(rows[~last], tile[~last], texts).sum()
+        return {name: loss / count for name, loss in sums.items()}
 
     def caption_losses(self, embeddings: Tensor, regions: Regions, texts: Texts) -> Tensor:
         """(R,) each of ``embeddings`` (R, D) against the captions of the tiles of all sources."""
@@ -110,10 +109,8 @@ class VLDet(Method):
         """(M,) of the matched ones of ``embeddings`` (R, D), which belong to ``tile`` (R,); "bce": (R,), of all."""
         nouns, columns, counts = nouns_of_tiles([tags for t in (texts, *texts.others) for tags in t.tiles.tags])
         if len(nouns) and nouns[-1] >= len(self.nouns):
-            raise UserError(
-                f"An image-text pair has noun {nouns[-1]}, but MODEL.METHOD.VLDET.EMBEDDINGS has {len(self.nouns)} "
-                "rows: name the embeddings of the nouns of DATASETS.CAPTIONS."
-            )
+            table = f"MODEL.METHOD.VLDET.EMBEDDINGS has {len(self.nouns)} rows"
+            raise UserError(f"An image-text pair has noun {nouns[-1]}, but {table}: name those of DATASETS.CAPTIONS.")
         nouns, counts = nouns.to(tile.device), counts.to(tile.device)
         logits = self.logits(embeddings, self.nouns[nouns])
         pairs = match_tiles(logits.detach().cpu(), tile.cpu(), columns[: len(texts.tiles)], match=self.match)
@@ -142,10 +139,10 @@ def nouns_of_tiles(tags: list[list[int]]) -> tuple[Tensor, tuple[Tensor, ...], T
 def match_tiles(logits: Tensor, tile: Tensor, columns: Sequence[Tensor], *, match) -> tuple[Tensor, Tensor]:
     """Match the nouns of each tile with its regions: rows (M,) and columns (M,) of ``logits`` (R, U).
 
-    ``tile`` (R,) is the tile of each row, ``columns`` (N,) the nouns of each tile. ``match`` is :func:`match_nouns` or
-    :func:`match_softly`; a column U is the background.
+    ``tile`` (R,) is the tile of each row, ascending, ``columns`` (N,) the nouns of each tile. ``match`` is
+    :func:`match_nouns` or :func:`match_softly`; a column U is the background.
     """
-    rows = [(tile == t).nonzero()[:, 0] for t in range(len(columns))]
+    rows = torch.arange(len(tile)).split(tile.bincount(minlength=len(columns)).tolist())
     pairs = match([logits[mine][:, own].T for mine, own in zip(rows, columns, strict=True)])
     background = torch.tensor([logits.shape[1]])
     found = [torch.cat([own, background])[nouns] for own, (nouns, _) in zip(columns, pairs, strict=True)]

@@ -1,0 +1,47 @@
+"""The rows of the mini tables: what they train on, what they start from, and that no two of them share a folder."""
+
+import pytest
+
+import mini_clip_tables
+import mini_lvis_tables
+import mini_tables
+from clim.engine import load_config
+from experiments.tables import CONFIGS, with_origins
+
+
+def all_rows(tool):
+    """{row: its config after the overrides} of the rows of ``tool``'s sections, and of what they start from."""
+    rows = [(row, ()) for section in tool.SECTIONS.values() for row in section.rows.values()]
+    return {row: load_config(str(CONFIGS / row.config), list(map(str, row.overrides))) for row, _ in with_origins(rows)}
+
+
+@pytest.mark.parametrize("tool", [mini_tables, mini_clip_tables, mini_lvis_tables])
+def test_every_row_has_a_config_and_a_folder_of_its_own(tool, tmp_path):
+    configs = all_rows(tool)
+    folders = {row.folder(tmp_path, 0).name: row for row in configs}
+    assert len(folders) == len(configs) and max(map(len, folders)) < 255  # a file system's limit
+    for row, cfg in configs.items():  # a config that starts from another run names its file in output/mini
+        starts = {key for key, *_ in row.starts_from}
+        assert ("MODEL.WEIGHTS" in starts) == cfg.MODEL.WEIGHTS.startswith("output/")
+        assert ("MODEL.IMAGE_ENCODER.PRETRAINED" in starts) == cfg.MODEL.IMAGE_ENCODER.PRETRAINED.startswith("output/")
+
+
+def test_all_rows_of_mini_ov_lvis_learn_from_it_alone():
+    for row, cfg in all_rows(mini_lvis_tables).items():
+        assert all(name.startswith("mini_lvis_") for name in cfg.DATASETS.CAPTIONS) or "fvlm" in row.config, row
+        if cfg.MODEL.META_ARCHITECTURE == "ImageTextModel":
+            assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((), ()), row
+        else:
+            assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("mini_lvis_train",), ("mini_lvis_val",)), row
+            assert cfg.MODEL.MASK_ON, row
+
+
+def test_fvlm_rows_differ_in_their_encoders_alone():
+    whole, clim, control = mini_lvis_tables.METHODS["F-VLM"].values()
+    encoders = [row.starts_from[0][1] for row in (whole, clim, control)]
+    assert {(row.config, row.overrides) for row in (whole, clim, control)} == {("lvis_fvlm.yaml", ())}
+    assert [encoder.config for encoder in encoders] == ["clip_whole.yaml", "clip_clim.yaml", "clip_clim.yaml"]
+    assert encoders[2].overrides == (*encoders[1].overrides, *mini_lvis_tables.PERMUTED_TEXTS)
+    assert {encoder.starts_from for encoder in encoders} == {
+        (("MODEL.WEIGHTS", mini_lvis_tables.ENCODER, "model_final.pth"),)
+    }
