@@ -235,6 +235,6 @@ def _record(image: Mapping, image_root: str) -> dict:
 
 def _class(category_id: int, index: Mapping[int, int], image_id, json_file: str) -> int:
     if category_id not in index:
-        where = f"image {image_id} of {json_file}"
-        raise UserError(f"{where} has category {category_id}, but it is not one of the {len(index)} of this set")
+        known = f"one of the {len(index)} categories of this data set"
+        raise UserError(f"image {image_id} of {json_file} has category {category_id}, but it is not {known}")
     return index[category_id]

@@ -93,10 +93,10 @@ def _warn_of_other_features(cfg, embeddings: Tensor, encoder) -> None:
 def _command(cfg, features: str) -> str:
     """The command that builds the embeddings of the configured data set's classes, without its output."""
     classes, text = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT
-    sets = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
-    others = (s for s in sets if tuple(s.get("thing_classes", ())) not in NAMED_LISTS)
+    sets = (MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    there = (s for s in sets if Path(s.get("json_file", "")).is_file())
     lists = {len(names): word for names, word in NAMED_LISTS.items()}
-    lists |= {len(s.thing_classes): s.json_file for s in others if Path(s.get("json_file", "")).is_file()}
+    lists |= {len(s.thing_classes): s.json_file for s in there if tuple(s.thing_classes) not in NAMED_LISTS}
     dataset = lists.get(classes, f"JSON_OF_{classes}_CATEGORIES")
     options = f"--prompt {cfg.MODEL.VOCABULARY.PROMPT} --tower {text.NAME} --pretrained '{text.PRETRAINED}'"
     return f"python tools/build_text_embeddings.py classes --dataset {dataset} --features {features} {options}"
