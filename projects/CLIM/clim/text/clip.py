@@ -8,6 +8,7 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ class OpenClipTower(TextTower):
 
 
 def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
-    """open_clip's ``visual`` (VisionTransformer or ModifiedResNet) in float32, on the CPU.
+    """open_clip's ``visual`` (VisionTransformer, ModifiedResNet or TimmModel) in float32, on the CPU.
 
     ``architecture`` (an open_clip model, or a json in the format of its configs) decides the activation of a ViT:
     OpenAI's and CLIM's weights were trained as "ViT-B-16-quickgelu"; CLIM's published ViT detectors were measured as
@@ -86,12 +87,24 @@ def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
     """
     config = clip_config(architecture, IMAGE.name_key)
     quick_gelu = config.get("quick_gelu", False)
+    vision_cfg = config["vision_cfg"] | {"timm_drop": 0.0, "timm_drop_path": None}  # no dropout, as CLIM
     visual = open_clip.CLIP(
-        embed_dim=config["embed_dim"], vision_cfg=config["vision_cfg"], text_cfg=_STUB_TEXT_HALF, quick_gelu=quick_gelu
+        embed_dim=config["embed_dim"], vision_cfg=vision_cfg, text_cfg=_STUB_TEXT_HALF, quick_gelu=quick_gelu
     ).visual
     activation = quick_gelu if hasattr(visual, "transformer") else None  # a ResNet has ReLU
     load_half(visual, IMAGE, name=architecture, pretrained=pretrained, quick_gelu=activation)
     return visual
+
+
+def check_pixels(architecture: str, pretrained: str, *, mean: list[float], std: list[float]) -> None:
+    """Warn where MODEL.PIXEL_MEAN and PIXEL_STD suit neither the tag ``pretrained`` nor, else, any tag of the model."""
+    is_tag = open_clip.is_pretrained_cfg(architecture, pretrained)
+    tags = [pretrained] if is_tag else open_clip.list_pretrained_tags_by_model(architecture)
+    trained = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]
+    right = [[round(255 * value, 4) for value in (*one["mean"], *one["std"])] for one in trained]
+    if right and not any(np.allclose([*mean, *std], row, atol=0.5) for row in right):
+        what = "MODEL.PIXEL_MEAN and PIXEL_STD are not those of the weights of %s: set them to %s and %s, in RGB."
+        logger.warning(what, architecture, right[0][:3], right[0][3:])
 
 
 # ---- descriptions
