@@ -180,8 +180,42 @@ def test_the_text_half_alone_has_openai_names_and_float32_features(tower, clip, 
     first = build_text_tower(name="tiny-clip").encode(phrases)  # random weights are always the same
     torch.manual_seed(5)
     assert torch.equal(first, build_text_tower(name="tiny-clip").encode(phrases))
-    with pytest.raises(UserError, match="tiny-pooled.*not CLIP's causal transformer"):
-        build_text_tower(name="tiny-pooled")
+
+
+OTHERS = {
+    "pool_type": "last", "no_causal_mask": True, "proj_bias": True, "norm_kwargs": {"eps": 1e-3},
+    "act_kwargs": {"approximate": "tanh"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("custom", [True, False])
+def test_other_text_halves_embed_whole_texts(custom, tiny_json, tmp_path, phrases):
+    """SigLIP's, and as CLIPA's in a model without a half of its own: open_clip's embeddings, and no words."""
+    path = Path(tiny_json("vit", quick_gelu=False, text=OTHERS, custom_text=custom))
+    open_clip.add_model_config(path)
+    torch.manual_seed(3)
+    model = open_clip.create_model(path.stem, load_weights=False).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    tower, tokens = build_text_tower(name=str(path), pretrained=str(tmp_path / "w.pt")), open_clip.SimpleTokenizer()
+    with torch.no_grad():
+        expected = model.encode_text(tokens(phrases, context_length=16), normalize=True)
+    torch.testing.assert_close(tower.encode(phrases), expected, atol=1e-6, rtol=0)
+    assert tower.encode(phrases).std() > 0.1 and tower.fingerprint != build_text_tower(name=str(path)).fingerprint
+    for read in (
+        lambda: tower.encode_hidden(phrases),
+        lambda: tower.encode_words(torch.zeros(1, 2, 16), torch.ones(1)),
+    ):
+        with pytest.raises(UserError, match="reads single words"):
+            read()
+
+
+def test_text_halves_of_the_hub(tiny_json, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    complaints = {"hf_model_name": "not open_clip's own", "hf_tokenizer_name": "tokenizer no/half.*could not be"}
+    for key, complaint in complaints.items():
+        text = {key: "no/half"}
+        with pytest.raises(UserError, match=complaint):
+            build_text_tower(name=tiny_json("vit", text=text))
 
 
 # ---- activation
