@@ -30,6 +30,7 @@ TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "lay
 VISION = {
     "vit": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 4},
     "resnet": {"image_size": 64, "width": 8, "layers": [1, 2, 1, 1]},
+    "timm": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None, "image_size": 160},
 }
 # timm's towers in small, with the options of those in open_clip: class, arguments, open_clip's pool and projection.
 SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
