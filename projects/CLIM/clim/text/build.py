@@ -30,9 +30,10 @@ def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.dev
             from clim.text.bert import BertTower
 
             return BertTower(folder=folder).to(device)
-        from clim.text.clip import OpenClipTower
+        from clim.text.clip import OpenClipTower, WholeTextTower, is_words_tower
 
-        return OpenClipTower(name=name, pretrained=pretrained).to(device)
+        tower = OpenClipTower if is_words_tower(name) else WholeTextTower
+        return tower(name=name, pretrained=pretrained).to(device)
 
 
 class LazyTower:
