@@ -36,7 +36,6 @@ class OpenClipTower(TextTower):
 
     Cuts long texts to the context length and keeps the end-of-text token, as the CLIM release; official Detic takes a
     random window of 77 tokens. A batch ends behind its longest text, as the causal mask hides all later tokens.
-    Arguments as of :func:`clim.text.build.build_text_tower`.
     """
 
     def __init__(self, *, name: str, pretrained: str):

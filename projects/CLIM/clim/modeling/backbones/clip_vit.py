@@ -1,7 +1,6 @@
 """CLIP's vision transformers with MaskCLIP's dense map: the last block runs without attention (clip_fvlm §1).
 
-Shapes: B images, (h, w) patches, N = P + h·w tokens, P of them before the patches (1, CLS; SigLIP has none), W width,
-D embedding width.
+Shapes: B images, (h, w) patches, N = P + h·w tokens, P before the patches (CLS; SigLIP: none), W width, D embedding.
 """
 
 from collections.abc import Collection
