@@ -79,10 +79,7 @@ class Detector:
 
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> Instances:
-        """``image`` uint8 (H, W, 3) in cfg.INPUT.FORMAT → pred_boxes, scores (the highest first), pred_classes.
-
-        A detector with masks also gives ``pred_masks`` (N, H, W) bool.
-        """
+        """uint8 (H, W, 3) in cfg.INPUT.FORMAT → pred_boxes, scores (best first), pred_classes; masks: pred_masks."""
         height, width = image.shape[:2]
         resized = self.resize.get_transform(image).apply_image(image)
         sample = {"image": channels_first(resized), "height": height, "width": width}

@@ -1,8 +1,7 @@
 """Large-scale jittering (arXiv 2012.07177): resize an image at random and cut out at most a square, without padding.
 
 "efficientdet" is official Detic's EfficientDetResizeCrop (detic §3.1), "mmdet" the CLIM release's RandomResize and
-RandomCrop (detic §3.2). Three numbers are drawn: the factor of the square's side, then the parts of the free height
-and the free width that lie before the cut, in [0, 1).
+RandomCrop (detic §3.2). Three numbers are drawn: the factor of the side, the parts of free height and width before it.
 """
 
 from typing import NamedTuple

@@ -102,8 +102,7 @@ def read_captions(
     [{id, name}]}. Tags are optional; without a size, the image's header gives it. COCO has the captions in
     "annotations": [{image_id, caption}]. ``index`` None: the categories of the file by ascending id.
 
-    Each image with a caption gives a record with ``captions`` (list of str, none blank) and ``tags`` (contiguous
-    indices). UserError also if no record is left.
+    Each image with a caption gives a record with ``captions`` (str, none blank) and ``tags`` (indices). UserError for none.
     """
     content = _open(json_file, image_root, remedy, keys=["images"])
     if index is None:
@@ -160,8 +159,7 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
     """All segments of COCO's panoptic json, by image id, with the indices of its 133 classes.
 
     A record also holds ``pan_seg_file_name``, the PNG of the segments; an annotation holds ``segment_id`` instead of
-    ``segmentation``, and ``bbox`` unless it is stuff. The folder of the PNGs has the name of the json and lies in its
-    folder (COCO's zip) or beside that folder (Detectron2).
+    ``segmentation``, and ``bbox`` unless it is stuff. The PNGs are in a folder named as the json, beside it or its own.
     """
     content = _open(json_file, image_root, remedy)
     folders = [place / Path(json_file).stem for place in (Path(json_file).parents[1], Path(json_file).parent)]

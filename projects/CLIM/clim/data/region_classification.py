@@ -154,8 +154,7 @@ def letterbox_masks(masks: Tensor, size: int) -> Tensor:
 def crop_letterboxed(image: np.ndarray, box: np.ndarray, size: int, *, enlarged: float = 1.0) -> np.ndarray:
     """Crop ``box`` of uint8 (H, W, 3), resize its longest side to S and pad with black on both sides → (S, S, 3).
 
-    ``box`` is x0, y0, x1, y1 in px. It grows by the factor ``enlarged`` about its centre, ends at the image's border
-    and is rounded to whole pixels, at least one.
+    ``box``, x0, y0, x1, y1 in px, grows by ``enlarged`` about its centre, is clipped and rounded, to at least 1 px.
     """
     height, width = image.shape[:2]
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * enlarged

@@ -55,8 +55,7 @@ class RegionClassificationEvaluator(ImageEvaluator):
     def process(self, inputs, outputs):
         """B records with ``image_id`` and ``gt_classes`` (R,), and B dicts with ``region_scores``: {variant: (R, K)}.
 
-        Stores (1 + 2V, R) int64 of an image: its classes, then for each of V variants the rank of the true class among
-        all classes and among things.
+        Stores (1 + 2V, R) int64 of an image: the classes, then for each of V variants their ranks among all and things.
         """
         for record, output in zip(inputs, outputs, strict=True):
             classes = record["gt_classes"].cpu()

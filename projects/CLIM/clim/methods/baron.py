@@ -142,8 +142,7 @@ def draw_bags(tiles: Tiles, proposals: list[Instances], rules: BagRules) -> Regi
 def filter_proposals(boxes: Tensor, logits: Tensor, tile: Tensor, rules: BagRules) -> Tensor:
     """Indices of the proposals of one tile that pass the rules of shape, size and objectness, and then of overlap.
 
-    If none passes the first three, the best alone is kept. ``boxes`` (P, 4) of objectness ``logits`` (P,), best first,
-    lie inside the ``tile`` (4,).
+    If none passes the first three, the best is kept. ``boxes`` (P, 4), best first, lie in ``tile`` (4,).
     """
     if len(boxes) == 0:
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)

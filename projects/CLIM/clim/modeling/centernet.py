@@ -1,8 +1,7 @@
 """CenterNet's proposals: a class-agnostic heat map of box centres, and distances to the sides of boxes (detic §3.1).
 
-Shapes: B images, M locations of one image, level by level and row by row, n boxes of one image. A batch has N = B · M
-locations: level by level, then image by image, then row by row. Boxes are x0, y0, x1, y1 in px of the input; distances
-are left, top, right, bottom.
+Shapes: B images, M locations of one image, level by level and row by row, n boxes of one image. N = B · M locations of
+a batch: by level, by image, by row. Boxes are x0, y0, x1, y1 in px of the input; distances left, top, right, bottom.
 """
 
 import math
@@ -164,8 +163,7 @@ def centernet_targets(
 ) -> Targets:  # fmt: skip
     """What the head learns from the boxes (n, 4) of each image, at ``locations`` (M, 2) of :func:`level_locations`.
 
-    A box belongs to the levels whose range (low, high) in px, ends included, holds half of its diagonal. ``delta`` and
-    ``min_radius`` (px) set the radius of a peak.
+    A box belongs to levels whose range (px, ends included) holds half its diagonal; ``delta``, ``min_radius``: peaks.
     """
     total, counts = len(boxes) * len(locations), [height * width for height, width in sizes]
     level = torch.arange(len(sizes)).repeat_interleave(torch.tensor(counts)).to(locations.device)

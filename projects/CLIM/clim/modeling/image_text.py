@@ -38,9 +38,8 @@ class ImageTextModel(HasTextEncoder, nn.Module):
     Training takes a joint batch (data/loader.py). Single images ("captions") are embedded as a whole; tiles of
     "mosaics" and boxes of "regions" are pooled from dense features. The method sees one set, the single images first.
 
-    Inference takes dicts {"image": (3, H, W), "boxes": Boxes, "masks": (R, H, W) bool, "crops": (R, 3, S, S)}; all
-    but the image are optional. It returns dicts {"region_scores": {"boxes" | "masks" | "crops": (R, K) cosines}}
-    with the K classes of the configured vocabulary.
+    Inference takes dicts {"image": (3, H, W), "boxes": Boxes, "masks": (R, H, W) bool, "crops": (R, 3, S, S)}, all but
+    the image optional: {"region_scores": {"boxes" | "masks" | "crops": (R, K) cosines}} with the K configured classes.
     """
 
     pools = "boxes"  # what its method must pool

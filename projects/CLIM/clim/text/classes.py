@@ -60,8 +60,7 @@ def ensemble(name: str) -> list[str]:
 def imagenet(name: str) -> list[str]:
     """The 81 prompts of a class or noun in RegionCLIP and VLDet: its name with a dot, and CLIP's 80 for ImageNet.
 
-    Underscores and "+" become spaces; commas and brackets go, what is inside them stays. No article becomes "an"
-    (vldet §2).
+    Underscores and "+" become spaces; commas and brackets go, what is inside stays. No article is "an" (vldet §2).
     """
     from open_clip import OPENAI_IMAGENET_TEMPLATES  # takes seconds
 
