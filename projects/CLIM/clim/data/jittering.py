@@ -1,7 +1,7 @@
 """Large-scale jittering (arXiv 2012.07177): resize an image at random and cut out at most a square, without padding.
 
 "efficientdet" is official Detic's EfficientDetResizeCrop (detic §3.1), "mmdet" the CLIM release's RandomResize and
-RandomCrop (detic §3.2). Three numbers are drawn: the factor of the side, the parts of free height and width before it.
+RandomCrop (detic §3.2). Three numbers are drawn: factor of the side, parts of free height and width before the cut.
 """
 
 from typing import NamedTuple

@@ -68,18 +68,12 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
         keys = alternating_batches(streams, weights=loader.ALTERNATE, seed=seed, number=cfg.SOLVER.ACCUMULATE)
     else:
         keys = joint_batches(streams)
-    return iter(
-        DataLoader(
-            MappedSources(mappers),
-            batch_sampler=islice(keys, start_iter * cfg.SOLVER.ACCUMULATE, None),
-            num_workers=loader.NUM_WORKERS,
-            collate_fn=collate,
-            worker_init_fn=start_worker,
-            # The loader has its own generator, because training resumes from the global random state.
-            generator=torch.Generator().manual_seed(seed),
-            persistent_workers=loader.NUM_WORKERS > 0,
-        )
-    )
+    options = {"num_workers": loader.NUM_WORKERS, "persistent_workers": loader.NUM_WORKERS > 0}
+    options |= {"collate_fn": collate, "worker_init_fn": start_worker}
+    # The loader has its own generator, because training resumes from the global random state.
+    options["generator"] = torch.Generator().manual_seed(seed)
+    wanted = islice(keys, start_iter * cfg.SOLVER.ACCUMULATE, None)
+    return iter(DataLoader(MappedSources(mappers), batch_sampler=wanted, **options))
 
 
 class MappedSources(Dataset):

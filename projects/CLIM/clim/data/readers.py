@@ -102,7 +102,7 @@ def read_captions(
     [{id, name}]}. Tags are optional; without a size, the image's header gives it. COCO has the captions in
     "annotations": [{image_id, caption}]. ``index`` None: the categories of the file by ascending id.
 
-    Each image with a caption gives a record with ``captions`` (str, none blank) and ``tags`` (indices). UserError for none.
+    Each image with a caption gives a record with ``captions`` (none blank) and ``tags`` (indices). UserError if none.
     """
     content = _open(json_file, image_root, remedy, keys=["images"])
     if index is None:
