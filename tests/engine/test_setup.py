@@ -136,6 +136,7 @@ NO_PAIRS = ("DATALOADER.CAPTIONS_PER_GPU", 0, "DATALOADER.MOSAICS_PER_GPU", 0)
 NO_MOSAICS = ("DATALOADER.MOSAICS_PER_GPU", 0)
 OFFICIAL = ("MODEL.METHOD.NAME", "OfficialDetic")
 NO_LOSS = ("MODEL.METHOD.DETIC.CAPTION_WEIGHT", 0.0, "MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
+NO_NOUNS = ("MODEL.METHOD.VLDET.CAPTION_WEIGHT", 0.0, "MODEL.METHOD.VLDET.NOUN_WEIGHT", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,7 @@ NO_LOSS = ("MODEL.METHOD.DETIC.CAPTION_WEIGHT", 0.0, "MODEL.METHOD.DETIC.TAG_WEI
         ("detic_clim", (*DEVICE, *NO_MOSAICS), "INPUT.MOSAIC.COMPOSE"),
         ("ovrcnn_clim_pretrain", (*DEVICE, *NO_MOSAICS), "INPUT.MOSAIC.COMPOSE"),
         ("detic_clim", NO_LOSS, "TAG_WEIGHT are both 0"),
+        ("detic_clim", ("MODEL.METHOD.NAME", "VLDet", *NO_NOUNS), "VLDET.CAPTION_WEIGHT and NOUN_WEIGHT are both 0"),
         ("detic_clim", (*OFFICIAL, *NO_MOSAICS), None),
         ("detic_clim", OFFICIAL, "MOSAICS_PER_GPU is 2, .* OfficialDetic does not learn"),
         ("detic_clim", (*OFFICIAL, *NO_MOSAICS, *NO_LOSS), "TAG_WEIGHT are both 0"),

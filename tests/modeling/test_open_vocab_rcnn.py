@@ -7,6 +7,7 @@ import math
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.structures import ImageList
@@ -160,6 +161,15 @@ def test_sources_do_not_touch_each_others_losses(mini, joint_batch, train_step):
     assert model.method.queue.read()[1].tolist() == [11, 13, 14, 15, 11, 12]
 
 
+def test_sources_of_an_iteration_know_each_others_texts(mini, joint_batch, train_step, monkeypatch):
+    losses, seen = mini.method.losses, []
+    monkeypatch.setattr(mini.method, "losses", lambda *given: seen.append(given[2]) or losses(*given))
+    for batch in (joint_batch(), joint_batch(captions=False)):
+        train_step(mini, batch)
+    captions, mosaics, alone = seen
+    assert captions.others == [mosaics] and mosaics.others == [captions] and alone.others == []
+
+
 def test_the_caption_loss_from_scratch(mini, joint_batch, train_step, monkeypatch):
     """Features of the canvas → pooled tiles and groups → the formula, with the queue's captions."""
     model = copy.deepcopy(mini)
@@ -292,3 +302,20 @@ def test_mixed_precision(build_detector, fp32_heads, rest, make_image, joint_bat
     with precisions(model) as seen:  # autocast is off
         train_step(model, joint_batch())
     assert seen == dict.fromkeys(seen, FULL)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_vldet(build_detector, joint_batch, train_step, tmp_path, precision):
+    """A joint step; an iteration of one source; both reach the projection of the classifier."""
+    np.save(tmp_path / "nouns.npy", np.random.default_rng(0).normal(size=(65, 384)))
+    keys = ("MODEL.METHOD.NAME", "VLDet", "MODEL.METHOD.VLDET.EMBEDDINGS", str(tmp_path / "nouns.npy"))
+    model = build_detector("mini/detic_clim.yaml", *keys)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        together = train_step(model, joint_batch())
+        alone = [train_step(model, {source: joint_batch()[source]}) for source in ("captions", "mosaics")]
+    names = {"loss_caption", "loss_noun", "loss_caption_mosaic", "loss_noun_mosaic"}
+    assert set(together) == DETECTION_LOSSES | names and set(alone[0]) | set(alone[1]) == names
+    assert all(loss.dtype == torch.float32 and torch.isfinite(loss) and loss > 0 for loss in together.values())
+    assert together["loss_caption"] != alone[0]["loss_caption"]  # the mosaics' captions are further negatives
+    sum(together[name] for name in names).backward()
+    assert model.classifier.linear.weight.grad.abs().sum() > 0

@@ -61,9 +61,8 @@ TORCHVISION: Rules = ((r"(?:conv1|bn1|layer[1-4]|fc)\.", r"backbone.bottom_up.ba
 
 
 def take_vldet(weights: dict) -> dict:
-    """Weights of official VLDet under our names (vldet §7); those of other files as they are.
-
-    ``detection_weight`` holds the classes; ``zs_weight``, the same in all stages, the nouns.
+    """Weights of official VLDet under our names (vldet §7): ``detection_weight`` holds the classes, ``zs_weight``, the
+    same in all stages, the nouns. Weights of other files stay.
     """
     if not any(name.endswith(".cls_score.detection_weight") for name in weights):
         return weights

@@ -2,12 +2,13 @@
 
 With 1 x 1 canvases the tile is the image and this is VLDet. With mosaics it is VLDet + CLIM, of which nothing was
 published: nouns are matched within each tile, its caption belongs to its own box, and the texts of all other tiles of
-the GPU are negatives. Shapes as in base.py; V nouns, N nouns and P regions of one tile.
+the GPU are negatives (vldet §8). Shapes as in base.py; V nouns, N nouns and P regions of one tile.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from detectron2.config import configurable
@@ -40,8 +41,9 @@ class VLDet(Method):
     ):  # fmt: skip
         """``nouns``: (V, D) unit rows, which tags of pairs number; (0, D): those of the checkpoint."""
         super().__init__()
-        self.temperature, self.caption_weight, self.noun_weight = temperature, caption_weight, noun_weight
-        self.noun_loss, self.exact_box = noun_loss, exact_box
+        self.logits = partial(cosine_logits, temperature=temperature)
+        self.caption_weight, self.noun_weight, self.noun_loss = caption_weight, noun_weight, noun_loss
+        self.exact_box = exact_box
         self.proposals, self.tile_proposals, self.tile_min_iof = proposals, tile_proposals, tile_min_iof
         self.match = registered(MATCHING, noun_loss, key="MODEL.METHOD.VLDET.NOUN_LOSS")
         self.register_buffer("nouns", nouns)
@@ -54,11 +56,11 @@ class VLDet(Method):
         return keys | {"nouns": load_nouns(path, cfg, key=key) if path else torch.zeros(0, cfg.MODEL.TEXT.DIM)}
 
     def before_load(self, weights: dict, *, prefix: str) -> None:
-        """The configured nouns replace those of a checkpoint's ``weights``; without any, make room for these."""
-        theirs = weights.get(prefix + "nouns")
-        if theirs is not None and self.nouns_win:
+        """The configured nouns stay; without any, make room for those of a checkpoint's ``weights``."""
+        theirs = weights.get(prefix + "nouns", self.nouns)
+        if self.nouns_win:
             weights[prefix + "nouns"] = self.nouns
-        elif theirs is not None and theirs.shape[1] == self.nouns.shape[1]:
+        elif len(theirs) != len(self.nouns) and theirs.shape[1] == self.nouns.shape[1]:
             self.nouns = self.nouns.new_zeros(theirs.shape)
 
     def select(self, tiles, proposals):
@@ -85,16 +87,15 @@ class VLDet(Method):
         return {"region": replace(regions["region"], boxes=refined)[Boxes(refined).nonempty()]}
 
     def losses(self, embeddings, regions, texts):
-        rows, (tile, last) = embeddings["region"], owners_and_last(regions["region"])
+        rows, region = embeddings["region"], regions["region"]
+        tile, last = owners_and_last(region)
         count = sum(len(source.tiles) for source in (texts, *texts.others))
-        losses = {}
+        sums = {}
         if self.caption_weight > 0:
-            per_region = self.caption_losses(rows[last], regions["region"][last], texts)
-            losses["loss_caption"] = self.caption_weight * per_region.sum() / count
+            sums["loss_caption"] = self.caption_weight * self.caption_losses(rows[last], region[last], texts).sum()
         if self.noun_weight > 0:
-            per_region = self.noun_losses(rows[~last], tile[~last], texts)
-            losses["loss_noun"] = self.noun_weight * per_region.sum() / count
-        return losses
+            sums["loss_noun"] = self.noun_weight * self.noun_losses(rows[~last], tile[~last], texts).sum()
+        return {name: loss / count for name, loss in sums.items()}
 
     def caption_losses(self, embeddings: Tensor, regions: Regions, texts: Texts) -> Tensor:
         """(R,) each of ``embeddings`` (R, D) against the captions of the tiles of all sources."""
@@ -108,10 +109,8 @@ class VLDet(Method):
         """(M,) of the matched ones of ``embeddings`` (R, D), which belong to ``tile`` (R,); "bce": (R,), of all."""
         nouns, columns, counts = nouns_of_tiles([tags for t in (texts, *texts.others) for tags in t.tiles.tags])
         if len(nouns) and nouns[-1] >= len(self.nouns):
-            raise UserError(
-                f"An image-text pair has noun {nouns[-1]}, but MODEL.METHOD.VLDET.EMBEDDINGS has {len(self.nouns)} "
-                "rows: name the embeddings of the nouns of DATASETS.CAPTIONS."
-            )
+            table = f"MODEL.METHOD.VLDET.EMBEDDINGS has {len(self.nouns)} rows"
+            raise UserError(f"An image-text pair has noun {nouns[-1]}, but {table}: name those of DATASETS.CAPTIONS.")
         nouns, counts = nouns.to(tile.device), counts.to(tile.device)
         logits = self.logits(embeddings, self.nouns[nouns])
         pairs = match_tiles(logits.detach().cpu(), tile.cpu(), columns[: len(texts.tiles)], match=self.match)
@@ -122,10 +121,6 @@ class VLDet(Method):
             return multi_hot_bce(self.logits(embeddings, self.nouns), target)
         negatives = counts.sum(0) * (counts == 0)
         return noun_contrast(F.pad(logits, (0, 1))[rows], found, F.pad(negatives, (0, 1))[tile[rows]])
-
-    def logits(self, embeddings: Tensor, texts: Tensor) -> Tensor:
-        """(R, C) logits of embeddings (R, D) and texts (C, D)."""
-        return cosine_logits(embeddings, texts, temperature=self.temperature)
 
 
 def owners_and_last(regions: Regions) -> tuple[Tensor, Tensor]:
@@ -144,10 +139,10 @@ def nouns_of_tiles(tags: list[list[int]]) -> tuple[Tensor, tuple[Tensor, ...], T
 def match_tiles(logits: Tensor, tile: Tensor, columns: Sequence[Tensor], *, match) -> tuple[Tensor, Tensor]:
     """Match the nouns of each tile with its regions: rows (M,) and columns (M,) of ``logits`` (R, U).
 
-    ``tile`` (R,) is the tile of each row, ``columns`` (N,) the nouns of each tile. ``match`` is :func:`match_nouns` or
-    :func:`match_softly`; a column U is the background.
+    ``tile`` (R,) is the tile of each row, ascending, ``columns`` (N,) the nouns of each tile. ``match`` is
+    :func:`match_nouns` or :func:`match_softly`; a column U is the background.
     """
-    rows = [(tile == t).nonzero()[:, 0] for t in range(len(columns))]
+    rows = torch.arange(len(tile)).split(tile.bincount(minlength=len(columns)).tolist())
     pairs = match([logits[mine][:, own].T for mine, own in zip(rows, columns, strict=True)])
     background = torch.tensor([logits.shape[1]])
     found = [torch.cat([own, background])[nouns] for own, (nouns, _) in zip(columns, pairs, strict=True)]
@@ -168,12 +163,9 @@ def match_softly(similarities: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
     Row N is the background, of similarity 0. Each row's masses are divided by their maximum.
     """
-    pairs = []
-    for of_tile in similarities:
-        plan = sinkhorn_plan(-F.pad(of_tile, (0, 0, 0, 1)), eps=1e-3, iterations=100)
-        largest = plan.amax(1, keepdim=True) if plan.shape[1] else 1.0
-        pairs.append(((plan / largest).argmax(0), torch.arange(plan.shape[1])))
-    return pairs
+    plans = [sinkhorn_plan(-F.pad(s, (0, 0, 0, 1)), eps=1e-3, iterations=100) for s in similarities]
+    largest = [F.pad(plan, (0, 1)).amax(1, keepdim=True) for plan in plans]  # also of tiles without regions
+    return [((p / m).argmax(0), torch.arange(p.shape[1])) for p, m in zip(plans, largest, strict=True)]
 
 
 def sinkhorn_plan(distance: Tensor, *, eps: float, iterations: int) -> Tensor:
