@@ -188,13 +188,9 @@ _registered: dict[str, tuple] = {}  # entries of DATASETS.OWN by name
 
 DETECTION, REGIONS, LVIS = ({"evaluator_type": name} for name in ("ov_coco", "regions", "lvis"))
 _KINDS = {
-    "captions": (read_captions, {}),
-    "boxes": (read_boxes, DETECTION),
-    "lvis": (read_lvis, LVIS),
-    "regions": (read_regions, REGIONS),
-    "pseudo_labels": (read_pseudo_labels, {}),
-    "shards": (read_shards, {}),
-}
+    "captions": (read_captions, {}), "boxes": (read_boxes, DETECTION), "lvis": (read_lvis, LVIS),
+    "regions": (read_regions, REGIONS), "pseudo_labels": (read_pseudo_labels, {}), "shards": (read_shards, {}),
+}  # fmt: skip
 
 # (reader, metadata, image folder, {name: json files below coco/}), the better file first: Detic's instructions and
 # code name different places, and only the "oriorder" files list all 80 classes, which the evaluator needs.

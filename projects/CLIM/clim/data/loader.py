@@ -13,13 +13,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from detectron2.data import (
-    DatasetCatalog,
-    DatasetFromList,
-    DatasetMapper,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data.common import DatasetFromList
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm

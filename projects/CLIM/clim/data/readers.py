@@ -144,11 +144,8 @@ def read_regions(json_file: str, image_root: str, *, index: Mapping[int, int], r
     """
     content, by_image = _open(json_file, image_root, remedy), defaultdict(list)
     for a in content["annotations"]:
-        annotation = {
-            "category_id": _class(a["category_id"], index, a["image_id"], json_file),
-            "iscrowd": int(a.get("iscrowd", 0)),
-            "bbox": list(a["bbox"]),
-        }
+        category_id = _class(a["category_id"], index, a["image_id"], json_file)
+        annotation = {"category_id": category_id, "iscrowd": int(a.get("iscrowd", 0)), "bbox": list(a["bbox"])}
         if a.get("segmentation"):
             annotation["segmentation"] = a["segmentation"]
         by_image[a["image_id"]].append(annotation)
@@ -171,11 +168,9 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
         image_id = panoptic["image_id"]
         files[image_id] = panoptic["file_name"]
         for segment in panoptic["segments_info"]:
-            annotation = {
-                "category_id": _class(segment["category_id"], PANOPTIC_INDEX, image_id, json_file),
-                "iscrowd": int(segment.get("iscrowd", 0)),
-                "segment_id": segment["id"],
-            }
+            category_id = _class(segment["category_id"], PANOPTIC_INDEX, image_id, json_file)
+            annotation = {"category_id": category_id, "iscrowd": int(segment.get("iscrowd", 0))}
+            annotation["segment_id"] = segment["id"]
             if segment["category_id"] not in STUFF_IDS:
                 annotation["bbox"] = list(segment["bbox"])
             by_image[image_id].append(annotation)

@@ -53,11 +53,7 @@ class Tiles:
 
 def tiles_of(records: Sequence[dict], boxes: np.ndarray, *, rng) -> Tiles:
     """Tiles of one canvas: T records at ``boxes`` (T, 4); ``rng`` draws one caption for each."""
-    return Tiles(
-        boxes=torch.from_numpy(boxes).float(),
-        canvas=torch.zeros(len(boxes), dtype=torch.int64),
-        image_ids=torch.tensor([r["image_id"] for r in records]),
-        captions=[list(r["captions"]) for r in records],
-        drawn=[r["captions"][rng.integers(len(r["captions"]))] for r in records],
-        tags=[list(r.get("tags", ())) for r in records],
-    )
+    canvas, image_ids = torch.zeros(len(boxes), dtype=torch.int64), torch.tensor([r["image_id"] for r in records])
+    captions, tags = [list(r["captions"]) for r in records], [list(r.get("tags", ())) for r in records]
+    drawn = [own[rng.integers(len(own))] for own in captions]
+    return Tiles(torch.from_numpy(boxes).float(), canvas, image_ids, captions, drawn, tags)

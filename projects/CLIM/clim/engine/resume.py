@@ -105,12 +105,9 @@ def random_states_kept():
 def _random_states() -> dict:
     """Python's, NumPy's and torch's random states, in types that load without running code."""
     kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(keys.copy()), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
+    states = {"python": random.getstate(), "numpy": [kind, torch.from_numpy(keys.copy()), *rest]}
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return states | {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def _set_random_states(states: dict) -> None:

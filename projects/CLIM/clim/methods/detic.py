@@ -138,9 +138,6 @@ def join_groups(regions: Regions, groups: Tensor) -> Regions:
     inside, boxes = groups[..., None], regions.boxes[None]
     low = torch.where(inside, boxes[..., :2], torch.inf).amin(1)
     high = torch.where(inside, boxes[..., 2:], -torch.inf).amax(1)
-    first = groups.float().argmax(1)
-    return Regions(
-        torch.cat([regions.boxes, torch.cat([low, high], 1)]),
-        torch.cat([regions.canvas, regions.canvas[first]]),
-        torch.cat([regions.members, groups]),
-    )
+    boxes, canvas = torch.cat([low, high], 1), regions.canvas[groups.float().argmax(1)]
+    joined = (regions.boxes, boxes), (regions.canvas, canvas), (regions.members, groups)
+    return Regions(*map(torch.cat, joined))

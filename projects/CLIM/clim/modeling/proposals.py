@@ -28,13 +28,10 @@ class ProposingRPN(RPN):
         maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(maps)
         logits, deltas = self.rpn_head(maps)
-        return self.predict_proposals(
-            anchors,
-            # (N, A, H, W) → (N, H·W·A) and (N, A·4, H, W) → (N, H·W·A, 4), the order of the anchors
-            [x.permute(0, 2, 3, 1).flatten(1) for x in logits],
-            [x.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas],
-            images.image_sizes,
-        )
+        # (N, A, H, W) → (N, H·W·A) and (N, A·4, H, W) → (N, H·W·A, 4), the order of the anchors
+        logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]
+        deltas = [x.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas]
+        return self.predict_proposals(anchors, logits, deltas, images.image_sizes)
 
 
 def normalise_convolutions(tower: nn.Module, norm: str) -> None:

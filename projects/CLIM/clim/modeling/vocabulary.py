@@ -27,11 +27,8 @@ NAMED_LISTS = {  # class lists that tools/build_text_embeddings.py knows by name
 _COMPARED = 3  # classes
 _ALIKE = 0.5  # cosine; other prompts give larger ones, another layer or tower gives smaller ones
 _SETS = {"ovcoco": "coco_generalized_zeroshot_val"}  # value of MODEL.OPEN_VOCAB.BASE_CLASSES: data set
-_TEST_CLASSES = {
-    "ovcoco": categories.BASE_INDICES + categories.NOVEL_INDICES,
-    "ovcoco_base": categories.BASE_INDICES,
-    "ovcoco_novel": categories.NOVEL_INDICES,
-}
+_BASE, _NOVEL = categories.BASE_INDICES, categories.NOVEL_INDICES
+_TEST_CLASSES = {"ovcoco": _BASE + _NOVEL, "ovcoco_base": _BASE, "ovcoco_novel": _NOVEL}
 
 
 def num_classes(cfg) -> int:
