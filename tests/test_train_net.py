@@ -15,7 +15,8 @@ import pytest
 import torch
 from detectron2.engine import default_argument_parser
 
-from clim.train import add_train_options
+from clim.errors import UserError
+from train_net import add_train_options, check_processes, launch
 
 ROOT = Path(__file__).parents[1]
 CLIM = "configs/mini/detic_clim.yaml"
@@ -191,3 +192,41 @@ def test_train_has_detectron2s_options():
         ["--eval-only", "--num-gpus", "2", "--num-machines", "3", "--machine-rank", "1", "--dist-url", "auto"],
     ):
         assert vars(ours.parse_args(line)) == vars(parser.parse_args(line))
+
+
+def arguments(*words):
+    parser = argparse.ArgumentParser()
+    add_train_options(parser)
+    return parser.parse_args(words)
+
+
+def test_processes_that_cannot_start(monkeypatch):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = ("--dist-url", f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(UserError, match="is taken .*--dist-url auto"):
+            check_processes(arguments("--num-gpus", "2", *url))
+        check_processes(arguments("--num-machines", "2", "--machine-rank", "1", *url))
+        check_processes(arguments(*url))  # one process needs no port
+    for right in ((), url, ("--num-gpus", "2", "--dist-url", "auto")):
+        check_processes(arguments("--num-gpus", "2", *right))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for wrong in (("--num-machines", "2", "--machine-rank", "2"), ("--num-gpus", "2")):
+        with pytest.raises(UserError, match=wrong[-2]):
+            check_processes(arguments(*wrong))
+
+
+@pytest.mark.parametrize("asked, expected", [(None, "3"), ("1", "1")])
+def test_processes_share_the_cores_unless_a_number_is_set(monkeypatch, asked, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked or "")
+    if asked is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    seen = []
+    start = lambda *_, **__: seen.append(os.environ["OMP_NUM_THREADS"])  # noqa: E731
+    monkeypatch.setattr("detectron2.engine.launch", start)
+    launch(arguments("--num-gpus", "2"))
+    assert seen == [expected]

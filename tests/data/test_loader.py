@@ -234,7 +234,7 @@ def test_skipped_images_of_shards_are_named_and_an_index_of_partners_fits_both(t
     "overrides, message",
     [
         ([*NO_BOXES, *NO_CAPTIONS, *NO_MOSAICS], "nothing to train on"),
-        (["DATALOADER.ALTERNATE", (1, 1)], "2 weights for 3 sources"),
+        (["DATALOADER.ALTERNATE", (1, 1)], "give one weight for each of detection, captions, mosaics"),
         (["DATASETS.CAPTIONS", ()], r"DATASETS.CAPTIONS = \(\) holds no image"),
         (["DATASETS.CAPTIONS", ("test_loader_bare",)], "DATASETS.CAPTIONS .* without captions"),
         (["DATASETS.TRAIN", ("test_loader_pairs",)], "DATASETS.TRAIN .* without annotations"),

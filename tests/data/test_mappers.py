@@ -80,7 +80,7 @@ def test_forty_nine_unreadable_images_in_a_row_are_survived_and_fifty_are_not(ph
     draws = iter([0] * 48 + [1])
     record, _ = mapper.read(0, SimpleNamespace(integers=lambda _: next(draws)), skipped)
     assert record["image_id"] == photos[1]["image_id"] and len(skipped) == 49
-    with pytest.raises(UserError, match="50 images in a row could not be read, the last one .*gone.*missing"):
+    with pytest.raises(UserError, match="50 images in a row could not be read, last .*gone.*missing"):
         detections(broken(photos, *range(24)))(index=0, epoch=0)
 
 

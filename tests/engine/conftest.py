@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from clim.train import add_train_options
+from train_net import add_train_options
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,6 @@
-"""From the command line to processes and a checked config."""
+"""From a command line to a checked config."""
 
 import logging
-import os
-import socket
-import sys
 from contextlib import nullcontext
 from functools import reduce
 from operator import getitem
@@ -15,44 +12,12 @@ import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from clim.engine import launch, load_config, setup
-from clim.engine.setup import RANGES, check_datasets, check_processes, check_training
+from clim.engine import load_config, setup
+from clim.engine.setup import RANGES, check_datasets, check_training
 from clim.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLIM = str(CONFIGS / "mini/detic_clim.yaml")
-
-
-def test_processes_that_cannot_start(monkeypatch, arguments):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        url = ("--dist-url", f"tcp://127.0.0.1:{listener.getsockname()[1]}")
-        with pytest.raises(UserError, match="is taken .*--dist-url auto"):
-            check_processes(arguments("--num-gpus", "2", *url))
-        check_processes(arguments("--num-machines", "2", "--machine-rank", "1", *url))
-        check_processes(arguments(*url))  # one process needs no port
-    for right in ((), url, ("--num-gpus", "2", "--dist-url", "auto")):
-        check_processes(arguments("--num-gpus", "2", *right))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    for wrong in (("--num-machines", "2", "--machine-rank", "2"), ("--num-gpus", "2")):
-        with pytest.raises(UserError, match=wrong[-2]):
-            check_processes(arguments(*wrong))
-
-
-@pytest.mark.parametrize("asked, expected", [(None, "3"), ("1", "1")])
-def test_processes_share_the_cores_unless_a_number_is_set(monkeypatch, asked, expected, arguments):
-    monkeypatch.setenv("OMP_NUM_THREADS", asked or "")
-    if asked is None:
-        monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(os, "cpu_count", lambda: 7)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    seen = []
-    start = lambda *_, **__: seen.append(os.environ["OMP_NUM_THREADS"])  # noqa: E731
-    monkeypatch.setattr(sys.modules["clim.engine.setup"], "detectron2_launch", start)
-    launch(print, arguments("--num-gpus", "2"))
-    assert seen == [expected]
 
 
 @pytest.mark.parametrize(

@@ -399,7 +399,7 @@ def test_masks_learn_from_positives_of_the_first_stage(make_head, kind):
 
 
 def test_an_rpn_gives_no_scores_to_multiply_with(make_head):
-    with pytest.raises(UserError, match="MULT_PROPOSAL_SCORE needs .* MODEL.PROPOSAL_GENERATOR.NAME ProposingRPN"):
+    with pytest.raises(UserError, match="ProposingRPN gives logits.* set .*MULT_PROPOSAL_SCORE to False"):
         make_head("MODEL.PROPOSAL_GENERATOR.NAME", "ProposingRPN")
     make_head("MODEL.PROPOSAL_GENERATOR.NAME", "ProposingRPN", "MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE", False)
 

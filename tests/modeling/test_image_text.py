@@ -207,7 +207,7 @@ def test_pixels_are_laid_out_and_then_resized_as_one_image():
     assert torch.equal(canvases.pixels, expected)
     _, untouched = compose_groups(given_, grids=(2,), size=12)
     torch.testing.assert_close(untouched.pixels[0], whole)
-    with pytest.raises(UserError, match=r"from 29 single crops, but a process has 28"):
+    with pytest.raises(UserError, match=r"from 29 single crops, but CAPTIONS_PER_GPU is 28"):
         compose_groups(singles(28), grids=(2, 3, 4), size=8)
 
 

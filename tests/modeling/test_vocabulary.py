@@ -117,7 +117,7 @@ def test_masks_of_a_data_set_and_of_a_cat_info_file(load_cfg, cfg, tiny_mini, tm
         class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", str(tmp_path / "none.json")))
     with pytest.raises(UserError, match="ovcoco has 80 classes.* is 4"):
         class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", "ovcoco"))
-    with pytest.raises(UserError, match="gone.json does not exist; give a cat_info json"):
+    with pytest.raises(UserError, match="gone.json not found: MODEL.OPEN_VOCAB.BASE_CLASSES takes a cat_info json"):
         class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", str(tmp_path / "gone.json")))
 
 

@@ -26,8 +26,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
 
 def _add_classifier(cfg, node) -> None:
     """Weights, the classifier that compares with texts, its vocabulary, the text tower."""
-    # True: also load files that hold more than tensors and arrays. Loading them can run code from the file.
-    cfg.MODEL.TRUST_WEIGHTS = False
+    cfg.MODEL.TRUST_WEIGHTS = False  # True: also load files of more than tensors and arrays, which can run their code
 
     cfg.MODEL.OPEN_VOCAB = ov = node()
     ov.TEMPERATURE = 25.0  # scale of the cosine; official Detic 50, CLIM release 25
@@ -37,8 +36,7 @@ def _add_classifier(cfg, node) -> None:
     ov.CLASSIFIER = "cosine"
     ov.WORDS = 4  # pseudo words of a region
     ov.WORD_DROPOUT = 0.5  # probability that training removes a pseudo word before the classifier reads it
-    # True: the background's embedding is zeros. False: it is a learned direction with a column in the loss.
-    ov.ZERO_BACKGROUND = True
+    ov.ZERO_BACKGROUND = True  # the background's embedding; False: a learned direction with a column in the loss
     # Classes with boxes; the loss masks the others. "ovcoco", a data set with base classes, a cat_info json; "": all.
     ov.BASE_CLASSES = ""
     ov.FP32_HEADS = False  # True: only the backbone runs in half precision (official Detic)
@@ -49,8 +47,7 @@ def _add_classifier(cfg, node) -> None:
     vocabulary.PROMPT = "ensemble"  # for NAMES: "a" ("a " + name), "ensemble" (63), "imagenet" (81), "name"
     vocabulary.EMBEDDINGS = ""  # .npy (NUM_CLASSES, D); absolute, or below the data root
 
-    # What classifies and refines the regions of a C4 head: "OpenVocabOutputLayers" or "OVRCNNOutputLayers".
-    cfg.MODEL.ROI_BOX_HEAD.PREDICTOR = "OpenVocabOutputLayers"
+    cfg.MODEL.ROI_BOX_HEAD.PREDICTOR = "OpenVocabOutputLayers"  # of a C4 head; or "OVRCNNOutputLayers"
     cfg.MODEL.OVRCNN = ovrcnn = node()  # OVRCNNOutputLayers (ovrcnn §2, §6)
     ovrcnn.BACKGROUND_WEIGHT = 0.2  # weight of background regions in the classification loss
     # Classes of COCO in the softmax at test. "ovcoco": the 65 that are scored (generalized, the published figure);
@@ -71,8 +68,7 @@ def _add_detector_methods(method, node) -> None:
     detic.TEMPERATURE = 25.0
     detic.BIAS = [-20.0]  # start of two learnable biases, one for captions and one for tags; []: none
     detic.CAPTION_WEIGHT = 0.1  # 0: no caption loss
-    # The caption loss is multiplied by (number of regions) / (this number) (CLIM release); 0: by nothing (Detic).
-    detic.CAPTION_BASE_REGIONS = 4
+    detic.CAPTION_BASE_REGIONS = 4  # factor of the caption loss: regions / this number (CLIM release); 0: 1 (Detic)
     detic.CAPTION_NEGATIVES = "queue"  # "queue": batch and queue of this process; "gather": batches of all processes
     detic.NEGATIVE_WEIGHT = 0.125  # of a caption that does not belong to the region
     detic.QUEUE_LENGTH = 256  # caption embeddings, per process
@@ -94,8 +90,7 @@ def _add_detector_methods(method, node) -> None:
     vldet.PROPOSALS = 32  # of an image, by score
     vldet.TILE_PROPOSALS = 8  # of a tile of a mosaic, by score
     vldet.TILE_MIN_IOF = 0.3  # a proposal belongs to the tile that contains more than this part of it
-    # The box of a tile or image, which its caption describes, in the later stages of a cascade. True: it stays exact
-    # (CLIM). False: it is regressed like the proposals (official).
+    # The box of a tile or image in later stages of a cascade. True: it stays exact (CLIM). False: regressed (official).
     vldet.EXACT_BOX = True
 
     # BARON's caption branch: the proposals of an image or tile are one bag, which the text tower reads like a sentence
@@ -130,15 +125,13 @@ def _add_encoder_methods(method, node) -> None:
     grounding.GLOBAL_METRIC = "aligned_local"
     grounding.LOCAL_METRIC = "dot"  # score of a word and a location; or "cosine"
     grounding.TEMPERATURE = 10.0  # divides that score; .01 for "cosine"
-    # Number of tiles in one contrast (official: the 8 images of a GPU); 0: all tiles of a GPU.
-    grounding.CONTRAST_GROUP = 8
+    grounding.CONTRAST_GROUP = 8  # number of tiles in one contrast (official: the 8 images of a GPU); 0: all of a GPU
     grounding.JOINT = True  # one contrast for plain images and mosaics; False: one for each source, as in Detic
     grounding.MAX_CELLS = 100  # highest number of locations of a tile, drawn at random in training; 0: all
     grounding.LAYERS = 6  # of the multimodal transformer, which reads plain images; 0: no matching, no hidden words
     grounding.HEADS = 8
     grounding.DROPOUT = 0.1  # of the transformer
-    # True: the transformer ignores padding. False: padding has 1/e of the weight of other positions (official).
-    grounding.MASK_PADDING = False
+    grounding.MASK_PADDING = False  # True: padding is ignored; False: it has 1/e of others' weight (official)
     grounding.MLM_PROBABILITY = 0.15  # that the transformer has to predict a word
     grounding.MLM_HIDDEN = 0.9  # part of these words that is hidden, also from the grounding losses
     grounding.TEXT_DROPOUT = True  # the frozen BERT uses its own dropout in training
@@ -154,9 +147,7 @@ def _add_encoders(cfg, node) -> None:
     encoder.NAME = "ClipViT"  # or "ClipResNet", "EfficientNetLite0", "ResNetGrid" (OV-RCNN)
     encoder.ARCHITECTURE = "ViT-B-16-quickgelu"  # an open_clip model, or a json in the format of its configs
     encoder.PRETRAINED = "openai"  # tag of open_clip, hub name or file (OpenAI, open_clip, CLIM); "": random weights
-    # Number of last blocks that learn: of a ViT-B's 12. For ClipResNet 1: layer4, and queries, keys and positions of
-    # the attention pool.
-    encoder.UNLOCKED_BLOCKS = 6
+    encoder.UNLOCKED_BLOCKS = 6  # last ones that learn; ClipResNet has 1: layer4, the pool's queries, keys, positions
     # How ClipResNet and EfficientNetLite0 embed boxes. "v2": RoIAlign, then the rest of the network with its pooling.
     # "v1": RoIAlign of the dense map; a ViT always does this.
     encoder.REGIONS = "v2"
@@ -168,13 +159,10 @@ def _add_encoders(cfg, node) -> None:
     fvlm.TEMPERATURE = 75.0  # factor of the cosines in the encoder's score
     fvlm.DETECTOR_TEMPERATURE = 50.0  # start of the learned factor in the detector's score
     fvlm.BACKGROUND_WEIGHT = 0.6  # weight of background regions in the classification loss
-    # True: an object's best proposal of IoU >= .5 is its own, also where another object fits that proposal better
-    # (MMDetection's Mask R-CNN, so CLIM's release on LVIS).
+    # True: an object's best proposal of IoU >= .5 is its own in any case (MMDetection, so CLIM's release on LVIS).
     fvlm.MATCH_BEST = False
-    # How ViT maps get strides 4 and 8: "deconvolution", learned (release), or "interpolation" (paper).
-    fvlm.UPSCALING = "deconvolution"
-    # Colour that pads an image to a square, in INPUT.FORMAT's order (RGB in our configs). These are the values of the
-    # release, which takes the RGB mean for BGR pixels: the padding is not zero after normalisation.
+    fvlm.UPSCALING = "deconvolution"  # of ViT maps to strides 4 and 8, learned (release); or "interpolation" (paper)
+    # Colour of padding, in INPUT.FORMAT's order: the release takes the RGB mean for BGR pixels, so it is not the mean.
     fvlm.PAD_PIXEL = [104.09373615, 116.7460125, 122.7709383]
     cfg.MODEL.RPN.NORM = ""  # norm of the RPN's convolutions (F-VLM on RN50x64: "SyncBN")
     cfg.MODEL.FPN.STACKS = 7  # of NAS-FPN ("build_clip_nas_fpn_backbone")
@@ -209,12 +197,10 @@ def _add_centernet2(cfg, node) -> None:
     # USE_FED_LOSS, FED_LOSS_*} and MODEL.ROI_BOX_CASCADE_HEAD.{IOUS, BBOX_REG_WEIGHTS}.
     cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
     cascade.GRADIENT_SCALE = 1 / 3  # of what a stage sends back to the feature maps; official Detic 1/3, CLIM release 1
-    # True: each later stage draws BATCH_SIZE_PER_IMAGE of the refined boxes again, with POSITIVE_FRACTION (CLIM
-    # release). False: it takes all (official).
+    # True: later stages draw BATCH_SIZE_PER_IMAGE refined boxes, with POSITIVE_FRACTION (CLIM release). False: all.
     cascade.RESAMPLE = False
     cascade.KEEP_EMPTY = False  # True: boxes without area stay in training (CLIM release); at test they always stay
-    # True: a detection's score is sqrt(probability x proposal's score).
-    cfg.MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE = False
+    cfg.MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE = False  # True: a score is sqrt(probability x proposal's score)
 
 
 def _add_input(cfg, node) -> None:
@@ -226,8 +212,7 @@ def _add_input(cfg, node) -> None:
     caption.CROP = 0  # px; above 0: a random crop, resized to a square of this side (CLIP); 0: the whole image
     caption.CROP_SCALE = [0.9, 1.0]  # part of the image's area
     caption.CROP_RATIO = [3 / 4, 4 / 3]  # width / height
-    # Large-scale jittering of single images, as INPUT.LSJ; 0: off (detic §3). CLIM's mosaics jitter at the same size.
-    caption.JITTER_SIZE = 0
+    caption.JITTER_SIZE = 0  # px; above 0: single images jitter as INPUT.LSJ (detic §3), and CLIM's mosaics may
     caption.JITTER_SCALE = [0.5, 1.5]
     cfg.INPUT.MOSAIC = mosaic = node()
     mosaic.GRIDS = [2, 3, 4]  # n of the n x n tiles, drawn uniformly for each canvas
@@ -239,8 +224,7 @@ def _add_input(cfg, node) -> None:
     mosaic.CROP_SCALE = [0.9, 1.0]  # for "crop": part of the image's area
     mosaic.CROP_RATIO = [3 / 4, 4 / 3]  # width / height of the crop, which is resized to the cell
     mosaic.PAD_VALUE = 114  # grey of the gaps
-    # "loader": the data loader makes canvases. "device": the model makes three of every 4 + 9 + 16 single crops of a
-    # batch (CLIM's release for CLIP).
+    # Who makes canvases: "loader"; "device", the model, three of every 4 + 9 + 16 crops of a batch (release for CLIP).
     mosaic.COMPOSE = "loader"
     mosaic.PARTNERS = "random"  # or an index made by tools/build_neighbours.py (Table 2c)
     mosaic.PERMUTE_TEXTS = False  # True, for control experiments: tiles exchange their texts within a canvas
@@ -275,8 +259,7 @@ def _add_training(cfg) -> None:
     # these weights; all processes draw the same.
     cfg.DATALOADER.ALTERNATE = ()
     cfg.DATALOADER.MIN_SIDE = 0  # px: images with boxes whose shorter side is smaller are left out (CLIM release: 32)
-    # For SAMPLER_TRAIN "RepeatFactorTrainingSampler", with REPEAT_THRESHOLD: True rounds an image's factor up (CLIM
-    # release); False draws the fraction anew in each epoch (Detectron2).
+    # Of RepeatFactorTrainingSampler: True rounds factors up (CLIM release); False draws fractions in each epoch.
     cfg.DATALOADER.REPEAT_ROUND_UP = False
 
     cfg.SOLVER.EPOCHS = 0.0  # above 0: passes over the pairs, or over images with boxes; sets MAX_ITER
@@ -288,12 +271,10 @@ def _add_training(cfg) -> None:
     cfg.SOLVER.BETAS = [0.9, 0.999]  # of "ADAMW"; for CLIP's ViTs 0.9, 0.98
     cfg.SOLVER.EPS = 1e-8  # of "ADAMW"; for CLIP's ViTs 1e-6
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # of "ADAMW": factor of the learning rate of backbone and res5
-    # Highest norm of all gradients together (Detectron2's CLIP_GRADIENTS "norm" clips each parameter by itself).
-    cfg.SOLVER.CLIP_GLOBAL_NORM = 0.0  # 0: off; CLIM's Detic 35, OV-RCNN 5
+    cfg.SOLVER.CLIP_GLOBAL_NORM = 0.0  # highest norm of all gradients together; 0: off; CLIM's Detic 35, OV-RCNN 5
     cfg.SOLVER.WEIGHT_ENSEMBLE = 1.0  # part of the trained weights in clip.pt and evaluation (CLIM: 0.7 beside CLIP's)
     cfg.SOLVER.KEEP_CHECKPOINTS = 3  # number of newest checkpoints that stay beside model_final; 0: all
     cfg.SOLVER.LOG_PERIOD = 20  # iterations between two lines of the log
 
     cfg.TEST.PROTOCOL = "generalized"  # Detic: one run, 80 classes predicted, 65 scored; "two_run": CLIM; or "both"
-    # How regions are classified, one or more of: "boxes" or "masks" on the image, "crops" of it.
-    cfg.TEST.REGIONS = ["boxes"]
+    cfg.TEST.REGIONS = ["boxes"]  # one or more ways to classify: "boxes" or "masks" on the image, "crops" of it

@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from clim.checkpoints.checkpointer import load_model
-from clim.data.images import read_image
+from clim.data.images import channels_first, read_image
 from clim.errors import UserError, registered
 from clim.modeling import OpenVocabRCNN
 from clim.modeling.vocabulary import num_classes
@@ -79,14 +79,11 @@ class Detector:
 
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> Instances:
-        """``image`` uint8 (H, W, 3) in cfg.INPUT.FORMAT → pred_boxes, scores (the highest first), pred_classes.
-
-        A detector with masks also gives ``pred_masks`` (N, H, W) bool.
-        """
+        """uint8 (H, W, 3) in cfg.INPUT.FORMAT → pred_boxes, scores (best first), pred_classes; masks: pred_masks."""
         height, width = image.shape[:2]
         resized = self.resize.get_transform(image).apply_image(image)
-        tensor = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        found = self.model([{"image": tensor, "height": height, "width": width}])[0]["instances"].to("cpu")
+        sample = {"image": channels_first(resized), "height": height, "width": width}
+        found = self.model([sample])[0]["instances"].to("cpu")
         return found[found.scores.argsort(descending=True, stable=True)]
 
     def _novel_among(self, names: Sequence[str]) -> frozenset[int]:

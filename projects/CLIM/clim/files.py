@@ -28,8 +28,7 @@ def resolve(path: str | os.PathLike) -> Path:
 def replacing(path: str | os.PathLike, *, shared: bool = False) -> Iterator[Path]:
     """Give a path for a new file, link or folder, which replaces ``path`` at the end of the block.
 
-    After a kill or an error, ``path`` is as it was. Makes the folder of ``path``. ``shared``: other processes may write
-    ``path`` at the same time; the last one wins.
+    After a kill or an error, ``path`` is as it was. Makes its folder. ``shared``: others may write it too.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +63,7 @@ def nan_to_none(row: Mapping) -> dict:
 
 
 def read_json(path: str | os.PathLike, *, remedy: str, object_hook: Callable[[dict], object] | None = None):
-    """Content of a json file. UserError with ``remedy`` where the file is missing or broken.
-
-    ``object_hook`` takes each object of the file and gives what stands for it.
-    """
+    """Content of a json file. UserError with ``remedy`` where the file is missing or broken."""
     try:
         return json.loads(Path(path).read_bytes(), object_hook=object_hook)
     except (FileNotFoundError, NotADirectoryError) as error:

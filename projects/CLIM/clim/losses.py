@@ -23,8 +23,7 @@ def cosine_logits(regions: Tensor, texts: Tensor, *, temperature: Tensor | float
 def positives_by_id(members: Tensor, tile_ids: Tensor, text_ids: Tensor) -> Tensor:
     """(R, C) bool: a text is positive if its image id is one of the region's (CLIM release, Detic's caption loss).
 
-    ``members`` (R, T) bool are the tiles that a region stands for, ``tile_ids`` (T,) and ``text_ids`` (C,) image ids.
-    A text with a negative id is never positive.
+    ``members`` (R, T) bool: the tiles of a region; ``tile_ids`` (T,), ``text_ids`` (C,): image ids, < 0 never positive.
     """
     same = (tile_ids[:, None] == text_ids[None, :]) & (text_ids[None, :] >= 0)
     return (members.float() @ same.float()) > 0
@@ -49,8 +48,7 @@ def multi_hot_bce(logits: Tensor, targets: Tensor) -> Tensor:
 def one_hot_per_tag_bce(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over a region's tags t of Σ_k BCE(logits_rk, 1[k = t]): (R,), zero for a region without tags.
 
-    The other tags of the image are negatives (official Detic). As BCE(s, 1) = BCE(s, 0) - s, the mean over the tags is
-    Σ_k softplus(s_k) - mean_t s_t.
+    An image's other tags are negatives (official Detic). As BCE(s, 1) = BCE(s, 0) - s: Σ_k softplus(s_k) - mean_t s_t.
     """
     targets = targets.float()
     count = targets.sum(1)
@@ -61,8 +59,7 @@ def one_hot_per_tag_bce(logits: Tensor, targets: Tensor) -> Tensor:
 def noun_contrast(logits: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
     """softplus(-z_rp) + Σ_v n_rv · softplus(z_rv) of every region, p = positive_r: (R,) (VLDet, vldet §4).
 
-    ``logits`` z (R, V) of V nouns, ``positive`` (R,) the noun of each region, and ``negatives`` n (R, V), how often
-    each noun is a negative.
+    ``logits`` z (R, V) of V nouns, ``positive`` (R,) each region's noun, ``negatives`` n (R, V): how often it is one.
     """
     own = logits.gather(1, positive[:, None])[:, 0]
     return F.softplus(-own) + (negatives * F.softplus(logits)).sum(1)

@@ -29,7 +29,7 @@ UNFIT = ["predict", "--input", "a.jpg", "--config-file", "x.yaml", "--top", "-1"
     ],
 )
 def test_help_and_wrong_arguments_are_answered_without_torch(command, code, tmp_path):
-    (tmp_path / "clim").write_text("from clim_commands import main\nmain()\n")
+    (tmp_path / "clim").write_text("from clim_commands.main import main\nmain()\n")
     command = [str(tmp_path / "clim") if command[0] == "clim" else command[0], *command[1:]]
     done = subprocess.run([sys.executable, "-c", LAZY, *command], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == f"{code} False", done.stderr

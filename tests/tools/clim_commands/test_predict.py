@@ -12,7 +12,7 @@ from pycocotools.mask import decode
 
 from clim.data.categories import COCO_NAMES
 from clim.detector import Detector
-from clim_commands import main
+from clim_commands.main import main
 from clim_commands.predict import drawing_names, most_confident
 
 ROOT = Path(__file__).parents[3]

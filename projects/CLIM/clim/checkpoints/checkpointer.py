@@ -25,8 +25,7 @@ _TRUST = ", or set MODEL.TRUST_WEIGHTS True if you trust its author"
 class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer: atomic writes, and loading that executes nothing from a file that is not ``trusted``.
 
-    Attributes:
-        lacking: learnable weights that the last file does not hold, or holds in another shape.
+    ``lacking`` are the learnable weights that the last file does not hold, or holds in another shape.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, *, trusted: bool = False, **checkpointables):
@@ -45,10 +44,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             pointer.write_text(path.name)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
-        """Load a local file or an address as Detectron2 does; "" loads nothing.
-
-        UserError where the file is missing, damaged or could run code, or has no weight of this model.
-        """
+        """Load a local file or an address as Detectron2 does; "" loads nothing. UserError for unfit or unsafe files."""
         try:
             if path:
                 require_start(path, save_dir=self.save_dir, path_manager=self.path_manager)
@@ -79,9 +75,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.lacking = [n for n, p in self.model.named_parameters() if p.requires_grad and n in absent]
         # Detectron2 would silently continue with random weights.
         if absent >= {name for name, _ in self.model.named_parameters()}:
-            raise UserError(
-                f"None of the {names} weights in the file fits this model: MODEL.WEIGHTS has another architecture."
-            )
+            raise UserError(f"MODEL.WEIGHTS has another architecture: none of its {names} weights fits this model.")
         self._check_vocabulary(incompatible)
         return incompatible
 
@@ -95,31 +89,26 @@ class SafeCheckpointer(DetectionCheckpointer):
             if name in shapes:
                 classes, width = module.vocabulary_axis, 1 - module.vocabulary_axis
                 theirs, ours = (f"{shape[classes] - 1} classes of {shape[width]} dimensions" for shape in shapes[name])
-                raise UserError(
-                    f"The file's vocabulary has {theirs}, but the config's detector {ours} and no names: set "
-                    "MODEL.VOCABULARY, or MODEL.ROI_HEADS.NUM_CLASSES and MODEL.TEXT.DIM."
-                )
+                remedy = "set MODEL.VOCABULARY, or MODEL.ROI_HEADS.NUM_CLASSES and MODEL.TEXT.DIM"
+                raise UserError(f"The file has {theirs}, but the config's detector {ours} and no names: {remedy}.")
             if name in incompatible.missing_keys:
-                raise UserError(
-                    f"Neither the config nor the file names the {module.num_classes} classes: set MODEL.VOCABULARY."
-                )
+                count = module.num_classes
+                raise UserError(f"Neither the config nor the file names the {count} classes: set MODEL.VOCABULARY.")
 
     def require_whole(self, path: str, *, parts: tuple[str, ...] = ("",)) -> None:
         """UserError where the loaded file ``path`` lacks weights in use: those whose names begin with ``parts``."""
         used = [name for name in self.lacking if name.startswith(parts)]
         needed = [name for name in used if not name.startswith("method.") and not name.endswith(".cls_bias")]
         if needed:
-            raise UserError(
-                f"{path} lacks {len(needed)} weights that this config's model learns, {needed[0]} for one: they would "
-                "stay random. Name a file of a training of this config, or of a similar one."
-            )
+            remedy = "they would stay random. Name a file of a training of this config, or of a similar one"
+            lack = f"{path} lacks {len(needed)} weights that this config's model learns, {needed[0]} for one"
+            raise UserError(f"{lack}: {remedy}.")
 
 
 def load_model(cfg, *, parts: tuple[str, ...] = ("",), model: nn.Module | None = None) -> nn.Module:
     """The config's model in evaluation mode with cfg.MODEL.WEIGHTS; "": its parts load their own weights.
 
-    UserError where the file does not fit. ``parts``: prefixes of the weights in use, which the file must hold; by
-    default all. ``model``: load into this model, not into a new one.
+    UserError where the file lacks weights whose names begin with ``parts``. ``model``: load into it, not a new one.
     """
     model = build_model(cfg) if model is None else model
     path, loaded = load_whole(model, cfg, parts=parts)

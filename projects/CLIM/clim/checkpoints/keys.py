@@ -102,16 +102,13 @@ def take_pretrained_trunk(module: nn.Module, state_dict, prefix, *_):
         return
     for name, theirs in taken.items():
         if theirs.shape != mine[name].shape:
-            raise UserError(
-                f"MODEL.WEIGHTS: the file's image encoder gives {name} the shape {tuple(theirs.shape)}, but here it is "
-                f"{tuple(mine[name].shape)}: backbone and MODEL.TEXT.DIM must be those of its pre-training."
-            )
+            shapes = f"the shape {tuple(theirs.shape)}, but here it is {tuple(mine[name].shape)}"
+            remedy = "backbone and MODEL.TEXT.DIM must be those of its pre-training"
+            raise UserError(f"MODEL.WEIGHTS: the file's image encoder gives {name} {shapes}: {remedy}.")
     trunk = [name for name in mine if name.startswith(TRUNK) and not name.endswith("num_batches_tracked")]
     if lacking := [name for name in trunk if name not in taken]:
-        raise UserError(
-            f"MODEL.WEIGHTS: the file's image encoder lacks {len(lacking)} tensors of the trunk, {lacking[0]} for one: "
-            "it must have the config's depth (MODEL.RESNETS.DEPTH)."
-        )
+        what = f"{len(lacking)} tensors of the trunk, {lacking[0]} for one"
+        raise UserError(f"MODEL.WEIGHTS: the file's image encoder lacks {what}: does MODEL.RESNETS.DEPTH fit?")
     state_dict.update({prefix + name: value for name, value in taken.items()})
     projection = "with" if PROJECTION + "weight" in taken else "without"
     logger.info(f"Taken from an image-text model: {len(taken)} tensors of its encoder, {projection} its projection.")

@@ -31,10 +31,8 @@ def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathM
         local = Path(path_manager.get_local_path(path.partition("?")[0]))
     except (OSError, HTTPException, ValueError) as error:
         url = path.replace("detectron2://", Detectron2Handler.S3_DETECTRON2_PREFIX)
-        raise UserError(
-            f"MODEL.WEIGHTS: {path} could not be fetched ({error}): download {url} on a machine with a network and "
-            'set MODEL.WEIGHTS to the file, or to "" for random weights.'
-        ) from error
+        remedy = f'download {url} on another machine and set MODEL.WEIGHTS to the file, or to "" for random weights'
+        raise UserError(f"MODEL.WEIGHTS: {path} could not be fetched ({error}): {remedy}.") from error
     if local.is_file():
         return
     if local.parent.resolve() == Path(save_dir).resolve():
@@ -49,10 +47,9 @@ def readable(filename: str | os.PathLike, *, otherwise: str = ""):
     try:
         yield
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{filename} is damaged or holds more than tensors, and was not loaded, because that could run code from "
-            f"it: re-save its weights alone (torch.save({{'model': state_dict}}, FILE)){otherwise}."
-        ) from error
+        reason = "is damaged or holds more than tensors, and was not loaded, because that could run code from it"
+        remedy = "re-save its weights alone (torch.save({'model': state_dict}, FILE))"
+        raise UserError(f"{filename} {reason}: {remedy}{otherwise}.") from error
     except _DAMAGE as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
         raise UserError(f"{filename} cannot be read as a file of weights ({reason}): is it whole?") from error

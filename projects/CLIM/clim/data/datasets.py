@@ -29,10 +29,8 @@ MAKE_NOUNS = "make it with tools/index_pairs.py json, see datasets/README.md"
 PSEUDO_LABEL = "make it with tools/pseudo_label.py"
 GET_PANOPTIC = "get COCO's panoptic annotations, see datasets/README.md"
 GET_CC3M = "get Conceptual Captions, see datasets/README.md"
-INDEX_CC3M = (
-    "make it with: python tools/index_pairs.py shards --shards {root}/cc3m-wds --pattern 'cc3m-train-*.tar' "
-    "--output {root}/cc3m-wds"
-)
+INDEX_CC3M = "make it with: python tools/index_pairs.py shards --pattern 'cc3m-train-*.tar'"
+INDEX_CC3M += " --shards {root}/cc3m-wds --output {root}/cc3m-wds"
 
 
 class Vocabulary(NamedTuple):
@@ -154,8 +152,7 @@ def lvis_vocabulary() -> Vocabulary:
 def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     """The categories of the json by ascending id; their field ``split`` may be "base" or "novel".
 
-    Without it, LVIS's field ``frequency`` counts: "r" is novel, "c" and "f" are base. UserError for a missing or
-    broken file; with ``split`` also if no category is base or novel.
+    Without it, LVIS's ``frequency`` counts: "r" novel, "c", "f" base. With ``split``, UserError without either.
     """
     path = Path(files.json_path())
     categories = _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, files.how())

@@ -51,9 +51,7 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
 
     ``fmt`` is "BGR" or "RGB". ``at_least`` is the (height, width) in px that the caller resizes to: a larger JPEG is
     decoded at 1/2, 1/4 or 1/8 of its size, which is faster and does not alias; no side becomes shorter than asked.
-
-    UnreadableImage if the file is missing, empty, truncated, not an image, has more than ``MAX_PIXELS`` pixels or a
-    side shorter than ``MIN_SIDE``.
+    UnreadableImage if a file is missing, damaged, no image, has over ``MAX_PIXELS`` or a side below ``MIN_SIDE``.
     """
     if fmt not in ("BGR", "RGB"):
         raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
@@ -104,8 +102,8 @@ def image_size(file: str | BinaryIO) -> tuple[int, int]:
 def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """Resize an array (H, W) or (H, W, C) to ``size_hw`` = (height, width) in px.
 
-    It is bilinear (cv2), as in the CLIM release, but averages areas if a side shrinks more than twofold: cv2's
-    bilinear kernel reads 2 source pixels per axis at any scale, so small tiles would alias.
+    It is bilinear (cv2), as in the CLIM release, but averages areas if a side shrinks more than twofold, where cv2's
+    bilinear kernel would alias: it reads 2 source pixels per axis at any scale.
     """
     height, width = size_hw
     shrink = max(image.shape[0] / height, image.shape[1] / width)

@@ -1,7 +1,6 @@
 """Loaders: training batches {"detection": […], "captions": […], "mosaics": […], "regions": […]}, and test batches.
 
-CLIM's detectors take 2 + 2 + 2 + 0 samples a GPU. The samples of an iteration are a pure function of (seed, iteration,
-rank), so resuming needs no stored state.
+CLIM's detectors take 2 + 2 + 2 + 0 samples a GPU. Seed, iteration and rank determine them: resuming needs no state.
 """
 
 import gc
@@ -43,14 +42,8 @@ Key = tuple[str, int, int]  # (source, epoch, index)
 logger = logging.getLogger(__name__)
 
 
-# ---- training
-
-
 def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]:
-    """This rank's joint batches from iteration ``start_iter`` on, the same for any DATALOADER.NUM_WORKERS.
-
-    An iteration has SOLVER.ACCUMULATE batches.
-    """
+    """This rank's joint batches, SOLVER.ACCUMULATE an iteration, from ``start_iter`` on, for any number of workers."""
     loader = cfg.DATALOADER
     sizes = batch_sizes(cfg)
     mappers = build_mappers(cfg, sizes, seed=seed)
@@ -70,25 +63,17 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
 
     if loader.ALTERNATE:
         if len(loader.ALTERNATE) != len(streams):
-            raise UserError(
-                f"DATALOADER.ALTERNATE has {len(loader.ALTERNATE)} weights for {len(streams)} sources "
-                f"({', '.join(streams)}): give one weight for each."
-            )
+            sources = ", ".join(streams)
+            raise UserError(f"DATALOADER.ALTERNATE is {loader.ALTERNATE}: give one weight for each of {sources}.")
         keys = alternating_batches(streams, weights=loader.ALTERNATE, seed=seed, number=cfg.SOLVER.ACCUMULATE)
     else:
         keys = joint_batches(streams)
-    return iter(
-        DataLoader(
-            MappedSources(mappers),
-            batch_sampler=islice(keys, start_iter * cfg.SOLVER.ACCUMULATE, None),
-            num_workers=loader.NUM_WORKERS,
-            collate_fn=collate,
-            worker_init_fn=start_worker,
-            # The loader has its own generator, because training resumes from the global random state.
-            generator=torch.Generator().manual_seed(seed),
-            persistent_workers=loader.NUM_WORKERS > 0,
-        )
-    )
+    options = {"num_workers": loader.NUM_WORKERS, "persistent_workers": loader.NUM_WORKERS > 0}
+    options |= {"collate_fn": collate, "worker_init_fn": start_worker}
+    # The loader has its own generator, because training resumes from the global random state.
+    options["generator"] = torch.Generator().manual_seed(seed)
+    wanted = islice(keys, start_iter * cfg.SOLVER.ACCUMULATE, None)
+    return iter(DataLoader(MappedSources(mappers), batch_sampler=wanted, **options))
 
 
 class MappedSources(Dataset):
@@ -115,9 +100,6 @@ def start_worker(_) -> None:
     """Let OpenCV use one thread in each worker, as torch does; and keep sharing the main process's memory."""
     cv2.setNumThreads(0)
     gc.freeze()  # a garbage collection would write to all objects from before the fork, and so copy their pages
-
-
-# ---- sources
 
 
 def batch_sizes(cfg) -> dict[str, int]:
@@ -167,10 +149,8 @@ def _read(key: str, names: Sequence[str], field: str, read=lambda ns: concatenat
         raise UserError(f"DATASETS.{key} = {tuple(names)} holds no image with {field}.")
     firsts = (part[:1] if isinstance(part, ShardRecords) else part for part in parts_of(records))
     if any(field not in record for part in firsts for record in part):
-        raise UserError(
-            f"DATASETS.{key} = {tuple(names)} holds images without {field}: pairs belong in DATASETS.CAPTIONS, boxes "
-            "in DATASETS.TRAIN, pseudo-labels in DATASETS.REGIONS."
-        )
+        rule = "pairs belong in DATASETS.CAPTIONS, boxes in DATASETS.TRAIN, pseudo-labels in DATASETS.REGIONS"
+        raise UserError(f"DATASETS.{key} = {tuple(names)} holds images without {field}: {rule}.")
     return records
 
 
@@ -180,10 +160,8 @@ def check_masks(cfg, records: list[dict]) -> None:
         return
     kinds = {type(a.get("segmentation")) for record in records for a in record["annotations"]}
     if type(None) in kinds:
-        raise UserError(
-            f"DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has boxes without masks: set MODEL.MASK_ON to False, "
-            "or DATASETS.OWN's kind to \"lvis\", which reads the masks of COCO's and LVIS's format."
-        )
+        remedy = "set MODEL.MASK_ON False, or DATASETS.OWN's kind \"lvis\", which also reads masks of COCO's format"
+        raise UserError(f"DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has boxes without masks: {remedy}.")
     if dict in kinds and cfg.INPUT.MASK_FORMAT == "polygon":
         raise UserError(f'DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has run lengths: set INPUT.MASK_FORMAT to "bitmask".')
 
@@ -211,9 +189,6 @@ def _build_mapper(cfg, source: str, records: Sequence[dict], *, seed: int) -> Re
         partners=None if key.PARTNERS == "random" else load_neighbours(key.PARTNERS, records),
         permute_texts=key.PERMUTE_TEXTS, **stream,
     )  # fmt: skip
-
-
-# ---- infinite, shuffled streams
 
 
 def draws(
@@ -244,17 +219,13 @@ def repeat_factors(cfg, records: list[dict]) -> np.ndarray | None:
     compute = sampler.repeat_factors_from_category_frequency
     factors = compute(records, loader.REPEAT_THRESHOLD, sqrt=loader.REPEAT_SQRT).numpy()
     factors = np.ceil(factors) if loader.REPEAT_ROUND_UP else factors
-    logger.info(
-        "Repeat factors up to %.2f: an epoch of %d images has about %d", factors.max(), len(factors), factors.sum()
-    )
+    numbers = factors.max(), len(factors), factors.sum()
+    logger.info("Repeat factors up to %.2f: an epoch of %d images has about %d", *numbers)
     return factors
 
 
 def repeated(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices of one epoch, int64: the whole part of each factor, and one more with the probability of the rest.
-
-    Index i comes as i, i + N, i + 2 N, … for N ``factors``.
-    """
+    """Indices i, i + N, … of one epoch, int64: the whole part of each of N factors, one more by chance of the rest."""
     whole = np.floor(factors)
     times = (whole + (rng.random(len(factors)) < factors - whole)).astype(np.int64)
     first = np.cumsum(times) - times  # where the copies of each index begin
@@ -289,8 +260,6 @@ def alternating_batches(
         name = names[rng.choice(len(names), p=p / p.sum())]
         yield from ([(name, *draw) for draw in batch] for batch in islice(sources[name], number))
 
-
-# ---- test
 
 NO_REGION = "no region left"  # the reason for skipping a readable image that has nothing to classify
 

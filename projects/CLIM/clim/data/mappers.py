@@ -57,8 +57,7 @@ class RecordMapper:
     def read(self, index: int, rng: np.random.Generator, skipped: list, at_least=None) -> tuple[dict, Decoded]:
         """Record ``index`` and its decoded image, or a random record whose image can be read.
 
-        ``at_least(record)`` is the (height, width) in px that the caller resizes to; None: full size. UserError if
-        ``MAX_REPLACEMENTS`` images in a row are unreadable.
+        ``at_least(record)``: (height, width) in px that the caller resizes to. UserError if 50 images in a row fail.
         """
         for _ in range(MAX_REPLACEMENTS):
             record = self.records[index]
@@ -71,10 +70,8 @@ class RecordMapper:
             except UnreadableImage as error:
                 skipped.append((error.file_name, error.reason))
                 index = int(rng.integers(len(self.records)))
-        raise UserError(
-            f"{MAX_REPLACEMENTS} images in a row could not be read, the last one {skipped[-1][0]} "
-            f"({skipped[-1][1]}): is the image folder of this data set complete?"
-        )
+        last = "{} ({})".format(*skipped[-1])
+        raise UserError(f"{MAX_REPLACEMENTS} images in a row could not be read, last {last}: is the folder complete?")
 
 
 def check_size(record: dict, decoded: Decoded) -> None:
@@ -90,9 +87,7 @@ class CanvasMapper(RecordMapper):
     n is drawn uniformly from ``grids`` for every canvas. A mosaic has ``long`` x ``long`` px; a single image follows
     Detectron2's ResizeShortestEdge. ``filling``: "fit" keeps the ratio, pads and packs inwards (CLIM release); "crop"
     fills each cell with a random crop (CLIM paper §3.2). With ``jitter``, a single image is jittered instead, and a
-    mosaic fits what is left of each image into its cell (CLIM release on LVIS). The box of a tile is the box of the
-    pasted pixels.
-
+    mosaic fits what is left of each image into its cell (CLIM release on LVIS). A tile's box is that of its pixels.
     ``partners`` are (N, K) indices of each record's neighbours; None: all records. ``permute_texts``: every tile of a
     mosaic gets the texts of another tile (a control for experiments).
     """
@@ -187,8 +182,7 @@ class CanvasMapper(RecordMapper):
 class CropMapper(RecordMapper):
     """Records with ``captions`` and ``tags`` → one random crop each, resized to ``size`` x ``size`` px (clip_fvlm §2).
 
-    ``scale`` bounds the crop's part of the image's area; ``ratio`` bounds its width / height, which is drawn
-    uniformly on a logarithmic scale.
+    ``scale`` bounds the crop's part of the area, ``ratio`` its width / height, drawn uniformly on a logarithmic scale.
     """
 
     square = True
@@ -275,8 +269,7 @@ class DetectionMapper(RecordMapper):
 def training_augmentations(cfg) -> list[T.Augmentation]:
     """Detectron2's resizing and flip; with INPUT.LSJ.SIZE, large-scale jittering (arXiv 2012.07177) and flip.
 
-    Jittering scales the image to fit a square of a random part of SIZE and cuts out at most SIZE x SIZE px, in one of
-    the styles of INPUT.LSJ.STYLE. UserError for another style.
+    Jittering scales the image to fit a square of a random part of SIZE and cuts out at most SIZE x SIZE px.
     """
     standard = utils.build_augmentation(cfg, is_train=True)
     size, (smallest, largest) = cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.SCALE

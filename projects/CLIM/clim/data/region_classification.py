@@ -36,8 +36,7 @@ class RegionTestMapper:
     not cut at its border; ``gt_classes``, int64 (R,); ``height`` and ``width`` of the original image. The variants
     "masks" and "crops" add ``masks``, bool (R, S, S), of squares of M x M px, and ``crops``, uint8 (R, 3, C, C).
 
-    The mapper takes the first ``max_boxes`` annotations and keeps boxes whose area in the original image lies in
-    [``min_area``, ``max_area``]. INPUT.REGIONS has the arguments from ``size`` to ``crowds`` in capitals.
+    The first ``max_boxes`` annotations count whose area in the original image lies in [``min_area``, ``max_area``].
     """
 
     variants: tuple[str, ...] = ("boxes",)
@@ -119,9 +118,7 @@ def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -
         raise UserError(f"DATASETS.TEST {name} holds no image.")
     with_masks = ("pan_seg_file_name" in r or all("segmentation" in a for a in r["annotations"]) for r in records)
     if "masks" in cfg.TEST.REGIONS and not all(with_masks):
-        raise UserError(
-            f"TEST.REGIONS asks for masks, but regions of {name} have none: take it out, or name another data set."
-        )
+        raise UserError(f"TEST.REGIONS asks for masks, but regions of {name} have none: change it or DATASETS.TEST.")
     mapper, workers = RegionTestMapper.from_cfg(cfg), cfg.DATALOADER.NUM_WORKERS
     return SkippingLoader(build_detection_test_loader(records, mapper=mapper, num_workers=workers), on_skip=on_skip)
 
@@ -157,8 +154,7 @@ def letterbox_masks(masks: Tensor, size: int) -> Tensor:
 def crop_letterboxed(image: np.ndarray, box: np.ndarray, size: int, *, enlarged: float = 1.0) -> np.ndarray:
     """Crop ``box`` of uint8 (H, W, 3), resize its longest side to S and pad with black on both sides → (S, S, 3).
 
-    ``box`` is x0, y0, x1, y1 in px. It grows by the factor ``enlarged`` about its centre, ends at the image's border
-    and is rounded to whole pixels, at least one.
+    ``box``, x0, y0, x1, y1 in px, grows by ``enlarged`` about its centre, is clipped and rounded, to at least 1 px.
     """
     height, width = image.shape[:2]
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * enlarged

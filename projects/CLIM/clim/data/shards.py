@@ -29,20 +29,11 @@ logger = logging.getLogger(__name__)
 
 SCHEME = "tar://"  # of the names of images in shards
 VERSION = 1
-PAIR = np.dtype(
-    [
-        ("shard", "<i4"),  # index into the shards of facts.json
-        ("offset", "<i8"),  # of the image in the shard, in bytes
-        ("size", "<i8"),
-        ("height", "<i4"),  # px, upright
-        ("width", "<i4"),
-        ("image_id", "<i8"),
-        ("start", "<i8"),  # in texts.bin; then the bytes of member name, caption and tags
-        ("member", "<i4"),
-        ("caption", "<i4"),
-        ("tags", "<i4"),
-    ]
-)
+PAIR = np.dtype([
+    ("shard", "<i4"), ("offset", "<i8"), ("size", "<i8"),  # index into facts.json's shards; bytes of the image in it
+    ("height", "<i4"), ("width", "<i4"), ("image_id", "<i8"),  # px, upright
+    ("start", "<i8"), ("member", "<i4"), ("caption", "<i4"), ("tags", "<i4"),  # place and lengths in texts.bin, bytes
+])  # fmt: skip
 _SPAN = re.compile(r"tar://(.+?)\?(\d+)\+(\d+)#")
 _PROBE = 1 << 16  # bytes
 

@@ -45,14 +45,10 @@ class Tiles:
     @classmethod
     def cat(cls, tiles: list["Tiles"]) -> "Tiles":
         """Tiles of several canvases as one batch."""
-        return cls(
-            boxes=torch.cat([t.boxes for t in tiles]),
-            canvas=torch.cat([torch.full((len(t),), i) for i, t in enumerate(tiles)]),
-            image_ids=torch.cat([t.image_ids for t in tiles]),
-            captions=sum((t.captions for t in tiles), []),
-            drawn=sum((t.drawn for t in tiles), []),
-            tags=sum((t.tags for t in tiles), []),
-        )
+        boxes, image_ids = torch.cat([t.boxes for t in tiles]), torch.cat([t.image_ids for t in tiles])
+        canvas = torch.cat([torch.full((len(t),), i) for i, t in enumerate(tiles)])
+        texts = {name: sum((getattr(t, name) for t in tiles), []) for name in ("captions", "drawn", "tags")}
+        return cls(boxes, canvas, image_ids, **texts)
 
 
 def tiles_of(records: Sequence[dict], boxes: np.ndarray, *, rng) -> Tiles:

@@ -1,7 +1,7 @@
 """Training around Detectron2's engine: from the command line to a config, a trainer, and what a killed run needs."""
 
-from .setup import launch, load_config, setup
+from .setup import load_config, setup
 from .trainer import Trainer
 from .weight_ensemble import load_ensemble
 
-__all__ = ["Trainer", "launch", "load_config", "load_ensemble", "setup"]
+__all__ = ["Trainer", "load_config", "load_ensemble", "setup"]

@@ -1,8 +1,7 @@
 """A killed run continues exactly: checkpoints, the state of every process, and metrics.json.
 
 A checkpoint is OUTPUT_DIR/model_0004999.pth (weights, optimiser) and, for each process,
-rank_states/iteration_0004999.rank0.pth (random states, queues). Seed and iteration determine the batches
-(data/loader.py).
+rank_states/iteration_0004999.rank0.pth (random states, queues). Seed and iteration determine the batches.
 """
 
 import json
@@ -27,15 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointHook(HookBase):
-    """Every process writes its state, then the main one writes weights and ``last_checkpoint``.
+    """Every process writes its state, then the main one weights and ``last_checkpoint``, which so is always complete.
 
-    In this order, the checkpoint that ``last_checkpoint`` names is always complete. The last one is model_final.
-
-    Args:
-        period: iterations between two checkpoints; 0: model_final only.
-        keep: the number of newest checkpoints that stay beside model_final; 0: all.
-        start_iter: the run owns the checkpoints in the folder that are older.
-        extra: further entries of a checkpoint.
+    ``period``: iterations between two checkpoints, 0: model_final only. ``keep``: number of newest checkpoints that
+    stay beside model_final, 0: all. The run owns the checkpoints in the folder that are older than ``start_iter``.
+    ``extra``: further entries of a checkpoint.
     """
 
     def __init__(self, checkpointer: SafeCheckpointer, *, period: int, keep: int, start_iter: int, extra: dict):
@@ -66,10 +61,9 @@ class CheckpointHook(HookBase):
         comm.synchronize()
 
 
-def rank_state_path(output_dir, iteration: int, rank: int | None = None) -> Path:
-    """File of the state of process ``rank`` (None: this one) after ``iteration``."""
-    rank = comm.get_rank() if rank is None else rank
-    return Path(output_dir) / "rank_states" / f"iteration_{iteration:07d}.rank{rank}.pth"
+def rank_state_path(output_dir, iteration: int) -> Path:
+    """File of the state of this process after ``iteration``."""
+    return Path(output_dir) / "rank_states" / f"iteration_{iteration:07d}.rank{comm.get_rank()}.pth"
 
 
 def save_rank_state(model: nn.Module, path: Path) -> None:
@@ -78,10 +72,7 @@ def save_rank_state(model: nn.Module, path: Path) -> None:
 
 
 def load_rank_state(model: nn.Module, path: Path) -> bool:
-    """Restore what :func:`save_rank_state` wrote.
-
-    False, and no change, without the file or where it has another number of processes or other queues.
-    """
+    """Restore what :func:`save_rank_state` wrote. False, and no change, without it or with other ranks or queues."""
     if not path.is_file():
         return False
     state = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""From the command line to processes and a frozen config, and the checks of a config.
+"""From a command line to a frozen config, and the checks of a config.
 
 The checks find mistakes that would otherwise show late, or give wrong results without an error. A mistake that
 stops the program at once with a clear error has no check here.
@@ -6,18 +6,14 @@ stops the program at once with a clear error has no check here.
 
 import difflib
 import logging
-import os
-import socket
 from functools import reduce
 from operator import getitem
-from urllib.parse import urlparse
 
 import torch
 import yaml
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
-from detectron2.engine import launch as detectron2_launch
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -25,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 from clim.config import add_clim_config
 from clim.data.datasets import register_own_sets
 from clim.data.loader import STREAMS, batch_sizes
-from clim.errors import UserError, run_cleanly
+from clim.errors import UserError
 from clim.evaluation.regions import region_classes
 from clim.methods import METHOD_REGISTRY
 from clim.modeling.vocabulary import num_classes
@@ -33,52 +29,8 @@ from clim.modeling.vocabulary import num_classes
 logger = logging.getLogger(__name__)
 
 
-def launch(main, args) -> None:
-    """Run ``main(args)`` in ``args.num_gpus`` processes on each of ``args.num_machines`` machines.
-
-    Without CUDA the processes communicate by Gloo and share the cores (OMP_NUM_THREADS, unless it is set). A
-    UserError ends the program with one line on stderr and exit code 2. ``main`` is a function of a module, because new
-    processes import it; ``args`` are those of Detectron2's ``default_argument_parser``.
-    """
-    run_cleanly(_launch, main, args)
-
-
-def _launch(main, args):
-    check_processes(args)
-    if args.num_gpus > 1 and not torch.cuda.is_available():  # otherwise each process uses all cores
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.num_gpus)))
-    machines = {"num_machines": args.num_machines, "machine_rank": args.machine_rank}
-    detectron2_launch(main, args.num_gpus, **machines, dist_url=args.dist_url, args=(args,))
-
-
-def check_processes(args) -> None:
-    """UserError where the processes cannot start, or would wait for each other forever."""
-    if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
-        raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}.")
-    if not 0 <= args.machine_rank < args.num_machines:
-        raise UserError(
-            f"--machine-rank {args.machine_rank} with --num-machines {args.num_machines}: each machine needs its own "
-            f"rank from 0 to {args.num_machines - 1}."
-        )
-    url = urlparse(args.dist_url)
-    if args.num_machines * args.num_gpus == 1 or args.machine_rank != 0 or url.scheme != "tcp" or not url.port:
-        return
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:  # otherwise these processes join another training
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", url.port))
-        except OSError as error:
-            raise UserError(
-                f"--dist-url {args.dist_url}: port {url.port} is taken ({error.strerror}), perhaps by another "
-                "training. Use another port, or on a single machine --dist-url auto."
-            ) from error
-
-
 def load_config(config_file: str, overrides: list):
-    """The frozen config of a YAML file and KEY, VALUE, … overrides, on the CPU where there is no CUDA.
-
-    Raises UserError where the file or an override cannot be read, or a value is out of range.
-    """
+    """The frozen config of a YAML file and KEY, VALUE, … overrides, on the CPU without CUDA. UserError for mistakes."""
     cfg = get_cfg()
     add_clim_config(cfg)
     try:
@@ -119,17 +71,16 @@ def _interval(bounds, *, most=float("inf")) -> bool:
 RANGES = (
     ("above 0", lambda v: v > 0, """
         INPUT.CAPTION.SHORT_SIDE MODEL.OPEN_VOCAB.TEMPERATURE MODEL.OPEN_VOCAB.WORDS MODEL.METHOD.VLDET.TEMPERATURE
-        SOLVER.ACCUMULATE
-        MODEL.METHOD.DETIC.TEMPERATURE MODEL.METHOD.DETIC.TAG_TOPK MODEL.METHOD.BARON.ORDERS MODEL.METHOD.BARON.WEIGHT
-        MODEL.METHOD.BARON.FREQUENCY_BASE MODEL.METHOD.BARON.TOPK MODEL.METHOD.BARON.TEMPERATURE
-        MODEL.METHOD.GROUNDING.TEMPERATURE MODEL.METHOD.GROUNDING.HEADS"""),
+        SOLVER.ACCUMULATE MODEL.METHOD.DETIC.TEMPERATURE MODEL.METHOD.DETIC.TAG_TOPK MODEL.METHOD.BARON.ORDERS
+        MODEL.METHOD.BARON.WEIGHT MODEL.METHOD.BARON.FREQUENCY_BASE MODEL.METHOD.BARON.TOPK
+        MODEL.METHOD.BARON.TEMPERATURE MODEL.METHOD.GROUNDING.TEMPERATURE MODEL.METHOD.GROUNDING.HEADS"""),
     ("0 or more", lambda v: v >= 0, """
         DATALOADER.NUM_WORKERS MODEL.OVRCNN.BACKGROUND_WEIGHT MODEL.FVLM.BACKGROUND_WEIGHT
         MODEL.METHOD.DETIC.CAPTION_WEIGHT MODEL.METHOD.DETIC.TAG_WEIGHT MODEL.METHOD.DETIC.NEGATIVE_WEIGHT
         MODEL.METHOD.DETIC.GROUPS MODEL.METHOD.DETIC.QUEUE_LENGTH MODEL.METHOD.VLDET.CAPTION_WEIGHT
         MODEL.METHOD.VLDET.NOUN_WEIGHT MODEL.METHOD.VLDET.PROPOSALS MODEL.METHOD.VLDET.TILE_PROPOSALS
-        MODEL.METHOD.BARON.QUEUE_LENGTH MODEL.METHOD.BARON.PROPOSALS
-        MODEL.METHOD.GROUNDING.MAX_CELLS MODEL.METHOD.GROUNDING.LAYERS"""),
+        MODEL.METHOD.BARON.QUEUE_LENGTH MODEL.METHOD.BARON.PROPOSALS MODEL.METHOD.GROUNDING.MAX_CELLS
+        MODEL.METHOD.GROUNDING.LAYERS"""),
     ("between 0 and 1", lambda v: 0 <= v <= 1, """
         INPUT.CAPTION.FLIP INPUT.MOSAIC.FLIP SOLVER.WEIGHT_ENSEMBLE MODEL.METHOD.VLDET.TILE_MIN_IOF
         MODEL.OPEN_VOCAB.WORD_DROPOUT MODEL.METHOD.DETIC.TAG_MIN_IOF MODEL.METHOD.BARON.WORD_DROPOUT
@@ -158,15 +109,11 @@ def check_values(cfg) -> None:
             if not is_right(value):
                 raise UserError(f"{key} is {value}: it must be {words}.")
     if cfg.SOLVER.IMS_PER_BATCH != 16:  # Detectron2's default
-        raise UserError(
-            "SOLVER.IMS_PER_BATCH is not read: set the batch sizes per GPU, "
-            "DATALOADER.DETECTION_PER_GPU, CAPTIONS_PER_GPU and MOSAICS_PER_GPU."
-        )
+        keys = "DATALOADER.DETECTION_PER_GPU, CAPTIONS_PER_GPU and MOSAICS_PER_GPU"
+        raise UserError(f"SOLVER.IMS_PER_BATCH is not read: set the batch sizes per GPU, {keys}.")
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
-        raise UserError(
-            "MODEL.DEVICE is cpu, but several processes on a machine with GPUs communicate between the GPUs (NCCL): "
-            'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them.'
-        )
+        remedy = 'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them'
+        raise UserError(f"MODEL.DEVICE is cpu, but processes beside GPUs communicate between these (NCCL): {remedy}.")
 
 
 def check_training(cfg) -> None:
@@ -175,25 +122,19 @@ def check_training(cfg) -> None:
     sizes = batch_sizes(cfg)
     pairs = [f"DATALOADER.{source.upper()}_PER_GPU {size}" for source, size in sizes.items() if source != "detection"]
     if bool(pairs) != bool(method):
-        raise UserError(
-            f"MODEL.METHOD.NAME is {method!r}, with {pairs[0] if pairs else 'no image-text pairs'}: a method needs "
-            "DATALOADER.CAPTIONS_PER_GPU, MOSAICS_PER_GPU or REGIONS_PER_GPU, and each of these needs a method."
-        )
+        rule = "a method needs DATALOADER.CAPTIONS_PER_GPU, MOSAICS_PER_GPU or REGIONS_PER_GPU, and these a method"
+        raise UserError(f"MODEL.METHOD.NAME is {method!r}, with {(pairs or ['no image-text pairs'])[0]}: {rule}.")
     readers = {
         f"MODEL.META_ARCHITECTURE {architecture}": _declared(META_ARCH_REGISTRY, architecture, "sources", STREAMS),
         f"MODEL.METHOD.NAME {method}": {"detection", *_declared(METHOD_REGISTRY, method, "sources", STREAMS)},
     }
     for reader, read in readers.items():
         for source in sizes.keys() - read:
-            raise UserError(
-                f"DATALOADER.{source.upper()}_PER_GPU is {sizes[source]}, but {reader} does not learn from {source}: "
-                "set it to 0."
-            )
+            key = f"DATALOADER.{source.upper()}_PER_GPU"
+            raise UserError(f"{key} is {sizes[source]}, but {reader} does not learn from {source}: set it to 0.")
     if cfg.INPUT.MOSAIC.COMPOSE == "device" and (architecture != "ImageTextModel" or sizes.keys() - {"captions"}):
-        raise UserError(
-            "INPUT.MOSAIC.COMPOSE device needs ImageTextModel and DATALOADER.CAPTIONS_PER_GPU alone: set "
-            'MOSAICS_PER_GPU and REGIONS_PER_GPU to 0, or COMPOSE to "loader".'
-        )
+        remedy = 'set MOSAICS_PER_GPU and REGIONS_PER_GPU to 0, or COMPOSE to "loader"'
+        raise UserError(f"INPUT.MOSAIC.COMPOSE device needs ImageTextModel and CAPTIONS_PER_GPU alone: {remedy}.")
     section, other = ("VLDET", "NOUN_WEIGHT") if method == "VLDet" else ("DETIC", "TAG_WEIGHT")
     weights = cfg.MODEL.METHOD[section]
     if method in ("Detic", "OfficialDetic", "VLDet") and not any((weights.CAPTION_WEIGHT, weights[other])):
@@ -205,18 +146,16 @@ def check_datasets(cfg, *, training: bool) -> None:
     architecture = cfg.MODEL.META_ARCHITECTURE
     kinds = _declared(META_ARCH_REGISTRY, architecture, "evaluated_on", None)
     if kinds == () and (cfg.DATASETS.TEST or not training):
-        raise UserError(
-            f"MODEL.META_ARCHITECTURE {architecture} cannot be evaluated; a detector that starts from it can: train "
-            "with DATASETS.TEST ()."
-        )
+        name = f"MODEL.META_ARCHITECTURE {architecture}"
+        raise UserError(f"{name} cannot be evaluated, only a detector that starts from it: set DATASETS.TEST ().")
     if not training and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty: there is nothing to evaluate on.")
     for key in ("TRAIN", "CAPTIONS", "REGIONS", "TEST") if training else ("TEST",):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog.list():
-                near = ", ".join(difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.4))
-                near = f"; names near it: {near}" if near else ""
-                raise UserError(f"DATASETS.{key} names {name}, which is not registered{near}.")
+                near = difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.4)
+                hint = f"; names near it: {', '.join(near)}" if near else ""
+                raise UserError(f"DATASETS.{key} names {name}, which is not registered{hint}.")
             if key in ("TRAIN", "TEST"):
                 _check_classes(cfg, key, name, kinds=kinds)
 
@@ -225,18 +164,15 @@ def _check_classes(cfg, key: str, name: str, *, kinds: tuple[str, ...] | None) -
     metadata = MetadataCatalog.get(name)
     kind = metadata.get("evaluator_type") or "ov_coco"
     if key == "TEST" and kinds is not None and kind not in kinds:
-        raise UserError(
-            f"DATASETS.TEST {name} has the type {kind}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is "
-            f"evaluated on {' and '.join(kinds)}: choose another set."
-        )
+        model = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
+        raise UserError(f"DATASETS.TEST {name} has the type {kind}, but {model} is evaluated on {' and '.join(kinds)}.")
     classes = metadata.get("thing_classes")
     if classes is not None and kind == "regions":
         classes = region_classes(metadata)
     if classes is not None and len(classes) != num_classes(cfg):
-        raise UserError(
-            f"DATASETS.{key} {name} has {len(classes)} classes, but the detector {num_classes(cfg)}: "
-            "set MODEL.ROI_HEADS.NUM_CLASSES with MODEL.VOCABULARY, or choose another data set."
-        )
+        counts = f"{len(classes)} classes, but the detector {num_classes(cfg)}"
+        remedy = "set MODEL.ROI_HEADS.NUM_CLASSES with MODEL.VOCABULARY, or choose another data set"
+        raise UserError(f"DATASETS.{key} {name} has {counts}: {remedy}.")
 
 
 def _declared(registry, name: str, attribute: str, default):

@@ -45,18 +45,12 @@ def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
     if solver.WEIGHT_DECAY_BIAS is not None:  # Detectron2 recognises biases by the name "bias" only
         overrides["in_proj_bias"] = {"weight_decay": solver.WEIGHT_DECAY_BIAS}
     groups = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+        model, base_lr=solver.BASE_LR, weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR, weight_decay_bias=solver.WEIGHT_DECAY_BIAS, overrides=overrides,
         lr_factor_func=lambda name: solver.BACKBONE_MULTIPLIER if name.startswith(PRETRAINED) else 1.0,
-        overrides=overrides,
-    )
-    optimizer = torch.optim.AdamW(
-        groups, lr=solver.BASE_LR, betas=tuple(solver.BETAS), eps=solver.EPS, weight_decay=solver.WEIGHT_DECAY
-    )
-    return maybe_add_gradient_clipping(cfg, optimizer)
+    )  # fmt: skip
+    options = {"betas": tuple(solver.BETAS), "eps": solver.EPS, "weight_decay": solver.WEIGHT_DECAY}
+    return maybe_add_gradient_clipping(cfg, torch.optim.AdamW(groups, lr=solver.BASE_LR, **options))
 
 
 def scale_to_world(cfg, world_size: int):
@@ -76,11 +70,9 @@ def scale_to_world(cfg, world_size: int):
     }
     old = {key: reduce(getitem, key.split("."), cfg) for key in (*new, *_PERIODS)}
     new |= {key: max(1, round(old[key] * factor)) for key in _PERIODS if old[key] > 0}
-    logger.info(
-        "The config is for %d processes. With %d, learning rate and iteration counts change: %s. "
-        "SOLVER.REFERENCE_WORLD_SIZE 0 switches this off.",
-        *(reference, world_size, ", ".join(f"{key} {old[key]} -> {new[key]}" for key in new if old[key])),
-    )
+    shown = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in new if old[key])
+    text = "The config is for %d processes. With %d, learning rate and iteration counts change: %s."
+    logger.info(text + " SOLVER.REFERENCE_WORLD_SIZE 0 switches this off.", reference, world_size, shown)
     changes = [part for item in new.items() for part in item]
     return _changed(cfg, *changes, "SOLVER.REFERENCE_WORLD_SIZE", world_size)
 
@@ -91,8 +83,7 @@ def count_epochs(cfg, world_size: int):
     Unchanged if EPOCHS is 0. An epoch is one pass over the first source there is: single images, images with labelled
     regions, images with boxes, mosaics. Images with boxes count as often as
     :func:`~clim.data.loader.repeat_factors` repeats them, so an epoch is as long as MMDetection's (clip_fvlm §4). An
-    incomplete step does not count. A step has the images of ``world_size`` x SOLVER.ACCUMULATE batches. Raises
-    UserError for STEP_EPOCHS without EPOCHS.
+    incomplete step, of ``world_size`` x SOLVER.ACCUMULATE batches, does not count. UserError for STEP_EPOCHS alone.
     """
     epochs, drops = cfg.SOLVER.EPOCHS, cfg.SOLVER.STEP_EPOCHS
     if epochs <= 0:
@@ -108,8 +99,6 @@ def count_epochs(cfg, world_size: int):
     length = max(1, images // step)
     iterations = max(1, round(epochs * length))
     steps = tuple(round(drop * length) for drop in drops) or cfg.SOLVER.STEPS
-    logger.info(
-        "%g epochs of %d images (%s), %d a step: MAX_ITER %d, STEPS %s",
-        *(epochs, images, source, step, iterations, steps),
-    )
+    numbers = (epochs, images, source, step, iterations, steps)
+    logger.info("%g epochs of %d images (%s), %d a step: MAX_ITER %d, STEPS %s", *numbers)
     return _changed(cfg, "SOLVER.MAX_ITER", iterations, "SOLVER.STEPS", steps)

@@ -46,10 +46,8 @@ class WeightEnsemble:
             return
         path = folder / START_FILE
         if not path.is_file():
-            raise UserError(
-                f"{path} is missing: SOLVER.WEIGHT_ENSEMBLE {self.alpha} mixes its weights with the trained ones. Copy "
-                "it there, start anew, or set SOLVER.WEIGHT_ENSEMBLE 1.0."
-            )
+            remedy = "copy it there, start anew, or set that to 1.0"
+            raise UserError(f"{path} is missing, which SOLVER.WEIGHT_ENSEMBLE {self.alpha} mixes in: {remedy}.")
         self.start = torch.load(path, map_location="cpu", weights_only=True)
 
     @contextmanager
@@ -71,8 +69,7 @@ class WeightEnsemble:
 def load_ensemble(cfg, *, resume: bool = False) -> WeightEnsemble:
     """The config's model for evaluation: ``mixed()`` gives the mixture of its run, or the weights as they are.
 
-    ``resume``: OUTPUT_DIR's last checkpoint, if there is one, replaces cfg.MODEL.WEIGHTS. Raises UserError as
-    :func:`clim.checkpoints.checkpointer.load_model`.
+    ``resume``: OUTPUT_DIR's last checkpoint, if there is one, replaces cfg.MODEL.WEIGHTS. UserError as load_model.
     """
     model = build_model(cfg)
     path, loaded = load_whole(model, cfg, resume=resume)
@@ -89,8 +86,7 @@ class PublishClip(HookBase):
     """Writes OUTPUT_DIR/clip.pt with every checkpoint: the mixed weights under open_clip's names (clip_fvlm §7).
 
     It is ``{"epoch", "name", "state_dict"}`` as open_clip's training writes it, with the frozen text half if that is
-    CLIP's. open_clip, MODEL.IMAGE_ENCODER.PRETRAINED and detectors read it. ``period``: iterations between two files,
-    0: one at the end; ``epochs``: of the whole training.
+    CLIP's. ``period``: iterations between two files, 0: one at the end; ``epochs``: of the whole training.
     """
 
     def __init__(self, ensemble: WeightEnsemble, folder: str, *, name: str, period: int, epochs: float):

@@ -34,8 +34,7 @@ def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
 def evaluate(cfg, model) -> dict:
     """{task: {figure: value}} for one set, e.g. {"bbox": {"AP50_novel": …}}; {set: {task: {…}}} for several.
 
-    The main process also writes the figures to OUTPUT_DIR/evaluation.json, a single task's without its name. The others
-    return {}.
+    The main process also writes OUTPUT_DIR/evaluation.json, a single task without its name. The others return {}.
     """
     results = {}
     for name, evaluator in build_evaluators(cfg).items():

@@ -23,7 +23,8 @@ from clim.data.loader import NO_REGION, Skipped, SkippingLoader, build_detection
 from clim.errors import UserError
 from clim.files import nan_to_none, write_json
 
-# Detections in columns. ``bbox`` is XYWH in pixels, nan without a box; ``counts`` the bytes of a compressed mask.
+# Detections in columns, a tenth of the memory of dicts. ``bbox`` is XYWH in pixels, nan without a box; ``counts`` the
+# bytes of a compressed mask.
 PACKED = np.dtype(
     [("image_id", "i8"), ("category_id", "i8"), ("score", "f8"), ("bbox", "f8", 4), ("size", "i4", 2), ("counts", "O")]
 )
@@ -36,9 +37,8 @@ table = partial(tabulate, tablefmt="pipe", floatfmt=".2f")
 class ImageEvaluator(DatasetEvaluator):
     """Keeps one result for each image and scores all results in the main process.
 
-    A subclass stores ``self.results[image_id]`` in :meth:`process` and computes figures in :meth:`score`. An image
-    that a sampler repeats counts once. ``output_dir`` is the folder of the files; None: it writes nothing.
-    ``distributed``: gather the results of all processes.
+    A subclass stores ``self.results[image_id]`` in :meth:`process` and computes figures in :meth:`score`.
+    An image that a sampler repeats counts once. ``output_dir`` is the folder of the files; None: no files.
     """
 
     columns: tuple[str, ...]  # columns of a summary's table; the other parts of a figure's name are its row
@@ -46,10 +46,9 @@ class ImageEvaluator(DatasetEvaluator):
     keys: Mapping[str, str] = {}  # arguments that keys of cfg.TEST give
     build_loader: Callable[..., SkippingLoader]  # (cfg, data set, on_skip=…) → batches for the model
 
-    def __init__(self, dataset_name: str, *, output_dir: str | os.PathLike | None = None, distributed: bool = True):
+    def __init__(self, dataset_name: str, *, output_dir: str | os.PathLike | None = None):
         self.name = dataset_name
         self.output_dir = None if output_dir is None else Path(output_dir)
-        self.distributed = distributed
         self.reset()
 
     def reset(self):
@@ -71,12 +70,10 @@ class ImageEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict | dict:
         """{task: {figure: value}} of all images, also logged and written; {} in all processes but the main one."""
-        parts = [(self.results, self.skipped)]
-        if self.distributed:
-            comm.synchronize()
-            parts = comm.gather(parts[0], dst=0)
-            if not comm.is_main_process():
-                return {}
+        comm.synchronize()
+        parts = comm.gather((self.results, self.skipped), dst=0)
+        if not comm.is_main_process():
+            return {}
         results = {image_id: result for part, _ in parts for image_id, result in part.items()}
         skipped = sorted({image for _, part in parts for image in part})
         details, figures, per_class = self.score(dict(sorted(results.items())), skipped)
@@ -117,10 +114,8 @@ class DetectionEvaluator(ImageEvaluator):
         id_of = {name: self._dataset_ids[i] for i, name in enumerate(metadata.thing_classes)}
         counts = Counter(name for names in splits.values() for name in names)
         if wrong := sorted(name for name, count in counts.items() if count > 1 or name not in id_of):
-            raise UserError(
-                f"base_classes and novel_classes of '{dataset_name}' list {', '.join(wrong)} twice, or not as "
-                "thing_classes do: correct the registration."
-            )
+            lists = f"base_classes and novel_classes of '{dataset_name}'"
+            raise UserError(f"{lists} list {', '.join(wrong)} twice, or not as thing_classes do: correct them.")
         self._splits = {split: {name: id_of[name] for name in names} for split, names in splits.items()}
         self._json_file = str(metadata.json_file)
         if not PathManager.isfile(self._json_file):
@@ -147,9 +142,7 @@ class DetectionEvaluator(ImageEvaluator):
             ground_truth = json.load(file)
         num_images = len(ground_truth["images"])
         if missing := len({image["id"] for image in ground_truth["images"]} - results.keys()):
-            logger.warning(
-                f"{missing} of {num_images} images of '{self.name}' were not processed: their objects count as missed"
-            )
+            logger.warning(f"{missing} of {num_images} images of '{self.name}' were not processed: all objects missed")
         if num_cut := sum(image.was_cut for image in results.values()):
             logger.warning(f"{num_cut} images had more than {self._max_dets} detections: the best were kept")
         if not any(len(image.found) for image in results.values()):
@@ -164,14 +157,10 @@ def without_task(figures: Mapping[str, Mapping[str, float]]) -> dict:
 
 
 def pack(results: Iterable[Mapping]) -> np.ndarray:
-    """(N,) PACKED of COCO results {image_id, category_id, score} with a bbox (XYWH), a segmentation (RLE) or both.
-
-    They take a tenth of the memory of the results.
-    """
-    nothing = {"size": (0, 0), "counts": None}
+    """(N,) PACKED of COCO results {image_id, category_id, score} with a bbox (XYWH), a segmentation (RLE) or both."""
     rows = []
     for result in results:
-        mask = result.get("segmentation", nothing)
+        mask = result.get("segmentation", {"size": (0, 0), "counts": None})
         counts = mask["counts"].encode() if isinstance(mask["counts"], str) else mask["counts"]
         box = tuple(result.get("bbox", (math.nan,) * 4))
         rows.append((result["image_id"], result["category_id"], result["score"], box, tuple(mask["size"]), counts))
@@ -189,10 +178,7 @@ def unpack(detections: np.ndarray) -> Iterator[dict]:
 def check_images(ground_truth: Mapping, image_ids: Iterable[int]) -> None:
     """UserError if one of the detections' ``image_ids`` is not in the ground truth."""
     if unknown := set(image_ids) - {image["id"] for image in ground_truth["images"]}:
-        raise UserError(
-            f"A detection belongs to image {min(unknown)}, which is not in the ground truth: evaluate on the file of "
-            "these images."
-        )
+        raise UserError(f"A detection is of image {min(unknown)}, which is not in the ground truth: use its own file.")
 
 
 def indexed(images: list[dict], categories: list[dict], annotations: Iterable[Mapping]) -> COCO:

@@ -42,8 +42,7 @@ class LVISEvaluator(DetectionEvaluator):
 
     Results are ``{"segm": {"AP": …, "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"}, "bbox": {…}}``; no
     "segm" from a model without masks, no APr, APc and APf if the json has no frequencies. A set whose novel classes are
-    not the rare ones also gets AP_base and AP_novel. A figure is the mean over its classes with ground truth, nan if
-    there are none.
+    not the rare ones also gets AP_base and AP_novel. Figures are means over classes with ground truth, nan without.
     """
 
     columns, report_file = ("AP",), "lvis_results.json"
@@ -76,10 +75,8 @@ class LVISEvaluator(DetectionEvaluator):
     def _tasks(self, ground_truth: Mapping, results: Mapping) -> tuple[str, ...]:
         """What can be scored. Warns about what the json file lacks."""
         if not any("neg_category_ids" in image for image in ground_truth["images"]):
-            logger.warning(
-                f"{self._json_file} has no neg_category_ids: a class counts only on the images that show it, and wrong "
-                "detections on others cost nothing"
-            )
+            hint = "a class counts only on images that show it, and wrong detections on others cost nothing"
+            logger.warning(f"{self._json_file} has no neg_category_ids: {hint}")
         if not any(image.has_masks for image in results.values()):
             return ("bbox",)
         if any("segmentation" not in annotation for annotation in ground_truth["annotations"]):
@@ -115,8 +112,7 @@ def lvis_precision(
     how many score classes at the same time; None: as many as there are cores, if that saves time. UserError if a
     detection has no box or no mask, or an image that is not in the ground truth.
     """
-    if not isinstance(detections, np.ndarray):
-        detections = pack(detections)
+    detections = detections if isinstance(detections, np.ndarray) else pack(detections)
     check_images(ground_truth, np.unique(detections["image_id"]).tolist())
     if np.isnan(detections["bbox"]).any() if iou_type == "bbox" else None in detections["counts"]:
         raise UserError(f"A detection has no {'bbox' if iou_type == 'bbox' else 'segmentation'} to evaluate.")

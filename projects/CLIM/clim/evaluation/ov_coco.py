@@ -8,8 +8,7 @@ There are two published protocols, which differ in the images that count.
   that detections on images without such objects count too.
 
 In both, the detector predicts its whole vocabulary (80 names), and the ``max_dets`` best boxes of an image count,
-whatever their class: boxes of unused classes take places too. COCO's own limit is per image and category. For a
-detector that gives at most 100 boxes, both limits are the same.
+whatever their class: boxes of unused classes take places too. COCO's own limit is per image and category.
 """
 
 import logging
@@ -37,17 +36,13 @@ class OVCOCOEvaluator(DetectionEvaluator):
     """Scores detections of a registered data set on its base and novel classes.
 
     Results are ``{"bbox": {"AP50_novel": …, "AP50_base": …, "AP50_all": …, "AP_novel": …, "AR_novel": …}}``; the groups
-    of the two runs are ``base_run`` and ``novel_run``. A figure is the mean over the group's classes that have ground
-    truth, nan if there are none.
+    of the two runs are ``base_run`` and ``novel_run``. Figures are means over classes with ground truth, nan without.
     """
 
     columns, report_file, keys = METRICS, "ov_coco_results.json", {"protocol": "PROTOCOL"}
 
     def __init__(self, dataset_name: str, *, max_dets: int = 100, protocol: str = "generalized", **base):
-        """The metadata is :class:`DetectionEvaluator`'s, with base_classes and novel_classes as lists of names.
-
-        ``base`` are arguments of :class:`ImageEvaluator`. UserError for an unknown ``protocol``.
-        """
+        """The metadata is :class:`DetectionEvaluator`'s, with base_classes and novel_classes as lists of names."""
         if protocol not in PROTOCOLS:
             raise UserError(f"TEST.PROTOCOL '{protocol}' is unknown: choose one of {', '.join(PROTOCOLS)}.")
         metadata = MetadataCatalog.get(dataset_name)

@@ -53,11 +53,9 @@ class RegionClassificationEvaluator(ImageEvaluator):
         self._variants = tuple(variants)
 
     def process(self, inputs, outputs):
-        """``inputs`` are B records with ``image_id`` and ``gt_classes`` (R,); ``outputs`` B dicts with
-        ``region_scores``: {variant: (R, K)}.
+        """B records with ``image_id`` and ``gt_classes`` (R,), and B dicts with ``region_scores``: {variant: (R, K)}.
 
-        Stores (1 + 2V, R) int64 of an image: its classes, then for each of V variants the rank of the true class among
-        all classes and among things.
+        Stores (1 + 2V, R) int64 of an image: the classes, then for each of V variants their ranks among all and things.
         """
         for record, output in zip(inputs, outputs, strict=True):
             classes = record["gt_classes"].cpu()
@@ -71,10 +69,9 @@ class RegionClassificationEvaluator(ImageEvaluator):
         scores = output.get("region_scores", {}).get(variant)
         expected = (num_regions, len(self._classes))
         if scores is None or scores.shape != expected:
-            raise UserError(
-                f"'{self.name}' needs scores {expected} of regions x classes for {variant}, but the model gives "
-                f"{'none' if scores is None else tuple(scores.shape)}: change DATASETS.TEST, TEST.REGIONS or the model."
-            )
+            given = "none" if scores is None else tuple(scores.shape)
+            need = f"'{self.name}' needs scores {expected} of regions x classes for {variant}, the model gives {given}"
+            raise UserError(f"{need}: change DATASETS.TEST, TEST.REGIONS or the model.")
         return scores.detach().float().cpu()
 
     def score(self, results, skipped):
@@ -86,10 +83,8 @@ class RegionClassificationEvaluator(ImageEvaluator):
             "variants": self._variants, "num_pictures": len(results), "num_regions": len(classes),
             "num_pictures_without_regions": empty, "unreadable": unreadable,
         }  # fmt: skip
-        logger.info(
-            f"'{self.name}': {len(classes)} regions on {len(results)} images; {empty} images have none, "
-            f"{len(unreadable)} could not be read"
-        )
+        others = f"{empty} images have none, {len(unreadable)} could not be read"
+        logger.info(f"'{self.name}': {len(classes)} regions on {len(results)} images; {others}")
         counts, summary = np.bincount(classes, minlength=len(self._classes)).tolist(), OrderedDict()
         per_class = [
             {"class": name, "kind": "thing" if i < self._num_things else "stuff", "num_regions": counts[i]}

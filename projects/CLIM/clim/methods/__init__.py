@@ -18,17 +18,14 @@ def build_method(cfg, *, pools: str = "boxes") -> Method | None:
 
     UserError where the method needs other ``pools`` ("boxes" or "locations") than the model's, or another classifier.
     """
-    name, classifier = cfg.MODEL.METHOD.NAME, cfg.MODEL.OPEN_VOCAB.CLASSIFIER
+    name, classifier, model = cfg.MODEL.METHOD.NAME, cfg.MODEL.OPEN_VOCAB.CLASSIFIER, cfg.MODEL.META_ARCHITECTURE
     if not name:
         return None
     method = registered(METHOD_REGISTRY, name, key="MODEL.METHOD.NAME", otherwise=', or "" for boxes alone')
     if method.pools != pools:
-        raise UserError(
-            f"MODEL.METHOD.NAME {name} pools {method.pools}, but MODEL.META_ARCHITECTURE "
-            f"{cfg.MODEL.META_ARCHITECTURE} pools {pools}: use GridTextModel for locations, another one for boxes."
-        )
+        remedy = f"MODEL.META_ARCHITECTURE {model} pools {pools}: use GridTextModel for locations, others for boxes"
+        raise UserError(f"MODEL.METHOD.NAME {name} pools {method.pools}, but {remedy}.")
     if method.classifier != classifier:
-        raise UserError(
-            f'MODEL.METHOD.NAME {name} needs MODEL.OPEN_VOCAB.CLASSIFIER "{method.classifier}", not "{classifier}".'
-        )
+        needed = f'MODEL.OPEN_VOCAB.CLASSIFIER "{method.classifier}"'
+        raise UserError(f'MODEL.METHOD.NAME {name} needs {needed}, not "{classifier}".')
     return method(cfg)

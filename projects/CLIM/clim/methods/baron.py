@@ -62,9 +62,8 @@ class Baron(Method):
         self.frequencies, self.frequency_base = frequencies, frequency_base
         self.temperature, self.weight = temperature, weight
         width = 4 * frequencies
-        self.positional_embed = nn.Sequential(
-            nn.Linear(width, width), nn.LayerNorm(width), nn.Linear(width, words * word_dim)
-        )
+        layers = nn.Linear(width, width), nn.LayerNorm(width), nn.Linear(width, words * word_dim)
+        self.positional_embed = nn.Sequential(*layers)
         self.bag_queue, self.caption_queue = TextQueue(queue_length, dim), TextQueue(queue_length, dim)
 
     @classmethod
@@ -104,8 +103,7 @@ class Baron(Method):
     def encode_bags(self, words: Tensor, tile: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
         """Unit embeddings (S, D) of every bag in each of its orders, words dropped at random, and the tiles (S,).
 
-        Takes the words (R, n, W) and tiles (R,) of all regions. UserError if the tower cannot read the longest bag
-        that the rules allow, even if dropout makes this one shorter.
+        Takes words (R, n, W) and tiles (R,) of all regions. UserError if the tower cannot read the longest legal bag.
         """
         texts.tower.check_length(self.words * (self.rules.proposals + 1))
         bags: list[list[int]] = [[] for _ in range(len(texts.tiles))]
@@ -144,8 +142,7 @@ def draw_bags(tiles: Tiles, proposals: list[Instances], rules: BagRules) -> Regi
 def filter_proposals(boxes: Tensor, logits: Tensor, tile: Tensor, rules: BagRules) -> Tensor:
     """Indices of the proposals of one tile that pass the rules of shape, size and objectness, and then of overlap.
 
-    If none passes the first three, the best proposal alone is kept. ``boxes`` (P, 4) lie inside the ``tile`` (4,), best
-    first; ``logits`` (P,) are those of their objectness.
+    If none passes the first three, the best is kept. ``boxes`` (P, 4), best first, lie in ``tile`` (4,).
     """
     if len(boxes) == 0:
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)

@@ -2,8 +2,7 @@
 
 With 1 x 1 canvases the tile is the image and this is Detic; with mosaics it is Detic + CLIM (CLIM paper §3.3).
 There are two presets: the CLIM release (cosine x 25 - 20, queue, composition groups, multi-hot tags) and official
-Detic (cosine x 50, gathered captions, one-hot tags). Under a cascade, this is the CLIM release; official Detic is in
-official_detic.py. Shapes as in base.py; G composition groups.
+Detic (cosine x 50, gathered captions, one-hot tags; under a cascade, official_detic.py). G composition groups.
 """
 
 import math
@@ -114,8 +113,7 @@ class Detic(Method):
 def composition_groups(n: int, num_groups: int) -> Tensor:
     """Distinct rectangles of two or more cells of the n x n grid: (G, n²) bool, G <= ``num_groups``.
 
-    The first and the last row are two uniform draws, sorted, and so are the columns (CLIM release). A small grid has
-    only (n(n+1)/2)² - n² rectangles.
+    First and last row are two uniform draws, sorted, and so are the columns (CLIM release).
     """
     available = (n * (n + 1) // 2) ** 2 - n * n
     groups: dict[tuple, Tensor] = {}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clim.data.tiles import Tiles
-from clim.errors import UserError
+from clim.errors import UserError, registered
 from clim.losses import GLOBAL_METRICS, LOCAL_METRICS, choices
 from clim.text.bert import TokenBatch, mask_words
 from clim.text.build import bert_config
@@ -121,26 +121,20 @@ def _check_contrast(cfg) -> None:
     """UserError for an unknown metric, and for settings with which a part of the method learns nothing."""
     grounding, plain = cfg.MODEL.METHOD.GROUNDING, cfg.DATALOADER.CAPTIONS_PER_GPU
     for key, known in (("GLOBAL_METRIC", GLOBAL_METRICS), ("LOCAL_METRIC", LOCAL_METRICS)):
-        if grounding[key] not in known:
-            raise UserError(f'MODEL.METHOD.GROUNDING.{key} is "{grounding[key]}": choose one of {", ".join(known)}.')
+        registered(known, grounding[key], key=f"MODEL.METHOD.GROUNDING.{key}")
     if grounding.LOCAL_METRIC == "cosine" and grounding.TEMPERATURE >= 1:
-        raise UserError(
-            f"MODEL.METHOD.GROUNDING.TEMPERATURE {grounding.TEMPERATURE} is too high for cosines, which differ by 2 at "
-            "most: set it to 0.01, or LOCAL_METRIC to dot."
-        )
+        key = f"MODEL.METHOD.GROUNDING.TEMPERATURE {grounding.TEMPERATURE}"
+        raise UserError(f"{key} is too high for cosines, 2 at most apart: set it to .01, or LOCAL_METRIC to dot.")
     if grounding.LAYERS and plain == 0:
-        raise UserError(
-            f"MODEL.METHOD.GROUNDING.LAYERS {grounding.LAYERS} builds a transformer that reads plain images, but "
-            "DATALOADER.CAPTIONS_PER_GPU is 0: raise it, or set LAYERS 0."
-        )
+        key = f"MODEL.METHOD.GROUNDING.LAYERS {grounding.LAYERS}"
+        raise UserError(f"{key} reads plain images, but DATALOADER.CAPTIONS_PER_GPU is 0: raise it, or set LAYERS 0.")
     if cfg.DATALOADER.MOSAICS_PER_GPU and grounding.JOINT:
         return  # then the groups hold tiles as well
     group = grounding.CONTRAST_GROUP or plain
     if plain and min(plain, plain % group or group) == 1:
-        raise UserError(
-            f"MODEL.METHOD.GROUNDING.CONTRAST_GROUP {grounding.CONTRAST_GROUP} leaves one of the DATALOADER."
-            f"CAPTIONS_PER_GPU {plain} images alone in its group, where it learns nothing: change one of them."
-        )
+        group = f"MODEL.METHOD.GROUNDING.CONTRAST_GROUP {grounding.CONTRAST_GROUP}"
+        alone = f"one of DATALOADER.CAPTIONS_PER_GPU {plain} images alone in its group, where it learns nothing"
+        raise UserError(f"{group} leaves {alone}: change one of them.")
 
 
 class FeatureGrid(NamedTuple):

@@ -40,7 +40,6 @@ def max_size_boxes(tiles: Tiles, proposals: list[Instances], *, min_iof: float, 
     """The largest proposal of every tile after clipping to the tile: (T, 4), without gradient.
 
     A tile without proposals gives its own box (CLIM release). With one tile a canvas, this is Detic's max-size box.
-    ``min_iof`` and ``topk`` as in :func:`assign_to_tiles`.
     """
     boxes = tiles.boxes.clone()
     for rows, found in tiles_and_proposals(tiles, proposals):
@@ -75,10 +74,7 @@ def boxes_of_images(tiles: Tiles, proposals: list[Instances], *, topk: int, imag
 
 
 def last_and_largest(regions: Regions) -> tuple[Tensor, Tensor]:
-    """Rows (I,) of each image's last region, and of its largest among the others (official Detic, detic §3.1).
-
-    I images have regions, one after the other. A single region is both.
-    """
+    """Rows (I,) of each image's last region and of its largest other; a single one is both (official, detic §3.1)."""
     _, counts = regions.canvas.unique_consecutive(return_counts=True)
     last = counts.cumsum(0) - 1
     area = Boxes(regions.boxes).area().index_fill(0, last, -1)

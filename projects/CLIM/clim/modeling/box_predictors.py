@@ -146,10 +146,8 @@ class OpenVocabOutputLayers(TextOutputLayers):
 
     def set_class_embeddings(self, embeddings):
         if len(embeddings) != self.num_classes and self.bbox_pred[2].out_features > 4:
-            raise UserError(
-                "This detector has a box for each of its own classes (MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG False): "
-                f"it cannot go from {self.num_classes} classes to {len(embeddings)}."
-            )
+            reason = "it has a box for each of its own (MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG False)"
+            raise UserError(f"This detector cannot go from {self.num_classes} classes to {len(embeddings)}: {reason}.")
         self.cls_score.set_vocabulary(embeddings)
 
 
@@ -230,10 +228,9 @@ def _keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):
         same = theirs.shape == mine.shape
         if module.vocabulary_wins or theirs.shape[1 - axis] != mine.shape[1 - axis]:
             if not same or not torch.allclose(theirs.to(mine), mine, atol=1e-3):
-                logger.warning(
-                    f"The checkpoint's class embeddings ({theirs.shape[axis] - 1} classes) differ from the configured "
-                    f"vocabulary ({mine.shape[axis] - 1} classes): the configured one is used."
-                )
+                given, kept = (f"({size.shape[axis] - 1} classes)" for size in (theirs, mine))
+                text = f"The checkpoint's class embeddings {given} differ from the configured vocabulary {kept}"
+                logger.warning(f"{text}: the configured one is used.")
             state_dict[key] = mine.clone()
         elif not same:
             module.set_vocabulary(theirs.movedim(axis, 0)[:-1])

@@ -41,13 +41,11 @@ class OpenVocabCascadeROIHeads(TextHeads, CascadeROIHeads):
         cascade, generator = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.PROPOSAL_GENERATOR.NAME
         multiplies = cfg.MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE
         if multiplies and issubclass(PROPOSAL_GENERATOR_REGISTRY.get(generator), RPN):
-            raise UserError(
-                "MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE needs proposals with scores between 0 and 1, but "
-                f"MODEL.PROPOSAL_GENERATOR.NAME {generator} gives logits: set it to False."
-            )
+            reason = f"MODEL.PROPOSAL_GENERATOR.NAME {generator} gives logits, not scores between 0 and 1"
+            raise UserError(f"{reason}: set MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE to False.")
+        keys = {key.lower(): cascade[key] for key in ("GRADIENT_SCALE", "RESAMPLE", "KEEP_EMPTY")}
         ret = super().from_config(cfg, input_shape, text_encoder=text_encoder)
-        ret |= {key.lower(): cascade[key] for key in ("GRADIENT_SCALE", "RESAMPLE", "KEEP_EMPTY")}
-        return ret | {"mult_proposal_score": multiplies}
+        return ret | keys | {"mult_proposal_score": multiplies}
 
     def embed_stages(self, features, boxes: list[Boxes], *, image_sizes=None, refine=None) -> Iterator[Tensor]:
         """Un-normalised embeddings (ΣR, D) of each image's boxes, for each stage.

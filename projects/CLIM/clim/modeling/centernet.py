@@ -1,8 +1,7 @@
 """CenterNet's proposals: a class-agnostic heat map of box centres, and distances to the sides of boxes (detic §3.1).
 
-Shapes: B images, M locations of one image, level by level and row by row, n boxes of one image. A batch has N = B · M
-locations: level by level, then image by image, then row by row. Boxes are x0, y0, x1, y1 in px of the input; distances
-are left, top, right, bottom.
+Shapes: B images, M locations of one image, level by level and row by row, n boxes of one image. N = B · M locations of
+a batch: by level, by image, by row. Boxes are x0, y0, x1, y1 in px of the input; distances left, top, right, bottom.
 """
 
 import math
@@ -122,11 +121,10 @@ class CenterNetHead(nn.Module):
 
     def __init__(self, channels: int, *, num_levels: int, num_convs: int, norm: str, prior: float):
         super().__init__()
-        tower = []
+        self.bbox_tower = nn.Sequential()
         for _ in range(num_convs):
             norm_layer = get_norm(norm, channels) or nn.Identity()  # "" is no norm
-            tower += [nn.Conv2d(channels, channels, 3, padding=1), norm_layer, nn.ReLU()]
-        self.bbox_tower = nn.Sequential(*tower)
+            self.bbox_tower.extend([nn.Conv2d(channels, channels, 3, padding=1), norm_layer, nn.ReLU()])
         self.bbox_pred = nn.Conv2d(channels, 4, 3, padding=1)
         self.agn_hm = nn.Conv2d(channels, 1, 3, padding=1)
         self.scales = nn.ModuleList(nn.ParameterDict({"scale": torch.ones(1)}) for _ in range(num_levels))
@@ -165,8 +163,7 @@ def centernet_targets(
 ) -> Targets:  # fmt: skip
     """What the head learns from the boxes (n, 4) of each image, at ``locations`` (M, 2) of :func:`level_locations`.
 
-    A box belongs to the levels whose range (low, high) in px, ends included, holds half of its diagonal. ``delta`` and
-    ``min_radius`` (px) set the radius of a peak.
+    A box belongs to levels whose range (px, ends included) holds half its diagonal; ``delta``, ``min_radius``: peaks.
     """
     total, counts = len(boxes) * len(locations), [height * width for height, width in sizes]
     level = torch.arange(len(sizes)).repeat_interleave(torch.tensor(counts)).to(locations.device)

@@ -45,14 +45,12 @@ class CosineClassifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, in_features, *, class_embeddings, text_encoder):
-        bias = cfg.MODEL.OPEN_VOCAB.TRAIN_BIAS
+        keys = cfg.MODEL.OPEN_VOCAB
         return {
-            "in_features": in_features,
-            "class_embeddings": class_embeddings,
-            "temperature": cfg.MODEL.OPEN_VOCAB.TEMPERATURE,
-            "train_bias": float(bias[0]) if bias else None,
-            "learned_background": not cfg.MODEL.OPEN_VOCAB.ZERO_BACKGROUND,
-        }
+            "in_features": in_features, "class_embeddings": class_embeddings, "temperature": keys.TEMPERATURE,
+            "train_bias": float(keys.TRAIN_BIAS[0]) if keys.TRAIN_BIAS else None,
+            "learned_background": not keys.ZERO_BACKGROUND,
+        }  # fmt: skip
 
     @property
     def class_embeddings(self) -> Tensor:

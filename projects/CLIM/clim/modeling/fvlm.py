@@ -117,8 +117,7 @@ class FVLMROIHeads(TextHeads, StandardROIHeads):
 class BestMatcher(Matcher):
     """Detectron2's, then :func:`own_best` with its highest threshold.
 
-    ``appended``: the objects' own boxes are the last proposals. They stay matched as they are, and are no proposals for
-    the rule, which MMDetection applies before it adds them.
+    ``appended``: the last proposals are the objects' own boxes, which MMDetection adds after the rule.
     """
 
     def __init__(self, thresholds, labels, *, appended: bool):

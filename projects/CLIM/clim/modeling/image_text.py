@@ -36,12 +36,10 @@ class ImageTextModel(HasTextEncoder, nn.Module):
     """CLIP's image half and a method that contrasts its embeddings with texts (CLIM paper §3.3; clip_fvlm §2).
 
     Training takes a joint batch (data/loader.py). Single images ("captions") are embedded as a whole; tiles of
-    "mosaics" and boxes of "regions" are pooled from dense features. The method sees all of them as one set, the
-    single images first.
+    "mosaics" and boxes of "regions" are pooled from dense features. The method sees one set, the single images first.
 
-    Inference takes dicts {"image": (3, H, W), "boxes": Boxes, "masks": (R, H, W) bool, "crops": (R, 3, S, S)}; all
-    but the image are optional. It returns dicts {"region_scores": {"boxes" | "masks" | "crops": (R, K) cosines}}
-    with the K classes of the configured vocabulary.
+    Inference takes dicts {"image": (3, H, W), "boxes": Boxes, "masks": (R, H, W) bool, "crops": (R, 3, S, S)}, all but
+    the image optional: {"region_scores": {"boxes" | "masks" | "crops": (R, K) cosines}} with the K configured classes.
     """
 
     pools = "boxes"  # what its method must pool
@@ -73,18 +71,17 @@ class ImageTextModel(HasTextEncoder, nn.Module):
     @classmethod
     def from_config(cls, cfg):
         encoder, image_encoder = build_text_encoder(cfg), build_image_encoder(cfg)
-        dim, mosaic = cfg.MODEL.TEXT.DIM, cfg.INPUT.MOSAIC
-        name = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
-        require_width(image_encoder.dim, cfg, what=f"MODEL.IMAGE_ENCODER.ARCHITECTURE {name}")
+        architecture, mosaic = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE, cfg.INPUT.MOSAIC
+        require_width(image_encoder.dim, cfg, what=f"MODEL.IMAGE_ENCODER.ARCHITECTURE {architecture}")
         method = build_method(cfg, pools=cls.pools)
         if method is not None and method.needs_proposals:
-            raise UserError(
-                f"MODEL.METHOD.NAME {cfg.MODEL.METHOD.NAME} needs proposals, but MODEL.META_ARCHITECTURE "
-                f"{cfg.MODEL.META_ARCHITECTURE} has none: use a detector, or a method of whole tiles."
-            )
+            lacking = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has none"
+            remedy = "use a detector, or a method of whole tiles"
+            raise UserError(f"MODEL.METHOD.NAME {cfg.MODEL.METHOD.NAME} needs proposals, but {lacking}: {remedy}.")
+        unknown = torch.zeros(0, image_encoder.dim)
         return {
             "image_encoder": image_encoder, "method": method, "text_encoder": encoder,
-            "class_embeddings": vocabulary_embeddings(cfg, encoder) if is_configured(cfg) else torch.zeros(0, dim),
+            "class_embeddings": vocabulary_embeddings(cfg, encoder) if is_configured(cfg) else unknown,
             "device_grids": list(mosaic.GRIDS) if mosaic.COMPOSE == "device" else [],
             "canvas_size": mosaic.SIZE, "permute_texts": mosaic.PERMUTE_TEXTS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -96,8 +93,9 @@ class ImageTextModel(HasTextEncoder, nn.Module):
 
     def forward(self, batch):
         """Losses of a joint batch in training, otherwise scores of regions."""
-        if not self.training:
-            return self.inference(batch)
+        return self.losses(batch) if self.training else self.inference(batch)
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
         singles, canvases = self._load(batch["captions"]), self._load(batch["mosaics"] + batch["regions"])
         if self.composes:
             singles, canvases = self.compose(singles)
@@ -123,8 +121,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
     def embed(self, singles: Tensor, canvases: Tensor, regions: dict[str, Regions]) -> dict[str, Tensor]:
         """Embeddings (R, D) of every role's regions, not normalised.
 
-        ``singles`` (B, 3, S, S) are regions as a whole; regions are pooled from ``canvases`` (B', 3, H, W), whose
-        numbers follow those of ``singles``.
+        ``singles`` (B, 3, S, S) are whole regions; others lie on ``canvases`` (B', 3, H, W), whose numbers follow.
         """
         count, parts = len(singles), []
         if count:
@@ -180,16 +177,13 @@ def compose_groups(
     at their own size, and then the canvas is resized to ``size`` x ``size`` px (bicubic, without antialiasing). Boxes
     are the exact cells, so their sides may lie between pixels (CLIM release, clip_fvlm §2).
 
-    ``permute_texts``: every tile of a mosaic gets the texts of another tile, by a rotation from torch's random state
-    on the CPU, which resuming restores. UserError if the batch is too small for one group.
+    ``permute_texts`` as in :class:`clim.data.mappers.CanvasMapper`. UserError if the batch is too small for one group.
     """
     count, needed = len(singles.tiles), sum(n * n for n in grids)
     groups = count // needed
     if groups == 0:
-        raise UserError(
-            f"INPUT.MOSAIC.COMPOSE device makes canvases of {list(grids)} from {needed} single crops, but a process "
-            f"has {count}: raise DATALOADER.CAPTIONS_PER_GPU, or lower INPUT.MOSAIC.GRIDS."
-        )
+        makes, remedy = f"{list(grids)} from {needed} single crops", "raise that, or lower INPUT.MOSAIC.GRIDS"
+        raise UserError(f"INPUT.MOSAIC.COMPOSE device makes {makes}, but CAPTIONS_PER_GPU is {count}: {remedy}.")
     pixels, tiles, start = [], [], 0
     for n in grids:
         for _ in range(groups):
@@ -224,8 +218,7 @@ def _accept_clip_keys(module, state_dict, prefix, *_):
 class GridTextModel(ImageTextModel):
     """OV-RCNN's pre-training (ovrcnn §1, §3): regions are locations of the encoder's feature map.
 
-    Trains on plain images of any size ("captions") and on "mosaics". Each source is one batch of the encoder, padded
-    on the right and below.
+    Trains on plain images of any size ("captions") and on "mosaics", each one batch of the encoder, padded.
     """
 
     pools = "locations"
@@ -237,22 +230,16 @@ class GridTextModel(ImageTextModel):
     def from_config(cls, cfg):
         ret = super().from_config(cfg)
         if not hasattr(ret["image_encoder"], "feature_map"):
-            raise UserError(
-                f"MODEL.IMAGE_ENCODER.NAME {cfg.MODEL.IMAGE_ENCODER.NAME} has no feature map to ground words in: "
-                "choose ResNetGrid or EfficientNetLite0."
-            )
+            name = f"MODEL.IMAGE_ENCODER.NAME {cfg.MODEL.IMAGE_ENCODER.NAME}"
+            raise UserError(f"{name} has no map to ground words in: choose ResNetGrid or EfficientNetLite0.")
         mosaic, stride = cfg.INPUT.MOSAIC, ret["image_encoder"].dense_stride
         if cfg.DATALOADER.MOSAICS_PER_GPU and mosaic.SIZE < stride * max(mosaic.GRIDS):
-            raise UserError(
-                f"INPUT.MOSAIC.SIZE {mosaic.SIZE} gives a tile of INPUT.MOSAIC.GRIDS {mosaic.GRIDS} less than one "
-                f"location of {stride} px: make it at least {stride * max(mosaic.GRIDS)}."
-            )
+            remedy = f"one location of {stride} px: make it at least {stride * max(mosaic.GRIDS)}"
+            raise UserError(f"INPUT.MOSAIC.SIZE {mosaic.SIZE} gives a tile of GRIDS {mosaic.GRIDS} less than {remedy}.")
         return ret
 
-    def forward(self, batch):
-        """Losses of a joint batch in training; without a joint contrast, mosaics have losses of their own."""
-        if not self.training:
-            return self.inference(batch)
+    def losses(self, batch):
+        """Losses of a joint batch; without a joint contrast, mosaics have losses of their own."""
         plain, mosaics = batch["captions"], batch["mosaics"]
         if self.method.joint:
             return self.ground(plain, mosaics)

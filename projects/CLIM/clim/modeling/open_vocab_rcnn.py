@@ -50,11 +50,9 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         roi_heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=encoder)
         embeds = hasattr(roi_heads, "embed_stages") and all(hasattr(p, "cls_score") for p in roi_heads.predictors)
         if cfg.MODEL.METHOD.NAME and not embeds:
-            raise UserError(
-                f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} with MODEL.ROI_BOX_HEAD.PREDICTOR "
-                f"{cfg.MODEL.ROI_BOX_HEAD.PREDICTOR} learns from boxes alone: set MODEL.METHOD.NAME, now "
-                f'{cfg.MODEL.METHOD.NAME}, to "".'
-            )
+            predictor, remedy = cfg.MODEL.ROI_BOX_HEAD.PREDICTOR, f'set MODEL.METHOD.NAME {cfg.MODEL.METHOD.NAME} to ""'
+            keys = f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} with MODEL.ROI_BOX_HEAD.PREDICTOR {predictor}"
+            raise UserError(f"{keys} learns from boxes alone: {remedy}.")
         return {
             "backbone": backbone, "proposal_generator": proposal_generator, "roi_heads": roi_heads,
             "method": build_method(cfg), "text_encoder": encoder, "fp32_heads": cfg.MODEL.OPEN_VOCAB.FP32_HEADS,
@@ -87,9 +85,8 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         features = self.backbone(images.tensor)
         proposals = self.proposal_generator.propose(images, features) if self.method.needs_proposals else None
         regions = self.method.select(tiles, proposals)
-        stages = embed_regions(
-            self.roi_heads, features, regions, image_sizes=images.image_sizes, refine=partial(self.method.refine, tiles)
-        )
+        options = {"image_sizes": images.image_sizes, "refine": partial(self.method.refine, tiles)}
+        stages = embed_regions(self.roi_heads, features, regions, **options)
         losses: dict[str, Tensor] = {}
         for stage, (regions, projections) in enumerate(stages):
             if stage > 0 and self.method.redraws_captions:

@@ -61,8 +61,7 @@ def pool_rois(features: Tensor, rois: Tensor, *, stride: int, size: int) -> Tens
 def pool_masks(features: Tensor, masks: Tensor, *, stride: int) -> Tensor:
     """(R, C): the mean of one image's ``features`` (C, h, w) inside each of ``masks`` (R, H, W).
 
-    A location counts if the mask covers half of it; if there is none, the locations with the largest cover count.
-    An empty mask gives zeros.
+    Locations count that the mask covers by half; if there is none, those covered most. An empty mask gives zeros.
     """
     h, w = features.shape[1:]
     # Padding on the right and below; negative where the masks are larger.

@@ -5,7 +5,6 @@ else those that the checkpoint holds. Without NAMES, row k has the k-th name of 
 (``clim.detector.class_names``), whose categories are sorted by id.
 """
 
-import json
 import logging
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from clim.data import categories
 from clim.errors import UserError
-from clim.files import resolve
+from clim.files import read_json, resolve
 from clim.text import CLASS_FEATURES, load_embeddings, require_width
 
 logger = logging.getLogger(__name__)
@@ -47,8 +46,7 @@ def is_configured(cfg) -> bool:
 
 def needs_cosines(cfg, name: str) -> None:
     """UserError if the config names another classifier, because ``name`` has its own and would ignore it."""
-    classifier = cfg.MODEL.OPEN_VOCAB.CLASSIFIER
-    if classifier != "cosine":
+    if (classifier := cfg.MODEL.OPEN_VOCAB.CLASSIFIER) != "cosine":
         raise UserError(f'MODEL.OPEN_VOCAB.CLASSIFIER is "{classifier}", but {name} has its own: set "cosine".')
 
 
@@ -67,16 +65,13 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
         return torch.randn(expected, generator=torch.Generator().manual_seed(0))
     command = _command(cfg, features)
     embeddings = load_embeddings(vocabulary.EMBEDDINGS, unit=features != "words", made_by=command)
+    file, keys = resolve(vocabulary.EMBEDDINGS), f"MODEL.ROI_HEADS.NUM_CLASSES x MODEL.TEXT.{width_key}"
     if tuple(embeddings.shape) != expected:
-        raise UserError(
-            f"{resolve(vocabulary.EMBEDDINGS)} holds {tuple(embeddings.shape)} embeddings but MODEL.ROI_HEADS."
-            f"NUM_CLASSES x MODEL.TEXT.{width_key} is {expected}: set these keys, or name another file."
-        )
+        found = tuple(embeddings.shape)
+        raise UserError(f"{file} holds {found} embeddings, but {keys} is {expected}: change the keys or the file.")
     if features == "words" and (embeddings.norm(dim=1) - 1).abs().max() < 1e-3:
-        raise UserError(
-            f"{resolve(vocabulary.EMBEDDINGS)} holds unit vectors, such as sentence embeddings, but OV-RCNN needs "
-            f"means of BERT's word embeddings: `{command} --output FILE`."
-        )
+        needed = f"OV-RCNN needs means of BERT's word embeddings: `{command} --output FILE`"
+        raise UserError(f"{file} holds unit vectors, such as sentence embeddings, but {needed}.")
     if features == "hidden":  # then the tower is loaded anyway, because it reads pseudo words
         _warn_of_other_features(cfg, embeddings, encoder)
     return embeddings
@@ -90,25 +85,21 @@ def _warn_of_other_features(cfg, embeddings: Tensor, encoder) -> None:
         return
     made = CLASS_FEATURES["hidden"](encoder, list(names[:_COMPARED]), cfg.MODEL.VOCABULARY.PROMPT).cpu()
     if made.shape[1] != embeddings.shape[1] or (made * embeddings[:_COMPARED]).sum(1).min() < _ALIKE:
-        logger.warning(
-            f"{resolve(cfg.MODEL.VOCABULARY.EMBEDDINGS)} (MODEL.VOCABULARY.EMBEDDINGS) holds other features of the "
-            f"class {names[0]!r} than the last layer of MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME}, with which regions are "
-            f"compared: `{_command(cfg, 'hidden')} --output FILE`."
-        )
+        expected = f"the last layer of MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME}, with which regions are compared"
+        what = f"MODEL.VOCABULARY.EMBEDDINGS {cfg.MODEL.VOCABULARY.EMBEDDINGS} holds other features of {names[0]!r}"
+        logger.warning(f"{what} than {expected}: `{_command(cfg, 'hidden')} --output FILE`.")
 
 
 def _command(cfg, features: str) -> str:
     """The command that builds the embeddings of the configured data set's classes, without its output."""
     classes, text = cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.MODEL.TEXT
-    sets = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
-    others = (s for s in sets if tuple(s.get("thing_classes", ())) not in NAMED_LISTS)
+    sets = (MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    there = (s for s in sets if Path(s.get("json_file", "")).is_file())
     lists = {len(names): word for names, word in NAMED_LISTS.items()}
-    lists |= {len(s.thing_classes): s.json_file for s in others if Path(s.get("json_file", "")).is_file()}
+    lists |= {len(s.thing_classes): s.json_file for s in there if tuple(s.thing_classes) not in NAMED_LISTS}
     dataset = lists.get(classes, f"JSON_OF_{classes}_CATEGORIES")
-    return (
-        f"python tools/build_text_embeddings.py classes --dataset {dataset} --features {features} "
-        f"--prompt {cfg.MODEL.VOCABULARY.PROMPT} --tower {text.NAME} --pretrained '{text.PRETRAINED}'"
-    )
+    options = f"--prompt {cfg.MODEL.VOCABULARY.PROMPT} --tower {text.NAME} --pretrained '{text.PRETRAINED}'"
+    return f"python tools/build_text_embeddings.py classes --dataset {dataset} --features {features} {options}"
 
 
 def class_mask(cfg) -> Tensor:
@@ -121,27 +112,20 @@ def class_mask(cfg) -> Tensor:
         base_classes = set(metadata.base_classes)  # read once: LVIS's takes 10 ms
         mask = torch.tensor([float(name in base_classes) for name in metadata.thing_classes])
     else:
-        path = resolve(base)
-        if not path.is_file():
-            raise UserError(
-                f"MODEL.OPEN_VOCAB.BASE_CLASSES: {path} does not exist; give a cat_info json made by "
-                'datasets/prepare_ov{coco,lvis}.py, the name of a data set with base classes, or "ovcoco".'
-            )
-        info = sorted(json.loads(path.read_text()), key=lambda c: c["id"])
+        remedy = 'a cat_info json of datasets/prepare_ov{coco,lvis}.py, a data set with base classes, or "ovcoco"'
+        info = read_json(resolve(base), remedy=f"MODEL.OPEN_VOCAB.BASE_CLASSES takes {remedy}.")
+        info = sorted(info, key=lambda c: c["id"])
         # Square roots of image counts, as official Detic's freq_weight; a class without images is masked.
         mask = torch.tensor([float(c["image_count"]) for c in info]).sqrt()
     if not mask.any():
-        raise UserError(
-            f'MODEL.OPEN_VOCAB.BASE_CLASSES {base} has no base class: give its categories a "split", or set "" if all '
-            "classes have boxes."
-        )
+        remedy = 'give its categories a "split", or set "" if all classes have boxes'
+        raise UserError(f"MODEL.OPEN_VOCAB.BASE_CLASSES {base} has no base class: {remedy}.")
     if len(mask) == count:
         return mask
     if cfg.MODEL.VOCABULARY.NAMES:  # the user's own names
         return torch.ones(count)
-    raise UserError(
-        f"MODEL.OPEN_VOCAB.BASE_CLASSES {base} has {len(mask)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {count}."
-    )
+    ours = f"MODEL.ROI_HEADS.NUM_CLASSES is {count}"
+    raise UserError(f"MODEL.OPEN_VOCAB.BASE_CLASSES {base} has {len(mask)} classes, but {ours}.")
 
 
 def competing_classes(cfg) -> Tensor:
@@ -150,8 +134,6 @@ def competing_classes(cfg) -> Tensor:
     if not name or cfg.MODEL.VOCABULARY.NAMES:
         return torch.ones(count, dtype=torch.bool)
     if name not in _TEST_CLASSES or count != len(categories.COCO_NAMES):
-        raise UserError(
-            f'MODEL.OVRCNN.TEST_CLASSES is "{name}", with {count} classes: choose one of '
-            f'{", ".join(_TEST_CLASSES)} for COCO\'s 80 classes, else "".'
-        )
+        known = f'choose one of {", ".join(_TEST_CLASSES)} for COCO\'s 80 classes, else ""'
+        raise UserError(f'MODEL.OVRCNN.TEST_CLASSES is "{name}", with {count} classes: {known}.')
     return torch.isin(torch.arange(count), torch.tensor(_TEST_CLASSES[name]))

@@ -59,23 +59,19 @@ class BertTower(TextTower):
         except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{folder} (MODEL.TEXT.NAME) holds no readable BERT: {reason}") from error
-        known = model.config.vocab_size
-        if not 0.9 * known < len(tokenizer) <= known:  # a model may have a few rows more
-            raise UserError(
-                f"{folder} (MODEL.TEXT.NAME) has a tokenizer of {len(tokenizer)} word pieces, but its BERT knows "
-                f"{known}: replace its vocab.txt or tokenizer.json by that of the model."
-            )
+        config = model.config
+        if not 0.9 * config.vocab_size < len(tokenizer) <= config.vocab_size:  # a model may have a few rows more
+            pieces = f"{len(tokenizer)} word pieces, but its BERT knows {config.vocab_size}"
+            raise UserError(f"{folder} (MODEL.TEXT.NAME) has a tokenizer of {pieces}: replace it by that of the model.")
+        vocabulary = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
         description = {
-            "type": model.config.model_type,
-            "activation": model.config.hidden_act,
-            "heads": model.config.num_attention_heads,
-            "lower": tokenizer.init_kwargs.get("do_lower_case"),
-            "vocabulary": hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest(),
-        }
+            "type": config.model_type, "activation": config.hidden_act, "heads": config.num_attention_heads,
+            "lower": tokenizer.init_kwargs.get("do_lower_case"), "vocabulary": vocabulary,
+        }  # fmt: skip
         super().__init__(architecture=json.dumps(description, sort_keys=True))
         self.model = model
-        self.dim = self.hidden_dim = model.config.hidden_size
-        self.context = model.config.max_position_embeddings
+        self.dim = self.hidden_dim = config.hidden_size
+        self.context = config.max_position_embeddings
         self.unknown_id, self.mask_id = tokenizer.unk_token_id, tokenizer.mask_token_id
         self.ends = (tokenizer.cls_token_id, tokenizer.sep_token_id)
         self._tokenizer = tokenizer

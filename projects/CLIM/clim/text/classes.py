@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clim.checkpoints.reading import read_pickle
-from clim.errors import UserError
+from clim.errors import UserError, registered
 from clim.files import resolve
 from clim.text.tower import TextTower
 
@@ -33,11 +33,8 @@ _FAMILIES = (
     ("a photo of {} {} {{name}}.", ("a", "the"), ("clean", "dirty")),
     ("a {} photo of {} {{name}}.", ("bright", "dark"), ("{article}", "the")),
     ("a photo of {} hard to see {{name}}.", ("a", "the")),
-    (
-        "a {} photo of {} {{name}}.",
-        ("low resolution", "cropped", "close-up", "jpeg corrupted", "blurry", "pixelated"),
-        ("{article}", "the"),
-    ),
+    ("a {} photo of {} {{name}}.", ("low resolution", "cropped", "close-up"), ("{article}", "the")),
+    ("a {} photo of {} {{name}}.", ("jpeg corrupted", "blurry", "pixelated"), ("{article}", "the")),
     ("a black and white photo of {} {{name}}.", ("the", "{article}")),
     ("{} {} {{name}}.", ("a", "the"), ("plastic", "toy", "plushie", "cartoon")),
     ("{} embroidered {{name}}.", ("an", "the")),
@@ -63,8 +60,7 @@ def ensemble(name: str) -> list[str]:
 def imagenet(name: str) -> list[str]:
     """The 81 prompts of a class or noun in RegionCLIP and VLDet: its name with a dot, and CLIP's 80 for ImageNet.
 
-    Underscores and "+" become spaces; commas and brackets go, what is inside them stays. No article becomes "an"
-    (vldet §2).
+    Underscores and "+" become spaces; commas and brackets go, what is inside stays. No article is "an" (vldet §2).
     """
     from open_clip import OPENAI_IMAGENET_TEMPLATES  # takes seconds
 
@@ -84,11 +80,9 @@ PROMPTS: dict[str, Callable[[str], list[str]]] = {
 def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble", *, hidden: bool = False) -> Tensor:
     """(K, D) float32 unit embeddings of ``names``: normalised means over the embeddings of the prompts (CLIM release).
 
-    ``tower`` has ``encode(texts)``; ``prompt`` is a key of :data:`PROMPTS`. ``hidden``: features of the tower's last
-    layer, BARON's "attn12" (baron §4), replace embeddings.
+    ``prompt`` is a key of :data:`PROMPTS`. ``hidden``: features of the tower's last layer, BARON's "attn12" (baron §4).
     """
-    if prompt not in PROMPTS:
-        raise UserError(f"MODEL.VOCABULARY.PROMPT {prompt!r} is unknown: choose one of {', '.join(PROMPTS)}.")
+    registered(PROMPTS, prompt, key="MODEL.VOCABULARY.PROMPT")
     encode = tower.live.encode_hidden if hidden else tower.encode
     if not len(names):
         return encode([])
@@ -110,20 +104,15 @@ def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
     for name, tokens in zip(names, tower.tokenize(names) if len(names) else [], strict=True):
         pieces = tokens[1:-1]  # without start and end token
         if not pieces or tower.unknown_id in pieces:
-            raise UserError(
-                f"The class name {name!r} has words that the text tower does not know, or no words: change the name."
-            )
+            raise UserError(f"The class name {name!r} has words that the text tower does not know, or none: change it.")
         rows.append(tower.word_embeddings[pieces].mean(dim=0))
     return torch.stack(rows).float() if rows else tower.word_embeddings.new_zeros(0, tower.word_dim)
 
 
 def load_embeddings(
-    path: str | os.PathLike,
-    *,
-    key: str = "MODEL.VOCABULARY.EMBEDDINGS",
-    unit: bool = True,
+    path: str | os.PathLike, *, key: str = "MODEL.VOCABULARY.EMBEDDINGS", unit: bool = True,
     made_by: str = "python tools/build_text_embeddings.py classes",
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """(K, D) float32 rows of a .npy or .pth file of floats (K, D) or (K, 1, D), normalised unless ``unit`` is False.
 
     ``path`` is the value of the config key ``key`` and may be relative to ``DETECTRON2_DATASETS``. ``made_by`` is the

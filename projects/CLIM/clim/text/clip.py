@@ -36,7 +36,6 @@ class OpenClipTower(TextTower):
 
     Cuts long texts to the context length and keeps the end-of-text token, as the CLIM release; official Detic takes a
     random window of 77 tokens. A batch ends behind its longest text, as the causal mask hides all later tokens.
-    Arguments as of :func:`clim.text.build.build_text_tower`.
     """
 
     def __init__(self, *, name: str, pretrained: str):
@@ -45,16 +44,12 @@ class OpenClipTower(TextTower):
         text_part = {"embed_dim": config["embed_dim"], "quick_gelu": quick_gelu, "text_cfg": config["text_cfg"]}
         super().__init__(architecture=json.dumps(text_part, sort_keys=True))
         model = open_clip.CLIP(**text_part, vision_cfg=_STUB_IMAGE_HALF)
-        self.token_embedding = model.token_embedding
-        self.positional_embedding = model.positional_embedding
-        self.transformer = model.transformer
-        self.ln_final = model.ln_final
-        self.text_projection = model.text_projection
+        for part in ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection"):
+            setattr(self, part, getattr(model, part))
         self.register_buffer("attn_mask", model.attn_mask, persistent=False)
         self.hidden_dim, self.dim = self.text_projection.shape
-        self._tokenizer = open_clip.SimpleTokenizer(
-            context_length=model.context_length, **config["text_cfg"].get("tokenizer_kwargs", {})
-        )
+        options = config["text_cfg"].get("tokenizer_kwargs", {})
+        self._tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length, **options)
         self.context = model.context_length
         self.ends = (self._tokenizer.sot_token_id, self._tokenizer.eot_token_id)
         load_half(self, TEXT, name=name, pretrained=pretrained, quick_gelu=quick_gelu)
@@ -128,9 +123,8 @@ def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
     config = clip_config(architecture, IMAGE.name_key)
     quick_gelu = config.get("quick_gelu", False)
     vision_cfg = config["vision_cfg"] | {"timm_drop": 0.0, "timm_drop_path": None}  # no dropout, as CLIM
-    visual = open_clip.CLIP(
-        embed_dim=config["embed_dim"], vision_cfg=vision_cfg, text_cfg=_STUB_TEXT_HALF, quick_gelu=quick_gelu
-    ).visual
+    halves = {"vision_cfg": vision_cfg, "text_cfg": _STUB_TEXT_HALF}
+    visual = open_clip.CLIP(embed_dim=config["embed_dim"], quick_gelu=quick_gelu, **halves).visual
     activation = quick_gelu if hasattr(visual, "transformer") else None  # a ResNet has ReLU
     load_half(visual, IMAGE, name=architecture, pretrained=pretrained, quick_gelu=activation)
     return visual
@@ -145,9 +139,6 @@ def check_pixels(architecture: str, pretrained: str, *, mean: list[float], std: 
     if right and not any(np.allclose([*mean, *std], row, atol=0.5) for row in right):
         what = "MODEL.PIXEL_MEAN and PIXEL_STD are not those of the weights of %s: set them to %s and %s, in RGB."
         logger.warning(what, architecture, right[0][:3], right[0][3:])
-
-
-# ---- descriptions
 
 
 def is_clip(name: str) -> bool:
@@ -178,9 +169,6 @@ def is_words_tower(name: str) -> bool:
     return all(getattr(own, key) == getattr(clips, key) for key in _TEXT_KIND)
 
 
-# ---- weights
-
-
 def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quick_gelu: bool | None) -> None:
     """Load the weights ``pretrained`` of the model ``name`` into ``module``, in the module's precision; "" loads none.
 
@@ -198,19 +186,16 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
     surplus = [k for k in state if k not in own and k.partition(".")[0] in parts]
     other = [k for k in own if k in state and own[k].shape != state[k].shape]
     if wrong := missing + surplus + other:
-        raise UserError(
-            f"The weights in {path} ({half.weights_key}) do not fit the {half.what} of {name} ({len(wrong)} differ, "
-            f"first {wrong[0]}): set {half.name_key} to the model of these weights."
-        )
+        reason = f"do not fit the {half.what} of {name} ({len(wrong)} differ, first {wrong[0]})"
+        remedy = f"set {half.name_key} to the model of these weights"
+        raise UserError(f"The weights in {path} ({half.weights_key}) {reason}: {remedy}.")
     # A file may lack the counts of batches, which evaluation never reads.
     module.load_state_dict({key: state.get(key, value) for key, value in own.items()})
     trained_with = True if of_tag is None and is_openai else of_tag
     if None not in (quick_gelu, trained_with) and trained_with != quick_gelu:
-        logger.warning(
-            "The weights in %s were trained with %s, but the %s of %s computes %s: choose its twin with or without "
-            "-quickgelu in %s, or change quick_gelu in the json.",
-            *(path, ACTIVATIONS[trained_with], half.what, name, ACTIVATIONS[quick_gelu], half.name_key),
-        )
+        remedy = f"choose its twin with or without -quickgelu in {half.name_key}, or change quick_gelu in the json"
+        trained, computed = ACTIVATIONS[trained_with], f"the {half.what} of {name} computes {ACTIVATIONS[quick_gelu]}"
+        logger.warning(f"The weights in {path} were trained with {trained}, but {computed}: {remedy}.")
 
 
 def _find_weights(half: Half, *, name: str, pretrained: str) -> tuple[Path, bool | None]:
@@ -226,15 +211,11 @@ def _find_weights(half: Half, *, name: str, pretrained: str) -> tuple[Path, bool
             return Path(open_clip.download_pretrained(source)), tag.get("quick_gelu", False) if tag else None
         except Exception as error:  # each transport has its own errors: offline, refused, not found, interrupted
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"The weights {pretrained!r} are not on this machine and could not be downloaded ({reason}): "
-                f"fetch {link} by other means and set {half.weights_key} to that file."
-            ) from error
+            remedy = f"fetch {link} by other means and set {half.weights_key} to that file"
+            raise UserError(f"The weights {pretrained!r} could not be downloaded ({reason}): {remedy}.") from error
     path = resolve(pretrained)
     if not path.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise UserError(
-            f"{half.weights_key} {pretrained!r} is neither a file nor a tag of the open_clip model "
-            f"{name} (its tags: {tags}): correct it, or name the file that holds the weights."
-        )
+        tags = f"a tag of the open_clip model {name} (its tags: {tags})"
+        raise UserError(f"{half.weights_key} {pretrained!r} is neither a file nor {tags}: correct it, or name a file.")
     return path, None

@@ -73,8 +73,7 @@ class TextTower(nn.Module):
     def encode_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
         """Features of sequences of word embeddings (B, L, W): BARON's pseudo words (baron §3).
 
-        Reads the first ``lengths[b]`` rows of ``words[b]`` between the start and the end token. Differentiable with
-        respect to ``words``. UserError if L is more than the tower reads.
+        Reads ``lengths[b]`` rows of ``words[b]`` between start and end token. Differentiable. UserError for a large L.
         """
         self.check_length(words.shape[1])
         if len(words) == 0:  # BERT's attention cannot reshape an empty batch
@@ -88,10 +87,9 @@ class TextTower(nn.Module):
     def check_length(self, words: int) -> None:
         """UserError if the tower cannot read a sequence of ``words`` pseudo words."""
         if words + 2 > self.context:
-            raise UserError(
-                f"A sequence of {words} pseudo words is longer than the {self.context - 2} that the text "
-                "tower (MODEL.TEXT.NAME) reads: lower MODEL.METHOD.BARON.PROPOSALS or MODEL.OPEN_VOCAB.WORDS."
-            )
+            limit = f"the {self.context - 2} that the text tower (MODEL.TEXT.NAME) reads"
+            remedy = "lower MODEL.METHOD.BARON.PROPOSALS or MODEL.OPEN_VOCAB.WORDS"
+            raise UserError(f"A sequence of {words} pseudo words is longer than {limit}: {remedy}.")
 
     def freeze(self) -> None:
         self.requires_grad_(False).eval()
@@ -131,8 +129,7 @@ class TextTower(nn.Module):
     def fingerprint(self) -> str:
         """32 hex digits that identify the tower: a hash of its architecture and its weights.
 
-        A weight contributes its name, its shape, the sum of all bit patterns and 64 values. The sum is an integer, so
-        that the hash does not depend on the device or the number of threads.
+        A weight contributes name, shape, 64 values and the sum of all bit patterns: an integer, equal on any device.
         """
         digest = hashlib.sha256(self._architecture.encode())
         for name, weight in sorted(self.state_dict().items()):
@@ -151,8 +148,7 @@ def drop_words(words: Tensor, real: Tensor, *, dropout: float) -> tuple[Tensor, 
 def surviving(real: Tensor, *, dropout: float) -> Tensor:
     """Which words stay: each is dropped with probability ``dropout``; if a row would lose all, its word 0 stays.
 
-    ``real`` (…, L) is False for padding; word 0 of a row is real, or none is. Draws from torch's random state on the
-    CPU, which a resumed run restores.
+    ``real`` (…, L) is False for padding; word 0 of a row is real, or none is. Draws on the CPU, for runs that resume.
     """
     kept = real & (torch.rand(real.shape) >= dropout).to(real.device)
     kept[..., 0] |= real[..., 0] & ~kept.any(dim=-1)

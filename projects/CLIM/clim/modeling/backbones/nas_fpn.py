@@ -21,8 +21,7 @@ class NASFPN(Backbone):
     """``stacks`` times the seven cells of :class:`Stack`, on five maps of C = ``channels``.
 
     ``bottom_up`` gives four maps of strides 4 to 32, finest first. Each goes through a 1 x 1 convolution and a norm.
-    The fifth map is the last of these after one more convolution and norm, halved by max-pooling. ``norm`` is a name
-    that Detectron2's ``get_norm`` knows.
+    The fifth map is the last of these after one more convolution and norm, halved by max-pooling.
     """
 
     size_divisibility = 64  # the coarsest stride, so that every level halves the one before
@@ -82,8 +81,7 @@ def attend_and_add(a: Tensor, b: Tensor, size: tuple[int, int]) -> Tensor:
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, C, h, w) → (N, C, *size): the nearest locations of a smaller map, the maxima of a larger one.
 
-    The windows of the maximum do not overlap. Zeros around the map fill it up to a multiple of ``size``; of an odd
-    number of rows or columns, one more is on the right or below.
+    Windows do not overlap. Zeros around fill the map up to a multiple of ``size``; an odd one is on the right or below.
     """
     if x.shape[2:] == size:
         return x
@@ -105,6 +103,5 @@ def _normed(inputs: int, outputs: int, size: int, *, norm: str, bias: bool) -> C
 def build_clip_nas_fpn_backbone(cfg, input_shape) -> ClipFPN:
     """As ``build_clip_fpn_backbone``, with NAS-FPN of MODEL.FPN.STACKS stacks in place of the FPN."""
     fpn = cfg.MODEL.FPN
-    return build_on_encoder(
-        cfg, lambda levels: NASFPN(levels, channels=fpn.OUT_CHANNELS, stacks=fpn.STACKS, norm=fpn.NORM)
-    )
+    options = {"channels": fpn.OUT_CHANNELS, "stacks": fpn.STACKS, "norm": fpn.NORM}
+    return build_on_encoder(cfg, lambda levels: NASFPN(levels, **options))

@@ -33,10 +33,8 @@ class ClipResNet(ImageEncoder):
         """``unlocked_blocks``: 0, or 1 for layer4 and the pool's query, key and positional embedding."""
         super().__init__()
         if not hasattr(visual, "attnpool"):
-            raise UserError(
-                "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP ResNet: choose one such as "
-                "RN50x64-quickgelu, or another MODEL.IMAGE_ENCODER.NAME."
-            )
+            remedy = "choose one such as RN50x64-quickgelu, or another MODEL.IMAGE_ENCODER.NAME"
+            raise UserError(f"MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP ResNet: {remedy}.")
         self.visual, self.regions, self.dim = visual, regions, visual.output_dim
         pool = visual.attnpool
         self.grid = round((len(pool.positional_embedding) - 1) ** 0.5)
