@@ -167,9 +167,12 @@ class Trainer(TrainerBase):
     def run_step(self):
         """One step of the optimiser: losses and gradients, clipping, the check, the update."""
         self.model.train()
-        # Where sources alternate, a parameter outside this step's graphs has a zero gradient: momentum and weight decay
-        # continue, as in official Detic.
-        self.optimizer.zero_grad(set_to_none=not self.cfg.DATALOADER.ALTERNATE)
+        self.optimizer.zero_grad()
+        if self.cfg.DATALOADER.ALTERNATE:
+            # A parameter outside this step's graphs has a zero gradient: momentum and weight decay continue, as in
+            # official Detic, also in the first step of a process.
+            for parameter in filter(lambda p: p.requires_grad, self.raw_model.parameters()):
+                parameter.grad = torch.zeros_like(parameter)
         losses, images, data_time = self.accumulate()
         norm = self.clip_gradients()
         with raise_on_all_ranks():  # after backward, in which processes wait for each other
