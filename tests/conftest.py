@@ -15,6 +15,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.structures import Boxes
 from PIL import Image
+from timm.models import Eva, VisionTransformer, register_model
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -29,7 +30,40 @@ TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "lay
 VISION = {
     "vit": {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 4},
     "resnet": {"image_size": 64, "width": 8, "layers": [1, 2, 1, 1]},
+    "timm": {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": None, "image_size": 160},
 }
+# timm's towers in small, with the options of those in open_clip: class, arguments, open_clip's pool and projection.
+SIZE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+ROPE = {"use_rot_pos_emb": True, "ref_feat_shape": (4, 4)}
+SUB_NORM = {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "scale_attn_inner": True}
+PE = {"attn_type": "rope", "use_pre_transformer_norm": True, "rope_grid_offset": 1.0, "rope_grid_indexing": "xy"}
+TIMM = {
+    "eva01": (Eva, {}, "token", None),
+    "eva02": (Eva, ROPE | SUB_NORM, "token", None),
+    "eva02e": (Eva, {"use_post_norm": True}, "token", None),
+    "pe": (Eva, ROPE | PE | {"attn_pool_num_heads": 4}, "map", None),
+    "siglip": (VisionTransformer, {"class_token": False}, "map", "none"),
+    "gap": (VisionTransformer, {"class_token": False, "reg_tokens": 1, "init_values": 0.1}, "avg", "linear"),
+    "mobileclip": (VisionTransformer, {"pre_norm": True, "drop_path_rate": 0.5}, "token", None),
+}
+
+
+def register_tiny(kind):
+    make, arguments, pool, proj = TIMM[kind]
+
+    def build(pretrained=False, num_classes=12, global_pool=pool, drop_path_rate=0.0, **_):
+        given = {"num_classes": num_classes, "global_pool": global_pool, "drop_path_rate": drop_path_rate}
+        trunk = make(**SIZE | arguments | given)
+        trunk.default_cfg = {}
+        return trunk
+
+    build.__name__ = f"tiny_{kind}"
+    register_model(build)
+    VISION[kind] = {"timm_model_name": build.__name__, "timm_pool": pool, "timm_proj": proj, "image_size": 32}
+
+
+for kind in TIMM:
+    register_tiny(kind)
 
 
 class HashTower:
@@ -84,7 +118,7 @@ def cascade():
 
 @pytest.fixture(scope="session")
 def tiny_json(tmp_path_factory):
-    """``tiny_json("vit" or "resnet", key=value, …)``: path of a json in open_clip's config format, D = 12."""
+    """``tiny_json("vit", "resnet" or one of TIMM, key=value, …)``: path of a json in open_clip's format, D = 12."""
 
     def write(kind, *, vision=(), text=(), **changes):
         config = {

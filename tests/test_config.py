@@ -86,6 +86,7 @@ def test_a_row_has_its_own_folder_pairs_for_its_method_and_the_weights_of_anothe
 SIZES = {"DATALOADER.CAPTIONS_PER_GPU", "DATALOADER.MOSAICS_PER_GPU", "OUTPUT_DIR"}
 START = {"MODEL.WEIGHTS", "OUTPUT_DIR"}
 ENCODER = {"MODEL.IMAGE_ENCODER.PRETRAINED", "OUTPUT_DIR"}
+SHARDS = {"DATASETS.CAPTIONS", "OUTPUT_DIR"}
 TAGS = {"MODEL.METHOD.DETIC.TAG_WEIGHT", "OUTPUT_DIR"}
 PRETRAIN = {"MODEL.METHOD.GROUNDING.CONTRAST_GROUP", "INPUT.MOSAIC.SIZE", "INPUT.MOSAIC.FILLING"}
 
@@ -105,6 +106,8 @@ PRETRAIN = {"MODEL.METHOD.GROUNDING.CONTRAST_GROUP", "INPUT.MOSAIC.SIZE", "INPUT
         ("FVLM_ViTB16_RegionCLIP_COCO.yaml", "FVLM_ViTB16_CLIP_COCO.yaml", ENCODER),
         ("lvis/FVLM_ViTB16_CLIM_LVIS.yaml", "lvis/FVLM_ViTB16_CLIP_LVIS.yaml", ENCODER),
         ("lvis/FVLM_RN50x64_CLIM_LVIS.yaml", "lvis/FVLM_RN50x64_CLIP_LVIS.yaml", ENCODER),
+        ("lvis/CLIP_CLIM_ViTB16_CC3M.yaml", "CLIP_CLIM_ViTB16_CC3M.yaml", SHARDS),
+        ("lvis/CLIP_CLIM_RN50x64_CC3M.yaml", "CLIP_CLIM_RN50x64_CC3M.yaml", SHARDS),
         ("mini/detic_clim.yaml", "mini/detic.yaml", SIZES),
         ("mini/baron_clim.yaml", "mini/baron.yaml", SIZES),
         ("mini/ovrcnn_clim.yaml", "mini/ovrcnn.yaml", START),

@@ -235,9 +235,9 @@ def test_ovrcnn(make_run, tiny_coco, tiny_bert, make_encoder, save_stage1, tmp_p
 
 
 @pytest.fixture
-def clip_file(tiny_json, random_clip, tmp_path):
-    """(json of a tiny CLIP, its weights in a file of open_clip's training)."""
-    architecture, path = tiny_json("vit"), tmp_path / "published.pt"
+def clip_file(request, tiny_json, random_clip, tmp_path):
+    """(json of a tiny CLIP, or of the tower that a test names; its weights in a file of open_clip's training)."""
+    architecture, path = tiny_json(getattr(request, "param", "vit")), tmp_path / "published.pt"
     state = {f"module.{name}": value for name, value in random_clip(architecture).state_dict().items()}
     torch.save({"epoch": 6, "name": "clim", "state_dict": state}, path)
     return architecture, str(path)
@@ -248,7 +248,8 @@ def clip(make_run, tiny_mini, clip_file):
     architecture, path = clip_file
     keys = {
         "MODEL.IMAGE_ENCODER.ARCHITECTURE": architecture, "MODEL.IMAGE_ENCODER.PRETRAINED": path,
-        "MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS": 2, "MODEL.TEXT.NAME": architecture, "MODEL.TEXT.PRETRAINED": path,
+        "MODEL.IMAGE_ENCODER.UNLOCKED_BLOCKS": 2, "MODEL.IMAGE_ENCODER.CHECKPOINTING": True,
+        "MODEL.TEXT.NAME": architecture, "MODEL.TEXT.PRETRAINED": path,
         "MODEL.TEXT.DIM": 12, "MODEL.VOCABULARY.NAMES": list(NAMES), "MODEL.VOCABULARY.PROMPT": "name",
         "DATASETS.CAPTIONS": "('mini_ov_captions',)", "DATASETS.TEST": "('mini_val_regions',)",
         "INPUT.CAPTION.CROP": 32, "INPUT.MOSAIC.SIZE": 64, "INPUT.MOSAIC.GRIDS": [2], "INPUT.REGIONS.SIZE": 64,
@@ -258,6 +259,7 @@ def clip(make_run, tiny_mini, clip_file):
     return make_run("CLIP_CLIM_ViTB16_COCO.yaml", tiny_mini, keys)
 
 
+@pytest.mark.parametrize("clip_file", ["vit", "timm"], indirect=True)
 def test_clip(clip, clip_file, tmp_path):
     trainer, start = train(clip.config())
     lines = [json.loads(line) for line in (tmp_path / "output/metrics.json").read_text().splitlines()]

@@ -14,13 +14,9 @@ VISION_CFG = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "ima
 
 @pytest.fixture(scope="session", autouse=True)
 def tiny_models(tmp_path_factory):
-    """Registers tiny-clip, tiny-clip-quickgelu and, with a text half of another kind, tiny-pooled."""
+    """Registers tiny-clip and tiny-clip-quickgelu."""
     folder = tmp_path_factory.mktemp("models")
-    for name, change in {
-        "tiny-clip": {},
-        "tiny-clip-quickgelu": {"quick_gelu": True},
-        "tiny-pooled": {"custom_text": True, "text_cfg": TEXT_CFG | {"pool_type": "last"}},
-    }.items():
+    for name, change in {"tiny-clip": {}, "tiny-clip-quickgelu": {"quick_gelu": True}}.items():
         config = {"embed_dim": 8, "vision_cfg": VISION_CFG, "text_cfg": TEXT_CFG} | change
         (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)

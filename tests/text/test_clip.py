@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 
 from clim.errors import UserError
 from clim.text import build_text_tower
-from clim.text.clip import load_clip_visual
+from clim.text.clip import check_pixels, load_clip_visual
 
-KINDS = ["vit", "resnet"]
+KINDS = ["vit", "resnet", "eva02"]
 IMAGE_KEYS = "MODEL.IMAGE_ENCODER"
 
 
@@ -114,6 +114,8 @@ WITH_BOTH = [save_openai, save_open_clip, save_safetensors, save_clim, save_clim
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("save", [*WITH_BOTH, save_ours])
 def test_every_file_gives_the_same_image_half_in_float32(clips, kind, save, tmp_path):
+    if (kind, save) == ("eva02", save_openai):
+        pytest.skip("OpenAI has no such model, and TorchScript would store its fixed tables too")
     path, clip = clips[kind]
     expected = {k: v.clone() for k, v in clip.visual.state_dict().items()}
     loaded = load_clip_visual(path, str(save(clip, tmp_path))).state_dict()
@@ -178,8 +180,42 @@ def test_the_text_half_alone_has_openai_names_and_float32_features(tower, clip, 
     first = build_text_tower(name="tiny-clip").encode(phrases)  # random weights are always the same
     torch.manual_seed(5)
     assert torch.equal(first, build_text_tower(name="tiny-clip").encode(phrases))
-    with pytest.raises(UserError, match="tiny-pooled.*not CLIP's causal transformer"):
-        build_text_tower(name="tiny-pooled")
+
+
+OTHERS = {
+    "pool_type": "last", "no_causal_mask": True, "proj_bias": True, "norm_kwargs": {"eps": 1e-3},
+    "act_kwargs": {"approximate": "tanh"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("custom", [True, False])
+def test_other_text_halves_embed_whole_texts(custom, tiny_json, tmp_path, phrases):
+    """SigLIP's, and as CLIPA's in a model without a half of its own: open_clip's embeddings, and no words."""
+    path = Path(tiny_json("vit", quick_gelu=False, text=OTHERS, custom_text=custom))
+    open_clip.add_model_config(path)
+    torch.manual_seed(3)
+    model = open_clip.create_model(path.stem, load_weights=False).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    tower, tokens = build_text_tower(name=str(path), pretrained=str(tmp_path / "w.pt")), open_clip.SimpleTokenizer()
+    with torch.no_grad():
+        expected = model.encode_text(tokens(phrases, context_length=16), normalize=True)
+    torch.testing.assert_close(tower.encode(phrases), expected, atol=1e-6, rtol=0)
+    assert tower.encode(phrases).std() > 0.1 and tower.fingerprint != build_text_tower(name=str(path)).fingerprint
+    for read in (
+        lambda: tower.encode_hidden(phrases),
+        lambda: tower.encode_words(torch.zeros(1, 2, 16), torch.ones(1)),
+    ):
+        with pytest.raises(UserError, match="reads single words"):
+            read()
+
+
+def test_text_halves_of_the_hub(tiny_json, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    complaints = {"hf_model_name": "not open_clip's own", "hf_tokenizer_name": "tokenizer no/half.*could not be"}
+    for key, complaint in complaints.items():
+        text = {key: "no/half"}
+        with pytest.raises(UserError, match=complaint):
+            build_text_tower(name=tiny_json("vit", text=text))
 
 
 # ---- activation
@@ -225,7 +261,26 @@ def test_tags_and_hub_names_are_downloaded(clips, tmp_path, monkeypatch, caplog)
     assert torch.equal(tower.token_embedding.weight, clip.token_embedding.weight)
 
 
-# ---- mistakes
+# ---- pixels
+
+
+def test_pixels_that_the_weights_do_not_expect(caplog):
+    """Those of the tag; without a tag those of any tag; a json of one's own expects none."""
+    clip = {"mean": [122.77, 116.75, 104.09], "std": [68.5, 66.63, 70.32]}
+    half = dict.fromkeys(("mean", "std"), [127.5] * 3)
+    for name, pretrained, wrong in (
+        ("ViT-B-16-quickgelu", "openai", half), ("ViT-B-16-SigLIP", "webli", clip), ("EVA02-B-16", "", half),
+        ("ViT-L-14", "laion2b_s32b_b82k", clip),
+    ):  # fmt: skip
+        caplog.clear()
+        check_pixels(name, pretrained, **(clip if wrong is half else half))
+        assert not caplog.records
+        check_pixels(name, pretrained, **wrong)
+        (record,) = caplog.records
+        assert f"not those of the weights of {name}: set them to [1" in record.getMessage()
+    caplog.clear()
+    check_pixels("mine.json", "", **half)
+    assert not caplog.records
 
 
 # ---- mistakes

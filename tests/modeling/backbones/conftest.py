@@ -23,15 +23,15 @@ def cubic_matrix(size, target):
 
 @pytest.fixture(scope="session")
 def slow_positions():
-    """``slow_positions((1 + g², C), (h, w))``: the first row, and the others interpolated to h x w."""
+    """``slow_positions((P + g², C), (h, w))``: the first P rows (1), and the others interpolated to h x w."""
 
-    def resize(positions, grid):
-        side = math.isqrt(len(positions) - 1)
+    def resize(positions, grid, prefix=1):
+        side = math.isqrt(len(positions) - prefix)
         if tuple(grid) == (side, side):
             return positions
         rows, columns = cubic_matrix(side, grid[0]), cubic_matrix(side, grid[1])
-        square = positions[1:].double().reshape(side, side, -1)
+        square = positions[prefix:].double().reshape(side, side, -1)
         resized = torch.einsum("ya,xb,abc->yxc", rows, columns, square)
-        return torch.cat([positions[:1], resized.flatten(0, 1).to(positions)])
+        return torch.cat([positions[:prefix], resized.flatten(0, 1).to(positions)])
 
     return resize

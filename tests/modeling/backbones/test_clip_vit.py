@@ -6,8 +6,10 @@ import open_clip
 import pytest
 import torch
 from detectron2.structures import Boxes
+from torch.utils.checkpoint import checkpoint
 
 from clim.errors import UserError
+from clim.modeling.backbones import clip_vit
 from clim.modeling.backbones.clip_vit import ClipViT
 
 
@@ -109,6 +111,21 @@ def test_images_are_embedded_as_by_open_clip(full, tiny, tiny_json, random_clip,
     torch.testing.assert_close(encoder.embed_images(images(56, 56)), large(images(56, 56)), rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_towers_that_pool_otherwise(tiny_json, random_clip):
+    """CLIPA's mean of patches, LayerScale, patches of 14 px: images as by open_clip, dense maps as without the mean."""
+    vision = {"image_size": 42, "patch_size": 14, "ls_init_value": 0.1, "no_ln_pre": True}
+    cls = random_clip(tiny_json("vit", vision=vision)).visual
+    mean = random_clip(tiny_json("vit", vision=vision | {"pool_type": "avg", "final_ln_after_pool": True})).visual
+    mean.load_state_dict(cls.state_dict())
+    pixels, (one, other) = images(42, 42, batch=2), [ClipViT(visual=v, unlocked_blocks=1).eval() for v in (cls, mean)]
+    for encoder in (one, other):
+        torch.testing.assert_close(encoder.embed_images(pixels), encoder.visual(pixels), rtol=0, atol=1e-5)
+    assert not torch.allclose(one.embed_images(pixels), other.embed_images(pixels), atol=0.1)
+    dense = one.features(images(60, 60))["dense"]  # 4 px on the right and below are not seen
+    assert dense.shape == (1, 12, 4, 4) and torch.equal(dense, other.features(images(60, 60)[..., :56, :56])["dense"])
+
+
 def test_regions_average_the_unit_vectors_of_their_locations(tiny):
     encoder = ClipViT(visual=tiny, unlocked_blocks=2)
     features = encoder.features(images(40, 48, batch=2))
@@ -148,9 +165,28 @@ def test_frozen_blocks_get_no_gradient_and_no_graph(tiny_json, random_clip, unlo
         assert not grad[:64].any() and grad[64:].any()
 
 
+@pytest.mark.parametrize("unlocked", [0, 3])
+def test_checkpointing_changes_no_loss_and_no_gradient(tiny_json, random_clip, unlocked, monkeypatch):
+    calls = []
+    monkeypatch.setattr(clip_vit, "checkpoint", lambda *args, **kw: calls.append(args[1]) or checkpoint(*args, **kw))
+
+    def gradients(checkpointing):
+        visual = random_clip(tiny_json("vit")).visual
+        encoder = ClipViT(visual=visual, unlocked_blocks=unlocked, checkpointing=checkpointing).train()
+        weight = torch.ones(1, requires_grad=True)
+        loss = (encoder.features(images(40, 24))["dense"][:, 0] * weight).sum()
+        loss += (encoder.embed_images(images(32, 32)) * weight).square().sum()
+        loss.backward()
+        return loss, [p.grad for p in [weight, *encoder.parameters()] if p.requires_grad]
+
+    (loss, expected), (again, found) = gradients(False), gradients(True)
+    assert torch.equal(loss, again) and all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert len(calls) == 2 * unlocked
+
+
 @pytest.mark.parametrize("change", [
-    {"pool_type": "avg"}, {"final_ln_after_pool": True}, {"attentional_pool": True, "attn_pooler_heads": 4},
-    {"qk_norm": True}, {"image_size": [32, 64]},
+    {"attentional_pool": True, "attn_pooler_heads": 4}, {"pool_type": "none"}, {"qk_norm": True},
+    {"image_size": [32, 64]},
 ])  # fmt: skip
 def test_transformers_of_other_kinds_are_refused(change, tiny_json):
     config = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1} | change

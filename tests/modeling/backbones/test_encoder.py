@@ -28,10 +28,14 @@ def make_cfg(load_cfg, tiny_json):
     return make
 
 
-@pytest.fixture(scope="module", params=["ClipViT", "ClipResNet v1", "ClipResNet v2", "EfficientNetLite0"])
-def encoder(request, make_cfg, random_clip):
-    name, _, regions = request.param.partition(" ")
-    cfg = make_cfg(name, **({"REGIONS": regions} if regions else {}))
+@pytest.fixture(
+    scope="module",
+    params=["ClipViT", "ClipViT eva02", "ClipViT pe", "ClipResNet v1", "ClipResNet v2", "EfficientNetLite0"],
+)
+def encoder(request, make_cfg, random_clip, tiny_json):
+    name, _, option = request.param.partition(" ")
+    change = {"ARCHITECTURE": tiny_json(option)} if name == "ClipViT" and option else {"REGIONS": option or "v2"}
+    cfg = make_cfg(name, **change)
     encoder = build_image_encoder(cfg)
     if hasattr(encoder, "visual"):
         encoder.visual.load_state_dict(random_clip(cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE).visual.state_dict())
@@ -51,6 +55,7 @@ def images():
     ("ClipViT", {"UNLOCKED_BLOCKS": 5}, "UNLOCKED_BLOCKS is 5"),
     ("ClipResNet", {"UNLOCKED_BLOCKS": 2}, "UNLOCKED_BLOCKS is 2"),
     ("EfficientNetLite0", {"UNLOCKED_BLOCKS": -1}, "UNLOCKED_BLOCKS is -1"),
+    ("ClipResNet", {"CHECKPOINTING": True}, "CHECKPOINTING works with ClipViT, not with ClipResNet"),
 ])  # fmt: skip
 def test_errors(make_cfg, tiny_json, name, changes, message):
     if "ARCHITECTURE" in changes:

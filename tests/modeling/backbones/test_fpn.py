@@ -17,10 +17,10 @@ VIT_TAPS = {block: ShapeSpec(channels=CHANNELS, stride=16) for block in (3, 5, 7
 @pytest.fixture
 def backbone(load_cfg, tiny_json):
     """``backbone("KEY", value, …)`` of the shipped config, on a small random ViT."""
-    architecture = tiny_json("vit", vision={"patch_size": 16, "layers": 12})
 
-    def build(*overrides):
+    def build(*overrides, patch=16):
         torch.manual_seed(0)
+        architecture = tiny_json("vit", vision={"image_size": 2 * patch, "patch_size": patch, "layers": 12})
         cfg = load_cfg(
             "FVLM_ViTB16_CLIP_COCO.yaml", "MODEL.IMAGE_ENCODER.ARCHITECTURE", architecture, "MODEL.TEXT.DIM", 12,
             "MODEL.IMAGE_ENCODER.PRETRAINED", "", "MODEL.FPN.OUT_CHANNELS", 24, "MODEL.FPN.NORM", "BN", *overrides,
@@ -86,6 +86,21 @@ def test_the_pyramid_of_the_shipped_config(backbone):
     # A box on whole locations of one row: the mean of their unit vectors.
     regions = model.embed_regions(features, [Boxes(torch.tensor([[16.0, 0, 48, 16]]))])
     torch.testing.assert_close(regions[0], dense[0, :, 0, 1:3].mean(1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("patch, factors", [(14, 4), (32, 8)])
+def test_patches_of_other_sizes(backbone, patch, factors):
+    """Images for patches of 14 px become smaller, so that the maps have the sizes of those of 16 px."""
+    model, image = backbone(patch=patch).eval(), torch.randn(1, 3, 128, 64)
+    features = model(image)
+    assert [tuple(features[f"p{i}"].shape[2:]) for i in range(2, 6)] == [(32, 16), (16, 8), (8, 4), (4, 2)]
+    deconvolutions = [m for m in model.pyramid.bottom_up.rescale["c2"] if isinstance(m, torch.nn.ConvTranspose2d)]
+    assert 2 ** len(deconvolutions) == factors
+    if patch == 14:
+        small = F.interpolate(image, size=(112, 56), mode="bilinear", align_corners=False)
+        assert torch.equal(features[VLM], model.encoder.features(small)["dense"])
+        regions = model.embed_regions(features, [Boxes(torch.tensor([[16.001, 0, 47.999, 16]]))])
+        torch.testing.assert_close(regions[0], features[VLM][0, :, 0, 1:3].mean(1), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["ClipResNet", "EfficientNetLite0"])

@@ -29,15 +29,15 @@ class Half(NamedTuple):
     """One half of CLIP: text tower or image encoder."""
 
     what: str  # its name in error messages
-    anchor: str  # a weight of every CLIP; a file may have a prefix before it, and before all names
+    anchors: tuple[str, ...]  # each CLIP has one of these; a file may have a prefix before it, and before all names
     folder: str  # prefix of this half's names in OpenAI's files
     name_key: str  # config key of the architecture
     weights_key: str  # config key of the file
 
 
-TEXT = Half("text tower", "token_embedding.weight", "", "MODEL.TEXT.NAME", "MODEL.TEXT.PRETRAINED")
+TEXT = Half("text tower", ("token_embedding.weight",), "", "MODEL.TEXT.NAME", "MODEL.TEXT.PRETRAINED")
 _KEYS = ("MODEL.IMAGE_ENCODER.ARCHITECTURE", "MODEL.IMAGE_ENCODER.PRETRAINED")
-IMAGE = Half("image encoder", "visual.conv1.weight", "visual.", *_KEYS)
+IMAGE = Half("image encoder", ("visual.conv1.weight", "visual.trunk.patch_embed.proj.weight"), "visual.", *_KEYS)
 
 
 def read_half(half: Half, path: Path) -> tuple[dict[str, Tensor], bool]:
@@ -47,10 +47,11 @@ def read_half(half: Half, path: Path) -> tuple[dict[str, Tensor], bool]:
     (Detic's ``text_encoder.*``, ours). UserError where it is not readable or holds no such half.
     """
     state = read_weights(path)
-    anchors = [name for name in state if name.endswith(half.anchor)]
-    if not anchors:
-        raise UserError(f"{path} ({half.weights_key}) holds no CLIP {half.what}: no weight is called {half.anchor}.")
-    prefix = min(anchors, key=len).removesuffix(half.anchor)
+    prefixes = [name.removesuffix(anchor) for anchor in half.anchors for name in state if name.endswith(anchor)]
+    if not prefixes:
+        names = " or ".join(half.anchors)
+        raise UserError(f"{path} ({half.weights_key}) holds no CLIP {half.what}: no weight is called {names}.")
+    prefix = min(prefixes, key=len)
     own = prefix + half.folder
     part = {name.removeprefix(own): value for name, value in state.items() if name.startswith(own)}
     return part, is_torchscript(path) or prefix.endswith("text_encoder.")

@@ -109,7 +109,8 @@ class PublishClip(HookBase):
 def clip_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Image half, temperature and CLIP text half of an ImageTextModel, under OpenAI's and open_clip's names."""
     text = model.text_encoder.live.state_dict()
-    state = {**model.image_encoder.state_dict(), **(text if "text_projection" in text else {})}
+    is_clip = any(name.endswith("token_embedding.weight") for name in text)
+    state = {**model.image_encoder.state_dict(), **(text if is_clip else {})}
     if hasattr(model.method, "logit_scale"):
         state["logit_scale"] = model.method.logit_scale
     return {name: value.detach().cpu() for name, value in state.items()}

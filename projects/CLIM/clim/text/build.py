@@ -32,9 +32,13 @@ def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.dev
 
             tower = BertTower(folder=folder)
         else:
-            from clim.text.clip import OpenClipTower  # open_clip takes seconds to import
+            from clim.text.clip import (  # open_clip takes seconds to import
+                OpenClipTower,
+                WholeTextTower,
+                is_words_tower,
+            )
 
-            tower = OpenClipTower(name=name, pretrained=pretrained)
+            tower = (OpenClipTower if is_words_tower(name) else WholeTextTower)(name=name, pretrained=pretrained)
     return tower.to(device)
 
 

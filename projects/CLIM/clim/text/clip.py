@@ -6,8 +6,10 @@ needs both halves, does not know detectors' files, and resizes positions silentl
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import torch
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ class OpenClipTower(TextTower):
     """
 
     def __init__(self, *, name: str, pretrained: str):
-        config = _plain_config(name)
+        config = clip_config(name, TEXT.name_key)
         quick_gelu = config.get("quick_gelu", False)
         text_part = {"embed_dim": config["embed_dim"], "quick_gelu": quick_gelu, "text_cfg": config["text_cfg"]}
         super().__init__(architecture=json.dumps(text_part, sort_keys=True))
@@ -77,8 +79,47 @@ class OpenClipTower(TextTower):
             return WordFeatures(hidden, self.ln_final(hidden) @ self.text_projection)
 
 
+class WholeTextTower(TextTower):
+    """Any other text half of open_clip, with open_clip's own forward (SigLIP, CLIPA): it embeds whole texts alone."""
+
+    hidden_dim = 0
+
+    def __init__(self, *, name: str, pretrained: str):
+        config = clip_config(name, TEXT.name_key)
+        text, quick_gelu = open_clip.CLIPTextCfg(**config["text_cfg"]), config.get("quick_gelu", False)
+        if text.hf_model_name:
+            raise UserError(f"The text half of {name} (MODEL.TEXT.NAME) is not open_clip's own: choose another model.")
+        text_part = {"embed_dim": config["embed_dim"], "quick_gelu": quick_gelu, "text_cfg": config["text_cfg"]}
+        super().__init__(architecture=json.dumps(text_part, sort_keys=True))
+        self.text = open_clip.CustomTextCLIP(**text_part, vision_cfg=_STUB_IMAGE_HALF).text
+        self.dim, self.context, hub = config["embed_dim"], text.context_length, text.hf_tokenizer_name
+        options = {"context_length": self.context, **(text.tokenizer_kwargs or {})}
+        try:
+            make = partial(open_clip.tokenizer.HFTokenizer, hub) if hub else open_clip.SimpleTokenizer
+            self._tokenizer = make(**options)
+        except OSError as error:
+            raise UserError(f"The tokenizer {hub} of MODEL.TEXT.NAME {name} could not be downloaded.") from error
+        load_half(self.text, TEXT, name=name, pretrained=pretrained, quick_gelu=quick_gelu)
+        self.freeze()
+
+    def tokenize(self, texts) -> list[list[int]]:
+        """Ids with padding up to ``context``: without a causal mask, padding counts."""
+        return self._tokenizer(list(texts)).tolist()
+
+    @property
+    def word_embeddings(self) -> Tensor:
+        raise UserError("This method reads single words, but MODEL.TEXT.NAME is not a CLIP that does: choose another.")
+
+    def features(self, tokens: list[list[int]]) -> WordFeatures:
+        embedding = self.text(torch.tensor(tokens, device=self.device))
+        return WordFeatures(embedding[:, :0], embedding)
+
+    def encode_hidden(self, texts, batch_size: int = 256) -> Tensor:
+        return self.word_embeddings  # a UserError
+
+
 def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
-    """open_clip's ``visual`` (VisionTransformer or ModifiedResNet) in float32, on the CPU.
+    """open_clip's ``visual`` (VisionTransformer, ModifiedResNet or TimmModel) in float32, on the CPU.
 
     ``architecture`` (an open_clip model, or a json in the format of its configs) decides the activation of a ViT:
     OpenAI's and CLIM's weights were trained as "ViT-B-16-quickgelu"; CLIM's published ViT detectors were measured as
@@ -86,12 +127,24 @@ def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
     """
     config = clip_config(architecture, IMAGE.name_key)
     quick_gelu = config.get("quick_gelu", False)
+    vision_cfg = config["vision_cfg"] | {"timm_drop": 0.0, "timm_drop_path": None}  # no dropout, as CLIM
     visual = open_clip.CLIP(
-        embed_dim=config["embed_dim"], vision_cfg=config["vision_cfg"], text_cfg=_STUB_TEXT_HALF, quick_gelu=quick_gelu
+        embed_dim=config["embed_dim"], vision_cfg=vision_cfg, text_cfg=_STUB_TEXT_HALF, quick_gelu=quick_gelu
     ).visual
     activation = quick_gelu if hasattr(visual, "transformer") else None  # a ResNet has ReLU
     load_half(visual, IMAGE, name=architecture, pretrained=pretrained, quick_gelu=activation)
     return visual
+
+
+def check_pixels(architecture: str, pretrained: str, *, mean: list[float], std: list[float]) -> None:
+    """Warn where MODEL.PIXEL_MEAN and PIXEL_STD suit neither the tag ``pretrained`` nor, else, any tag of the model."""
+    is_tag = open_clip.is_pretrained_cfg(architecture, pretrained)
+    tags = [pretrained] if is_tag else open_clip.list_pretrained_tags_by_model(architecture)
+    trained = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]
+    right = [[round(255 * value, 4) for value in (*one["mean"], *one["std"])] for one in trained]
+    if right and not any(np.allclose([*mean, *std], row, atol=0.5) for row in right):
+        what = "MODEL.PIXEL_MEAN and PIXEL_STD are not those of the weights of %s: set them to %s and %s, in RGB."
+        logger.warning(what, architecture, right[0][:3], right[0][3:])
 
 
 # ---- descriptions
@@ -119,16 +172,10 @@ def _json_file(name: str) -> Path | None:
     return path if path.suffix == ".json" and path.is_file() else None
 
 
-def _plain_config(name: str) -> dict:
-    """open_clip's config of ``name``; UserError if the text half is not CLIP's own transformer."""
-    config = clip_config(name, TEXT.name_key)
-    own, clips = open_clip.CLIPTextCfg(**config["text_cfg"]), open_clip.CLIPTextCfg()
-    if any(getattr(own, key) != getattr(clips, key) for key in _TEXT_KIND):
-        raise UserError(
-            f"The text half of {name} (MODEL.TEXT.NAME) is not CLIP's causal transformer: choose a CLIP model such as "
-            "ViT-B-32-quickgelu or RN50x64-quickgelu."
-        )
-    return config
+def is_words_tower(name: str) -> bool:
+    """Whether the text half of the open_clip model ``name`` is CLIP's own transformer."""
+    own, clips = open_clip.CLIPTextCfg(**clip_config(name, TEXT.name_key)["text_cfg"]), open_clip.CLIPTextCfg()
+    return all(getattr(own, key) == getattr(clips, key) for key in _TEXT_KIND)
 
 
 # ---- weights

@@ -28,7 +28,8 @@ from .fpn import build_p3_p7_fpn
 LAST_SHARED = 10  # stride 16, 112 channels
 OUT_CHANNELS = 320  # of block 15, stride 32
 ROI_SIZE = 7
-WEIGHTS = Half("image encoder", "projection.weight", "", "MODEL.IMAGE_ENCODER.NAME", "MODEL.IMAGE_ENCODER.PRETRAINED")
+_KEYS = ("MODEL.IMAGE_ENCODER.NAME", "MODEL.IMAGE_ENCODER.PRETRAINED")
+WEIGHTS = Half("image encoder", ("projection.weight",), "", *_KEYS)
 TAPS = {2: ShapeSpec(channels=24, stride=4), 4: ShapeSpec(channels=40, stride=8),
         10: ShapeSpec(channels=112, stride=16), 15: ShapeSpec(channels=320, stride=32)}  # fmt: skip
 

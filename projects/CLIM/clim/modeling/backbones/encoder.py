@@ -23,6 +23,8 @@ IMAGE_ENCODER_REGISTRY = Registry("IMAGE_ENCODER")  # subclasses of ImageEncoder
 def build_image_encoder(cfg) -> "ImageEncoder":
     """The encoder of ``cfg.MODEL.IMAGE_ENCODER``; UserError for unknown names and missing weights."""
     encoder = cfg.MODEL.IMAGE_ENCODER
+    if encoder.CHECKPOINTING and encoder.NAME != "ClipViT":
+        raise UserError(f"MODEL.IMAGE_ENCODER.CHECKPOINTING works with ClipViT, not with {encoder.NAME}: set it False.")
     if encoder.REGIONS not in ("v1", "v2"):
         raise UserError(f"MODEL.IMAGE_ENCODER.REGIONS {encoder.REGIONS!r} is unknown: choose v2 or v1.")
     return registered(IMAGE_ENCODER_REGISTRY, encoder.NAME, key="MODEL.IMAGE_ENCODER.NAME")(cfg)
@@ -85,9 +87,11 @@ class ImageEncoder(nn.Module):
 
 def clip_arguments(cfg) -> dict:
     """Arguments of every CLIP encoder: open_clip's ``visual`` half, and ``unlocked_blocks``."""
-    from clim.text.clip import load_clip_visual  # open_clip takes seconds to import
+    from clim.text.clip import check_pixels, load_clip_visual  # open_clip takes seconds to import
 
     encoder = cfg.MODEL.IMAGE_ENCODER
+    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    check_pixels(encoder.ARCHITECTURE, encoder.PRETRAINED, mean=mean, std=std)
     visual = load_clip_visual(encoder.ARCHITECTURE, encoder.PRETRAINED)
     return {"visual": visual, "unlocked_blocks": encoder.UNLOCKED_BLOCKS}
 
@@ -99,14 +103,14 @@ def first_unlocked(unlocked: int, count: int) -> int:
     return count - unlocked
 
 
-def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Positional embeddings (1 + g², C) → (1 + h·w, C) for ``grid`` (h, w); the first row is unchanged.
+def resize_positions(positions: Tensor, grid: tuple[int, int], *, prefix: int = 1) -> Tensor:
+    """Positional embeddings (P + g², C) → (P + h·w, C) for ``grid`` (h, w); the first P = ``prefix`` rows stay.
 
     Bicubic without antialiasing, as in the release (clip_fvlm §1); open_clip antialiases.
     """
-    side = round((len(positions) - 1) ** 0.5)
+    side = round((len(positions) - prefix) ** 0.5)
     if grid == (side, side):
         return positions
-    square = positions[1:].T.reshape(1, -1, side, side)
+    square = positions[prefix:].T.reshape(1, -1, side, side)
     resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat([positions[:1], resized[0].flatten(1).T])
+    return torch.cat([positions[:prefix], resized[0].flatten(1).T])

@@ -3,6 +3,7 @@
 Shapes: N images, C channels, H, W pixels, R regions, D width of region embeddings.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.structures import Boxes
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clim.errors import UserError
 
@@ -30,7 +32,7 @@ def build_p3_p7_fpn(bottom_up: Backbone, fpn) -> FPN:
 
 
 def rescaling(channels: int, factor: float, *, upscaling: str, norm: str) -> nn.Module:
-    """(N, C, h, w) → (N, C, factor · h, factor · w) for a factor of 1/2, 1, 2 or 4.
+    """(N, C, h, w) → (N, C, factor · h, factor · w) for a factor of 1/2, 1, 2, 4 or 8.
 
     It enlarges by 2 x 2 deconvolutions with stride 2, a norm and a GELU between two of them (CLIM release), or by
     bilinear interpolation (CLIM paper). It halves by 2 x 2 max-pooling.
@@ -41,9 +43,13 @@ def rescaling(channels: int, factor: float, *, upscaling: str, norm: str) -> nn.
         return nn.MaxPool2d(2)
     if upscaling == "interpolation":
         return nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=False)
-    twice = [nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(2)]
-    between = get_norm(norm, channels) or nn.Identity()  # "" is no norm; the second layer keeps its number
-    return {2: twice[0], 4: nn.Sequential(twice[0], between, nn.GELU(), twice[1])}[factor]
+    first, *others = [nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in range(3 if factor == 8 else 2)]
+    if factor == 2:
+        return first
+    layers = [first]
+    for layer in others:  # "" is no norm; the layers keep their numbers
+        layers += [get_norm(norm, channels) or nn.Identity(), nn.GELU(), layer]
+    return nn.Sequential(*layers)
 
 
 class TapLevels(Backbone):
@@ -56,7 +62,7 @@ class TapLevels(Backbone):
         self.taps = dict(zip(LEVELS, shapes, strict=True))
         self.rescale, self.shapes = nn.ModuleDict(), {}
         for (level, stride), shape in zip(LEVELS.items(), shapes.values(), strict=True):
-            factor = shape.stride / stride
+            factor = 2.0 ** round(math.log2(shape.stride / stride))  # 14 px count as 16
             self.rescale[level] = rescaling(shape.channels, factor, upscaling=upscaling, norm=norm)
             self.shapes[level] = ShapeSpec(channels=shape.channels, stride=stride)
 
@@ -69,12 +75,16 @@ class TapLevels(Backbone):
 
 
 class ClipFPN(Backbone):
-    """A frozen ``encoder`` with ``taps``, always in evaluation mode, and a ``pyramid``: {tap: map} → {level: map}."""
+    """A frozen ``encoder`` with ``taps``, always in evaluation mode, and a ``pyramid``: {tap: map} → {level: map}.
+
+    Images for patches of 14 px are made 14/16 as large, bilinearly, so that locations are 16 px of the input apart.
+    """
 
     def __init__(self, encoder: nn.Module, pyramid: Backbone):
         super().__init__()
         self.encoder = encoder.requires_grad_(False).eval()
         self.pyramid = pyramid
+        self.scale = encoder.stride / 2 ** round(math.log2(encoder.stride))
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -84,13 +94,16 @@ class ClipFPN(Backbone):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) normalised pixels → {"p2": …, "p6": …}, outside training also the map VLM."""
         with torch.no_grad():
+            if self.scale != 1:
+                images = F.interpolate(images, scale_factor=self.scale, mode="bilinear", align_corners=False)
             maps, vlm = self.encoder.taps(images)
         features = self.pyramid(maps)
         return features if self.training else features | {VLM: vlm}
 
     def embed_regions(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
         """The encoder's embeddings (ΣR, D) of each image's boxes in input pixels; not normalised."""
-        (embeddings,) = self.encoder.embed_stages({"dense": features[VLM]}, boxes)
+        scaled = [Boxes(of_image.tensor * self.scale) for of_image in boxes]
+        (embeddings,) = self.encoder.embed_stages({"dense": features[VLM]}, scaled)
         return embeddings
 
     @property
