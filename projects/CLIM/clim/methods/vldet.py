@@ -73,7 +73,7 @@ class VLDet(Method):
             topk = self.proposals if len(rows) == 1 else self.tile_proposals
             assigned, _ = assign_to_tiles(tiles.boxes[rows], candidates, min_iof=self.tile_min_iof, topk=topk)
             box, tile = assigned.nonzero(as_tuple=True)
-            owner.insert(-1, rows[tile])
+            owner.insert(-1, rows[tile])  # before the tiles' own boxes; the stable sort keeps these behind proposals
             boxes.insert(-1, clip_to_tiles(candidates.tensor[box], tiles.boxes[rows[tile]]))
         tile, order = torch.cat(owner).sort(stable=True)
         return {"region": replace(Regions.of_tiles(tiles.boxes, tiles)[tile], boxes=torch.cat(boxes)[order])}
@@ -119,7 +119,8 @@ class VLDet(Method):
             target = torch.zeros(len(tile), len(self.nouns), dtype=torch.bool, device=tile.device)
             target[rows, nouns[found]] = True
             return multi_hot_bce(self.logits(embeddings, self.nouns), target)
-        negatives = counts.sum(0) * (counts == 0)
+        negatives = counts.sum(0) * (counts == 0)  # (T, U): how often other tiles have a noun that this one lacks
+        # The last column is the background of match_softly, with a logit of 0.
         return noun_contrast(F.pad(logits, (0, 1))[rows], found, F.pad(negatives, (0, 1))[tile[rows]])
 
 
@@ -186,7 +187,7 @@ def sinkhorn_plan(distance: Tensor, *, eps: float, iterations: int) -> Tensor:
         return (u[..., None] - distance + v[..., None, :]) / eps
 
     for _ in range(iterations):
-        v = v + eps * (mass - scaled().logsumexp(-2).nan_to_num(neginf=0.0))  # the logarithm of padding's sum
+        v = v + eps * (mass - scaled().logsumexp(-2).nan_to_num(neginf=0.0))  # padding: log 0
         u = u + eps * (mass - scaled().logsumexp(-1).nan_to_num(neginf=0.0))
     return scaled().exp()
 
