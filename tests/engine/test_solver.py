@@ -36,7 +36,9 @@ def test_scaling_to_one_process(caplog):
     off = load_config(FULL, ["SOLVER.REFERENCE_WORLD_SIZE", 0])
     fourfold = load_config(FULL, ["SOLVER.ACCUMULATE", 4])
     assert scale_to_world(fourfold, 1).SOLVER.MAX_ITER == 90000 and scale_to_world(fourfold, 4).SOLVER.BASE_LR == 0.04
-    for same, world_size in ((cfg, 8), (one, 1), (off, 1), (fourfold, 2)):
+    smaller = ["DATALOADER.DETECTION_PER_GPU", 8, "SOLVER.ACCUMULATE", 4, "SOLVER.REFERENCE_WORLD_SIZE", 32]
+    same_batch = load_config(str(CONFIGS / "lvis/FVLM_RN50x64_CLIM_LVIS.yaml"), smaller)  # docs/train.md
+    for same, world_size in ((cfg, 8), (one, 1), (off, 1), (fourfold, 2), (same_batch, 8)):
         assert scale_to_world(same, world_size) is same
 
 

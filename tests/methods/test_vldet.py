@@ -252,12 +252,12 @@ def test_the_caption_belongs_to_the_last_box_and_tiles_without_boxes_count(texts
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 4), st.integers(0, 4), st.integers(0, 2**31), st.sampled_from([match_nouns, match_softly]))
 def test_matching(nouns, regions, seed, match):
-    """The best of all assignments, or the row of the largest mass, the first of several; the order has no influence."""
+    """The best of all assignments, or the row of the largest mass, the first of several, in any order and batch."""
     generator = torch.Generator().manual_seed(seed)
     similarity = 50 * torch.rand(nouns, regions, generator=generator) - 25
     places, order = torch.randperm(regions, generator=generator), torch.randperm(nouns, generator=generator)
     order = torch.arange(nouns) if match is match_softly else order
-    plain, permuted = match([similarity, similarity[order][:, places]])
+    plain, permuted, _ = match([similarity, similarity[order][:, places], torch.rand(5, 6, generator=generator)])
     pairs = sorted(zip(*(rows.tolist() for rows in plain), strict=True))
     order = [*order.tolist(), nouns]
     assert pairs == sorted((order[n], places[p].item()) for n, p in zip(*permuted, strict=True))

@@ -73,7 +73,7 @@ class VLDet(Method):
             topk = self.proposals if len(rows) == 1 else self.tile_proposals
             assigned, _ = assign_to_tiles(tiles.boxes[rows], candidates, min_iof=self.tile_min_iof, topk=topk)
             box, tile = assigned.nonzero(as_tuple=True)
-            owner.insert(-1, rows[tile])
+            owner.insert(-1, rows[tile])  # before the tiles' own boxes; the stable sort keeps these behind proposals
             boxes.insert(-1, clip_to_tiles(candidates.tensor[box], tiles.boxes[rows[tile]]))
         tile, order = torch.cat(owner).sort(stable=True)
         return {"region": replace(Regions.of_tiles(tiles.boxes, tiles)[tile], boxes=torch.cat(boxes)[order])}
@@ -119,7 +119,8 @@ class VLDet(Method):
             target = torch.zeros(len(tile), len(self.nouns), dtype=torch.bool, device=tile.device)
             target[rows, nouns[found]] = True
             return multi_hot_bce(self.logits(embeddings, self.nouns), target)
-        negatives = counts.sum(0) * (counts == 0)
+        negatives = counts.sum(0) * (counts == 0)  # (T, U): how often other tiles have a noun that this one lacks
+        # The last column is the background of match_softly, with a logit of 0.
         return noun_contrast(F.pad(logits, (0, 1))[rows], found, F.pad(negatives, (0, 1))[tile[rows]])
 
 
@@ -163,22 +164,32 @@ def match_softly(similarities: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
     Row N is the background, of similarity 0. Each row's masses are divided by their maximum.
     """
-    plans = [sinkhorn_plan(-F.pad(s, (0, 0, 0, 1)), eps=1e-3, iterations=100) for s in similarities]
-    largest = [F.pad(plan, (0, 1)).amax(1, keepdim=True) for plan in plans]  # also of tiles without regions
-    return [((p / m).argmax(0), torch.arange(p.shape[1])) for p, m in zip(plans, largest, strict=True)]
+    distances = [-F.pad(s, (0, 0, 0, 1)) for s in similarities]
+    rows, columns = max(len(d) for d in distances), max(1, *(d.shape[1] for d in distances))
+    missing = [(0, columns - d.shape[1], 0, rows - len(d)) for d in distances]
+    padded = torch.stack([F.pad(d, pad, value=torch.inf) for d, pad in zip(distances, missing, strict=True)])
+    plans = sinkhorn_plan(padded, eps=1e-3, iterations=100)
+    chosen = (plans / plans.amax(2, keepdim=True)).nan_to_num(0.0).argmax(1)  # padding: 0 / 0
+    return [(row[: s.shape[1]], torch.arange(s.shape[1])) for row, s in zip(chosen, similarities, strict=True)]
 
 
 def sinkhorn_plan(distance: Tensor, *, eps: float, iterations: int) -> Tensor:
-    """Mass (N, P) that moves from N rows to P columns, each of mass 1, after ``iterations`` of Sinkhorn's updates.
+    """Mass (…, N, P) that moves from N rows to P columns, each of mass 1, after ``iterations`` of Sinkhorn's updates.
 
-    An iteration ends with the rows: their sums are 1. The sums of columns are not, where N and P differ.
+    An iteration ends with the rows: their sums are 1. The sums of columns are not, where N and P differ. Nothing moves
+    over an infinite ``distance`` (…, N, P); a row or column with no other distances is padding.
     """
     mass = math.log(1 + 1e-8)
-    u, v = (distance.new_ones(size) for size in distance.shape)
+    *batch, rows, columns = distance.shape
+    u, v = distance.new_ones(*batch, rows), distance.new_ones(*batch, columns)
+
+    def scaled() -> Tensor:
+        return (u[..., None] - distance + v[..., None, :]) / eps
+
     for _ in range(iterations):
-        v = v + eps * (mass - ((u[:, None] - distance + v) / eps).logsumexp(0))
-        u = u + eps * (mass - ((u[:, None] - distance + v) / eps).logsumexp(1))
-    return ((u[:, None] - distance + v) / eps).exp()
+        v = v + eps * (mass - scaled().logsumexp(-2).nan_to_num(neginf=0.0))  # padding: log 0
+        u = u + eps * (mass - scaled().logsumexp(-1).nan_to_num(neginf=0.0))
+    return scaled().exp()
 
 
 MATCHING = {"contrastive": match_nouns, "bce": match_nouns, "sinkhorn": match_softly}

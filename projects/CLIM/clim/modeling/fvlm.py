@@ -117,7 +117,8 @@ class FVLMROIHeads(TextHeads, StandardROIHeads):
 class BestMatcher(Matcher):
     """Detectron2's, then :func:`own_best` with its highest threshold.
 
-    ``appended``: the last proposals are the objects' own boxes, which MMDetection adds after the rule.
+    ``appended``: the objects' own boxes are the last proposals. Each belongs to its object, also where two objects have
+    the same box. The rule ignores them, because MMDetection applies it before it adds them.
     """
 
     def __init__(self, thresholds, labels, *, appended: bool):
@@ -131,6 +132,8 @@ class BestMatcher(Matcher):
         if len(overlaps) and proposed:
             best = own_best(overlaps[:, :proposed], matches[:proposed], min_iou=self.thresholds[-2])
             matches[:proposed] = best  # its label is 1 already, since its best object has at least this IoU
+        if self.appended:
+            matches[proposed:] = torch.arange(len(overlaps))
         return matches, labels
 
 
