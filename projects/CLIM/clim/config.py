@@ -26,7 +26,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
 
 def _add_classifier(cfg, node) -> None:
     """Weights, the classifier that compares with texts, its vocabulary, the text tower."""
-    cfg.MODEL.TRUST_WEIGHTS = False  # True: also load files of more than tensors and arrays, which can run their code
+    cfg.MODEL.TRUST_WEIGHTS = False  # True: also load files of more than tensors and arrays, which can run code
 
     cfg.MODEL.OPEN_VOCAB = ov = node()
     ov.TEMPERATURE = 25.0  # scale of the cosine; official Detic 50, CLIM release 25
@@ -36,7 +36,7 @@ def _add_classifier(cfg, node) -> None:
     ov.CLASSIFIER = "cosine"
     ov.WORDS = 4  # pseudo words of a region
     ov.WORD_DROPOUT = 0.5  # probability that training removes a pseudo word before the classifier reads it
-    ov.ZERO_BACKGROUND = True  # the background's embedding; False: a learned direction with a column in the loss
+    ov.ZERO_BACKGROUND = True  # True: the background's embedding is zeros; False: learned, with a column in the loss
     # Classes with boxes; the loss masks the others. "ovcoco", a data set with base classes, a cat_info json; "": all.
     ov.BASE_CLASSES = ""
     ov.FP32_HEADS = False  # True: only the backbone runs in half precision (official Detic)
@@ -159,10 +159,10 @@ def _add_encoders(cfg, node) -> None:
     fvlm.TEMPERATURE = 75.0  # factor of the cosines in the encoder's score
     fvlm.DETECTOR_TEMPERATURE = 50.0  # start of the learned factor in the detector's score
     fvlm.BACKGROUND_WEIGHT = 0.6  # weight of background regions in the classification loss
-    # True: an object's best proposal of IoU >= .5 is its own in any case (MMDetection, so CLIM's release on LVIS).
+    # True: an object's best proposal of IoU >= .5 is its own, even if another object fits it better (MMDetection).
     fvlm.MATCH_BEST = False
     fvlm.UPSCALING = "deconvolution"  # of ViT maps to strides 4 and 8, learned (release); or "interpolation" (paper)
-    # Colour of padding, in INPUT.FORMAT's order: the release takes the RGB mean for BGR pixels, so it is not the mean.
+    # Colour that pads an image, in INPUT.FORMAT's order. The release swaps RGB and BGR, so it is not the mean colour.
     fvlm.PAD_PIXEL = [104.09373615, 116.7460125, 122.7709383]
     cfg.MODEL.RPN.NORM = ""  # norm of the RPN's convolutions (F-VLM on RN50x64: "SyncBN")
     cfg.MODEL.FPN.STACKS = 7  # of NAS-FPN ("build_clip_nas_fpn_backbone")
@@ -212,7 +212,9 @@ def _add_input(cfg, node) -> None:
     caption.CROP = 0  # px; above 0: a random crop, resized to a square of this side (CLIP); 0: the whole image
     caption.CROP_SCALE = [0.9, 1.0]  # part of the image's area
     caption.CROP_RATIO = [3 / 4, 4 / 3]  # width / height
-    caption.JITTER_SIZE = 0  # px; above 0: single images jitter as INPUT.LSJ (detic §3), and CLIM's mosaics may
+    caption.JITTER_SIZE = (
+        0  # px; above 0: single images, and mosaics of FILLING "jitter", jitter as INPUT.LSJ (detic §3)
+    )
     caption.JITTER_SCALE = [0.5, 1.5]
     cfg.INPUT.MOSAIC = mosaic = node()
     mosaic.GRIDS = [2, 3, 4]  # n of the n x n tiles, drawn uniformly for each canvas
@@ -224,7 +226,8 @@ def _add_input(cfg, node) -> None:
     mosaic.CROP_SCALE = [0.9, 1.0]  # for "crop": part of the image's area
     mosaic.CROP_RATIO = [3 / 4, 4 / 3]  # width / height of the crop, which is resized to the cell
     mosaic.PAD_VALUE = 114  # grey of the gaps
-    # Who makes canvases: "loader"; "device", the model, three of every 4 + 9 + 16 crops of a batch (release for CLIP).
+    # "loader": the data loader makes canvases. "device": the model makes three of every 4 + 9 + 16 single crops of a
+    # batch (CLIM's release for CLIP).
     mosaic.COMPOSE = "loader"
     mosaic.PARTNERS = "random"  # or an index made by tools/build_neighbours.py (Table 2c)
     mosaic.PERMUTE_TEXTS = False  # True, for control experiments: tiles exchange their texts within a canvas

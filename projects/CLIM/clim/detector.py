@@ -79,7 +79,10 @@ class Detector:
 
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> Instances:
-        """uint8 (H, W, 3) in cfg.INPUT.FORMAT → pred_boxes, scores (best first), pred_classes; masks: pred_masks."""
+        """``image`` uint8 (H, W, 3) in cfg.INPUT.FORMAT → pred_boxes, scores (the highest first), pred_classes.
+
+        A detector with masks also gives ``pred_masks`` (N, H, W) bool.
+        """
         height, width = image.shape[:2]
         resized = self.resize.get_transform(image).apply_image(image)
         sample = {"image": channels_first(resized), "height": height, "width": width}

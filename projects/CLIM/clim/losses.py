@@ -23,7 +23,8 @@ def cosine_logits(regions: Tensor, texts: Tensor, *, temperature: Tensor | float
 def positives_by_id(members: Tensor, tile_ids: Tensor, text_ids: Tensor) -> Tensor:
     """(R, C) bool: a text is positive if its image id is one of the region's (CLIM release, Detic's caption loss).
 
-    ``members`` (R, T) bool: the tiles of a region; ``tile_ids`` (T,), ``text_ids`` (C,): image ids, < 0 never positive.
+    ``members`` (R, T) bool are the tiles that a region stands for, ``tile_ids`` (T,) and ``text_ids`` (C,) image ids.
+    A text with a negative id is never positive.
     """
     same = (tile_ids[:, None] == text_ids[None, :]) & (text_ids[None, :] >= 0)
     return (members.float() @ same.float()) > 0
@@ -59,7 +60,8 @@ def one_hot_per_tag_bce(logits: Tensor, targets: Tensor) -> Tensor:
 def noun_contrast(logits: Tensor, positive: Tensor, negatives: Tensor) -> Tensor:
     """softplus(-z_rp) + Σ_v n_rv · softplus(z_rv) of every region, p = positive_r: (R,) (VLDet, vldet §4).
 
-    ``logits`` z (R, V) of V nouns, ``positive`` (R,) each region's noun, ``negatives`` n (R, V): how often it is one.
+    ``logits`` z (R, V) of V nouns, ``positive`` (R,) the noun of each region, and ``negatives`` n (R, V), how often
+    each noun is a negative.
     """
     own = logits.gather(1, positive[:, None])[:, 0]
     return F.softplus(-own) + (negatives * F.softplus(logits)).sum(1)

@@ -44,7 +44,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             pointer.write_text(path.name)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
-        """Load a local file or an address as Detectron2 does; "" loads nothing. UserError for unfit or unsafe files."""
+        """Load a file or address; "" loads nothing. UserError if it is missing, damaged, unsafe or of another model."""
         try:
             if path:
                 require_start(path, save_dir=self.save_dir, path_manager=self.path_manager)
@@ -92,31 +92,34 @@ class SafeCheckpointer(DetectionCheckpointer):
                 remedy = "set MODEL.VOCABULARY, or MODEL.ROI_HEADS.NUM_CLASSES and MODEL.TEXT.DIM"
                 raise UserError(f"The file has {theirs}, but the config's detector {ours} and no names: {remedy}.")
             if name in incompatible.missing_keys:
-                count = module.num_classes
-                raise UserError(f"Neither the config nor the file names the {count} classes: set MODEL.VOCABULARY.")
+                raise UserError(
+                    f"Neither the config nor the file names the {module.num_classes} classes: set MODEL.VOCABULARY."
+                )
 
     def require_whole(self, path: str, *, parts: tuple[str, ...] = ("",)) -> None:
         """UserError where the loaded file ``path`` lacks weights in use: those whose names begin with ``parts``."""
         used = [name for name in self.lacking if name.startswith(parts)]
         needed = [name for name in used if not name.startswith("method.") and not name.endswith(".cls_bias")]
         if needed:
-            remedy = "they would stay random. Name a file of a training of this config, or of a similar one"
-            lack = f"{path} lacks {len(needed)} weights that this config's model learns, {needed[0]} for one"
-            raise UserError(f"{lack}: {remedy}.")
+            raise UserError(
+                f"{path} lacks {len(needed)} weights that this config's model learns, {needed[0]} for one: they would "
+                "stay random. Name a file of a training of this config, or of a similar one."
+            )
 
 
 def load_model(cfg, *, parts: tuple[str, ...] = ("",), model: nn.Module | None = None) -> nn.Module:
     """The config's model in evaluation mode with cfg.MODEL.WEIGHTS; "": its parts load their own weights.
 
-    UserError where the file lacks weights whose names begin with ``parts``. ``model``: load into it, not a new one.
+    UserError where the file does not fit. ``parts``: prefixes of the weights in use, which the file must hold; by
+    default all. ``model``: load into this model, not into a new one.
     """
     model = build_model(cfg) if model is None else model
     path, loaded = load_whole(model, cfg, parts=parts)
     if loaded.get(ALPHA_KEY, 1.0) < 1:
         mixture = Path(path).with_name(CLIP_FILE)
         hint = f" {mixture} holds the mixture: set MODEL.IMAGE_ENCODER.PRETRAINED to it." if mixture.is_file() else ""
-        what = "holds only trained weights, which evaluation mixes with the initial ones (SOLVER.WEIGHT_ENSEMBLE)"
-        logger.warning("%s %s.%s", path, what, hint)
+        mixed = "which evaluation mixes with the initial ones (SOLVER.WEIGHT_ENSEMBLE)"
+        logger.warning(f"{path} holds only trained weights, {mixed}.{hint}")
     return model.eval()
 
 

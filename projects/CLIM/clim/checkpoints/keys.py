@@ -62,8 +62,9 @@ TORCHVISION: Rules = ((r"(?:conv1|bn1|layer[1-4]|fc)\.", r"backbone.bottom_up.ba
 
 
 def take_vldet(weights: dict) -> dict:
-    """Weights of official VLDet under our names (vldet §7): ``detection_weight`` holds the classes, ``zs_weight``, the
-    same in all stages, the nouns. Weights of other files stay.
+    """Weights of official VLDet under our names (vldet §7); weights of other files as they are.
+
+    VLDet's ``detection_weight`` holds the classes, its ``zs_weight``, equal in all stages, the nouns.
     """
     if not any(name.endswith(".cls_score.detection_weight") for name in weights):
         return weights
@@ -102,13 +103,16 @@ def take_pretrained_trunk(module: nn.Module, state_dict, prefix, *_):
         return
     for name, theirs in taken.items():
         if theirs.shape != mine[name].shape:
-            shapes = f"the shape {tuple(theirs.shape)}, but here it is {tuple(mine[name].shape)}"
-            remedy = "backbone and MODEL.TEXT.DIM must be those of its pre-training"
-            raise UserError(f"MODEL.WEIGHTS: the file's image encoder gives {name} {shapes}: {remedy}.")
+            raise UserError(
+                f"MODEL.WEIGHTS: the file's image encoder gives {name} the shape {tuple(theirs.shape)}, but here it is "
+                f"{tuple(mine[name].shape)}: backbone and MODEL.TEXT.DIM must be those of its pre-training."
+            )
     trunk = [name for name in mine if name.startswith(TRUNK) and not name.endswith("num_batches_tracked")]
     if lacking := [name for name in trunk if name not in taken]:
-        what = f"{len(lacking)} tensors of the trunk, {lacking[0]} for one"
-        raise UserError(f"MODEL.WEIGHTS: the file's image encoder lacks {what}: does MODEL.RESNETS.DEPTH fit?")
+        raise UserError(
+            f"MODEL.WEIGHTS: the file's image encoder lacks {len(lacking)} tensors of the trunk, {lacking[0]} for one: "
+            "it must have the config's depth (MODEL.RESNETS.DEPTH)."
+        )
     state_dict.update({prefix + name: value for name, value in taken.items()})
     projection = "with" if PROJECTION + "weight" in taken else "without"
     logger.info(f"Taken from an image-text model: {len(taken)} tensors of its encoder, {projection} its projection.")

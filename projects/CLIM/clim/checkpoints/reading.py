@@ -47,9 +47,10 @@ def readable(filename: str | os.PathLike, *, otherwise: str = ""):
     try:
         yield
     except pickle.UnpicklingError as error:
-        reason = "is damaged or holds more than tensors, and was not loaded, because that could run code from it"
-        remedy = "re-save its weights alone (torch.save({'model': state_dict}, FILE))"
-        raise UserError(f"{filename} {reason}: {remedy}{otherwise}.") from error
+        raise UserError(
+            f"{filename} is damaged or holds more than tensors, and was not loaded, because that could run code from "
+            f"it: re-save its weights alone (torch.save({{'model': state_dict}}, FILE)){otherwise}."
+        ) from error
     except _DAMAGE as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
         raise UserError(f"{filename} cannot be read as a file of weights ({reason}): is it whole?") from error

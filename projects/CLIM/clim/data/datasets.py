@@ -152,7 +152,8 @@ def lvis_vocabulary() -> Vocabulary:
 def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     """The categories of the json by ascending id; their field ``split`` may be "base" or "novel".
 
-    Without it, LVIS's ``frequency`` counts: "r" novel, "c", "f" base. With ``split``, UserError without either.
+    Without it, LVIS's field ``frequency`` counts: "r" is novel, "c" and "f" are base. UserError for a missing or
+    broken file; with ``split`` also if no category is base or novel.
     """
     path = Path(files.json_path())
     categories = _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, files.how())

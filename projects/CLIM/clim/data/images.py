@@ -51,7 +51,7 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
 
     ``fmt`` is "BGR" or "RGB". ``at_least`` is the (height, width) in px that the caller resizes to: a larger JPEG is
     decoded at 1/2, 1/4 or 1/8 of its size, which is faster and does not alias; no side becomes shorter than asked.
-    UnreadableImage if a file is missing, damaged, no image, has over ``MAX_PIXELS`` or a side below ``MIN_SIDE``.
+    UnreadableImage if a file is missing, damaged or no image, or has over ``MAX_PIXELS`` or a side under ``MIN_SIDE``.
     """
     if fmt not in ("BGR", "RGB"):
         raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")

@@ -1,7 +1,8 @@
 """Large-scale jittering (arXiv 2012.07177): resize an image at random and cut out at most a square, without padding.
 
 "efficientdet" is official Detic's EfficientDetResizeCrop (detic §3.1), "mmdet" the CLIM release's RandomResize and
-RandomCrop (detic §3.2). Three numbers are drawn: factor of the side, parts of free height and width before the cut.
+RandomCrop (detic §3.2). Three numbers are drawn: the factor of the square's side, then the parts of the free height
+and of the free width that lie before the cut, in [0, 1).
 """
 
 from typing import NamedTuple
@@ -77,8 +78,8 @@ class Jittering(T.Augmentation):
     def __init__(self, style: str, *, side: int, scale: tuple[float, float]):
         super().__init__()
         if style not in STYLES or side < 1:
-            needed = f"one of {', '.join(STYLES)}, and INPUT.LSJ.SIZE or INPUT.CAPTION.JITTER_SIZE above 0"
-            raise UserError(f'INPUT.LSJ.STYLE is "{style}", the side {side} px: jittering needs {needed}.')
+            remedy = f"choose one of {', '.join(STYLES)}, and INPUT.LSJ.SIZE or INPUT.CAPTION.JITTER_SIZE above 0"
+            raise UserError(f'INPUT.LSJ.STYLE is "{style}", and the side to jitter to is {side} px: {remedy}.')
         self.style, self.side, self.scale = style, side, tuple(scale)
 
     def draw(self, rng=np.random) -> Draws:

@@ -63,12 +63,12 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
         keys = alternating_batches(streams, weights=loader.ALTERNATE, seed=seed, number=cfg.SOLVER.ACCUMULATE)
     else:
         keys = joint_batches(streams)
-    options = {"num_workers": loader.NUM_WORKERS, "persistent_workers": loader.NUM_WORKERS > 0}
-    options |= {"collate_fn": collate, "worker_init_fn": start_worker}
     # The loader has its own generator, because training resumes from the global random state.
-    options["generator"] = torch.Generator().manual_seed(seed)
-    wanted = islice(keys, start_iter * cfg.SOLVER.ACCUMULATE, None)
-    return iter(DataLoader(MappedSources(mappers), batch_sampler=wanted, **options))
+    return iter(DataLoader(
+        MappedSources(mappers), batch_sampler=islice(keys, start_iter * cfg.SOLVER.ACCUMULATE, None),
+        num_workers=loader.NUM_WORKERS, persistent_workers=loader.NUM_WORKERS > 0, collate_fn=collate,
+        worker_init_fn=start_worker, generator=torch.Generator().manual_seed(seed),
+    ))  # fmt: skip
 
 
 class MappedSources(Dataset):
@@ -144,8 +144,8 @@ def _read(key: str, names: Sequence[str], field: str, read=lambda ns: concatenat
         raise UserError(f"DATASETS.{key} = {tuple(names)} holds no image with {field}.")
     firsts = (part[:1] if isinstance(part, ShardRecords) else part for part in parts_of(records))
     if any(field not in record for part in firsts for record in part):
-        rule = "pairs belong in DATASETS.CAPTIONS, boxes in DATASETS.TRAIN, pseudo-labels in DATASETS.REGIONS"
-        raise UserError(f"DATASETS.{key} = {tuple(names)} holds images without {field}: {rule}.")
+        remedy = "put pairs into DATASETS.CAPTIONS, boxes into DATASETS.TRAIN, pseudo-labels into DATASETS.REGIONS"
+        raise UserError(f"DATASETS.{key} = {tuple(names)} holds images without {field}: {remedy}.")
     return records
 
 
@@ -220,7 +220,10 @@ def repeat_factors(cfg, records: list[dict]) -> np.ndarray | None:
 
 
 def repeated(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices i, i + N, … of one epoch, int64: the whole part of each of N factors, one more by chance of the rest."""
+    """Indices of one epoch, int64: the whole part of each factor, and one more with the probability of the rest.
+
+    Index i comes as i, i + N, i + 2 N, … for N ``factors``.
+    """
     whole = np.floor(factors)
     times = (whole + (rng.random(len(factors)) < factors - whole)).astype(np.int64)
     first = np.cumsum(times) - times  # where the copies of each index begin

@@ -57,7 +57,8 @@ class RecordMapper:
     def read(self, index: int, rng: np.random.Generator, skipped: list, at_least=None) -> tuple[dict, Decoded]:
         """Record ``index`` and its decoded image, or a random record whose image can be read.
 
-        ``at_least(record)``: (height, width) in px that the caller resizes to. UserError if 50 images in a row fail.
+        ``at_least(record)`` is the (height, width) in px that the caller resizes to; None: full size. UserError if
+        ``MAX_REPLACEMENTS`` images in a row are unreadable.
         """
         for _ in range(MAX_REPLACEMENTS):
             record = self.records[index]

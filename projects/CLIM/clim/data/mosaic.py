@@ -56,7 +56,7 @@ def place(sizes: np.ndarray, cells: np.ndarray, anchors: np.ndarray) -> np.ndarr
 
 
 def compose(images: Sequence, boxes, *, size: tuple[int, int], pad_value: float = 114):
-    """Paste T ``images`` (C, h, w) into ``boxes`` (T, 4) of the same sizes on a canvas (C, H, W) of ``size`` (H, W)."""
+    """Paste T arrays or tensors (C, h, w) into ``boxes`` (T, 4) of their sizes on one (C, H, W) of ``size`` (H, W)."""
     first, shape = images[0], (images[0].shape[0], *size)
     canvas = first.new_full(shape, pad_value) if torch.is_tensor(first) else np.full(shape, pad_value, first.dtype)
     for image, (x0, y0, x1, y1) in zip(images, np.asarray(boxes).tolist(), strict=True):

@@ -44,9 +44,10 @@ def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> np.memm
     except (ValueError, KeyError, TypeError, EOFError) as error:
         raise UserError(f"Neighbour index: {path} or its .json is damaged ({error!r}); {again} again.") from error
     if len(rows) != len(records) or images_hash != image_ids_hash(records):
-        theirs = f"{path} was built for {len(rows)} images of {dataset}"
-        ours = f"this data set has {len(records)} images, others or another order"
-        raise UserError(f"Neighbour index: {theirs}, but {ours}; {again} for it.")
+        raise UserError(
+            f"Neighbour index: {path} was built for {len(rows)} images of {dataset}, but this data set has "
+            f"{len(records)} images, other images or another order; {again} for this data set."
+        )
     sound = rows.dtype == np.int32 and rows.ndim == 2 and rows.size
     if not sound or rows.min() < 0 or rows.max() >= len(rows):
         raise UserError(f"Neighbour index: {path} is not an int32 table (N, K > 0) of indices below N; {again} again.")

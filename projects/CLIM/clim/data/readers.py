@@ -102,7 +102,8 @@ def read_captions(
     [{id, name}]}. Tags are optional; without a size, the image's header gives it. COCO has the captions in
     "annotations": [{image_id, caption}]. ``index`` None: the categories of the file by ascending id.
 
-    Each image with a caption gives a record with ``captions`` (none blank) and ``tags`` (indices). UserError if none.
+    Each image with a caption gives a record with ``captions`` (list of str, none blank) and ``tags`` (contiguous
+    indices). UserError also if no record is left.
     """
     content = _open(json_file, image_root, remedy, keys=["images"])
     if index is None:
@@ -156,7 +157,8 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
     """All segments of COCO's panoptic json, by image id, with the indices of its 133 classes.
 
     A record also holds ``pan_seg_file_name``, the PNG of the segments; an annotation holds ``segment_id`` instead of
-    ``segmentation``, and ``bbox`` unless it is stuff. The PNGs are in a folder named as the json, beside it or its own.
+    ``segmentation``, and ``bbox`` unless it is stuff. The folder of the PNGs has the name of the json and lies in its
+    folder (COCO's zip) or beside that folder (Detectron2).
     """
     content = _open(json_file, image_root, remedy)
     folders = [place / Path(json_file).stem for place in (Path(json_file).parents[1], Path(json_file).parent)]
@@ -181,7 +183,8 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
 def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
     """Boxes of ``tools/pseudo_label.py`` as arrays, because there are millions of them.
 
-    ``boxes`` (R, 4) float32 xyxy in px, ``nouns`` (R,) int64, R >= 1. Boxes without area, and images of such, go.
+    ``boxes`` (R, 4) are float32 xyxy in px, ``nouns`` (R,) int64, R >= 1. Boxes without area are left out, and images
+    without another box.
     """
     records = []
     for record in read_regions(json_file, image_root, index=index, remedy=remedy):
@@ -228,6 +231,8 @@ def _record(image: Mapping, image_root: str) -> dict:
 
 def _class(category_id: int, index: Mapping[int, int], image_id, json_file: str) -> int:
     if category_id not in index:
-        known = f"one of the {len(index)} categories of this data set"
-        raise UserError(f"image {image_id} of {json_file} has category {category_id}, but it is not {known}")
+        raise UserError(
+            f"image {image_id} of {json_file} has category {category_id}, but it is not one of the {len(index)} "
+            "categories of this data set"
+        )
     return index[category_id]

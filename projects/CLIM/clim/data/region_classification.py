@@ -36,7 +36,8 @@ class RegionTestMapper:
     not cut at its border; ``gt_classes``, int64 (R,); ``height`` and ``width`` of the original image. The variants
     "masks" and "crops" add ``masks``, bool (R, S, S), of squares of M x M px, and ``crops``, uint8 (R, 3, C, C).
 
-    The first ``max_boxes`` annotations count whose area in the original image lies in [``min_area``, ``max_area``].
+    The mapper takes the first ``max_boxes`` annotations and keeps boxes whose area in the original image lies in
+    [``min_area``, ``max_area``] px². INPUT.REGIONS has the arguments from ``size`` to ``crowds`` in capitals.
     """
 
     variants: tuple[str, ...] = ("boxes",)
@@ -154,7 +155,8 @@ def letterbox_masks(masks: Tensor, size: int) -> Tensor:
 def crop_letterboxed(image: np.ndarray, box: np.ndarray, size: int, *, enlarged: float = 1.0) -> np.ndarray:
     """Crop ``box`` of uint8 (H, W, 3), resize its longest side to S and pad with black on both sides → (S, S, 3).
 
-    ``box``, x0, y0, x1, y1 in px, grows by ``enlarged`` about its centre, is clipped and rounded, to at least 1 px.
+    ``box`` is x0, y0, x1, y1 in px. It grows by the factor ``enlarged`` about its centre, ends at the image's border
+    and is rounded to whole pixels, at least one.
     """
     height, width = image.shape[:2]
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * enlarged

@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointHook(HookBase):
-    """Every process writes its state, then the main one weights and ``last_checkpoint``, which so is always complete.
+    """Every process writes its state, then the main one writes weights and ``last_checkpoint``.
 
+    In this order, the checkpoint that ``last_checkpoint`` names is always complete. The last one is model_final.
     ``period``: iterations between two checkpoints, 0: model_final only. ``keep``: number of newest checkpoints that
     stay beside model_final, 0: all. The run owns the checkpoints in the folder that are older than ``start_iter``.
     ``extra``: further entries of a checkpoint.
@@ -72,7 +73,7 @@ def save_rank_state(model: nn.Module, path: Path) -> None:
 
 
 def load_rank_state(model: nn.Module, path: Path) -> bool:
-    """Restore what :func:`save_rank_state` wrote. False, and no change, without it or with other ranks or queues."""
+    """Restore what :func:`save_rank_state` wrote; False if there is none for these queues and number of processes."""
     if not path.is_file():
         return False
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -105,9 +106,9 @@ def random_states_kept():
 def _random_states() -> dict:
     """Python's, NumPy's and torch's random states, in types that load without running code."""
     kind, keys, *rest = np.random.get_state()
-    states = {"python": random.getstate(), "numpy": [kind, torch.from_numpy(keys.copy()), *rest]}
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return states | {"torch": torch.get_rng_state(), "cuda": cuda}
+    numpy = [kind, torch.from_numpy(keys.copy()), *rest]
+    return {"python": random.getstate(), "numpy": numpy, "torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def _set_random_states(states: dict) -> None:

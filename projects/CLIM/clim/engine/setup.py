@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_config(config_file: str, overrides: list):
-    """The frozen config of a YAML file and KEY, VALUE, … overrides, on the CPU without CUDA. UserError for mistakes."""
+    """The frozen config of a YAML file and KEY, VALUE, … overrides; without CUDA on the CPU. UserError for bad ones."""
     cfg = get_cfg()
     add_clim_config(cfg)
     try:
@@ -109,11 +109,11 @@ def check_values(cfg) -> None:
             if not is_right(value):
                 raise UserError(f"{key} is {value}: it must be {words}.")
     if cfg.SOLVER.IMS_PER_BATCH != 16:  # Detectron2's default
-        keys = "DATALOADER.DETECTION_PER_GPU, CAPTIONS_PER_GPU and MOSAICS_PER_GPU"
-        raise UserError(f"SOLVER.IMS_PER_BATCH is not read: set the batch sizes per GPU, {keys}.")
+        remedy = "set the batch sizes per GPU, DATALOADER.DETECTION_PER_GPU, CAPTIONS_PER_GPU and MOSAICS_PER_GPU"
+        raise UserError(f"SOLVER.IMS_PER_BATCH is not read: {remedy}.")
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
         remedy = 'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them'
-        raise UserError(f"MODEL.DEVICE is cpu, but processes beside GPUs communicate between these (NCCL): {remedy}.")
+        raise UserError(f"MODEL.DEVICE is cpu, but processes on a machine with GPUs communicate by NCCL: {remedy}.")
 
 
 def check_training(cfg) -> None:
@@ -122,8 +122,10 @@ def check_training(cfg) -> None:
     sizes = batch_sizes(cfg)
     pairs = [f"DATALOADER.{source.upper()}_PER_GPU {size}" for source, size in sizes.items() if source != "detection"]
     if bool(pairs) != bool(method):
-        rule = "a method needs DATALOADER.CAPTIONS_PER_GPU, MOSAICS_PER_GPU or REGIONS_PER_GPU, and these a method"
-        raise UserError(f"MODEL.METHOD.NAME is {method!r}, with {(pairs or ['no image-text pairs'])[0]}: {rule}.")
+        raise UserError(
+            f"MODEL.METHOD.NAME is {method!r}, with {pairs[0] if pairs else 'no image-text pairs'}: a method needs "
+            "DATALOADER.CAPTIONS_PER_GPU, MOSAICS_PER_GPU or REGIONS_PER_GPU, and each of these needs a method."
+        )
     readers = {
         f"MODEL.META_ARCHITECTURE {architecture}": _declared(META_ARCH_REGISTRY, architecture, "sources", STREAMS),
         f"MODEL.METHOD.NAME {method}": {"detection", *_declared(METHOD_REGISTRY, method, "sources", STREAMS)},
@@ -146,8 +148,8 @@ def check_datasets(cfg, *, training: bool) -> None:
     architecture = cfg.MODEL.META_ARCHITECTURE
     kinds = _declared(META_ARCH_REGISTRY, architecture, "evaluated_on", None)
     if kinds == () and (cfg.DATASETS.TEST or not training):
-        name = f"MODEL.META_ARCHITECTURE {architecture}"
-        raise UserError(f"{name} cannot be evaluated, only a detector that starts from it: set DATASETS.TEST ().")
+        remedy = "set DATASETS.TEST (), and evaluate a detector that starts from it"
+        raise UserError(f"MODEL.META_ARCHITECTURE {architecture} cannot be evaluated: {remedy}.")
     if not training and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty: there is nothing to evaluate on.")
     for key in ("TRAIN", "CAPTIONS", "REGIONS", "TEST") if training else ("TEST",):
@@ -164,15 +166,16 @@ def _check_classes(cfg, key: str, name: str, *, kinds: tuple[str, ...] | None) -
     metadata = MetadataCatalog.get(name)
     kind = metadata.get("evaluator_type") or "ov_coco"
     if key == "TEST" and kinds is not None and kind not in kinds:
-        model = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
-        raise UserError(f"DATASETS.TEST {name} has the type {kind}, but {model} is evaluated on {' and '.join(kinds)}.")
+        raise UserError(
+            f"DATASETS.TEST {name} has the type {kind}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is "
+            f"evaluated on {' and '.join(kinds)}: choose another set."
+        )
     classes = metadata.get("thing_classes")
     if classes is not None and kind == "regions":
         classes = region_classes(metadata)
-    if classes is not None and len(classes) != num_classes(cfg):
-        counts = f"{len(classes)} classes, but the detector {num_classes(cfg)}"
+    if classes is not None and len(classes) != (count := num_classes(cfg)):
         remedy = "set MODEL.ROI_HEADS.NUM_CLASSES with MODEL.VOCABULARY, or choose another data set"
-        raise UserError(f"DATASETS.{key} {name} has {counts}: {remedy}.")
+        raise UserError(f"DATASETS.{key} {name} has {len(classes)} classes, but the detector {count}: {remedy}.")
 
 
 def _declared(registry, name: str, attribute: str, default):

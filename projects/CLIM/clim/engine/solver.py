@@ -71,8 +71,10 @@ def scale_to_world(cfg, world_size: int):
     old = {key: reduce(getitem, key.split("."), cfg) for key in (*new, *_PERIODS)}
     new |= {key: max(1, round(old[key] * factor)) for key in _PERIODS if old[key] > 0}
     shown = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in new if old[key])
-    text = "The config is for %d processes. With %d, learning rate and iteration counts change: %s."
-    logger.info(text + " SOLVER.REFERENCE_WORLD_SIZE 0 switches this off.", reference, world_size, shown)
+    logger.info(
+        f"The config is for {reference} processes. With {world_size}, learning rate and iteration counts change: "
+        f"{shown}. SOLVER.REFERENCE_WORLD_SIZE 0 switches this off."
+    )
     changes = [part for item in new.items() for part in item]
     return _changed(cfg, *changes, "SOLVER.REFERENCE_WORLD_SIZE", world_size)
 
@@ -83,7 +85,7 @@ def count_epochs(cfg, world_size: int):
     Unchanged if EPOCHS is 0. An epoch is one pass over the first source there is: single images, images with labelled
     regions, images with boxes, mosaics. Images with boxes count as often as
     :func:`~clim.data.loader.repeat_factors` repeats them, so an epoch is as long as MMDetection's (clip_fvlm §4). An
-    incomplete step, of ``world_size`` x SOLVER.ACCUMULATE batches, does not count. UserError for STEP_EPOCHS alone.
+    incomplete step, of ``world_size`` x ACCUMULATE batches, does not count. UserError for STEP_EPOCHS without EPOCHS.
     """
     epochs, drops = cfg.SOLVER.EPOCHS, cfg.SOLVER.STEP_EPOCHS
     if epochs <= 0:

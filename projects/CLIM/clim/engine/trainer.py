@@ -78,10 +78,10 @@ class Trainer(TrainerBase):
                 self.start_iter, seed = state["iteration"] + 1, state["data_seed"]
                 before, now = state["world_size"] * state.get("accumulate", 1), self.batches_per_step
                 if self.reference_world_size and before != now:
-                    wrote = f"{before} processes wrote this run's checkpoint (each counts SOLVER.ACCUMULATE times)"
-                    reason = "learning rate and iterations depend on them (SOLVER.REFERENCE_WORLD_SIZE)"
-                    remedy = f"resume with {before}, not {now}, or start anew from its weights"
-                    raise UserError(f"{wrote}, and {reason}: {remedy}.")
+                    raise UserError(
+                        f"{before} processes wrote this run's checkpoint (each counts SOLVER.ACCUMULATE times), and "
+                        f"the solver depends on them: resume with {before}, not {now}, or start anew from its weights."
+                    )
                 self.ensemble.load(Path(cfg.OUTPUT_DIR))
             else:
                 self.ensemble.save(Path(cfg.OUTPUT_DIR))
@@ -92,8 +92,10 @@ class Trainer(TrainerBase):
             self.loader = build_train_loader(cfg, seed=seed, start_iter=self.start_iter)
         self.register_hooks(self._build_hooks(seed))
         if resuming and not load_rank_state(self.raw_model, rank_state_path(cfg.OUTPUT_DIR, self.start_iter - 1)):
-            reason = "files of rank_states/ are missing or have another number of processes or other queues"
-            logger.warning("Random states and queues start anew, and losses differ slightly: %s.", reason)
+            logger.warning(
+                "The files of rank_states/ are missing or have another number of processes or other queues: random "
+                "states and queues start anew, so the losses differ slightly from those of an uninterrupted run."
+            )
 
     def _load(self, resuming: bool) -> dict:
         try:
@@ -104,14 +106,15 @@ class Trainer(TrainerBase):
         except ValueError as error:  # also of an optimiser with other parameter groups
             if not resuming:
                 raise
-            reason = f"The checkpoint in {self.cfg.OUTPUT_DIR} belongs to another config ({str(error).rstrip('.')})"
-            raise UserError(f"{reason}: resume with that of its training, or choose another OUTPUT_DIR.") from error
+            raise UserError(
+                f"The checkpoint in {self.cfg.OUTPUT_DIR} belongs to another config ({str(error).rstrip('.')}): resume "
+                "with the config of its training, or choose another OUTPUT_DIR."
+            ) from error
 
     def _check_agreement(self) -> None:
-        starts = comm.all_gather(self.start_iter)
-        if len(set(starts)) > 1:
-            found = f"different checkpoints in {self.cfg.OUTPUT_DIR} (they would start at iterations {starts})"
-            raise UserError(f"The processes found {found}: all machines must see the same folder, or a copy of it.")
+        if len(set(starts := comm.all_gather(self.start_iter))) > 1:
+            remedy = f"all machines must see the same folder {self.cfg.OUTPUT_DIR}, or have a copy of it"
+            raise UserError(f"Processes found other checkpoints (they would start at iterations {starts}): {remedy}.")
 
     def _build_hooks(self, seed: int) -> list[HookBase]:
         cfg, period = self.cfg, self.cfg.SOLVER.CHECKPOINT_PERIOD
@@ -214,7 +217,7 @@ class Trainer(TrainerBase):
         return losses, images, data_time
 
     def clip_gradients(self) -> float:
-        """Scale gradients to a common L2 norm of at most SOLVER.CLIP_GLOBAL_NORM; 0: keep. Returns it; float16: 0."""
+        """Clip the gradients' common L2 norm to SOLVER.CLIP_GLOBAL_NORM (0: keep it). The norm before; 0 in float16."""
         limit = self.cfg.SOLVER.CLIP_GLOBAL_NORM
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.raw_model.parameters(), limit if limit > 0 else math.inf).item()
@@ -268,6 +271,7 @@ def check_finite(losses: dict, gradient_norm: float, images: dict[str, list], it
 def not_finite(what: str, images: dict[str, list], iteration: int) -> UserError:
     """The error for ``what``, with the image ids."""
     rank = f" on process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
-    where = f"Iteration {iteration}{rank}: {what.rstrip('.')}; image ids of the batch: {images}"
-    remedy = "look at these images, or start anew with a lower SOLVER.BASE_LR"
-    return UserError(f"{where}. Training stopped: {remedy}.")
+    return UserError(
+        f"Iteration {iteration}{rank}: {what.rstrip('.')}; image ids of the batch: {images}. Training stopped: look at "
+        "these images, or start anew with a lower SOLVER.BASE_LR."
+    )

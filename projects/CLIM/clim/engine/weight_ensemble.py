@@ -46,8 +46,8 @@ class WeightEnsemble:
             return
         path = folder / START_FILE
         if not path.is_file():
-            remedy = "copy it there, start anew, or set that to 1.0"
-            raise UserError(f"{path} is missing, which SOLVER.WEIGHT_ENSEMBLE {self.alpha} mixes in: {remedy}.")
+            remedy = "copy it there, start anew, or set SOLVER.WEIGHT_ENSEMBLE 1.0"
+            raise UserError(f"{path} is missing, whose weights are mixed with the trained ones: {remedy}.")
         self.start = torch.load(path, map_location="cpu", weights_only=True)
 
     @contextmanager
@@ -69,7 +69,7 @@ class WeightEnsemble:
 def load_ensemble(cfg, *, resume: bool = False) -> WeightEnsemble:
     """The config's model for evaluation: ``mixed()`` gives the mixture of its run, or the weights as they are.
 
-    ``resume``: OUTPUT_DIR's last checkpoint, if there is one, replaces cfg.MODEL.WEIGHTS. UserError as load_model.
+    ``resume``: OUTPUT_DIR's last checkpoint, if there is one, replaces cfg.MODEL.WEIGHTS. UserError if it does not fit.
     """
     model = build_model(cfg)
     path, loaded = load_whole(model, cfg, resume=resume)

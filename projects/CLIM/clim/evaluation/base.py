@@ -114,8 +114,10 @@ class DetectionEvaluator(ImageEvaluator):
         id_of = {name: self._dataset_ids[i] for i, name in enumerate(metadata.thing_classes)}
         counts = Counter(name for names in splits.values() for name in names)
         if wrong := sorted(name for name, count in counts.items() if count > 1 or name not in id_of):
-            lists = f"base_classes and novel_classes of '{dataset_name}'"
-            raise UserError(f"{lists} list {', '.join(wrong)} twice, or not as thing_classes do: correct them.")
+            raise UserError(
+                f"base_classes and novel_classes of '{dataset_name}' list {', '.join(wrong)} twice, or not as "
+                "thing_classes do: correct the registration."
+            )
         self._splits = {split: {name: id_of[name] for name in names} for split, names in splits.items()}
         self._json_file = str(metadata.json_file)
         if not PathManager.isfile(self._json_file):
@@ -142,7 +144,7 @@ class DetectionEvaluator(ImageEvaluator):
             ground_truth = json.load(file)
         num_images = len(ground_truth["images"])
         if missing := len({image["id"] for image in ground_truth["images"]} - results.keys()):
-            logger.warning(f"{missing} of {num_images} images of '{self.name}' were not processed: all objects missed")
+            logger.warning(f"{missing} of {num_images} images of '{self.name}' were not processed and count as empty")
         if num_cut := sum(image.was_cut for image in results.values()):
             logger.warning(f"{num_cut} images had more than {self._max_dets} detections: the best were kept")
         if not any(len(image.found) for image in results.values()):
@@ -178,7 +180,9 @@ def unpack(detections: np.ndarray) -> Iterator[dict]:
 def check_images(ground_truth: Mapping, image_ids: Iterable[int]) -> None:
     """UserError if one of the detections' ``image_ids`` is not in the ground truth."""
     if unknown := set(image_ids) - {image["id"] for image in ground_truth["images"]}:
-        raise UserError(f"A detection is of image {min(unknown)}, which is not in the ground truth: use its own file.")
+        raise UserError(
+            f"A detection is of image {min(unknown)}, which is not in the ground truth: evaluate on a file with it."
+        )
 
 
 def indexed(images: list[dict], categories: list[dict], annotations: Iterable[Mapping]) -> COCO:

@@ -42,7 +42,7 @@ class OVCOCOEvaluator(DetectionEvaluator):
     columns, report_file, keys = METRICS, "ov_coco_results.json", {"protocol": "PROTOCOL"}
 
     def __init__(self, dataset_name: str, *, max_dets: int = 100, protocol: str = "generalized", **base):
-        """The metadata is :class:`DetectionEvaluator`'s, with base_classes and novel_classes as lists of names."""
+        """The parent's metadata with lists base_classes and novel_classes. UserError for an unknown ``protocol``."""
         if protocol not in PROTOCOLS:
             raise UserError(f"TEST.PROTOCOL '{protocol}' is unknown: choose one of {', '.join(PROTOCOLS)}.")
         metadata = MetadataCatalog.get(dataset_name)

@@ -55,7 +55,8 @@ class RegionClassificationEvaluator(ImageEvaluator):
     def process(self, inputs, outputs):
         """B records with ``image_id`` and ``gt_classes`` (R,), and B dicts with ``region_scores``: {variant: (R, K)}.
 
-        Stores (1 + 2V, R) int64 of an image: the classes, then for each of V variants their ranks among all and things.
+        Stores (1 + 2V, R) int64 of an image: its classes, then for each of V variants the rank of the true class among
+        all classes and among things.
         """
         for record, output in zip(inputs, outputs, strict=True):
             classes = record["gt_classes"].cpu()
@@ -70,8 +71,10 @@ class RegionClassificationEvaluator(ImageEvaluator):
         expected = (num_regions, len(self._classes))
         if scores is None or scores.shape != expected:
             given = "none" if scores is None else tuple(scores.shape)
-            need = f"'{self.name}' needs scores {expected} of regions x classes for {variant}, the model gives {given}"
-            raise UserError(f"{need}: change DATASETS.TEST, TEST.REGIONS or the model.")
+            raise UserError(
+                f"'{self.name}' needs scores {expected} of regions x classes for {variant}, but the model gives "
+                f"{given}: change DATASETS.TEST, TEST.REGIONS or the model."
+            )
         return scores.detach().float().cpu()
 
     def score(self, results, skipped):

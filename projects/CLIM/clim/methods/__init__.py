@@ -18,14 +18,15 @@ def build_method(cfg, *, pools: str = "boxes") -> Method | None:
 
     UserError where the method needs other ``pools`` ("boxes" or "locations") than the model's, or another classifier.
     """
-    name, classifier, model = cfg.MODEL.METHOD.NAME, cfg.MODEL.OPEN_VOCAB.CLASSIFIER, cfg.MODEL.META_ARCHITECTURE
+    name = cfg.MODEL.METHOD.NAME
     if not name:
         return None
     method = registered(METHOD_REGISTRY, name, key="MODEL.METHOD.NAME", otherwise=', or "" for boxes alone')
     if method.pools != pools:
-        remedy = f"MODEL.META_ARCHITECTURE {model} pools {pools}: use GridTextModel for locations, others for boxes"
-        raise UserError(f"MODEL.METHOD.NAME {name} pools {method.pools}, but {remedy}.")
-    if method.classifier != classifier:
-        needed = f'MODEL.OPEN_VOCAB.CLASSIFIER "{method.classifier}"'
-        raise UserError(f'MODEL.METHOD.NAME {name} needs {needed}, not "{classifier}".')
+        raise UserError(
+            f"MODEL.METHOD.NAME {name} pools {method.pools}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} "
+            f"pools {pools}: use GridTextModel for locations, another one for boxes."
+        )
+    if method.classifier != cfg.MODEL.OPEN_VOCAB.CLASSIFIER:
+        raise UserError(f'MODEL.METHOD.NAME {name} needs MODEL.OPEN_VOCAB.CLASSIFIER "{method.classifier}".')
     return method(cfg)

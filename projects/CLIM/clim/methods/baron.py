@@ -103,7 +103,8 @@ class Baron(Method):
     def encode_bags(self, words: Tensor, tile: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
         """Unit embeddings (S, D) of every bag in each of its orders, words dropped at random, and the tiles (S,).
 
-        Takes words (R, n, W) and tiles (R,) of all regions. UserError if the tower cannot read the longest legal bag.
+        Takes the words (R, n, W) and tiles (R,) of all regions. UserError if the tower cannot read the longest bag
+        that the rules allow, even if dropout makes this one shorter.
         """
         texts.tower.check_length(self.words * (self.rules.proposals + 1))
         bags: list[list[int]] = [[] for _ in range(len(texts.tiles))]
@@ -142,7 +143,8 @@ def draw_bags(tiles: Tiles, proposals: list[Instances], rules: BagRules) -> Regi
 def filter_proposals(boxes: Tensor, logits: Tensor, tile: Tensor, rules: BagRules) -> Tensor:
     """Indices of the proposals of one tile that pass the rules of shape, size and objectness, and then of overlap.
 
-    If none passes the first three, the best is kept. ``boxes`` (P, 4), best first, lie in ``tile`` (4,).
+    If none passes the first three, the best alone is kept. ``boxes`` (P, 4) of objectness ``logits`` (P,), best first,
+    lie inside the ``tile`` (4,).
     """
     if len(boxes) == 0:
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)

@@ -96,8 +96,8 @@ class Texts:
         per_tile = torch.zeros(len(self.tiles), num_classes)
         for row, tags in zip(per_tile, self.tiles.tags, strict=True):
             if tags and max(tags) >= num_classes:
-                rule = "DATASETS.CAPTIONS and MODEL.VOCABULARY must have the same classes"
-                raise UserError(f"A pair has tag {max(tags)}, but the detector has {num_classes} classes: {rule}.")
+                remedy = "give DATASETS.CAPTIONS and MODEL.VOCABULARY the same classes"
+                raise UserError(f"An image has tag {max(tags)}, but the detector has {num_classes} classes: {remedy}.")
             row[tags] = 1
         return ((members.float() @ per_tile.to(members.device)) > 0).float()
 

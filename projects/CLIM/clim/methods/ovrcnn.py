@@ -122,19 +122,20 @@ def _check_contrast(cfg) -> None:
     grounding, plain = cfg.MODEL.METHOD.GROUNDING, cfg.DATALOADER.CAPTIONS_PER_GPU
     for key, known in (("GLOBAL_METRIC", GLOBAL_METRICS), ("LOCAL_METRIC", LOCAL_METRICS)):
         registered(known, grounding[key], key=f"MODEL.METHOD.GROUNDING.{key}")
-    if grounding.LOCAL_METRIC == "cosine" and grounding.TEMPERATURE >= 1:
-        key = f"MODEL.METHOD.GROUNDING.TEMPERATURE {grounding.TEMPERATURE}"
-        raise UserError(f"{key} is too high for cosines, 2 at most apart: set it to .01, or LOCAL_METRIC to dot.")
+    if grounding.LOCAL_METRIC == "cosine" and (temperature := grounding.TEMPERATURE) >= 1:
+        remedy = "set it to 0.01, or LOCAL_METRIC to dot"
+        raise UserError(f"MODEL.METHOD.GROUNDING.TEMPERATURE {temperature} is too high for cosines: {remedy}.")
     if grounding.LAYERS and plain == 0:
-        key = f"MODEL.METHOD.GROUNDING.LAYERS {grounding.LAYERS}"
-        raise UserError(f"{key} reads plain images, but DATALOADER.CAPTIONS_PER_GPU is 0: raise it, or set LAYERS 0.")
+        remedy = "raise DATALOADER.CAPTIONS_PER_GPU, or set LAYERS 0"
+        raise UserError(f"MODEL.METHOD.GROUNDING.LAYERS {grounding.LAYERS} needs plain images: {remedy}.")
     if cfg.DATALOADER.MOSAICS_PER_GPU and grounding.JOINT:
         return  # then the groups hold tiles as well
     group = grounding.CONTRAST_GROUP or plain
     if plain and min(plain, plain % group or group) == 1:
-        group = f"MODEL.METHOD.GROUNDING.CONTRAST_GROUP {grounding.CONTRAST_GROUP}"
-        alone = f"one of DATALOADER.CAPTIONS_PER_GPU {plain} images alone in its group, where it learns nothing"
-        raise UserError(f"{group} leaves {alone}: change one of them.")
+        raise UserError(
+            f"MODEL.METHOD.GROUNDING.CONTRAST_GROUP {grounding.CONTRAST_GROUP} leaves one of the DATALOADER."
+            f"CAPTIONS_PER_GPU {plain} images alone in its group, where it learns nothing: change one of them."
+        )
 
 
 class FeatureGrid(NamedTuple):

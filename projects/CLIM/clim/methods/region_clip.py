@@ -55,8 +55,10 @@ class RegionClip(Method):
         """(R,) the noun of each tile; UserError for a noun without an embedding."""
         labels = torch.tensor([noun for (noun,) in tags], dtype=torch.int64)
         if (labels >= len(self.nouns)).any():
-            rows = f"MODEL.METHOD.REGION_CLIP.EMBEDDINGS has {len(self.nouns)} rows"
-            raise UserError(f"A box has noun {labels.max()}, but {rows}: name those of the pseudo-labels' nouns.")
+            raise UserError(
+                f"A box has noun {labels.max()}, but MODEL.METHOD.REGION_CLIP.EMBEDDINGS has {len(self.nouns)} rows: "
+                "name the embeddings of the nouns of the pseudo-labels."
+            )
         return labels
 
 

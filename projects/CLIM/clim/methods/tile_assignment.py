@@ -74,7 +74,10 @@ def boxes_of_images(tiles: Tiles, proposals: list[Instances], *, topk: int, imag
 
 
 def last_and_largest(regions: Regions) -> tuple[Tensor, Tensor]:
-    """Rows (I,) of each image's last region and of its largest other; a single one is both (official, detic §3.1)."""
+    """Rows (I,) of each image's last region, and of its largest among the others (official Detic, detic §3.1).
+
+    I images have regions, one after the other. A single region is both.
+    """
     _, counts = regions.canvas.unique_consecutive(return_counts=True)
     last = counts.cumsum(0) - 1
     area = Boxes(regions.boxes).area().index_fill(0, last, -1)

@@ -109,8 +109,10 @@ class VLDet(Method):
         """(M,) of the matched ones of ``embeddings`` (R, D), which belong to ``tile`` (R,); "bce": (R,), of all."""
         nouns, columns, counts = nouns_of_tiles([tags for t in (texts, *texts.others) for tags in t.tiles.tags])
         if len(nouns) and nouns[-1] >= len(self.nouns):
-            table = f"MODEL.METHOD.VLDET.EMBEDDINGS has {len(self.nouns)} rows"
-            raise UserError(f"An image-text pair has noun {nouns[-1]}, but {table}: name those of DATASETS.CAPTIONS.")
+            raise UserError(
+                f"An image-text pair has noun {nouns[-1]}, but MODEL.METHOD.VLDET.EMBEDDINGS has {len(self.nouns)} "
+                "rows: name the embeddings of the nouns of DATASETS.CAPTIONS."
+            )
         nouns, counts = nouns.to(tile.device), counts.to(tile.device)
         logits = self.logits(embeddings, self.nouns[nouns])
         pairs = match_tiles(logits.detach().cpu(), tile.cpu(), columns[: len(texts.tiles)], match=self.match)

@@ -228,9 +228,10 @@ def _keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):
         same = theirs.shape == mine.shape
         if module.vocabulary_wins or theirs.shape[1 - axis] != mine.shape[1 - axis]:
             if not same or not torch.allclose(theirs.to(mine), mine, atol=1e-3):
-                given, kept = (f"({size.shape[axis] - 1} classes)" for size in (theirs, mine))
-                text = f"The checkpoint's class embeddings {given} differ from the configured vocabulary {kept}"
-                logger.warning(f"{text}: the configured one is used.")
+                logger.warning(
+                    f"The checkpoint's class embeddings ({theirs.shape[axis] - 1} classes) differ from the configured "
+                    f"vocabulary ({mine.shape[axis] - 1} classes): the configured one is used."
+                )
             state_dict[key] = mine.clone()
         elif not same:
             module.set_vocabulary(theirs.movedim(axis, 0)[:-1])

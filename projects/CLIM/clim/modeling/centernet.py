@@ -163,7 +163,8 @@ def centernet_targets(
 ) -> Targets:  # fmt: skip
     """What the head learns from the boxes (n, 4) of each image, at ``locations`` (M, 2) of :func:`level_locations`.
 
-    A box belongs to levels whose range (px, ends included) holds half its diagonal; ``delta``, ``min_radius``: peaks.
+    A box belongs to the levels whose range (low, high) in px, ends included, holds half of its diagonal. ``delta`` and
+    ``min_radius`` (px) set the radius of a peak.
     """
     total, counts = len(boxes) * len(locations), [height * width for height, width in sizes]
     level = torch.arange(len(sizes)).repeat_interleave(torch.tensor(counts)).to(locations.device)

@@ -38,8 +38,9 @@ class ImageTextModel(HasTextEncoder, nn.Module):
     Training takes a joint batch (data/loader.py). Single images ("captions") are embedded as a whole; tiles of
     "mosaics" and boxes of "regions" are pooled from dense features. The method sees one set, the single images first.
 
-    Inference takes dicts {"image": (3, H, W), "boxes": Boxes, "masks": (R, H, W) bool, "crops": (R, 3, S, S)}, all but
-    the image optional: {"region_scores": {"boxes" | "masks" | "crops": (R, K) cosines}} with the K configured classes.
+    Inference takes dicts {"image": (3, H, W), "boxes": Boxes, "masks": (R, H, W) bool, "crops": (R, 3, S, S)}; all
+    but the image are optional. It returns dicts {"region_scores": {"boxes" | "masks" | "crops": (R, K) cosines}}
+    with the K classes of the configured vocabulary.
     """
 
     pools = "boxes"  # what its method must pool
@@ -75,13 +76,14 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         require_width(image_encoder.dim, cfg, what=f"MODEL.IMAGE_ENCODER.ARCHITECTURE {architecture}")
         method = build_method(cfg, pools=cls.pools)
         if method is not None and method.needs_proposals:
-            lacking = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} has none"
-            remedy = "use a detector, or a method of whole tiles"
-            raise UserError(f"MODEL.METHOD.NAME {cfg.MODEL.METHOD.NAME} needs proposals, but {lacking}: {remedy}.")
-        unknown = torch.zeros(0, image_encoder.dim)
+            raise UserError(
+                f"MODEL.METHOD.NAME {cfg.MODEL.METHOD.NAME} needs proposals, but MODEL.META_ARCHITECTURE "
+                f"{cfg.MODEL.META_ARCHITECTURE} has none: use a detector, or a method of whole tiles."
+            )
+        no_classes = torch.zeros(0, image_encoder.dim)
         return {
             "image_encoder": image_encoder, "method": method, "text_encoder": encoder,
-            "class_embeddings": vocabulary_embeddings(cfg, encoder) if is_configured(cfg) else unknown,
+            "class_embeddings": vocabulary_embeddings(cfg, encoder) if is_configured(cfg) else no_classes,
             "device_grids": list(mosaic.GRIDS) if mosaic.COMPOSE == "device" else [],
             "canvas_size": mosaic.SIZE, "permute_texts": mosaic.PERMUTE_TEXTS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -96,6 +98,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         return self.losses(batch) if self.training else self.inference(batch)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
+        """Losses of a joint batch."""
         singles, canvases = self._load(batch["captions"]), self._load(batch["mosaics"] + batch["regions"])
         if self.composes:
             singles, canvases = self.compose(singles)
@@ -121,7 +124,8 @@ class ImageTextModel(HasTextEncoder, nn.Module):
     def embed(self, singles: Tensor, canvases: Tensor, regions: dict[str, Regions]) -> dict[str, Tensor]:
         """Embeddings (R, D) of every role's regions, not normalised.
 
-        ``singles`` (B, 3, S, S) are whole regions; others lie on ``canvases`` (B', 3, H, W), whose numbers follow.
+        ``singles`` (B, 3, S, S) are regions as a whole; regions are pooled from ``canvases`` (B', 3, H, W), whose
+        numbers follow those of ``singles``.
         """
         count, parts = len(singles), []
         if count:
@@ -182,8 +186,8 @@ def compose_groups(
     count, needed = len(singles.tiles), sum(n * n for n in grids)
     groups = count // needed
     if groups == 0:
-        makes, remedy = f"{list(grids)} from {needed} single crops", "raise that, or lower INPUT.MOSAIC.GRIDS"
-        raise UserError(f"INPUT.MOSAIC.COMPOSE device makes {makes}, but CAPTIONS_PER_GPU is {count}: {remedy}.")
+        remedy = f"raise it, lower INPUT.MOSAIC.GRIDS {list(grids)}, or set INPUT.MOSAIC.COMPOSE to loader"
+        raise UserError(f"Canvases come from {needed} single crops, but CAPTIONS_PER_GPU is {count}: {remedy}.")
     pixels, tiles, start = [], [], 0
     for n in grids:
         for _ in range(groups):
@@ -218,7 +222,7 @@ def _accept_clip_keys(module, state_dict, prefix, *_):
 class GridTextModel(ImageTextModel):
     """OV-RCNN's pre-training (ovrcnn §1, §3): regions are locations of the encoder's feature map.
 
-    Trains on plain images of any size ("captions") and on "mosaics", each one batch of the encoder, padded.
+    Trains on plain images of any size ("captions") and on "mosaics", each one batch, padded on the right and below.
     """
 
     pools = "locations"
@@ -230,12 +234,12 @@ class GridTextModel(ImageTextModel):
     def from_config(cls, cfg):
         ret = super().from_config(cfg)
         if not hasattr(ret["image_encoder"], "feature_map"):
-            name = f"MODEL.IMAGE_ENCODER.NAME {cfg.MODEL.IMAGE_ENCODER.NAME}"
-            raise UserError(f"{name} has no map to ground words in: choose ResNetGrid or EfficientNetLite0.")
+            remedy = "choose ResNetGrid or EfficientNetLite0"
+            raise UserError(f"MODEL.IMAGE_ENCODER.NAME {cfg.MODEL.IMAGE_ENCODER.NAME} has no feature map: {remedy}.")
         mosaic, stride = cfg.INPUT.MOSAIC, ret["image_encoder"].dense_stride
         if cfg.DATALOADER.MOSAICS_PER_GPU and mosaic.SIZE < stride * max(mosaic.GRIDS):
-            remedy = f"one location of {stride} px: make it at least {stride * max(mosaic.GRIDS)}"
-            raise UserError(f"INPUT.MOSAIC.SIZE {mosaic.SIZE} gives a tile of GRIDS {mosaic.GRIDS} less than {remedy}.")
+            remedy = f"make it at least {stride * max(mosaic.GRIDS)}"
+            raise UserError(f"INPUT.MOSAIC.SIZE {mosaic.SIZE} gives tiles below one location of {stride} px: {remedy}.")
         return ret
 
     def losses(self, batch):

@@ -50,9 +50,10 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         roi_heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=encoder)
         embeds = hasattr(roi_heads, "embed_stages") and all(hasattr(p, "cls_score") for p in roi_heads.predictors)
         if cfg.MODEL.METHOD.NAME and not embeds:
-            predictor, remedy = cfg.MODEL.ROI_BOX_HEAD.PREDICTOR, f'set MODEL.METHOD.NAME {cfg.MODEL.METHOD.NAME} to ""'
-            keys = f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} with MODEL.ROI_BOX_HEAD.PREDICTOR {predictor}"
-            raise UserError(f"{keys} learns from boxes alone: {remedy}.")
+            raise UserError(
+                f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} with MODEL.ROI_BOX_HEAD.PREDICTOR "
+                f'{cfg.MODEL.ROI_BOX_HEAD.PREDICTOR} learns from boxes alone: set MODEL.METHOD.NAME to "".'
+            )
         return {
             "backbone": backbone, "proposal_generator": proposal_generator, "roi_heads": roi_heads,
             "method": build_method(cfg), "text_encoder": encoder, "fp32_heads": cfg.MODEL.OPEN_VOCAB.FP32_HEADS,

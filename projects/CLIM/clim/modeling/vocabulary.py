@@ -62,13 +62,13 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
         return torch.randn(expected, generator=torch.Generator().manual_seed(0))
     command = _command(cfg, features)
     embeddings = load_embeddings(vocabulary.EMBEDDINGS, unit=features != "words", made_by=command)
-    file, keys = resolve(vocabulary.EMBEDDINGS), f"MODEL.ROI_HEADS.NUM_CLASSES x MODEL.TEXT.{width_key}"
+    file = resolve(vocabulary.EMBEDDINGS)
     if tuple(embeddings.shape) != expected:
-        found = tuple(embeddings.shape)
-        raise UserError(f"{file} holds {found} embeddings, but {keys} is {expected}: change the keys or the file.")
+        remedy = f"set MODEL.ROI_HEADS.NUM_CLASSES and MODEL.TEXT.{width_key}, or name another file"
+        raise UserError(f"{file} holds {tuple(embeddings.shape)} embeddings, but the config has {expected}: {remedy}.")
     if features == "words" and (embeddings.norm(dim=1) - 1).abs().max() < 1e-3:
-        needed = f"OV-RCNN needs means of BERT's word embeddings: `{command} --output FILE`"
-        raise UserError(f"{file} holds unit vectors, such as sentence embeddings, but {needed}.")
+        remedy = f"build means of BERT's word embeddings with `{command} --output FILE`"
+        raise UserError(f"{file} holds unit vectors, such as sentence embeddings, not OV-RCNN's features: {remedy}.")
     if features == "hidden":  # then the tower is loaded anyway, because it reads pseudo words
         _warn_of_other_features(cfg, embeddings, encoder)
     return embeddings
@@ -82,9 +82,10 @@ def _warn_of_other_features(cfg, embeddings: Tensor, encoder) -> None:
         return
     made = CLASS_FEATURES["hidden"](encoder, list(names[:_COMPARED]), cfg.MODEL.VOCABULARY.PROMPT).cpu()
     if made.shape[1] != embeddings.shape[1] or (made * embeddings[:_COMPARED]).sum(1).min() < _ALIKE:
-        expected = f"the last layer of MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME}, with which regions are compared"
-        what = f"MODEL.VOCABULARY.EMBEDDINGS {cfg.MODEL.VOCABULARY.EMBEDDINGS} holds other features of {names[0]!r}"
-        logger.warning(f"{what} than {expected}: `{_command(cfg, 'hidden')} --output FILE`.")
+        logger.warning(
+            f"MODEL.VOCABULARY.EMBEDDINGS {cfg.MODEL.VOCABULARY.EMBEDDINGS} holds other features of {names[0]!r} than "
+            f"the last layer of MODEL.TEXT.NAME, which regions need: `{_command(cfg, 'hidden')} --output FILE`."
+        )
 
 
 def _command(cfg, features: str) -> str:
@@ -121,8 +122,9 @@ def class_mask(cfg) -> Tensor:
         return mask
     if cfg.MODEL.VOCABULARY.NAMES:  # the user's own names
         return torch.ones(count)
-    ours = f"MODEL.ROI_HEADS.NUM_CLASSES is {count}"
-    raise UserError(f"MODEL.OPEN_VOCAB.BASE_CLASSES {base} has {len(mask)} classes, but {ours}.")
+    raise UserError(
+        f"MODEL.OPEN_VOCAB.BASE_CLASSES {base} has {len(mask)} classes, but MODEL.ROI_HEADS.NUM_CLASSES is {count}."
+    )
 
 
 def competing_classes(cfg) -> Tensor:
@@ -131,6 +133,6 @@ def competing_classes(cfg) -> Tensor:
     if not name or cfg.MODEL.VOCABULARY.NAMES:
         return torch.ones(count, dtype=torch.bool)
     if name not in _TEST_CLASSES or count != len(categories.COCO_NAMES):
-        known = f'choose one of {", ".join(_TEST_CLASSES)} for COCO\'s 80 classes, else ""'
-        raise UserError(f'MODEL.OVRCNN.TEST_CLASSES is "{name}", with {count} classes: {known}.')
+        remedy = f'choose one of {", ".join(_TEST_CLASSES)} for COCO\'s 80 classes, else ""'
+        raise UserError(f'MODEL.OVRCNN.TEST_CLASSES is "{name}", with {count} classes: {remedy}.')
     return torch.isin(torch.arange(count), torch.tensor(_TEST_CLASSES[name]))

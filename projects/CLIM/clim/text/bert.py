@@ -61,8 +61,10 @@ class BertTower(TextTower):
             raise UserError(f"{folder} (MODEL.TEXT.NAME) holds no readable BERT: {reason}") from error
         config = model.config
         if not 0.9 * config.vocab_size < len(tokenizer) <= config.vocab_size:  # a model may have a few rows more
-            pieces = f"{len(tokenizer)} word pieces, but its BERT knows {config.vocab_size}"
-            raise UserError(f"{folder} (MODEL.TEXT.NAME) has a tokenizer of {pieces}: replace it by that of the model.")
+            raise UserError(
+                f"{folder} (MODEL.TEXT.NAME) has a tokenizer of {len(tokenizer)} word pieces, but its BERT knows "
+                f"{config.vocab_size}: replace its vocab.txt or tokenizer.json by that of the model."
+            )
         vocabulary = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
         description = {
             "type": config.model_type, "activation": config.hidden_act, "heads": config.num_attention_heads,

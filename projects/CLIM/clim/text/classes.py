@@ -60,7 +60,7 @@ def ensemble(name: str) -> list[str]:
 def imagenet(name: str) -> list[str]:
     """The 81 prompts of a class or noun in RegionCLIP and VLDet: its name with a dot, and CLIP's 80 for ImageNet.
 
-    Underscores and "+" become spaces; commas and brackets go, what is inside stays. No article is "an" (vldet §2).
+    Underscores and "+" become spaces; commas and brackets go, their content stays. "a" never becomes "an" (vldet §2).
     """
     from open_clip import OPENAI_IMAGENET_TEMPLATES  # takes seconds
 
@@ -129,8 +129,9 @@ def load_embeddings(
     except FileNotFoundError as error:
         raise UserError(f"No class embeddings at {file} ({key}): {remedy}.") from error
     except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:  # AttributeError: an archive of arrays
-        shape = f"floats (classes, dimensions) ({error})"
-        raise UserError(f"{file} is not a .npy or .pth file of {shape}: {remedy}.") from error
+        raise UserError(
+            f"{file} is not a .npy or .pth file of floats (classes, dimensions) ({error}): {remedy}."
+        ) from error
     embeddings = torch.from_numpy(array.astype(np.float32))
     norms = embeddings.norm(dim=1)
     damaged = (~(norms.isfinite() & (norms > 0))).nonzero()

@@ -186,16 +186,19 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
     surplus = [k for k in state if k not in own and k.partition(".")[0] in parts]
     other = [k for k in own if k in state and own[k].shape != state[k].shape]
     if wrong := missing + surplus + other:
-        reason = f"do not fit the {half.what} of {name} ({len(wrong)} differ, first {wrong[0]})"
-        remedy = f"set {half.name_key} to the model of these weights"
-        raise UserError(f"The weights in {path} ({half.weights_key}) {reason}: {remedy}.")
+        raise UserError(
+            f"The weights in {path} ({half.weights_key}) do not fit the {half.what} of {name} ({len(wrong)} differ, "
+            f"first {wrong[0]}): set {half.name_key} to the model of these weights."
+        )
     # A file may lack the counts of batches, which evaluation never reads.
     module.load_state_dict({key: state.get(key, value) for key, value in own.items()})
     trained_with = True if of_tag is None and is_openai else of_tag
     if None not in (quick_gelu, trained_with) and trained_with != quick_gelu:
         remedy = f"choose its twin with or without -quickgelu in {half.name_key}, or change quick_gelu in the json"
-        trained, computed = ACTIVATIONS[trained_with], f"the {half.what} of {name} computes {ACTIVATIONS[quick_gelu]}"
-        logger.warning(f"The weights in {path} were trained with {trained}, but {computed}: {remedy}.")
+        logger.warning(
+            f"The weights in {path} were trained with {ACTIVATIONS[trained_with]}, but the {half.what} of {name} "
+            f"computes {ACTIVATIONS[quick_gelu]}: {remedy}."
+        )
 
 
 def _find_weights(half: Half, *, name: str, pretrained: str) -> tuple[Path, bool | None]:
@@ -216,6 +219,6 @@ def _find_weights(half: Half, *, name: str, pretrained: str) -> tuple[Path, bool
     path = resolve(pretrained)
     if not path.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        tags = f"a tag of the open_clip model {name} (its tags: {tags})"
-        raise UserError(f"{half.weights_key} {pretrained!r} is neither a file nor {tags}: correct it, or name a file.")
+        remedy = "correct it, or name the file that holds the weights"
+        raise UserError(f"{half.weights_key} {pretrained!r} is neither a file nor a tag of {name} ({tags}): {remedy}.")
     return path, None

@@ -73,7 +73,8 @@ class TextTower(nn.Module):
     def encode_words(self, words: Tensor, lengths: Tensor) -> WordFeatures:
         """Features of sequences of word embeddings (B, L, W): BARON's pseudo words (baron §3).
 
-        Reads ``lengths[b]`` rows of ``words[b]`` between start and end token. Differentiable. UserError for a large L.
+        Reads the first ``lengths[b]`` rows of ``words[b]`` between the start and the end token. Differentiable with
+        respect to ``words``. UserError if L is more than the tower reads.
         """
         self.check_length(words.shape[1])
         if len(words) == 0:  # BERT's attention cannot reshape an empty batch
@@ -87,9 +88,10 @@ class TextTower(nn.Module):
     def check_length(self, words: int) -> None:
         """UserError if the tower cannot read a sequence of ``words`` pseudo words."""
         if words + 2 > self.context:
-            limit = f"the {self.context - 2} that the text tower (MODEL.TEXT.NAME) reads"
-            remedy = "lower MODEL.METHOD.BARON.PROPOSALS or MODEL.OPEN_VOCAB.WORDS"
-            raise UserError(f"A sequence of {words} pseudo words is longer than {limit}: {remedy}.")
+            raise UserError(
+                f"A sequence of {words} pseudo words is longer than the {self.context - 2} that the text tower "
+                "(MODEL.TEXT.NAME) reads: lower MODEL.METHOD.BARON.PROPOSALS or MODEL.OPEN_VOCAB.WORDS."
+            )
 
     def freeze(self) -> None:
         self.requires_grad_(False).eval()
@@ -148,7 +150,8 @@ def drop_words(words: Tensor, real: Tensor, *, dropout: float) -> tuple[Tensor, 
 def surviving(real: Tensor, *, dropout: float) -> Tensor:
     """Which words stay: each is dropped with probability ``dropout``; if a row would lose all, its word 0 stays.
 
-    ``real`` (…, L) is False for padding; word 0 of a row is real, or none is. Draws on the CPU, for runs that resume.
+    ``real`` (…, L) is False for padding; word 0 of a row is real, or none is. Draws from torch's random state on the
+    CPU, which a resumed run restores.
     """
     kept = real & (torch.rand(real.shape) >= dropout).to(real.device)
     kept[..., 0] |= real[..., 0] & ~kept.any(dim=-1)

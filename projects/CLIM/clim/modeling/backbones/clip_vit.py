@@ -28,13 +28,17 @@ class ClipViT(ImageEncoder):
 
     @configurable
     def __init__(self, *, visual: nn.Module, unlocked_blocks: int, checkpointing: bool = False):
-        """``visual``: open_clip's image tower, whose last ``unlocked_blocks`` learn; ``checkpointing``: recomputed."""
+        """``visual``: open_clip's image tower. Only its last ``unlocked_blocks`` blocks learn.
+
+        ``checkpointing``: learning blocks are computed again in the backward pass instead of stored.
+        """
         super().__init__()
         kinds = [kind for kind in (ClipSteps, TimmSteps) if kind.can_read(visual)]
         if not kinds:
-            reason = "does not name a CLIP vision transformer for square images that can be read densely"
-            remedy = "choose one such as ViT-B-16-quickgelu or EVA02-B-16, or another MODEL.IMAGE_ENCODER.NAME"
-            raise UserError(f"MODEL.IMAGE_ENCODER.ARCHITECTURE {reason}: {remedy}.")
+            raise UserError(
+                "MODEL.IMAGE_ENCODER.ARCHITECTURE does not name a CLIP vision transformer for square images that can "
+                "be read densely: choose one such as ViT-B-16-quickgelu or EVA02-B-16, or another encoder's NAME."
+            )
         self.visual, self.steps, self.checkpointing = visual, kinds[0](visual), checkpointing
         self.dim, self.native_size, self.stride = self.steps.dim, self.steps.image_size, self.steps.patch_size
         blocks = self.steps.blocks

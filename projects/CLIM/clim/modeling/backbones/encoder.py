@@ -1,6 +1,6 @@
 """The interface of image encoders of image-text models, and what they share.
 
-Shapes: B images of H x W px, D embedding width, (h, w) locations of a map, R_i regions of image i, ΣR image by image.
+Shapes: B images of H x W px, D embedding width, (h, w) locations of a map, R_i regions of image i, ΣR of all images.
 """
 
 from collections.abc import Iterator, Sequence

@@ -81,7 +81,8 @@ def attend_and_add(a: Tensor, b: Tensor, size: tuple[int, int]) -> Tensor:
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, C, h, w) → (N, C, *size): the nearest locations of a smaller map, the maxima of a larger one.
 
-    Windows do not overlap. Zeros around fill the map up to a multiple of ``size``; an odd one is on the right or below.
+    The windows of the maximum do not overlap. Zeros around the map fill it up to a multiple of ``size``; of an odd
+    number of rows or columns, one more is on the right or below.
     """
     if x.shape[2:] == size:
         return x
