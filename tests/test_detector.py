@@ -12,7 +12,7 @@ from torch import nn
 from clim.checkpoints import SafeCheckpointer
 from clim.detector import Detector
 from clim.errors import UserError
-from clim.modeling import cascade
+from clim.modeling import roi_heads
 from clim.modeling.roi_heads import EfficientNetC4ROIHeads
 
 
@@ -151,9 +151,9 @@ def test_a_cascade_with_masks_and_many_names(tiny_cfg, mask_overrides, scene):
     detector = Detector(tiny_cfg(*mask_overrides), score_threshold=0.3)
     for predictor in detector.model.roi_heads.predictors:
         nn.init.constant_(predictor.cls_score.cls_bias, -0.5)
-    seen, scores_of = [], cascade.fused_scores
+    seen, scores_of = [], roi_heads.fused_scores
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cascade, "fused_scores", lambda *given: seen.append(scores_of(*given)) or seen[-1])
+        patch.setattr(roi_heads, "fused_scores", lambda *given: seen.append(scores_of(*given)) or seen[-1])
         found = detector(scene)
     height, width = found.image_size
     assert found.pred_masks.shape == (len(found), height, width) and found.pred_masks.dtype == torch.bool

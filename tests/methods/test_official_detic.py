@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from clim.methods import Texts, build_method
 from clim.methods import detic as detic_module
-from clim.methods.detic import Detic
-from clim.methods.official_detic import OfficialDetic
+from clim.methods.detic import Detic, OfficialDetic
 from clim.modeling import embed_regions
 
 DIM, CLASSES = 6, 5

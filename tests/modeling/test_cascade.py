@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from clim.errors import UserError
 from clim.modeling.box_predictors import OpenVocabOutputLayers
-from clim.modeling.cascade import fused_scores
+from clim.modeling.roi_heads import fused_scores
 
 # Besides ``mask_overrides``
 CASCADE = [

@@ -27,7 +27,7 @@ def read_json_or_none(path: str | os.PathLike):
 
 
 def prefill(cache, texts: Iterable[str]) -> int:
-    """Let a :class:`clim.text.cache.CaptionCache` store all unknown texts, with a progress bar. Returns their number.
+    """Let a :class:`clim.text.CaptionCache` store all unknown texts, with a progress bar. Returns their number.
 
     ``texts`` are read one by one and need not fit into memory.
     """

@@ -16,7 +16,7 @@ from clim.data.partners import image_ids_hash
 from clim.errors import UserError
 from clim.files import write_json
 from clim.modeling.backbones.efficientnet import pretrained_lite0
-from clim.text import build, cache
+from clim.text import build
 from clim_commands.outputs import prefill, write_array
 
 BATCH = 64  # images
@@ -106,7 +106,7 @@ def compute_features(args, records: list[dict]) -> torch.Tensor:
             name=args.name, pretrained=args.pretrained, device=args.device, directory=args.cache or None
         )
         if args.cache:  # the same that training reads as MODEL.TEXT.CACHE
-            tower = cache.CaptionCache(tower, args.cache)
+            tower = build.CaptionCache(tower, args.cache)
             prefill(tower, (text for record in records for text in record["captions"]))
         return caption_features(records, tower)
     if args.name == "lite0":

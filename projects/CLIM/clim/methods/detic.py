@@ -2,10 +2,12 @@
 
 With 1 x 1 canvases the tile is the image and this is Detic; with mosaics it is Detic + CLIM (CLIM paper §3.3).
 There are two presets: the CLIM release (cosine x 25 - 20, queue, composition groups, multi-hot tags) and official
-Detic (cosine x 50, gathered captions, one-hot tags; under a cascade, official_detic.py). G composition groups.
+Detic (cosine x 50, gathered captions, one-hot tags). Under a cascade, :class:`Detic` is the CLIM release, and official
+Detic is :class:`OfficialDetic`. Shapes as in base.py; G composition groups.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from detectron2.config import configurable
@@ -18,7 +20,7 @@ from clim.losses import cosine_logits, matched_bce, multi_hot_bce, one_hot_per_t
 
 from .base import METHOD_REGISTRY, Method, Regions, Texts, arguments
 from .memory import TextQueue, gather_rows
-from .tile_assignment import max_size_boxes
+from .tile_assignment import boxes_of_images, last_and_largest, max_size_boxes
 
 
 @METHOD_REGISTRY.register()
@@ -110,10 +112,42 @@ class Detic(Method):
             self.queue.push(texts.drawn, texts.tiles.image_ids)
 
 
+@METHOD_REGISTRY.register()
+class OfficialDetic(Detic):
+    """Under a cascade, all proposals of an image and its own box go through all stages (detic §3.1).
+
+    Losses, arguments and keys are those of :class:`Detic`; TAG_MIN_IOF and GROUPS are not read.
+    In each stage the captions belong to an image's last box and the tags to the largest of the others; a single box has
+    both. The image's own box starts as the last one. It is regressed like the others, and empty boxes are left out of
+    the next stage, so that it may not stay the last. An image without boxes adds 0 to the sum and counts in the mean.
+    """
+
+    sources = ("captions",)
+    redraws_captions = False
+    needs_proposals = True
+
+    def select(self, tiles, proposals):
+        """box: the TAG_TOPK best proposals of each image, then the image's box if there is a caption loss."""
+        return {"box": boxes_of_images(tiles, proposals, topk=self.tag_topk, image_box="caption" in self.roles)}
+
+    def refine(self, tiles, regions, boxes):
+        kept = Boxes(boxes["box"]).nonempty()
+        return {"box": replace(regions["box"], boxes=boxes["box"])[kept]}
+
+    def losses(self, embeddings, regions, texts):
+        rows = dict(zip(("caption", "tag"), last_and_largest(regions["box"]), strict=True))
+        picked = {role: regions["box"][rows[role]] for role in self.roles}
+        return super().losses({role: embeddings["box"][rows[role]] for role in picked}, picked, texts)
+
+    def average(self, per_region, texts):
+        return per_region.sum() / len(texts.tiles)
+
+
 def composition_groups(n: int, num_groups: int) -> Tensor:
     """Distinct rectangles of two or more cells of the n x n grid: (G, n²) bool, G <= ``num_groups``.
 
-    First and last row are two uniform draws, sorted, and so are the columns (CLIM release).
+    The first and the last row are two uniform draws, sorted, and so are the columns (CLIM release). A small grid has
+    only (n(n+1)/2)² - n² rectangles.
     """
     available = (n * (n + 1) // 2) ** 2 - n * n
     groups: dict[tuple, Tensor] = {}
@@ -138,6 +172,6 @@ def join_groups(regions: Regions, groups: Tensor) -> Regions:
     inside, boxes = groups[..., None], regions.boxes[None]
     low = torch.where(inside, boxes[..., :2], torch.inf).amin(1)
     high = torch.where(inside, boxes[..., 2:], -torch.inf).amax(1)
-    boxes, canvas = torch.cat([low, high], 1), regions.canvas[groups.float().argmax(1)]
-    joined = (regions.boxes, boxes), (regions.canvas, canvas), (regions.members, groups)
-    return Regions(*map(torch.cat, joined))
+    canvas = torch.cat([regions.canvas, regions.canvas[groups.float().argmax(1)]])
+    boxes = torch.cat([regions.boxes, torch.cat([low, high], 1)])
+    return Regions(boxes, canvas, torch.cat([regions.members, groups]))

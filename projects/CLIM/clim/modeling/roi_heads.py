@@ -1,15 +1,28 @@
-"""RoI heads with a text classifier: their common part, and official Detic's C4 head, with its state-dict keys."""
+"""RoI heads with a text classifier: official Detic's C4 head, with its state-dict keys, and the cascade of OV-LVIS.
 
-from collections.abc import Iterator
+The cascade has stages with boxes refined in between, a text classifier in each, and masks (detic §3). Shapes: S stages,
+R regions of an image, ΣR those of a batch, K classes, D width of text embeddings.
+"""
 
+from collections.abc import Iterator, Sequence
+
+import torch
+from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import Res5ROIHeads
-from detectron2.structures import Boxes
+from detectron2.modeling.roi_heads.cascade_rcnn import CascadeROIHeads, _ScaleGradient
+from detectron2.modeling.sampling import subsample_labels
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clim.errors import UserError
 
 from .backbones.efficientnet import LAST_SHARED, OUT_CHANNELS, chain, folded_lite0
-from .box_predictors import TextOutputLayers, build_box_predictor, configured_embeddings
+from .box_predictors import TextOutputLayers, build_box_predictor, configured_embeddings, log_odds
 from .vocabulary import num_classes
 
 
@@ -67,3 +80,118 @@ class EfficientNetC4ROIHeads(OpenVocabRes5ROIHeads):
     @classmethod
     def _build_res5_block(cls, cfg):
         return chain(folded_lite0()._blocks[LAST_SHARED + 1 :]), OUT_CHANNELS
+
+
+@ROI_HEADS_REGISTRY.register()
+class OpenVocabCascadeROIHeads(TextHeads, CascadeROIHeads):
+    """Detectron2's cascade with text predictors; it also embeds any boxes at every stage (detic §3.1).
+
+    The arguments are the config's keys. ``gradient_scale`` is for embedded boxes too, not for masks. With
+    ``mult_proposal_score``, the proposals' ``objectness_logits`` are scores in [0, 1], as CenterNet gives them.
+    """
+
+    @configurable
+    def __init__(self, *, gradient_scale: float, resample: bool, keep_empty: bool, mult_proposal_score: bool, **kwargs):
+        super().__init__(**kwargs)
+        self.gradient_scale, self.mult_proposal_score = gradient_scale, mult_proposal_score
+        self.resample, self.keep_empty = resample, keep_empty
+
+    @classmethod
+    def from_config(cls, cfg, input_shape, *, text_encoder):
+        cascade, generator = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.PROPOSAL_GENERATOR.NAME
+        multiplies = cfg.MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE
+        if multiplies and issubclass(PROPOSAL_GENERATOR_REGISTRY.get(generator), RPN):
+            remedy = "set MODEL.ROI_BOX_HEAD.MULT_PROPOSAL_SCORE to False"
+            raise UserError(f"MODEL.PROPOSAL_GENERATOR.NAME {generator} gives logits, not probabilities: {remedy}.")
+        keys = {key.lower(): cascade[key] for key in ("GRADIENT_SCALE", "RESAMPLE", "KEEP_EMPTY")}
+        ret = super().from_config(cfg, input_shape, text_encoder=text_encoder)
+        return ret | keys | {"mult_proposal_score": multiplies}
+
+    def embed_stages(self, features, boxes: list[Boxes], *, image_sizes=None, refine=None) -> Iterator[Tensor]:
+        """Un-normalised embeddings (ΣR, D) of each image's boxes, for each stage.
+
+        Between two stages the boxes are refined, without gradient, and clipped to ``image_sizes`` (height, width).
+        ``refine`` takes this list of Boxes and returns that of the next stage; None: the refined boxes themselves.
+        """
+        for predictor, x, _ in self._stages(features, boxes, image_sizes, refine):
+            yield predictor.project(x)
+
+    def _stages(self, features, boxes, image_sizes, refine=None) -> Iterator[tuple[TextOutputLayers, Tensor, list]]:
+        """Predictor, region features (ΣR, C) and boxes of each stage."""
+        maps = [features[name] for name in self.box_in_features]
+        for stage, predictor in enumerate(self.predictors):
+            x = self._region_features(maps, boxes, stage)
+            yield predictor, x, boxes
+            if stage + 1 < len(self.predictors):
+                boxes = _refined(predictor, x, boxes, image_sizes)
+                boxes = refine(boxes) if refine else boxes
+
+    def _region_features(self, maps: list[Tensor], boxes: list[Boxes], stage: int) -> Tensor:
+        x = self.box_pooler(maps, boxes)
+        if self.training:
+            x = _ScaleGradient.apply(x, self.gradient_scale)
+        return self.box_head[stage](x)
+
+    # Steps of the parent's training:
+
+    def _run_stage(self, features, proposals, stage):
+        boxes = [p.proposal_boxes for p in proposals]
+        return self.predictors[stage](self._region_features(features, boxes, stage))
+
+    def _create_proposals_from_boxes(self, boxes, image_sizes):
+        if not self.keep_empty:
+            return super()._create_proposals_from_boxes(boxes, image_sizes)
+        clipped = clip_boxes([b.detach() for b in boxes], image_sizes)
+        return [Instances(size, proposal_boxes=b) for size, b in zip(image_sizes, clipped, strict=True)]
+
+    def _match_and_label_boxes(self, proposals, stage, targets):
+        labelled = super()._match_and_label_boxes(proposals, stage, targets)
+        if not self.resample:
+            return labelled
+        sizes = self.batch_size_per_image, self.positive_fraction, self.num_classes
+        return [p[torch.cat(subsample_labels(p.gt_classes, *sizes))] for p in labelled]
+
+    def _forward_box(self, features, proposals, targets=None):
+        """Losses in training; at test the parent's instances, with ``logits`` (:meth:`TextOutputLayers.detect`)."""
+        if self.training:
+            return super()._forward_box(features, proposals, targets)
+        sizes, logits = [p.image_size for p in proposals], []
+        for last in self._stages(features, [p.proposal_boxes for p in proposals], sizes):
+            predictor, x, _ = last
+            logits.append(predictor.cls_score(x)[:, :-1].split([len(p) for p in proposals]))
+        odds = []
+        for p, *stages in zip(proposals, *logits, strict=True):
+            scores = fused_scores(stages, p.objectness_logits if self.mult_proposal_score else None)
+            odds.append(F.pad(log_odds(scores.log()).float(), (0, 1)))
+        return predictor.detect([b.tensor for b in _refined(*last, sizes)], odds, sizes)[0]
+
+
+@torch.no_grad()
+def _refined(predictor: TextOutputLayers, x: Tensor, boxes: list[Boxes], image_sizes) -> list[Boxes]:
+    return refine_boxes(predictor.bbox_pred(x), boxes, image_sizes, transform=predictor.box2box_transform)
+
+
+def fused_scores(logits: Sequence[Tensor], proposal_scores: Tensor | None = None) -> Tensor:
+    """sqrt(mean over stages of sigmoid(logits) · proposal score) as (R, K) float64, detic §3.1.
+
+    ``logits`` are S tensors (R, K). Without ``proposal_scores`` (R,), it is the mean of the sigmoids itself. Double
+    precision, because in float32 the sigmoids of all logits above 17 are 1.
+    """
+    scores = sum(stage.double().sigmoid() for stage in logits) / len(logits)
+    return scores if proposal_scores is None else (scores * proposal_scores.double()[:, None]).sqrt()
+
+
+def refine_boxes(
+    deltas: Tensor, boxes: list[Boxes], image_sizes: Sequence[tuple[int, int]], *, transform: Box2BoxTransform
+) -> list[Boxes]:
+    """Class-agnostic ``deltas`` (ΣR, 4) applied to each image's boxes, without gradient, clipped to (height, width)."""
+    moved = transform.apply_deltas(deltas.detach(), torch.cat([b.tensor for b in boxes]))
+    return clip_boxes(moved.split([len(b) for b in boxes]), image_sizes)
+
+
+def clip_boxes(boxes: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]]) -> list[Boxes]:
+    """New boxes of each image, from (R, 4), inside its (height, width)."""
+    clipped = [Boxes(of_image) for of_image in boxes]
+    for of_image, size in zip(clipped, image_sizes, strict=True):
+        of_image.clip(size)
+    return clipped

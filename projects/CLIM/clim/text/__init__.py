@@ -3,8 +3,7 @@
 open_clip and transformers take seconds to import, so ``clip.py`` and ``bert.py`` are imported when a tower is built.
 """
 
-from .build import HasTextEncoder, LazyTower, build_text_encoder, build_text_tower
-from .cache import CaptionCache
+from .build import CaptionCache, HasTextEncoder, LazyTower, build_text_encoder, build_text_tower
 from .classes import CLASS_FEATURES, PROMPTS, class_embeddings, load_embeddings, require_width, word_piece_means
 from .tower import TextTower
 

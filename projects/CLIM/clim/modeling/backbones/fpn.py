@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable
 
 import torch
-from detectron2.layers import ShapeSpec, get_norm
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models import resnet50
 
 from clim.errors import UserError
 
@@ -22,6 +23,8 @@ from .encoder import build_image_encoder
 LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}  # name: stride in px of the pyramid's inputs
 VLM = "vlm"  # the encoder's dense map; its own region embeddings are pooled from it, at test only
 UPSCALING = ("deconvolution", "interpolation")
+IMAGENET_21K = 11221  # classes of ImageNet-21K-P
+SHAPES = {f"layer{i}": ShapeSpec(channels=64 * 2**i, stride=2**i) for i in (3, 4, 5)}  # official Detic's names
 
 
 def build_p3_p7_fpn(bottom_up: Backbone, fpn) -> FPN:
@@ -29,6 +32,42 @@ def build_p3_p7_fpn(bottom_up: Backbone, fpn) -> FPN:
     top = LastLevelP6P7(fpn.OUT_CHANNELS, fpn.OUT_CHANNELS, in_feature="p5")
     names, options = list(bottom_up.output_shape()), {"norm": fpn.NORM, "fuse_type": fpn.FUSE_TYPE}
     return FPN(bottom_up, names, fpn.OUT_CHANNELS, top_block=top, **options)
+
+
+@BACKBONE_REGISTRY.register()
+def build_p67_timm_fpn_backbone(cfg, input_shape):
+    """:class:`TorchvisionResNet50` under the FPN of MODEL.FPN, as in official Detic. MODEL.BACKBONE is not read."""
+    return build_p3_p7_fpn(TorchvisionResNet50(), cfg.MODEL.FPN)
+
+
+class TorchvisionResNet50(Backbone):
+    """OV-LVIS's ResNet-50 (detic §3.1), torchvision's, with frozen batch norm; strides are in 3 x 3 convolutions.
+
+    Outputs "layer3" to "layer5" are torchvision's layer2 to layer4. ``base.fc`` is in files of weights, but not used.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.base = FrozenBatchNorm2d.convert_frozen_batchnorm(resnet50(num_classes=IMAGENET_21K))
+        self.base.fc.requires_grad_(False)
+        self.register_load_state_dict_pre_hook(_keep_unused)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        net, maps = self.base, {}
+        x = net.layer1(net.maxpool(net.relu(net.bn1(net.conv1(x)))))
+        for name, layer in zip(SHAPES, (net.layer2, net.layer3, net.layer4), strict=True):
+            x = maps[name] = layer(x)
+        return maps
+
+    def output_shape(self):
+        return SHAPES
+
+
+def _keep_unused(module: TorchvisionResNet50, state_dict, prefix, *_):
+    """Keep ``fc`` and the counts of batch norm, which nothing uses, where a file lacks them."""
+    for name, value in module.state_dict(prefix=prefix).items():
+        if name.endswith("num_batches_tracked") or name.startswith(f"{prefix}base.fc."):
+            state_dict.setdefault(name, value)
 
 
 def rescaling(channels: int, factor: float, *, upscaling: str, norm: str) -> nn.Module:
