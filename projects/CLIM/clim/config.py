@@ -78,7 +78,7 @@ def _add_detector_methods(method, node) -> None:
     detic.TAG_TOPK = 128  # proposals of a tile, by score, among which the largest is taken
     detic.GROUPS = 4  # composition groups a canvas and loss (CLIM release); 0: none (paper)
 
-    # VLDet: nouns of captions are matched with proposals (vldet §4). All but those of tiles are official.
+    # VLDet: nouns of captions are matched with proposals (vldet §4). All values but those of tiles are official.
     method.VLDET = vldet = node()
     vldet.EMBEDDINGS = ""  # .npy or .pth (nouns, D); absolute, or below the data root. Tags of pairs are its rows.
     vldet.TEMPERATURE = 50.0
@@ -212,9 +212,7 @@ def _add_input(cfg, node) -> None:
     caption.CROP = 0  # px; above 0: a random crop, resized to a square of this side (CLIP); 0: the whole image
     caption.CROP_SCALE = [0.9, 1.0]  # part of the image's area
     caption.CROP_RATIO = [3 / 4, 4 / 3]  # width / height
-    caption.JITTER_SIZE = (
-        0  # px; above 0: single images, and mosaics of FILLING "jitter", jitter as INPUT.LSJ (detic §3)
-    )
+    caption.JITTER_SIZE = 0  # px; above 0: single images jitter as INPUT.LSJ, and so do mosaics of "jitter" (detic §3)
     caption.JITTER_SCALE = [0.5, 1.5]
     cfg.INPUT.MOSAIC = mosaic = node()
     mosaic.GRIDS = [2, 3, 4]  # n of the n x n tiles, drawn uniformly for each canvas

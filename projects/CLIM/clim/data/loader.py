@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]:
-    """This rank's joint batches, SOLVER.ACCUMULATE an iteration, from ``start_iter`` on, for any number of workers."""
+    """This rank's joint batches, ACCUMULATE an iteration, from ``start_iter`` on; equal for any number of workers."""
     loader = cfg.DATALOADER
     sizes = batch_sizes(cfg)
     mappers = build_mappers(cfg, sizes, seed=seed)

@@ -109,8 +109,7 @@ def check_values(cfg) -> None:
             if not is_right(value):
                 raise UserError(f"{key} is {value}: it must be {words}.")
     if cfg.SOLVER.IMS_PER_BATCH != 16:  # Detectron2's default
-        remedy = "set the batch sizes per GPU, DATALOADER.DETECTION_PER_GPU, CAPTIONS_PER_GPU and MOSAICS_PER_GPU"
-        raise UserError(f"SOLVER.IMS_PER_BATCH is not read: {remedy}.")
+        raise UserError("SOLVER.IMS_PER_BATCH is not read: set batch sizes per GPU, as DATALOADER.DETECTION_PER_GPU.")
     if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
         remedy = 'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them'
         raise UserError(f"MODEL.DEVICE is cpu, but processes on a machine with GPUs communicate by NCCL: {remedy}.")

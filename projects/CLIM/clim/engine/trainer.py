@@ -217,7 +217,7 @@ class Trainer(TrainerBase):
         return losses, images, data_time
 
     def clip_gradients(self) -> float:
-        """Clip the gradients' common L2 norm to SOLVER.CLIP_GLOBAL_NORM (0: keep it). The norm before; 0 in float16."""
+        """Clip gradients to the common L2 norm SOLVER.CLIP_GLOBAL_NORM, 0: off. Returns the norm before; float16: 0."""
         limit = self.cfg.SOLVER.CLIP_GLOBAL_NORM
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.raw_model.parameters(), limit if limit > 0 else math.inf).item()

@@ -47,7 +47,7 @@ class WeightEnsemble:
         path = folder / START_FILE
         if not path.is_file():
             remedy = "copy it there, start anew, or set SOLVER.WEIGHT_ENSEMBLE 1.0"
-            raise UserError(f"{path} is missing, whose weights are mixed with the trained ones: {remedy}.")
+            raise UserError(f"{path} is missing, but its weights are mixed with the trained ones: {remedy}.")
         self.start = torch.load(path, map_location="cpu", weights_only=True)
 
     @contextmanager

@@ -181,7 +181,7 @@ def check_images(ground_truth: Mapping, image_ids: Iterable[int]) -> None:
     """UserError if one of the detections' ``image_ids`` is not in the ground truth."""
     if unknown := set(image_ids) - {image["id"] for image in ground_truth["images"]}:
         raise UserError(
-            f"A detection is of image {min(unknown)}, which is not in the ground truth: evaluate on a file with it."
+            f"A detection is of image {min(unknown)}, which is not in the ground truth: use a file with it."
         )
 
 

@@ -103,8 +103,7 @@ class Baron(Method):
     def encode_bags(self, words: Tensor, tile: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
         """Unit embeddings (S, D) of every bag in each of its orders, words dropped at random, and the tiles (S,).
 
-        Takes the words (R, n, W) and tiles (R,) of all regions. UserError if the tower cannot read the longest bag
-        that the rules allow, even if dropout makes this one shorter.
+        Takes words (R, n, W) and tiles (R,) of all regions. UserError if the rules allow bags too long for the tower.
         """
         texts.tower.check_length(self.words * (self.rules.proposals + 1))
         bags: list[list[int]] = [[] for _ in range(len(texts.tiles))]

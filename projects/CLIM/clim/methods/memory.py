@@ -9,8 +9,7 @@ from torch.distributed.nn.functional import all_gather
 class TextQueue(nn.Module):
     """The newest ``length`` embeddings with their image ids, newest first; id -1 marks an empty place.
 
-    Each process has its own queue (CLIM release). It is not in the model's checkpoint; a resumed run reads it from the
-    state of the rank (engine/resume.py).
+    Each process has its own queue (CLIM release). It is not in checkpoints but in the rank's state (engine/resume.py).
     """
 
     def __init__(self, length: int, dim: int):

@@ -27,7 +27,7 @@ from .tile_assignment import assign_to_tiles, clip_to_tiles, tiles_and_proposals
 
 @METHOD_REGISTRY.register()
 class VLDet(Method):
-    """Losses ``loss_caption`` and ``loss_noun``. Arguments: the keys of MODEL.METHOD.VLDET (config.py), ``nouns``.
+    """Losses ``loss_caption`` and ``loss_noun``. Arguments: ``nouns`` and the keys of MODEL.METHOD.VLDET (config.py).
 
     In each stage the caption belongs to a tile's last region and the nouns to the others. A tile's own box starts as
     the last one. Empty boxes are left out of the next stage; without ``exact_box`` the tile's own box may be among
@@ -39,7 +39,7 @@ class VLDet(Method):
         self, *, nouns: Tensor, temperature: float, caption_weight: float, noun_weight: float, noun_loss: str,
         proposals: int, tile_proposals: int, tile_min_iof: float, exact_box: bool,
     ):  # fmt: skip
-        """``nouns``: (V, D) unit rows, which tags of pairs number; (0, D): those of the checkpoint."""
+        """``nouns``: (V, D) unit rows, whose numbers are the tags of pairs; (0, D): the checkpoint gives them."""
         super().__init__()
         self.logits = partial(cosine_logits, temperature=temperature)
         self.caption_weight, self.noun_weight, self.noun_loss = caption_weight, noun_weight, noun_loss
@@ -98,7 +98,7 @@ class VLDet(Method):
         return {name: loss / count for name, loss in sums.items()}
 
     def caption_losses(self, embeddings: Tensor, regions: Regions, texts: Texts) -> Tensor:
-        """(R,) each of ``embeddings`` (R, D) against the captions of the tiles of all sources."""
+        """Losses (R,) of ``embeddings`` (R, D) against the captions of the tiles of all sources."""
         sources = (texts, *texts.others)
         ids = torch.cat([source.tiles.image_ids for source in sources])
         positive = positives_by_id(regions.members, texts.tiles.image_ids, ids)
@@ -106,7 +106,7 @@ class VLDet(Method):
         return matched_bce(self.logits(embeddings, captions), positive, negative_weight=1.0)
 
     def noun_losses(self, embeddings: Tensor, tile: Tensor, texts: Texts) -> Tensor:
-        """(M,) of the matched ones of ``embeddings`` (R, D), which belong to ``tile`` (R,); "bce": (R,), of all."""
+        """Losses (M,) of matched ``embeddings`` (R, D), which belong to ``tile`` (R,); "bce": losses (R,) of all."""
         nouns, columns, counts = nouns_of_tiles([tags for t in (texts, *texts.others) for tags in t.tiles.tags])
         if len(nouns) and nouns[-1] >= len(self.nouns):
             raise UserError(
@@ -162,7 +162,7 @@ def match_nouns(similarities: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
 
 def match_softly(similarities: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The row with the largest mass of every region, by optimal transport: nouns (P,) in [0, N] and regions (P,).
+    """Each region's row of largest mass, by optimal transport: nouns (P,) in [0, N] and regions (P,) of each tile.
 
     Row N is the background, of similarity 0. Each row's masses are divided by their maximum.
     """

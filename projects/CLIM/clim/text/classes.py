@@ -141,7 +141,7 @@ def load_embeddings(
 
 
 def load_nouns(path: str, cfg, *, key: str) -> Tensor:
-    """(V, D) unit rows of :func:`load_embeddings` for the nouns that tags number; UserError if D is not TEXT.DIM."""
+    """(V, D) unit rows of :func:`load_embeddings`, whose numbers are tags of pairs. UserError if D is not TEXT.DIM."""
     command = f"python tools/build_text_embeddings.py classes --dataset NOUNS.json --tower {cfg.MODEL.TEXT.NAME}"
     nouns = load_embeddings(path, key=key, made_by=command)
     require_width(nouns.shape[1], cfg, what=f"{path} ({key})")

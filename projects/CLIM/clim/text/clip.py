@@ -131,7 +131,7 @@ def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
 
 
 def check_pixels(architecture: str, pretrained: str, *, mean: list[float], std: list[float]) -> None:
-    """Warn where MODEL.PIXEL_MEAN and PIXEL_STD suit neither the tag ``pretrained`` nor, else, any tag of the model."""
+    """Warn where MODEL.PIXEL_MEAN and PIXEL_STD do not suit the tag ``pretrained`` or, of a file, any of the model."""
     is_tag = open_clip.is_pretrained_cfg(architecture, pretrained)
     tags = [pretrained] if is_tag else open_clip.list_pretrained_tags_by_model(architecture)
     trained = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]

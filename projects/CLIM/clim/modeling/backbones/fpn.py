@@ -23,7 +23,6 @@ from .encoder import build_image_encoder
 LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}  # name: stride in px of the pyramid's inputs
 VLM = "vlm"  # the encoder's dense map; its own region embeddings are pooled from it, at test only
 UPSCALING = ("deconvolution", "interpolation")
-IMAGENET_21K = 11221  # classes of ImageNet-21K-P
 SHAPES = {f"layer{i}": ShapeSpec(channels=64 * 2**i, stride=2**i) for i in (3, 4, 5)}  # official Detic's names
 
 
@@ -48,7 +47,7 @@ class TorchvisionResNet50(Backbone):
 
     def __init__(self):
         super().__init__()
-        self.base = FrozenBatchNorm2d.convert_frozen_batchnorm(resnet50(num_classes=IMAGENET_21K))
+        self.base = FrozenBatchNorm2d.convert_frozen_batchnorm(resnet50(num_classes=11221))  # of ImageNet-21K-P
         self.base.fc.requires_grad_(False)
         self.register_load_state_dict_pre_hook(_keep_unused)
 
