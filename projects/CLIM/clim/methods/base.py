@@ -143,5 +143,8 @@ class Method(nn.Module):
     def update_queues(self, embeddings: dict[str, Tensor], texts: Texts) -> None:
         """Store the result of ``read`` for later losses. Called once per source batch, for the last stage."""
 
+    def before_load(self, weights: dict[str, Tensor], *, prefix: str) -> None:
+        """Change a checkpoint's ``weights`` in place before they are loaded; this method's begin with ``prefix``."""
+
     def after_update(self) -> None:
         """Clamp parameters to their range. Called after every step of the optimiser."""
