@@ -15,7 +15,7 @@ MINI_WORDS := $(DATA)/mini/metadata/classes_minilm_words.npy
 MINI_LVIS := $(DATA)/mini_lvis/summary.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-lvis demo test test-all lint clean
+.PHONY: help setup extras data data-lvis demo test test-all lint clean
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=/path/to/python3.11]   (Python $(VERSIONS))"
@@ -25,6 +25,9 @@ setup: $(READY)  ## .venv with pinned packages; a Detectron2 that is already the
 
 $(READY): requirements.txt constraints.txt requirements-detectron2.txt pyproject.toml tools/set_up.py
 	$(PYTHON) tools/set_up.py $(SETUP_OPTIONS)
+
+extras:  ## also what export, web page, tracks and event writers need
+	$(PYTHON) tools/set_up.py --extras $(SETUP_OPTIONS)
 
 data: $(MINI) $(MINI_WORDS)  ## the mini benchmark and its class embeddings
 

@@ -1,6 +1,6 @@
 """Create ``.venv`` with everything CLIM needs. Run by ``make setup``; a second run brings it up to date.
 
-Usage: python3.11 tools/set_up.py [--isolated]
+Usage: python3.11 tools/set_up.py [--isolated] [--extras]
 
 If the interpreter imports torch and detectron2, ``.venv`` uses all its packages and adds only missing ones. It also
 keeps a Detectron2 that was built inside it. Otherwise it gets the pinned requirements and the Detectron2 wheel. This
@@ -22,6 +22,7 @@ from pathlib import Path
 TRIED = ("3.11", "3.12", "3.13")
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements.txt"
+EXTRAS = ROOT / "requirements-extras.txt"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "setup.json"
@@ -60,12 +61,13 @@ class SetupError(Exception):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--isolated", action="store_true", help="do not share the interpreter's packages")
-    isolated = parser.parse_args().isolated
+    parser.add_argument("--extras", action="store_true", help="also what export, web page, tracks and event writers need")
+    options = parser.parse_args()
     check_version()
 
     seconds = {}
     with step("virtual environment", seconds):
-        make_environment(isolated=isolated)
+        make_environment(isolated=options.isolated)
         there = json.loads(succeed([PYTHON, "-c", INSPECT]))
         ours = "detectron2" not in there and there.get("sal-detectron2", ["", False])[1]
         keep = not ours and works([PYTHON, "-c", "import torch, detectron2"])
@@ -76,6 +78,9 @@ def main():
         else:
             install(*QUIET, "-r", REQUIREMENTS)
         mend_opencv()
+    if options.extras:
+        with step("extras", seconds):
+            install(*QUIET, "-r", EXTRAS)
     if not keep:
         with step("Detectron2", seconds):
             unpack_detectron2()
