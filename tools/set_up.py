@@ -61,7 +61,7 @@ class SetupError(Exception):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--isolated", action="store_true", help="do not share the interpreter's packages")
-    parser.add_argument("--extras", action="store_true", help="also what export, web page, tracks and event writers need")
+    parser.add_argument("--extras", action="store_true", help="export, web page, tracks, event writers")
     options = parser.parse_args()
     check_version()
 
