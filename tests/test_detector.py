@@ -11,9 +11,10 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
 
-from clim.checkpoints import SafeCheckpointer
+from clim.checkpoints import SafeCheckpointer, load_model
 from clim.data.images import read_image
 from clim.detector import Detector
+from clim.engine import load_config
 from clim.errors import UserError
 from clim.modeling import roi_heads
 from clim.modeling.roi_heads import EfficientNetC4ROIHeads
@@ -81,8 +82,8 @@ def test_synonyms_share_a_class_and_freeze_keeps_them(tiny_cfg, scene, tmp_path)
     """The score of a class is the highest of its words'; a frozen file needs no text tower."""
     detector = Detector(tiny_cfg("MODEL.VOCABULARY.PROMPT", "a"))
     nn.init.constant_(detector.model.roi_heads.box_predictor.cls_score.cls_bias, 0.0)
-    rows = detector.embed(["dog", "horse", "lemon", "pony"])
-    detector.set_classes({"dog": [], "horse": ["pony", "horse"]}, rows[[0, 1, 3]])
+    words = detector.embed(["dog", "horse", "lemon", "pony"])
+    detector.set_classes({"dog": [], "horse": ["pony", "horse"]}, words[[0, 1, 3]])
     predictor = detector.model.roi_heads.box_predictor
     assert detector.names == ["dog", "horse"] and detector.novel == {0} and predictor.freq_weight.tolist() == [0, 1, 1]
     assert predictor.synonyms.tolist() == [[0, 0], [1, 2]]
@@ -90,9 +91,9 @@ def test_synonyms_share_a_class_and_freeze_keeps_them(tiny_cfg, scene, tmp_path)
     image, boxes = [np.asarray(Image.open(scene))], torch.tensor([[0.0, 0, 9, 9], [20, 20, 40, 40]])
     logits = torch.tensor([[0.1, 2.0, 1.0, 0.0], [0.3, -1.0, 1.5, 0.0]])
     ((found,), _) = predictor.detect([boxes], [logits], [(50, 50)])
-    of_class = {(k, box[0]): logit for k, box, logit in zip(
-        found.pred_classes.tolist(), found.pred_boxes.tensor.tolist(), found.logits.tolist(), strict=True)}  # fmt: skip
-    assert of_class == pytest.approx({(0, 0.0): 0.1, (1, 0.0): 2.0, (0, 20.0): 0.3, (1, 20.0): 1.5})
+    rows = zip(found.pred_classes.tolist(), found.pred_boxes.tensor.tolist(), found.scores, strict=True)
+    of_class = {(k, box[0]): score.logit().item() for k, box, score in rows}
+    assert of_class == pytest.approx({(0, 0.0): 0.1, (1, 0.0): 2.0, (0, 20.0): 0.3, (1, 20.0): 1.5}, abs=1e-5)
 
     before = detector.predict(image, threshold=0.0)
     detector.freeze(tmp_path / "frozen.pth")
@@ -101,11 +102,16 @@ def test_synonyms_share_a_class_and_freeze_keeps_them(tiny_cfg, scene, tmp_path)
     assert frozen.names == ["dog", "horse"] and frozen.novel == {0} and "live" not in vars(frozen.model.text_encoder)
     np.testing.assert_array_equal(before[0].boxes, after[0].boxes)
     np.testing.assert_array_equal(before[0].scores, after[0].scores)
-    frozen.set_classes(["lemon", "dog"], rows[[2, 0]])
+    frozen.set_classes(["lemon", "dog"], words[[2, 0]])
     assert frozen.names == ["lemon", "dog"] and frozen.novel == {0, 1} and predictor.synonyms is not None
     assert frozen.model.roi_heads.box_predictor.synonyms is None
-    chosen = Detector(tmp_path / "frozen.pth", classes=["zebra"])
-    assert chosen.names == ["zebra"] and chosen.model.roi_heads.box_predictor.num_classes == 1
+    for options in ({"classes": ["zebra"]}, {"overrides": ["MODEL.VOCABULARY.NAMES", ["zebra"]]}):
+        chosen = Detector(tmp_path / "frozen.pth", **options)
+        assert chosen.names == ["zebra"] and chosen.model.roi_heads.box_predictor.num_classes == 1
+    evaluated = load_model(load_config(str(tmp_path / "frozen.pth"), []))  # with its synonyms
+    assert torch.equal(evaluated.roi_heads.box_predictor.synonyms, predictor.synonyms)
+    renamed = load_model(load_config(str(tmp_path / "frozen.pth"), ["MODEL.VOCABULARY.NAMES", ["dog"]]))
+    assert renamed.roi_heads.box_predictor.synonyms is None
 
 
 def test_a_batch_equals_single_images_and_bfloat16_is_near(tiny_cfg, scene):
@@ -126,7 +132,7 @@ def test_a_batch_equals_single_images_and_bfloat16_is_near(tiny_cfg, scene):
     half = Detector(cfg, dtype=torch.bfloat16)
     half.model.load_state_dict(detector.model.state_dict())
     (near,), (exact,) = half.detect(images[:1]), together[:1]
-    assert near.scores.dtype == near.pred_boxes.tensor.dtype == torch.float32
+    assert near.scores.dtype == exact.scores.dtype and near.pred_boxes.tensor.dtype == torch.float32
     assert abs(near.scores[:20].mean() - exact.scores[:20].mean()) < 0.02
     assert not torch.equal(near.scores, exact.scores)  # it does compute in bfloat16
 

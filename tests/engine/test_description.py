@@ -10,6 +10,7 @@ from clim.data.categories import COCO_NAMES
 from clim.engine import Trainer, load_config
 from clim.engine.description import describe
 from clim.errors import UserError
+from clim.modeling.vocabulary import vocabulary_names
 
 
 def test_a_moved_checkpoint_needs_nothing_else(tiny_cfg, tmp_path, monkeypatch):
@@ -49,6 +50,7 @@ def test_paths_and_sets_of_the_training_do_not_matter(tiny_cfg, tmp_path):
     assert detector.names[64] == "c64" and not detector.novel
 
     evaluated = load_config(str(file), ["MODEL.TEXT.CACHE", "here"])  # as --config-file
+    assert vocabulary_names(evaluated) == entry["class_names"]
     assert evaluated.MODEL.WEIGHTS == str(file) and evaluated.MODEL.TEXT.CACHE == "here"
     load_model(load_config(str(file), ["MODEL.METHOD.NAME", ""]))
 

@@ -45,6 +45,7 @@ def _add_classifier(cfg, node) -> None:
     # The first one that is set counts: names, embeddings, the checkpoint's vocabulary.
     vocabulary.NAMES = []  # list of class names, read by the text tower
     vocabulary.PROMPT = "ensemble"  # for NAMES: "a" ("a " + name), "ensemble" (63), "imagenet" (81), "name"
+    vocabulary.STORED = []  # names of the classes that the checkpoint holds; it says them itself
     vocabulary.EMBEDDINGS = ""  # .npy (NUM_CLASSES, D); absolute, or below the data root
 
     cfg.MODEL.ROI_BOX_HEAD.PREDICTOR = "OpenVocabOutputLayers"  # of a C4 head; or "OVRCNNOutputLayers"

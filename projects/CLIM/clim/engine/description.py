@@ -6,7 +6,7 @@ from detectron2.config import CfgNode, get_cfg
 from clim.checkpoints.reading import read_description
 from clim.config import add_clim_config
 from clim.errors import UserError
-from clim.modeling.vocabulary import class_mask, vocabulary_names
+from clim.modeling.vocabulary import class_mask, num_classes, vocabulary_names
 
 # Keys that name files, folders or sets of the training. The checkpoint holds what inference needs of them.
 _OF_THE_TRAINING = """
@@ -22,7 +22,7 @@ def describe(cfg) -> dict:
         base = [name for name, count in zip(names, class_mask(cfg).tolist(), strict=True) if count > 0]
     return {
         "config": cfg.dump(), "class_names": names, "base_classes": base, "train_sets": list(cfg.DATASETS.TRAIN),
-        "rows": None,
+        "rows": num_classes(cfg),
     }  # fmt: skip
 
 
@@ -48,5 +48,6 @@ def merge_described(cfg: CfgNode, path: str) -> None:
         if name in default:
             node[name] = default[name]
     stored.MODEL.WEIGHTS = str(path)
-    stored.MODEL.ROI_HEADS.NUM_CLASSES = len(description["rows"] or description["class_names"])
+    stored.MODEL.ROI_HEADS.NUM_CLASSES = description["rows"]
+    stored.MODEL.VOCABULARY.STORED = description["class_names"]
     cfg.merge_from_other_cfg(stored)
