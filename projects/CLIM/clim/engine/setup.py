@@ -21,6 +21,7 @@ from detectron2.utils.logger import setup_logger
 from clim.config import add_clim_config
 from clim.data.datasets import register_own_sets
 from clim.data.loader import STREAMS, batch_sizes
+from clim.data.own_data import use_own_data, written_keys
 from clim.errors import UserError
 from clim.evaluation.regions import region_classes
 from clim.methods import METHOD_REGISTRY
@@ -45,6 +46,8 @@ def load_config(config_file: str, overrides: list):
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     register_own_sets(cfg.DATASETS.OWN)
+    if cfg.DATASETS.DATA:
+        use_own_data(cfg, written=written_keys(config_file, overrides))
     cfg.freeze()
     return cfg
 
