@@ -250,7 +250,7 @@ def _add_training(cfg) -> None:
     cfg.DATASETS.CAPTIONS = ()  # registered sets of image-text pairs
     cfg.DATASETS.REGIONS = ()  # registered sets of images with pseudo-labelled boxes
     # A data.yaml of your own sets and classes (docs/own_data.md). It sets TRAIN, TEST, CAPTIONS, VOCABULARY.NAMES,
-    # NUM_CLASSES and BASE_CLASSES, but none of them that is written beside this key or in an override.
+    # NUM_CLASSES and BASE_CLASSES, whatever the YAML file says; overrides count.
     cfg.DATASETS.DATA = ""
     # Single sets: [[name, kind, json, image folder], …], kind "captions", "boxes", "lvis", "regions" or
     # "pseudo_labels", or [[name, "shards", index, folder of the shards], …]; see docs/own_data.md.

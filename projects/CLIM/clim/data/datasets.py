@@ -158,7 +158,7 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     broken file; with ``split`` also if no category is base or novel.
     """
     path = Path(files.json_path())
-    categories = categories_of(path, remedy=files.how())
+    categories = json_categories(path, remedy=files.how())
     index = {category["id"]: i for i, category in enumerate(categories)}
     base, novel = ([c["name"] for c in categories if c["split"] == wanted] for wanted in ("base", "novel"))
     if split and not base + novel:
@@ -167,7 +167,7 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     return Vocabulary([c["name"] for c in categories], base, novel, index, list(categories) if counted else None)
 
 
-def categories_of(json_file: str | os.PathLike, *, remedy: str, optional: bool = False) -> tuple[dict, ...]:
+def json_categories(json_file: str | os.PathLike, *, remedy: str, optional: bool = False) -> tuple[dict, ...]:
     """{id, name, split ("base", "novel" or ""), frequency or None, image_count or None, boxes} by ascending id.
 
     ``boxes`` is the number of annotations. UserError for a missing or broken file, for wrong categories and, unless
@@ -182,12 +182,12 @@ def categories_of(json_file: str | os.PathLike, *, remedy: str, optional: bool =
 
 @lru_cache(maxsize=8)
 def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[dict, ...]:
-    """See :func:`categories_of`; ``modified_ns`` gives a rewritten file its own cache entry."""
+    """See :func:`json_categories`; ``modified_ns`` gives a rewritten file its own cache entry."""
     content = read_json(json_file, remedy=remedy)
     categories = content.get("categories", []) if isinstance(content, Mapping) else None
-    complete = (isinstance(c, Mapping) and {"id", "name"} <= c.keys() for c in categories or ())
+    complete = (isinstance(c, Mapping) and isinstance(c.get("id"), int) and "name" in c for c in categories or ())
     if not isinstance(categories, list) or not all(complete):
-        raise UserError(f"categories of {json_file} must be a list, each with id and name: {remedy}")
+        raise UserError(f"{json_file} must have a list of categories, each with a number as id and a name: {remedy}")
     counts = Counter(a.get("category_id") for a in content.get("annotations") or () if isinstance(a, Mapping))
     splits = {"r": "novel", "c": "base", "f": "base"}
     return tuple(

@@ -17,6 +17,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -43,15 +44,15 @@ class ShardRecords(Sequence):
 
     A record is made when it is asked for; a slice is a list. ``tags`` are indices into the index's categories by
     ascending id. Image ids are the numbers that the keys are, or the rows of the index if keys are not different
-    numbers; with ``first_id``, they are ``first_id``, ``first_id`` + 1, … ``change``: a function of each record, which
-    other processes can receive.
+    numbers; with ``first_id``, they are ``first_id``, ``first_id`` + 1, … ``changes``: functions of a record that are
+    applied to each, one after the other; other processes can receive them.
     """
 
     def __init__(
         self, index: str | os.PathLike, shards: str | os.PathLike, first_id: int | None = None,
-        change: Callable[[dict], dict] | None = None,
+        changes: tuple[Callable[[dict], dict], ...] = (),
     ):  # fmt: skip
-        self.index, self.shards, self.first_id, self.change = Path(index), Path(shards), first_id, change
+        self.index, self.shards, self.first_id, self.changes = Path(index), Path(shards), first_id, changes
         facts = read_json(self.index / "facts.json", remedy="it is part of the index")
         self.files = [str(self.shards / shard["name"]) for shard in facts["shards"]]
         # Plain arrays on the maps: np.memmap itself makes each access slow.
@@ -60,7 +61,7 @@ class ShardRecords(Sequence):
 
     def __reduce__(self):
         # Workers reopen the maps, because pickling them would copy them.
-        return ShardRecords, (self.index, self.shards, self.first_id, self.change)
+        return ShardRecords, (self.index, self.shards, self.first_id, self.changes)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -76,10 +77,10 @@ class ShardRecords(Sequence):
         return str(self.index.resolve())
 
     def numbered_from(self, first: int) -> "ShardRecords":
-        return ShardRecords(self.index, self.shards, first, self.change)
+        return ShardRecords(self.index, self.shards, first, self.changes)
 
     def changed_by(self, change: Callable[[dict], dict]) -> "ShardRecords":
-        return ShardRecords(self.index, self.shards, self.first_id, change)
+        return ShardRecords(self.index, self.shards, self.first_id, (*self.changes, change))
 
     def column(self, name: str) -> np.ndarray:
         """(N,) values of "height", "width" or "image_id"."""
@@ -96,7 +97,7 @@ class ShardRecords(Sequence):
             "image_id": image_id if self.first_id is None else self.first_id + index,
             "captions": [caption], "tags": np.frombuffer(tags, "<i4").tolist(),
         }  # fmt: skip
-        return self.change(record) if self.change else record
+        return reduce(lambda changed, change: change(changed), self.changes, record)
 
 
 class ShardHandler(PathHandler):
