@@ -65,9 +65,8 @@ def register_data(data: OwnData, *, masks: bool = False) -> None:
             metadata, index = _numbering(own, data)
             load = partial(load, index=index)
             load = partial(_without, novel, load, own.name) if own.part == "train" else load
-        if own.name in _registered:
-            DatasetCatalog.remove(own.name)
-            MetadataCatalog.remove(own.name)
+        DatasetCatalog.pop(own.name, None)
+        MetadataCatalog.pop(own.name, None)
         DatasetCatalog.register(own.name, load)
         MetadataCatalog.get(own.name).set(image_root=str(own.images), **classes, **metadata)
         _registered.add(own.name)
