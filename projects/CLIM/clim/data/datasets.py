@@ -159,6 +159,8 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     """
     path = Path(files.json_path())
     categories = json_categories(path, remedy=files.how())
+    if not categories:
+        raise UserError(f"{path} has no categories, so its boxes have no classes: {files.how()}")
     index = {category["id"]: i for i, category in enumerate(categories)}
     base, novel = ([c["name"] for c in categories if c["split"] == wanted] for wanted in ("base", "novel"))
     if split and not base + novel:
@@ -167,22 +169,18 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     return Vocabulary([c["name"] for c in categories], base, novel, index, list(categories) if counted else None)
 
 
-def json_categories(json_file: str | os.PathLike, *, remedy: str, optional: bool = False) -> tuple[dict, ...]:
-    """{id, name, split ("base", "novel" or ""), frequency or None, image_count or None, boxes} by ascending id.
+def json_categories(json_file: str | os.PathLike, *, remedy: str) -> tuple[dict, ...]:
+    """{id, name, split or "", frequency, image_count (both may be None), boxes} of a json's categories by id, or ().
 
-    ``boxes`` is the number of annotations. UserError for a missing or broken file, for wrong categories and, unless
-    they are ``optional``, for none.
+    ``boxes`` is the number of its annotations. A json is read once, unless it is rewritten. UserError for a missing or
+    broken file.
     """
     path = Path(json_file)
-    categories = _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, remedy)
-    if not (categories or optional):
-        raise UserError(f"{json_file} has no categories: {remedy}")
-    return categories
+    return _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, remedy)
 
 
 @lru_cache(maxsize=8)
 def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[dict, ...]:
-    """See :func:`json_categories`; ``modified_ns`` gives a rewritten file its own cache entry."""
     content = read_json(json_file, remedy=remedy)
     categories = content.get("categories", []) if isinstance(content, Mapping) else None
     complete = (isinstance(c, Mapping) and isinstance(c.get("id"), int) and "name" in c for c in categories or ())

@@ -146,6 +146,8 @@ def _boxes(boxes: Path, where: str) -> str:
     """The kind of the boxes."""
     if boxes.suffix.lower() == ".json":
         listed = json_categories(boxes, remedy=f"correct {where}")
+        if not listed:
+            raise UserError(f"{boxes} has no categories, so its boxes have no classes: correct {where}.")
         return "LVIS" if any(category["frequency"] for category in listed) else "COCO"
     if boxes.is_dir():
         return "VOC" if next(boxes.rglob("*.xml"), None) else "YOLO"

@@ -134,7 +134,7 @@ def _tagging(own: OwnSet, data: OwnData) -> Callable[[dict], dict]:
     table = {}
     if own.kind in ("json", "shards"):
         file = own.texts if own.kind == "json" else own.texts / "facts.json"
-        listed = json_categories(file, remedy=_remedy(own, data), optional=True)
+        listed = json_categories(file, remedy=_remedy(own, data))
         table = {i: data.classes.index(c["name"]) for i, c in enumerate(listed) if c["name"] in data.classes}
     find = word_rule({i: (name,) for i, name in enumerate(data.classes)})
     return partial(_tag, table, find) if own.tags == "words" else _untag
