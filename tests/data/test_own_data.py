@@ -1,0 +1,237 @@
+"""data.yaml: its sets and classes, their records and metadata, the config that follows; mistakes in one sentence."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from clim.data.own_data import read_data
+from clim.data.own_sets import register_data
+from clim.engine import load_config
+from clim.errors import UserError
+from clim.modeling.vocabulary import class_mask
+from shards.build import build_index
+
+CLIM = str(Path(__file__).parents[2] / "configs/mini/detic_clim.yaml")
+CATEGORIES = [{"id": i, "name": name} for i, name in ((7, "cat"), (3, "dog"), (5, "kite"))]
+ANNOTATIONS = [{"id": i, "image_id": 1, "category_id": c, "bbox": [i, 2, 8, 9]} for i, c in enumerate((7, 3, 5, 3))]
+BOXES = {
+    "images": [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}],
+    "annotations": ANNOTATIONS, "categories": CATEGORIES,
+}  # fmt: skip
+COCO = "{images: images, boxes: ann.json}"
+
+
+@pytest.fixture
+def own(tmp_path, write_shard, pair):
+    """``own(text)``: a data.yaml beside boxes and captions of two images in every format; its sets are removed."""
+    for folder in ("images", "data set/images/x"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("a.jpg", "b.jpg"):
+            Image.new("RGB", (40, 20)).save(tmp_path / folder / name)
+    captions = [{"id": 1, "file_name": "a.jpg", "captions": ["A kite"], "pos_category_ids": [7, 4]}]
+    captions += [{"id": 2, "file_name": "b.jpg", "captions": ["two hot dogs and Kites!", "a cat"]}]
+    others = [{"id": 4, "name": "cow"}, *CATEGORIES]
+    words = "<annotation><object><name>kite</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
+    for name, content in {
+        "ann.json": json.dumps(BOXES), "caps.json": json.dumps({"images": captions, "categories": others}),
+        "lvis.json": json.dumps(BOXES | {"categories": [c | {"frequency": "c", "image_count": 4} for c in CATEGORIES]}),
+        "data set/labels/x/a.txt": "1 .5 .5 .5 1", "voc/b.xml": words + "</bndbox></object></annotation>",
+        "caps.tsv": "a.jpg\tA kite\nb.jpg\ttwo hot dogs and Kites!\nb.jpg\ta cat\n", "images/a.txt": "no name",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content, "utf-8-sig")
+    write_shard(tmp_path / "shards/0.tar", *pair("1", "my cats"), *pair("2", "nothing"))
+    before = set(DatasetCatalog)
+
+    def read(text, name="mine"):
+        (tmp_path / f"{name}.yaml").write_text(text, "utf-8-sig")
+        return read_data(tmp_path / f"{name}.yaml")
+
+    yield read
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def loaded(data, **options):
+    """The records of all sets by name, (class, box) in place of annotations."""
+    register_data(data, **options)
+    records = {own.name: list(DatasetCatalog.get(own.name)) for own in data.sets}
+    return {
+        name: [[(a["category_id"], a["bbox"]) for a in r["annotations"]] for r in rs] for name, rs in records.items()
+    }
+
+
+def test_categories_are_matched_by_name_and_novel_boxes_are_not_trained(own, caplog):
+    data = own(f"classes: [kite, cat]\nnovel: [dog, zebra]\ntrain: {COCO}\nval: [{COCO}, {COCO}]")
+    assert (data.classes, data.novel) == (["kite", "cat", "dog", "zebra"], ["dog", "zebra"])
+    assert data.names("train") == ("mine_train",) and data.names("val") == ("mine_val", "mine_val_2")
+    every = [(1, [0, 2, 8, 9]), (2, [1, 2, 8, 9]), (0, [2, 2, 8, 9]), (2, [3, 2, 8, 9])]
+    base = [(k, box) for k, box in every if k != 2]
+    assert loaded(data) == {"mine_train": [base, []], "mine_val": [every, []], "mine_val_2": [every, []]}
+    assert "mine_train: left out 2 boxes of novel classes" in caplog.text and "mine_val" not in caplog.text
+    metadata = MetadataCatalog.get("mine_val")
+    assert (metadata.thing_classes, metadata.base_classes) == (data.classes, ["kite", "cat"])
+    assert (metadata.novel_classes, metadata.evaluator_type) == (["dog", "zebra"], "ov_coco")
+    assert metadata.json_file == str(data.file.parent / "ann.json")
+    assert metadata.thing_dataset_id_to_contiguous_id == {7: 1, 3: 2, 5: 0, 8 + 3: 3}
+
+
+def test_classes_are_those_of_the_train_sets(own):
+    """Without classes: by id, or sorted; without novel ones, no class has a split."""
+    data = own(f"train: [{COCO}, {{images: images, boxes: voc}}]\nval: {{images: images, boxes: lvis.json}}")
+    assert (data.classes, data.novel, [s.kind for s in data.sets]) == (
+        ["dog", "kite", "cat"],
+        [],
+        ["COCO", "VOC", "LVIS"],
+    )
+    boxes = [(2, [0, 2, 8, 9]), (0, [1, 2, 8, 9]), (1, [2, 2, 8, 9]), (0, [3, 2, 8, 9])]
+    assert loaded(data) == {
+        "mine_train": [boxes, []],
+        "mine_train_2": [[], [(1, [0, 0, 9, 9])]],
+        "mine_val": [boxes, []],
+    }
+    train, val = (MetadataCatalog.get(f"mine_{part}") for part in ("train_2", "val"))
+    assert (train.base_classes, train.novel_classes, train.get("json_file")) == ([], [], None)
+    assert val.evaluator_type == "lvis" and val.class_image_count == [{"id": i, "image_count": 4} for i in range(3)]
+    assert own("val: {images: images, boxes: voc}").classes == ["kite"]
+    polygons = [a | {"segmentation": [[1, 2, 9, 2, 9, 8]]} for a in ANNOTATIONS]
+    (data.file.parent / "ann.json").write_text(json.dumps(BOXES | {"annotations": polygons}))
+    register_data(own(f"train: {COCO}"), masks=True)
+    assert DatasetCatalog.get("mine_train")[0]["annotations"][0]["segmentation"][0].tolist() == [1, 2, 9, 2, 9, 8]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path: data set\ntrain: images/x\nval: images/x\nnames: {1: cat, 0: dog}\nnc: 2",
+        "train: ../data set/images/x\nval: ../data set/images/x\nnames: [dog, cat]\nroboflow: {a: b}",
+        "classes: [dog, cat]\ntrain: [{images: data set/images/x, boxes: data set/labels/x}]\nval: data set/images/x",
+    ],
+)
+def test_ultralytics_and_roboflows_files(own, text):
+    data = own(text)
+    assert data.classes == ["dog", "cat"]
+    assert loaded(data) == {"mine_train": [[(1, [10, 0, 20, 20])], []], "mine_val": [[(1, [10, 0, 20, 20])], []]}
+
+
+def test_names_are_read_as_they_are_written(own):
+    assert own(f"train: {COCO}\nclasses: [10, yes, 1.50, null, dog, cat, kite]").classes[:4] == [
+        "10",
+        "yes",
+        "1.50",
+        "null",
+    ]
+
+
+def test_captions_of_every_format_with_tags(own, tmp_path, caplog):
+    index = "captions: [{images: shards}]"
+    with pytest.raises(UserError, match="no index .*shards/index: make it with python tools/index_pairs.py shards"):
+        own(index)
+    build_index(tmp_path / "shards", ["0.tar"], tmp_path / "shards/index")
+    formats = ("captions: caps.json}", "captions: caps.tsv}", "captions: caps.tsv, tags: none}")
+    entries = [f"{{images: images, {end}" for end in formats]
+    data = own(f"classes: [cat, hot dog, dog, kite]\ncaptions: [{', '.join(entries)}, images, shards]")
+    register_data(data)
+    records = [DatasetCatalog.get(name) for name in data.names("captions")]
+    assert [[r["captions"] for r in part] for part in records[:2]] == [
+        [["A kite"], ["two hot dogs and Kites!", "a cat"]]
+    ] * 2
+    tags = [[r["tags"] for r in part] for part in records]
+    assert tags == [[[0], [0, 1, 3]], [[3], [0, 1, 3]], [[], []], [[]], [[0], []]]  # cow, the file's tag, is no class
+    again = pickle.loads(pickle.dumps(records[4])).numbered_from(5)
+    assert [(r["image_id"], r["tags"]) for r in again] == [(5, [0]), (6, [])]
+    assert "mine_captions_4: 0 of 1 images have tags: set tags: none" in caplog.text
+
+
+# ---- the config
+
+
+def test_the_config_follows_and_overrides_count(own, tmp_path):
+    text = f"novel: [kite]\ntrain: {COCO}\nval: {COCO}\ncaptions: {{images: images, captions: caps.tsv}}"
+    path = str(own(text).file)
+    cfg = load_config(CLIM, ["DATASETS.DATA", path])
+    sets = cfg.DATASETS
+    assert (sets.TRAIN, sets.TEST, sets.CAPTIONS) == (("mine_train",), ("mine_val",), ("mine_captions",))
+    assert (cfg.MODEL.VOCABULARY.NAMES, cfg.MODEL.ROI_HEADS.NUM_CLASSES) == (["dog", "kite", "cat"], 3)
+    assert cfg.MODEL.OPEN_VOCAB.BASE_CLASSES == "mine_train" and class_mask(cfg).tolist() == [1, 0, 1]
+    (tmp_path / "child.yaml").write_text(f"_BASE_: {CLIM}\nDATASETS: {{DATA: {path}}}")
+    assert load_config(str(tmp_path / "child.yaml"), []).DATASETS == sets  # registered again
+    written = ["DATASETS.TEST", "('mini_ov_val',)", "MODEL.VOCABULARY.EMBEDDINGS", "x.npy"]
+    cfg = load_config(CLIM, ["DATASETS.DATA", path, *written])
+    assert (cfg.DATASETS.TEST, cfg.DATASETS.TRAIN) == (("mini_ov_val",), ("mine_train",))
+    assert (cfg.MODEL.VOCABULARY.NAMES, cfg.MODEL.VOCABULARY.EMBEDDINGS) == ([], "x.npy")
+    with pytest.raises(UserError, match="VLDet learns from tags that are nouns"):
+        load_config(CLIM, ["DATASETS.DATA", path, "MODEL.METHOD.NAME", "VLDet"])
+    all_have_boxes = own(text.removeprefix("novel: [kite]\n").replace("caps.tsv", "caps.tsv, tags: none"))
+    cfg = load_config(CLIM, ["DATASETS.DATA", str(all_have_boxes.file)])
+    assert cfg.MODEL.OPEN_VOCAB.BASE_CLASSES == "" and torch.equal(class_mask(cfg), torch.ones(3))
+    assert cfg.MODEL.METHOD.DETIC.TAG_WEIGHT == 0
+
+
+def test_single_sets_are_a_list_in_a_yaml(own, tmp_path):
+    (tmp_path / "own.yaml").write_text(f"DATASETS:\n  OWN:\n  - [one, boxes, {tmp_path}/ann.json, {tmp_path}/images]\n")
+    load_config(str(tmp_path / "own.yaml"), [])
+    assert [a["category_id"] for a in DatasetCatalog.get("one")[0]["annotations"]] == [2, 0, 1, 0]
+
+
+def test_a_name_of_another_set_is_not_replaced(own):
+    data = own(f"train: {COCO}", name="mini_ov")  # mini_ov_train is the mini benchmark's
+    with pytest.raises(UserError, match="mini_ov_train is another data set already: give .*mini_ov.yaml another name"):
+        register_data(data)
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (f"trian: {COCO}", "mine.yaml has the unknown key 'trian': do you mean train"),
+        ("train: {images: images, box: ann.json}", "train of .*mine.yaml has the unknown key 'box': do you mean boxes"),
+        ("train: {images: x, boxes: ann.json}", "images in train of .*: there is no folder .*/x"),
+        ("train: {images: images, boxes: x.json}", "x.json not found: correct train of .*mine.yaml"),
+        ("train: {images: images, boxes: caps.tsv}", "boxes in train of .*caps.tsv is not there, or of another kind"),
+        ("train: {images: [images], boxes: ann.json}", "images in train of .* is a list"),
+        ("train: [[images]]", "train of .*mine.yaml must be a folder of images, or {images: FOLDER, boxes: F"),
+        ("train:", "train of .*mine.yaml must be a folder"),
+        ("train: images", "boxes in train of .*: .*/labels is not there"),
+        ("train: data set/images/x", "mine.yaml has no classes, and YOLO's boxes in .*labels/x are numbers"),
+        (f"train: {COCO}\nclasses: cat, dog", "classes of .* is 'cat, dog': give a list"),
+        (f"train: {COCO}\nclasses: [cat, [dog]]", "name 1 of classes of .* is a list"),
+        (f"train: {COCO}\nclasses: [cat, dog, cat]", "name 2 of classes of .* is 'cat', like name 0"),
+        (f"train: {COCO}\nnovel:\n  - cat\n  -", "name 1 of novel of .* is empty"),
+        (f"train: {COCO}\nnames: {{1: cat, 2: dog}}", "names of .* has the numbers 1, 2: they must be 0, 1, 2"),
+        (f"train: {COCO}\nnames: [cat]\nclasses: [cat]", "has classes and names"),
+        (f"train: {COCO}\nclasses: [cat, Dog, kite]", "ann.json has 2 boxes of 'dog', .*near it: Dog"),
+        ("captions: {images: images, captions: x}", "captions in captions of .*/x is not there"),
+        ("captions: {images: images, tags: yes}", "tags in captions of .* is 'yes': choose one of words, none"),
+        ("classes: [cat]", "names no set"),
+        ("- cat", "has no keys"),
+        ("train: [", "mine.yaml is not valid YAML"),
+    ],
+)
+def test_mistakes_are_one_sentence(own, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        register_data(own(text))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "categories, message",
+    [
+        ([], "ann.json has no categories"),
+        ({"3": "dog"}, "ann.json must have a list of categories"),
+        ([{"id": 3}], "each with a number as id and a name"),
+        ([{"id": 3, "name": "dog"}, {"id": 4, "name": "dog"}], "ann.json has two categories 'dog'"),
+    ],
+)
+def test_wrong_categories(own, tmp_path, categories, message):
+    (tmp_path / "ann.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    with pytest.raises(UserError, match=message):
+        register_data(own(f"train: {COCO}"))
