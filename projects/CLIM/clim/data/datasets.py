@@ -41,6 +41,7 @@ class Vocabulary(NamedTuple):
     novel_classes: list[str]
     thing_dataset_id_to_contiguous_id: dict[int, int]  # category id in the json: contiguous index
     class_image_count: list[dict] | None = None  # [{"id", "image_count"}], for the federated loss
+    unused_classes: Sequence[str] = ()  # that the evaluation leaves out where the set has base or novel classes
 
 
 def _below_root(path: str) -> Path:
@@ -133,7 +134,8 @@ def register_own_sets(entries: Sequence[Sequence[str]]) -> None:
 
 def coco_vocabulary() -> Vocabulary:
     """COCO's 80 classes, also if a file lists fewer."""
-    return Vocabulary(list(COCO_NAMES), list(BASE_NAMES), list(NOVEL_NAMES), dict(COCO_INDEX))
+    unused = [name for name in COCO_NAMES if name not in {*BASE_NAMES, *NOVEL_NAMES}]
+    return Vocabulary(list(COCO_NAMES), list(BASE_NAMES), list(NOVEL_NAMES), dict(COCO_INDEX), None, unused)
 
 
 def split_vocabulary() -> Vocabulary:
@@ -150,24 +152,37 @@ def lvis_vocabulary() -> Vocabulary:
 
 
 def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
-    """The categories of the json by ascending id; their field ``split`` may be "base" or "novel".
+    """The categories of the json by ascending id; their field ``split`` may be "base", "novel" or "unused".
 
-    Without it, LVIS's field ``frequency`` counts: "r" is novel, "c" and "f" are base. UserError for a missing or
-    broken file; with ``split`` also if no category is base or novel.
+    Without it, LVIS's field ``frequency`` counts: "r" is novel, "c" and "f" are base. If some are novel and none is
+    base, all without a split are base. UserError for a missing or broken file; with ``split`` also if no category is
+    base or novel.
     """
     path = Path(files.json_path())
-    categories = _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, files.how())
+    categories = json_categories(path, remedy=files.how())
     index = {category["id"]: i for i, category in enumerate(categories)}
-    base, novel = ([c["name"] for c in categories if c["split"] == wanted] for wanted in ("base", "novel"))
+    undeclared, base, novel, unused = (
+        [c["name"] for c in categories if c["split"] == wanted] for wanted in ("", "base", "novel", "unused")
+    )
     if split and not base + novel:
         raise UserError(f"{path} does not say which categories are novel: {files.how()}")
     counted = all(c["image_count"] is not None for c in categories)
-    return Vocabulary([c["name"] for c in categories], base, novel, index, list(categories) if counted else None)
+    base = base if base or not novel else undeclared
+    counts = list(categories) if counted else None
+    return Vocabulary([c["name"] for c in categories], base, novel, index, counts, unused)
+
+
+def json_categories(json_file: str | Path, *, remedy: str) -> tuple[dict, ...]:
+    """{id, name, split or "", image_count or None} of a json's categories by id. UserError for a missing or broken file.
+
+    A json is read once, unless it is rewritten.
+    """
+    path = Path(json_file)
+    return _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, remedy)
 
 
 @lru_cache(maxsize=8)
 def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[dict, ...]:
-    """{id, name, split, image_count or None} by id; ``modified_ns`` gives a rewritten file its own cache entry."""
     splits = {"r": "novel", "c": "base", "f": "base"}
     return tuple(
         {"id": c["id"], "name": c["name"], "split": c.get("split", splits.get(c.get("frequency"), "")),

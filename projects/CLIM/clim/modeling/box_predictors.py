@@ -84,14 +84,14 @@ class TextOutputLayers(FastRCNNOutputLayers):
     def detect(self, boxes: Sequence[Tensor], logits: Sequence[Tensor], image_sizes) -> tuple[list[Instances], list]:
         """Detectron2's ``fast_rcnn_inference``, ordered by logits: in float32 all logits above 17 have the sigmoid 1.
 
-        Instances have ``scores`` (sigmoid, as official Detic) and ``logits``; evaluation ranks by the logits.
+        Instances have ``logits`` and ``scores``, their sigmoids (as official Detic) in float64, which differ up to 36.
         """
         threshold = torch.tensor(self.test_score_thresh).logit().item()
         limits = threshold, self.test_nms_thresh, self.test_topk_per_image
         results, kept = fast_rcnn_inference(boxes, logits, image_sizes, *limits)
         for result in results:
             result.logits = result.scores
-            result.scores = result.logits.sigmoid()
+            result.scores = result.logits.double().sigmoid()
         return results, kept
 
 
