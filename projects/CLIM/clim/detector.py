@@ -21,7 +21,7 @@ from clim.checkpoints.checkpointer import load_model
 from clim.data.images import channels_first, read_image
 from clim.errors import UserError, registered
 from clim.modeling import OpenVocabRCNN
-from clim.modeling.vocabulary import num_classes
+from clim.modeling.vocabulary import vocabulary_names
 from clim.text import CLASS_FEATURES
 
 
@@ -43,7 +43,7 @@ class Detector:
             raise UserError(f"MODEL.META_ARCHITECTURE {name} detects nothing: use the config of a detector.")
         self.input_format, self.prompt = cfg.INPUT.FORMAT, cfg.MODEL.VOCABULARY.PROMPT
         self._base = frozenset(_metadata(cfg, "base_classes"))
-        self.names = class_names(cfg)
+        self.names = vocabulary_names(cfg)
         self.novel = self._novel_among(self.names)
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.model = load_model(cfg)
@@ -97,13 +97,6 @@ def detects(cfg) -> bool:
     """Whether the config's model is an open-vocabulary detector."""
     key = "MODEL.META_ARCHITECTURE"
     return issubclass(registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, key=key), OpenVocabRCNN)
-
-
-def class_names(cfg) -> list[str]:
-    """Names of the classes: those of the config, else of the test set, else numbers."""
-    count = num_classes(cfg)
-    names: Sequence[str] = cfg.MODEL.VOCABULARY.NAMES or _metadata(cfg, "thing_classes")
-    return list(names) if len(names) == count else [f"class {i}" for i in range(count)]
 
 
 def _metadata(cfg, key: str) -> Sequence[str]:

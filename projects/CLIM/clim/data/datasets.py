@@ -160,6 +160,8 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     """
     path = Path(files.json_path())
     categories = json_categories(path, remedy=files.how())
+    if not categories:
+        raise UserError(f"{path} has no categories, so its boxes have no classes: {files.how()}")
     index = {category["id"]: i for i, category in enumerate(categories)}
     undeclared, base, novel, unused = (
         [c["name"] for c in categories if c["split"] == wanted] for wanted in ("", "base", "novel", "unused")
@@ -173,9 +175,9 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
 
 
 def json_categories(json_file: str | Path, *, remedy: str) -> tuple[dict, ...]:
-    """{id, name, split or "", image_count or None} of a json's categories by id. UserError for a missing or broken file.
+    """{id, name, split or "", image_count or None} of a json's categories by id, () without any.
 
-    A json is read once, unless it is rewritten.
+    A json is read once, unless it is rewritten. UserError for a missing or broken file.
     """
     path = Path(json_file)
     return _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, remedy)
@@ -187,7 +189,7 @@ def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[dict, ..
     return tuple(
         {"id": c["id"], "name": c["name"], "split": c.get("split", splits.get(c.get("frequency"), "")),
          "image_count": c.get("image_count")}
-        for c in sorted(read_json(json_file, remedy=remedy)["categories"], key=lambda c: c["id"])
+        for c in sorted(read_json(json_file, remedy=remedy).get("categories", ()), key=lambda c: c["id"])
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from clim.errors import UserError
 from clim.files import read_json, resolve
 
 from .datasets import json_categories
+from .shards import ShardRecords, mapped_tags
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ def set_categories(name: str) -> dict[int, str] | None:
     json_file = metadata.get("json_file")
     listed = {}
     if json_file and (classes is None or index is None):
-        listed = {c["id"]: c["name"] for c in json_categories(json_file, remedy=f"check the paths of data set {name}")}
+        path = Path(json_file, "facts.json") if Path(json_file).is_dir() else json_file  # of an index of shards
+        listed = {c["id"]: c["name"] for c in json_categories(path, remedy=f"check the paths of data set {name}")}
     if classes is None:
         return listed or None
     if index is None:
@@ -126,24 +128,45 @@ def match(classes: Sequence[str], words: Sequence[str], *, what: str, source: st
 
 def training_records(cfg, name: str) -> list[dict]:
     """The records of a set of DATASETS.TRAIN with the detector's class indices. UserError for an index of no class."""
-    classes, count = matched(cfg, "TRAIN", name), len(vocabulary_names(cfg))
-    indices = list(range(count)) if classes is None else classes
-    same = indices == list(range(len(indices)))
+    indices = matched(cfg, "TRAIN", name)
+    count = len(cfg.MODEL.VOCABULARY.NAMES) or cfg.MODEL.ROI_HEADS.NUM_CLASSES if indices is None else len(indices)
+    same = indices in (None, list(range(count)))
     records = []
     for record in DatasetCatalog.get(name):
         annotations = record.get("annotations", ())
         for a in annotations:
-            if not 0 <= a["category_id"] < len(indices):
-                remedy = "its annotations must have indices of its thing_classes, from 0"
-                raise UserError(
-                    f"DATASETS.TRAIN {name}: a box of {record['file_name']} has class {a['category_id']}, but there are "
-                    f"{len(indices)} classes: {remedy}."
-                )
+            if not 0 <= a["category_id"] < count:
+                wrong = f"a box of {record['file_name']} has class {a['category_id']}, but there are {count} classes"
+                raise UserError(f"DATASETS.TRAIN {name}: {wrong}: number them from 0, as its thing_classes do.")
         if not same:  # copies: a user's function may give the same records again
             mapped = [a | {"category_id": indices[a["category_id"]]} for a in annotations]
             record = record | {"annotations": mapped} if "annotations" in record else record
         records.append(record)
     return records
+
+
+def pair_records(cfg, name: str) -> Sequence[dict]:
+    """The records of a set of DATASETS.CAPTIONS. Where tags are classes (Detic), they are the detector's indices.
+
+    Tags of words that the vocabulary lacks are left out, with a warning; UserError if it lacks all.
+    """
+    records, method = DatasetCatalog.get(name), cfg.MODEL.METHOD
+    if method.NAME not in ("Detic", "OfficialDetic") or not method.DETIC.TAG_WEIGHT:
+        return records
+    classes = set_classes(name) or []
+    index = {word: i for i, word in enumerate(vocabulary_names(cfg))} if classes else {}
+    indices = [index.get(word) for word in classes]
+    if indices == list(range(len(classes))):
+        return records
+    if lacking := [word for word, i in zip(classes, indices, strict=True) if i is None]:
+        what = f"{len(lacking)} of the {len(classes)} tags of DATASETS.CAPTIONS {name}"
+        if len(lacking) == len(classes):
+            remedy = "use pairs with tags of these classes, or set MODEL.METHOD.DETIC.TAG_WEIGHT 0.0"
+            raise UserError(f"{what}, such as {lacking[0]!r}, are no classes of the detector: {remedy}.")
+        logger.warning(f"{what} are no classes of the detector, such as {lacking[0]!r}: they are left out.")
+    if isinstance(records, ShardRecords):
+        return records.with_tags(indices)
+    return [record | {"tags": mapped_tags(record["tags"], indices)} for record in records]
 
 
 def _different(names: Iterable[str], where) -> list[str]:

@@ -43,11 +43,14 @@ class ShardRecords(Sequence):
 
     A record is made when it is asked for; a slice is a list. ``tags`` are indices into the index's categories by
     ascending id. Image ids are the numbers that the keys are, or the rows of the index if keys are not different
-    numbers; with ``first_id``, they are ``first_id``, ``first_id`` + 1, …
+    numbers; with ``first_id``, they are ``first_id``, ``first_id`` + 1, … ``tags`` as in :func:`mapped_tags`.
     """
 
-    def __init__(self, index: str | os.PathLike, shards: str | os.PathLike, first_id: int | None = None):
-        self.index, self.shards, self.first_id = Path(index), Path(shards), first_id
+    def __init__(
+        self, index: str | os.PathLike, shards: str | os.PathLike, first_id: int | None = None,
+        tags: Sequence[int | None] | None = None,
+    ):  # fmt: skip
+        self.index, self.shards, self.first_id, self.tags = Path(index), Path(shards), first_id, tags
         facts = read_json(self.index / "facts.json", remedy="it is part of the index")
         self.files = [str(self.shards / shard["name"]) for shard in facts["shards"]]
         # Plain arrays on the maps: np.memmap itself makes each access slow.
@@ -56,7 +59,7 @@ class ShardRecords(Sequence):
 
     def __reduce__(self):
         # Workers reopen the maps, because pickling them would copy them.
-        return ShardRecords, (self.index, self.shards, self.first_id)
+        return ShardRecords, (self.index, self.shards, self.first_id, self.tags)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -72,7 +75,10 @@ class ShardRecords(Sequence):
         return str(self.index.resolve())
 
     def numbered_from(self, first: int) -> "ShardRecords":
-        return ShardRecords(self.index, self.shards, first)
+        return ShardRecords(self.index, self.shards, first, self.tags)
+
+    def with_tags(self, tags: Sequence[int | None]) -> "ShardRecords":
+        return ShardRecords(self.index, self.shards, self.first_id, tags)
 
     def column(self, name: str) -> np.ndarray:
         """(N,) values of "height", "width" or "image_id"."""
@@ -87,8 +93,13 @@ class ShardRecords(Sequence):
         return {
             "file_name": f"{SCHEME}{self.files[shard]}?{offset}+{size}#{member}", "height": height, "width": width,
             "image_id": image_id if self.first_id is None else self.first_id + index,
-            "captions": [caption], "tags": np.frombuffer(tags, "<i4").tolist(),
+            "captions": [caption], "tags": mapped_tags(np.frombuffer(tags, "<i4").tolist(), self.tags),
         }  # fmt: skip
+
+
+def mapped_tags(tags: Sequence[int], indices: Sequence[int | None] | None) -> Sequence[int]:
+    """``indices[tag]`` of each tag, without those that have None; the tags themselves if there are no ``indices``."""
+    return tags if indices is None else [indices[tag] for tag in tags if indices[tag] is not None]
 
 
 class ShardHandler(PathHandler):

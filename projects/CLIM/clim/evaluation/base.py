@@ -143,7 +143,7 @@ class DetectionEvaluator(ImageEvaluator):
             raise UserError(f"The ground truth of data set '{dataset_name}' is not found: {self._json_file}.")
 
     def process(self, inputs, outputs):
-        """``inputs`` are B records with ``image_id``; ``outputs`` B dicts with ``instances`` at the image's own size."""
+        """``inputs``: B records with ``image_id``; ``outputs``: B dicts with ``instances`` at the image's own size."""
         for record, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
             image = self._numbers.get(record["image_id"], record["image_id"])

@@ -68,12 +68,8 @@ class OVCOCOEvaluator(DetectionEvaluator):
         summary, by_class = self._figures(ground_truth, detections)
         objects = Counter(a["category_id"] for a in ground_truth["annotations"] if not a.get("iscrowd", 0))
         per_class = []
-        for split, ids in {
-            "base": self._splits["base"],
-            "novel": self._splits["novel"],
-            None: self._undeclared,
-        }.items():
-            for name, category in sorted(ids.items()):
+        for split in ("base", "novel", None):
+            for name, category in sorted((self._splits[split] if split else self._undeclared).items()):
                 row = {"class": name, "split": split, "num_gt": objects[category]}
                 for suffix, scores in by_class.items():
                     row |= {metric + suffix: figure for metric, figure in scores.get(category, {}).items()}

@@ -44,7 +44,7 @@ class RegionClassificationEvaluator(ImageEvaluator):
     def __init__(
         self, dataset_name: str, *, variants: Sequence[str] = ("boxes",), indices: Sequence[int] | None = None, **base
     ):
-        """``variants``: what the model scores; ``indices``: the model's indices of the set's classes, None: the same."""
+        """``variants``: what the model scores; ``indices``: its indices of the set's classes, None: the same."""
         if not variants or set(variants) - set(VARIANTS):
             raise UserError(f"TEST.REGIONS is {list(variants)}: give a list of one or more of {', '.join(VARIANTS)}.")
         super().__init__(dataset_name, **base)
