@@ -7,10 +7,10 @@ from detectron2.modeling import build_model
 from clim import Detector
 from clim.checkpoints import load_model, read_description
 from clim.data.categories import COCO_NAMES
+from clim.data.names import vocabulary_names
 from clim.engine import Trainer, load_config
 from clim.engine.description import describe
 from clim.errors import UserError
-from clim.modeling.vocabulary import vocabulary_names
 
 
 def test_a_moved_checkpoint_needs_nothing_else(tiny_cfg, tmp_path, monkeypatch):

@@ -146,8 +146,9 @@ NEAR = "names mini_ov_vall.* near it: mini_ov_val,"
         ("DATASETS.TRAIN", UNKNOWN, False, None),  # not read without training
         ("DATASETS.CAPTIONS", UNKNOWN, True, f"DATASETS.CAPTIONS {NEAR}"),
         ("DATASETS.TEST", UNKNOWN, True, f"DATASETS.TEST {NEAR}"),
-        ("DATASETS.TEST", "('coco_generalized_zeroshot_val',)", False, "has 80 classes, but the detector 65"),
-        ("MODEL.VOCABULARY.NAMES", "['cat', 'dog']", True, "mini_ov_train has 65 classes, but the detector 2"),
+        ("DATASETS.TEST", "('coco_generalized_zeroshot_val',)", False, "is 'person', .*TRAIN mini_ov_train. lacks"),
+        ("MODEL.ROI_HEADS.NUM_CLASSES", 66, False, "mini_ov_val has 65 classes, but the detector 66"),
+        ("MODEL.VOCABULARY.NAMES", "['cat', 'dog']", True, "mini_ov_train .* is 'horse', .* where class 1 is 'cat'"),
         ("DATASETS.TRAIN", "('own_boxes',)", True, None),  # a set without class names
     ],
 )

@@ -77,7 +77,7 @@ def test_stuff_counts_among_the_classes_of_a_set(tiny_cfg):
 @pytest.mark.parametrize("overrides, error, message", [
     (["DATASETS.TEST", "('mini_val_regions',)", "TEST.REGIONS", "['rois']"], UserError, "TEST.REGIONS"),
     (["TEST.PROTOCOL", "mine"], UserError, "TEST.PROTOCOL"),
-    (["DATASETS.TEST", "('keypoints_coco_2017_val',)"], AttributeError, "does not exist in the metadata"),
+    (["DATASETS.TEST", "('keypoints_coco_2017_val',)"], UserError, "not found: check the paths of data set keyp"),
 ])  # fmt: skip
 def test_a_set_that_cannot_be_scored_is_found_before_training(tiny_cfg, overrides, error, message):
     with pytest.raises(error, match=message):

@@ -310,14 +310,14 @@ def test_what_a_file_lacks_is_said_and_boxes_are_scored_without_masks(tmp_path, 
     assert "instances.json has no neg_category_ids" in caplog.text and more > expected["bbox"]["AP"]
 
 
-def test_logits_rank_what_float32_scores_cannot(tmp_path):
+def test_double_scores_rank_what_float32_ones_cannot(tmp_path):
     ground_truth = ground_truth_of([CAT], {1: ([], [])})
     instances = instances_of([thing(1, 2, AWAY), CAT])
-    instances.logits = torch.tensor([40.0, 41.0])
+    instances.scores = torch.tensor([20.0, 21.0]).sigmoid()
     evaluator = LVISEvaluator(register("lvis_logits", tmp_path, ground_truth), output_dir=tmp_path)
     evaluator.process([{"image_id": 1}], [{"instances": instances}])
-    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(50)  # 40 and 41 are both 1 in float64
-    instances.logits = torch.tensor([20.0, 21.0])
+    assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(50)
+    instances.scores = torch.tensor([20.0, 21.0]).double().sigmoid()
     evaluator.process([{"image_id": 1}], [{"instances": instances}])
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
 
@@ -345,7 +345,7 @@ def test_from_the_loader_to_the_file(tiny_cfg, tmp_path, caplog):
     register("lvis_run", tmp_path, ground_truth)
     DatasetCatalog.register("lvis_run", lambda: records)
     try:
-        cfg = tiny_cfg("DATASETS.TEST", "('lvis_run',)")
+        cfg = tiny_cfg("DATASETS.TEST", "('lvis_run',)", "MODEL.VOCABULARY.NAMES", str(list(NAMES.values())))
         assert type(build_evaluators(cfg)["lvis_run"]) is LVISEvaluator
         assert LVISEvaluator.build_loader is build_detection_loader
         results = evaluate(cfg, Remembering(annotations))

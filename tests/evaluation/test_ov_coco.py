@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import DatasetEvaluators, print_csv_format
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
@@ -26,7 +27,7 @@ from pycocotools.cocoeval import COCOeval
 from clim.data.categories import COCO_INDEX, SPLIT_INDEX
 from clim.errors import UserError
 from clim.evaluation import OVCOCOEvaluator
-from clim.evaluation.ov_coco import METRICS, box_figures
+from clim.evaluation.ov_coco import COCO_METRICS, box_figures
 
 NAMES = {1: "cat", 3: "apple", 7: "person", 8: "knife", 11: "zebra", 20: "sink"}  # dataset id: name
 BASE, NOVEL, UNUSED = ["zebra", "person", "apple"], ["sink", "cat"], ["knife"]
@@ -84,6 +85,7 @@ def register(folder, ground_truth=None, **changes):
     metadata = {
         "json_file": str(file), "thing_classes": list(NAMES.values()),
         "thing_dataset_id_to_contiguous_id": CONTIGUOUS, "base_classes": BASE, "novel_classes": NOVEL,
+        "unused_classes": UNUSED,
     }  # fmt: skip
     name = f"ov_coco_test_{folder}"
     if name in MetadataCatalog.list():
@@ -109,20 +111,25 @@ def score(folder, ground_truth, detections, **options):
     return evaluator.evaluate()["bbox"]
 
 
+def official(ground_truth, detections):
+    """pycocotools' documented steps: every area range, maxDets 1, 10, 100."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = copy.deepcopy(ground_truth)
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(copy.deepcopy(detections)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
 def official_ap(ground_truth, detections, *, names, images):
-    """{class name: (AP50, AP, AR)} in percent, by pycocotools' documented steps on a file cut down to these classes
-    and images: every area range, maxDets 1, 10, 100."""
+    """{class name: (AP50, AP, AR)} in percent, by :func:`official` on a file cut down to these classes and images."""
     cut = copy.deepcopy(ground_truth)
     cut["annotations"] = [a for a in cut["annotations"] if NAMES[a["category_id"]] in names]
     cut["images"] = [image for image in cut["images"] if image["id"] in images]
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = cut
-        coco.createIndex()
-        found = coco.loadRes(copy.deepcopy([d for d in detections if d["image_id"] in images]))
-        evaluation = COCOeval(coco, found, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
+    evaluation = official(cut, [d for d in detections if d["image_id"] in images])
     precision, recall = evaluation.eval["precision"][..., 0, -1], evaluation.eval["recall"][..., 0, -1]
     return {
         name: tuple(100 * a.mean() for a in (precision[0, :, k], precision[:, :, k], recall[:, k]))
@@ -158,6 +165,124 @@ def test_random_detections_score_as_pycocotools_says(seed, tmp_path_factory):
         for name, row in rows.items():
             assert row[metric] == pytest.approx(generalized[name][column], abs=1e-9)
             assert row[f"{metric}_run"] == pytest.approx((base_run | novel_run)[name][column], abs=1e-9)
+
+
+NO_SPLIT = {"base_classes": [], "novel_classes": [], "unused_classes": []}
+
+
+def test_a_set_without_a_split_scores_as_pycocotools_says(tmp_path):
+    ground_truth = make_ground_truth(3)
+    for a in ground_truth["annotations"]:  # sizes of all ranges; objects are smaller than their boxes
+        a["bbox"][2] *= (a["image_id"] % 3 + 1) ** 2
+        a["area"] = 0.5 * a["bbox"][2] * a["bbox"][3]
+    detections = random_detections(ground_truth, 4)
+    evaluator = OVCOCOEvaluator(register(tmp_path, ground_truth, **NO_SPLIT), output_dir=tmp_path, protocol="two_run")
+    feed(evaluator, [image["id"] for image in ground_truth["images"]], detections)
+    figures = evaluator.evaluate()["bbox"]
+    stats = official(ground_truth, json.loads((tmp_path / "coco_instances_results.json").read_text())).stats
+    expected = dict(zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), 100 * stats[:6], strict=True))
+    assert figures == pytest.approx(expected | {"AR": 100 * stats[8]}, abs=1e-9) and len(set(figures.values())) == 7
+    rows = json.loads((tmp_path / "ov_coco_results.json").read_text())["per_class"]
+    assert [row["class"] for row in rows] == sorted(NAMES.values()) and {row["split"] for row in rows} == {None}
+    for metric in COCO_METRICS:
+        assert np.nanmean(np.array([row[metric] for row in rows], float)) == pytest.approx(figures[metric])
+
+
+def test_100_detections_of_a_class_count_without_a_split_and_of_an_image_with_one(tmp_path):
+    ground_truth = ground_truth_of([thing(1, "cat", SPOT)], [1])
+    detections = [thing(1, "knife", AWAY, 0.9)] * 100 + [thing(1, "cat", AWAY, 0.8)] * 99 + [thing(1, "cat", SPOT, 0.5)]
+    for changes, key, expected in ((NO_SPLIT, "AR", 100), ({}, "AR_all", 0)):
+        evaluator = OVCOCOEvaluator(register(tmp_path, ground_truth, **changes))
+        feed(evaluator, [1], detections)
+        assert evaluator.evaluate()["bbox"][key] == pytest.approx(expected)
+
+
+def test_classes_without_a_split_count_among_all_where_others_have_one(tmp_path):
+    ground_truth = ground_truth_of([thing(1, "cat", SPOT), thing(2, "knife", SPOT), thing(3, "zebra", SPOT)], [1, 2, 3])
+    detections = [thing(1, "cat", SPOT), thing(3, "zebra", SPOT)]
+    changes = {"base_classes": ["zebra"], "novel_classes": ["cat"], "unused_classes": []}
+    evaluator = OVCOCOEvaluator(register(tmp_path, ground_truth, **changes), output_dir=tmp_path, protocol="both")
+    feed(evaluator, [1, 2, 3], detections)
+    figures = evaluator.evaluate()["bbox"]
+    expected = {"AP_novel": 100, "AP_base": 100, "AP_all": 200 / 3, "AP_novel_run": 100}
+    assert {key: figures[key] for key in expected} == pytest.approx(expected)
+    rows = json.loads((tmp_path / "ov_coco_results.json").read_text())["per_class"]
+    assert [row["class"] for row in rows] == ["zebra", "cat", "apple", "knife", "person", "sink"]
+    assert rows[3]["split"] is None and rows[3]["AP"] == 0
+
+
+def test_words_of_another_order_and_words_that_the_set_lacks(tmp_path):
+    """Detections of other words only take places: figures are those without them."""
+    ground_truth = make_ground_truth(1)
+    detections = random_detections(ground_truth, 2)
+    images = [image["id"] for image in ground_truth["images"]]
+    expected = score(tmp_path, ground_truth, detections)
+    indices = [7, 2, 0, 5, 4, 3]  # of eight words; 1 and 6 are not in the set
+    index = {category: indices[i] for category, i in CONTIGUOUS.items()} | {-1: 1, -2: 6}
+    others = [d | {"category_id": -1 - i % 2, "score": 0.99} for i, d in enumerate(detections)]
+    evaluator = OVCOCOEvaluator(register(tmp_path), indices=indices)
+    feed(evaluator, images, detections + others, index=index)
+    assert evaluator.evaluate()["bbox"] == expected
+    evaluator = OVCOCOEvaluator(register(tmp_path), indices=indices, max_dets=4)
+    feed(evaluator, images, detections + others, index=index)
+    assert evaluator.evaluate()["bbox"]["AP_all"] < expected["AP_all"]
+
+
+@pytest.fixture
+def function_set():
+    """A set of a user's function, boxes XYXY, images named by texts; its metadata has thing_classes alone."""
+    ground_truth = make_ground_truth(8, num_images=6)
+    records = []
+    for image in ground_truth["images"]:
+        mine = [a for a in ground_truth["annotations"] if a["image_id"] == image["id"]]
+        boxes = [{"bbox": np.add(a["bbox"], [0, 0, *a["bbox"][:2]]), "bbox_mode": BoxMode.XYXY_ABS} for a in mine]
+        classes = [{"category_id": CONTIGUOUS[a["category_id"]], "iscrowd": a["iscrowd"]} for a in mine]
+        record = {"file_name": f"{image['id']}.jpg", "image_id": f"image {image['id']}", "height": 100, "width": 100}
+        records.append(record | {"annotations": [b | c for b, c in zip(boxes, classes, strict=True)]})
+    DatasetCatalog.register("of_a_function", lambda: copy.deepcopy(records))
+    yield MetadataCatalog.get("of_a_function").set(evaluator_type="mine"), records, ground_truth
+    DatasetCatalog.remove("of_a_function")
+    MetadataCatalog.remove("of_a_function")
+
+
+def test_a_set_of_a_function_is_scored_by_its_records(tmp_path, function_set):
+    metadata, records, ground_truth = function_set
+    with pytest.raises(UserError, match="classes of data set 'of_a_function' have no names: set .*thing_classes"):
+        OVCOCOEvaluator("of_a_function")
+    metadata.thing_classes = list(NAMES.values())
+    detections = random_detections(ground_truth, 9)
+    evaluator = OVCOCOEvaluator("of_a_function")
+    named = [d | {"image_id": f"image {d['image_id']}"} for d in detections]
+    feed(evaluator, [record["image_id"] for record in records], named)
+    other = OVCOCOEvaluator(register(tmp_path, ground_truth, **NO_SPLIT))
+    feed(other, range(1, 7), detections)
+    assert evaluator.evaluate() == other.evaluate()
+    records[1]["image_id"] = "image 1"
+    with pytest.raises(UserError, match="'image 1' is the image_id of two images"):
+        OVCOCOEvaluator("of_a_function")
+
+
+def test_detectron2s_registered_json_is_scored_as_it_is(tmp_path):
+    """Before it is loaded, its metadata has no classes; ids have gaps, and the file lists them in another order."""
+    ground_truth = make_ground_truth(1)
+    detections = random_detections(ground_truth, 2)
+    expected = score(tmp_path, ground_truth, detections)
+    ground_truth["categories"].reverse()
+    (tmp_path / "reversed.json").write_text(json.dumps(ground_truth))
+    register_coco_instances("of_detectron2", {}, str(tmp_path / "reversed.json"), str(tmp_path))
+    try:
+        evaluator = OVCOCOEvaluator("of_detectron2")
+        feed(evaluator, [image["id"] for image in ground_truth["images"]], detections)
+        figures = evaluator.evaluate()["bbox"]
+        evaluator = OVCOCOEvaluator(register(tmp_path, **NO_SPLIT))
+        feed(evaluator, [image["id"] for image in ground_truth["images"]], detections)
+        assert figures == evaluator.evaluate()["bbox"] and expected != figures
+        (tmp_path / "reversed.json").write_text(json.dumps({"images": [], "categories": ground_truth["categories"]}))
+        with pytest.raises(UserError, match="reversed.json has no annotations"):
+            OVCOCOEvaluator("of_detectron2").evaluate()
+    finally:
+        DatasetCatalog.remove("of_detectron2")
+        MetadataCatalog.remove("of_detectron2")
 
 
 def test_unused_classes_compete_for_the_slots(tmp_path, caplog):
@@ -240,8 +365,8 @@ def test_ground_truth_as_detections_scores_100_in_files_and_tables(tmp_path, cap
 
 @pytest.mark.parametrize("changes, options, message", [
     ({"json_file": "nowhere/instances.json"}, {}, "nowhere/instances.json"),
-    ({"novel_classes": ["sink", "unicorn"]}, {}, "list unicorn twice, or not as thing_classes do"),
-    ({"novel_classes": ["sink", "apple"]}, {}, "list apple twice"),
+    ({"novel_classes": ["sink", "unicorn"]}, {}, "classes unicorn of .* have two splits, or are no thing_classes"),
+    ({"novel_classes": ["sink", "apple"]}, {}, "classes apple of .* have two splits"),
     ({}, {"protocol": "zero-shot"}, "TEST.PROTOCOL 'zero-shot'"),
 ])  # fmt: skip
 def test_mistakes_are_found_before_inference(tmp_path, changes, options, message):
@@ -289,7 +414,9 @@ def test_average_precision_by_hand():
     detections = [thing(1, "cat", SPOT, 0.9), thing(1, "cat", [80, 0, 10, 10], 0.8), thing(1, "cat", AWAY, 0.7)]
     found = by_class([thing(1, "cat", SPOT) | {"id": 0}, thing(1, "cat", AWAY)], detections)  # id 0 is an id
     expected = 100 * (51 + 50 * 2 / 3) / 101
-    assert found["cat"] == pytest.approx({"AP50": expected, "AP": expected, "AR": 100}, abs=1e-10)
+    assert {key: found["cat"][key] for key in ("AP50", "AP75", "AP", "AR")} == pytest.approx(
+        {"AP50": expected, "AP75": expected, "AP": expected, "AR": 100}, abs=1e-10
+    )
     assert np.isnan(list(found["apple"].values())).all()
     for max_dets, expected in ((2, 0.0), (3, 100 / 3)):  # of each image and category
         more = [*[thing(1, "cat", AWAY, 0.9)] * 2, thing(1, "cat", SPOT, 0.7), *[thing(1, "sink", AWAY)] * 5]
@@ -312,8 +439,8 @@ def test_no_detections_score_zero_and_empty_choices_are_empty():
         figures = box_figures(ground_truth, detections, category_ids=reversed(NAMES), image_ids=images)
         assert list(figures) == sorted(NAMES)
         for category, row in figures.items():
-            expected = cat if category == IDS["cat"] else math.nan  # without ground truth
-            assert row == pytest.approx(dict.fromkeys(METRICS, expected), nan_ok=True)
+            expected = dict.fromkeys(COCO_METRICS, cat if category == IDS["cat"] else math.nan)  # without ground truth
+            assert row == pytest.approx(expected | {"APm": math.nan, "APl": math.nan}, nan_ok=True)  # SPOT is small
     assert box_figures(ground_truth, found, category_ids=[]) == {}
     with pytest.raises(UserError, match="image 5, which is not in the ground truth"):
         box_figures(ground_truth, [thing(5, "cat", SPOT)], category_ids=[1])

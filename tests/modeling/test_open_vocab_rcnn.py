@@ -118,7 +118,7 @@ def test_inference_equals_a_direct_implementation(request, name, facts, make_ima
     (ours,) = detect(model, image)
     boxes, scores, labels = independent_detections(model, image, **facts)
     assert len(ours) == len(scores) == 100
-    torch.testing.assert_close(ours.scores, scores, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.scores, scores.double(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.pred_boxes.tensor, boxes, rtol=1e-4, atol=1e-2)
     assert torch.equal(ours.pred_classes, labels)
     assert len(labels.unique()) > 10 and len(boxes.unique(dim=0)) > 3

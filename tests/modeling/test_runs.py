@@ -220,7 +220,7 @@ def test_ovrcnn(make_run, tiny_coco, tiny_bert, make_encoder, save_stage1, tmp_p
     assert {d["category_id"] for d in evaluate_file(novel, weights)} <= {*NOVEL_IDS}
     asked = config("MODEL.WEIGHTS", weights, "MODEL.VOCABULARY.NAMES", RENAMED)
     detector, instances = ask_for_other_names(asked, tiny_coco)
-    torch.testing.assert_close(instances.logits.sigmoid(), instances.scores)
+    torch.testing.assert_close(instances.logits.double().sigmoid(), instances.scores)
     words = detector.model.roi_heads.box_predictor.class_embeddings
     torch.testing.assert_close(words[:6], start[f"{layers}.class_embeddings"][:6])
 

@@ -5,11 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import predict as predict_tool
 import pytest
 import torch
 
 import arguments
-import predict as predict_tool
 from clim.errors import UserError
 from clim.modeling.vocabulary import NAMED_LISTS
 from clim.text import CLASS_FEATURES, PROMPTS

@@ -27,10 +27,10 @@ from torchvision.ops import nms
 from clim.checkpoints.checkpointer import atomic_save, load_model
 from clim.checkpoints.reading import DESCRIPTION, read_description
 from clim.data.images import channels_first
+from clim.data.names import vocabulary_names
 from clim.engine.setup import load_config
 from clim.errors import UserError, registered
 from clim.modeling import OpenVocabRCNN
-from clim.modeling.vocabulary import vocabulary_names
 from clim.results import Result, Results
 from clim.sources import Frame, Skipped, find_source, read_source
 from clim.text import CLASS_FEATURES

@@ -43,6 +43,7 @@ class Vocabulary(NamedTuple):
     novel_classes: list[str]
     thing_dataset_id_to_contiguous_id: dict[int, int]  # category id in the json: contiguous index
     class_image_count: list[dict] | None = None  # [{"id", "image_count"}], for the federated loss
+    unused_classes: Sequence[str] = ()  # that the evaluation leaves out where the set has base or novel classes
 
 
 def _below_root(path: str) -> Path:
@@ -135,7 +136,8 @@ def register_own_sets(entries: Sequence[Sequence[str]]) -> None:
 
 def coco_vocabulary() -> Vocabulary:
     """COCO's 80 classes, also if a file lists fewer."""
-    return Vocabulary(list(COCO_NAMES), list(BASE_NAMES), list(NOVEL_NAMES), dict(COCO_INDEX))
+    unused = [name for name in COCO_NAMES if name not in {*BASE_NAMES, *NOVEL_NAMES}]
+    return Vocabulary(list(COCO_NAMES), list(BASE_NAMES), list(NOVEL_NAMES), dict(COCO_INDEX), None, unused)
 
 
 def split_vocabulary() -> Vocabulary:
@@ -152,21 +154,35 @@ def lvis_vocabulary() -> Vocabulary:
 
 
 def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
-    """The categories of the json by ascending id; their field ``split`` may be "base" or "novel".
+    """The categories of the json by ascending id; their field ``split`` may be "base", "novel" or "unused".
 
-    Without it, LVIS's field ``frequency`` counts: "r" is novel, "c" and "f" are base. UserError for a missing or
-    broken file; with ``split`` also if no category is base or novel.
+    Without it, LVIS's field ``frequency`` counts: "r" is novel, "c" and "f" are base. If some are novel and none is
+    base, all without a split are base. UserError for a missing or broken file; with ``split`` also if no category is
+    base or novel.
     """
     path = Path(files.json_path())
     categories = json_categories(path, remedy=files.how())
     if not categories:
         raise UserError(f"{path} has no categories, so its boxes have no classes: {files.how()}")
     index = {category["id"]: i for i, category in enumerate(categories)}
-    base, novel = ([c["name"] for c in categories if c["split"] == wanted] for wanted in ("base", "novel"))
+    undeclared, base, novel, unused = (
+        [c["name"] for c in categories if c["split"] == wanted] for wanted in ("", "base", "novel", "unused")
+    )
     if split and not base + novel:
         raise UserError(f"{path} does not say which categories are novel: {files.how()}")
     counted = all(c["image_count"] is not None for c in categories)
-    return Vocabulary([c["name"] for c in categories], base, novel, index, list(categories) if counted else None)
+    base = base if base or not novel else undeclared
+    counts = list(categories) if counted else None
+    return Vocabulary([c["name"] for c in categories], base, novel, index, counts, unused)
+
+
+def json_categories(json_file: str | Path, *, remedy: str) -> tuple[dict, ...]:
+    """{id, name, split or "", image_count or None} of a json's categories by id, () without any.
+
+    A json is read once, unless it is rewritten. UserError for a missing or broken file.
+    """
+    path = Path(json_file)
+    return _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, remedy)
 
 
 def json_categories(json_file: str | os.PathLike, *, remedy: str) -> tuple[dict, ...]:

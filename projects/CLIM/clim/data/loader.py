@@ -13,7 +13,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
+from detectron2.data.build import filter_images_with_only_crowd_annotations, print_instances_class_histogram
 from detectron2.data.common import DatasetFromList
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RepeatFactorTrainingSampler
@@ -24,6 +25,7 @@ from clim.errors import UserError
 
 from .jittering import Jittering
 from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper, training_augmentations
+from .names import pair_records, set_classes, training_records, vocabulary_names
 from .partners import load_neighbours
 from .records import column, concatenated, parts_of, with_own_ids
 from .shards import ShardRecords
@@ -114,11 +116,18 @@ def build_mappers(cfg, sources, *, seed: int) -> dict[str, RecordMapper]:
 def source_records(cfg, source: str) -> Sequence[dict]:
     """The records of ``source``. UserError if there are none."""
     if source in ("captions", "mosaics"):
-        return caption_records(cfg.DATASETS.CAPTIONS)
+        return caption_records(cfg.DATASETS.CAPTIONS, get=partial(pair_records, cfg))
     if source == "regions":
         return _read("REGIONS", cfg.DATASETS.REGIONS, "boxes")
-    read = partial(get_detection_dataset_dicts, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    return _read("TRAIN", cfg.DATASETS.TRAIN, "annotations", lambda names: _large(read(names), cfg.DATALOADER.MIN_SIDE))
+    records = _read("TRAIN", cfg.DATASETS.TRAIN, "annotations", get=partial(training_records, cfg))
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        records = filter_images_with_only_crowd_annotations(records)
+    records = _large(records, cfg.DATALOADER.MIN_SIDE)
+    if not records:
+        raise UserError(f"DATASETS.TRAIN = {tuple(cfg.DATASETS.TRAIN)} holds no image with annotations.")
+    if all(map(set_classes, cfg.DATASETS.TRAIN)):
+        print_instances_class_histogram(records, vocabulary_names(cfg))
+    return records
 
 
 def _large(records: list[dict], side: int) -> list[dict]:
@@ -130,16 +139,13 @@ def _large(records: list[dict], side: int) -> list[dict]:
     return kept
 
 
-def caption_records(names: Sequence[str]) -> Sequence[dict]:
+def caption_records(names: Sequence[str], *, get=DatasetCatalog.get) -> Sequence[dict]:
     """Image-text pairs of registered data sets: a list, or :mod:`~clim.data.records`. UserError if there are none."""
-    return with_own_ids(_read("CAPTIONS", names, "captions"))
+    return with_own_ids(_read("CAPTIONS", names, "captions", get=get))
 
 
-def _read(key: str, names: Sequence[str], field: str, read=lambda ns: concatenated(map(DatasetCatalog.get, ns))):
-    try:
-        records = read(names)
-    except AssertionError:  # Detectron2 asserts that a record is left
-        records = []
+def _read(key: str, names: Sequence[str], field: str, *, get=DatasetCatalog.get) -> Sequence[dict]:
+    records = concatenated(map(get, names))
     if not records:
         raise UserError(f"DATASETS.{key} = {tuple(names)} holds no image with {field}.")
     firsts = (part[:1] if isinstance(part, ShardRecords) else part for part in parts_of(records))

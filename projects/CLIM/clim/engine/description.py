@@ -5,8 +5,9 @@ from detectron2.config import CfgNode, get_cfg
 
 from clim.checkpoints.reading import read_description
 from clim.config import add_clim_config
+from clim.data.names import vocabulary_names
 from clim.errors import UserError
-from clim.modeling.vocabulary import class_mask, num_classes, vocabulary_names
+from clim.modeling.vocabulary import class_mask, num_classes
 
 # Keys that name files, folders or sets of the training. The checkpoint holds what inference needs of them.
 _OF_THE_TRAINING = """

@@ -21,11 +21,11 @@ from detectron2.utils.logger import setup_logger
 from clim.config import add_clim_config
 from clim.data.datasets import register_own_sets
 from clim.data.loader import STREAMS, batch_sizes
+from clim.data.names import matched
 from clim.data.own_sets import use_own_data
 from clim.errors import UserError
-from clim.evaluation.regions import region_classes
+from clim.evaluation import EVALUATORS
 from clim.methods import METHOD_REGISTRY
-from clim.modeling.vocabulary import num_classes
 
 from .description import merge_described
 
@@ -153,7 +153,7 @@ def check_training(cfg) -> None:
 
 
 def check_datasets(cfg, *, training: bool) -> None:
-    """UserError for a data set that is unknown, does not suit the model or has other classes, or if none is left."""
+    """UserError for a data set that is unknown, does not suit the model or has other words, or if none is left."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     kinds = _declared(META_ARCH_REGISTRY, architecture, "evaluated_on", None)
     if kinds == () and (cfg.DATASETS.TEST or not training):
@@ -167,24 +167,20 @@ def check_datasets(cfg, *, training: bool) -> None:
                 near = difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.4)
                 hint = f"; names near it: {', '.join(near)}" if near else ""
                 raise UserError(f"DATASETS.{key} names {name}, which is not registered{hint}.")
+            if key == "TEST":
+                _check_kind(cfg, name, kinds=kinds)
             if key in ("TRAIN", "TEST"):
-                _check_classes(cfg, key, name, kinds=kinds)
+                matched(cfg, key, name)
 
 
-def _check_classes(cfg, key: str, name: str, *, kinds: tuple[str, ...] | None) -> None:
-    metadata = MetadataCatalog.get(name)
-    kind = metadata.get("evaluator_type") or "ov_coco"
-    if key == "TEST" and kinds is not None and kind not in kinds:
+def _check_kind(cfg, name: str, *, kinds: tuple[str, ...] | None) -> None:
+    kind = MetadataCatalog.get(name).get("evaluator_type")
+    kind = kind if kind in EVALUATORS else "ov_coco"
+    if kinds is not None and kind not in kinds:
         raise UserError(
             f"DATASETS.TEST {name} has the type {kind}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is "
             f"evaluated on {' and '.join(kinds)}: choose another set."
         )
-    classes = metadata.get("thing_classes")
-    if classes is not None and kind == "regions":
-        classes = region_classes(metadata)
-    if classes is not None and len(classes) != (count := num_classes(cfg)):
-        remedy = "set MODEL.ROI_HEADS.NUM_CLASSES with MODEL.VOCABULARY, or choose another data set"
-        raise UserError(f"DATASETS.{key} {name} has {len(classes)} classes, but the detector {count}: {remedy}.")
 
 
 def _declared(registry, name: str, attribute: str, default):

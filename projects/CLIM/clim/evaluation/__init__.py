@@ -7,6 +7,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 
+from clim.data.names import matched
 from clim.files import write_json
 
 from .base import ImageEvaluator, without_task
@@ -16,7 +17,7 @@ from .regions import RegionClassificationEvaluator
 
 __all__ = ["LVISEvaluator", "OVCOCOEvaluator", "RegionClassificationEvaluator", "build_evaluators", "evaluate"]
 
-# ``evaluator_type`` of a set's metadata -> its evaluator. Sets of other types get OVCOCOEvaluator.
+# ``evaluator_type`` of a set's metadata -> its evaluator. Sets of other types, or of none, get OVCOCOEvaluator.
 EVALUATORS = {"ov_coco": OVCOCOEvaluator, "lvis": LVISEvaluator, "regions": RegionClassificationEvaluator}
 
 
@@ -26,6 +27,7 @@ def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
     for name in cfg.DATASETS.TEST:
         evaluator = EVALUATORS.get(MetadataCatalog.get(name).get("evaluator_type"), OVCOCOEvaluator)
         options = {argument: cfg.TEST[key] for argument, key in evaluator.keys.items()}
+        options["indices"] = matched(cfg, "TEST", name)
         evaluators[name] = evaluator(name, output_dir=Path(cfg.OUTPUT_DIR, "inference", name), **options)
     return evaluators
 

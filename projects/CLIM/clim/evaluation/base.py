@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
@@ -20,6 +21,7 @@ from faster_coco_eval import COCO
 from tabulate import tabulate
 
 from clim.data.loader import NO_REGION, Skipped, SkippingLoader, build_detection_loader
+from clim.data.names import set_categories
 from clim.errors import UserError
 from clim.files import nan_to_none, write_json
 
@@ -28,6 +30,7 @@ from clim.files import nan_to_none, write_json
 PACKED = np.dtype(
     [("image_id", "i8"), ("category_id", "i8"), ("score", "f8"), ("bbox", "f8", 4), ("size", "i4", 2), ("counts", "O")]
 )
+AREAS = {"": [0, 1e10], "s": [0, 32**2], "m": [32**2, 96**2], "l": [96**2, 1e10]}  # COCO's, square pixels
 LOGGED_CLASSES = 200  # a longer table of classes is in the report alone
 
 logger = logging.getLogger(__name__)
@@ -99,49 +102,70 @@ class ImageDetections(NamedTuple):
 
 
 class DetectionEvaluator(ImageEvaluator):
-    """Keeps the ``max_dets`` best detections of each image, whatever their classes, as :class:`ImageDetections`."""
+    """Keeps the ``max_dets`` best detections of each image, whatever their classes, as :class:`ImageDetections`.
+
+    The ground truth is the set's json file, else its records. ``indices`` are the model's indices of the set's classes
+    (:func:`clim.data.names.matched`); None: the same indices. Detections of other words take places among the
+    ``max_dets`` best, and then they are left out.
+    """
 
     build_loader = staticmethod(build_detection_loader)
 
-    def __init__(self, dataset_name: str, *, max_dets: int, splits: Mapping[str, Iterable[str]], **base):
-        """The metadata has json_file, thing_classes and thing_dataset_id_to_contiguous_id; ``splits`` are names of
-        classes. AttributeError for missing metadata; UserError for wrong lists of classes or a missing json file.
+    def __init__(
+        self, dataset_name: str, *, max_dets: int | None, splits: Mapping[str, Iterable[str]],
+        indices: Sequence[int] | None = None, **base,
+    ):  # fmt: skip
+        """``splits`` are names of classes; ``max_dets`` None: all detections.
+
+        UserError for wrong lists of classes, a missing json file, or a set whose classes have no names.
         """
         super().__init__(dataset_name, **base)
-        self._max_dets = max_dets
-        metadata = MetadataCatalog.get(dataset_name)
-        self._dataset_ids = {v: k for k, v in metadata.thing_dataset_id_to_contiguous_id.items()}
-        id_of = {name: self._dataset_ids[i] for i, name in enumerate(metadata.thing_classes)}
-        counts = Counter(name for names in splits.values() for name in names)
+        self._max_dets, metadata = max_dets, MetadataCatalog.get(dataset_name)
+        categories = set_categories(dataset_name)
+        if categories is None:
+            remedy = f"set MetadataCatalog.get({dataset_name!r}).thing_classes"
+            raise UserError(f"The classes of data set '{dataset_name}' have no names: {remedy}.")
+        self._dataset_ids = dict(zip(range(len(categories)) if indices is None else indices, categories, strict=True))
+        id_of = {name: category for category, name in categories.items()}
+        counts = Counter(name for split in splits.values() for name in split)
         if wrong := sorted(name for name, count in counts.items() if count > 1 or name not in id_of):
             raise UserError(
-                f"base_classes and novel_classes of '{dataset_name}' list {', '.join(wrong)} twice, or not as "
-                "thing_classes do: correct the registration."
+                f"The classes {', '.join(wrong)} of '{dataset_name}' have two splits, or are no thing_classes: correct "
+                "the registration."
             )
         self._splits = {split: {name: id_of[name] for name in names} for split, names in splits.items()}
-        self._json_file = str(metadata.json_file)
-        if not PathManager.isfile(self._json_file):
+        self._undeclared = {name: category for name, category in id_of.items() if name not in counts}
+        self._json_file, self._numbers = metadata.get("json_file"), {}
+        if self._json_file is None:
+            self._recorded = convert_to_coco_dict(dataset_name)
+            self._numbers = _number_images(self._recorded, dataset_name)
+        elif not PathManager.isfile(self._json_file):
             raise UserError(f"The ground truth of data set '{dataset_name}' is not found: {self._json_file}.")
 
     def process(self, inputs, outputs):
-        """``inputs`` are B records with ``image_id``; ``outputs`` B dicts with ``instances`` at the image's own size.
-
-        If the instances have ``logits``, these replace their scores, as scores near 1 are equal in float32.
-        """
+        """``inputs``: B records with ``image_id``; ``outputs``: B dicts with ``instances`` at the image's own size."""
         for record, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
-            if instances.has("logits"):
-                instances.scores = instances.logits.double().sigmoid()
+            image = self._numbers.get(record["image_id"], record["image_id"])
             best = instances.scores.argsort(descending=True, stable=True)[: self._max_dets]
-            found = instances_to_coco_json(instances[best], record["image_id"])
-            found = [one | {"category_id": self._dataset_ids[one["category_id"]]} for one in found]
-            was_cut, has_masks = len(instances) > self._max_dets, instances.has("pred_masks")
-            self.results[record["image_id"]] = ImageDetections(pack(found), was_cut, has_masks)
+            found = instances_to_coco_json(instances[best], image)
+            found = [
+                one | {"category_id": self._dataset_ids[one["category_id"]]}
+                for one in found
+                if one["category_id"] in self._dataset_ids
+            ]
+            was_cut, has_masks = len(best) < len(instances), instances.has("pred_masks")
+            self.results[image] = ImageDetections(pack(found), was_cut, has_masks)
 
     def ground_truth(self, results: dict[int, ImageDetections]) -> dict:
-        """Content of the json file. Warns about causes of low scores."""
-        with PathManager.open(self._json_file) as file:
-            ground_truth = json.load(file)
+        """A COCO instances dict. Warns about causes of low scores; UserError if the json file has no annotations."""
+        if self._json_file is None:
+            ground_truth = self._recorded
+        else:
+            with PathManager.open(self._json_file) as file:
+                ground_truth = json.load(file)
+        if "annotations" not in ground_truth:
+            raise UserError(f"{self._json_file} has no annotations, so nothing can be scored: choose another test set.")
         num_images = len(ground_truth["images"])
         if missing := len({image["id"] for image in ground_truth["images"]} - results.keys()):
             logger.warning(f"{missing} of {num_images} images of '{self.name}' were not processed and count as empty")
@@ -150,6 +174,21 @@ class DetectionEvaluator(ImageEvaluator):
         if not any(len(image.found) for image in results.values()):
             logger.warning(f"no detections on '{self.name}': every class scores 0")
         return ground_truth
+
+
+def _number_images(ground_truth: Mapping, name: str) -> dict:
+    """{image id: number} that makes the ids numbers, in place; {} if they are. UserError for an id of two images."""
+    ids = [image["id"] for image in ground_truth["images"]]
+    if doubled := [key for key, count in Counter(ids).items() if count > 1]:
+        raise UserError(f"{doubled[0]!r} is the image_id of two images of '{name}': give each image its own.")
+    if all(type(key) is int for key in ids):
+        return {}
+    numbers = {key: number for number, key in enumerate(ids)}
+    for image in ground_truth["images"]:
+        image["id"] = numbers[image["id"]]
+    for annotation in ground_truth["annotations"]:
+        annotation["image_id"] = numbers[annotation["image_id"]]
+    return numbers
 
 
 def without_task(figures: Mapping[str, Mapping[str, float]]) -> dict:

@@ -27,9 +27,8 @@ from clim.data.readers import run_lengths
 from clim.errors import UserError
 from clim.files import replacing
 
-from .base import DetectionEvaluator, check_images, indexed, pack, unpack
+from .base import AREAS, DetectionEvaluator, check_images, indexed, pack, unpack
 
-AREAS = {"": [0, 1e10], "s": [0, 32**2], "m": [32**2, 96**2], "l": [96**2, 1e10]}  # square pixels
 LISTS = {"neg_category_ids": [], "not_exhaustive_category_ids": []}  # of an image, where the file has none
 IMAGE_KEYS = ("id", "height", "width", *LISTS)
 PER_PROCESS = 1_000_000  # detections that are worth the start of another process
@@ -48,7 +47,7 @@ class LVISEvaluator(DetectionEvaluator):
     columns, report_file = ("AP",), "lvis_results.json"
 
     def __init__(self, dataset_name: str, *, max_dets: int = 300, **base):
-        """The metadata is OVCOCOEvaluator's, of a file in LVIS's format; base and novel classes may be missing."""
+        """The metadata is OVCOCOEvaluator's, of a file in LVIS's format."""
         metadata = MetadataCatalog.get(dataset_name)
         splits = {split: metadata.get(f"{split}_classes") or () for split in ("base", "novel")}
         super().__init__(dataset_name, max_dets=max_dets, splits=splits, **base)

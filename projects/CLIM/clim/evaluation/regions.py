@@ -41,16 +41,18 @@ class RegionClassificationEvaluator(ImageEvaluator):
     columns = tuple(f"{metric}_{average}" for metric in METRICS for average in ("macro", "micro"))
     build_loader = staticmethod(build_region_loader)
 
-    def __init__(self, dataset_name: str, *, variants: Sequence[str] = ("boxes",), **base):
-        """``variants``: what the model scores; ``base``: arguments of :class:`ImageEvaluator`."""
+    def __init__(
+        self, dataset_name: str, *, variants: Sequence[str] = ("boxes",), indices: Sequence[int] | None = None, **base
+    ):
+        """``variants``: what the model scores; ``indices``: its indices of the set's classes, None: the same."""
         if not variants or set(variants) - set(VARIANTS):
             raise UserError(f"TEST.REGIONS is {list(variants)}: give a list of one or more of {', '.join(VARIANTS)}.")
         super().__init__(dataset_name, **base)
         metadata = MetadataCatalog.get(dataset_name)
-        self._classes = region_classes(metadata)
+        self._classes = [*metadata.thing_classes, *(metadata.get("stuff_classes") or ())]
         self._num_things = len(metadata.thing_classes)
         self._groups = _groups(metadata, self._classes, self._num_things)
-        self._variants = tuple(variants)
+        self._variants, self._indices = tuple(variants), indices
 
     def process(self, inputs, outputs):
         """B records with ``image_id`` and ``gt_classes`` (R,), and B dicts with ``region_scores``: {variant: (R, K)}.
@@ -68,6 +70,8 @@ class RegionClassificationEvaluator(ImageEvaluator):
 
     def _scores(self, output: Mapping, variant: str, *, num_regions: int) -> Tensor:
         scores = output.get("region_scores", {}).get(variant)
+        if scores is not None and self._indices is not None:
+            scores = scores[:, self._indices]
         expected = (num_regions, len(self._classes))
         if scores is None or scores.shape != expected:
             given = "none" if scores is None else tuple(scores.shape)
@@ -106,11 +110,6 @@ class RegionClassificationEvaluator(ImageEvaluator):
                     for average, value in averages(places < top, classes, members=members).items():
                         summary[f"{prefix}{metric}_{average}{group}"] = value
         return details, {"regions": summary}, per_class
-
-
-def region_classes(metadata) -> list[str]:
-    """Names of a region set's K classes in the order of their scores: things, then stuff."""
-    return [*metadata.thing_classes, *(metadata.get("stuff_classes") or ())]
 
 
 def true_ranks(scores: Tensor, classes: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class TextOutputLayers(FastRCNNOutputLayers):
     def detect(self, boxes: Sequence[Tensor], logits: Sequence[Tensor], image_sizes) -> tuple[list[Instances], list]:
         """Detectron2's ``fast_rcnn_inference``, ordered by logits: in float32 all logits above 17 have the sigmoid 1.
 
-        Instances have ``scores`` (sigmoid, as official Detic) and ``logits``; evaluation ranks by the logits.
+        Instances have ``logits`` and ``scores``, their sigmoids (as official Detic) in float64, which differ up to 36.
         """
         if self.synonyms is not None:
             logits = [torch.cat([of[:, self.synonyms].amax(dim=2), of[:, -1:]], dim=1) for of in logits]
@@ -105,7 +105,7 @@ class TextOutputLayers(FastRCNNOutputLayers):
         results, kept = fast_rcnn_inference(boxes, logits, image_sizes, *limits)
         for result in results:
             result.logits = result.scores
-            result.scores = result.logits.sigmoid()
+            result.scores = result.logits.double().sigmoid()
         return results, kept
 
 

@@ -24,7 +24,7 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
     """Faster R-CNN with a text classifier, and a method that learns from image-text pairs.
 
     Training takes a joint batch {"detection": […], "captions": […], "mosaics": […]} (data/loader.py), where each list
-    may be empty or missing, or Detectron2's list of dicts. Inference takes that list.
+    may be empty or missing; without a method also Detectron2's list of dicts. Inference takes that list.
     """
 
     sources = ("detection", "captions", "mosaics")
@@ -66,6 +66,9 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         if not self.training:
             return self.inference(batch)
         if isinstance(batch, list):  # Detectron2's own loaders give images with boxes alone
+            if hasattr(self, "method"):
+                remedy = 'train with train_net.py or clim.engine.Trainer, or set MODEL.METHOD.NAME ""'
+                raise UserError(f"{type(self.method).__name__} learns from pairs, but this batch has none: {remedy}.")
             batch = {"detection": batch}
         losses = super().forward(batch["detection"]) if batch.get("detection") else {}
         texts = {source: self.texts(batch[source]) for source in PAIR_SOURCES if batch.get(source)}

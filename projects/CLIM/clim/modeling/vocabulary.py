@@ -1,8 +1,7 @@
 """The configured vocabulary: names or an embeddings file, which classes have boxes, which compete at test.
 
 At test the classes are MODEL.VOCABULARY.NAMES, read by the text tower; else the rows of MODEL.VOCABULARY.EMBEDDINGS;
-else those that the checkpoint holds. Without NAMES, row k has the k-th name of the test set's metadata
-(:func:`vocabulary_names`), whose categories are sorted by id.
+else those that the checkpoint holds. :func:`clim.data.names.vocabulary_names` gives the names of the rows.
 """
 
 import logging
@@ -13,6 +12,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from torch import Tensor
 
 from clim.data import categories
+from clim.data.names import declared_names
 from clim.errors import UserError
 from clim.files import read_json, resolve
 from clim.text import CLASS_FEATURES, load_embeddings, require_width
@@ -34,15 +34,6 @@ _TEST_CLASSES = {"ovcoco": _BASE + _NOVEL, "ovcoco_base": _BASE, "ovcoco_novel":
 def num_classes(cfg) -> int:
     """K of the configured vocabulary."""
     return len(cfg.MODEL.VOCABULARY.NAMES) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
-
-
-def vocabulary_names(cfg) -> list[str]:
-    """Names of the classes: those of the config or the checkpoint, else of the test or train set, else numbers."""
-    count, sets = num_classes(cfg), [*cfg.DATASETS.TEST[:1], *cfg.DATASETS.TRAIN[:1]]
-    vocabulary = cfg.MODEL.VOCABULARY
-    stored = [] if vocabulary.EMBEDDINGS else vocabulary.STORED
-    known = [vocabulary.NAMES, stored, *(MetadataCatalog.get(name).get("thing_classes", ()) for name in sets)]
-    return next((list(names) for names in known if len(names) == count), [f"class {i}" for i in range(count)])
 
 
 def is_configured(cfg) -> bool:
@@ -86,7 +77,8 @@ def vocabulary_embeddings(cfg, encoder, *, features: str = "embedding") -> Tenso
 def _warn_of_other_features(cfg, embeddings: Tensor, encoder) -> None:
     """Warn if the first rows of the vocabulary's file differ from the tower's features of these class names."""
     sets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
-    names = next(filter(None, (MetadataCatalog.get(name).get("thing_classes") for name in sets)), ())
+    of_sets = (MetadataCatalog.get(name).get("thing_classes") for name in sets)
+    names = declared_names(cfg) or next(filter(None, of_sets), ())
     if len(names) != len(embeddings):
         return
     made = CLASS_FEATURES["hidden"](encoder, list(names[:_COMPARED]), cfg.MODEL.VOCABULARY.PROMPT).cpu()
@@ -110,23 +102,23 @@ def _command(cfg, features: str) -> str:
 
 
 def class_mask(cfg) -> Tensor:
-    """(K,) positive for classes that have box annotations, 0 for the others (novel and unused)."""
+    """(K,) positive for classes that have box annotations, 0 for the others (novel and unused), by their names.
+
+    All are 1 where the config gives names and none of them is a base class. Names that are unknown count as rows of
+    MODEL.OPEN_VOCAB.BASE_CLASSES in the same order.
+    """
     base, count = cfg.MODEL.OPEN_VOCAB.BASE_CLASSES, num_classes(cfg)
     if not base:
         return torch.ones(count)
-    if base in (*_SETS, *DatasetCatalog):
-        metadata = MetadataCatalog.get(_SETS.get(base, base))
-        base_classes = set(metadata.base_classes)  # read once: LVIS's takes 10 ms
-        mask = torch.tensor([float(name in base_classes) for name in metadata.thing_classes])
-    else:
-        remedy = 'a cat_info json of datasets/prepare_ov{coco,lvis}.py, a data set with base classes, or "ovcoco"'
-        info = read_json(resolve(base), remedy=f"MODEL.OPEN_VOCAB.BASE_CLASSES takes {remedy}.")
-        info = sorted(info, key=lambda c: c["id"])
-        # Square roots of image counts, as official Detic's freq_weight; a class without images is masked.
-        mask = torch.tensor([float(c["image_count"]) for c in info]).sqrt()
+    names, mask = _base_classes(base)
     if not mask.any():
         remedy = 'give its categories a "split", or set "" if all classes have boxes'
         raise UserError(f"MODEL.OPEN_VOCAB.BASE_CLASSES {base} has no base class: {remedy}.")
+    words = declared_names(cfg)
+    if words and names:
+        weight = dict(zip(names, mask.tolist(), strict=True))
+        mask = torch.tensor([weight.get(word, 0.0) for word in words])
+        return mask if mask.any() else torch.ones(count)
     if len(mask) == count:
         return mask
     if cfg.MODEL.VOCABULARY.NAMES:  # the user's own names
@@ -136,12 +128,32 @@ def class_mask(cfg) -> Tensor:
     )
 
 
+def _base_classes(base: str) -> tuple[list[str], Tensor]:
+    """Names of the classes of MODEL.OPEN_VOCAB.BASE_CLASSES, [] if they have none, and which have boxes."""
+    if base in (*_SETS, *DatasetCatalog):
+        metadata = MetadataCatalog.get(_SETS.get(base, base))
+        base_classes, classes = set(metadata.base_classes), metadata.thing_classes  # read once: LVIS's takes 10 ms
+        return classes, torch.tensor([float(name in base_classes) for name in classes])
+    remedy = 'a cat_info json of datasets/prepare_ov{coco,lvis}.py, a data set with base classes, or "ovcoco"'
+    info = read_json(resolve(base), remedy=f"MODEL.OPEN_VOCAB.BASE_CLASSES takes {remedy}.")
+    info = sorted(info, key=lambda c: c["id"])
+    # Square roots of image counts, as official Detic's freq_weight; a class without images is masked.
+    mask = torch.tensor([float(c["image_count"]) for c in info]).sqrt()
+    return [c["name"] for c in info] if all("name" in c for c in info) else [], mask
+
+
 def competing_classes(cfg) -> Tensor:
-    """(K,) bool, the classes of MODEL.OVRCNN.TEST_CLASSES; all if it is "" or the config gives names."""
+    """(K,) bool, the classes of MODEL.OVRCNN.TEST_CLASSES; all if it is "".
+
+    Of configured names, all but other classes of COCO; all of them if none would be left.
+    """
     name, count = cfg.MODEL.OVRCNN.TEST_CLASSES, num_classes(cfg)
-    if not name or cfg.MODEL.VOCABULARY.NAMES:
+    if not name:
         return torch.ones(count, dtype=torch.bool)
-    if name not in _TEST_CLASSES or count != len(categories.COCO_NAMES):
+    words = declared_names(cfg)
+    if name not in _TEST_CLASSES or (not words and count != len(categories.COCO_NAMES)):
         remedy = f'choose one of {", ".join(_TEST_CLASSES)} for COCO\'s 80 classes, else ""'
         raise UserError(f'MODEL.OVRCNN.TEST_CLASSES is "{name}", with {count} classes: {remedy}.')
-    return torch.isin(torch.arange(count), torch.tensor(_TEST_CLASSES[name]))
+    others = set(categories.COCO_NAMES) - {categories.COCO_NAMES[i] for i in _TEST_CLASSES[name]}
+    competes = torch.tensor([word not in others for word in words or categories.COCO_NAMES])
+    return competes if competes.any() else torch.ones_like(competes)
