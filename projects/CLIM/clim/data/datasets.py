@@ -176,15 +176,6 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     return Vocabulary([c["name"] for c in categories], base, novel, index, counts, unused)
 
 
-def json_categories(json_file: str | Path, *, remedy: str) -> tuple[dict, ...]:
-    """{id, name, split or "", image_count or None} of a json's categories by id, () without any.
-
-    A json is read once, unless it is rewritten. UserError for a missing or broken file.
-    """
-    path = Path(json_file)
-    return _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, remedy)
-
-
 def json_categories(json_file: str | os.PathLike, *, remedy: str) -> tuple[dict, ...]:
     """{id, name, split or "", frequency, image_count (both may be None), boxes} of a json's categories by id, or ().
 
