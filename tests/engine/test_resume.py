@@ -12,7 +12,6 @@ from torch import nn
 
 from clim.checkpoints import SafeCheckpointer
 from clim.engine import Trainer
-from clim.engine.hooks import StopSignals
 from clim.engine.resume import (
     CheckpointHook,
     load_rank_state,
@@ -21,6 +20,7 @@ from clim.engine.resume import (
     rank_state_path,
     save_rank_state,
 )
+from clim.engine.stopping import StopSignals
 from clim.errors import UserError
 from clim.methods.memory import TextQueue
 

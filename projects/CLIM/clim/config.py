@@ -274,8 +274,8 @@ def _add_training(cfg) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # of "ADAMW": factor of the learning rate of backbone and res5
     cfg.SOLVER.CLIP_GLOBAL_NORM = 0.0  # highest norm of all gradients together; 0: off; CLIM's Detic 35, OV-RCNN 5
     cfg.SOLVER.WEIGHT_ENSEMBLE = 1.0  # part of the trained weights in clip.pt and evaluation (CLIM: 0.7 beside CLIP's)
-    # Above 0: decay of an exponential moving average of the weights, which evaluation uses and checkpoints publish. After
-    # step t it is min(EMA, (1 + t) / (10 + t)), so that the average soon forgets the start.
+    # Above 0: decay of a moving average of the weights, which evaluation uses and checkpoints publish. After step t
+    # it is min(EMA, (1 + t) / (10 + t)), so that the average soon forgets the start.
     cfg.SOLVER.EMA = 0.0
     cfg.SOLVER.AMP.DTYPE = "float16"  # of mixed precision; or "bfloat16", which needs no scaling and also runs on CPUs
     cfg.SOLVER.KEEP_CHECKPOINTS = 3  # number of newest checkpoints that stay beside model_final; 0: all

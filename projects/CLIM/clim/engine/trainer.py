@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -24,19 +25,11 @@ from clim.errors import UserError, raise_on_all_ranks
 from clim.evaluation import build_evaluators, evaluate
 from clim.text import require_width
 
-from .hooks import (
-    EXIT_CODE,
-    BestCheckpoint,
-    MovingAverage,
-    ProgressBar,
-    Stopped,
-    StopSignals,
-    TrainingImages,
-    Writers,
-    class_names,
-)
+from .averaging import BestCheckpoint, MovingAverage
+from .hooks import ProgressBar, TrainingImages, Writers
 from .resume import CheckpointHook, load_rank_state, prepare_metrics, random_states_kept, rank_state_path
 from .solver import build_solver, count_epochs, scale_to_world
+from .stopping import EXIT_CODE, Stopped, StopSignals
 from .weight_ensemble import PublishClip, WeightEnsemble
 from .writers import build_writers
 
@@ -72,13 +65,14 @@ class Trainer(TrainerBase):
             logger.info("Mixed precision in float16 needs CUDA: training in float32.")
         self.autocast = partial(torch.autocast, self.device_type, getattr(torch, cfg.SOLVER.AMP.DTYPE), enabled=amp)
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=amp and half)
-        stored = {"optimizer": self.optimizer, "scheduler": self.scheduler}
-        self.average = MovingAverage(self.raw_model, decay=cfg.SOLVER.EMA) if cfg.SOLVER.EMA > 0 else None
-        stored |= ({"scaler": self.scaler} if amp and half else {}) | ({"ema": self.average} if self.average else {})
+        self.average = MovingAverage(self.raw_model, decay=cfg.SOLVER.EMA)
+        stored = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.average}
+        stored |= {"scaler": self.scaler} if amp and half else {}
         trusted = cfg.MODEL.TRUST_WEIGHTS
         self.checkpointer = SafeCheckpointer(self.raw_model, cfg.OUTPUT_DIR, trusted=trusted, **stored)
+        self.checkpointer.published = self.average.mixed
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        self.skipped, self.stop, self.images = SkippedImages(cfg.OUTPUT_DIR), StopSignals(), None
+        self.skipped, self.stop = SkippedImages(cfg.OUTPUT_DIR), StopSignals()
 
     def resume_or_load(self, *, resume: bool) -> None:
         """Continue from OUTPUT_DIR's last checkpoint, or start from MODEL.WEIGHTS; open the data streams."""
@@ -91,10 +85,6 @@ class Trainer(TrainerBase):
                 require_width(self.raw_model.text_encoder.dim, cfg, what=f"MODEL.TEXT.NAME {cfg.MODEL.TEXT.NAME}")
             state = self._load(resuming)
             self.ensemble = WeightEnsemble(self.raw_model, alpha=cfg.SOLVER.WEIGHT_ENSEMBLE)
-            if self.average:
-                self.checkpointer.published = self.average.mixed
-                if not resuming:
-                    self.average.start()
             if resuming:
                 self.start_iter, seed = state["iteration"] + 1, state["data_seed"]
                 before, now = state["world_size"] * state.get("accumulate", 1), self.batches_per_step
@@ -106,6 +96,7 @@ class Trainer(TrainerBase):
                 self.ensemble.load(Path(cfg.OUTPUT_DIR))
             else:
                 self.ensemble.save(Path(cfg.OUTPUT_DIR))
+                self.average.start()
         self._check_agreement()
         if comm.is_main_process():
             prepare_metrics(cfg.OUTPUT_DIR, resume=resume, start_iter=self.start_iter)
@@ -124,8 +115,6 @@ class Trainer(TrainerBase):
             state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
             if resuming and self.checkpointer.lacking:
                 raise ValueError(f"it lacks this model's {self.checkpointer.lacking[0]}")
-            if resuming and bool(self.average) != bool("ema" in state or (self.average and self.average.average)):
-                raise ValueError("one of both has SOLVER.EMA")
             return state
         except ValueError as error:  # also of an optimiser with other parameter groups
             if not resuming:
@@ -151,31 +140,32 @@ class Trainer(TrainerBase):
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
             self.skipped,
-            *([self.average] if self.average else []),
+            self.average,
             self.checkpoints,
             hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate_or_stop),
         ]
         if getattr(self.raw_model, "publishes_clip", False):
             name, epochs = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE, cfg.SOLVER.EPOCHS
-            published = self.average or self.ensemble
-            found.append(PublishClip(published, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs))
+            weights = self.average if cfg.SOLVER.EMA else self.ensemble
+            found.append(PublishClip(weights, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs))
         if comm.is_main_process():
-            if cfg.VIS_PERIOD > 0:
-                options = {"names": class_names(cfg), "image_format": cfg.INPUT.FORMAT}
-                self.images = TrainingImages(period=cfg.VIS_PERIOD, **options)
-                found.append(self.images)
-            writers = build_writers(cfg, resume=resuming, start_iter=self.start_iter)
-            found.append(Writers(writers, period=cfg.SOLVER.LOG_PERIOD))
-            if sys.stdout.isatty():
-                found.append(ProgressBar())
+            found += self._visible_hooks(resuming)
         return found
+
+    def _visible_hooks(self, resuming: bool) -> list[HookBase]:
+        cfg, found = self.cfg, []
+        if cfg.VIS_PERIOD > 0:
+            sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+            names = next((names for s in sets if (names := MetadataCatalog.get(s).get("thing_classes"))), ())
+            found.append(TrainingImages(period=cfg.VIS_PERIOD, names=names, image_format=cfg.INPUT.FORMAT))
+        writers = build_writers(cfg, resume=resuming, start_iter=self.start_iter)
+        found.append(Writers(writers, period=cfg.SOLVER.LOG_PERIOD))
+        return [*found, ProgressBar()] if sys.stdout.isatty() else found
 
     def evaluate(self) -> dict:
         """Scores of DATASETS.TEST; the random states stay as they were."""
-        published = self.average or self.ensemble
-        with random_states_kept(), published.mixed() as model, self.stop.at_once():
-            with self.images.of_detections(model) if self.images else nullcontext():
-                return evaluate(self.cfg, model)
+        with random_states_kept(), self.ensemble.mixed(), self.average.mixed() as model, self.stop.at_once():
+            return evaluate(self.cfg, model)
 
     def evaluate_or_stop(self) -> dict:
         """The same during a training, which keeps the best weights; a signal to stop ends it at once."""
@@ -228,7 +218,7 @@ class Trainer(TrainerBase):
         norm = self.clip_gradients()
         with raise_on_all_ranks(self.stop.asked) as asked:  # after backward, in which processes wait for each other
             check_finite(losses, norm, images, self.iter)
-        self.stop.agree(asked)
+        self.stop.agreed = self.stop.agreed or max(asked)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.cfg.MODEL.METHOD.NAME:
