@@ -5,11 +5,17 @@ The same command as ``clim train``. torch is imported when the arguments have be
 
 import argparse
 import inspect
+import multiprocessing
 import os
+import signal
 import socket
+import sys
+from contextlib import contextmanager, nullcontext
 from urllib.parse import urlparse
 
 from clim.errors import UserError, raise_on_all_ranks, run_cleanly
+
+TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"}  # what it tells its processes
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +38,8 @@ def train(args: argparse.Namespace) -> None:
 
         clim train --config-file configs/Detic_CLIM_C4.yaml --num-gpus 8
 
+        torchrun --nproc-per-node 8 train_net.py --config-file configs/Detic_CLIM_C4.yaml
+
     --resume continues from OUTPUT_DIR's last checkpoint. --eval-only scores MODEL.WEIGHTS, or with --resume that
     checkpoint. KEY VALUE pairs override the config. --num-machines, --machine-rank and --dist-url train on several
     machines, as in Detectron2. Without CUDA it runs on the CPU, and --num-gpus is the number of processes.
@@ -47,11 +55,57 @@ def launch(args: argparse.Namespace) -> None:
     import torch
     from detectron2 import engine
 
+    if TORCHRUN <= os.environ.keys():
+        return join_torchrun(args)
     check_processes(args)
     if args.num_gpus > 1 and not torch.cuda.is_available():  # otherwise each process uses all cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.num_gpus)))
     machines = {"num_machines": args.num_machines, "machine_rank": args.machine_rank}
-    engine.launch(train_process, args.num_gpus, **machines, dist_url=args.dist_url, args=(args,))
+    with passing_signals_on() if args.num_gpus * args.num_machines > 1 else nullcontext():
+        engine.launch(train_process, args.num_gpus, **machines, dist_url=args.dist_url, args=(args,))
+
+
+def join_torchrun(args: argparse.Namespace) -> None:
+    """Run :func:`train_process` in this process, which torchrun has started, together with the others."""
+    import torch
+    from detectron2.engine.launch import DEFAULT_TIMEOUT
+    from detectron2.utils import comm
+
+    if args.num_gpus * args.num_machines > 1:
+        raise UserError("torchrun starts the processes: leave out --num-gpus and --num-machines.")
+    on_gpu, local, here = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if on_gpu:
+        if here > torch.cuda.device_count():
+            raise UserError(f"--nproc-per-node {here}, but this machine has {torch.cuda.device_count()} GPUs.")
+        torch.cuda.set_device(local)
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
+    comm.create_local_process_group(here)
+    comm.synchronize()
+    train_process(args)
+    torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def passing_signals_on():
+    """Pass SIGTERM and SIGUSR1 on to the processes of ``launch``; where these stop, so does this one, as they do."""
+    from torch.multiprocessing import ProcessExitedException
+
+    from clim.engine.stopping import EXIT_CODE, STOP_SIGNALS
+
+    def pass_on(number, _):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
+    try:
+        yield
+    except ProcessExitedException as error:
+        if error.exit_code in (EXIT_CODE, *(-number for number in STOP_SIGNALS)):
+            sys.exit(EXIT_CODE)
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_processes(args) -> None:

@@ -20,6 +20,7 @@ from clim.engine.resume import (
     rank_state_path,
     save_rank_state,
 )
+from clim.engine.stopping import StopSignals
 from clim.errors import UserError
 from clim.methods.memory import TextQueue
 
@@ -138,7 +139,7 @@ def write_checkpoints(folder, *, start=0, until, **options):
     """A training of 9 iterations that only writes checkpoints, cut off before iteration ``until``."""
     options = {"period": 2, "keep": 2, "extra": {"data_seed": 5}} | options
     hook = CheckpointHook(SafeCheckpointer(nn.Linear(1, 1), str(folder)), start_iter=start, **options)
-    hook.trainer = SimpleNamespace(max_iter=9)
+    hook.trainer = SimpleNamespace(max_iter=9, stop=StopSignals())
     for hook.trainer.iter in range(start, until):
         hook.after_step()
     return sorted(p.name for p in folder.glob("*.pth")), sorted(p.name for p in (folder / "rank_states").iterdir())

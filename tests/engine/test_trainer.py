@@ -49,7 +49,7 @@ def test_a_run_leaves_its_losses_figures_and_checkpoints(tiny_cfg, metrics_of, c
         trainer.after_step = watched
         trainer.train()
 
-    assert caplog.text.count("Mixed precision needs CUDA: training in float32.") == 1
+    assert caplog.text.count("Mixed precision in float16 needs CUDA: training in float32.") == 1
     metrics = metrics_of(output)
     for iteration in range(4):
         entry = metrics[iteration]

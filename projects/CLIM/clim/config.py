@@ -278,8 +278,14 @@ def _add_training(cfg) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0  # of "ADAMW": factor of the learning rate of backbone and res5
     cfg.SOLVER.CLIP_GLOBAL_NORM = 0.0  # highest norm of all gradients together; 0: off; CLIM's Detic 35, OV-RCNN 5
     cfg.SOLVER.WEIGHT_ENSEMBLE = 1.0  # part of the trained weights in clip.pt and evaluation (CLIM: 0.7 beside CLIP's)
+    # Above 0: decay of a moving average of the weights, which evaluation uses and checkpoints publish. After step t
+    # it is min(EMA, (1 + t) / (10 + t)), so that the average soon forgets the start.
+    cfg.SOLVER.EMA = 0.0
+    cfg.SOLVER.AMP.DTYPE = "float16"  # of mixed precision; or "bfloat16", which needs no scaling and also runs on CPUs
     cfg.SOLVER.KEEP_CHECKPOINTS = 3  # number of newest checkpoints that stay beside model_final; 0: all
     cfg.SOLVER.LOG_PERIOD = 20  # iterations between two lines of the log
+    cfg.SOLVER.WRITERS = ["tensorboard"]  # beside log and metrics.json: "tensorboard", "wandb", "mlflow"
 
+    cfg.TEST.BEST_METRIC = ""  # a figure, "bbox/AP50_novel" for one: where it is highest goes to model_best.pth
     cfg.TEST.PROTOCOL = "generalized"  # Detic: one run, 80 classes predicted, 65 scored; "two_run": CLIM; or "both"
     cfg.TEST.REGIONS = ["boxes"]  # one or more ways to classify: "boxes" or "masks" on the image, "crops" of it

@@ -24,19 +24,21 @@ def sentence(error: Exception) -> str | None:
 
 
 @contextmanager
-def raise_on_all_ranks():
+def raise_on_all_ranks(value=None):
     """At the end of the block, raise the :class:`UserError` of the lowest rank that has one, on all ranks.
 
-    Every process must enter the block, and no process may wait for another one in it.
+    Every process must enter the block, and no process may wait for another one in it. Gives a list, which holds the
+    ``value`` of each rank after the block: the same exchange carries it.
     """
     from detectron2.utils import comm
 
-    message, cause = "", None
+    message, cause, values = "", None, []
     try:
-        yield
+        yield values
     except UserError as error:
         message, cause = sentence(error), error
-    first = next(filter(None, comm.all_gather(message)), None)
+    messages, values[:] = zip(*comm.all_gather((message, value)), strict=True)
+    first = next(filter(None, messages), None)
     if first:
         raise UserError(first) from cause
 

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -25,8 +27,11 @@ _TRUST = ", or set MODEL.TRUST_WEIGHTS True if you trust its author"
 class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer: atomic writes, and loading that executes nothing from a file that is not ``trusted``.
 
-    ``lacking`` are the learnable weights that the last file does not hold, or holds in another shape.
+    ``lacking`` are the learnable weights that the last file does not hold, or holds in another shape. In the context
+    ``published()`` the model has the weights to write.
     """
+
+    published: Callable[[], AbstractContextManager] = nullcontext
 
     def __init__(self, model: nn.Module, save_dir: str, *, trusted: bool = False, **checkpointables):
         super().__init__(model, save_dir, **checkpointables)
@@ -35,13 +40,16 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def save(self, name: str, **kwargs) -> None:
         """Write ``name``.pth and point ``last_checkpoint`` at it; call on the main process only."""
-        states = {key: obj.state_dict() for key, obj in self.checkpointables.items()}
-        data = {"model": self.model.state_dict(), **states, **kwargs}
+        self.write(name, **{key: obj.state_dict() for key, obj in self.checkpointables.items()}, **kwargs)
+        with replacing(Path(self.save_dir) / "last_checkpoint") as pointer:
+            pointer.write_text(f"{name}.pth")
+
+    def write(self, name: str, **entries) -> None:
+        """Write the model's weights and further ``entries`` to ``name``.pth; call on the main process only."""
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info(f"Saving checkpoint to {path}")
-        atomic_save(data, path)
-        with replacing(Path(self.save_dir) / "last_checkpoint") as pointer:
-            pointer.write_text(path.name)
+        with self.published():
+            atomic_save({"model": self.model.state_dict(), **entries}, path)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
         """Load a file or address; "" loads nothing. UserError if it is missing, damaged, unsafe or of another model."""

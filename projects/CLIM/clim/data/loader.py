@@ -5,6 +5,7 @@ CLIM's detectors take 2 + 2 + 2 + 0 samples a GPU. Seed, iteration and rank dete
 
 import gc
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count, islice
@@ -94,7 +95,12 @@ def collate(samples: list[tuple[str, dict]]) -> dict:
 
 
 def start_worker(_) -> None:
-    """Let OpenCV use one thread in each worker, as torch does; and keep sharing the main process's memory."""
+    """Let OpenCV use one thread in each worker, as torch does; and keep sharing the main process's memory.
+
+    A signal to all processes of a job must not end a worker before the training has finished its step.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     gc.freeze()  # a garbage collection would write to all objects from before the fork, and so copy their pages
 

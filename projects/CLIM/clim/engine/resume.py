@@ -22,6 +22,7 @@ from clim.checkpoints.checkpointer import SafeCheckpointer, atomic_save
 from clim.files import replacing
 from clim.methods.memory import TextQueue
 
+BEST = "model_best"  # name of the checkpoint of TEST.BEST_METRIC
 logger = logging.getLogger(__name__)
 
 
@@ -44,7 +45,7 @@ class CheckpointHook(HookBase):
         iteration = self.trainer.iter
         if iteration + 1 >= self.trainer.max_iter:
             self.save("model_final")
-        elif self.period > 0 and (iteration + 1) % self.period == 0:
+        elif self.trainer.stop.agreed or (self.period > 0 and (iteration + 1) % self.period == 0):
             self.save(f"model_{iteration:07d}")
             self.kept.append(iteration)
             while len(self.kept) > self.keep > 0:
@@ -53,13 +54,14 @@ class CheckpointHook(HookBase):
                 if comm.is_main_process():
                     (self.folder / f"model_{old:07d}.pth").unlink(missing_ok=True)
 
-    def save(self, name: str) -> None:
-        iteration = self.trainer.iter
+    def save(self, name: str, *, wait: bool = True) -> None:
+        """Write a checkpoint; processes that do not ``wait`` for each other all have to call this."""
+        iteration, synchronize = self.trainer.iter, comm.synchronize if wait else lambda: None
         save_rank_state(self.checkpointer.model, rank_state_path(self.folder, iteration))
-        comm.synchronize()
+        synchronize()
         if comm.is_main_process():
             self.checkpointer.save(name, iteration=iteration, **self.extra)
-        comm.synchronize()
+        synchronize()
 
 
 def rank_state_path(output_dir, iteration: int) -> Path:
@@ -124,14 +126,15 @@ def prepare_metrics(output_dir, *, resume: bool, start_iter: int) -> None:
     """Keep one run in metrics.json.
 
     A run that resumes drops the lines from ``start_iter`` on, and an incomplete last line. A new run renames the
-    metrics.json and last_checkpoint of an earlier one: --resume must never continue the earlier run.
+    metrics.json, last_checkpoint and model_best.pth of an earlier one: --resume must never continue the earlier run.
     """
-    metrics, pointer = (Path(output_dir) / name for name in ("metrics.json", "last_checkpoint"))
+    files = [Path(output_dir) / name for name in ("metrics.json", "last_checkpoint", f"{BEST}.pth")]
+    metrics = files[0]
     if resume and metrics.is_file():
         lines = [line for line in metrics.read_text().splitlines(keepends=True) if _is_before(line, start_iter)]
         with replacing(metrics) as partial:
             partial.write_text("".join(lines))
-    for path in () if resume else filter(Path.is_file, (metrics, pointer)):
+    for path in () if resume else filter(Path.is_file, files):
         aside = path.with_name(f"previous.{path.name}")
         os.replace(path, aside)
         logger.info("Renamed %s, which belongs to an earlier run, to %s.", path, aside.name)

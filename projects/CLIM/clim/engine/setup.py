@@ -5,6 +5,7 @@ stops the program at once with a clear error has no check here.
 """
 
 import difflib
+import importlib.util
 import logging
 from functools import reduce
 from operator import getitem
@@ -69,6 +70,7 @@ def setup(args):
         logger.info("Running on the CPU: %s.", reason)
     if not args.eval_only:
         check_training(cfg)
+        check_hooks(cfg)
     check_datasets(cfg, training=not args.eval_only)
     return cfg
 
@@ -107,6 +109,9 @@ RANGES = (
     ("BGR or RGB", lambda v: v in ("BGR", "RGB"), "INPUT.FORMAT"),
     ("loader or device", lambda v: v in ("loader", "device"), "INPUT.MOSAIC.COMPOSE"),
     ("detectron2, efficientdet or mmdet", lambda v: v in ("detectron2", "efficientdet", "mmdet"), "INPUT.LSJ.STYLE"),
+    ("float16 or bfloat16", lambda v: v in ("float16", "bfloat16"), "SOLVER.AMP.DTYPE"),
+    ("0 or more, and below 1", lambda v: 0 <= v < 1, "SOLVER.EMA"),
+    ("a list of tensorboard, wandb and mlflow", {"tensorboard", "wandb", "mlflow"}.issuperset, "SOLVER.WRITERS"),
     ("SGD or ADAMW", lambda v: v in ("SGD", "ADAMW"), "SOLVER.OPTIMIZER"),
 )  # fmt: skip
 
@@ -150,6 +155,19 @@ def check_training(cfg) -> None:
     weights = cfg.MODEL.METHOD[section]
     if method in ("Detic", "OfficialDetic", "VLDet") and not any((weights.CAPTION_WEIGHT, weights[other])):
         raise UserError(f"MODEL.METHOD.{section}.CAPTION_WEIGHT and {other} are both 0: pairs give no loss.")
+
+
+def check_hooks(cfg) -> None:
+    """UserError for an event writer without its package, and for hooks that would do nothing or contradict others."""
+    for name in cfg.SOLVER.WRITERS:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f'SOLVER.WRITERS "{name}" needs {name}: pip install -r requirements-extras.txt')
+    if cfg.SOLVER.EMA > 0 and cfg.SOLVER.WEIGHT_ENSEMBLE < 1:
+        remedy = "set SOLVER.EMA 0.0 or SOLVER.WEIGHT_ENSEMBLE 1.0"
+        raise UserError(f"SOLVER.EMA and SOLVER.WEIGHT_ENSEMBLE would both replace the trained weights: {remedy}.")
+    if cfg.TEST.BEST_METRIC and not (cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD > 0):
+        remedy = 'set DATASETS.TEST and TEST.EVAL_PERIOD (iterations), or TEST.BEST_METRIC ""'
+        raise UserError(f"TEST.BEST_METRIC {cfg.TEST.BEST_METRIC} needs evaluations during the training: {remedy}.")
 
 
 def check_datasets(cfg, *, training: bool) -> None:

@@ -3,17 +3,19 @@
 import inspect
 import logging
 import math
-import os
+import sys
 import time
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import EventStorage
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
@@ -24,10 +26,14 @@ from clim.errors import UserError, raise_on_all_ranks
 from clim.evaluation import build_evaluators, evaluate
 from clim.text import require_width
 
+from .averaging import BestCheckpoint, MovingAverage
 from .description import describe
+from .hooks import ProgressBar, TrainingImages, Writers
 from .resume import CheckpointHook, load_rank_state, prepare_metrics, random_states_kept, rank_state_path
 from .solver import build_solver, count_epochs, scale_to_world
+from .stopping import EXIT_CODE, Stopped, StopSignals
 from .weight_ensemble import PublishClip, WeightEnsemble
+from .writers import build_writers
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +61,20 @@ class Trainer(TrainerBase):
             **{_SYNC_BUFFERS: False},  # each rank has its own queues
         )
         self.device_type = self.raw_model.device.type
-        amp = cfg.SOLVER.AMP.ENABLED and on_gpu
-        if cfg.SOLVER.AMP.ENABLED and not amp:
-            logger.info("Mixed precision needs CUDA: training in float32.")
-        self.scaler = torch.amp.GradScaler(self.device_type, enabled=amp)
-        stored = {"optimizer": self.optimizer, "scheduler": self.scheduler} | ({"scaler": self.scaler} if amp else {})
+        amp, half = cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE == "float16"
+        if amp and half and not on_gpu:
+            amp = False
+            logger.info("Mixed precision in float16 needs CUDA: training in float32.")
+        self.autocast = partial(torch.autocast, self.device_type, getattr(torch, cfg.SOLVER.AMP.DTYPE), enabled=amp)
+        self.scaler = torch.amp.GradScaler(self.device_type, enabled=amp and half)
+        self.average = MovingAverage(self.raw_model, decay=cfg.SOLVER.EMA)
+        stored = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.average}
+        stored |= {"scaler": self.scaler} if amp and half else {}
         trusted = cfg.MODEL.TRUST_WEIGHTS
         self.checkpointer = SafeCheckpointer(self.raw_model, cfg.OUTPUT_DIR, trusted=trusted, **stored)
+        self.checkpointer.published = self.average.mixed
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
-        self.skipped = SkippedImages(cfg.OUTPUT_DIR)
+        self.skipped, self.stop = SkippedImages(cfg.OUTPUT_DIR), StopSignals()
 
     def resume_or_load(self, *, resume: bool) -> None:
         """Continue from OUTPUT_DIR's last checkpoint, or start from MODEL.WEIGHTS; open the data streams."""
@@ -87,12 +98,14 @@ class Trainer(TrainerBase):
                 self.ensemble.load(Path(cfg.OUTPUT_DIR))
             else:
                 self.ensemble.save(Path(cfg.OUTPUT_DIR))
+                self.average.start()
         self._check_agreement()
         if comm.is_main_process():
             prepare_metrics(cfg.OUTPUT_DIR, resume=resume, start_iter=self.start_iter)
         with raise_on_all_ranks():
             self.loader = build_train_loader(cfg, seed=seed, start_iter=self.start_iter)
-        self.register_hooks(self._build_hooks(seed))
+        with raise_on_all_ranks(), random_states_kept():
+            self.register_hooks(self._build_hooks(seed, resuming))
         if resuming and not load_rank_state(self.raw_model, rank_state_path(cfg.OUTPUT_DIR, self.start_iter - 1)):
             logger.warning(
                 "The files of rank_states/ are missing or have another number of processes or other queues: random "
@@ -118,49 +131,74 @@ class Trainer(TrainerBase):
             remedy = f"all machines must see the same folder {self.cfg.OUTPUT_DIR}, or have a copy of it"
             raise UserError(f"Processes found other checkpoints (they would start at iterations {starts}): {remedy}.")
 
-    def _build_hooks(self, seed: int) -> list[HookBase]:
+    def _build_hooks(self, seed: int, resuming: bool) -> list[HookBase]:
         cfg, period = self.cfg, self.cfg.SOLVER.CHECKPOINT_PERIOD
         extra = {"data_seed": seed, "world_size": comm.get_world_size(), "accumulate": cfg.SOLVER.ACCUMULATE}
         extra |= {ALPHA_KEY: self.ensemble.alpha, DESCRIPTION: describe(cfg)}
         options = {"period": period, "keep": cfg.SOLVER.KEEP_CHECKPOINTS, "start_iter": self.start_iter}
+        self.checkpoints = CheckpointHook(self.checkpointer, extra=extra, **options)
+        self.best = BestCheckpoint(self.checkpointer, cfg.TEST.BEST_METRIC, resume=resuming, extra=extra)
         found = [
             hooks.IterationTimer(),
             hooks.LRScheduler(self.optimizer, self.scheduler),
             self.skipped,
-            CheckpointHook(self.checkpointer, extra=extra, **options),
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate),
+            self.average,
+            self.checkpoints,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate_or_stop),
         ]
         if getattr(self.raw_model, "publishes_clip", False):
             name, epochs = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE, cfg.SOLVER.EPOCHS
-            found.append(PublishClip(self.ensemble, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs))
+            weights = self.average if cfg.SOLVER.EMA else self.ensemble
+            found.append(PublishClip(weights, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs))
         if comm.is_main_process():
-            writers = [
-                CommonMetricPrinter(self.max_iter),
-                # window 1: the iteration's own loss
-                JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json"), window_size=1),
-                # purge: hide the log of a killed run after its last checkpoint
-                TensorboardXWriter(cfg.OUTPUT_DIR, purge_step=self.start_iter),
-            ]
-            found.append(hooks.PeriodicWriter(writers, period=cfg.SOLVER.LOG_PERIOD))
+            found += self._visible_hooks(resuming)
         return found
+
+    def _visible_hooks(self, resuming: bool) -> list[HookBase]:
+        cfg, found = self.cfg, []
+        if cfg.VIS_PERIOD > 0:
+            sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+            names = next((names for s in sets if (names := MetadataCatalog.get(s).get("thing_classes"))), ())
+            found.append(TrainingImages(period=cfg.VIS_PERIOD, names=names, image_format=cfg.INPUT.FORMAT))
+        writers = build_writers(cfg, resume=resuming, start_iter=self.start_iter)
+        found.append(Writers(writers, period=cfg.SOLVER.LOG_PERIOD))
+        return [*found, ProgressBar()] if sys.stdout.isatty() else found
 
     def evaluate(self) -> dict:
         """Scores of DATASETS.TEST; the random states stay as they were."""
-        with random_states_kept(), self.ensemble.mixed() as model:
+        with random_states_kept(), self.ensemble.mixed(), self.average.mixed() as model, self.stop.at_once():
             return evaluate(self.cfg, model)
+
+    def evaluate_or_stop(self) -> dict:
+        """The same during a training, which keeps the best weights; a signal to stop ends it at once."""
+        if self.stop.agreed:
+            return {}
+        try:
+            results = self.evaluate()
+        except Stopped:  # the processes do not wait for each other: each may be at another image
+            if self.iter < self.max_iter:
+                self.checkpoints.save(f"model_{self.iter:07d}", wait=False)
+            raise
+        self.best.update(results, self.iter)
+        return results
 
     def train(self) -> None:
         """Run all iterations, then evaluate."""
         logger.info("Training from iteration %d to %d", self.start_iter, self.max_iter)
         self.iter = self.start_iter
-        with EventStorage(self.start_iter) as self.storage:
+        with EventStorage(self.start_iter) as self.storage, self.stop:
             try:
                 self.before_train()
                 while self.iter < self.max_iter:
                     self.before_step()
                     self.run_step()
                     self.after_step()
+                    if self.stop.agreed:
+                        raise Stopped(EXIT_CODE)
                     self.iter += 1
+            except Stopped:
+                logger.warning("Stopped by a signal after iteration %d: --resume goes on from there.", self.iter)
+                raise
             except Exception as error:
                 traceback = not isinstance(error, UserError)
                 logger.error("Training stopped at iteration %d: %s", self.iter, error, exc_info=traceback)
@@ -180,13 +218,16 @@ class Trainer(TrainerBase):
                 parameter.grad = torch.zeros_like(parameter)
         losses, images, data_time = self.accumulate()
         norm = self.clip_gradients()
-        with raise_on_all_ranks():  # after backward, in which processes wait for each other
+        with raise_on_all_ranks(self.stop.asked) as asked:  # after backward, in which processes wait for each other
             check_finite(losses, norm, images, self.iter)
+        self.stop.agreed = self.stop.agreed or max(asked)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.cfg.MODEL.METHOD.NAME:
             self.raw_model.method.after_update()
         SimpleTrainer.write_metrics(losses, data_time, self.iter)
+        if not comm.is_main_process():
+            self.storage.clear_images()  # only the main process shows them
         if len(losses) == 1 and comm.is_main_process():  # Detectron2 calls it total_loss alone
             (name,) = losses
             self.storage.put_scalar(name, self.storage.latest()["total_loss"][0])
@@ -203,13 +244,14 @@ class Trainer(TrainerBase):
                 batch = next(self.loader)
             data_time += time.perf_counter() - start
             self.skipped.add(batch.pop("skipped"))
+            self.batch = batch  # for hooks
             for source, ids in image_ids(batch).items():
                 images[source] = images.get(source, []) + ids
             # Processes exchange gradients once, in the last backward pass.
             apart = comm.get_world_size() > 1 and index < number - 1
             with self.model.no_sync() if apart else nullcontext():
                 try:
-                    with torch.autocast(self.device_type, enabled=self.scaler.is_enabled()):
+                    with self.autocast():
                         found = self.model(batch)
                 except FloatingPointError as error:  # Detectron2's RPN checks its predictions
                     raise not_finite(str(error), images, self.iter) from error

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN, build_backbone, build_proposal_generator
@@ -77,6 +78,12 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
             aligned = self.align(batch[source], own)
             losses |= {name + PAIR_SOURCES[source]: loss for name, loss in aligned.items()}
         return losses
+
+    def visualize_training(self, batched_inputs, proposals):
+        """Detectron2's image of boxes and proposals; NumPy's random state stays, from which it draws colours."""
+        state = np.random.get_state()
+        super().visualize_training(batched_inputs, proposals)
+        np.random.set_state(state)
 
     def texts(self, canvases: list[dict]) -> Texts:
         """The texts of one batch of canvases."""
