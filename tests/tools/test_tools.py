@@ -71,7 +71,7 @@ def test_predict_takes_the_demos_model_by_default(tmp_path, monkeypatch):
     monkeypatch.setattr(predict_tool, "predict", lambda args: calls.append((args.config_file, args.weights)))
     predict_tool.DEMO_WEIGHTS.parent.mkdir(parents=True)
     predict_tool.DEMO_WEIGHTS.touch()
-    for more in ([], ["--weights", "x.pth"], ["--config-file", "x.yaml"], ["--opts", "MODEL.WEIGHTS", "y.pth"]):
+    for more in ([], ["--weights", "x.pth"], ["--config-file", "x.yaml"], ["MODEL.WEIGHTS", "y.pth"]):
         predict_tool.main(["--input", __file__, *more])
     demo = predict_tool.DEMO_CONFIG
     assert calls == [(demo, str(predict_tool.DEMO_WEIGHTS)), (demo, "x.pth"), (Path("x.yaml"), None), (demo, None)]

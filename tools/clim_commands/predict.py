@@ -5,7 +5,7 @@ from pathlib import Path
 
 from clim.errors import UserError
 
-from .inputs import count, find_images, quiet_logging, read_names
+from .inputs import add_overrides, count, find_images, quiet_logging, read_names
 
 
 def add_predict_options(parser: argparse.ArgumentParser, *, config_file: Path | None = None) -> None:
@@ -22,7 +22,7 @@ def add_predict_options(parser: argparse.ArgumentParser, *, config_file: Path | 
     add("--threshold", type=float, default=0.05, help="lowest score shown" + default)
     add("--top", type=count, default=20, help="most boxes shown of an image" + default)
     add("--overlap", type=float, default=0.3, help="show the best of boxes with a higher IoU" + default)
-    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
+    add_overrides(parser)
 
 
 def predict(args: argparse.Namespace) -> None:
