@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clim.errors import UserError
 
-from .inputs import add_model_options, count, model_overrides, quiet_logging
+from .inputs import add_model_options, count, model_overrides, quiet_logging, value_of
 from .terminal import evaluation_progress, print_table
 
 OUTPUT = "output/evaluation"
@@ -34,10 +34,11 @@ def eval(args: argparse.Namespace) -> None:  # the name of the command
     evaluation.json with the same figures, and inference/SET/ with those of every class and with all detections.
     """
     overrides = model_overrides(args)
-    output = args.output or Path(dict(zip(overrides[::2], overrides[1::2], strict=True)).get("OUTPUT_DIR", OUTPUT))
+    output = args.output or Path(value_of(overrides, "OUTPUT_DIR") or OUTPUT)
     args.opts = [*overrides, "OUTPUT_DIR", str(output)]
+    args.config_file = args.config_file or value_of(overrides, "MODEL.WEIGHTS")
     if not args.config_file:
-        raise UserError("--config-file is missing.")
+        raise UserError("Name a checkpoint: --weights model_final.pth, for example of `make demo`.")
     quiet_logging()
     from train_net import launch
 

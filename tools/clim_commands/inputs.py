@@ -59,7 +59,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add --weights, --config-file, --data and overrides; :func:`model_overrides` reads them."""
     add = parser.add_argument
     add("--weights", metavar="FILE", help="checkpoint, the same as MODEL.WEIGHTS FILE")
-    add("--config-file", default="", metavar="FILE", help="YAML (default: the config inside the checkpoint)")
+    add("--config-file", metavar="FILE", help="YAML (default: the config inside the checkpoint)")
     add("--data", metavar="FILE", help="data.yaml of your own sets and classes, the same as DATASETS.DATA FILE")
     add_overrides(parser)
 
@@ -75,6 +75,11 @@ def model_overrides(args: argparse.Namespace) -> list[str]:
         if address and "://" not in address and not Path(address).expanduser().is_file():
             raise UserError(f"{option} {file}: there is no such file.")
     return args.opts + [part for key, file in chosen.items() if file is not None for part in (key, file)]
+
+
+def value_of(overrides: list[str], key: str) -> str | None:
+    """The last value of ``key`` among KEY, VALUE, …; None without one."""
+    return dict(zip(overrides[::2], overrides[1::2], strict=True)).get(key)
 
 
 def quiet_logging() -> None:

@@ -29,15 +29,15 @@ def test_predictions_are_drawn_and_written(tiny_mini, tiny_cfg, tiny_overrides, 
     Image.fromarray(noise).save(images / "grey.png")
     (images / "broken.jpg").write_bytes(b"no image")
     main([
-        "predict", "--input", str(images), "--output", str(output),
+        "predict", "--input", str(images), str(images / "gone.jpg"), "--output", str(output),
         "--config-file", CONFIG, "--vocabulary", "dog, zebra", "--weights", str(weights),
-        "--threshold", "0.01", "--top", "5", *tiny_overrides,
+        "--threshold", "0.01", "--top", "5", "--opts", *tiny_overrides,
     ])  # fmt: skip
     result = json.loads((output / "predictions.json").read_text())
     assert result["vocabulary"] == ["dog", "zebra"] and result["novel"] == ["dog"]
     assert result["weights"] == str(weights)
     skipped = {Path(entry["file_name"]).name: entry["reason"] for entry in result["skipped"]}
-    assert skipped == {"broken.jpg": "not an image"}
+    assert skipped == {"broken.jpg": "not an image", "gone.jpg": "missing"}
     (image,) = result["images"]
     assert (image["height"], image["width"], image["drawing"]) == (90, 140, "grey.jpg")
     assert 1 <= len(image["detections"]) <= 5
@@ -49,13 +49,13 @@ def test_predictions_are_drawn_and_written(tiny_mini, tiny_cfg, tiny_overrides, 
     with Image.open(output / "grey.jpg") as drawing:
         assert drawing.size == (640, 411)
     printed = capsys.readouterr().out
-    assert "1 image" in printed and "1 images could not be read" in printed and "broken.jpg: not an image" in printed
+    assert "1 image" in printed and "2 images could not be read" in printed and "gone.jpg: missing" in printed
 
-    arguments = ["--input", str(images / "broken.jpg"), "--output", str(output), "--config-file", CONFIG]
+    arguments = ["--input", str(images / "gone.jpg"), "--output", str(output), "--config-file", CONFIG]
     with pytest.raises(SystemExit) as caught:
-        main(["predict", *arguments, *tiny_overrides])
+        main(["predict", *arguments, "--opts", *tiny_overrides])
     printed = capsys.readouterr()
-    assert caught.value.code == 2 and "error: None of the images" in printed.err and "broken.jpg: not" in printed.out
+    assert caught.value.code == 2 and "error: None of the images" in printed.err and "gone.jpg: missing" in printed.out
     assert [len(json.loads((output / "predictions.json").read_text())[key]) for key in ("images", "skipped")] == [0, 1]
 
 
@@ -68,7 +68,7 @@ def test_masks_are_written_and_drawn(tiny_mini, tiny_cfg, mask_overrides, tiny_o
     torch.save({"model": model.state_dict()}, weights)
     main([
         "predict", "--input", str(image), "--output", str(tmp_path / "out"), "--config-file", CONFIG, "--top", "3",
-        "--vocabulary", "coco", "--weights", str(weights), *tiny_overrides, *mask_overrides,
+        "--vocabulary", "coco", "--weights", str(weights), "--opts", *tiny_overrides, *mask_overrides,
     ])  # fmt: skip
     result = json.loads((tmp_path / "out/predictions.json").read_text())
     assert result["vocabulary"] == list(COCO_NAMES)
