@@ -5,11 +5,14 @@ The same command as ``clim train``. torch is imported when the arguments have be
 
 import argparse
 import inspect
+import logging
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import warnings
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from urllib.parse import urlparse
 
@@ -47,26 +50,27 @@ def train(args: argparse.Namespace) -> None:
     run_cleanly(launch, args)
 
 
-def launch(args: argparse.Namespace) -> None:
-    """Run :func:`train_process` in ``args.num_gpus`` processes on each of ``args.num_machines`` machines.
+def launch(args: argparse.Namespace, process: Callable[[argparse.Namespace], object] | None = None) -> None:
+    """Run ``process``, by default :func:`train_process`, ``args.num_gpus`` times on each of ``args.num_machines``.
 
     Without CUDA the processes communicate by Gloo and share the cores (OMP_NUM_THREADS, unless it is set).
     """
+    quiet_warnings()
     import torch
     from detectron2 import engine
 
     if TORCHRUN <= os.environ.keys():
-        return join_torchrun(args)
+        return join_torchrun(args, process or train_process)
     check_processes(args)
     if args.num_gpus > 1 and not torch.cuda.is_available():  # otherwise each process uses all cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.num_gpus)))
     machines = {"num_machines": args.num_machines, "machine_rank": args.machine_rank}
     with passing_signals_on() if args.num_gpus * args.num_machines > 1 else nullcontext():
-        engine.launch(train_process, args.num_gpus, **machines, dist_url=args.dist_url, args=(args,))
+        engine.launch(process or train_process, args.num_gpus, **machines, dist_url=args.dist_url, args=(args,))
 
 
-def join_torchrun(args: argparse.Namespace) -> None:
-    """Run :func:`train_process` in this process, which torchrun has started, together with the others."""
+def join_torchrun(args: argparse.Namespace, process: Callable[[argparse.Namespace], object]) -> None:
+    """Run ``process`` in this process, which torchrun has started, together with the others."""
     import torch
     from detectron2.engine.launch import DEFAULT_TIMEOUT
     from detectron2.utils import comm
@@ -81,7 +85,7 @@ def join_torchrun(args: argparse.Namespace) -> None:
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
     comm.create_local_process_group(here)
     comm.synchronize()
-    train_process(args)
+    process(args)
     torch.distributed.destroy_process_group()
 
 
@@ -108,6 +112,15 @@ def passing_signals_on():
             signal.signal(number, handler)
 
 
+def quiet_warnings() -> None:
+    """Hide warnings of torch and others about their own code. Call it before torch is imported, in every process."""
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # while other processes import torch
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", category)
+    warnings.filterwarnings("ignore", module=r"(torch|torchvision|detectron2|fvcore)\b")
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+
+
 def check_processes(args) -> None:
     """UserError where the processes cannot start, or would wait for each other forever."""
     import torch
@@ -131,6 +144,7 @@ def check_processes(args) -> None:
 
 def train_process(args: argparse.Namespace):
     """Train or evaluate in this process. Returns the results of an evaluation."""
+    quiet_warnings()
     from clim.engine import Trainer, load_ensemble, setup
     from clim.evaluation import evaluate
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from clim.errors import UserError
 
-from .inputs import count, quiet_logging, read_names
+from .inputs import add_model_options, count, model_overrides, quiet_logging, read_names, value_of
 
 DTYPES = {"float32": None, "bf16": "bfloat16", "fp16": "float16"}
 
@@ -15,11 +15,9 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
     default = " (%(default)s)"
     add = parser.add_argument
     add("--input", nargs="+", required=True, metavar="IMAGES", help="files, folders, globs, URLs, videos, webcam:0")
-    add("--weights", metavar="FILE", help="checkpoint")
     vocabulary_help = '"a, b, c", a word list, or a known one such as coco (default: the checkpoint\'s classes)'
     add("--vocabulary", metavar="WORDS", help=vocabulary_help)
     add("--output", type=Path, default=Path("output/predictions"), metavar="DIR", help="folder" + default)
-    add("--config-file", metavar="FILE", help="YAML, for a checkpoint without its config")
     add("--threshold", type=part, default=0.05, help="lowest score shown" + default)
     add("--top", type=count, default=20, help="most boxes shown of an image" + default)
     add("--overlap", type=part, default=0.3, help="show the best of boxes with a higher IoU" + default)
@@ -30,7 +28,7 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cuda, cuda:1, … or cpu (default: a GPU where there is one)")
     add("--dtype", choices=DTYPES, default="float32", help="bf16 and fp16 are faster on a GPU" + default)
     add("--save-json", type=Path, metavar="FILE", help="also COCO's list of results")
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
+    add_model_options(parser)
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -60,7 +58,7 @@ def predict(args: argparse.Namespace) -> None:
     image's place in predictions.json.
     """
     quiet_logging()
-    items, classes = check(args)
+    items, classes, overrides = check(args)
     import torch
     from rich.console import Console
     from rich.progress import track
@@ -71,9 +69,9 @@ def predict(args: argparse.Namespace) -> None:
     from clim.sources import VIDEOS
 
     dtype = DTYPES[args.dtype] and getattr(torch, DTYPES[args.dtype])
-    model = args.weights or overridden(args, "MODEL.WEIGHTS")
+    model = value_of(overrides, "MODEL.WEIGHTS")
     options = {"config": args.config_file, "classes": classes, "device": args.device, "dtype": dtype}
-    detector = Detector(model, **options, overrides=args.opts)
+    detector = Detector(model, **options, overrides=overrides)
     options = {name: getattr(args, name) for name in ("batch", "threshold", "top", "overlap", "slices", "tracks")}
     images, results, skipped = [], [], []
     stream = detector.stream(items, frames=args.frames, skipped=skipped, **options)
@@ -102,23 +100,14 @@ def predict(args: argparse.Namespace) -> None:
         print(advice(detector, items, args))
 
 
-def check(args: argparse.Namespace) -> tuple[list, list[str] | dict[str, list[str]] | None]:
-    """The items of --input and the classes of --vocabulary. UserError for what is missing, before torch loads."""
+def check(args: argparse.Namespace) -> tuple[list, list[str] | dict[str, list[str]] | None, list[str]]:
+    """The items of --input, the classes of --vocabulary and the overrides. UserError for what is missing."""
     from clim.sources import find_source
 
-    items = find_source(args.input)
-    for option, file in (("--weights", args.weights), ("--config-file", args.config_file)):
-        if file and "://" not in file and not Path(file).is_file():
-            raise UserError(f"{option} {file} does not exist.")
-    if len(args.opts) % 2:
-        raise UserError(f"Overrides are KEY VALUE pairs, but {' '.join(args.opts)} has an odd number of words.")
-    if not args.weights and not overridden(args, "MODEL.WEIGHTS"):
+    items, overrides = find_source(args.input), model_overrides(args)
+    if not value_of(overrides, "MODEL.WEIGHTS"):
         raise UserError("Name a checkpoint: --weights model_final.pth, for example of `make demo`.")
-    return items, None if args.vocabulary is None else read_classes(args.vocabulary)
-
-
-def overridden(args: argparse.Namespace, key: str) -> str | None:
-    return dict(zip(args.opts[::2], args.opts[1::2], strict=True)).get(key)
+    return items, None if args.vocabulary is None else read_classes(args.vocabulary), overrides
 
 
 def read_classes(text: str) -> list[str] | dict[str, list[str]]:
