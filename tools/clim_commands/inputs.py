@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clim.errors import UserError
+from clim.words import read_words
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
@@ -35,18 +36,8 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
 
 
 def read_names(text: str, *, option: str) -> list[str]:
-    """Names of "a,b,c" or of the lines of a .txt file, each once; errors name ``option``."""
-    if text.endswith(".txt"):
-        try:
-            names = Path(text).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{option} {text} cannot be read ({error}): use a text file with a name a line.") from error
-    else:
-        names = text.split(",")
-    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if not names:
-        raise UserError(f'{option} {text!r} holds no name: write "a,b,c", or a name on each line of the file.')
-    return names
+    """The names of :func:`clim.words.read_words`."""
+    return list(read_words(text, option=option))
 
 
 def count(text: str) -> int:

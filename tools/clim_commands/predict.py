@@ -14,7 +14,7 @@ def add_predict_options(parser: argparse.ArgumentParser, *, config_file: Path | 
     add = parser.add_argument
     add("--input", nargs="+", required=True, metavar="IMAGES", help="files, folders or globs")
     add("--output", type=Path, default=Path("output/predictions"), metavar="DIR", help="folder" + default)
-    vocabulary_help = '"a,b,c", a .txt with one name a line, or a known list such as coco (default: the config\'s)'
+    vocabulary_help = '"a,b,c", a .txt, .csv, .json or .yaml of names, or a list as coco (default: the config\'s)'
     add("--vocabulary", help=vocabulary_help)
     config_help = "YAML" + (default if config_file else "")
     add("--config-file", type=Path, default=config_file, required=not config_file, metavar="FILE", help=config_help)
