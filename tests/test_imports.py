@@ -20,7 +20,7 @@ MODULES = {
 }
 # Modules of a level may import those of the same level and below.
 LEVELS = [
-    {"", "errors", "files", "config", "losses"},
+    {"", "errors", "files", "words", "config", "losses"},
     {"data", "text", "checkpoints"},
     {"methods", "evaluation"},
     {"modeling"},

@@ -33,7 +33,7 @@ def listed_names(path: Path, *, wrong: str) -> list[str]:
     """
     try:
         if path.suffix == ".txt":
-            with open(path, encoding="utf-8") as lines:
+            with open(path, encoding="utf-8-sig") as lines:
                 names = [line.split(",")[0].strip() for line in lines]
         else:
             categories = json.loads(path.read_bytes())["categories"]

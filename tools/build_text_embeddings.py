@@ -30,7 +30,7 @@ from arguments import (
     usable_device,
 )
 from clim.errors import UserError, run_cleanly
-from clim.files import replacing, resolve
+from clim.files import replacing, resolve, write_json
 from clim_commands.inputs import quiet_logging, read_names
 from clim_commands.outputs import prefill, write_array
 
@@ -54,7 +54,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     source = classes.add_mutually_exclusive_group(required=True)
     dataset_help = f"{', '.join(CLASS_LISTS)}, a json with categories (LVIS, nouns) by ascending id, or nouns in a .txt"
     source.add_argument("--dataset", help=dataset_help)
-    source.add_argument("--names", help='class names in order, "a,b,c", or a .txt with one a line')
+    source.add_argument("--names", help='class names in order, "a,b,c", or a .txt, .csv, .json or .yaml')
     classes.add_argument("--prompt", choices=PROMPTS, default="ensemble", help="default: %(default)s")
     features_help = """"hidden": of the last layer, for MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"; "words": mean of a
         name's word pieces among the tower's word embeddings, float32, for OV-RCNN, without prompts (%(default)s)"""
@@ -78,19 +78,23 @@ def build_classes(args: argparse.Namespace) -> None:
     embeddings = CLASS_FEATURES[args.features](tower, names, args.prompt).cpu().numpy()
     if args.features != "words":  # dot products need all of words' digits
         embeddings = embeddings.astype(np.float16)
-    write_embeddings(args.output, embeddings)
+    write_embeddings(args.output, embeddings, names)
     print(f"{args.output}: {embeddings.shape[0]} classes x {embeddings.shape[1]} dimensions")
 
 
-def write_embeddings(path: Path, embeddings: np.ndarray) -> None:
-    """Write a .npy file, or the tensor of a .pth file, the form of VLDet's."""
+def write_embeddings(path: Path, embeddings: np.ndarray, names: list[str]) -> None:
+    """Write a .npy file, or the tensor of a .pth file, the form of VLDet's; and the names of its rows beside it."""
+    from clim.data.names import names_file
+
+    names_file(path).unlink(missing_ok=True)  # of an earlier file, which no kill may leave beside other rows
     if path.suffix != ".pth":
         write_array(path, embeddings)
-        return
-    import torch
+    else:
+        import torch
 
-    with replacing(path) as unfinished:
-        torch.save(torch.from_numpy(embeddings), unfinished)
+        with replacing(path) as unfinished:
+            torch.save(torch.from_numpy(embeddings), unfinished)
+    write_json(names_file(path), names)
 
 
 def fill_cache(args: argparse.Namespace) -> None:

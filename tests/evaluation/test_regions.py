@@ -90,6 +90,13 @@ def test_every_figure_equals_a_slow_count():
     assert len(set(found.values())) > 20  # no figure stands for another
 
 
+def test_words_of_another_order_and_more_words_change_no_figure():
+    images, name = make_images(2), register("regions_words")
+    order = torch.randperm(K + 2, generator=torch.Generator().manual_seed(0))  # of the set's classes and two others
+    mixed = [(i, c, {"boxes": torch.cat([s["boxes"], torch.ones(len(c), 2)], 1)[:, order]}) for i, c, s in images]
+    assert score(name, mixed, indices=order.argsort()[:K].tolist()) == score(name, images)
+
+
 def test_things_alone_have_one_group_and_those_of_their_split():
     images = make_images(3, num_classes=8)
     found = score(register("regions_things", stuff=False), images)

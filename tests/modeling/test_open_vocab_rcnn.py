@@ -14,6 +14,7 @@ from detectron2.structures import ImageList
 from torchvision.ops import batched_nms, roi_align
 
 from clim.checkpoints.checkpointer import SafeCheckpointer
+from clim.errors import UserError
 from clim.methods import detic
 
 MANIFEST = json.loads((Path(__file__).parent / "detic_ovcoco_r50_keys.json").read_text())
@@ -143,6 +144,13 @@ def test_a_joint_step_has_every_loss_once_and_reaches_all_that_learns(mini, join
     head = {"method.bias.caption", "method.bias.tag", "roi_heads.box_predictor.cls_score.linear.weight"}
     assert head < reached and any(n.startswith("backbone.") for n in reached) and any("res5" in n for n in reached)
     assert not any("proposal_generator" in n or "bbox_pred" in n or "cls_bias" in n for n in reached)
+
+
+def test_a_method_refuses_a_batch_of_boxes_alone(mini, detection):
+    """Detectron2's DefaultTrainer would train a part of the losses."""
+    mini.train()
+    with pytest.raises(UserError, match="^Detic learns from pairs, but this batch has none: .* clim.engine.Trainer"):
+        mini([detection()])
 
 
 def test_sources_do_not_touch_each_others_losses(mini, joint_batch, train_step):

@@ -8,7 +8,7 @@ import torch
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from torch.nn.functional import normalize
 
-from clim.data.categories import BASE_INDICES, NOVEL_INDICES
+from clim.data.categories import BASE_INDICES, COCO_NAMES, NOVEL_INDICES
 from clim.errors import UserError
 from clim.modeling.vocabulary import class_mask, competing_classes, is_configured, num_classes, vocabulary_embeddings
 from clim.text import build_text_tower
@@ -94,6 +94,14 @@ def test_ovcoco_masks_novel_and_unused_classes(load_cfg):
     assert class_mask(load_cfg("Detic_C4.yaml", *of_65)).tolist() == mask[sorted(BASE_INDICES + NOVEL_INDICES)].tolist()
     assert class_mask(load_cfg("Detic_C4.yaml", "MODEL.VOCABULARY.NAMES", ["dog", "cat"])).tolist() == [1, 1]
     assert class_mask(load_cfg("Detic_C4.yaml", "MODEL.OPEN_VOCAB.BASE_CLASSES", "")).tolist() == [1] * 80
+    # dog is novel, and nothing is known of yak; without a base class the names are free.
+    for names, expected in ((["dog", "yak", "person"], [0, 0, 1]), (["dog", "yak"], [1, 1])):
+        assert class_mask(load_cfg("Detic_C4.yaml", "MODEL.VOCABULARY.NAMES", names)).tolist() == expected
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(0))
+    names = [COCO_NAMES[i] for i in order]
+    assert class_mask(load_cfg("Detic_C4.yaml", "MODEL.VOCABULARY.NAMES", names)).tolist() == mask[order].tolist()
+    competes = competing_classes(load_cfg("OVRCNN_C4.yaml", "MODEL.VOCABULARY.NAMES", [*names, "yak"])).tolist()
+    assert competes == [i in {*BASE_INDICES, *NOVEL_INDICES} for i in order.tolist()] + [True]
 
 
 def test_masks_of_a_data_set_and_of_a_cat_info_file(load_cfg, cfg, tiny_mini, tmp_path, monkeypatch):
@@ -104,6 +112,11 @@ def test_masks_of_a_data_set_and_of_a_cat_info_file(load_cfg, cfg, tiny_mini, tm
     (tmp_path / "cat_info.json").write_text(json.dumps(info))
     mask = class_mask(cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", str(tmp_path / "cat_info.json")))
     torch.testing.assert_close(mask, torch.tensor([2, 0, 3, 2**0.5]))  # square roots of image counts, by ascending id
+    (tmp_path / "named.json").write_text(json.dumps([row | {"name": str(row["id"])} for row in info]))
+    named = cfg("MODEL.OPEN_VOCAB.BASE_CLASSES", str(tmp_path / "named.json"), "MODEL.VOCABULARY.EMBEDDINGS", "e.npy")
+    (tmp_path / "e.names.json").write_text('["9", "7", "x", "1"]')
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    torch.testing.assert_close(class_mask(named), torch.tensor([2**0.5, 3, 0, 2]))
     lvis = ("MODEL.ROI_HEADS.NUM_CLASSES", 1203, "MODEL.OPEN_VOCAB.BASE_CLASSES")
     assert class_mask(cfg(*lvis, "lvis_v1_val")).sum() == 866
     info = [{"id": c["id"], "image_count": 4 * (c["frequency"] != "r")} for c in LVIS_CATEGORIES]

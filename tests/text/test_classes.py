@@ -191,6 +191,8 @@ def test_tool_writes_class_embeddings_and_words(tool, tiny_bert, tmp_path):
     assert np.load(output).dtype == np.float16
     tool.main(["classes", *arguments[:-1], f"{tmp_path}/e.pth"])
     assert torch.equal(load_embeddings(tmp_path / "e.pth"), load_embeddings(output))
+    for path in (output, tmp_path / "e.pth"):
+        assert json.loads(path.with_name("e.names.json").read_text()) == ["dog", "puppy", "car"]
     dog, puppy, car = load_embeddings(output)
     assert dog @ puppy > dog @ car + 0.2
     arguments = ["--names", "dog,dogs", "--tower", str(tiny_bert), "--features", "words", "--output", str(output)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from clim.errors import UserError
+from clim.words import read_words
 from train_net import quiet_warnings
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -115,18 +116,8 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
 
 
 def read_names(text: str, *, option: str) -> list[str]:
-    """Names of "a,b,c" or of the lines of a .txt file, each once; errors name ``option``."""
-    if text.endswith(".txt"):
-        try:
-            names = Path(text).read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{option} {text} cannot be read ({error}): use a text file with a name a line.") from error
-    else:
-        names = text.split(",")
-    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
-    if not names:
-        raise UserError(f'{option} {text!r} holds no name: write "a,b,c", or a name on each line of the file.')
-    return names
+    """The names of :func:`clim.words.read_words`."""
+    return list(read_words(text, option=option))
 
 
 def count(text: str) -> int:

@@ -268,6 +268,7 @@ def fill_caption_cache(root: Path, captions: Sequence[str]) -> None:
 
 def write_class_embeddings(root: Path) -> None:
     """Write the missing files of CLASS_EMBEDDINGS: MiniLM's sentences "a NAME", and means of word pieces."""
+    from clim.data.names import names_file
     from clim.text import build_text_tower, class_embeddings, word_piece_means
 
     sentences, words = (root / name for name in CLASS_EMBEDDINGS)
@@ -276,5 +277,7 @@ def write_class_embeddings(root: Path) -> None:
     tower = build_text_tower(name="minilm")
     if not sentences.is_file():
         write_array(sentences, class_embeddings(tower, NAMES, "a").cpu().numpy())
+        write_json(names_file(sentences), NAMES)
     if not words.is_file():
         write_array(words, word_piece_means(tower, NAMES).cpu().numpy())
+        write_json(names_file(words), NAMES)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
+from clim.data.names import names_file
 from clim.errors import UserError
 from clim.text import build_text_tower, class_embeddings, load_embeddings, word_piece_means
 from mini import generate
@@ -178,4 +179,6 @@ def test_only_what_is_missing_is_written(tmp_path):
     present.write_bytes(b"kept")
     write_class_embeddings(tmp_path)
     assert present.read_bytes() == b"kept" and np.load(missing).shape == (65, 384)
-    assert sorted(path.name for path in present.parent.iterdir()) == sorted([present.name, missing.name])
+    names = names_file(missing)
+    assert {path.name for path in present.parent.iterdir()} == {present.name, missing.name, names.name}
+    assert json.loads(names.read_text()) == list(NAMES)

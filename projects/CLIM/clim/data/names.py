@@ -47,11 +47,13 @@ def vocabulary_names(cfg) -> list[str]:
 
     The sets are those of DATASETS.TRAIN, then of DATASETS.TEST. UserError if none of their files is there.
     """
-    return declared_names(cfg) or _names_of_sets(cfg)[0]
+    return _names_and_source(cfg)[0]
 
 
-def _names_of_sets(cfg) -> tuple[list[str], str]:
-    """Names without a declaration, and the key and data set that give them ("" if none does)."""
+def _names_and_source(cfg) -> tuple[list[str], str]:
+    """:func:`vocabulary_names` and what gives them, "" for numbers."""
+    if names := declared_names(cfg):
+        return names, "MODEL.VOCABULARY"
     count, missing = cfg.MODEL.ROI_HEADS.NUM_CLASSES, []
     for key in ("TRAIN", "TEST"):
         for name in filter(DatasetCatalog.__contains__, cfg.DATASETS[key]):
@@ -103,12 +105,10 @@ def matched(cfg, key: str, name: str) -> list[int] | None:
     if classes is None:
         return None
     where = f"DATASETS.{key} {name}"
-    words, source = declared_names(cfg), "MODEL.VOCABULARY"
-    if not words:
-        words, source = _names_of_sets(cfg)
-        if not source:
-            remedy = "set MODEL.VOCABULARY.NAMES, or build MODEL.VOCABULARY.EMBEDDINGS anew: its rows have no names yet"
-            raise UserError(f"{where} has {len(classes)} classes, but the detector {len(words)}: {remedy}.")
+    words, source = _names_and_source(cfg)
+    if not source:
+        remedy = "set MODEL.VOCABULARY.NAMES, or build MODEL.VOCABULARY.EMBEDDINGS anew: its rows have no names yet"
+        raise UserError(f"{where} has {len(classes)} classes, but the detector {len(words)}: {remedy}.")
     file = MetadataCatalog.get(name).get("json_file")
     return match(classes, words, what=f"{where} ({file})" if file else where, source=source)
 
@@ -154,10 +154,10 @@ def pair_records(cfg, name: str) -> Sequence[dict]:
     records, method = DatasetCatalog.get(name), cfg.MODEL.METHOD
     if method.NAME not in ("Detic", "OfficialDetic") or not method.DETIC.TAG_WEIGHT:
         return records
-    classes = set_classes(name) or []
-    index = {word: i for i, word in enumerate(vocabulary_names(cfg))} if classes else {}
-    indices = [index.get(word) for word in classes]
-    if indices == list(range(len(classes))):
+    classes = set_classes(name)
+    words, source = _names_and_source(cfg) if classes else ([], "")
+    index = {word: i for i, word in enumerate(words)}
+    if not source or (indices := [index.get(word) for word in classes]) == list(range(len(classes))):
         return records
     if lacking := [word for word, i in zip(classes, indices, strict=True) if i is None]:
         what = f"{len(lacking)} of the {len(classes)} tags of DATASETS.CAPTIONS {name}"

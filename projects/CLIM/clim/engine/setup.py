@@ -106,6 +106,8 @@ RANGES = (
     ("whole numbers above 0", lambda v: v and all(type(n) is int and n > 0 for n in v), "INPUT.MOSAIC.GRIDS"),
     ("an even number above 0", lambda v: v > 0 and v % 2 == 0, "MODEL.METHOD.BARON.FREQUENCIES"),
     ("a number above 1, or 0 for all tiles", lambda v: v == 0 or v > 1, "MODEL.METHOD.GROUNDING.CONTRAST_GROUP"),
+    ("texts, so put numbers, yes and no in quotes", lambda v: all(isinstance(name, str) for name in v),
+        "MODEL.VOCABULARY.NAMES"),
     ("BGR or RGB", lambda v: v in ("BGR", "RGB"), "INPUT.FORMAT"),
     ("loader or device", lambda v: v in ("loader", "device"), "INPUT.MOSAIC.COMPOSE"),
     ("detectron2, efficientdet or mmdet", lambda v: v in ("detectron2", "efficientdet", "mmdet"), "INPUT.LSJ.STYLE"),

@@ -1,0 +1,94 @@
+"""Word lists: class names, perhaps with synonyms, from a text, a .txt, .csv, .json or .yaml file."""
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from clim.errors import UserError
+
+COLUMNS = ("name", "names", "class", "classes", "label", "labels", "category")  # of a .csv; headers of the names
+FORMS = "a .txt with a name a line, a .csv, a .json or a .yaml"
+_FILE = re.compile(r"\S*\.[A-Za-z]{2,5}")  # what can only be the name of a file: "words.xlsx", not "St. Bernard"
+
+
+def read_words(text: str, *, option: str) -> dict[str, list[str]]:
+    """{name: its synonyms} of "a,b,c" or of a file, each name once, in order; errors name ``option``.
+
+    Files may have any case of the suffix, a byte-order mark, and Windows' line ends:
+
+    - .csv (also with ; or tabs): the column with one of ``COLUMNS`` as its header, else the first;
+    - .json and .yaml: a list; {name: [synonyms]}; {index: name}; ``names``, ``classes`` or ``categories`` with one of
+      these; entries of a list may be {"name": …}, as COCO's categories, which are sorted by id;
+    - .txt and others: a name a line.
+
+    Numbers and words like "yes" stay as they are written. UserError for a file that is not there, of another form, or
+    without a name.
+    """
+    path = Path(text).expanduser()
+    if path.is_file() and (path.suffix or path.name != text):
+        words = _words_of_file(path, option)
+    elif "," not in text and (_FILE.fullmatch(path.name) or path.is_absolute()):
+        raise UserError(f'{option} {text} is not there: name an existing file ({FORMS}), or write "a,b,c".')
+    else:
+        words = dict.fromkeys(text.split(","), ())
+    words = {name.strip(): [s.strip() for s in others if s.strip()] for name, others in words.items() if name.strip()}
+    if not words:
+        raise UserError(f'{option} {text!r} holds no name: write "a,b,c", or name {FORMS}.')
+    return words
+
+
+def _words_of_file(path: Path, option: str) -> dict[str, Iterable[str]]:
+    suffix = path.suffix.lower()
+    try:
+        data = path.read_bytes()
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+        if suffix in (".json", ".yaml", ".yml"):
+            return _listed(_parsed(text, suffix))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option} {path} cannot be read ({error}): use {FORMS}.") from error
+    return dict.fromkeys(_column(text) if suffix in (".csv", ".tsv") else text.splitlines(), ())
+
+
+def _parsed(text: str, suffix: str):
+    """The content of a .json or .yaml file, with numbers and "yes" as texts. ValueError if it is broken."""
+    if suffix == ".json":
+        return json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _column(text: str) -> list[str]:
+    """The cells of the column of names, without its header."""
+    lines = text.splitlines()
+    delimiter = max(",;\t", key=next(iter(lines), "").count)
+    rows = [row for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True) if any(row)]
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    column = next((i for i, cell in enumerate(header) if cell in COLUMNS), None)
+    return [row[column or 0] for row in rows[column is not None :] if len(row) > (column or 0)]
+
+
+def _listed(content) -> dict[str, Iterable[str]]:
+    """{name: synonyms} of what a .json or .yaml file holds. ValueError for other forms."""
+    if isinstance(content, Mapping):
+        for key in ("names", "classes", "categories"):
+            if isinstance(content.get(key), list | Mapping):
+                return _listed(content[key])
+        if all(key.isdecimal() and isinstance(name, str) for key, name in content.items()):
+            return dict.fromkeys((content[key] for key in sorted(content, key=int)), ())  # {index: name}
+        words = {name: [other] if isinstance(other, str) else other or [] for name, other in content.items()}
+    else:
+        entries = content if isinstance(content, list) else [None]
+        if all(isinstance(entry, Mapping) for entry in entries):
+            entries = [entry.get("name") for entry in sorted(entries, key=lambda entry: int(entry.get("id", 0)))]
+        words = dict.fromkeys(entries, []) if all(isinstance(name, str) for name in entries) else {"": None}
+    if not all(isinstance(other, list) and all(isinstance(text, str) for text in other) for other in words.values()):
+        raise ValueError("it holds neither a list of names nor {name: [synonyms]} nor categories with names")
+    return words
