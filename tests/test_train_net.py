@@ -33,8 +33,12 @@ def train_net(tiny_mini, tiny_overrides):
     started = []
 
     def start(*flags, keys=(), config=CLIM):
+        launcher, flags = [], list(flags)
+        if "torchrun" in flags:
+            flags.remove("torchrun")
+            launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
         process = subprocess.Popen(
-            [sys.executable, "train_net.py", *flags, "--config-file", config, *tiny_overrides, *keys],
+            [sys.executable, *launcher, "train_net.py", *flags, "--config-file", config, *tiny_overrides, *keys],
             cwd=ROOT,
             env=os.environ | {"DETECTRON2_DATASETS": str(tiny_mini), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -118,6 +122,74 @@ def test_train_kill_resume_evaluate(train_net, tmp_path):
     finished(train_net("--eval-only", "--resume"))
     assert figures_in(output) == trained
     assert losses_of(output) == after  # evaluation adds nothing to the run's losses
+
+
+def stop_after(process, folder, iteration, signals=(signal.SIGTERM,)):
+    """Send the signals once the losses of ``iteration`` are on disk; the exit code, the losses and the last line."""
+    metrics = Path(folder) / "metrics.json"
+    lines: list = []
+    reader = threading.Thread(target=lambda: lines.extend(process.communicate()))
+    reader.start()
+    while process.poll() is None and not (metrics.is_file() and f'"iteration": {iteration},' in metrics.read_text()):
+        time.sleep(0.01)
+    for number in signals:
+        process.send_signal(number)
+    reader.join()
+    return process.returncode, losses_of(folder), "".join(filter(None, lines))
+
+
+STARTED = {
+    "one": ((), signal.SIGUSR1),
+    "launch": (TWO, signal.SIGUSR1),
+    "torchrun": (("torchrun",), signal.SIGTERM),  # by its own rule it ends at SIGUSR1 itself
+}
+
+
+@pytest.mark.parametrize("start", [s if s == "one" else pytest.param(s, marks=pytest.mark.slow) for s in STARTED])
+def test_a_signal_saves_and_the_run_goes_on_bit_by_bit(train_net, tmp_path, start):
+    flags, number = STARTED[start]
+    output, keys = tmp_path / "output", ("SOLVER.MAX_ITER", "12", "SOLVER.EMA", "0.9", "SOLVER.ACCUMULATE", "2")
+    code, before, told = stop_after(train_net(*flags, keys=keys), output, 1, signals=(number, number))
+    assert code == (1 if start == "torchrun" else 143), told[-3000:]  # torchrun has no other code
+    assert "Stopped by a signal after iteration" in told and "Traceback" not in told or start == "torchrun"
+    last = max(before)
+    assert (output / "last_checkpoint").read_text() == f"model_{last:07d}.pth" and 1 <= last < 11
+    finished(train_net(*flags, "--resume", keys=keys))
+    resumed, weights = losses_of(output), torch.load(output / "model_final.pth")
+    assert all(resumed[i] == before[i] for i in before)
+    finished(train_net(*flags, keys=(*keys[2:], "SOLVER.MAX_ITER", "12", "OUTPUT_DIR", str(tmp_path / "whole"))))
+    whole = torch.load(tmp_path / "whole/model_final.pth")
+    assert losses_of(tmp_path / "whole") == resumed
+    for part in ("model", "ema", "optimizer"):
+        torch.testing.assert_close(weights[part], whole[part], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_an_evaluation_at_once(train_net, tmp_path):
+    keys = ("SOLVER.MAX_ITER", "5", "TEST.EVAL_PERIOD", "2")
+    process = train_net(keys=keys)
+    for line in process.stdout:
+        if "Start inference" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    out, _ = finished(process, code=143)
+    assert "generalized: 4 of 4" not in out
+    assert (tmp_path / "output/last_checkpoint").read_text() == "model_0000001.pth"
+    finished(train_net("--resume", keys=keys))
+    assert sorted(losses_of(tmp_path / "output")) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_processes_end_with_their_launcher(train_net, tmp_path):
+    process = train_net(*TWO, keys=("SOLVER.MAX_ITER", "1000"))
+    while not (tmp_path / "output/metrics.json").is_file():
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert len(children) > 1 and time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

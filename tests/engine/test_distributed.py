@@ -21,8 +21,10 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from clim.checkpoints import SafeCheckpointer
 from clim.data.tiles import Tiles
 from clim.engine import Trainer, load_config
+from clim.engine.averaging import BestCheckpoint
 from clim.engine.resume import rank_state_path
 from clim.errors import UserError, raise_on_all_ranks
 from clim.methods import Regions, Texts
@@ -44,11 +46,15 @@ def main(config, output, overrides):
     cfg = load_config(config, overrides)
     written["steps"], trainer = train(cfg)
     written["queue"] = dict(trainer.raw_model.method.named_buffers())
+    written["average"] = dict(trainer.average.average)
     written["metrics"] = (Path(cfg.OUTPUT_DIR) / "metrics.json").read_text()
     written["resumed"] = resumed(cfg)
     trainer.cfg = load_config(config, [*overrides, "SOLVER.ACCUMULATE", "2"])
     written["accumulated"] = accumulated(trainer, rank)
     trainer.start_iter = rank
+    with raise_on_all_ranks(10 + rank) as written["values"]:
+        pass
+    written["best"] = sentence_of(lambda: best_of({"bbox": {"AP": 1.0}} if rank == 0 else {}, cfg))
     written["disagreement"] = sentence_of(trainer._check_agreement)
     torch.save(written, Path(output) / f"rank{rank}.pth")
 
@@ -180,6 +186,13 @@ def error_of_rank_1():
             raise UserError("a mistake on process 1")
 
 
+def best_of(results, cfg):
+    """Evaluations of a known and an unknown metric, as the main process sees them."""
+    checkpointer = SafeCheckpointer(nn.Linear(1, 1), cfg.OUTPUT_DIR)
+    BestCheckpoint(checkpointer, "bbox/AP", resume=False, extra={}).update(results, 3)
+    BestCheckpoint(checkpointer, "bbox/AP75", resume=False, extra={}).update(results, 3)
+
+
 def sentence_of(function):
     try:
         function()
@@ -225,7 +238,7 @@ def setting(case, tiny_mini, tmp_path_factory):
     """(config overrides, folder of the files of both processes)."""
     folder = tmp_path_factory.mktemp("two_ranks")
     sizes = "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 3 INPUT.MOSAIC.SIZE 128 INPUT.CAPTION.SHORT_SIDE 64"
-    solver = "SOLVER.OPTIMIZER SGD SOLVER.BASE_LR 0.001 SOLVER.CLIP_GLOBAL_NORM 1.0 SOLVER.CHECKPOINT_PERIOD 1"
+    solver = "SOLVER.OPTIMIZER SGD SOLVER.BASE_LR 0.001 SOLVER.CLIP_GLOBAL_NORM 1.0 SOLVER.CHECKPOINT_PERIOD 1 SOLVER.EMA 0.9"
     overrides = [
         *sizes.split(), *case.sizes.split(), "INPUT.CAPTION.LONG_SIDE", "64", "INPUT.MIN_SIZE_TRAIN", "(96,)",
         case.queue_length, "64",
@@ -360,8 +373,19 @@ def test_accumulated_gradients_are_the_mean_over_ranks_and_batches_exchanged_onc
         torch.testing.assert_close(rank["accumulated"]["step"], mean, rtol=0, atol=1e-6)
 
 
-def test_a_mistake_on_one_rank_stops_all(ranks):
+def test_the_average_is_the_same_on_all_ranks(ranks):
+    first, second = (rank["average"] for rank in ranks)
+    last = ranks[0]["steps"][-1]["weights"]
+    assert first.keys() == second.keys() and len(first) > 40
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], last[name]) for name in first)
+
+
+def test_a_mistake_on_one_rank_stops_all(ranks, setting):
+    assert torch.load(setting[1] / "output/model_best.pth")["best"] == {"bbox/AP": 1.0}
     for rank in ranks:
+        assert rank["values"] == [10, 11]
+        assert rank["best"] == "TEST.BEST_METRIC bbox/AP75 is not evaluated: choose one of bbox/AP."
         assert rank["together"] == "a mistake on process 1"
         assert "(they would start at iterations [0, 1])" in rank["disagreement"]
 

@@ -87,8 +87,9 @@ class TrainingImages(HookBase):
 
     def put(self, name: str, image: Tensor, boxes: Tensor, labels: list[str]) -> None:
         """Store ``image`` (3, H, W) with its boxes (N, 4), each in its own colour, and their labels."""
-        canvas = np.ascontiguousarray(convert_image_to_rgb(image.permute(1, 2, 0), self.image_format))
+        canvas = np.array(convert_image_to_rgb(image.permute(1, 2, 0), self.image_format), order="C")
         found = sv.Detections(xyxy=boxes.numpy().astype(float), class_id=np.arange(len(boxes)))
         canvas = sv.BoxAnnotator(thickness=2).annotate(canvas, found)
-        canvas = sv.LabelAnnotator(text_scale=0.35, text_padding=2).annotate(canvas, found, labels=labels)
+        annotator = sv.LabelAnnotator(text_scale=0.35, text_padding=2, smart_position=True)
+        canvas = annotator.annotate(canvas, found, labels=labels)
         self.trainer.storage.put_image(name, canvas.transpose(2, 0, 1))

@@ -1,0 +1,148 @@
+"""Lines, bar and images of a training; none of them changes its numbers."""
+
+import io
+import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage, EventWriter
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from clim.engine import Trainer
+from clim.engine.hooks import ProgressBar, TrainingImages, Writers
+
+
+def run(cfg):
+    seed_all_rng(1)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+
+
+def test_images_change_no_number(tiny_cfg, tmp_path, metrics_of, drawn):
+    """They come from both batches' sources, and from the evaluations, at their iterations."""
+    metrics, numbers = [], []
+    for name, period in (("plain", 0), ("images", 2)):
+        keys = ("SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 2, "VIS_PERIOD", period, "SOLVER.LOG_PERIOD", 2)
+        run(tiny_cfg(*keys, "OUTPUT_DIR", str(tmp_path / name)))
+        metrics.append(metrics_of(tmp_path / name, "loss", "norm", "lr", "AP", "AR"))
+        numbers.append(drawn())
+    assert metrics[0] == metrics[1] and numbers[0] == numbers[1]
+    events = EventAccumulator(str(tmp_path / "images"), size_guidance={"images": 0}).Reload()
+    steps = {tag: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
+    assert steps.pop("Left: GT bounding boxes;  Right: Predicted proposals") == [0, 2]
+    shown = {f"{source}/{i}": [0, 2] for source in ("detection", "captions", "mosaics") for i in range(2)}
+    assert steps == shown | {f"detections/{i}": [1, 3] for i in range(4)}
+    assert (events.Images("mosaics/0")[0].width, events.Images("mosaics/0")[0].height) == (128, 128)
+
+
+@pytest.mark.parametrize("image_format", ["BGR", "RGB"])
+def test_boxes_are_where_they_belong_and_batches_stay_as_they_are(image_format):
+    """An image of 50 x 40 px that is detected in at twice its size, with a box around its centre."""
+    image = torch.full((3, 80, 100), 7, dtype=torch.uint8)
+    image[2 if image_format == "BGR" else 0] = 200
+    hook = TrainingImages(period=1, names=["dog"], image_format=image_format)
+    found = Instances((40, 50), pred_boxes=Boxes([[20.0, 15.0, 30.0, 25.0], [0.0, 0.0, 1.0, 1.0]]))
+    found.scores, found.pred_classes = torch.tensor([0.9, 0.8]), torch.tensor([0, 1])
+    net = torch.nn.Identity().eval()
+    with EventStorage() as storage:
+        hook.trainer = SimpleNamespace(raw_model=net, storage=storage, iter=1, batch={})
+        hook.before_train()
+        net.forward = lambda batch: [{"instances": found[:1]} for _ in batch]
+        net([{"image": image, "width": 50, "height": 40}] * 3)
+        net([{"image": image, "width": 50, "height": 40}] * 3)
+        assert [name for name, *_ in storage._vis_data] == [f"detections/{i}" for i in range(4)]
+        shown = storage._vis_data[0][1]
+    assert shown[:, 75, 95].tolist() == [200, 7, 7] and image[1].unique().tolist() == [7]
+    changed = np.argwhere((shown != shown[:, 75:76, 95:96]).any(0))
+    assert changed[:, 1].min() >= 38 and changed[:, 0].max() <= 52  # the label is above the box, from its left
+    assert hook.named(torch.tensor([0, 1])) == ["dog", "1"] and found.pred_boxes.tensor[0].tolist() == [20, 15, 30, 25]
+
+
+class Recorder(EventWriter):
+    def __init__(self):
+        self.calls = []
+
+    def write(self):
+        self.calls.append("write")
+
+    def close(self):
+        self.calls.append("close")
+
+
+def test_the_first_line_comes_at_once_then_every_period():
+    first, second = Recorder(), Recorder()
+    hook, lines = Writers([first, second], period=4), []
+    with EventStorage() as storage:
+        hook.trainer = SimpleNamespace(storage=storage, start_iter=5, max_iter=10, stop=SimpleNamespace(agreed=0))
+        for hook.trainer.iter in range(5, 10):
+            before = len(first.calls), len(second.calls)
+            hook.after_step()
+            lines.append((len(first.calls) - before[0], len(second.calls) - before[1]))
+        assert lines == [(1, 0), (0, 0), (1, 1), (0, 0), (1, 1)]
+        hook.trainer.iter, hook.trainer.stop.agreed = 8, 15
+        hook.after_step()
+    assert first.calls[-1] == second.calls[-1] == "close"
+
+
+def test_a_bar_shows_loss_and_progress_below_the_log(monkeypatch):
+    terminal, logger = io.StringIO(), logging.getLogger("clim.test")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    handler = logging.StreamHandler(terminal)
+    logging.getLogger("clim").addHandler(handler)
+    try:
+        with EventStorage() as storage:
+            bar = ProgressBar()
+            bar.trainer = SimpleNamespace(storage=storage, start_iter=2, max_iter=4)
+            bar.before_train()
+            storage.put_scalar("total_loss", 1.25)
+            bar.after_step()
+            logger.warning("a line")
+            bar.after_step()
+            bar.after_train()
+    finally:
+        logging.getLogger("clim").removeHandler(handler)
+    text = terminal.getvalue()
+    assert "4/4" in text and "loss=1.25" in text and "\na line\n" in text.replace("\r", "\n")
+
+
+MORE = ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 512, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 4096)  # no sampling
+CONFIGS = {
+    "detic_clim": (), "baron_clim": (), "vldet_clim": (), "ovrcnn": (), "ovrcnn_clim_pretrain": (), "clip_clim": (),
+    "fvlm": ("MODEL.IMAGE_ENCODER.PRETRAINED", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [n if n == "detic_clim" else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
+def test_bfloat16_losses_are_float32_and_near_those_of_float32(tiny_cfg, name):
+    found = []
+    for enabled in (False, True):
+        keys = ("SOLVER.AMP.ENABLED", enabled, "SOLVER.AMP.DTYPE", "bfloat16", "DATASETS.TEST", "()", *MORE)
+        seed_all_rng(1)
+        trainer = Trainer(tiny_cfg(*keys, *CONFIGS[name], config=f"mini/{name}.yaml"))
+        trainer.resume_or_load(resume=False)
+        trainer.model.train()
+        losses, forward = {}, trainer.raw_model.forward
+        trainer.raw_model.forward = lambda batch, f=forward, into=losses: into.update(f(batch)) or into
+        seed_all_rng(2)
+        with EventStorage() as trainer.storage:
+            trainer.accumulate()
+        assert not trainer.scaler.is_enabled() and {loss.dtype for loss in losses.values()} == {torch.float32}
+        norm = torch.stack([p.grad.norm() for p in trainer.raw_model.parameters() if p.grad is not None]).norm()
+        found.append({n: loss.item() for n, loss in losses.items()} | {"norm": norm.item()})
+    assert found[0] != found[1]
+    if name == "baron_clim":  # draws other proposals, of which others are the best
+        found = [{n: v for n, v in losses.items() if n.startswith(("loss_rpn", "loss_cls"))} for losses in found]
+    assert found[1] == pytest.approx(found[0], rel=0.05, abs=0.01)
+
+
+def test_signs_of_life_are_no_part_of_the_log_file(tiny_cfg):
+    cfg = tiny_cfg("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()")
+    run(cfg)
+    assert not [path for path in Path(cfg.OUTPUT_DIR).glob("log*") if "it/s" in path.read_text()]
