@@ -44,9 +44,6 @@ CURVES_NOTE = (
     "below a curve is AP50."
 )
 SIZES_NOTE = "AP50 by the area of the box: small below 32 x 32 px, large above 96 x 96 px. Few objects say little."
-NAMES_NOTE = (
-    "Each object by the shown box that overlaps it by half: it has the object's name, another one, or there is none."
-)
 CONFUSIONS_NOTE = f"Objects with another name, by true and shown class: the {NUM_CONFUSIONS} most frequent pairs."
 NOTES = [
     "A program draws all images: it rotates, flips and recolours OpenMoji drawings, CC BY-SA 4.0 "
@@ -150,7 +147,6 @@ def parts(analysis: Analysis) -> list[Part]:
         ),
         Part("Precision and recall", CURVES_NOTE, charts=_precision_curves(analysis)),
         Part("Size of the objects", SIZES_NOTE, ["objects of", "number", *titles], _size_rows(analysis)),
-        Part("Right name, another name, no box", NAMES_NOTE, ["percent", *titles], _name_rows(analysis)),
         Part("The most frequent confusions", CONFUSIONS_NOTE, ["shown as", *titles], _confusions(analysis)),
     ]  # fmt: skip
 
@@ -200,19 +196,6 @@ def _size_rows(analysis: Analysis) -> list[list]:
             count = np.sum((low <= areas) & (areas < high) & np.isin(classes, members))
             means = [class_mean(values[..., a], members) for values in analysis.precision.values()]
             rows.append([f"{group}, {size}", int(count), *(None if m is None else float(m.mean()) for m in means)])
-    return rows
-
-
-def _name_rows(analysis: Analysis) -> list[list]:
-    matrices, rows = [analysis.confusion(run) for run in analysis.shown], []
-    for group, members in analysis.groups().items():
-        objects = [matrix[members] for matrix in matrices]
-        right = [matrix[members, members].sum() for matrix in matrices]
-        missed = [part[:, -1].sum() for part in objects]
-        other = [p.sum() - r - m for p, r, m in zip(objects, right, missed, strict=True)]
-        for name, counts in (("right name", right), ("another name", other), ("no box", missed)):
-            shares = [float(100 * n / max(p.sum(), 1)) for n, p in zip(counts, objects, strict=True)]
-            rows.append([f"{group}: {name}", *shares])
     return rows
 
 
