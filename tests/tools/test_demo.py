@@ -83,7 +83,8 @@ def test_the_whole_demo_at_a_tiny_size_and_again(tmp_path):
     assert all(set(run) == {"name", "seed", *demo.FIGURES} for run in results["runs"])
     assert list(results["seconds"]) == ["data", "base", "detic", "detic_clim", "report", "total"]
     page = (output / "report.html").read_text()
-    assert page.count("data:image/jpeg") == 3 * 6 + 3 and "<svg" in page and "OpenMoji" in page
+    more = page.count("data:image/jpeg") - (3 * 6 + 3)  # images where one model finds what the other misses
+    assert 0 <= more <= 3 * 6 and more % 3 == 0 and "<svg" in page and "OpenMoji" in page
     assert len(list((output / "examples").glob("*.jpg"))) == 6
     assert "clim predict" in printed.splitlines()[-1] and str(output / "report.html") in printed.splitlines()[-1]
 

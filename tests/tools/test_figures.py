@@ -99,7 +99,7 @@ MODELS = ["--query", "dog", "--config-file"]
 @pytest.mark.parametrize(
     "command, arguments, message",
     [
-        ("responses", ["--input", "gone.jpg", "--query", "dog"], "gone.jpg: there is no such file"),
+        ("responses", ["--input", "gone.jpg", "--query", "dog"], "gone.jpg does not exist"),
         ("responses", ["--input", "no_folder/*.png", "--query", "dog"], "no image there"),
         ("responses", ["--query", " "], "--query holds no text"),
         ("responses", ["--query", "dog", "--tile", "1"], "give --mosaic N"),

@@ -44,17 +44,18 @@ def label_size(image: np.ndarray) -> int:
 
 def draw_boxes(
     image: np.ndarray, boxes, labels: Sequence[str], *, colours: Sequence, marked: Collection[int] = (),
-    labels_inside: bool = False, side: int = 640,
+    labels_inside: bool = False, side: int = 640, letters: int | None = None,
 ) -> np.ndarray:  # fmt: skip
     """A copy with boxes and labels, enlarged to a long side of at least ``side`` px.
 
     Later boxes lie on top. Labels avoid each other where they can; "" draws the box alone. ``colours`` are N RGB
-    triples. ``marked`` are the indices of boxes that get a star and a white rim (novel classes).
+    triples. ``marked`` are the indices of boxes that get a star and a white rim (novel classes). ``letters``: the
+    size of the labels in px of the result, by default :func:`label_size`.
     """
     image, scale = enlarge(image, side=side)
     page = Image.fromarray(image)
     draw = ImageDraw.Draw(page)
-    line, letters = max(2, round(max(page.size) / 300)), font(label_size(image))
+    line, letters = max(2, round(max(page.size) / 300)), font(letters or label_size(image))
     boxes = np.asarray(boxes, dtype=float).reshape(-1, 4) * scale
     colours = [tuple(int(v) for v in colour) for colour in colours]
     for i, (box, colour) in enumerate(zip(boxes, colours, strict=True)):
@@ -75,12 +76,20 @@ def draw_boxes(
 
 
 def draw_objects(
-    image: np.ndarray, boxes, classes: Sequence[int], *, names: Sequence[str], novel=(), scores=None, masks=None
+    image: np.ndarray,
+    boxes,
+    classes: Sequence[int],
+    *,
+    names: Sequence[str],
+    novel=(),
+    scores=None,
+    masks=None,
+    letters: int | None = None,
 ) -> np.ndarray:
     """A copy with objects, a colour for each class; the first object lies on top.
 
     ``classes`` are N indices into ``names``; those in ``novel`` get a star. The N ``scores`` stand after the names.
-    ``masks`` (N, H, W) bool are tinted.
+    ``masks`` (N, H, W) bool are tinted. ``letters`` as in :func:`draw_boxes`.
     """
     labels = [names[c] for c in classes]
     if scores is not None:
@@ -90,7 +99,7 @@ def draw_objects(
     marked = {i for i, c in enumerate(reversed(classes)) if c in novel}
     if masks is not None:
         image = tint(image, masks[::-1], colours)
-    return draw_boxes(image, boxes, labels[::-1], colours=colours, marked=marked)
+    return draw_boxes(image, boxes, labels[::-1], colours=colours, marked=marked, letters=letters)
 
 
 def tint(image: np.ndarray, masks, colours) -> np.ndarray:

@@ -74,7 +74,7 @@ def model_overrides(args: argparse.Namespace) -> list[str]:
     for option, file in (("--config-file", args.config_file), ("--data", args.data), ("--weights", args.weights)):
         address = str(file or "").partition("?")[0]
         if address and "://" not in address and not Path(address).expanduser().is_file():
-            raise UserError(f"{option} {file}: there is no such file.")
+            raise UserError(f"{option} {file} does not exist.")
     return args.opts + [part for key, file in chosen.items() if file is not None for part in (key, file)]
 
 
@@ -106,7 +106,7 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
         elif path.exists():
             inside = [path]
         elif not glob.has_magic(item):
-            raise UserError(f"--input {item}: there is no such file.")
+            raise UserError(f"--input {item} does not exist.")
         else:
             inside = [p for p in map(Path, sorted(glob.glob(str(path), recursive=True))) if p.is_file()]
         if not inside:

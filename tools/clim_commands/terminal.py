@@ -1,38 +1,24 @@
-"""What commands show on a terminal while they work and at their end: progress on stderr, tables on stdout, by rich."""
+"""What commands show on a terminal: the progress of an evaluation on stderr, tables on stdout, both by rich."""
 
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-T = TypeVar("T")
-
-
-def progress_bars() -> Progress:
-    """Bars with count, elapsed and remaining time. In a file, which is no terminal, the last state alone."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
-
-
-def track(items: Iterable[T], description: str, *, total: int | None = None) -> Iterator[T]:
-    """``items`` one by one, with a progress bar; ``total``: their number, by default their length if they have one."""
-    with progress_bars() as bars:
-        yield from bars.track(items, total=total, description=description)
-
 
 @contextmanager
 def evaluation_progress() -> Iterator[None]:
-    """In the block, Detectron2's ``inference_on_dataset`` shows a progress bar in place of lines in a log."""
-    logger = logging.getLogger("detectron2.evaluation.evaluator")
-    level = logger.level
-    with progress_bars() as bars:
-        handler = _InferenceBars(bars)
+    """In the block, Detectron2's ``inference_on_dataset`` shows a progress bar for each set in place of its log."""
+    logger, handler = logging.getLogger("detectron2.evaluation.evaluator"), logging.Handler()
+    before = logger.level, logger.propagate
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as bars:
+        handler.emit = lambda record: _advance(bars, record.getMessage())
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
@@ -40,26 +26,17 @@ def evaluation_progress() -> Iterator[None]:
             yield
         finally:
             logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = True
+            logger.level, logger.propagate = before
 
 
-class _InferenceBars(logging.Handler):
-    """A bar for each data set, from Detectron2's lines "Start inference on 250 batches", "Inference done 11/250"."""
-
-    def __init__(self, bars: Progress):
-        super().__init__()
-        self.bars, self.task, self.sets = bars, None, 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if started := re.match(r"Start inference on (\d+)", message):
-            self.sets += 1
-            self.task = self.bars.add_task(f"evaluating, set {self.sets}", total=int(started[1]))
-        elif done := re.match(r"Inference done (\d+)/(\d+)", message):
-            self.bars.update(self.task, completed=int(done[1]))
-        elif message.startswith("Total inference time"):
-            self.bars.update(self.task, completed=self.bars.tasks[self.task].total)
+def _advance(bars: Progress, message: str) -> None:
+    """Follow the lines "Start inference on 250 batches", "Inference done 11/250 …", "Total inference time: …"."""
+    if started := re.match(r"Start inference on (\d+)", message):
+        bars.add_task(f"evaluating, set {len(bars.tasks) + 1}", total=int(started[1]))
+    elif done := re.match(r"Inference done (\d+)", message):
+        bars.update(bars.task_ids[-1], completed=int(done[1]))
+    elif message.startswith("Total inference time"):
+        bars.update(bars.task_ids[-1], completed=bars.tasks[-1].total)
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence], *, title: str = "") -> None:

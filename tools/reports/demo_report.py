@@ -1,23 +1,23 @@
 """The texts, images and figures of the report of ``make demo``; ``page.py`` lays them out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from clim.data.images import read_image
 from clim.data.loader import build_mappers
-from clim.detector import Detector
-from clim_commands.drawing import class_colours, draw_boxes, draw_objects, enlarge, label_size, ordered
+from clim_commands.drawing import class_colours, draw_boxes, draw_objects, enlarge, ordered
 from experiments.training import read_metrics
 
 from . import COMPARED, TITLES
-from .page import Example, Report, Run, render_report
-from .sheet import Panel, sheet, shortened
+from .analysis import AREAS, Analysis, class_mean
+from .page import Example, Part, Report, Run, render_report
+from .sheet import Panel, sheet
 
-NUM_EXAMPLES = 6
+NUM_EXAMPLES, NUM_DIFFERENCES, NUM_CONFUSIONS = 6, 3, 12
+LETTERS = 26  # px on images of 640 px, which a phone shows at half that size
 SHOWN = {"threshold": 0.05, "overlap": 0.3, "top": 8}
 
 ABOUT = (
@@ -31,8 +31,20 @@ EXAMPLES_NOTE = (
     f"The {NUM_EXAMPLES} validation images with the most novel objects, chosen by ground truth alone. "
     f"Each shows up to {SHOWN['top']} detections of probability {SHOWN['threshold']} or more; of overlapping "
     "detections, the best. A star and a white rim mark novel classes. Their probabilities are low, because "
-    "they have no boxes in training. AP compares the detections of one class with each other."
+    "they have no boxes in training. AP compares the detections of one class with each other. Click on an image to "
+    "enlarge it, and again to close it."
 )
+DIFFERENCE_NOTE = (
+    "An object is found if a box of its class is shown, by the rule above, that overlaps it by half (IoU .5). In both "
+    f"directions: the {NUM_DIFFERENCES} images with the most novel objects that one model alone finds; then all of "
+    "its objects count."
+)
+CURVES_NOTE = (
+    "Precision of the detections, in percent, at each recall: the mean over the classes of a group, IoU .5. The area "
+    "below a curve is AP50."
+)
+SIZES_NOTE = "AP50 by the area of the box: small below 32 x 32 px, large above 96 x 96 px. Few objects say little."
+CONFUSIONS_NOTE = f"Objects with another name, by true and shown class: the {NUM_CONFUSIONS} most frequent pairs."
 NOTES = [
     "A program draws all images: it rotates, flips and recolours OpenMoji drawings, CC BY-SA 4.0 "
     "(https://openmoji.org, https://creativecommons.org/licenses/by-sa/4.0/), and pastes them on crops of "
@@ -60,6 +72,9 @@ def write_demo_report(
         results: {run: result of :func:`experiments.training.run_training`}.
         commands: (purpose, command) of next steps.
     """
+    analysis = Analysis(folder, configs["base"].DATASETS.TEST[0], list(results), **SHOWN)
+    examples = most_novel(analysis)
+    write_sheets(folder / "examples", examples)
     runs = [Run(name, TITLES[name], seed, results[name], read_metrics(folder / name)) for name in results]
     report = Report(
         title="Detic + CLIM on the mini benchmark",
@@ -69,9 +84,10 @@ def write_demo_report(
             f"This is one seed ({seed}); a few points of difference between seeds are normal.",
         ],
         runs=runs,
-        examples=_examples(folder, configs),
+        parts=parts(analysis),
+        examples=examples,
         examples_note=EXAMPLES_NOTE,
-        mosaics=[Example("Mosaics as the network saw them", mosaic_of_each_grid(configs["detic_clim"], seed=seed))],
+        mosaics=mosaic_of_each_grid(configs["detic_clim"], seed=seed),
         seconds={TITLES.get(step, step.capitalize()): value for step, value in seconds.items()},
         notes=NOTES,
         commands=commands,
@@ -91,52 +107,110 @@ def headline(results: Mapping[str, dict]) -> str:
     )
 
 
-def _examples(folder: Path, configs: Mapping) -> list[Example]:
-    predictors = {}
-    for name in COMPARED:
-        cfg = configs[name].clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = str(folder / name / "model_final.pth")
-        predictors[TITLES[name]] = Detector(cfg)
-    dataset = cfg.DATASETS.TEST[0]
-    shown = [compare(record, dataset, predictors) for record in most_novel(dataset, count=NUM_EXAMPLES)]
-    (folder / "examples").mkdir(exist_ok=True)
-    for number, example in enumerate(shown, start=1):
+def compare(analysis: Analysis, i: int, *, title: str) -> Example:
+    """Image ``i`` with its ground truth, then with what each of COMPARED shows."""
+    image = read_image(analysis.records[i]["file_name"], fmt="RGB").image
+    images = []
+    for boxes in (analysis.truth[i], *(analysis.shown[run][i] for run in COMPARED)):
+        options = {"names": analysis.names, "novel": analysis.novel, "scores": boxes.confidence, "letters": LETTERS}
+        images.append(draw_objects(image, boxes.xyxy, boxes.class_id.tolist(), **options))
+    return Example(title, list(zip(("Ground truth", *map(TITLES.get, COMPARED)), images, strict=True)))
+
+
+def most_novel(analysis: Analysis) -> list[Example]:
+    """The NUM_EXAMPLES images with the most novel objects, in the set's order."""
+    counts = [-sum(k in analysis.novel for k in truth.class_id) for truth in analysis.truth]
+    best = np.argsort(counts, kind="stable")[:NUM_EXAMPLES]
+    return [compare(analysis, i, title=f"Image {Path(analysis.records[i]['file_name']).name}") for i in best]
+
+
+def write_sheets(folder: Path, examples: list[Example]) -> None:
+    """``folder``/1.jpg, …: the images of each example side by side."""
+    folder.mkdir(exist_ok=True)
+    for number, example in enumerate(examples, start=1):
         titles, images = zip(*example.panels, strict=True)
         row = sheet([[Panel(image) for image in images]], titles, panel=max(image.shape[1] for image in images))
-        Image.fromarray(row).save(folder / "examples" / f"{number}.jpg", quality=90)
-    return shown
+        Image.fromarray(row).save(folder / f"{number}.jpg", quality=90)
 
 
-def most_novel(dataset: str, *, count: int) -> list[dict]:
-    """The ``count`` records of a registered data set with the most novel objects, in order."""
-    novel = novel_classes(dataset)
-    records = DatasetCatalog.get(dataset)
-    return sorted(records, key=lambda r: -sum(a["category_id"] in novel for a in r["annotations"]))[:count]
+def parts(analysis: Analysis) -> list[Part]:
+    """What the two compared runs find and miss, and the curves, sizes and confusions of all runs."""
+    titles = [TITLES[run] for run in analysis.shown]
+    return [
+        Part(
+            "Found by one, missed by the other", DIFFERENCE_NOTE, *_difference_table(analysis),
+            examples=[
+                example
+                for one, other in (COMPARED, COMPARED[::-1])
+                for example in found_by_one(analysis, other, one)
+            ],
+        ),
+        Part("Precision and recall", CURVES_NOTE, charts=_precision_curves(analysis)),
+        Part("Size of the objects", SIZES_NOTE, ["objects of", "number", *titles], _size_rows(analysis)),
+        Part("The most frequent confusions", CONFUSIONS_NOTE, ["shown as", *titles], _confusions(analysis)),
+    ]  # fmt: skip
 
 
-def novel_classes(dataset: str) -> set[int]:
-    metadata = MetadataCatalog.get(dataset)
-    return {i for i, name in enumerate(metadata.thing_classes) if name in metadata.novel_classes}
+def found_by_one(analysis: Analysis, one: str, other: str) -> list[Example]:
+    """The NUM_DIFFERENCES images with the most novel, then with the most objects that ``one`` alone finds."""
+    alone = analysis.found_by_one(one, other)
+    classes = [truth.class_id[objects].tolist() for truth, objects in zip(analysis.truth, alone, strict=True)]
+    order = sorted(range(len(classes)), key=lambda i: (-sum(k in analysis.novel for k in classes[i]), -len(classes[i])))
+    return [
+        compare(analysis, i, title=f"{TITLES[one]} finds, {TITLES[other]} misses: {_names(analysis, classes[i])}")
+        for i in order[:NUM_DIFFERENCES] if classes[i]
+    ]  # fmt: skip
 
 
-def compare(record: dict, dataset: str, predictors: Mapping[str, Detector]) -> Example:
-    """One image with its ground truth, then with the detections of each of {title: predictor}."""
-    image = read_image(record["file_name"], fmt="RGB").image
-    names, novel = MetadataCatalog.get(dataset).thing_classes, novel_classes(dataset)
-    boxes = np.array([a["bbox"] for a in record["annotations"]], dtype=float).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    classes = [a["category_id"] for a in record["annotations"]]
-    panels = [("Ground truth", draw_objects(image, boxes, classes, names=names, novel=novel))]
-    for title, predictor in predictors.items():
-        (found,) = predictor.predict(record["file_name"], **SHOWN)
-        known = {"names": found.names, "novel": found.novel, "scores": found.scores.tolist()}
-        panels.append((title, draw_objects(image, found.boxes, found.classes.tolist(), **known)))
-    return Example(f"Image {Path(record['file_name']).name}", panels)
+def _names(analysis: Analysis, classes: Iterable[int]) -> str:
+    return ", ".join(("★ " if k in analysis.novel else "") + analysis.names[k] for k in classes)
 
 
-def mosaic_of_each_grid(cfg, *, seed: int) -> list[tuple[str, np.ndarray]]:
-    """(caption, drawing) of a canvas of every grid of INPUT.MOSAIC.GRIDS, from the mapper of the training."""
+def _difference_table(analysis: Analysis) -> tuple[list[str], list[list]]:
+    hits = [np.concatenate(analysis.hits(run)) for run in COMPARED]
+    classes = np.concatenate([truth.class_id for truth in analysis.truth])
+    rows = []
+    for group, members in analysis.groups().items():
+        a, b = (found[np.isin(classes, members)] for found in hits)
+        rows.append([f"{group} objects", *(int(np.sum(x)) for x in (a & b, a & ~b, ~a & b, ~a & ~b))])
+    first, second = map(TITLES.get, COMPARED)
+    return ["found by", "both", f"{first} alone", f"{second} alone", "neither"], rows
+
+
+def _precision_curves(analysis: Analysis) -> dict[str, dict]:
+    """{group: {title of a run: (recall, precision)}} in percent."""
+    curves = {}
+    for group, members in analysis.groups().items():
+        means = {TITLES[run]: class_mean(values[..., 0], members) for run, values in analysis.precision.items()}
+        curves[f"{group} classes"] = {t: (list(range(len(m))), m.tolist()) for t, m in means.items() if m is not None}
+    return curves
+
+
+def _size_rows(analysis: Analysis) -> list[list]:
+    """AP50 of each group and range of area, after the number of objects."""
+    areas = np.concatenate([truth.area for truth in analysis.truth])
+    classes = np.concatenate([truth.class_id for truth in analysis.truth])
+    rows = []
+    for group, members in analysis.groups().items():
+        for a, (size, (low, high)) in enumerate(AREAS.items()):
+            count = np.sum((low <= areas) & (areas < high) & np.isin(classes, members))
+            means = [class_mean(values[..., a], members) for values in analysis.precision.values()]
+            rows.append([f"{group}, {size}", int(count), *(None if m is None else float(m.mean()) for m in means)])
+    return rows
+
+
+def _confusions(analysis: Analysis) -> list[list]:
+    """["true → shown", numbers of objects by run] of the NUM_CONFUSIONS most frequent pairs of different classes."""
+    matrices = np.stack([analysis.confusion(run)[:-1, :-1] for run in analysis.shown])
+    matrices[:, range(len(analysis.names)), range(len(analysis.names))] = 0
+    total = matrices[-len(COMPARED) :].sum(axis=0)
+    best = np.argsort(-total, axis=None, kind="stable")[:NUM_CONFUSIONS]
+    pairs = [np.unravel_index(place, total.shape) for place in best if total.flat[place]]
+    return [[" → ".join(_names(analysis, [k]) for k in pair), *matrices[:, *pair].tolist()] for pair in pairs]
+
+
+def mosaic_of_each_grid(cfg, *, seed: int) -> list[Example]:
+    """A canvas of every grid of INPUT.MOSAIC.GRIDS with its captions, from the mapper of the training."""
     mapper = build_mappers(cfg, ["mosaics"], seed=seed)["mosaics"]
     grids = set(cfg.INPUT.MOSAIC.GRIDS)
     found: dict[int, dict] = {}
@@ -146,17 +220,19 @@ def mosaic_of_each_grid(cfg, *, seed: int) -> list[tuple[str, np.ndarray]]:
         if len(found) == len(grids):
             break
     return [
-        (f"{tiles} tiles with their captions", draw_canvas(canvas, image_format=cfg.INPUT.FORMAT))
+        Example(
+            f"A mosaic as the network saw it, {tiles} tiles with their captions",
+            [("", draw_canvas(canvas, image_format=cfg.INPUT.FORMAT))],
+            lines=canvas["tiles"].drawn,
+        )
         for tiles, canvas in sorted(found.items())
     ]
 
 
 def draw_canvas(canvas: dict, *, image_format: str, side: int = 768) -> np.ndarray:
-    """Draw the tiles and captions of a canvas: ``image`` (3, H, W) uint8 and ``tiles``."""
+    """Draw the tiles of a canvas with their numbers, from 1: ``image`` (3, H, W) uint8 and ``tiles``."""
     tiles = canvas["tiles"]
     image, scale = enlarge(ordered(canvas["image"].permute(1, 2, 0).numpy(), image_format), side=side)
-    boxes, size = tiles.boxes.numpy() * scale, label_size(image)
-    texts = [
-        shortened(text, width=box[2] - box[0] - size, size=size) for text, box in zip(tiles.drawn, boxes, strict=True)
-    ]
-    return draw_boxes(image, boxes, texts, colours=class_colours(len(tiles)), labels_inside=True, side=side)
+    numbers = [str(i) for i in range(1, len(tiles) + 1)]
+    options = {"colours": class_colours(len(tiles)), "labels_inside": True, "side": side, "letters": side // 22}
+    return draw_boxes(image, tiles.boxes.numpy() * scale, numbers, **options)

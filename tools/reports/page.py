@@ -43,10 +43,23 @@ class Run:
 
 @dataclass
 class Example:
-    """Images that belong together: (caption, uint8 RGB (H, W, 3))."""
+    """Images that belong together: (caption, uint8 RGB (H, W, 3)); ``lines`` of a numbered list beside them."""
 
     title: str
     panels: list[tuple[str, np.ndarray]]
+    lines: Sequence[str] = ()
+
+
+@dataclass
+class Part:
+    """A section: a note, a table, charts {title: {run: (xs, ys)}} and images. In a row, floats are percentages."""
+
+    title: str
+    note: str
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence] = ()
+    charts: dict[str, dict] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
 
 
 @dataclass
@@ -56,6 +69,7 @@ class Report:
     title: str
     intro: list[str]
     runs: list[Run]
+    parts: list[Part] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     examples_note: str = ""
     mosaics: list[Example] = field(default_factory=list)
@@ -70,6 +84,7 @@ def render_report(report: Report) -> str:
         ("Results", _results_table(report.runs)),
         ("Novel classes, one by one", _class_table(report.runs)),
         ("What they see", _examples(report.examples, report.examples_note)),
+        *((escape(part.title), _part(part, report.runs)) for part in report.parts),
         ("What the network learns from", _examples(report.mosaics, "")),
         ("Curves", _curves(report.runs)),
         ("Time", _seconds_table(report.seconds)),
@@ -95,10 +110,10 @@ def data_uri(image: np.ndarray, *, quality: int = 85) -> str:
 
 def _results_table(runs: Sequence[Run]) -> str:
     rows = [
-        [_swatch(i) + escape(run.title), str(run.seed), *(_bar(run.results.get(key), i) for key in GROUPS)]
+        [_swatch(i) + escape(run.title), *(_bar(run.results.get(key), i) for key in GROUPS)]
         for i, run in enumerate(runs)
     ]
-    return _table(["run", "seed", *(f"AP50 {group}" for group in GROUPS.values())], rows) if rows else ""
+    return _table(["run", *(f"AP50 {group}" for group in GROUPS.values())], rows) if rows else ""
 
 
 def _class_table(runs: Sequence[Run]) -> str:
@@ -120,6 +135,30 @@ def _class_table(runs: Sequence[Run]) -> str:
     return _table(["class", "objects", *(escape(run.title) for run in runs)], rows) if rows else ""
 
 
+def _part(part: Part, runs: Sequence[Run]) -> str:
+    """Columns and lines of runs have their colours."""
+    index = {run.title: i for i, run in enumerate(runs)}
+    colours = {title: f"var(--run{i % 6})" for title, i in index.items()}
+    rows = [
+        [_bar(value, index.get(name, 0)) if value is None or isinstance(value, float) else escape(str(value))
+         for name, value in zip(part.head, row, strict=True)]
+        for row in part.rows
+    ]  # fmt: skip
+    charts = "".join(
+        f"<figure>{line_chart(lines, title=title, x_label='recall', colours=colours)}"
+        f"<figcaption>{escape(title)}</figcaption></figure>"
+        for title, lines in part.charts.items()
+    )
+    charts = f'{_legend(runs)}<div class="charts">{charts}</div>' if charts else ""
+    content = (_table(list(map(escape, part.head)), rows) if rows else "") + charts + _examples(part.examples, "")
+    return f"<p>{_text(part.note)}</p>{content}" if content else ""
+
+
+def _legend(runs: Sequence[Run]) -> str:
+    entries = "".join(f"<span>{_swatch(i)}{escape(run.title)}</span>" for i, run in enumerate(runs))
+    return f'<p class="legend">{entries}</p>'
+
+
 def _curves(runs: Sequence[Run]) -> str:
     present = {key for run in runs for entry in run.metrics for key in entry}
     known = [key for key in LOSS_TITLES if key in present]
@@ -132,9 +171,8 @@ def _curves(runs: Sequence[Run]) -> str:
     charts += [_chart(runs, key, key.removeprefix("bbox/").replace("_", " "), 1) for key in scored]
     if not charts:
         return ""
-    legend = "".join(f"<span>{_swatch(i)}{escape(run.title)}</span>" for i, run in enumerate(runs))
     note = "<p>Thin: as logged. Thick: moving average. Each training counts its own iterations.</p>"
-    return f'{note}<p class="legend">{legend}</p><div class="charts">{"".join(charts)}</div>'
+    return f'{note}{_legend(runs)}<div class="charts">{"".join(charts)}</div>'
 
 
 def _chart(runs: Sequence[Run], key: str, title: str, window: int) -> str:
@@ -151,14 +189,18 @@ def _chart(runs: Sequence[Run], key: str, title: str, window: int) -> str:
 
 
 def _examples(examples: Iterable[Example], note: str) -> str:
+    """Images that enlarge by CSS alone: each lies in the label of an invisible checkbox."""
     blocks = []
     for example in examples:
         figures = "".join(
-            f'<figure><img src="{data_uri(image)}" width="{image.shape[1]}" height="{image.shape[0]}" '
-            f'alt="{escape(example.title)}: {escape(caption)}">'
+            f'<figure><label class="zoom"><input type="checkbox" aria-label="enlarge">'
+            f'<span><img src="{data_uri(image)}" width="{image.shape[1]}" height="{image.shape[0]}" '
+            f'alt="{escape(example.title)}: {escape(caption)}"></span></label>'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
             for caption, image in example.panels
         )
+        if example.lines:
+            figures += f"<ol>{''.join(f'<li>{escape(line)}</li>' for line in example.lines)}</ol>"
         heading = f"<h3>{escape(example.title)}</h3>" if example.title else ""
         blocks.append(f'{heading}<div class="panels">{figures}</div>')
     return (f"<p>{_text(note)}</p>" if note else "") + "".join(blocks) if blocks else ""

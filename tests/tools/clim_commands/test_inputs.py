@@ -60,7 +60,7 @@ def test_files_of_a_model_are_checked_and_stand_for_keys(parser, tmp_path):
     weights, data = tmp_path / "w.pth", tmp_path / "data.yaml"
     weights.touch()
     words = ["--weights", f"{weights}?matching_heuristics=True", "--data", str(data)]
-    with pytest.raises(UserError, match=r"--data .*data.yaml: there is no such file"):
+    with pytest.raises(UserError, match=r"--data .*data.yaml does not exist"):
         model_overrides(parser.parse_args(words))
     data.touch()
     read = model_overrides(parser.parse_args([*words, "MODEL.WEIGHTS", "y.pth"]))
@@ -78,7 +78,7 @@ def test_images_of_files_folders_and_globs(tmp_path):
     assert [str(p.relative_to(tmp_path)) for p in found] == ["a.PNG", "b.jpg", "sub/c.jpg"]
     with pytest.raises(UserError, match="no image there"):
         find_images([str(tmp_path / "*.gif")])
-    with pytest.raises(UserError, match="missing.jpg: there is no such file"):
+    with pytest.raises(UserError, match="missing.jpg does not exist"):
         find_images([str(tmp_path), "missing.jpg"])
 
 

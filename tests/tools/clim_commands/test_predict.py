@@ -97,7 +97,7 @@ def test_weights_alone_are_enough_also_for_a_video(tiny_cfg, tmp_path, capsys):
         (["--input", "{file}", "--weights", "{file}", "--config-file", "gone.yaml"], "--config-file gone.yaml"),
         (["--input", "{file}", "--weights", "{file}", "--vocabulary", " ,"], "--vocabulary ' ,' holds no name"),
         (["--input", "{file}", "--weights", "{file}", "--vocabulary", ": a"], "--vocabulary ': a' holds no name"),
-        (["--input", "{file}", "--weights", "{file}", "SEED"], "Overrides are KEY VALUE pairs"),
+        (["--input", "{file}", "--weights", "{file}", "SEED"], "SEED has no value"),
         (["--input", "{file}"], "Name a checkpoint"),
         (["--input", "{file}", "--threshold", "2"], "'2' is not a number from 0 to 1"),
     ],

@@ -1,14 +1,9 @@
-"""Progress bars and tables."""
+"""The progress of an evaluation, and tables."""
 
 import logging
 import math
 
-from clim_commands.terminal import evaluation_progress, print_table, track
-
-
-def test_items_pass_through_and_are_counted(capsys):
-    assert list(track(iter("abc"), "letters", total=3)) == ["a", "b", "c"]
-    assert "letters" in (shown := capsys.readouterr().err) and "3/3" in shown
+from clim_commands.terminal import evaluation_progress, print_table
 
 
 def test_detectron2s_log_of_an_evaluation_becomes_a_bar_for_each_set(capsys, caplog):

@@ -17,9 +17,9 @@ from clim.data.tiles import Tiles
 from clim_commands.drawing import class_colours
 from reports.curves import line_chart, smooth, ticks
 from reports.demo_report import draw_canvas
-from reports.page import Example, Report, Run, render_report
+from reports.page import Example, Part, Report, Run, render_report
 
-VOID = {"meta", "img", "br", "line", "polyline"}
+VOID = {"meta", "img", "br", "input", "line", "polyline"}
 
 
 class Checker(HTMLParser):
@@ -71,7 +71,7 @@ def page_of(**changes):
         "runs": [make_run(), make_run("clim", 40.0, title="Detic + CLIM")],
         "examples": [Example("image 1", [("Ground truth", image), ("Detic", image)])],
         "examples_note": "chosen by rule",
-        "mosaics": [Example("", [("a mosaic", image)])],
+        "mosaics": [Example("", [("a mosaic", image)], lines=["a <b>", "a dog"])],
         "seconds": {"Data": 61.4, "Base stage": 1234.0},
         "notes": ["drawn by a program"],
         "commands": [("Predict:", 'python tools/predict.py --vocabulary "a<b"')],
@@ -116,6 +116,21 @@ def test_one_chart_for_each_loss_and_for_ap_once_it_was_measured_twice():
     assert counts == [2, 2, 3]
 
 
+def test_a_part_has_its_note_table_charts_and_images():
+    lines = {"Detic": ([0, 50, 100], [90.0, 50.0, 0.0]), "Detic + CLIM": ([0, 100], [80.0, 10.0])}
+    image = np.zeros((5, 5, 3), np.uint8)
+    rows = [["a <b>", 7, 12.34, None]]
+    part = Part("By size", "a note", ["class", "objects", "Detic", "Detic + CLIM"], rows, charts={"novel": lines})
+    part.examples = [Example("one", [("x", image)])]
+    plain, page = page_of(), page_of(parts=[part, Part("Nothing", "no content")])
+    assert "Nothing" not in page and "a &lt;b&gt;" in page and page.count("<svg") == plain.count("<svg") + 1
+    assert {"a note", "7", "12.3", "–", "novel"} <= set(Checker(page).text)
+    polylines = re.findall(r'stroke="(var\(--run\d\))"[^>]*><title>([^<]+)', page.partition("By size")[2])
+    assert polylines[:2] == [("var(--run0)", "Detic"), ("var(--run1)", "Detic + CLIM")]
+    assert page.count('class="zoom"') == page.count("<img") == plain.count("<img") + 1
+    assert "<li>a &lt;b&gt;</li><li>a dog</li>" in page
+
+
 @pytest.mark.parametrize(
     "low, high, expected",
     [
@@ -151,7 +166,7 @@ def test_a_canvas_shows_the_tiles_of_the_mapper(order):
         canvas=torch.zeros(2, dtype=torch.int64),
         image_ids=torch.tensor([1, 2]),
         captions=[["a cat"], ["a dog"]],
-        drawn=["a cat", "a dog that is far too long to fit into its tile, whatever the font"],
+        drawn=["a cat", "a dog"],
         tags=[[], []],
     )
     drawn = draw_canvas({"image": image, "tiles": tiles}, image_format=order, side=500)
