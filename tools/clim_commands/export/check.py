@@ -1,0 +1,115 @@
+"""Compare an exported detector with the one in PyTorch, and measure the speed of both."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from rich.progress import Progress
+from rich.table import Table
+
+from clim.data.images import read_image
+
+from ..drawing import ordered
+from .graph import class_rows
+
+PARTS = (0.5, 0.75, 1.0)  # of the size of the test
+THREADS = (1, 2)
+SAME = 0.01  # px: two boxes with smaller differences are the same
+Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (N, 4), scores (N,), classes (N,)
+
+
+class Difference(NamedTuple):
+    """Between two lists of detections."""
+
+    unequal: int  # detections that the other list lacks: no box of this class within SAME
+    box: float  # px, the largest of the others
+    score: float
+
+
+def check(detector, path: Path, images: Sequence[Path], *, dynamic_classes: bool, console) -> None:
+    """Print the largest differences between the file and ``detector`` at three sizes, and images a second of both."""
+    photos = [read_image(image, fmt="RGB").image for image in images]
+    rows = class_rows(detector.model.roi_heads.predictors[-1]).numpy() if dynamic_classes else None
+    table = Table("shorter side", "images", "detections", "unequal", "box, px", "score", title=f"{path.name} and PyTorch")
+    speed = Table("threads", "PyTorch, images/s", f"{path.name}, images/s", title="Speed (median)")
+    whole = detector.resize
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("Comparing", total=len(photos) * (len(PARTS) + len(THREADS)))
+        run = exported(path, rows, threads=torch.get_num_threads())
+        for part in PARTS:
+            side, longest = (round(part * px) for px in (whole.short_edge_length[0], whole.max_size))
+            detector.resize = T.ResizeShortestEdge([side] * 2, longest)
+            pairs = []
+            for photo in photos:
+                pairs.append((in_file(run, photo, detector.resize), in_pytorch(detector, photo)))
+                progress.advance(task)
+            found = [difference(*pair) for pair in pairs]
+            counts = len(photos), sum(len(truth[0]) for _, truth in pairs), sum(one.unequal for one in found)
+            worst = (f"{max(of):.1e}" for of in zip(*(one[1:] for one in found), strict=True))
+            table.add_row(str(side), *map(str, counts), *worst)
+        detector.resize, before = whole, torch.get_num_threads()
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            run, seconds = exported(path, rows, threads=threads), ([], [])
+            for photo in photos:
+                seconds[0].append(timed(in_pytorch, detector, photo))
+                seconds[1].append(timed(in_file, run, photo, whole))
+                progress.advance(task)
+            speed.add_row(str(threads), *(f"{1 / statistics.median(of):.2f}" for of in seconds))
+        torch.set_num_threads(before)
+    console.print(table, speed)
+
+
+def exported(path: Path, rows: np.ndarray | None, *, threads: int) -> Callable[[np.ndarray], Found]:
+    """The file as a function of a resized RGB image; ``rows`` (K, D) are class embeddings."""
+    if path.suffix == ".pt2":
+        from .programs import load_programs
+
+        programs = load_programs(path)
+        return lambda image: tuple(x.numpy() for x in programs(torch.from_numpy(image)))
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    given = {} if rows is None else {"class_embeddings": rows}
+    return lambda image: tuple(session.run(["boxes", "scores", "classes"], {"image": image} | given))
+
+
+def in_file(run: Callable[[np.ndarray], Found], image: np.ndarray, resize: T.Augmentation) -> Found:
+    """Detections of the exported file in an RGB image (H, W, 3), in its own pixels."""
+    resized = resize.get_transform(image).apply_image(image)
+    boxes, *others = run(resized)
+    height, width = np.divide(image.shape[:2], resized.shape[:2])
+    return boxes * np.array([width, height, width, height], dtype=np.float32), *others
+
+
+def in_pytorch(detector, image: np.ndarray) -> Found:
+    """Detections of the :class:`clim.Detector`."""
+    (found,) = detector.detect([ordered(image, detector.input_format)])
+    return found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy()
+
+
+def difference(found: Found, truth: Found) -> Difference:
+    """Between detections, each with the nearest free one of its class; their order may differ where scores tie."""
+    free, worst, matched = np.ones(len(truth[0]), dtype=bool), np.zeros(2), 0
+    for box, score, label in zip(*found, strict=True):
+        distances = np.abs(truth[0] - box).max(axis=1)
+        distances[~(free & (truth[2] == label))] = np.inf
+        if distances.size and distances.min() <= SAME:
+            partner = distances.argmin()
+            free[partner], matched = False, matched + 1
+            worst = np.maximum(worst, [distances[partner], abs(truth[1][partner] - score)])
+    return Difference(len(found[0]) + len(truth[0]) - 2 * matched, *worst.tolist())
+
+
+def timed(function: Callable, *arguments) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start

@@ -1,0 +1,155 @@
+"""A detector as a graph of tensors, which torch.onnx and torch.export can trace: one image, no lists, no Instances.
+
+Shapes: N detections, R regions, K classes, D width of text embeddings, L levels of proposals. Boxes are x0, y0, x1, y1
+in pixels of the image that the graph gets.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from unittest import mock
+
+import torch
+from detectron2.export.torchscript_patch import patch_builtin_len
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.proposal_generator import proposal_utils
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms
+
+from clim.errors import UserError
+from clim.modeling import box_predictors
+from clim.modeling.fvlm import FVLM
+
+_COUNTING = [f"clim.modeling.{name}" for name in ("box_predictors", "roi_heads", "fvlm")]  # modules that call len()
+_LOWEST = torch.finfo(torch.float32).min
+
+
+class DetectorGraph(nn.Module):
+    """``forward(image)`` → boxes (N, 4), scores (N,), classes (N,), and masks (N, M, M) where the head has them.
+
+    ``image`` is uint8 or float (H, W, 3) RGB of the size of the test. Masks are probabilities inside their boxes. With
+    ``class_embeddings`` (K, D) the classes are these.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    @torch.no_grad()
+    def forward(self, image: Tensor, class_embeddings: Tensor | None = None) -> tuple[Tensor, ...]:
+        with traceable(), vocabulary(self.model.roi_heads, class_embeddings):
+            found = self.model.inference([{"image": rgb_to_model(self.model, image)}])[0]
+        found = found[found.pred_boxes.nonempty()]
+        masks = (found.pred_masks[:, 0],) if found.has("pred_masks") else ()
+        return found.pred_boxes.tensor, found.scores, found.pred_classes, *masks
+
+
+def require_exportable(model: nn.Module, *, max_size: int, dynamic_classes: bool) -> None:
+    """UserError for a detector that the graph would not equal. ``max_size``: the long side of its images in px."""
+    layers = [layer for p in model.roi_heads.predictors for layer in p.bbox_pred.modules()]
+    if any(getattr(layer, "out_features", 0) > 4 for layer in layers[-1:]):
+        reason = "it has a box for each class (MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG False)"
+        raise UserError(f"This detector cannot be exported: {reason}, and ONNX's NMS takes one box for all classes.")
+    if isinstance(model, FVLM) and dynamic_classes:
+        reason = "F-VLM's scores depend on which classes had boxes in training"
+        raise UserError(f"--dynamic-classes does not fit this detector, because {reason}: name --vocabulary instead.")
+    if isinstance(model, FVLM) and max_size > model.square:
+        remedy = f"set INPUT.MAX_SIZE_TEST to {model.square}"
+        raise UserError(f"Images of {max_size} px exceed F-VLM's canvas (INPUT.LSJ.SIZE {model.square}): {remedy}.")
+
+
+def rgb_to_model(model: nn.Module, image: Tensor) -> Tensor:
+    """RGB (H, W, 3) → (3, H, W) in the order of the model's channels."""
+    channels = image.permute(2, 0, 1)
+    return channels if model.input_format == "RGB" else channels.flip(0)
+
+
+@contextlib.contextmanager
+def vocabulary(roi_heads: nn.Module, class_embeddings: Tensor | None) -> Iterator[None]:
+    """Detect the classes of ``class_embeddings`` inside this context; None: those of the detector."""
+    if class_embeddings is None:
+        yield
+        return
+    before = [(module, dict(module._buffers)) for p in roi_heads.predictors for module in p.modules()]
+    counts = [predictor.num_classes for predictor in roi_heads.predictors]
+    try:
+        roi_heads.set_vocabulary(class_embeddings)
+        yield
+    finally:
+        for module, buffers in before:
+            module._buffers.update(buffers)
+        for predictor, count in zip(roi_heads.predictors, counts, strict=True):
+            predictor.num_classes = count
+
+
+@contextlib.contextmanager
+def traceable(detect=None) -> Iterator[None]:
+    """Replace what depends on values by operators that a graph has. ``detect`` replaces fast_rcnn_inference."""
+    replaced = [
+        mock.patch.object(GeneralizedRCNN, "_postprocess", staticmethod(lambda results, *_: results)),
+        mock.patch.object(FVLM, "preprocess_image", on_canvas),
+        mock.patch.object(proposal_utils, "batched_nms", nms_of_levels),
+        mock.patch.object(box_predictors, "fast_rcnn_inference", detect or detections),
+        patch_builtin_len(_COUNTING),
+    ]
+    with contextlib.ExitStack() as stack:
+        for patch in replaced:
+            stack.enter_context(patch)
+        yield
+
+
+def on_canvas(model: FVLM, batched_inputs):
+    """As FVLM.preprocess_image of one image, whose canvas has a constant size."""
+    from detectron2.structures import ImageList
+
+    (image,) = (x["image"] for x in batched_inputs)
+    height, width = image.shape[1:]
+    divisor = max(model.backbone.size_divisibility, 1)
+    side = -(-model.square // divisor) * divisor
+    canvas = F.pad(image - model.pad_pixel, (0, side - width, 0, side - height)) + model.pad_pixel
+    return ImageList(((canvas - model.pixel_mean) / model.pixel_std)[None], [image.shape[1:]])
+
+
+def nms_of_levels(boxes: Tensor, scores: Tensor, levels: Tensor, iou_threshold: float) -> Tensor:
+    """As Detectron2's ``batched_nms``; exact, where a traced one shifts boxes of other levels by large numbers."""
+    own = torch.arange(8, device=levels.device)[:, None] == levels  # (L, R), more levels than any detector has
+    kept = ClassNMS.apply(boxes, torch.where(own, scores, -torch.inf), iou_threshold, _LOWEST)[:, 1]
+    return kept[scores[kept].argsort(descending=True)]
+
+
+def detections(boxes, logits, image_sizes, threshold: float, nms_threshold: float, topk: int):
+    """As Detectron2's ``fast_rcnn_inference`` of one image with class-agnostic boxes (R, 4)."""
+    (boxes,), (logits,), (size,) = boxes, logits, image_sizes
+    clipped = Boxes(boxes)
+    clipped.clip(size)
+    classes, rows = ClassNMS.apply(clipped.tensor, logits[:, :-1].T, nms_threshold, threshold).unbind(1)
+    best = logits[rows, classes].argsort(descending=True)[:topk]
+    classes, rows = classes[best], rows[best]
+    found = Instances(size, pred_boxes=clipped[rows], scores=logits[rows, classes], pred_classes=classes)
+    return [found], [rows]
+
+
+class ClassNMS(torch.autograd.Function):
+    """Boxes (R, 4), scores (K, R), IoU threshold, score threshold → (M, 2): class and row of what NMS leaves."""
+
+    @staticmethod
+    def forward(ctx, boxes, scores, iou_threshold, score_threshold):
+        pairs = (scores > score_threshold).nonzero()
+        return pairs[batched_nms(boxes[pairs[:, 1]], scores[pairs[:, 0], pairs[:, 1]], pairs[:, 0], iou_threshold)]
+
+    @staticmethod
+    def symbolic(g, boxes, scores, iou_threshold, score_threshold):
+        def constant(value, dtype=torch.float32):
+            return g.op("Constant", value_t=torch.tensor([value], dtype=dtype))
+
+        one = constant(0, torch.int64)
+        boxes, scores = (g.op("Unsqueeze", x, one) for x in (boxes, scores))
+        every = constant(torch.iinfo(torch.int64).max, torch.int64)
+        found = g.op("NonMaxSuppression", boxes, scores, every, constant(iou_threshold), constant(score_threshold))
+        return g.op("Gather", found, g.op("Constant", value_t=torch.tensor([1, 2])), axis_i=1)
+
+
+def class_rows(predictor: nn.Module) -> Tensor:
+    """(K, D) embeddings of the predictor's classes, without the background."""
+    return predictor.get_buffer(predictor.vocabulary_key).movedim(predictor.vocabulary_axis, 0)[:-1]

@@ -1,0 +1,141 @@
+"""A detector as two programs of torch.export, with the choice of proposals and of detections between and behind them.
+
+``FILE.proposals.pt2``: image uint8 or float (H, W, 3) RGB → feature maps, and boxes (A, 4) and logits (A,) of all anchors
+of each level. ``FILE.head.pt2``: feature maps, boxes (R, 4), logits (R,) → boxes (R, 4), log-odds of scores (R, K + 1).
+"""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import torch
+from detectron2.export.torchscript_patch import patch_builtin_len
+from detectron2.modeling import poolers
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
+from detectron2.modeling.roi_heads import Res5ROIHeads
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
+
+from clim.errors import UserError
+from clim.modeling.classifier import PseudoWordClassifier
+
+from .graph import rgb_to_model, traceable
+
+HALVES = ("proposals", "head")
+ENTRY = "description.json"  # in both files
+
+
+class Proposals(nn.Module):
+    """Backbone and RPN head: see the module's docstring."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.rpn = model, model.proposal_generator
+
+    def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        pixels = (rgb_to_model(self.model, image).contiguous() - self.model.pixel_mean) / self.model.pixel_std
+        divisor = max(self.model.backbone.size_divisibility, 1)
+        height, width = pixels.shape[1:]
+        features = self.model.backbone(F.pad(pixels[None], (0, -width % divisor, 0, -height % divisor)))
+        maps = [features[name] for name in self.rpn.in_features]
+        logits, deltas = self.rpn.rpn_head(maps)
+        logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]
+        deltas = [x.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas]
+        boxes = self.rpn._decode_proposals(self.rpn.anchor_generator(maps), deltas)
+        return [features[name] for name in self.model.roi_heads.in_features], *([x[0] for x in y] for y in (boxes, logits))
+
+
+class Head(nn.Module):
+    """RoIAlign, box head and predictor: see the module's docstring."""
+
+    def __init__(self, heads: nn.Module):
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, features: list[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        raw = []
+
+        def catch(boxes, logits, sizes, *_):
+            raw.extend((boxes[0], logits[0]))
+            nothing = boxes[0].new_zeros(0)
+            found = Instances(sizes[0], pred_boxes=Boxes(nothing), scores=nothing, pred_classes=nothing.long())
+            return [found], [nothing]
+
+        proposals = Instances((0, 0))
+        proposals.proposal_boxes = Boxes(boxes)
+        with traceable(catch), patch_builtin_len(["detectron2.structures.instances"]), one_image_pooling():
+            self.heads(None, dict(zip(self.heads.in_features, features, strict=True)), [proposals])
+        return tuple(raw)
+
+
+def one_image_pooling():
+    """Let RoIAlign's rows (R, 5) be those of one image, without a look at their number."""
+    return mock.patch.object(poolers, "convert_boxes_to_pooler_format", lambda lists: F.pad(lists[0].tensor, (1, 0)))
+
+
+def write_programs(model: nn.Module, path: Path, description: dict) -> list[Path]:
+    """Write the two files of ``path`` and return their names. UserError for a head that torch.export cannot trace."""
+    heads, rpn = model.roi_heads, model.proposal_generator
+    words = any(isinstance(module, PseudoWordClassifier) for module in heads.modules())
+    if not (isinstance(rpn, RPN) and isinstance(heads, Res5ROIHeads)) or words:
+        reason = "torch.export can trace C4 heads behind an RPN alone, because others choose boxes in their midst"
+        raise UserError(f"This detector has no .pt2 form: {reason}: write --output FILE.onnx.")
+    training = False
+    predictor = heads.box_predictor
+    settings = {
+        "rpn": {
+            "nms_thresh": rpn.nms_thresh, "pre_nms_topk": rpn.pre_nms_topk[training],
+            "post_nms_topk": rpn.post_nms_topk[training], "min_box_size": rpn.min_box_size,
+        },
+        "classes": predictor.competes.nonzero()[:, 0].tolist() if hasattr(predictor, "competes") else None,
+    }  # fmt: skip
+    image = torch.zeros(96, 128, 3, dtype=torch.uint8)
+    extra = {ENTRY: json.dumps(description | settings)}
+    files = [path.with_suffix(f".{half}.pt2") for half in HALVES]
+    with torch.no_grad():
+        first = Proposals(model).eval()
+        features, boxes, _ = first(image)
+        free = {0: Dim.AUTO, 1: Dim.AUTO}
+        program = torch.export.export(first, (image,), dynamic_shapes=(free,), strict=False)
+        torch.export.save(program, files[0], extra_files=extra)
+        shapes = [{2: Dim.AUTO, 3: Dim.AUTO} for _ in features], {0: Dim.AUTO}
+        program = torch.export.export(Head(heads).eval(), (features, boxes[0][:29]), dynamic_shapes=shapes, strict=False)
+        torch.export.save(program, files[1], extra_files=extra)
+    return files
+
+
+class DetectorPrograms:
+    """``load_programs(path)(image)`` → boxes (N, 4), scores (N,), classes (N,); ``description``: as an ONNX file's.
+
+    ``image`` is a uint8 tensor (H, W, 3) RGB of the size of the test.
+    """
+
+    def __init__(self, halves: list[nn.Module], description: dict):
+        (self.propose, self.head), self.description = halves, description
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        about, size = self.description, tuple(image.shape[:2])
+        features, boxes, logits = self.propose(image)
+        levels = [x[None] for x in boxes], [x[None] for x in logits]
+        (proposals,) = find_top_rpn_proposals(*levels, [size], **about["rpn"], training=False)
+        boxes, odds = self.head(features, proposals.proposal_boxes.tensor)
+        threshold = torch.tensor(about["score_threshold"]).logit().item()
+        limits = threshold, about["nms_threshold"], about["max_detections"]
+        (found,), _ = fast_rcnn_inference([boxes], [odds], [size], *limits)
+        found = found[found.pred_boxes.nonempty()]
+        classes = found.pred_classes
+        classes = classes if about["classes"] is None else torch.tensor(about["classes"])[classes]
+        return found.pred_boxes.tensor, found.scores.sigmoid(), classes
+
+
+def load_programs(path: Path | str) -> DetectorPrograms:
+    """The detector that ``clim export --output path`` has written; ``path`` ends in .pt2."""
+    halves, extra = [], {ENTRY: ""}
+    for half in HALVES:
+        halves.append(torch.export.load(Path(path).with_suffix(f".{half}.pt2"), extra_files=extra).module())
+    return DetectorPrograms(halves, json.loads(extra[ENTRY]))
