@@ -55,7 +55,14 @@ def main() -> None:
             for one in reversed(found):
                 draw = ImageDraw.Draw(image)
                 draw.rectangle(one["box"], outline="red", width=3)
-                draw.text(one["box"][:2], f"{one['name']} {one['score']:.2f}", fill="white", stroke_width=2, stroke_fill="black", font_size=16)
+                draw.text(
+                    one["box"][:2],
+                    f"{one['name']} {one['score']:.2f}",
+                    fill="white",
+                    stroke_width=2,
+                    stroke_fill="black",
+                    font_size=16,
+                )
             args.output.mkdir(parents=True, exist_ok=True)
             image.save(args.output / f"{Path(file).stem}.jpg")
 

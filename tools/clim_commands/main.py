@@ -9,9 +9,14 @@ import inspect
 from clim.errors import run_cleanly
 from train_net import add_train_options, train
 
+from .export import add_export_options, export
 from .predict import add_predict_options, predict
 
-COMMANDS = {"train": (add_train_options, train), "predict": (add_predict_options, predict)}
+COMMANDS = {
+    "train": (add_train_options, train),
+    "predict": (add_predict_options, predict),
+    "export": (add_export_options, export),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,15 +1,13 @@
-"""``clim export``: write a trained detector as an ONNX file or as programs of torch.export."""
+"""``clim export``: write a trained detector as an ONNX file, or as programs of torch.export."""
 
 import argparse
-import hashlib
 import importlib.util
 from pathlib import Path
 
 from clim.errors import UserError
 
-from ..inputs import find_images, quiet_logging, read_names
-
-FORMATS = {".onnx": ("onnx", "onnxruntime"), ".pt2": ()}  # suffix: packages beside those that CLIM needs
+from ..inputs import quiet_logging
+from ..predict import part, read_classes
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
@@ -17,14 +15,15 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     default = " (%(default)s)"
     add = parser.add_argument
     add("--weights", required=True, metavar="FILE", help="checkpoint of a detector")
-    add("--config-file", metavar="FILE", help="YAML of a checkpoint that lacks its config")
     add("--output", type=Path, default=Path("model.onnx"), metavar="FILE", help="ends in .onnx or .pt2" + default)
-    add("--vocabulary", help='"a,b,c", a .txt with one name a line, or a list such as coco (default: the checkpoint\'s)')
+    vocabulary_help = '"a, b, c", a word list, or a known one such as coco (default: the checkpoint\'s classes)'
+    add("--vocabulary", metavar="WORDS", help=vocabulary_help)
     dynamic_help = "class embeddings are an input, so that other words need no new export (.onnx only)"
     add("--dynamic-classes", action="store_true", help=dynamic_help)
-    add("--threshold", type=float, default=0.05, help="lowest score in the output" + default)
-    check_help = "compare the file with PyTorch on these images, at three sizes, and measure both"
-    add("--check", nargs="+", metavar="IMAGES", help=check_help)
+    add("--config-file", metavar="FILE", help="YAML, for a checkpoint without its config")
+    add("--threshold", type=part, default=0.05, help="lowest score in the output" + default)
+    check_help = "compare the file with PyTorch on these images, at three sizes, and measure the speed of both"
+    add("--check", nargs="+", default=[], metavar="IMAGES", help=check_help)
     add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
 
 
@@ -34,54 +33,57 @@ def export(args: argparse.Namespace) -> None:
         clim export --weights model_final.pth --output model.onnx --vocabulary "dog, umbrella" --check photos
         clim export --weights model_final.pth --output model.onnx --dynamic-classes
 
-    The file takes one image, uint8 or float (height, width, 3) RGB, resized as its metadata say, and gives boxes (N, 4),
-    scores (N,), classes (N,) and, from a head with masks, masks (N, M, M). docs/export.md describes it.
-
-    FILE.pt2 stands for two programs, FILE.proposals.pt2 and FILE.head.pt2, and
-    ``clim_commands.export.programs.load_programs("FILE.pt2")`` reads them.
+    The file takes an image, uint8 or float (height, width, 3) RGB, resized as its metadata say, and gives boxes (N, 4),
+    scores (N,), classes (N,), and masks (N, M, M) from a head with masks. tools/onnx_predict.py is a client without
+    torch. FILE.pt2 stands for two files, which `clim_commands.export.programs.load_programs` reads: docs/export.md.
     """
-    paths = check_arguments(args)
+    quiet_logging()
+    images, classes = check_arguments(args)
     from rich.console import Console
 
+    from clim.detector import Detector
     from clim.files import replacing
 
-    quiet_logging()
+    from .description import describe
+    from .graph import prepare
+
     console = Console()
     with console.status(f"Loading {args.weights}"):
-        detector, cfg = load_detector(args)
+        options = {"config": args.config_file, "classes": classes, "overrides": args.opts}
+        detector = Detector(args.weights, score_threshold=args.threshold, device="cpu", **options)
+        prepare(detector, dynamic_classes=args.dynamic_classes)
+        about = describe(detector, Path(args.weights))
     with console.status(f"Writing {args.output}"):
-        description = describe(detector, cfg, args)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         if args.output.suffix == ".pt2":
             from .programs import write_programs
 
-            written = write_programs(detector.model, args.output, description)
+            files = write_programs(detector.model, args.output, about)
         else:
             from .onnx_file import write_onnx
 
-            with replacing(args.output) as partial:
-                write_onnx(detector.model, partial, description, dynamic_classes=args.dynamic_classes)
-            written = [args.output]
-        if args.dynamic_classes:
-            written.append(write_rows(detector.model, args.output.with_suffix(".npy")))
-    for path in written:
-        console.print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", highlight=False)
-    if paths:
+            files = write_onnx(detector.model, args.output, about, dynamic_classes=args.dynamic_classes)
+    for file in files:
+        console.print(f"{file}: {file.stat().st_size / 1e6:.1f} MB", highlight=False)
+    if images:
         from .check import check
 
-        check(detector, args.output, paths, dynamic_classes=args.dynamic_classes, console=console)
+        check(detector, args.output, images, dynamic_classes=args.dynamic_classes, console=console)
 
 
-def check_arguments(args: argparse.Namespace) -> list[Path]:
-    """Images of --check. UserError for what is wrong without a look at the weights."""
-    suffix = args.output.suffix
-    if suffix not in FORMATS:
+def check_arguments(args: argparse.Namespace) -> tuple[list, list[str] | dict[str, list[str]] | None]:
+    """The images of --check and the classes of --vocabulary. UserError for what is wrong, before torch loads."""
+    from clim.sources import find_source
+
+    if args.output.suffix not in (".onnx", ".pt2"):
         raise UserError(f"--output {args.output}: its end decides the format: .onnx, or .pt2 for torch.export.")
-    for package in FORMATS[suffix]:
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"clim export needs {package}: pip install -r requirements-extras.txt")
-    if args.dynamic_classes and suffix != ".onnx":
+    if args.output.suffix == ".onnx":
+        for package in ("onnx", "onnxruntime") if args.check else ("onnx",):
+            if importlib.util.find_spec(package) is None:
+                raise UserError(f"clim export needs {package}: pip install -r requirements-extras.txt")
+    elif args.dynamic_classes:
         raise UserError(f"--dynamic-classes is for ONNX files, not for {args.output}.")
-    if not 0 <= args.threshold < 1:
-        raise UserError(f"--threshold {args.threshold:g}: a score is at least 0 and below 1.")
-    return find_images(args.check or [])
+    for option, file in (("--weights", args.weights), ("--config-file", args.config_file)):
+        if file and not Path(file).is_file():
+            raise UserError(f"{option} {file} does not exist.")
+    return find_source(args.check), None if args.vocabulary is None else read_classes(args.vocabulary)

@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from rich.progress import Progress
 from rich.table import Table
 
-from clim.data.images import read_image
+from clim.sources import Frame, read_source
 
 from ..drawing import ordered
 from .graph import class_rows
@@ -31,11 +31,13 @@ class Difference(NamedTuple):
     score: float
 
 
-def check(detector, path: Path, images: Sequence[Path], *, dynamic_classes: bool, console) -> None:
+def check(detector, path: Path, images: Sequence, *, dynamic_classes: bool, console) -> None:
     """Print the largest differences between the file and ``detector`` at three sizes, and images a second of both."""
-    photos = [read_image(image, fmt="RGB").image for image in images]
-    rows = class_rows(detector.model.roi_heads.predictors[-1]).numpy() if dynamic_classes else None
-    table = Table("shorter side", "images", "detections", "unequal", "box, px", "score", title=f"{path.name} and PyTorch")
+    photos = [item.image for item in read_source(images) if isinstance(item, Frame)]
+    rows = class_rows(detector.model).numpy() if dynamic_classes else None
+    table = Table(
+        "shorter side", "images", "detections", "unequal", "box, px", "score", title=f"{path.name} and PyTorch"
+    )
     speed = Table("threads", "PyTorch, images/s", f"{path.name}, images/s", title="Speed (median)")
     whole = detector.resize
     with Progress(console=console, transient=True) as progress:
@@ -71,7 +73,7 @@ def exported(path: Path, rows: np.ndarray | None, *, threads: int) -> Callable[[
         from .programs import load_programs
 
         programs = load_programs(path)
-        return lambda image: tuple(x.numpy() for x in programs(torch.from_numpy(image)))
+        return lambda image: tuple(x.numpy() for x in programs(torch.tensor(image)))
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -12,7 +12,7 @@ import torch
 from detectron2.export.torchscript_patch import patch_builtin_len
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.proposal_generator import proposal_utils
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
@@ -45,18 +45,25 @@ class DetectorGraph(nn.Module):
         return found.pred_boxes.tensor, found.scores, found.pred_classes, *masks
 
 
-def require_exportable(model: nn.Module, *, max_size: int, dynamic_classes: bool) -> None:
-    """UserError for a detector that the graph would not equal. ``max_size``: the long side of its images in px."""
-    layers = [layer for p in model.roi_heads.predictors for layer in p.bbox_pred.modules()]
-    if any(getattr(layer, "out_features", 0) > 4 for layer in layers[-1:]):
+def prepare(detector, *, dynamic_classes: bool) -> None:
+    """Give an F-VLM canvas one size. UserError for a detector that the graph would not equal."""
+    model, sizes = detector.model, detector.cfg.INPUT
+    last = list(model.roi_heads.predictors[-1].bbox_pred.modules())[-1]
+    if last.out_features > 4:
         reason = "it has a box for each class (MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG False)"
         raise UserError(f"This detector cannot be exported: {reason}, and ONNX's NMS takes one box for all classes.")
-    if isinstance(model, FVLM) and dynamic_classes:
+    if dynamic_classes and isinstance(model, FVLM):
         reason = "F-VLM's scores depend on which classes had boxes in training"
         raise UserError(f"--dynamic-classes does not fit this detector, because {reason}: name --vocabulary instead.")
-    if isinstance(model, FVLM) and max_size > model.square:
-        remedy = f"set INPUT.MAX_SIZE_TEST to {model.square}"
-        raise UserError(f"Images of {max_size} px exceed F-VLM's canvas (INPUT.LSJ.SIZE {model.square}): {remedy}.")
+    if dynamic_classes and model.roi_heads.predictors[-1].synonyms is not None:
+        raise UserError(
+            "--dynamic-classes takes one word a class, and these classes have synonyms: change --vocabulary."
+        )
+    if isinstance(model, FVLM) and model.square < sizes.MAX_SIZE_TEST:
+        if sizes.MIN_SIZE_TEST != sizes.MAX_SIZE_TEST:
+            remedy = f"set INPUT.LSJ.SIZE to at least INPUT.MAX_SIZE_TEST {sizes.MAX_SIZE_TEST}"
+            raise UserError(f"The canvas of an exported F-VLM has one size, which must hold every image: {remedy}.")
+        model.square = sizes.MAX_SIZE_TEST  # the longer side of every image
 
 
 def rgb_to_model(model: nn.Module, image: Tensor) -> Tensor:
@@ -101,12 +108,9 @@ def traceable(detect=None) -> Iterator[None]:
 
 def on_canvas(model: FVLM, batched_inputs):
     """As FVLM.preprocess_image of one image, whose canvas has a constant size."""
-    from detectron2.structures import ImageList
-
     (image,) = (x["image"] for x in batched_inputs)
     height, width = image.shape[1:]
-    divisor = max(model.backbone.size_divisibility, 1)
-    side = -(-model.square // divisor) * divisor
+    side = -(-model.square // model.backbone.size_divisibility) * model.backbone.size_divisibility
     canvas = F.pad(image - model.pad_pixel, (0, side - width, 0, side - height)) + model.pad_pixel
     return ImageList(((canvas - model.pixel_mean) / model.pixel_std)[None], [image.shape[1:]])
 
@@ -150,6 +154,7 @@ class ClassNMS(torch.autograd.Function):
         return g.op("Gather", found, g.op("Constant", value_t=torch.tensor([1, 2])), axis_i=1)
 
 
-def class_rows(predictor: nn.Module) -> Tensor:
-    """(K, D) embeddings of the predictor's classes, without the background."""
-    return predictor.get_buffer(predictor.vocabulary_key).movedim(predictor.vocabulary_axis, 0)[:-1]
+def class_rows(model: nn.Module) -> Tensor:
+    """(K, D) embeddings of the model's classes, without the background."""
+    predictor = model.roi_heads.predictors[-1]
+    return predictor.get_buffer(predictor.vocabulary_key).movedim(predictor.vocabulary_axis, 0)[:-1].contiguous()

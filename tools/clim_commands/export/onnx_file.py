@@ -3,12 +3,15 @@
 import contextlib
 import io
 import json
-import os
 import warnings
+from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from torch import nn
+
+from clim.files import replacing
 
 from .graph import DetectorGraph, class_rows
 
@@ -16,30 +19,39 @@ OPSET = 17
 SIDES = 96, 128  # px, height and width of the image that is traced; others work too
 
 
-def write_onnx(model: nn.Module, path: str | os.PathLike, description: dict, *, dynamic_classes: bool) -> None:
-    """Write the detector ``model``; ``description`` becomes metadata, each value in json.
+def write_onnx(model: nn.Module, path: Path, description: dict, *, dynamic_classes: bool) -> list[Path]:
+    """Write the detector ``model``; ``description`` becomes metadata, each value in json. Returns the files.
 
-    With ``dynamic_classes`` a second input ``class_embeddings`` (K, D) float32 gives the classes.
+    With ``dynamic_classes`` a second input ``class_embeddings`` (K, D) float32 gives the classes, and a .npy file
+    beside ``path`` holds the rows of the present ones.
     """
-    outputs = {"boxes": {0: "detections"}, "scores": {0: "detections"}, "classes": {0: "detections"}}
-    if model.roi_heads.mask_on if hasattr(model.roi_heads, "mask_on") else False:
-        outputs["masks"] = {0: "detections"}
+    outputs = {name: {0: "detections"} for name in ("boxes", "scores", "classes", "masks")}
+    if not getattr(model.roi_heads, "mask_on", False):
+        del outputs["masks"]
     inputs = {"image": {0: "height", 1: "width"}}
     noise = torch.randint(0, 256, (*SIDES, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     values = [noise]
     if dynamic_classes:
         inputs["class_embeddings"] = {0: "number_of_classes"}
-        values.append(class_rows(model.roi_heads.predictors[-1])[:2])
+        values.append(class_rows(model))
     torch.onnx.register_custom_op_symbolic("aten::expm1", expm1, OPSET)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # a failure prints the whole graph
+    with (
+        replacing(path) as partial,
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):  # a failure prints the whole graph
         warnings.simplefilter("ignore")  # they are about constants, which other sizes show to be right
         torch.onnx.export(
-            DetectorGraph(model).eval(), tuple(values), path, dynamo=False, opset_version=OPSET,
+            DetectorGraph(model).eval(), tuple(values), partial, dynamo=False, opset_version=OPSET,
             input_names=list(inputs), output_names=list(outputs), dynamic_axes=inputs | outputs,
         )  # fmt: skip
-    file = onnx.load(path)
-    onnx.helper.set_model_props(file, {key: json.dumps(value) for key, value in description.items()})
-    onnx.save(file, path)
+        file = onnx.load(partial)
+        onnx.helper.set_model_props(file, {key: json.dumps(value) for key, value in description.items()})
+        onnx.save(file, partial)
+    if not dynamic_classes:
+        return [path]
+    np.save(path.with_suffix(".npy"), values[1].numpy())
+    return [path, path.with_suffix(".npy")]
 
 
 def expm1(g, x):

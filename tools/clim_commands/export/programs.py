@@ -34,19 +34,22 @@ class Proposals(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.rpn = model, model.proposal_generator
+        self.backbone, self.rpn, self.used = model.backbone, model.proposal_generator, model.roi_heads.in_features
+        self.register_buffer("mean", model.pixel_mean)
+        self.register_buffer("std", model.pixel_std)
+        self.input_format = model.input_format
 
     def forward(self, image: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        pixels = (rgb_to_model(self.model, image).contiguous() - self.model.pixel_mean) / self.model.pixel_std
-        divisor = max(self.model.backbone.size_divisibility, 1)
+        pixels = (rgb_to_model(self, image).contiguous() - self.mean) / self.std
+        divisor = max(self.backbone.size_divisibility, 1)
         height, width = pixels.shape[1:]
-        features = self.model.backbone(F.pad(pixels[None], (0, -width % divisor, 0, -height % divisor)))
+        features = self.backbone(F.pad(pixels[None], (0, -width % divisor, 0, -height % divisor)))
         maps = [features[name] for name in self.rpn.in_features]
         logits, deltas = self.rpn.rpn_head(maps)
-        logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]
         deltas = [x.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in deltas]
         boxes = self.rpn._decode_proposals(self.rpn.anchor_generator(maps), deltas)
-        return [features[name] for name in self.model.roi_heads.in_features], *([x[0] for x in y] for y in (boxes, logits))
+        logits = [x[0].permute(1, 2, 0).flatten() for x in logits]
+        return [features[name] for name in self.used], [x[0] for x in boxes], logits
 
 
 class Head(nn.Module):
@@ -65,46 +68,39 @@ class Head(nn.Module):
             found = Instances(sizes[0], pred_boxes=Boxes(nothing), scores=nothing, pred_classes=nothing.long())
             return [found], [nothing]
 
-        proposals = Instances((0, 0))
-        proposals.proposal_boxes = Boxes(boxes)
-        with traceable(catch), patch_builtin_len(["detectron2.structures.instances"]), one_image_pooling():
+        def of_one_image(lists):  # rows of RoIAlign, without a look at their number
+            return F.pad(lists[0].tensor, (1, 0))
+
+        pooling = mock.patch.object(poolers, "convert_boxes_to_pooler_format", of_one_image)
+        with traceable(catch), patch_builtin_len(["detectron2.structures.instances"]), pooling:
+            proposals = Instances((0, 0), proposal_boxes=Boxes(boxes))
             self.heads(None, dict(zip(self.heads.in_features, features, strict=True)), [proposals])
         return tuple(raw)
 
 
-def one_image_pooling():
-    """Let RoIAlign's rows (R, 5) be those of one image, without a look at their number."""
-    return mock.patch.object(poolers, "convert_boxes_to_pooler_format", lambda lists: F.pad(lists[0].tensor, (1, 0)))
-
-
 def write_programs(model: nn.Module, path: Path, description: dict) -> list[Path]:
     """Write the two files of ``path`` and return their names. UserError for a head that torch.export cannot trace."""
-    heads, rpn = model.roi_heads, model.proposal_generator
+    heads, rpn, training = model.roi_heads, model.proposal_generator, False
     words = any(isinstance(module, PseudoWordClassifier) for module in heads.modules())
     if not (isinstance(rpn, RPN) and isinstance(heads, Res5ROIHeads)) or words:
-        reason = "torch.export can trace C4 heads behind an RPN alone, because others choose boxes in their midst"
-        raise UserError(f"This detector has no .pt2 form: {reason}: write --output FILE.onnx.")
-    training = False
-    predictor = heads.box_predictor
-    settings = {
-        "rpn": {
-            "nms_thresh": rpn.nms_thresh, "pre_nms_topk": rpn.pre_nms_topk[training],
-            "post_nms_topk": rpn.post_nms_topk[training], "min_box_size": rpn.min_box_size,
-        },
-        "classes": predictor.competes.nonzero()[:, 0].tolist() if hasattr(predictor, "competes") else None,
+        reason = "torch.export can trace an RPN with a C4 head of cosines or dot products alone"
+        raise UserError(f"This detector has no .pt2 form, because {reason}: write --output FILE.onnx.")
+    competes = getattr(heads.box_predictor, "competes", None)
+    limits = {
+        "nms_thresh": rpn.nms_thresh, "pre_nms_topk": rpn.pre_nms_topk[training],
+        "post_nms_topk": rpn.post_nms_topk[training], "min_box_size": rpn.min_box_size,
     }  # fmt: skip
-    image = torch.zeros(96, 128, 3, dtype=torch.uint8)
-    extra = {ENTRY: json.dumps(description | settings)}
+    classes = None if competes is None or competes.all() else competes.nonzero()[:, 0].tolist()
+    extra = {ENTRY: json.dumps(description | {"rpn": limits, "classes": classes})}
     files = [path.with_suffix(f".{half}.pt2") for half in HALVES]
     with torch.no_grad():
-        first = Proposals(model).eval()
+        image, first = torch.zeros(96, 128, 3, dtype=torch.uint8), Proposals(model).eval()
         features, boxes, _ = first(image)
-        free = {0: Dim.AUTO, 1: Dim.AUTO}
-        program = torch.export.export(first, (image,), dynamic_shapes=(free,), strict=False)
-        torch.export.save(program, files[0], extra_files=extra)
-        shapes = [{2: Dim.AUTO, 3: Dim.AUTO} for _ in features], {0: Dim.AUTO}
-        program = torch.export.export(Head(heads).eval(), (features, boxes[0][:29]), dynamic_shapes=shapes, strict=False)
-        torch.export.save(program, files[1], extra_files=extra)
+        free, any_number = {0: Dim.AUTO, 1: Dim.AUTO}, ([{2: Dim.AUTO, 3: Dim.AUTO} for _ in features], {0: Dim.AUTO})
+        steps = (first, (image,), (free,)), (Head(heads).eval(), (features, boxes[0][:29]), any_number)
+        for file, (half, inputs, shapes) in zip(files, steps, strict=True):
+            program = torch.export.export(half, inputs, dynamic_shapes=shapes, strict=False)
+            torch.export.save(program, file, extra_files=extra)
     return files
 
 
