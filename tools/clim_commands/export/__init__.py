@@ -42,10 +42,8 @@ def export(args: argparse.Namespace) -> None:
     from rich.console import Console
 
     from clim.detector import Detector
-    from clim.files import replacing
 
-    from .description import describe
-    from .graph import prepare
+    from .graph import describe, prepare
 
     console = Console()
     with console.status(f"Loading {args.weights}"):
@@ -64,7 +62,7 @@ def export(args: argparse.Namespace) -> None:
 
             files = write_onnx(detector.model, args.output, about, dynamic_classes=args.dynamic_classes)
     for file in files:
-        console.print(f"{file}: {file.stat().st_size / 1e6:.1f} MB", highlight=False)
+        console.print(f"{file}: {file.stat().st_size / 1e6:.1f} MB", highlight=False, soft_wrap=True)
     if images:
         from .check import check
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from detectron2.data import transforms as T
-from rich.progress import Progress
+from rich.progress import track
 from rich.table import Table
 
 from clim.sources import Frame, read_source
@@ -17,8 +17,7 @@ from clim.sources import Frame, read_source
 from ..drawing import ordered
 from .graph import class_rows
 
-PARTS = (0.5, 0.75, 1.0)  # of the size of the test
-THREADS = (1, 2)
+RUNS = (0.5, 1), (0.75, 1), (1.0, 1), (1.0, 2)  # share of the size of the test, threads
 SAME = 0.01  # px: two boxes with smaller differences are the same
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (N, 4), scores (N,), classes (N,)
 
@@ -35,36 +34,26 @@ def check(detector, path: Path, images: Sequence, *, dynamic_classes: bool, cons
     """Print the largest differences between the file and ``detector`` at three sizes, and images a second of both."""
     photos = [item.image for item in read_source(images) if isinstance(item, Frame)]
     rows = class_rows(detector.model).numpy() if dynamic_classes else None
-    table = Table(
-        "shorter side", "images", "detections", "unequal", "box, px", "score", title=f"{path.name} and PyTorch"
-    )
-    speed = Table("threads", "PyTorch, images/s", f"{path.name}, images/s", title="Speed (median)")
-    whole = detector.resize
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("Comparing", total=len(photos) * (len(PARTS) + len(THREADS)))
-        run = exported(path, rows, threads=torch.get_num_threads())
-        for part in PARTS:
-            side, longest = (round(part * px) for px in (whole.short_edge_length[0], whole.max_size))
-            detector.resize = T.ResizeShortestEdge([side] * 2, longest)
-            pairs = []
-            for photo in photos:
-                pairs.append((in_file(run, photo, detector.resize), in_pytorch(detector, photo)))
-                progress.advance(task)
-            found = [difference(*pair) for pair in pairs]
-            counts = len(photos), sum(len(truth[0]) for _, truth in pairs), sum(one.unequal for one in found)
-            worst = (f"{max(of):.1e}" for of in zip(*(one[1:] for one in found), strict=True))
-            table.add_row(str(side), *map(str, counts), *worst)
-        detector.resize, before = whole, torch.get_num_threads()
-        for threads in THREADS:
-            torch.set_num_threads(threads)
-            run, seconds = exported(path, rows, threads=threads), ([], [])
-            for photo in photos:
-                seconds[0].append(timed(in_pytorch, detector, photo))
-                seconds[1].append(timed(in_file, run, photo, whole))
-                progress.advance(task)
-            speed.add_row(str(threads), *(f"{1 / statistics.median(of):.2f}" for of in seconds))
-        torch.set_num_threads(before)
-    console.print(table, speed)
+    names = "short side", "threads", "detections", "unequal", "box, px", "score", "PyTorch, images/s", "file, images/s"
+    table, whole, threads_before = Table(*names, title=str(path)), detector.resize, torch.get_num_threads()
+    for part, threads in RUNS:
+        side, longest = (round(part * px) for px in (whole.short_edge_length[0], whole.max_size))
+        detector.resize = T.ResizeShortestEdge([side] * 2, longest)
+        torch.set_num_threads(threads)
+        run, found, seconds = exported(path, rows, threads=threads), [], []
+        for photo in track(photos, f"{side} px, {threads} threads", console=console, transient=True):
+            start = time.perf_counter()
+            truth = in_pytorch(detector, photo)
+            middle = time.perf_counter()
+            found.append((len(truth[0]), *difference(in_file(run, photo, detector.resize), truth)))
+            seconds.append((middle - start, time.perf_counter() - middle))
+        counts, unequal, *worst = zip(*found, strict=True)
+        speed = (f"{1 / statistics.median(of):.2f}" for of in zip(*seconds, strict=True))
+        numbers = side, threads, sum(counts), sum(unequal), *(f"{max(of):.1e}" for of in worst), *speed
+        table.add_row(*map(str, numbers))
+    detector.resize = whole
+    torch.set_num_threads(threads_before)
+    console.print(table)
 
 
 def exported(path: Path, rows: np.ndarray | None, *, threads: int) -> Callable[[np.ndarray], Found]:
@@ -108,10 +97,3 @@ def difference(found: Found, truth: Found) -> Difference:
             free[partner], matched = False, matched + 1
             worst = np.maximum(worst, [distances[partner], abs(truth[1][partner] - score)])
     return Difference(len(found[0]) + len(truth[0]) - 2 * matched, *worst.tolist())
-
-
-def timed(function: Callable, *arguments) -> float:
-    """Seconds of a call."""
-    start = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - start

@@ -5,7 +5,9 @@ in pixels of the image that the graph gets.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
+import clim
 from clim.errors import UserError
 from clim.modeling import box_predictors
 from clim.modeling.fvlm import FVLM
@@ -29,7 +32,7 @@ class DetectorGraph(nn.Module):
     """``forward(image)`` → boxes (N, 4), scores (N,), classes (N,), and masks (N, M, M) where the head has them.
 
     ``image`` is uint8 or float (H, W, 3) RGB of the size of the test. Masks are probabilities inside their boxes. With
-    ``class_embeddings`` (K, D) the classes are these.
+    ``class_embeddings`` (K, D) these are the model's classes from then on.
     """
 
     def __init__(self, model: nn.Module):
@@ -38,7 +41,9 @@ class DetectorGraph(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor, class_embeddings: Tensor | None = None) -> tuple[Tensor, ...]:
-        with traceable(), vocabulary(self.model.roi_heads, class_embeddings):
+        with traceable():
+            if class_embeddings is not None:
+                self.model.roi_heads.set_vocabulary(class_embeddings)
             found = self.model.inference([{"image": rgb_to_model(self.model, image)}])[0]
         found = found[found.pred_boxes.nonempty()]
         masks = (found.pred_masks[:, 0],) if found.has("pred_masks") else ()
@@ -66,28 +71,29 @@ def prepare(detector, *, dynamic_classes: bool) -> None:
         model.square = sizes.MAX_SIZE_TEST  # the longer side of every image
 
 
+def describe(detector, weights: Path) -> dict:
+    """What a client must know of ``detector``, whose checkpoint is ``weights``: json values."""
+    cfg, predictor = detector.cfg, detector.model.roi_heads.predictors[-1]
+    with open(weights, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "names": list(detector.names), "novel": sorted(detector.novel),
+        "channels": "RGB", "min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "score_threshold": detector.score_threshold, "nms_threshold": predictor.test_nms_thresh,
+        "max_detections": predictor.test_topk_per_image,
+        "text": {
+            "tower": cfg.MODEL.TEXT.NAME, "pretrained": cfg.MODEL.TEXT.PRETRAINED,
+            "prompt": cfg.MODEL.VOCABULARY.PROMPT, "features": predictor.text_features,
+        },
+        "weights": {"file": weights.name, "sha256": digest},
+        "versions": {"clim": clim.__version__, "torch": torch.__version__},
+    }  # fmt: skip
+
+
 def rgb_to_model(model: nn.Module, image: Tensor) -> Tensor:
     """RGB (H, W, 3) → (3, H, W) in the order of the model's channels."""
     channels = image.permute(2, 0, 1)
     return channels if model.input_format == "RGB" else channels.flip(0)
-
-
-@contextlib.contextmanager
-def vocabulary(roi_heads: nn.Module, class_embeddings: Tensor | None) -> Iterator[None]:
-    """Detect the classes of ``class_embeddings`` inside this context; None: those of the detector."""
-    if class_embeddings is None:
-        yield
-        return
-    before = [(module, dict(module._buffers)) for p in roi_heads.predictors for module in p.modules()]
-    counts = [predictor.num_classes for predictor in roi_heads.predictors]
-    try:
-        roi_heads.set_vocabulary(class_embeddings)
-        yield
-    finally:
-        for module, buffers in before:
-            module._buffers.update(buffers)
-        for predictor, count in zip(roi_heads.predictors, counts, strict=True):
-            predictor.num_classes = count
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ def write_onnx(model: nn.Module, path: Path, description: dict, *, dynamic_class
     if dynamic_classes:
         inputs["class_embeddings"] = {0: "number_of_classes"}
         values.append(class_rows(model))
+        mask = model.roi_heads.predictors[-1].freq_weight
     torch.onnx.register_custom_op_symbolic("aten::expm1", expm1, OPSET)
     with (
         replacing(path) as partial,
@@ -50,6 +51,7 @@ def write_onnx(model: nn.Module, path: Path, description: dict, *, dynamic_class
         onnx.save(file, partial)
     if not dynamic_classes:
         return [path]
+    model.roi_heads.set_vocabulary(values[1], mask)  # the graph has replaced it by its input
     np.save(path.with_suffix(".npy"), values[1].numpy())
     return [path, path.with_suffix(".npy")]
 

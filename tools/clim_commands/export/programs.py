@@ -1,10 +1,11 @@
 """A detector as two programs of torch.export, with the choice of proposals and of detections between and behind them.
 
-``FILE.proposals.pt2``: image uint8 or float (H, W, 3) RGB → feature maps, and boxes (A, 4) and logits (A,) of all anchors
-of each level. ``FILE.head.pt2``: feature maps, boxes (R, 4), logits (R,) → boxes (R, 4), log-odds of scores (R, K + 1).
+``FILE.proposals.pt2``: image uint8 or float (H, W, 3) RGB → feature maps, and boxes (A, 4) and logits (A,) of all
+anchors of each level. ``FILE.head.pt2``: feature maps, boxes (R, 4), logits (R,) → boxes (R, 4), log-odds (R, K + 1).
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -85,12 +86,12 @@ def write_programs(model: nn.Module, path: Path, description: dict) -> list[Path
     if not (isinstance(rpn, RPN) and isinstance(heads, Res5ROIHeads)) or words:
         reason = "torch.export can trace an RPN with a C4 head of cosines or dot products alone"
         raise UserError(f"This detector has no .pt2 form, because {reason}: write --output FILE.onnx.")
-    competes = getattr(heads.box_predictor, "competes", None)
+    competes = getattr(heads.box_predictor, "competes", torch.ones(len(description["names"])))
     limits = {
         "nms_thresh": rpn.nms_thresh, "pre_nms_topk": rpn.pre_nms_topk[training],
         "post_nms_topk": rpn.post_nms_topk[training], "min_box_size": rpn.min_box_size,
     }  # fmt: skip
-    classes = None if competes is None or competes.all() else competes.nonzero()[:, 0].tolist()
+    classes = competes.nonzero()[:, 0].tolist()  # of the columns of the head's odds
     extra = {ENTRY: json.dumps(description | {"rpn": limits, "classes": classes})}
     files = [path.with_suffix(f".{half}.pt2") for half in HALVES]
     with torch.no_grad():
@@ -104,34 +105,30 @@ def write_programs(model: nn.Module, path: Path, description: dict) -> list[Path
     return files
 
 
-class DetectorPrograms:
-    """``load_programs(path)(image)`` → boxes (N, 4), scores (N,), classes (N,); ``description``: as an ONNX file's.
+def load_programs(path: Path | str) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """The detector that ``clim export --output path`` has written; ``path`` ends in .pt2.
 
-    ``image`` is a uint8 tensor (H, W, 3) RGB of the size of the test.
+    It takes an image of the size of the test, a uint8 tensor (H, W, 3) RGB, and returns boxes (N, 4), scores (N,) and
+    classes (N,). Its attribute ``description`` is what an ONNX file has as metadata.
     """
-
-    def __init__(self, halves: list[nn.Module], description: dict):
-        (self.propose, self.head), self.description = halves, description
+    extra = {ENTRY: ""}
+    files = (Path(path).with_suffix(f".{half}.pt2") for half in HALVES)
+    propose, head = (torch.export.load(file, extra_files=extra).module() for file in files)
+    about = json.loads(extra[ENTRY])
+    threshold = torch.tensor(about["score_threshold"]).logit().item()
+    limits = threshold, about["nms_threshold"], about["max_detections"]
 
     @torch.no_grad()
-    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        about, size = self.description, tuple(image.shape[:2])
-        features, boxes, logits = self.propose(image)
+    def detect(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features, boxes, logits = propose(image)
+        sizes = [tuple(image.shape[:2])]
         levels = [x[None] for x in boxes], [x[None] for x in logits]
-        (proposals,) = find_top_rpn_proposals(*levels, [size], **about["rpn"], training=False)
-        boxes, odds = self.head(features, proposals.proposal_boxes.tensor)
-        threshold = torch.tensor(about["score_threshold"]).logit().item()
-        limits = threshold, about["nms_threshold"], about["max_detections"]
-        (found,), _ = fast_rcnn_inference([boxes], [odds], [size], *limits)
+        (proposals,) = find_top_rpn_proposals(*levels, sizes, **about["rpn"], training=False)
+        boxes, odds = head(features, proposals.proposal_boxes.tensor)
+        (found,), _ = fast_rcnn_inference([boxes], [odds], sizes, *limits)
         found = found[found.pred_boxes.nonempty()]
-        classes = found.pred_classes
-        classes = classes if about["classes"] is None else torch.tensor(about["classes"])[classes]
+        classes = torch.tensor(about["classes"])[found.pred_classes]
         return found.pred_boxes.tensor, found.scores.sigmoid(), classes
 
-
-def load_programs(path: Path | str) -> DetectorPrograms:
-    """The detector that ``clim export --output path`` has written; ``path`` ends in .pt2."""
-    halves, extra = [], {ENTRY: ""}
-    for half in HALVES:
-        halves.append(torch.export.load(Path(path).with_suffix(f".{half}.pt2"), extra_files=extra).module())
-    return DetectorPrograms(halves, json.loads(extra[ENTRY]))
+    detect.description = about
+    return detect
