@@ -11,12 +11,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageDraw, ImageOps
 
 
 class Detector:
     def __init__(self, path: str, *, embeddings: str | None = None, names: list[str] | None = None):
+        import onnxruntime
+
         self.session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
         stored = self.session.get_modelmeta().custom_metadata_map
         self.about = {key: json.loads(value) for key, value in stored.items()}
