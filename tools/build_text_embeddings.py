@@ -9,10 +9,12 @@ MODEL.METHOD.VLDET.EMBEDDINGS) or of captions (a cache for MODEL.TEXT.CACHE).
         --tower bert-base-uncased --output datasets/metadata/coco_bert_words.npy
     python tools/build_text_embeddings.py classes --dataset datasets/coco/VLDet/coco_nouns_4764.txt \\
         --prompt imagenet --tower RN50-quickgelu --output datasets/coco/VLDet/coco_nouns_4764_emb.pth
+    python tools/build_text_embeddings.py classes --names "dog, cat" --like model.onnx --output rows.npy
     python tools/build_text_embeddings.py captions --dataset coco_caption_train_tags --cache output/captions
 """
 
 import argparse
+import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -60,6 +62,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         name's word pieces among the tower's word embeddings, float32, for OV-RCNN, without prompts (%(default)s)"""
     classes.add_argument("--features", choices=FEATURES, default="embedding", help=features_help)
     classes.add_argument("--output", required=True, type=Path, help="the .npy or .pth file to write")
+    like_help = "file of clim export --dynamic-classes: tower, prompt and features that it needs"
+    classes.add_argument("--like", type=Path, metavar="MODEL.onnx", help=like_help)
     captions = commands.add_parser("captions", help="captions of registered data sets -> cache folder")
     captions.add_argument("--dataset", required=True, nargs="+", help="registered caption data sets")
     captions.add_argument("--cache", required=True, type=Path, help="the folder that MODEL.TEXT.CACHE names")
@@ -74,12 +78,25 @@ def build_classes(args: argparse.Namespace) -> None:
     from clim.text import CLASS_FEATURES, build_text_tower
 
     names = class_names(dataset=args.dataset, names=args.names)
+    if args.like:
+        vars(args).update(text_of(args.like))
     tower = build_text_tower(name=args.tower, pretrained=args.pretrained, device=args.device)
     embeddings = CLASS_FEATURES[args.features](tower, names, args.prompt).cpu().numpy()
-    if args.features != "words":  # dot products need all of words' digits
+    if args.features != "words" and not args.like:  # dot products need all of words' digits, a graph takes float32
         embeddings = embeddings.astype(np.float16)
     write_embeddings(args.output, embeddings, names)
     print(f"{args.output}: {embeddings.shape[0]} classes x {embeddings.shape[1]} dimensions")
+
+
+def text_of(model: Path) -> dict[str, str]:
+    """The arguments tower, pretrained, prompt and features in the metadata of an ONNX file of ``clim export``."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return json.loads({entry.key: entry.value for entry in onnx.load(model).metadata_props}["text"])
+    except (OSError, KeyError, DecodeError) as error:
+        raise UserError(f"--like {model} is no ONNX file of `clim export` ({error!r}).") from error
 
 
 def write_embeddings(path: Path, embeddings: np.ndarray, names: list[str]) -> None:

@@ -19,7 +19,8 @@ COMMANDS = {
     "train": "train_net",
     "eval": "clim_commands.eval",
     "predict": "clim_commands.predict",
-}  # fmt: skip
+    "export": "clim_commands.export",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -148,7 +148,7 @@ def level_locations(sizes: Sizes, strides: Sequence[int], *, device=None) -> Ten
     levels = []
     for (height, width), stride in zip(sizes, strides, strict=True):
         y, x = ((torch.arange(side, device=device) + 0.5) * stride for side in (height, width))
-        levels.append(torch.cartesian_prod(y, x).flip(1))
+        levels.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2).flatten(0, 1))
     return torch.cat(levels)
 
 
@@ -217,13 +217,14 @@ def choose_proposals(
     boxes, scores = [], []
     for centres, sides, p in zip(locations, distances, probabilities, strict=True):
         (kept,) = (p > min_probability).nonzero(as_tuple=True)
-        if len(kept) > level_topk:
+        if torch.jit.is_tracing():  # a graph has no branch that depends on values
+            kept = kept[p[kept].argsort(descending=True)[:level_topk]]
+        elif len(kept) > level_topk:
             kept = kept[p[kept].topk(level_topk).indices]
         lower = centres[kept] - sides[kept, :2]
         boxes.append(torch.cat([lower, torch.maximum(centres[kept] + sides[kept, 2:], lower + MIN_SIDE)], dim=1))
         scores.append(p[kept].sqrt())
     boxes, scores = torch.cat(boxes), torch.cat(scores)
     kept = nms(boxes, scores, nms_threshold)
-    if len(kept) > topk:
-        kept = kept[scores[kept] >= scores[kept[topk - 1]]]
+    kept = kept[scores[kept] >= scores[kept[:topk][-1:]]]
     return boxes[kept], scores[kept]

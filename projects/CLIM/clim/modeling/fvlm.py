@@ -173,6 +173,6 @@ def fused_log_scores(detection: Tensor, vlm: Tensor, has_boxes: Tensor, *, alpha
 
     ``detection`` and ``vlm`` are logits (R, K + 1), temperature included; ``has_boxes`` (K,) bool.
     """
-    weight = torch.full((detection.shape[1],), alpha, dtype=torch.float64, device=detection.device)
-    weight[:-1][~has_boxes] = beta
+    trained = F.pad(has_boxes, (0, 1), value=True).double()
+    weight = alpha * trained + beta * (1 - trained)
     return (1 - weight) * detection.double().log_softmax(1) + weight * vlm.double().log_softmax(1)
