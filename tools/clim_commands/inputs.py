@@ -3,6 +3,8 @@
 import argparse
 import glob
 import logging
+import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +14,10 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", "
 
 
 def quiet_logging() -> None:
-    """Show only warnings and errors, without time and module."""
+    """Show only our warnings and errors, without time and module. Call it before torch is imported."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of packages about each other
+    warnings.filterwarnings("ignore", module="torch")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of a text tower that loads
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("torch.fx").setLevel(logging.ERROR)  # its warnings are about its own code
 

@@ -25,7 +25,7 @@ UNFIT = ["predict", "--input", "a.jpg", "--config-file", "x.yaml", "--top", "-1"
         (["clim", "predict", "--help"], 0),
         (["clim", *UNFIT], 2),
         (["train_net.py", "--num-gpus", "two"], 2),
-        (["tools/predict.py", "--help"], 0),
+        (["clim", "predict", "--input", "gone.jpg"], 2),
     ],
 )
 def test_help_and_wrong_arguments_are_answered_without_torch(command, code, tmp_path):
