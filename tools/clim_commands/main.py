@@ -10,8 +10,13 @@ from clim.errors import run_cleanly
 from train_net import add_train_options, train
 
 from .predict import add_predict_options, predict
+from .serve import add_serve_options, serve
 
-COMMANDS = {"train": (add_train_options, train), "predict": (add_predict_options, predict)}
+COMMANDS = {
+    "train": (add_train_options, train),
+    "predict": (add_predict_options, predict),
+    "serve": (add_serve_options, serve),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
