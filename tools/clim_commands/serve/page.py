@@ -23,7 +23,7 @@ DRAWN = {"side": 800, "letters": 30}  # px: readable on a phone, too
 FONTS = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
 CSS = """
 .gradio-container { max-width: 1200px !important; }
-.found { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.found { width: 100%; border: 0 !important; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .found tr { border: 0 !important; }
 .found tr > * { padding: 4px 0 !important; border: 0 !important; text-align: right; }
 .found tr > :first-child { text-align: left; }
