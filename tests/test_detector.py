@@ -2,16 +2,19 @@
 
 import copy
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
 
-from clim.checkpoints import SafeCheckpointer
+from clim.checkpoints import SafeCheckpointer, load_model
 from clim.data.images import read_image
 from clim.detector import Detector
+from clim.engine import load_config
 from clim.errors import UserError
 from clim.modeling import roi_heads
 from clim.modeling.roi_heads import EfficientNetC4ROIHeads
@@ -73,6 +76,121 @@ def test_other_classes(tiny_cfg, scene, tmp_path):
         with pytest.raises(UserError, match="as many of both"):
             detector.set_classes(wrong, rows)
     assert detector.names == ["a", "b", "c"]
+
+
+def test_synonyms_share_a_class_and_freeze_keeps_them(tiny_cfg, scene, tmp_path):
+    """The score of a class is the highest of its words'; a frozen file needs no text tower."""
+    detector = Detector(tiny_cfg("MODEL.VOCABULARY.PROMPT", "a"))
+    nn.init.constant_(detector.model.roi_heads.box_predictor.cls_score.cls_bias, 0.0)
+    words = detector.embed(["dog", "horse", "lemon", "pony"])
+    detector.set_classes({"dog": [], "horse": ["pony", "horse"]}, words[[0, 1, 3]])
+    predictor = detector.model.roi_heads.box_predictor
+    assert detector.names == ["dog", "horse"] and detector.novel == {0} and predictor.freq_weight.tolist() == [0, 1, 1]
+    assert predictor.synonyms.tolist() == [[0, 0], [1, 2]]
+
+    image, boxes = [np.asarray(Image.open(scene))], torch.tensor([[0.0, 0, 9, 9], [20, 20, 40, 40]])
+    logits = torch.tensor([[0.1, 2.0, 1.0, 0.0], [0.3, -1.0, 1.5, 0.0]])
+    ((found,), _) = predictor.detect([boxes], [logits], [(50, 50)])
+    rows = zip(found.pred_classes.tolist(), found.pred_boxes.tensor.tolist(), found.scores, strict=True)
+    of_class = {(k, box[0]): score.logit().item() for k, box, score in rows}
+    assert of_class == pytest.approx({(0, 0.0): 0.1, (1, 0.0): 2.0, (0, 20.0): 0.3, (1, 20.0): 1.5}, abs=1e-5)
+
+    before = detector.predict(image, threshold=0.0)
+    detector.freeze(tmp_path / "frozen.pth")
+    frozen = Detector(tmp_path / "frozen.pth")
+    after = frozen.predict(image, threshold=0.0)
+    assert frozen.names == ["dog", "horse"] and frozen.novel == {0} and "live" not in vars(frozen.model.text_encoder)
+    np.testing.assert_array_equal(before[0].boxes, after[0].boxes)
+    np.testing.assert_array_equal(before[0].scores, after[0].scores)
+    frozen.set_classes(["lemon", "dog"], words[[2, 0]])
+    assert frozen.names == ["lemon", "dog"] and frozen.novel == {0, 1} and predictor.synonyms is not None
+    assert frozen.model.roi_heads.box_predictor.synonyms is None
+    for options in ({"classes": ["zebra"]}, {"overrides": ["MODEL.VOCABULARY.NAMES", ["zebra"]]}):
+        chosen = Detector(tmp_path / "frozen.pth", **options)
+        assert chosen.names == ["zebra"] and chosen.model.roi_heads.box_predictor.num_classes == 1
+    evaluated = load_model(load_config(str(tmp_path / "frozen.pth"), []))  # with its synonyms
+    assert torch.equal(evaluated.roi_heads.box_predictor.synonyms, predictor.synonyms)
+    renamed = load_model(load_config(str(tmp_path / "frozen.pth"), ["MODEL.VOCABULARY.NAMES", ["dog"]]))
+    assert renamed.roi_heads.box_predictor.synonyms is None
+
+
+def test_a_batch_equals_single_images_and_bfloat16_is_near(tiny_cfg, scene):
+    """Of images of different sizes, too: none is padded to another's."""
+    whole = np.asarray(Image.open(scene))
+    images = [whole, whole[:90], np.ascontiguousarray(whole[:, ::-1]), whole[:90, ::-1]]
+    cfg = tiny_cfg()
+    detector = Detector(cfg)
+    nn.init.constant_(detector.model.roi_heads.box_predictor.cls_score.cls_bias, 0.0)
+    together, alone = detector.detect(images), [detector.detect([image])[0] for image in images]
+    for both, one in zip(together, alone, strict=True):
+        assert both.image_size == one.image_size and len(both) > 50
+        torch.testing.assert_close(both.pred_boxes.tensor, one.pred_boxes.tensor, rtol=0, atol=1e-3)
+        torch.testing.assert_close(both.scores, one.scores, rtol=0, atol=1e-5)
+        assert torch.equal(both.pred_classes, one.pred_classes)
+    assert detector.detect([]) == [] and len(detector.predict(images, batch=3)) == 4
+
+    half = Detector(cfg, dtype=torch.bfloat16)
+    half.model.load_state_dict(detector.model.state_dict())
+    (near,), (exact,) = half.detect(images[:1]), together[:1]
+    assert near.scores.dtype == exact.scores.dtype and near.pred_boxes.tensor.dtype == torch.float32
+    assert abs(near.scores[:20].mean() - exact.scores[:20].mean()) < 0.02
+    assert not torch.equal(near.scores, exact.scores)  # it does compute in bfloat16
+
+
+def find_bright(images, *, threshold):
+    """A detector of the pixels above 200: one box of class 0 an image, in a large image none, as if it were small."""
+    found = []
+    for image in images:
+        rows, columns = (image[..., 0] > 200).nonzero()
+        count = int(len(rows) > 0 and max(image.shape) <= 200)
+        boxes = [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]] if count else []
+        instances = Instances(image.shape[:2])
+        instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+        instances.scores, instances.pred_classes = torch.full((count,), 0.06), torch.zeros(count, dtype=torch.int64)
+        found.append(instances)
+    return found
+
+
+def test_slices_and_tracks(tiny_cfg, tmp_path, monkeypatch):
+    detector = Detector(tiny_cfg())
+    monkeypatch.setattr(detector, "detect", find_bright)
+    large = np.zeros((500, 420, 3), np.uint8)
+    large[440:460, 170:190] = 255  # where slices overlap
+    assert len(detector.predict(large)[0]) == 0
+    (found,) = detector.predict(large, slices=200)
+    assert found.boxes.tolist() == [[170, 440, 190, 460]]
+
+    pytest.importorskip("trackers")
+    writer = cv2.VideoWriter(str(tmp_path / "a.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10.0, (160, 120))
+    for number in range(6):
+        frame = np.zeros((120, 160, 3), np.uint8)
+        frame[40:80, 10 + 5 * number : 50 + 5 * number] = 255
+        writer.write(frame)
+    writer.release()
+    photo = Image.fromarray(np.full((50, 50, 3), 255, np.uint8))
+    results = detector.predict([tmp_path / "a.mp4", photo, tmp_path], tracks=True, batch=4, frames=5)
+    assert [r.frame for r in results] == [0, 1, 2, 3, 4, None]  # one id for one object, whatever its score
+    (number,) = {*results[1].track_ids.tolist(), *results[4].track_ids.tolist()}
+    assert number >= 0 and results[5].track_ids is None
+
+
+def test_what_cannot_work_is_told(tiny_cfg, tmp_path, encoded, caplog):
+    cfg = tiny_cfg()
+    detector = Detector(cfg)
+    with pytest.raises(UserError, match="A webcam never ends"):
+        detector.predict([0])
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="The device is cuda:3, but this machine has no CUDA"):
+            Detector(cfg, device="cuda:3")
+    (tmp_path / "mini").mkdir()
+    for name in ("mini/drawing.jpg", "photo.jpg", "broken.jpg"):
+        (tmp_path / name).write_bytes(encoded((80, 60)) if "broken" not in name else b"text")
+    detector.predict(tmp_path / "mini")
+    assert "drawings only" not in caplog.text
+    for _ in range(2):  # the model of the mini benchmark says once that it knows no photos
+        assert [item.reason for item in detector.predict(tmp_path).skipped] == ["not an image"]
+    assert caplog.text.count("has seen drawings only (mini_ov_train)") == 1
+    assert len(list(detector.stream(tmp_path))) == 2 and "Image left out: " in caplog.text
 
 
 def test_boxes_are_in_pixels_of_the_upright_image(tiny_cfg, tmp_path):

@@ -68,6 +68,7 @@ def predict(args: argparse.Namespace) -> None:
     from clim.detector import Detector
     from clim.files import write_json
     from clim.results import save_each
+    from clim.sources import VIDEOS
 
     dtype = DTYPES[args.dtype] and getattr(torch, DTYPES[args.dtype])
     model = args.weights or overridden(args, "MODEL.WEIGHTS")
@@ -76,9 +77,9 @@ def predict(args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in ("batch", "threshold", "top", "overlap", "slices", "tracks")}
     images, results, skipped = [], [], []
     stream = detector.stream(items, frames=args.frames, skipped=skipped, **options)
-    known = len(items) if all(isinstance(item, Path) for item in items) else None
-    console = Console(stderr=True)
-    shown = track(stream, "images", known, console=console, transient=True, disable=len(items) == 1)
+    endless = any(isinstance(item, int) or Path(str(item)).suffix.lower() in VIDEOS for item in items)
+    total, console = None if endless else len(items), Console(stderr=True)
+    shown = track(stream, "images", total, console=console, transient=True, disable=total == 1)
     try:
         for result, drawing in save_each(shown, args.output):
             images.append(result.to_dict() | {"drawing": drawing})

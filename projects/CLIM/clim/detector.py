@@ -6,9 +6,11 @@ detector.set_classes(["dog", "fire hydrant"])
 results = detector.predict("photos/")
 """
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +73,7 @@ class Detector:
             overrides: KEY, VALUE, … of the config; not of a CfgNode.
             dtype: torch.bfloat16 or torch.float16: mixed precision by autocast; scores and boxes stay float32.
         """
-        cfg, description = _read(model, config, classes, overrides)
+        cfg, description, classes = _read(model, config, classes, overrides)
         cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
         if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(
@@ -82,16 +84,17 @@ class Detector:
         cfg.freeze()
         self.cfg, self.input_format, self.prompt = cfg, cfg.INPUT.FORMAT, cfg.MODEL.VOCABULARY.PROMPT
         self.score_threshold, self.dtype = score_threshold, dtype
-        self.names, self._rows = list(description["class_names"]), description["rows"]
+        self.names = self._stored_names = list(description["class_names"])
         self.train_sets, base = description["train_sets"], description["base_classes"]
         self._base = None if base is None else frozenset(base)
         self._may_warn = True
         self.novel = self._novel_among(self.names)
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-        self.model = load_model(cfg)
+        with _silent("clim.modeling.box_predictors") if classes is not None else nullcontext():
+            self.model = load_model(cfg)  # its classes go at once
         self.features = self.model.roi_heads.predictors[-1].text_features
         for predictor in self.model.roi_heads.predictors:
-            predictor.test_score_thresh, predictor.synonyms = score_threshold, _padded(self._rows)
+            predictor.test_score_thresh = score_threshold
             if cfg.MODEL.VOCABULARY.NAMES:
                 predictor.freq_weight = _with_boxes(len(self.names), self.novel).to(predictor.freq_weight)
             for part in predictor.modules():
@@ -109,20 +112,18 @@ class Detector:
         The score of a class with synonyms is the highest among those of its name and its synonyms.
         ``embeddings`` (K, D) of names without synonyms; None: the text tower makes them.
         """
-        names, words, rows = list(classes), list(classes), None
-        if isinstance(classes, Mapping) and any(classes.values()):
-            of_class = {name: list(dict.fromkeys([name, *others])) for name, others in classes.items()}
-            words = [word for group in of_class.values() for word in group]
-            rows = [k for k, group in enumerate(of_class.values()) for _ in group]
+        names = list(classes)
+        others = classes.values() if isinstance(classes, Mapping) else [()] * len(names)
+        groups = [list(dict.fromkeys([name, *words])) for name, words in zip(names, others, strict=True)]
+        words, novel = [word for group in groups for word in group], self._novel_among(names)
         if not names or (embeddings is not None and len(embeddings) != len(words)):
             count = "" if embeddings is None else f" and {len(embeddings)} embeddings"
             raise UserError(f"There are {len(words)} class names{count}: give one or more names, and as many of both.")
         if embeddings is None:
             embeddings = self.embed(words)
-        novel, rows_of = self._novel_among(names), rows or range(len(names))
-        mask = torch.tensor([float(k not in novel) for k in rows_of])
-        self.model.roi_heads.set_vocabulary(embeddings, mask, _padded(rows))
-        self.names, self.novel, self._rows = names, novel, rows
+        mask = torch.tensor([float(k not in novel) for k, group in enumerate(groups) for _ in group])
+        self.model.roi_heads.set_vocabulary(embeddings, mask, _numbered(groups))
+        self.names, self.novel = names, novel
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(Q, D) embeddings of texts, which the model reads like class names."""
@@ -133,9 +134,11 @@ class Detector:
         """Write the model with its present classes: ``Detector(path)`` finds these without the text tower."""
         cfg = self.cfg.clone()
         cfg.defrost()
-        cfg.MODEL.OVRCNN.TEST_CLASSES = ""  # a selection among the classes of the training
+        if self.names is not self._stored_names:
+            cfg.MODEL.OVRCNN.TEST_CLASSES = ""  # a selection among the classes of the training
         description = {
-            "config": cfg.dump(), "class_names": self.names, "train_sets": self.train_sets, "rows": self._rows,
+            "config": cfg.dump(), "class_names": self.names, "train_sets": self.train_sets,
+            "rows": self.model.roi_heads.predictors[-1].num_classes,
             "base_classes": None if self._base is None else sorted(self._base),
         }  # fmt: skip
         atomic_save({"model": self.model.state_dict(), DESCRIPTION: description}, Path(path))
@@ -163,7 +166,7 @@ class Detector:
             top: most detections of an image.
             overlap: of detections with a higher IoU, also of different classes, the best stays; 1: all stay.
             slices: px; above 0 the image is also read in overlapping squares of this side, for small objects.
-            tracks: number the objects of a video (``track_ids``; ByteTrack of the package trackers).
+            tracks: number the objects of a video from their second frame on (``track_ids``; ByteTrack of trackers).
             frames: most frames of a video or webcam.
             skipped: gets images that cannot be read; None: they are logged.
         """
@@ -267,32 +270,35 @@ def most_confident(found, *, threshold: float = 0.0, top: int | None = None, ove
     return found[nms(boxes, scores, overlap)[:top].numpy()]
 
 
-def _read(model, config, classes, overrides) -> tuple[CfgNode, dict]:
-    """The config, not frozen, and the checkpoint's description (:func:`clim.checkpoints.read_description`)."""
-    if config is None and not isinstance(model, CfgNode):
-        cfg, description = load_config(str(model), list(overrides)).clone(), read_description(model)
-    else:
-        cfg = config if isinstance(model, str | os.PathLike) else model
-        cfg, description = (
-            cfg.clone() if isinstance(cfg, CfgNode) else load_config(str(cfg), list(overrides)).clone(),
-            None,
-        )
+def _read(model, config, classes: Classes | None, overrides) -> tuple[CfgNode, dict, Classes | None]:
+    """The config, not frozen, the checkpoint's description (:func:`clim.checkpoints.read_description`) and classes."""
+    given = config if config is not None else model
+    cfg = (given if isinstance(given, CfgNode) else load_config(str(given), list(overrides))).clone()
     cfg.defrost()
     if not detects(cfg):
         name = cfg.MODEL.META_ARCHITECTURE
         raise UserError(f"MODEL.META_ARCHITECTURE {name} detects nothing: use the config of a detector.")
-    if description is None:
-        if not isinstance(model, CfgNode):
-            cfg.MODEL.WEIGHTS = str(model)
-        if classes is not None:  # the configured ones may be a file that is not here: one word stands in for a moment
-            cfg.MODEL.VOCABULARY.NAMES = list(classes)[:1]
-        sets = cfg.DATASETS.TEST
-        base = MetadataCatalog.get(sets[0]).get("base_classes", ()) if sets else ()
-        description = {
-            "class_names": vocabulary_names(cfg), "base_classes": list(base) or None,
-            "train_sets": list(cfg.DATASETS.TRAIN), "rows": None,
-        }  # fmt: skip
-    return cfg, description
+    vocabulary, description = cfg.MODEL.VOCABULARY, None
+    if not isinstance(model, CfgNode):
+        cfg.MODEL.WEIGHTS = str(model)
+        description = None if config is not None or vocabulary.EMBEDDINGS else read_description(model)
+    if description is not None:  # the file's vocabulary is loaded, and then exchanged
+        classes = classes or vocabulary.NAMES or None
+        vocabulary.NAMES, cfg.MODEL.ROI_HEADS.NUM_CLASSES = [], description["rows"]
+        return cfg, description, classes
+    if classes is not None:  # the configured ones may be a file that is not here: one word stands in for a moment
+        vocabulary.NAMES = list(classes)[:1]
+    sets = cfg.DATASETS.TEST
+    base = MetadataCatalog.get(sets[0]).get("base_classes", ()) if sets else ()
+    names, train_sets = vocabulary_names(cfg), list(cfg.DATASETS.TRAIN)
+    return cfg, {"class_names": names, "base_classes": list(base) or None, "train_sets": train_sets}, classes
+
+
+def _numbered(groups: Sequence[Sequence[str]]) -> Tensor | None:
+    """(C, S): the numbers of each group's words, repeated up to the longest; None for groups of one word."""
+    rows, longest = itertools.count(), max(map(len, groups))
+    numbers = [[next(rows) for _ in group] for group in groups]
+    return torch.tensor([(of * longest)[:longest] for of in numbers]) if longest > 1 else None
 
 
 def _to_detections(found: Instances) -> sv.Detections:
@@ -310,15 +316,14 @@ def _with_boxes(count: int, novel: frozenset[int]) -> Tensor:
     return torch.tensor([float(i not in novel) for i in range(count)])
 
 
-def _padded(rows: Sequence[int] | None) -> Tensor | None:
-    """The class of each embedding → (C, S) indices of embeddings of each class, repeated up to the longest; or None."""
-    if rows is None:
-        return None
-    of_class: list[list[int]] = [[] for _ in range(max(rows) + 1)]
-    for row, k in enumerate(rows):
-        of_class[k].append(row)
-    longest = max(map(len, of_class))
-    return torch.tensor([(group * longest)[:longest] for group in of_class])
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """No warnings of a logger in this block."""
+    logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def _keep_float32(module: nn.Module) -> None:

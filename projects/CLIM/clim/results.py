@@ -76,7 +76,8 @@ class Result:
     def labels(self) -> list[str]:
         """ "★ dog #3 0.52" of each detection: a star for a class without boxes in training, track, score."""
         stars = ["★ " * (k in self.novel) + self.names[k] for k in self.classes]
-        tracks = [f" #{t}" * (t >= 0) for t in self.track_ids] if self.track_ids is not None else [""] * len(self)
+        ids = [-1] * len(self) if self.track_ids is None else self.track_ids
+        tracks = [f" #{track}" if track >= 0 else "" for track in ids]
         return [f"{name}{track} {score:.2f}" for name, track, score in zip(stars, tracks, self.scores, strict=True)]
 
     def plot(self, *, side: int | None = None, letters: int | None = None) -> np.ndarray:

@@ -3,17 +3,18 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import supervision as sv
 import torch
-from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.mask import decode
 
 from clim.data.categories import COCO_NAMES
-from clim.detector import Detector
+from clim.detector import Detector, most_confident
 from clim_commands.main import main
-from clim_commands.predict import drawing_names, most_confident
+from clim_commands.predict import read_classes
 
 ROOT = Path(__file__).parents[3]
 CONFIG = str(ROOT / "configs" / "mini" / "detic_clim.yaml")
@@ -29,15 +30,15 @@ def test_predictions_are_drawn_and_written(tiny_mini, tiny_cfg, tiny_overrides, 
     Image.fromarray(noise).save(images / "grey.png")
     (images / "broken.jpg").write_bytes(b"no image")
     main([
-        "predict", "--input", str(images), str(images / "gone.jpg"), "--output", str(output),
-        "--config-file", CONFIG, "--vocabulary", "dog, zebra", "--weights", str(weights),
-        "--threshold", "0.01", "--top", "5", "--opts", *tiny_overrides,
+        "predict", "--input", str(images), "--output", str(output), "--save-json", str(tmp_path / "coco.json"),
+        "--config-file", CONFIG, "--vocabulary", "dog; zebra: horse", "--weights", str(weights),
+        "--threshold", "0.01", "--top", "5", *tiny_overrides[2:],
     ])  # fmt: skip
     result = json.loads((output / "predictions.json").read_text())
     assert result["vocabulary"] == ["dog", "zebra"] and result["novel"] == ["dog"]
     assert result["weights"] == str(weights)
     skipped = {Path(entry["file_name"]).name: entry["reason"] for entry in result["skipped"]}
-    assert skipped == {"broken.jpg": "not an image", "gone.jpg": "missing"}
+    assert skipped == {"broken.jpg": "not an image"}
     (image,) = result["images"]
     assert (image["height"], image["width"], image["drawing"]) == (90, 140, "grey.jpg")
     assert 1 <= len(image["detections"]) <= 5
@@ -46,17 +47,73 @@ def test_predictions_are_drawn_and_written(tiny_mini, tiny_cfg, tiny_overrides, 
         assert 0 <= x and 0 <= y and x + width <= 140.1 and y + height <= 90.1
         assert detection["name"] == result["vocabulary"][detection["category_id"]]
         assert detection["score"] >= 0.01
+    results = json.loads((tmp_path / "coco.json").read_text())
+    assert [r["category_id"] for r in results] == [d["category_id"] for d in image["detections"]]
+    assert {r["image_id"] for r in results} == {0}
     with Image.open(output / "grey.jpg") as drawing:
         assert drawing.size == (640, 411)
-    printed = capsys.readouterr().out
-    assert "1 image" in printed and "2 images could not be read" in printed and "gone.jpg: missing" in printed
-
-    arguments = ["--input", str(images / "gone.jpg"), "--output", str(output), "--config-file", CONFIG]
-    with pytest.raises(SystemExit) as caught:
-        main(["predict", *arguments, "--opts", *tiny_overrides])
     printed = capsys.readouterr()
-    assert caught.value.code == 2 and "error: None of the images" in printed.err and "gone.jpg: missing" in printed.out
+    assert "1 images, " in printed.out and "1 images could not be read" in printed.out
+    for noise in ("FutureWarning", "Skip loading", "not found in the checkpoint", "not used by the model"):
+        assert noise not in printed.err
+
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", "--input", str(images / "broken.jpg"), "--output", str(output), "--weights", str(weights),
+              "--config-file", CONFIG, *tiny_overrides[2:]])  # fmt: skip
+    printed = capsys.readouterr()
+    assert caught.value.code == 2 and "error: None of the images" in printed.err and "not an image" in printed.out
     assert [len(json.loads((output / "predictions.json").read_text())[key]) for key in ("images", "skipped")] == [0, 1]
+
+
+def test_weights_alone_are_enough_also_for_a_video(tiny_cfg, tmp_path, capsys):
+    """The advice to lower --threshold appears only where it helps."""
+    detector = Detector(tiny_cfg())
+    torch.nn.init.constant_(detector.model.roi_heads.box_predictor.cls_score.cls_bias, -1.0)
+    detector.freeze(tmp_path / "model.pth")
+    video = cv2.VideoWriter(str(tmp_path / "a.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 5.0, (160, 120))
+    for seed in range(3):
+        video.write(np.random.default_rng(seed).integers(0, 255, (120, 160, 3), dtype=np.uint8))
+    video.release()
+    arguments = ["predict", "--weights", str(tmp_path / "model.pth"), "--input", str(tmp_path / "a.mp4")]
+    arguments += ["--output", str(tmp_path / "out"), "--frames", "2", "--batch", "2"]
+    main([*arguments, "--threshold", "0.05"])
+    images = json.loads((tmp_path / "out/predictions.json").read_text())["images"]
+    assert [(i["frame"], i["drawing"]) for i in images] == [(0, "a.mp4"), (1, "a.mp4")] and images[0]["detections"]
+    assert (tmp_path / "out/a.mp4").is_file() and "Nothing scores" not in capsys.readouterr().out
+    main([*arguments, "--threshold", "1"])
+    assert "lower --threshold" in capsys.readouterr().out
+    torch.nn.init.constant_(detector.model.roi_heads.box_predictor.cls_score.cls_bias, -20.0)
+    detector.freeze(tmp_path / "model.pth")
+    main([*arguments, "--threshold", "1"])
+    printed = capsys.readouterr().out
+    assert "nor is there a score near it" in printed and "lower --threshold" not in printed
+
+
+@pytest.mark.parametrize(
+    "arguments, error",
+    [
+        (["--input", "gone.jpg", "--weights", "{file}"], "gone.jpg does not exist"),
+        (["--input", "{file}", "--weights", "gone.pth"], "--weights gone.pth does not exist"),
+        (["--input", "{file}", "--weights", "{file}", "--config-file", "gone.yaml"], "--config-file gone.yaml"),
+        (["--input", "{file}", "--weights", "{file}", "--vocabulary", " ,"], "--vocabulary ' ,' holds no name"),
+        (["--input", "{file}", "--weights", "{file}", "--vocabulary", ": a"], "--vocabulary ': a' holds no name"),
+        (["--input", "{file}", "--weights", "{file}", "SEED"], "Overrides are KEY VALUE pairs"),
+        (["--input", "{file}"], "Name a checkpoint"),
+        (["--input", "{file}", "--threshold", "2"], "'2' is not a number from 0 to 1"),
+    ],
+)
+def test_mistakes_are_told_before_the_model_is_loaded(arguments, error, tmp_path, capsys):
+    (tmp_path / "a.pth").write_bytes(b"x")
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", *(argument.format(file=tmp_path / "a.pth") for argument in arguments)])
+    assert caught.value.code == 2 and error in capsys.readouterr().err
+
+
+def test_words_with_synonyms(tmp_path):
+    (tmp_path / "words.txt").write_text("dog: puppy, hound\nfire hydrant\n")
+    for text in ("dog: puppy, hound; fire hydrant", str(tmp_path / "words.txt")):
+        assert read_classes(text) == {"dog": ["puppy", "hound"], "fire hydrant": []}
+    assert read_classes("dog, cat") == ["dog", "cat"] and read_classes("coco") == list(COCO_NAMES)
 
 
 def test_masks_are_written_and_drawn(tiny_mini, tiny_cfg, mask_overrides, tiny_overrides, tmp_path):
@@ -68,7 +125,7 @@ def test_masks_are_written_and_drawn(tiny_mini, tiny_cfg, mask_overrides, tiny_o
     torch.save({"model": model.state_dict()}, weights)
     main([
         "predict", "--input", str(image), "--output", str(tmp_path / "out"), "--config-file", CONFIG, "--top", "3",
-        "--vocabulary", "coco", "--weights", str(weights), "--opts", *tiny_overrides, *mask_overrides,
+        "--vocabulary", "coco", "--weights", str(weights), *tiny_overrides[2:], *mask_overrides,
     ])  # fmt: skip
     result = json.loads((tmp_path / "out/predictions.json").read_text())
     assert result["vocabulary"] == list(COCO_NAMES)
@@ -89,26 +146,13 @@ def test_masks_are_written_and_drawn(tiny_mini, tiny_cfg, mask_overrides, tiny_o
         assert np.median(inside) > 30
 
 
-def instances(*rows):
-    found = Instances((100, 100))
-    found.pred_boxes = Boxes(torch.tensor([row[0] for row in rows], dtype=torch.float32).reshape(-1, 4))
-    found.scores = torch.tensor([row[1] for row in rows])
-    found.pred_classes = torch.tensor([row[2] for row in rows], dtype=torch.int64)
-    return found
-
-
 def test_most_confident_keeps_one_name_for_one_place():
-    found = instances(
-        ([0, 0, 10, 10], 0.9, 3), ([0, 0, 10, 9], 0.8, 5), ([50, 50, 60, 60], 0.5, 1), ([80, 80, 90, 90], 0.2, 1)
-    )
-    assert most_confident(found).pred_classes.tolist() == [3, 5, 1, 1]
-    assert most_confident(found, overlap=0.6).pred_classes.tolist() == [3, 1, 1]
-    assert most_confident(found, overlap=0.95).pred_classes.tolist() == [3, 5, 1, 1]
-    assert most_confident(found, threshold=0.5, overlap=0.6).scores.tolist() == pytest.approx([0.9, 0.5])
-    assert most_confident(found, top=2).pred_classes.tolist() == [3, 5]
-    assert len(most_confident(instances(), threshold=0.1, top=3, overlap=0.5)) == 0
-
-
-def test_drawings_never_overwrite_each_other():
-    paths = [Path(p) for p in ("a/x.jpg", "b/x.png", "x_2.jpg", "c/x.jpg")]
-    assert drawing_names(paths) == ["x.jpg", "x_2.jpg", "x_2_2.jpg", "x_3.jpg"]
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [50, 50, 60, 60], [80, 80, 90, 90]], np.float32)
+    scores = np.array([0.9, 0.8, 0.5, 0.2], np.float32)
+    found = sv.Detections(xyxy=boxes, confidence=scores, class_id=np.array([3, 5, 1, 1]))
+    assert most_confident(found).class_id.tolist() == [3, 5, 1, 1]
+    assert most_confident(found, overlap=0.6).class_id.tolist() == [3, 1, 1]
+    assert most_confident(found, overlap=0.95).class_id.tolist() == [3, 5, 1, 1]
+    assert most_confident(found, threshold=0.5, overlap=0.6).confidence.tolist() == pytest.approx([0.9, 0.5])
+    assert most_confident(found, top=2).class_id.tolist() == [3, 5]
+    assert len(most_confident(found[:0], threshold=0.1, top=3, overlap=0.5)) == 0

@@ -75,8 +75,8 @@ def read_description(path: str | os.PathLike) -> dict | None:
     """What our trainer writes into a checkpoint beside its weights, without reading these; None in other files.
 
     {"config": YAML text of the frozen config, "class_names": K names, "base_classes": names of the classes that had
-    boxes, or None for all, "train_sets": names, "rows": for each class embedding the index of its class, or None for
-    one embedding a class}. UserError for a file that is missing or unreadable.
+    boxes, or None for all, "train_sets": names, "rows": number of class embeddings, more than K with synonyms}.
+    UserError for a file that is missing or unreadable.
     """
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file: name a checkpoint.")

@@ -57,7 +57,7 @@ class TextOutputLayers(FastRCNNOutputLayers):
     def __init__(self, input_shape, *, class_mask: Tensor, vocabulary_wins: bool, **kwargs):
         super().__init__(input_shape, **kwargs | {"use_sigmoid_ce": True})
         self.register_buffer("freq_weight", class_mask, persistent=self.stores_mask)
-        self.register_buffer("synonyms", None, persistent=False)  # of set_vocabulary
+        self.register_buffer("synonyms", None)  # of set_vocabulary
         self.vocabulary_wins = vocabulary_wins
         self.register_load_state_dict_pre_hook(_keep_vocabulary)
 
@@ -249,6 +249,10 @@ def _keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):
             state_dict[key] = mine.clone()
         elif not same:
             module.set_vocabulary(theirs.movedim(axis, 0)[:-1])
+    if module.vocabulary_wins:
+        state_dict.pop(prefix + "synonyms", None)
+    elif prefix + "synonyms" in state_dict:
+        module.synonyms = state_dict[prefix + "synonyms"].to(module.freq_weight.device)
     mine, theirs = module.freq_weight, state_dict.get(prefix + "freq_weight")
     if theirs is not None and (module.vocabulary_wins or theirs.shape != mine.shape):
         if theirs.shape == mine.shape and not torch.equal(theirs.cpu() > 1e-4, mine.cpu() > 1e-4):

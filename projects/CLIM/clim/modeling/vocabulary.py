@@ -37,10 +37,12 @@ def num_classes(cfg) -> int:
 
 
 def vocabulary_names(cfg) -> list[str]:
-    """Names of the classes: those of the config, else of the test set, else numbers."""
-    count, sets = num_classes(cfg), cfg.DATASETS.TEST
-    names = cfg.MODEL.VOCABULARY.NAMES or (MetadataCatalog.get(sets[0]).get("thing_classes", ()) if sets else ())
-    return list(names) if len(names) == count else [f"class {i}" for i in range(count)]
+    """Names of the classes: those of the config or the checkpoint, else of the test or train set, else numbers."""
+    count, sets = num_classes(cfg), [*cfg.DATASETS.TEST[:1], *cfg.DATASETS.TRAIN[:1]]
+    vocabulary = cfg.MODEL.VOCABULARY
+    stored = [] if vocabulary.EMBEDDINGS else vocabulary.STORED
+    known = [vocabulary.NAMES, stored, *(MetadataCatalog.get(name).get("thing_classes", ()) for name in sets)]
+    return next((list(names) for names in known if len(names) == count), [f"class {i}" for i in range(count)])
 
 
 def is_configured(cfg) -> bool:

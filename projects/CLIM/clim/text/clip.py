@@ -176,7 +176,8 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
     were trained with the other one. UserError if weights cannot be found or read, or do not fit.
     """
     if not pretrained:
-        logger.warning("The %s %s has random weights: its embeddings are random too.", half.what, name)
+        if half is TEXT:  # no checkpoint of a detector holds it
+            logger.warning("The %s %s has random weights: its embeddings are random too.", half.what, name)
         return
     path, of_tag = _find_weights(half, name=name, pretrained=pretrained)
     state, is_openai = read_half(half, path)

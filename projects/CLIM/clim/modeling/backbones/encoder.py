@@ -3,6 +3,7 @@
 Shapes: B images of H x W px, D embedding width, (h, w) locations of a map, R_i regions of image i, ΣR of all images.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from clim.errors import UserError, registered
 
 from ..region_pooling import pool_masks, pool_rois
+
+logger = logging.getLogger(__name__)
 
 IMAGE_ENCODER_REGISTRY = Registry("IMAGE_ENCODER")  # subclasses of ImageEncoder, built from the config alone
 
@@ -90,6 +93,8 @@ def clip_arguments(cfg) -> dict:
 
     encoder = cfg.MODEL.IMAGE_ENCODER
     mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    if not (encoder.PRETRAINED or cfg.MODEL.WEIGHTS):
+        logger.warning("The image encoder %s starts with random weights.", encoder.ARCHITECTURE)
     check_pixels(encoder.ARCHITECTURE, encoder.PRETRAINED, mean=mean, std=std)
     visual = load_clip_visual(encoder.ARCHITECTURE, encoder.PRETRAINED)
     return {"visual": visual, "unlocked_blocks": encoder.UNLOCKED_BLOCKS}
