@@ -17,7 +17,7 @@ from clim.errors import UserError
 from clim.losses import matched_contrast
 from clim.modeling.classifier import CosineClassifier, PseudoWordClassifier
 from clim.text import build_text_tower, class_embeddings
-from reports.responder import head_embeddings
+from clim_commands.responder import head_embeddings
 
 # ---- cosines
 

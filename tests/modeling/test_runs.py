@@ -18,9 +18,9 @@ from clim.errors import UserError
 from clim.evaluation import evaluate
 from clim.text import build_text_tower, word_piece_means
 from clim.text.clip import clip_config
+from clim_commands.responder import Responder
 from mini.concepts import NAMES
 from mini.lvis import build_mini_lvis
-from reports.responder import Responder
 
 RENAMED = [*(name for _, name in COCO_CATEGORIES[:6]), "unicorn"]
 FVLM_FIGURES = {f"{metric}_{run}_run" for metric in ("AP50", "AP", "AR") for run in ("novel", "base")}

@@ -11,8 +11,8 @@ from PIL import Image
 import figures as tool
 from clim.engine import load_config
 from clim.errors import UserError
+from clim_commands.maps import RED
 from reports import figures
-from reports.maps import RED
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "mini" / "detic_clim.yaml")
 

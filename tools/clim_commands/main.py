@@ -16,10 +16,11 @@ from .inputs import Parser
 
 # {command: module with the functions ``command(args)`` and ``add_command_options(parser)``}
 COMMANDS = {
-    "train": "train_net",
+    "train": "clim_commands.train",
     "eval": "clim_commands.eval",
     "predict": "clim_commands.predict",
     "export": "clim_commands.export",
+    "serve": "clim_commands.serve",
 }
 
 

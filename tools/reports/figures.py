@@ -17,10 +17,21 @@ from clim.engine import load_config
 from clim.errors import UserError
 from clim_commands.drawing import BLACK, class_colours
 from clim_commands.inputs import read_names
+from clim_commands.maps import (
+    class_map,
+    mark_peak,
+    min_max,
+    name_regions,
+    outline,
+    overlay,
+    paint,
+    peak,
+    shares,
+    upsample,
+)
+from clim_commands.responder import Responder
 
 from . import COMPARED, TITLES
-from .maps import class_map, mark_peak, min_max, name_regions, outline, overlay, paint, peak, shares, upsample
-from .responder import Responder
 from .sheet import GAP, Panel, class_legend, panel_size, response_legend, sheet
 
 DEMO_CONFIGS = [f"configs/mini/{name}.yaml" for name in COMPARED]

@@ -11,8 +11,7 @@ from PIL import Image, ImageDraw
 
 from clim.data.mosaic import fit_cell
 from clim_commands.drawing import BLACK, WHITE, font
-
-from .maps import colour_bar
+from clim_commands.maps import colour_bar
 
 GREY = (93, 100, 112)
 TALLEST = 1.5  # height of a panel as a part of its width, at most

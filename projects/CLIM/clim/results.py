@@ -80,14 +80,18 @@ class Result:
         tracks = [f" #{track}" if track >= 0 else "" for track in ids]
         return [f"{name}{track} {score:.2f}" for name, track, score in zip(stars, tracks, self.scores, strict=True)]
 
-    def plot(self) -> np.ndarray:
-        """A drawing, uint8 RGB, with a long side of 640 px or more. A star and a white rim mark novel classes."""
-        scale = max(640 / max(self.height, self.width), 1.0)
+    def plot(self, *, side: int | None = None, letters: int | None = None) -> np.ndarray:
+        """A drawing, uint8 RGB. A star and a white rim mark novel classes.
+
+        ``side``: px of its long side, by default the image's, at least 640. ``letters``: px, by default a 50th of it.
+        """
+        scale = side / max(self.height, self.width) if side else max(640 / max(self.height, self.width), 1.0)
         page = np.asarray(ImageOps.scale(Image.fromarray(self.image), scale))[..., ::-1].copy()  # supervision's BGR
         found, labels = self.to_supervision()[::-1], self.labels()[::-1]  # the first one lies on top
         if found.mask is not None:
             found.mask = np.array([np.asarray(Image.fromarray(m).resize(page.shape[1::-1])) for m in found.mask])
-        found.xyxy, line, letters = found.xyxy * scale, max(2, max(page.shape) // 300), max(13, max(page.shape) // 50)
+        found.xyxy, line = found.xyxy * scale, max(2, max(page.shape) // 300)
+        letters = letters or max(13, max(page.shape) // 50)
         colours, inks = sv.ColorPalette(_COLOURS), sv.ColorPalette(_INKS)
         novel = found[np.isin(found.class_id, list(self.novel))]
         if found.mask is not None:

@@ -19,7 +19,8 @@ from clim.detector import Detector, detects
 from clim.errors import UserError
 from clim.modeling import ImageEncoder
 from clim.text import CLASS_FEATURES
-from clim_commands.drawing import ordered
+
+from .drawing import ordered
 
 RES5_STRIDE = 2  # of a C4 head's last stage, on top of its backbone's
 
@@ -30,13 +31,13 @@ class Responder:
     Images are uint8 (H, W, 3) RGB. The network sees a size of whole locations, so each side may change by half a one.
     """
 
-    def __init__(self, cfg, *, prompt: str | None = None):
-        """``prompt``: the default is MODEL.VOCABULARY.PROMPT."""
+    def __init__(self, cfg, *, prompt: str | None = None, detector: Detector | None = None):
+        """``prompt``: the default is MODEL.VOCABULARY.PROMPT. ``detector``: one of this config, loaded already."""
         self.prompt = prompt or cfg.MODEL.VOCABULARY.PROMPT
         self.input_format = cfg.INPUT.FORMAT
         self.detects = detects(cfg)
         if self.detects:
-            detector = Detector(cfg, score_threshold=0.0)
+            detector = detector or Detector(cfg, score_threshold=0.0)
             self.model, self.features = detector.model, detector.features
             self.short, self.long = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         else:
@@ -91,9 +92,16 @@ class Responder:
 @contextmanager
 def vocabulary(roi_heads: nn.Module, embeddings: Tensor) -> Iterator[None]:
     """In this block, ``roi_heads`` detect the classes of ``embeddings`` (K', D)."""
+    with kept_vocabulary(roi_heads):
+        roi_heads.set_vocabulary(embeddings)
+        yield
+
+
+@contextmanager
+def kept_vocabulary(roi_heads: nn.Module) -> Iterator[None]:
+    """After this block, ``roi_heads`` detect the same classes as before."""
     saved = [(p, p.num_classes, dict(p.named_buffers())) for p in roi_heads.predictors]
     try:
-        roi_heads.set_vocabulary(embeddings)
         yield
     finally:  # set_vocabulary replaces buffers and does not write into them, so these are the old ones
         for predictor, count, buffers in saved:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from clim_commands.drawing import BLACK, WHITE, font
+from .drawing import BLACK, WHITE, font
 
 RED = (214, 39, 40)
 STRENGTH = 0.7  # of the colours of responses over the image

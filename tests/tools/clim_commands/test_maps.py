@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clim_commands import maps
 from clim_commands.classes import PASCAL_CONTEXT
 from clim_commands.drawing import class_colours
-from reports import maps
-from reports.maps import heat, outline, overlay, peak
+from clim_commands.maps import heat, outline, overlay, peak
 from reports.sheet import GAP, Panel, class_legend, panel_size, response_legend, sheet
 
 

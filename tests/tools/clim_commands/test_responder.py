@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from clim.data.images import resize
 from clim.errors import UserError
 from clim.modeling.box_predictors import TextOutputLayers
-from reports.responder import Responder, dense_embeddings, dense_stride, head_embeddings, responses
+from clim_commands.responder import Responder, dense_embeddings, dense_stride, head_embeddings, responses
 
 
 @pytest.fixture
