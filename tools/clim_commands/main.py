@@ -1,4 +1,4 @@
-"""The console script ``clim``: its sub-commands are ``train_net.py`` and ``tools/predict.py``.
+"""The console script ``clim``: its sub-commands are modules of this folder.
 
 Commands import torch and Detectron2 after they have read their arguments: ``--help`` and a wrong argument take no time.
 """
@@ -7,9 +7,9 @@ import argparse
 import inspect
 
 from clim.errors import run_cleanly
-from train_net import add_train_options, train
 
 from .predict import add_predict_options, predict
+from .train import add_train_options, train
 
 COMMANDS = {"train": (add_train_options, train), "predict": (add_predict_options, predict)}
 
