@@ -1,4 +1,4 @@
-"""The console script ``clim``: its sub-commands are modules of this folder.
+"""The console script ``clim``: its sub-commands are ``train_net.py`` and ``tools/predict.py``.
 
 Commands import torch and Detectron2 after they have read their arguments: ``--help`` and a wrong argument take no time.
 """
