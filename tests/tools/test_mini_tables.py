@@ -51,11 +51,12 @@ def test_fvlm_rows_differ_in_their_encoders_alone():
 def test_fine_tuning_starts_from_one_model_and_differs_in_its_sources_alone():
     configs = {row: cfg for row, cfg in all_rows(finetune_tables).items() if row.config.startswith("finetune_")}
     sizes = [(c.DATALOADER.CAPTIONS_PER_GPU, c.DATALOADER.MOSAICS_PER_GPU) for c in configs.values()]
-    assert sizes == [(0, 0), (0, 0), (4, 0), (2, 2), (2, 2)]
+    assert sizes == [(0, 0), (0, 0), (0, 0), (4, 0), (2, 2), (2, 2)]
     for row, cfg in configs.items():
         assert row.starts_from == (("MODEL.WEIGHTS", finetune_tables.BEFORE, "model_final.pth"),)
         assert (cfg.DATASETS.TRAIN, cfg.DATASETS.CAPTIONS) == (("mini_own_train",), ("mini_own_captions",))
-        assert cfg.MODEL.OPEN_VOCAB.BASE_CLASSES == "mini_own_train" and cfg.DATASETS.TEST == ("mini_ov_val",)
+        boxed = "" if row.overrides == finetune_tables.ALL_BOXED else "mini_own_train"
+        assert cfg.MODEL.OPEN_VOCAB.BASE_CLASSES == boxed and cfg.DATASETS.TEST == ("mini_ov_val",)
         assert cfg.SOLVER.BASE_LR == (0.0001 if row.overrides[:1] == ("SOLVER.BASE_LR",) else 0.001)
 
 
