@@ -5,8 +5,11 @@ The same command as ``clim train``. torch is imported when the arguments have be
 
 import argparse
 import inspect
+import logging
 import os
 import socket
+import warnings
+from collections.abc import Callable
 from urllib.parse import urlparse
 
 from clim.errors import UserError, raise_on_all_ranks, run_cleanly
@@ -39,11 +42,12 @@ def train(args: argparse.Namespace) -> None:
     run_cleanly(launch, args)
 
 
-def launch(args: argparse.Namespace) -> None:
-    """Run :func:`train_process` in ``args.num_gpus`` processes on each of ``args.num_machines`` machines.
+def launch(args: argparse.Namespace, process: Callable[[argparse.Namespace], object] | None = None) -> None:
+    """Run ``process``, by default :func:`train_process`, ``args.num_gpus`` times on each of ``args.num_machines``.
 
     Without CUDA the processes communicate by Gloo and share the cores (OMP_NUM_THREADS, unless it is set).
     """
+    quiet_warnings()
     import torch
     from detectron2 import engine
 
@@ -51,7 +55,16 @@ def launch(args: argparse.Namespace) -> None:
     if args.num_gpus > 1 and not torch.cuda.is_available():  # otherwise each process uses all cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.num_gpus)))
     machines = {"num_machines": args.num_machines, "machine_rank": args.machine_rank}
-    engine.launch(train_process, args.num_gpus, **machines, dist_url=args.dist_url, args=(args,))
+    engine.launch(process or train_process, args.num_gpus, **machines, dist_url=args.dist_url, args=(args,))
+
+
+def quiet_warnings() -> None:
+    """Hide warnings of torch and others about their own code. Call it before torch is imported, in every process."""
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # while other processes import torch
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", category)
+    warnings.filterwarnings("ignore", module=r"(torch|torchvision|detectron2|fvcore)\b")
+    logging.getLogger("torch.fx").setLevel(logging.ERROR)
 
 
 def check_processes(args) -> None:
@@ -77,6 +90,7 @@ def check_processes(args) -> None:
 
 def train_process(args: argparse.Namespace):
     """Train or evaluate in this process. Returns the results of an evaluation."""
+    quiet_warnings()
     from clim.engine import Trainer, load_ensemble, setup
     from clim.evaluation import evaluate
 

@@ -25,7 +25,7 @@ LEVELS = [
     {"methods", "evaluation"},
     {"modeling"},
     {"engine"},
-    {"detector"},
+    {"sources", "results", "detector"},
 ]
 
 

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clim.errors import UserError
+from clim_commands.inputs import Parser
 
 CLASS_LISTS = ("coco", "coco_65", "coco_panoptic", "lvis", "pascal_context", "mini")
 PROMPTS = ("a", "ensemble", "imagenet", "name")  # the keys of clim.text.PROMPTS
 
 
-def new_parser(description: str) -> argparse.ArgumentParser:
+def new_parser(description: str) -> Parser:
     """A parser whose --help shows ``description`` as it is."""
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def known_classes(name: str) -> list[str] | None:

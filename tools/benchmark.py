@@ -9,7 +9,7 @@
 
 Each section runs in its own process, and what it compares takes turns (ABAB). On a CPU, rates and ratios use CPU
 seconds, which other programs disturb less; wall seconds stand beside them. Boxes, captions and tags are random.
-Weights are random too, with the anchors as proposals, unless the command ends in "-- MODEL.WEIGHTS FILE".
+Weights are random too, with the anchors as proposals, unless the command ends in MODEL.WEIGHTS FILE.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from arguments import add_device, new_parser, usable_device
 from clim.errors import run_cleanly
-from clim_commands.inputs import count
+from clim_commands.inputs import add_overrides, count
 
 SECTIONS = ("mosaics", "steps", "memory", "text", "shards", "lvis")
 
@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--threads", type=count, default=1, help="of torch and OpenCV (default %(default)s)")
     add_device(parser)
     add("--json", type=Path, help="write the results to this file too")
-    add("opts", nargs="*", metavar="KEY VALUE", help="config overrides, after --")
+    add_overrides(parser)
     args = parser.parse_args(argv)
     if args.scale is not None and not 0 < args.scale <= 1:
         parser.error(f"--scale {args.scale}: give a number above 0, at most 1")

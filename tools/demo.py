@@ -180,10 +180,8 @@ def next_commands(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def predict_command(args: argparse.Namespace) -> str:
-    command = f'python tools/predict.py --input {data_root()}/mini/val --vocabulary "dog, lemon, umbrella, key"'
-    if args.output != OUTPUT:
-        command += f" --weights {args.output / 'detic_clim' / 'model_final.pth'}"
-    return command
+    weights = args.output / "detic_clim" / "model_final.pth"
+    return f'clim predict --weights {weights} --input {data_root()}/mini/val --vocabulary "dog, lemon, umbrella, key"'
 
 
 def print_summary(args: argparse.Namespace, results: dict[str, dict], seconds: dict[str, float]) -> None:

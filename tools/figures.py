@@ -19,7 +19,7 @@ from pathlib import Path
 
 from arguments import CLASS_LISTS, PROMPTS, new_parser
 from clim.errors import UserError, run_cleanly
-from clim_commands.inputs import count, find_images, quiet_logging
+from clim_commands.inputs import add_overrides, count, find_images, quiet_logging
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -37,7 +37,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         add("--size", type=count, help="px, longest side that a network sees (the config's size at test)")
         add("--panel", type=count, default=320, help="px, width of an image in the figure (%(default)s)")
         add("--small", action="store_true", help="256 colours: a PNG of a third of the bytes")
-        add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides of all models")
         if name == "responses":
             add("--query", nargs="+", default=[], metavar="TEXT", help="a row for each, and for each image")
             mosaic_help = "lay the first N x N images on one canvas; others stand alone"
@@ -46,6 +45,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             add("--boxes", action="store_true", help="draw the best box for the query (detectors)")
         else:
             add("--names", default="pascal_context", help=f'{", ".join(CLASS_LISTS)}, "a,b,c" or a .txt (%(default)s)')
+        add_overrides(command)
     return parser.parse_args(arguments)
 
 

@@ -15,6 +15,7 @@ OUTPUT.parts/. You may also remove it when the json is written.
 import argparse
 import hashlib
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from arguments import new_parser
 from clim.errors import UserError, run_cleanly
 from clim.files import read_json, resolve, write_json
-from clim_commands.inputs import quiet_logging
+from clim_commands.inputs import add_overrides, quiet_logging
 
 LISTED = 10  # unreadable images by name
 
@@ -45,8 +46,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--min-score", type=float, default=-1.0, help="least cosine of a box and its noun (%(default)s: no cut)")
     add("--shard", default="0/1", metavar="I/N", help="every N-th image from the I-th on (%(default)s)")
     add("--workers", type=int, default=2, help="processes that decode images")
-    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of --config-file")
-    add("--encoder-opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of --encoder")
+    add("--encoder-opts", type=shlex.split, default=[], metavar="'KEY VALUE …'", help="overrides of --encoder, quoted")
+    add_overrides(parser)  # of --config-file
     return parser.parse_args(arguments)
 
 

@@ -281,7 +281,7 @@ def test_in_real_processes():
     done = subprocess.run([*command, "--only", "mosaics"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "| 4 x 4   | CLIM, tiles in memory" in done.stdout
-    command += ["--only", "steps", "--config-file", "configs/mini/detic_clim.yaml", "--", "MODEL.TEXT.NAME", "no"]
+    command += ["--only", "steps", "--config-file", "configs/mini/detic_clim.yaml", "MODEL.TEXT.NAME", "no"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: MODEL.TEXT.NAME 'no'")

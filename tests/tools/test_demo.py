@@ -85,7 +85,7 @@ def test_the_whole_demo_at_a_tiny_size_and_again(tmp_path):
     page = (output / "report.html").read_text()
     assert page.count("data:image/jpeg") == 3 * 6 + 3 and "<svg" in page and "OpenMoji" in page
     assert len(list((output / "examples").glob("*.jpg"))) == 6
-    assert "tools/predict.py" in printed.splitlines()[-1] and str(output / "report.html") in printed.splitlines()[-1]
+    assert "clim predict" in printed.splitlines()[-1] and str(output / "report.html") in printed.splitlines()[-1]
 
     models = {path: path.stat().st_mtime_ns for path in output.glob("*/model_final.pth")}
     assert len(models) == 3

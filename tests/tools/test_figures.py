@@ -38,7 +38,7 @@ def options(tiny_mini, tiny_overrides, monkeypatch, tmp_path):
         torch.save({"model": model.state_dict()}, weights[-1])
     return [
         "--config-file", CONFIG, "--weights", *map(str, weights), "--panel", "80",
-        "--opts", *tiny_overrides,
+        *tiny_overrides,
     ]  # fmt: skip
 
 
@@ -99,7 +99,7 @@ MODELS = ["--query", "dog", "--config-file"]
 @pytest.mark.parametrize(
     "command, arguments, message",
     [
-        ("responses", ["--input", "gone.jpg", "--query", "dog"], "gone.jpg: missing"),
+        ("responses", ["--input", "gone.jpg", "--query", "dog"], "gone.jpg: there is no such file"),
         ("responses", ["--input", "no_folder/*.png", "--query", "dog"], "no image there"),
         ("responses", ["--query", " "], "--query holds no text"),
         ("responses", ["--query", "dog", "--tile", "1"], "give --mosaic N"),

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shlex
 import time
 from pathlib import Path
 
@@ -276,18 +277,18 @@ def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
     command = [
         "--dataset", captions, "--config-file", config, "--encoder", config, "--nouns", str(nouns),
         "--embeddings", str(table), "--output", str(output), "--boxes", "3", "--workers", "0",
-        "--opts", *tiny_overrides, "--encoder-opts", *tiny_overrides, *MINI_ENCODER,
+        "--encoder-opts", shlex.join([*tiny_overrides, *MINI_ENCODER]),
     ]  # fmt: skip
-    pseudo_label.main([*command, "--shard", "1/2"])
+    pseudo_label.main([*command, "--shard", "1/2", *tiny_overrides])
     assert "8 of 16 images are left to other shards" in capsys.readouterr().out and not output.exists()
-    pseudo_label.main([*command, "--shard", "0/2"])
+    pseudo_label.main([*command, "--shard", "0/2", *tiny_overrides])
     content = json.loads(output.read_text())
     assert f"boxes of {len({a['category_id'] for a in content['annotations']})} nouns" in capsys.readouterr().out
     assert len(content["images"]) == 16 and len(content["categories"]) == len(categories)
     assert {a["category_id"] for a in content["annotations"]} <= {c["id"] for c in categories}
     output.unlink()
     monkeypatch.setattr(pseudo_label, "build_labeller", None)  # nothing is computed again
-    pseudo_label.main(command)
+    pseudo_label.main([*command, *tiny_overrides])
     assert json.loads(output.read_text()) == content
 
     changed = [(rows[:-1], [], "nouns: embed"), (rows + 1, [], "begun with --embeddings")]
@@ -295,4 +296,4 @@ def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
     for embeddings, more, message in changed:
         np.save(table, embeddings)
         with pytest.raises(UserError, match=message):
-            pseudo_label.main([*command, *more])
+            pseudo_label.main([*command, *more, *tiny_overrides])

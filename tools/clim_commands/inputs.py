@@ -1,20 +1,98 @@
-"""What several commands read from their arguments: images, names and numbers."""
+"""What several commands read from their arguments: config overrides, files, images, names and numbers."""
 
 import argparse
 import glob
 import logging
+import os
+import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
 from clim.errors import UserError
+from train_net import quiet_warnings
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+# A key of the config. Files such as DSC_01.JPG are none, because their names begin otherwise.
+KEY = re.compile(
+    r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+"
+    r"|OUTPUT_DIR|SEED|VERSION|VIS_PERIOD|CUDNN_BENCHMARK"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, and whose options end at the first KEY of KEY VALUE overrides.
+
+    So an option of several values, such as --input, does not swallow the overrides after it.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} ({self.prog} --help lists the arguments)\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else list(args)
+        start = next(
+            (i for i, word in enumerate(words) if KEY.fullmatch(word) and not Path(word).is_file()), len(words)
+        )
+        namespace, unknown = super().parse_known_args(words[:start], namespace)
+        if unknown:
+            self.error(f"unknown option: {' '.join(unknown)}")
+        if start < len(words) and "opts" not in namespace:
+            self.error(f"{words[start]}: this command takes no KEY VALUE pairs")
+        opts = [*getattr(namespace, "opts", ()), *words[start:]]
+        if wrong := next((key for key in opts[::2] if not KEY.fullmatch(key)), None):
+            self.error(f"{wrong} is no option here and no config key: KEY VALUE pairs, as MODEL.DEVICE cpu, come last")
+        if len(opts) % 2:
+            self.error(f"{opts[-1]} has no value: write KEY VALUE pairs, such as MODEL.DEVICE cpu")
+        if opts:
+            namespace.opts = opts
+        return namespace, unknown
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Let KEY VALUE pairs, the config's overrides, end the command line; they become the list ``args.opts``."""
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add --weights, --config-file, --data and overrides; :func:`model_overrides` reads them."""
+    add = parser.add_argument
+    add("--weights", metavar="FILE", help="checkpoint, the same as MODEL.WEIGHTS FILE")
+    add("--config-file", metavar="FILE", help="YAML (default: the config inside the checkpoint)")
+    add("--data", metavar="FILE", help="data.yaml of your own sets and classes, the same as DATASETS.DATA FILE")
+    add_overrides(parser)
+
+
+def model_overrides(args: argparse.Namespace) -> list[str]:
+    """``args.opts``, and then what --data and --weights stand for.
+
+    UserError for a file that does not exist, so call it before torch is imported.
+    """
+    chosen = {"DATASETS.DATA": args.data, "MODEL.WEIGHTS": args.weights}
+    for option, file in (("--config-file", args.config_file), ("--data", args.data), ("--weights", args.weights)):
+        address = str(file or "").partition("?")[0]
+        if address and "://" not in address and not Path(address).expanduser().is_file():
+            raise UserError(f"{option} {file}: there is no such file.")
+    return args.opts + [part for key, file in chosen.items() if file is not None for part in (key, file)]
+
+
+def value_of(overrides: list[str], key: str) -> str | None:
+    """The last value of ``key`` among KEY, VALUE, …; None without one."""
+    return dict(zip(overrides[::2], overrides[1::2], strict=True)).get(key)
 
 
 def quiet_logging() -> None:
-    """Show only warnings and errors, without time and module."""
+    """Show only warnings and errors, without time and module, and none that speak to other packages' developers.
+
+    Call it before torch is imported, and in each process of :func:`train_net.launch`.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)  # its warnings are about its own code
+    # What a checkpoint lacks, clim says in a sentence; fvcore lists all of it.
+    for name in ("fvcore", "iopath", "detectron2"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    quiet_warnings()
 
 
 def find_images(inputs: Iterable[str]) -> list[Path]:
@@ -24,8 +102,10 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
         path = Path(item).expanduser()
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        elif path.exists() or not glob.has_magic(item):
+        elif path.exists():
             inside = [path]
+        elif not glob.has_magic(item):
+            raise UserError(f"--input {item}: there is no such file.")
         else:
             inside = [p for p in map(Path, sorted(glob.glob(str(path), recursive=True))) if p.is_file()]
         if not inside:

@@ -1,27 +1,47 @@
-"""The console script ``clim``: its sub-commands are ``train_net.py`` and ``tools/predict.py``.
+"""The console script ``clim``: each of its sub-commands is a function of a module in COMMANDS.
 
-Commands import torch and Detectron2 after they have read their arguments: ``--help`` and a wrong argument take no time.
+A module is imported when its command is called, torch when the command has read its arguments: ``--help`` and a wrong
+argument take no time.
 """
 
 import argparse
 import inspect
+import sys
+from importlib import import_module
 
+import clim
 from clim.errors import run_cleanly
 
-from .predict import add_predict_options, predict
-from .train import add_train_options, train
+from .inputs import Parser
 
-COMMANDS = {"train": (add_train_options, train), "predict": (add_predict_options, predict)}
+# {command: module with the functions ``command(args)`` and ``add_command_options(parser)``}
+COMMANDS = {
+    "train": "clim_commands.train",
+    "eval": "clim_commands.eval",
+    "predict": "clim_commands.predict",
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """``clim COMMAND …``: a user's mistake ends it with one line on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(prog="clim", description="Open-vocabulary detection with CLIM.")
+    """``clim COMMAND …``: a user's mistake ends it with one line on stderr and exit code 2, Ctrl-C with 130."""
+    try:
+        run_cleanly(run, sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def run(arguments: list[str]) -> None:
+    """Call the function of the command that the first of ``arguments`` names."""
+    parser = Parser(prog="clim", description="Open-vocabulary detection with CLIM. clim COMMAND --help says more.")
+    parser.add_argument("--version", action="version", version=clim.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (add_options, run) in COMMANDS.items():
-        text, layout = inspect.getdoc(run), argparse.RawDescriptionHelpFormatter
+    for name in [arguments[0]] if arguments and arguments[0] in COMMANDS else COMMANDS:
+        module = import_module(COMMANDS[name])
+        function = getattr(module, name)
+        text, layout = inspect.getdoc(function), argparse.RawDescriptionHelpFormatter
         command = commands.add_parser(name, help=text.partition("\n")[0], description=text, formatter_class=layout)
-        add_options(command)
-        command.set_defaults(run=run)
+        getattr(module, f"add_{name}_options")(command)
+        command.set_defaults(run=function)
     args = parser.parse_args(arguments)
-    run_cleanly(args.run, args)
+    args.run(args)

@@ -1,34 +1,43 @@
-"""``clim predict``: find objects in images, draw them and write them as json. torch is imported after the arguments."""
+"""``clim predict``: find objects in images and videos, draw them and write them as json."""
 
 import argparse
 from pathlib import Path
 
 from clim.errors import UserError
 
-from .inputs import count, find_images, quiet_logging, read_names
+from .inputs import add_model_options, count, model_overrides, quiet_logging, read_names, value_of
+
+DTYPES = {"float32": None, "bf16": "bfloat16", "fp16": "float16"}
 
 
-def add_predict_options(parser: argparse.ArgumentParser, *, config_file: Path | None = None) -> None:
-    """The arguments of ``clim predict``; without a default ``config_file``, --config-file is required."""
+def add_predict_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``clim predict``."""
     default = " (%(default)s)"
     add = parser.add_argument
-    add("--input", nargs="+", required=True, metavar="IMAGES", help="files, folders or globs")
+    add("--input", nargs="+", required=True, metavar="IMAGES", help="files, folders, globs, URLs, videos, webcam:0")
+    vocabulary_help = '"a, b, c", a word list, or a known one such as coco (default: the checkpoint\'s classes)'
+    add("--vocabulary", metavar="WORDS", help=vocabulary_help)
     add("--output", type=Path, default=Path("output/predictions"), metavar="DIR", help="folder" + default)
-    vocabulary_help = '"a,b,c", a .txt with one name a line, or a known list such as coco (default: the config\'s)'
-    add("--vocabulary", help=vocabulary_help)
-    config_help = "YAML" + (default if config_file else "")
-    add("--config-file", type=Path, default=config_file, required=not config_file, metavar="FILE", help=config_help)
-    add("--weights", metavar="FILE", help="checkpoint (default: the config's)")
-    add("--threshold", type=float, default=0.05, help="lowest score shown" + default)
+    add("--threshold", type=part, default=0.05, help="lowest score shown" + default)
     add("--top", type=count, default=20, help="most boxes shown of an image" + default)
-    add("--overlap", type=float, default=0.3, help="show the best of boxes with a higher IoU" + default)
-    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
+    add("--overlap", type=part, default=0.3, help="show the best of boxes with a higher IoU" + default)
+    add("--slices", type=count, default=0, metavar="PX", help="read large images also in squares of this side")
+    add("--tracks", action="store_true", help="number the objects of a video")
+    add("--frames", type=count, metavar="N", help="most frames of a video or webcam (default: all, until Ctrl-C)")
+    add("--batch", type=count, default=1, metavar="N", help="images at once" + default)
+    add("--device", help="cuda, cuda:1, … or cpu (default: a GPU where there is one)")
+    add("--dtype", choices=DTYPES, default="float32", help="bf16 and fp16 are faster on a GPU" + default)
+    add("--save-json", type=Path, metavar="FILE", help="also COCO's list of results")
+    add_model_options(parser)
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Detect objects of any names in images: drawings with boxes, masks, names and scores, and a JSON file.
+    """Find objects of any names in images and videos: drawings with boxes, masks, names and scores, and a JSON file.
 
-        clim predict --config-file configs/Detic_CLIM_C4.yaml --weights model_final.pth --input photos "more/*.png"
+        clim predict --weights model_final.pth --input photos "more/*.png" film.mp4 --vocabulary "dog, fire hydrant"
+
+    The words of a class with synonyms: --vocabulary "dog: puppy, hound; cat", or a line of a word list "dog: puppy,
+    hound". The highest score of its words counts.
 
     Scores are the probabilities of training. CLIM's evaluation leaves out the bias; this command keeps it, because
     without it all scores are nearly 1. Classes without boxes in training (with a star in the drawings) score far lower
@@ -37,106 +46,116 @@ def predict(args: argparse.Namespace) -> None:
 
     DIR/predictions.json:
         {"vocabulary": [names], "novel": [names without boxes in training], "config": …, "weights": …,
-         "images": [{"file_name", "height", "width", "drawing",
-                     "detections": [{"name", "category_id", "score", "bbox", "segmentation"}]}],
+         "images": [{"file_name", "frame", "height", "width", "drawing",
+                     "detections": [{"name", "category_id", "score", "bbox", "segmentation", "track_id"}]}],
          "skipped": [{"file_name", "reason"}]}
     ``bbox`` is COCO's x, y, width, height in pixels of the upright image. ``category_id`` is an index into
     ``vocabulary``. ``segmentation`` is COCO's RLE {"size", "counts"} in the same pixels, from a detector with masks.
-    The detection with the highest score is the first.
+    The detection with the highest score is the first. ``frame`` is its number in a video, from 0; ``track_id`` is that
+    of an object of a video, -1 without a track.
+
+    --save-json FILE has the same as COCO's list of results; ``image_id`` is the number that a file name is, else the
+    image's place in predictions.json.
     """
-    paths = find_images(args.input)
-    overrides = args.opts + (["MODEL.WEIGHTS", args.weights] if args.weights is not None else [])
-    if args.vocabulary is not None:
-        from .classes import NAMED_CLASSES
-
-        names = NAMED_CLASSES.get(args.vocabulary) or read_names(args.vocabulary, option="--vocabulary")
-        overrides += ["MODEL.VOCABULARY.NAMES", list(names)]
-
-    from tqdm import tqdm
-
-    from clim.data.images import UnreadableImage
-    from clim.detector import Detector
-    from clim.engine import load_config
-    from clim.files import write_json
-
     quiet_logging()
-    cfg = load_config(str(args.config_file), overrides)
-    detector = Detector(cfg, score_threshold=max(args.threshold, 0.0))
-    args.output.mkdir(parents=True, exist_ok=True)
-    images, skipped = [], []
-    named = zip(paths, drawing_names(paths), strict=True)
-    for path, drawing in tqdm(named, total=len(paths), unit="image", disable=len(paths) < 2):
-        try:
-            images.append(_predict_image(detector, path, args.output / drawing, args))
-        except UnreadableImage as error:
-            skipped.append({"file_name": str(path), "reason": error.reason})
-    result = {
-        "vocabulary": detector.names, "novel": [detector.names[i] for i in sorted(detector.novel)],
-        "config": str(args.config_file), "weights": cfg.MODEL.WEIGHTS, "images": images, "skipped": skipped,
+    items, classes, overrides = check(args)
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+
+    from clim.detector import Detector
+    from clim.files import write_json
+    from clim.results import save_each
+
+    dtype = DTYPES[args.dtype] and getattr(torch, DTYPES[args.dtype])
+    model = value_of(overrides, "MODEL.WEIGHTS")
+    options = {"config": args.config_file, "classes": classes, "device": args.device, "dtype": dtype}
+    detector = Detector(model, **options, overrides=overrides)
+    options = {name: getattr(args, name) for name in ("batch", "threshold", "top", "overlap", "slices", "tracks")}
+    images, results, skipped = [], [], []
+    stream = detector.stream(items, frames=args.frames, skipped=skipped, **options)
+    known = len(items) if all(isinstance(item, Path) for item in items) else None
+    console = Console(stderr=True)
+    shown = track(stream, "images", known, console=console, transient=True, disable=len(items) == 1)
+    try:
+        for result, drawing in save_each(shown, args.output):
+            images.append(result.to_dict() | {"drawing": drawing})
+            results += result.to_coco(image_id(result, len(images) - 1)) if args.save_json else []
+    except KeyboardInterrupt:
+        console.print("Stopped; what was found until here is written.")
+    content = {
+        "vocabulary": detector.names, "novel": [detector.names[k] for k in sorted(detector.novel)],
+        "config": args.config_file, "weights": model, "images": images,
+        "skipped": [entry._asdict() for entry in skipped],
     }  # fmt: skip
-    write_json(args.output / "predictions.json", result, indent=1)
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_json(args.output / "predictions.json", content, indent=1)
+    if args.save_json:
+        write_json(args.save_json, results)
     print_summary(args, images, skipped)
     if not images:
         raise UserError("None of the images could be read; the reasons are above.")
+    if not any(image["detections"] for image in images):
+        print(advice(detector, items, args))
 
 
-def _predict_image(detector, path: Path, drawing: Path, args: argparse.Namespace) -> dict:
-    """Write the ``drawing`` of an image. Returns its entry in predictions.json."""
-    import numpy as np
-    from PIL import Image
-    from pycocotools.mask import encode
+def check(args: argparse.Namespace) -> tuple[list, list[str] | dict[str, list[str]] | None, list[str]]:
+    """The items of --input, the classes of --vocabulary and the overrides. UserError for what is missing."""
+    from clim.sources import find_source
 
-    from clim.data.images import read_image
-
-    from .drawing import draw_objects, ordered
-
-    image = read_image(path, fmt="RGB").image
-    found = detector.predict(ordered(image, detector.input_format))
-    found = most_confident(found, threshold=args.threshold, top=args.top, overlap=args.overlap)
-    boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes.tolist(), found.scores.tolist()
-    masks = found.pred_masks.numpy() if found.has("pred_masks") else None
-    texts = {"names": detector.names, "novel": detector.novel, "scores": scores}
-    Image.fromarray(draw_objects(image, boxes, classes, masks=masks, **texts)).save(drawing, quality=92)
-    detections = []
-    for (x0, y0, x1, y1), k, score in zip(boxes.tolist(), classes, scores, strict=True):
-        box = [round(v, 2) for v in (x0, y0, x1 - x0, y1 - y0)]
-        detections.append({"name": detector.names[k], "category_id": k, "score": round(score, 6), "bbox": box})
-    if masks is not None:
-        for detection, mask in zip(detections, masks, strict=True):
-            rle = encode(np.asfortranarray(mask, dtype=np.uint8))
-            detection["segmentation"] = rle | {"counts": rle["counts"].decode("ascii")}
-    height, width = image.shape[:2]
-    return {"file_name": str(path), "height": height, "width": width, "drawing": drawing.name, "detections": detections}
+    items, overrides = find_source(args.input), model_overrides(args)
+    if not value_of(overrides, "MODEL.WEIGHTS"):
+        raise UserError("Name a checkpoint: --weights model_final.pth, for example of `make demo`.")
+    return items, None if args.vocabulary is None else read_classes(args.vocabulary), overrides
 
 
-def most_confident(found, *, threshold: float = 0.0, top: int | None = None, overlap: float = 1.0):
-    """At most ``top`` boxes of ``found`` (Instances) with a score of ``threshold`` or more, the highest score first.
+def read_classes(text: str) -> list[str] | dict[str, list[str]]:
+    """Names of --vocabulary; {name: synonyms} if one has any."""
+    from .classes import NAMED_CLASSES
 
-    Of boxes with an IoU above ``overlap``, also of different classes, only the best stays: one object has one name.
-    """
-    from torchvision.ops import nms
-
-    found = found[found.scores >= threshold]
-    return found[nms(found.pred_boxes.tensor.double(), found.scores.double(), overlap)[:top]]
-
-
-def drawing_names(paths: list[Path]) -> list[str]:
-    """A different .jpg name for each image."""
-    names: dict[str, None] = {}
-    for path in paths:
-        name, number = f"{path.stem}.jpg", 2
-        while name in names:
-            name, number = f"{path.stem}_{number}.jpg", number + 1
-        names[name] = None
-    return list(names)
+    if text in NAMED_CLASSES:
+        return list(NAMED_CLASSES[text])
+    inline = ":" in text and not Path(text).suffix
+    names = text.split(";") if inline else read_names(text, option="--vocabulary")
+    pairs = [(name.strip(), words) for name, _, words in (entry.partition(":") for entry in names)]
+    classes = {name: [word.strip() for word in words.split(",") if word.strip()] for name, words in pairs if name}
+    if not classes:
+        raise UserError(f'--vocabulary {text!r} holds no name: write "dog: puppy, hound; cat".')
+    return classes if any(classes.values()) else list(classes)
 
 
-def print_summary(args: argparse.Namespace, images: list[dict], skipped: list[dict]) -> None:
-    """Print what was written, what was skipped, and what to change where no box is shown."""
+def part(text: str) -> float:
+    """A number from 0 to 1, for ``type=`` of an argparse option."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def image_id(result, place: int) -> int:
+    stem = Path(result.file_name).stem
+    return int(stem) if stem.isdecimal() and result.frame is None else place
+
+
+def print_summary(args: argparse.Namespace, images: list[dict], skipped: list) -> None:
+    """Print what was written and what was skipped."""
     boxes = sum(len(image["detections"]) for image in images)
-    print(f"{len(images)} images, {boxes} boxes: {args.output}/*.jpg and {args.output / 'predictions.json'}")
+    drawn = " and ".join(f"{args.output}/*{suffix}" for suffix in sorted({Path(i["drawing"]).suffix for i in images}))
+    written = f"{drawn + ' and ' if drawn else ''}{args.output / 'predictions.json'}"
+    print(f"{len(images)} images, {boxes} boxes: {written}")
     if skipped:
         print(f"{len(skipped)} images could not be read:")
-        print(*(f"  {entry['file_name']}: {entry['reason']}" for entry in skipped), sep="\n")
-    if images and not boxes:
-        print(f"Nothing scores {args.threshold:g} or more{': lower --threshold' if args.threshold > 0 else ''}.")
+        print(*(f"  {entry.file_name}: {entry.reason}" for entry in skipped), sep="\n")
+
+
+def advice(detector, items: list, args: argparse.Namespace) -> str:
+    """What to change where nothing is shown: another threshold helps only if some score is near it."""
+    lowest = args.threshold / 5
+    files = [item for item in items if isinstance(item, Path)][:10]
+    scores = [score for found in detector.stream(files, threshold=lowest, top=1, frames=1) for score in found.scores]
+    if scores:
+        return f"Nothing scores {args.threshold:g} or more, the best is {max(scores):.2g}: lower --threshold."
+    return f"Nothing scores {args.threshold:g} or more, nor is there a score near it: are these classes in the images?"

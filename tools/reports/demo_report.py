@@ -11,7 +11,6 @@ from clim.data.images import read_image
 from clim.data.loader import build_mappers
 from clim.detector import Detector
 from clim_commands.drawing import class_colours, draw_boxes, draw_objects, enlarge, label_size, ordered
-from clim_commands.predict import most_confident
 from experiments.training import read_metrics
 
 from . import COMPARED, TITLES
@@ -130,10 +129,9 @@ def compare(record: dict, dataset: str, predictors: Mapping[str, Detector]) -> E
     classes = [a["category_id"] for a in record["annotations"]]
     panels = [("Ground truth", draw_objects(image, boxes, classes, names=names, novel=novel))]
     for title, predictor in predictors.items():
-        found = most_confident(predictor(record["file_name"]), **SHOWN)
-        boxes, classes, scores = found.pred_boxes.tensor, found.pred_classes.tolist(), found.scores.tolist()
-        known = {"names": predictor.names, "novel": predictor.novel}
-        panels.append((title, draw_objects(image, boxes, classes, scores=scores, **known)))
+        (found,) = predictor.predict(record["file_name"], **SHOWN)
+        known = {"names": found.names, "novel": found.novel, "scores": found.scores.tolist()}
+        panels.append((title, draw_objects(image, found.boxes, found.classes.tolist(), **known)))
     return Example(f"Image {Path(record['file_name']).name}", panels)
 
 

@@ -36,7 +36,7 @@ class Responder:
         self.input_format = cfg.INPUT.FORMAT
         self.detects = detects(cfg)
         if self.detects:
-            detector = Detector(cfg)
+            detector = Detector(cfg, score_threshold=0.0)
             self.model, self.features = detector.model, detector.features
             self.short, self.long = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         else:

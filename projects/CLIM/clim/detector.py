@@ -1,96 +1,254 @@
-"""Use a trained model in your own Python: detect classes of any names.
+"""Use a trained model in your own Python: detect classes of any names in images, folders, videos (docs/python.md).
 
 from clim import Detector
-detector = Detector(cfg)
+detector = Detector("model_final.pth")
 detector.set_classes(["dog", "fire hydrant"])
-found = detector("photo.jpg")  # Detectron2's Instances
+results = detector.predict("photos/")
 """
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import supervision as sv
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
-from torch import Tensor
+from supervision.utils.iterables import create_batches
+from torch import Tensor, nn
+from torchvision.ops import nms
 
-from clim.checkpoints.checkpointer import load_model
-from clim.data.images import channels_first, read_image
+from clim.checkpoints.checkpointer import atomic_save, load_model
+from clim.checkpoints.reading import DESCRIPTION, read_description
+from clim.data.images import channels_first
+from clim.engine.setup import load_config
 from clim.errors import UserError, registered
 from clim.modeling import OpenVocabRCNN
-from clim.modeling.vocabulary import num_classes
+from clim.modeling.vocabulary import vocabulary_names
+from clim.results import Result, Results
+from clim.sources import Frame, Skipped, find_source, read_source
 from clim.text import CLASS_FEATURES
+
+logger = logging.getLogger(__name__)
+
+_MINI_SETS = ("mini_ov_", "mini_lvis_")  # data sets that tools/make_mini.py draws
+_MINI_FOLDERS = {"mini", "mini_lvis"}  # their folders
+Classes = Sequence[str] | Mapping[str, Sequence[str]]  # names, or {name: its synonyms}
 
 
 class Detector:
-    """``Detector(cfg)(file_name)`` → Instances in the image's own pixels.
+    """``Detector("model_final.pth").predict("photos/")`` → :class:`clim.results.Results`.
 
-    ``scores`` are the probabilities of training: they contain CLIM's learnt bias on the logits. Evaluation leaves it
-    out, where all scores are nearly 1 and a threshold means nothing. The order of scores is the same.
+    Scores are the probabilities of training: they contain CLIM's learnt bias on the logits. Evaluation leaves it out,
+    where all scores are nearly 1 and a threshold means nothing. The order of scores is the same.
+
+    A detector serves one thread at a time.
 
     Attributes:
         names: K class names.
         novel: indices of the classes that had no boxes in training.
+        score_threshold: lowest score of a detection, where a call names no other.
+        input_format: channel order of :meth:`detect`, "RGB" or "BGR".
+        model: the network.
     """
 
-    def __init__(self, cfg, *, score_threshold: float = 0.0):
-        """Load cfg.MODEL.WEIGHTS; find boxes with a score of at least ``score_threshold``. UserError as load_model."""
-        if not detects(cfg):
-            name = cfg.MODEL.META_ARCHITECTURE
-            raise UserError(f"MODEL.META_ARCHITECTURE {name} detects nothing: use the config of a detector.")
-        self.input_format, self.prompt = cfg.INPUT.FORMAT, cfg.MODEL.VOCABULARY.PROMPT
-        self._base = frozenset(_metadata(cfg, "base_classes"))
-        self.names = class_names(cfg)
+    def __init__(
+        self, model, *, config=None, classes: Classes | None = None, score_threshold: float = 0.05,
+        device: str | None = None, dtype: torch.dtype | None = None, overrides: Sequence = (),
+    ):  # fmt: skip
+        """Load a model. UserError where file and config do not fit.
+
+        Args:
+            model: path of a checkpoint of our trainer; or a config (CfgNode), whose MODEL.WEIGHTS are loaded.
+            config: YAML or CfgNode of an older or a published checkpoint, which does not hold its config.
+            classes: as :meth:`set_classes`; by default the checkpoint's, or the configured ones.
+            device: "cuda", "cuda:1", "cpu"; by default a GPU where there is one, or the CfgNode's.
+            overrides: KEY, VALUE, … of the config; not of a CfgNode.
+            dtype: torch.bfloat16 or torch.float16: mixed precision by autocast; scores and boxes stay float32.
+        """
+        cfg, description = _read(model, config, classes, overrides)
+        cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
+        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(
+                f"The device is {cfg.MODEL.DEVICE}, but this machine has no CUDA: leave it out, or say cpu."
+            )
+        cfg.MODEL.TEXT.CACHE = ""  # the training's, which names of classes would fill
+        cfg.MODEL.METHOD.NAME = ""  # of the training alone
+        cfg.freeze()
+        self.cfg, self.input_format, self.prompt = cfg, cfg.INPUT.FORMAT, cfg.MODEL.VOCABULARY.PROMPT
+        self.score_threshold, self.dtype = score_threshold, dtype
+        self.names, self._rows = list(description["class_names"]), description["rows"]
+        self.train_sets, base = description["train_sets"], description["base_classes"]
+        self._base = None if base is None else frozenset(base)
+        self._may_warn = True
         self.novel = self._novel_among(self.names)
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.model = load_model(cfg)
         self.features = self.model.roi_heads.predictors[-1].text_features
         for predictor in self.model.roi_heads.predictors:
+            predictor.test_score_thresh, predictor.synonyms = score_threshold, _padded(self._rows)
             if cfg.MODEL.VOCABULARY.NAMES:
                 predictor.freq_weight = _with_boxes(len(self.names), self.novel).to(predictor.freq_weight)
-            predictor.test_score_thresh = score_threshold
             for part in predictor.modules():
                 if hasattr(part, "cls_bias"):
                     part.register_forward_hook(lambda classifier, _, logits: logits + classifier.cls_bias)
+            if dtype is not None:
+                for part in (predictor, *predictor.children()):
+                    _keep_float32(part)
+        if classes is not None:
+            self.set_classes(classes)
 
-    def set_classes(self, names: Sequence[str], embeddings: Tensor | None = None) -> None:
-        """Detect the K classes ``names`` from now on, by ``embeddings`` (K, D); None: the text tower makes them."""
-        names = list(names)
-        if not names or (embeddings is not None and len(embeddings) != len(names)):
+    def set_classes(self, classes: Classes, embeddings: Tensor | None = None) -> None:
+        """Detect K other classes from now on: names, or {name: further words for the same class}.
+
+        The score of a class with synonyms is the highest among those of its name and its synonyms.
+        ``embeddings`` (K, D) of names without synonyms; None: the text tower makes them.
+        """
+        names, words, rows = list(classes), list(classes), None
+        if isinstance(classes, Mapping) and any(classes.values()):
+            of_class = {name: list(dict.fromkeys([name, *others])) for name, others in classes.items()}
+            words = [word for group in of_class.values() for word in group]
+            rows = [k for k, group in enumerate(of_class.values()) for _ in group]
+        if not names or (embeddings is not None and len(embeddings) != len(words)):
             count = "" if embeddings is None else f" and {len(embeddings)} embeddings"
-            raise UserError(f"There are {len(names)} class names{count}: give one or more names, and as many of both.")
+            raise UserError(f"There are {len(words)} class names{count}: give one or more names, and as many of both.")
         if embeddings is None:
-            embeddings = self.embed(names)
-        novel = self._novel_among(names)
-        self.model.roi_heads.set_vocabulary(embeddings, _with_boxes(len(names), novel))
-        self.names, self.novel = names, novel
+            embeddings = self.embed(words)
+        novel, rows_of = self._novel_among(names), rows or range(len(names))
+        mask = torch.tensor([float(k not in novel) for k in rows_of])
+        self.model.roi_heads.set_vocabulary(embeddings, mask, _padded(rows))
+        self.names, self.novel, self._rows = names, novel, rows
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(Q, D) embeddings of texts, which the model reads like class names."""
         rows = CLASS_FEATURES[self.features](self.model.text_encoder, list(texts), self.prompt)
         return rows.to(self.model.device)
 
-    def __call__(self, file_name: str | os.PathLike) -> Instances:
-        """Detections in an image file. Raises :class:`clim.data.images.UnreadableImage`."""
-        return self.predict(read_image(file_name, fmt=self.input_format).image)
+    def freeze(self, path: str | os.PathLike) -> None:
+        """Write the model with its present classes: ``Detector(path)`` finds these without the text tower."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.OVRCNN.TEST_CLASSES = ""  # a selection among the classes of the training
+        description = {
+            "config": cfg.dump(), "class_names": self.names, "train_sets": self.train_sets, "rows": self._rows,
+            "base_classes": None if self._base is None else sorted(self._base),
+        }  # fmt: skip
+        atomic_save({"model": self.model.state_dict(), DESCRIPTION: description}, Path(path))
+
+    def predict(self, source, **options) -> Results:
+        """All results of :meth:`stream`, with the images that were ``skipped``; files' pixels are not kept."""
+        items = find_source(source)
+        if any(isinstance(item, int) for item in items):
+            raise UserError("A webcam never ends: use Detector.stream, which gives one result after another.")
+        results = Results(names=self.names, novel=self.novel)
+        results += (found.without_image() for found in self.stream(items, skipped=results.skipped, **options))
+        return results
+
+    def stream(
+        self, source, *, batch: int = 1, threshold: float | None = None, top: int | None = 20, overlap: float = 0.3,
+        slices: int = 0, tracks: bool = False, frames: int | None = None, skipped: list[Skipped] | None = None,
+    ) -> Iterator[Result]:  # fmt: skip
+        """One result for each image of ``source``, as soon as it is there. UserError for what is no source.
+
+        Args:
+            source: a file, folder (with its sub-folders), glob, http(s) address, video, "webcam:0" or its number;
+                uint8 arrays (H, W, 3) in RGB order (of OpenCV's: ``image[..., ::-1]``); PIL images; a list of these.
+            batch: number of images that are read and given to the network together.
+            threshold: lowest score; by default ``score_threshold``.
+            top: most detections of an image.
+            overlap: of detections with a higher IoU, also of different classes, the best stays; 1: all stay.
+            slices: px; above 0 the image is also read in overlapping squares of this side, for small objects.
+            tracks: number the objects of a video (``track_ids``; ByteTrack of the package trackers).
+            frames: most frames of a video or webcam.
+            skipped: gets images that cannot be read; None: they are logged.
+        """
+        threshold = self.score_threshold if threshold is None else threshold
+        follow = _Tracks(threshold) if tracks else lambda frame, found: found
+        for read in create_batches(read_source(source, frames=frames), batch):
+            whole = [item for item in read if isinstance(item, Frame)]
+            self._warn_of_photos(whole)
+            found = self._find([frame.image for frame in whole], threshold, slices)
+            for frame, of_frame in zip(whole, found, strict=True):
+                kept = most_confident(of_frame, threshold=threshold, top=top, overlap=overlap)
+                yield Result(frame, follow(frame, kept), names=self.names, novel=self.novel)
+            for item in read:
+                if isinstance(item, Skipped) and skipped is not None:
+                    skipped.append(item)
+                elif isinstance(item, Skipped):
+                    logger.warning("Image left out: %s (%s)", *item)
+
+    def _find(self, images: Sequence[np.ndarray], threshold: float, slices: int) -> list[sv.Detections]:
+        """Detections in RGB images; with ``slices`` duplicates of squares and whole image are suppressed by class."""
+        ordered = [image if self.input_format == "RGB" else image[..., ::-1] for image in images]
+        found = [_to_detections(of) for of in self.detect(ordered, threshold=threshold)]
+        if slices:
+            slicer = sv.InferenceSlicer(
+                lambda tiles: self._find(tiles, threshold, 0), slice_wh=slices, overlap_wh=slices // 5, batch_size=4,
+                overlap_filter=sv.OverlapFilter.NONE, compact_masks=True,
+            )  # fmt: skip
+            for i, image in enumerate(images):
+                found[i] = sv.Detections.merge([found[i], slicer(image)]).with_nms(threshold=0.5)
+        return found
 
     @torch.no_grad()
-    def predict(self, image: np.ndarray) -> Instances:
-        """``image`` uint8 (H, W, 3) in cfg.INPUT.FORMAT → pred_boxes, scores (the highest first), pred_classes.
+    def detect(self, images: Sequence[np.ndarray], *, threshold: float | None = None) -> list[Instances]:
+        """uint8 images (H, W, 3) in ``input_format`` → Instances in their own pixels, on the CPU.
 
-        A detector with masks also gives ``pred_masks`` (N, H, W) bool.
+        They have ``pred_boxes``, ``scores`` (the highest first) and ``pred_classes``, from a detector with masks also
+        ``pred_masks`` (N, H, W) bool. Images of one size at the network's input run together; so no image is padded to
+        another's size, and its detections do not depend on the others.
         """
-        height, width = image.shape[:2]
-        resized = self.resize.get_transform(image).apply_image(image)
-        sample = {"image": channels_first(resized), "height": height, "width": width}
-        found = self.model([sample])[0]["instances"].to("cpu")
-        return found[found.scores.argsort(descending=True, stable=True)]
+        for predictor in self.model.roi_heads.predictors:
+            predictor.test_score_thresh = max(self.score_threshold if threshold is None else threshold, 0.0)
+        samples, of_shape = [], {}
+        for i, image in enumerate(images):
+            resized = self.resize.get_transform(image).apply_image(image)
+            samples.append({"image": channels_first(resized), "height": image.shape[0], "width": image.shape[1]})
+            of_shape.setdefault(resized.shape, []).append(i)
+        found: dict[int, Instances] = {}
+        with torch.autocast(self.model.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            for numbers in of_shape.values():
+                found |= zip(numbers, self.model([samples[i] for i in numbers]), strict=True)
+        instances = [found[i]["instances"].to("cpu") for i in range(len(samples))]
+        return [of[of.scores.argsort(descending=True, stable=True)] for of in instances]
 
     def _novel_among(self, names: Sequence[str]) -> frozenset[int]:
         return frozenset(i for i, name in enumerate(names) if self._base and name not in self._base)
+
+    def _warn_of_photos(self, frames: Sequence[Frame]) -> None:
+        """Say once that a model of the mini benchmark has seen drawings only, when it is used on other images."""
+        drawn = self._may_warn and self.train_sets and all(name.startswith(_MINI_SETS) for name in self.train_sets)
+        if drawn and any(_MINI_FOLDERS.isdisjoint(Path(frame.name).parts) for frame in frames):
+            logger.warning(
+                "This model has seen drawings only (%s) and knows little of photos: train on photos, or use a "
+                "published checkpoint (docs/checkpoints.md).", ", ".join(self.train_sets),
+            )  # fmt: skip
+            self._may_warn = False
+
+
+class _Tracks:
+    """Numbers the objects of each video: ``tracker_id``, -1 for those that no track holds."""
+
+    def __init__(self, threshold: float):
+        try:
+            from trackers import ByteTrackTracker
+        except ImportError as error:
+            remedy = "pip install -r requirements-extras.txt"
+            raise UserError(f"Tracks need the package trackers: {remedy}.") from error
+        # Novel classes have low scores: every detection that is shown may start a track.
+        self._new = lambda: ByteTrackTracker(
+            track_activation_threshold=threshold, high_conf_det_threshold=threshold, minimum_consecutive_frames=1
+        )
+
+    def __call__(self, frame: Frame, found: sv.Detections) -> sv.Detections:
+        if frame.number == 0:
+            self._tracker = self._new()
+        return found if frame.number is None else self._tracker.update(found)
 
 
 def detects(cfg) -> bool:
@@ -99,17 +257,78 @@ def detects(cfg) -> bool:
     return issubclass(registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, key=key), OpenVocabRCNN)
 
 
-def class_names(cfg) -> list[str]:
-    """Names of the classes: those of the config, else of the test set, else numbers."""
-    count = num_classes(cfg)
-    names: Sequence[str] = cfg.MODEL.VOCABULARY.NAMES or _metadata(cfg, "thing_classes")
-    return list(names) if len(names) == count else [f"class {i}" for i in range(count)]
+def most_confident(found, *, threshold: float = 0.0, top: int | None = None, overlap: float = 1.0) -> sv.Detections:
+    """At most ``top`` of the detections ``found`` with a score of ``threshold`` or more, the highest score first.
+
+    Of boxes with an IoU above ``overlap``, also of different classes, only the best stays: one object has one name.
+    """
+    found = found[found.confidence >= threshold]
+    boxes, scores = (torch.from_numpy(of.astype(np.float64)) for of in (found.xyxy, found.confidence))
+    return found[nms(boxes, scores, overlap)[:top].numpy()]
 
 
-def _metadata(cfg, key: str) -> Sequence[str]:
-    return MetadataCatalog.get(cfg.DATASETS.TEST[0]).get(key, ()) if cfg.DATASETS.TEST else ()
+def _read(model, config, classes, overrides) -> tuple[CfgNode, dict]:
+    """The config, not frozen, and the checkpoint's description (:func:`clim.checkpoints.read_description`)."""
+    if config is None and not isinstance(model, CfgNode):
+        cfg, description = load_config(str(model), list(overrides)).clone(), read_description(model)
+    else:
+        cfg = config if isinstance(model, str | os.PathLike) else model
+        cfg, description = (
+            cfg.clone() if isinstance(cfg, CfgNode) else load_config(str(cfg), list(overrides)).clone(),
+            None,
+        )
+    cfg.defrost()
+    if not detects(cfg):
+        name = cfg.MODEL.META_ARCHITECTURE
+        raise UserError(f"MODEL.META_ARCHITECTURE {name} detects nothing: use the config of a detector.")
+    if description is None:
+        if not isinstance(model, CfgNode):
+            cfg.MODEL.WEIGHTS = str(model)
+        if classes is not None:  # the configured ones may be a file that is not here: one word stands in for a moment
+            cfg.MODEL.VOCABULARY.NAMES = list(classes)[:1]
+        sets = cfg.DATASETS.TEST
+        base = MetadataCatalog.get(sets[0]).get("base_classes", ()) if sets else ()
+        description = {
+            "class_names": vocabulary_names(cfg), "base_classes": list(base) or None,
+            "train_sets": list(cfg.DATASETS.TRAIN), "rows": None,
+        }  # fmt: skip
+    elif cfg.MODEL.VOCABULARY.NAMES:  # of the overrides: a checkpoint's own names do not stand there
+        description = description | {"class_names": list(cfg.MODEL.VOCABULARY.NAMES), "rows": None}
+    return cfg, description
+
+
+def _to_detections(found: Instances) -> sv.Detections:
+    """supervision's Detections of Detectron2's Instances, with masks as run lengths."""
+    masks = None
+    if found.has("pred_masks"):
+        whole = np.tile([0, 0, found.image_size[1], found.image_size[0]], (len(found), 1))
+        masks = sv.CompactMask.from_dense(found.pred_masks.numpy(), whole, found.image_size)
+    boxes, scores, classes = found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy()
+    return sv.Detections(xyxy=boxes, mask=masks, confidence=scores, class_id=classes)
 
 
 def _with_boxes(count: int, novel: frozenset[int]) -> Tensor:
     """(``count``,): 0 for ``novel`` classes, 1 for others."""
     return torch.tensor([float(i not in novel) for i in range(count)])
+
+
+def _padded(rows: Sequence[int] | None) -> Tensor | None:
+    """The class of each embedding → (C, S) indices of embeddings of each class, repeated up to the longest; or None."""
+    if rows is None:
+        return None
+    of_class: list[list[int]] = [[] for _ in range(max(rows) + 1)]
+    for row, k in enumerate(rows):
+        of_class[k].append(row)
+    longest = max(map(len, of_class))
+    return torch.tensor([(group * longest)[:longest] for group in of_class])
+
+
+def _keep_float32(module: nn.Module) -> None:
+    """Keep logits and box deltas out of autocast: bfloat16 has too few digits for them."""
+    forward = module.forward
+
+    def in_float32(x: Tensor):
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float())
+
+    module.forward = in_float32

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import clim_commands.eval
+from clim_commands.main import main
+
 ROOT = Path(__file__).parents[3]
 LAZY = """
 import os, runpy, sys
@@ -22,10 +25,13 @@ UNFIT = ["predict", "--input", "a.jpg", "--config-file", "x.yaml", "--top", "-1"
 @pytest.mark.parametrize(
     "command, code",
     [
+        (["clim", "--help"], 0),
         (["clim", "predict", "--help"], 0),
+        (["clim", "eval", "--weights", "gone.pth"], 2),
+        (["clim", "predict", "--input", "gone.jpg", "--config-file", "x.yaml"], 2),
         (["clim", *UNFIT], 2),
         (["train_net.py", "--num-gpus", "two"], 2),
-        (["tools/predict.py", "--help"], 0),
+        (["clim", "predict", "--input", "gone.jpg"], 2),
     ],
 )
 def test_help_and_wrong_arguments_are_answered_without_torch(command, code, tmp_path):
@@ -33,3 +39,14 @@ def test_help_and_wrong_arguments_are_answered_without_torch(command, code, tmp_
     command = [str(tmp_path / "clim") if command[0] == "clim" else command[0], *command[1:]]
     done = subprocess.run([sys.executable, "-c", LAZY, *command], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == f"{code} False", done.stderr
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    def interrupted(args):
+        """Score."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clim_commands.eval, "eval", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval"])
+    assert stopped.value.code == 130 and capsys.readouterr().err == "\ninterrupted\n"

@@ -1,11 +1,72 @@
-"""Images, names and numbers of a command line."""
+"""Overrides, files, images, names and numbers of a command line."""
 
 import argparse
 
 import pytest
+from detectron2.config import get_cfg
 
+from clim.config import add_clim_config
 from clim.errors import UserError
-from clim_commands.inputs import count, find_images, read_names
+from clim_commands.inputs import KEY, Parser, add_model_options, count, find_images, model_overrides, read_names
+
+
+@pytest.fixture
+def parser():
+    parser = Parser(prog="x")
+    parser.add_argument("--input", nargs="+")
+    add_model_options(parser)
+    return parser
+
+
+def leaves(node, prefix=""):
+    for key, value in node.items():
+        yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+
+
+def test_every_key_of_the_config_begins_the_overrides_and_files_do_not(parser, tmp_path, monkeypatch):
+    cfg = get_cfg()
+    add_clim_config(cfg)
+    assert [key for key in leaves(cfg) if not KEY.fullmatch(key)] == []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "TEST.JPG").touch()
+    args = parser.parse_args(["--input", "DSC_01.JPG", "TEST.JPG", "model.pth", "MODEL.DEVICE", "cpu", "SEED", "--1"])
+    assert (args.input, args.opts) == (["DSC_01.JPG", "TEST.JPG", "model.pth"], ["MODEL.DEVICE", "cpu", "SEED", "--1"])
+    assert parser.parse_args(["--input", "a"]).opts == []
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["MODEL.DEVICE"], "MODEL.DEVICE has no value"),
+        (["--data", "a", "MODE.DEVICE", "cpu"], "MODE.DEVICE is no option here and no config key"),
+        (["SEED", "1", "--data", "a"], "--data is no option here and no config key"),
+        (["--inputs", "a"], "unknown option: --inputs"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(parser, words, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith(f"error: {message}")
+
+
+def test_overrides_are_refused_where_a_command_takes_none(capsys):
+    with pytest.raises(SystemExit):
+        Parser(prog="x").parse_args(["SEED", "1"])
+    assert capsys.readouterr().err.startswith("error: SEED: this command takes no KEY VALUE pairs")
+
+
+def test_files_of_a_model_are_checked_and_stand_for_keys(parser, tmp_path):
+    weights, data = tmp_path / "w.pth", tmp_path / "data.yaml"
+    weights.touch()
+    words = ["--weights", f"{weights}?matching_heuristics=True", "--data", str(data)]
+    with pytest.raises(UserError, match=r"--data .*data.yaml: there is no such file"):
+        model_overrides(parser.parse_args(words))
+    data.touch()
+    read = model_overrides(parser.parse_args([*words, "MODEL.WEIGHTS", "y.pth"]))
+    assert read == ["MODEL.WEIGHTS", "y.pth", "DATASETS.DATA", str(data), "MODEL.WEIGHTS", words[1]]
+    assert model_overrides(parser.parse_args(["--weights", "https://x.org/y.pth"]))[1] == "https://x.org/y.pth"
+    assert model_overrides(parser.parse_args([])) == []
 
 
 def test_images_of_files_folders_and_globs(tmp_path):
@@ -13,10 +74,12 @@ def test_images_of_files_folders_and_globs(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"")
-    found = find_images([str(tmp_path), str(tmp_path / "**/*.jpg"), str(tmp_path / "missing.jpg")])
-    assert [str(p.relative_to(tmp_path)) for p in found] == ["a.PNG", "b.jpg", "sub/c.jpg", "missing.jpg"]
+    found = find_images([str(tmp_path), str(tmp_path / "**/*.jpg")])
+    assert [str(p.relative_to(tmp_path)) for p in found] == ["a.PNG", "b.jpg", "sub/c.jpg"]
     with pytest.raises(UserError, match="no image there"):
         find_images([str(tmp_path / "*.gif")])
+    with pytest.raises(UserError, match="missing.jpg: there is no such file"):
+        find_images([str(tmp_path), "missing.jpg"])
 
 
 def test_names_and_numbers(tmp_path):

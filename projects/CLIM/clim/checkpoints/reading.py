@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from clim.errors import UserError
 
+DESCRIPTION = "clim"  # entry of a checkpoint
+
 # Unpickling may call these alone: they rebuild arrays and plain containers, without other effects.
 _NUMPY_PARTS = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
 for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2
@@ -67,6 +69,22 @@ def read_pickle(path: str | os.PathLike, *, trusted: bool = False, otherwise: st
                 return (pickle.Unpickler if trusted else _NumpyUnpickler)(file, encoding="latin1").load()
         with torch.serialization.safe_globals(numpy_globals()):
             return torch.load(path, map_location="cpu", weights_only=not trusted)
+
+
+def read_description(path: str | os.PathLike) -> dict | None:
+    """What our trainer writes into a checkpoint beside its weights, without reading these; None in other files.
+
+    {"config": YAML text of the frozen config, "class_names": K names, "base_classes": names of the classes that had
+    boxes, or None for all, "train_sets": names, "rows": for each class embedding the index of its class, or None for
+    one embedding a class}. UserError for a file that is missing or unreadable.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not a file: name a checkpoint.")
+    if not zipfile.is_zipfile(path):
+        return None
+    with readable(path), torch.serialization.safe_globals(numpy_globals()):
+        content = None if is_torchscript(path) else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return content.get(DESCRIPTION) if isinstance(content, dict) else None
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -53,8 +53,6 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
     decoded at 1/2, 1/4 or 1/8 of its size, which is faster and does not alias; no side becomes shorter than asked.
     UnreadableImage if a file is missing, damaged or no image, or has over ``MAX_PIXELS`` or a side under ``MIN_SIDE``.
     """
-    if fmt not in ("BGR", "RGB"):
-        raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
     file_name = os.fspath(file_name)
     try:
         with PathManager.open(file_name, "rb") as file:
@@ -62,6 +60,13 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
     except OSError as error:
         reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error.strerror or error})"
         raise UnreadableImage(file_name, reason) from error
+    return decode_image(data, file_name=file_name, fmt=fmt, at_least=at_least)
+
+
+def decode_image(data: bytes, *, file_name: str, fmt: str = "BGR", at_least: tuple[int, int] | None = None) -> Decoded:
+    """As :func:`read_image`, of the content of a file; ``file_name`` is for errors."""
+    if fmt not in ("BGR", "RGB"):
+        raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
     if not data:
         raise UnreadableImage(file_name, "empty")
     try:
@@ -79,7 +84,7 @@ def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tupl
             opened.load()
             # PIL turns a TIFF in load() and removes its orientation, so this comes after it.
             orientation = _orientation(opened)
-            rgb = _to_rgb(opened.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else opened)
+            rgb = to_rgb(opened.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else opened)
     except (UnreadableImage, MemoryError):
         raise
     except Exception as error:  # PIL raises many types for damaged bytes: struct.error, KeyError, …
@@ -154,7 +159,7 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in range(1, 9) else 1
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
     """uint8 (H, W, 3) of an image of any mode."""
     if image.mode == "F" or image.mode.startswith("I"):
         return np.repeat(_to_8_bit(np.asarray(image))[:, :, None], 3, axis=2)

@@ -26,15 +26,22 @@ from clim.evaluation.regions import region_classes
 from clim.methods import METHOD_REGISTRY
 from clim.modeling.vocabulary import num_classes
 
+from .description import merge_described
+
 logger = logging.getLogger(__name__)
 
 
 def load_config(config_file: str, overrides: list):
-    """The frozen config of a YAML file and KEY, VALUE, … overrides; without CUDA on the CPU. UserError for bad ones."""
+    """The frozen config of a YAML file and KEY, VALUE, … overrides; without CUDA on the CPU. UserError for bad ones.
+
+    ``config_file`` may be a checkpoint of our trainer: its own config (:func:`merge_described`).
+    """
     cfg = get_cfg()
     add_clim_config(cfg)
     try:
-        if config_file:
+        if config_file.endswith((".pth", ".pt")):
+            merge_described(cfg, config_file)
+        elif config_file:
             cfg.merge_from_file(config_file)
         cfg.merge_from_list(overrides)
     except (OSError, KeyError, ValueError, AssertionError, AttributeError, yaml.YAMLError) as error:

@@ -18,11 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from clim.checkpoints.checkpointer import ALPHA_KEY, SafeCheckpointer
+from clim.checkpoints.reading import DESCRIPTION
 from clim.data.loader import build_train_loader
 from clim.errors import UserError, raise_on_all_ranks
 from clim.evaluation import build_evaluators, evaluate
 from clim.text import require_width
 
+from .description import describe
 from .resume import CheckpointHook, load_rank_state, prepare_metrics, random_states_kept, rank_state_path
 from .solver import build_solver, count_epochs, scale_to_world
 from .weight_ensemble import PublishClip, WeightEnsemble
@@ -119,7 +121,7 @@ class Trainer(TrainerBase):
     def _build_hooks(self, seed: int) -> list[HookBase]:
         cfg, period = self.cfg, self.cfg.SOLVER.CHECKPOINT_PERIOD
         extra = {"data_seed": seed, "world_size": comm.get_world_size(), "accumulate": cfg.SOLVER.ACCUMULATE}
-        extra[ALPHA_KEY] = self.ensemble.alpha
+        extra |= {ALPHA_KEY: self.ensemble.alpha, DESCRIPTION: describe(cfg)}
         options = {"period": period, "keep": cfg.SOLVER.KEEP_CHECKPOINTS, "start_iter": self.start_iter}
         found = [
             hooks.IterationTimer(),

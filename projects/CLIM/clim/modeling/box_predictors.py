@@ -57,6 +57,7 @@ class TextOutputLayers(FastRCNNOutputLayers):
     def __init__(self, input_shape, *, class_mask: Tensor, vocabulary_wins: bool, **kwargs):
         super().__init__(input_shape, **kwargs | {"use_sigmoid_ce": True})
         self.register_buffer("freq_weight", class_mask, persistent=self.stores_mask)
+        self.register_buffer("synonyms", None, persistent=False)  # of set_vocabulary
         self.vocabulary_wins = vocabulary_wins
         self.register_load_state_dict_pre_hook(_keep_vocabulary)
 
@@ -65,9 +66,20 @@ class TextOutputLayers(FastRCNNOutputLayers):
         vocabulary = {"num_classes": num_classes(cfg), "class_mask": class_mask(cfg)}
         return super().from_config(cfg, input_shape) | vocabulary | {"vocabulary_wins": is_configured(cfg)}
 
-    def set_vocabulary(self, embeddings: Tensor, class_mask: Tensor | None = None) -> None:
-        """Detect other classes: new buffers with (K', D) text embeddings and (K',) ``freq_weight``, by default ones."""
+    def before_load(self, weights: dict[str, Tensor], *, prefix: str) -> None:
+        """Replace the file's classes by the configured ones before their shapes are compared."""
+        if self.vocabulary_wins:
+            _keep_vocabulary(self, weights, prefix)
+
+    def set_vocabulary(
+        self, embeddings: Tensor, class_mask: Tensor | None = None, synonyms: Tensor | None = None
+    ) -> None:
+        """Detect other classes: new buffers with (K', D) text embeddings and (K',) ``freq_weight``, by default ones.
+
+        ``synonyms`` (C, S) are indices of embeddings: the score of class c of C is the highest of its S rows'.
+        """
         self.set_class_embeddings(embeddings)
+        self.synonyms = None if synonyms is None else synonyms.to(self.freq_weight.device)
         self.num_classes = len(embeddings)
         mask = torch.ones(self.num_classes) if class_mask is None else class_mask
         self.freq_weight = mask.to(self.freq_weight)
@@ -86,6 +98,8 @@ class TextOutputLayers(FastRCNNOutputLayers):
 
         Instances have ``scores`` (sigmoid, as official Detic) and ``logits``; evaluation ranks by the logits.
         """
+        if self.synonyms is not None:
+            logits = [torch.cat([of[:, self.synonyms].amax(dim=2), of[:, -1:]], dim=1) for of in logits]
         threshold = torch.tensor(self.test_score_thresh).logit().item()
         limits = threshold, self.test_nms_thresh, self.test_topk_per_image
         results, kept = fast_rcnn_inference(boxes, logits, image_sizes, *limits)

@@ -38,7 +38,7 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         self.text_encoder = text_encoder
         if fp32_heads:
             autocast_backbone(self)
-        self.register_load_state_dict_pre_hook(_drop_text_encoder)
+        self.register_load_state_dict_pre_hook(_drop_unused)
         self.register_load_state_dict_pre_hook(take_pretrained_trunk)
 
     @classmethod
@@ -108,9 +108,10 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         return self.roi_heads.predictors[-1].cls_score
 
 
-def _drop_text_encoder(module, state_dict, prefix, *_):
-    """Ignore the text tower that official Detic stores: the config defines ours."""
-    for key in [k for k in state_dict if k.startswith(prefix + "text_encoder.")]:
+def _drop_unused(module, state_dict, prefix, *_):
+    """Ignore the text tower that official Detic stores, as the config defines ours; a method's state without one."""
+    unused = ("text_encoder.",) if hasattr(module, "method") else ("text_encoder.", "method.")
+    for key in [k for k in state_dict if k.startswith(tuple(prefix + name for name in unused))]:
         del state_dict[key]
 
 

@@ -54,10 +54,12 @@ class TextHeads:
         predictor = self.box_predictor
         return list(predictor) if isinstance(predictor, nn.ModuleList) else [predictor]
 
-    def set_vocabulary(self, embeddings: Tensor, class_mask: Tensor | None = None) -> None:
+    def set_vocabulary(
+        self, embeddings: Tensor, class_mask: Tensor | None = None, synonyms: Tensor | None = None
+    ) -> None:
         """As :meth:`TextOutputLayers.set_vocabulary`, for all stages."""
         for predictor in self.predictors:
-            predictor.set_vocabulary(embeddings, class_mask)
+            predictor.set_vocabulary(embeddings, class_mask, synonyms)
 
 
 @ROI_HEADS_REGISTRY.register()

@@ -2,7 +2,7 @@
 
 At test the classes are MODEL.VOCABULARY.NAMES, read by the text tower; else the rows of MODEL.VOCABULARY.EMBEDDINGS;
 else those that the checkpoint holds. Without NAMES, row k has the k-th name of the test set's metadata
-(``clim.detector.class_names``), whose categories are sorted by id.
+(:func:`vocabulary_names`), whose categories are sorted by id.
 """
 
 import logging
@@ -34,6 +34,13 @@ _TEST_CLASSES = {"ovcoco": _BASE + _NOVEL, "ovcoco_base": _BASE, "ovcoco_novel":
 def num_classes(cfg) -> int:
     """K of the configured vocabulary."""
     return len(cfg.MODEL.VOCABULARY.NAMES) or cfg.MODEL.ROI_HEADS.NUM_CLASSES
+
+
+def vocabulary_names(cfg) -> list[str]:
+    """Names of the classes: those of the config, else of the test set, else numbers."""
+    count, sets = num_classes(cfg), cfg.DATASETS.TEST
+    names = cfg.MODEL.VOCABULARY.NAMES or (MetadataCatalog.get(sets[0]).get("thing_classes", ()) if sets else ())
+    return list(names) if len(names) == count else [f"class {i}" for i in range(count)]
 
 
 def is_configured(cfg) -> bool:

@@ -1,0 +1,235 @@
+"""What a detector finds: boxes, scores and names, drawn, saved, and in the formats of others.
+
+N detections of an image; boxes are x0, y0, x1, y1 in pixels of the upright image.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from itertools import groupby
+from pathlib import Path
+
+import av
+import matplotlib
+import numpy as np
+import supervision as sv
+from PIL import Image, ImageOps
+from pycocotools.mask import encode
+
+from clim.files import write_json
+from clim.sources import Frame, Skipped, read_source
+
+_FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")  # it has most alphabets
+_COLOURS = sv.ColorPalette.DEFAULT.colors
+_INKS = [sv.Color.BLACK if np.dot(c.as_rgb(), (0.299, 0.587, 0.114)) > 140 else sv.Color.WHITE for c in _COLOURS]
+
+
+class Result:
+    """The detections of one image, or of one frame of a video.
+
+    Attributes:
+        file_name: file or address; "webcam:0"; "image_3" for the fourth item of a list of arrays.
+        frame: its number in the video, from 0; None for an image. ``rate``: frames a second.
+        height, width: px.
+        names: K class names. ``novel``: indices of those that had no boxes in training.
+        found: supervision's Detections, with ``data["class_name"]``; masks are run lengths.
+    """
+
+    def __init__(self, frame: Frame, found: sv.Detections, *, names: Sequence[str], novel: frozenset[int]):
+        self.file_name, self.frame, self.rate = frame.name, frame.number, frame.rate
+        self.height, self.width = frame.image.shape[:2]
+        self.names, self.novel, self._image = list(names), novel, frame.image
+        found.data["class_name"] = np.array([names[k] for k in found.class_id], dtype=str)
+        self.found = found
+        self.boxes: np.ndarray = found.xyxy  # (N, 4)
+        self.scores: np.ndarray = found.confidence  # (N,), the highest first where nothing is tracked
+        self.classes: np.ndarray = found.class_id  # (N,), indices into names
+        self.track_ids: np.ndarray | None = found.tracker_id  # (N,), of an object in a video; -1: it has no track
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def __repr__(self) -> str:
+        place = self.file_name if self.frame is None else f"{self.file_name}, frame {self.frame}"
+        return f"Result({place}: {', '.join(self.labels()) or 'nothing'})"
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """(N, height, width) bool; None from a detector without masks."""
+        return None if self.found.mask is None else np.asarray(self.found.mask)
+
+    @property
+    def image(self) -> np.ndarray:
+        """uint8 (height, width, 3) RGB; read again from its file where it was not kept."""
+        if self._image is None:
+            self._image = next(f.image for f in read_source(Path(self.file_name)) if f.number == self.frame)
+        return self._image
+
+    def without_image(self) -> "Result":
+        """A copy without the pixels of what can be read again from a file."""
+        result = copy.copy(self)
+        result._image = None if Path(self.file_name).is_file() else self._image
+        return result
+
+    def labels(self) -> list[str]:
+        """ "★ dog #3 0.52" of each detection: a star for a class without boxes in training, track, score."""
+        stars = ["★ " * (k in self.novel) + self.names[k] for k in self.classes]
+        tracks = [f" #{t}" * (t >= 0) for t in self.track_ids] if self.track_ids is not None else [""] * len(self)
+        return [f"{name}{track} {score:.2f}" for name, track, score in zip(stars, tracks, self.scores, strict=True)]
+
+    def plot(self) -> np.ndarray:
+        """A drawing, uint8 RGB, with a long side of 640 px or more. A star and a white rim mark novel classes."""
+        scale = max(640 / max(self.height, self.width), 1.0)
+        page = np.asarray(ImageOps.scale(Image.fromarray(self.image), scale))[..., ::-1].copy()  # supervision's BGR
+        found, labels = self.to_supervision()[::-1], self.labels()[::-1]  # the first one lies on top
+        if found.mask is not None:
+            found.mask = np.array([np.asarray(Image.fromarray(m).resize(page.shape[1::-1])) for m in found.mask])
+        found.xyxy, line, letters = found.xyxy * scale, max(2, max(page.shape) // 300), max(13, max(page.shape) // 50)
+        colours, inks = sv.ColorPalette(_COLOURS), sv.ColorPalette(_INKS)
+        novel = found[np.isin(found.class_id, list(self.novel))]
+        if found.mask is not None:
+            page = sv.MaskAnnotator(colours).annotate(page, found)
+        page = sv.BoxAnnotator(sv.Color.WHITE, thickness=3 * line).annotate(page, novel)
+        page = sv.BoxAnnotator(colours, thickness=line).annotate(page, found)
+        text = {"font_path": _FONT, "font_size": letters, "text_padding": letters // 4, "smart_position": True}
+        page = sv.RichLabelAnnotator(colours, text_color=inks, **text).annotate(page, found, labels)
+        return np.ascontiguousarray(page[..., ::-1])
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write the drawing into ``folder``; returns its path."""
+        ((_, name),) = save_each([self], folder)
+        return Path(folder) / name
+
+    def to_coco(self, image_id: int | str = 0, *, category_ids: Sequence[int] | None = None) -> list[dict]:
+        """COCO's list of results, masks as RLE; ``category_ids``: of each class, by default its index."""
+        ids, entries = category_ids or range(len(self.names)), []
+        for i, (x0, y0, x1, y1) in enumerate(self.boxes.tolist()):
+            entry = {"image_id": image_id, "category_id": ids[int(self.classes[i])], "bbox": [x0, y0, x1 - x0, y1 - y0]}
+            entries.append(entry | {"score": float(self.scores[i])})
+            if self.found.mask is not None:
+                rle = encode(np.asfortranarray(self.found.mask[i], dtype=np.uint8))
+                entries[-1]["segmentation"] = rle | {"counts": rle["counts"].decode("ascii")}
+        return entries
+
+    def to_dict(self) -> dict:
+        """The image's entry in predictions.json (``clim predict --help`` describes it)."""
+        detections = []
+        for i, entry in enumerate(self.to_coco()):
+            kept = {"name": self.names[entry["category_id"]], "category_id": entry["category_id"]}
+            kept |= {"score": round(entry["score"], 6), "bbox": [round(v, 2) for v in entry["bbox"]]}
+            kept |= {"segmentation": entry["segmentation"]} if "segmentation" in entry else {}
+            detections.append(kept | ({} if self.track_ids is None else {"track_id": int(self.track_ids[i])}))
+        place = {"file_name": self.file_name} | ({} if self.frame is None else {"frame": self.frame})
+        return place | {"height": self.height, "width": self.width, "detections": detections}
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as text."""
+        return json.dumps(self.to_dict())
+
+    def to_supervision(self) -> sv.Detections:
+        """supervision's Detections, with whole masks."""
+        found = copy.copy(self.found)
+        found.mask = self.masks
+        return found
+
+
+class Results(list[Result]):
+    """The results of all images, in order; ``skipped``: what could not be read."""
+
+    def __init__(self, *, names: Sequence[str], novel: frozenset[int]):
+        super().__init__()
+        self.names, self.novel = list(names), novel
+        self.skipped: list[Skipped] = []
+
+    def plot(self) -> list[np.ndarray]:
+        """:meth:`Result.plot` of each."""
+        return [result.plot() for result in self]
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write NAME.jpg of every image, NAME.mp4 of every video, and predictions.json into ``folder``."""
+        content = self.to_dict()
+        for entry, (_, drawing) in zip(content["images"], save_each(self._with_images(), folder), strict=True):
+            entry["drawing"] = drawing
+        write_json(Path(folder) / "predictions.json", content, indent=1)
+        return Path(folder)
+
+    def to_dict(self) -> dict:
+        """Content of predictions.json (``clim predict --help`` describes it)."""
+        novel, skipped = [self.names[k] for k in sorted(self.novel)], [item._asdict() for item in self.skipped]
+        images = [result.to_dict() for result in self]
+        return {"vocabulary": self.names, "novel": novel, "images": images, "skipped": skipped}
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as text."""
+        return json.dumps(self.to_dict())
+
+    def to_coco(
+        self, image_ids: Sequence[int | str] | None = None, *, category_ids: Sequence[int] | None = None
+    ) -> list[dict]:
+        """COCO's list of results; ``image_ids``: of each image, by default its place in this list."""
+        pairs = zip(image_ids or range(len(self)), self, strict=True)
+        return [entry for number, result in pairs for entry in result.to_coco(number, category_ids=category_ids)]
+
+    def to_supervision(self) -> list[sv.Detections]:
+        """:meth:`Result.to_supervision` of each."""
+        return [result.to_supervision() for result in self]
+
+    def _with_images(self) -> Iterator[Result]:
+        """Copies with pixels; each video is read once, from its beginning."""
+        for (name, is_video), group in groupby(self, key=_place):
+            frames = read_source(Path(name)) if is_video and Path(name).is_file() else iter(())
+            for result in group:
+                result = copy.copy(result)
+                if is_video and result._image is None:
+                    result._image = next(frame.image for frame in frames if frame.number == result.frame)
+                yield result
+
+
+def save_each(results: Iterable[Result], folder: str | os.PathLike) -> Iterator[tuple[Result, str]]:
+    """Write each drawing into ``folder`` and give it with its file name: NAME.jpg; of all frames of a video NAME.mp4.
+
+    Videos are H.264, which browsers play. It needs even sides, so an odd one loses its last pixel.
+    """
+    folder, used = Path(folder), set()
+    folder.mkdir(parents=True, exist_ok=True)
+    for (source, is_video), group in groupby(results, key=_place):
+        for result in [] if is_video else group:
+            name = _new_name(source, ".jpg", used)
+            Image.fromarray(result.plot()).save(folder / name, quality=92)
+            yield result, name
+        if is_video:
+            name = _new_name(source, ".mp4", used)
+            yield from ((result, name) for result in _write_video(group, folder / name))
+
+
+def _write_video(results: Iterator[Result], path: Path) -> Iterator[Result]:
+    with av.open(os.fspath(path), "w") as container:
+        stream = container.add_stream("libx264", options={"crf": "23"})
+        try:
+            for result in results:
+                drawing = result.plot()
+                height, width = (side - side % 2 for side in drawing.shape[:2])
+                if not stream.codec_context.is_open:
+                    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                    stream.codec_context.framerate = Fraction(result.rate).limit_denominator(1001)
+                drawing = np.ascontiguousarray(drawing[:height, :width])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(drawing, format="rgb24")))
+                yield result
+        finally:
+            container.mux(stream.encode(None))
+
+
+def _place(result: Result) -> tuple[str, bool]:
+    return result.file_name, result.frame is not None
+
+
+def _new_name(source: str, suffix: str, used: set[str]) -> str:
+    """A file name for the drawing of ``source`` that is not ``used`` yet."""
+    stem = Path(source.partition("?")[0].replace(":", "_")).stem or "image"
+    name, number = stem + suffix, 2
+    while name in used:
+        name, number = f"{stem}_{number}{suffix}", number + 1
+    used.add(name)
+    return name

@@ -1,0 +1,158 @@
+"""Images of files, folders, globs, addresses, videos, webcams and arrays, one after another.
+
+What is missing is found without torch, which takes seconds to import.
+"""
+
+import glob
+import os
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from clim.errors import UserError
+
+IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
+URL_BYTES, URL_SECONDS = 64 << 20, 30  # an address may give no more, and take no longer
+WEBCAM = "webcam:"
+
+
+class Frame(NamedTuple):
+    """An image, uint8 (H, W, 3) RGB. ``number`` (from 0) and ``rate`` (frames a second): of a video or webcam."""
+
+    image: np.ndarray
+    name: str
+    number: int | None = None
+    rate: float | None = None
+
+
+class Skipped(NamedTuple):
+    """An image or video that could not be read, and a short reason."""
+
+    file_name: str
+    reason: str
+
+
+def find_source(source) -> list:
+    """The items of a source, without reading them: files (Path), addresses, numbers of webcams, arrays, PIL images.
+
+    Folders are searched with their sub-folders, and every file is named once. UserError for a file that does not
+    exist, a folder or glob without images, and what is no source.
+    """
+    items, seen = [], set()
+    for entry in source if isinstance(source, list | tuple) else [source]:
+        for item in _items(entry):
+            if not isinstance(item, Path) or item not in seen:
+                items.append(item)
+            if isinstance(item, Path):
+                seen.add(item)
+    return items
+
+
+def read_source(source, *, frames: int | None = None) -> Iterator[Frame | Skipped]:
+    """The images of :func:`find_source`, read when they are asked for; unreadable ones are :class:`Skipped`.
+
+    ``frames``: most frames of a video or webcam.
+    """
+    from clim.data.images import UnreadableImage
+
+    for number, item in enumerate(find_source(source)):
+        try:
+            yield from islice(_read(item, number), frames)
+        except UnreadableImage as error:
+            yield Skipped(error.file_name, error.reason)
+
+
+def fetch(address: str, *, limit: int = URL_BYTES, seconds: float = URL_SECONDS) -> bytes:
+    """What an http(s) address gives. UnreadableImage where it fails, has over ``limit`` bytes or takes too long."""
+    from clim.data.images import UnreadableImage
+
+    end, chunks, size = time.monotonic() + seconds, [], 0
+    try:
+        with urllib.request.urlopen(address, timeout=seconds) as answer:
+            while chunk := answer.read(1 << 16):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    raise UnreadableImage(address, f"over {limit >> 20} MB")
+                if time.monotonic() > end:
+                    raise UnreadableImage(address, f"not there in {seconds:g} s")
+    except (OSError, ValueError) as error:  # HTTPError and URLError are OSErrors
+        raise UnreadableImage(address, f"cannot be fetched ({error})") from error
+    return b"".join(chunks)
+
+
+def _read(item, number: int) -> Iterator[Frame]:
+    from clim.data.images import decode_image, read_image, to_rgb
+
+    if isinstance(item, int):
+        yield from _read_video(item, f"{WEBCAM}{item}")
+    elif isinstance(item, np.ndarray):
+        yield Frame(item, f"image_{number}")
+    elif isinstance(item, Image.Image):
+        yield Frame(to_rgb(ImageOps.exif_transpose(item)), getattr(item, "filename", "") or f"image_{number}")
+    elif isinstance(item, str):
+        yield Frame(decode_image(fetch(item), file_name=item, fmt="RGB").image, item)
+    elif item.suffix.lower() in VIDEOS:
+        yield from _read_video(str(item), str(item))
+    else:
+        yield Frame(read_image(item, fmt="RGB").image, str(item))
+
+
+def _read_video(source: str | int, name: str) -> Iterator[Frame]:
+    """Frames of a file, or of a webcam without end."""
+    import cv2
+
+    from clim.data.images import UnreadableImage
+
+    video = cv2.VideoCapture(source)
+    try:
+        rate, number = video.get(cv2.CAP_PROP_FPS) or 25.0, 0
+        while (grabbed := video.read())[0]:
+            yield Frame(cv2.cvtColor(grabbed[1], cv2.COLOR_BGR2RGB), name, number, rate)
+            number += 1
+        if not number:
+            raise UnreadableImage(name, "not a video" if isinstance(source, str) else "no webcam there")
+    finally:
+        video.release()
+
+
+def _items(entry) -> Sequence:
+    """What one entry of a source stands for."""
+    if isinstance(entry, np.ndarray):
+        if entry.dtype == np.uint8 and entry.ndim == 3 and entry.shape[2] == 3 and entry.size:
+            return [entry]
+        raise UserError(f"An array {entry.dtype} {entry.shape} is no image: give uint8 (height, width, 3), RGB.")
+    if isinstance(entry, Image.Image) or (isinstance(entry, int) and not isinstance(entry, bool)):
+        return [entry]
+    if not isinstance(entry, str | os.PathLike):
+        remedy = "give files, folders, addresses, PIL images or uint8 arrays (height, width, 3), RGB"
+        raise UserError(f"A {type(entry).__module__}.{type(entry).__name__} is no image: {remedy}.")
+    text = str(entry)
+    if text.lower().startswith(("http://", "https://")):
+        return [text]
+    if text.startswith(WEBCAM) and text.removeprefix(WEBCAM).isdecimal():
+        return [int(text.removeprefix(WEBCAM))]
+    return _find_files(entry)
+
+
+def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
+    path = Path(entry).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
+    elif glob.has_magic(str(entry)):
+        found = map(Path, glob.glob(str(path), recursive=True))
+    else:
+        raise UserError(f"{entry} does not exist: name files, folders, globs, http(s) addresses or webcam:0.")
+    wanted = sorted(p for p in found if p.suffix.lower() in IMAGES | VIDEOS and p.is_file())
+    if not wanted:
+        raise UserError(f"{entry} has no image and no video ({', '.join(sorted(IMAGES | VIDEOS))}).")
+    return wanted
