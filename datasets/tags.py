@@ -6,14 +6,12 @@ the captions of one image and a table {id: words} of classes or nouns, and retur
 "_" for a space and brackets for remarks ("kite_(toy)").
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 
 from clim.data.categories import COCO_CATEGORIES
+from clim.data.words import Table, spoken_name, word_rule
 from clim.errors import UserError
-
-Table = Mapping[int, Sequence[str]]
 
 # WordNet synsets of COCO's classes (``coco_to_synset`` of lvis-api) that are not "name.n.01". LVIS v1 has no frank.n.02
 # for "hot dog". Detic takes sausage.n.01, so "hot dog" is not among the words of that class.
@@ -27,12 +25,6 @@ SYNSETS = {
     "microwave": "microwave.n.02", "toaster": "toaster.n.02", "refrigerator": "electric_refrigerator.n.01",
     "teddy bear": "teddy.n.01", "hair drier": "hand_blower.n.01",
 }  # fmt: skip
-_IRREGULAR_PLURALS = {
-    "person": ("people", "persons"), "child": ("children",), "man": ("men",), "woman": ("women",),
-    "knife": ("knives",), "mouse": ("mice", "mouses"), "sheep": ("sheep",),
-}  # fmt: skip
-# A word may contain hyphens ("double-decker"). A punctuation mark stands alone, so no name crosses it.
-_TOKEN = re.compile(r"[^\W_]+(?:-[^\W_]+)*|[^\w\s]")
 
 
 @cache
@@ -57,12 +49,6 @@ def all_words() -> dict[int, tuple[str, ...]]:
     words = lvis_words()
     names = ((key, name.replace(" ", "_")) for key, name in COCO_CATEGORIES)
     return {key: words[key] if name in words[key] else (name, *words[key]) for key, name in names}
-
-
-@cache
-def spoken_name(word: str) -> str:
-    """An LVIS word as captions write it: lower case, "_" is a space, without text from "(" on."""
-    return word.replace("_", " ").split("(")[0].lower().strip()
 
 
 def released_tags(captions: Sequence[str], table: Table) -> list[int]:
@@ -128,54 +114,3 @@ def word_tags(captions: Sequence[str], table: Table) -> list[int]:
     Words that are not in the table ("motorbike") do not count.
     """
     return word_rule(table)(captions)
-
-
-def word_rule(table: Table) -> Callable[[Sequence[str]], list[int]]:
-    """:func:`word_tags` for one table: for millions of captions."""
-    phrases, longest = _phrases(tuple((key, tuple(words)) for key, words in table.items()))
-    return partial(_find_words, phrases, longest, {key: place for place, key in enumerate(table)})
-
-
-def _find_words(
-    phrases: Mapping[tuple[str, ...], set[int]], longest: int, places: Mapping[int, int], captions: Sequence[str]
-) -> list[int]:
-    found: set[int] = set()
-    for caption in captions:
-        tokens = _TOKEN.findall(caption.lower())
-        start = 0
-        while start < len(tokens):
-            step = 1
-            for length in range(longest, 0, -1):
-                keys = phrases.get(tuple(tokens[start : start + length]))
-                if keys:
-                    found |= keys
-                    step = length
-                    break
-            start += step
-    return sorted(found, key=places.__getitem__)
-
-
-def plurals(name: str) -> tuple[str, ...]:
-    """The regular or listed plurals of a name's last word ("park bench" -> "park benches")."""
-    head, _, last = name.rpartition(" ")
-    if last in _IRREGULAR_PLURALS:
-        forms = _IRREGULAR_PLURALS[last]
-    elif re.search(r"(s|x|z|ch|sh)$", last):
-        forms = (last + "es",)
-    elif re.search(r"[^aeiou]y$", last):
-        forms = (last[:-1] + "ies",)
-    else:
-        forms = (last + "s",)
-    return tuple(f"{head} {form}".strip() for form in forms)
-
-
-@lru_cache(maxsize=8)
-def _phrases(rows: tuple[tuple[int, tuple[str, ...]], ...]) -> tuple[dict[tuple[str, ...], set[int]], int]:
-    """{tokens of a name, its plural or hyphenated form: category ids}, and the token count of the longest name."""
-    phrases: dict[tuple[str, ...], set[int]] = {}
-    for key, words in rows:
-        for name in map(spoken_name, words):
-            for form in (name, *plurals(name)):
-                for variant in {form, form.replace(" ", "-"), form.replace("-", " ")}:
-                    phrases.setdefault(tuple(_TOKEN.findall(variant)), set()).add(key)
-    return phrases, max(map(len, phrases), default=0)

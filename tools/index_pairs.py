@@ -8,8 +8,8 @@
         --output datasets/coco/VLDet/nouns_captions_train2017_4764tags_allcaps.json
 
 Shards are tar files as img2dataset writes them (KEY.jpg, KEY.txt, perhaps KEY.json), also with .png or .webp. A pass
-that was interrupted goes on with the next shard. A TSV has the lines FILE<TAB>CAPTION, FILE below the folder; with a
-first line "caption<TAB>file" the columns are exchanged. Several lines of a file are several captions. A json is COCO's
+that was interrupted goes on with the next shard. A TSV has the lines FILE<TAB>CAPTION, FILE below the folder; its first
+line may name the columns, as "caption<TAB>file". Several lines of a file are several captions. A json is COCO's
 captions, Conceptual Captions as Detic's scripts write them, or another pairs json, whose tags are replaced.
 
 Tags are the LVIS classes that a caption names or, for VLDet, the nouns of --nouns that it names. As in Detic, images
@@ -18,7 +18,6 @@ MODEL.METHOD.DETIC.TAG_WEIGHT 0.0.
 """
 
 import argparse
-import csv
 import sys
 import zlib
 from collections import Counter, defaultdict
@@ -85,9 +84,10 @@ def index_shards(args: argparse.Namespace) -> None:
 
 
 def convert_tsv(args: argparse.Namespace) -> None:
+    from clim.data.formats import read_table
     from clim.data.images import UnreadableImage, image_size
 
-    captions, tagging, skipped = read_tsv(args.tsv), tagging_of(args), Counter()
+    captions, tagging, skipped = read_table(args.tsv, remedy="correct --tsv"), tagging_of(args), Counter()
     images = []
     for number, (name, texts) in enumerate(tqdm(captions.items(), desc="images", unit="image"), start=1):
         found = list(tagging.tag(texts))
@@ -140,27 +140,6 @@ def write_pairs(output: Path, images: list[dict], tagging: "Tagging", skipped: C
     write_json(output, {"images": images, "categories": list(tagging.categories), "annotations": []})
     print(f"{output}: {len(images)} images with captions")
     print_skipped(skipped)
-
-
-def read_tsv(path: Path) -> dict[str, list[str]]:
-    """{file: its captions, none blank} in the order of the lines."""
-    captions: dict[str, list[str]] = {}
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            order = (0, 1)
-            for number, row in enumerate(rows, start=1):
-                if number == 1 and row in (["caption", "file"], ["file", "caption"]):
-                    order = row.index("file"), row.index("caption")
-                    continue
-                if len(row) != 2:
-                    raise UserError(f"line {number} of {path} has {len(row)} columns: give FILE<TAB>CAPTION.")
-                name, caption = (row[column] for column in order)
-                if caption.strip():
-                    captions.setdefault(name, []).append(caption)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--tsv {path} cannot be read ({error}).") from error
-    return captions
 
 
 def tagging_of(args: argparse.Namespace) -> "Tagging":

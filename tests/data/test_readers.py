@@ -67,15 +67,46 @@ def test_missing_and_broken_files_and_unknown_categories_are_refused(root, write
 
 
 def test_boxes_are_detectron2s_records_with_crowds_and_without_masks(root, write, read, caplog):
-    annotations = [box(segmentation=POLYGON), box(id=2, iscrowd=1, segmentation=[]), box(id=3, segmentation=[[1, 2]])]
-    with caplog.at_level(logging.WARNING):
-        (record,) = read(read_boxes, write("a.json", IMAGES[0], annotations=annotations))
-    expected = {"bbox": [1, 2, 8, 9], "category_id": 16, "bbox_mode": BoxMode.XYWH_ABS}
-    assert record == SIZE | {
-        "file_name": str(root / "images/9.jpg"), "image_id": 9,
-        "annotations": [expected | {"iscrowd": 0}, expected | {"iscrowd": 1}],
-    }  # fmt: skip
-    assert "Filtered out 1 instances without valid segmentation" in caplog.text  # Detectron2's own warning
+    masks = (POLYGON, [], [[1, 2]], RUNS)
+    annotations = [box(id=i, iscrowd=i % 2, segmentation=mask, keypoints=[1, 2, 1]) for i, mask in enumerate(masks)]
+    path = write("a.json", *IMAGES, annotations=[*annotations, box(image_id=5)])
+    for content in (path.read_bytes(), b"\xef\xbb\xbf" + path.read_bytes()):
+        path.write_bytes(content)
+        empty, record = read(read_boxes, path)
+        assert (empty["image_id"], empty["annotations"]) == (4, [])
+        expected = {"bbox": [1, 2, 8, 9], "category_id": 16, "bbox_mode": BoxMode.XYWH_ABS}
+        assert record == SIZE | {
+            "file_name": str(root / "images/9.jpg"), "image_id": 9,
+            "annotations": [expected | {"iscrowd": i % 2} for i in range(4)],
+        }  # fmt: skip
+    assert "left out 1 boxes whose image_id is not among its images" in caplog.text
+
+
+@pytest.mark.parametrize("reader", [read_boxes, read_lvis, read_regions])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        *(({"bbox": b}, r"has bbox .*: it must be \[x, y, width") for b in (None, [], [1, 2, 3], [1, 2, -3, 4], "1 2")),
+        *(({"bbox": [1, 2, value, 4]}, "has bbox") for value in (float("nan"), float("inf"), "3", True)),
+        ({"category_id": None}, "has no category_id"),
+        ({"image_id": [9]}, "has no image_id"),
+    ],
+)
+def test_a_broken_annotation_is_named(write, read, reader, wrong, message):
+    path = write("a.json", IMAGES[0], annotations=[box(), box(id=7) | wrong])
+    with pytest.raises(UserError, match=rf"^annotations\[1\] of .*a.json \(id 7\) {message}"):
+        read(reader, path)
+
+
+def test_broken_lists_and_images_are_named(write, read):
+    with pytest.raises(UserError, match=r"annotations\[0\] of .*a.json is 'x'"):
+        read(read_boxes, write("a.json", IMAGES[0], annotations=["x"]))
+    with pytest.raises(UserError, match=r"images\[1\] of .*a.json has no id"):
+        read(read_boxes, write("a.json", IMAGES[0], {"file_name": "x.jpg"}))
+    with pytest.raises(UserError, match="9.jpg and x.jpg have the same image id 9"):
+        read(read_boxes, write("a.json", IMAGES[0], IMAGES[0] | {"file_name": "x.jpg"}))
+    with pytest.raises(UserError, match="images/9.jpg: missing; the json does not give its height and width"):
+        read(read_boxes, write("a.json", {"id": 9, "file_name": "9.jpg"}))
 
 
 # ---- captions
@@ -221,10 +252,9 @@ def test_lvis_has_masks_as_arrays_and_finds_images_by_their_url(root, write, rea
 def test_images_without_a_name_are_refused(write, read):
     nameless = {key: value for key, value in IMAGES[0].items() if key != "file_name"}
     path = write("lvis/a.json", nameless, annotations=[box()])
-    with pytest.raises(UserError, match="image 9 .* no file_name and no coco_url"):
-        read(read_lvis, path)
-    with pytest.raises(UserError, match="a.json lacks 'file_name', .* LVIS's.* make tea$"):
-        read(read_boxes, path)
+    for reader in (read_lvis, read_boxes):
+        with pytest.raises(UserError, match="image 9 .* no file_name and no coco_url"):
+            read(reader, path)
 
 
 @pytest.mark.parametrize("reader", [read_lvis, read_regions, read_panoptic_regions, read_pseudo_labels])

@@ -10,19 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clim.data.categories import COCO_CATEGORIES, COCO_IDS, LVIS_NAMES
+from clim.data.words import plurals, spoken_name, word_rule
 from clim.errors import UserError
-from tags import (
-    all_words,
-    lvis_table,
-    lvis_words,
-    plurals,
-    released_rule,
-    released_tags,
-    spoken_name,
-    tagger_rule,
-    word_rule,
-    word_tags,
-)
+from tags import all_words, lvis_table, lvis_words, released_rule, released_tags, tagger_rule, word_tags
 
 ID = {name: identifier for identifier, name in COCO_CATEGORIES}
 

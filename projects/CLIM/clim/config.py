@@ -249,7 +249,10 @@ def _add_training(cfg) -> None:
     """Data sets, the loader (its sizes are per GPU), the solver and the evaluation."""
     cfg.DATASETS.CAPTIONS = ()  # registered sets of image-text pairs
     cfg.DATASETS.REGIONS = ()  # registered sets of images with pseudo-labelled boxes
-    # Your own sets: [[name, kind, json, image folder], …], kind "captions", "boxes", "lvis", "regions" or
+    # A data.yaml of your own sets and classes (docs/own_data.md). It sets TRAIN, TEST, CAPTIONS, VOCABULARY.NAMES,
+    # NUM_CLASSES and BASE_CLASSES, whatever the YAML file says; overrides count.
+    cfg.DATASETS.DATA = ""
+    # Single sets: [[name, kind, json, image folder], …], kind "captions", "boxes", "lvis", "regions" or
     # "pseudo_labels", or [[name, "shards", index, folder of the shards], …]; see docs/own_data.md.
     cfg.DATASETS.OWN = []
     cfg.DATALOADER.DETECTION_PER_GPU = 2

@@ -66,8 +66,23 @@ def nan_to_none(row: Mapping) -> dict:
 def read_json(path: str | os.PathLike, *, remedy: str, object_hook: Callable[[dict], object] | None = None):
     """Content of a json file. UserError with ``remedy`` where the file is missing or broken."""
     try:
-        return json.loads(Path(path).read_bytes(), object_hook=object_hook)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} not found: {remedy}") from error
+        return json.loads(_read_bytes(path, remedy), object_hook=object_hook)
     except ValueError as error:
         raise UserError(f"{path} is not valid json ({error}): {remedy}") from error
+
+
+def read_text(path: str | os.PathLike, *, remedy: str) -> str:
+    """Text of a file in UTF-8, without its byte-order mark. UserError with ``remedy``, as :func:`read_json`."""
+    try:
+        return _read_bytes(path, remedy).decode("utf-8-sig")
+    except ValueError as error:
+        raise UserError(f"{path} is not text in UTF-8 ({error}): {remedy}") from error
+
+
+def _read_bytes(path: str | os.PathLike, remedy: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path} not found: {remedy}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from error

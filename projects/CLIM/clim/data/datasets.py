@@ -4,6 +4,8 @@ Registration reads no file. Paths are below ``clim.files.data_root()``, which is
 metadata, so ``DETECTRON2_DATASETS`` may be set or changed after the import.
 """
 
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -156,7 +158,7 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     broken file; with ``split`` also if no category is base or novel.
     """
     path = Path(files.json_path())
-    categories = _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, files.how())
+    categories = json_categories(path, remedy=files.how())
     index = {category["id"]: i for i, category in enumerate(categories)}
     base, novel = ([c["name"] for c in categories if c["split"] == wanted] for wanted in ("base", "novel"))
     if split and not base + novel:
@@ -165,14 +167,33 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     return Vocabulary([c["name"] for c in categories], base, novel, index, list(categories) if counted else None)
 
 
+def json_categories(json_file: str | os.PathLike, *, remedy: str, optional: bool = False) -> tuple[dict, ...]:
+    """{id, name, split ("base", "novel" or ""), frequency or None, image_count or None, boxes} by ascending id.
+
+    ``boxes`` is the number of annotations. UserError for a missing or broken file, for wrong categories and, unless
+    they are ``optional``, for none.
+    """
+    path = Path(json_file)
+    categories = _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, remedy)
+    if not (categories or optional):
+        raise UserError(f"{json_file} has no categories: {remedy}")
+    return categories
+
+
 @lru_cache(maxsize=8)
 def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[dict, ...]:
-    """{id, name, split, image_count or None} by id; ``modified_ns`` gives a rewritten file its own cache entry."""
+    """See :func:`json_categories`; ``modified_ns`` gives a rewritten file its own cache entry."""
+    content = read_json(json_file, remedy=remedy)
+    categories = content.get("categories", []) if isinstance(content, Mapping) else None
+    complete = (isinstance(c, Mapping) and isinstance(c.get("id"), int) and "name" in c for c in categories or ())
+    if not isinstance(categories, list) or not all(complete):
+        raise UserError(f"{json_file} must have a list of categories, each with a number as id and a name: {remedy}")
+    counts = Counter(a.get("category_id") for a in content.get("annotations") or () if isinstance(a, Mapping))
     splits = {"r": "novel", "c": "base", "f": "base"}
     return tuple(
-        {"id": c["id"], "name": c["name"], "split": c.get("split", splits.get(c.get("frequency"), "")),
-         "image_count": c.get("image_count")}
-        for c in sorted(read_json(json_file, remedy=remedy)["categories"], key=lambda c: c["id"])
+        {"id": c["id"], "name": str(c["name"]), "split": c.get("split", splits.get(c.get("frequency"), "")),
+         "frequency": c.get("frequency"), "image_count": c.get("image_count"), "boxes": counts[c["id"]]}
+        for c in sorted(categories, key=lambda c: c["id"])
     )  # fmt: skip
 
 

@@ -6,14 +6,16 @@ Every reader takes (json file, image folder, ``index``, ``remedy``): ``index`` i
 kind, a missing image folder, and a category that is not in ``index``.
 """
 
+import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
-from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 from tqdm import tqdm
@@ -29,26 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 def read_boxes(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
-    """Boxes of a COCO instances json as Detectron2's records, crowds included.
+    """Boxes of a COCO or LVIS json as Detectron2's records, by image id, crowds included.
 
     The classes come from ``index``, because OVR-CNN's files list only 48 or 17 of the 80. Masks and keypoints need
-    most of the memory and no training uses them, so the records have none.
+    most of the memory, so the records have none, and a wrong polygon does no harm.
     """
-    if not Path(json_file).is_file():
-        raise UserError(f"{json_file} not found: {remedy}")
-    _require_folder(image_root)
-    try:
-        records = load_coco_json(json_file, image_root)
-    except ValueError as error:
-        raise UserError(f"{json_file} cannot be read ({error}): {remedy}") from error
-    except KeyError as error:
-        raise UserError(f"{json_file} lacks {error}, so it is not COCO's format; is it LVIS's? {remedy}") from error
-    for record in records:
-        for annotation in record["annotations"]:
-            annotation["category_id"] = _class(annotation["category_id"], index, record["image_id"], json_file)
-            annotation.pop("segmentation", None)
-            annotation.pop("keypoints", None)
-    return records
+    content = _open(json_file, image_root, remedy, object_hook=_without_shape)
+    return _box_records(content, json_file, image_root, index, keys=("iscrowd", "bbox"))
 
 
 def read_lvis(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
@@ -59,19 +48,48 @@ def read_lvis(json_file: str, image_root: str, *, index: Mapping[int, int], reme
     an annotation with no other mask, as in Detectron2.
     """
     # LVIS has 1.3 million polygons for training: they become arrays while the file is read.
-    content, by_image = _open(json_file, image_root, remedy, object_hook=_compact), defaultdict(list)
-    for a in content["annotations"]:
-        if a.get("iscrowd") or a.get("segmentation") == []:
+    content = _open(json_file, image_root, remedy, object_hook=_compact)
+    return _box_records(content, json_file, image_root, index, keys=("bbox", "segmentation"))
+
+
+def _box_records(content: Mapping, json_file: str, image_root: str, index: Mapping[int, int], *, keys) -> list[dict]:
+    """The records of all images, with ``keys`` of the annotations. With masks, crowds and empty masks are left out."""
+    by_image, annotations = defaultdict(list), content["annotations"]
+    for number, a in enumerate(annotations):
+        _check_box(a, number, json_file)
+        if "segmentation" in keys and (a.get("iscrowd") or a.get("segmentation") == []):
             continue
-        category_id = _class(a["category_id"], index, a["image_id"], json_file)
-        annotation = {"bbox": a["bbox"], "bbox_mode": BoxMode.XYWH_ABS, "category_id": category_id}
-        if "segmentation" in a:
-            annotation["segmentation"] = a["segmentation"]
-        by_image[a["image_id"]].append(annotation)
+        kept = {key: a[key] for key in keys if key in a}
+        category_id = class_index(a["category_id"], index, a["image_id"], json_file)
+        by_image[a["image_id"]].append(kept | {"bbox_mode": BoxMode.XYWH_ABS, "category_id": category_id})
     records = _with_annotations(content, image_root, by_image)
-    kept = sum(len(record["annotations"]) for record in records)
-    logger.info(f"Loaded {len(records)} images with {kept} of {len(content['annotations'])} boxes from {json_file}")
+    number = sum(len(record["annotations"]) for record in records)
+    logger.info(f"Loaded {len(records)} images with {number} of {len(annotations)} boxes from {json_file}")
+    if stray := sum(map(len, by_image.values())) - number:
+        logger.warning(f"{json_file}: left out {stray} boxes whose image_id is not among its images")
     return records
+
+
+def _check_box(annotation: Mapping, number: int, json_file: str) -> None:
+    """UserError for an annotation without an image, a category or a box."""
+    where = f"annotations[{number}] of {json_file}"
+    if not isinstance(annotation, Mapping):
+        raise UserError(f"{where} is {annotation!r}: it must be an object with image_id, category_id and bbox.")
+    where = f"{where} (id {annotation.get('id')})"
+    for key in ("image_id", "category_id"):
+        if not isinstance(annotation.get(key), int | float | str):
+            raise UserError(f"{where} has no {key}, so it is no box of COCO's or LVIS's format: correct the file.")
+    box = annotation.get("bbox")
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and isfinite(v) for v in box)
+    if not numbers or min(box[2:]) < 0:
+        raise UserError(f"{where} has bbox {json.dumps(box)}: it must be [x, y, width, height] in pixels.")
+
+
+def _without_shape(item: dict) -> dict:
+    """An object of a json without mask and keypoints."""
+    item.pop("segmentation", None)
+    item.pop("keypoints", None)
+    return item
 
 
 def _compact(item: dict) -> dict:
@@ -112,11 +130,19 @@ def read_captions(
     for annotation in content.get("annotations", ()):
         if "caption" in annotation:  # files of boxes may hold captions too
             apart[annotation["image_id"]].append(annotation["caption"])
+    for image in content["images"]:
+        image.setdefault("captions", apart.get(image["id"], ()))
+    return caption_records(content["images"], json_file, image_root, index=index, remedy=remedy)
 
+
+def caption_records(
+    images: Sequence[Mapping], source: str, image_root: str, *, index: Mapping[int, int], remedy: str
+) -> list[dict]:
+    """The records of the images of :func:`read_captions` that have a caption. ``source`` names their file."""
     records, unreadable = [], []
-    sized = all("height" in image and "width" in image for image in content["images"])
-    for image in tqdm(content["images"], desc="image sizes", disable=sized):
-        captions = [c for c in image.get("captions", apart.get(image["id"], ())) if c.strip()]
+    sized = all(image.get("height") and image.get("width") for image in images)
+    for image in tqdm(images, desc="image sizes", disable=sized):
+        captions = [c for c in image["captions"] if c.strip()]
         if not captions:
             continue
         try:
@@ -124,16 +150,16 @@ def read_captions(
         except UnreadableImage as error:
             unreadable.append(error.file_name)
             continue
-        tags = [_class(key, index, image["id"], json_file) for key in image.get("pos_category_ids", ())]
+        tags = [class_index(key, index, image["id"], source) for key in image.get("pos_category_ids", ())]
         records.append(record | {"captions": captions, "tags": tags})
 
     if unreadable:
-        logger.warning(f"{json_file}: skipped {len(unreadable)} unreadable images, first {unreadable[0]}")
+        logger.warning(f"{source}: skipped {len(unreadable)} unreadable images, first {unreadable[0]}")
     if not records:
-        reason = f"image {unreadable[0]} cannot be read" if unreadable else "no images[*].captions"
-        raise UserError(f"{json_file} gives no image with a caption ({reason}): {remedy}")
-    without = len(content["images"]) - len(records) - len(unreadable)
-    logger.info(f"Loaded {len(records)} images with captions from {json_file}, skipped {without} without")
+        reason = f"image {unreadable[0]} cannot be read" if unreadable else "no image has captions"
+        raise UserError(f"{source} gives no image with a caption ({reason}): {remedy}")
+    without = len(images) - len(records) - len(unreadable)
+    logger.info(f"Loaded {len(records)} images with captions from {source}, skipped {without} without")
     return records
 
 
@@ -144,8 +170,9 @@ def read_regions(json_file: str, image_root: str, *, index: Mapping[int, int], r
     pixels)}, and ``segmentation`` (COCO's polygons or run lengths) if the file has it.
     """
     content, by_image = _open(json_file, image_root, remedy), defaultdict(list)
-    for a in content["annotations"]:
-        category_id = _class(a["category_id"], index, a["image_id"], json_file)
+    for number, a in enumerate(content["annotations"]):
+        _check_box(a, number, json_file)
+        category_id = class_index(a["category_id"], index, a["image_id"], json_file)
         annotation = {"category_id": category_id, "iscrowd": int(a.get("iscrowd", 0)), "bbox": list(a["bbox"])}
         if a.get("segmentation"):
             annotation["segmentation"] = a["segmentation"]
@@ -170,7 +197,7 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
         image_id = panoptic["image_id"]
         files[image_id] = panoptic["file_name"]
         for segment in panoptic["segments_info"]:
-            category_id = _class(segment["category_id"], PANOPTIC_INDEX, image_id, json_file)
+            category_id = class_index(segment["category_id"], PANOPTIC_INDEX, image_id, json_file)
             annotation = {"category_id": category_id, "iscrowd": int(segment.get("iscrowd", 0))}
             annotation["segment_id"] = segment["id"]
             if segment["category_id"] not in STUFF_IDS:
@@ -200,13 +227,16 @@ def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, i
 
 def _open(json_file: str, image_root: str, remedy: str, *, keys=("images", "annotations"), **options) -> dict:
     content = read_json(json_file, remedy=remedy, **options)
-    _require_folder(image_root)
-    if not isinstance(content, Mapping) or not set(keys) <= set(content):
+    require_folder(image_root)
+    if not isinstance(content, Mapping) or not all(isinstance(content.get(key), list) for key in keys):
         raise UserError(f"{json_file} has no {' or no '.join(keys)}, so it is a file of another kind: {remedy}")
+    for number, image in enumerate(content["images"]):
+        if not isinstance(image, Mapping) or "id" not in image:
+            raise UserError(f"images[{number}] of {json_file} has no id: {remedy}")
     return content
 
 
-def _require_folder(image_root: str) -> None:
+def require_folder(image_root: str) -> None:
     if not Path(image_root).is_dir():
         raise UserError(f"image folder {image_root} not found: set DETECTRON2_DATASETS, see datasets/README.md")
 
@@ -214,7 +244,14 @@ def _require_folder(image_root: str) -> None:
 def _with_annotations(content: Mapping, image_root: str, by_image: Mapping[int, list[dict]]) -> list[dict]:
     """The records of all images by ascending id."""
     images = sorted(content["images"], key=lambda image: image["id"])
-    return [_record(image, image_root) | {"annotations": by_image.get(image["id"], [])} for image in images]
+    for image, following in pairwise(images):
+        if image["id"] == following["id"]:
+            names = " and ".join(str(i.get("file_name")) for i in (image, following))
+            raise UserError(f"{names} have the same image id {image['id']} in the json: give each image its own.")
+    try:
+        return [_record(image, image_root) | {"annotations": by_image.get(image["id"], [])} for image in images]
+    except UnreadableImage as error:
+        raise UserError(f"{error}; the json does not give its height and width, so the image must.") from error
 
 
 def _record(image: Mapping, image_root: str) -> dict:
@@ -224,12 +261,12 @@ def _record(image: Mapping, image_root: str) -> dict:
     name = image["file_name"] if "file_name" in image else "/".join(image["coco_url"].split("/")[-2:])  # LVIS
     scheme = SCHEME if name.startswith(SCHEME) else ""  # an image in a shard
     file_name = scheme + os.path.join(image_root, name.removeprefix(scheme))  # an absolute path stays
-    sized = "height" in image and "width" in image
+    sized = image.get("height") and image.get("width")
     height, width = (image["height"], image["width"]) if sized else image_size(file_name)
     return {"file_name": file_name, "height": height, "width": width, "image_id": image["id"]}
 
 
-def _class(category_id: int, index: Mapping[int, int], image_id, json_file: str) -> int:
+def class_index(category_id: int, index: Mapping[int, int], image_id, json_file: str) -> int:
     if category_id not in index:
         raise UserError(
             f"image {image_id} of {json_file} has category {category_id}, but it is not one of the {len(index)} "

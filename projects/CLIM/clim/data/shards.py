@@ -16,7 +16,8 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,15 @@ class ShardRecords(Sequence):
 
     A record is made when it is asked for; a slice is a list. ``tags`` are indices into the index's categories by
     ascending id. Image ids are the numbers that the keys are, or the rows of the index if keys are not different
-    numbers; with ``first_id``, they are ``first_id``, ``first_id`` + 1, …
+    numbers; with ``first_id``, they are ``first_id``, ``first_id`` + 1, … ``changes``: functions of a record that are
+    applied to each, one after the other; other processes can receive them.
     """
 
-    def __init__(self, index: str | os.PathLike, shards: str | os.PathLike, first_id: int | None = None):
-        self.index, self.shards, self.first_id = Path(index), Path(shards), first_id
+    def __init__(
+        self, index: str | os.PathLike, shards: str | os.PathLike, first_id: int | None = None,
+        changes: tuple[Callable[[dict], dict], ...] = (),
+    ):  # fmt: skip
+        self.index, self.shards, self.first_id, self.changes = Path(index), Path(shards), first_id, changes
         facts = read_json(self.index / "facts.json", remedy="it is part of the index")
         self.files = [str(self.shards / shard["name"]) for shard in facts["shards"]]
         # Plain arrays on the maps: np.memmap itself makes each access slow.
@@ -56,7 +61,7 @@ class ShardRecords(Sequence):
 
     def __reduce__(self):
         # Workers reopen the maps, because pickling them would copy them.
-        return ShardRecords, (self.index, self.shards, self.first_id)
+        return ShardRecords, (self.index, self.shards, self.first_id, self.changes)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -72,7 +77,10 @@ class ShardRecords(Sequence):
         return str(self.index.resolve())
 
     def numbered_from(self, first: int) -> "ShardRecords":
-        return ShardRecords(self.index, self.shards, first)
+        return ShardRecords(self.index, self.shards, first, self.changes)
+
+    def changed_by(self, change: Callable[[dict], dict]) -> "ShardRecords":
+        return ShardRecords(self.index, self.shards, self.first_id, (*self.changes, change))
 
     def column(self, name: str) -> np.ndarray:
         """(N,) values of "height", "width" or "image_id"."""
@@ -84,11 +92,12 @@ class ShardRecords(Sequence):
         shard, offset, size, height, width, image_id, start, *lengths = self.pairs[index].item()
         member, caption, tags = map(io.BytesIO(self.texts[start : start + sum(lengths)]).read, lengths)
         member, caption = (text.decode("utf-8", "surrogatepass") for text in (member, caption))
-        return {
+        record = {
             "file_name": f"{SCHEME}{self.files[shard]}?{offset}+{size}#{member}", "height": height, "width": width,
             "image_id": image_id if self.first_id is None else self.first_id + index,
             "captions": [caption], "tags": np.frombuffer(tags, "<i4").tolist(),
         }  # fmt: skip
+        return reduce(lambda changed, change: change(changed), self.changes, record)
 
 
 class ShardHandler(PathHandler):

@@ -21,6 +21,7 @@ from detectron2.utils.logger import setup_logger
 from clim.config import add_clim_config
 from clim.data.datasets import register_own_sets
 from clim.data.loader import STREAMS, batch_sizes
+from clim.data.own_sets import use_own_data
 from clim.errors import UserError
 from clim.evaluation.regions import region_classes
 from clim.methods import METHOD_REGISTRY
@@ -52,6 +53,8 @@ def load_config(config_file: str, overrides: list):
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     register_own_sets(cfg.DATASETS.OWN)
+    if cfg.DATASETS.DATA:
+        use_own_data(cfg, overrides)
     cfg.freeze()
     return cfg
 

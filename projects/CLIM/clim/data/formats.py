@@ -1,0 +1,166 @@
+"""More formats of a user's own files: boxes of YOLO and Pascal VOC, captions in tables and in a file for each image.
+
+Readers have the arguments and records of readers.py. Images lie anywhere below the image folder, and the file of
+``a/b.jpg`` is ``a/b.txt`` or ``a/b.xml``. The header of each image gives its size.
+"""
+
+import csv
+import io
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from detectron2.structures import BoxMode
+from tqdm import tqdm
+
+from clim.errors import UserError
+from clim.files import read_text
+
+from .images import UnreadableImage, image_size
+from .readers import caption_records, class_index, require_folder
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+# Names of columns, in lower case.
+_FILE_COLUMNS = {"file", "file_name", "filename", "filepath", "image", "image_name", "path"}
+_CAPTION_COLUMNS = {"caption", "comment", "description", "sentence", "text", "title"}
+
+
+def find_images(folder: str | os.PathLike) -> list[str]:
+    """Names of all images below ``folder``, relative to it and sorted. UserError if there is no folder or no image."""
+    require_folder(folder)
+    found = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
+    images = sorted(str(path.relative_to(folder)) for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise UserError(f"There is no image in {folder}: an image ends in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    return images
+
+
+def read_yolo(folder: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
+    """Boxes of YOLO's text files: a line is a class and x, y of the centre, width, height, in parts of the image.
+
+    A line with more numbers is a polygon: its box counts. An image without a file has no box.
+    """
+    from supervision.dataset.formats.yolo import yolo_annotations_to_detections
+
+    def read(file: Path, height: int, width: int):
+        lines = [line for line in read_text(file, remedy=remedy).splitlines() if line.strip()]
+        found = yolo_annotations_to_detections(lines, (width, height), with_masks=False)
+        return found.xyxy, found.class_id.tolist()
+
+    return _read_folder(folder, image_root, ".txt", read, index, remedy)
+
+
+def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: str) -> list[dict]:
+    """Boxes of Pascal VOC's xml files. An image without a file has no box."""
+    from defusedxml.ElementTree import parse
+    from supervision.dataset.formats.pascal_voc import detections_from_xml_obj
+
+    def read(file: Path, height: int, width: int):
+        found, names = detections_from_xml_obj(parse(file).getroot(), [], (1, 1))
+        return found.xyxy, [names[i].strip() for i in found.class_id]
+
+    return _read_folder(folder, image_root, ".xml", read, index, remedy)
+
+
+def voc_classes(folder: str | os.PathLike) -> set[str]:
+    """The names of all objects in the xml files below ``folder``. UserError for a broken file."""
+    from defusedxml.ElementTree import parse
+
+    names = set()
+    for file in sorted(Path(folder).rglob("*.xml")):
+        try:
+            names |= {name.text.strip() for name in parse(file).getroot().iterfind("object/name") if name.text}
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"{file} cannot be read ({error}): correct the file.") from error
+    return names
+
+
+def _read_folder(folder: str, image_root: str, suffix: str, read: Callable, index: Mapping, remedy: str) -> list[dict]:
+    """The records of all images; ``read``: (file, height, width) → boxes (N, 4) xyxy in px, N classes of ``index``."""
+    records, unreadable, labelled = [], [], 0
+    for number, name in enumerate(tqdm(find_images(image_root), desc=f"boxes of {folder}", unit="image", leave=False)):
+        image, file = os.path.join(image_root, name), Path(folder, name).with_suffix(suffix)
+        try:
+            height, width = image_size(image)
+        except UnreadableImage as error:
+            unreadable.append(error)
+            continue
+        annotations = []
+        if file.is_file():
+            labelled += 1
+            try:
+                boxes, classes = read(file, height, width)
+            except (OSError, ValueError, SyntaxError) as error:  # a broken xml is a SyntaxError
+                raise UserError(f"{file} cannot be read ({error}): correct the file.") from error
+            for (x0, y0, x1, y1), key in zip(boxes.tolist(), classes, strict=True):
+                annotation = {"bbox": [x0, y0, x1 - x0, y1 - y0], "bbox_mode": BoxMode.XYWH_ABS}
+                annotations.append(annotation | {"category_id": class_index(key, index, name, str(file))})
+        size = {"height": height, "width": width}
+        records.append({"file_name": image, "image_id": number, "annotations": annotations} | size)
+    if unreadable:
+        logger.warning(f"{image_root}: skipped {len(unreadable)} unreadable images, first {unreadable[0]}")
+    if not labelled:
+        raise UserError(f"No image of {image_root} has a {suffix} file in {folder}: {remedy}")
+    number = sum(len(record["annotations"]) for record in records)
+    without = len(records) - labelled
+    logger.info(f"Loaded {len(records)} images ({without} without a file) with {number} boxes from {folder}")
+    return records
+
+
+def read_caption_table(file: str, image_root: str, *, remedy: str, **_) -> list[dict]:
+    """Image-text pairs of a table, see :func:`read_table`."""
+    return _pairs(read_table(file, remedy=remedy), file, image_root, remedy)
+
+
+def read_caption_files(folder: str, image_root: str, *, remedy: str, **_) -> list[dict]:
+    """Image-text pairs of text files: each line of ``a/b.txt`` is a caption of ``a/b.jpg``."""
+    files = {name: Path(folder, name).with_suffix(".txt") for name in find_images(image_root)}
+    there = {name: file for name, file in files.items() if file.is_file()}
+    captions = {name: read_text(file, remedy=remedy).splitlines() for name, file in there.items()}
+    return _pairs(captions, folder, image_root, remedy)
+
+
+def _pairs(captions: Mapping[str, list[str]], source: str, image_root: str, remedy: str) -> list[dict]:
+    require_folder(image_root)
+    images = [{"id": i, "file_name": name, "captions": texts} for i, (name, texts) in enumerate(captions.items())]
+    return caption_records(images, source, image_root, index={}, remedy=remedy)
+
+
+def read_table(path: str | os.PathLike, *, remedy: str) -> dict[str, list[str]]:
+    """{image file: its captions, none blank}, in the order of the lines.
+
+    Columns are separated by tabs, commas or "|", whichever the first line has. They are file and caption, unless the
+    first line names them, e.g. "image,caption"; with commas it must. Flickr8k's "name.jpg#0" is file name.jpg.
+    """
+    text = read_text(path, remedy=remedy)
+    first = text.partition("\n")[0]
+    separator = next((s for s in "\t,|" if s in first), "\t")
+    quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting)
+    captions: dict[str, list[str]] = {}
+    file, caption, columns = 0, 1, 2
+    try:
+        for row in rows:
+            if not row:
+                continue
+            if rows.line_num == 1:
+                names = [name.strip().lower() for name in row]
+                places = [[i for i, n in enumerate(names) if n in k] for k in (_FILE_COLUMNS, _CAPTION_COLUMNS)]
+                if all(places):
+                    (file, *_), (caption, *_), columns = *places, len(row)
+                    continue
+                if separator == ",":
+                    raise UserError(f'The first line of {path} does not name the columns: write "image,caption" there.')
+            if len(row) != columns:
+                form = "FILE<TAB>CAPTION" if columns == 2 and separator == "\t" else f"{columns} as the first line"
+                raise UserError(f"line {rows.line_num} of {path} has {len(row)} columns: give {form}.")
+            if row[caption].strip():
+                name = re.sub(r"(\.\w+)#\d+$", r"\1", row[file].strip())
+                captions.setdefault(name, []).append(row[caption].strip())
+    except csv.Error as error:
+        raise UserError(f"line {rows.line_num} of {path} cannot be read ({error}): {remedy}") from error
+    return captions

@@ -1,0 +1,161 @@
+"""The sets of a data.yaml in Detectron2's catalogues, and what they set in a config. Names decide, not positions."""
+
+import difflib
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from clim.errors import UserError
+
+from .datasets import DETECTION, LVIS, json_categories
+from .formats import read_caption_files, read_caption_table, read_voc, read_yolo
+from .own_data import OwnData, OwnSet, read_data
+from .readers import read_boxes, read_captions, read_lvis
+from .shards import ShardRecords, read_shards
+from .words import word_rule
+
+logger = logging.getLogger(__name__)
+
+READERS = {
+    "COCO": read_boxes, "LVIS": read_boxes, "YOLO": read_yolo, "VOC": read_voc,
+    "json": read_captions, "table": read_caption_table, "files": read_caption_files, "shards": read_shards,
+}  # fmt: skip
+_registered: set[str] = set()
+
+
+def use_own_data(cfg, overrides: Sequence) -> None:
+    """Register the sets of DATASETS.DATA and set the keys that follow from it; then ``overrides`` count once more."""
+    data = read_data(cfg.DATASETS.DATA)
+    register_data(data, masks=cfg.MODEL.MASK_ON)
+    train, val, captions = map(data.names, ("train", "val", "captions"))
+    keys = {"DATASETS.TRAIN": train, "DATASETS.TEST": val, "DATASETS.CAPTIONS": captions}
+    if data.classes:
+        split = data.novel and len(data.novel) < len(data.classes)
+        keys["MODEL.OPEN_VOCAB.BASE_CLASSES"] = data.sets[0].name if split else ""
+        keys["MODEL.ROI_HEADS.NUM_CLASSES"] = len(data.classes)
+        if "MODEL.VOCABULARY.EMBEDDINGS" not in overrides:  # of these classes; names would win
+            keys["MODEL.VOCABULARY.NAMES"] = data.classes
+    if captions and all(own.tags == "none" for own in data.sets if own.part == "captions"):
+        keys["MODEL.METHOD.DETIC.TAG_WEIGHT"] = 0.0  # otherwise the images are examples of no class at all
+    cfg.merge_from_list([item for pair in keys.items() for item in pair])
+    cfg.merge_from_list(list(overrides))
+    if captions and cfg.MODEL.METHOD.NAME == "VLDet" and set(captions) & set(cfg.DATASETS.CAPTIONS):
+        raise UserError(f"VLDet learns from tags that are nouns; those of {data.file} are classes: see docs/train.md.")
+
+
+def register_data(data: OwnData, *, masks: bool = False) -> None:
+    """Register the sets of ``data``; they replace those of an earlier data.yaml with the same names.
+
+    ``masks``: jsons are read with masks. UserError for a name that is taken, and for boxes of a class that ``data``
+    does not have.
+    """
+    base = [name for name in data.classes if name not in data.novel] if data.novel else []
+    classes = {"thing_classes": data.classes, "base_classes": base, "novel_classes": data.novel}
+    novel = {i for i, name in enumerate(data.classes) if name in data.novel}
+    for own in data.sets:
+        if own.name in DatasetCatalog and own.name not in _registered:
+            raise UserError(f"{own.name} is another data set already: give {data.file} another name.")
+        read = read_lvis if masks and own.kind in ("COCO", "LVIS") else READERS[own.kind]
+        load = partial(read, str(own.texts), str(own.images), remedy=_remedy(own, data))
+        if own.part == "captions":
+            metadata, load = {}, partial(_tagged, load, _tagging(own, data), own.name)
+        else:
+            metadata, index = _numbering(own, data)
+            load = partial(load, index=index)
+            load = partial(_without, novel, load, own.name) if own.part == "train" else load
+        if own.name in _registered:
+            DatasetCatalog.remove(own.name)
+            MetadataCatalog.remove(own.name)
+        DatasetCatalog.register(own.name, load)
+        MetadataCatalog.get(own.name).set(image_root=str(own.images), **classes, **metadata)
+        _registered.add(own.name)
+
+
+def _remedy(own: OwnSet, data: OwnData) -> str:
+    return f"correct {own.part} of {data.file}"
+
+
+# ---- boxes
+
+
+def _numbering(own: OwnSet, data: OwnData) -> tuple[dict, dict]:
+    """The metadata that number the classes, and {class in the file: index in ``data.classes``}."""
+    numbers = {i: i for i in range(len(data.classes))}
+    if own.kind in ("YOLO", "VOC"):
+        metadata = DETECTION | {"thing_dataset_id_to_contiguous_id": numbers}
+        return metadata, numbers if own.kind == "YOLO" else {name: i for i, name in enumerate(data.classes)}
+    categories = json_categories(own.texts, remedy=_remedy(own, data))
+    index = _match(categories, own, data)
+    unused, free = numbers.keys() - index.values(), max((*index, 0)) + 1  # classes that the json lacks get other ids
+    ids = index | {free + i: i for i in sorted(unused)}
+    metadata = (LVIS if own.kind == "LVIS" else DETECTION) | {"json_file": str(own.texts)}
+    if all(category["image_count"] is not None for category in categories):  # for the federated loss
+        counts = {category["name"]: category["image_count"] for category in categories}
+        counts = [{"id": i, "image_count": counts.get(name, 0)} for i, name in enumerate(data.classes)]
+        metadata["class_image_count"] = counts
+    return metadata | {"thing_dataset_id_to_contiguous_id": ids}, index
+
+
+def _match(categories: Sequence[Mapping], own: OwnSet, data: OwnData) -> dict[int, int]:
+    """{category id: class} by name. UserError for boxes of another class, and for two categories of one name."""
+    index: dict[int, int] = {}
+    for category in categories:
+        name = category["name"]
+        if name in data.classes and data.classes.index(name) in index.values():
+            raise UserError(f"{own.texts} has two categories {name!r}: give each its own name.")
+        if name in data.classes:
+            index[category["id"]] = data.classes.index(name)
+        elif category["boxes"]:
+            near = difflib.get_close_matches(name, data.classes, n=1)
+            hint = f" (near it: {near[0]})" if near else ""
+            said = f"{own.texts} has {category['boxes']} boxes of {name!r}, which is no class of {data.file}{hint}"
+            raise UserError(f"{said}: add it to the classes, or rename it.")
+    return index
+
+
+def _without(novel: Collection[int], load: Callable[[], list[dict]], name: str) -> list[dict]:
+    """The records without boxes of novel classes."""
+    records, count = load(), 0
+    for record in records:
+        kept = [a for a in record["annotations"] if a["category_id"] not in novel]
+        count += len(record["annotations"]) - len(kept)
+        record["annotations"] = kept
+    if count:
+        logger.warning(f"{name}: left out {count} boxes of novel classes, which are not trained")
+    return records
+
+
+# ---- image-text pairs
+
+
+def _tagging(own: OwnSet, data: OwnData) -> Callable[[dict], dict]:
+    """The function that gives a record its tags. Other processes can receive it."""
+    table = {}
+    if own.kind in ("json", "shards"):
+        file = own.texts if own.kind == "json" else own.texts / "facts.json"
+        listed = json_categories(file, remedy=_remedy(own, data), optional=True)
+        table = {i: data.classes.index(c["name"]) for i, c in enumerate(listed) if c["name"] in data.classes}
+    find = word_rule({i: (name,) for i, name in enumerate(data.classes)})
+    return partial(_tag, table, find) if own.tags == "words" else _untag
+
+
+def _tag(table: Mapping[int, int], find: Callable[[Sequence[str]], list[int]], record: dict) -> dict:
+    """With the tags of its file, by ``table`` as the detector's classes; without any, with what ``find`` finds."""
+    return record | {"tags": [table[tag] for tag in record["tags"] if tag in table] or find(record["captions"])}
+
+
+def _untag(record: dict) -> dict:
+    return record | {"tags": []}
+
+
+def _tagged(load: Callable[[], Sequence[dict]], tag: Callable[[dict], dict], name: str) -> Sequence[dict]:
+    records = load()
+    if isinstance(records, ShardRecords):
+        return records.changed_by(tag)
+    records = [tag(record) for record in records]
+    count = sum(bool(record["tags"]) for record in records)
+    hint = "" if count or tag is _untag else ": set tags: none, so that there is no loss for tags"
+    logger.log(logging.WARNING if hint else logging.INFO, f"{name}: {count} of {len(records)} images have tags{hint}")
+    return records
