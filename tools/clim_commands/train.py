@@ -1,19 +1,22 @@
 """``clim train``: train by a config, or fine-tune a checkpoint on own data by :func:`recipe` (docs/finetune.md)."""
 
 import argparse
-import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import train_net
+
+from .eval import evaluate_process, reports
+from .inputs import model_overrides, value_of
+from .terminal import print_table
 
 PASSES = 2  # over the images with boxes
 ITERATIONS = (200, 20_000)  # fewest and most, of one process
 PER_GPU = 2  # images with boxes, pairs, and mosaics of pairs in a step
 METRICS = ("AP50", "AP")
 GROUPS = {"base": "with boxes", "novel": "without boxes", None: "all"}  # {split of a class: heading}
-WORST = 5  # classes that are named because they lost most
+LISTED = 5  # classes that a line names
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +38,8 @@ def train(args: argparse.Namespace) -> None:
     checkpoint, or --config-file. At the end it prints AP before and after, of classes with boxes and of classes
     without. --resume continues from OUTPUT_DIR's last checkpoint. Without CUDA, --num-gpus is the number of processes.
     """
+    own = model_overrides(args)[len(args.opts) :]  # what --data and --weights stand for
     args.config_file = args.config_file or args.weights or ""
-    own = pairs({"DATASETS.DATA": args.data, "MODEL.WEIGHTS": args.weights})
     if args.data and args.weights and not args.eval_only:
         fine_tune(args, own)
     else:
@@ -44,31 +47,29 @@ def train(args: argparse.Namespace) -> None:
 
 
 def pairs(keys: Mapping[str, object]) -> list[str]:
-    """{key: value} as the list KEY, VALUE, … of overrides, without values that are None."""
-    return [str(word) for key, value in keys.items() if value is not None for word in (key, value)]
+    """{key: value} as the list KEY, VALUE, … of overrides."""
+    return [str(word) for item in keys.items() for word in item]
 
 
-def run(args: argparse.Namespace, *opts: Sequence[str], **changes) -> None:
-    """Train or evaluate by ``train_net.py`` with other arguments; of two ``opts`` for a key, the last counts."""
+def run(args: argparse.Namespace, *opts: Sequence[str], process: Callable | None = None, **changes) -> None:
+    """Train, or run ``process``, with other arguments; of two ``opts`` for a key, the last counts."""
     joined = {"opts": [word for part in opts for word in part]}
-    train_net.launch(argparse.Namespace(**vars(args) | changes | joined))
+    train_net.launch(argparse.Namespace(**vars(args) | changes | joined), process)
 
 
 def fine_tune(args: argparse.Namespace, own: list[str]) -> None:
     """Evaluate the checkpoint, fine-tune it by the recipe, and print what has changed. ``own``: data and weights."""
-    written = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
-    output = Path(written.get("OUTPUT_DIR", default_output(args.data)))
+    output = Path(value_of(args.opts, "OUTPUT_DIR") or default_output(args.data))
     changes, tests, lines = plan(args, own, output)
     opts, before, first = [*own, *pairs(changes)], output / "before", args.machine_rank == 0
     if first:
         print("\n".join(lines), flush=True)
     if first and tests and not (args.resume and (before / "evaluation.json").is_file()):
-        alone = {"eval_only": True, "resume": False, "num_machines": 1}
-        run(args, opts, args.opts, ["OUTPUT_DIR", str(before)], **alone)
+        run(args, opts, args.opts, ["OUTPUT_DIR", str(before)], process=evaluate_process, num_machines=1)
     run(args, opts, args.opts, ["OUTPUT_DIR", str(output)])
     if first:
-        for name in tests:
-            print_changes(name, *(read_classes(folder, name) for folder in (before, output)))
+        for old, new in zip(*(reports(folder) if tests else [] for folder in (before, output)), strict=True):
+            print_changes(old, new)
         print(f"The model: {output / 'model_final.pth'}")
 
 
@@ -86,22 +87,35 @@ def plan(args: argparse.Namespace, own: list[str], output: Path) -> tuple[dict, 
     start = load_config(args.config_file, [*own[2:], *args.opts])  # without the data
     method = method_of(start)
     cfg = load_config(args.config_file, [*own, *pairs(method or {}), *args.opts])
-    images, texts = len(source_records(cfg, "detection")), 0
+    records, texts = source_records(cfg, "detection"), 0
     if method is not None and cfg.DATASETS.CAPTIONS:
         texts = len(source_records(cfg, "captions"))
     processes = args.num_gpus * args.num_machines * cfg.SOLVER.ACCUMULATE
-    changes = recipe(start, images=images, processes=processes)
+    changes = recipe(start, images=len(records), processes=processes)
     changes |= sources(method if texts else None, cache=output / "captions")
-    found = f"{images} images with boxes"
+    lines = [f"{len(records)} images with boxes"]
     if texts:
-        lines = [f"{found} and {texts} image-text pairs: a step has {PER_GPU} of each and {PER_GPU} mosaics a GPU."]
+        lines[0] += f" and {texts} image-text pairs: a step has {PER_GPU} of each and {PER_GPU} mosaics a GPU."
     elif method is None:
-        lines = [f"{found}. This model learns from boxes alone."]
+        lines[0] += ". This model learns from boxes alone."
     else:
-        lines = [f"{found}, no captions: words without boxes will suffer. Give image-text pairs that name them, as "
-                 f"captions in {args.data}."]  # fmt: skip
+        lines[0] += ", and no captions: words without boxes will suffer. Give image-text pairs that name them, as "
+        lines[0] += f"captions in {args.data}."
+    if lacking := words_without_boxes(cfg, records):
+        more = f" and {len(lacking) - LISTED} more" if len(lacking) > LISTED else ""
+        lines.append(f"No box shows {', '.join(lacking[:LISTED])}{more}, so their objects count as background. List "
+                     f"these words as novel in {args.data}, if the images may show them.")  # fmt: skip
     rate, iterations = changes["SOLVER.BASE_LR"], changes["SOLVER.MAX_ITER"]
     return changes, cfg.DATASETS.TEST, [*lines, f"{iterations} iterations with learning rate {rate:g}, in {output}."]
+
+
+def words_without_boxes(cfg, records: Sequence[Mapping]) -> list[str]:
+    """Words that are trained on the boxes of ``records``, though no box shows them."""
+    from clim.modeling.vocabulary import class_mask
+
+    shown = {a["category_id"] for record in records for a in record["annotations"]}
+    trained = zip(cfg.MODEL.VOCABULARY.NAMES, class_mask(cfg).tolist(), strict=True)
+    return [name for i, (name, weight) in enumerate(trained) if weight and i not in shown]
 
 
 def method_of(cfg) -> dict | None:
@@ -146,36 +160,22 @@ def recipe(start, *, images: int, processes: int) -> dict:
     }  # fmt: skip
 
 
-def read_classes(folder: Path, dataset: str) -> dict[str, dict]:
-    """{class: its row of figures} of an evaluation on ``dataset``."""
-    files = sorted((folder / "inference" / dataset).glob("*_results.json"))
-    report = next(content for file in files if "per_class" in (content := json.loads(file.read_text())))
-    return {row["class"]: row for row in report["per_class"]}
-
-
-def print_changes(dataset: str, before: Mapping[str, dict], after: Mapping[str, dict]) -> None:
-    """Print AP before and after for each group of classes, and the classes that lost most."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{dataset}: before → after", title_justify="left")
-    for heading in ("classes", "number", *METRICS):
-        table.add_column(heading, justify="left" if heading == "classes" else "right")
-    scored = {name: row for name, row in before.items() if row.get(METRICS[0]) is not None}
+def print_changes(before: Mapping, after: Mapping) -> None:
+    """Print AP of two evaluators' reports on a set, for each group of classes, and the classes that lost most."""
+    old, new = ({row["class"]: row for row in report["per_class"]} for report in (before, after))
+    scored, first = {name for name, row in old.items() if row.get(METRICS[0]) is not None}, METRICS[0]
+    table = []
     for split, heading in GROUPS.items():
-        names = [name for name, row in before.items() if row.get("split") == split]
+        names = [name for name, row in old.items() if row.get("split") == split]
         seen = [name for name in names if name in scored]
-        cells = [compared(*([of[name][metric] for name in seen] for of in (before, after))) for metric in METRICS]
+        cells = [compared(*([of[name][metric] for name in seen] for of in (old, new))) for metric in METRICS]
         if names:
-            table.add_row(heading, f"{len(seen)}" + (f" of {len(names)}" if len(seen) < len(names) else ""), *cells)
-    Console().print(table)
-    first = METRICS[0]
-    losses = sorted((after[name][first] - row[first], name) for name, row in scored.items())
-    worst = [
-        f"{name} {scored[name][first]:.0f} → {after[name][first]:.0f}" for loss, name in losses[:WORST] if loss < 0
-    ]
+            table.append([heading, f"{len(seen)} of {len(names)}", *cells])
+    print_table(["classes", "with objects", *METRICS], table, title=f"{before['dataset']}, before → after")
+    steps = {name: (old[name][first], new[name][first]) for name in scored}
+    worst = sorted((name for name, (a, b) in steps.items() if b < a), key=lambda n: steps[n][1] - steps[n][0])
     if worst:
-        print(f"Lost most ({first}): {', '.join(worst)}.")
+        print(f"Lost most ({first}): {', '.join('{} {:.0f} → {:.0f}'.format(n, *steps[n]) for n in worst[:LISTED])}.")
 
 
 def compared(before: Sequence[float], after: Sequence[float]) -> str:

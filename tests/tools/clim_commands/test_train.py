@@ -5,19 +5,23 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 import train_net
+from clim.checkpoints import read_description
+from clim.errors import UserError
 from clim_commands.train import (
     add_train_options,
     compared,
     default_output,
     method_of,
+    pairs,
     print_changes,
-    read_classes,
     recipe,
     sources,
     train,
 )
+from mini.own import build_own
 
 
 @pytest.mark.parametrize(
@@ -68,30 +72,79 @@ def test_a_fine_tuning_has_a_folder_of_its_own():
     assert default_output("my/cars.yaml") == Path("output/finetuned/cars")
 
 
-def test_what_has_changed_is_shown_by_group(tmp_path, capsys):
-    def write(folder, **ap50):
-        file = tmp_path / folder / "inference/mine_val/ov_coco_results.json"
-        file.parent.mkdir(parents=True)
+def test_what_has_changed_is_shown_by_group(capsys):
+    def report(**ap50):
         splits = {"car": "base", "bus": "base", "dog": "novel", "kite": "novel"}
         rows = [{"class": c, "split": splits[c], "AP50": v, "AP": v and v / 2} for c, v in ap50.items()]
-        file.write_text(json.dumps({"summary": {}, "per_class": rows}))
-        (file.parent / "coco_instances_results.json").write_text("[]")
-        return read_classes(tmp_path / folder, "mine_val")
+        return {"dataset": "mine_val", "per_class": rows}
 
-    before = write("before", car=20.0, bus=40.0, dog=60.0, kite=None)
-    print_changes("mine_val", before, write("after", car=50.0, bus=30.0, dog=10.0, kite=None))
+    before = report(car=20.0, bus=40.0, dog=60.0, kite=None)
+    print_changes(before, report(car=50.0, bus=30.0, dog=10.0, kite=None))
     out = capsys.readouterr().out
     assert "30.0 → 40.0 (+10.0)" in out and "15.0 → 20.0 (+5.0)" in out and "60.0 → 10.0 (-50.0)" in out
-    assert "1 of 2" in out and "Lost most (AP50): dog 60 → 10, bus 40 → 30." in out
+    assert "2 of 2" in out and "1 of 2" in out and "Lost most (AP50): dog 60 → 10, bus 40 → 30." in out
     assert compared([], []) == "–"
 
 
-def test_without_data_it_is_train_net(monkeypatch):
-    parser, started = argparse.ArgumentParser(), []
+def arguments(*words):
+    parser = argparse.ArgumentParser()
     add_train_options(parser)
-    monkeypatch.setattr(train_net, "launch", lambda args: started.append((args.config_file, args.opts)))
-    train(parser.parse_args(["--config-file", "x.yaml", "SEED", "1"]))
-    train(parser.parse_args(["--weights", "y.pth", "SEED", "1"]))
-    train(parser.parse_args(["--data", "d.yaml", "--weights", "y.pth", "--config-file", "x.yaml", "--eval-only"]))
+    return parser.parse_args(list(map(str, words)))
+
+
+def test_without_data_it_is_train_net(monkeypatch, tmp_path):
+    started = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_net, "launch", lambda args, process: started.append((args.config_file, args.opts)))
+    for name in ("x.yaml", "y.pth", "d.yaml"):
+        (tmp_path / name).touch()
+    train(arguments("--config-file", "x.yaml", "SEED", "1"))
+    train(arguments("--weights", "y.pth", "SEED", "1"))
+    train(arguments("--data", "d.yaml", "--weights", "y.pth", "--config-file", "x.yaml", "--eval-only"))
     own = ["DATASETS.DATA", "d.yaml", "MODEL.WEIGHTS", "y.pth"]
     assert started == [("x.yaml", ["SEED", "1"]), ("y.pth", [*own[2:], "SEED", "1"]), ("x.yaml", own)]
+    with pytest.raises(UserError, match="--weights z.pth: there is no such file"):
+        train(arguments("--data", "d.yaml", "--weights", "z.pth"))
+
+
+TINY_C4 = {
+    "MODEL.WEIGHTS": "", "MODEL.DEVICE": "cpu", "MODEL.VOCABULARY.PROMPT": "a", "MODEL.TEXT.PRETRAINED": "",
+    "MODEL.TEXT.DIM": 12, "MODEL.RPN.POST_NMS_TOPK_TRAIN": 40, "MODEL.RPN.POST_NMS_TOPK_TEST": 15,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 8, "INPUT.MIN_SIZE_TRAIN": "(96,)", "INPUT.MIN_SIZE_TEST": 96,
+    "INPUT.CAPTION.SHORT_SIDE": 64, "INPUT.MOSAIC.SIZE": 128, "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.REFERENCE_WORLD_SIZE": 0, "SOLVER.LOG_PERIOD": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", ["mini/detic_clim.yaml", pytest.param("Detic_CLIM_C4.yaml", marks=pytest.mark.slow)])
+def test_a_checkpoint_and_a_data_yaml_are_enough(
+    config, tiny_mini, tiny_overrides, tiny_json, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
+    build_own(tiny_mini, seed=7, num_train=6, num_pairs=20, workers=1)
+    data, weights, output = tiny_mini / "mini_own/data.yaml", tmp_path / "start/model_final.pth", tmp_path / "own"
+    small = tiny_overrides if "mini" in config else pairs(TINY_C4 | {"MODEL.TEXT.NAME": tiny_json("vit")})
+    once = (*small, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()", "OUTPUT_DIR", weights.parent)
+    train(arguments("--config-file", f"configs/{config}", "--data", data, *once))
+
+    train(arguments("--data", data, "--weights", weights, "SOLVER.MAX_ITER", 2, "OUTPUT_DIR", output))
+    out = capsys.readouterr().out
+    assert "6 images with boxes and 20 image-text pairs" in out and "200 iterations with learning rate" in out
+    assert "of 20" in out and "of 45" in out and (output / "before/evaluation.json").is_file()
+    described, names = read_description(output / "model_final.pth"), yaml.safe_load(data.read_text())
+    assert described["class_names"] == names["classes"] + names["novel"]
+    assert described["base_classes"] == names["classes"]
+    assert {"loss_cls", "loss_caption", "loss_tag", "loss_caption_mosaic", "loss_tag_mosaic"} < losses_in(output)
+    if "mini" not in config:
+        return
+
+    boxes = {"path": str(data.parent), "classes": [*names["classes"], "ocean"], "train": names["train"]}
+    (mine := tmp_path / "mine.yaml").write_text(yaml.safe_dump(boxes))
+    train(arguments("--data", mine, "--weights", weights, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path / "alone"))
+    out = capsys.readouterr().out
+    assert "and no captions: words without boxes will suffer" in out and "so their objects count as background" in out
+    assert "loss_cls" in losses_in(tmp_path / "alone") and "loss_caption" not in losses_in(tmp_path / "alone")
+
+
+def losses_in(folder):
+    return set(json.loads((folder / "metrics.json").read_text().splitlines()[0]))
