@@ -59,6 +59,7 @@ def run(args: argparse.Namespace, *opts: Sequence[str], process: Callable | None
 
 def fine_tune(args: argparse.Namespace, own: list[str]) -> None:
     """Evaluate the checkpoint, fine-tune it by the recipe, and print what has changed. ``own``: data and weights."""
+    train_net.quiet_warnings()
     output = Path(value_of(args.opts, "OUTPUT_DIR") or default_output(args.data))
     changes, tests, lines = plan(args, own, output)
     opts, before, first = [*own, *pairs(changes)], output / "before", args.machine_rank == 0
@@ -68,8 +69,9 @@ def fine_tune(args: argparse.Namespace, own: list[str]) -> None:
         run(args, opts, args.opts, ["OUTPUT_DIR", str(before)], process=evaluate_process, num_machines=1)
     run(args, opts, args.opts, ["OUTPUT_DIR", str(output)])
     if first:
-        for old, new in zip(*(reports(folder) if tests else [] for folder in (before, output)), strict=True):
-            print_changes(old, new)
+        old, new = ({report["dataset"]: report for report in reports(folder)} for folder in (before, output))
+        for name in tests:
+            print_changes(old[name], new[name])
         print(f"The model: {output / 'model_final.pth'}")
 
 
