@@ -2,6 +2,7 @@
 
 python tools/make_mini.py --output datasets --seed 0
 python tools/make_mini.py --output datasets --benchmark lvis
+python tools/make_mini.py --output datasets --benchmark own   # a user's own boxes and pairs, for fine-tuning
 """
 
 import argparse
@@ -10,18 +11,19 @@ from pathlib import Path
 
 from arguments import new_parser
 from clim.errors import UserError, run_cleanly
-from mini import generate, lvis
+from mini import generate, lvis, own
 
 # {benchmark: (folder, function that draws it, function that finds nouns in its captions, default sizes)}
 BENCHMARKS = {
     "coco": ("mini", generate.build_mini, generate.write_noun_pairs, generate.DEFAULT_SIZES),
     "lvis": ("mini_lvis", lvis.build_mini_lvis, lvis.write_noun_index, lvis.DEFAULT_SIZES),
+    "own": ("mini_own", own.build_own, lambda root: None, own.DEFAULT_SIZES),
 }
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("datasets"), help="mini/ or mini_lvis/ is made in it")
+    parser.add_argument("--output", type=Path, default=Path("datasets"), help="mini/, or mini_lvis/, … is made in it")
     parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), default="coco", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
     for split in generate.DEFAULT_SIZES:
@@ -36,11 +38,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     start = time.perf_counter()
-    folder, build, find_nouns, _ = BENCHMARKS[args.benchmark]
+    folder, build, find_nouns, sizes = BENCHMARKS[args.benchmark]
     options = {f"num_{split}": getattr(args, split) for split in generate.DEFAULT_SIZES}
     options = {k: v for k, v in (options | {"novel_in_scenes": args.novel_in_scenes}).items() if v is not None}
-    if args.benchmark == "lvis" and options.keys() & {"num_cluttered", "novel_in_scenes"}:
-        raise UserError("--cluttered and --novel-in-scenes belong to mini OV-COCO, not to --benchmark lvis.")
+    taken = {f"num_{split}" for split in sizes} | ({"novel_in_scenes"} if args.benchmark == "coco" else set())
+    if others := sorted(options.keys() - taken):
+        words = " and ".join("--" + name.removeprefix("num_").replace("_", "-") for name in others)
+        raise UserError(f"--benchmark {args.benchmark} has no {words}.")
     summary = build(args.output, seed=args.seed, workers=args.workers, **options)
     find_nouns(args.output)
     for split, counts in summary["counts"].items():

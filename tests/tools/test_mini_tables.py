@@ -2,6 +2,7 @@
 
 import pytest
 
+import finetune_tables
 import mini_clip_tables
 import mini_lvis_tables
 import mini_tables
@@ -15,7 +16,7 @@ def all_rows(tool):
     return {row: load_config(str(CONFIGS / row.config), list(map(str, row.overrides))) for row, _ in with_origins(rows)}
 
 
-@pytest.mark.parametrize("tool", [mini_tables, mini_clip_tables, mini_lvis_tables])
+@pytest.mark.parametrize("tool", [mini_tables, mini_clip_tables, mini_lvis_tables, finetune_tables])
 def test_every_row_has_a_config_and_a_folder_of_its_own(tool, tmp_path):
     configs = all_rows(tool)
     folders = {row.folder(tmp_path, 0).name: row for row in configs}
@@ -45,3 +46,25 @@ def test_fvlm_rows_differ_in_their_encoders_alone():
     assert {encoder.starts_from for encoder in encoders} == {
         (("MODEL.WEIGHTS", mini_lvis_tables.ENCODER, "model_final.pth"),)
     }
+
+
+def test_fine_tuning_starts_from_one_model_and_differs_in_its_sources_alone():
+    configs = {row: cfg for row, cfg in all_rows(finetune_tables).items() if row.config.startswith("finetune_")}
+    sizes = [(c.DATALOADER.CAPTIONS_PER_GPU, c.DATALOADER.MOSAICS_PER_GPU) for c in configs.values()]
+    assert sizes == [(0, 0), (0, 0), (0, 0), (4, 0), (2, 2), (2, 2)]
+    for row, cfg in configs.items():
+        assert row.starts_from == (("MODEL.WEIGHTS", finetune_tables.BEFORE, "model_final.pth"),)
+        assert (cfg.DATASETS.TRAIN, cfg.DATASETS.CAPTIONS) == (("mini_own_train",), ("mini_own_captions",))
+        boxed = "" if row.overrides == finetune_tables.ALL_BOXED else "mini_own_train"
+        assert cfg.MODEL.OPEN_VOCAB.BASE_CLASSES == boxed and cfg.DATASETS.TEST == ("mini_ov_val",)
+        assert cfg.SOLVER.BASE_LR == (0.0001 if row.overrides[:1] == ("SOLVER.BASE_LR",) else 0.001)
+
+
+def test_groups_are_the_own_the_other_base_and_the_novel_classes(tmp_path):
+    (tmp_path / "mini_own").mkdir()
+    (tmp_path / "mini_own/data.yaml").write_text("classes: [a, b]")
+    rows = [("a", "base", 10, 5), ("b", "base", 20, None), ("c", "base", 40, 1), ("d", "novel", 0, 3)]
+    rows = [dict(zip(("class", "split", "AP50", "AP"), row, strict=True)) for row in rows]
+    assert finetune_tables.group_figures({"per_class": rows}, tmp_path) == {
+        "AP50_own": 15, "AP_own": 5, "AP50_other": 40, "AP_other": 1, "AP50_novel": 0, "AP_novel": 3,
+    }  # fmt: skip

@@ -3,6 +3,7 @@
 A seed has its own images, under ``output/seed{N}/datasets``. Its rows share the runs that they start from.
 """
 
+import argparse
 import json
 import statistics
 import time
@@ -51,19 +52,28 @@ class Row(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A table: its rows by name, {key of a run's results: heading}, and the largest number of seeds."""
+    """A table: its rows by name, {key of a run's results: heading}, and the largest number of seeds.
+
+    figures: {key: figure} of (a run's results, its data root), more keys for ``metrics``.
+    """
 
     rows: Mapping[str, Row]
     metrics: Mapping[str, str]
     most_seeds: int | None = None
+    figures: Callable[[dict, Path], dict] = lambda results, root: {}
+
+    def found(self, name: str, output: Path, seed: int) -> dict | None:
+        """All figures of the row ``name``, or None if it is not finished."""
+        results = finished(self.rows[name].folder(output, seed))
+        return results and results | self.figures(results, datasets_of(output, seed))
 
 
 def tables_command(
     sections: Mapping[str, Section], *, tool: str, description: str, set_up: Callable[..., object]
-) -> None:
+) -> argparse.Namespace:
     """The command that trains all rows of ``sections`` ({title: section}) and writes their tables.
 
-    ``set_up`` is called with (data root, seed=…) and makes the files of a seed.
+    ``set_up`` is called with (data root, seed=…) and makes the files of a seed. Returns the command's arguments.
     """
     parser = new_parser(description)
     parser.add_argument("--output", type=Path, default=Path("output") / tool)
@@ -77,11 +87,12 @@ def tables_command(
         rows = [(row, args.seeds[: s.most_seeds]) for s in sections.values() for row in s.rows.values()]
         run_rows(rows, output=args.output, jobs=args.jobs, set_up=set_up)
     tables = {
-        title: markdown(s.rows, output=args.output, seeds=args.seeds[: s.most_seeds], metrics=s.metrics)
+        title: markdown(s, output=args.output, seeds=args.seeds[: s.most_seeds])
         for title, s in sections.items()
         if any(finished(row.folder(args.output, seed)) for row in s.rows.values() for seed in args.seeds)
     }
     print(report(args.report or args.output / "tables.md", tables))
+    return args
 
 
 def datasets_of(output: Path, seed: int) -> Path:
@@ -134,12 +145,13 @@ def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> d
     )
 
 
-def markdown(rows: Mapping[str, Row], *, output: Path, seeds: Sequence[int], metrics: Mapping[str, str]) -> list[str]:
+def markdown(section: Section, *, output: Path, seeds: Sequence[int]) -> list[str]:
     """Lines of a table: mean ± standard deviation over the finished seeds, and the first metric by seed."""
+    metrics = section.metrics
     first = next(iter(metrics))
     lines = [f"| | {' | '.join(metrics.values())} | {metrics[first]}, by seed |", "|---" * (len(metrics) + 2) + "|"]
-    for name, row in rows.items():
-        found = [finished(row.folder(output, seed)) for seed in seeds]
+    for name in section.rows:
+        found = [section.found(name, output, seed) for seed in seeds]
         by_seed = ", ".join(f"{result[first]:.1f}" if result else "–" for result in found)
         cells = [*(spread(found, metric) for metric in metrics), by_seed]
         lines.append(f"| {name} | {' | '.join(cells)} |")

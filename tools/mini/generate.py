@@ -20,7 +20,7 @@ Every image is a function of (seed, split, index) alone.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
@@ -36,7 +36,7 @@ from clim.files import remove, write_json
 from clim_commands.outputs import prefill, read_json_or_none, write_array
 from index_pairs import noun_tagging, tag_images
 from mini.concepts import CONCEPTS, NAMES, caption_tags, scene_captions, web_captions
-from mini.images import CANVAS, PHOTOS, VAL_PHOTOS, LabelledImage, draw_pair, draw_scene
+from mini.images import BASE, CANVAS, PHOTOS, VAL_PHOTOS, LabelledImage, draw_pair, draw_scene
 from parse_nouns import parse_nouns, write_list
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
@@ -80,18 +80,23 @@ def _write_image(
     split, index = task
     drawn, captions = draw_image(seed, split, index, novel_in_scenes=novel_in_scenes)
     # Ids differ between splits too: caption losses distinguish images by id.
-    image_id = SPLITS.index(split) * 1_000_000 + index + 1
-    image = {"id": image_id, "file_name": f"{index:06d}.jpg", "height": CANVAS, "width": CANVAS}
-    path = folder / split / image["file_name"]
-    path.write_bytes(encode_jpeg(drawn.image))
+    return split, *save_image(folder / split, index, drawn, captions, first_id=SPLITS.index(split) * 1_000_000)
+
+
+def save_image(
+    folder: Path, index: int, drawn: LabelledImage, captions: list[str], *, first_id: int
+) -> tuple[dict, list[dict]]:
+    """Write the JPEG of image ``index`` into ``folder``. Returns its entry in a json and all its annotations."""
+    image = {"id": first_id + index + 1, "file_name": f"{index:06d}.jpg", "height": CANVAS, "width": CANVAS}
+    (folder / image["file_name"]).write_bytes(encode_jpeg(drawn.image))
     if captions:
         image |= {"captions": captions, "pos_category_ids": caption_tags(captions)}
     objects = []
     for i, (concept, box) in enumerate(zip(drawn.concepts, drawn.boxes(), strict=True)):
         area = int((drawn.mask == i).sum())
-        row = {"image_id": image_id, "category_id": concept + 1, "bbox": list(map(float, box)), "area": area}
+        row = {"image_id": image["id"], "category_id": concept + 1, "bbox": list(map(float, box)), "area": area}
         objects.append(row | {"iscrowd": 0})
-    return split, image, objects
+    return image, objects
 
 
 def draw_all(tasks: Sequence, make: Callable, *, workers: int, what: str) -> Iterator:
@@ -104,11 +109,16 @@ def draw_all(tasks: Sequence, make: Callable, *, workers: int, what: str) -> Ite
         yield from tqdm(done, total=len(tasks), desc=what, unit="images")
 
 
-def _coco_json(images: list[dict], objects: list[dict], *, for_captions: bool = False) -> dict:
-    """A json in COCO's format. ``for_captions``: categories have synonyms and a frequency, as Detic's."""
+def coco_json(
+    images: list[dict], objects: list[dict], *, for_captions: bool = False, boxed: Collection[int] = BASE
+) -> dict:
+    """A json in COCO's format. Categories of the concepts ``boxed`` are base, others novel.
+
+    ``for_captions``: categories have synonyms and a frequency, as Detic's.
+    """
     categories = []
-    for i, concept in enumerate(CONCEPTS, start=1):
-        categories.append({"id": i, "name": concept.name, "split": "novel" if concept.novel else "base"})
+    for i, concept in enumerate(CONCEPTS):
+        categories.append({"id": i + 1, "name": concept.name, "split": "base" if i in boxed else "novel"})
         if for_captions:
             categories[-1] |= {"synonyms": [concept.name, *concept.synonyms], "frequency": "f"}
     return {
@@ -203,13 +213,13 @@ def build_mini(
 def _write_jsons(folder: Path, images: dict[str, list], objects: dict[str, list]) -> dict[str, dict[str, int]]:
     """Write the json files of {split: images} and {split: objects}. Returns the counts."""
     base = [o for o in objects["train"] if not CONCEPTS[o["category_id"] - 1].novel]
-    train = _coco_json(images["train"], base)
+    train = coco_json(images["train"], base)
     files = {
         "instances_train_base": train,
         "instances_train_base_cat_info": category_info(train),
-        "instances_val_all": _coco_json(images["val"], objects["val"]),
-        "captions_pairs_tags": _coco_json(images["pairs"], [], for_captions=True),
-        "captions_cluttered_tags": _coco_json(images["cluttered"], [], for_captions=True),
+        "instances_val_all": coco_json(images["val"], objects["val"]),
+        "captions_pairs_tags": coco_json(images["pairs"], [], for_captions=True),
+        "captions_cluttered_tags": coco_json(images["cluttered"], [], for_captions=True),
     }
     for name, content in files.items():
         write_json(folder / f"{name}.json", content)

@@ -25,7 +25,6 @@ PHOTOS = ("astronaut.png", "brick.png", "chelsea.png", "coffee.png", "grass.png"
 VAL_PHOTOS = (*PHOTOS, "motorcycle_left.png")
 PAIR_PHOTOS = (*PHOTOS, "hubble_deep_field.jpg", "ihc.png", "moon.png", "retina.jpg")
 BASE = np.array([i for i, concept in enumerate(CONCEPTS) if not concept.novel])
-NOVEL = np.array([i for i, concept in enumerate(CONCEPTS) if concept.novel])
 
 
 class LabelledImage(NamedTuple):
@@ -168,18 +167,21 @@ def draw(
     return LabelledImage(background, mask, [int(c) for c in concepts[: len(corners)]])
 
 
-def draw_scene(rng: np.random.Generator, *, photos: Sequence[str], novel_share: float | None = None) -> LabelledImage:
+def draw_scene(
+    rng: np.random.Generator, *, photos: Sequence[str], novel_share: float | None = None, boxed: np.ndarray = BASE
+) -> LabelledImage:
     """One to six small objects on a photo.
 
-    ``novel_share`` is the probability that an object is novel, and at least one object is base: OV-COCO keeps only
-    training images with a base object. Without it, all 65 concepts are equally likely.
+    ``novel_share`` is the probability that an object is none of the concepts ``boxed``, and at least one object is one:
+    OV-COCO keeps only training images with a base object. Without it, all 65 concepts are equally likely.
     """
     number = int(rng.integers(1, MAX_OBJECTS + 1))
     concepts = rng.integers(len(CONCEPTS), size=number)
     if novel_share is not None:
         novel = rng.random(number) < novel_share
         novel[0] &= not novel.all()
-        concepts = np.where(novel, rng.choice(NOVEL, number), rng.choice(BASE, number))
+        others = np.setdiff1d(np.arange(len(CONCEPTS)), boxed)
+        concepts = np.where(novel, rng.choice(others, number), rng.choice(boxed, number))
     return draw(photo_background(rng, photos), concepts, rng, sides=SCENE_SIDES)
 
 

@@ -70,15 +70,17 @@ def test_no_worker_waits_for_a_run_that_has_not_begun(tmp_path, ran):
 def test_a_table_shows_what_has_been_run(tmp_path):
     for seed, ap in ((0, 1.0), (2, 4.0)):
         finish(tmp_path, FIRST, seed, AP=ap, AR=5.0)
-    rows, metrics = {"first": FIRST, "start": START}, {"AP": "AP50", "AR": "recall"}
-    assert markdown(rows, output=tmp_path, seeds=[0, 1, 2], metrics=metrics) == [
+    metrics = {"AP": "AP50", "AR": "recall"}
+    assert markdown(Section({"first": FIRST, "start": START}, metrics), output=tmp_path, seeds=[0, 1, 2]) == [
         "| | AP50 | recall | AP50, by seed |",
         "|---|---|---|---|",
         "| first | 2.5 ± 2.1 | 5.0 ± 0.0 | 1.0, –, 4.0 |",
         "| start | not run | not run | –, –, – |",
     ]
-    (row,) = markdown({"first": FIRST}, output=tmp_path, seeds=[0], metrics=metrics)[2:]
+    (row,) = markdown(Section({"first": FIRST}, metrics), output=tmp_path, seeds=[0])[2:]
     assert row == "| first | 1.0 | 5.0 | 1.0 |"
+    more = Section({"first": FIRST}, {"x": "x"}, figures=lambda found, root: {"x": found["AP"] + len(root.name)})
+    assert markdown(more, output=tmp_path, seeds=[0, 1])[2:] == ["| first | 9.0 | 9.0, – |"]  # 1 + len("datasets")
 
 
 def test_a_report_replaces_tables_by_title_and_no_word_around_them(tmp_path):

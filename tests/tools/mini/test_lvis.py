@@ -186,7 +186,7 @@ def test_the_command_takes_the_benchmark(tmp_path, capsys):
     words = ["--benchmark", "lvis", "--output", str(tmp_path), "--workers", "1"]
     make_mini.main([*words, "--train", "2", "--val", "1", "--pairs", "0"])
     assert "mini_lvis" in capsys.readouterr().out and len(list(tmp_path.glob("mini_lvis/train/*.jpg"))) == 2
-    for extra, message in ((["--val", "-1"], "sizes of at least 0"), (["--cluttered", "3"], "belong to mini OV-COCO")):
+    for extra, message in ((["--val", "-1"], "sizes of at least 0"), (["--cluttered", "3"], "lvis has no --cluttered")):
         with pytest.raises(UserError, match=message):
             make_mini.main([*words, *extra])
 

@@ -4,6 +4,7 @@ The checks find mistakes that would otherwise show late, or give wrong results w
 stops the program at once with a clear error has no check here.
 """
 
+import argparse
 import difflib
 import importlib.util
 import logging
@@ -32,6 +33,8 @@ from .description import merge_described
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINTS = (".pth", ".pt")  # endings of a config_file that is a checkpoint
+
 
 def load_config(config_file: str, overrides: list):
     """The frozen config of a YAML file and KEY, VALUE, … overrides; without CUDA on the CPU. UserError for bad ones.
@@ -41,7 +44,7 @@ def load_config(config_file: str, overrides: list):
     cfg = get_cfg()
     add_clim_config(cfg)
     try:
-        if config_file.endswith((".pth", ".pt")):
+        if config_file.endswith(CHECKPOINTS):
             merge_described(cfg, config_file)
         elif config_file:
             cfg.merge_from_file(config_file)
@@ -63,7 +66,8 @@ def load_config(config_file: str, overrides: list):
 def setup(args):
     """The checked config; also prepares the log, the seeds and the output folder."""
     cfg = load_config(args.config_file, args.opts)
-    default_setup(cfg, args)
+    shown = {"config_file": ""} if args.config_file.endswith(CHECKPOINTS) else {}  # the log shows the file's text
+    default_setup(cfg, argparse.Namespace(**vars(args) | shown))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clim")
     if cfg.MODEL.DEVICE == "cpu":
         reason = "MODEL.DEVICE is cpu" if torch.cuda.is_available() else "no CUDA device was found"
