@@ -63,6 +63,8 @@ def setup(args):
     if not args.eval_only:
         check_training(cfg)
     check_datasets(cfg, training=not args.eval_only)
+    for name in () if args.eval_only else cfg.DATASETS.TEST:
+        DatasetCatalog.get(name)  # so that a mistake in a test set shows before the training, not after it
     return cfg
 
 
