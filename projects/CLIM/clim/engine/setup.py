@@ -63,8 +63,9 @@ def setup(args):
     if not args.eval_only:
         check_training(cfg)
     check_datasets(cfg, training=not args.eval_only)
-    for name in () if args.eval_only else cfg.DATASETS.TEST:
-        DatasetCatalog.get(name)  # so that a mistake in a test set shows before the training, not after it
+    for name in () if args.eval_only else cfg.DATASETS.TEST:  # a mistake shows before the training, not after it
+        if not DatasetCatalog.get(name):
+            raise UserError(f"DATASETS.TEST {name} has no image.")
     return cfg
 
 
