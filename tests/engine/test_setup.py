@@ -96,6 +96,21 @@ def test_setup_logs_and_keeps_the_config(tiny_mini, tiny_overrides, monkeypatch,
     setup(arguments("--eval-only", *wrong))  # without training, its keys are not checked
 
 
+def test_a_mistake_in_a_test_set_shows_before_the_training(tiny_overrides, tmp_path, arguments):
+    path = tmp_path / "broken.json"
+    path.write_text('{"images": [], "annotations": [{"id": 3}], "categories": [{"id": 1, "name": "bee"}]}')
+    own = f"[['broken', 'boxes', '{path}', '{tmp_path}']]"
+    keys = ("DATASETS.OWN", own, "DATASETS.TEST", "('broken',)", "MODEL.VOCABULARY.NAMES", "['bee']")
+    keys += ("DATASETS.TRAIN", "('broken',)", "MODEL.OPEN_VOCAB.BASE_CLASSES", "")
+    try:
+        setup(arguments("--eval-only", "--config-file", CLIM, *tiny_overrides, *keys))
+        with pytest.raises(UserError, match=r"annotations\[0\] of .*broken.json \(id 3\)"):
+            setup(arguments("--config-file", CLIM, *tiny_overrides, *keys))
+    finally:
+        DatasetCatalog.remove("broken")
+        MetadataCatalog.remove("broken")
+
+
 DEVICE = ("INPUT.MOSAIC.COMPOSE", "device")
 NO_PAIRS = ("DATALOADER.CAPTIONS_PER_GPU", 0, "DATALOADER.MOSAICS_PER_GPU", 0)
 NO_MOSAICS = ("DATALOADER.MOSAICS_PER_GPU", 0)

@@ -49,12 +49,12 @@ class OwnData(NamedTuple):
         return tuple(own.name for own in self.sets if own.part == part)
 
 
-def read_data(path: str | os.PathLike) -> OwnData:
+def read_data(data: str | os.PathLike) -> OwnData:
     """Read a data.yaml, absolute, relative to the working folder or below the data root.
 
     UserError for mistakes in it, and for files and folders that are not there.
     """
-    file = resolve(path)
+    file = resolve(data)
     try:
         # This loader makes no numbers and no booleans: 10 and yes are names.
         content = yaml.load(read_text(file, remedy="give a data.yaml"), Loader=yaml.BaseLoader)
@@ -65,7 +65,8 @@ def read_data(path: str | os.PathLike) -> OwnData:
     _check_keys(content, (*KEYS, *NOT_READ), where=str(file))
     if "classes" in content and "names" in content:
         raise UserError(f"{file} has classes and names, which mean the same: remove one of them.")
-    root = resolve(file.parent / _word(content.get("path", ""), f"path of {file}"))
+    root = file.parent / (path := _word(content.get("path", ""), f"path of {file}"))
+    root = root if root.is_dir() else resolve(path)
     sets = [own for part in PARTS for own in _sets(content.get(part, []), part, root, file)]
     if not sets:
         raise UserError(f"{file} names no set: give train, val or captions.")
@@ -117,7 +118,7 @@ def _sets(value, part: str, root: Path, file: Path) -> Iterator[OwnSet]:
         images = _path(root, entry["images"])
         if not images.is_dir():
             raise UserError(f"images in {where}: there is no folder {images}.")
-        source = _path(root, entry[texts]) if texts in entry else None
+        source = _path(root, entry[texts]) if entry.get(texts) else None
         if part == "captions":
             kind, source = _pairs(source or images, images, where)
         else:

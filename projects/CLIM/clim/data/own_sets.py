@@ -35,7 +35,7 @@ def use_own_data(cfg, overrides: Sequence) -> None:
         split = data.novel and len(data.novel) < len(data.classes)
         keys["MODEL.OPEN_VOCAB.BASE_CLASSES"] = data.sets[0].name if split else ""
         keys["MODEL.ROI_HEADS.NUM_CLASSES"] = len(data.classes)
-        if "MODEL.VOCABULARY.EMBEDDINGS" not in overrides:  # of these classes; names would win
+        if not (cfg.MODEL.VOCABULARY.EMBEDDINGS and "MODEL.VOCABULARY.EMBEDDINGS" in overrides):  # names would win
             keys["MODEL.VOCABULARY.NAMES"] = data.classes
     if captions and all(own.tags == "none" for own in data.sets if own.part == "captions"):
         keys["MODEL.METHOD.DETIC.TAG_WEIGHT"] = 0.0  # otherwise the images are examples of no class at all

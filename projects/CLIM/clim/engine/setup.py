@@ -76,6 +76,9 @@ def setup(args):
         check_training(cfg)
         check_hooks(cfg)
     check_datasets(cfg, training=not args.eval_only)
+    for name in () if args.eval_only else cfg.DATASETS.TEST:  # a mistake shows before the training, not after it
+        if not DatasetCatalog.get(name):
+            raise UserError(f"DATASETS.TEST {name} has no image.")
     return cfg
 
 
