@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clim.errors import UserError
-from clim.words import read_words
+
+from .words import read_words
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
@@ -36,7 +37,7 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
 
 
 def read_names(text: str, *, option: str) -> list[str]:
-    """The names of :func:`clim.words.read_words`."""
+    """The names of :func:`clim_commands.words.read_words`."""
     return list(read_words(text, option=option))
 
 
