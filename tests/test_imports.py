@@ -20,7 +20,7 @@ MODULES = {
 }
 # Modules of a level may import those of the same level and below.
 LEVELS = [
-    {"", "errors", "files", "words", "config", "losses"},
+    {"", "errors", "files", "config", "losses"},
     {"data", "text", "checkpoints"},
     {"methods", "evaluation"},
     {"modeling"},

@@ -9,7 +9,7 @@ from detectron2.structures import BoxMode
 
 from clim.data.datasets import register_own_set
 from clim.data.loader import source_records
-from clim.data.names import matched, names_file, pair_records, training_records, vocabulary_names
+from clim.data.names import matched, names_file, pair_records, set_categories, training_records, vocabulary_names
 from clim.data.shards import ShardRecords, mapped_tags
 from clim.errors import UserError
 
@@ -151,3 +151,13 @@ def test_tags_of_shards_are_matched_when_a_record_is_read():
     records = ShardRecords.__new__(ShardRecords)
     records.__dict__ |= {"index": "i", "shards": "s", "first_id": 3, "tags": [1, 0]}
     assert records.__reduce__() == (ShardRecords, ("i", "s", 3, [1, 0]))
+
+
+def test_categories_of_metadata_without_ids_have_those_of_the_json(own):
+    name = own("names_ids", {7: "cup", 3: "dog", 5: "car"}, kind="detectron2")
+    assert set_categories(name) == {3: "dog", 5: "car", 7: "cup"}
+    metadata = MetadataCatalog.get(name).set(thing_classes=["cup", "dog"])
+    assert set_categories(name) == {7: "cup", 3: "dog"}  # by name
+    del metadata.thing_classes
+    metadata.thing_classes = ["hound", "car", "cup"]
+    assert set_categories(name) == {3: "hound", 5: "car", 7: "cup"}  # the json has no hound: by ascending id

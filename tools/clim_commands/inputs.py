@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from clim.errors import UserError
-from clim.words import read_words
 from train_net import quiet_warnings
+
+from .words import read_words
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 # A key of the config. Files such as DSC_01.JPG are none, because their names begin otherwise.
@@ -116,7 +117,7 @@ def find_images(inputs: Iterable[str]) -> list[Path]:
 
 
 def read_names(text: str, *, option: str) -> list[str]:
-    """The names of :func:`clim.words.read_words`."""
+    """The names of :func:`clim_commands.words.read_words`."""
     return list(read_words(text, option=option))
 
 

@@ -34,7 +34,7 @@ def declared_names(cfg) -> list[str]:
     path = names_file(resolve(vocabulary.EMBEDDINGS)) if vocabulary.EMBEDDINGS else None
     if path is None or not path.is_file():
         return []
-    remedy = "it lists the names of the embeddings' rows: build both with tools/build_text_embeddings.py, or delete it"
+    remedy = "it lists the embeddings' rows: set the number, or build both with tools/build_text_embeddings.py"
     names = read_json(path, remedy=remedy)
     if not isinstance(names, list) or len(names) != count:
         number = f"{len(names)} names" if isinstance(names, list) else "no list"
@@ -84,7 +84,10 @@ def set_categories(name: str) -> dict[int, str] | None:
     if classes is None:
         return listed or None
     if index is None:
-        index = {category: classes.index(word) for category, word in listed.items() if word in classes}
+        of_name = {word: key for key, word in listed.items()}
+        by_id = dict(zip(classes, listed, strict=False))  # LVIS's metadata has a name that its json lacks
+        ids_of_names = of_name if of_name.keys() >= set(classes) else by_id
+        index = {ids_of_names[word]: i for i, word in enumerate(classes) if word in ids_of_names}
     ids = {i: category for category, i in index.items()}
     return {ids.get(i, i): word for i, word in enumerate(classes)}
 
@@ -110,20 +113,14 @@ def matched(cfg, key: str, name: str) -> list[int] | None:
         remedy = "set MODEL.VOCABULARY.NAMES, or build MODEL.VOCABULARY.EMBEDDINGS anew: its rows have no names yet"
         raise UserError(f"{where} has {len(classes)} classes, but the detector {len(words)}: {remedy}.")
     file = MetadataCatalog.get(name).get("json_file")
-    return match(classes, words, what=f"{where} ({file})" if file else where, source=source)
-
-
-def match(classes: Sequence[str], words: Sequence[str], *, what: str, source: str) -> list[int]:
-    """The index in ``words`` of each of ``classes``. UserError as :func:`matched`; ``source`` gives the words."""
+    where += f" ({file})" if file else ""
     index = {word: i for i, word in enumerate(words)}
-    for i, word in enumerate(_different(classes, what)):
+    for i, word in enumerate(_different(classes, where)):
         if word not in index:
             there = f"class {i + 1} is {words[i]!r}" if i < len(words) else f"class {len(words)} is the last"
+            lacks = f"Class {i + 1} of {where} is {word!r}, which the detector's vocabulary ({source}) lacks"
             remedy = f"rename the class, add {word!r} to MODEL.VOCABULARY.NAMES, or choose another data set"
-            raise UserError(
-                f"Class {i + 1} of {what} is {word!r}, which the detector's vocabulary ({source}) lacks, where "
-                f"{there}: {remedy}."
-            )
+            raise UserError(f"{lacks}, where {there}: {remedy}.")
     return [index[word] for word in classes]
 
 

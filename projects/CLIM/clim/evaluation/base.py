@@ -177,15 +177,12 @@ class DetectionEvaluator(ImageEvaluator):
 
 
 def _number_images(ground_truth: Mapping, name: str) -> dict:
-    """{image id: number} that makes the ids numbers, in place; {} if they are. UserError for an id of two images."""
-    ids = [image["id"] for image in ground_truth["images"]]
-    if doubled := [key for key, count in Counter(ids).items() if count > 1]:
-        raise UserError(f"{doubled[0]!r} is the image_id of two images of '{name}': give each image its own.")
-    if all(type(key) is int for key in ids):
-        return {}
-    numbers = {key: number for number, key in enumerate(ids)}
-    for image in ground_truth["images"]:
-        image["id"] = numbers[image["id"]]
+    """{image id: number}; the ids of images become these numbers, as ids may be texts. UserError for equal ids."""
+    numbers: dict = {}
+    for number, image in enumerate(ground_truth["images"]):
+        if numbers.setdefault(image["id"], number) != number:
+            raise UserError(f"{image['id']!r} is the image_id of two images of '{name}': give each image its own.")
+        image["id"] = number
     for annotation in ground_truth["annotations"]:
         annotation["image_id"] = numbers[annotation["image_id"]]
     return numbers

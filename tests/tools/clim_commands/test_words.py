@@ -3,7 +3,7 @@
 import pytest
 
 from clim.errors import UserError
-from clim.words import read_words
+from clim_commands.words import read_words
 
 PLAIN = {"bee": [], "sheep": []}
 
