@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import arguments
-import predict as predict_tool
 from clim.errors import UserError
 from clim.modeling.vocabulary import NAMED_LISTS
 from clim.text import CLASS_FEATURES, PROMPTS
@@ -61,17 +60,3 @@ def test_choices_are_the_librarys(monkeypatch):
             with pytest.raises(UserError, match=f"--device '{name}' is not a device"):
                 arguments.usable_device(name)
     assert arguments.usable_device("cuda:0") == "cuda:0"
-
-
-def test_predict_takes_the_demos_model_by_default(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="make demo"):
-        predict_tool.main(["--input", __file__])
-    calls = []
-    monkeypatch.setattr(predict_tool, "predict", lambda args: calls.append((args.config_file, args.weights)))
-    predict_tool.DEMO_WEIGHTS.parent.mkdir(parents=True)
-    predict_tool.DEMO_WEIGHTS.touch()
-    for more in ([], ["--weights", "x.pth"], ["--config-file", "x.yaml"], ["--opts", "MODEL.WEIGHTS", "y.pth"]):
-        predict_tool.main(["--input", __file__, *more])
-    demo = predict_tool.DEMO_CONFIG
-    assert calls == [(demo, str(predict_tool.DEMO_WEIGHTS)), (demo, "x.pth"), (Path("x.yaml"), None), (demo, None)]
