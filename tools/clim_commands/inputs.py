@@ -17,6 +17,8 @@ def quiet_logging() -> None:
     """Show only our warnings and errors, without time and module. Call it before torch is imported."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # of packages about each other
     warnings.filterwarnings("ignore", module="torch")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # of webcams and videos that we report ourselves
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of a text tower that loads
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("torch.fx").setLevel(logging.ERROR)  # its warnings are about its own code
