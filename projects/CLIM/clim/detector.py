@@ -76,9 +76,7 @@ class Detector:
         cfg, description, classes = _read(model, config, classes, overrides)
         cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
         if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(
-                f"The device is {cfg.MODEL.DEVICE}, but this machine has no CUDA: leave it out, or say cpu."
-            )
+            raise UserError(f"The device is {cfg.MODEL.DEVICE}, but this machine has no CUDA: name cpu.")
         cfg.MODEL.TEXT.CACHE = ""  # the training's, which names of classes would fill
         cfg.MODEL.METHOD.NAME = ""  # of the training alone
         cfg.freeze()
@@ -194,8 +192,8 @@ class Detector:
                 lambda tiles: self._find(tiles, threshold, 0), slice_wh=slices, overlap_wh=slices // 5, batch_size=4,
                 overlap_filter=sv.OverlapFilter.NONE, compact_masks=True,
             )  # fmt: skip
-            for i, image in enumerate(images):
-                found[i] = sv.Detections.merge([found[i], slicer(image)]).with_nms(threshold=0.5)
+            for i in [i for i, image in enumerate(images) if max(image.shape) > slices]:
+                found[i] = sv.Detections.merge([found[i], slicer(images[i])]).with_nms(threshold=0.5)
         return found
 
     @torch.no_grad()
