@@ -36,7 +36,7 @@ HEADS = {  # config, overrides, options, largest difference of scores
     "baked": ("detic_clim", [], ["--vocabulary", "dog, horse: mare, cat; kite"], 1e-5),
     "dot products": ("ovrcnn", [], ["--dynamic-classes"], 1e-5),
     "pseudo words": ("baron", [], [], 5e-5),  # their transformer computes in another order
-    "F-VLM": ("fvlm", FROM_FILE, ["--vocabulary", "dog, horse, cat"], 1e-5),
+    "F-VLM": ("fvlm", [*FROM_FILE, "INPUT.MAX_SIZE_TEST", "96"], ["--vocabulary", "dog, horse, cat"], 1e-5),
 }
 
 CASCADE = [  # without the data of mini OV-LVIS; more candidates than proposals

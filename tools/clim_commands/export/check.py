@@ -41,12 +41,15 @@ def check(detector, path: Path, images: Sequence, *, dynamic_classes: bool, cons
         detector.resize = T.ResizeShortestEdge([side] * 2, longest)
         torch.set_num_threads(threads)
         run, found, seconds = exported(path, rows, threads=threads), [], []
-        for photo in track(photos, f"{side} px, {threads} threads", console=console, transient=True):
-            start = time.perf_counter()
+        progress = {"console": console, "transient": True, "disable": not console.is_terminal}
+        for photo in track(photos, f"{side} px, {threads} threads", **progress):
+            times = [time.perf_counter()]
             truth = in_pytorch(detector, photo)
-            middle = time.perf_counter()
-            found.append((len(truth[0]), *difference(in_file(run, photo, detector.resize), truth)))
-            seconds.append((middle - start, time.perf_counter() - middle))
+            times.append(time.perf_counter())
+            of_file = in_file(run, photo, detector.resize)
+            times.append(time.perf_counter())
+            found.append((len(truth[0]), *difference(of_file, truth)))
+            seconds.append(np.diff(times))
         counts, unequal, *worst = zip(*found, strict=True)
         speed = (f"{1 / statistics.median(of):.2f}" for of in zip(*seconds, strict=True))
         numbers = side, threads, sum(counts), sum(unequal), *(f"{max(of):.1e}" for of in worst), *speed
