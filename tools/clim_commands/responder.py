@@ -105,7 +105,7 @@ def kept_vocabulary(roi_heads: nn.Module) -> Iterator[None]:
         yield
     finally:  # set_vocabulary replaces buffers and does not write into them, so these are the old ones
         for predictor, count, buffers in saved:
-            predictor.num_classes = count
+            predictor.num_classes, predictor.synonyms = count, None
             for name, buffer in buffers.items():
                 owner, _, key = name.rpartition(".")
                 setattr(predictor.get_submodule(owner), key, buffer)

@@ -1,7 +1,11 @@
 """``clim serve``: a detector over HTTP, with a page. torch and the extras are imported after the arguments."""
 
 import argparse
+import signal
 import socket
+import sys
+import threading
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -62,7 +66,10 @@ def serve(args: argparse.Namespace) -> None:
         host = f"[{args.host}]" if ":" in args.host else args.host
         print(f"http://{host}:{bound.getsockname()[1]}  (Ctrl+C ends it)", flush=True)
         config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=5)
-        uvicorn.Server(config).run(sockets=[bound])
+        if threading.current_thread() is threading.main_thread():  # end as by Ctrl+C: the page's files are removed
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[bound])
 
 
 def model_names(paths: list[Path]) -> list[str]:

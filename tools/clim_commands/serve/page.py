@@ -4,7 +4,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -90,11 +89,8 @@ def _guard(page: gr.Blocks) -> None:
     server. It would also load URLs.
     """
     for block in page.blocks.values():
-        block.async_move_resource_to_block_cache = partial(_move, block.async_move_resource_to_block_cache)
-
-
-async def _move(move, path):
-    return await move(_uploaded(path))
+        move = block.async_move_resource_to_block_cache
+        block.async_move_resource_to_block_cache = lambda path, move=move: move(_uploaded(path))
 
 
 def _uploaded(path: str | None) -> str:

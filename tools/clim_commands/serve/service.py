@@ -47,10 +47,6 @@ class Limits:
     waiting: int = 8
 
 
-def _split(words):
-    return words.split(",") if isinstance(words, str) else words
-
-
 def _distinct(words: list[str]) -> list[str]:
     if not (words := list(dict.fromkeys(filter(None, words)))):
         raise ValueError('there is no word: write "dog, cat", or leave it out to look for the model\'s own words')
@@ -58,7 +54,8 @@ def _distinct(words: list[str]) -> list[str]:
 
 
 Word = Annotated[str, StringConstraints(strip_whitespace=True, max_length=100, pattern=r"^\P{Cc}*$")]
-Words = Annotated[list[Word], BeforeValidator(_split), AfterValidator(_distinct)]
+Split = BeforeValidator(lambda words: words.split(",") if isinstance(words, str) else words)
+Words = Annotated[list[Word], Split, AfterValidator(_distinct)]
 
 
 class Query(BaseModel, extra="forbid"):
