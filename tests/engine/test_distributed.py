@@ -238,11 +238,11 @@ def setting(case, tiny_mini, tmp_path_factory):
     """(config overrides, folder of the files of both processes)."""
     folder = tmp_path_factory.mktemp("two_ranks")
     sizes = "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 3 INPUT.MOSAIC.SIZE 128 INPUT.CAPTION.SHORT_SIDE 64"
-    solver = "SOLVER.OPTIMIZER SGD SOLVER.BASE_LR 0.001 SOLVER.CLIP_GLOBAL_NORM 1.0 SOLVER.CHECKPOINT_PERIOD 1 SOLVER.EMA 0.9"
+    solver = "SOLVER.OPTIMIZER SGD SOLVER.BASE_LR 0.001 SOLVER.CLIP_GLOBAL_NORM 1.0 SOLVER.CHECKPOINT_PERIOD 1"
     overrides = [
         *sizes.split(), *case.sizes.split(), "INPUT.CAPTION.LONG_SIDE", "64", "INPUT.MIN_SIZE_TRAIN", "(96,)",
         case.queue_length, "64",
-        *solver.split(), "SOLVER.LOG_PERIOD", "1", "SOLVER.MAX_ITER", str(STEPS),
+        *solver.split(), "SOLVER.EMA", "0.9", "SOLVER.LOG_PERIOD", "1", "SOLVER.MAX_ITER", str(STEPS),
         "DATASETS.TEST", "()", "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(folder / "output"),
     ]  # fmt: skip
     (folder / "output").mkdir()
