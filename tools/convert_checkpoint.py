@@ -9,10 +9,13 @@ CLIPs need no conversion.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from arguments import new_parser
 from clim.errors import UserError, run_cleanly
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -35,10 +38,31 @@ def main(arguments: list[str] | None = None) -> None:
     state = read_official(args.file)
     kind = find_kind(state, KINDS.values(), args.kind)
     converted = convert(state, kind)
-    atomic_save({"model": converted.weights}, args.output)
+    atomic_save(described(converted.weights, kind.arguments), args.output)
     print("\n".join(summary(kind, converted)))
     print(f"{args.output} is written. What to do with it:")
     print(f"  python train_net.py {kind.arguments} MODEL.WEIGHTS {args.output}")
+
+
+def described(weights: dict, arguments: str) -> dict:
+    """The checkpoint of ``weights``; with its config and which classes had boxes if it holds class embeddings.
+
+    Then it is enough for a Detector. ``arguments`` are those of train_net.py.
+    """
+    from clim.checkpoints.reading import DESCRIPTION
+    from clim.engine import load_config
+    from clim.engine.description import describe
+    from clim.modeling.vocabulary import class_mask
+
+    config_file, *overrides = shlex.split(arguments.partition("--config-file ")[2])
+    if "MODEL.VOCABULARY.EMBEDDINGS" not in overrides:
+        return {"model": weights}
+    if "lvis/" in config_file:  # the config's file of image counts may not be here
+        overrides += ["MODEL.OPEN_VOCAB.BASE_CLASSES", "lvis_v1_train_norare"]
+    cfg = load_config(str(ROOT / config_file), overrides)
+    heads = (name.removesuffix("cls_score.zs_weight") for name in weights if name.endswith(".cls_score.zs_weight"))
+    masks = {f"{head}freq_weight": class_mask(cfg) for head in heads}
+    return {"model": masks | weights, DESCRIPTION: describe(cfg)}
 
 
 if __name__ == "__main__":

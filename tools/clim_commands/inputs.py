@@ -88,7 +88,9 @@ def quiet_logging() -> None:
     # What a checkpoint lacks, clim says in a sentence; fvcore lists all of it.
     for name in ("fvcore", "iopath", "detectron2"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # of webcams and videos that we report ourselves
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of a text tower that loads
     quiet_warnings()
 
 

@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,7 @@ class Detector:
         cfg, description, classes = _read(model, config, classes, overrides)
         cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
         if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(
-                f"The device is {cfg.MODEL.DEVICE}, but this machine has no CUDA: leave it out, or say cpu."
-            )
+            raise UserError(f"The device is {cfg.MODEL.DEVICE}, but this machine has no CUDA: name cpu.")
         cfg.MODEL.TEXT.CACHE = ""  # the training's, which names of classes would fill
         cfg.MODEL.METHOD.NAME = ""  # of the training alone
         cfg.freeze()
@@ -89,7 +88,8 @@ class Detector:
         self._may_warn = True
         self.novel = self._novel_among(self.names)
         self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-        self.model = load_model(cfg)
+        with _silent("clim.modeling.box_predictors") if classes is not None else nullcontext():
+            self.model = load_model(cfg)  # its classes go at once
         self.features = self.model.roi_heads.predictors[-1].text_features
         for predictor in self.model.roi_heads.predictors:
             predictor.test_score_thresh = score_threshold
@@ -164,7 +164,7 @@ class Detector:
             top: most detections of an image.
             overlap: of detections with a higher IoU, also of different classes, the best stays; 1: all stay.
             slices: px; above 0 the image is also read in overlapping squares of this side, for small objects.
-            tracks: number the objects of a video (``track_ids``; ByteTrack of the package trackers).
+            tracks: number the objects of a video from their second frame on (``track_ids``; ByteTrack of trackers).
             frames: most frames of a video or webcam.
             skipped: gets images that cannot be read; None: they are logged.
         """
@@ -192,8 +192,8 @@ class Detector:
                 lambda tiles: self._find(tiles, threshold, 0), slice_wh=slices, overlap_wh=slices // 5, batch_size=4,
                 overlap_filter=sv.OverlapFilter.NONE, compact_masks=True,
             )  # fmt: skip
-            for i, image in enumerate(images):
-                found[i] = sv.Detections.merge([found[i], slicer(image)]).with_nms(threshold=0.5)
+            for i in [i for i, image in enumerate(images) if max(image.shape) > slices]:
+                found[i] = sv.Detections.merge([found[i], slicer(images[i])]).with_nms(threshold=0.5)
         return found
 
     @torch.no_grad()
@@ -312,6 +312,16 @@ def _to_detections(found: Instances) -> sv.Detections:
 def _with_boxes(count: int, novel: frozenset[int]) -> Tensor:
     """(``count``,): 0 for ``novel`` classes, 1 for others."""
     return torch.tensor([float(i not in novel) for i in range(count)])
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """No warnings of a logger in this block."""
+    logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def _keep_float32(module: nn.Module) -> None:

@@ -6,7 +6,9 @@ from detectron2.modeling import build_model
 from torch.nn import functional as F
 
 import convert_checkpoint as tool
+from clim import Detector
 from clim.checkpoints import SafeCheckpointer
+from clim.data.categories import COCO_NAMES
 from clim.errors import UserError
 from conversion.convert import convert, find_kind
 from conversion.rules import KINDS
@@ -123,7 +125,7 @@ def test_detic_on_captions_alone(build, detic):
     assert fits.missing_keys == ["roi_heads.box_predictor.freq_weight"] and not fits.unexpected_keys
 
 
-def test_the_command_on_a_base_stage(detic, build, tmp_path, capsys):
+def test_the_command_on_a_base_stage(official, detic, build, tmp_path, capsys):
     """The command turns MMEngine's file, with two unknown tensors, into one that a detector loads."""
     state = {name: tensor for name, tensor in detic.state.items() if "roi_head.detic" not in name}
     more = {"roi_head.mask_head.a": torch.ones(1), "roi_head.mask_head.b": torch.ones(1)}
@@ -152,3 +154,6 @@ def test_the_command_on_a_base_stage(detic, build, tmp_path, capsys):
             torch.testing.assert_close(loaded[rule.ours], rule.change(state[name]), rtol=0, atol=0)
     # The file's classes, as no others are configured.
     torch.testing.assert_close(model.classifier.class_embeddings[:-1], state[f"{HEAD}cls_embeddings"])
+    detector = Detector(ours, overrides=["MODEL.TEXT.DIM", DIM, *official.tiny_resnet])  # without a config
+    assert detector.names == list(COCO_NAMES) and len(detector.novel) == 80 - 48
+    assert detector.model.roi_heads.box_predictor.freq_weight.sum() == 48

@@ -75,7 +75,7 @@ def page_of(**changes):
         ],
         "seconds": {"Data": 61.4, "Base stage": 1234.0},
         "notes": ["drawn by a program"],
-        "commands": [("Predict:", 'python tools/predict.py --vocabulary "a<b"')],
+        "commands": [("Predict:", 'clim predict --vocabulary "a<b"')],
     }
     return render_report(Report(**(values | changes)))
 
