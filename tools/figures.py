@@ -19,7 +19,8 @@ from pathlib import Path
 
 from arguments import CLASS_LISTS, PROMPTS, new_parser
 from clim.errors import UserError, run_cleanly
-from clim_commands.inputs import add_overrides, count, find_images, quiet_logging
+from clim.sources import find_source
+from clim_commands.inputs import add_overrides, count, quiet_logging
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_logging()
     if args.output.suffix not in (".png", ".jpg"):
         raise UserError(f"--output {args.output}: name a .png or a .jpg.")
-    images = find_images(args.input)
+    images = find_source(args.input)
     from reports.figures import figure, save  # torch loads after wrong arguments are reported
 
     drawn = figure(args, images)

@@ -100,7 +100,7 @@ MODELS = ["--query", "dog", "--config-file"]
     "command, arguments, message",
     [
         ("responses", ["--input", "gone.jpg", "--query", "dog"], "gone.jpg does not exist"),
-        ("responses", ["--input", "no_folder/*.png", "--query", "dog"], "no image there"),
+        ("responses", ["--input", "no_folder/*.png", "--query", "dog"], "has no image"),
         ("responses", ["--query", " "], "--query holds no text"),
         ("responses", ["--query", "dog", "--tile", "1"], "give --mosaic N"),
         ("responses", ["--query", "dog", "--mosaic", "2"], "takes 4 images, but .* names 1"),

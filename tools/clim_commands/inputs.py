@@ -1,21 +1,22 @@
-"""What several commands read from their arguments: config overrides, files, images, names and numbers."""
+"""What several commands read from their arguments: config overrides, files, names and numbers."""
 
 import argparse
-import glob
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
 from clim.errors import UserError
 from train_net import quiet_warnings
 
+<<<<<<< HEAD
 from .words import read_words
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
+=======
+>>>>>>> wtK
 # A key of the config. Files such as DSC_01.JPG are none, because their names begin otherwise.
 KEY = re.compile(
     r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+"
@@ -97,25 +98,6 @@ def quiet_logging() -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of a text tower that loads
     quiet_warnings()
-
-
-def find_images(inputs: Iterable[str]) -> list[Path]:
-    """Images of files, folders (without sub-folders) and globs, each once, in order."""
-    found: dict[Path, None] = {}
-    for item in inputs:
-        path = Path(item).expanduser()
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        elif path.exists():
-            inside = [path]
-        elif not glob.has_magic(item):
-            raise UserError(f"--input {item} does not exist.")
-        else:
-            inside = [p for p in map(Path, sorted(glob.glob(str(path), recursive=True))) if p.is_file()]
-        if not inside:
-            raise UserError(f"--input {item}: no image there ({', '.join(sorted(SUFFIXES))}).")
-        found.update(dict.fromkeys(inside))
-    return list(found)
 
 
 def read_names(text: str, *, option: str) -> list[str]:

@@ -55,7 +55,7 @@ class Part:
     """A section: a note, a table, charts {title: {run: (xs, ys)}} and images. In a row, floats are percentages."""
 
     title: str
-    note: str
+    note: str = ""
     head: Sequence[str] = ()
     rows: Sequence[Sequence] = ()
     charts: dict[str, dict] = field(default_factory=dict)
@@ -70,9 +70,6 @@ class Report:
     intro: list[str]
     runs: list[Run]
     parts: list[Part] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
-    examples_note: str = ""
-    mosaics: list[Example] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     commands: list[tuple[str, str]] = field(default_factory=list)  # (purpose, command)
@@ -83,9 +80,7 @@ def render_report(report: Report) -> str:
     sections = [
         ("Results", _results_table(report.runs)),
         ("Novel classes, one by one", _class_table(report.runs)),
-        ("What they see", _examples(report.examples, report.examples_note)),
         *((escape(part.title), _part(part, report.runs)) for part in report.parts),
-        ("What the network learns from", _examples(report.mosaics, "")),
         ("Curves", _curves(report.runs)),
         ("Time", _seconds_table(report.seconds)),
         ("What is synthetic", "".join(f"<p>{_text(note)}</p>" for note in report.notes)),
@@ -150,8 +145,8 @@ def _part(part: Part, runs: Sequence[Run]) -> str:
         for title, lines in part.charts.items()
     )
     charts = f'{_legend(runs)}<div class="charts">{charts}</div>' if charts else ""
-    content = (_table(list(map(escape, part.head)), rows) if rows else "") + charts + _examples(part.examples, "")
-    return f"<p>{_text(part.note)}</p>{content}" if content else ""
+    content = (_table(list(map(escape, part.head)), rows) if rows else "") + charts + _examples(part.examples)
+    return (f"<p>{_text(part.note)}</p>" if part.note else "") + content if content else ""
 
 
 def _legend(runs: Sequence[Run]) -> str:
@@ -188,7 +183,7 @@ def _chart(runs: Sequence[Run], key: str, title: str, window: int) -> str:
     return f"<figure>{svg}<figcaption>{escape(title)}</figcaption></figure>"
 
 
-def _examples(examples: Iterable[Example], note: str) -> str:
+def _examples(examples: Iterable[Example]) -> str:
     """Images that enlarge by CSS alone: each lies in the label of an invisible checkbox."""
     blocks = []
     for example in examples:
@@ -203,7 +198,7 @@ def _examples(examples: Iterable[Example], note: str) -> str:
             figures += f"<ol>{''.join(f'<li>{escape(line)}</li>' for line in example.lines)}</ol>"
         heading = f"<h3>{escape(example.title)}</h3>" if example.title else ""
         blocks.append(f'{heading}<div class="panels">{figures}</div>')
-    return (f"<p>{_text(note)}</p>" if note else "") + "".join(blocks) if blocks else ""
+    return "".join(blocks)
 
 
 def _seconds_table(seconds: dict[str, float]) -> str:

@@ -1,14 +1,12 @@
 """``clim eval``: its table has the evaluator's figures."""
 
 import json
-from pathlib import Path
 
 import pytest
 
+from clim.detector import Detector
 from clim_commands.eval import print_report
 from clim_commands.main import main
-
-CONFIG = str(Path(__file__).parents[3] / "configs/mini/detic_clim.yaml")
 
 
 def cells(text):
@@ -25,12 +23,8 @@ def test_a_row_for_each_group_of_each_task(capsys):
 
 
 def test_a_checkpoint_is_scored_and_shown(tiny_mini, tiny_cfg, tiny_overrides, tmp_path, capsys):
-    import torch
-
-    from clim.detector import Detector
-
-    torch.save({"model": Detector(tiny_cfg()).model.state_dict()}, weights := tmp_path / "model.pth")
-    command = ["eval", "--weights", str(weights), "--config-file", CONFIG, "--output", str(tmp_path / "out")]
+    Detector(tiny_cfg()).freeze(weights := tmp_path / "model.pth")
+    command = ["eval", "--weights", str(weights), "--output", str(tmp_path / "out")]
     main([*command, "--per-class", *tiny_overrides])
     report = json.loads((tmp_path / "out/evaluation.json").read_text())
     printed = capsys.readouterr()

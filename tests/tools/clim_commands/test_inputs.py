@@ -1,4 +1,4 @@
-"""Overrides, files, images, names and numbers of a command line."""
+"""Overrides, files, names and numbers of a command line."""
 
 import argparse
 
@@ -7,7 +7,7 @@ from detectron2.config import get_cfg
 
 from clim.config import add_clim_config
 from clim.errors import UserError
-from clim_commands.inputs import KEY, Parser, add_model_options, count, find_images, model_overrides, read_names
+from clim_commands.inputs import KEY, Parser, add_model_options, count, model_overrides, read_names
 
 
 @pytest.fixture
@@ -67,19 +67,6 @@ def test_files_of_a_model_are_checked_and_stand_for_keys(parser, tmp_path):
     assert read == ["MODEL.WEIGHTS", "y.pth", "DATASETS.DATA", str(data), "MODEL.WEIGHTS", words[1]]
     assert model_overrides(parser.parse_args(["--weights", "https://x.org/y.pth"]))[1] == "https://x.org/y.pth"
     assert model_overrides(parser.parse_args([])) == []
-
-
-def test_images_of_files_folders_and_globs(tmp_path):
-    for name in ("b.jpg", "a.PNG", "notes.txt", "sub/c.jpg"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"")
-    found = find_images([str(tmp_path), str(tmp_path / "**/*.jpg")])
-    assert [str(p.relative_to(tmp_path)) for p in found] == ["a.PNG", "b.jpg", "sub/c.jpg"]
-    with pytest.raises(UserError, match="no image there"):
-        find_images([str(tmp_path / "*.gif")])
-    with pytest.raises(UserError, match="missing.jpg does not exist"):
-        find_images([str(tmp_path), "missing.jpg"])
 
 
 def test_names_and_numbers(tmp_path):
