@@ -11,12 +11,8 @@ from typing import NoReturn
 from clim.errors import UserError
 from train_net import quiet_warnings
 
-<<<<<<< HEAD
 from .words import read_words
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-=======
->>>>>>> wtK
 # A key of the config. Files such as DSC_01.JPG are none, because their names begin otherwise.
 KEY = re.compile(
     r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+"

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from clim.errors import UserError
-from clim_commands.inputs import SUFFIXES, count, quiet_logging
+from clim.sources import IMAGES
+from clim_commands.inputs import count, quiet_logging
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "httpx")
 MOST_EXAMPLES = 12
@@ -88,7 +89,7 @@ def _check(args: argparse.Namespace) -> list[Path]:
             raise UserError(f"{option} {path}: there is no such file.")
     if args.examples is None:
         return []
-    images = [path for path in sorted(args.examples.glob("*")) if path.suffix.lower() in SUFFIXES]
+    images = [path for path in sorted(args.examples.glob("*")) if path.suffix.lower() in IMAGES]
     if not images:
         raise UserError(f"--examples {args.examples}: there is no image in this folder.")
     return images[:MOST_EXAMPLES]
