@@ -71,6 +71,7 @@ def test_the_page_in_a_browser(site):
         for width, scheme in [(1200, "light"), (360, "dark")]:
             page, asked = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme), []
             page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.set_default_timeout(60_000)
             page.goto(address)
             find = page.get_by_role("button", name="Find objects")
             page.get_by_label("Words").fill("dog, <b>zebra</b>")
