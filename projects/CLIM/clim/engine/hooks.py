@@ -24,9 +24,12 @@ class Writers(hooks.PeriodicWriter):
             trainer.storage.clear_images()  # of the writers, only TensorBoard's does it
         elif trainer.iter == trainer.start_iter < trainer.max_iter - 1:
             self._writers[0].write()
-        if trainer.stop.agreed:
-            for writer in self._writers:
-                writer.close()
+
+    def close(self):
+        """Write what is new, but no line of the log, where a training stops before its end."""
+        for writer in self._writers[1:]:
+            writer.write()
+            writer.close()
 
 
 class ProgressBar(HookBase):

@@ -198,6 +198,9 @@ class Trainer(TrainerBase):
                     self.iter += 1
             except Stopped:
                 logger.warning("Stopped by a signal after iteration %d: --resume goes on from there.", self.iter)
+                for hook in self._hooks:
+                    if isinstance(hook, Writers):
+                        hook.close()
                 raise
             except Exception as error:
                 traceback = not isinstance(error, UserError)
