@@ -163,11 +163,12 @@ def pair_records(cfg, name: str) -> Sequence[dict]:
             raise UserError(f"{what}, such as {lacking[0]!r}, are no classes of the detector: {remedy}.")
         logger.warning(f"{what} are no classes of the detector, such as {lacking[0]!r}: they are left out.")
     if isinstance(records, ShardRecords):
-        return records.changed_by(partial(_with_tags, indices=indices))
-    return [_with_tags(record, indices=indices) for record in records]
+        return records.changed_by(partial(with_tags, indices))
+    return [with_tags(indices, record) for record in records]
 
 
-def _with_tags(record: dict, *, indices: Sequence[int | None]) -> dict:
+def with_tags(indices: Sequence[int | None], record: dict) -> dict:
+    """The record with ``indices[tag]`` of its tags, without those that have None."""
     return record | {"tags": [indices[tag] for tag in record["tags"] if indices[tag] is not None]}
 
 
