@@ -27,12 +27,15 @@ def names_file(embeddings: str | Path) -> Path:
 
 
 def declared_names(cfg) -> list[str]:
-    """MODEL.VOCABULARY.NAMES, else the names beside MODEL.VOCABULARY.EMBEDDINGS, else []. UserError for wrong ones."""
+    """MODEL.VOCABULARY.NAMES, else the names beside EMBEDDINGS, else those that the checkpoint holds, else [].
+
+    UserError for wrong ones.
+    """
     vocabulary, count = cfg.MODEL.VOCABULARY, cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if vocabulary.NAMES:
-        return _different(vocabulary.NAMES, "MODEL.VOCABULARY.NAMES")
-    path = names_file(resolve(vocabulary.EMBEDDINGS)) if vocabulary.EMBEDDINGS else None
-    if path is None or not path.is_file():
+    if vocabulary.NAMES or not vocabulary.EMBEDDINGS:
+        return _different(vocabulary.NAMES or vocabulary.STORED, "MODEL.VOCABULARY.NAMES")
+    path = names_file(resolve(vocabulary.EMBEDDINGS))
+    if not path.is_file():
         return []
     remedy = "it lists the embeddings' rows: set the number, or build both with tools/build_text_embeddings.py"
     names = read_json(path, remedy=remedy)
