@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from clim.data.images import read_image
 from clim.data.loader import build_mappers
-from clim_commands.drawing import class_colours, draw_boxes, draw_objects, enlarge, ordered
+from clim.results import draw
+from clim_commands.drawing import BLACK, WHITE, font, ordered
 from experiments.training import read_metrics
 
 from . import COMPARED, TITLES
@@ -113,8 +114,10 @@ def compare(analysis: Analysis, i: int, *, title: str) -> Example:
     image = read_image(analysis.records[i]["file_name"], fmt="RGB").image
     images = []
     for boxes in (analysis.truth[i], *(analysis.shown[run][i] for run in COMPARED)):
-        options = {"names": analysis.names, "novel": analysis.novel, "scores": boxes.confidence, "letters": LETTERS}
-        images.append(draw_objects(image, boxes.xyxy, boxes.class_id.tolist(), **options))
+        labels = _names(analysis, boxes.class_id)
+        if boxes.confidence is not None:
+            labels = [f"{label} {score:.2f}" for label, score in zip(labels, boxes.confidence, strict=True)]
+        images.append(draw(image, boxes, labels, novel=analysis.novel, letters=LETTERS))
     return Example(title, list(zip(("Ground truth", *map(TITLES.get, COMPARED)), images, strict=True)))
 
 
@@ -157,14 +160,12 @@ def found_by_one(analysis: Analysis, one: str, other: str) -> list[Example]:
     alone = analysis.found_by_one(one, other)
     classes = [truth.class_id[objects].tolist() for truth, objects in zip(analysis.truth, alone, strict=True)]
     order = sorted(range(len(classes)), key=lambda i: (-sum(k in analysis.novel for k in classes[i]), -len(classes[i])))
-    return [
-        compare(analysis, i, title=f"{TITLES[one]} finds, {TITLES[other]} misses: {_names(analysis, classes[i])}")
-        for i in order[:NUM_DIFFERENCES] if classes[i]
-    ]  # fmt: skip
+    found = {i: ", ".join(_names(analysis, classes[i])) for i in order[:NUM_DIFFERENCES] if classes[i]}
+    return [compare(analysis, i, title=f"{TITLES[one]} finds, {TITLES[other]} misses: {found[i]}") for i in found]
 
 
-def _names(analysis: Analysis, classes: Iterable[int]) -> str:
-    return ", ".join(("★ " if k in analysis.novel else "") + analysis.names[k] for k in classes)
+def _names(analysis: Analysis, classes: Iterable[int]) -> list[str]:
+    return [("★ " if k in analysis.novel else "") + analysis.names[k] for k in classes]
 
 
 def _difference_table(analysis: Analysis) -> tuple[list[str], list[list]]:
@@ -207,7 +208,7 @@ def _confusions(analysis: Analysis) -> list[list]:
     total = matrices[-len(COMPARED) :].sum(axis=0)
     best = np.argsort(-total, axis=None, kind="stable")[:NUM_CONFUSIONS]
     pairs = [np.unravel_index(place, total.shape) for place in best if total.flat[place]]
-    return [[" → ".join(_names(analysis, [k]) for k in pair), *matrices[:, *pair].tolist()] for pair in pairs]
+    return [[" → ".join(_names(analysis, pair)), *matrices[:, *pair].tolist()] for pair in pairs]
 
 
 def mosaic_of_each_grid(cfg, *, seed: int) -> list[Example]:
@@ -231,9 +232,11 @@ def mosaic_of_each_grid(cfg, *, seed: int) -> list[Example]:
 
 
 def draw_canvas(canvas: dict, *, image_format: str, side: int = 768) -> np.ndarray:
-    """Draw the tiles of a canvas with their numbers, from 1: ``image`` (3, H, W) uint8 and ``tiles``."""
-    tiles = canvas["tiles"]
-    image, scale = enlarge(ordered(canvas["image"].permute(1, 2, 0).numpy(), image_format), side=side)
-    numbers = [str(i) for i in range(1, len(tiles) + 1)]
-    options = {"colours": class_colours(len(tiles)), "labels_inside": True, "side": side, "letters": side // 22}
-    return draw_boxes(image, tiles.boxes.numpy() * scale, numbers, **options)
+    """Draw the tiles of a square canvas with their numbers, from 1: ``image`` (3, H, H) uint8 and ``tiles``."""
+    image, boxes = ordered(canvas["image"].permute(1, 2, 0).numpy(), image_format), canvas["tiles"].boxes.numpy()
+    page = Image.fromarray(image).resize((side, side))
+    pen, scale, letters = ImageDraw.Draw(page), side / image.shape[0], font(side // 20)
+    for number, (x0, y0, x1, y1) in enumerate((boxes * scale).tolist(), start=1):
+        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=WHITE, width=3)
+        pen.text((x0 + 8, y0 + 4), str(number), WHITE, letters, stroke_width=3, stroke_fill=BLACK)
+    return np.asarray(page)

@@ -13,6 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from clim.results import draw
+
 
 class Writers(hooks.PeriodicWriter):
     """Detectron2's hook; the first writer, which prints, also writes after the first iteration of a session."""
@@ -90,9 +92,7 @@ class TrainingImages(HookBase):
 
     def put(self, name: str, image: Tensor, boxes: Tensor, labels: list[str]) -> None:
         """Store ``image`` (3, H, W) with its boxes (N, 4), each in its own colour, and their labels."""
-        canvas = np.array(convert_image_to_rgb(image.permute(1, 2, 0), self.image_format), order="C")
+        page = np.array(convert_image_to_rgb(image.permute(1, 2, 0), self.image_format), order="C")
         found = sv.Detections(xyxy=boxes.numpy().astype(float), class_id=np.arange(len(boxes)))
-        canvas = sv.BoxAnnotator(thickness=2).annotate(canvas, found)
-        annotator = sv.LabelAnnotator(text_scale=0.35, text_padding=2, smart_position=True)
-        canvas = annotator.annotate(canvas, found, labels=labels)
-        self.trainer.storage.put_image(name, canvas.transpose(2, 0, 1))
+        page = draw(page, found, labels, side=max(page.shape), letters=13)
+        self.trainer.storage.put_image(name, page.transpose(2, 0, 1))
