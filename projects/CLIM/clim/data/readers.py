@@ -141,7 +141,7 @@ def caption_records(
     """The records of the images of :func:`read_captions` that have a caption. ``source`` names their file."""
     records, unreadable = [], []
     sized = all(image.get("height") and image.get("width") for image in images)
-    for image in tqdm(images, desc="image sizes", disable=sized):
+    for image in tqdm(images, desc="image sizes", unit="image", disable=sized, leave=False):
         captions = [c for c in image["captions"] if c.strip()]
         if not captions:
             continue
