@@ -153,7 +153,7 @@ def caption_records(
     """The records of the images of :func:`read_captions` that have a caption. ``source`` names their file."""
     records, unreadable = [], []
     sized = all(image.get("height") and image.get("width") for image in images)
-    for image in tqdm(images, desc="image sizes", disable=sized):
+    for image in tqdm(images, desc="image sizes", unit="image", disable=sized, leave=False):
         texts = [image["captions"]] if isinstance(image["captions"], str) else image["captions"]
         if not all(isinstance(text, str) for text in texts):
             raise UserError(f"image {image['id']} of {source} has captions {texts}: they must be texts.")
