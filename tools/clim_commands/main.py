@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "clim_commands.train",
     "eval": "clim_commands.eval",
     "predict": "clim_commands.predict",
+    "inspect": "clim_commands.inspect",
     "export": "clim_commands.export",
     "serve": "clim_commands.serve",
 }

@@ -137,9 +137,12 @@ def _words(concept: Concept, count: int, rng: np.random.Generator) -> tuple[str,
     return f"{'an' if singular[0] in 'aeiou' else 'a'} {singular}", singular
 
 
-def web_captions(concepts: Sequence[int], rng: np.random.Generator) -> list[str]:
-    """Five different captions of an object-centric image; each names the main object, ``concepts[0]``.
+def web_captions(
+    concepts: Sequence[int], rng: np.random.Generator, *, known: Sequence[Concept] = CONCEPTS
+) -> list[str]:
+    """Five different captions of an object-centric image of ``concepts``, indices into ``known``.
 
+    Each names the main object, the first one.
     Three of ten captions leave out a second concept. Some captions name one object in the plural, some are in title
     case, and some end in words that describe nothing in the image.
     """
@@ -149,9 +152,9 @@ def web_captions(concepts: Sequence[int], rng: np.random.Generator) -> list[str]
         named = list(counts.items())
         if rng.random() < 0.3:
             named = named[:1]
-        phrases, nouns = zip(*(_words(CONCEPTS[c], count, rng) for c, count in named), strict=True)
+        phrases, nouns = zip(*(_words(known[c], count, rng) for c, count in named), strict=True)
         if len(named) == 1 and rng.random() < 0.15:
-            phrases = nouns = (CONCEPTS[named[0][0]].plural,)
+            phrases = nouns = (known[named[0][0]].plural,)
         joint = JOINTS[rng.integers(len(JOINTS))]
         caption = str(template).format(x=joint.join(phrases), n=" and ".join(nouns))
         if rng.random() < 0.35:

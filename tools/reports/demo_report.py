@@ -4,17 +4,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from clim.data.images import read_image
-from clim.data.loader import build_mappers
 from clim.results import draw
-from clim_commands.drawing import BLACK, WHITE, font, ordered
+from clim_commands.canvases import mosaic_of_each_grid
+from clim_commands.page import Example
 from experiments.training import read_metrics
 
 from . import COMPARED, TITLES
 from .analysis import AREAS, Analysis, class_mean
-from .page import Example, Part, Report, Run, render_report
+from .page import Part, Report, Run, render_report
 from .sheet import Panel, sheet
 
 NUM_EXAMPLES, NUM_DIFFERENCES, NUM_CONFUSIONS = 6, 3, 12
@@ -209,34 +209,3 @@ def _confusions(analysis: Analysis) -> list[list]:
     best = np.argsort(-total, axis=None, kind="stable")[:NUM_CONFUSIONS]
     pairs = [np.unravel_index(place, total.shape) for place in best if total.flat[place]]
     return [[" → ".join(_names(analysis, pair)), *matrices[:, *pair].tolist()] for pair in pairs]
-
-
-def mosaic_of_each_grid(cfg, *, seed: int) -> list[Example]:
-    """A canvas of every grid of INPUT.MOSAIC.GRIDS with its captions, from the mapper of the training."""
-    mapper = build_mappers(cfg, ["mosaics"], seed=seed)["mosaics"]
-    grids = set(cfg.INPUT.MOSAIC.GRIDS)
-    found: dict[int, dict] = {}
-    for epoch in range(50):  # a grid is drawn anew for every canvas
-        canvas = mapper(index=epoch % len(mapper.records), epoch=epoch)
-        found.setdefault(len(canvas["tiles"]), canvas)
-        if len(found) == len(grids):
-            break
-    return [
-        Example(
-            f"A mosaic as the network saw it, {tiles} tiles with their captions",
-            [("", draw_canvas(canvas, image_format=cfg.INPUT.FORMAT))],
-            lines=canvas["tiles"].drawn,
-        )
-        for tiles, canvas in sorted(found.items())
-    ]
-
-
-def draw_canvas(canvas: dict, *, image_format: str, side: int = 768) -> np.ndarray:
-    """Draw the tiles of a square canvas with their numbers, from 1: ``image`` (3, H, H) uint8 and ``tiles``."""
-    image, boxes = ordered(canvas["image"].permute(1, 2, 0).numpy(), image_format), canvas["tiles"].boxes.numpy()
-    page = Image.fromarray(image).resize((side, side))
-    pen, scale, letters = ImageDraw.Draw(page), side / image.shape[0], font(side // 20)
-    for number, (x0, y0, x1, y1) in enumerate((boxes * scale).tolist(), start=1):
-        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=WHITE, width=3)
-        pen.text((x0 + 8, y0 + 4), str(number), WHITE, letters, stroke_width=3, stroke_fill=BLACK)
-    return np.asarray(page)

@@ -1,20 +1,14 @@
 """One HTML file about a few runs, which contains its tables, curves and images, and loads nothing."""
 
-import base64
-import io
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from clim_commands.page import Example, bar, linked, page, panels, table
 
 from .curves import line_chart, smooth
 
-STYLE = Path(__file__).with_name("page.css").read_text("utf-8")
 GROUPS = {"AP50_novel": "novel", "AP50_base": "base", "AP50_all": "all"}
 LOSS_TITLES = {
     "total_loss": "All losses",
@@ -39,15 +33,6 @@ class Run:
     seed: int
     results: dict
     metrics: list[dict] = field(default_factory=list)
-
-
-@dataclass
-class Example:
-    """Images that belong together: (caption, uint8 RGB (H, W, 3)); ``lines`` of a numbered list beside them."""
-
-    title: str
-    panels: list[tuple[str, np.ndarray]]
-    lines: Sequence[str] = ()
 
 
 @dataclass
@@ -77,30 +62,16 @@ class Report:
 
 def render_report(report: Report) -> str:
     """The whole page. Texts are escaped, and addresses become links."""
-    sections = [
-        ("Results", _results_table(report.runs)),
-        ("Novel classes, one by one", _class_table(report.runs)),
-        *((escape(part.title), _part(part, report.runs)) for part in report.parts),
-        ("Curves", _curves(report.runs)),
-        ("Time", _seconds_table(report.seconds)),
-        ("What is synthetic", "".join(f"<p>{_text(note)}</p>" for note in report.notes)),
-        ("What to do next", _commands(report.commands)),
-    ]
-    body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
-    intro = "".join(f"<p>{_text(paragraph)}</p>" for paragraph in report.intro)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{STYLE}</style></head>"
-        f"<body><header><h1>{escape(report.title)}</h1>{intro}</header><main>{body}</main></body></html>\n"
-    )
-
-
-def data_uri(image: np.ndarray, *, quality: int = 85) -> str:
-    """An RGB image as a JPEG inside an address."""
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    sections = {
+        "Results": _results_table(report.runs),
+        "Novel classes, one by one": _class_table(report.runs),
+        **{part.title: _part(part, report.runs) for part in report.parts},
+        "Curves": _curves(report.runs),
+        "Time": _seconds_table(report.seconds),
+        "What is synthetic": "".join(f"<p>{linked(note)}</p>" for note in report.notes),
+        "What to do next": _commands(report.commands),
+    }
+    return page(report.title, report.intro, sections)
 
 
 def _results_table(runs: Sequence[Run]) -> str:
@@ -108,7 +79,7 @@ def _results_table(runs: Sequence[Run]) -> str:
         [_swatch(i) + escape(run.title), *(_bar(run.results.get(key), i) for key in GROUPS)]
         for i, run in enumerate(runs)
     ]
-    return _table(["run", *(f"AP50 {group}" for group in GROUPS.values())], rows) if rows else ""
+    return table(["run", *(f"AP50 {group}" for group in GROUPS.values())], rows) if rows else ""
 
 
 def _class_table(runs: Sequence[Run]) -> str:
@@ -127,7 +98,7 @@ def _class_table(runs: Sequence[Run]) -> str:
         + [_bar(by_class.get(name, {}).get("AP50"), i) for i, by_class in enumerate(scores)]
         for name in sorted(names, key=lambda name: (-last_score(name), name))
     ]
-    return _table(["class", "objects", *(escape(run.title) for run in runs)], rows) if rows else ""
+    return table(["class", "objects", *(escape(run.title) for run in runs)], rows) if rows else ""
 
 
 def _part(part: Part, runs: Sequence[Run]) -> str:
@@ -145,8 +116,8 @@ def _part(part: Part, runs: Sequence[Run]) -> str:
         for title, lines in part.charts.items()
     )
     charts = f'{_legend(runs)}<div class="charts">{charts}</div>' if charts else ""
-    content = (_table(list(map(escape, part.head)), rows) if rows else "") + charts + _examples(part.examples)
-    return (f"<p>{_text(part.note)}</p>" if part.note else "") + content if content else ""
+    content = (table(list(map(escape, part.head)), rows) if rows else "") + charts + panels(part.examples)
+    return (f"<p>{linked(part.note)}</p>" if part.note else "") + content if content else ""
 
 
 def _legend(runs: Sequence[Run]) -> str:
@@ -183,54 +154,19 @@ def _chart(runs: Sequence[Run], key: str, title: str, window: int) -> str:
     return f"<figure>{svg}<figcaption>{escape(title)}</figcaption></figure>"
 
 
-def _examples(examples: Iterable[Example]) -> str:
-    """Images that enlarge by CSS alone: each lies in the label of an invisible checkbox."""
-    blocks = []
-    for example in examples:
-        figures = "".join(
-            f'<figure><label class="zoom"><input type="checkbox" aria-label="enlarge">'
-            f'<span><img src="{data_uri(image)}" width="{image.shape[1]}" height="{image.shape[0]}" '
-            f'alt="{escape(example.title)}: {escape(caption)}"></span></label>'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
-            for caption, image in example.panels
-        )
-        if example.lines:
-            figures += f"<ol>{''.join(f'<li>{escape(line)}</li>' for line in example.lines)}</ol>"
-        heading = f"<h3>{escape(example.title)}</h3>" if example.title else ""
-        blocks.append(f'{heading}<div class="panels">{figures}</div>')
-    return "".join(blocks)
-
-
 def _seconds_table(seconds: dict[str, float]) -> str:
     rows = [[escape(step), f"{value:,.0f} s"] for step, value in seconds.items()]
-    return _table(["step", "time"], rows) if rows else ""
+    return table(["step", "time"], rows) if rows else ""
 
 
 def _commands(commands: Iterable[tuple[str, str]]) -> str:
-    return "".join(f"<p>{_text(what)}</p><pre><code>{escape(command)}</code></pre>" for what, command in commands)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML already; all columns but the first are numbers."""
-    cells = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    lines = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{lines}</tbody></table></div>'
+    return "".join(f"<p>{linked(what)}</p><pre><code>{escape(command)}</code></pre>" for what, command in commands)
 
 
 def _bar(value: float | None, index: int) -> str:
     """A percentage with a bar behind it, or a dash."""
-    if value is None or math.isnan(value):
-        return "–"
-    width = min(max(value, 0.0), 100.0)
-    return f'<span class="bar" style="--width:{width:.1f}%;--ink:var(--run{index % 6})">{value:.1f}</span>'
+    return "–" if value is None or math.isnan(value) else bar(f"{value:.1f}", value, colour=index)
 
 
 def _swatch(index: int) -> str:
     return f'<i class="swatch" style="background:var(--run{index % 6})"></i>'
-
-
-def _text(text: str) -> str:
-    """Escaped, with addresses as links."""
-    return re.sub(r"(https?://[^\s<>]+[^\s<>.,;)])", r'<a href="\1">\1</a>', escape(text))

@@ -30,6 +30,7 @@ UNFIT = ["predict", "--input", "a.jpg", "--config-file", "x.yaml", "--top", "-1"
         (["clim", "eval", "--weights", "gone.pth"], 2),
         (["clim", "predict", "--input", "gone.jpg", "--config-file", "x.yaml"], 2),
         (["clim", *UNFIT], 2),
+        (["clim", "inspect", "gone.yaml"], 2),
         (["clim", "serve", "--weights", "gone.pth"], 2),
         (["train_net.py", "--num-gpus", "two"], 2),
         (["clim", "predict", "--input", "gone.jpg"], 2),

@@ -103,7 +103,7 @@ def test_without_data_it_is_train_net(monkeypatch, tmp_path):
     train(arguments("--data", "d.yaml", "--weights", "y.pth", "--config-file", "x.yaml", "--eval-only"))
     own = ["DATASETS.DATA", "d.yaml", "MODEL.WEIGHTS", "y.pth"]
     assert started == [("x.yaml", ["SEED", "1"]), ("y.pth", [*own[2:], "SEED", "1"]), ("x.yaml", own)]
-    with pytest.raises(UserError, match="--weights z.pth: there is no such file"):
+    with pytest.raises(UserError, match="--weights z.pth"):
         train(arguments("--data", "d.yaml", "--weights", "z.pth"))
 
 

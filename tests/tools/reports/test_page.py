@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from clim.data.tiles import Tiles
+from clim_commands.canvases import draw_canvas
+from clim_commands.page import Example
 from reports.curves import line_chart, smooth, ticks
-from reports.demo_report import draw_canvas
-from reports.page import Example, Part, Report, Run, render_report
+from reports.page import Part, Report, Run, render_report
 
 VOID = {"meta", "img", "br", "input", "line", "polyline"}
 
