@@ -69,9 +69,10 @@ def test_raise_on_all_ranks(monkeypatch):
     assert isinstance(caught.value.__cause__, UserError)
     with pytest.raises(KeyError), raise_on_all_ranks():
         raise KeyError("a bug")
-    monkeypatch.setattr(comm, "all_gather", lambda message: [message, "of rank 1", "of rank 2"])
-    with pytest.raises(UserError, match="^of rank 1$"), raise_on_all_ranks():
+    monkeypatch.setattr(comm, "all_gather", lambda mine: [mine, ("of rank 1", 1), ("of rank 2", 2)])
+    with pytest.raises(UserError, match="^of rank 1$"), raise_on_all_ranks(0) as values:
         pass
+    assert values == [0, 1, 2]
     with pytest.raises(UserError, match="^of rank 0$"), raise_on_all_ranks():
         raise UserError("of rank 0")
 

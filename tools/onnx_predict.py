@@ -3,7 +3,7 @@
     python tools/onnx_predict.py model.onnx photo.jpg more.png --output drawings
     python tools/onnx_predict.py model.onnx photo.jpg --embeddings rows.npy --names "dog, fire hydrant"
 
-The second form is for a file of --dynamic-classes; without --embeddings it reads model.npy, which lies beside the file.
+--embeddings is for a file of --dynamic-classes; by default it is model.npy, which lies beside the file.
 """
 
 import argparse
@@ -19,21 +19,20 @@ class Detector:
         import onnxruntime
 
         self.session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
-        stored = self.session.get_modelmeta().custom_metadata_map
-        self.about = {key: json.loads(value) for key, value in stored.items()}
+        about = self.session.get_modelmeta().custom_metadata_map.items()
+        self.about = {key: json.loads(value) for key, value in about}
         self.names, self.inputs = names or self.about["names"], {}
         if any(given.name == "class_embeddings" for given in self.session.get_inputs()):
-            rows = np.load(embeddings or Path(path).with_suffix(".npy")).astype(np.float32)
-            if len(rows) != len(self.names):
-                raise SystemExit(f"error: {len(rows)} embeddings, but {len(self.names)} names.")
-            self.inputs["class_embeddings"] = rows
+            self.inputs["class_embeddings"] = np.load(embeddings or Path(path).with_suffix(".npy")).astype(np.float32)
+            if (count := len(self.inputs["class_embeddings"])) != len(self.names):
+                raise SystemExit(f"error: {count} embeddings, but {len(self.names)} names.")
 
     def __call__(self, image: Image.Image) -> list[dict]:
         """[{"name", "score", "box": [x0, y0, x1, y1] in the image's pixels}], the highest score first."""
         scale = min(self.about["min_size"] / min(image.size), self.about["max_size"] / max(image.size))
         resized = image.resize([int(side * scale + 0.5) for side in image.size], Image.Resampling.BILINEAR)
-        given = {"image": np.asarray(resized)} | self.inputs
-        boxes, scores, classes = self.session.run(["boxes", "scores", "classes"], given)
+        inputs = {"image": np.asarray(resized)} | self.inputs
+        boxes, scores, classes = self.session.run(["boxes", "scores", "classes"], inputs)
         boxes = (boxes * np.tile(np.divide(image.size, resized.size), 2)).round(2).tolist()
         found = zip(boxes, scores.tolist(), classes, strict=True)
         return [{"name": self.names[k], "score": round(score, 6), "box": box} for box, score, k in found]
@@ -52,11 +51,11 @@ def main() -> None:
         image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
         found, draw = detector(image), ImageDraw.Draw(image)
         print(json.dumps({"file": file, "detections": found}))
+        for one in reversed(found if args.output else []):
+            draw.rectangle(one["box"], outline="red", width=3)
+            text, ink = f"{one['name']} {one['score']:.2f}", {"fill": "white", "stroke_fill": "black"}
+            draw.text(one["box"][:2], text, stroke_width=2, font_size=16, **ink)
         if args.output:
-            for one in reversed(found):
-                draw.rectangle(one["box"], outline="red", width=3)
-                text, ink = f"{one['name']} {one['score']:.2f}", {"fill": "white", "stroke_fill": "black"}
-                draw.text(one["box"][:2], text, stroke_width=2, font_size=16, **ink)
             args.output.mkdir(parents=True, exist_ok=True)
             image.save(args.output / f"{Path(file).stem}.jpg")
 

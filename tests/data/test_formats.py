@@ -78,7 +78,9 @@ def test_boxes_are_pixels_and_images_without_a_file_have_none(images, label, suf
         (".txt", "0 .5 .5 1", "labels/a.txt cannot be read .*expected at least 5"),
         (".txt", "0 .5 nan 1 1", "labels/a.txt cannot be read"),
         (".txt", "dog .5 .5 1 1", "labels/a.txt cannot be read .*'dog'"),
-        (".xml", voc(("cow", (1, 1, 2, 2))), "image a.jpg of .*labels/a.xml has category cow"),
+        (".xml", voc(("cow", (1, 1, 2, 2))), "image a.jpg of .*labels/a.xml has category 'cow'"),
+        (".txt", "0 50 40 20 10", "labels/a.txt cannot be read .50 is no part of an image's width or height"),
+        (".txt", "0 .5 .5 .2 .2 .5 .5 2", "labels/a.txt cannot be read .7 numbers follow the class"),  # a key point
         (".xml", "<annotation>", "labels/a.xml cannot be read"),
         (".xml", "<annotation><object><name>dog</name></object></annotation>", "labels/a.xml cannot be read .*bndbox"),
     ],
@@ -103,9 +105,17 @@ def test_classes_of_voc_are_the_names_of_its_objects(label):
     label("a.xml", voc(("dog", (1, 1, 2, 2)), ("cat", (1, 1, 2, 2))))
     folder = label("sub/b.xml", voc((" dog", (1, 1, 2, 2))))
     assert voc_classes(folder) == {"dog", "cat"}
-    label("c.xml", "<annotation>")
-    with pytest.raises(UserError, match="c.xml cannot be read"):
-        voc_classes(folder)
+    for broken in ("<annotation>", '<!DOCTYPE a [<!ENTITY x "y">]><annotation/>'):
+        label("c.xml", broken)
+        with pytest.raises(UserError, match="c.xml cannot be read"):
+            voc_classes(folder)
+
+
+def test_boxes_beyond_their_images_are_counted(images, label, caplog):
+    folder = label("a.txt", "0 .95 .5 .2 .2\n0 .51 .5 1 1\n")
+    records = read_yolo(folder, str(images), index={0: 0}, remedy="make tea")
+    assert records[0]["annotations"][0]["bbox"] == pytest.approx([34, 8, 8, 4])
+    assert f"{folder}: 1 boxes reach beyond their images, first in {images / 'a.jpg'}" in caplog.text
 
 
 # ---- captions
@@ -119,6 +129,7 @@ def test_classes_of_voc_are_the_names_of_its_objects(label):
         ("caption\tfile\na dog\ta.jpg", {"a.jpg": ["a dog"]}),
         ('image,caption\r\na.jpg,"a dog, brown"\r\n\r\nü.jpg,two\nb.jpg,"two\nlines"',
          {"a.jpg": ["a dog, brown"], "ü.jpg": ["two"], "b.jpg": ["two\nlines"]}),
+        ('image;caption\na.jpg;"a dog; brown"', {"a.jpg": ["a dog; brown"]}),
         ("id,Caption,Filename\n1,a dog,a.jpg", {"a.jpg": ["a dog"]}),
         ("filepath\ttitle\nx/a.jpg\ta dog", {"x/a.jpg": ["a dog"]}),  # open_clip's
         ("1_2.jpg#0\ta dog .\n1_2.jpg#1\ta , b\na#1.jpg\tc", {"1_2.jpg": ["a dog .", "a , b"], "a#1.jpg": ["c"]}),

@@ -9,8 +9,15 @@ from detectron2.structures import BoxMode
 
 from clim.data.datasets import register_own_set
 from clim.data.loader import source_records
-from clim.data.names import matched, names_file, pair_records, set_categories, training_records, vocabulary_names
-from clim.data.shards import ShardRecords, mapped_tags
+from clim.data.names import (
+    matched,
+    names_file,
+    pair_records,
+    set_categories,
+    training_records,
+    vocabulary_names,
+    with_tags,
+)
 from clim.errors import UserError
 
 WORDS = ["dog", "car", "kite", "cup"]
@@ -147,10 +154,7 @@ def test_tags_are_matched_where_they_are_classes(cfg, own, caplog):
 
 
 def test_tags_of_shards_are_matched_when_a_record_is_read():
-    assert mapped_tags([2, 0, 1], [5, None, 7]) == [7, 5] and mapped_tags([2, 0], None) == [2, 0]
-    records = ShardRecords.__new__(ShardRecords)
-    records.__dict__ |= {"index": "i", "shards": "s", "first_id": 3, "tags": [1, 0]}
-    assert records.__reduce__() == (ShardRecords, ("i", "s", 3, [1, 0]))
+    assert with_tags([5, None, 7], {"tags": [2, 0, 1], "a": 1}) == {"tags": [7, 5], "a": 1}
 
 
 def test_categories_of_metadata_without_ids_have_those_of_the_json(own):

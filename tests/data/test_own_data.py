@@ -42,6 +42,7 @@ def own(tmp_path, write_shard, pair):
         "lvis.json": json.dumps(BOXES | {"categories": [c | {"frequency": "c", "image_count": 4} for c in CATEGORIES]}),
         "data set/labels/x/a.txt": "1 .5 .5 .5 1", "voc/b.xml": words + "</bndbox></object></annotation>",
         "caps.tsv": "a.jpg\tA kite\nb.jpg\ttwo hot dogs and Kites!\nb.jpg\ta cat\n", "images/a.txt": "no name",
+        "empty/a.xml": "<annotation/>",
     }.items():  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content, "utf-8-sig")
@@ -180,7 +181,8 @@ def test_a_name_of_another_set_is_not_replaced(own):
         ("train: {images: images, boxes: caps.tsv}", "boxes in train of .*caps.tsv is not there, or of another kind"),
         ("train: {images: [images], boxes: ann.json}", "images in train of .* is a list"),
         ("train: [[images]]", "train of .*mine.yaml must be a folder of images, or {images: FOLDER, boxes: F"),
-        ("train:", "train of .*mine.yaml must be a folder"),
+        (f"train: {COCO}\nval: {COCO}\ntrain: {COCO}", "mine.yaml is not valid YAML: train is given twice"),
+        ("val: {images: images, boxes: empty}", "mine.yaml has no classes, and its boxes name none"),
         ("train: images", "boxes in train of .*: .*/labels is not there"),
         ("train: data set/images/x", "mine.yaml has no classes, and YOLO's boxes in .*labels/x are numbers"),
         (f"train: {COCO}\nclasses: cat, dog", "classes of .* is 'cat, dog': give a list"),
@@ -192,7 +194,7 @@ def test_a_name_of_another_set_is_not_replaced(own):
         (f"train: {COCO}\nclasses: [cat, Dog, kite]", "ann.json has 2 boxes of 'dog', .*near it: Dog"),
         ("captions: {images: images, captions: x}", "captions in captions of .*/x is not there"),
         ("captions: {images: images, tags: yes}", "tags in captions of .* is 'yes': choose one of words, none"),
-        ("classes: [cat]", "names no set"),
+        ("classes: [cat]\ntrain:\nval: ~\ncaptions: null", "names no set"),
         ("- cat", "has no keys"),
         ("train: [", "mine.yaml is not valid YAML"),
     ],
@@ -209,6 +211,9 @@ def test_mistakes_are_one_sentence(own, text, message):
         ([], "ann.json has no categories"),
         ({"3": "dog"}, "ann.json must have a list of categories"),
         ([{"id": 3}], "each with a number as id and a name"),
+        ([{"id": 3, "name": " "}], "each with a number as id and a name"),
+        ([{"id": 3, "name": None}], "each with a number as id and a name"),
+        ([{"id": 3, "name": "dog"}, {"id": 3, "name": "cat"}], "ann.json has 2 categories with id 3"),
         ([{"id": 3, "name": "dog"}, {"id": 4, "name": "dog"}], "ann.json has two categories 'dog'"),
     ],
 )

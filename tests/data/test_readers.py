@@ -105,6 +105,8 @@ def test_broken_lists_and_images_are_named(write, read):
         read(read_boxes, write("a.json", IMAGES[0], {"file_name": "x.jpg"}))
     with pytest.raises(UserError, match="9.jpg and x.jpg have the same image id 9"):
         read(read_boxes, write("a.json", IMAGES[0], IMAGES[0] | {"file_name": "x.jpg"}))
+    with pytest.raises(UserError, match="image ids of .*images's json are numbers and texts"):
+        read(read_boxes, write("a.json", IMAGES[0], IMAGES[1] | {"id": "4"}))
     with pytest.raises(UserError, match="images/9.jpg: missing; the json does not give its height and width"):
         read(read_boxes, write("a.json", {"id": 9, "file_name": "9.jpg"}))
 
@@ -137,6 +139,13 @@ def test_images_without_captions_are_skipped_and_counted(write, read, caplog):
     path.write_text("[]")
     with pytest.raises(UserError, match="has no images, so it is a file of another kind"):
         read(read_captions, path)
+
+
+def test_a_text_in_place_of_a_list_is_one_caption(write, read):
+    (record,) = read(read_captions, write("a.json", pair(1, captions="A dog.")))
+    assert record["captions"] == ["A dog."]
+    with pytest.raises(UserError, match=r"image 1 of .*a.json has captions \['A', None\]: they must be texts"):
+        read(read_captions, write("a.json", pair(1, captions=["A", None])))
 
 
 def test_cocos_own_file_keeps_captions_apart(write, read):

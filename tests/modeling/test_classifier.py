@@ -228,7 +228,7 @@ def test_detections_rank_by_cosines_and_response_maps_read_every_location(model,
     (found,) = detect(model, make_image(64, 96))
     assert len(found) > 0 and found.logits.abs().max() <= 25 + 1e-3
     assert torch.equal(found.logits.sort(descending=True).values, found.logits)
-    torch.testing.assert_close(found.scores, found.logits.sigmoid())
+    torch.testing.assert_close(found.scores, found.logits.double().sigmoid())
 
     features = {"res4": torch.randn(2, 1024, 4, 6, generator=torch.Generator().manual_seed(1))}
     embeddings = head_embeddings(model.roi_heads, features)

@@ -283,7 +283,7 @@ def test_scores_recomputed_from_the_maps(build, detection):
         expected = p[:, :-1] ** (1 - weight) * q[:, :-1] ** weight
     # Without suppression every pair of a proposal and a class comes out, clipped boxes included.
     torch.testing.assert_close(
-        found.scores.sort().values, expected.flatten().sort().values[-len(found) :], rtol=2e-3, atol=1e-7
+        found.scores.sort().values, expected.double().flatten().sort().values[-len(found) :], rtol=2e-3, atol=1e-7
     )
     assert len(found) == len(boxes) * COCO
 

@@ -108,7 +108,7 @@ MODELS = ["--query", "dog", "--config-file"]
         ("responses", ["--query", "a", "--mosaic", "1", "--tile", "2"], "from 1 to N x N"),
         ("responses", ["--query", "dog", "--output", "figure"], "name a .png or a .jpg"),
         ("classes", ["--names", "pascal"], "is none of .*pascal_context"),
-        ("classes", ["--names", "gone.txt"], "gone.txt cannot be read"),
+        ("classes", ["--names", "gone.txt"], "gone.txt is not there"),
         ("responses", ["--query", "dog"], "make demo"),
         ("responses", [*MODELS, "a", "b", "--weights", "c", "d", "e"], "2 files after --config-file and 3 after"),
         ("responses", [*MODELS, CONFIG, "--weights", "", "", "--titles", "CLIM"], "holds 1 different names for 2"),

@@ -1,10 +1,11 @@
 """Mosaics with their tiles and captions, as the network gets them."""
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageOps
 
 from clim.data.loader import build_mappers
 
-from .drawing import class_colours, draw_boxes, enlarge, ordered
+from .drawing import BLACK, WHITE, font, ordered
 from .page import Example
 
 
@@ -30,8 +31,11 @@ def mosaic_of_each_grid(cfg, *, seed: int) -> list[Example]:
 
 def draw_canvas(canvas: dict, *, image_format: str, side: int = 768) -> np.ndarray:
     """Draw the tiles of a canvas with their numbers, from 1: ``image`` (3, H, W) uint8 and ``tiles``."""
-    tiles = canvas["tiles"]
-    image, scale = enlarge(ordered(canvas["image"].permute(1, 2, 0).numpy(), image_format), side=side)
-    numbers = [str(i) for i in range(1, len(tiles) + 1)]
-    options = {"colours": class_colours(len(tiles)), "labels_inside": True, "side": side, "letters": side // 22}
-    return draw_boxes(image, tiles.boxes.numpy() * scale, numbers, **options)
+    image, boxes = ordered(canvas["image"].permute(1, 2, 0).numpy(), image_format), canvas["tiles"].boxes.numpy()
+    scale = side / max(image.shape[:2])
+    page = ImageOps.scale(Image.fromarray(image), scale)
+    pen, letters = ImageDraw.Draw(page), font(side // 20)
+    for number, (x0, y0, x1, y1) in enumerate((boxes * scale).tolist(), start=1):
+        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=WHITE, width=3)
+        pen.text((x0 + 8, y0 + 4), str(number), WHITE, letters, stroke_width=3, stroke_fill=BLACK)
+    return np.asarray(page)

@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from clim.data.images import read_image
+from clim.results import draw
 from clim_commands.canvases import mosaic_of_each_grid
-from clim_commands.drawing import draw_objects
 from clim_commands.page import Example
 from experiments.training import read_metrics
 
@@ -114,8 +114,10 @@ def compare(analysis: Analysis, i: int, *, title: str) -> Example:
     image = read_image(analysis.records[i]["file_name"], fmt="RGB").image
     images = []
     for boxes in (analysis.truth[i], *(analysis.shown[run][i] for run in COMPARED)):
-        options = {"names": analysis.names, "novel": analysis.novel, "scores": boxes.confidence, "letters": LETTERS}
-        images.append(draw_objects(image, boxes.xyxy, boxes.class_id.tolist(), **options))
+        labels = _names(analysis, boxes.class_id)
+        if boxes.confidence is not None:
+            labels = [f"{label} {score:.2f}" for label, score in zip(labels, boxes.confidence, strict=True)]
+        images.append(draw(image, boxes, labels, novel=analysis.novel, letters=LETTERS))
     return Example(title, list(zip(("Ground truth", *map(TITLES.get, COMPARED)), images, strict=True)))
 
 
@@ -158,14 +160,12 @@ def found_by_one(analysis: Analysis, one: str, other: str) -> list[Example]:
     alone = analysis.found_by_one(one, other)
     classes = [truth.class_id[objects].tolist() for truth, objects in zip(analysis.truth, alone, strict=True)]
     order = sorted(range(len(classes)), key=lambda i: (-sum(k in analysis.novel for k in classes[i]), -len(classes[i])))
-    return [
-        compare(analysis, i, title=f"{TITLES[one]} finds, {TITLES[other]} misses: {_names(analysis, classes[i])}")
-        for i in order[:NUM_DIFFERENCES] if classes[i]
-    ]  # fmt: skip
+    found = {i: ", ".join(_names(analysis, classes[i])) for i in order[:NUM_DIFFERENCES] if classes[i]}
+    return [compare(analysis, i, title=f"{TITLES[one]} finds, {TITLES[other]} misses: {found[i]}") for i in found]
 
 
-def _names(analysis: Analysis, classes: Iterable[int]) -> str:
-    return ", ".join(("★ " if k in analysis.novel else "") + analysis.names[k] for k in classes)
+def _names(analysis: Analysis, classes: Iterable[int]) -> list[str]:
+    return [("★ " if k in analysis.novel else "") + analysis.names[k] for k in classes]
 
 
 def _difference_table(analysis: Analysis) -> tuple[list[str], list[list]]:
@@ -208,4 +208,4 @@ def _confusions(analysis: Analysis) -> list[list]:
     total = matrices[-len(COMPARED) :].sum(axis=0)
     best = np.argsort(-total, axis=None, kind="stable")[:NUM_CONFUSIONS]
     pairs = [np.unravel_index(place, total.shape) for place in best if total.flat[place]]
-    return [[" → ".join(_names(analysis, [k]) for k in pair), *matrices[:, *pair].tolist()] for pair in pairs]
+    return [[" → ".join(_names(analysis, pair)), *matrices[:, *pair].tolist()] for pair in pairs]

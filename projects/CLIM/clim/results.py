@@ -6,7 +6,7 @@ N detections of an image; boxes are x0, y0, x1, y1 in pixels of the upright imag
 import copy
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
@@ -21,9 +21,36 @@ from pycocotools.mask import encode
 from clim.files import write_json
 from clim.sources import Frame, Skipped, read_source
 
-_FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")  # it has most alphabets
+FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")  # it has most alphabets
 _COLOURS = sv.ColorPalette.DEFAULT.colors
 _INKS = [sv.Color.BLACK if np.dot(c.as_rgb(), (0.299, 0.587, 0.114)) > 140 else sv.Color.WHITE for c in _COLOURS]
+
+
+def draw(
+    image: np.ndarray, found: sv.Detections, labels: Sequence[str], *, novel: Collection[int] = (),
+    side: int | None = None, letters: int | None = None,
+) -> np.ndarray:  # fmt: skip
+    """A copy of ``image``, uint8 RGB, with boxes, masks and labels in the colours of classes; the first lies on top.
+
+    ``novel``: classes whose boxes get a white rim. ``side``: px of the long side, by default the image's, at least 640.
+    ``letters``: px of the labels' letters, by default a 50th of it.
+    """
+    scale = side / max(image.shape) if side else max(640 / max(image.shape), 1.0)
+    page = np.asarray(ImageOps.scale(Image.fromarray(image), scale))[..., ::-1].copy()  # supervision's BGR
+    found, labels = found[::-1], labels[::-1]
+    if found.mask is not None:
+        found.mask = np.array([np.asarray(Image.fromarray(m).resize(page.shape[1::-1])) for m in found.mask])
+    found.xyxy, line = found.xyxy * scale, max(2, max(page.shape) // 300)
+    letters = letters or max(13, max(page.shape) // 50)
+    colours, inks = sv.ColorPalette(_COLOURS), sv.ColorPalette(_INKS)
+    if found.mask is not None:
+        page = sv.MaskAnnotator(colours).annotate(page, found)
+    rims = found[np.isin(found.class_id, list(novel))]
+    page = sv.BoxAnnotator(sv.Color.WHITE, thickness=3 * line).annotate(page, rims)
+    page = sv.BoxAnnotator(colours, thickness=line).annotate(page, found)
+    text = {"font_path": FONT, "font_size": letters, "text_padding": letters // 4, "smart_position": True}
+    page = sv.RichLabelAnnotator(colours, text_color=inks, **text).annotate(page, found, labels)
+    return np.ascontiguousarray(page[..., ::-1])
 
 
 class Result:
@@ -81,26 +108,9 @@ class Result:
         return [f"{name}{track} {score:.2f}" for name, track, score in zip(stars, tracks, self.scores, strict=True)]
 
     def plot(self, *, side: int | None = None, letters: int | None = None) -> np.ndarray:
-        """A drawing, uint8 RGB. A star and a white rim mark novel classes.
-
-        ``side``: px of its long side, by default the image's, at least 640. ``letters``: px, by default a 50th of it.
-        """
-        scale = side / max(self.height, self.width) if side else max(640 / max(self.height, self.width), 1.0)
-        page = np.asarray(ImageOps.scale(Image.fromarray(self.image), scale))[..., ::-1].copy()  # supervision's BGR
-        found, labels = self.to_supervision()[::-1], self.labels()[::-1]  # the first one lies on top
-        if found.mask is not None:
-            found.mask = np.array([np.asarray(Image.fromarray(m).resize(page.shape[1::-1])) for m in found.mask])
-        found.xyxy, line = found.xyxy * scale, max(2, max(page.shape) // 300)
-        letters = letters or max(13, max(page.shape) // 50)
-        colours, inks = sv.ColorPalette(_COLOURS), sv.ColorPalette(_INKS)
-        novel = found[np.isin(found.class_id, list(self.novel))]
-        if found.mask is not None:
-            page = sv.MaskAnnotator(colours).annotate(page, found)
-        page = sv.BoxAnnotator(sv.Color.WHITE, thickness=3 * line).annotate(page, novel)
-        page = sv.BoxAnnotator(colours, thickness=line).annotate(page, found)
-        text = {"font_path": _FONT, "font_size": letters, "text_padding": letters // 4, "smart_position": True}
-        page = sv.RichLabelAnnotator(colours, text_color=inks, **text).annotate(page, found, labels)
-        return np.ascontiguousarray(page[..., ::-1])
+        """:func:`draw` of the detections on the image."""
+        options = {"novel": self.novel, "side": side, "letters": letters}
+        return draw(self.image, self.to_supervision(), self.labels(), **options)
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write the drawing into ``folder``; returns its path."""

@@ -103,7 +103,7 @@ def test_without_data_it_is_train_net(monkeypatch, tmp_path):
     train(arguments("--data", "d.yaml", "--weights", "y.pth", "--config-file", "x.yaml", "--eval-only"))
     own = ["DATASETS.DATA", "d.yaml", "MODEL.WEIGHTS", "y.pth"]
     assert started == [("x.yaml", ["SEED", "1"]), ("y.pth", [*own[2:], "SEED", "1"]), ("x.yaml", own)]
-    with pytest.raises(UserError, match="--weights z.pth: there is no such file"):
+    with pytest.raises(UserError, match="--weights z.pth"):
         train(arguments("--data", "d.yaml", "--weights", "z.pth"))
 
 
@@ -142,7 +142,7 @@ def test_a_checkpoint_and_a_data_yaml_are_enough(
     (mine := tmp_path / "mine.yaml").write_text(yaml.safe_dump(boxes))
     train(arguments("--data", mine, "--weights", weights, "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path / "alone"))
     out = capsys.readouterr().out
-    assert "and no captions: words without boxes will suffer" in out and "so their objects count as background" in out
+    assert "and no captions: words without boxes may suffer" in out and "so their objects count as background" in out
     assert "loss_cls" in losses_in(tmp_path / "alone") and "loss_caption" not in losses_in(tmp_path / "alone")
 
 

@@ -6,13 +6,14 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+import supervision as sv
 from detectron2.structures import BoxMode
 
 from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.mosaic import fit_size
+from clim.results import draw
 
 from ..canvases import mosaic_of_each_grid
-from ..drawing import draw_objects
 from ..page import Example, bar, page, panels, table
 from .counts import SIZES, Counts, class_rows
 
@@ -115,6 +116,7 @@ def _panel(counts: Counts, record: dict, names: Sequence[str]) -> tuple[str, np.
     boxes = np.array(boxes).reshape(-1, 4) * (size[1] / record["width"])
     classes = [names.index(counts.class_name(a["category_id"])) for a in kept]
     novel = {names.index(name) for name in counts.novel if name in names}
-    order = np.argsort(boxes[:, 2:].prod(axis=1)) if len(boxes) else []
-    drawn = draw_objects(image, boxes[order], [classes[i] for i in order], names=names, novel=novel, letters=LETTERS)
-    return title, drawn
+    order = np.argsort((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
+    found = sv.Detections(xyxy=boxes, class_id=np.array(classes, int))[order]  # small boxes lie on top
+    labels = ["★ " * (k in novel) + names[k] for k in found.class_id]
+    return title, draw(image, found, labels, novel=novel, letters=LETTERS)

@@ -190,9 +190,15 @@ def json_categories(json_file: str | os.PathLike, *, remedy: str) -> tuple[dict,
 def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[dict, ...]:
     content = read_json(json_file, remedy=remedy)
     categories = content.get("categories", []) if isinstance(content, Mapping) else None
-    complete = (isinstance(c, Mapping) and isinstance(c.get("id"), int) and "name" in c for c in categories or ())
+    complete = (
+        isinstance(c, Mapping) and isinstance(c.get("id"), int) and str(c.get("name") or "").strip()
+        for c in categories or ()
+    )  # fmt: skip
     if not isinstance(categories, list) or not all(complete):
         raise UserError(f"{json_file} must have a list of categories, each with a number as id and a name: {remedy}")
+    for key, times in Counter(c["id"] for c in categories).items():
+        if times > 1:
+            raise UserError(f"{json_file} has {times} categories with id {key}: {remedy}")
     counts = Counter(a.get("category_id") for a in content.get("annotations") or () if isinstance(a, Mapping))
     splits = {"r": "novel", "c": "base", "f": "base"}
     return tuple(

@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from clim.errors import UserError
 from clim.files import read_text
+from clim.sources import IMAGES, files_below
 
 from .images import UnreadableImage, image_size
-from .readers import caption_records, class_index, require_folder
+from .readers import caption_records, class_index, require_folder, warn_of_strays
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 # Names of columns, in lower case.
 _FILE_COLUMNS = {"file", "file_name", "filename", "filepath", "image", "image_name", "path"}
 _CAPTION_COLUMNS = {"caption", "comment", "description", "sentence", "text", "title"}
@@ -32,10 +32,9 @@ _CAPTION_COLUMNS = {"caption", "comment", "description", "sentence", "text", "ti
 def find_images(folder: str | os.PathLike) -> list[str]:
     """Names of all images below ``folder``, relative to it and sorted. UserError if there is no folder or no image."""
     require_folder(folder)
-    found = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
-    images = sorted(str(path.relative_to(folder)) for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+    images = sorted(str(path.relative_to(folder)) for path in files_below(folder) if path.suffix.lower() in IMAGES)
     if not images:
-        raise UserError(f"There is no image in {folder}: an image ends in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise UserError(f"There is no image in {folder}: an image ends in {', '.join(sorted(IMAGES))}.")
     return images
 
 
@@ -48,10 +47,21 @@ def read_yolo(folder: str, image_root: str, *, index: Mapping[int, int], remedy:
 
     def read(file: Path, height: int, width: int):
         lines = [line for line in read_text(file, remedy=remedy).splitlines() if line.strip()]
+        for line in lines:
+            _check_numbers(line)
         found = yolo_annotations_to_detections(lines, (width, height), with_masks=False)
         return found.xyxy, found.class_id.tolist()
 
     return _read_folder(folder, image_root, ".txt", read, index, remedy)
+
+
+def _check_numbers(line: str) -> None:
+    """ValueError for pixels and for key points, of which wrong boxes would be made."""
+    numbers = [float(number) for number in line.split()[1:]]
+    if len(numbers) > 5 and len(numbers) % 2:
+        raise ValueError(f"{len(numbers)} numbers follow the class, but 4 are a box, and pairs of x, y a polygon")
+    if wrong := next((number for number in numbers if not -0.1 <= number <= 1.1), None):
+        raise ValueError(f"{wrong:g} is no part of an image's width or height, which lie between 0 and 1")
 
 
 def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: str) -> list[dict]:
@@ -74,7 +84,7 @@ def voc_classes(folder: str | os.PathLike) -> set[str]:
     for file in sorted(Path(folder).rglob("*.xml")):
         try:
             names |= {name.text.strip() for name in parse(file).getroot().iterfind("object/name") if name.text}
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError) as error:  # ValueError: an entity, which defusedxml does not read
             raise UserError(f"{file} cannot be read ({error}): correct the file.") from error
     return names
 
@@ -103,6 +113,7 @@ def _read_folder(folder: str, image_root: str, suffix: str, read: Callable, inde
         records.append({"file_name": image, "image_id": number, "annotations": annotations} | size)
     if unreadable:
         logger.warning(f"{image_root}: skipped {len(unreadable)} unreadable images, first {unreadable[0]}")
+    warn_of_strays(records, folder)
     if not labelled:
         raise UserError(f"No image of {image_root} has a {suffix} file in {folder}: {remedy}")
     number = sum(len(record["annotations"]) for record in records)
@@ -133,13 +144,14 @@ def _pairs(captions: Mapping[str, list[str]], source: str, image_root: str, reme
 def read_table(path: str | os.PathLike, *, remedy: str) -> dict[str, list[str]]:
     """{image file: its captions, none blank}, in the order of the lines.
 
-    Columns are separated by tabs, commas or "|", whichever the first line has. They are file and caption, unless the
-    first line names them, e.g. "image,caption"; with commas it must. Flickr8k's "name.jpg#0" is file name.jpg.
+    Columns are separated by tabs, commas, "|" or ";", the first of these that the first line has. They are file and
+    caption, unless the first line names them, e.g. "image,caption"; with "," and ";" it must. Flickr8k's "name.jpg#0"
+    is file name.jpg.
     """
     text = read_text(path, remedy=remedy)
     first = text.partition("\n")[0]
-    separator = next((s for s in "\t,|" if s in first), "\t")
-    quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
+    separator = next((s for s in "\t,|;" if s in first), "\t")
+    quoting = csv.QUOTE_MINIMAL if separator in ",;" else csv.QUOTE_NONE
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting)
     captions: dict[str, list[str]] = {}
     file, caption, columns = 0, 1, 2
@@ -153,8 +165,9 @@ def read_table(path: str | os.PathLike, *, remedy: str) -> dict[str, list[str]]:
                 if all(places):
                     (file, *_), (caption, *_), columns = *places, len(row)
                     continue
-                if separator == ",":
-                    raise UserError(f'The first line of {path} does not name the columns: write "image,caption" there.')
+                if separator in ",;":
+                    header = f"image{separator}caption"
+                    raise UserError(f'The first line of {path} does not name the columns: write "{header}" there.')
             if len(row) != columns:
                 form = "FILE<TAB>CAPTION" if columns == 2 and separator == "\t" else f"{columns} as the first line"
                 raise UserError(f"line {rows.line_num} of {path} has {len(row)} columns: give {form}.")

@@ -27,12 +27,15 @@ def names_file(embeddings: str | Path) -> Path:
 
 
 def declared_names(cfg) -> list[str]:
-    """MODEL.VOCABULARY.NAMES, else the names beside MODEL.VOCABULARY.EMBEDDINGS, else []. UserError for wrong ones."""
+    """MODEL.VOCABULARY.NAMES, else the names beside EMBEDDINGS, else those that the checkpoint holds, else [].
+
+    UserError for wrong ones.
+    """
     vocabulary, count = cfg.MODEL.VOCABULARY, cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if vocabulary.NAMES:
-        return _different(vocabulary.NAMES, "MODEL.VOCABULARY.NAMES")
-    path = names_file(resolve(vocabulary.EMBEDDINGS)) if vocabulary.EMBEDDINGS else None
-    if path is None or not path.is_file():
+    if vocabulary.NAMES or not vocabulary.EMBEDDINGS:
+        return _different(vocabulary.NAMES or vocabulary.STORED, "MODEL.VOCABULARY.NAMES")
+    path = names_file(resolve(vocabulary.EMBEDDINGS))
+    if not path.is_file():
         return []
     remedy = "it lists the embeddings' rows: set the number, or build both with tools/build_text_embeddings.py"
     names = read_json(path, remedy=remedy)
@@ -163,11 +166,12 @@ def pair_records(cfg, name: str) -> Sequence[dict]:
             raise UserError(f"{what}, such as {lacking[0]!r}, are no classes of the detector: {remedy}.")
         logger.warning(f"{what} are no classes of the detector, such as {lacking[0]!r}: they are left out.")
     if isinstance(records, ShardRecords):
-        return records.changed_by(partial(_with_tags, indices=indices))
-    return [_with_tags(record, indices=indices) for record in records]
+        return records.changed_by(partial(with_tags, indices))
+    return [with_tags(indices, record) for record in records]
 
 
-def _with_tags(record: dict, *, indices: Sequence[int | None]) -> dict:
+def with_tags(indices: Sequence[int | None], record: dict) -> dict:
+    """The record with ``indices[tag]`` of its tags, without those that have None."""
     return record | {"tags": [indices[tag] for tag in record["tags"] if indices[tag] is not None]}
 
 

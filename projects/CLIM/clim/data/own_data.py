@@ -49,6 +49,16 @@ class OwnData(NamedTuple):
         return tuple(own.name for own in self.sets if own.part == part)
 
 
+class _Loader(yaml.BaseLoader):
+    """It makes no numbers and no booleans: 10 and yes are names. A key that is given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
+            raise yaml.constructor.ConstructorError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_data(data: str | os.PathLike) -> OwnData:
     """Read a data.yaml, absolute, relative to the working folder or below the data root.
 
@@ -56,13 +66,13 @@ def read_data(data: str | os.PathLike) -> OwnData:
     """
     file = resolve(data)
     try:
-        # This loader makes no numbers and no booleans: 10 and yes are names.
-        content = yaml.load(read_text(file, remedy="give a data.yaml"), Loader=yaml.BaseLoader)
+        content = yaml.load(read_text(file, remedy="give a data.yaml in UTF-8"), Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} has no keys: give {', '.join(KEYS)}.")
     _check_keys(content, (*KEYS, *NOT_READ), where=str(file))
+    content = {key: value for key, value in content.items() if value not in ("", "~", "null")}
     if "classes" in content and "names" in content:
         raise UserError(f"{file} has classes and names, which mean the same: remove one of them.")
     root = file.parent / (path := _word(content.get("path", ""), f"path of {file}"))
@@ -73,6 +83,8 @@ def read_data(data: str | os.PathLike) -> OwnData:
     key = "names" if "names" in content else "classes"
     classes, novel = (_names(content.get(k, []), f"{k} of {file}") for k in (key, "novel"))
     classes = classes or _classes_of(sets, file)
+    if not classes and any(own.part != "captions" for own in sets):
+        raise UserError(f"{file} has no classes, and its boxes name none: add classes: [...].")
     return OwnData(file, list(dict.fromkeys(classes + novel)), novel, sets)
 
 

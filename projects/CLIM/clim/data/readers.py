@@ -65,9 +65,21 @@ def _box_records(content: Mapping, json_file: str, image_root: str, index: Mappi
     records = _with_annotations(content, image_root, by_image)
     number = sum(len(record["annotations"]) for record in records)
     logger.info(f"Loaded {len(records)} images with {number} of {len(annotations)} boxes from {json_file}")
+    warn_of_strays(records, json_file)
     if stray := sum(map(len, by_image.values())) - number:
         logger.warning(f"{json_file}: left out {stray} boxes whose image_id is not among its images")
     return records
+
+
+def warn_of_strays(records: Sequence[Mapping], source: str) -> None:
+    """Warn of boxes XYWH that reach beyond their images by more than a pixel, as corners do that are read as sizes."""
+    strays = [
+        record["file_name"] for record in records for x, y, w, h in (a["bbox"] for a in record["annotations"])
+        if x < -1 or y < -1 or x + w > record["width"] + 1 or y + h > record["height"] + 1
+    ]  # fmt: skip
+    if strays:
+        hint = "are these corners in place of sizes, or boxes of a turned or resized image?"
+        logger.warning(f"{source}: {len(strays)} boxes reach beyond their images, first in {strays[0]}: {hint}")
 
 
 def _check_box(annotation: Mapping, number: int, json_file: str) -> None:
@@ -142,7 +154,10 @@ def caption_records(
     records, unreadable = [], []
     sized = all(image.get("height") and image.get("width") for image in images)
     for image in tqdm(images, desc="image sizes", unit="image", disable=sized, leave=False):
-        captions = [c for c in image["captions"] if c.strip()]
+        texts = [image["captions"]] if isinstance(image["captions"], str) else image["captions"]
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(f"image {image['id']} of {source} has captions {texts}: they must be texts.")
+        captions = [text for text in texts if text.strip()]
         if not captions:
             continue
         try:
@@ -243,7 +258,10 @@ def require_folder(image_root: str) -> None:
 
 def _with_annotations(content: Mapping, image_root: str, by_image: Mapping[int, list[dict]]) -> list[dict]:
     """The records of all images by ascending id."""
-    images = sorted(content["images"], key=lambda image: image["id"])
+    try:
+        images = sorted(content["images"], key=lambda image: image["id"])
+    except TypeError as error:
+        raise UserError(f"The image ids of {image_root}'s json are numbers and texts: use one of both.") from error
     for image, following in pairwise(images):
         if image["id"] == following["id"]:
             names = " and ".join(str(i.get("file_name")) for i in (image, following))
@@ -269,7 +287,7 @@ def _record(image: Mapping, image_root: str) -> dict:
 def class_index(category_id: int, index: Mapping[int, int], image_id, json_file: str) -> int:
     if category_id not in index:
         raise UserError(
-            f"image {image_id} of {json_file} has category {category_id}, but it is not one of the {len(index)} "
+            f"image {image_id} of {json_file} has category {category_id!r}, but it is not one of the {len(index)} "
             "categories of this data set"
         )
     return index[category_id]

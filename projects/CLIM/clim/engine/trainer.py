@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -22,18 +21,26 @@ from torch.nn.utils import clip_grad_norm_
 from clim.checkpoints.checkpointer import ALPHA_KEY, SafeCheckpointer
 from clim.checkpoints.reading import DESCRIPTION
 from clim.data.loader import build_train_loader
+from clim.data.names import vocabulary_names
 from clim.errors import UserError, raise_on_all_ranks
 from clim.evaluation import build_evaluators, evaluate
 from clim.text import require_width
 
 from .averaging import BestCheckpoint, MovingAverage
-from .description import describe
-from .hooks import ProgressBar, TrainingImages, Writers
-from .resume import CheckpointHook, load_rank_state, prepare_metrics, random_states_kept, rank_state_path
+from .hooks import ProgressBar, TrainingImages, Writers, build_writers
+from .resume import (
+    EXIT_CODE,
+    CheckpointHook,
+    Stopped,
+    StopSignals,
+    load_rank_state,
+    prepare_metrics,
+    random_states_kept,
+    rank_state_path,
+)
+from .setup import describe
 from .solver import build_solver, count_epochs, scale_to_world
-from .stopping import EXIT_CODE, Stopped, StopSignals
 from .weight_ensemble import PublishClip, WeightEnsemble
-from .writers import build_writers
 
 logger = logging.getLogger(__name__)
 
@@ -157,8 +164,7 @@ class Trainer(TrainerBase):
     def _visible_hooks(self, resuming: bool) -> list[HookBase]:
         cfg, found = self.cfg, []
         if cfg.VIS_PERIOD > 0:
-            sets = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-            names = next((names for s in sets if (names := MetadataCatalog.get(s).get("thing_classes"))), ())
+            names = vocabulary_names(cfg)
             found.append(TrainingImages(period=cfg.VIS_PERIOD, names=names, image_format=cfg.INPUT.FORMAT))
         writers = build_writers(cfg, resume=resuming, start_iter=self.start_iter)
         found.append(Writers(writers, period=cfg.SOLVER.LOG_PERIOD))
@@ -198,6 +204,9 @@ class Trainer(TrainerBase):
                     self.iter += 1
             except Stopped:
                 logger.warning("Stopped by a signal after iteration %d: --resume goes on from there.", self.iter)
+                for hook in self._hooks:
+                    if isinstance(hook, Writers):
+                        hook.close()
                 raise
             except Exception as error:
                 traceback = not isinstance(error, UserError)

@@ -1,6 +1,5 @@
 """The base of all evaluators: it gathers one result for each image, and writes tables and a json report."""
 
-import json
 import logging
 import math
 import os
@@ -23,7 +22,7 @@ from tabulate import tabulate
 from clim.data.loader import NO_REGION, Skipped, SkippingLoader, build_detection_loader
 from clim.data.names import set_categories
 from clim.errors import UserError
-from clim.files import nan_to_none, write_json
+from clim.files import nan_to_none, read_json, write_json
 
 # Detections in columns, a tenth of the memory of dicts. ``bbox`` is XYWH in pixels, nan without a box; ``counts`` the
 # bytes of a compressed mask.
@@ -162,8 +161,7 @@ class DetectionEvaluator(ImageEvaluator):
         if self._json_file is None:
             ground_truth = self._recorded
         else:
-            with PathManager.open(self._json_file) as file:
-                ground_truth = json.load(file)
+            ground_truth = read_json(self._json_file, remedy=f"it is the ground truth of data set '{self.name}'")
         if "annotations" not in ground_truth:
             raise UserError(f"{self._json_file} has no annotations, so nothing can be scored: choose another test set.")
         num_images = len(ground_truth["images"])
