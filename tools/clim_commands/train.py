@@ -110,11 +110,8 @@ def plan(args: argparse.Namespace, own: list[str], output: Path) -> tuple[dict, 
         lines.append(f"No box shows {', '.join(lacking[:LISTED])}{more}, so their objects count as background. List "
                      f"these words as novel in {args.data}, if the images may show them.")  # fmt: skip
     rate, iterations = (value_of(args.opts, key) or changes[key] for key in ("SOLVER.BASE_LR", "SOLVER.MAX_ITER"))
-    return (
-        changes,
-        cfg.DATASETS.TEST,
-        [*lines, f"{iterations} iterations with learning rate {float(rate):g}, in {output}."],
-    )
+    lines.append(f"{iterations} iterations with learning rate {float(rate):g}, in {output}.")
+    return changes, cfg.DATASETS.TEST, lines
 
 
 def words_without_boxes(cfg, records: Sequence[Mapping]) -> list[str]:
