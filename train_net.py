@@ -96,7 +96,7 @@ def passing_signals_on():
     """Pass SIGTERM and SIGUSR1 on to the processes of ``launch``; where these stop, so does this one, as they do."""
     from torch.multiprocessing import ProcessExitedException
 
-    from clim.engine.stopping import EXIT_CODE, STOP_SIGNALS
+    from clim.engine.resume import EXIT_CODE, STOP_SIGNALS
 
     def pass_on(number, _):
         for child in multiprocessing.active_children():

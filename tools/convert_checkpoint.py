@@ -51,7 +51,7 @@ def described(weights: dict, arguments: str) -> dict:
     """
     from clim.checkpoints.reading import DESCRIPTION
     from clim.engine import load_config
-    from clim.engine.description import describe
+    from clim.engine.setup import describe
     from clim.modeling.vocabulary import class_mask
 
     config_file, *overrides = shlex.split(arguments.partition("--config-file ")[2])

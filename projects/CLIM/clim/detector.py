@@ -93,7 +93,8 @@ class Detector:
         for predictor in self.model.roi_heads.predictors:
             predictor.test_score_thresh = score_threshold
             if cfg.MODEL.VOCABULARY.NAMES:
-                predictor.freq_weight = _with_boxes(len(self.names), self.novel).to(predictor.freq_weight)
+                mask = torch.tensor([float(k not in self.novel) for k in range(len(self.names))])
+                predictor.freq_weight = mask.to(predictor.freq_weight)
             for part in predictor.modules():
                 if hasattr(part, "cls_bias"):
                     part.register_forward_hook(lambda classifier, _, logits: logits + classifier.cls_bias)
@@ -316,11 +317,6 @@ def _to_detections(found: Instances) -> sv.Detections:
         masks = sv.CompactMask.from_dense(found.pred_masks.numpy(), whole, found.image_size)
     boxes, scores, classes = found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy()
     return sv.Detections(xyxy=boxes, mask=masks, confidence=scores, class_id=classes)
-
-
-def _with_boxes(count: int, novel: frozenset[int]) -> Tensor:
-    """(``count``,): 0 for ``novel`` classes, 1 for others."""
-    return torch.tensor([float(i not in novel) for i in range(count)])
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class Frame(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """An image or video that could not be read, and a short reason."""
+    """An image or video that gives no input, and a short reason."""
 
     file_name: str
     reason: str
@@ -142,6 +142,13 @@ def _items(entry) -> Sequence:
     return _find_files(entry)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files of a folder, its sub-folders and those that links name, without hidden ones."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
 def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
     if not str(entry).strip():  # an empty variable of a shell; Path("") would be the working folder
         raise UserError("A source is empty: name files, folders, globs, http(s) addresses or webcam:0.")
@@ -149,7 +156,7 @@ def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = (p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
+        found = files_below(path)
     elif glob.has_magic(str(entry)):
         found = map(Path, glob.glob(str(path), recursive=True))
     else:

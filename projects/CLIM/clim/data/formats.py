@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from clim.errors import UserError
 from clim.files import read_text
+from clim.sources import IMAGES, files_below
 
 from .images import UnreadableImage, image_size
 from .readers import caption_records, class_index, require_folder, warn_of_strays
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 # Names of columns, in lower case.
 _FILE_COLUMNS = {"file", "file_name", "filename", "filepath", "image", "image_name", "path"}
 _CAPTION_COLUMNS = {"caption", "comment", "description", "sentence", "text", "title"}
@@ -32,10 +32,9 @@ _CAPTION_COLUMNS = {"caption", "comment", "description", "sentence", "text", "ti
 def find_images(folder: str | os.PathLike) -> list[str]:
     """Names of all images below ``folder``, relative to it and sorted. UserError if there is no folder or no image."""
     require_folder(folder)
-    found = (Path(place, name) for place, _, names in os.walk(folder, followlinks=True) for name in names)
-    images = sorted(str(path.relative_to(folder)) for path in found if path.suffix.lower() in IMAGE_SUFFIXES)
+    images = sorted(str(path.relative_to(folder)) for path in files_below(folder) if path.suffix.lower() in IMAGES)
     if not images:
-        raise UserError(f"There is no image in {folder}: an image ends in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+        raise UserError(f"There is no image in {folder}: an image ends in {', '.join(sorted(IMAGES))}.")
     return images
 
 

@@ -9,7 +9,6 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count, islice
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,6 +22,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from clim.errors import UserError
+from clim.sources import Skipped
 
 from .images import ResizeShortestEdge
 from .jittering import Jittering
@@ -273,13 +273,6 @@ def alternating_batches(
 
 
 NO_REGION = "no region left"  # the reason for skipping a readable image that has nothing to classify
-
-
-class Skipped(NamedTuple):
-    """A test mapper returns this for an image that gives no input."""
-
-    file_name: str
-    reason: str
 
 
 class SkippingLoader:

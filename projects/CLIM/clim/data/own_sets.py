@@ -60,7 +60,7 @@ def register_data(data: OwnData, *, masks: bool = False) -> None:
         read = read_lvis if masks and own.kind in ("COCO", "LVIS") else READERS[own.kind]
         load = partial(read, str(own.texts), str(own.images), remedy=_remedy(own, data))
         if own.part == "captions":
-            metadata, load = {}, partial(_tagged, load, _tagging(own, data), own.name)
+            metadata, load = {}, partial(_tagged, load, own, data)
         else:
             metadata, index = _numbering(own, data)
             load = partial(load, index=index)
@@ -129,32 +129,25 @@ def _without(novel: Collection[int], load: Callable[[], list[dict]], name: str) 
 # ---- image-text pairs
 
 
-def _tagging(own: OwnSet, data: OwnData) -> Callable[[dict], dict]:
-    """The function that gives a record its tags. Other processes can receive it."""
-    table = {}
+def _tagged(load: Callable[[], Sequence[dict]], own: OwnSet, data: OwnData) -> Sequence[dict]:
+    """The records with classes as tags: those of their file, by name; without any, those that the captions name."""
+    classes, listed = (data.classes if own.tags == "words" else []), ()
     if own.kind in ("json", "shards"):
         file = own.texts if own.kind == "json" else own.texts / "facts.json"
         listed = json_categories(file, remedy=_remedy(own, data))
-        table = {i: data.classes.index(c["name"]) for i, c in enumerate(listed) if c["name"] in data.classes}
-    find = word_rule({i: (name,) for i, name in enumerate(data.classes)})
-    return partial(_tag, table, find) if own.tags == "words" else _untag
-
-
-def _tag(table: Mapping[int, int], find: Callable[[Sequence[str]], list[int]], record: dict) -> dict:
-    """With the tags of its file, by ``table`` as the detector's classes; without any, with what ``find`` finds."""
-    return record | {"tags": [table[tag] for tag in record["tags"] if tag in table] or find(record["captions"])}
-
-
-def _untag(record: dict) -> dict:
-    return record | {"tags": []}
-
-
-def _tagged(load: Callable[[], Sequence[dict]], tag: Callable[[dict], dict], name: str) -> Sequence[dict]:
+    table = {i: classes.index(c["name"]) for i, c in enumerate(listed) if c["name"] in classes}
+    tag = partial(_tag, table, word_rule({i: (name,) for i, name in enumerate(classes)}))  # workers receive it
     records = load()
     if isinstance(records, ShardRecords):
         return records.changed_by(tag)
     records = [tag(record) for record in records]
     count = sum(bool(record["tags"]) for record in records)
-    hint = "" if count or tag is _untag else ": set tags: none, so that there is no loss for tags"
-    logger.log(logging.WARNING if hint else logging.INFO, f"{name}: {count} of {len(records)} images have tags{hint}")
+    hint = "" if count or not classes else ": set tags: none, so that there is no loss for tags"
+    logger.log(
+        logging.WARNING if hint else logging.INFO, f"{own.name}: {count} of {len(records)} images have tags{hint}"
+    )
     return records
+
+
+def _tag(table: Mapping[int, int], find: Callable[[Sequence[str]], list[int]], record: dict) -> dict:
+    return record | {"tags": [table[tag] for tag in record["tags"] if tag in table] or find(record["captions"])}

@@ -1,4 +1,4 @@
-"""From a command line to a frozen config, and the checks of a config.
+"""From a command line to a frozen config, the checks of a config, and the config that a checkpoint holds.
 
 The checks find mistakes that would otherwise show late, or give wrong results without an error. A mistake that
 stops the program at once with a clear error has no check here.
@@ -9,31 +9,37 @@ import difflib
 import importlib.util
 import logging
 from functools import reduce
+from itertools import chain
 from operator import getitem
 
 import torch
 import yaml
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from clim.checkpoints.reading import read_description
 from clim.config import add_clim_config
 from clim.data.datasets import register_own_sets
 from clim.data.loader import STREAMS, batch_sizes
-from clim.data.names import matched
+from clim.data.names import matched, vocabulary_names
 from clim.data.own_sets import use_own_data
 from clim.errors import UserError
 from clim.evaluation import EVALUATORS
 from clim.methods import METHOD_REGISTRY
-
-from .description import merge_described
+from clim.modeling.vocabulary import class_mask, num_classes
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = (".pth", ".pt")  # endings of a config_file that is a checkpoint
+# Keys that name files, folders or sets of the training. The checkpoint holds what inference needs of them.
+_OF_THE_TRAINING = """
+    DATASETS.OWN DATASETS.DATA MODEL.WEIGHTS MODEL.TRUST_WEIGHTS MODEL.DEVICE MODEL.VOCABULARY.NAMES
+    MODEL.VOCABULARY.EMBEDDINGS MODEL.OPEN_VOCAB.BASE_CLASSES MODEL.TEXT.CACHE MODEL.METHOD.VLDET.EMBEDDINGS
+    OUTPUT_DIR"""
 
 
 def load_config(config_file: str, overrides: list):
@@ -61,6 +67,38 @@ def load_config(config_file: str, overrides: list):
         use_own_data(cfg, overrides)
     cfg.freeze()
     return cfg
+
+
+def describe(cfg) -> dict:
+    """A checkpoint's entry about itself, as :func:`clim.checkpoints.read_description` returns it."""
+    names, base = vocabulary_names(cfg), None
+    if cfg.MODEL.OPEN_VOCAB.BASE_CLASSES:
+        base = [name for name, count in zip(names, class_mask(cfg).tolist(), strict=True) if count > 0]
+    return {
+        "config": cfg.dump(), "class_names": names, "base_classes": base, "train_sets": list(cfg.DATASETS.TRAIN),
+        "rows": num_classes(cfg),
+    }  # fmt: skip
+
+
+def merge_described(cfg: CfgNode, path: str) -> None:
+    """Merge into ``cfg``, which has the defaults, the config that the checkpoint ``path`` describes.
+
+    Classes and weights come from the file itself. Paths of the training, which may be gone, get their defaults, and so
+    does the device. UserError if the file has no description.
+    """
+    description = read_description(path)
+    if description is None:
+        raise UserError(
+            f"{path} does not hold the config of its training (an older file, or another program's): name its config "
+            "too, as --config-file or Detector(path, config=…); docs/checkpoints.md lists those of published files."
+        )
+    defaults = [part for key in _OF_THE_TRAINING.split() for part in (key, reduce(getitem, key.split("."), cfg))]
+    cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(description["config"])))
+    of_the_file = {
+        "MODEL.WEIGHTS": str(path), "MODEL.VOCABULARY.STORED": description["class_names"],
+        "MODEL.ROI_HEADS.NUM_CLASSES": description["rows"], "MODEL.IMAGE_ENCODER.PRETRAINED": "",
+    }  # fmt: skip
+    cfg.merge_from_list([*defaults, *chain.from_iterable(of_the_file.items())])
 
 
 def setup(args):

@@ -27,13 +27,20 @@ from clim.evaluation import build_evaluators, evaluate
 from clim.text import require_width
 
 from .averaging import BestCheckpoint, MovingAverage
-from .description import describe
-from .hooks import ProgressBar, TrainingImages, Writers
-from .resume import CheckpointHook, load_rank_state, prepare_metrics, random_states_kept, rank_state_path
+from .hooks import ProgressBar, TrainingImages, Writers, build_writers
+from .resume import (
+    EXIT_CODE,
+    CheckpointHook,
+    Stopped,
+    StopSignals,
+    load_rank_state,
+    prepare_metrics,
+    random_states_kept,
+    rank_state_path,
+)
+from .setup import describe
 from .solver import build_solver, count_epochs, scale_to_world
-from .stopping import EXIT_CODE, Stopped, StopSignals
 from .weight_ensemble import PublishClip, WeightEnsemble
-from .writers import build_writers
 
 logger = logging.getLogger(__name__)
 
