@@ -5,7 +5,8 @@ from pathlib import Path
 
 from clim.errors import UserError
 
-from .inputs import add_model_options, count, model_overrides, quiet_logging, read_names, value_of
+from .inputs import add_model_options, count, model_overrides, quiet_logging, value_of
+from .words import read_words
 
 DTYPES = {"float32": None, "bf16": "bfloat16", "fp16": "float16"}
 
@@ -121,10 +122,15 @@ def read_classes(text: str) -> list[str] | dict[str, list[str]]:
 
         if text in NAMED_CLASSES:
             return list(NAMED_CLASSES[text])
-    inline = ":" in text and not Path(text).suffix
-    names = text.split(";") if inline else read_names(text, option="--vocabulary")
-    pairs = [(name.strip(), words) for name, _, words in (entry.partition(":") for entry in names)]
-    classes = {name: [word.strip() for word in words.split(",") if word.strip()] for name, words in pairs if name}
+    inline = (":" in text or ";" in text) and not Path(text).suffix
+    words, classes = dict.fromkeys(text.split(";"), ()) if inline else read_words(text, option="--vocabulary"), {}
+    for entry, others in words.items():
+        name, _, listed = (part.strip() for part in entry.partition(":"))
+        if inline and "," in name:
+            remedy = 'part classes by ";", as in "dog: puppy, hound; cat"'
+            raise UserError(f"--vocabulary has {name!r} as the name of one class: {remedy}.")
+        if name:
+            classes[name] = [word.strip() for word in listed.split(",") if word.strip()] + list(others)
     if not classes:
         raise UserError(f'--vocabulary {text!r} holds no name: write "dog: puppy, hound; cat".')
     return classes if any(classes.values()) else list(classes)

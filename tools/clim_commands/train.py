@@ -94,7 +94,7 @@ def plan(args: argparse.Namespace, own: list[str], output: Path) -> tuple[dict, 
         texts = len(source_records(cfg, "captions"))
     processes = args.num_gpus * args.num_machines * cfg.SOLVER.ACCUMULATE
     changes = recipe(start, images=len(records), processes=processes)
-    changes |= sources(method if texts else None, cache=output / "captions")
+    changes |= sources(method if texts else None, cache=output.absolute() / "captions")  # not below the data root
     lines = [f"{len(records)} images with boxes"]
     if texts:
         lines[0] += f" and {texts} image-text pairs: a step has {PER_GPU} of each and {PER_GPU} mosaics a GPU."
