@@ -21,11 +21,11 @@ MODULES = {
 # Modules of a level may import those of the same level and below.
 LEVELS = [
     {"", "errors", "files", "config", "losses"},
-    {"data", "text", "checkpoints"},
+    {"sources", "results", "data", "text", "checkpoints"},
     {"methods", "evaluation"},
     {"modeling"},
     {"engine"},
-    {"sources", "results", "detector"},
+    {"detector"},
 ]
 
 
