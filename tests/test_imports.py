@@ -20,12 +20,12 @@ MODULES = {
 }
 # Modules of a level may import those of the same level and below.
 LEVELS = [
-    {"", "errors", "files", "config", "losses"},
+    {"", "errors", "files", "config", "losses", "sources", "results"},
     {"data", "text", "checkpoints"},
     {"methods", "evaluation"},
     {"modeling"},
     {"engine"},
-    {"sources", "results", "detector"},
+    {"detector"},
 ]
 
 
