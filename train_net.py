@@ -55,6 +55,8 @@ def launch(args: argparse.Namespace, process: Callable[[argparse.Namespace], obj
 
     Without CUDA the processes communicate by Gloo and share the cores (OMP_NUM_THREADS, unless it is set).
     """
+    if not args.config_file:
+        raise UserError("Name a config: --config-file FILE, such as configs/Detic_CLIM_C4.yaml.")
     quiet_warnings()
     import torch
     from detectron2 import engine
@@ -118,7 +120,8 @@ def quiet_warnings() -> None:
     for category in (FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", category)
     warnings.filterwarnings("ignore", module=r"(torch|torchvision|detectron2|fvcore)\b")
-    logging.getLogger("torch.fx").setLevel(logging.ERROR)
+    for name in ("torch.fx", "torch.utils.cpp_extension"):  # the second: CUDA_HOME is set, and there is no GPU
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def check_processes(args) -> None:

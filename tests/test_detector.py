@@ -78,6 +78,20 @@ def test_other_classes(tiny_cfg, scene, tmp_path):
     assert detector.names == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("classes", ["dog", {"dog": "puppy"}, ["dog", ""], ["dog", 3], ["dog", "cat", "dog"]])
+def test_classes_are_different_names_in_a_list(tiny_cfg, classes):
+    detector = Detector(tiny_cfg())
+    before = detector.names
+    with pytest.raises(UserError, match="^The class"):
+        detector.set_classes(classes)
+    assert detector.names is before
+
+
+def test_a_very_long_image_has_at_least_a_pixel_of_width(tiny_cfg):
+    (found,) = Detector(tiny_cfg()).predict(np.zeros((20_000, 20, 3), np.uint8))
+    assert (found.height, found.width) == (20_000, 20)
+
+
 def test_synonyms_share_a_class_and_freeze_keeps_them(tiny_cfg, scene, tmp_path):
     """The score of a class is the highest of its words'; a frozen file needs no text tower."""
     detector = Detector(tiny_cfg("MODEL.VOCABULARY.PROMPT", "a"))

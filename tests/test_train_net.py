@@ -258,6 +258,11 @@ def arguments(*words):
     return parser.parse_args(words)
 
 
+def test_a_config_is_needed():
+    with pytest.raises(UserError, match="--config-file"):
+        launch(arguments())
+
+
 def test_processes_that_cannot_start(monkeypatch):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -286,5 +291,5 @@ def test_processes_share_the_cores_unless_a_number_is_set(monkeypatch, asked, ex
     seen = []
     start = lambda *_, **__: seen.append(os.environ["OMP_NUM_THREADS"])  # noqa: E731
     monkeypatch.setattr("detectron2.engine.launch", start)
-    launch(arguments("--num-gpus", "2"))
+    launch(arguments("--config-file", "a.yaml", "--num-gpus", "2"))
     assert seen == [expected]

@@ -78,9 +78,9 @@ def draw(output: Path, seeds: Sequence[int], path: Path) -> None:
                 axes.annotate(f"{mean:.0f}", (x, max(values) + 1), ha="center", fontsize=8)
     axes.set_xticks(range(len(GROUPS)), ["20 classes with own boxes", "28 other classes", "17 novel classes"])
     axes.set_ylabel("AP50")
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, 104)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(ncols=len(DRAWN), loc="upper center", frameon=False, fontsize=8)
+    figure.legend(ncols=len(DRAWN), loc="outside upper center", frameon=False, fontsize=8)
     figure.savefig(path)
 
 

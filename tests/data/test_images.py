@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from clim.data import images
-from clim.data.images import UnreadableImage, image_size, letterbox, read_image, resize
+from clim.data.images import ResizeShortestEdge, UnreadableImage, image_size, letterbox, read_image, resize
 
 
 def photo(height, width):
@@ -277,3 +277,12 @@ def test_letterbox_shape_and_scale(height, width, size):
     for lit, side in ((rows, height), (cols, width)):
         assert lit[: lit.sum()].all()
         assert abs(lit.sum() - side * scale) <= 0.5 or lit.sum() == 1
+
+
+@pytest.mark.parametrize(
+    "shape, shorter", [((20, 20_000), (1, 256)), ((20_000, 20), (256, 1)), ((100, 50), (256, 128))]
+)
+def test_a_very_long_image_keeps_a_pixel(shape, shorter):
+    image = np.zeros((*shape, 3), np.uint8)
+    assert ResizeShortestEdge([256, 256], 256).get_transform(image).apply_image(image).shape == (*shorter, 3)
+    assert ResizeShortestEdge([0, 0], 256).get_transform(image).apply_image(image).shape == image.shape

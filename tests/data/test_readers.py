@@ -105,7 +105,7 @@ def test_broken_lists_and_images_are_named(write, read):
         read(read_boxes, write("a.json", IMAGES[0], {"file_name": "x.jpg"}))
     with pytest.raises(UserError, match="9.jpg and x.jpg have the same image id 9"):
         read(read_boxes, write("a.json", IMAGES[0], IMAGES[0] | {"file_name": "x.jpg"}))
-    with pytest.raises(UserError, match="image ids of .*images's json are numbers and texts"):
+    with pytest.raises(UserError, match="Image 4.jpg in .*images has id '4': it must be a number"):
         read(read_boxes, write("a.json", IMAGES[0], IMAGES[1] | {"id": "4"}))
     with pytest.raises(UserError, match="images/9.jpg: missing; the json does not give its height and width"):
         read(read_boxes, write("a.json", {"id": 9, "file_name": "9.jpg"}))

@@ -25,6 +25,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from clim.data.categories import COCO_INDEX, SPLIT_INDEX
+from clim.data.loader import Skipped
 from clim.errors import UserError
 from clim.evaluation import OVCOCOEvaluator
 from clim.evaluation.ov_coco import COCO_METRICS, box_figures
@@ -257,7 +258,11 @@ def test_a_set_of_a_function_is_scored_by_its_records(tmp_path, function_set):
     other = OVCOCOEvaluator(register(tmp_path, ground_truth, **NO_SPLIT))
     feed(other, range(1, 7), detections)
     assert evaluator.evaluate() == other.evaluate()
-    records[1]["image_id"] = "image 1"
+    box = records[0]["annotations"][0]
+    box["category_id"], before = len(NAMES), box["category_id"]
+    with pytest.raises(UserError, match=f"'of_a_function' has boxes of class {len(NAMES)}, but {len(NAMES)} classes"):
+        OVCOCOEvaluator("of_a_function")
+    box["category_id"], records[1]["image_id"] = before, "image 1"
     with pytest.raises(UserError, match="'image 1' is the image_id of two images"):
         OVCOCOEvaluator("of_a_function")
 
@@ -335,6 +340,9 @@ def test_images_not_processed_count_as_missed_and_repeated_ones_once(tmp_path, c
     evaluator.reset()
     assert evaluator.evaluate()["bbox"]["AP50_novel"] == 0.0
     assert "no detections" in caplog.text
+    evaluator.skip(Skipped("a.jpg", "missing"))
+    with pytest.raises(UserError, match="No image of .* could be read, the first is a.jpg: missing"):
+        evaluator.evaluate()
 
 
 def test_ground_truth_as_detections_scores_100_in_files_and_tables(tmp_path, caplog):

@@ -1,6 +1,8 @@
 """The data of the worked example, from files to records, ``clim inspect`` and detections."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import av
 import cv2
@@ -14,6 +16,7 @@ from clim.errors import UserError
 from clim_commands.main import main
 from mini.example import BOXED, TOYS, frames, scene
 
+ROOT = Path(__file__).parents[2]
 SIZES = (6, 5, 20, 3)
 
 
@@ -60,6 +63,27 @@ def test_a_folder_with_files_stays(example):
         make_example.main(["--output", str(example)])
 
 
+def test_the_steps_of_the_worked_example_run(example, tiny_mini, tiny_overrides, tmp_path, monkeypatch):
+    """From a model of one iteration: fine-tune, evaluate, predict on the video, export."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
+    monkeypatch.chdir(tmp_path)
+    data, config = ["--data", str(example / "data.yaml")], str(ROOT / "configs/mini/detic_clim.yaml")
+    small = [*map(str, tiny_overrides), "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1", "OUTPUT_DIR", "start"]
+    main(["train", "--config-file", config, *data, *small])
+    main(["train", *data, "--weights", "start/model_final.pth", "SOLVER.MAX_ITER", "2"])
+    weights = ["--weights", "output/finetuned/shop/model_final.pth"]
+    main(["eval", *weights, *data])
+    assert json.loads(Path("output/evaluation/evaluation.json").read_text())["AP50_novel"] is not None
+    video = ["--input", str(example / "shop.mp4"), "--tracks", "--threshold", "0"]
+    main(["predict", *weights, *video, "--output", "film"])
+    found = json.loads(Path("film/predictions.json").read_text())
+    assert found["vocabulary"] == [toy.name for toy in TOYS] and found["novel"] == ["rocket", "snowman", "crown"]
+    assert [image["frame"] for image in found["images"]] == [0, 1, 2] and Path("film/shop.mp4").is_file()
+    main(["export", *weights, "--output", "toys.onnx"])
+    assert Path("toys.onnx").is_file()
+
+
 def cells(text):
     rows = [line.strip("│").split("│") for line in text.splitlines() if line.startswith("│")]
     return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
@@ -79,7 +103,7 @@ def test_inspect_counts_what_the_files_hold(example, tmp_path, capsys, monkeypat
     assert shown["boxes"] == [str(len(lines["train"])), "", str(len(lines["val"]))]
     assert sum(int(shown[f"{size} boxes"][0]) for size in ("small", "medium", "large")) == len(lines["train"])
     assert shown["smallest image, px"][0] == "256 × 256" and shown["largest image"][0] == "384 × 384"
-    assert shown["damaged or missing"] == ["0", "0", "0"] and "cannot be used" not in out and "border," not in out
+    assert shown["damaged or missing"] == ["0", "0", "0"] and "cannot be used" not in out and "border of" not in out
     lacking = [toy.name for i, toy in enumerate(TOYS) if not counts["val"][i]]
     assert f"No box for testing shows {', '.join(lacking)}:" in out
     page = (tmp_path / "data.html").read_text()
@@ -101,7 +125,7 @@ def test_inspect_names_damaged_files_and_boxes_over_the_border(example, tmp_path
     for name, reason in (("0003.jpg", "truncated"), ("0004.jpg", "missing"), ("train/0001.jpg", "not an image")):
         (line,) = [line for line in out.splitlines() if name + ":" in line]
         assert line.endswith(reason)
-    assert "1 boxes of data_val reach over the border, first 'robot'" in out.replace("\n", " ")
+    assert "Boxes of data_val over the border of their image: 1, first 'robot'" in out.replace("\n", " ")
     shown = cells(out)
     assert shown["damaged or missing"] == ["1", "2", "0"] and shown["boxes over the border"] == ["0", "", "1"]
     assert shown["images without an entry"] == ["0", "1", "0"]

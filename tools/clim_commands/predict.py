@@ -5,7 +5,8 @@ from pathlib import Path
 
 from clim.errors import UserError
 
-from .inputs import add_model_options, count, model_overrides, quiet_logging, read_names, value_of
+from .inputs import add_model_options, count, model_overrides, quiet_logging, value_of
+from .words import read_words
 
 DTYPES = {"float32": None, "bf16": "bfloat16", "fp16": "float16"}
 
@@ -89,7 +90,6 @@ def predict(args: argparse.Namespace) -> None:
         "config": args.config_file, "weights": model, "images": images,
         "skipped": [entry._asdict() for entry in skipped],
     }  # fmt: skip
-    args.output.mkdir(parents=True, exist_ok=True)
     write_json(args.output / "predictions.json", content, indent=1)
     if args.save_json:
         write_json(args.save_json, results)
@@ -107,19 +107,30 @@ def check(args: argparse.Namespace) -> tuple[list, list[str] | dict[str, list[st
     items, overrides = find_source(args.input), model_overrides(args)
     if not value_of(overrides, "MODEL.WEIGHTS"):
         raise UserError("Name a checkpoint: --weights model_final.pth, for example of `make demo`.")
-    return items, None if args.vocabulary is None else read_classes(args.vocabulary), overrides
+    classes = None if args.vocabulary is None else read_classes(args.vocabulary)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {args.output} cannot be made ({error.strerror}): name another folder.") from error
+    return items, classes, overrides
 
 
 def read_classes(text: str) -> list[str] | dict[str, list[str]]:
     """Names of --vocabulary; {name: synonyms} if one has any."""
-    from .classes import NAMED_CLASSES
+    if text.isidentifier():  # otherwise it names no list, and importing them takes seconds
+        from .classes import NAMED_CLASSES
 
-    if text in NAMED_CLASSES:
-        return list(NAMED_CLASSES[text])
-    inline = ":" in text and not Path(text).suffix
-    names = text.split(";") if inline else read_names(text, option="--vocabulary")
-    pairs = [(name.strip(), words) for name, _, words in (entry.partition(":") for entry in names)]
-    classes = {name: [word.strip() for word in words.split(",") if word.strip()] for name, words in pairs if name}
+        if text in NAMED_CLASSES:
+            return list(NAMED_CLASSES[text])
+    inline = (":" in text or ";" in text) and not Path(text).suffix
+    words, classes = dict.fromkeys(text.split(";"), ()) if inline else read_words(text, option="--vocabulary"), {}
+    for entry, others in words.items():
+        name, _, listed = (part.strip() for part in entry.partition(":"))
+        if inline and "," in name:
+            remedy = 'part classes by ";", as in "dog: puppy, hound; cat"'
+            raise UserError(f"--vocabulary has {name!r} as the name of one class: {remedy}.")
+        if name:
+            classes[name] = [word.strip() for word in listed.split(",") if word.strip()] + list(others)
     if not classes:
         raise UserError(f'--vocabulary {text!r} holds no name: write "dog: puppy, hound; cat".')
     return classes if any(classes.values()) else list(classes)

@@ -94,21 +94,24 @@ def plan(args: argparse.Namespace, own: list[str], output: Path) -> tuple[dict, 
         texts = len(source_records(cfg, "captions"))
     processes = args.num_gpus * args.num_machines * cfg.SOLVER.ACCUMULATE
     changes = recipe(start, images=len(records), processes=processes)
-    changes |= sources(method if texts else None, cache=output / "captions")
+    changes |= sources(method if texts else None, cache=output.absolute() / "captions")  # not below the data root
     lines = [f"{len(records)} images with boxes"]
     if texts:
         lines[0] += f" and {texts} image-text pairs: a step has {PER_GPU} of each and {PER_GPU} mosaics a GPU."
     elif method is None:
         lines[0] += ". This model learns from boxes alone."
     else:
-        lines[0] += ", and no captions: words without boxes will suffer. Give image-text pairs that name them, as "
-        lines[0] += f"captions in {args.data}."
+        lines[0] += (
+            ", and no captions: words without boxes may suffer. Give image-text pairs that name them, as captions "
+        )
+        lines[0] += f"in {args.data}, or a tenth of the learning rate."
     if lacking := words_without_boxes(cfg, records):
         more = f" and {len(lacking) - LISTED} more" if len(lacking) > LISTED else ""
         lines.append(f"No box shows {', '.join(lacking[:LISTED])}{more}, so their objects count as background. List "
                      f"these words as novel in {args.data}, if the images may show them.")  # fmt: skip
-    rate, iterations = changes["SOLVER.BASE_LR"], changes["SOLVER.MAX_ITER"]
-    return changes, cfg.DATASETS.TEST, [*lines, f"{iterations} iterations with learning rate {rate:g}, in {output}."]
+    rate, iterations = (value_of(args.opts, key) or changes[key] for key in ("SOLVER.BASE_LR", "SOLVER.MAX_ITER"))
+    lines.append(f"{iterations} iterations with learning rate {float(rate):g}, in {output}.")
+    return changes, cfg.DATASETS.TEST, lines
 
 
 def words_without_boxes(cfg, records: Sequence[Mapping]) -> list[str]:

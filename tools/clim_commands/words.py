@@ -19,10 +19,10 @@ def read_words(text: str, *, option: str) -> dict[str, list[str]]:
 
     Files may have any case of the suffix, a byte-order mark, and Windows' line ends:
 
-    - .csv (also with ; or tabs): the column with one of ``COLUMNS`` as its header, else the first;
+    - .csv (also with ; or tabs): the column with one of ``COLUMNS`` as its header, else the first; of one row, all;
     - .json and .yaml: a list; {name: [synonyms]}; {index: name}; ``names``, ``classes`` or ``categories`` with one of
       these; entries of a list may be {"name": …}, as COCO's categories, which are sorted by id;
-    - .txt and others: a name a line.
+    - .txt and others: a name a line, or one line "a, b, c".
 
     Numbers and words like "yes" stay as they are written. UserError for a file that is not there, of another form, or
     without a name.
@@ -50,7 +50,7 @@ def _words_of_file(path: Path, option: str) -> dict[str, Iterable[str]]:
             return _listed(_parsed(text, suffix))
     except (OSError, ValueError) as error:
         raise UserError(f"{option} {path} cannot be read ({error}): use {FORMS}.") from error
-    return dict.fromkeys(_column(text) if suffix in (".csv", ".tsv") else text.splitlines(), ())
+    return dict.fromkeys(_column(text) if suffix in (".csv", ".tsv") else _lines(text), ())
 
 
 def _parsed(text: str, suffix: str):
@@ -65,12 +65,20 @@ def _parsed(text: str, suffix: str):
         raise ValueError(" ".join(str(error).split())) from error
 
 
+def _lines(text: str) -> list[str]:
+    """The lines; of a single one without synonyms, its names "a, b, c"."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[0].split(",") if len(lines) == 1 and ":" not in lines[0] else lines
+
+
 def _column(text: str) -> list[str]:
-    """The cells of the column of names, without its header."""
+    """The cells of the column of names, without its header; of a single row, all."""
     lines = text.splitlines()
     delimiter = max(",;\t", key=next(iter(lines), "").count)
     rows = [row for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True) if any(row)]
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    if len(rows) == 1 and not any(cell in COLUMNS for cell in header):
+        return [cell for cell in rows[0] if not cell.strip().isdecimal()]
     column = next((i for i, cell in enumerate(header) if cell in COLUMNS), None)
     return [row[column or 0] for row in rows[column is not None :] if len(row) > (column or 0)]
 

@@ -92,16 +92,14 @@ def _write_photo(index: int, *, folder: Path, seed: int) -> list[str]:
 
 
 def frames(seed: int, *, count: int) -> list[np.ndarray]:
-    """``count`` frames (256, 256, 3) uint8 BGR of a video: a toy of each kind crosses shelves from side to side."""
+    """``count`` frames (256, 256, 3) uint8 BGR of a video: three rows of two toys move from side to side."""
     rng = np.random.default_rng((seed, len(SIZES)))
-    background, pasted = shelf(rng), []
-    for toy in TOYS:
-        side = float(rng.uniform(50, 70))
-        patch = transform(drawing(toy.code), side=side, degrees=0, flip=False).astype(np.float32)
-        room = np.array([CANVAS - patch.shape[1], CANVAS - patch.shape[0]])
-        start, end = rng.uniform(0, room), rng.uniform(0, room)
-        start[0], end[0] = rng.permutation([0, room[0]])
-        pasted.append((patch, start, end))
+    background, pasted, row = shelf(rng), [], CANVAS // 3
+    for i, toy in enumerate(TOYS):
+        patch = transform(drawing(toy.code), side=rng.uniform(55, 75), degrees=0, flip=False).astype(np.float32)
+        left, top = i % 2 * CANVAS // 2, i // 2 * row + (row - patch.shape[0]) / 2
+        ends = np.array([[left, top], [left + CANVAS // 2 - patch.shape[1], top]])
+        pasted.append((patch, *(ends if i // 2 % 2 else ends[::-1])))
     images = []
     for part in np.linspace(0, 1, count):
         image = background.astype(np.float32)

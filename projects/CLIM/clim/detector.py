@@ -18,7 +18,6 @@ import supervision as sv
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.data import transforms as T
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
 from supervision.utils.iterables import create_batches
@@ -27,7 +26,7 @@ from torchvision.ops import nms
 
 from clim.checkpoints.checkpointer import atomic_save, load_model
 from clim.checkpoints.reading import DESCRIPTION, read_description
-from clim.data.images import channels_first
+from clim.data.images import ResizeShortestEdge, channels_first
 from clim.data.names import vocabulary_names
 from clim.engine.setup import load_config
 from clim.errors import UserError, registered, require_packages
@@ -87,7 +86,7 @@ class Detector:
         self._base = None if base is None else frozenset(base)
         self._may_warn = True
         self.novel = self._novel_among(self.names)
-        self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         with _silent("clim.modeling.box_predictors") if classes is not None else nullcontext():
             self.model = load_model(cfg)  # its classes go at once
         self.features = self.model.roi_heads.predictors[-1].text_features
@@ -111,9 +110,7 @@ class Detector:
         The score of a class with synonyms is the highest among those of its name and its synonyms.
         ``embeddings`` (K, D) of names without synonyms; None: the text tower makes them.
         """
-        names = list(classes)
-        others = classes.values() if isinstance(classes, Mapping) else [()] * len(names)
-        groups = [list(dict.fromkeys([name, *words])) for name, words in zip(names, others, strict=True)]
+        names, groups = _grouped(classes)
         words, novel = [word for group in groups for word in group], self._novel_among(names)
         if not names or (embeddings is not None and len(embeddings) != len(words)):
             count = "" if embeddings is None else f" and {len(embeddings)} embeddings"
@@ -289,6 +286,18 @@ def _read(model, config, classes: Classes | None, overrides) -> tuple[CfgNode, d
     base = MetadataCatalog.get(sets[0]).get("base_classes", ()) if sets else ()
     names, train_sets = vocabulary_names(cfg), list(cfg.DATASETS.TRAIN)
     return cfg, {"class_names": names, "base_classes": list(base) or None, "train_sets": train_sets}, classes
+
+
+def _grouped(classes: Classes) -> tuple[list[str], list[list[str]]]:
+    """The names, and the words of each, the name first. UserError for a text that is no list, and for equal names."""
+    others = classes if isinstance(classes, Mapping) else {}
+    names = [] if isinstance(classes, str) else list(classes)
+    texts = [name for name in names if isinstance(name, str) and name.strip()]
+    if isinstance(classes, str) or any(isinstance(words, str) for words in others.values()) or texts != names:
+        raise UserError(f'The classes are {classes!r}: give ["dog", "cat"], or {{"dog": ["puppy", "hound"]}}.')
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UserError(f"The class {twice[0]!r} is given twice: give each its own name.")
+    return names, [list(dict.fromkeys([name, *others.get(name, ())])) for name in names]
 
 
 def _numbered(groups: Sequence[Sequence[str]]) -> Tensor | None:

@@ -150,6 +150,8 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
+    if not str(entry).strip():  # an empty variable of a shell; Path("") would be the working folder
+        raise UserError("A source is empty: name files, folders, globs, http(s) addresses or webcam:0.")
     path = Path(entry).expanduser()
     if path.is_file():
         return [path]

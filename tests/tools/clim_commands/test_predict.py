@@ -13,6 +13,7 @@ from pycocotools.mask import decode
 
 from clim.data.categories import COCO_NAMES
 from clim.detector import Detector, most_confident
+from clim.errors import UserError
 from clim_commands.main import main
 from clim_commands.predict import read_classes
 
@@ -98,6 +99,8 @@ def test_weights_alone_are_enough_also_for_a_video(tiny_cfg, tmp_path, capsys):
         (["--input", "{file}", "--weights", "{file}", "--vocabulary", " ,"], "--vocabulary ' ,' holds no name"),
         (["--input", "{file}", "--weights", "{file}", "--vocabulary", ": a"], "--vocabulary ': a' holds no name"),
         (["--input", "{file}", "--weights", "{file}", "SEED"], "SEED has no value"),
+        (["--input", "{file}", "--weights", "{file}", "--output", "{file}"], "a.pth cannot be made (File exists)"),
+        (["--input", "", "--weights", "{file}"], "A source is empty"),
         (["--input", "{file}"], "Name a checkpoint"),
         (["--input", "{file}", "--threshold", "2"], "'2' is not a number from 0 to 1"),
     ],
@@ -111,9 +114,13 @@ def test_mistakes_are_told_before_the_model_is_loaded(arguments, error, tmp_path
 
 def test_words_with_synonyms(tmp_path):
     (tmp_path / "words.txt").write_text("dog: puppy, hound\nfire hydrant\n")
-    for text in ("dog: puppy, hound; fire hydrant", str(tmp_path / "words.txt")):
+    (tmp_path / "words.yaml").write_text("dog: [puppy, hound]\nfire hydrant:\n")
+    for text in ("dog: puppy, hound; fire hydrant", str(tmp_path / "words.txt"), str(tmp_path / "words.yaml")):
         assert read_classes(text) == {"dog": ["puppy", "hound"], "fire hydrant": []}
-    assert read_classes("dog, cat") == ["dog", "cat"] and read_classes("coco") == list(COCO_NAMES)
+    assert read_classes("dog, cat") == read_classes("dog; cat") == ["dog", "cat"]
+    with pytest.raises(UserError, match="has 'lemon, dog' as the name of one class: part classes by"):
+        read_classes("lemon, dog: puppy")
+    assert read_classes("coco") == list(COCO_NAMES)
 
 
 def test_masks_are_written_and_drawn(tiny_mini, tiny_cfg, mask_overrides, tiny_overrides, tmp_path):

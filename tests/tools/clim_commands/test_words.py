@@ -14,6 +14,7 @@ PLAIN = {"bee": [], "sheep": []}
     ("a.txt", "bee\r\nsheep".encode("utf-16"), PLAIN),
     ("coco.names", b"bee\nsheep, black\n", {"bee": [], "sheep, black": []}),
     ("a.csv", b"\xef\xbb\xbfbee,3\r\nsheep,2\r\n", PLAIN),
+    ("a.csv", b'"bee",sheep\n', PLAIN), ("a.txt", b"bee, sheep\r\n", PLAIN),
     ("a.csv", b"id,Name\n1,bee\n2,\"sheep, black\"\n\n", {"bee": [], "sheep, black": []}),
     ("a.CSV", b"class;count\nbee;1\nsheep;2", PLAIN),
     ("a.json", b"\xef\xbb\xbf[\"bee\", \"sheep\"]", PLAIN),

@@ -105,11 +105,13 @@ def class_rows(sets: Sequence[Counts]) -> list[list]:
 
 def remarks(sets: Sequence[Counts]) -> list[str]:
     """Sentences about what hinders the training or the evaluation; none if nothing does."""
-    found = [f"{len(c.damaged)} files of {c.name} cannot be used." for c in sets if c.damaged]
+    found = [f"Files of {c.name} that cannot be used: {len(c.damaged)}." for c in sets if c.damaged]
     for c in sets:
         if c.outside:
             file, name = c.outside[0]
-            found.append(f"{len(c.outside)} boxes of {c.name} reach over the border, first {name!r} in {file}.")
+            found.append(
+                f"Boxes of {c.name} over the border of their image: {len(c.outside)}, first {name!r} of {file}."
+            )
     shown: dict[str, Counter] = {}
     for c in sets:
         shown.setdefault(c.part, Counter()).update(c.objects)

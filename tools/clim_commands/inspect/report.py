@@ -15,7 +15,7 @@ from clim.results import draw
 
 from ..canvases import mosaic_of_each_grid
 from ..page import Example, bar, page, panels, table
-from .counts import Counts, class_rows
+from .counts import SIZES, Counts, class_rows
 
 EXAMPLES, TRIED = 8, 400  # images of a set; records among which they are chosen
 CAPTIONS = 3  # of an image
@@ -28,7 +28,7 @@ def write_report(path: Path, cfg, sets: Sequence[Counts], remarks: Sequence[str]
     sections = {
         "Sets": "".join(f"<p>{escape(remark)}</p>" for remark in remarks) + _facts(sets),
         "Classes": _classes(sets),
-        "Size of boxes": _sizes([c for c in sets if c.part != "captions"]),
+        "Size of boxes": _sizes(sets),
         "Damaged or missing files": _damaged(sets),
     }
     names = list(dict.fromkeys(name for c in sets for name in c.classes or ()))
@@ -69,14 +69,10 @@ def _count(number: int | None, most: int, *, colour: int) -> str:
 
 
 def _sizes(sets: Sequence[Counts]) -> str:
-    if not any(c.areas for c in sets):
-        return ""
-    rows = [
-        [name, *(_count(c.sizes()[name], max(len(c.areas), 1), colour=i) for i, c in enumerate(sets))]
-        for name in sets[0].sizes()
-    ]
+    shown = [(i, c) for i, c in enumerate(sets) if c.areas]
+    rows = [[name, *(_count(c.sizes()[name], len(c.areas), colour=i) for i, c in shown)] for name in SIZES if shown]
     note = "<p>In pixels of the image: small below 32 × 32, large above 96 × 96. The detector sees resized images.</p>"
-    return note + table(["boxes", *map(_name, sets)], rows)
+    return note + table(["boxes", *(_name(c) for _, c in shown)], rows) if rows else ""
 
 
 def _damaged(sets: Sequence[Counts]) -> str:

@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 import torch
+from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -113,6 +114,16 @@ def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     height, width = size_hw
     shrink = max(image.shape[0] / height, image.shape[1] / width)
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR)
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, but both sides of a very long image keep a pixel; there, one becomes 0, which is an error."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        resize = super().get_transform(image)
+        if isinstance(resize, T.ResizeTransform):  # otherwise the size stays
+            resize.new_h, resize.new_w = max(1, resize.new_h), max(1, resize.new_w)
+        return resize
 
 
 def channels_first(image: np.ndarray) -> torch.Tensor:

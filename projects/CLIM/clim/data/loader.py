@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from clim.errors import UserError
 from clim.sources import Skipped
 
+from .images import ResizeShortestEdge
 from .jittering import Jittering
 from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper, training_augmentations
 from .names import pair_records, set_classes, training_records, vocabulary_names
@@ -302,5 +303,6 @@ def map_or_skip(mapper: DatasetMapper, record: dict) -> dict | Skipped:
 
 def build_detection_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
     """This process's share of data set ``name``: Detectron2's test inputs, one image a batch."""
-    mapper = partial(map_or_skip, DatasetMapper(cfg, is_train=False))
+    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    mapper = partial(map_or_skip, DatasetMapper(cfg, is_train=False, augmentations=[resize]))
     return SkippingLoader(build_detection_test_loader(cfg, name, mapper=mapper), on_skip=on_skip)

@@ -258,10 +258,9 @@ def require_folder(image_root: str) -> None:
 
 def _with_annotations(content: Mapping, image_root: str, by_image: Mapping[int, list[dict]]) -> list[dict]:
     """The records of all images by ascending id."""
-    try:
-        images = sorted(content["images"], key=lambda image: image["id"])
-    except TypeError as error:
-        raise UserError(f"The image ids of {image_root}'s json are numbers and texts: use one of both.") from error
+    if wrong := next((image for image in content["images"] if not isinstance(image["id"], int)), None):
+        raise UserError(f"Image {wrong.get('file_name')} in {image_root} has id {wrong['id']!r}: it must be a number.")
+    images = sorted(content["images"], key=lambda image: image["id"])
     for image, following in pairwise(images):
         if image["id"] == following["id"]:
             names = " and ".join(str(i.get("file_name")) for i in (image, following))

@@ -138,6 +138,10 @@ class DetectionEvaluator(ImageEvaluator):
         if self._json_file is None:
             self._recorded = convert_to_coco_dict(dataset_name)
             self._numbers = _number_images(self._recorded, dataset_name)
+            if wrong := {a["category_id"] for a in self._recorded["annotations"]} - categories.keys():
+                remedy = "number them from 0, as its thing_classes do"
+                said = f"has boxes of class {min(wrong)}, but {len(categories)} classes"
+                raise UserError(f"The data set '{dataset_name}' {said}: {remedy}.")
         elif not PathManager.isfile(self._json_file):
             raise UserError(f"The ground truth of data set '{dataset_name}' is not found: {self._json_file}.")
 
@@ -156,8 +160,11 @@ class DetectionEvaluator(ImageEvaluator):
             was_cut, has_masks = len(best) < len(instances), instances.has("pred_masks")
             self.results[image] = ImageDetections(pack(found), was_cut, has_masks)
 
-    def ground_truth(self, results: dict[int, ImageDetections]) -> dict:
-        """A COCO instances dict. Warns about causes of low scores; UserError if the json file has no annotations."""
+    def ground_truth(self, results: dict[int, ImageDetections], skipped: Sequence[Skipped]) -> dict:
+        """A COCO instances dict. Warns about causes of low scores.
+
+        UserError if the json file has no annotations, or if every image was skipped.
+        """
         if self._json_file is None:
             ground_truth = self._recorded
         else:
@@ -165,7 +172,10 @@ class DetectionEvaluator(ImageEvaluator):
         if "annotations" not in ground_truth:
             raise UserError(f"{self._json_file} has no annotations, so nothing can be scored: choose another test set.")
         num_images = len(ground_truth["images"])
-        if missing := len({image["id"] for image in ground_truth["images"]} - results.keys()):
+        missing = len({image["id"] for image in ground_truth["images"]} - results.keys())
+        if skipped and missing == num_images:
+            raise UserError(f"No image of '{self.name}' could be read, the first is {': '.join(skipped[0])}.")
+        if missing:
             logger.warning(f"{missing} of {num_images} images of '{self.name}' were not processed and count as empty")
         if num_cut := sum(image.was_cut for image in results.values()):
             logger.warning(f"{num_cut} images had more than {self._max_dets} detections: the best were kept")
