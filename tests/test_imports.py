@@ -20,8 +20,8 @@ MODULES = {
 }
 # Modules of a level may import those of the same level and below.
 LEVELS = [
-    {"", "errors", "files", "config", "losses"},
-    {"sources", "results", "data", "text", "checkpoints"},
+    {"", "errors", "files", "config", "losses", "sources", "results"},
+    {"data", "text", "checkpoints"},
     {"methods", "evaluation"},
     {"modeling"},
     {"engine"},

@@ -29,7 +29,7 @@ from clim.checkpoints.reading import DESCRIPTION, read_description
 from clim.data.images import ResizeShortestEdge, channels_first
 from clim.data.names import vocabulary_names
 from clim.engine.setup import load_config
-from clim.errors import UserError, registered
+from clim.errors import UserError, registered, require_packages
 from clim.modeling import OpenVocabRCNN
 from clim.results import Result, Results
 from clim.sources import Frame, Skipped, find_source, read_source
@@ -234,11 +234,9 @@ class _Tracks:
     """Numbers the objects of each video: ``tracker_id``, -1 for those that no track holds."""
 
     def __init__(self, threshold: float):
-        try:
-            from trackers import ByteTrackTracker
-        except ImportError as error:
-            remedy = "pip install -r requirements-extras.txt"
-            raise UserError(f"Tracks need the package trackers: {remedy}.") from error
+        require_packages("Tracking", ["trackers"])
+        from trackers import ByteTrackTracker
+
         # Novel classes have low scores: every detection that is shown may start a track.
         self._new = lambda: ByteTrackTracker(
             track_activation_threshold=threshold, high_conf_det_threshold=threshold, minimum_consecutive_frames=1

@@ -1,6 +1,8 @@
 """Errors that a user can correct: the program shows one sentence, whichever process raises it."""
 
+import importlib.util
 import sys
+from collections.abc import Iterable
 from contextlib import contextmanager
 
 
@@ -53,6 +55,13 @@ def run_cleanly(function, *args, **kwargs):
             raise
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def require_packages(what: str, packages: Iterable[str]) -> None:
+    """UserError if one of the extra ``packages``, which ``what`` needs, is not installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{what} needs {package}: pip install -r requirements-extras.txt")
 
 
 def registered(registry, name: str, *, key: str, otherwise: str = ""):

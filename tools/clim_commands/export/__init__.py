@@ -1,12 +1,11 @@
 """``clim export``: write a trained detector as an ONNX file, or as programs of torch.export."""
 
 import argparse
-import importlib.util
 from pathlib import Path
 
-from clim.errors import UserError
+from clim.errors import UserError, require_packages
 
-from ..inputs import quiet_logging
+from ..inputs import add_overrides, quiet_logging
 from ..predict import part, read_classes
 
 
@@ -24,7 +23,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     add("--threshold", type=part, default=0.05, help="lowest score in the output" + default)
     check_help = "compare the file with PyTorch on these images, at three sizes, and measure the speed of both"
     add("--check", nargs="+", default=[], metavar="IMAGES", help=check_help)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides, at the end")
+    add_overrides(parser)
 
 
 def export(args: argparse.Namespace) -> None:
@@ -76,9 +75,7 @@ def check_arguments(args: argparse.Namespace) -> tuple[list, list[str] | dict[st
     if args.output.suffix not in (".onnx", ".pt2"):
         raise UserError(f"--output {args.output}: its end decides the format: .onnx, or .pt2 for torch.export.")
     if args.output.suffix == ".onnx":
-        for package in ("onnx", "onnxruntime") if args.check else ("onnx",):
-            if importlib.util.find_spec(package) is None:
-                raise UserError(f"clim export needs {package}: pip install -r requirements-extras.txt")
+        require_packages("clim export", ("onnx", "onnxruntime") if args.check else ("onnx",))
     elif args.dynamic_classes:
         raise UserError(f"--dynamic-classes is for ONNX files, not for {args.output}.")
     for option, file in (("--weights", args.weights), ("--config-file", args.config_file)):

@@ -6,12 +6,11 @@ import socket
 import sys
 import threading
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
-from clim.errors import UserError
+from clim.errors import UserError, require_packages
 from clim.sources import IMAGES
-from clim_commands.inputs import count, quiet_logging
+from clim_commands.inputs import add_overrides, count, quiet_logging
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "httpx")
 MOST_EXAMPLES = 12
@@ -34,7 +33,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--max-words", type=count, default=300, help="of a request" + default)
     add("--max-waiting", type=count, default=8, help="requests that wait; more are answered by 503" + default)
     add("--timeout", type=count, default=30, metavar="SECONDS", help="of a request" + default)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config overrides")
+    add_overrides(parser)
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -81,9 +80,7 @@ def model_names(paths: list[Path]) -> list[str]:
 
 def _check(args: argparse.Namespace) -> list[Path]:
     """The images that the page offers. Raises UserError before anything is loaded."""
-    for package in [*NEEDED, *["gradio"] * (not args.no_page)]:
-        if find_spec(package) is None:
-            raise UserError(f"clim serve needs {package}: pip install -r requirements-extras.txt.")
+    require_packages("clim serve", NEEDED if args.no_page else (*NEEDED, "gradio"))
     for option, path in (("--weights", args.weights), ("--compare", args.compare)):
         if path and not path.is_file():
             raise UserError(f"{option} {path}: there is no such file.")

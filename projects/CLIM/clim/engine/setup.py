@@ -6,7 +6,6 @@ stops the program at once with a clear error has no check here.
 
 import argparse
 import difflib
-import importlib.util
 import logging
 from functools import reduce
 from itertools import chain
@@ -27,7 +26,7 @@ from clim.data.datasets import register_own_sets
 from clim.data.loader import STREAMS, batch_sizes
 from clim.data.names import matched, vocabulary_names
 from clim.data.own_sets import use_own_data
-from clim.errors import UserError
+from clim.errors import UserError, require_packages
 from clim.evaluation import EVALUATORS
 from clim.methods import METHOD_REGISTRY
 from clim.modeling.vocabulary import class_mask, num_classes
@@ -207,8 +206,7 @@ def check_training(cfg) -> None:
 def check_hooks(cfg) -> None:
     """UserError for an event writer without its package, and for hooks that would do nothing or contradict others."""
     for name in cfg.SOLVER.WRITERS:
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f'SOLVER.WRITERS "{name}" needs {name}: pip install -r requirements-extras.txt')
+        require_packages(f'SOLVER.WRITERS "{name}"', [name])
     if cfg.SOLVER.EMA > 0 and cfg.SOLVER.WEIGHT_ENSEMBLE < 1:
         remedy = "set SOLVER.EMA 0.0 or SOLVER.WEIGHT_ENSEMBLE 1.0"
         raise UserError(f"SOLVER.EMA and SOLVER.WEIGHT_ENSEMBLE would both replace the trained weights: {remedy}.")
