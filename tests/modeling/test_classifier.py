@@ -251,7 +251,7 @@ def test_names_are_read_by_hidden_features(build, load_cfg, overrides, tmp_path)
     shown = Detector(asked)
     expected = class_embeddings(shown.model.text_encoder, names, hidden=True)
     torch.testing.assert_close(shown.model.classifier.class_embeddings[:-1], expected)
-    found = shown.predict(torch.zeros(64, 64, 3, dtype=torch.uint8).numpy())
+    (found,) = shown.detect([torch.zeros(64, 64, 3, dtype=torch.uint8).numpy()], threshold=0.0)
     assert found.scores.max() <= 1 / (1 + math.exp(-5 - 1e-3))  # 25 · cos - 20 at most
 
 

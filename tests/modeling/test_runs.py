@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 
 from clim.checkpoints import SafeCheckpointer
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, COCO_NAMES, NOVEL_IDS
+from clim.data.images import read_image
 from clim.detector import Detector
 from clim.engine import Trainer
 from clim.errors import UserError
@@ -68,7 +69,7 @@ def ask_for_other_names(cfg, root):
     assert detector.names == RENAMED
     assert {RENAMED[i] for i in detector.novel} == {"airplane", "bus", "unicorn"}
     photo = read_json(root / "coco/annotations/instances_val2017.json")["images"][0]["file_name"]
-    found = detector(photo)
+    (found,) = detector.detect([read_image(photo, fmt=detector.input_format).image], threshold=0.0)
     assert len(found) > 0 and set(found.pred_classes.tolist()) <= set(range(7))
     return detector, found
 
@@ -103,7 +104,8 @@ def test_lvis(make_run, tiny_json, tmp_path):
     weights = str(tmp_path / "output/model_final.pth")
     assert evaluate_file(config("OUTPUT_DIR", tmp_path / "again"), weights) == found
     asked = config("MODEL.WEIGHTS", weights, "MODEL.VOCABULARY.NAMES", ["dog", "unicorn"])
-    instances = Detector(asked)(next((tmp_path / "mini_lvis/val").glob("*.jpg")))
+    image = read_image(next((tmp_path / "mini_lvis/val").glob("*.jpg"))).image
+    (instances,) = Detector(asked).detect([image], threshold=0.0)
     assert instances.pred_masks.shape == (len(instances), 256, 256) and len(instances) > 0
     assert set(instances.pred_classes.tolist()) <= {0, 1}
 

@@ -108,7 +108,8 @@ def test_it_finds_what_a_user_names(official, published, load_cfg, tmp_path):
     rows = word_piece_means(build_text_tower(name="minilm"), ["zebra", "a red bus"])
     torch.testing.assert_close(head.class_embeddings, F.pad(rows, (0, 0, 0, 1)))
     image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
-    assert set(predictor.predict(image).pred_classes.tolist()) <= {0, 1}
+    (found,) = predictor.detect([image], threshold=0.0)
+    assert set(found.pred_classes.tolist()) <= {0, 1}
 
 
 @torch.no_grad()
