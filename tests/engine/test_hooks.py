@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,7 +203,10 @@ def test_wandb_goes_on_in_the_same_run(tiny_cfg, monkeypatch):
     first, second = (session(cfg, resume=resume, iteration=3 + resume)[-1] for resume in (False, True))
     files = sorted(Path(cfg.OUTPUT_DIR, "wandb").glob("offline-run-*/*.wandb"))
     assert first.run_id == second.run_id and {file.stem for file in files} == {f"run-{first.run_id}"}
-    assert all(b"loss" in file.read_bytes() for file in files)
+    end = time.monotonic() + 20  # W&B's own process writes the files
+    while not (written := all(b"loss" in file.read_bytes() for file in files)) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert written
 
 
 @pytest.mark.parametrize(
