@@ -9,6 +9,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from clim.data.names import matched, vocabulary_names
 from clim.data.own_data import read_data
 from clim.data.own_sets import register_data
 from clim.engine import load_config
@@ -113,6 +114,31 @@ def test_ultralytics_and_roboflows_files(own, text):
     assert loaded(data) == {"mine_train": [[(1, [10, 0, 20, 20])], []], "mine_val": [[(1, [10, 0, 20, 20])], []]}
 
 
+def test_the_kind_of_boxes_is_that_of_most_files(own, tmp_path):
+    labels, text = tmp_path / "data set/labels/x", "classes: [dog, cat]\ntrain: data set/images/x"
+    (labels / "b.txt").write_text("0 .5 .5 .5 1")
+    (labels / "stray.xml").write_text("<annotation/>")
+    assert own(text).sets[0].kind == "YOLO"
+    (tmp_path / "voc/classes.txt").write_text("kite")
+    assert own("train: {images: images, boxes: voc}").sets[0].kind == "VOC"
+
+
+def test_names_that_look_the_same_are_equal(own, tmp_path):
+    """An accent in its letter (NFC) or behind it (NFD): in data.yaml, a json, an xml and the config."""
+    behind, within = "cafe\u0301", "caf\u00e9"
+    categories = [{"id": 3, "name": behind}, {"id": 5, "name": "kite"}, {"id": 7, "name": "cat"}]
+    (tmp_path / "ann.json").write_text(json.dumps(BOXES | {"categories": categories}))
+    xml = (tmp_path / "voc/b.xml").read_text("utf-8-sig")
+    (tmp_path / "voc/b.xml").write_text(xml.replace("kite", behind))
+    sets = f"train: [{COCO}, {{images: images, boxes: voc}}]"
+    for classes in ("", f"classes: [{behind}, kite, cat]\n", f"classes: [{within}, kite, cat]\n"):
+        data = own(classes + sets)
+        assert data.classes == [within, "kite", "cat"]
+        assert [k for k, _ in loaded(data)["mine_train_2"][1]] == [0]
+    cfg = load_config(CLIM, ["DATASETS.DATA", str(data.file), "MODEL.VOCABULARY.NAMES", ["kite", "cat", behind]])
+    assert vocabulary_names(cfg)[2] == within and matched(cfg, "TRAIN", "mine_train") == [2, 0, 1]
+
+
 def test_captions_of_every_format_with_tags(own, tmp_path, caplog):
     index = "captions: [{images: shards}]"
     with pytest.raises(UserError, match="no index .*shards/index: make it with python tools/index_pairs.py shards"):
@@ -177,6 +203,7 @@ def test_a_name_of_another_set_is_not_replaced(own):
         (f"trian: {COCO}", "mine.yaml has the unknown key 'trian': do you mean train"),
         ("train: {images: images, box: ann.json}", "train of .*mine.yaml has the unknown key 'box': do you mean boxes"),
         ("train: {images: x, boxes: ann.json}", "images in train of .*: there is no folder .*/x"),
+        ("train: ann.json", "images in train of .*/ann.json is a file. Lists of images are not read: give"),
         ("train: {images: images, boxes: x.json}", "x.json not found: correct train of .*mine.yaml"),
         ("train: {images: images, boxes: caps.tsv}", "boxes in train of .*caps.tsv is not there, or of another kind"),
         ("train: {images: [images], boxes: ann.json}", "images in train of .* is a list"),

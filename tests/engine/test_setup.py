@@ -50,6 +50,12 @@ def test_wrong_overrides(key, value, named):
     assert (named or key) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_json_is_no_checkpoint_and_no_config(tmp_path):
+    (tmp_path / "ok.json").write_text('{"images": []}')
+    with pytest.raises(UserError, match="ok.json is neither a checkpoint that holds its config .* nor a YAML"):
+        load_config(str(tmp_path / "ok.json"), [])
+
+
 @pytest.mark.parametrize("words, values", [("above 0", (0,)), ("0 or more", (-1,)), ("between 0 and 1", (-1, 2))])
 def test_numbers_out_of_range(words, values):
     defaults = load_config(CLIM, [])

@@ -6,7 +6,7 @@ from pathlib import Path
 from clim.errors import UserError
 
 from .inputs import add_model_options, count, model_overrides, quiet_logging, value_of
-from .words import read_words
+from .words import parted, read_words, with_synonyms
 
 DTYPES = {"float32": None, "bf16": "bfloat16", "fp16": "float16"}
 
@@ -123,14 +123,12 @@ def read_classes(text: str) -> list[str] | dict[str, list[str]]:
         if text in NAMED_CLASSES:
             return list(NAMED_CLASSES[text])
     inline = (":" in text or ";" in text) and not Path(text).suffix
-    words, classes = dict.fromkeys(text.split(";"), ()) if inline else read_words(text, option="--vocabulary"), {}
+    option, classes = "--vocabulary", {}
+    words = dict.fromkeys(parted(text, option=option), ()) if inline else read_words(text, option=option)
     for entry, others in words.items():
-        name, _, listed = (part.strip() for part in entry.partition(":"))
-        if inline and "," in name:
-            remedy = 'part classes by ";", as in "dog: puppy, hound; cat"'
-            raise UserError(f"--vocabulary has {name!r} as the name of one class: {remedy}.")
+        name, listed = with_synonyms(entry)
         if name:
-            classes[name] = [word.strip() for word in listed.split(",") if word.strip()] + list(others)
+            classes[name] = listed + list(others)
     if not classes:
         raise UserError(f'--vocabulary {text!r} holds no name: write "dog: puppy, hound; cat".')
     return classes if any(classes.values()) else list(classes)

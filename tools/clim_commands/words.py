@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from clim.errors import UserError
+from clim.files import nfc
 
 COLUMNS = ("name", "names", "class", "classes", "label", "labels", "category")  # of a .csv; headers of the names
 FORMS = "a .txt with a name a line, a .csv, a .json or a .yaml"
@@ -34,10 +35,28 @@ def read_words(text: str, *, option: str) -> dict[str, list[str]]:
         raise UserError(f'{option} {text} is not there: name an existing file ({FORMS}), or write "a,b,c".')
     else:
         words = dict.fromkeys(text.split(","), ())
-    words = {name.strip(): [s.strip() for s in others if s.strip()] for name, others in words.items() if name.strip()}
+    pairs = ((nfc(name.strip()), others) for name, others in words.items())
+    words = {name: [nfc(s.strip()) for s in others if s.strip()] for name, others in pairs if name}
     if not words:
         raise UserError(f'{option} {text!r} holds no name: write "a,b,c", or name {FORMS}.')
     return words
+
+
+def parted(text: str, *, option: str) -> list[str]:
+    """The classes of "a, b", or of "a: synonym, synonym; b". UserError for a comma in a name of the latter."""
+    if not {":", ";"} & set(text):
+        return text.split(",")
+    entries = text.split(";")
+    if wrong := next((name.strip() for name, *_ in (e.split(":") for e in entries) if "," in name), None):
+        remedy = 'part classes by ";", as in "dog: puppy, hound; cat"'
+        raise UserError(f"{option} has {wrong!r} as the name of one class: {remedy}.")
+    return entries
+
+
+def with_synonyms(entry: str) -> tuple[str, list[str]]:
+    """The name and the synonyms of a class "name: synonym, synonym" or "name"."""
+    name, _, listed = (part.strip() for part in nfc(entry).partition(":"))
+    return name, [word.strip() for word in listed.split(",") if word.strip()]
 
 
 def _words_of_file(path: Path, option: str) -> dict[str, Iterable[str]]:

@@ -8,6 +8,7 @@ results = detector.predict("photos/")
 
 import itertools
 import logging
+import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,6 +31,7 @@ from clim.data.images import ResizeShortestEdge, channels_first
 from clim.data.names import vocabulary_names
 from clim.engine.setup import load_config
 from clim.errors import UserError, registered, require_packages
+from clim.files import nfc
 from clim.modeling import OpenVocabRCNN
 from clim.results import Result, Results
 from clim.sources import Frame, Skipped, find_source, read_source
@@ -39,6 +41,24 @@ logger = logging.getLogger(__name__)
 
 _MINI_SETS = ("mini_ov_", "mini_lvis_")  # data sets that tools/make_mini.py draws
 _MINI_FOLDERS = {"mini", "mini_lvis"}  # their folders
+
+
+def _whole(value, least: int) -> bool:
+    return isinstance(value, numbers.Integral) and value >= least
+
+
+def _part(value) -> bool:
+    return isinstance(value, numbers.Real) and 0 <= value <= 1
+
+
+_OPTIONS = {  # of Detector.stream: what each must be
+    "batch": ("a whole number above 0", lambda value: _whole(value, 1)),
+    "threshold": ("a number from 0 to 1", _part),
+    "top": ("a whole number above 0, or None", lambda value: value is None or _whole(value, 1)),
+    "overlap": ("a number from 0 to 1", _part),
+    "slices": ("0, or a whole number of pixels", lambda value: _whole(value, 0)),
+    "frames": ("a whole number above 0, or None", lambda value: value is None or _whole(value, 1)),
+}
 Classes = Sequence[str] | Mapping[str, Sequence[str]]  # names, or {name: its synonyms}
 
 
@@ -83,7 +103,7 @@ class Detector:
         self.score_threshold, self.dtype = score_threshold, dtype
         self.names = self._stored_names = list(description["class_names"])
         self.train_sets, base = description["train_sets"], description["base_classes"]
-        self._base = None if base is None else frozenset(base)
+        self._base = None if base is None else frozenset(map(nfc, base))
         self._may_warn = True
         self.novel = self._novel_among(self.names)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
@@ -152,7 +172,7 @@ class Detector:
         self, source, *, batch: int = 1, threshold: float | None = None, top: int | None = 20, overlap: float = 0.3,
         slices: int = 0, tracks: bool = False, frames: int | None = None, skipped: list[Skipped] | None = None,
     ) -> Iterator[Result]:  # fmt: skip
-        """One result for each image of ``source``, as soon as it is there. UserError for what is no source.
+        """One result for each image of ``source``, as soon as it is there. UserError for no source or a wrong value.
 
         Args:
             source: a file, folder (with its sub-folders), glob, http(s) address, video, "webcam:0" or its number;
@@ -163,10 +183,16 @@ class Detector:
             overlap: of detections with a higher IoU, also of different classes, the best stays; 1: all stay.
             slices: px; above 0 the image is also read in overlapping squares of this side, for small objects.
             tracks: number the objects of a video from their second frame on (``track_ids``; ByteTrack of trackers).
+                A track follows boxes whatever their classes.
             frames: most frames of a video or webcam.
             skipped: gets images that cannot be read; None: they are logged.
         """
         threshold = self.score_threshold if threshold is None else threshold
+        given = {"batch": batch, "threshold": threshold, "top": top, "overlap": overlap, "slices": slices}
+        for name, value in (given | {"frames": frames}).items():
+            must, fits = _OPTIONS[name]
+            if not fits(value):
+                raise UserError(f"{name} is {value!r}: give {must}.")
         follow = _Tracks(threshold) if tracks else lambda frame, found: found
         for read in create_batches(read_source(source, frames=frames), batch):
             whole = [item for item in read if isinstance(item, Frame)]
@@ -217,7 +243,7 @@ class Detector:
         return [of[of.scores.argsort(descending=True, stable=True)] for of in instances]
 
     def _novel_among(self, names: Sequence[str]) -> frozenset[int]:
-        return frozenset(i for i, name in enumerate(names) if self._base and name not in self._base)
+        return frozenset(i for i, name in enumerate(names) if self._base and nfc(name) not in self._base)
 
     def _warn_of_photos(self, frames: Sequence[Frame]) -> None:
         """Say once that a model of the mini benchmark has seen drawings only, when it is used on other images."""

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,11 @@ def read_text(path: str | os.PathLike, *, remedy: str) -> str:
         return _read_bytes(path, remedy).decode("utf-8-sig")
     except ValueError as error:
         raise UserError(f"{path} is not text in UTF-8 ({error}): {remedy}") from error
+
+
+def nfc(name: str) -> str:
+    """A class name with each accent in its letter (Unicode's NFC), so that names that look the same are equal."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _read_bytes(path: str | os.PathLike, remedy: str) -> bytes:

@@ -95,6 +95,20 @@ def test_requests_at_the_same_time_do_not_mix_their_words(service):
         assert all(other == alone for other, pair in zip(together, asked, strict=True) if pair == (words, seed))
 
 
+def test_synonyms_share_a_class_as_in_predict(detector, service):
+    """In a text and in a list; the score of a class is the highest of its words'."""
+    client = TestClient(create_app(service()))
+    ways = ("dog: zebra, dog; kite", ["dog: zebra", " kite"])
+    first, second = [answer(client.post("/predict", json={"image": GOOD, "words": w, "threshold": 0})) for w in ways]
+    assert first == second and first["vocabulary"] == ["dog", "kite"]
+    with kept_vocabulary(detector.model.roi_heads):
+        own = detector.names, detector.novel
+        detector.set_classes({"dog": ["zebra"], "kite": []})
+        (alone,) = detector.predict(Image.open(io.BytesIO(image_bytes())), threshold=0.0)
+    detector.names, detector.novel = own
+    assert first["detections"] == alone.to_dict()["detections"] and len(alone) > 1
+
+
 def test_a_word_is_embedded_once(detector, service):
     detector.model.text_encoder.asked.clear()
     client = TestClient(create_app(service()))
@@ -126,6 +140,7 @@ BAD_FIELDS = [
     *(({"image": GOOD, "words": words}, 422, '"words') for words in ("", [" "], [1], {"a": []}, "x" * 101, ["a\nb"])),
     *(({"image": GOOD, "threshold": value}, 422, '"threshold": ') for value in ("high", 2, [0.1])),
     *(({"image": GOOD, "top": value}, 422, '"top": ') for value in (0, 2.5, 10**30)),
+    ({"image": GOOD, "words": "lemon, dog: puppy"}, 422, "'lemon, dog' as the name of one class"),
     ({"image": GOOD, "model": "other"}, 422, "tiny"),
     ({"image": GOOD, "word": "dog"}, 422, '"word"'),
     ([1], 422, "object"),
@@ -173,7 +188,7 @@ def slow(served):
     go, called, find = threading.Event(), [], served.models["tiny"].find
 
     def waits(image, query, **options):
-        called.append(query.words)
+        called.append(list(query.words))
         go.wait(10)
         return find(image, query, **options)
 

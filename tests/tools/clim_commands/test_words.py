@@ -40,6 +40,7 @@ def test_texts(tmp_path, monkeypatch):
     for text, expected in (
         (" dog, fire hydrant,,dog ,", ["dog", "fire hydrant"]),
         ("dog", ["dog"]),
+        ("cafe\u0301", ["caf\u00e9"]),
         ("St. Bernard", ["St. Bernard"]),
         ("a/b,c.txt", ["a/b", "c.txt"]),
         ("black/white", ["black/white"]),

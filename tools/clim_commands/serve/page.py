@@ -123,7 +123,7 @@ def _mapper(service: Service):
     async def respond(path, word):
         async with _answering(service):
             query = Query.read(service.limits, {"words": [word]})
-            return await service.call(_responses, service, Path(_uploaded(path)).read_bytes(), query.words[0])
+            return await service.call(_responses, service, Path(_uploaded(path)).read_bytes(), next(iter(query.words)))
 
     return respond
 

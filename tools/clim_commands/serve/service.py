@@ -23,9 +23,12 @@ from clim.data.images import UnreadableImage, decode_image, image_size
 from clim.errors import UserError
 from clim.results import Result
 from clim_commands.responder import Responder, kept_vocabulary
+from clim_commands.words import parted, with_synonyms
 
 CACHED_WORDS = 10_000  # embeddings of words that a model remembers
 LONGEST = 50  # times the short side of an image
+LETTERS = 100  # of a word
+WORDS = '"dog, cat", "dog: puppy, hound; cat" with synonyms, or a list of these; by default the model\'s own'
 
 
 class Refused(UserError):
@@ -47,21 +50,25 @@ class Limits:
     waiting: int = 8
 
 
-def _distinct(words: list[str]) -> list[str]:
-    if not (words := list(dict.fromkeys(filter(None, words)))):
+def _classes(entries: list[str]) -> dict[str, list[str]]:
+    """{name: its words, the name first}."""
+    classes = {name: list(dict.fromkeys([name, *others])) for name, others in map(with_synonyms, entries) if name}
+    if not classes:
         raise ValueError('there is no word: write "dog, cat", or leave it out to look for the model\'s own words')
-    return words
+    if any(len(word) > LETTERS for words in classes.values() for word in words):
+        raise ValueError(f"a word has over {LETTERS} letters")
+    return classes
 
 
-Word = Annotated[str, StringConstraints(strip_whitespace=True, max_length=100, pattern=r"^\P{Cc}*$")]
-Split = BeforeValidator(lambda words: words.split(",") if isinstance(words, str) else words)
-Words = Annotated[list[Word], Split, AfterValidator(_distinct)]
+Entry = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^\P{Cc}*$")]
+Split = BeforeValidator(lambda words: parted(words, option='"words"') if isinstance(words, str) else words)
+Words = Annotated[list[Entry], Split, AfterValidator(_classes)]
 
 
 class Query(BaseModel, extra="forbid"):
     """What a request asks about its image. Words are never a file's name, as they may be in commands."""
 
-    words: Words = Field([], description='"dog, cat", or a list; by default the model\'s own')
+    words: Words = Field(default_factory=dict, description=WORDS)
     threshold: float = Field(0.05, ge=0, le=1, allow_inf_nan=False, description="lowest score")
     top: int = Field(20, ge=1, le=1000, description="most boxes")
     model: str | None = Field(None, description="one of /health; the first by default")
@@ -75,8 +82,8 @@ class Query(BaseModel, extra="forbid"):
             first = error.errors()[0]
             names, reason = map(str, first["loc"]), first["msg"].removeprefix("Value error, ")
             raise Refused(f'"{".".join(names)[:40]}": {reason}.') from error
-        if len(query.words) > limits.words:
-            raise Refused(f"There are {len(query.words)} words: at most {limits.words} are allowed.", 413)
+        if (count := sum(map(len, query.words.values()))) > limits.words:
+            raise Refused(f"There are {count} words: at most {limits.words} are allowed.", 413)
         return query
 
 
@@ -123,7 +130,8 @@ class ServedModel:
         try:
             with kept_vocabulary(self.detector.model.roi_heads):
                 if query.words:
-                    self.detector.set_classes(query.words, self.embed(query.words, until=until))
+                    words = [word for of_class in query.words.values() for word in of_class]
+                    self.detector.set_classes(query.words, self.embed(words, until=until))
                 return self.detector.predict([image], threshold=query.threshold, top=query.top)[0]
         finally:
             self.detector.names, self.detector.novel = self.names, self.novel

@@ -16,7 +16,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
 
 from clim.errors import UserError
-from clim.files import data_root, read_json, resolve
+from clim.files import data_root, nfc, read_json, resolve
 
 from . import categories
 from .categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, LVIS_NAMES, LVIS_RARE_IDS, NOVEL_NAMES, STUFF_NAMES
@@ -202,7 +202,7 @@ def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[dict, ..
     counts = Counter(a.get("category_id") for a in content.get("annotations") or () if isinstance(a, Mapping))
     splits = {"r": "novel", "c": "base", "f": "base"}
     return tuple(
-        {"id": c["id"], "name": str(c["name"]), "split": c.get("split", splits.get(c.get("frequency"), "")),
+        {"id": c["id"], "name": nfc(str(c["name"])), "split": c.get("split", splits.get(c.get("frequency"), "")),
          "frequency": c.get("frequency"), "image_count": c.get("image_count"), "boxes": counts[c["id"]]}
         for c in sorted(categories, key=lambda c: c["id"])
     )  # fmt: skip

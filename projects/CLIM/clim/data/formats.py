@@ -16,7 +16,7 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from clim.errors import UserError
-from clim.files import read_text
+from clim.files import nfc, read_text
 from clim.sources import IMAGES, files_below
 
 from .images import UnreadableImage, image_size
@@ -71,7 +71,7 @@ def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: 
 
     def read(file: Path, height: int, width: int):
         found, names = detections_from_xml_obj(parse(file).getroot(), [], (1, 1))
-        return found.xyxy, [names[i].strip() for i in found.class_id]
+        return found.xyxy, [nfc(names[i].strip()) for i in found.class_id]
 
     return _read_folder(folder, image_root, ".xml", read, index, remedy)
 
@@ -83,7 +83,7 @@ def voc_classes(folder: str | os.PathLike) -> set[str]:
     names = set()
     for file in sorted(Path(folder).rglob("*.xml")):
         try:
-            names |= {name.text.strip() for name in parse(file).getroot().iterfind("object/name") if name.text}
+            names |= {nfc(name.text.strip()) for name in parse(file).getroot().iterfind("object/name") if name.text}
         except (OSError, SyntaxError, ValueError) as error:  # ValueError: an entity, which defusedxml does not read
             raise UserError(f"{file} cannot be read ({error}): correct the file.") from error
     return names

@@ -13,7 +13,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clim.errors import UserError
-from clim.files import read_json, resolve
+from clim.files import nfc, read_json, resolve
 
 from .datasets import json_categories
 from .shards import ShardRecords
@@ -89,8 +89,9 @@ def set_categories(name: str) -> dict[int, str] | None:
     if index is None:
         of_name = {word: key for key, word in listed.items()}
         by_id = dict(zip(classes, listed, strict=False))  # LVIS's metadata has a name that its json lacks
-        ids_of_names = of_name if of_name.keys() >= set(classes) else by_id
-        index = {ids_of_names[word]: i for i, word in enumerate(classes) if word in ids_of_names}
+        ids_of_names = of_name if of_name.keys() >= set(map(nfc, classes)) else by_id
+        words = [nfc(word) if ids_of_names is of_name else word for word in classes]
+        index = {ids_of_names[word]: i for i, word in enumerate(words) if word in ids_of_names}
     ids = {i: category for category, i in index.items()}
     return {ids.get(i, i): word for i, word in enumerate(classes)}
 
@@ -99,7 +100,7 @@ def set_classes(name: str) -> list[str] | None:
     """Class names of a registered set in the order of its indices; of a set of regions, stuff follows the things."""
     categories, metadata = set_categories(name), MetadataCatalog.get(name)
     stuff = metadata.get("stuff_classes") if metadata.get("evaluator_type") == "regions" else None
-    return None if categories is None else [*categories.values(), *(stuff or ())]
+    return None if categories is None else [nfc(word) for word in (*categories.values(), *(stuff or ()))]
 
 
 def matched(cfg, key: str, name: str) -> list[int] | None:
@@ -176,8 +177,8 @@ def with_tags(indices: Sequence[int | None], record: dict) -> dict:
 
 
 def _different(names: Iterable[str], where) -> list[str]:
-    """The names. UserError for one that is listed twice, is empty or is no text."""
-    names = list(names)
+    """The names in NFC. UserError for one that is listed twice, is empty or is no text."""
+    names = [nfc(name) if isinstance(name, str) else name for name in names]
     for name, times in Counter(map(str, names)).items():
         if times > 1 or not name.strip():
             raise UserError(f"{where} lists the class name {name!r} {times} times: give each class a name of its own.")

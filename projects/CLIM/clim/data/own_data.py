@@ -5,6 +5,7 @@ Its keys are ``classes``, ``novel``, ``train``, ``val`` and ``captions``. A data
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,8 @@ from typing import NamedTuple
 import yaml
 
 from clim.errors import UserError
-from clim.files import read_text, resolve
+from clim.files import nfc, read_text, resolve
+from clim.sources import files_below
 
 from .datasets import json_categories
 from .formats import voc_classes
@@ -110,7 +112,7 @@ def _names(value, where: str) -> list[str]:
         value = [value[str(i)] for i in range(len(value))]
     if not isinstance(value, list):
         raise UserError(f"{where} is {value!r}: give a list, as [car, dog].")
-    names = [_word(name, f"name {i} of {where}") for i, name in enumerate(value)]
+    names = [nfc(_word(name, f"name {i} of {where}")) for i, name in enumerate(value)]
     for i, name in enumerate(names):
         if not name or name in names[:i]:
             reason = f"is {name!r}, like name {names.index(name)}" if name else "is empty"
@@ -128,6 +130,8 @@ def _sets(value, part: str, root: Path, file: Path) -> Iterator[OwnSet]:
         _check_keys(entry, PARTS[part], where=where)
         entry = {key: _word(word, f"{key} in {where}") for key, word in entry.items()}
         images = _path(root, entry["images"])
+        if images.is_file():
+            raise UserError(f"images in {where}: {images} is a file. Lists of images are not read: give their folder.")
         if not images.is_dir():
             raise UserError(f"images in {where}: there is no folder {images}.")
         source = _path(root, entry[texts]) if entry.get(texts) else None
@@ -163,7 +167,8 @@ def _boxes(boxes: Path, where: str) -> str:
             raise UserError(f"{boxes} has no categories, so its boxes have no classes: correct {where}.")
         return "LVIS" if any(category["frequency"] for category in listed) else "COCO"
     if boxes.is_dir():
-        return "VOC" if next(boxes.rglob("*.xml"), None) else "YOLO"
+        kinds = Counter(path.suffix for path in files_below(boxes))  # labelImg's classes.txt lies among .xml
+        return "VOC" if kinds[".xml"] and kinds[".xml"] >= kinds[".txt"] else "YOLO"
     raise UserError(f"boxes in {where}: {boxes} is not there, or of another kind: give {_BOXES}.")
 
 

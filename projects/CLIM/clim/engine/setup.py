@@ -51,6 +51,11 @@ def load_config(config_file: str, overrides: list):
     try:
         if config_file.endswith(CHECKPOINTS):
             merge_described(cfg, config_file)
+        elif config_file and not config_file.endswith((".yaml", ".yml")):
+            raise UserError(
+                f"{config_file} is neither a checkpoint that holds its config ({', '.join(CHECKPOINTS)}) nor a YAML: "
+                "name such a checkpoint, or for weights of another program their config too, as --config-file."
+            )
         elif config_file:
             cfg.merge_from_file(config_file)
         cfg.merge_from_list(overrides)

@@ -22,7 +22,7 @@ from tabulate import tabulate
 from clim.data.loader import NO_REGION, Skipped, SkippingLoader, build_detection_loader
 from clim.data.names import set_categories
 from clim.errors import UserError
-from clim.files import nan_to_none, read_json, write_json
+from clim.files import nan_to_none, nfc, read_json, write_json
 
 # Detections in columns, a tenth of the memory of dicts. ``bbox`` is XYWH in pixels, nan without a box; ``counts`` the
 # bytes of a compressed mask.
@@ -125,7 +125,8 @@ class DetectionEvaluator(ImageEvaluator):
             remedy = f"set MetadataCatalog.get({dataset_name!r}).thing_classes"
             raise UserError(f"The classes of data set '{dataset_name}' have no names: {remedy}.")
         self._dataset_ids = dict(zip(range(len(categories)) if indices is None else indices, categories, strict=True))
-        id_of = {name: category for category, name in categories.items()}
+        id_of = {nfc(name): category for category, name in categories.items()}
+        splits = {split: list(map(nfc, names)) for split, names in splits.items()}
         counts = Counter(name for split in splits.values() for name in split)
         if wrong := sorted(name for name, count in counts.items() if count > 1 or name not in id_of):
             raise UserError(

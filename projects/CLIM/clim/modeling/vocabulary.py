@@ -14,7 +14,7 @@ from torch import Tensor
 from clim.data import categories
 from clim.data.names import declared_names
 from clim.errors import UserError
-from clim.files import read_json, resolve
+from clim.files import nfc, read_json, resolve
 from clim.text import CLASS_FEATURES, load_embeddings, require_width
 
 logger = logging.getLogger(__name__)
@@ -133,13 +133,13 @@ def _base_classes(base: str) -> tuple[list[str], Tensor]:
     if base in (*_SETS, *DatasetCatalog):
         metadata = MetadataCatalog.get(_SETS.get(base, base))
         base_classes, classes = set(metadata.base_classes), metadata.thing_classes  # read once: LVIS's takes 10 ms
-        return classes, torch.tensor([float(name in base_classes) for name in classes])
+        return list(map(nfc, classes)), torch.tensor([float(name in base_classes) for name in classes])
     remedy = 'a cat_info json of datasets/prepare_ov{coco,lvis}.py, a data set with base classes, or "ovcoco"'
     info = read_json(resolve(base), remedy=f"MODEL.OPEN_VOCAB.BASE_CLASSES takes {remedy}.")
     info = sorted(info, key=lambda c: c["id"])
     # Square roots of image counts, as official Detic's freq_weight; a class without images is masked.
     mask = torch.tensor([float(c["image_count"]) for c in info]).sqrt()
-    return [c["name"] for c in info] if all("name" in c for c in info) else [], mask
+    return [nfc(c["name"]) for c in info] if all("name" in c for c in info) else [], mask
 
 
 def competing_classes(cfg) -> Tensor:
