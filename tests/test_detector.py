@@ -53,7 +53,7 @@ def test_models_that_do_not_detect(tiny_cfg):
         Detector(tiny_cfg(config="mini/ovrcnn_pretrain.yaml"))
 
 
-def test_other_classes(tiny_cfg, scene, tmp_path):
+def test_other_classes(tiny_cfg, scene, tmp_path, caplog):
     """By the config or at run time they win over those of the checkpoint, and the same name is the same class."""
     trained = Detector(tiny_cfg())
     before = trained.model.roi_heads.box_predictor.cls_score.class_embeddings
@@ -61,6 +61,7 @@ def test_other_classes(tiny_cfg, scene, tmp_path):
     names = ["zebra", "dog", "fire hydrant"]
     options = ("MODEL.WEIGHTS", str(tmp_path / "model.pth"), "MODEL.VOCABULARY.PROMPT", "a")  # the mini set's prompt
     configured = Detector(tiny_cfg(*options, "MODEL.VOCABULARY.NAMES", str(names)))
+    assert "The checkpoint" not in caplog.text  # names are given on purpose: no warning of other classes or masks
     detector = Detector(tiny_cfg(*options))
     detector.set_classes(names)
     for one in (configured, detector):

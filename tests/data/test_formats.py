@@ -73,8 +73,8 @@ def test_boxes_are_pixels_and_images_without_a_file_have_none(images, label, suf
 @pytest.mark.parametrize(
     "suffix, text, message",
     [
-        (".txt", "2 .5 .5 1 1", "image a.jpg of .*labels/a.txt has category 2, .* one of the 2 categories"),
-        (".txt", "-1 .5 .5 1 1", "has category -1"),
+        (".txt", "2 .5 .5 1 1", "line 1 of .*labels/a.txt has class 2, .* add it to names"),
+        (".txt", "0 .5 .5 1 1\n\n-1 .5 .5 1 1", "line 3 of .* has class -1"),
         (".txt", "0 .5 .5 1", "labels/a.txt cannot be read .*expected at least 5"),
         (".txt", "0 .5 nan 1 1", "labels/a.txt cannot be read"),
         (".txt", "dog .5 .5 1 1", "labels/a.txt cannot be read .*'dog'"),

@@ -82,6 +82,18 @@ def test_categories_are_matched_by_name_and_novel_boxes_are_not_trained(own, cap
     assert metadata.thing_dataset_id_to_contiguous_id == {7: 1, 3: 2, 5: 0, 8 + 3: 3}
 
 
+def test_a_split_of_the_json_is_not_ignored_without_a_word(own, caplog):
+    categories = [c | {"split": "base" if c["name"] == "cat" else "novel"} for c in CATEGORIES]
+    (own(f"train: {COCO}").file.parent / "split.json").write_text(json.dumps(BOXES | {"categories": categories}))
+    split = "{images: images, boxes: split.json}"
+    for text in (f"train: {COCO}", f"novel: []\nval: {split}", f"novel: [kite]\ntrain: {split}"):
+        own(text)
+    assert not caplog.records
+    assert own(f"train: {COCO}\nval: {split}").novel == []
+    (record,) = caplog.records
+    assert '"split": "novel" at \'dog\', but' in record.getMessage() and "add novel: [dog" in record.getMessage()
+
+
 def test_classes_are_those_of_the_train_sets(own):
     """Without classes: by id, or sorted; without novel ones, no class has a split."""
     data = own(f"train: [{COCO}, {{images: images, boxes: voc}}]\nval: {{images: images, boxes: lvis.json}}")

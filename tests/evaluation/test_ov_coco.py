@@ -265,6 +265,9 @@ def test_a_set_of_a_function_is_scored_by_its_records(tmp_path, function_set):
     box["category_id"], records[1]["image_id"] = before, "image 1"
     with pytest.raises(UserError, match="'image 1' is the image_id of two images"):
         OVCOCOEvaluator("of_a_function")
+    records[:] = [{**record, "image_id": i, "annotations": []} for i, record in enumerate(records)]
+    with pytest.raises(UserError, match="'of_a_function' has no box, so nothing can be scored"):
+        OVCOCOEvaluator("of_a_function")
 
 
 def test_detectron2s_registered_json_is_scored_as_it_is(tmp_path):
@@ -283,8 +286,8 @@ def test_detectron2s_registered_json_is_scored_as_it_is(tmp_path):
         feed(evaluator, [image["id"] for image in ground_truth["images"]], detections)
         assert figures == evaluator.evaluate()["bbox"] and expected != figures
         (tmp_path / "reversed.json").write_text(json.dumps({"images": [], "categories": ground_truth["categories"]}))
-        with pytest.raises(UserError, match="reversed.json has no annotations"):
-            OVCOCOEvaluator("of_detectron2").evaluate()
+        with pytest.raises(UserError, match="reversed.json has no box, so nothing can be scored"):
+            OVCOCOEvaluator("of_detectron2")
     finally:
         DatasetCatalog.remove("of_detectron2")
         MetadataCatalog.remove("of_detectron2")
@@ -322,8 +325,8 @@ def test_classes_without_ground_truth_leave_the_means(tmp_path, caplog):
     text = (tmp_path / "out" / "ov_coco_results.json").read_text()
     assert "NaN" not in text and json.loads(text)["summary"]["AP50_novel"] is None
     assert "every image shows a base or novel object" in caplog.text  # so the two runs' images are the same
-    summary = score(tmp_path, ground_truth_of([], [1, 2]), detections[:1], protocol="both")
-    assert summary and all(math.isnan(value) for value in summary.values())
+    with pytest.raises(UserError, match="has no box, so nothing can be scored"):
+        score(tmp_path, ground_truth_of([], [1, 2]), detections[:1], protocol="both")
 
 
 def test_images_not_processed_count_as_missed_and_repeated_ones_once(tmp_path, caplog):

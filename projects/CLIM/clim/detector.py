@@ -11,7 +11,6 @@ import logging
 import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -107,8 +106,7 @@ class Detector:
         self._may_warn = True
         self.novel = self._novel_among(self.names)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-        with _silent("clim.modeling.box_predictors") if classes is not None else nullcontext():
-            self.model = load_model(cfg)  # its classes go at once
+        self.model = load_model(cfg)
         self.features = self.model.roi_heads.predictors[-1].text_features
         for predictor in self.model.roi_heads.predictors:
             predictor.test_score_thresh = score_threshold
@@ -341,16 +339,6 @@ def _to_detections(found: Instances) -> sv.Detections:
         masks = sv.CompactMask.from_dense(found.pred_masks.numpy(), whole, found.image_size)
     boxes, scores, classes = found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy()
     return sv.Detections(xyxy=boxes, mask=masks, confidence=scores, class_id=classes)
-
-
-@contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """No warnings of a logger in this block."""
-    logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 def _keep_float32(module: nn.Module) -> None:

@@ -46,10 +46,13 @@ def read_yolo(folder: str, image_root: str, *, index: Mapping[int, int], remedy:
     from supervision.dataset.formats.yolo import yolo_annotations_to_detections
 
     def read(file: Path, height: int, width: int):
-        lines = [line for line in read_text(file, remedy=remedy).splitlines() if line.strip()]
-        for line in lines:
+        lines = {i: line for i, line in enumerate(read_text(file, remedy=remedy).splitlines(), 1) if line.strip()}
+        for i, line in lines.items():
             _check_numbers(line)
-        found = yolo_annotations_to_detections(lines, (width, height), with_masks=False)
+            if (key := int(line.split()[0])) not in index:
+                there = f"but names (or classes) has {len(index)}, which count from 0"
+                raise UserError(f"line {i} of {file} has class {key}, {there}: add it to names, or correct the line.")
+        found = yolo_annotations_to_detections(list(lines.values()), (width, height), with_masks=False)
         return found.xyxy, found.class_id.tolist()
 
     return _read_folder(folder, image_root, ".txt", read, index, remedy)

@@ -4,6 +4,7 @@ Its keys are ``classes``, ``novel``, ``train``, ``val`` and ``captions``. A data
 """
 
 import difflib
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from clim.sources import files_below
 
 from .datasets import json_categories
 from .formats import voc_classes
+
+logger = logging.getLogger(__name__)
 
 PARTS = {"train": ("images", "boxes"), "val": ("images", "boxes"), "captions": ("images", "captions", "tags")}
 KEYS = ("path", "classes", "names", "novel", *PARTS)
@@ -87,7 +90,20 @@ def read_data(data: str | os.PathLike) -> OwnData:
     classes = classes or _classes_of(sets, file)
     if not classes and any(own.part != "captions" for own in sets):
         raise UserError(f"{file} has no classes, and its boxes name none: add classes: [...].")
+    if "novel" not in content:
+        _warn_of_splits(sets, file)
     return OwnData(file, list(dict.fromkeys(classes + novel)), novel, sets)
+
+
+def _warn_of_splits(sets: Sequence[OwnSet], file: Path) -> None:
+    """Warn of the first class that a json declares novel, because this file alone decides. LVIS's "r" is a count."""
+    for own in (own for own in sets if own.kind in ("COCO", "LVIS")):
+        listed = json_categories(own.texts, remedy=f"correct {own.part} of {file}")
+        for name in (c["name"] for c in listed if c["split"] == "novel" and c["frequency"] != "r"):
+            effect = f"but {file} has no novel:, so it counts as a class with boxes"
+            said = f'{own.texts} has "split": "novel" at {name!r}, {effect}'
+            logger.warning(f"{said}: add novel: [{name}, …] to it, or novel: [] if that is right.")
+            return
 
 
 def _check_keys(content: Mapping, known: Sequence[str], *, where: str) -> None:

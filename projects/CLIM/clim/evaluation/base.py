@@ -116,7 +116,7 @@ class DetectionEvaluator(ImageEvaluator):
     ):  # fmt: skip
         """``splits`` are names of classes; ``max_dets`` None: all detections.
 
-        UserError for wrong lists of classes, a missing json file, or a set whose classes have no names.
+        UserError for wrong lists of classes, a missing json file, or a set without boxes or without names of classes.
         """
         super().__init__(dataset_name, **base)
         self._max_dets, metadata = max_dets, MetadataCatalog.get(dataset_name)
@@ -137,7 +137,7 @@ class DetectionEvaluator(ImageEvaluator):
         self._undeclared = {name: category for name, category in id_of.items() if name not in counts}
         self._json_file, self._numbers = metadata.get("json_file"), {}
         if self._json_file is None:
-            self._recorded = convert_to_coco_dict(dataset_name)
+            self._recorded = {"annotations": []} | convert_to_coco_dict(dataset_name)  # which leaves out an empty list
             self._numbers = _number_images(self._recorded, dataset_name)
             if wrong := {a["category_id"] for a in self._recorded["annotations"]} - categories.keys():
                 remedy = "number them from 0, as its thing_classes do"
@@ -145,6 +145,15 @@ class DetectionEvaluator(ImageEvaluator):
                 raise UserError(f"The data set '{dataset_name}' {said}: {remedy}.")
         elif not PathManager.isfile(self._json_file):
             raise UserError(f"The ground truth of data set '{dataset_name}' is not found: {self._json_file}.")
+        if not self._annotated().get("annotations"):
+            source = self._json_file or f"The data set '{dataset_name}'"
+            raise UserError(f"{source} has no box, so nothing can be scored: correct it, or choose another test set.")
+
+    def _annotated(self) -> dict:
+        """The ground truth, a COCO instances dict."""
+        if self._json_file is None:
+            return self._recorded
+        return read_json(self._json_file, remedy=f"it is the ground truth of data set '{self.name}'")
 
     def process(self, inputs, outputs):
         """``inputs``: B records with ``image_id``; ``outputs``: B dicts with ``instances`` at the image's own size."""
@@ -164,14 +173,9 @@ class DetectionEvaluator(ImageEvaluator):
     def ground_truth(self, results: dict[int, ImageDetections], skipped: Sequence[Skipped]) -> dict:
         """A COCO instances dict. Warns about causes of low scores.
 
-        UserError if the json file has no annotations, or if every image was skipped.
+        UserError if every image was skipped.
         """
-        if self._json_file is None:
-            ground_truth = self._recorded
-        else:
-            ground_truth = read_json(self._json_file, remedy=f"it is the ground truth of data set '{self.name}'")
-        if "annotations" not in ground_truth:
-            raise UserError(f"{self._json_file} has no annotations, so nothing can be scored: choose another test set.")
+        ground_truth = self._annotated()
         num_images = len(ground_truth["images"])
         missing = len({image["id"] for image in ground_truth["images"]} - results.keys())
         if skipped and missing == num_images:

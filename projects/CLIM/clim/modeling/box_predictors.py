@@ -43,7 +43,8 @@ class TextOutputLayers(FastRCNNOutputLayers):
     """Detectron2's predictor with text classes: users can exchange them, and some have no boxes.
 
     ``class_mask`` (K,), the buffer ``freq_weight``, is zero where a class has no box annotations. A checkpoint does
-    not replace the vocabulary if ``vocabulary_wins``, because the config names it. Subclasses define
+    not replace the vocabulary if ``vocabulary_wins``, because the config gives it; ``warns``: say so where the file has
+    another one. A list of names is the user's own, but a file of embeddings may be a default. Subclasses define
     ``project(x)``: region features (…, in_features) → un-normalised embeddings (…, D);
     ``class_loss(logits, gt_classes)``: the loss of logits (R, K + 1) and classes (R,) in [0, K], K the background;
     ``set_class_embeddings(embeddings)``: replace the buffer of class embeddings by one of (K', D) others.
@@ -54,17 +55,18 @@ class TextOutputLayers(FastRCNNOutputLayers):
     text_features: str  # what class names become: a key of clim.text.CLASS_FEATURES
     stores_mask = True  # whether checkpoints hold freq_weight
 
-    def __init__(self, input_shape, *, class_mask: Tensor, vocabulary_wins: bool, **kwargs):
+    def __init__(self, input_shape, *, class_mask: Tensor, vocabulary_wins: bool, warns: bool = True, **kwargs):
         super().__init__(input_shape, **kwargs | {"use_sigmoid_ce": True})
         self.register_buffer("freq_weight", class_mask, persistent=self.stores_mask)
         self.register_buffer("synonyms", None)  # of set_vocabulary
-        self.vocabulary_wins = vocabulary_wins
+        self.vocabulary_wins, self.warns = vocabulary_wins, warns
         self.register_load_state_dict_pre_hook(_keep_vocabulary)
 
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):
         vocabulary = {"num_classes": num_classes(cfg), "class_mask": class_mask(cfg)}
-        return super().from_config(cfg, input_shape) | vocabulary | {"vocabulary_wins": is_configured(cfg)}
+        vocabulary |= {"vocabulary_wins": is_configured(cfg), "warns": not cfg.MODEL.VOCABULARY.NAMES}
+        return super().from_config(cfg, input_shape) | vocabulary
 
     def before_load(self, weights: dict[str, Tensor], *, prefix: str) -> None:
         """Replace the file's classes by the configured ones before their shapes are compared."""
@@ -241,7 +243,7 @@ def _keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):
     if theirs is not None:
         same = theirs.shape == mine.shape
         if module.vocabulary_wins or theirs.shape[1 - axis] != mine.shape[1 - axis]:
-            if not same or not torch.allclose(theirs.to(mine), mine, atol=1e-3):
+            if module.warns and not (same and torch.allclose(theirs.to(mine), mine, atol=1e-3)):
                 logger.warning(
                     f"The checkpoint's class embeddings ({theirs.shape[axis] - 1} classes) differ from the configured "
                     f"vocabulary ({mine.shape[axis] - 1} classes): the configured one is used."
@@ -255,7 +257,8 @@ def _keep_vocabulary(module: TextOutputLayers, state_dict, prefix, *_):
         module.synonyms = state_dict[prefix + "synonyms"].to(module.freq_weight.device)
     mine, theirs = module.freq_weight, state_dict.get(prefix + "freq_weight")
     if theirs is not None and (module.vocabulary_wins or theirs.shape != mine.shape):
-        if theirs.shape == mine.shape and not torch.equal(theirs.cpu() > 1e-4, mine.cpu() > 1e-4):
+        comparable = module.warns and theirs.shape == mine.shape
+        if comparable and not torch.equal(theirs.cpu() > 1e-4, mine.cpu() > 1e-4):
             logger.warning("The checkpoint masks other classes than the config: the configured mask is used.")
         state_dict[prefix + "freq_weight"] = mine.clone()
 
