@@ -1,6 +1,6 @@
 """Detect objects with an ONNX file of `clim export`; needs numpy, onnxruntime and Pillow, neither torch nor CLIM.
 
-    python tools/onnx_predict.py model.onnx photo.jpg more.png --output drawings
+    python tools/onnx_predict.py model.onnx photo.jpg folder-of-jpg-and-png --output drawings
     python tools/onnx_predict.py model.onnx photo.jpg --embeddings rows.npy --names "dog, fire hydrant"
 
 --embeddings is for a file of --dynamic-classes; by default it is model.npy, which lies beside the file.
@@ -41,23 +41,24 @@ class Detector:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("images", nargs="+")
+    parser.add_argument("images", nargs="+", type=Path, help="files, and folders of .jpg and .png")
     parser.add_argument("--output", type=Path, help="folder of drawings")
     parser.add_argument("--embeddings", help=".npy of tools/build_text_embeddings.py classes --like MODEL")
     parser.add_argument("--names", type=lambda text: [name.strip() for name in text.split(",")])
     args = parser.parse_args()
     detector = Detector(args.model, embeddings=args.embeddings, names=args.names)
-    for file in args.images:
+    listed = [sorted(path.rglob("*.[jpJP]*[gG]")) if path.is_dir() else [path] for path in args.images]
+    for file in sum(listed, []) or parser.error("there is no .jpg and no .png."):
         image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
         found, draw = detector(image), ImageDraw.Draw(image)
-        print(json.dumps({"file": file, "detections": found}))
+        print(json.dumps({"file": str(file), "detections": found}))
         for one in reversed(found if args.output else []):
             draw.rectangle(one["box"], outline="red", width=3)
             text, ink = f"{one['name']} {one['score']:.2f}", {"fill": "white", "stroke_fill": "black"}
             draw.text(one["box"][:2], text, stroke_width=2, font_size=16, **ink)
         if args.output:
             args.output.mkdir(parents=True, exist_ok=True)
-            image.save(args.output / f"{Path(file).stem}.jpg")
+            image.save(args.output / f"{file.stem}.jpg")
 
 
 if __name__ == "__main__":

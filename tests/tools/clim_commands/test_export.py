@@ -168,6 +168,12 @@ def test_a_client_without_torch_reads_all_from_the_file(make_checkpoint, tmp_pat
         [sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True, text=True
     ).stdout
     found = json.loads(printed)["detections"]
+    arguments[1] = tmp_path / "photos"  # a folder
+    arguments[1].mkdir()
+    (tmp_path / "photo.png").rename(arguments[1] / "photo.png")
+    (arguments[1] / "notes.txt").write_text("no image")
+    of_folder = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True)
+    assert json.loads(of_folder.stdout) == {"file": str(arguments[1] / "photo.png"), "detections": found}
     detector.set_classes(words)
     boxes, scores, classes = in_pytorch(detector, photo)
     places = [np.array([[one["box"] for one in found]][0]), np.array([one["score"] for one in found])]
