@@ -250,7 +250,7 @@ def test_mistakes_name_the_key(take, overrides, message):
 
 def test_a_worker_never_collects_the_objects_of_the_main_process(monkeypatch):
     monkeypatch.setattr(loader.cv2, "setNumThreads", lambda count: None)
-    monkeypatch.setattr(loader.signal, "signal", lambda *_: None)  # which every later process of the tests would inherit
+    monkeypatch.setattr(loader.signal, "signal", lambda *_: None)  # later processes of the tests would inherit it
     try:
         loader.start_worker(0)
         assert gc.get_freeze_count() > 10_000
