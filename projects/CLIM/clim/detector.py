@@ -8,9 +8,9 @@ results = detector.predict("photos/")
 
 import itertools
 import logging
-import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +43,11 @@ _MINI_FOLDERS = {"mini", "mini_lvis"}  # their folders
 
 
 def _whole(value, least: int) -> bool:
-    return isinstance(value, numbers.Integral) and value >= least
+    return isinstance(value, Integral) and value >= least
 
 
 def _part(value) -> bool:
-    return isinstance(value, numbers.Real) and 0 <= value <= 1
+    return isinstance(value, Real) and 0 <= value <= 1
 
 
 _OPTIONS = {  # of Detector.stream: what each must be

@@ -252,6 +252,7 @@ def _open(json_file: str, image_root: str, remedy: str, *, keys=("images", "anno
 
 
 def require_folder(image_root: str) -> None:
+    """UserError if the image folder is missing."""
     if not Path(image_root).is_dir():
         raise UserError(f"image folder {image_root} not found: set DETECTRON2_DATASETS, see datasets/README.md")
 
@@ -284,6 +285,7 @@ def _record(image: Mapping, image_root: str) -> dict:
 
 
 def class_index(category_id: int, index: Mapping[int, int], image_id, json_file: str) -> int:
+    """The contiguous index of a category. UserError if it is none of the set, with the image and the file."""
     if category_id not in index:
         raise UserError(
             f"image {image_id} of {json_file} has category {category_id!r}, but it is not one of the {len(index)} "
