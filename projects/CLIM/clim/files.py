@@ -1,5 +1,6 @@
 """The data root, json, and writing of whole files: a kill leaves NAME.partial, and the next attempt replaces it."""
 
+import codecs
 import json
 import math
 import os
@@ -8,10 +9,14 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from clim.errors import UserError
 
 SUFFIX = ".partial"
+T = TypeVar("T")
 
 
 def data_root() -> Path:
@@ -64,12 +69,35 @@ def nan_to_none(row: Mapping) -> dict:
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
-def read_json(path: str | os.PathLike, *, remedy: str, object_hook: Callable[[dict], object] | None = None):
-    """Content of a json file. UserError with ``remedy`` where the file is missing or broken."""
+def read_json(
+    path: str | os.PathLike, *, remedy: str, kind: type[T] = object,
+    object_hook: Callable[[dict], object] | None = None,
+) -> T:  # fmt: skip
+    """Content of a json file as ``kind``, any type that msgspec decodes; its Structs describe each kind of file.
+
+    UserError with ``remedy`` where the file is missing or broken, or a value does not fit: file, place, expected type.
+    """
+    data = _read_bytes(path, remedy)
+    return decode_json(data, source=path, remedy=remedy, kind=kind, object_hook=object_hook)
+
+
+def decode_json(data: bytes, *, source, remedy: str, kind: type[T] = object, object_hook=None) -> T:
+    """As :func:`read_json`, of the content of ``source``."""
     try:
-        return json.loads(_read_bytes(path, remedy), object_hook=object_hook)
-    except ValueError as error:
-        raise UserError(f"{path} is not valid json ({error}): {remedy}") from error
+        try:
+            if object_hook is None:
+                return msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=kind)
+        except msgspec.ValidationError:
+            raise
+        except (msgspec.DecodeError, RecursionError):
+            pass  # Python's json also reads NaN, half surrogate pairs and UTF-16, and says where a file breaks off
+        return msgspec.convert(json.loads(data, object_hook=object_hook), kind)
+    except msgspec.ValidationError as error:
+        expected, _, place = str(error).rstrip("`").partition(" - at `$")
+        where = f"{place.lstrip('.')} of {source}" if place else source
+        raise UserError(f"{where} does not fit: {expected[:1].lower()}{expected[1:]}: {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source} is not valid json ({error}): {remedy}") from error
 
 
 def read_text(path: str | os.PathLike, *, remedy: str) -> str:
