@@ -97,26 +97,25 @@ def decode_image(
         raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
     _check_bytes(len(data), file_name)
     with _unreadable(file_name), Image.open(io.BytesIO(data)) as opened:
-        height, width = _upright_size(opened)
-        if min(height, width) < min_side:
-            raise UnreadableImage(file_name, f"tiny ({width}x{height})")
-        if at_least is not None and opened.format in ("JPEG", "MPO") and height * width <= MAX_PIXELS:
+        _check_size(opened, file_name, min_side)
+        size = None
+        if at_least is not None and opened.format in ("JPEG", "MPO"):
             # The decoder takes the smallest of its scales that is large enough. The stored image may be turned.
-            opened.draft(None, at_least[::-1] if (height, width) == opened.size[::-1] else at_least)
+            size = _upright_size(opened)
+            opened.draft(None, at_least[::-1] if size == opened.size[::-1] else at_least)
         rgb = to_rgb(opened, name=file_name)
+        height, width = size or rgb.shape[:2]
     return Decoded(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR) if fmt == "BGR" else rgb.copy(), height, width)
 
 
 def to_rgb(image: Image.Image, *, name: str) -> np.ndarray:
     """uint8 (H, W, 3), upright, of a PIL image of any mode; it may be read-only. Raises UnreadableImage."""
     with _unreadable(name):
-        width, height = image.size
-        if not 0 < height * width <= MAX_PIXELS:
-            raise UnreadableImage(name, f"{'too large' if height * width else 'empty'} ({width}x{height})")
+        _check_size(image, name)
         if image.format == "EPS":  # Ghostscript would run the file as a program
             raise UnreadableImage(name, "not an image (PostScript)")
         image.load()
-        # PIL turns a TIFF in load() and removes its orientation, so this comes after it.
+        # PIL turns a TIFF in load() and removes its orientation. A PNG's orientation hides the errors of a later load().
         orientation = _orientation(image)
         image = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
         if image.mode == "F" or image.mode.startswith("I"):
@@ -200,12 +199,20 @@ def _unreadable(name: str):
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         yield
-    except (UnreadableImage, MemoryError):
+    except UnreadableImage:
         raise
     except Exception as error:
         raise UnreadableImage(name, _reason(error)) from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _check_size(image: Image.Image, name: str, min_side: int = 1) -> None:
+    width, height = image.size
+    if min(height, width) < min_side:
+        raise UnreadableImage(name, f"tiny ({width}x{height})")
+    if height * width > MAX_PIXELS:
+        raise UnreadableImage(name, f"too large ({width}x{height})")
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
@@ -254,7 +261,7 @@ def _reason(error: Exception) -> str:
         return "missing"
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, (Image.DecompressionBombError, MemoryError)):  # PIL's, of a row that is too long
         return "too large"
     if "truncated" in str(error).lower():
         return "truncated"
