@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from clim.data.images import UnreadableImage, read_image
+from clim.data.images import MIN_SIDE, UnreadableImage, read_image
 from clim.data.shards import SCHEME
 from clim.errors import UserError
 from clim.files import write_json
@@ -147,7 +147,7 @@ class _Images(Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray | None, str | None]:
         try:
-            return read_image(self.records[index]["file_name"], fmt="RGB").image, None
+            return read_image(self.records[index]["file_name"], fmt="RGB", min_side=MIN_SIDE).image, None
         except UnreadableImage as error:
             return None, error.reason
 

@@ -283,7 +283,7 @@ def most_confident(found, *, threshold: float = 0.0, top: int | None = None, ove
 
     Of boxes with an IoU above ``overlap``, also of different classes, only the best stays: one object has one name.
     """
-    found = found[found.confidence >= threshold]
+    found = found[(found.confidence >= threshold) & np.isfinite(found.xyxy).all(axis=1)]
     boxes, scores = (torch.from_numpy(of.astype(np.float64)) for of in (found.xyxy, found.confidence))
     return found[nms(boxes, scores, overlap)[:top].numpy()]
 

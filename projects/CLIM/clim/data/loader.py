@@ -7,16 +7,17 @@ import gc
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count, islice
 
 import cv2
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
+from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import transforms as T
 from detectron2.data.build import filter_images_with_only_crowd_annotations, print_instances_class_histogram
 from detectron2.data.common import DatasetFromList
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
@@ -24,9 +25,17 @@ from torch.utils.data import DataLoader, Dataset
 from clim.errors import UserError
 from clim.sources import Skipped
 
-from .images import ResizeShortestEdge
+from .images import ResizeShortestEdge, UnreadableImage, channels_first, read_image
 from .jittering import Jittering
-from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper, training_augmentations
+from .mappers import (
+    CanvasMapper,
+    CropMapper,
+    DetectionMapper,
+    RecordMapper,
+    RegionMapper,
+    check_size,
+    training_augmentations,
+)
 from .names import pair_records, set_classes, training_records, vocabulary_names
 from .partners import load_neighbours
 from .records import column, concatenated, parts_of, with_own_ids
@@ -293,16 +302,30 @@ class SkippingLoader:
                 yield samples
 
 
-def map_or_skip(mapper: DatasetMapper, record: dict) -> dict | Skipped:
-    """Detectron2's test input; :class:`Skipped` if the image is damaged or has another size than its record."""
-    try:
-        return mapper(record)
-    except (OSError, SyntaxError, SizeMismatchError) as error:  # PIL raises OSError and SyntaxError
-        return Skipped(record["file_name"], " ".join(str(error).split()))
+@dataclass(kw_only=True)
+class DetectionTestMapper:
+    """Detection record → Detectron2's test input, the record with ``image`` (3, H, W) and without annotations.
+
+    :class:`Skipped` if the image is damaged or has another size than its record.
+    """
+
+    resize: T.Augmentation
+    image_format: str
+
+    def __call__(self, record: dict) -> dict | Skipped:
+        try:
+            decoded = read_image(record["file_name"], fmt=self.image_format)
+            sample = {"height": decoded.height, "width": decoded.width} | record
+            check_size(sample, decoded)
+        except UnreadableImage as error:
+            return Skipped(error.file_name, error.reason)
+        sample.pop("annotations", None)
+        image = self.resize.get_transform(decoded.image).apply_image(decoded.image)
+        return sample | {"image": channels_first(image)}
 
 
 def build_detection_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
     """This process's share of data set ``name``: Detectron2's test inputs, one image a batch."""
     resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-    mapper = partial(map_or_skip, DatasetMapper(cfg, is_train=False, augmentations=[resize]))
+    mapper = DetectionTestMapper(resize=resize, image_format=cfg.INPUT.FORMAT)
     return SkippingLoader(build_detection_test_loader(cfg, name, mapper=mapper), on_skip=on_skip)

@@ -15,6 +15,7 @@ import io
 import logging
 import os
 import re
+import stat
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
@@ -111,6 +112,8 @@ class ShardHandler(PathHandler):
         if mode != "rb" or not span:
             raise ValueError(f"{path} with mode {mode!r}: images in shards are tar://SHARD?OFFSET+SIZE#MEMBER, mode rb")
         shard, offset, size = span[1], int(span[2]), int(span[3])
+        if not stat.S_ISREG(os.stat(shard).st_mode):  # a pipe or a device would never end
+            raise OSError("the shard is not a file")
         with open(shard, "rb", buffering=0) as file:
             file.seek(offset)
             data = file.read(size)
