@@ -109,7 +109,8 @@ def _misfit(error: msgspec.ValidationError, content, source, kind: type) -> str:
     if not (missing or own):
         schema = {} if kind is object else msgspec.json.schema(kind, schema_hook=lambda _: {"title": "any"})
         fields = [field for part in schema.get("$defs", {}).values() for field in part.get("properties", {}).items()]
-        described = {name: field["description"] for name, field in fields if "description" in field}
+        kinds = ((name, choice) for name, field in fields for choice in (field, *field.get("anyOf", ())))
+        described = {name: choice["description"] for name, choice in kinds if "description" in choice}
         last = next((i for i in reversed(range(len(keys))) if keys[i] in described), None)
         expected = message.removeprefix("Expected ").partition(", got")[0]
         expected = re.sub("`(.*?)`", _in_words, expected) if last is None else described[keys[last]]

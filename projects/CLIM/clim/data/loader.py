@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from clim.errors import UserError
 from clim.sources import Skipped
 
+from .datasets import get_records
 from .images import ResizeShortestEdge, UnreadableImage, channels_first, read_image
 from .jittering import Jittering
 from .mappers import (
@@ -328,4 +329,7 @@ def build_detection_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]
     """This process's share of data set ``name``: Detectron2's test inputs, one image a batch."""
     resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
     mapper = DetectionTestMapper(resize=resize, image_format=cfg.INPUT.FORMAT)
-    return SkippingLoader(build_detection_test_loader(cfg, name, mapper=mapper), on_skip=on_skip)
+    records, workers = get_records(name, masks=False), cfg.DATALOADER.NUM_WORKERS
+    if not records:
+        raise UserError(f"DATASETS.TEST {name} holds no image.")
+    return SkippingLoader(build_detection_test_loader(records, mapper=mapper, num_workers=workers), on_skip=on_skip)
