@@ -47,8 +47,10 @@ def replacing(path: str | os.PathLike, *, shared: bool = False) -> Iterator[Path
     try:
         yield partial
         os.replace(partial, path)
-    except BaseException:  # a Ctrl-C too
+    except BaseException as error:  # a Ctrl-C too
         remove(partial)
+        if isinstance(error, OSError) and error.filename in (None, str(partial)):  # a write does not name its file
+            error.filename = str(path)
         raise
 
 
