@@ -200,7 +200,7 @@ def test_shards_are_indexed_with_lvis_tags(shards, tmp_path, capsys):
     assert "12 image-text pairs of 3 shards\n  1 left out: text without an image" in capsys.readouterr().out
     (tmp_path / "nouns.txt").write_text("cat\nA_dog (pet),7\nthe cat")
     tool.main([*command, "--nouns", f"{tmp_path}/nouns.txt"])  # one whole caption is no noun
-    with pytest.raises(UserError, match="--nouns no.txt is neither a .txt .* nor a json"):
+    with pytest.raises(UserError, match="no.txt not found: --nouns takes a .txt .* or a json"):
         tool.main([*command, "--nouns", "no.txt"])
     records = read_shards(str(tmp_path / "index"), str(shards), remedy="")
     assert len(records) == 6 and {tuple(r["tags"]) for r in records} == {(0,)}
@@ -279,7 +279,11 @@ def test_a_json_of_captions_gets_nouns(tmp_path, capsys):
         (lvis,) = made(source)["images"]
         assert lvis["pos_category_ids"] == [CLASS["dog"] + 1]
         assert made(source, "--tag-rule", "none")["images"] == with_captions[:3]
-    for content, message in (([], "no images"), ({"images": [{"id": 1}]}, "no image-text pair: {'no caption': 1}")):
+    for content, message in (
+        ([], r"in.json is \[\]: it must be an object"),
+        ({"images": [{"id": 1}]}, "no image-text pair: {'no caption': 1}"),
+        ({"images": [{"id": 1, "captions": "a dog"}]}, r'images\[0\].captions of .*\(id 1\) is "a dog"'),
+    ):
         sources["bad"] = content
         with pytest.raises(UserError, match=message):
             made("bad")

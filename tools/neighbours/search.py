@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -173,13 +173,24 @@ def _sortable(similarity: torch.Tensor, offset: int) -> torch.Tensor:
     return bits.long().bitwise_left_shift_(32).add_(_LOW - columns)
 
 
+class Facts(TypedDict):
+    """The .json beside a neighbours file."""
+
+    dataset: str
+    by: str
+    images: int
+    neighbours: int
+    image_ids_sha256: str
+
+
 def save_neighbours(
     path: str | os.PathLike, rows: np.ndarray, *, records: Sequence[dict], by: str, dataset: str
 ) -> None:
     """Write ``rows`` (N, K) to ``path`` (``.npy``) and what they are for to the ``.json`` beside it."""
     path = Path(path)
-    facts = {"dataset": dataset, "by": by, "images": len(rows), "neighbours": rows.shape[1]}
-    facts["image_ids_sha256"] = image_ids_hash(records)
+    facts = Facts(
+        dataset=dataset, by=by, images=len(rows), neighbours=rows.shape[1], image_ids_sha256=image_ids_hash(records)
+    )
     # The facts go first and come last: an interrupted run leaves no pair that would load.
     path.with_suffix(".json").unlink(missing_ok=True)
     write_array(path, rows.astype(np.int32))

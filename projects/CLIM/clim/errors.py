@@ -117,8 +117,12 @@ def raise_on_all_ranks(value=None):
 def run_cleanly(function, *args, **kwargs):
     """Call ``function``. An error with a :func:`sentence` becomes a line on stderr and exit code 2, Ctrl-C code 130.
 
-    A pipe that closes early, as of ``| head``, ends the program without a word, with code 141.
+    A pipe that closes early, as of ``| head``, ends the program without a word, with code 141. What the terminal
+    cannot show, such as a file name that is no UTF-8, becomes an escape.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         result = function(*args, **kwargs)
         sys.stdout.flush()
