@@ -190,7 +190,8 @@ def advice(detector, items: list, args: argparse.Namespace) -> str:
     """What to change where nothing is shown: another threshold helps only if some score is near it."""
     lowest = args.threshold / 5
     files = [item for item in items if isinstance(item, Path)][:10]
-    scores = [score for found in detector.stream(files, threshold=lowest, top=1, frames=1) for score in found.scores]
+    stream = detector.stream(files, threshold=lowest, top=1, frames=1, skipped=[])
+    scores = [score for found in stream for score in found.scores]
     if scores:
         return f"Nothing scores {args.threshold:g} or more, the best is {max(scores):.2g}: lower --threshold."
     return f"Nothing scores {args.threshold:g} or more, nor is there a score near it: are these classes in the images?"

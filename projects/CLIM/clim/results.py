@@ -4,6 +4,7 @@ N detections of an image; boxes are x0, y0, x1, y1 in pixels of the upright imag
 """
 
 import copy
+import io
 import json
 import logging
 import os
@@ -233,8 +234,10 @@ def save_each(results: Iterable[Result], folder: str | os.PathLike) -> Iterator[
             if drawing is not None:
                 kind = "JPEG" if max(drawing.shape) <= _JPEG_SIDE else "PNG"
                 name = _new_name(source, ".jpg" if kind == "JPEG" else ".png", folder, used)
+                content = io.BytesIO()  # PIL itself does not notice a disk that becomes full
+                Image.fromarray(drawing).save(content, kind, quality=92)
                 with replacing(folder / name) as partial:
-                    Image.fromarray(drawing).save(partial, kind, quality=92)
+                    partial.write_bytes(content.getvalue())
             yield result, name
         if is_video:
             name = _new_name(source, ".mp4", folder, used)

@@ -206,17 +206,14 @@ def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
     if not str(entry).strip():  # an empty variable of a shell; Path("") would be the working folder
         raise UserError("A source is empty: name files, folders, globs, http(s) addresses or webcam:0.")
     path = Path(entry).expanduser()
-    if path.is_file():
+    if os.path.lexists(path) and not path.is_dir():  # reading reports a pipe, or a link that leads nowhere
         return [path]
     if path.is_dir():
         found = files_below(path)
     elif glob.has_magic(str(entry)):
         found = map(Path, _glob(str(path)))
-    elif path.exists():
-        raise UserError(f"{entry} is a pipe, socket or device: name files, folders, globs or http(s) addresses.")
     else:
         raise UserError(f"{entry} does not exist: name files, folders, globs, http(s) addresses or webcam:0.")
-    # A pipe or a link that leads nowhere is named, so that it is reported.
     wanted = sorted({p for p in found if p.suffix.lower() in IMAGES | VIDEOS and not p.is_dir()})
     if not wanted:
         raise UserError(f"{entry} has no image and no video ({', '.join(sorted(IMAGES | VIDEOS))}).")

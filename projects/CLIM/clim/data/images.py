@@ -115,7 +115,7 @@ def to_rgb(image: Image.Image, *, name: str) -> np.ndarray:
         if image.format == "EPS":  # Ghostscript would run the file as a program
             raise UnreadableImage(name, "not an image (PostScript)")
         image.load()
-        # Only now: load() turns a TIFF and removes its orientation; a PNG's, if read first, hides load()'s errors.
+        # PIL turns a TIFF in load() and removes its orientation. Asking a PNG for it loads it, and hides errors.
         orientation = _orientation(image)
         image = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
         if image.mode == "F" or image.mode.startswith("I"):
