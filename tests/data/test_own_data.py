@@ -220,7 +220,10 @@ def test_a_name_of_another_set_is_not_replaced(own):
         ("train: {images: images, boxes: caps.tsv}", "boxes in train of .*caps.tsv is not there, or of another kind"),
         ("train: {images: [images], boxes: ann.json}", "images in train of .* is a list"),
         ("train: [[images]]", "train of .*mine.yaml must be a folder of images, or {images: FOLDER, boxes: F"),
-        (f"train: {COCO}\nval: {COCO}\ntrain: {COCO}", "mine.yaml is not valid YAML: train is given twice"),
+        (
+            f"train: {COCO}\nval: {COCO}\ntrain: {COCO}",
+            r"mine.yaml is not valid YAML \(line 3: train is given twice, first in line 1",
+        ),
         ("val: {images: images, boxes: empty}", "mine.yaml has no classes, and its boxes name none"),
         ("train: images", "boxes in train of .*: .*/labels is not there"),
         ("train: data set/images/x", "mine.yaml has no classes, and YOLO's boxes in .*labels/x are numbers"),
@@ -228,7 +231,10 @@ def test_a_name_of_another_set_is_not_replaced(own):
         (f"train: {COCO}\nclasses: [cat, [dog]]", "name 1 of classes of .* is a list"),
         (f"train: {COCO}\nclasses: [cat, dog, cat]", "name 2 of classes of .* is 'cat', like name 0"),
         (f"train: {COCO}\nnovel:\n  - cat\n  -", "name 1 of novel of .* is empty"),
-        (f"train: {COCO}\nnames: {{1: cat, 2: dog}}", "names of .* has the numbers 1, 2: they must be 0, 1, 2"),
+        (
+            f"train: {COCO}\nnames: {{1: cat, 2: dog}}",
+            r"names of .* has the numbers \['1', '2'\]: they must be 0, 1, 2",
+        ),
         (f"train: {COCO}\nnames: [cat]\nclasses: [cat]", "has classes and names"),
         (f"train: {COCO}\nclasses: [cat, Dog, kite]", "ann.json has 2 boxes of 'dog', .*near it: Dog"),
         ("captions: {images: images, captions: x}", "captions in captions of .*/x is not there"),

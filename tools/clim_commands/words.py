@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from clim.config_files import parse_yaml
 from clim.data.schemas import class_name
 from clim.errors import UserError
 from clim.files import nfc
@@ -90,7 +91,7 @@ def _words_of_file(path: Path, option: str) -> dict[str, Iterable[str]]:
         wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = data.decode("utf-16" if wide else "utf-8-sig")
         if suffix in (".json", ".yaml", ".yml"):
-            return _listed(_parsed(text, suffix))
+            return _listed(_parsed(text, suffix, source=f"{option} {path}"))
         return dict.fromkeys(_column(text) if suffix in (".csv", ".tsv") else _lines(text), ())
     except RecursionError as error:
         raise UserError(f"{option} {path} is nested too deeply: use {FORMS}.") from error
@@ -98,16 +99,11 @@ def _words_of_file(path: Path, option: str) -> dict[str, Iterable[str]]:
         raise UserError(f"{option} {path} cannot be read ({error}): use {FORMS}.") from error
 
 
-def _parsed(text: str, suffix: str):
-    """The content of a .json or .yaml file, with numbers and "yes" as texts. ValueError if it is broken."""
+def _parsed(text: str, suffix: str, *, source: str):
+    """The content of a .json or .yaml file, with numbers and "yes" as texts. An error if it is broken."""
     if suffix == ".json":
         return json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
-    import yaml
-
-    try:
-        return yaml.load(text, Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+    return parse_yaml(text, source=source, words=True)
 
 
 def _lines(text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Errors that a user can correct: the program shows one sentence, whichever process raises it."""
 
+import difflib
 import errno
 import importlib.util
 import os
@@ -160,9 +161,16 @@ def require_packages(what: str, packages: Iterable[str]) -> None:
             raise UserError(f"{what} needs {package}: pip install -r requirements-extras.txt")
 
 
+def near(word: str, known: Iterable[str]) -> str:
+    """ ": do you mean …?" with the name of ``known`` that is like ``word``; "" where none is."""
+    same = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(word.lower(), same, n=1, cutoff=0.7)
+    return f": do you mean {same[found[0]]}?" if found else ""
+
+
 def registered(registry, name: str, *, key: str, otherwise: str = ""):
     """Entry ``name`` of a Registry or dict. UserError with the config's ``key`` and ``otherwise`` for unknown names."""
     if name not in registry:
-        known = ", ".join(sorted(dict(registry)))
-        raise UserError(f"{key} {name!r} is unknown: choose one of {known}{otherwise}.")
+        hint, known = near(name, dict(registry)), ", ".join(sorted(dict(registry)))
+        raise UserError(f"{key} {name!r} is unknown{hint or ':'} choose one of {known}{otherwise}.")
     return registry.get(name)

@@ -6,7 +6,9 @@ import zipfile
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from typing import Annotated, TypedDict
 
+import msgspec
 import numpy as np
 import torch
 from detectron2.utils.file_io import Detectron2Handler
@@ -17,6 +19,17 @@ from safetensors.torch import load_file
 from clim.errors import UserError
 
 DESCRIPTION = "clim"  # entry of a checkpoint
+
+
+class Description(TypedDict):
+    """What a checkpoint says about itself."""
+
+    config: str  # YAML text of the frozen config
+    class_names: list[str]  # K
+    base_classes: list[str] | None  # the classes that had boxes; None: all
+    train_sets: list[str]
+    rows: Annotated[int, msgspec.Meta(ge=1)]  # number of class embeddings, more than K with synonyms
+
 
 # Unpickling may call these alone: they rebuild arrays and plain containers, without other effects.
 _NUMPY_PARTS = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
@@ -71,12 +84,10 @@ def read_pickle(path: str | os.PathLike, *, trusted: bool = False, otherwise: st
             return torch.load(path, map_location="cpu", weights_only=not trusted)
 
 
-def read_description(path: str | os.PathLike) -> dict | None:
+def read_description(path: str | os.PathLike) -> Description | None:
     """What our trainer writes into a checkpoint beside its weights, without reading these; None in other files.
 
-    {"config": YAML text of the frozen config, "class_names": K names, "base_classes": names of the classes that had
-    boxes, or None for all, "train_sets": names, "rows": number of class embeddings, more than K with synonyms}.
-    UserError for a file that is missing or unreadable.
+    UserError for a file that is missing or unreadable, and for a description of another form.
     """
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file: name a checkpoint.")
@@ -84,7 +95,14 @@ def read_description(path: str | os.PathLike) -> dict | None:
         return None
     with readable(path), torch.serialization.safe_globals(numpy_globals()):
         content = None if is_torchscript(path) else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return content.get(DESCRIPTION) if isinstance(content, dict) else None
+    found = content.get(DESCRIPTION) if isinstance(content, dict) else None
+    try:
+        return None if found is None else msgspec.convert(found, Description)
+    except msgspec.ValidationError as error:
+        reason = str(error).replace("`", "")
+        raise UserError(
+            f"{path} describes itself wrongly ({reason}, in its entry 'clim'): take another file."
+        ) from error
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from functools import partial
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clim.config_files import merge, override_entries
 from clim.errors import UserError
 
 from .datasets import DETECTION, LVIS, json_categories
@@ -40,7 +41,7 @@ def use_own_data(cfg, overrides: Sequence) -> None:
     if captions and all(own.tags == "none" for own in data.sets if own.part == "captions"):
         keys["MODEL.METHOD.DETIC.TAG_WEIGHT"] = 0.0  # otherwise the images are examples of no class at all
     cfg.merge_from_list([item for pair in keys.items() for item in pair])
-    cfg.merge_from_list(list(overrides))
+    merge(cfg, override_entries(overrides))
     if captions and cfg.MODEL.METHOD.NAME == "VLDet" and set(captions) & set(cfg.DATASETS.CAPTIONS):
         raise UserError(f"VLDet learns from tags that are nouns; those of {data.file} are classes: see docs/train.md.")
 
@@ -51,9 +52,10 @@ def register_data(data: OwnData, *, masks: bool = False) -> None:
     ``masks``: jsons are read with masks. UserError for a name that is taken, and for boxes of a class that ``data``
     does not have.
     """
-    base = [name for name in data.classes if name not in data.novel] if data.novel else []
+    others = set(data.novel)
+    base = [name for name in data.classes if name not in others] if others else []
     classes = {"thing_classes": data.classes, "base_classes": base, "novel_classes": data.novel}
-    novel = {i for i, name in enumerate(data.classes) if name in data.novel}
+    novel = {i for i, name in enumerate(data.classes) if name in others}
     for own in data.sets:
         if own.name in DatasetCatalog and own.name not in _registered:
             raise UserError(f"{own.name} is another data set already: give {data.file} another name.")
@@ -100,12 +102,13 @@ def _numbering(own: OwnSet, data: OwnData) -> tuple[dict, dict]:
 def _match(categories: Sequence[Mapping], own: OwnSet, data: OwnData) -> dict[int, int]:
     """{category id: class} by name. UserError for boxes of another class, and for two categories of one name."""
     index: dict[int, int] = {}
+    free = {name: i for i, name in enumerate(data.classes)}
     for category in categories:
         name = category["name"]
-        if name in data.classes and data.classes.index(name) in index.values():
+        if name in free:
+            index[category["id"]] = free.pop(name)
+        elif name in data.classes:
             raise UserError(f"{own.texts} has two categories {name!r}: give each its own name.")
-        if name in data.classes:
-            index[category["id"]] = data.classes.index(name)
         elif category["boxes"]:
             near = difflib.get_close_matches(name, data.classes, n=1)
             hint = f" (near it: {near[0]})" if near else ""
@@ -131,12 +134,12 @@ def _without(novel: Collection[int], load: Callable[[], list[dict]], name: str) 
 
 def _tagged(load: Callable[[], Sequence[dict]], own: OwnSet, data: OwnData) -> Sequence[dict]:
     """The records with classes as tags: those of their file, by name; without any, those that the captions name."""
-    classes, listed = (data.classes if own.tags == "words" else []), ()
+    classes, listed = {name: i for i, name in enumerate(data.classes) if own.tags == "words"}, ()
     if own.kind in ("json", "shards"):
         file = own.texts if own.kind == "json" else own.texts / "facts.json"
         listed = json_categories(file, remedy=_remedy(own, data))
-    table = {i: classes.index(c["name"]) for i, c in enumerate(listed) if c["name"] in classes}
-    tag = partial(_tag, table, word_rule({i: (name,) for i, name in enumerate(classes)}))  # workers receive it
+    table = {i: classes[c["name"]] for i, c in enumerate(listed) if c["name"] in classes}
+    tag = partial(_tag, table, word_rule({i: (name,) for name, i in classes.items()}))  # workers receive it
     records = load()
     if isinstance(records, ShardRecords):
         return records.changed_by(tag)

@@ -31,7 +31,7 @@ _COMPARED = 3  # classes
 _ALIKE = 0.5  # cosine; other prompts give larger ones, another layer or tower gives smaller ones
 _SETS = {"ovcoco": "coco_generalized_zeroshot_val"}  # value of MODEL.OPEN_VOCAB.BASE_CLASSES: data set
 _BASE, _NOVEL = categories.BASE_INDICES, categories.NOVEL_INDICES
-_TEST_CLASSES = {"ovcoco": _BASE + _NOVEL, "ovcoco_base": _BASE, "ovcoco_novel": _NOVEL}
+TEST_CLASSES = {"ovcoco": _BASE + _NOVEL, "ovcoco_base": _BASE, "ovcoco_novel": _NOVEL}
 
 
 def num_classes(cfg) -> int:
@@ -156,9 +156,9 @@ def competing_classes(cfg) -> Tensor:
     if not name:
         return torch.ones(count, dtype=torch.bool)
     words = declared_names(cfg)
-    if name not in _TEST_CLASSES or (not words and count != len(categories.COCO_NAMES)):
-        remedy = f'choose one of {", ".join(_TEST_CLASSES)} for COCO\'s 80 classes, else ""'
+    if name not in TEST_CLASSES or (not words and count != len(categories.COCO_NAMES)):
+        remedy = f'choose one of {", ".join(TEST_CLASSES)} for COCO\'s 80 classes, else ""'
         raise UserError(f'MODEL.OVRCNN.TEST_CLASSES is "{name}", with {count} classes: {remedy}.')
-    others = set(categories.COCO_NAMES) - {categories.COCO_NAMES[i] for i in _TEST_CLASSES[name]}
+    others = set(categories.COCO_NAMES) - {categories.COCO_NAMES[i] for i in TEST_CLASSES[name]}
     competes = torch.tensor([word not in others for word in words or categories.COCO_NAMES])
     return competes if competes.any() else torch.ones_like(competes)
