@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import clim.data.datasets  # noqa: F401  registers the data sets
     from clim.data.loader import caption_records
-    from neighbours.search import Facts, compute_features, nearest, save_neighbours
+    from clim.data.partners import Facts
+    from neighbours.search import compute_features, nearest, save_neighbours
 
     args.device = usable_device(args.device)
     remedy = "it does not come with neighbours, and would be replaced: move it away, or name another --output"

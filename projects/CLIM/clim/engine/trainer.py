@@ -18,8 +18,8 @@ from detectron2.utils.events import EventStorage
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from clim.checkpoints.checkpointer import ALPHA_KEY, SafeCheckpointer
-from clim.checkpoints.reading import DESCRIPTION
+from clim.checkpoints.checkpointer import ALPHA_KEY, SafeCheckpointer, other_config
+from clim.checkpoints.reading import DESCRIPTION, require_entries
 from clim.data.loader import build_train_loader
 from clim.data.names import vocabulary_names
 from clim.errors import UserError, raise_on_all_ranks
@@ -120,18 +120,18 @@ class Trainer(TrainerBase):
             )
 
     def _load(self, resuming: bool) -> dict:
-        try:
-            state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
-            if resuming and self.checkpointer.lacking:
-                raise ValueError(f"it lacks this model's {self.checkpointer.lacking[0]}")
+        state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
+        if not resuming:
             return state
-        except ValueError as error:  # also of an optimiser with other parameter groups
-            if not resuming:
-                raise
-            raise UserError(
-                f"The checkpoint in {self.cfg.OUTPUT_DIR} belongs to another config ({str(error).rstrip('.')}): resume "
-                "with the config of its training, or choose another OUTPUT_DIR."
-            ) from error
+        require_entries(state, dict.fromkeys(("iteration", "data_seed", "world_size"), int), self.cfg.OUTPUT_DIR)
+        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
+        if (self.scheduler.last_epoch, self.scheduler.base_lrs) != (state["iteration"] + 1, rates):
+            reason = "iteration, schedule and optimiser contradict each other"
+        elif self.checkpointer.lacking:
+            reason = f"it lacks this model's {self.checkpointer.lacking[0]}"
+        else:
+            return state
+        raise UserError(other_config(self.cfg.OUTPUT_DIR, reason))
 
     def _check_agreement(self) -> None:
         if len(set(starts := comm.all_gather(self.start_iter))) > 1:
