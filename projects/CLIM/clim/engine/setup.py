@@ -30,6 +30,7 @@ from clim.errors import UserError, require_packages
 from clim.evaluation import EVALUATORS
 from clim.methods import METHOD_REGISTRY
 from clim.modeling.vocabulary import class_mask, num_classes
+from clim.processes import hold_folder
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,8 @@ def merge_described(cfg: CfgNode, path: str) -> None:
 def setup(args):
     """The checked config; also prepares the log, the seeds and the output folder."""
     cfg = load_config(args.config_file, args.opts)
+    if not args.eval_only and comm.is_main_process():  # before the first file; the run before may still be saving
+        hold_folder(cfg.OUTPUT_DIR, wait=60.0 if args.resume else 0.0)
     shown = {"config_file": ""} if args.config_file.endswith(CHECKPOINTS) else {}  # the log shows the file's text
     default_setup(cfg, argparse.Namespace(**vars(args) | shown))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clim")
@@ -131,7 +134,8 @@ def _interval(bounds, *, most=float("inf")) -> bool:
 # (words for what a value must be, the same in Python, keys)
 RANGES = (
     ("above 0", lambda v: v > 0, """
-        INPUT.CAPTION.SHORT_SIDE MODEL.OPEN_VOCAB.TEMPERATURE MODEL.OPEN_VOCAB.WORDS MODEL.METHOD.VLDET.TEMPERATURE
+        DISTRIBUTED.TIMEOUT INPUT.CAPTION.SHORT_SIDE MODEL.OPEN_VOCAB.TEMPERATURE MODEL.OPEN_VOCAB.WORDS
+        MODEL.METHOD.VLDET.TEMPERATURE
         SOLVER.ACCUMULATE MODEL.METHOD.DETIC.TEMPERATURE MODEL.METHOD.DETIC.TAG_TOPK MODEL.METHOD.BARON.ORDERS
         MODEL.METHOD.BARON.WEIGHT MODEL.METHOD.BARON.FREQUENCY_BASE MODEL.METHOD.BARON.TOPK
         MODEL.METHOD.BARON.TEMPERATURE MODEL.METHOD.GROUNDING.TEMPERATURE MODEL.METHOD.GROUNDING.HEADS"""),
