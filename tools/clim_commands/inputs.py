@@ -19,7 +19,7 @@ from .words import read_words
 LARGEST = 2**32 - 1  # that numpy takes as a seed
 # A key of the config. Files such as DSC_01.JPG are none, because their names begin otherwise.
 KEY = re.compile(
-    r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+"
+    r"(MODEL|INPUT|DATASETS|DATALOADER|DISTRIBUTED|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+"
     r"|OUTPUT_DIR|SEED|VERSION|VIS_PERIOD|CUDNN_BENCHMARK"
 )
 

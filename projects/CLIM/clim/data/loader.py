@@ -23,6 +23,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from clim.errors import UserError
+from clim.processes import STOP_SIGNALS
 from clim.sources import Skipped
 
 from .datasets import get_records
@@ -110,7 +111,7 @@ def start_worker(_) -> None:
 
     A signal to all processes of a job must not end a worker before the training has finished its step.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     gc.freeze()  # a garbage collection would write to all objects from before the fork, and so copy their pages

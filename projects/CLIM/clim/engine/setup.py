@@ -30,6 +30,7 @@ from clim.errors import UserError, require_packages
 from clim.evaluation import EVALUATORS
 from clim.methods import METHOD_REGISTRY
 from clim.modeling.vocabulary import class_mask, num_classes
+from clim.processes import hold_folder
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,8 @@ def merge_described(cfg: CfgNode, path: str) -> dict[str, str]:
 def setup(args):
     """The checked config; also prepares the log, the seeds and the output folder."""
     cfg = load_config(args.config_file, args.opts)
+    if not args.eval_only and comm.is_main_process():  # before the first file; the run before may still be saving
+        hold_folder(cfg.OUTPUT_DIR, wait=60.0 if args.resume else 0.0)
     shown = {"config_file": ""} if args.config_file.endswith(CHECKPOINTS) else {}  # the log shows the file's text
     default_setup(cfg, argparse.Namespace(**vars(args) | shown))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clim")
