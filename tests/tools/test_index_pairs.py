@@ -9,7 +9,7 @@ import pytest
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 import index_pairs as tool
-from clim.data.readers import read_captions
+from clim.data.captions import read_captions
 from clim.data.shards import read_shards
 from clim.errors import UserError
 from shards import build

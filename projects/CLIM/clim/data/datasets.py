@@ -19,8 +19,9 @@ from clim.errors import UserError
 from clim.files import data_root, nfc, read_json, resolve
 
 from . import categories
+from .captions import read_captions
 from .categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, LVIS_NAMES, LVIS_RARE_IDS, NOVEL_NAMES, STUFF_NAMES
-from .readers import read_boxes, read_captions, read_lvis, read_panoptic_regions, read_pseudo_labels, read_regions
+from .readers import read_boxes, read_lvis, read_panoptic_regions, read_pseudo_labels, read_regions
 from .shards import read_shards
 
 PREPARE_COCO = "make it with: python datasets/prepare_ovcoco.py --source COCO --output {root}"

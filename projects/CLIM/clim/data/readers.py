@@ -1,4 +1,4 @@
-"""Readers: json files of boxes, captions and regions → records.
+"""Readers: json files of boxes and regions → records; those of captions are in captions.py.
 
 Every reader takes (json file, image folder, ``index``, ``remedy``): ``index`` is {category id of the json: contiguous
 0-based index}; ``remedy`` tells users how to get the files and ends an error message. Every record holds ``file_name``,
@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
-from tqdm import tqdm
 
 from clim.errors import UserError
 from clim.files import read_json
@@ -121,61 +120,6 @@ def run_lengths(segmentation: list | Mapping, height: int, width: int) -> Mappin
     if isinstance(segmentation["counts"], list):
         return mask_util.frPyObjects(segmentation, height, width)
     return segmentation
-
-
-def read_captions(
-    json_file: str, image_root: str, *, index: Mapping[int, int] | None = None, remedy: str
-) -> list[dict]:
-    """Captions and tags of a json like Detic's ``captions_train2017_tags_allcaps.json``, or of COCO's captions.
-
-    Detic's format: {"images": [{id, file_name, height, width, captions [str], pos_category_ids [id]}], "categories":
-    [{id, name}]}. Tags are optional; without a size, the image's header gives it. COCO has the captions in
-    "annotations": [{image_id, caption}]. ``index`` None: the categories of the file by ascending id.
-
-    Each image with a caption gives a record with ``captions`` (list of str, none blank) and ``tags`` (contiguous
-    indices). UserError also if no record is left.
-    """
-    content = _open(json_file, image_root, remedy, keys=["images"])
-    if index is None:
-        index = {key: i for i, key in enumerate(sorted(c["id"] for c in content.get("categories", ())))}
-    apart = defaultdict(list)
-    for annotation in content.get("annotations", ()):
-        if "caption" in annotation:  # files of boxes may hold captions too
-            apart[annotation["image_id"]].append(annotation["caption"])
-    for image in content["images"]:
-        image.setdefault("captions", apart.get(image["id"], ()))
-    return caption_records(content["images"], json_file, image_root, index=index, remedy=remedy)
-
-
-def caption_records(
-    images: Sequence[Mapping], source: str, image_root: str, *, index: Mapping[int, int], remedy: str
-) -> list[dict]:
-    """The records of the images of :func:`read_captions` that have a caption. ``source`` names their file."""
-    records, unreadable = [], []
-    sized = all(image.get("height") and image.get("width") for image in images)
-    for image in tqdm(images, desc="image sizes", unit="image", disable=sized, leave=False):
-        texts = [image["captions"]] if isinstance(image["captions"], str) else image["captions"]
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(f"image {image['id']} of {source} has captions {texts}: they must be texts.")
-        captions = [text for text in texts if text.strip()]
-        if not captions:
-            continue
-        try:
-            record = _record(image, image_root)
-        except UnreadableImage as error:
-            unreadable.append(error.file_name)
-            continue
-        tags = [class_index(key, index, image["id"], source) for key in image.get("pos_category_ids", ())]
-        records.append(record | {"captions": captions, "tags": tags})
-
-    if unreadable:
-        logger.warning(f"{source}: skipped {len(unreadable)} unreadable images, first {unreadable[0]}")
-    if not records:
-        reason = f"image {unreadable[0]} cannot be read" if unreadable else "no image has captions"
-        raise UserError(f"{source} gives no image with a caption ({reason}): {remedy}")
-    without = len(images) - len(records) - len(unreadable)
-    logger.info(f"Loaded {len(records)} images with captions from {source}, skipped {without} without")
-    return records
 
 
 def read_regions(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
