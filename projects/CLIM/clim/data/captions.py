@@ -14,53 +14,15 @@ from clim.errors import UserError
 from clim.files import read_json
 
 from .images import UnreadableImage, image_size
-from .readers import class_index, require_folder
+from .readers import require_folder
 from .records import Columns, PairRecords, listed
+from .schemas import Caption, Pair, PairFile, RawPairFile
 from .shards import SCHEME
 
 logger = logging.getLogger(__name__)
 
 MOST_CHARACTERS = 1 << 14  # of a caption; text towers read fewer
 _FORM = "give file_name, captions, image_id, height, width and perhaps tags, as docs/own_data.md says"
-
-
-class Pair(msgspec.Struct, gc=False):
-    """An image with captions, as Detic's jsons list it."""
-
-    id: int | str | float
-    file_name: str | None = None
-    coco_url: str | None = None  # LVIS
-    height: int | float | None = None
-    width: int | float | None = None
-    captions: list[str] | str | None = None
-    pos_category_ids: list[int] | None = None  # tags
-
-
-class Caption(msgspec.Struct, gc=False):
-    """An annotation of COCO's captions."""
-
-    image_id: int | str | float
-    caption: str | None = None  # files of boxes may hold captions too
-
-
-class Category(msgspec.Struct):
-    id: int
-
-
-class Pairs(msgspec.Struct):
-    """A json of captions."""
-
-    images: list[Pair]
-    annotations: list[Caption] | None = None
-    categories: list[Category] | None = None
-
-
-class _Raw(msgspec.Struct):
-    """The same without its million objects: they are decoded one after another."""
-
-    images: list[msgspec.Raw]
-    annotations: list[msgspec.Raw] | None = None
-    categories: list[Category] | None = None
 
 
 def read_captions(
@@ -72,45 +34,42 @@ def read_captions(
     [{id, name}]}. Tags are optional. COCO has the captions in "annotations": [{image_id, caption}]. ``index`` {category
     id: contiguous 0-based index}; None: the categories of the file by ascending id. More in :func:`packed`.
     """
-    images, annotations, categories = _opened(json_file, remedy)
+    content = _opened(json_file, remedy)
     require_folder(image_root)
     if index is None:
-        index = {category.id: i for i, category in enumerate(sorted(categories, key=lambda category: category.id))}
-        if len(index) < len(categories):
-            raise UserError(f"{json_file} has categories with the same id: {remedy}")
-    pairs = _with_captions(images, annotations, json_file)
-    return packed(pairs, json_file, image_root=image_root, index=index, remedy=remedy)
+        index = {key: i for i, key in enumerate(sorted(category.id for category in content.categories or ()))}
+    return packed(
+        _with_captions(content, json_file, remedy), json_file, image_root=image_root, index=index, remedy=remedy
+    )
 
 
-def _opened(json_file: str, remedy: str) -> tuple[Iterable[Pair], Iterable[Caption], Sequence[Category]]:
-    """The images, annotations and categories; the first two are decoded one after another, as there are millions."""
+def _opened(json_file: str, remedy: str) -> PairFile | RawPairFile:
+    """The latter, if nothing is wrong. Python's json reads more files, for example with half an emoji."""
     try:
-        content = msgspec.json.decode(Path(json_file).read_bytes(), type=_Raw)
-    except (OSError, msgspec.MsgspecError):  # not there or broken, or only Python's json reads it
-        content = read_json(json_file, remedy=remedy, kind=Pairs)
-        return content.images, content.annotations or (), content.categories or ()
-
-    def decoded(items: Iterable[msgspec.Raw], kind: type) -> Iterator:
-        try:
-            yield from map(msgspec.json.Decoder(kind).decode, items)
-        except msgspec.MsgspecError:
-            read_json(json_file, remedy=remedy, kind=Pairs)  # it tells the place
-            raise
-
-    return decoded(content.images, Pair), decoded(content.annotations or (), Caption), content.categories or ()
+        return msgspec.json.decode(Path(json_file).read_bytes(), type=RawPairFile)
+    except (OSError, msgspec.MsgspecError):
+        return read_json(json_file, remedy=remedy, kind=PairFile)
 
 
-def _with_captions(images: Iterable[Pair], annotations: Iterable[Caption], json_file: str) -> Iterator[Pair]:
-    """The images; those without captions of their own get COCO's."""
+def _with_captions(content: PairFile | RawPairFile, json_file: str, remedy: str) -> Iterator[Pair]:
+    """The images; those without captions of their own get those of the annotations."""
+    raw = isinstance(content, RawPairFile)
+    decode = (msgspec.json.Decoder(kind).decode if raw else lambda item: item for kind in (Caption, Pair))
     apart, used = defaultdict(list), set()
-    for annotation in annotations:
-        if annotation.caption is not None:
-            apart[annotation.image_id].append(annotation.caption)
-    for image in images:
-        if image.captions is None and image.id in apart:
-            used.add(image.id)
-            image.captions = apart[image.id]
-        yield image
+    try:
+        for annotation in map(next(decode), content.annotations or ()):
+            if annotation.caption is not None:
+                apart[annotation.image_id].append(annotation.caption)
+        for image in map(next(decode), content.images):
+            if image.captions is None and image.id in apart:
+                if image.id in used:
+                    raise msgspec.ValidationError("an id of two images")
+                used.add(image.id)
+                image.captions = apart[image.id]
+            yield image
+    except msgspec.MsgspecError:
+        read_json(json_file, remedy=remedy, kind=PairFile)  # it tells the place
+        raise
     if strays := sum(len(apart[key]) for key in apart.keys() - used):
         logger.warning(f"{json_file}: left out {strays} captions whose image_id is not among its images")
 
@@ -198,12 +157,15 @@ def _file_name(pair: Pair, source: str, folder: str) -> str:
 
 
 def _tags(pair: Pair, index: Mapping[int, int] | None, source: str) -> Sequence[int]:
-    tags = pair.pos_category_ids
-    if index is not None:
-        return [index[tag] if tag in index else class_index(tag, index, pair.id, source) for tag in tags]
-    if not 0 <= min(tags) <= max(tags) < 2**31:
-        raise UserError(f"image {pair.id} of {source} has tags {tags}: they must be indices of classes, from 0.")
-    return tags
+    tags, where = pair.pos_category_ids, f"image {pair.id} of {source}"
+    if index is None:
+        if not 0 <= min(tags) <= max(tags) < 2**31:
+            raise UserError(f"{where} has tags {tags}: they must be indices of classes, from 0.")
+        return tags
+    if (wrong := next((tag for tag in tags if tag not in index), None)) is not None:
+        few = f"it is none of the {len(index)} categories of this data set"
+        raise UserError(f"{where} has {wrong} in pos_category_ids, but {few}: correct it, or remove it.")
+    return [index[tag] for tag in tags]
 
 
 def _encoded(captions: Sequence[str] | str | None) -> tuple[bytes, int]:

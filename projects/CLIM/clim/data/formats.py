@@ -19,10 +19,11 @@ from clim.errors import UserError
 from clim.files import nfc, read_text
 from clim.sources import IMAGES, files_below
 
-from .captions import Pair, packed
+from .captions import packed
 from .images import UnreadableImage, image_size
 from .readers import class_index, require_folder, warn_of_strays
 from .records import PairRecords
+from .schemas import Pair
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from detectron2.data import MetadataCatalog
 from faster_coco_eval import COCOeval_faster
 from pycocotools import mask as mask_util
 
-from clim.data.readers import run_lengths
+from clim.data.schemas import run_lengths
 from clim.errors import UserError
 from clim.files import replacing
 
