@@ -1,7 +1,6 @@
 """Readers: the records of every format, what is skipped, and mistakes in one sentence."""
 
 import json
-import logging
 import re
 
 import numpy as np
@@ -11,14 +10,7 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from clim.data.categories import COCO_INDEX
-from clim.data.readers import (
-    read_boxes,
-    read_captions,
-    read_lvis,
-    read_panoptic_regions,
-    read_pseudo_labels,
-    read_regions,
-)
+from clim.data.readers import read_boxes, read_lvis, read_panoptic_regions, read_pseudo_labels, read_regions
 from clim.data.region_classification import RegionTestMapper
 from clim.errors import UserError
 
@@ -42,14 +34,7 @@ def box(**fields):
     return {"image_id": 9, "category_id": 18, "bbox": [1, 2, 8, 9], "area": 72, "iscrowd": 0} | fields
 
 
-def pair(identifier, *without, **fields):
-    entry = {"id": identifier, "file_name": f"{identifier}.jpg", "captions": ["A dog."]} | SIZE | fields
-    return {key: value for key, value in entry.items() if key not in without}
-
-
-@pytest.mark.parametrize(
-    "reader", [read_boxes, read_lvis, read_captions, read_regions, read_panoptic_regions, read_pseudo_labels]
-)
+@pytest.mark.parametrize("reader", [read_boxes, read_lvis, read_regions, read_panoptic_regions, read_pseudo_labels])
 def test_missing_and_broken_files_and_unknown_categories_are_refused(root, write, read, reader):
     with pytest.raises(UserError, match="none.json not found: make tea$"):
         read(reader, root / "none.json")
@@ -58,7 +43,7 @@ def test_missing_and_broken_files_and_unknown_categories_are_refused(root, write
     with pytest.raises(UserError, match=r"a.json .*: make tea$"):
         read(reader, path)
     segments = [{"id": 7, "category_id": 12, "bbox": [0, 0, 1, 1]}]
-    write("coco/a.json", IMAGES[0] | {"captions": ["a"], "pos_category_ids": [12]},
+    write("coco/a.json", IMAGES[0],
           annotations=[box(category_id=12, segments_info=segments, file_name="9.png")])  # fmt: skip
     (root / "a").mkdir()
     said = r"(image 9|annotations\[0\](.segments_info\[0\])?) of .*a.json .*has category(_id)? 12, .* \d+ categories"
@@ -145,65 +130,6 @@ def test_what_other_tools_write_counts(write, read):
     assert record == SIZE | {"file_name": "/elsewhere/9.jpg", "image_id": 9, "annotations": [
         expected | {"iscrowd": 0}, expected | {"iscrowd": 1}]}  # fmt: skip
     assert all(type(record[key]) is int for key in ("image_id", "height", "width"))
-
-
-# ---- captions
-
-
-def test_a_record_has_captions_and_contiguous_tags(root, write, read):
-    texts = ["A dog.", "It runs. "]
-    path = write("a.json", pair(7, captions=texts, pos_category_ids=[18, 90]), pair(2, file_name="/elsewhere/2.jpg"),
-                 categories=[{"id": i, "name": "x"} for i in (90, 1, 18)])  # fmt: skip
-    record, elsewhere = read(read_captions, path, index=None)
-    assert record == SIZE | {
-        "file_name": str(root / "images/7.jpg"), "image_id": 7, "captions": texts,
-        "tags": [1, 2],  # categories 1, 18, 90 count from 0 in ascending order, however the file lists them
-    }  # fmt: skip
-    assert elsewhere["file_name"] == "/elsewhere/2.jpg"
-
-
-def test_images_without_captions_are_skipped_and_counted(write, read, caplog):
-    images = [pair(1), pair(2, "captions"), pair(3, captions=[" \n", "A cat."]), pair(4, captions=[""])]
-    with caplog.at_level(logging.INFO, logger="clim"):
-        records = read(read_captions, write("a.json", *images))
-    assert [(r["image_id"], r["captions"], r["tags"]) for r in records] == [(1, ["A dog."], []), (3, ["A cat."], [])]
-    assert "2 images" in caplog.text and "skipped 2 without" in caplog.text
-    for images in ([], [IMAGES[0]]):
-        with pytest.raises(UserError, match="gives no image with a caption.*: make tea"):
-            read(read_captions, write("a.json", *images))
-    path = write("a.json")
-    path.write_text("[]")
-    with pytest.raises(UserError, match="has no images, so it is a file of another kind"):
-        read(read_captions, path)
-
-
-def test_a_text_in_place_of_a_list_is_one_caption(write, read):
-    (record,) = read(read_captions, write("a.json", pair(1, captions="A dog.")))
-    assert record["captions"] == ["A dog."]
-    with pytest.raises(UserError, match=r"image 1 of .*a.json has captions \['A', None\]: they must be texts"):
-        read(read_captions, write("a.json", pair(1, captions=["A", None])))
-
-
-def test_cocos_own_file_keeps_captions_apart(write, read):
-    texts = enumerate([(2, "A cat."), (1, "B."), (2, "C.")])
-    annotations = [{"id": n, "image_id": i, "caption": caption} for n, (i, caption) in texts]
-    path = write("a.json", *(pair(i, "captions") for i in (1, 2, 3)), annotations=annotations)
-    records = read(read_captions, path)
-    assert [(r["image_id"], r["captions"], r["tags"]) for r in records] == [(1, ["B."], []), (2, ["A cat.", "C."], [])]
-
-
-def test_missing_sizes_come_from_the_header_upright(root, write, read, caplog):
-    path = write("a.json", *(pair(i, "height", "width") for i in (1, 2, 3, 4)))
-    image, exif = Image.new("RGB", (30, 20)), Image.Exif()
-    image.save(root / "images/1.jpg")
-    exif[0x0112] = 6  # rotate by 90 degrees to view
-    image.save(root / "images/2.jpg", exif=exif)
-    (root / "images/3.jpg").write_bytes(b"no image")
-    records = read(read_captions, path)
-    assert [(r["height"], r["width"]) for r in records] == [(20, 30), (30, 20)]
-    assert f"skipped 2 unreadable images, first {root / 'images/3.jpg'}" in caplog.text
-    with pytest.raises(UserError, match="4.jpg cannot be read"):
-        read(read_captions, write("a.json", pair(4, "width")))
 
 
 # ---- regions

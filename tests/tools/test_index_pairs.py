@@ -9,7 +9,7 @@ import pytest
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 import index_pairs as tool
-from clim.data.readers import read_captions
+from clim.data.captions import read_captions
 from clim.data.shards import read_shards
 from clim.errors import UserError
 from shards import build
@@ -223,7 +223,7 @@ def test_a_tsv_becomes_a_pairs_json(tmp_path, encoded, capsys):
     def converted(text, *options):
         (tmp_path / "p.tsv").write_text(text, encoding="utf-8")
         tool.main(["tsv", "--tsv", f"{tmp_path}/p.tsv", "--images", str(tmp_path), "--output", str(output), *options])
-        return read_captions(str(output), str(tmp_path), remedy="")
+        return list(read_captions(str(output), str(tmp_path), remedy=""))
 
     (record,) = converted("\n".join(lines))
     assert (record["captions"], record["tags"]) == (['a "dog" and a cat', "the same dog"], [CLASS["cat"], CLASS["dog"]])

@@ -20,8 +20,9 @@ from clim.errors import UserError
 from clim.files import data_root, read_json, resolve
 
 from . import categories
+from .captions import read_captions
 from .categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, LVIS_NAMES, LVIS_RARE_IDS, NOVEL_NAMES, STUFF_NAMES
-from .readers import read_boxes, read_captions, read_lvis, read_panoptic_regions, read_pseudo_labels, read_regions
+from .readers import read_boxes, read_lvis, read_panoptic_regions, read_pseudo_labels, read_regions
 from .schemas import CategoryFile
 from .shards import read_shards
 

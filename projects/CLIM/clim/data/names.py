@@ -15,9 +15,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from clim.errors import UserError
 from clim.files import nfc, read_json, resolve
 
+from .captions import pairs_of
 from .datasets import get_records, json_categories
+from .records import PairRecords
 from .schemas import class_name
-from .shards import ShardRecords
 
 logger = logging.getLogger(__name__)
 
@@ -147,12 +148,12 @@ def training_records(cfg, name: str) -> list[dict]:
     return records
 
 
-def pair_records(cfg, name: str) -> Sequence[dict]:
+def pair_records(cfg, name: str) -> PairRecords:
     """The records of a set of DATASETS.CAPTIONS. Where tags are classes (Detic), they are the detector's indices.
 
     Tags of words that the vocabulary lacks are left out, with a warning; UserError if it lacks all.
     """
-    records, method = DatasetCatalog.get(name), cfg.MODEL.METHOD
+    records, method = pairs_of(DatasetCatalog.get(name), name), cfg.MODEL.METHOD
     if method.NAME not in ("Detic", "OfficialDetic") or not method.DETIC.TAG_WEIGHT:
         return records
     classes = set_classes(name)
@@ -166,9 +167,7 @@ def pair_records(cfg, name: str) -> Sequence[dict]:
             remedy = "use pairs with tags of these classes, or set MODEL.METHOD.DETIC.TAG_WEIGHT 0.0"
             raise UserError(f"{what}, such as {lacking[0]!r}, are no classes of the detector: {remedy}.")
         logger.warning(f"{what} are no classes of the detector, such as {lacking[0]!r}: they are left out.")
-    if isinstance(records, ShardRecords):
-        return records.changed_by(partial(with_tags, indices))
-    return [with_tags(indices, record) for record in records]
+    return records.changed_by(partial(with_tags, indices))
 
 
 def with_tags(indices: Sequence[int | None], record: dict) -> dict:

@@ -1,4 +1,4 @@
-"""Readers: json files of boxes, captions and regions → records.
+"""Readers: json files of boxes and regions → records; those of captions are in captions.py.
 
 Every reader takes (json file, image folder, ``index``, ``remedy``): ``index`` is {category id of the json: contiguous
 0-based index}; ``remedy`` tells users how to get the files and ends an error message. Every record holds ``file_name``,
@@ -8,7 +8,6 @@ kind, a missing image folder, and a category that is not in ``index``.
 
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import TypeVar
 import numpy as np
 from detectron2.structures import BoxMode
 from msgspec import UNSET
-from tqdm import tqdm
 
 from clim.errors import UserError
 from clim.files import read_json
@@ -109,61 +107,6 @@ def warn_of_strays(records: Sequence[Mapping], source: str) -> None:
         logger.warning(f"{source}: {len(strays)} boxes reach beyond their images, first in {strays[0]}: {hint}")
 
 
-def read_captions(
-    json_file: str, image_root: str, *, index: Mapping[int, int] | None = None, remedy: str
-) -> list[dict]:
-    """Captions and tags of a json like Detic's ``captions_train2017_tags_allcaps.json``, or of COCO's captions.
-
-    Detic's format: {"images": [{id, file_name, height, width, captions [str], pos_category_ids [id]}], "categories":
-    [{id, name}]}. Tags are optional; without a size, the image's header gives it. COCO has the captions in
-    "annotations": [{image_id, caption}]. ``index`` None: the categories of the file by ascending id.
-
-    Each image with a caption gives a record with ``captions`` (list of str, none blank) and ``tags`` (contiguous
-    indices). UserError also if no record is left.
-    """
-    content = _open(json_file, image_root, remedy, keys=["images"])
-    if index is None:
-        index = {key: i for i, key in enumerate(sorted(c["id"] for c in content.get("categories", ())))}
-    apart = defaultdict(list)
-    for annotation in content.get("annotations", ()):
-        if "caption" in annotation:  # files of boxes may hold captions too
-            apart[annotation["image_id"]].append(annotation["caption"])
-    for image in content["images"]:
-        image.setdefault("captions", apart.get(image["id"], ()))
-    return caption_records(content["images"], json_file, image_root, index=index, remedy=remedy)
-
-
-def caption_records(
-    images: Sequence[Mapping], source: str, image_root: str, *, index: Mapping[int, int], remedy: str
-) -> list[dict]:
-    """The records of the images of :func:`read_captions` that have a caption. ``source`` names their file."""
-    records, unreadable = [], []
-    sized = all(image.get("height") and image.get("width") for image in images)
-    for image in tqdm(images, desc="image sizes", unit="image", disable=sized, leave=False):
-        texts = [image["captions"]] if isinstance(image["captions"], str) else image["captions"]
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(f"image {image['id']} of {source} has captions {texts}: they must be texts.")
-        captions = [text for text in texts if text.strip()]
-        if not captions:
-            continue
-        try:
-            record = _record(image, image_root)
-        except UnreadableImage as error:
-            unreadable.append(error.file_name)
-            continue
-        tags = [class_index(key, index, image["id"], source) for key in image.get("pos_category_ids", ())]
-        records.append(record | {"captions": captions, "tags": tags})
-
-    if unreadable:
-        logger.warning(f"{source}: skipped {len(unreadable)} unreadable images, first {unreadable[0]}")
-    if not records:
-        reason = f"image {unreadable[0]} cannot be read" if unreadable else "no image has captions"
-        raise UserError(f"{source} gives no image with a caption ({reason}): {remedy}")
-    without = len(images) - len(records) - len(unreadable)
-    logger.info(f"Loaded {len(records)} images with captions from {source}, skipped {without} without")
-    return records
-
-
 def read_regions(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
     """Boxes of a COCO instances json for classification, by image id, crowds included.
 
@@ -229,17 +172,6 @@ def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, i
     return records
 
 
-def _open(json_file: str, image_root: str, remedy: str, *, keys=("images", "annotations")) -> dict:
-    content = read_json(json_file, remedy=remedy)
-    require_folder(image_root)
-    if not isinstance(content, Mapping) or not all(isinstance(content.get(key), list) for key in keys):
-        raise UserError(f"{json_file} has no {' or no '.join(keys)}, so it is a file of another kind: {remedy}")
-    for number, image in enumerate(content["images"]):
-        if not isinstance(image, Mapping) or "id" not in image:
-            raise UserError(f"images[{number}] of {json_file} has no id: {remedy}")
-    return content
-
-
 def require_folder(image_root: str) -> None:
     """UserError if the image folder is missing."""
     if not Path(image_root).is_dir():
@@ -279,18 +211,6 @@ def _category(annotation: Annotation | Segment, index: Mapping[int, int], number
     raise UserError(
         f"{where} has category_id {annotation.category_id}, but {few}: correct it, or remove the annotation."
     )
-
-
-def _record(image: Mapping, image_root: str) -> dict:
-    """The entries of every record; UnreadableImage if neither the json nor the image's header gives the size."""
-    if not {"file_name", "coco_url"} & image.keys():
-        raise UserError(f"image {image['id']} (of folder {image_root}) has no file_name and no coco_url in the json")
-    name = image["file_name"] if "file_name" in image else "/".join(image["coco_url"].split("/")[-2:])  # LVIS
-    scheme = SCHEME if name.startswith(SCHEME) else ""  # an image in a shard
-    file_name = scheme + os.path.join(image_root, name.removeprefix(scheme))  # an absolute path stays
-    sized = image.get("height") and image.get("width")
-    height, width = (image["height"], image["width"]) if sized else image_size(file_name)
-    return {"file_name": file_name, "height": height, "width": width, "image_id": image["id"]}
 
 
 def class_index(category_id: int, index: Mapping[int, int], image_id, json_file: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Generic, Literal, TypeVar
 
 import numpy as np
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from pycocotools import mask as mask_util
 
 from clim.files import nfc
@@ -243,6 +243,61 @@ RegionFile = File[Image, RegionAnnotation]
 MaskFile = File[Image, MaskedAnnotation]
 PanopticFile = File[Image, PanopticAnnotation]
 TestBoxFile, TestMaskFile = TestFile[JudgedAnnotation], TestFile[JudgedMask]
+
+
+# ---- image-text pairs
+
+Key = Annotated[int | str | float, Meta(description="a number or a text")]
+Captions = Annotated[list[str] | str | None, Meta(description="a list of texts")]
+
+
+class Pair(Struct, gc=False):
+    """An image with captions, as Detic's jsons list it. Sizes that are 0 or null are unknown."""
+
+    id: Key
+    file_name: str | None = None
+    coco_url: str | None = None
+    height: Side = None
+    width: Side = None
+    captions: Captions = None
+    pos_category_ids: Annotated[list[int] | None, Meta(description="a list of category ids")] = None
+
+
+class Caption(Struct, gc=False):
+    """An annotation of COCO's captions; files of boxes may hold captions, too."""
+
+    image_id: Key
+    caption: Annotated[str | None, Meta(description="a text")] = None
+
+
+class TagCategory(Struct):
+    """A category whose place among all ids is its tag."""
+
+    id: int
+
+
+class PairFile(Struct):
+    """A json of captions; those of the annotations belong to images that have none of their own."""
+
+    images: list[Pair]
+    annotations: list[Caption] | None = None
+    categories: list[TagCategory] | None = None
+
+    def __post_init__(self):
+        different([category.id for category in self.categories or ()], "categories")
+        if self.annotations and any(image.captions is None for image in self.images):
+            different([image.id for image in self.images], "images", [str(i.file_name) for i in self.images])
+
+
+class RawPairFile(Struct):
+    """A :class:`PairFile` whose millions of objects are decoded one after another."""
+
+    images: list[Raw]
+    annotations: list[Raw] | None = None
+    categories: list[TagCategory] | None = None
+
+    def __post_init__(self):
+        different([category.id for category in self.categories or ()], "categories")
 
 
 def class_name(name: str | float) -> str:
