@@ -6,8 +6,6 @@ argument take no time.
 
 import argparse
 import inspect
-import io
-import os
 import sys
 from importlib import import_module
 
@@ -29,16 +27,7 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """``clim COMMAND …``: a user's mistake ends it with one line on stderr and exit code 2, Ctrl-C with 130."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text in the terminal's encoding
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        run_cleanly(run, sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # what reads our lines, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    run_cleanly(run, sys.argv[1:] if arguments is None else arguments)
 
 
 def run(arguments: list[str]) -> None:

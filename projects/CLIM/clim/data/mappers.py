@@ -112,8 +112,6 @@ class CanvasMapper(RecordMapper):
         permute_texts: bool = False, jitter: Jittering | None = None, **stream,
     ):  # fmt: skip
         super().__init__(records, **stream)
-        if filling not in ("fit", "crop", "jitter"):
-            raise UserError(f'INPUT.MOSAIC.FILLING is "{filling}": choose "fit", "crop" or "jitter".')
         self.grids, self.short, self.long, self.flip, self.jitter = tuple(grids), short, long, flip, jitter
         self.filling, self.crop = filling, {"scale": tuple(crop_scale), "ratio": tuple(crop_ratio)}
         self.pad_value, self.partners, self.permute_texts = pad_value, partners, permute_texts
