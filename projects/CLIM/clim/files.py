@@ -45,12 +45,21 @@ def replacing(path: str | os.PathLike, *, shared: bool = False) -> Iterator[Path
     partial = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + SUFFIX)
     remove(partial)
     try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException as error:  # a Ctrl-C too
+        with naming(path):
+            yield partial
+            os.replace(partial, path)
+    except BaseException:  # a Ctrl-C too
         remove(partial)
-        if isinstance(error, OSError) and error.filename in (None, str(partial)):  # a write does not name its file
-            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """An OSError of the block that names no file, as that of a write, names the file or folder ``path``."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
 
 
