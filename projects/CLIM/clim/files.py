@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def read_json(path: str | os.PathLike, *, remedy: str, kind: type[T] = object) -
     UserError with ``remedy`` where the file is missing or broken, or a value does not fit: file, place, the value and
     the id of its object, and what it must be (the ``description`` of its field, else its type).
     """
-    return decode_json(_read_bytes(path, remedy), source=path, remedy=remedy, kind=kind)
+    return decode_json(read_bytes(path, remedy=remedy), source=path, remedy=remedy, kind=kind)
 
 
 def decode_json(data: bytes, *, source, remedy: str, kind: type[T] = object) -> T:
@@ -107,7 +108,8 @@ def _misfit(error: msgspec.ValidationError, content, source, kind: type) -> str:
     if not (missing or own):
         schema = {} if kind is object else msgspec.json.schema(kind, schema_hook=lambda _: {"title": "any"})
         fields = [field for part in schema.get("$defs", {}).values() for field in part.get("properties", {}).items()]
-        described = {name: field["description"] for name, field in fields if "description" in field}
+        kinds = ((name, choice) for name, field in fields for choice in (field, *field.get("anyOf", ())))
+        described = {name: choice["description"] for name, choice in kinds if "description" in choice}
         last = next((i for i in reversed(range(len(keys))) if keys[i] in described), None)
         expected = message.removeprefix("Expected ").partition(", got")[0]
         expected = re.sub("`(.*?)`", _in_words, expected) if last is None else described[keys[last]]
@@ -153,7 +155,7 @@ def _in_words(name: re.Match) -> str:
 def read_text(path: str | os.PathLike, *, remedy: str) -> str:
     """Text of a file in UTF-8, without its byte-order mark. UserError with ``remedy``, as :func:`read_json`."""
     try:
-        return _read_bytes(path, remedy).decode("utf-8-sig")
+        return read_bytes(path, remedy=remedy).decode("utf-8-sig")
     except ValueError as error:
         raise UserError(f"{path} is not text in UTF-8 ({error}): {remedy}") from error
 
@@ -163,8 +165,11 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _read_bytes(path: str | os.PathLike, remedy: str) -> bytes:
+def read_bytes(path: str | os.PathLike, *, remedy: str) -> bytes:
+    """Content of a file. UserError with ``remedy`` where it is missing, cannot be read or is no regular file."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may never end
+            raise UserError(f"{path} is a folder, a pipe or a device, but must be a file: {remedy}")
         return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} not found: {remedy}") from error

@@ -22,7 +22,18 @@ from clim.files import read_json
 
 from .categories import PANOPTIC_INDEX, STUFF_IDS
 from .images import UnreadableImage, image_size
-from .schemas import Annotation, BoxFile, File, Image, MaskFile, PanopticFile, RegionFile, Segment
+from .schemas import (
+    Annotation,
+    BoxFile,
+    File,
+    Image,
+    MaskFile,
+    PanopticFile,
+    RegionFile,
+    Segment,
+    run_lengths,
+    whole_polygons,
+)
 from .shards import SCHEME
 
 T = TypeVar("T")
@@ -64,14 +75,14 @@ def _box_records(content: File, json_file: str, image_root: str, index: Mapping[
         annotation |= {"iscrowd": int(a.iscrowd)} if crowds else {}
         mask = getattr(a, "segmentation", UNSET)
         if isinstance(mask, list):
-            whole = [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
+            whole = whole_polygons(mask)
             bad += [number] if len(whole) < len(mask) or not mask else []
+            if not whole:
+                continue
             mask = whole
-        elif mask is not UNSET and mask["size"] != (size := [record["height"], record["width"]]):
-            where = f"annotations[{number}].segmentation of {json_file} (id {a.id})"
-            raise UserError(f"{where} has size {mask['size']}, but image {record['file_name']} {size}: correct it.")
-        if mask is UNSET or mask:
-            record["annotations"].append(annotation | ({} if mask is UNSET else {"segmentation": mask}))
+        elif mask is not UNSET:
+            mask = run_lengths(mask.as_dict(), *mask.size)
+        record["annotations"].append(annotation | ({} if mask is UNSET else {"segmentation": mask}))
     records = list(records.values())
     if bad:
         which = f"{len(bad)} annotations, first annotations[{bad[0]}]"
