@@ -178,6 +178,8 @@ def read_table(path: str | os.PathLike, *, remedy: str) -> dict[str, list[str]]:
             if len(row) != columns:
                 form = "FILE<TAB>CAPTION" if columns == 2 and separator == "\t" else f"{columns} as the first line"
                 raise UserError(f"line {first} of {path} has {len(row)} columns: give {form}.")
+            if not row[file].strip():
+                raise UserError(f"line {first} of {path} names no file: name the image of the caption.")
             if row[caption].strip():
                 name = re.sub(r"(\.\w+)#\d+$", r"\1", row[file].strip())
                 captions.setdefault(name, []).append(row[caption].strip())
