@@ -166,8 +166,12 @@ def nfc(name: str) -> str:
 
 def _read_bytes(path: str | os.PathLike, remedy: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        if (path := Path(path)).exists() and not (path.is_file() or path.is_dir()):  # reading might never end
+            raise UserError(f"{path} is no regular file but a pipe or a device: {remedy}")
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} not found: {remedy}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} is too large for the memory: {remedy}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with the character 0
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): {remedy}") from error
