@@ -184,5 +184,7 @@ def read_bytes(path: str | os.PathLike, *, remedy: str) -> bytes:
         return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} not found: {remedy}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} is too large for the memory: {remedy}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with the character 0
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): {remedy}") from error
