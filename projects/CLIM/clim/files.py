@@ -131,7 +131,7 @@ def _look_up(content, keys: list) -> tuple[str, str]:
             kind = list[msgspec.Raw] if isinstance(key, int) else dict[str, msgspec.Raw]
             try:
                 parts = msgspec.json.decode(content, type=kind)
-            except msgspec.ValidationError:
+            except (msgspec.ValidationError, RecursionError):
                 break
         if isinstance(parts, dict) and "id" in parts and key != "id":
             identity = f" (id {_shortened(parts['id'])})"
