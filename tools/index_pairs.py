@@ -132,6 +132,8 @@ def tag_images(content: Mapping, tagging: "Tagging") -> tuple[list[dict], Counte
         image = image | {"captions": captions}
         image.pop("pos_category_ids", None)
         images.append(image | ({"pos_category_ids": found} if tagging.categories else {}))
+    if unknown := apart.keys() - {image["id"] for image in content["images"]}:
+        skipped["captions of an image that is not listed"] = len(unknown)
     return images, skipped
 
 

@@ -142,7 +142,7 @@ def _look_up(content, keys: list) -> tuple[str, str]:
             kind = list[msgspec.Raw] if isinstance(key, int) else dict[str, msgspec.Raw]
             try:
                 parts = msgspec.json.decode(content, type=kind)
-            except msgspec.MsgspecError:  # it may also be broken elsewhere
+            except (msgspec.MsgspecError, RecursionError):  # it may also be broken elsewhere
                 break
         if isinstance(parts, dict) and "id" in parts and key != "id":
             identity = f" (id {_shortened(parts['id'])})"
