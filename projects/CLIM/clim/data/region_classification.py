@@ -20,9 +20,8 @@ from torchvision.ops import masks_to_boxes
 from clim.errors import UserError
 
 from .datasets import get_records
-from .images import UnreadableImage, channels_first, letterbox, letterbox_size, read_image
+from .images import UnreadableImage, channels_first, check_size, letterbox, letterbox_size, read_image
 from .loader import NO_REGION, Skipped, SkippingLoader
-from .mappers import check_size
 from .schemas import run_lengths
 
 VARIANTS = ("boxes", "masks", "crops")
