@@ -1,6 +1,7 @@
 """From a command line to a checked config, and a checkpoint whose file alone builds the same detector anywhere."""
 
 import logging
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -207,6 +208,28 @@ def test_files_without_a_description(tmp_path):
     file.write_bytes(b"PK\x03\x04 broken")
     with pytest.raises(UserError):
         Detector(file)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        ({"config": None}, "Expected str, got null - at $.config"),
+        ({"config": "- a"}, "holds ['a'] as its config, not sections of keys"),
+        ({"config": "SOLVER: {BASE_LR: -1.0}"}, "SOLVER.BASE_LR is -1.0 (the config inside "),
+        ({"class_names": "cat"}, "Expected array, got str - at $.class_names"),
+        ({"class_names": ["cat", 3]}, "Expected str, got int - at $.class_names[1]"),
+        ({"base_classes": [None]}, "at $.base_classes[0]"),
+        ({"rows": 0}, "Expected int >= 1 - at $.rows"),
+        ({"train_sets": {}}, "Expected array, got object - at $.train_sets"),
+        (None, "Expected object, got array"),
+    ],
+)
+def test_a_damaged_description_is_named(tiny_cfg, tmp_path, damage, words):
+    entry = [1] if damage is None else describe(tiny_cfg()) | damage
+    torch.save({"model": {}, "clim": entry}, tmp_path / "m.pth")
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        Detector(tmp_path / "m.pth")
+    assert "m.pth" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_description_runs_no_code(tiny_cfg, tmp_path):

@@ -76,7 +76,7 @@ def model_overrides(args: argparse.Namespace) -> list[str]:
     for option, file in (("--config-file", args.config_file), ("--data", args.data), ("--weights", args.weights)):
         address = str(file or "").partition("?")[0]
         if address and "://" not in address and not Path(address).expanduser().is_file():
-            raise UserError(f"{option} {file} does not exist.")
+            raise UserError(f"{option} {file} does not exist, or is no file.")
     return args.opts + [part for key, file in chosen.items() if file is not None for part in (key, file)]
 
 
