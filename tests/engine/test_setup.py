@@ -1,6 +1,8 @@
 """From a command line to a checked config, and a checkpoint whose file alone builds the same detector anywhere."""
 
 import logging
+import subprocess
+import sys
 from contextlib import nullcontext
 from functools import reduce
 from operator import getitem
@@ -264,3 +266,19 @@ def test_a_description_runs_no_code(tiny_cfg, tmp_path):
     with pytest.raises(UserError, match="config cannot be read"):
         load_config(str(tmp_path / "m.pth"), [])
     assert not (tmp_path / "made").exists()
+
+
+def test_a_log_without_space_is_silent_and_names_that_are_no_utf8_are_escaped(tmp_path):
+    path = tmp_path / "log.txt"
+    code = f"""
+import logging, threading
+from clim.engine.setup import _log_stream, quiet_writing
+from detectron2.utils.logger import setup_logger
+quiet_writing()
+logging.StreamHandler(_log_stream("/dev/full")).emit(logging.makeLogRecord({{"msg": "a line"}}))
+setup_logger({str(path)!r}, name="clim").info("photo \\udcff.jpg")
+threading.Thread(target=lambda: open("/nowhere/a")).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == 0 and done.stderr == b""
+    assert "photo \\udcff.jpg" in path.read_text()
