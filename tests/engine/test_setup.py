@@ -2,6 +2,8 @@
 
 import logging
 import re
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -238,3 +240,19 @@ def test_a_description_runs_no_code(tiny_cfg, tmp_path):
     with pytest.raises(UserError, match="the config inside .*m.pth is not valid YAML .*could run code"):
         load_config(str(tmp_path / "m.pth"), [])
     assert not (tmp_path / "made").exists()
+
+
+def test_a_log_without_space_is_silent_and_names_that_are_no_utf8_are_escaped(tmp_path):
+    path = tmp_path / "log.txt"
+    code = f"""
+import logging, threading
+from clim.engine.setup import _log_stream, quiet_writing
+from detectron2.utils.logger import setup_logger
+quiet_writing()
+logging.StreamHandler(_log_stream("/dev/full")).emit(logging.makeLogRecord({{"msg": "a line"}}))
+setup_logger({str(path)!r}, name="clim").info("photo \\udcff.jpg")
+threading.Thread(target=lambda: open("/nowhere/a")).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == 0 and done.stderr == b""
+    assert "photo \\udcff.jpg" in path.read_text()

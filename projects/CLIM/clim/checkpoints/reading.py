@@ -137,8 +137,8 @@ def read_description(path: str | os.PathLike) -> Description | None:
     path = _regular(path)
     if not zipfile.is_zipfile(path):
         return None
-    with readable(path):
-        content = {} if is_torchscript(path) else read_entries(path, {})
+    with readable(path), torch.serialization.safe_globals(numpy_globals()):
+        content = None if is_torchscript(path) else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     found = content.get(DESCRIPTION) if isinstance(content, dict) else None
     try:
         return None if found is None else msgspec.convert(found, Description)
