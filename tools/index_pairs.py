@@ -75,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def index_shards(args: argparse.Namespace) -> None:
     from shards.build import build_index
 
-    names = sorted(str(path.relative_to(args.shards)) for path in args.shards.glob(args.pattern))
+    try:
+        names = sorted(str(path.relative_to(args.shards)) for path in args.shards.glob(args.pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"--pattern {args.pattern} is no pattern of files below --shards ({error}).") from error
     if not names:
         raise UserError(f"--shards {args.shards}: no file there is named {args.pattern}.")
     facts = build_index(args.shards, names, args.output, tagging=tagging_of(args), workers=args.workers)
