@@ -1,7 +1,7 @@
 """Sources: files, folders, globs, lists, addresses, videos, arrays, PIL images."""
 
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
 import numpy as np
@@ -90,21 +90,23 @@ def test_videos(write_video):
 
 @pytest.fixture
 def server(encoded):
-    """Address of a server: /a.jpg, /text, /large, /slow, and 404."""
+    """Address of a server: /a.jpg, /text, /large, /slow, /drip and 404."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):
             body = {"/a.jpg": encoded((40, 30)), "/text": b"text", "/large": b"0" * (1 << 21)}.get(self.path)
-            self.send_response(200 if body or self.path == "/slow" else 404)
+            self.send_response(200 if body or self.path in ("/slow", "/drip") else 404)
             self.end_headers()
             if self.path == "/slow":
                 pause.wait(5)
+            while self.path == "/drip" and not pause.wait(0.05):
+                self.wfile.write(b"0")
             self.wfile.write(body or b"")
 
         def log_message(self, *_):
             pass
 
-    pause, served = threading.Event(), HTTPServer(("127.0.0.1", 0), Answer)
+    pause, served = threading.Event(), ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=served.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{served.server_port}"
     pause.set()
@@ -119,8 +121,13 @@ def test_addresses(server, monkeypatch):
     assert "404" in missing.reason
     with pytest.raises(UnreadableImage, match="over 1 MB"):
         fetch(f"{server}/large", limit=1 << 20)
-    with pytest.raises(UnreadableImage, match="timed out"):
+    with pytest.raises(UnreadableImage, match="not there in 0.2 s"):
         fetch(f"{server}/slow", seconds=0.2)
+    with pytest.raises(UnreadableImage, match="not there in 0.5 s"):  # though each byte comes soon
+        fetch(f"{server}/drip", seconds=0.5)
+    assert [s.reason[:17] for s in read_source(["http://[", "http://a b", "http://127.0.0.1:1/a"])] == [
+        "cannot be fetched"
+    ] * 3
 
 
 def test_webcams(monkeypatch):

@@ -290,6 +290,6 @@ def test_processes_share_the_cores_unless_a_number_is_set(monkeypatch, asked, ex
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     seen = []
     start = lambda *_, **__: seen.append(os.environ["OMP_NUM_THREADS"])  # noqa: E731
-    monkeypatch.setattr("detectron2.engine.launch", start)
-    launch(arguments("--config-file", "a.yaml", "--num-gpus", "2"))
+    monkeypatch.setattr("train_net.start_ranks", start)
+    launch(arguments("--config-file", "configs/mini/detic.yaml", "--num-gpus", "2"))
     assert seen == [expected]

@@ -118,13 +118,15 @@ def test_files_that_lack_weights(tmp_path):
     assert checkpointer.lacking == ["method.weight", "head.cls_bias"]
     odd = torch.ones(7, 7)
     for without, changed in ((["head.weight", "head.cls_bias"], {}), ([], {"head.weight": odd})):
-        with pytest.raises(UserError, match=r"file\.pth lacks 1 weights that this config's model learns, head\.weight"):
+        with pytest.raises(UserError, match=r"file\.pth lacks 1 weights that this config's model needs, head\.weight"):
             load(*without, **changed)
     for changed in ({"conv.weight": odd}, {"head.weight": odd}):
         with pytest.raises(UserError, match="another architecture: none of its 1 weights"):
             load(*state.keys() - changed, **changed)
-    net["head"].weight.requires_grad_(False)
-    load("head.weight")  # another file has it
+    net["head"].requires_grad_(False)
+    with pytest.raises(UserError, match=r"lacks 1 weights that this config's model needs, head\.weight"):
+        load("head.weight")
+    load("head.weight", "head.bias", "head.cls_bias")  # another file has this part
     assert SafeCheckpointer(net, "").load("") == {}
 
 
@@ -141,13 +143,13 @@ def save(model, folder, *, without=(), **content):
 @pytest.mark.parametrize("load", [load_model, load_ensemble])
 def test_a_file_that_lacks_weights_of_the_parts_in_use(load, tiny_cfg, tmp_path):
     path = save(build_model(tiny_cfg()), tmp_path, without=["roi_heads."])
-    with pytest.raises(UserError, match="file.pth lacks .* weights that this config's model learns, roi_heads"):
+    with pytest.raises(UserError, match="file.pth lacks .* weights that this config's model needs, roi_heads"):
         load(tiny_cfg("MODEL.WEIGHTS", path))
     parts = ("backbone.", "proposal_generator.")
     model = load_model(tiny_cfg("MODEL.WEIGHTS", path), parts=parts)
     assert not model.training
     path = save(model, tmp_path, without=["proposal_generator."])
-    with pytest.raises(UserError, match="learns, proposal_generator"):
+    with pytest.raises(UserError, match="needs, proposal_generator"):
         load_model(tiny_cfg("MODEL.WEIGHTS", path), parts=parts)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from clim.checkpoints import SafeCheckpointer
 from clim.checkpoints.keys import IMAGE_ENCODER, translate
-from clim.checkpoints.reading import read_pickle, readable
+from clim.checkpoints.reading import read_content, readable
 from clim.errors import UserError
 
 STATE = {"weight": torch.full((2, 3), 5.0), "bias": torch.zeros(2)}
@@ -46,7 +46,7 @@ def load(path, net=None, **options):
 def test_pickled_arrays_load(tmp_path, protocol):
     arrays = {"conv1_w": np.arange(6, dtype=np.float32).reshape(2, 3), "scale": np.float32(2), "n": np.int64(1)}
     (tmp_path / "w.pkl").write_bytes(pickle.dumps(arrays, protocol=protocol))
-    loaded = read_pickle(tmp_path / "w.pkl")
+    loaded = read_content(tmp_path / "w.pkl")
     assert loaded["conv1_w"].tolist() == [[0, 1, 2], [3, 4, 5]] and loaded["scale"] == 2 and loaded["n"] == 1
 
 

@@ -48,9 +48,9 @@ def test_other_images_and_other_tables_are_refused(saved):
 @pytest.mark.parametrize(
     ("suffix", "content", "message"),
     [
-        (".npy", None, r"index\.npy is missing"), (".json", None, r"index\.json is missing"), (".npy", b"", "damaged"),
-        (".npy", b"rubbish", "damaged"), (".json", b"{", "damaged"), (".json", b"{}", "damaged"),
-        (".json", b"[]", "damaged"),
+        (".npy", None, r"index\.npy .*is missing"), (".npy", b"", "cannot be read"), (".npy", b"x", "cannot be read"),
+        (".json", None, r"index\.json not found"), (".json", b"{", "not valid"), (".json", b"{}", "does not fit"),
+        (".json", b"[]", "does not fit"),
     ],
 )  # fmt: skip
 def test_missing_and_damaged_files_are_named(saved, suffix, content, message):
@@ -64,7 +64,15 @@ def test_an_interrupted_save_leaves_nothing_that_loads(saved, monkeypatch):
     monkeypatch.setattr(np, "save", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError):
         save_neighbours(*saved, records=RECORDS, by="text", dataset="pairs")
-    with pytest.raises(UserError, match="missing"):
+    with pytest.raises(UserError, match="not found"):
+        load_neighbours(saved[0], RECORDS)
+
+
+def test_a_flipped_bit_is_found(saved):
+    data = bytearray(saved[0].read_bytes())
+    data[-4] ^= 1  # another image of the set
+    saved[0].write_bytes(data)
+    with pytest.raises(UserError, match="is damaged"):
         load_neighbours(saved[0], RECORDS)
 
 

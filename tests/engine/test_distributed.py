@@ -30,6 +30,7 @@ from clim.errors import UserError, raise_on_all_ranks
 from clim.methods import Regions, Texts
 from clim.methods.detic import Detic
 from clim.modeling import centernet
+from clim.processes import leave_group
 
 CONFIGS = Path(__file__).parents[2] / "configs/mini"
 STEPS = 2
@@ -37,6 +38,14 @@ DIM, TILES = 6, 3
 
 
 # ---- what each process does
+
+
+def main_and_leave(config, output, overrides):
+    main(config, output, overrides)
+    comm.synchronize()
+    leave_group()
+    names = {Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task")}
+    assert not [name for name in names if "gloo" in name], names
 
 
 def main(config, output, overrides):
@@ -392,4 +401,4 @@ def test_a_mistake_on_one_rank_stops_all(ranks, setting):
 
 if __name__ == "__main__":
     config, output, *overrides = sys.argv[1:]
-    launch(main, 2, dist_url="auto", args=(config, output, overrides))
+    launch(main_and_leave, 2, dist_url="auto", args=(config, output, overrides))

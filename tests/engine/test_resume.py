@@ -1,7 +1,5 @@
 """A run that is killed and resumed continues bit by bit, on the CPU; checkpoints, rank states, metrics.json."""
 
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +11,9 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from clim.checkpoints import SafeCheckpointer
-from clim.engine import Trainer, resume
+from clim.engine import Trainer
 from clim.engine.resume import (
-    EXIT_CODE,
-    STOP_SIGNALS,
     CheckpointHook,
-    Stopped,
-    StopSignals,
     load_rank_state,
     prepare_metrics,
     random_states_kept,
@@ -28,6 +22,7 @@ from clim.engine.resume import (
 )
 from clim.errors import UserError
 from clim.methods.memory import TextQueue
+from clim.processes import StopSignals
 
 EXACT = ("loss", "norm", "lr", "AP", "AR", "num_", "accuracy")  # what must not differ by one bit
 
@@ -231,36 +226,3 @@ def test_metrics_hold_one_run(tmp_path):
     assert (tmp_path / "metrics.json").read_text() == "".join(lines[:2])
     prepare_metrics(tmp_path, resume=False, start_iter=0)
     assert [path.name for path in tmp_path.iterdir()] == ["previous.metrics.json"]
-
-
-def send(number):
-    os.kill(os.getpid(), number)
-
-
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_is_noted_and_raised_only_in_an_evaluation(number):
-    before = [signal.getsignal(n) for n in STOP_SIGNALS]
-    with StopSignals() as stop:
-        with stop.at_once():
-            pass
-        send(number)
-        send(number)  # launchers repeat it
-        assert stop.asked == number and stop.agreed == 0
-        with pytest.raises(Stopped) as ended, stop.at_once():
-            raise AssertionError("not reached")
-        assert ended.value.code == EXIT_CODE == 143
-    with StopSignals() as stop, pytest.raises(Stopped), stop.at_once():
-        send(number)
-    assert [signal.getsignal(n) for n in STOP_SIGNALS] == before
-
-
-def test_a_late_second_signal_ends_the_process_at_once(monkeypatch):
-    monkeypatch.setattr(resume, "REPEATED", 0.0)
-    child = os.fork()
-    if child == 0:
-        with StopSignals() as stop:
-            send(signal.SIGUSR1)
-            if stop.asked == signal.SIGUSR1:
-                send(signal.SIGTERM)
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM

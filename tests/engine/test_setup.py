@@ -2,8 +2,6 @@
 
 import logging
 from contextlib import nullcontext
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -18,64 +16,17 @@ from clim.checkpoints import load_model, read_description
 from clim.data.categories import COCO_NAMES
 from clim.data.names import vocabulary_names
 from clim.engine import Trainer, load_config, setup
-from clim.engine.setup import RANGES, check_datasets, check_training, describe
+from clim.engine.setup import check_datasets, check_training, describe
 from clim.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLIM = str(CONFIGS / "mini/detic_clim.yaml")
 
 
-@pytest.mark.parametrize(
-    "key, value, named",
-    [
-        ("MODEL.FOO", "1", "Non-existent key: MODEL.FOO"),
-        ("SOLVER.BASE_LR", "fast", "SOLVER.BASE_LR"),
-        ("DATASETS.TEST", "mini_ov_val", "DATASETS.TEST"),
-        ("SOLVER.IMS_PER_BATCH", "8", "DATALOADER.DETECTION_PER_GPU"),
-        ("INPUT.MOSAIC.GROUPS", "0", "INPUT.MOSAIC.GROUPS was renamed to MODEL.METHOD.DETIC.GROUPS"),
-        *(("INPUT.MOSAIC.GRIDS", value, None) for value in ("[2.5]", "['2']", "[]")),
-        *(("INPUT.MOSAIC.CROP_SCALE", value, None) for value in ("[0, 1]", "[1, 0.5]", "[0.5, 2]")),
-        ("INPUT.MOSAIC.CROP_RATIO", "[2, 1]", None),
-        ("DATALOADER.ALTERNATE", "(0, 0)", None),
-        ("MODEL.METHOD.BARON.FREQUENCIES", "7", None),
-        ("MODEL.METHOD.BARON.RATIO", "[4.0]", None),
-        ("MODEL.METHOD.GROUNDING.CONTRAST_GROUP", "1", None),
-        *((key, "foo", None) for key in ("INPUT.FORMAT", "INPUT.MOSAIC.COMPOSE", "SOLVER.OPTIMIZER")),
-        ("INPUT.LSJ.STYLE", "foo", None),
-    ],
-)
-def test_wrong_overrides(key, value, named):
-    with pytest.raises(UserError) as caught:
-        load_config(CLIM, [key, value])
-    assert (named or key) in str(caught.value) and "\n" not in str(caught.value)
-
-
 def test_a_json_is_no_checkpoint_and_no_config(tmp_path):
     (tmp_path / "ok.json").write_text('{"images": []}')
     with pytest.raises(UserError, match="ok.json is neither a checkpoint that holds its config .* nor a YAML"):
         load_config(str(tmp_path / "ok.json"), [])
-
-
-@pytest.mark.parametrize("words, values", [("above 0", (0,)), ("0 or more", (-1,)), ("between 0 and 1", (-1, 2))])
-def test_numbers_out_of_range(words, values):
-    defaults = load_config(CLIM, [])
-    (keys,) = (keys.split() for name, _, keys in RANGES if name == words)
-    for key in keys:
-        number = type(reduce(getitem, key.split("."), defaults))
-        for value in values:
-            with pytest.raises(UserError, match=f"{key} is {number(value)}: it must be {words}"):
-                load_config(CLIM, [key, number(value)])
-
-
-@pytest.mark.parametrize("content", ["MODEL: [1,", "text", "MODEL:\n  FOO: 1\n", "INPUT: {MOSAIC: {GROUPS: 0}}", None])
-def test_wrong_files(tmp_path, content):
-    if content:
-        (tmp_path / "x.yaml").write_text(content)
-    (tmp_path / "child.yaml").write_text("_BASE_: x.yaml\n")
-    for name in ("x", "child"):
-        with pytest.raises(UserError, match=f"{name}.yaml") as caught:
-            load_config(str(tmp_path / f"{name}.yaml"), [])
-        assert "\n" not in str(caught.value)
 
 
 def test_without_cuda_the_device_is_the_cpu(monkeypatch):
@@ -261,6 +212,6 @@ def test_files_without_a_description(tmp_path):
 def test_a_description_runs_no_code(tiny_cfg, tmp_path):
     entry = describe(tiny_cfg()) | {"config": f"!!python/object/apply:os.mkdir [{tmp_path / 'made'}]"}
     torch.save({"model": {}, "clim": entry}, tmp_path / "m.pth")
-    with pytest.raises(UserError, match="config cannot be read"):
+    with pytest.raises(UserError, match="the config inside .*m.pth is not valid YAML .*could run code"):
         load_config(str(tmp_path / "m.pth"), [])
     assert not (tmp_path / "made").exists()

@@ -86,7 +86,7 @@ TEXTS = [f"text {i}" for i in range(10)]
 
 
 @pytest.mark.parametrize("suffix, kept_bytes, written, lost", [
-    ("rows", 7 * 4 * DIM + 5, b"", range(7, 10)), ("keys", 4 * 16 + 1, b"", range(4, 10)),
+    ("rows", 7 * 4 * DIM + 5, b"", range(7, 10)), ("keys", 4 * 20 + 1, b"", range(4, 10)),
     ("rows", 0, b"", range(10)), ("keys", 0, b"", range(10)),
     ("rows", None, b"\0" * 4 * DIM + b"\xff" * 4 * DIM, (2, 3)),  # zeros and nans
 ])  # fmt: skip

@@ -6,6 +6,7 @@ argument take no time.
 
 import argparse
 import inspect
+import io
 import sys
 from importlib import import_module
 
@@ -27,11 +28,9 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """``clim COMMAND …``: a user's mistake ends it with one line on stderr and exit code 2, Ctrl-C with 130."""
-    try:
-        run_cleanly(run, sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text in the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
+    run_cleanly(run, sys.argv[1:] if arguments is None else arguments)
 
 
 def run(arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from clim.data.images import UnreadableImage, read_image, resize
+from clim.data.images import MIN_SIDE, UnreadableImage, read_image, resize
 from clim.data.partners import image_ids_hash
 from clim.errors import UserError
 from clim.files import write_json
@@ -43,10 +44,14 @@ def open_clip_encoder(name: str, pretrained: str, device: str) -> Encoder:
     """The image tower of an open_clip model; ``pretrained`` is a tag, a file or a hub name."""
     import open_clip
 
-    model = open_clip.create_model(name, pretrained=pretrained, device=device).eval()
-    size = model.visual.image_size
-    mean, std = ([255 * value for value in stats] for stats in (model.visual.image_mean, model.visual.image_std))
-    return Encoder(model.encode_image, size[0] if isinstance(size, tuple) else size, mean, std)
+    from clim.text.clip import load_clip_visual  # open_clip's own loader may run a file's code
+
+    visual = load_clip_visual(name, pretrained).to(device).eval()
+    pixels = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
+    pixels |= open_clip.get_pretrained_cfg(name, pretrained) or {}
+    mean, std = ([255 * value for value in pixels[key]] for key in ("mean", "std"))
+    size = visual.image_size
+    return Encoder(visual, size[0] if isinstance(size, tuple) else size, mean, std)
 
 
 class Images(Dataset):
@@ -62,7 +67,8 @@ class Images(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
         square = (self.size, self.size)
         try:
-            image = read_image(self.records[index]["file_name"], fmt="RGB", at_least=square).image
+            options = {"fmt": "RGB", "at_least": square, "min_side": MIN_SIDE}
+            image = read_image(self.records[index]["file_name"], **options).image
         except UnreadableImage as error:
             return torch.zeros(3, *square), str(error)
         # Stretched, not cropped: a tile shows the whole image.
@@ -176,10 +182,10 @@ def save_neighbours(
     path: str | os.PathLike, rows: np.ndarray, *, records: Sequence[dict], by: str, dataset: str
 ) -> None:
     """Write ``rows`` (N, K) to ``path`` (``.npy``) and what they are for to the ``.json`` beside it."""
-    path = Path(path)
+    path, rows = Path(path), np.ascontiguousarray(rows, np.int32)
     facts = {"dataset": dataset, "by": by, "images": len(rows), "neighbours": rows.shape[1]}
-    facts["image_ids_sha256"] = image_ids_hash(records)
+    facts |= {"image_ids_sha256": image_ids_hash(records), "rows_crc32": crc32(rows)}
     # The facts go first and come last: an interrupted run leaves no pair that would load.
     path.with_suffix(".json").unlink(missing_ok=True)
-    write_array(path, rows.astype(np.int32))
+    write_array(path, rows)
     write_json(path.with_suffix(".json"), facts, indent=1)

@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from clim.data.captions import cleaned
 from clim.data.images import MIN_SIDE, UnreadableImage, image_size
 from clim.data.shards import PAIR, VERSION, stamp
 from clim.errors import UserError
@@ -201,4 +202,5 @@ def caption_or_reason(found: Mapping[str, bytes]) -> tuple[str, str]:
         return "", "text is not UTF-8"
     if not isinstance(caption, str):
         return "", "without text"
+    caption = cleaned(caption)
     return (caption, "") if caption.strip() else ("", "empty text")

@@ -26,6 +26,7 @@ from torchvision.ops import nms
 
 from clim.checkpoints.checkpointer import atomic_save, load_model
 from clim.checkpoints.reading import DESCRIPTION, read_description
+from clim.config_values import check_values
 from clim.data.images import ResizeShortestEdge, channels_first
 from clim.data.names import vocabulary_names
 from clim.engine.setup import load_config
@@ -283,7 +284,7 @@ def most_confident(found, *, threshold: float = 0.0, top: int | None = None, ove
 
     Of boxes with an IoU above ``overlap``, also of different classes, only the best stays: one object has one name.
     """
-    found = found[found.confidence >= threshold]
+    found = found[(found.confidence >= threshold) & np.isfinite(found.xyxy).all(axis=1)]
     boxes, scores = (torch.from_numpy(of.astype(np.float64)) for of in (found.xyxy, found.confidence))
     return found[nms(boxes, scores, overlap)[:top].numpy()]
 
@@ -292,6 +293,7 @@ def _read(model, config, classes: Classes | None, overrides) -> tuple[CfgNode, d
     """The config, not frozen, the checkpoint's description (:func:`clim.checkpoints.read_description`) and classes."""
     given = config if config is not None else model
     cfg = (given if isinstance(given, CfgNode) else load_config(str(given), list(overrides))).clone()
+    check_values(cfg)
     cfg.defrost()
     if not detects(cfg):
         name = cfg.MODEL.META_ARCHITECTURE

@@ -2,33 +2,42 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from urllib.parse import parse_qs
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
-from torch import nn
+from torch import Tensor, nn
 
 from clim.checkpoints.keys import TORCHVISION, take_vldet, translate
-from clim.checkpoints.reading import read_pickle, require_start, weights_of
+from clim.checkpoints.reading import (
+    numbers_in,
+    read_content,
+    readable,
+    require_entries,
+    require_finite,
+    require_start,
+    weights_of,
+)
 from clim.errors import UserError
-from clim.files import replacing
+from clim.files import read_text, replacing
 
 logger = logging.getLogger(__name__)
 
 ALPHA_KEY = "weight_ensemble"  # entry of a checkpoint: SOLVER.WEIGHT_ENSEMBLE of the run
 CLIP_FILE = "clip.pt"  # file beside the checkpoints: the mixed weights
+_FROZEN = (".weight", ".bias", ".running_mean", ".running_var")  # ends of names of weights that may be frozen
 _TRUST = ", or set MODEL.TRUST_WEIGHTS True if you trust its author"
 
 
 class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer: atomic writes, and loading that executes nothing from a file that is not ``trusted``.
 
-    ``lacking`` are the learnable weights that the last file does not hold, or holds in another shape. In the context
-    ``published()`` the model has the weights to write.
+    ``lacking`` are the weights that the last file does not hold, or holds in another shape, without another source. In
+    the context ``published()`` the model has the weights to write.
     """
 
     published: Callable[[], AbstractContextManager] = nullcontext
@@ -52,40 +61,74 @@ class SafeCheckpointer(DetectionCheckpointer):
             atomic_save({"model": self.model.state_dict(), **entries}, path)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict:
-        """Load a file or address; "" loads nothing. UserError if it is missing, damaged, unsafe or of another model."""
-        try:
-            if path:
-                require_start(path, save_dir=self.save_dir, path_manager=self.path_manager)
-            return super().load(path, checkpointables)
-        finally:
-            self._parsed_url_during_load = None
+        """Load a file or address; "" loads nothing. Without ``checkpointables`` load the states of all, to resume.
+
+        Returns the file's other entries. UserError if it is missing, damaged, unsafe or of another model, if a number
+        is not finite and, to resume, if a state is missing.
+        """
+        if not path:
+            return super().load("")
+        file = require_start(path, save_dir=self.save_dir, path_manager=self.path_manager)
+        self.logger.info(f"Loading {path}")
+        states = self.checkpointables if checkpointables is None else {}
+        with readable(file):
+            content = self._load_file(file)
+            if "matching_heuristics=True" in path:
+                content["matching_heuristics"] = True
+            require_entries(content, dict.fromkeys(states, dict), file)
+            absent = self._load_weights(content)
+            require_finite({k: v for k, v in self.model.state_dict().items() if k not in absent}, file)
+        for key, target in states.items():
+            state = content.pop(key)
+            require_finite(dict(numbers_in(state, key)), file)
+            try:
+                _load_state(target, state)
+            except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+                raise UserError(other_config(file, f'entry "{key}": {str(error).rstrip(".")}')) from error
+        return content
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint that ``last_checkpoint`` names. UserError where it is no file name."""
+        pointer = Path(self.save_dir) / "last_checkpoint"
+        remedy = f"write the name of a checkpoint of {self.save_dir} into it, or delete it to start anew"
+        name = read_text(pointer, remedy=remedy).strip()
+        if not re.fullmatch(r"[^/\\\0\n]+\.pth", name):
+            raise UserError(f"{pointer} holds {name[:80]!r}, not the name of a .pth file beside it: {remedy}.")
+        return str(pointer.with_name(name))
 
     def _load_file(self, filename):
-        data = read_pickle(filename, trusted=self.trusted, otherwise=_TRUST)
+        data = read_content(filename, trusted=self.trusted, otherwise=_TRUST)
         if filename.endswith(".pkl"):  # Detectron2's, in two layouts: as its own checkpointer gives it
             if "model" in data and "__author__" in data:
-                return data
+                return data | {"model": weights_of(data, filename)}
             weights = {k: v for k, v in data.get("blobs", data).items() if not k.endswith("_momentum")}
-            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+            return {"model": weights_of(weights, filename), "__author__": "Caffe2", "matching_heuristics": True}
         weights = {translate(name, TORCHVISION) or name: value for name, value in weights_of(data, filename).items()}
-        data = (data if "model" in data else {}) | {"model": take_vldet(weights)}
-        if parse_qs(self._parsed_url_during_load.query).get("matching_heuristics") == ["True"]:
-            data["matching_heuristics"] = True
-        return data
+        return (data if "model" in data else {}) | {"model": take_vldet(weights)}
 
-    def _load_model(self, checkpoint):
-        names = len(checkpoint["model"])
+    def _load_weights(self, content: dict) -> set[str]:
+        """Load ``content["model"]``; returns the names that it lacks, or holds in another shape."""
+        weights, own = content["model"], self.model.state_dict()
+        names = len(weights)
         for owner, module in self.model.named_modules():
             if hasattr(module, "before_load"):
-                module.before_load(checkpoint["model"], prefix=f"{owner}.")
-        incompatible = super()._load_model(checkpoint)
+                module.before_load(weights, prefix=f"{owner}.")
+        for name, value in weights.items():
+            if name in own and own[name].is_floating_point() != value.is_floating_point():
+                raise TypeError(f"{name} has {value.dtype}, not {own[name].dtype}")
+        incompatible = self._load_model(content)
         absent = {*incompatible.missing_keys, *(name for name, *_ in incompatible.incorrect_shapes)}
-        self.lacking = [n for n, p in self.model.named_parameters() if p.requires_grad and n in absent]
+        learning = {name for name, weight in self.model.named_parameters() if weight.requires_grad}
+        # Frozen weights may come from another file, but not those of a part that this file holds otherwise.
+        held = tuple({name.partition(".")[0] for name in own.keys() - absent})
+        frozen = {name for name in own if name.startswith(held) and name.endswith(_FROZEN)}
+        self.lacking = [name for name in own if name in absent & (learning | frozen)]
         # Detectron2 would silently continue with random weights.
         if absent >= {name for name, _ in self.model.named_parameters()}:
             raise UserError(f"MODEL.WEIGHTS has another architecture: none of its {names} weights fits this model.")
         self._check_vocabulary(incompatible)
-        return incompatible
+        self._log_incompatible_keys(incompatible)
+        return absent
 
     def _check_vocabulary(self, incompatible) -> None:
         """UserError where a box predictor needs the file's vocabulary and would keep random class embeddings."""
@@ -110,7 +153,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         needed = [name for name in used if not name.startswith("method.") and not name.endswith(".cls_bias")]
         if needed:
             raise UserError(
-                f"{path} lacks {len(needed)} weights that this config's model learns, {needed[0]} for one: they would "
+                f"{path} lacks {len(needed)} weights that this config's model needs, {needed[0]} for one: they would "
                 "stay random. Name a file of a training of this config, or of a similar one."
             )
 
@@ -144,9 +187,31 @@ def load_whole(model: nn.Module, cfg, *, parts: tuple[str, ...] = ("",), resume:
     return path, loaded
 
 
+def other_config(where, reason: str) -> str:
+    """The sentence about a checkpoint that no run of this config can have written."""
+    remedy = "resume with the config of its training, or choose another OUTPUT_DIR"
+    return f"The checkpoint in {where} belongs to another config or is damaged ({reason}): {remedy}."
+
+
+def _load_state(target, state: dict) -> None:
+    """``target.load_state_dict(state)``. ValueError or another error of Python where the state is not of its kind."""
+    target.load_state_dict(state)
+    if other := state.keys() ^ target.state_dict().keys():
+        raise ValueError(f"only one of them has {min(map(str, other))}")
+    if isinstance(target, torch.optim.Optimizer):
+        if not target.state and any(group.get("momentum", 1) for group in target.param_groups):
+            raise ValueError("its state is empty")
+        kept = ((weight, value) for weight, values in target.state.items() for value in values.values())
+        if any(isinstance(value, Tensor) and value.ndim and value.shape != weight.shape for weight, value in kept):
+            raise ValueError("its tensors have other shapes than the weights")
+
+
 def atomic_save(data, path: Path) -> None:
     """torch.save; after a kill, ``path`` is the old file or the whole new one."""
     with replacing(path) as partial, open(partial, "wb") as file:
-        torch.save(data, file)
+        try:
+            torch.save(data, file)
+        except RuntimeError as error:  # torch's archive complains of its position, not of the disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         file.flush()
         os.fsync(file.fileno())

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from clim.checkpoints.reading import is_torchscript, read_weights
+from clim.checkpoints.reading import read_weights
+from clim.checkpoints.torchscript import is_torchscript
 from clim.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -3,20 +3,37 @@
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
+from io import BytesIO
 from pathlib import Path
+from typing import Annotated, TypedDict
 
+import msgspec
 import numpy as np
 import torch
 from detectron2.utils.file_io import Detectron2Handler
 from iopath.common.file_io import PathManager
-from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
+from clim.checkpoints.torchscript import is_torchscript, read_torchscript
 from clim.errors import UserError
 
 DESCRIPTION = "clim"  # entry of a checkpoint
+_MOST_PACKED = 100  # times the size of a zip that its files may have
+
+
+class Description(TypedDict):
+    """What a checkpoint says about itself."""
+
+    config: str  # YAML text of the frozen config
+    class_names: list[str]  # K
+    base_classes: list[str] | None  # the classes that had boxes; None: all
+    train_sets: list[str]
+    rows: Annotated[int, msgspec.Meta(ge=1)]  # number of class embeddings, more than K with synonyms
+
 
 # Unpickling may call these alone: they rebuild arrays and plain containers, without other effects.
 _NUMPY_PARTS = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
@@ -24,11 +41,13 @@ for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and
     _NUMPY_PARTS[_core, "_reconstruct"] = np.zeros(0).__reduce__()[0]
     _NUMPY_PARTS[_core, "scalar"] = np.float64(0).__reduce__()[0]
 _PLAIN_PARTS = {("collections", "OrderedDict"), ("_codecs", "encode")}
-_DAMAGE = (EOFError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, SafetensorError)
 
 
-def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathManager) -> None:
-    """Fetch ``path``, the file or address that a run in ``save_dir`` starts from. UserError if it does not exist."""
+def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathManager) -> str:
+    """Fetch ``path``, the file or address that a run in ``save_dir`` starts from: the file's own path.
+
+    UserError if it does not exist.
+    """
     try:
         local = Path(path_manager.get_local_path(path.partition("?")[0]))
     except (OSError, HTTPException, ValueError) as error:
@@ -36,7 +55,7 @@ def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathM
         remedy = f'download {url} on another machine and set MODEL.WEIGHTS to the file, or to "" for random weights'
         raise UserError(f"MODEL.WEIGHTS: {path} could not be fetched ({error}): {remedy}.") from error
     if local.is_file():
-        return
+        return str(local)
     if local.parent.resolve() == Path(save_dir).resolve():
         raise UserError(f"{local} is missing, but last_checkpoint beside it names it: correct that file.")
     remedy = f": first train the config with OUTPUT_DIR {local.parent}, or use another file (docs/checkpoints.md)"
@@ -48,74 +67,142 @@ def readable(filename: str | os.PathLike, *, otherwise: str = ""):
     """Turn errors of the block, which reads ``filename``, into a UserError; ``otherwise``: another remedy."""
     try:
         yield
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{filename} is damaged or holds more than tensors, and was not loaded, because that could run code from "
             f"it: re-save its weights alone (torch.save({{'model': state_dict}}, FILE)){otherwise}."
         ) from error
-    except _DAMAGE as error:
+    except Exception as error:  # a damaged file makes its reader raise anything
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
-        raise UserError(f"{filename} cannot be read as a file of weights ({reason}): is it whole?") from error
+        raise UserError(
+            f"{filename} cannot be read as a file of weights ({reason}): is it whole? Copy or download it again."
+        ) from error
 
 
-def read_pickle(path: str | os.PathLike, *, trusted: bool = False, otherwise: str = ""):
-    """Content of a file of ``torch.save``, or of a .pkl of NumPy arrays (Detectron2's model zoo).
+def read_content(path: str | os.PathLike, *, trusted: bool = False, otherwise: str = ""):
+    """Content of a .safetensors, TorchScript or ``torch.save`` file, or of a .pkl of NumPy arrays (Detectron2's zoo).
 
-    Where it is not ``trusted`` and holds more than tensors, arrays and plain containers: UserError of :func:`readable`.
+    Where it is not ``trusted`` and holds more than tensors, arrays and plain containers: UserError of :func:`readable`;
+    also for a zip whose checksums are wrong. TorchScript's code never runs.
     """
+    path = _regular(path)
     with readable(path, otherwise=otherwise):
-        if Path(path).suffix == ".pkl":
-            with open(path, "rb") as file:
-                return (pickle.Unpickler if trusted else _NumpyUnpickler)(file, encoding="latin1").load()
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix == ".pkl":
+            unpickler = pickle.Unpickler if trusted else _NumpyUnpickler
+            return unpickler(BytesIO(path.read_bytes()), encoding="latin1").load()
+        check_archive(path)
+        if is_torchscript(path):
+            return read_torchscript(path)
         with torch.serialization.safe_globals(numpy_globals()):
             return torch.load(path, map_location="cpu", weights_only=not trusted)
 
 
-def read_description(path: str | os.PathLike) -> dict | None:
+def _regular(path: str | os.PathLike) -> Path:
+    if not Path(path).is_file():
+        raise UserError(f"{path} is not a file: name a file of weights.")
+    return Path(path)
+
+
+def check_archive(path: Path) -> None:
+    """ValueError where a checksum of a zip is wrong, which torch ignores; torch.serialization may write 0 for each."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > _MOST_PACKED * path.stat().st_size:
+            raise ValueError(f"its parts are more than {_MOST_PACKED} times as large as the file")
+        for entry in archive.infolist():
+            entry.CRC = entry.CRC or None
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def read_entries(path: str | os.PathLike, kinds: Mapping[str, type]) -> dict:
+    """A file that our trainer writes; its tensors are memory maps, which are read when they are used.
+
+    UserError where it is damaged, or lacks one of the entries ``kinds``, or an entry is no such type.
+    """
+    with readable(_regular(path)), torch.serialization.safe_globals(numpy_globals()):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return require_entries(content, kinds, path)
+
+
+def require_entries(content, kinds: Mapping[str, type], path: str | os.PathLike) -> dict:
+    """``content`` of the file ``path``, if it is a dict with entries of these types; else a UserError."""
+    for name, kind in kinds.items():
+        found = content.get(name) if isinstance(content, dict) else None
+        if not isinstance(found, kind):
+            raise UserError(
+                f'{path} has no entry "{name}" of type {kind.__name__}, which a training needs to go on: use a whole '
+                "checkpoint of this training, or start anew without --resume, with MODEL.WEIGHTS."
+            )
+    return content
+
+
+def read_description(path: str | os.PathLike) -> Description | None:
     """What our trainer writes into a checkpoint beside its weights, without reading these; None in other files.
 
-    {"config": YAML text of the frozen config, "class_names": K names, "base_classes": names of the classes that had
-    boxes, or None for all, "train_sets": names, "rows": number of class embeddings, more than K with synonyms}.
-    UserError for a file that is missing or unreadable.
+    UserError for a file that is missing or unreadable, and for a description of another form.
     """
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file: name a checkpoint.")
     if not zipfile.is_zipfile(path):
         return None
-    with readable(path), torch.serialization.safe_globals(numpy_globals()):
-        content = None if is_torchscript(path) else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return content.get(DESCRIPTION) if isinstance(content, dict) else None
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """{name: tensor on the CPU} of a .safetensors, TorchScript or ``torch.save`` file; UserError for other files."""
     with readable(path):
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if is_torchscript(path):
-            return torch.jit.load(path, map_location="cpu").state_dict()
-    return {name: torch.as_tensor(value) for name, value in weights_of(read_pickle(path), path).items()}
+        content = {} if is_torchscript(path) else read_entries(path, {})
+    found = content.get(DESCRIPTION) if isinstance(content, dict) else None
+    try:
+        return None if found is None else msgspec.convert(found, Description)
+    except msgspec.ValidationError as error:
+        reason = str(error).replace("`", "")
+        raise UserError(f'The entry "{DESCRIPTION}" of {path} is damaged ({reason}): name its config too.') from error
 
 
-def weights_of(data, filename: str | os.PathLike) -> dict:
-    """{name: tensor or array} in a file's content: under "model" or "state_dict", or at the top; else a UserError."""
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """{name: tensor on the CPU} of a file of :func:`read_content` that holds weights; UserError for other files."""
+    return weights_of(read_content(path), path)
+
+
+def weights_of(data, filename: str | os.PathLike) -> dict[str, Tensor]:
+    """{name: tensor} in a file's content: under "model" or "state_dict", or at the top; else a UserError."""
     data = data if isinstance(data, dict) else {}
     weights = data.get("model", data.get("state_dict", data))
-    arrays = torch.Tensor | np.ndarray
-    if isinstance(weights, dict) and weights and all(isinstance(value, arrays) for value in weights.values()):
-        return weights
+    if isinstance(weights, dict) and weights and all(_is_named_array(*item) for item in weights.items()):
+        with readable(filename):
+            return {name: torch.as_tensor(value) for name, value in weights.items()}
     raise UserError(f"{filename} holds no weights: expected {{'model': {{name: tensor}}}} or {{name: tensor}}.")
 
 
-def is_torchscript(path: str | os.PathLike) -> bool:
-    """Whether a file is a TorchScript program, such as OpenAI's CLIP, and not a pickle of tensors."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(entry.endswith("/constants.pkl") for entry in archive.namelist())
+def _is_named_array(name, value) -> bool:
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return isinstance(name, str) and (isinstance(value, np.ndarray) or plain and not value.is_quantized)
 
 
-class _NumpyUnpickler(pickle.Unpickler):
+def require_finite(tensors: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+    """UserError that names the first of the ``tensors``, read from ``path``, with nan or infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            bounds = (tensor if tensor.element_size() > 1 else tensor.float()).aminmax()  # twice as fast as isfinite
+            if not all(map(torch.isfinite, bounds)):
+                raise UserError(
+                    f"{name} of {path} holds nan or infinity: the file is damaged or its training has diverged; use an "
+                    "earlier checkpoint, or copy the file again."
+                )
+
+
+def numbers_in(value, name: str) -> Iterator[tuple[str, Tensor]]:
+    """(path, tensor) of all tensors and floats in nested containers."""
+    if isinstance(value, Tensor | float):
+        yield name, torch.as_tensor(value)
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        yield from numbers_in(item, f"{name}.{key}")
+
+
+class _NumpyUnpickler(pickle._Unpickler):  # as torchscript._Unpickler
     def find_class(self, module, name):
         if (module, name) in _NUMPY_PARTS:
             return _NUMPY_PARTS[module, name]

@@ -19,8 +19,11 @@ from clim.errors import UserError
 from clim.files import nfc, read_text
 from clim.sources import IMAGES, files_below
 
+from .captions import packed
 from .images import UnreadableImage, image_size
-from .readers import caption_records, class_index, require_folder, warn_of_strays
+from .readers import class_index, require_folder, warn_of_strays
+from .records import PairRecords
+from .schemas import Pair
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +128,12 @@ def _read_folder(folder: str, image_root: str, suffix: str, read: Callable, inde
     return records
 
 
-def read_caption_table(file: str, image_root: str, *, remedy: str, **_) -> list[dict]:
+def read_caption_table(file: str, image_root: str, *, remedy: str, **_) -> PairRecords:
     """Image-text pairs of a table, see :func:`read_table`."""
     return _pairs(read_table(file, remedy=remedy), file, image_root, remedy)
 
 
-def read_caption_files(folder: str, image_root: str, *, remedy: str, **_) -> list[dict]:
+def read_caption_files(folder: str, image_root: str, *, remedy: str, **_) -> PairRecords:
     """Image-text pairs of text files: each line of ``a/b.txt`` is a caption of ``a/b.jpg``."""
     files = {name: Path(folder, name).with_suffix(".txt") for name in find_images(image_root)}
     there = {name: file for name, file in files.items() if file.is_file()}
@@ -138,10 +141,10 @@ def read_caption_files(folder: str, image_root: str, *, remedy: str, **_) -> lis
     return _pairs(captions, folder, image_root, remedy)
 
 
-def _pairs(captions: Mapping[str, list[str]], source: str, image_root: str, remedy: str) -> list[dict]:
+def _pairs(captions: Mapping[str, list[str]], source: str, image_root: str, remedy: str) -> PairRecords:
     require_folder(image_root)
-    images = [{"id": i, "file_name": name, "captions": texts} for i, (name, texts) in enumerate(captions.items())]
-    return caption_records(images, source, image_root, index={}, remedy=remedy)
+    pairs = (Pair(i, name, captions=texts) for i, (name, texts) in enumerate(captions.items()))
+    return packed(pairs, source, image_root=image_root, remedy=remedy)
 
 
 def read_table(path: str | os.PathLike, *, remedy: str) -> dict[str, list[str]]:

@@ -19,7 +19,17 @@ from PIL import Image
 
 from clim.errors import UserError
 
-from .images import Decoded, UnreadableImage, channels_first, letterbox, read_image, resize
+from .images import (
+    MIN_SIDE,
+    Decoded,
+    ResizeScale,
+    ResizeShortestEdge,
+    UnreadableImage,
+    channels_first,
+    letterbox,
+    read_image,
+    resize,
+)
 from .jittering import Jittering, JitterTransform
 from .mosaic import compose, fit_cell, fit_size, grid_cells, inward_anchors, place, resized_crop, shortest_crop
 from .tiles import Tiles, tiles_of
@@ -36,6 +46,7 @@ class RecordMapper:
 
     square = False  # whether all samples are squares of one size
     annotated = False  # whether records hold boxes, which need an image of the annotated size
+    min_side = MIN_SIDE  # px, of an image that is used
 
     def __init__(self, records: Sequence[dict], *, seed: int, stream: int, image_format: str = "BGR"):
         self.records = records
@@ -64,7 +75,8 @@ class RecordMapper:
             record = self.records[index]
             try:
                 size = at_least(record) if at_least else None
-                decoded = read_image(record["file_name"], fmt=self.image_format, at_least=size)
+                options = {"at_least": size, "min_side": self.min_side}
+                decoded = read_image(record["file_name"], fmt=self.image_format, **options)
                 if self.annotated:
                     check_size(record, decoded)
                 return record, decoded
@@ -100,8 +112,6 @@ class CanvasMapper(RecordMapper):
         permute_texts: bool = False, jitter: Jittering | None = None, **stream,
     ):  # fmt: skip
         super().__init__(records, **stream)
-        if filling not in ("fit", "crop", "jitter"):
-            raise UserError(f'INPUT.MOSAIC.FILLING is "{filling}": choose "fit", "crop" or "jitter".')
         self.grids, self.short, self.long, self.flip, self.jitter = tuple(grids), short, long, flip, jitter
         self.filling, self.crop = filling, {"scale": tuple(crop_scale), "ratio": tuple(crop_ratio)}
         self.pad_value, self.partners, self.permute_texts = pad_value, partners, permute_texts
@@ -233,7 +243,7 @@ class DetectionMapper(RecordMapper):
     boxes from what is left of the masks, and keeps those above .01 px (detic §3.2).
     """
 
-    annotated = True
+    annotated, min_side = True, 1
 
     def __init__(self, records, *, augmentations: Sequence[T.Augmentation], mask_format: str | None = None, **stream):
         super().__init__(records, **stream)
@@ -272,13 +282,14 @@ def training_augmentations(cfg) -> list[T.Augmentation]:
 
     Jittering scales the image to fit a square of a random part of SIZE and cuts out at most SIZE x SIZE px.
     """
-    standard = utils.build_augmentation(cfg, is_train=True)
+    edges = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    standard = [ResizeShortestEdge(*edges), *utils.build_augmentation(cfg, is_train=True)[1:]]
     size, (smallest, largest) = cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.SCALE
     if not size:
         return standard
     if cfg.INPUT.LSJ.STYLE != "detectron2":
         return [Jittering(cfg.INPUT.LSJ.STYLE, side=size, scale=cfg.INPUT.LSJ.SCALE), *standard[1:]]
-    return [T.ResizeScale(smallest, largest, size, size), T.FixedSizeCrop((size, size), pad=False), *standard[1:]]
+    return [ResizeScale(smallest, largest, size, size), T.FixedSizeCrop((size, size), pad=False), *standard[1:]]
 
 
 def vanished(transforms: Sequence[T.Transform], record: dict) -> list[tuple[str, str]]:

@@ -8,15 +8,25 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from zlib import crc32
 
+import msgspec
 import numpy as np
 
 from clim.errors import UserError
-from clim.files import resolve
+from clim.files import read_json, resolve
 
 from .records import column
 
 _CHUNK = 1 << 16  # image ids that are hashed at once
+
+
+class Facts(msgspec.Struct):
+    """The .json of an index."""
+
+    dataset: str
+    image_ids_sha256: str
+    rows_crc32: int | None = None  # indexes of earlier versions have none
 
 
 def image_ids_hash(records: Sequence[dict]) -> str:
@@ -36,19 +46,20 @@ def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> np.memm
     UserError if a file is missing or damaged, or the index is for other images or another order.
     """
     path, again = resolve(path), "build it with tools/build_neighbours.py"
+    facts = read_json(path.with_suffix(".json"), remedy=f"{again} --output {path}.", kind=Facts)
     try:
-        facts = json.loads(path.with_suffix(".json").read_text())
-        rows, dataset, images_hash = np.load(path, mmap_mode="r"), facts["dataset"], facts["image_ids_sha256"]
-    except FileNotFoundError as error:
-        raise UserError(f"Neighbour index: {error.filename} is missing; {again} --output {path}.") from error
-    except (ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"Neighbour index: {path} or its .json is damaged ({error!r}); {again} again.") from error
-    if len(rows) != len(records) or images_hash != image_ids_hash(records):
+        if not path.is_file():
+            raise FileNotFoundError("it is missing")
+        rows = np.load(path, "r", allow_pickle=False)
+        sound = rows.dtype == np.int32 and rows.ndim == 2 and rows.size
+    except (OSError, ValueError, AttributeError, EOFError) as error:  # AttributeError: an archive of arrays
+        raise UserError(f"Neighbour index: {path} cannot be read ({error}); {again} --output {path}.") from error
+    if sound and (len(rows) != len(records) or facts.image_ids_sha256 != image_ids_hash(records)):
         raise UserError(
-            f"Neighbour index: {path} was built for {len(rows)} images of {dataset}, but this data set has "
+            f"Neighbour index: {path} was built for {len(rows)} images of {facts.dataset}, but this data set has "
             f"{len(records)} images, other images or another order; {again} for this data set."
         )
-    sound = rows.dtype == np.int32 and rows.ndim == 2 and rows.size
-    if not sound or rows.min() < 0 or rows.max() >= len(rows):
-        raise UserError(f"Neighbour index: {path} is not an int32 table (N, K > 0) of indices below N; {again} again.")
+    sound = sound and rows.min() >= 0 and rows.max() < len(rows)
+    if not sound or facts.rows_crc32 not in (None, crc32(rows)):
+        raise UserError(f"Neighbour index: {path} is damaged, or no int32 table (N, K > 0) of indices < N; {again}.")
     return rows

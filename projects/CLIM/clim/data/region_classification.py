@@ -22,7 +22,7 @@ from clim.errors import UserError
 from .images import UnreadableImage, channels_first, letterbox, letterbox_size, read_image
 from .loader import NO_REGION, Skipped, SkippingLoader
 from .mappers import check_size
-from .readers import run_lengths
+from .schemas import run_lengths
 
 VARIANTS = ("boxes", "masks", "crops")
 CROP_ENLARGED = 1.5  # crops show the surroundings of a box, but not of stuff (CLIM release)

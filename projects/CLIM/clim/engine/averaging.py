@@ -5,7 +5,6 @@ import math
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from clim.checkpoints.checkpointer import SafeCheckpointer
+from clim.checkpoints.reading import read_entries, require_entries
 from clim.errors import UserError, raise_on_all_ranks
 
 from .resume import BEST
@@ -64,8 +64,9 @@ class MovingAverage(HookBase):
 
     def load_state_dict(self, trained: dict[str, Tensor]) -> None:
         """Take the trained weights; the model has the average, from the same checkpoint."""
-        if bool(trained) != bool(self.decay):
-            raise ValueError("SOLVER.EMA was 0, or is 0 now")
+        ours, theirs = ({name: t.shape for name, t in tensors.items()} for tensors in (self._tensors(), trained))
+        if ours != theirs:
+            raise ValueError("SOLVER.EMA was 0, or is 0 now, or its weights are others")
         self.start()
         for name, tensor in self._tensors().items():
             tensor.data.copy_(trained[name])
@@ -78,8 +79,8 @@ class BestCheckpoint:
         self.checkpointer, self.metric, self.extra = checkpointer, metric, extra
         self.value, path = -math.inf, Path(checkpointer.save_dir) / f"{BEST}.pth"
         if resume and path.is_file():
-            stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            self.value = stored["best"].get(metric, self.value)
+            best = read_entries(path, {"best": dict})["best"]
+            self.value = require_entries(best, {metric: float}, path)[metric] if metric in best else self.value
 
     def update(self, results: dict, iteration: int) -> None:
         """Compare with {task: {figure: value}}, which only the main process has. UserError for an unknown metric."""

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from clim.checkpoints.checkpointer import ALPHA_KEY, CLIP_FILE, atomic_save, load_whole
+from clim.checkpoints.reading import read_weights, require_finite
 from clim.errors import UserError
 
 START_FILE = "start_weights.pth"
@@ -48,7 +49,12 @@ class WeightEnsemble:
         if not path.is_file():
             remedy = "copy it there, start anew, or set SOLVER.WEIGHT_ENSEMBLE 1.0"
             raise UserError(f"{path} is missing, but its weights are mixed with the trained ones: {remedy}.")
-        self.start = torch.load(path, map_location="cpu", weights_only=True)
+        start = read_weights(path)
+        require_finite(start, path)
+        ours, theirs = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (self.start, start))
+        if ours != theirs:
+            raise UserError(f"{path} holds the initial weights of another model: copy those of this run there.")
+        self.start = start
 
     @contextmanager
     def mixed(self):

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from clim.checkpoints.reading import check_archive, require_finite
 from clim.errors import UserError
 from clim.text.tower import TextTower, WordFeatures
 
@@ -53,23 +53,30 @@ class BertTower(TextTower):
     def __init__(self, *, folder: Path):
         from transformers import AutoModel, AutoTokenizer  # takes seconds
 
+        options = {"local_files_only": True, "trust_remote_code": False}  # None would ask the user whether to run code
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            model = AutoModel.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
-        except (OSError, ValueError, SafetensorError) as error:
+            for file in folder.glob("*.bin"):  # zips, whose checksums transformers does not compare
+                check_archive(file)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
+            options |= {"dtype": torch.float32, "output_loading_info": True}
+            model, found = AutoModel.from_pretrained(str(folder), **options)
+            if lacking := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
+                raise ValueError(f"its weights lack {lacking[0]}")
+            config = model.config
+            kind = {"type": config.model_type, "activation": config.hidden_act, "heads": config.num_attention_heads}
+        except Exception as error:  # transformers, tokenizers and safetensors have many kinds
             reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{folder} (MODEL.TEXT.NAME) holds no readable BERT: {reason}") from error
-        config = model.config
+            raise UserError(
+                f"{folder} (MODEL.TEXT.NAME) holds no readable BERT ({reason}): copy or download the folder again."
+            ) from error
+        require_finite(model.state_dict(), folder)
         if not 0.9 * config.vocab_size < len(tokenizer) <= config.vocab_size:  # a model may have a few rows more
             raise UserError(
                 f"{folder} (MODEL.TEXT.NAME) has a tokenizer of {len(tokenizer)} word pieces, but its BERT knows "
                 f"{config.vocab_size}: replace its vocab.txt or tokenizer.json by that of the model."
             )
         vocabulary = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
-        description = {
-            "type": config.model_type, "activation": config.hidden_act, "heads": config.num_attention_heads,
-            "lower": tokenizer.init_kwargs.get("do_lower_case"), "vocabulary": vocabulary,
-        }  # fmt: skip
+        description = kind | {"lower": tokenizer.init_kwargs.get("do_lower_case"), "vocabulary": vocabulary}
         super().__init__(architecture=json.dumps(description, sort_keys=True))
         self.model = model
         self.dim = self.hidden_dim = config.hidden_size

@@ -4,17 +4,21 @@ Shapes: N texts, D dimensions of an embedding, n rows.
 
 A cache folder holds a folder of rows for each tower fingerprint, and ``towers/`` with the fingerprints of known
 towers (:class:`LazyTower`). Each process appends rows to its own pair of files, so that processes never wait for each
-other: ``*.rows``, float32 (n, D), and ``*.keys``, n x 16 bytes.
+other: ``*.rows``, float32 (n, D), and ``*.keys``, n times the key of a text (16 bytes) and a checksum (4).
 """
 
 import hashlib
 import json
+import logging
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,9 +27,10 @@ from clim.errors import UserError
 from clim.files import read_json, resolve, write_json
 from clim.text.tower import TextTower
 
-KEY_BYTES = 16
+KEY_BYTES, SUM_BYTES = 16, 4
+_ENTRY = KEY_BYTES + SUM_BYTES  # bytes
 _MAP_STRIDE = 1 << 40  # more rows than a file can have
-_UNIT_TOLERANCE = 1e-3  # a stored row whose length differs more from 1 is damaged
+logger = logging.getLogger(__name__)
 
 
 def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.device = "cpu") -> TextTower:
@@ -49,6 +54,15 @@ def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.dev
         return tower(name=name, pretrained=pretrained).to(device)
 
 
+class _Identity(msgspec.Struct):
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    dim: Annotated[int, msgspec.Meta(gt=0)]
+    checksum: int = 0  # of both
+
+    def __post_init__(self):
+        self.checksum = self.checksum or _checksum(self.fingerprint.encode(), str(self.dim).encode())
+
+
 class LazyTower:
     """A :class:`TextTower` that is loaded, as ``live``, when it is first used. Arguments as of the function above.
 
@@ -63,11 +77,11 @@ class LazyTower:
 
     @property
     def fingerprint(self) -> str:
-        return self._identity["fingerprint"]
+        return self._identity.fingerprint
 
     @property
     def dim(self) -> int:
-        return self._identity["dim"]
+        return self._identity.dim
 
     @cached_property
     def live(self) -> TextTower:
@@ -77,18 +91,22 @@ class LazyTower:
         return self.live.encode(texts)
 
     @cached_property
-    def _identity(self) -> dict:
+    def _identity(self) -> _Identity:
         stamp = self._directory and tower_stamp(**self._source)
         if not stamp:
-            return {"fingerprint": self.live.fingerprint, "dim": self.live.dim}
+            return _Identity(self.live.fingerprint, self.live.dim)
         note = self._directory / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.json"
-        try:
-            known = json.loads(note.read_text())
-            return {"fingerprint": str(known["fingerprint"]), "dim": int(known["dim"])}
-        except (OSError, ValueError, KeyError, TypeError):  # the note is missing or damaged
-            identity = {"fingerprint": self.live.fingerprint, "dim": self.live.dim}
-            write_json(note, identity | self._source, shared=True)
-            return identity
+        if note.exists():
+            try:
+                known = read_json(note, remedy="it is written anew from the text tower.", kind=_Identity)
+                if known == _Identity(known.fingerprint, known.dim):
+                    return known
+                logger.warning("%s is damaged: it is written anew from the text tower.", note)
+            except UserError as error:
+                logger.warning(str(error))
+        identity = _Identity(self.live.fingerprint, self.live.dim)
+        write_json(note, msgspec.structs.asdict(identity) | self._source, shared=True)
+        return identity
 
 
 class CaptionCache:
@@ -120,11 +138,11 @@ class CaptionCache:
         keys = [self._key(text) for text in texts]
         by_key = dict(zip(keys, texts, strict=True))
         self._compute({key: text for key, text in by_key.items() if key not in self._store})
-        rows = self._store.gather(keys)
-        whole = np.abs(np.linalg.norm(rows, axis=1) - 1) <= _UNIT_TOLERANCE
-        if not whole.all():
-            self._compute({key: by_key[key] for key, fine in zip(keys, whole, strict=True) if not fine})
-            rows = self._store.gather(keys)
+        rows, damaged = self._store.gather(keys)
+        if damaged:
+            logger.warning("%d rows of %s are damaged: computed anew.", len(damaged), self._directory)
+            self._compute({key: text for key, text in by_key.items() if key in damaged})
+            rows, _ = self._store.gather(keys)
         return torch.from_numpy(rows)
 
     @cached_property
@@ -147,13 +165,13 @@ class RowStore:
 
     def __init__(self, folder: Path, *, dim: int):
         self._folder, self._dim = folder, dim
-        self._maps: list[np.ndarray] = []  # (n, D) of each pair of files
+        self._maps: list[tuple[np.ndarray, np.ndarray]] = []  # (n, D) rows, (n,) checksums of each pair of files
         self._own: Path | None = None  # this object appends to these files; their map is the last
         self._places: dict[bytes, int] = {}  # map * _MAP_STRIDE + row
         for path in sorted(folder.glob("*.keys")):  # oldest first: a newer row replaces an older one
-            self._maps.append(self._map(path.with_suffix("")))
             data = path.read_bytes()
-            self._place([data[i : i + KEY_BYTES] for i in range(0, len(self._maps[-1]) * KEY_BYTES, KEY_BYTES)])
+            self._maps.append(self._map(path.with_suffix("")))
+            self._place([data[i : i + KEY_BYTES] for i in range(0, len(self._maps[-1][0]) * _ENTRY, _ENTRY)])
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
@@ -166,37 +184,43 @@ class RowStore:
         if self._own is None:
             self._own = self._folder / f"{time.time_ns():020d}-{os.getpid()}"
             self._maps.append(self._map(self._own))
-        first = len(self._maps[-1])
-        for suffix, size, data in (
-            (".rows", 4 * self._dim, rows.astype(np.float32).tobytes()),
-            (".keys", KEY_BYTES, b"".join(keys)),
-        ):
+        first, rows = len(self._maps[-1][0]), np.ascontiguousarray(rows, np.float32)
+        sums = (_checksum(key, row).to_bytes(SUM_BYTES, "little") for key, row in zip(keys, rows, strict=True))
+        entries = b"".join(key + checksum for key, checksum in zip(keys, sums, strict=True))
+        for suffix, size, data in ((".rows", 4 * self._dim, rows.tobytes()), (".keys", _ENTRY, entries)):
             with open(self._own.with_suffix(suffix), "ab") as file:
                 file.truncate(first * size)  # removes the rest of an earlier, failed write
                 file.write(data)
         self._maps[-1] = self._map(self._own)
         self._place(keys, first)
 
-    def gather(self, keys: Sequence[bytes]) -> np.ndarray:
-        """(n, D) float32 copies of the rows of n known keys."""
+    def gather(self, keys: Sequence[bytes]) -> tuple[np.ndarray, set[bytes]]:
+        """(n, D) float32 copies of the rows of n known keys, and the keys of those with another checksum."""
         maps, numbers = np.divmod(np.array([self._places[key] for key in keys], dtype=np.int64), _MAP_STRIDE)
-        rows = np.empty((len(keys), self._dim), dtype=np.float32)
+        rows, sums = np.empty((len(keys), self._dim), np.float32), np.empty(len(keys), np.uint32)
         for i in np.unique(maps):
-            rows[maps == i] = self._maps[i][numbers[maps == i]]
-        return rows
+            rows[maps == i], sums[maps == i] = (stored[numbers[maps == i]] for stored in self._maps[i])
+        found = zip(keys, rows, sums.tolist(), strict=True)
+        return rows, {key for key, row, checksum in found if _checksum(key, row) != checksum}
 
-    def _map(self, stem: Path) -> np.ndarray:
-        """The memory map (n, D) of all complete rows that have a complete key."""
-        files = {stem.with_suffix(".keys"): KEY_BYTES, stem.with_suffix(".rows"): 4 * self._dim}
+    def _map(self, stem: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Memory maps of all complete rows that have a complete key: rows (n, D) and their checksums (n,)."""
+        files = {stem.with_suffix(".keys"): _ENTRY, stem.with_suffix(".rows"): 4 * self._dim}
         length = min(path.stat().st_size // size if path.exists() else 0 for path, size in files.items())
         if not length:  # an empty file cannot be mapped
-            return np.empty((0, self._dim), np.float32)
-        return np.memmap(stem.with_suffix(".rows"), np.float32, "r", shape=(length, self._dim))
+            return np.empty((0, self._dim), np.float32), np.empty(0, np.uint32)
+        entry = np.dtype([("key", f"V{KEY_BYTES}"), ("sum", "<u4")])
+        sums = np.memmap(stem.with_suffix(".keys"), entry, "r", shape=(length,))["sum"]
+        return np.memmap(stem.with_suffix(".rows"), np.float32, "r", shape=(length, self._dim)), sums
 
     def _place(self, keys: Sequence[bytes], first: int = 0) -> None:
         """Remember that ``keys`` start at row ``first`` of the last map."""
         start = (len(self._maps) - 1) * _MAP_STRIDE + first
         self._places.update(zip(keys, range(start, start + len(keys)), strict=True))
+
+
+def _checksum(key: bytes, data) -> int:
+    return zlib.crc32(data, zlib.crc32(key))
 
 
 def build_text_encoder(cfg) -> CaptionCache | LazyTower:

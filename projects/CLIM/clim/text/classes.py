@@ -5,7 +5,6 @@ Shapes: K classes, P prompts of a class, D dimensions of an embedding.
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import product
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from clim.checkpoints.reading import read_pickle
+from clim.checkpoints.reading import read_content
 from clim.errors import UserError, registered
 from clim.files import resolve
 from clim.text.tower import TextTower
@@ -121,14 +120,14 @@ def load_embeddings(
     file = resolve(path)
     remedy = f"build it with `{made_by} --output {file}`"
     try:
-        reads = read_pickle if file.suffix == ".pth" and file.exists() else partial(np.load, allow_pickle=False)
-        array = np.asarray(reads(file))
+        if not file.is_file():
+            raise UserError(f"No class embeddings at {file} ({key}): {remedy}.")
+        # A map compares the sizes of file and array, so a damaged header reserves no memory.
+        array = np.asarray(read_content(file) if file.suffix == ".pth" else np.load(file, "r", allow_pickle=False))
         array = array[:, 0] if array.ndim == 3 and array.shape[1] == 1 else array  # RegionCLIP's script
-        if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
+        if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape or 0 in array.strides:
             raise ValueError(f"it holds {array.dtype} {array.shape}")
-    except FileNotFoundError as error:
-        raise UserError(f"No class embeddings at {file} ({key}): {remedy}.") from error
-    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:  # AttributeError: an archive of arrays
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, RuntimeError) as error:  # each reader has its own
         raise UserError(
             f"{file} is not a .npy or .pth file of floats (classes, dimensions) ({error}): {remedy}."
         ) from error

@@ -6,6 +6,7 @@ needs both halves, does not know detectors' files, and resizes positions silentl
 
 import json
 import logging
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clim.checkpoints.keys import IMAGE, TEXT, Half, read_half
+from clim.checkpoints.reading import require_finite
 from clim.errors import UserError
 from clim.files import read_json, resolve
 from clim.text.tower import TextTower, WordFeatures
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 ACTIVATIONS = {True: "QuickGELU", False: "exact GELU"}  # by a config's quick_gelu
 _HUB = "hf-hub:"
-_PARTS = ("embed_dim", "vision_cfg", "text_cfg")
+_PARTS = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
 _TEXT_KIND = ("hf_model_name", "hf_tokenizer_name", "embed_cls", "no_causal_mask", "proj_bias", "pool_type",
               "proj_type")  # fmt: skip
 # The half that is not kept is built as small as open_clip allows.
@@ -43,7 +45,8 @@ class OpenClipTower(TextTower):
         quick_gelu = config.get("quick_gelu", False)
         text_part = {"embed_dim": config["embed_dim"], "quick_gelu": quick_gelu, "text_cfg": config["text_cfg"]}
         super().__init__(architecture=json.dumps(text_part, sort_keys=True))
-        model = open_clip.CLIP(**text_part, vision_cfg=_STUB_IMAGE_HALF)
+        with _built_from(name, TEXT):
+            model = open_clip.CLIP(**text_part, vision_cfg=_STUB_IMAGE_HALF)
         for part in ("token_embedding", "positional_embedding", "transformer", "ln_final", "text_projection"):
             setattr(self, part, getattr(model, part))
         self.register_buffer("attn_mask", model.attn_mask, persistent=False)
@@ -86,14 +89,17 @@ class WholeTextTower(TextTower):
             raise UserError(f"The text half of {name} (MODEL.TEXT.NAME) is not open_clip's own: choose another model.")
         text_part = {"embed_dim": config["embed_dim"], "quick_gelu": quick_gelu, "text_cfg": config["text_cfg"]}
         super().__init__(architecture=json.dumps(text_part, sort_keys=True))
-        self.text = open_clip.CustomTextCLIP(**text_part, vision_cfg=_STUB_IMAGE_HALF).text
+        with _built_from(name, TEXT):
+            self.text = open_clip.CustomTextCLIP(**text_part, vision_cfg=_STUB_IMAGE_HALF).text
         self.dim, self.context, hub = config["embed_dim"], text.context_length, text.hf_tokenizer_name
         options = {"context_length": self.context, **(text.tokenizer_kwargs or {})}
+        options |= {"trust_remote_code": False} if hub else {}  # the tokenizer's folder may hold code
         try:
             make = partial(open_clip.tokenizer.HFTokenizer, hub) if hub else open_clip.SimpleTokenizer
             self._tokenizer = make(**options)
-        except OSError as error:
-            raise UserError(f"The tokenizer {hub} of MODEL.TEXT.NAME {name} could not be downloaded.") from error
+        except Exception as error:  # each transport and each tokenizer has its own errors
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"The tokenizer {hub} of MODEL.TEXT.NAME {name} could not be loaded: {reason}") from error
         load_half(self.text, TEXT, name=name, pretrained=pretrained, quick_gelu=quick_gelu)
         self.freeze()
 
@@ -122,9 +128,11 @@ def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
     """
     config = clip_config(architecture, IMAGE.name_key)
     quick_gelu = config.get("quick_gelu", False)
-    vision_cfg = config["vision_cfg"] | {"timm_drop": 0.0, "timm_drop_path": None}  # no dropout, as CLIM
+    # No dropout, as CLIM; no weights but ours: timm's files may hold code.
+    vision_cfg = config["vision_cfg"] | {"timm_drop": 0.0, "timm_drop_path": None, "timm_model_pretrained": False}
     halves = {"vision_cfg": vision_cfg, "text_cfg": _STUB_TEXT_HALF}
-    visual = open_clip.CLIP(embed_dim=config["embed_dim"], quick_gelu=quick_gelu, **halves).visual
+    with _built_from(architecture, IMAGE):
+        visual = open_clip.CLIP(embed_dim=config["embed_dim"], quick_gelu=quick_gelu, **halves).visual
     activation = quick_gelu if hasattr(visual, "transformer") else None  # a ResNet has ReLU
     load_half(visual, IMAGE, name=architecture, pretrained=pretrained, quick_gelu=activation)
     return visual
@@ -150,8 +158,10 @@ def clip_config(name: str, key: str) -> dict:
     """{"embed_dim", "vision_cfg", "text_cfg", …} of the model ``name``, which the config key ``key`` gives."""
     if path := _json_file(name):
         config = read_json(path, remedy=f"{key} must name a json in the format of open_clip's configs.")
-        if missing := [part for part in _PARTS if part not in config]:
-            raise UserError(f"{path} ({key}) does not describe an open_clip model: it lacks {', '.join(missing)}.")
+        entries = config if isinstance(config, dict) else {}
+        if missing := [part for part, kind in _PARTS.items() if not isinstance(entries.get(part), kind)]:
+            lacks = f"it lacks {', '.join(missing)}, or has another type there"
+            raise UserError(f"{path} ({key}) does not describe an open_clip model: {lacks}.")
         return config
     if name in open_clip.list_models():
         return open_clip.get_model_config(name)
@@ -165,8 +175,20 @@ def _json_file(name: str) -> Path | None:
 
 def is_words_tower(name: str) -> bool:
     """Whether the text half of the open_clip model ``name`` is CLIP's own transformer."""
-    own, clips = open_clip.CLIPTextCfg(**clip_config(name, TEXT.name_key)["text_cfg"]), open_clip.CLIPTextCfg()
+    with _built_from(name, TEXT):
+        own, clips = open_clip.CLIPTextCfg(**clip_config(name, TEXT.name_key)["text_cfg"]), open_clip.CLIPTextCfg()
     return all(getattr(own, key) == getattr(clips, key) for key in _TEXT_KIND)
+
+
+@contextmanager
+def _built_from(name: str, half: Half):
+    """Errors of the block, which builds a ``half`` from the description of ``name``, become a UserError."""
+    try:
+        yield
+    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
+        remedy = "correct it as in open_clip's own configs"
+        raise UserError(f"{half.name_key} {name} does not describe a {half.what} ({reason}): {remedy}.") from error
 
 
 def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quick_gelu: bool | None) -> None:
@@ -192,7 +214,9 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
             f"first {wrong[0]}): set {half.name_key} to the model of these weights."
         )
     # A file may lack the counts of batches, which evaluation never reads.
-    module.load_state_dict({key: state.get(key, value) for key, value in own.items()})
+    used = {key: state.get(key, value) for key, value in own.items()}
+    require_finite(used, path)
+    module.load_state_dict(used)
     trained_with = True if of_tag is None and is_openai else of_tag
     if None not in (quick_gelu, trained_with) and trained_with != quick_gelu:
         remedy = f"choose its twin with or without -quickgelu in {half.name_key}, or change quick_gelu in the json"
