@@ -2,7 +2,7 @@
 
 from .damage import BYTES, PLACES, edited, put, written
 from .entries import CLIM, CONFIG, EVAL, OWN, PREDICT, TRAIN, config, evaluation, predict, train
-from .runner import Case, Entry, ends, same
+from .runner import Case, Entry, same
 
 # {what a value must be: (senseless ones, keys)}
 NUMBERS = ("-1", "nan", "inf", "'x'", "[1]", "None")
@@ -44,7 +44,11 @@ def overrides(run: Entry, rows, kind: str) -> list[Case]:
             for value in values:
                 if run is CONFIG and key in ("DATASETS.TRAIN", "DATASETS.CAPTIONS") and value == "'nowhere'":
                     continue  # names of sets are asked where they are read
-                cases.append(Case(kind, f"{key} {value}", run, lambda world: None, (key,), None, changed=changed(run, key, value)))
+                cases.append(
+                    Case(
+                        kind, f"{key} {value}", run, lambda world: None, (key,), None, changed=changed(run, key, value)
+                    )
+                )
     return cases
 
 
@@ -54,6 +58,7 @@ AT_TEST = (
     (("[0.0, 1.0, 1.0]",), "MODEL.PIXEL_STD"), (("-64", "0"), "INPUT.MAX_SIZE_TEST"),
 )  # fmt: skip
 FILES = {
+    "empty": "",
     "text": "only words", "a list": "- a\n- b\n", "a number": "5", "broken": "MODEL:\n  A: [1,\n", "a tab": "MODEL:\n\tDEVICE: cpu\n",
     "an unknown key": "MODEL:\n  DEVCIE: cpu\n", "a section that is a value": "MODEL: 5\n", "a value that is a section": "SEED:\n  A: 1\n",
     "a key twice": "SEED: 1\nSEED: 2\n", "null for a section": "MODEL:\n", "a date": "SEED: 2020-01-01\n", "a number as key": "5: 1\n",
@@ -87,10 +92,17 @@ DATA = {
     "a NUL": "train: {images: ima\0ges, boxes: boxes.json}\n", "tags of another kind": "captions: {images: images, captions: captions.json, tags: 7}\n",
 }  # fmt: skip
 FILE = Entry("config file", config, ("case.yaml",))
-CASES = [*overrides(CONFIG, VALUES, "config"), *overrides(EVAL, AT_TEST, "config"), *overrides(PREDICT, AT_TEST, "config")]
+CASES = [
+    *overrides(CONFIG, VALUES, "config"),
+    *overrides(EVAL, AT_TEST, "config"),
+    *overrides(PREDICT, AT_TEST, "config"),
+]
 CASES += [Case("config", name, FILE, written("case.yaml", text), ("case.yaml",)) for name, text in FILES.items()]
-CASES.append(Case("config", "empty", FILE, written("case.yaml", ""), None, ends))
-CASES += [Case("code", f"{name}", run, written("case.yaml", text), ("case.yaml",)) for name, text in CODE.items() for run in (FILE,)]
+CASES += [
+    Case("code", f"{name}", run, written("case.yaml", text), ("case.yaml",))
+    for name, text in CODE.items()
+    for run in (FILE,)
+]
 CASES += [
     Case("code", f"_BASE_ {name}", FILE, lambda world, text=text: (put(world / "case.yaml", "_BASE_: base.yaml\n"), written("base.yaml", text)(world)), ("base.yaml",))
     for name, text in CODE.items()
@@ -103,11 +115,32 @@ CASES += [
         ("predict", PREDICT, (lambda world: predict(world, "--config-file", "case.yaml"),)),
     )
 ]  # fmt: skip
-CASES += [Case("config", f"bytes: {name}", FILE, written("case.yaml", change(open(CLIM, "rb").read())), ("case.yaml",)) for name, change in BYTES.items() if name not in ("empty", "a third of it", "all but the last byte")]
-CASES += [Case("config", f"{name}", FILE, PLACES[name]("case.yaml") if name != "missing" else lambda world: None, ("case.yaml",)) for name in PLACES]
-CASES += [Case("data.yaml", name, OWN["coco"], written("own/coco.yaml", text), ("coco.yaml",)) for name, text in DATA.items()]
-CASES += [Case("data.yaml", f"bytes: {name}", OWN["coco"], edited("own/coco.yaml", change), ("coco.yaml",)) for name, change in BYTES.items() if "of it" not in name and "last" not in name and name != "empty"]
-CASES += [Case("data.yaml", name, OWN["coco"], place("own/coco.yaml"), ("coco.yaml",)) for name, place in PLACES.items()]
+CASES += [
+    Case("config", f"bytes: {name}", FILE, written("case.yaml", change(open(CLIM, "rb").read())), ("case.yaml",))
+    for name, change in BYTES.items()
+    if name not in ("empty", "a third of it", "all but the last byte")
+]
+CASES += [
+    Case(
+        "config",
+        f"{name}",
+        FILE,
+        PLACES[name]("case.yaml") if name != "missing" else lambda world: None,
+        ("case.yaml",),
+    )
+    for name in PLACES
+]
+CASES += [
+    Case("data.yaml", name, OWN["coco"], written("own/coco.yaml", text), ("coco.yaml",)) for name, text in DATA.items()
+]
+CASES += [
+    Case("data.yaml", f"bytes: {name}", OWN["coco"], edited("own/coco.yaml", change), ("coco.yaml",))
+    for name, change in BYTES.items()
+    if "of it" not in name and "last" not in name and name != "empty"
+]
+CASES += [
+    Case("data.yaml", name, OWN["coco"], place("own/coco.yaml"), ("coco.yaml",)) for name, place in PLACES.items()
+]
 CASES += [
     Case("data.yaml", "a byte-order mark", OWN["coco"], edited("own/coco.yaml", lambda data: b"\xef\xbb\xbf" + data), None, same),
     Case("code", "data.yaml", OWN["coco"], written("own/coco.yaml", f"{CODE['apply']}train: {{images: images, boxes: boxes.json}}\n"), ("coco.yaml",)),

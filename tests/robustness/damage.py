@@ -39,7 +39,9 @@ def entry(file: str, place: str, value) -> Callable[[Path], None]:
         if value is MISSING:
             del holder[last]
         else:
-            holder[last] = value(holder.get(last) if isinstance(holder, dict) else holder[last]) if callable(value) else value
+            holder[last] = (
+                value(holder.get(last) if isinstance(holder, dict) else holder[last]) if callable(value) else value
+            )
         return json.dumps(content)
 
     return edited(file, change)

@@ -76,6 +76,22 @@ def registered(world: Path, kind: str, file: str, images: str = "own/images") ->
     return {Path(record["file_name"]).name: plain(record, world) for record in DatasetCatalog.get("case")}
 
 
+def caption_images(world: Path) -> dict:
+    """{image: its size} of the images of a set of pairs, which are decoded."""
+    from detectron2.data import DatasetCatalog
+
+    from clim.data.images import UnreadableImage, read_image
+
+    registered(world, "captions", "own/captions.json")
+    found = {}
+    for record in DatasetCatalog.get("case"):
+        try:
+            found[Path(record["file_name"]).name] = read_image(record["file_name"]).image.shape
+        except UnreadableImage as error:
+            print(error)
+    return found
+
+
 def train(world: Path, *opts: str, config: str = CLIM) -> list:
     """Losses of all steps."""
     keys = [*TINY, "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()", "OUTPUT_DIR", "out", "SOLVER.CHECKPOINT_PERIOD", "0"]
@@ -97,7 +113,8 @@ def evaluation(world: Path, *opts: str, weights: str = "run/model_final.pth") ->
 def predict(world: Path, *words: str, source: str = "own/images", weights: str = "run/model_final.pth") -> dict:
     """{image: its detections} of ``clim predict``."""
     command(["predict", "--weights", weights, "--threshold", "0", "--output", "out", "--input", source, *words])
-    content = json.loads(Path("out/predictions.json").read_text())
+    output = words[words.index("--output") + 1] if "--output" in words else "out"
+    content = json.loads(Path(output, "predictions.json").read_text())
     return {os.path.basename(image["file_name"]): image["detections"] for image in content["images"]}
 
 
@@ -237,8 +254,11 @@ CACHE = "datasets/mini/metadata/captions_minilm"
 TRAIN = Entry("train", train, out=("out", "output", CACHE))
 PHOTOS = ["DATASETS.DATA", "own/photos.yaml"]
 CAPTIONS, SHARDS = REGISTERED["captions"], Entry("registered shards", registered, ("shards", "own/index", "own/shards"))
+CAPTION_IMAGES = Entry("images of pairs", caption_images)
 INDEX = Entry("index_pairs shards", index, out=("out",))
-WORDS = {f"words.{kind}": Entry("words", vocabulary, (f"words/words.{kind}",)) for kind in ("txt", "csv", "json", "yaml")}
+WORDS = {
+    f"words.{kind}": Entry("words", vocabulary, (f"words/words.{kind}",)) for kind in ("txt", "csv", "json", "yaml")
+}
 PHOTO_EVAL = Entry("eval of photos", evaluation, tuple(PHOTOS))
 PHOTO_TRAIN = Entry("training on photos", train, (
     *PHOTOS, "MODEL.TEXT.CACHE", "", "DATALOADER.CAPTIONS_PER_GPU", "0", "DATALOADER.MOSAICS_PER_GPU", "0", "MODEL.METHOD.NAME", "",

@@ -103,28 +103,49 @@ for run, places in IN_THE_WAY.items():
         what = "a file" if folder else "a folder"
         CASES.append(Case("folders", f"{place} is {what}", run, damage, (base,)))
     CASES.append(Case("folders", "out is a link to itself", run, a_link("out", "out"), ("out",)))
-    CASES.append(Case("folders", "out is a link to nothing", run, a_link("out", "nowhere/deep"), ("out|nowhere",), same))
+    CASES.append(
+        Case(
+            "folders",
+            "out is a link to nothing",
+            run,
+            a_link("out", "nowhere/deep"),
+            ("out|nowhere",),
+            same,
+            changed=run._replace(out=(*run.out, "nowhere")),
+        )
+    )
 LONG = "x" * 300
 for run, option in ((TRAIN, "OUTPUT_DIR"), (EVAL, "--output"), (PREDICT, "--output"), (INSPECT, "--output")):
-    changed = run._replace(arguments=(*run.arguments, option, LONG))
+    changed = run._replace(arguments=(option, LONG, *run.arguments))
     CASES.append(Case("folders", "a name that is too long", run, lambda world: None, ("xxx",), changed=changed))
-    changed = run._replace(arguments=(*run.arguments, option, "/proc/nowhere"))
+    changed = run._replace(arguments=(option, "/proc/nowhere", *run.arguments))
     CASES.append(Case("folders", "below /proc", run, lambda world: None, ("/proc",), changed=changed))
 if can_mount():
-    for run in (TRAIN, EVAL, PREDICT, INSPECT._replace(arguments=("own/coco.yaml", "--output", "out"), name="inspect --output")):
+    for run in (
+        TRAIN,
+        EVAL,
+        PREDICT,
+        INSPECT._replace(arguments=("own/coco.yaml", "--output", "out"), name="inspect --output"),
+    ):
         CASES.append(Case("folders", "out is read-only", run, read_only("out"), ("out", "read-only|Read-only")))
         for size in ("4k", "8k", "300k", "4m"):
             full = mounted("out", "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
             CASES.append(Case("disk", f"out of {size}", run, full, ("space",), same))
     keep = RESUME._replace(arguments=("kept",))
-    CASES.append(Case("folders", "run is read-only", RESUME, read_only("run"), ("run", "read-only|Read-only"), changed=keep))
-for output in ("own/images", "own", "own/images/deep"):
-    changed = PREDICT._replace(arguments=("--output", output), out=("own/images/deep",) if "deep" in output else ("nothing",))
-    handled = None if output == "own/images" else same
-    CASES.append(Case("lost", f"output is the input: {output}", PREDICT, lambda world: None, (output,), handled, changed=changed))
+    CASES.append(
+        Case("folders", "run is read-only", RESUME, read_only("run"), ("run", "read-only|Read-only"), changed=keep)
+    )
+for output in ("own/images", "own/images/deep"):
+    changed = PREDICT._replace(arguments=("--output", output), out=("own/images/deep",))
+    handled = same if "deep" in output else None
+    CASES.append(
+        Case("lost", f"output is the input: {output}", PREDICT, lambda world: None, (output,), handled, changed=changed)
+    )
 jpegs = PREDICT._replace(arguments=("--save-json", "own/images/1.jpg"))
 CASES.append(Case("lost", "--save-json is an image", PREDICT, lambda world: None, ("1.jpg",), changed=jpegs))
-CASES.append(Case("lost", "two trainings in one folder", Entry("train twice", second, seconds=60), lambda world: None, ("out",)))
+CASES.append(
+    Case("lost", "two trainings in one folder", Entry("train twice", second, seconds=60), lambda world: None, ("out",))
+)
 STOP = Entry("train eight steps", stopped, seconds=60, out=TRAIN.out)
 for name, code in (("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 143), ("SIGKILL", -9)):
     changed = STOP._replace(arguments=(int(getattr(signal, name)), code), name=f"stopped by {name}")

@@ -54,21 +54,23 @@ SOUND = {
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG that announces a size and holds a few bytes."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b"")
+    )
 
 
 UNREADABLE = {name: change for name, change in BYTES.items()} | {
     "a bomb": lambda data: png_header(60_000, 60_000), "no side": lambda data: png_header(0, 10),
     "half": cut(0.5), "a PDF": lambda data: b"%PDF-1.4\n%%EOF", "an EPS": lambda data: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\nshowpage\n",
     "an SVG": lambda data: b'<svg xmlns="http://www.w3.org/2000/svg" width="99" height="99"/>',
-    "1 x 1": lambda data: encoded(Image.new("RGB", (1, 1)), "PNG"),
 }  # fmt: skip
-# A column of pixels: a side must not become 0.
-LONG = {"3000 x 11": (3000, 11), "11 x 3000": (11, 3000)}
+# A side must not become 0.
+LONG = {"3000 x 11": (3000, 11), "11 x 3000": (11, 3000), "1 x 1": (1, 1)}
 
 
 def long(size):
@@ -80,8 +82,13 @@ def in_place(run, image: str, *, key: str, said: bool = True) -> list[Case]:
     name = image.rpartition("/")[2]
     words = (name,) if said else ()
     damages = {why: edited(image, change) for why, change in UNREADABLE.items()}
-    damages |= {why: PLACES[why](image) for why in ("a link to nothing", "a link to itself", "a FIFO", "/dev/zero", "a folder")}
-    return [Case("images", f"{key} {why}", run, damage, (name,), without(name, f"train/{name}"), words) for why, damage in damages.items()]
+    damages |= {
+        why: PLACES[why](image) for why in ("a link to nothing", "a link to itself", "a FIFO", "/dev/zero", "a folder")
+    }
+    return [
+        Case("images", f"{key} {why}", run, damage, (name,), without(name, f"train/{name}"), words)
+        for why, damage in damages.items()
+    ]
 
 
 CASES = []
@@ -91,8 +98,12 @@ for run in (PHOTO_PREDICT, PHOTO_EVAL, PHOTO_TRAIN):
 CASES += in_place(PREDICT, "own/images/1.jpg", key="1.jpg:")
 CASES += in_place(DETECTOR, "own/images/1.jpg", key="1.jpg:")
 for why, change in UNREADABLE.items():
-    CASES.append(Case("images", f"grey.png: {why}", PHOTO_EVAL, edited(GREY, change), ("grey.png",), ends, ("grey.png",)))
-    CASES.append(Case("images", f"grey.png: {why}", PHOTO_TRAIN, edited(GREY, change), ("grey.png",), ends, ("grey.png",)))
+    CASES.append(
+        Case("images", f"grey.png: {why}", PHOTO_EVAL, edited(GREY, change), ("grey.png",), ends, ("grey.png",))
+    )
+    CASES.append(
+        Case("images", f"grey.png: {why}", PHOTO_TRAIN, edited(GREY, change), ("grey.png",), ends, ("grey.png",))
+    )
     pair = "datasets/mini/pairs/000001.jpg"
     CASES.append(Case("images", f"pair: {why}", TRAIN, edited(pair, change), ("000001.jpg",), ends))
 for why in ("a link to nothing", "a link to itself", "a FIFO", "/dev/zero", "a folder", "missing"):
@@ -100,20 +111,49 @@ for why in ("a link to nothing", "a link to itself", "a FIFO", "/dev/zero", "a f
         name = image.rpartition("/")[2]
         CASES.append(Case("images", f"{name}: {why}", run, PLACES[why](image), (name,), ends, (name,)))
 for why, size in LONG.items():
-    CASES.append(Case("images", f"1.jpg: {why}", PREDICT, edited("own/images/1.jpg", long(size)), None, without("1.jpg")))
-    CASES.append(Case("images", f"1.jpg: {why}", DETECTOR, edited("own/images/1.jpg", long(size)), None, without("1.jpg")))
+    CASES.append(
+        Case("images", f"1.jpg: {why}", PREDICT, edited("own/images/1.jpg", long(size)), None, without("1.jpg"))
+    )
+    CASES.append(
+        Case("images", f"1.jpg: {why}", DETECTOR, edited("own/images/1.jpg", long(size)), None, without("1.jpg"))
+    )
     CASES.append(Case("images", f"grey.png: {why}", PHOTO_EVAL, edited(GREY, long(size)), ("grey.png",), ends))
     CASES.append(Case("images", f"grey.png: {why}", PHOTO_TRAIN, edited(GREY, long(size)), ("grey.png",), ends))
-CASES.append(Case("images", "1.jpg: over JPEG's limit", PREDICT, edited("own/images/1.jpg", long((66_000, 12))), None, without("1.jpg")))
+CASES.append(
+    Case(
+        "images",
+        "1.jpg: over JPEG's limit",
+        PREDICT,
+        edited("own/images/1.jpg", long((66_000, 12))),
+        None,
+        without("1.jpg"),
+    )
+)
 for seed in range(6):
-    for run, image in ((PREDICT, "own/images/1.jpg"), (DETECTOR, "own/images/1.jpg"), (OWN["json"], "own/images/1.jpg")):
+    for run, image in (
+        (PREDICT, "own/images/1.jpg"),
+        (DETECTOR, "own/images/1.jpg"),
+        (OWN["json"], "own/images/1.jpg"),
+    ):
         change = edited(image, flipped(seed))
-        CASES.append(Case("images", f"1.jpg: flipped bits {seed}", run, change, None, without("1.jpg", "captions/1.jpg")))
+        CASES.append(
+            Case("images", f"1.jpg: flipped bits {seed}", run, change, None, without("1.jpg", "captions/1.jpg"))
+        )
 for name in ("newline\n.jpg", "ünï.jpg", "a b.jpg", "-rf.jpg", "%d.jpg", "x" * 240 + ".jpg"):
+
     def more(world, name=name):
         put(world / "own/images" / name, (world / "own/images/1.jpg").read_bytes())
 
-    CASES.append(Case("images", f"a file named {name[:12]!r}", PREDICT, more, None, lambda r, t: all(r[k] == t[k] for k in t) and len(r) == len(t) + 1))
+    CASES.append(
+        Case(
+            "images",
+            f"a file named {name[:12]!r}",
+            PREDICT,
+            more,
+            None,
+            lambda r, t: all(r[k] == t[k] for k in t) and len(r) == len(t) + 1,
+        )
+    )
 
 
 def not_utf8(world):
@@ -121,5 +161,9 @@ def not_utf8(world):
         file.write((world / "own/images/1.jpg").read_bytes())
 
 
-CASES.append(Case("images", "a file name that is no UTF-8", PREDICT, not_utf8, ("caf",), lambda r, t: all(r[k] == t[k] for k in t)))
+CASES.append(
+    Case(
+        "images", "a file name that is no UTF-8", PREDICT, not_utf8, ("caf",), lambda r, t: all(r[k] == t[k] for k in t)
+    )
+)
 CASES.append(Case("images", "a file name that is no UTF-8", INSPECT, not_utf8, ("caf",), ends))

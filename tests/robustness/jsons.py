@@ -63,7 +63,9 @@ def fields(kind: str, run, file: str, table) -> list[Case]:
         for name, value in values.items():
             sound = name.startswith("*")
             told, handled = (None, same) if sound else ((base, where), None)
-            cases.append(Case(kind, f"{base}: {place} {name.lstrip('*')}", run, entry(file, place, value), told, handled))
+            cases.append(
+                Case(kind, f"{base}: {place} {name.lstrip('*')}", run, entry(file, place, value), told, handled)
+            )
     return cases
 
 
@@ -80,7 +82,14 @@ def encodings(kind: str, run, file: str) -> list[Case]:
     base = file.rpartition("/")[2]
     codes = {"byte-order mark": "utf-8-sig", "UTF-16": "utf-16"}
     return [
-        Case(kind, f"{base}: {name}", run, edited(file, lambda data, code=code: data.decode().encode(code)), (base,), same)
+        Case(
+            kind,
+            f"{base}: {name}",
+            run,
+            edited(file, lambda data, code=code: data.decode().encode(code)),
+            (base,),
+            same,
+        )
         for name, code in codes.items()
     ]
 
@@ -88,7 +97,9 @@ def encodings(kind: str, run, file: str) -> list[Case]:
 OWN_BOXES, REGIONS, LVIS = OWN["coco"], REGISTERED["regions"], REGISTERED["lvis"]
 CASES = [
     *fields("jsons", OWN_BOXES, "own/boxes.json", BOXES),
-    *fields("jsons", REGIONS, "own/boxes.json", [row for row in BOXES if row[0].startswith(("images.1.", "annotations.2."))]),
+    *fields(
+        "jsons", REGIONS, "own/boxes.json", [row for row in BOXES if row[0].startswith(("images.1.", "annotations.2."))]
+    ),
     *fields("jsons", MASKS, "own/boxes.json", SHAPES),
     *fields("jsons", LVIS, "own/lvis.json", [row for row in BOXES if row[0].startswith("annotations.2.")]),
     *fields("jsons", REGISTERED["captions"], "own/captions.json", CAPTIONS),

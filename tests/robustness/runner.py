@@ -78,8 +78,8 @@ def same(result, twin) -> bool:
 
 def without(*names: str) -> Callable[[dict, dict], bool]:
     """All but the damaged parts is as in the twin."""
-    return lambda result, twin: all(result.get(k) == v for k, v in twin.items() if k not in names) and (
-        result.keys() <= twin.keys()
+    return lambda result, twin: (
+        all(result.get(k) == v for k, v in twin.items() if k not in names) and (result.keys() <= twin.keys())
     )
 
 
@@ -234,6 +234,8 @@ def run(cases: list[Case], world: Path, *, show=print) -> list[dict]:
             tail = [line for line in outcome.err.strip().splitlines() if line.strip()][-1:]
             error = next((line for line in outcome.err.splitlines() if line.startswith("error:")), "".join(tail))
             row |= {"lost": outcome.lost[:5], "code": outcome.code, "saw": error[:500]}
+            trace = (outcome.out + outcome.err).rpartition("Traceback (most recent")
+            row |= {"trace": trace[2][-1500:] if trace[1] else ""}
             show(f"{verdict:9} {case.title}\n          {error[:300]} {outcome.lost[:5] or ''}")
         rows.append(row)
     return rows
@@ -256,6 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", default="", help="only cases whose title holds one of these words, parted by |")
     parser.add_argument("--sample", type=int, default=0, help="so many of the quick cases")
+    parser.add_argument("--self-test", action="store_true", help="a case of each verdict")
     parser.add_argument("--world", type=Path, help="its folder, made where it is not there")
     parser.add_argument("--json", type=Path, help="write the rows")
     args = parser.parse_args()
@@ -263,11 +266,12 @@ def main() -> None:
 
     quiet_warnings()
     from .corpus import CASES, QUICK
+    from .selftest import CASES as OF_EACH_KIND
     from .world import build
 
-    cases = [case for case in CASES if any(word in case.title for word in args.part.split("|"))]
-    if args.sample:
-        cases = random.Random(0).sample([case for case in cases if case.entry.name in QUICK], args.sample)
+    cases = OF_EACH_KIND if args.self_test else QUICK if args.sample else CASES
+    cases = [case for case in cases if any(word in case.title for word in args.part.split("|"))]
+    cases = random.Random(0).sample(cases, args.sample) if args.sample else cases
     with tempfile.TemporaryDirectory() as scratch:
         rows = run(cases, build(args.world or Path(scratch, "twin")), show=functools.partial(print, flush=True))
     print(table(rows))

@@ -1,15 +1,19 @@
 """Word lists, captions, tables, YOLO's and VOC's files, shards and their index."""
 
 import io
+import os
 import tarfile
 
 from .damage import BYTES, PLACES, edited, entry, written
-from .entries import CAPTIONS, INDEX, OWN, SHARDS, TRAIN, WORDS
+from .entries import CAPTION_IMAGES, CAPTIONS, INDEX, OWN, SHARDS, TRAIN, WORDS
 from .jsons import bytes_of
 from .runner import Case, ends, same, without
 
 UTF16 = {"UTF-16": lambda data: data.decode().encode("utf-16")}
-BOM = {"a byte-order mark": lambda data: b"\xef\xbb\xbf" + data, "Windows' lines": lambda data: data.replace(b"\n", b"\r\n")}
+BOM = {
+    "a byte-order mark": lambda data: b"\xef\xbb\xbf" + data,
+    "Windows' lines": lambda data: data.replace(b"\n", b"\r\n"),
+}
 LATIN = {"another encoding": lambda data: data + b"\ncaf\xe9 \xff"}
 NUL = {"a NUL": lambda data: data[:3] + b"\0" + data[3:]}
 
@@ -58,13 +62,18 @@ def broken(kind: str, run, file: str, *, lone: bool = False, **special: str) -> 
     if lone:
         image = name.partition(".")[0] + ".jpg"
         parts = without(*(f"{part}/{image}" for part in ("train", "val", "captions")))
-        cases = [c._replace(handled=parts, said=("without|unreadable",)) if c.name.endswith(ABSENT) else c for c in cases]
+        cases = [
+            c._replace(handled=parts, said=("without|unreadable",)) if c.name.endswith(ABSENT) else c for c in cases
+        ]
         cases = [c._replace(handled=parts) if c.name.endswith("zeros") else c for c in cases]
     cleaned = parts if lone else ends
-    cases.append(Case(kind, f"{name}: a NUL", run, edited(file, NUL["a NUL"]), (name,), cleaned, () if lone else ("unreadable",)))
+    cases.append(
+        Case(kind, f"{name}: a NUL", run, edited(file, NUL["a NUL"]), (name,), cleaned, () if lone else ("unreadable",))
+    )
     cases += [Case(kind, f"{name}: {why}", run, edited(file, change), (name,)) for why, change in LATIN.items()]
     return cases + [
-        Case(kind, f"{name}: {why.replace('_', ' ')}", run, written(file, content), (name,)) for why, content in special.items()
+        Case(kind, f"{name}: {why.replace('_', ' ')}", run, written(file, content), (name,))
+        for why, content in special.items()
     ]
 
 
@@ -114,7 +123,9 @@ def captions() -> list[Case]:
     cases.append(Case("captions", "one string, no list", run, one, ("captions.json", "captions", "[1]|image 2"), whole))
     for name, value in {"blank": ["", " \t"], "none": []}.items():
         change = entry(file, "images.1.captions", value)
-        cases.append(Case("captions", f"{name}", run, change, None, lambda r, t: "1.jpg" not in r and without("1.jpg")(r, t)))
+        cases.append(
+            Case("captions", f"{name}", run, change, None, lambda r, t: "1.jpg" not in r and without("1.jpg")(r, t))
+        )
     return cases
 
 
@@ -140,9 +151,13 @@ def shards() -> list[Case]:
     cases = []
     for file in ("facts.json", "pairs.npy", "texts.bin"):
         for name, change in BYTES.items():
-            cases.append(Case("shards", f"{file}: {name}", SHARDS, edited(f"own/index/{file}", change), (file + "|own/index",)))
+            cases.append(
+                Case("shards", f"{file}: {name}", SHARDS, edited(f"own/index/{file}", change), (file + "|own/index",))
+            )
         for name in ("missing", "a folder", "a FIFO", "/dev/zero"):
-            cases.append(Case("shards", f"{file}: {name}", SHARDS, PLACES[name](f"own/index/{file}"), (file + "|own/index",)))
+            cases.append(
+                Case("shards", f"{file}: {name}", SHARDS, PLACES[name](f"own/index/{file}"), (file + "|own/index",))
+            )
     for place in ("version", "shards", "images", "text_bytes", "skipped", "shards.0.name", "shards.0.bytes"):
         for value in (None, "x", -1, [1]):
             change = entry("own/index/facts.json", place, value)
@@ -152,6 +167,22 @@ def shards() -> list[Case]:
             "own/shards/00000.tar", lambda data: data[: len(data) // 2]
         )  # fmt: skip
         cases.append(Case("shards", f"the shard is {name}", SHARDS, change, ("00000.tar",)))
+    for name, place in (("/dev/zero", "tar:///dev/zero?0+9999999999999#x"), ("a FIFO", "tar://{}?0+99#x")):
+
+        def pointed(world, place=place):
+            os.mkfifo(world / "fifo.tar")
+            entry("own/captions.json", "images.1.file_name", place.format(world / "fifo.tar"))(world)
+
+        cases.append(
+            Case(
+                "shards",
+                f"an image of a json is in {name}",
+                CAPTION_IMAGES,
+                pointed,
+                ("captions.json",),
+                without("1.jpg"),
+            )
+        )
     one = lambda name, data: repacked(lambda members: [(n, data if n == name else d) for n, d in members])  # noqa: E731
     for name, change in {
         "no image": one("1.jpg", b"no image"), "cut image": one("1.jpg", b"\xff\xd8\xff\xe0" + bytes(40)),
@@ -162,7 +193,16 @@ def shards() -> list[Case]:
     }.items():  # fmt: skip
         cases.append(Case("shards", f"new index: {name}", INDEX, change, ("00000.tar",), ends))
     for name in ("empty", "noise", "a third of it"):
-        cases.append(Case("shards", f"new index: shard {name}", INDEX, edited("own/shards/00000.tar", BYTES[name]), ("00000.tar",), ends))
+        cases.append(
+            Case(
+                "shards",
+                f"new index: shard {name}",
+                INDEX,
+                edited("own/shards/00000.tar", BYTES[name]),
+                ("00000.tar",),
+                ends,
+            )
+        )
     return cases
 
 

@@ -1,11 +1,9 @@
 """Commands of tools/ and datasets/: their jsons, records, word lists and folders."""
 
-import json
-
-from .damage import BYTES, MISSING, PLACES, a_file, edited, put, written
+from .damage import BYTES, MISSING, PLACES, a_file, edited, written
 from .entries import EXPORT, NEIGHBOURS, NOUNS, OVCOCO, PAIRS, RECORD, TABLE_PAIRS
 from .jsons import fields
-from .runner import Case, Entry, ends, same
+from .runner import Case, Entry, same
 
 COCO = "datasets/source/annotations/instances_train2017.json"
 TRAIN2017 = (
@@ -33,7 +31,9 @@ PAIR = (
 def broken(run: Entry, file: str, names=(*BYTES, *PLACES)) -> list[Case]:
     base = file.rpartition("/")[2]
     return [
-        Case("tools", f"{base}: {name}", run, edited(file, BYTES[name]) if name in BYTES else PLACES[name](file), (base,))
+        Case(
+            "tools", f"{base}: {name}", run, edited(file, BYTES[name]) if name in BYTES else PLACES[name](file), (base,)
+        )
         for name in names
     ]
 
@@ -52,16 +52,76 @@ VALUES = {
     "settings a text": '{"settings": "x", "seconds": 1, "results": null}', "seconds a text": '{"settings": {"config": "", "inputs": {}}, "seconds": "x", "results": null}',
     "results a number": '{"settings": {"config": "", "inputs": {}}, "seconds": 1, "results": 5}', "noise": "\x00\x01",
 }  # fmt: skip
-CASES += [Case("lost", f"results.json {name}", RECORD, written("record/results.json", text), ("results.json",)) for name, text in VALUES.items()]
-CASES += [Case("lost", f"results.json: {name}", RECORD, PLACES[name]("record/results.json"), ("results.json",)) for name in ("a folder", "a FIFO", "a link to itself", "/dev/zero")]
-CASES.append(Case("lost", "files of no run", RECORD, lambda world: (world / "record/results.json").unlink(), ("record",)))
+CASES += [
+    Case("lost", f"results.json {name}", RECORD, written("record/results.json", text), ("results.json",))
+    for name, text in VALUES.items()
+]
+CASES += [
+    Case("lost", f"results.json: {name}", RECORD, PLACES[name]("record/results.json"), ("results.json",))
+    for name in ("a folder", "a FIFO", "a link to itself", "/dev/zero")
+]
+CASES.append(
+    Case("lost", "files of no run", RECORD, lambda world: (world / "record/results.json").unlink(), ("record",))
+)
 for file in ("metadata/x.npy",):
-    CASES.append(Case("tools", "the .json beside --output is another", NEIGHBOURS, written("out/x.json", '{"my": "data"}'), ("x.json",)))
-CASES.append(Case("lost", "index_pairs: --output is --json", PAIRS, lambda world: None, ("captions.json",), changed=Entry("index_pairs json", PAIRS.function, ("own/captions.json",))))
-CASES.append(Case("lost", "parse_nouns: --output is --captions", NOUNS, lambda world: None, ("captions.json",), changed=Entry("parse_nouns", NOUNS.function, ("own/captions.json",))))
+    CASES.append(
+        Case(
+            "tools",
+            "the .json beside --output is another",
+            NEIGHBOURS,
+            written("out/x.json", '{"my": "data"}'),
+            ("x.json",),
+        )
+    )
+CASES.append(
+    Case(
+        "lost",
+        "index_pairs: --output is --json",
+        PAIRS,
+        lambda world: None,
+        ("captions.json",),
+        changed=Entry("index_pairs json", PAIRS.function, ("own/captions.json",)),
+    )
+)
+CASES.append(
+    Case(
+        "lost",
+        "parse_nouns: --output is --captions",
+        NOUNS,
+        lambda world: None,
+        ("captions.json",),
+        changed=Entry("parse_nouns", NOUNS.function, ("own/captions.json",)),
+    )
+)
 theirs = written("datasets/coco/zero-shot/instances_train2017_seen_2.json", '{"mine": 1}')
-CASES.append(Case("lost", "prepare_ovcoco: a file of the user is there", OVCOCO, theirs, ("instances_train2017_seen_2.json",)))
-CASES.append(Case("lost", "prepare_ovcoco: the stamp is broken", OVCOCO, written("datasets/coco/.prepare_ovcoco.json", "{"), (".prepare_ovcoco.json",), same))
-for name, text in {"null": '{"files": null}', "outside": '{"files": ["../../own/boxes.json"]}', "a list": "[1]"}.items():
-    CASES.append(Case("tools", f"prepare_ovcoco: stamp {name}", OVCOCO, written("datasets/coco/.prepare_ovcoco.json", text), (".prepare_ovcoco.json",), same))
-CASES.append(Case("tools", "prepare_ovcoco: a file in the way", OVCOCO, a_file("datasets/coco/zero-shot"), ("zero-shot",)))
+CASES.append(
+    Case("lost", "prepare_ovcoco: a file of the user is there", OVCOCO, theirs, ("instances_train2017_seen_2.json",))
+)
+CASES.append(
+    Case(
+        "lost",
+        "prepare_ovcoco: the stamp is broken",
+        OVCOCO,
+        written("datasets/coco/.prepare_ovcoco.json", "{"),
+        (".prepare_ovcoco.json",),
+        same,
+    )
+)
+for name, text in {
+    "null": '{"files": null}',
+    "outside": '{"files": ["../../own/boxes.json"]}',
+    "a list": "[1]",
+}.items():
+    CASES.append(
+        Case(
+            "tools",
+            f"prepare_ovcoco: stamp {name}",
+            OVCOCO,
+            written("datasets/coco/.prepare_ovcoco.json", text),
+            (".prepare_ovcoco.json",),
+            same,
+        )
+    )
+CASES.append(
+    Case("tools", "prepare_ovcoco: a file in the way", OVCOCO, a_file("datasets/coco/zero-shot"), ("zero-shot",))
+)

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import torch
 
-from .damage import BYTES, PLACES, cut, edited, entry, flipped, put, written
+from .damage import BYTES, PLACES, edited, entry, flipped, put, written
 from .entries import BERT, CACHED, CLIP, DETECTOR, EVAL, PREDICT, RESUME, SAFE, TRAIN
 from .runner import MARKER, Case, close, ends, same
 
@@ -69,7 +69,12 @@ def stored_bits(file: str, seed: int):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             info = max(archive.infolist(), key=lambda info: info.file_size)
         start = info.header_offset + 200
-        put(world / file, data[:start] + flipped(seed)(data[start : start + info.file_size - 200]) + data[start + info.file_size - 200 :])
+        put(
+            world / file,
+            data[:start]
+            + flipped(seed)(data[start : start + info.file_size - 200])
+            + data[start + info.file_size - 200 :],
+        )
 
     return damage
 
@@ -114,7 +119,9 @@ def weights() -> list[Case]:
         cases.append(Case("weights", f"{name}: {why}", DETECTOR, PLACES[why](FINAL), (name,)))
     for seed in range(4):
         cases.append(Case("weights", f"{name}: flipped bits {seed}", DETECTOR, stored_bits(FINAL, seed), (name,)))
-        cases.append(Case("weights", f"{name}: any flipped bits {seed}", EVAL, edited(FINAL, flipped(seed)), (name,), same))
+        cases.append(
+            Case("weights", f"{name}: any flipped bits {seed}", EVAL, edited(FINAL, flipped(seed)), (name,), same)
+        )
     for why, change in WRONG.items():
         for run in (DETECTOR, EVAL):
             cases.append(Case("weights", f"{name}: {why}", run, content(FINAL, change), (name,)))
@@ -135,6 +142,7 @@ def code() -> list[Case]:
 
     def scripted(world):
         """A TorchScript archive whose __setstate__ writes a file."""
+
         class Module(torch.nn.Module):
             def __init__(self, path: str):
                 super().__init__()
@@ -164,15 +172,27 @@ def code() -> list[Case]:
         for file, run in ((FINAL, DETECTOR), (FINAL, EVAL), (model, CLIP), (STEP, RESUME), (RANK, RESUME), (CLASSES, TRAIN))
         for holder in (both, lambda world: pickle.dumps(Payload(world)))
     ]  # fmt: skip
-    cases.append(Case("code", "weights as .npy of objects", TRAIN, lambda world: np.save(world / CLASSES, np.array([Payload(world)] * 3, object)), ("classes_minilm.npy",)))
-    cases.append(Case("code", "bert: tokenizer of custom code", BERT, lambda world: remote_code(world), ("bert",), ends))
+    cases.append(
+        Case(
+            "code",
+            "weights as .npy of objects",
+            TRAIN,
+            lambda world: np.save(world / CLASSES, np.array([Payload(world)] * 3, object)),
+            ("classes_minilm.npy",),
+        )
+    )
+    cases.append(
+        Case("code", "bert: tokenizer of custom code", BERT, lambda world: remote_code(world), ("bert",), ends)
+    )
     note = "datasets/mini/metadata/captions_minilm/towers"
 
     def outside(world):
         (file,) = (world / note).iterdir()
         put(file, json.dumps(json.loads(file.read_bytes()) | {"fingerprint": "../../../outside"}))
 
-    cases.append(Case("code", "a note whose fingerprint leaves the cache", TRAIN, outside, ("towers|fingerprint",), same))
+    cases.append(
+        Case("code", "a note whose fingerprint leaves the cache", TRAIN, outside, ("towers|fingerprint",), same)
+    )
     return cases
 
 
@@ -188,21 +208,49 @@ def state() -> list[Case]:
     cases = []
     for file, changes in ((STEP, WRONG | STATE), (RANK, RANKS)):
         name = file.rpartition("/")[2]
-        cases += [Case("state", f"{name}: {why}", RESUME, content(file, change), (name,)) for why, change in changes.items()]
-        cases += [Case("state", f"{name}: {why}", RESUME, edited(file, change), (name,)) for why, change in BYTES.items()]
+        cases += [
+            Case("state", f"{name}: {why}", RESUME, content(file, change), (name,)) for why, change in changes.items()
+        ]
+        cases += [
+            Case("state", f"{name}: {why}", RESUME, edited(file, change), (name,)) for why, change in BYTES.items()
+        ]
         cases += [Case("state", f"{name}: {why}", RESUME, PLACES[why](file), (name,)) for why in PLACES]
-        cases += [Case("state", f"{name}: flipped bits {seed}", RESUME, stored_bits(file, seed), (name,)) for seed in range(2)]
-    for why, text in {"empty": "", "outside": "../clip/weights.pt", "gone": "model_9999999.pth", "noise": "\x00\xff", "two lines": "model_0000000.pth\nx"}.items():
+        cases += [
+            Case("state", f"{name}: flipped bits {seed}", RESUME, stored_bits(file, seed), (name,)) for seed in range(2)
+        ]
+    for why, text in {
+        "empty": "",
+        "outside": "../clip/weights.pt",
+        "gone": "model_9999999.pth",
+        "noise": "\x00\xff",
+        "two lines": "model_0000000.pth\nx",
+    }.items():
         told = ("last_checkpoint|model_9999999.pth",)
-        cases.append(Case("state", f"last_checkpoint: {why}", RESUME, written("run/last_checkpoint", text), told, changed=RESUME._replace(arguments=("kept",))))
+        cases.append(
+            Case(
+                "state",
+                f"last_checkpoint: {why}",
+                RESUME,
+                written("run/last_checkpoint", text),
+                told,
+                changed=RESUME._replace(arguments=("kept",)),
+            )
+        )
     metrics = {"empty": b"", "noise": b"\x00\xff\xfe", "numbers": b"1\n2\n", "cut": b'{"iteration": 0, "lo'}
-    cases += [Case("state", f"metrics.json: {why}", RESUME, written("run/metrics.json", data), ("metrics.json",), ends) for why, data in metrics.items()]
-    cases += [Case("state", f"{name}: a folder", RESUME, PLACES["a folder"](f"run/{name}"), (name,)) for name in ("metrics.json", "last_checkpoint")]
+    cases += [
+        Case("state", f"metrics.json: {why}", RESUME, written("run/metrics.json", data), ("metrics.json",), ends)
+        for why, data in metrics.items()
+    ]
+    cases += [
+        Case("state", f"{name}: a folder", RESUME, PLACES["a folder"](f"run/{name}"), (name,))
+        for name in ("metrics.json", "last_checkpoint")
+    ]
     return cases
 
 
 def arrays() -> list[Case]:
     """Embeddings of the classes, with their names, and rows of the caption cache."""
+
     def array(change):
         return edited(CLASSES, lambda data: _npy(change(np.load(io.BytesIO(data)))))
 
@@ -215,7 +263,15 @@ def arrays() -> list[Case]:
     cases = [Case("embeddings", why, TRAIN, array(change), (base,)) for why, change in changes.items()]
     cases += [Case("embeddings", why, TRAIN, edited(CLASSES, change), (base,)) for why, change in BYTES.items()]
     cases += [Case("embeddings", why, TRAIN, PLACES[why](CLASSES), (base,)) for why in PLACES]
-    for why, value in {"numbers": list(range(65)), "one twice": ["dog"] * 65, "fewer": ["dog"], "null": None, "object": {}, "null inside": [None] * 65, "lists": [[1]] * 65}.items():
+    for why, value in {
+        "numbers": list(range(65)),
+        "one twice": ["dog"] * 65,
+        "fewer": ["dog"],
+        "null": None,
+        "object": {},
+        "null inside": [None] * 65,
+        "lists": [[1]] * 65,
+    }.items():
         cases.append(Case("embeddings", f"names {why}", TRAIN, written(NAMES, json.dumps(value)), ("names.json",)))
 
     def rows(suffix, change):
@@ -226,9 +282,15 @@ def arrays() -> list[Case]:
         return damage
 
     for seed in range(3):
-        cases.append(Case("caches", f"rows: flipped bits {seed}", CACHED, rows(".rows", flipped(seed, 400)), (".rows",), close))
-        cases.append(Case("caches", f"keys: flipped bits {seed}", CACHED, rows(".keys", flipped(seed, 60)), (".keys",), close))
-        cases.append(Case("caches", f"notes: flipped bits {seed}", CACHED, rows(".json", flipped(seed, 3)), (".json",), close))
+        cases.append(
+            Case("caches", f"rows: flipped bits {seed}", CACHED, rows(".rows", flipped(seed, 400)), (".rows",), close)
+        )
+        cases.append(
+            Case("caches", f"keys: flipped bits {seed}", CACHED, rows(".keys", flipped(seed, 60)), (".keys",), close)
+        )
+        cases.append(
+            Case("caches", f"notes: flipped bits {seed}", CACHED, rows(".json", flipped(seed, 3)), (".json",), close)
+        )
     for suffix in (".rows", ".keys", ".json"):
         for why in ("empty", "a third of it", "a block of zeros", "noise"):
             cases.append(Case("caches", f"{suffix}: {why}", CACHED, rows(suffix, BYTES[why]), (suffix,), close))
@@ -245,17 +307,55 @@ def towers() -> list[Case]:
     cases = []
     for run, file in ((CLIP, "clip/weights.pt"), (SAFE, "clip/weights.safetensors")):
         name = file.rpartition("/")[2]
-        cases += [Case("weights", f"{name}: {why}", run, edited(file, change), (name,)) for why, change in BYTES.items()]
+        cases += [
+            Case("weights", f"{name}: {why}", run, edited(file, change), (name,)) for why, change in BYTES.items()
+        ]
         cases += [Case("weights", f"{name}: {why}", run, PLACES[why](file), (name,)) for why in PLACES]
-    nan = {"nan": lambda data: next(iter(data.values())).fill_(float("nan")), "a weight less": lambda data: data.pop(next(iter(data)))}
-    cases += [Case("weights", f"weights.pt: {why}", CLIP, content("clip/weights.pt", lambda d, c=change: c(d) and None), ("weights.pt",)) for why, change in nan.items()]
-    for place, value in (("embed_dim", None), ("embed_dim", -1), ("text_cfg", None), ("text_cfg.width", "x"), ("text_cfg.heads", 0), ("vision_cfg", []), ("text_cfg.layers", -1)):
-        cases.append(Case("weights", f"tiny.json: {place} {value!r}", CLIP, entry("clip/tiny.json", place, value), ("tiny.json",), same))
-    cases += [Case("weights", f"tiny.json: {why}", CLIP, edited("clip/tiny.json", change), ("tiny.json",)) for why, change in BYTES.items()]
+    nan = {
+        "nan": lambda data: next(iter(data.values())).fill_(float("nan")),
+        "a weight less": lambda data: data.pop(next(iter(data))),
+    }
+    cases += [
+        Case(
+            "weights",
+            f"weights.pt: {why}",
+            CLIP,
+            content("clip/weights.pt", lambda d, c=change: c(d) and None),
+            ("weights.pt",),
+        )
+        for why, change in nan.items()
+    ]
+    for place, value in (
+        ("embed_dim", None),
+        ("embed_dim", -1),
+        ("text_cfg", None),
+        ("text_cfg.width", "x"),
+        ("text_cfg.heads", 0),
+        ("vision_cfg", []),
+        ("text_cfg.layers", -1),
+    ):
+        cases.append(
+            Case(
+                "weights",
+                f"tiny.json: {place} {value!r}",
+                CLIP,
+                entry("clip/tiny.json", place, value),
+                ("tiny.json",),
+                same,
+            )
+        )
+    cases += [
+        Case("weights", f"tiny.json: {why}", CLIP, edited("clip/tiny.json", change), ("tiny.json",))
+        for why, change in BYTES.items()
+    ]
     for file in ("config.json", "model.safetensors", "vocab.txt"):
         for why in ("empty", "a third of it", "noise"):
             if file != "vocab.txt" or why == "noise":
-                cases.append(Case("weights", f"bert/{file}: {why}", BERT, edited(f"clip/bert/{file}", BYTES[why]), ("bert",), same))
+                cases.append(
+                    Case(
+                        "weights", f"bert/{file}: {why}", BERT, edited(f"clip/bert/{file}", BYTES[why]), ("bert",), same
+                    )
+                )
     return cases
 
 

@@ -137,7 +137,9 @@ def _photos(own: Path) -> None:
         {"id": 1, "file_name": "grey.png", "height": 52, "width": 64},
         {"id": 2, "file_name": "colour.png", "height": 64, "width": 52},
     ]
-    boxes = [{"id": i, "image_id": i, "category_id": i, "bbox": [8, 9, 30, 31], "area": 930, "iscrowd": 0} for i in (1, 2)]
+    boxes = [
+        {"id": i, "image_id": i, "category_id": i, "bbox": [8, 9, 30, 31], "area": 930, "iscrowd": 0} for i in (1, 2)
+    ]
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     (own / "photos.json").write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
     sets = "".join(f"{part}: {{images: photos, boxes: photos.json}}\n" for part in ("train", "val"))
