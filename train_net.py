@@ -205,6 +205,7 @@ def train_process(args: argparse.Namespace):
     quiet_warnings()
     from clim.engine import Trainer, load_ensemble, setup
     from clim.evaluation import evaluate
+    from clim.files import naming
 
     with raise_on_all_ranks():
         cfg = setup(args)
@@ -213,9 +214,10 @@ def train_process(args: argparse.Namespace):
             ensemble = load_ensemble(cfg, resume=args.resume)
         with ensemble.mixed() as model:
             return evaluate(cfg, model)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with naming(cfg.OUTPUT_DIR):
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 if __name__ == "__main__":

@@ -75,7 +75,12 @@ def read_image(file: Path) -> Image.Image | None:
     try:
         if not file.is_file():
             raise ValueError("no such file")
-        return ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+        opened = Image.open(file)
+        opened.load()  # which turns a TIFF
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):  # 16 bits of grey
+            image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+        return image.convert("RGB")
     except Exception as error:  # Pillow has many kinds of them
         print(f"{ascii(str(file))} is skipped: {error}", file=sys.stderr)
 

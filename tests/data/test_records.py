@@ -14,7 +14,7 @@ class Made(PairRecords):
     def __init__(self, source, length, first=0):
         pairs = np.zeros(length, [("row", "<i4"), *COLUMNS])
         pairs["row"], pairs["image_id"] = np.arange(length), first + np.arange(length)
-        super().__init__(pairs, np.zeros(0, np.uint8))
+        super().__init__(pairs, np.zeros(0, np.uint8), 0)
         self.source = source
 
     def keys(self):

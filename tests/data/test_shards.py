@@ -107,7 +107,7 @@ def test_a_shard_that_is_gone_or_cut_is_a_damaged_image(indexed, pair):
     with pytest.raises(UnreadableImage, match="missing"):
         read_image(record["file_name"])
     for name, mode in (("tar://a.tar", "rb"), (record["file_name"], "wb")):
-        with pytest.raises(ValueError, match="OFFSET"):
+        with pytest.raises(OSError, match="OFFSET"):
             PathManager.open(name, mode)
 
 

@@ -6,7 +6,6 @@ argument take no time.
 
 import argparse
 import inspect
-import io
 import sys
 from importlib import import_module
 
@@ -28,8 +27,6 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """``clim COMMAND …``: a user's mistake ends it with one line on stderr and exit code 2, Ctrl-C with 130."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text in the terminal's encoding
-        sys.stdout.reconfigure(errors="backslashreplace")
     run_cleanly(run, sys.argv[1:] if arguments is None else arguments)
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from clim.data.captions import cleaned
 from clim.data.images import MIN_SIDE, UnreadableImage, image_size
-from clim.data.shards import PAIR, VERSION, stamp
+from clim.data.shards import PAIR, VERSION, checksum, stamp
 from clim.errors import UserError
 from clim.files import remove, replacing, write_json
 
@@ -104,6 +104,7 @@ def join(names: Sequence[str], files: Sequence[Path], output: Path, *, tagging: 
             pairs["image_id"] = np.arange(len(pairs))
         np.save(folder / "pairs.npy", pairs)
         facts = {"version": VERSION, "images": len(pairs), "text_bytes": size, "skipped": dict(counts.most_common())}
+        facts["checksums"] = {name: checksum(folder / name) for name in ("pairs.npy", "texts.bin")}
         facts |= {"tagging": tagging.name, "categories": list(tagging.categories), "shards": shards}
         write_json(folder / "facts.json", facts, indent=1)
         remove(output)  # an older index; a folder cannot replace it

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,12 +46,21 @@ def replacing(path: str | os.PathLike, *, shared: bool = False) -> Iterator[Path
     partial = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + SUFFIX)
     remove(partial)
     try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException as error:  # a Ctrl-C too
+        with naming(path):
+            yield partial
+            os.replace(partial, path)
+    except BaseException:  # a Ctrl-C too
         remove(partial)
-        if isinstance(error, OSError) and error.filename in (None, str(partial)):  # a write does not name its file
-            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """An OSError of the block that names no file, as that of a write, names the file or folder ``path``."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
 
 
@@ -80,7 +90,7 @@ def read_json(path: str | os.PathLike, *, remedy: str, kind: type[T] = object) -
     UserError with ``remedy`` where the file is missing or broken, or a value does not fit: file, place, the value and
     the id of its object, and what it must be (the ``description`` of its field, else its type).
     """
-    return decode_json(_read_bytes(path, remedy), source=path, remedy=remedy, kind=kind)
+    return decode_json(read_bytes(path, remedy=remedy), source=path, remedy=remedy, kind=kind)
 
 
 def decode_json(data: bytes, *, source, remedy: str, kind: type[T] = object) -> T:
@@ -132,7 +142,7 @@ def _look_up(content, keys: list) -> tuple[str, str]:
             kind = list[msgspec.Raw] if isinstance(key, int) else dict[str, msgspec.Raw]
             try:
                 parts = msgspec.json.decode(content, type=kind)
-            except msgspec.ValidationError:
+            except msgspec.MsgspecError:  # it may also be broken elsewhere
                 break
         if isinstance(parts, dict) and "id" in parts and key != "id":
             identity = f" (id {_shortened(parts['id'])})"
@@ -156,7 +166,7 @@ def _in_words(name: re.Match) -> str:
 def read_text(path: str | os.PathLike, *, remedy: str) -> str:
     """Text of a file in UTF-8, without its byte-order mark. UserError with ``remedy``, as :func:`read_json`."""
     try:
-        return _read_bytes(path, remedy).decode("utf-8-sig")
+        return read_bytes(path, remedy=remedy).decode("utf-8-sig")
     except ValueError as error:
         raise UserError(f"{path} is not text in UTF-8 ({error}): {remedy}") from error
 
@@ -166,8 +176,11 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _read_bytes(path: str | os.PathLike, remedy: str) -> bytes:
+def read_bytes(path: str | os.PathLike, *, remedy: str) -> bytes:
+    """Content of a file. UserError with ``remedy`` where it is missing, cannot be read or is no regular file."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may never end
+            raise UserError(f"{path} is a folder, a pipe or a device, but must be a file: {remedy}")
         return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} not found: {remedy}") from error

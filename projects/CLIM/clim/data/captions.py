@@ -4,14 +4,13 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import msgspec
 import numpy as np
 from tqdm import tqdm
 
 from clim.errors import UserError
-from clim.files import read_json
+from clim.files import read_bytes, read_json
 
 from .images import UnreadableImage, image_size
 from .readers import require_folder
@@ -46,8 +45,8 @@ def read_captions(
 def _opened(json_file: str, remedy: str) -> PairFile | RawPairFile:
     """The latter, if nothing is wrong. Python's json reads more files, for example with half an emoji."""
     try:
-        return msgspec.json.decode(Path(json_file).read_bytes(), type=RawPairFile)
-    except (OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(read_bytes(json_file, remedy=remedy), type=RawPairFile)
+    except (msgspec.MsgspecError, RecursionError):
         return read_json(json_file, remedy=remedy, kind=PairFile)
 
 

@@ -155,17 +155,18 @@ def read_table(path: str | os.PathLike, *, remedy: str) -> dict[str, list[str]]:
     is file name.jpg.
     """
     text = read_text(path, remedy=remedy)
-    first = text.partition("\n")[0]
-    separator = next((s for s in "\t,|;" if s in first), "\t")
+    heading = text.partition("\n")[0]
+    separator = next((s for s in "\t,|;" if s in heading), "\t")
     quoting = csv.QUOTE_MINIMAL if separator in ",;" else csv.QUOTE_NONE
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
     captions: dict[str, list[str]] = {}
-    file, caption, columns = 0, 1, 2
+    file, caption, columns, first, last = 0, 1, 2, 1, 0  # first and last line of a row
     try:
         for row in rows:
+            first, last = last + 1, rows.line_num
             if not row:
                 continue
-            if rows.line_num == 1:
+            if first == 1:
                 names = [name.strip().lower() for name in row]
                 places = [[i for i, n in enumerate(names) if n in k] for k in (_FILE_COLUMNS, _CAPTION_COLUMNS)]
                 if all(places):
@@ -176,10 +177,12 @@ def read_table(path: str | os.PathLike, *, remedy: str) -> dict[str, list[str]]:
                     raise UserError(f'The first line of {path} does not name the columns: write "{header}" there.')
             if len(row) != columns:
                 form = "FILE<TAB>CAPTION" if columns == 2 and separator == "\t" else f"{columns} as the first line"
-                raise UserError(f"line {rows.line_num} of {path} has {len(row)} columns: give {form}.")
+                raise UserError(f"line {first} of {path} has {len(row)} columns: give {form}.")
+            if not row[file].strip():
+                raise UserError(f"line {first} of {path} names no file: name the image of the caption.")
             if row[caption].strip():
                 name = re.sub(r"(\.\w+)#\d+$", r"\1", row[file].strip())
                 captions.setdefault(name, []).append(row[caption].strip())
     except csv.Error as error:
-        raise UserError(f"line {rows.line_num} of {path} cannot be read ({error}): {remedy}") from error
+        raise UserError(f"line {last + 1} of {path} cannot be read ({error}): {remedy}") from error
     return captions

@@ -29,12 +29,14 @@ class PairRecords(Sequence):
     """Records {file_name, height, width, image_id, captions, tags}, made when they are asked for; a slice is a list.
 
     ``pairs`` (N,) has the fields ``key`` and COLUMNS. ``texts`` are uint8: name, captions (UTF-8, zeros between them)
-    and tags (int32) of each image. ``ids`` (N,) int64 replace the image ids. ``changes``: functions of a record that
-    are applied to each, one after the other; other processes can receive them.
+    and tags (int32) of each image; all tags are below ``tag_count``. ``ids`` (N,) int64 replace the image ids.
+    ``changes``: functions of a record that are applied to each, one after the other; other processes can receive them.
     """
 
-    def __init__(self, pairs: np.ndarray, texts: np.ndarray, ids: np.ndarray | None = None, changes: tuple = ()):
-        self.pairs, self.texts, self.ids, self.changes = pairs, texts, ids, changes
+    def __init__(
+        self, pairs: np.ndarray, texts: np.ndarray, tag_count: int, ids: np.ndarray | None = None, changes: tuple = ()
+    ):  # fmt: skip
+        self.pairs, self.texts, self.tag_count, self.ids, self.changes = pairs, texts, tag_count, ids, changes
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -84,7 +86,7 @@ class Columns:
     """The columns of :class:`PairRecords`, image by image."""
 
     def __init__(self):
-        self.pairs, self.texts = bytearray(), bytearray()
+        self.pairs, self.texts, self.tag_count = bytearray(), bytearray(), 0
 
     def add(self, name: str, height: int, width: int, image_id: int, captions: bytes, tags: Sequence[int]) -> None:
         """``captions`` as in the texts. ValueError for a name that no file has."""
@@ -96,9 +98,10 @@ class Columns:
         self.texts += captions
         if tags:
             self.texts += array("i", tags)
+            self.tag_count = max(self.tag_count, max(tags) + 1)
 
     def records(self) -> PairRecords:
-        return PairRecords(np.frombuffer(self.pairs, _PAIR), np.frombuffer(self.texts, np.uint8))
+        return PairRecords(np.frombuffer(self.pairs, _PAIR), np.frombuffer(self.texts, np.uint8), self.tag_count)
 
 
 def listed(records: Iterable[dict], field: str, source: str) -> Sequence[dict]:

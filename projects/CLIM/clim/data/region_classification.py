@@ -98,7 +98,7 @@ class RegionTestMapper:
         return sample
 
     def read(self, record: Mapping) -> tuple[np.ndarray, Tensor | None]:
-        """Image (H, W, 3) and segment ids (H, W); UnreadableImage also if a size differs from the record's."""
+        """Image (H, W, 3) and segment ids (H, W); UnreadableImage also if they do not fit the record."""
         decoded = read_image(record["file_name"], fmt=self.image_format)
         check_size(record, decoded)
         if "pan_seg_file_name" not in record:
@@ -106,7 +106,10 @@ class RegionTestMapper:
         segments = read_image(record["pan_seg_file_name"], fmt="RGB")
         check_size({**record, "file_name": record["pan_seg_file_name"]}, segments)
         # COCO's panoptic PNGs store an id as red + 256 green + 65536 blue.
-        return decoded.image, torch.from_numpy(segments.image.astype(np.int64) @ [1, 256, 65536])
+        ids = segments.image.astype(np.int64) @ [1, 256, 65536]
+        if not np.isin(ids, [annotation["segment_id"] for annotation in record["annotations"]]).any():
+            raise UnreadableImage(record["pan_seg_file_name"], "it shows none of the image's segments")
+        return decoded.image, torch.from_numpy(ids)
 
 
 def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:

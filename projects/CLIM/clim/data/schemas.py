@@ -247,7 +247,7 @@ TestBoxFile, TestMaskFile = TestFile[JudgedAnnotation], TestFile[JudgedMask]
 
 # ---- image-text pairs
 
-Key = Annotated[int | str | float, Meta(description="a number or a text")]
+Key = Annotated[int | str | float, Meta(description="a number")]
 Captions = Annotated[list[str] | str | None, Meta(description="a list of texts")]
 
 
@@ -255,8 +255,8 @@ class Pair(Struct, gc=False):
     """An image with captions, as Detic's jsons list it. Sizes that are 0 or null are unknown."""
 
     id: Key
-    file_name: str | None = None
-    coco_url: str | None = None
+    file_name: Annotated[str | None, Meta(description="a text")] = None
+    coco_url: Annotated[str | None, Meta(description="a text")] = None
     height: Side = None
     width: Side = None
     captions: Captions = None

@@ -57,6 +57,7 @@ class Facts(msgspec.Struct):
     shards: list[Shard]
     categories: list[dict]
     skipped: dict[str, int]
+    checksums: dict[str, int] = {}  # of both files; older indices have none
 
 
 class ShardRecords(PairRecords):
@@ -73,7 +74,7 @@ class ShardRecords(PairRecords):
         # Plain arrays on the maps: np.memmap itself makes each access slow.
         pairs = np.load(self.index / "pairs.npy", mmap_mode="r").view(np.ndarray)
         texts = np.memmap(self.index / "texts.bin", np.uint8, "r").view(np.ndarray)
-        super().__init__(pairs, texts, ids, changes)
+        super().__init__(pairs, texts, len(self.facts.categories), ids, changes)
 
     def __reduce__(self):
         # Workers reopen the maps, because pickling them would copy them.
@@ -95,7 +96,7 @@ class ShardHandler(PathHandler):
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **_) -> io.BytesIO:
         span = _SPAN.match(path)
         if mode != "rb" or not span:
-            raise ValueError(f"{path} with mode {mode!r}: images in shards are tar://SHARD?OFFSET+SIZE#MEMBER, mode rb")
+            raise OSError(f"{path} with mode {mode!r}: images in shards are tar://SHARD?OFFSET+SIZE#MEMBER, mode rb")
         shard, offset, size = span[1], int(span[2]), int(span[3])
         with open(shard, "rb", buffering=0, opener=_opened) as file:
             if offset + size > os.fstat(file.fileno()).st_size:  # 0 of a pipe or a device
@@ -125,6 +126,9 @@ def read_shards(index_folder: str, shard_folder: str, *, remedy: str, **_) -> Sh
     try:
         records = ShardRecords(index_folder, shard_folder)
         _check(records.pairs, records.texts, facts)
+        for name, value in facts.checksums.items():
+            if checksum(Path(index_folder) / name) != value:
+                raise ValueError(f"the content of {name} has changed")
     except (OSError, ValueError, EOFError, SyntaxError) as error:  # SyntaxError: a broken header of the .npy
         raise UserError(f"{index_folder} is damaged ({' '.join(str(error).split())}): {remedy}") from error
     skipped = sum(facts.skipped.values())
@@ -147,14 +151,19 @@ def _check(pairs: np.ndarray, texts: np.ndarray, facts: Facts) -> None:
         raise ValueError(f"row {sound.argmin()} of pairs.npy points beyond its shard or texts.bin")
 
 
+def checksum(file: Path) -> int:
+    """Of a file that is not empty."""
+    return zlib.crc32(np.memmap(file, np.uint8, "r"))
+
+
 def stamp(path: Path) -> dict:
     """What tells whether a shard has changed: size, time, and a checksum of its first and last 64 kB."""
     status = path.stat()
     with open(path, "rb") as file:
-        checksum = zlib.crc32(file.read(_PROBE))
+        value = zlib.crc32(file.read(_PROBE))
         file.seek(max(0, status.st_size - _PROBE))
-        checksum = zlib.crc32(file.read(_PROBE), checksum)
-    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "checksum": checksum}
+        value = zlib.crc32(file.read(_PROBE), value)
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "checksum": value}
 
 
 def unchanged(path: Path, before: Shard) -> bool:

@@ -6,8 +6,10 @@ stops the program at once with a clear error has no check here.
 
 import argparse
 import difflib
+import io
 import logging
-from functools import reduce
+import threading
+from functools import cache, reduce
 from operator import getitem
 
 import torch
@@ -16,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
+from detectron2.utils import logger as d2_logger
 from detectron2.utils.logger import setup_logger
 
 from clim.checkpoints.reading import read_description
@@ -26,8 +29,9 @@ from clim.data.datasets import register_own_sets
 from clim.data.loader import STREAMS, batch_sizes
 from clim.data.names import matched, vocabulary_names
 from clim.data.own_sets import use_own_data
-from clim.errors import UserError, require_packages
+from clim.errors import UserError, require_packages, sentence
 from clim.evaluation import EVALUATORS
+from clim.files import naming
 from clim.methods import METHOD_REGISTRY
 from clim.modeling.vocabulary import class_mask, num_classes
 from clim.processes import hold_folder
@@ -109,8 +113,10 @@ def setup(args):
     cfg = load_config(args.config_file, args.opts)
     if not args.eval_only and comm.is_main_process():  # before the first file; the run before may still be saving
         hold_folder(cfg.OUTPUT_DIR, wait=60.0 if args.resume else 0.0)
+    quiet_writing()
     shown = {"config_file": ""} if args.config_file.endswith(CHECKPOINTS) else {}  # the log shows the file's text
-    default_setup(cfg, argparse.Namespace(**vars(args) | shown))
+    with naming(cfg.OUTPUT_DIR):
+        default_setup(cfg, argparse.Namespace(**vars(args) | shown))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clim")
     if cfg.MODEL.DEVICE == "cpu":
         reason = "MODEL.DEVICE is cpu" if torch.cuda.is_available() else "no CUDA device was found"
@@ -123,6 +129,23 @@ def setup(args):
         if not DatasetCatalog.get(name):
             raise UserError(f"DATASETS.TEST {name} has no image.")
     return cfg
+
+
+def quiet_writing() -> None:
+    """Let lines of the log that do not fit on the disk be lost without a traceback, and TensorBoard's thread end so.
+
+    The main thread gets the same error from metrics.json, a checkpoint or TensorBoard's writer, and tells it.
+    """
+    logging.raiseExceptions = False
+    d2_logger._cached_log_stream = _log_stream
+    threading.excepthook = lambda args: None if sentence(args.exc_value) else threading.__excepthook__(args)
+
+
+@cache
+def _log_stream(filename: str) -> io.TextIOWrapper:
+    """Holds nothing back that would be written when the program ends; names that are no UTF-8 are escaped."""
+    file = open(filename, "ab", buffering=0)
+    return io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", write_through=True)
 
 
 def check_training(cfg) -> None:

@@ -105,11 +105,16 @@ class Trainer(TrainerBase):
             self.loader = build_train_loader(cfg, seed=seed, start_iter=self.start_iter)
         with raise_on_all_ranks(), random_states_kept():
             self.register_hooks(self._build_hooks(seed, resuming))
-        if resuming and not load_rank_state(self.raw_model, rank_state_path(cfg.OUTPUT_DIR, self.start_iter - 1)):
-            logger.warning(
-                "The files of rank_states/ are missing or have another number of processes or other queues: random "
-                "states and queues start anew, so the losses differ slightly from those of an uninterrupted run."
-            )
+        if resuming:
+            with raise_on_all_ranks():
+                fits = load_rank_state(self.raw_model, rank_state_path(cfg.OUTPUT_DIR, self.start_iter - 1))
+            lacking = [f"rank{rank}" for rank, known in enumerate(comm.all_gather(fits)) if not known]
+            if lacking:
+                logger.warning(
+                    f"The files {', '.join(lacking)} of rank_states/ are missing or have another number of processes "
+                    "or other queues: these random states and queues start anew, so the losses differ slightly from "
+                    "those of an uninterrupted run."
+                )
 
     def _load(self, resuming: bool) -> dict:
         state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
