@@ -244,10 +244,7 @@ def test_a_name_of_another_set_is_not_replaced(own):
         ("train: [", "mine.yaml is not valid YAML"),
         (f'train: {COCO}\nclasses: ["a\\nb"]', r"name 0 of classes of .* is 'a\\nb', which has a line break"),
         ('train: {images: "a\\tb"}', "images in train of .*, which has a line break or another control character"),
-        (
-            f"train: {COCO}\nnc: !!python/name:os.system",
-            "line 2: the tag python/name:os.system could run code",
-        ),
+        (f"train: {COCO}\nnc: !!python/name:os.system", "line 2: the tag python/name:os.system could run code"),
         ("train: &a [*a]", "mine.yaml is not valid YAML .line 1: its aliases stand for too many values"),
     ],
 )
