@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
+from detectron2.modeling import build_model
 
 from clim import Detector
 from clim.config import add_clim_config
@@ -73,12 +74,15 @@ def test_no_value_of_another_type_passes(value, defaults):
         ("SOLVER.WRITERS", "['csv']", "a list of some of mlflow, tensorboard, wandb"),
         ("SOLVER.BASE_LR_END", "5.0", "at most SOLVER.BASE_LR"),
         ("DATASETS.TEST", "mini_ov_val", "it must be a list"),
-        ("DATASETS.TRAIN", "('a', 3)", r"DATASETS.TRAIN\[1\] is 3: DATASETS.TRAIN must be texts, so put numbers"),
+        ("DATASETS.TRAIN", "('a', 3)", r"DATASETS.TRAIN\[1\] is 3: DATASETS.TRAIN must be texts of one"),
         ("DATASETS.OWN", "[['a', 'boxes', 'x.json']]", r"a list of \[name, kind, file, folder\]"),
         ("MODEL.ROI_HEADS.NAME", "OpenVocabRes5", "do you mean OpenVocabRes5ROIHeads?"),
         ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]", "three numbers above 0"),
         ("MODEL.PIXEL_MEAN", "[1.0, 1.0]", "three numbers"),
         ("MODEL.KEYPOINT_ON", "True", "False, because"),
+        ("MODEL.RPN.CONV_DIMS", "[0]", "whole numbers above 0, or -1"),
+        ("MODEL.RPN.IOU_LABELS", "[0, 1]", "one longer than IOU_THRESHOLDS"),
+        ("MODEL.RPN.IN_FEATURES", "[]", "texts, at least one"),
         ("MODEL.DEVICE", "gpu", "cpu, cuda or cuda:NUMBER"),
         ("MODEL.METHOD.BARON.RATIO", "[4.0, 0.25]", "two rising numbers above 0"),
         ("MODEL.METHOD.BARON.RATIO", "[4.0]", "two rising numbers above 0"),
@@ -138,6 +142,12 @@ def test_iterations_and_epochs(more, named):
     config = str(Path(CLIM).parents[1] / "lvis/FVLM_ViTB16_CLIP_LVIS.yaml")
     with pytest.raises(UserError, match=named) if named else nullcontext():
         load_config(config, ["SOLVER.MAX_ITER", "10", *more])
+
+
+@pytest.mark.parametrize("part", ["RPN", "ROI_HEADS"])
+def test_features_that_the_backbone_lacks(part, tiny_cfg):
+    with pytest.raises(UserError, match=f"MODEL.{part}.IN_FEATURES names 'res9', but the features of .* are res4"):
+        build_model(tiny_cfg(f"MODEL.{part}.IN_FEATURES", ["res9"]))
 
 
 def test_a_config_of_a_users_own_python_is_asked(defaults):

@@ -222,6 +222,9 @@ def test_files_without_a_description(tmp_path):
         ({"class_names": ["cat", 3]}, "Expected str, got int - at $.class_names[1]"),
         ({"base_classes": [None]}, "at $.base_classes[0]"),
         ({"rows": 0}, "Expected int >= 1 - at $.rows"),
+        ({"rows": 2}, "class_names with empty or equal ones, or more than 2 rows"),
+        ({"class_names": ["cat", "cat"]}, "2 class_names with empty or equal ones"),
+        ({"class_names": [" "]}, "1 class_names with empty or equal ones"),
         ({"train_sets": {}}, "Expected array, got object - at $.train_sets"),
         (None, "Expected object, got array"),
     ],
@@ -232,6 +235,14 @@ def test_a_damaged_description_is_named(tiny_cfg, tmp_path, damage, words):
     with pytest.raises(UserError, match=re.escape(words)) as caught:
         Detector(tmp_path / "m.pth")
     assert "m.pth" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_fewer_names_than_classes(tiny_cfg, tmp_path):
+    cfg = tiny_cfg()
+    entry = describe(cfg) | {"class_names": ["horse"]}
+    torch.save({"model": build_model(cfg).state_dict(), "clim": entry}, tmp_path / "m.pth")
+    with pytest.raises(UserError, match="m.pth has 65 classes, but names 1: take another file"):
+        Detector(tmp_path / "m.pth")
 
 
 def test_a_description_runs_no_code(tiny_cfg, tmp_path):

@@ -64,28 +64,30 @@ _RULES = (
     ("16, because it is not read: set batch sizes per GPU, as DATALOADER.DETECTION_PER_GPU", Literal[16],
         "SOLVER: IMS_PER_BATCH"),
     ("2, because CLIM reads no configs of Detectron2's first version", Literal[2], ": VERSION"),
-    ("a text without line breaks", _Text, """
+    ("a text of one line", _Text, """
         MODEL: WEIGHTS; MODEL.OPEN_VOCAB: BASE_CLASSES; MODEL.VOCABULARY: EMBEDDINGS; MODEL.TEXT: NAME PRETRAINED
         CACHE; MODEL.METHOD: NAME; MODEL.METHOD.VLDET: EMBEDDINGS; MODEL.METHOD.REGION_CLIP: EMBEDDINGS;
         MODEL.IMAGE_ENCODER: ARCHITECTURE PRETRAINED; INPUT.MOSAIC: PARTNERS; DATASETS: DATA; TEST: BEST_METRIC"""),
     ("a folder, not / and no address", Annotated[str, Meta(pattern=rf"\A(?!.*://)(?=.*[^/ ]){_PLAIN[2:]}")],
         ": OUTPUT_DIR"),
     ("cpu, cuda or cuda:NUMBER", Annotated[str, Meta(pattern=r"\A(cpu|cuda|mps|xpu)(:\d+)?\Z")], "MODEL: DEVICE"),
-    ("texts, so put numbers, yes and no in quotes", list[_Text], """
-        MODEL.VOCABULARY: NAMES STORED; DATASETS: TRAIN TEST CAPTIONS REGIONS; MODEL.CENTERNET: IN_FEATURES;
-        MODEL.RPN: IN_FEATURES; MODEL.ROI_HEADS: IN_FEATURES; MODEL.FPN: IN_FEATURES; MODEL.RESNETS: OUT_FEATURES"""),
+    ("texts of one line, so put numbers, yes and no in quotes", list[_Text], """
+        MODEL.VOCABULARY: NAMES STORED; DATASETS: TRAIN TEST CAPTIONS REGIONS; MODEL.FPN: IN_FEATURES;
+        MODEL.RESNETS: OUT_FEATURES"""),
+    ("texts, at least one", _some(_Text),
+        "MODEL.CENTERNET: IN_FEATURES; MODEL.RPN: IN_FEATURES; MODEL.ROI_HEADS: IN_FEATURES"),
     ("a list of [name, kind, file, folder]", list[_some(_Text, 4, 4)], "DATASETS: OWN"),
     ("a whole number above 0", _whole(1), """
         MODEL.METHOD.DETIC: TAG_TOPK; MODEL.METHOD.BARON: TOPK; MODEL.METHOD.REGION_CLIP: CLASSES; MODEL.CENTERNET:
         PRE_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST; MODEL.RPN: BATCH_SIZE_PER_IMAGE;
-        MODEL.ROI_HEADS: NUM_CLASSES BATCH_SIZE_PER_IMAGE; MODEL.ROI_BOX_HEAD: FED_LOSS_NUM_CLASSES; INPUT:
+        MODEL.ROI_HEADS: BATCH_SIZE_PER_IMAGE; MODEL.ROI_BOX_HEAD: FED_LOSS_NUM_CLASSES; INPUT:
         MAX_SIZE_TRAIN MAX_SIZE_TEST; INPUT.REGIONS: MASK_STRIDE MAX_AREA MAX_BOXES; SOLVER: MAX_ITER LOG_PERIOD"""),
     ("a whole number, 0 or more", _whole(0), """
         : VIS_PERIOD; MODEL.BACKBONE: FREEZE_AT; MODEL.METHOD.DETIC: CAPTION_BASE_REGIONS QUEUE_LENGTH;
         MODEL.METHOD.BARON: QUEUE_LENGTH; MODEL.METHOD.GROUNDING: MAX_CELLS CONTRAST_GROUP; MODEL.PROPOSAL_GENERATOR:
         MIN_SIZE; MODEL.RPN: PRE_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST;
         INPUT.REGIONS: MIN_AREA; DATALOADER: MIN_SIDE; SOLVER: KEEP_CHECKPOINTS WARMUP_ITERS CHECKPOINT_PERIOD
-        REFERENCE_WORLD_SIZE NUM_DECAYS; TEST: EVAL_PERIOD"""),
+        NUM_DECAYS; TEST: EVAL_PERIOD"""),
     ("a whole number from 1 to 20000", _whole(1, 20_000), """
         INPUT.CAPTION: SHORT_SIDE LONG_SIDE; INPUT.MOSAIC: SIZE; INPUT.REGIONS: SIZE CROP_SIZE; MODEL.OPEN_VOCAB:
         WORDS; MODEL.TEXT: DIM WORD_DIM; MODEL.METHOD.BARON: ORDERS; MODEL.METHOD.GROUNDING: HEADS; MODEL.FPN: STACKS
@@ -97,12 +99,13 @@ _RULES = (
         MODEL.METHOD.GROUNDING: LAYERS; MODEL.CENTERNET: NUM_BOX_CONVS MIN_RADIUS HM_FOCAL_BETA; MODEL.ROI_BOX_HEAD:
         POOLER_SAMPLING_RATIO NUM_FC NUM_CONV; MODEL.ROI_MASK_HEAD: POOLER_SAMPLING_RATIO NUM_CONV; DATALOADER:
         DETECTION_PER_GPU CAPTIONS_PER_GPU MOSAICS_PER_GPU REGIONS_PER_GPU"""),
+    ("a whole number from 1 to 1000000", _whole(1, 10**6), "MODEL.ROI_HEADS: NUM_CLASSES"),
     ("a whole number from 0 to 255", _whole(0, 255), "INPUT.MOSAIC: PAD_VALUE"),
-    ("a whole number from 0 to 1024", _whole(0, 1024), "DATALOADER: NUM_WORKERS"),
+    ("a whole number from 0 to 10000", _whole(0, 10_000), "SOLVER: REFERENCE_WORLD_SIZE; DATALOADER: NUM_WORKERS"),
     ("a whole number below 2147483648", _whole(-(2**31), 2**31 - 1), ": SEED"),
     ("a whole number above 0, or -1 for all", _whole(-1), "TEST: DETECTIONS_PER_IMAGE"),
     ("an even number above 0", Annotated[int, Meta(ge=2, multiple_of=2)], "MODEL.METHOD.BARON: FREQUENCIES"),
-    ("whole numbers, at least one", _some(_whole(-1)), "MODEL.RPN: CONV_DIMS"),
+    ("whole numbers above 0, or -1 for that of the input", _some(_whole(-1)), "MODEL.RPN: CONV_DIMS"),
     ("whole numbers from 1 to 64", _some(_whole(1, 64)), "INPUT.MOSAIC: GRIDS"),
     ("whole numbers from 1 to 20000", _some(_whole(1, 20_000)), "INPUT: MIN_SIZE_TRAIN"),
     ("rising whole numbers above 0", list[_whole(1)], "SOLVER: STEPS"),
@@ -144,7 +147,7 @@ _RULES = (
     ("a list of four numbers above 0 for each stage", list[_some(_Above, 4, 4)],
         "MODEL.ROI_BOX_CASCADE_HEAD: BBOX_REG_WEIGHTS"),
     ("numbers from 0 to 1", _some(_Part), "MODEL.ROI_BOX_CASCADE_HEAD: IOUS"),
-    ("one or two rising numbers from 0 to 1", _some(_Part, 1, 2),
+    ("one or two rising numbers above 0 and up to 1", _some(_AbovePart, 1, 2),
         "MODEL.RPN: IOU_THRESHOLDS; MODEL.ROI_HEADS: IOU_THRESHOLDS"),
     ("two or three of -1, 0 and 1", _some(_whole(-1, 1), 2, 3), "MODEL.RPN: IOU_LABELS; MODEL.ROI_HEADS: IOU_LABELS"),
     ("lists of numbers above 0", _some(_some(_Above) | _Above), "MODEL.ANCHOR_GENERATOR: SIZES ASPECT_RATIOS"),
@@ -184,7 +187,8 @@ CHOICES = {
 }  # fmt: skip
 _LISTS, _MAY_BE_EMPTY = {"SOLVER.WRITERS", "TEST.REGIONS"}, {"MODEL.ROI_BOX_HEAD.NAME", "MODEL.OVRCNN.TEST_CLASSES"}
 _NEVER = {
-    "MODEL.METHOD.GROUNDING.CONTRAST_GROUP": 1, "TEST.DETECTIONS_PER_IMAGE": 0, "MODEL.LOAD_PROPOSALS": True,
+    "MODEL.METHOD.GROUNDING.CONTRAST_GROUP": 1, "TEST.DETECTIONS_PER_IMAGE": 0, "MODEL.RPN.CONV_DIMS": 0,
+    "MODEL.LOAD_PROPOSALS": True,
     "MODEL.KEYPOINT_ON": True, "INPUT.CROP.ENABLED": True, "TEST.AUG.ENABLED": True, "TEST.PRECISE_BN.ENABLED": True,
 }  # fmt: skip
 _AT_MOST = {
@@ -233,7 +237,7 @@ def _wrong_values(cfg) -> Iterator[tuple[str, str, str]]:
             continue
         parts = value if isinstance(value, list | tuple) and isinstance((*value, 0)[0], list | tuple) else [value]
         falls = "rising" in words and any(list(part) != sorted(part) for part in parts)
-        if falls or (key in _NEVER and value == _NEVER[key]):
+        if falls or (key in _NEVER and _NEVER[key] in (value if isinstance(value, list) else [value])):
             yield key, "", words
     if os.path.abspath(cfg.OUTPUT_DIR) == os.sep:
         yield "OUTPUT_DIR", "", VALUES["OUTPUT_DIR"][0]

@@ -32,7 +32,7 @@ class Description(TypedDict):
     class_names: list[str]  # K
     base_classes: list[str] | None  # the classes that had boxes; None: all
     train_sets: list[str]
-    rows: Annotated[int, msgspec.Meta(ge=1)]  # number of class embeddings, more than K with synonyms
+    rows: Annotated[int, msgspec.Meta(ge=1, le=10**6)]  # number of class embeddings, more than K with synonyms
 
 
 # Unpickling may call these alone: they rebuild arrays and plain containers, without other effects.
@@ -139,12 +139,17 @@ def read_description(path: str | os.PathLike) -> Description | None:
         return None
     with readable(path), torch.serialization.safe_globals(numpy_globals()):
         content = None if is_torchscript(path) else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    found = content.get(DESCRIPTION) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or content.get(DESCRIPTION) is None:
+        return None
     try:
-        return None if found is None else msgspec.convert(found, Description)
-    except msgspec.ValidationError as error:
+        found = msgspec.convert(content[DESCRIPTION], Description)
+        names = found["class_names"]
+        if len(set(names)) < len(names) or not all(map(str.strip, names)) or len(names) > found["rows"]:
+            raise ValueError(f"{len(names)} class_names with empty or equal ones, or more than {found['rows']} rows")
+    except ValueError as error:  # also msgspec's
         reason = str(error).replace("`", "")
-        raise UserError(f'The entry "{DESCRIPTION}" of {path} is damaged ({reason}): name its config too.') from error
+        raise UserError(f"The entry {DESCRIPTION!r} of {path} is damaged ({reason}): take another file.") from error
+    return found
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
