@@ -148,6 +148,9 @@ def test_tables_of_many_hands(tmp_path, text, captions):
     [
         (b"a.jpg\tx\nb.jpg x", "line 2 of .*a.csv has 1 columns: give FILE<TAB>CAPTION"),
         (b"image,caption\na.jpg,x,y", "line 2 of .*a.csv has 3 columns: give 2 as the first line"),
+        (b"image,caption\na.jpg,\"one\nb.jpg,two", "line 2 of .*a.csv cannot be read .*: make tea"),
+        (b"image,caption\na.jpg,\"one\nb.jpg,\"two\"\n", "line 2 of .*a.csv cannot be read .*: make tea"),
+        (b"a.jpg\tx\n \ty", "line 2 of .*a.csv names no file"),
         (b"a.jpg,x", 'first line of .*a.csv does not name the columns: write "image,caption"'),
         (b"a.jpg\tB\xe4r", "a.csv is not text in UTF-8 .*: make tea"),
         (b"image,caption\na.jpg,\"" + b"x" * 140_000, "line 2 of .*a.csv cannot be read .*: make tea"),
