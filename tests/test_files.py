@@ -123,7 +123,7 @@ def test_json_that_is_missing_or_broken(tmp_path):
 
 class Part(msgspec.Struct):
     id: int = 0
-    size: Annotated[tuple[int, int], msgspec.Meta(description="[height, w")] = (0, 0)
+    size: Annotated[tuple[int, int], msgspec.Meta(description="[height, width]")] = (0, 0)
     name: str | None = None
 
     def __post_init__(self):
@@ -145,10 +145,12 @@ class Whole(msgspec.Struct):
             '{"parts": [{"id": 7, "size": [1, "x"]}]}',
             'parts[0].size of F (id 7) is [1, "x"]: it must be [height, width]',
         ),
-        ('{"parts": [{"size": [NaN, 1], "id": 7}]}', "parts[0].size of F (id 7) is [NaN, 1]: it must be [height, w"),
+        (
+            '{"parts": [{"size": [NaN, 1], "id": 7}]}',
+            "parts[0].size of F (id 7) is [NaN, 1]: it must be [height, width]",
+        ),
         ('{"parts": [{"id": 7}, {"id": 8, "name": "odd"}]}', "parts[1] of F (id 8) has an odd name"),
         ('{"parts": [{"id": 7, "name": 5}]}', "parts[0].name of F (id 7) is 5: it must be a text or null"),
-        ('{"parts": [{"id": 7}, "\\ud83d"]}', 'parts[1] of F is "\\ud83d": it must be an object'),
         ('{"parts": [' + "9" * 99 + "]}", "parts[0] of F is " + "9" * 60 + "…: it must be an object"),
     ],
 )
