@@ -52,7 +52,7 @@ def test_texts(tmp_path, monkeypatch):
     ("a.txt", None, "is not there"), ("a.xlsx", None, "is not there"), ("a", None, "is not there"),
     ("a.txt", b"\n \n", "holds no name"), ("a.csv", b"name\n", "holds no name"), ("a.json", b"[]", "holds no name"),
     ("a.npy", b"\x93NUMPY", "cannot be read"), ("a.json", b"[\"bee\"", "cannot be read"),
-    ("a.yaml", b"a: [", "cannot be read"), ("a.json", b'{"a": {"b": 1}}', "neither a list of names"),
+    ("a.yaml", b"a: [", "is not valid YAML"), ("a.json", b'{"a": {"b": 1}}', "neither a list of names"),
     ("a.json", b"[[\"bee\"]]", "neither a list of names"), ("a.json", b"null", "neither a list of names"),
     ("a.json", b'[{"id": 1}]', "neither a list of names"), ("a.yaml", b"a: {b: c}", "neither a list of names"),
 ])  # fmt: skip
