@@ -129,13 +129,8 @@ def read_description(path: str | os.PathLike) -> dict | None:
     with readable(path), torch.serialization.safe_globals(numpy_globals()):
         content = None if is_torchscript(path) else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     description = content.get(DESCRIPTION) if isinstance(content, dict) else None
-    if description is None:
-        return None
     kinds = {"config": str, "class_names": list, "train_sets": list, "rows": int}
-    names = require_entries(description, kinds, f'Entry "{DESCRIPTION}" of {path}')["class_names"]
-    if not all(isinstance(name, str) for name in names) or not 0 < len(names) <= description["rows"]:
-        raise UserError(f'Entry "{DESCRIPTION}" of {path} has no class names, or more than rows: it is damaged.')
-    return description
+    return None if description is None else require_entries(description, kinds, f'Entry "{DESCRIPTION}" of {path}')
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
