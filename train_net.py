@@ -6,14 +6,13 @@ The same command as ``clim train``. torch is imported when the arguments have be
 import argparse
 import inspect
 import logging
-import multiprocessing
 import os
 import signal
 import socket
-import sys
+import time
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from urllib.parse import urlparse
 
 from clim.errors import UserError, raise_on_all_ranks, run_cleanly
@@ -59,59 +58,113 @@ def launch(args: argparse.Namespace, process: Callable[[argparse.Namespace], obj
         raise UserError("Name a config: --config-file FILE, such as configs/Detic_CLIM_C4.yaml.")
     quiet_warnings()
     import torch
-    from detectron2 import engine
 
-    if TORCHRUN <= os.environ.keys():
-        return join_torchrun(args, process or train_process)
-    check_processes(args)
+    from clim.engine import load_config
+    from clim.processes import die_with_parent
+
+    process = process or train_process
+    die_with_parent()
+    torchrun, several = TORCHRUN <= os.environ.keys(), args.num_gpus * args.num_machines > 1
+    if not (torchrun or several):
+        return process(args)
+    if not torchrun:
+        check_processes(args)
+    options = {"timeout": timedelta(seconds=load_config(args.config_file, args.opts).DISTRIBUTED.TIMEOUT)}
+    if torchrun:
+        return join_torchrun(args, process, options)
     if args.num_gpus > 1 and not torch.cuda.is_available():  # otherwise each process uses all cores
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.num_gpus)))
-    machines = {"num_machines": args.num_machines, "machine_rank": args.machine_rank}
-    with passing_signals_on() if args.num_gpus * args.num_machines > 1 else nullcontext():
-        engine.launch(process or train_process, args.num_gpus, **machines, dist_url=args.dist_url, args=(args,))
+    options |= {"init_method": args.dist_url, "world_size": args.num_gpus * args.num_machines}
+    if args.dist_url == "auto":
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            options["init_method"] = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    start_ranks(args, process, options)
 
 
-def join_torchrun(args: argparse.Namespace, process: Callable[[argparse.Namespace], object]) -> None:
-    """Run ``process`` in this process, which torchrun has started, together with the others."""
-    import torch
-    from detectron2.engine.launch import DEFAULT_TIMEOUT
-    from detectron2.utils import comm
+def start_ranks(args: argparse.Namespace, process: Callable, options: dict) -> None:
+    """Start the processes of this machine and wait for them. Signals to stop reach them all, also while they start."""
+    from torch import multiprocessing as mp
 
-    if args.num_gpus * args.num_machines > 1:
-        raise UserError("torchrun starts the processes: leave out --num-gpus and --num-machines.")
-    on_gpu, local, here = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if on_gpu:
-        if here > torch.cuda.device_count():
-            raise UserError(f"--nproc-per-node {here}, but this machine has {torch.cuda.device_count()} GPUs.")
-        torch.cuda.set_device(local)
-    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=DEFAULT_TIMEOUT)
-    comm.create_local_process_group(here)
-    comm.synchronize()
-    process(args)
-    torch.distributed.destroy_process_group()
+    from clim.processes import STOP_SIGNALS, Stopped
 
-
-@contextmanager
-def passing_signals_on():
-    """Pass SIGTERM and SIGUSR1 on to the processes of ``launch``; where these stop, so does this one, as they do."""
-    from torch.multiprocessing import ProcessExitedException
-
-    from clim.engine.resume import EXIT_CODE, STOP_SIGNALS
+    asked, since = mp.get_context("spawn").RawValue("i", 0), 0.0
 
     def pass_on(number, _):
-        for child in multiprocessing.active_children():
-            os.kill(child.pid, number)
+        nonlocal since
+        again = asked.value and time.monotonic() > since + STOP_SIGNALS[number]
+        if not asked.value:
+            asked.value, since = number, time.monotonic()
+        for child in mp.active_children():
+            os.kill(child.pid, signal.SIGKILL if again else number)
 
     before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
-        yield
-    except ProcessExitedException as error:
-        if error.exit_code in (EXIT_CODE, *(-number for number in STOP_SIGNALS)):
-            sys.exit(EXIT_CODE)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes inherit it: no traceback while they import
+        ranks = mp.start_processes(run_rank, (args, process, options, asked), args.num_gpus, join=False)
+        signal.signal(signal.SIGINT, pass_on)
+        while not ranks.join(grace_period=30.0):  # time to save for those that have not ended
+            pass
+    except mp.ProcessExitedException as error:
+        code = error.exit_code
+        number = asked.value or {130: signal.SIGINT, 143: signal.SIGTERM}.get(code, -code)
+        if number in STOP_SIGNALS:
+            raise Stopped(number) from None
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def run_rank(local: int, args: argparse.Namespace, process: Callable, options: dict, asked) -> None:
+    """Be process ``local`` of this machine; ``asked``: the signal that its launcher has got, or 0."""
+    from clim.processes import Stopped, die_with_parent
+
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if asked.value:
+        raise Stopped(asked.value)
+    quiet_warnings()
+    options = options | {"rank": args.machine_rank * args.num_gpus + local}
+    run_in_group(args, process, options, local=local, here=args.num_gpus)
+
+
+def join_torchrun(args: argparse.Namespace, process: Callable, options: dict) -> None:
+    """Run ``process`` in this process, which torchrun has started, together with the others."""
+    import torch
+
+    if args.num_gpus * args.num_machines > 1:
+        raise UserError("torchrun starts the processes: leave out --num-gpus and --num-machines.")
+    local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if torch.cuda.is_available() and here > torch.cuda.device_count():
+        raise UserError(f"--nproc-per-node {here}, but this machine has {torch.cuda.device_count()} GPUs.")
+    run_in_group(args, process, options, local=local, here=here)
+
+
+def run_in_group(args: argparse.Namespace, process: Callable, options: dict, *, local: int, here: int) -> None:
+    """Join the process group with ``options``, as number ``local`` of ``here`` on this machine, and run ``process``."""
+    import torch
+    from detectron2.utils import comm
+
+    from clim.processes import Stopped, leave_group
+
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(local)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler does not run while torch waits for other processes
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", **options)
+    comm.create_local_process_group(here)
+    comm.synchronize()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process(args)
+        comm.synchronize()
+    except Stopped:
+        leave_group()
+        raise
+    except KeyboardInterrupt:  # otherwise torch lets the process end as if all was well
+        raise Stopped(signal.SIGINT) from None
+    leave_group()
 
 
 def quiet_warnings() -> None:
@@ -131,6 +184,8 @@ def check_processes(args) -> None:
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
         raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}.")
     rank, machines = args.machine_rank, args.num_machines
+    if machines > 1 and args.dist_url == "auto":
+        raise UserError("--dist-url auto is for one machine: give the first one's address, tcp://HOST:PORT.")
     if not 0 <= rank < machines:
         raise UserError(f"--machine-rank {rank} of {machines} machines: each needs its own, from 0 to {machines - 1}.")
     url = urlparse(args.dist_url)
@@ -150,6 +205,7 @@ def train_process(args: argparse.Namespace):
     quiet_warnings()
     from clim.engine import Trainer, load_ensemble, setup
     from clim.evaluation import evaluate
+    from clim.files import naming
 
     with raise_on_all_ranks():
         cfg = setup(args)
@@ -158,9 +214,10 @@ def train_process(args: argparse.Namespace):
             ensemble = load_ensemble(cfg, resume=args.resume)
         with ensemble.mixed() as model:
             return evaluate(cfg, model)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    with naming(cfg.OUTPUT_DIR):
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
 if __name__ == "__main__":

@@ -19,19 +19,22 @@ from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
+from msgspec import Struct
 from tabulate import tabulate
 from tqdm import tqdm
 
 import tags
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
+from clim.data.schemas import Annotation, Category, File, Image, Whole
 from clim.errors import UserError, run_cleanly
 from clim.files import data_root, read_json, replacing, write_json
+from clim_commands.inputs import Parser, output_folder
 
 DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
 ANNOTATIONS = ("instances_train2017.json", "instances_val2017.json", "captions_train2017.json")
 OPTIONAL_ANNOTATIONS = ("captions_val2017.json",)
 IMAGE_FOLDERS = ("train2017", "val2017")
-STAMP = ".prepare_ovcoco.json"  # {"files": [files that this script has written]}
+STAMP = ".prepare_ovcoco.json"  # a Stamp
 COUNTED = ("images", "annotations", "categories")
 
 # Images of the complete set -> images left by the split (OVR-CNN, Detic): 48 classes of train, 65 of val.
@@ -39,6 +42,25 @@ FULL_SET = {"train": (118_287, 107_761), "val": (5_000, 4_836)}
 
 # The released rule knows only LVIS's words; the other rule also knows COCO's names.
 RULES = {"released": (tags.released_tags, tags.lvis_words), "words": (tags.word_tags, tags.all_words)}
+
+
+class Instances(File[Image, Annotation]):
+    """COCO's boxes, or LVIS's."""
+
+    categories: list[Category]
+
+
+class Caption(Struct):
+    """A caption of an image."""
+
+    image_id: Whole
+    caption: str
+
+
+class Stamp(Struct):
+    """The files below the output that this script has written, and may replace."""
+
+    files: list[str]
 
 
 def keep_classes(instances: dict, ids: Collection[int], *, drop_empty_images: bool) -> dict:
@@ -112,10 +134,16 @@ def find_source(source: Path) -> Path:
     return source.resolve()
 
 
+def read_whole(path: Path, *, kind: type, remedy: str) -> dict:
+    """Content of a json that fits ``kind``, with all its keys."""
+    read_json(path, kind=kind, remedy=remedy)
+    return read_json(path, remedy=remedy)
+
+
 def read_instances(path: Path) -> dict:
     """The content of a COCO instances file, with COCO's 80 categories by ascending id."""
-    content = read_json(path, remedy=DOWNLOAD)
-    categories = sorted(content.get("categories", []), key=lambda category: category["id"])
+    content = read_whole(path, kind=Instances, remedy=DOWNLOAD)
+    categories = sorted(content["categories"], key=lambda category: category["id"])
     if [(category["id"], category["name"]) for category in categories] != list(COCO_CATEGORIES):
         raise UserError(f"{path} does not list COCO's 80 categories: {DOWNLOAD}")
     return content | {"categories": categories}
@@ -123,7 +151,9 @@ def read_instances(path: Path) -> dict:
 
 def require_writable(folder: Path, source: Path, *, in_place: bool) -> None:
     """Raise UserError if ``folder`` lies in a source elsewhere or is read-only."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UserError(f"{existing} is no folder, or a link that leads to none: move it away")
     within = existing.resolve()
     if not in_place and within.is_relative_to(source):
         raise UserError(
@@ -139,9 +169,11 @@ def require_writable(folder: Path, source: Path, *, in_place: bool) -> None:
 def place(original: Path, target: Path, *, copy: bool) -> str:
     """Link or copy a source file or folder to ``target``. An equal target stays."""
     if target.is_symlink():
-        if not copy and target.resolve() == original.resolve():
+        if target.exists() and target.resolve() != original.resolve():
+            raise UserError(f"{target} is a link to another place than {original}: move it away")
+        if target.exists() and not copy:
             return "linked already"
-        target.unlink()  # only the link
+        target.unlink()  # the link alone: it leads nowhere, or becomes a copy
     elif target.is_dir():
         return "kept the folder that is there"
     elif target.exists():
@@ -166,8 +198,8 @@ def write_output(path: Path, content: dict | list, *, replace: bool) -> dict:
     Without ``replace``, other content is an error: it may come from the scripts of Detic or OVR-CNN.
     """
     data = json.dumps(content).encode()
-    if not path.exists() or path.read_bytes() != data:
-        if path.exists() and not replace:
+    if not path.is_file() or path.read_bytes() != data:
+        if os.path.lexists(path) and not (replace and path.is_file()):
             raise UserError(
                 f"{path} is there already, differs and is not from this script: move it away or choose another --output"
             )
@@ -184,7 +216,7 @@ def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = 
     Raises UserError if the source is incomplete or not COCO 2017, or the output is read-only or in the source.
     """
     source, coco = find_source(source), output / "coco"
-    in_place = coco.resolve() == source
+    in_place = Path(os.path.realpath(coco)) == source
     for folder in (coco, coco / "annotations", coco / "zero-shot", coco / "wusize"):
         require_writable(folder, source, in_place=in_place)
     made = contents(source, rule=rule)
@@ -209,10 +241,8 @@ def write_all(made: dict[str, Callable[[], dict | list]], folder: Path, *, stamp
 
 def written_by(stamp: Path) -> list[str]:
     """The files that earlier runs of this script have written."""
-    try:
-        return list(json.loads(stamp.read_text())["files"])
-    except (OSError, ValueError):  # none yet, or damaged
-        return []
+    remedy = "remove it, and move away the files that the next call names"
+    return read_json(stamp, kind=Stamp, remedy=remedy).files if os.path.lexists(stamp) else []
 
 
 def report(files: dict[str, dict], *, below: str) -> str:
@@ -246,20 +276,19 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
     clims = {"train2017_base": (train, BASE_IDS), "val2017_base": (val, BASE_IDS), "val2017_novel": (val, NOVEL_IDS)}
     for name, (instances, ids) in clims.items():
         made[f"wusize/instances_{name}.json"] = partial(keep_classes, instances, ids, drop_empty_images=False)
+    captions = partial(read_whole, annotations / "captions_train2017.json", kind=File[Image, Caption], remedy=DOWNLOAD)
     made["annotations/captions_train2017_tags_allcaps.json"] = lambda: tag_captions(
-        read_json(annotations / "captions_train2017.json", remedy=DOWNLOAD), val["categories"], rule=rule
+        captions(), val["categories"], rule=rule
     )
     return made
 
 
 def new_parser(doc: str, *, source: str, folders: str) -> argparse.ArgumentParser:
     """The options of all preparations; ``source`` says what that folder holds, ``folders`` what is written."""
-    parser = argparse.ArgumentParser(
-        description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--source", type=Path, required=True, help=f"folder of {source}, only read")
-    add("--output", type=Path, default=data_root(), help=f"data root to write {folders} into")
+    add("--output", type=output_folder, default=str(data_root()), help=f"data root to write {folders} into")
     add("--copy", action="store_true", help="copy images and annotations instead of linking them")
     return parser
 

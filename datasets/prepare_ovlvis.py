@@ -12,18 +12,28 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from msgspec import Struct
 from tqdm import tqdm
 
 import tags
 from clim.data.categories import LVIS_RARE_IDS
 from clim.errors import UserError, run_cleanly
-from clim.files import read_json
-from prepare_ovcoco import category_info, new_parser, place, report, require_writable, write_all, written_by
+from prepare_ovcoco import (
+    Instances,
+    category_info,
+    new_parser,
+    place,
+    read_whole,
+    report,
+    require_writable,
+    write_all,
+    written_by,
+)
 
 DOWNLOAD = "get LVIS v1 from https://www.lvisdataset.org/dataset and unpack it"
 PHOTOS = "get the images of COCO 2017 from https://cocodataset.org/#download"
 GET_CC3M = "make it as datasets/README.md says"
-STAMP = ".prepare_ovlvis.json"  # {"files": [files that this script has written]}
+STAMP = ".prepare_ovlvis.json"  # a Stamp
 PARTS = ("train", "val")
 FULL_SET = {"train": 100_170, "val": 19_809}  # images
 # Where Detic, VLDet and CLIM look for the counts; the files in metadata/ may come with Detic.
@@ -34,6 +44,18 @@ EMBEDDINGS = """\
 Class embeddings, if you have none yet:
   python tools/build_text_embeddings.py classes --dataset lvis --prompt a \\
       --output {root}/metadata/lvis_v1_clip_a+cname.npy"""
+
+
+class Pair(Struct):
+    """An image of Conceptual Captions."""
+
+    captions: list[str]
+
+
+class Pairs(Struct):
+    """Conceptual Captions as Detic's scripts write them."""
+
+    images: list[Pair]
 
 
 def remove_rare(instances: dict) -> dict:
@@ -53,17 +75,14 @@ def tag_pairs(pairs: dict, categories: list[dict]) -> dict:
 
 def read_instances(path: Path, part: str) -> dict:
     """The content of an LVIS v1 file. UserError if it is not LVIS v1, or is complete and counts disagree."""
-    content = read_json(path, remedy=DOWNLOAD)
-    missing = [key for key in ("images", "annotations", "categories") if key not in content]
-    if missing:
-        raise UserError(f"{path} is not LVIS v1 (no {missing[0]}): {DOWNLOAD}")
+    content = read_whole(path, kind=Instances, remedy=DOWNLOAD)
     categories = content["categories"]
-    rare = tuple(sorted(category["id"] for category in categories if category["frequency"] == "r"))
+    rare = tuple(sorted(category["id"] for category in categories if category.get("frequency") == "r"))
     if len(categories) != 1203 or rare != LVIS_RARE_IDS:
         counts = f"{len(categories) - len(rare)} base and {len(rare)} rare classes instead of 866 and 337"
         raise UserError(f"{path} is not LVIS v1 ({counts}): {DOWNLOAD}")
     if part == "train" and len(content["images"]) == FULL_SET[part]:
-        said = [(category["name"], category["image_count"]) for category in categories]
+        said = [(category["name"], category.get("image_count")) for category in categories]
         wrong = sorted(set(said) - {(row["name"], row["image_count"]) for row in category_info(content)})
         if wrong:
             raise UserError(
@@ -103,7 +122,7 @@ def contents(jsons: dict[str, Path], *, kept: set[str]) -> dict[str, Callable[[]
     made |= {name: partial(category_info, train) for name in COUNTS}
     made |= {name: partial(category_info, base) for name in BASE_COUNTS}
     if PAIRS in jsons:
-        pairs = partial(read_json, jsons[PAIRS], remedy=GET_CC3M)
+        pairs = partial(read_whole, jsons[PAIRS], kind=Pairs, remedy=GET_CC3M)
         made[PAIRS.replace(".json", "_tags.json")] = lambda: tag_pairs(pairs(), val["categories"])
     for part, content in zip(PARTS, (train, val), strict=True):
         count, full = len(content["images"]), FULL_SET[part]

@@ -1,7 +1,7 @@
 """Sources: files, folders, globs, lists, addresses, videos, arrays, PIL images."""
 
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
 import numpy as np
@@ -21,7 +21,7 @@ def write_video(tmp_path):
     def write(name, frames, size=(64, 48)):
         writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter_fourcc(*"mp4v"), 10.0, size)
         for number in range(frames):
-            image = np.full((size[1], size[0], 3), 20 * number, np.uint8)
+            image = np.full((size[1], size[0], 3), 20 * number % 150, np.uint8)
             image[..., 2] += 100  # red
             writer.write(image)
         writer.release()
@@ -47,6 +47,14 @@ def test_files_folders_globs_and_lists(tmp_path):
         empty.name == "none" and empty.mkdir()
         with pytest.raises(UserError, match="has no image and no video"):
             find_source(empty)
+
+
+def test_links_that_lead_back_end(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.jpg").write_bytes(b"")
+    for name in ("one", "two", "sub/three"):
+        (tmp_path / name).symlink_to(tmp_path)
+    assert len(find_source(tmp_path)) == 1
 
 
 def test_arrays_and_pil_images():
@@ -88,23 +96,33 @@ def test_videos(write_video):
     assert len(list(read_source([path, path.parent], frames=2))) == 2  # each file once
 
 
+def test_a_video_that_breaks_off_is_told(write_video):
+    path = write_video("a.avi", 60)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    *frames, last = read_source(path)
+    assert 5 < len(frames) < 55
+    assert last == Skipped(str(path), f"ends after {len(frames)} frames, but its header announces about 60")
+
+
 @pytest.fixture
 def server(encoded):
-    """Address of a server: /a.jpg, /text, /large, /slow, and 404."""
+    """Address of a server: /a.jpg, /text, /large, /slow, /drip and 404."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):
             body = {"/a.jpg": encoded((40, 30)), "/text": b"text", "/large": b"0" * (1 << 21)}.get(self.path)
-            self.send_response(200 if body or self.path == "/slow" else 404)
+            self.send_response(200 if body or self.path in ("/slow", "/drip") else 404)
             self.end_headers()
             if self.path == "/slow":
                 pause.wait(5)
+            while self.path == "/drip" and not pause.wait(0.05):
+                self.wfile.write(b"0")
             self.wfile.write(body or b"")
 
         def log_message(self, *_):
             pass
 
-    pause, served = threading.Event(), HTTPServer(("127.0.0.1", 0), Answer)
+    pause, served = threading.Event(), ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     threading.Thread(target=served.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{served.server_port}"
     pause.set()
@@ -119,8 +137,13 @@ def test_addresses(server, monkeypatch):
     assert "404" in missing.reason
     with pytest.raises(UnreadableImage, match="over 1 MB"):
         fetch(f"{server}/large", limit=1 << 20)
-    with pytest.raises(UnreadableImage, match="timed out"):
+    with pytest.raises(UnreadableImage, match="not there in 0.2 s"):
         fetch(f"{server}/slow", seconds=0.2)
+    with pytest.raises(UnreadableImage, match="not there in 0.5 s"):  # though each byte comes soon
+        fetch(f"{server}/drip", seconds=0.5)
+    assert [s.reason[:17] for s in read_source(["http://[", "http://a b", "http://127.0.0.1:1/a"])] == [
+        "cannot be fetched"
+    ] * 3
 
 
 def test_webcams(monkeypatch):

@@ -1,15 +1,48 @@
 """What several commands of tools/ share besides clim_commands/. torch is imported when the arguments have been read."""
 
 import argparse
-import json
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
+from clim.data.schemas import CategoryFile, Whole, different
 from clim.errors import UserError
+from clim.files import read_json, read_text
 from clim_commands.inputs import Parser
+from clim_commands.words import check_name
 
 CLASS_LISTS = ("coco", "coco_65", "coco_panoptic", "lvis", "pascal_context", "mini")
 PROMPTS = ("a", "ensemble", "imagenet", "name")  # the keys of clim.text.PROMPTS
+
+
+class CaptionedImage(msgspec.Struct):
+    """An image of a captions json."""
+
+    id: Whole | str
+    captions: list[str] = []
+
+
+class Annotation(msgspec.Struct):
+    """A caption of an image, or something else."""
+
+    image_id: Whole | str | None = None
+    caption: str | None = None
+
+    def __post_init__(self):
+        if self.caption is not None and self.image_id is None:
+            raise ValueError("has a caption and no image_id")
+
+
+class Pairs(msgspec.Struct):
+    """A json of captions: COCO's, which are annotations, or Detic's, which belong to the images."""
+
+    images: list[CaptionedImage]
+    annotations: list[Annotation] = []
+
+    def __post_init__(self):
+        different([image.id for image in self.images], "images")
 
 
 def new_parser(description: str) -> Parser:
@@ -26,23 +59,31 @@ def known_classes(name: str) -> list[str] | None:
     return list(lists[name]) if name in lists else None
 
 
-def listed_names(path: Path, *, wrong: str) -> list[str]:
+def listed_names(path: Path, *, remedy: str) -> list[str]:
     """Names of the categories of a json by ascending id, or of a .txt: what precedes the first comma of each line.
 
-    UserError that begins with ``wrong`` for other files, and for a name that is empty.
+    UserError with ``remedy`` for other files, for a name that is empty or no text, and for an id of two names.
     """
-    try:
-        if path.suffix == ".txt":
-            with open(path, encoding="utf-8-sig") as lines:
-                names = [line.split(",")[0].strip() for line in lines]
-        else:
-            categories = json.loads(path.read_bytes())["categories"]
-            names = [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{wrong} ({error!r}).") from error
-    if "" in names:
-        raise UserError(f"Name {names.index('') + 1} of {path} is empty: remove it, because names are numbered.")
+    if path.suffix == ".txt":
+        lines = io.StringIO(read_text(path, remedy=remedy), newline=None)
+        names = [line.split(",")[0].strip() for line in lines]
+    else:
+        categories = read_json(path, kind=CategoryFile, remedy=remedy).categories
+        names = [category.name for category in sorted(categories, key=lambda category: category.id)]
+    if not names:
+        raise UserError(f"{path} holds no name: {remedy}.")
+    for number, name in enumerate(names, start=1):
+        check_name(name, f"Name {number} of {path}")
+        if not name:
+            raise UserError(f"Name {number} of {path} is empty: remove it, because names are numbered.")
     return names
+
+
+def captions_in(path: Path, *, remedy: str) -> list[str]:
+    """All captions of a captions json."""
+    pairs = read_json(path, kind=Pairs, remedy=remedy)
+    listed = [annotation.caption for annotation in pairs.annotations if annotation.caption is not None]
+    return listed or [caption for image in pairs.images for caption in image.captions]
 
 
 def registered_captions(name: str) -> Iterator[str] | None:

@@ -15,11 +15,10 @@ Weights are random too, with the anchors as proposals, unless the command ends i
 import argparse
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from arguments import add_device, new_parser, usable_device
 from clim.errors import run_cleanly
-from clim_commands.inputs import add_overrides, count
+from clim_commands.inputs import add_overrides, count, number, output_file
 
 SECTIONS = ("mosaics", "steps", "memory", "text", "shards", "lvis")
 
@@ -36,17 +35,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--config-file", default="configs/Detic_CLIM_C4.yaml", help="model of steps and memory")
     size = parser.add_mutually_exclusive_group()
     scale_help = "of the sides of steps' inputs (default: 2/7 for large inputs on a CPU, else 1)"
-    size.add_argument("--scale", type=float, help=scale_help)
+    size.add_argument("--scale", type=number(0, 1), help=scale_help)
     size.add_argument("--full", action="store_const", const=1.0, dest="scale", help="the same as --scale 1")
     images_help = "images of the lvis section: of the comparison, and of CLIM alone (default 200 5000)"
     add("--evaluated", nargs=2, type=count, default=(200, 5000), metavar=("BOTH", "ALONE"), help=images_help)
     add("--threads", type=count, default=1, help="of torch and OpenCV (default %(default)s)")
     add_device(parser)
-    add("--json", type=Path, help="write the results to this file too")
+    add("--json", type=output_file, help="write the results to this file too")
     add_overrides(parser)
     args = parser.parse_args(argv)
-    if args.scale is not None and not 0 < args.scale <= 1:
-        parser.error(f"--scale {args.scale}: give a number above 0, at most 1")
+    if args.scale == 0:
+        parser.error("--scale 0: give a number above 0, at most 1")
     return args
 
 

@@ -14,10 +14,10 @@ MODEL.METHOD.VLDET.EMBEDDINGS) or of captions (a cache for MODEL.TEXT.CACHE).
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -32,11 +32,20 @@ from arguments import (
     usable_device,
 )
 from clim.errors import UserError, run_cleanly
-from clim.files import replacing, resolve, write_json
-from clim_commands.inputs import quiet_logging, read_names
-from clim_commands.outputs import prefill, write_array
+from clim.files import decode_json, replacing, resolve, write_json
+from clim_commands.inputs import output_file, output_folder, quiet_logging, read_names, require_other
+from clim_commands.outputs import prefill, read_note, write_array
 
 FEATURES = ("embedding", "hidden", "words")  # the keys of clim.text.CLASS_FEATURES
+
+
+class Text(TypedDict):
+    """What an exported detector says about its text embeddings, by the names of this command's arguments."""
+
+    tower: str
+    pretrained: str
+    prompt: Literal[PROMPTS]
+    features: Literal[FEATURES]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,12 +70,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     features_help = """"hidden": of the last layer, for MODEL.OPEN_VOCAB.CLASSIFIER "pseudo_words"; "words": mean of a
         name's word pieces among the tower's word embeddings, float32, for OV-RCNN, without prompts (%(default)s)"""
     classes.add_argument("--features", choices=FEATURES, default="embedding", help=features_help)
-    classes.add_argument("--output", required=True, type=Path, help="the .npy or .pth file to write")
+    classes.add_argument("--output", required=True, type=output_file, help="the .npy or .pth file to write")
     like_help = "file of clim export --dynamic-classes: tower, prompt and features that it needs"
     classes.add_argument("--like", type=Path, metavar="MODEL.onnx", help=like_help)
     captions = commands.add_parser("captions", help="captions of registered data sets -> cache folder")
     captions.add_argument("--dataset", required=True, nargs="+", help="registered caption data sets")
-    captions.add_argument("--cache", required=True, type=Path, help="the folder that MODEL.TEXT.CACHE names")
+    captions.add_argument("--cache", required=True, type=output_folder, help="the folder that MODEL.TEXT.CACHE names")
     for command in (classes, captions):
         command.add_argument("--tower", default="ViT-B-32-quickgelu", help="as MODEL.TEXT.NAME (%(default)s)")
         command.add_argument("--pretrained", default="openai", help="as MODEL.TEXT.PRETRAINED (%(default)s)")
@@ -78,6 +87,7 @@ def build_classes(args: argparse.Namespace) -> None:
     from clim.text import CLASS_FEATURES, build_text_tower
 
     names = class_names(dataset=args.dataset, names=args.names)
+    check_beside(args)
     if args.like:
         vars(args).update(text_of(args.like))
     tower = build_text_tower(name=args.tower, pretrained=args.pretrained, device=args.device)
@@ -88,15 +98,28 @@ def build_classes(args: argparse.Namespace) -> None:
     print(f"{args.output}: {embeddings.shape[0]} classes x {embeddings.shape[1]} dimensions")
 
 
-def text_of(model: Path) -> dict[str, str]:
+def check_beside(args: argparse.Namespace) -> None:
+    """UserError if --output, or the list of names beside it, would replace a file of somebody else."""
+    from clim.data.names import names_file
+
+    inputs = [args.like, *(text and resolve(text) for text in (args.dataset, args.names))]
+    for output in (args.output, names_file(args.output)):
+        require_other(output, *inputs)
+    remedy = "it is no list of names of this command: move it away, or name another --output"
+    read_note(names_file(args.output), kind=list[str], remedy=remedy)
+
+
+def text_of(model: Path) -> Text:
     """The arguments tower, pretrained, prompt and features in the metadata of an ONNX file of ``clim export``."""
     import onnx
     from google.protobuf.message import DecodeError
 
+    remedy = "--like takes an ONNX file of `clim export`"
     try:
-        return json.loads({entry.key: entry.value for entry in onnx.load(model).metadata_props}["text"])
-    except (OSError, KeyError, DecodeError) as error:
-        raise UserError(f"--like {model} is no ONNX file of `clim export` ({error!r}).") from error
+        found = {entry.key: entry.value for entry in onnx.load(model).metadata_props}
+    except (OSError, DecodeError) as error:
+        raise UserError(f"{model} cannot be read ({error}): {remedy}.") from error
+    return decode_json(found.get("text", "null").encode(), source=f"{model}, metadata", kind=Text, remedy=remedy)
 
 
 def write_embeddings(path: Path, embeddings: np.ndarray, names: list[str]) -> None:
@@ -129,9 +152,8 @@ def class_names(*, dataset: str | None, names: str | None) -> list[str]:
         return read_names(names, option="--names")
     if known := known_classes(dataset):
         return known
-    known = ", ".join(CLASS_LISTS)
-    wrong = f"--dataset {dataset} is neither a known list of classes ({known}) nor a json with categories"
-    return listed_names(resolve(dataset), wrong=wrong)
+    remedy = f"--dataset takes a known list of classes ({', '.join(CLASS_LISTS)}), a json with categories, or a .txt"
+    return listed_names(resolve(dataset), remedy=remedy)
 
 
 def captions_of(datasets: list[str]) -> Iterator[str]:

@@ -13,7 +13,8 @@ import shlex
 from pathlib import Path
 
 from arguments import new_parser
-from clim.errors import UserError, run_cleanly
+from clim.errors import run_cleanly
+from clim_commands.inputs import output_file, require_other
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,15 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("file", metavar="FILE", help="the published file")
-    parser.add_argument("--output", type=Path, required=True, metavar="OURS.pth", help="the file to write")
+    parser.add_argument("--output", type=output_file, required=True, metavar="OURS.pth", help="the file to write")
     parser.add_argument("--kind", help="what FILE is, as in docs/checkpoints.md (default: found from its tensors)")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
-    if args.output.resolve() == Path(args.file).resolve():
-        raise UserError(f"--output {args.output} is the published file itself: name another one.")
+    require_other(args.output, args.file)
     from clim.checkpoints.checkpointer import atomic_save  # after wrong arguments are reported
     from conversion.convert import convert, find_kind, read_official, summary
     from conversion.rules import KINDS

@@ -8,37 +8,45 @@ finished parts and continues interrupted ones.
 
 import argparse
 import os
-import shutil
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import TypedDict
 
 from arguments import new_parser
-from clim.errors import run_cleanly
-from clim.files import data_root, write_json
-from clim_commands.inputs import quiet_logging
-from clim_commands.outputs import read_json_or_none
+from clim.errors import UserError, run_cleanly
+from clim.files import data_root, remove, write_json
+from clim_commands.inputs import count, output_folder, quiet_logging, whole
+from clim_commands.outputs import read_note
 from experiments.progress import Board, clock
-from experiments.training import run_together, run_training
-from mini.generate import DEFAULT_SIZES, set_up_mini
+from experiments.training import RECORD, run_together, run_training
+from mini.generate import DEFAULT_SIZES, Summary, set_up_mini
 from reports import COMPARED, TITLES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "mini"
 FILES = {"base": "base_stage.yaml", "detic": "detic.yaml", "detic_clim": "detic_clim.yaml"}
 FIGURES = ("AP50_novel", "AP50_base", "AP50_all")
-OUTPUT = Path("output/demo")
+NOTE = "data.json"  # in the output: what the first call has drawn, and in how many seconds
 MOST_CORES = 8  # more do not make images of 256 px faster
+
+
+class Drawn(TypedDict):
+    """The content of NOTE."""
+
+    summary: Summary
+    seconds: float
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of runs and report (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the images and the training (%(default)s)")
+    folder_help = "folder of runs and report (%(default)s)"
+    parser.add_argument("--output", type=output_folder, default="output/demo", help=folder_help)
+    parser.add_argument("--seed", type=whole, default=0, help="of the images and the training (%(default)s)")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier calls have trained")
     # For tests: a run of seconds, whose results mean nothing.
-    parser.add_argument("--iterations", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--sizes", type=int, nargs=3, help=argparse.SUPPRESS)  # train, val, pairs
+    parser.add_argument("--iterations", type=count, help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", type=whole, nargs=3, help=argparse.SUPPRESS)  # train, val, pairs
     return parser.parse_args(arguments)
 
 
@@ -48,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.fresh:
         forget(args.output)
     args.output.mkdir(parents=True, exist_ok=True)
+    if any(args.output.iterdir()) and not (args.output / NOTE).is_file():
+        raise UserError(f"--output {args.output} holds files, but no {NOTE} of this command: name a new folder.")
     board = Board()
     seconds = {"data": prepare_data(args, board)}
     results = train(args, board)
@@ -68,11 +78,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def forget(output: Path) -> None:
-    """Remove what this command makes, and nothing else."""
-    for name in (*FILES, "examples"):
-        shutil.rmtree(output / name, ignore_errors=True)
-    for name in ("data.json", "results.json", "report.html"):
-        (output / name).unlink(missing_ok=True)
+    """Remove what this command has made, and nothing else."""
+    if not (output / NOTE).is_file():
+        return
+    for name in (name for name in FILES if (output / name / RECORD).is_file()):
+        remove(output / name)
+    examples = output / "examples"
+    for path in (*examples.glob("[0-9]*.jpg"), output / "results.json", output / "report.html"):
+        path.unlink(missing_ok=True)
+    if examples.is_dir() and not any(examples.iterdir()):
+        examples.rmdir()
 
 
 def prepare_data(args: argparse.Namespace, board: Board) -> float:
@@ -83,10 +98,10 @@ def prepare_data(args: argparse.Namespace, board: Board) -> float:
     numbers = {f"num_{split}": number for split, number in sizes.items()}
     summary = set_up_mini(data_root(), seed=args.seed, workers=cores(), **numbers)
     # A later call finds all files: the seconds of the first call count.
-    note = args.output / "data.json"
-    known = read_json_or_none(note) or {}
-    if known.get("summary") != summary:
-        known = {"summary": summary, "seconds": round(time.monotonic() - start, 1)}
+    note = args.output / NOTE
+    known = read_note(note, kind=Drawn, remedy="remove it: only the seconds of the first call are lost")
+    if known is None or known["summary"] != summary:
+        known = Drawn(summary=summary, seconds=round(time.monotonic() - start, 1))
         write_json(note, known)
     images = sum(counts["images"] for counts in summary["counts"].values())
     board.say(f"  {images} images in {known['seconds']:.0f} s")

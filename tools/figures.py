@@ -20,7 +20,7 @@ from pathlib import Path
 from arguments import CLASS_LISTS, PROMPTS, new_parser
 from clim.errors import UserError, run_cleanly
 from clim.sources import find_source
-from clim_commands.inputs import add_overrides, count, quiet_logging
+from clim_commands.inputs import add_overrides, count, output_file, quiet_logging, require_other
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         command = commands.add_parser(name, help=summary)
         add = command.add_argument
         add("--input", nargs="+", required=True, metavar="IMAGES", help="files, folders or globs")
-        add("--output", type=Path, default=Path(f"output/figures/{name}.png"), help="image (%(default)s)")
+        add("--output", type=output_file, default=f"output/figures/{name}.png", help="image (%(default)s)")
         add("--config-file", nargs="+", help="YAML of each model (the demo's)")
         add("--weights", nargs="+", help="checkpoint of each model (the demo's, else the config's)")
         add("--titles", nargs="+", help="of the models (from the names of files)")
@@ -42,7 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             add("--query", nargs="+", default=[], metavar="TEXT", help="a row for each, and for each image")
             mosaic_help = "lay the first N x N images on one canvas; others stand alone"
             add("--mosaic", type=count, metavar="N", help=mosaic_help)
-            add("--tile", type=int, nargs="+", help="tile of each query, outlined: 1 is the upper left one")
+            add("--tile", type=count, nargs="+", help="tile of each query, outlined: 1 is the upper left one")
             add("--boxes", action="store_true", help="draw the best box for the query (detectors)")
         else:
             add("--names", default="pascal_context", help=f'{", ".join(CLASS_LISTS)}, "a,b,c" or a .txt (%(default)s)')
@@ -56,6 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
     if args.output.suffix not in (".png", ".jpg"):
         raise UserError(f"--output {args.output}: name a .png or a .jpg.")
     images = find_source(args.input)
+    if inside := [path for path in args.input if args.output.resolve().is_relative_to(Path(path).resolve())]:
+        raise UserError(f"--output {args.output} lies in --input {inside[0]}: name a place outside.")
+    if others := [image for image in images if not isinstance(image, Path)]:
+        raise UserError(f"--input {others[0]} is no file: a figure shows files, folders and globs of images.")
+    require_other(args.output, *images)
     from reports.figures import figure, save  # torch loads after wrong arguments are reported
 
     drawn = figure(args, images)

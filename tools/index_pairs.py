@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from arguments import listed_names, new_parser
+from arguments import Pairs, listed_names, new_parser
 from clim.errors import UserError, run_cleanly
 from clim.files import read_json, write_json
-from clim_commands.inputs import quiet_logging
+from clim_commands.inputs import output_file, output_folder, quiet_logging, require_other, workers
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from shards.build import Tagging
@@ -46,15 +46,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     shards.add_argument(
         "--pattern", default="*.tar", help="names of the shards (%(default)s); **/*.tar: in sub-folders too"
     )
-    shards.add_argument("--output", type=Path, required=True, help="the folder of the index")
-    shards.add_argument("--workers", type=int, default=2, help="processes that read shards (%(default)s)")
+    shards.add_argument("--output", type=output_folder, required=True, help="the folder of the index")
+    shards.add_argument("--workers", type=workers, default=2, help="processes that read shards (%(default)s)")
     tsv = commands.add_parser("tsv", help='files and a TSV → a pairs json, kind "captions" of DATASETS.OWN')
     tsv.add_argument("--tsv", type=Path, required=True)
     tsv.add_argument("--images", type=Path, required=True, help="the folder of the images")
-    tsv.add_argument("--output", type=Path, required=True, help="the json")
+    tsv.add_argument("--output", type=output_file, required=True, help="the json")
     of_json = commands.add_parser("json", help='a json of captions → a pairs json, kind "captions" of DATASETS.OWN')
     of_json.add_argument("--json", type=Path, required=True)
-    of_json.add_argument("--output", type=Path, required=True, help="the json to write")
+    of_json.add_argument("--output", type=output_file, required=True, help="the json to write")
     for command in (shards, tsv, of_json):
         command.add_argument(
             "--nouns", type=Path, help="tags are these: a .txt with one a line, or the json of tools/parse_nouns.py"
@@ -75,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def index_shards(args: argparse.Namespace) -> None:
     from shards.build import build_index
 
-    names = sorted(str(path.relative_to(args.shards)) for path in args.shards.glob(args.pattern))
+    try:
+        names = sorted(str(path.relative_to(args.shards)) for path in args.shards.glob(args.pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"--pattern {args.pattern} is no pattern of files below --shards ({error}).") from error
     if not names:
         raise UserError(f"--shards {args.shards}: no file there is named {args.pattern}.")
     facts = build_index(args.shards, names, args.output, tagging=tagging_of(args), workers=args.workers)
@@ -87,6 +90,7 @@ def convert_tsv(args: argparse.Namespace) -> None:
     from clim.data.formats import read_table
     from clim.data.images import UnreadableImage, image_size
 
+    require_other(args.output, args.tsv, args.nouns)
     captions, tagging, skipped = read_table(args.tsv, remedy="correct --tsv"), tagging_of(args), Counter()
     images = []
     for number, (name, texts) in enumerate(tqdm(captions.items(), desc="images", unit="image"), start=1):
@@ -105,10 +109,10 @@ def convert_tsv(args: argparse.Namespace) -> None:
 
 
 def convert_json(args: argparse.Namespace) -> None:
-    content = read_json(args.json, remedy="give a json of captions")
-    if not isinstance(content, Mapping) or "images" not in content:
-        raise UserError(f"{args.json} has no images, so it is a file of another kind: give a json of captions.")
-    tagging = tagging_of(args)
+    require_other(args.output, args.json, args.nouns)
+    remedy = "give a json of captions"
+    read_json(args.json, kind=Pairs, remedy=remedy)
+    content, tagging = read_json(args.json, remedy=remedy), tagging_of(args)  # with all keys
     images, skipped = tag_images(content, tagging)
     write_pairs(args.output, images, tagging, skipped, source=args.json)
 
@@ -120,7 +124,7 @@ def tag_images(content: Mapping, tagging: "Tagging") -> tuple[list[dict], Counte
     """
     apart, images, skipped = defaultdict(list), [], Counter()
     for annotation in content.get("annotations", ()):
-        if "caption" in annotation:
+        if annotation.get("caption") is not None:
             apart[annotation["image_id"]].append(annotation["caption"])
     for image in tqdm(content["images"], desc="images", unit="image"):
         captions = image.get("captions", apart.get(image["id"], []))
@@ -131,6 +135,8 @@ def tag_images(content: Mapping, tagging: "Tagging") -> tuple[list[dict], Counte
         image = image | {"captions": captions}
         image.pop("pos_category_ids", None)
         images.append(image | ({"pos_category_ids": found} if tagging.categories else {}))
+    if unknown := apart.keys() - {image["id"] for image in content["images"]}:
+        skipped["captions of an image that is not listed"] = len(unknown)
     return images, skipped
 
 
@@ -151,8 +157,8 @@ def tagging_of(args: argparse.Namespace) -> "Tagging":
     if args.tag_rule == "none":
         return NO_TAGS
     if args.nouns:
-        wrong = f"--nouns {args.nouns} is neither a .txt with a noun a line nor a json with categories"
-        return noun_tagging(listed_names(args.nouns, wrong=wrong), args.tag_rule, keep_untagged=args.keep_untagged)
+        nouns = listed_names(args.nouns, remedy="--nouns takes a .txt with a noun a line, or a json with categories")
+        return noun_tagging(nouns, args.tag_rule, keep_untagged=args.keep_untagged)
     categories = sorted(LVIS_CATEGORIES, key=lambda category: category["id"])
     names = [{"id": category["id"], "name": category["name"]} for category in categories]
     rule = rule_of(args.tag_rule, {category["id"]: tuple(category["synonyms"]) for category in categories})

@@ -5,19 +5,19 @@ python tools/make_example.py --output example
 
 import argparse
 import time
-from pathlib import Path
 
 from arguments import new_parser
 from clim.errors import run_cleanly
+from clim_commands.inputs import output_folder, whole, workers
 from mini.example import SIZES, TOYS, build_example
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("example"), help="a new folder (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
-    parser.add_argument("--sizes", type=int, nargs=4, help=argparse.SUPPRESS)  # for tests: train, val, photos, frames
+    parser.add_argument("--output", type=output_folder, default="example", help="a new folder (%(default)s)")
+    parser.add_argument("--seed", type=whole, default=0)
+    parser.add_argument("--workers", type=workers, default=2, help="processes that draw")
+    parser.add_argument("--sizes", type=whole, nargs=4, help=argparse.SUPPRESS)  # for tests: train, val, photos, frames
     return parser.parse_args(arguments)
 
 

@@ -7,10 +7,10 @@ python tools/make_mini.py --output datasets --benchmark own   # a user's own box
 
 import argparse
 import time
-from pathlib import Path
 
 from arguments import new_parser
 from clim.errors import UserError, run_cleanly
+from clim_commands.inputs import number, output_folder, whole, workers
 from mini import generate, lvis, own
 
 # {benchmark: (folder, function that draws it, function that finds nouns in its captions, default sizes)}
@@ -23,15 +23,16 @@ BENCHMARKS = {
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("datasets"), help="mini/, or mini_lvis/, … is made in it")
+    folder_help = "mini/, or mini_lvis/, … is made in it"
+    parser.add_argument("--output", type=output_folder, default="datasets", help=folder_help)
     parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), default="coco", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole, default=0)
     for split in generate.DEFAULT_SIZES:
         numbers = ", ".join(f"{name} {sizes[split]}" for name, (*_, sizes) in BENCHMARKS.items() if split in sizes)
-        parser.add_argument(f"--{split}", type=int, help=f"images (default: {numbers})")
+        parser.add_argument(f"--{split}", type=whole, help=f"images (default: {numbers})")
     novel_help = "share of unlabelled novel objects in mini OV-COCO (default 0.1)"
-    parser.add_argument("--novel-in-scenes", type=float, help=novel_help)
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    parser.add_argument("--novel-in-scenes", type=number(0, 1), help=novel_help)
+    parser.add_argument("--workers", type=workers, default=2, help="processes that draw")
     return parser.parse_args(arguments)
 
 

@@ -8,6 +8,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +16,73 @@ from PIL import Image, ImageDraw, ImageOps
 
 
 class Detector:
+    """A file of `clim export`. Raises ValueError for other files."""
+
     def __init__(self, path: str, *, embeddings: str | None = None, names: list[str] | None = None):
         import onnxruntime
 
-        self.session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
-        about = self.session.get_modelmeta().custom_metadata_map.items()
-        self.about = {key: json.loads(value) for key, value in about}
-        self.names, self.inputs = names or self.about["names"], {}
-        if any(given.name == "class_embeddings" for given in self.session.get_inputs()):
-            self.inputs["class_embeddings"] = np.load(embeddings or Path(path).with_suffix(".npy")).astype(np.float32)
-            if (count := len(self.inputs["class_embeddings"])) != len(self.names):
-                raise SystemExit(f"error: {count} embeddings, but {len(self.names)} names.")
+        try:
+            self.session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+        except Exception as error:  # onnxruntime has many kinds of them
+            raise ValueError(f"{path} cannot be read ({error}): write it with `clim export`.") from error
+        self.about, self.inputs = about(self.session, path), {}
+        self.names = names or self.about["names"]
+        expected = len(self.about["names"])
+        for given in self.session.get_inputs():
+            if given.name == "class_embeddings":
+                rows = read_rows(embeddings or Path(path).with_suffix(".npy"), given.shape[1])
+                self.inputs, expected = {given.name: rows}, len(rows)
+        if len(self.names) != expected:
+            raise ValueError(f"{path} has {expected} classes, but there are {len(self.names)} names: give as many.")
 
     def __call__(self, image: Image.Image) -> list[dict]:
         """[{"name", "score", "box": [x0, y0, x1, y1] in the image's pixels}], the highest score first."""
         scale = min(self.about["min_size"] / min(image.size), self.about["max_size"] / max(image.size))
-        resized = image.resize([int(side * scale + 0.5) for side in image.size], Image.Resampling.BILINEAR)
+        size = [max(int(side * scale + 0.5), 1) for side in image.size]
+        resized = image.resize(size, Image.Resampling.BILINEAR)
         inputs = {"image": np.asarray(resized)} | self.inputs
         boxes, scores, classes = self.session.run(["boxes", "scores", "classes"], inputs)
         boxes = (boxes * np.tile(np.divide(image.size, resized.size), 2)).round(2).tolist()
         found = zip(boxes, scores.tolist(), classes, strict=True)
         return [{"name": self.names[k], "score": round(score, 6), "box": box} for box, score, k in found]
+
+
+def about(session, path: str) -> dict:
+    """What `clim export` has written into the file."""
+    try:
+        found = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+        if all(0 < found[side] < 1e5 for side in ("min_size", "max_size")) and found["names"]:
+            if all(isinstance(name, str) for name in found["names"]):
+                return found
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{path} lacks names, min_size or max_size in its metadata: write it with `clim export`.")
+
+
+def read_rows(path: str | Path, width: int) -> np.ndarray:
+    """(K, ``width``) float32 of a .npy file."""
+    try:
+        rows = np.load(path).astype(np.float32)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read ({error}): make it with tools/build_text_embeddings.py.") from error
+    if rows.ndim != 2 or rows.shape[1] != width or not np.isfinite(rows).all():
+        raise ValueError(f"{path} holds no finite table (classes, {width}): make it with --like MODEL.")
+    return rows
+
+
+def read_image(file: Path) -> Image.Image | None:
+    """The upright image, RGB; None, and a line on stderr, for other files."""
+    try:
+        if not file.is_file():
+            raise ValueError("no such file")
+        opened = Image.open(file)
+        opened.load()  # which turns a TIFF
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):  # 16 bits of grey
+            image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+        return image.convert("RGB")
+    except Exception as error:  # Pillow has many kinds of them
+        print(f"{ascii(str(file))} is skipped: {error}", file=sys.stderr)
 
 
 def main() -> None:
@@ -46,20 +93,37 @@ def main() -> None:
     parser.add_argument("--embeddings", help=".npy of tools/build_text_embeddings.py classes --like MODEL")
     parser.add_argument("--names", type=lambda text: [name.strip() for name in text.split(",")])
     args = parser.parse_args()
-    detector = Detector(args.model, embeddings=args.embeddings, names=args.names)
     listed = [sorted(path.rglob("*.[jpJP]*[gG]")) if path.is_dir() else [path] for path in args.images]
-    for file in sum(listed, []) or parser.error("there is no .jpg and no .png."):
-        image = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-        found, draw = detector(image), ImageDraw.Draw(image)
-        print(json.dumps({"file": str(file), "detections": found}))
+    files, read, written = sum(listed, []) or parser.error("there is no .jpg and no .png."), 0, set()
+    if args.output:
+        folders = {path.resolve() if path.is_dir() else path.resolve().parent for path in args.images}
+        if args.output.exists() and not args.output.is_dir():
+            parser.error(f"--output {args.output} is a file: name a folder.")
+        if folders & {args.output.resolve(), *args.output.resolve().parents}:
+            parser.error(f"--output {args.output} holds the images, and drawings would replace them: name another one.")
+    try:
+        detector = Detector(args.model, embeddings=args.embeddings, names=args.names)
+    except ValueError as error:
+        parser.error(str(error))
+    for image, file in ((image, file) for file in files if (image := read_image(file))):
+        found, draw, read = detector(image), ImageDraw.Draw(image), read + 1
+        print(json.dumps({"file": str(file), "detections": found}), flush=True)
         for one in reversed(found if args.output else []):
             draw.rectangle(one["box"], outline="red", width=3)
             text, ink = f"{one['name']} {one['score']:.2f}", {"fill": "white", "stroke_fill": "black"}
             draw.text(one["box"][:2], text, stroke_width=2, font_size=16, **ink)
         if args.output:
             args.output.mkdir(parents=True, exist_ok=True)
-            image.save(args.output / f"{file.stem}.jpg")
+            name = file.stem if file.stem not in written else f"{file.stem}_{read}"  # of another folder
+            written.add(name)
+            image.save(args.output / f"{name}.jpg")
+    if not read:
+        parser.error("none of the images can be read.")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # its reader has seen enough
+        sys.stdout = None
+        sys.exit(1)

@@ -10,15 +10,15 @@ It writes {"categories": [{"id": 1…N, "name": noun, "count": uses}]}, frequent
 """
 
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from arguments import new_parser, registered_captions
+from arguments import captions_in, new_parser, registered_captions
 from clim.errors import UserError, run_cleanly
 from clim.files import resolve, write_json
+from clim_commands.inputs import count, output_file, require_other
 
 MIN_BARE = 2  # rule 1
 MIN_BARE_SHARE = 0.02
@@ -74,13 +74,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--captions", nargs="+", required=True, metavar="SET",
         help="registered caption sets, or jsons: COCO's (annotations[*].caption) or Detic's (images[*].captions)",
     )  # fmt: skip
-    parser.add_argument("--min-count", type=int, default=100, help="rarer nouns are dropped (%(default)s)")
-    parser.add_argument("--output", type=Path, required=True, help="the json to write")
+    parser.add_argument("--min-count", type=count, default=100, help="rarer nouns are dropped (%(default)s)")
+    parser.add_argument("--output", type=output_file, required=True, help="the json to write")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
+    require_other(args.output, *map(resolve, args.captions))
     captions = [caption for name in args.captions for caption in captions_of(name)]
     nouns = parse_nouns(captions, min_count=args.min_count)
     if not nouns:
@@ -100,13 +101,7 @@ def captions_of(name: str) -> Iterable[str]:
     """Captions of a registered set or a json file."""
     if (captions := registered_captions(name)) is not None:
         return captions
-    try:
-        content = json.loads(resolve(name).read_bytes())
-        if content.get("annotations"):
-            return [annotation["caption"] for annotation in content["annotations"]]
-        return [caption for image in content["images"] for caption in image["captions"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--captions {name} is neither a registered set nor a json of captions ({error!r}).") from error
+    return captions_in(resolve(name), remedy="--captions takes registered sets and jsons of captions")
 
 
 def parse_nouns(captions: Iterable[str], *, min_count: int = 100) -> dict[str, int]:

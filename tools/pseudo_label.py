@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from arguments import new_parser
+from arguments import listed_names, new_parser
 from clim.errors import UserError, run_cleanly
-from clim.files import read_json, resolve, write_json
-from clim_commands.inputs import add_overrides, quiet_logging
+from clim.files import resolve, write_json
+from clim_commands.inputs import add_overrides, count, number, output_file, quiet_logging, require_other, workers
 
 LISTED = 10  # unreadable images by name
 
@@ -39,13 +39,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--encoder-weights", help="checkpoint of that image-text model (default: MODEL.WEIGHTS, none if empty)")
     add("--nouns", required=True, help="json with categories, of tools/parse_nouns.py")
     add("--embeddings", required=True, help=".npy (nouns, D), of tools/build_text_embeddings.py")
-    add("--output", type=Path, required=True, help="the json to write")
-    add("--boxes", type=int, default=20, help="most proposals of an image, by objectness (%(default)s)")
-    add("--overlap", type=float, default=0.5, help="of boxes with a higher IoU one stays (%(default)s)")
-    add("--min-area", type=float, default=64, help="px², smaller boxes are left out (%(default)s)")
-    add("--min-score", type=float, default=-1.0, help="least cosine of a box and its noun (%(default)s: no cut)")
+    add("--output", type=output_file, required=True, help="the json to write")
+    add("--boxes", type=count, default=20, help="most proposals of an image, by objectness (%(default)s)")
+    add("--overlap", type=number(0, 1), default=0.5, help="of boxes with a higher IoU one stays (%(default)s)")
+    add("--min-area", type=number(0), default=64, help="px², smaller boxes are left out (%(default)s)")
+    score_help = "least cosine of a box and its noun (%(default)s: no cut)"
+    add("--min-score", type=number(-1, 1), default=-1.0, help=score_help)
     add("--shard", default="0/1", metavar="I/N", help="every N-th image from the I-th on (%(default)s)")
-    add("--workers", type=int, default=2, help="processes that decode images")
+    add("--workers", type=workers, default=2, help="processes that decode images")
     add("--encoder-opts", type=shlex.split, default=[], metavar="'KEY VALUE …'", help="overrides of --encoder, quoted")
     add_overrides(parser)  # of --config-file
     return parser.parse_args(arguments)
@@ -65,6 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     nouns, embeddings = read_nouns(args.nouns, args.embeddings)
     if args.dataset not in DatasetCatalog.list():
         raise UserError(f"--dataset {args.dataset} is not registered: clim/data/datasets.py lists the names.")
+    source = MetadataCatalog.get(args.dataset).get("json_file")
+    require_other(args.output, *map(resolve, filter(None, (args.nouns, args.embeddings, source))))
     records = DatasetCatalog.get(args.dataset)
     folder = LabelFolder(
         args.output.with_name(args.output.name + ".parts"), settings_of(args, detector, encoder, nouns, embeddings)
@@ -122,8 +125,7 @@ def read_nouns(names: str, embeddings: str) -> tuple[list[str], np.ndarray]:
     """Nouns by ascending id, and their embeddings (N, D), unit rows."""
     from clim.text import load_embeddings
 
-    content = read_json(resolve(names), remedy="make it with tools/parse_nouns.py")
-    nouns = [c["name"] for c in sorted(content["categories"], key=lambda c: c["id"])]
+    nouns = listed_names(resolve(names), remedy="make it with tools/parse_nouns.py")
     rows = load_embeddings(embeddings, key="--embeddings").numpy()
     if len(rows) != len(nouns):
         raise UserError(

@@ -12,7 +12,16 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from clim.data import images
-from clim.data.images import ResizeShortestEdge, UnreadableImage, image_size, letterbox, read_image, resize
+from clim.data.images import (
+    MIN_SIDE,
+    ResizeScale,
+    ResizeShortestEdge,
+    UnreadableImage,
+    image_size,
+    letterbox,
+    read_image,
+    resize,
+)
 
 
 def photo(height, width):
@@ -195,13 +204,15 @@ def test_what_is_not_an_image_missing_tiny_or_postscript_which_is_never_run(tmp_
         path.write_bytes(content)
         assert reason_of(path) == ("not an image" if content else "empty")
     assert reason_of(tmp_path / "none.jpg") == "missing"
-    assert reason_of(tmp_path).startswith("cannot be opened")
+    assert reason_of(tmp_path) == "a folder"
     Image.fromarray(photo(20, 30)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(path)
     assert reason_of(path) == "not an image (PostScript)"
     for height, width in ((9, 100), (100, 9), (1, 1)):
-        assert reason_of(save(path, photo(height, width))) == f"tiny ({width}x{height})"
-    assert read_image(save(path, photo(10, 10))).image.shape == (10, 10, 3)
+        save(path, photo(height, width))
+        assert reason_of(path, min_side=MIN_SIDE) == f"tiny ({width}x{height})"
+        assert read_image(path, fmt="RGB").image.shape == (height, width, 3)
+    assert read_image(save(path, photo(10, 10)), min_side=MIN_SIDE).image.shape == (10, 10, 3)
 
 
 def test_decompression_bombs(tmp_path, monkeypatch):
@@ -285,4 +296,5 @@ def test_letterbox_shape_and_scale(height, width, size):
 def test_a_very_long_image_keeps_a_pixel(shape, shorter):
     image = np.zeros((*shape, 3), np.uint8)
     assert ResizeShortestEdge([256, 256], 256).get_transform(image).apply_image(image).shape == (*shorter, 3)
+    assert ResizeScale(1.0, 1.0, 256, 256).get_transform(image).apply_image(image).shape == (*shorter, 3)
     assert ResizeShortestEdge([0, 0], 256).get_transform(image).apply_image(image).shape == image.shape

@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -164,7 +165,7 @@ def test_captions_of_every_format_with_tags(own, tmp_path, caplog):
     assert [r["captions"] for r in records[0]] == [r["captions"] for r in records[1]]
     tags = [[r["tags"] for r in part] for part in records]
     assert tags == [[[0], [0, 1, 3]], [[3], [0, 1, 3]], [[], []], [[]], [[0], []]]  # cow, the file's tag, is no class
-    again = pickle.loads(pickle.dumps(records[4])).numbered_from(5)
+    again = pickle.loads(pickle.dumps(records[4])).numbered(np.arange(5, 7))
     assert [(r["image_id"], r["tags"]) for r in again] == [(5, [0]), (6, [])]
     assert "mine_captions_4: 0 of 1 images have tags: set tags: none" in caplog.text
 
@@ -220,7 +221,10 @@ def test_a_name_of_another_set_is_not_replaced(own):
         ("train: {images: images, boxes: caps.tsv}", "boxes in train of .*caps.tsv is not there, or of another kind"),
         ("train: {images: [images], boxes: ann.json}", "images in train of .* is a list"),
         ("train: [[images]]", "train of .*mine.yaml must be a folder of images, or {images: FOLDER, boxes: F"),
-        (f"train: {COCO}\nval: {COCO}\ntrain: {COCO}", "mine.yaml is not valid YAML: train is given twice"),
+        (
+            f"train: {COCO}\nval: {COCO}\ntrain: {COCO}",
+            r"mine.yaml is not valid YAML \(line 3: train is given twice, first in line 1",
+        ),
         ("val: {images: images, boxes: empty}", "mine.yaml has no classes, and its boxes name none"),
         ("train: images", "boxes in train of .*: .*/labels is not there"),
         ("train: data set/images/x", "mine.yaml has no classes, and YOLO's boxes in .*labels/x are numbers"),
@@ -228,7 +232,10 @@ def test_a_name_of_another_set_is_not_replaced(own):
         (f"train: {COCO}\nclasses: [cat, [dog]]", "name 1 of classes of .* is a list"),
         (f"train: {COCO}\nclasses: [cat, dog, cat]", "name 2 of classes of .* is 'cat', like name 0"),
         (f"train: {COCO}\nnovel:\n  - cat\n  -", "name 1 of novel of .* is empty"),
-        (f"train: {COCO}\nnames: {{1: cat, 2: dog}}", "names of .* has the numbers 1, 2: they must be 0, 1, 2"),
+        (
+            f"train: {COCO}\nnames: {{1: cat, 2: dog}}",
+            r"names of .* has the numbers \['1', '2'\]: they must be 0, 1, 2",
+        ),
         (f"train: {COCO}\nnames: [cat]\nclasses: [cat]", "has classes and names"),
         (f"train: {COCO}\nclasses: [cat, Dog, kite]", "ann.json has 2 boxes of 'dog', .*near it: Dog"),
         ("captions: {images: images, captions: x}", "captions in captions of .*/x is not there"),
@@ -236,6 +243,10 @@ def test_a_name_of_another_set_is_not_replaced(own):
         ("classes: [cat]\ntrain:\nval: ~\ncaptions: null", "names no set"),
         ("- cat", "has no keys"),
         ("train: [", "mine.yaml is not valid YAML"),
+        (f'train: {COCO}\nclasses: ["a\\nb"]', r"name 0 of classes of .* is 'a\\nb', which has a line break"),
+        ('train: {images: "a\\tb"}', "images in train of .*, which has a line break or another control character"),
+        (f"train: {COCO}\nnc: !!python/name:os.system", "line 2: the tag python/name:os.system could run code"),
+        ("train: &a [*a]", "mine.yaml is not valid YAML .line 1: its aliases stand for too many values"),
     ],
 )
 def test_mistakes_are_one_sentence(own, text, message):
@@ -244,15 +255,32 @@ def test_mistakes_are_one_sentence(own, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_many_names_are_read_in_time(own):
+    names = [f"word {i}" for i in range(20_000)]
+    assert own(f"train: {COCO}\nclasses: [{', '.join(names)}]").classes == names
+    with pytest.raises(UserError, match="name 20000 of classes of .* is 'word 0', like name 0"):
+        own(f"train: {COCO}\nclasses: [{', '.join([*names, 'word 0'])}]")
+
+
 @pytest.mark.parametrize(
     "categories, message",
     [
         ([], "ann.json has no categories"),
-        ({"3": "dog"}, "ann.json must have a list of categories"),
-        ([{"id": 3}], "each with a number as id and a name"),
-        ([{"id": 3, "name": " "}], "each with a number as id and a name"),
-        ([{"id": 3, "name": None}], "each with a number as id and a name"),
-        ([{"id": 3, "name": "dog"}, {"id": 3, "name": "cat"}], "ann.json has 2 categories with id 3"),
+        ({"3": "dog"}, r'categories of \S*ann.json is {"3": "dog"}: it must be a list: correct train of'),
+        ([{"id": 3}], r"categories\[0\] of \S*ann.json \(id 3\) has no name"),
+        ([{"id": 3, "name": " "}], r"categories\[0\] of \S*ann.json \(id 3\) has an empty name"),
+        ([{"id": 3, "name": "a\n"}], "has the name 'a.n', which holds a control character"),
+        ([{"id": 3, "name": "\ud83d"}], "has the name .*, which holds half a character"),
+        ([{"id": 3, "name": "a", "frequency": "x"}], r'categories\[0\].frequency of .* is "x": it must be "r", "c" or'),
+        (
+            [{"id": 3, "name": "a", "image_count": -1}],
+            r"categories\[0\].image_count of .* is -1: it must be a number of",
+        ),
+        ([{"id": 3, "name": None}], r"categories\[0\].name of \S*ann.json \(id 3\) is null: it must be a text"),
+        (
+            [{"id": 3, "name": "dog"}, {"id": 3, "name": "cat"}],
+            r"ann.json has the id 3 twice: categories\[0\] \(dog\) and categories\[1\] \(cat\) need ids of their",
+        ),
         ([{"id": 3, "name": "dog"}, {"id": 4, "name": "dog"}], "ann.json has two categories 'dog'"),
     ],
 )

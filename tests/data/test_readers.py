@@ -1,6 +1,7 @@
 """Readers: the records of every format, what is skipped, and mistakes in one sentence."""
 
-import logging
+import json
+import re
 
 import numpy as np
 import pytest
@@ -9,14 +10,7 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 
 from clim.data.categories import COCO_INDEX
-from clim.data.readers import (
-    read_boxes,
-    read_captions,
-    read_lvis,
-    read_panoptic_regions,
-    read_pseudo_labels,
-    read_regions,
-)
+from clim.data.readers import read_boxes, read_lvis, read_panoptic_regions, read_pseudo_labels, read_regions
 from clim.data.region_classification import RegionTestMapper
 from clim.errors import UserError
 
@@ -37,17 +31,10 @@ def read(root):
 
 
 def box(**fields):
-    return {"id": 1, "image_id": 9, "category_id": 18, "bbox": [1, 2, 8, 9], "area": 72, "iscrowd": 0} | fields
+    return {"image_id": 9, "category_id": 18, "bbox": [1, 2, 8, 9], "area": 72, "iscrowd": 0} | fields
 
 
-def pair(identifier, *without, **fields):
-    entry = {"id": identifier, "file_name": f"{identifier}.jpg", "captions": ["A dog."]} | SIZE | fields
-    return {key: value for key, value in entry.items() if key not in without}
-
-
-@pytest.mark.parametrize(
-    "reader", [read_boxes, read_lvis, read_captions, read_regions, read_panoptic_regions, read_pseudo_labels]
-)
+@pytest.mark.parametrize("reader", [read_boxes, read_lvis, read_regions, read_panoptic_regions, read_pseudo_labels])
 def test_missing_and_broken_files_and_unknown_categories_are_refused(root, write, read, reader):
     with pytest.raises(UserError, match="none.json not found: make tea$"):
         read(reader, root / "none.json")
@@ -56,10 +43,11 @@ def test_missing_and_broken_files_and_unknown_categories_are_refused(root, write
     with pytest.raises(UserError, match=r"a.json .*: make tea$"):
         read(reader, path)
     segments = [{"id": 7, "category_id": 12, "bbox": [0, 0, 1, 1]}]
-    write("coco/a.json", IMAGES[0] | {"captions": ["a"], "pos_category_ids": [12]},
+    write("coco/a.json", IMAGES[0],
           annotations=[box(category_id=12, segments_info=segments, file_name="9.png")])  # fmt: skip
     (root / "a").mkdir()
-    with pytest.raises(UserError, match=r"image 9 of .*a.json has category 12, .* \d+ categories"):
+    said = r"(image 9|annotations\[0\](.segments_info\[0\])?) of .*a.json .*has category(_id)? 12, .* \d+ categories"
+    with pytest.raises(UserError, match=said):
         read(reader, path)
     (root / "images").rmdir()
     with pytest.raises(UserError, match="image folder .*images not found"):
@@ -82,92 +70,66 @@ def test_boxes_are_detectron2s_records_with_crowds_and_without_masks(root, write
     assert "left out 1 boxes whose image_id is not among its images" in caplog.text
 
 
+NUMBER, BOX = "it must be a whole number: make tea$", r"it must be \[x, y, width, height\] in pixels.*: make tea$"
+WRONG = [  # a key of annotations[1] or images[1], a value, and what is said of it
+    *(("annotations", "bbox", box, BOX) for box in (None, [], [1, 2, 3], [1, 2, -3, 4], "1 2", {}, [[1, 2, 3, 4]])),
+    *(("annotations", "bbox", [1, 2, value, 4], BOX) for value in (float("nan"), float("inf"), "3", True, 1e300)),
+    *(("annotations", "category_id", value, NUMBER) for value in (None, "18", [18], 18.5, True)),
+    *(("annotations", "image_id", value, NUMBER) for value in (None, "9", [9], 2**70)),
+    *(("annotations", "iscrowd", value, "it must be 0 or 1: make tea$") for value in (None, "0", 2, -1, 0.5, [])),
+    *(("images", "id", value, NUMBER) for value in (None, "4", 4.5, float("nan"), 2**63)),
+    *(("images", "file_name", value, "it must be a text: make tea$") for value in (None, 4, ["4.jpg"])),
+    *(("images", key, value, "it must be a whole number of pixels: make tea$")
+      for key in ("height", "width") for value in ("20", -20, 20.5, float("inf"), 2**31, True, [20])),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("reader", [read_boxes, read_lvis, read_regions])
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        *(({"bbox": b}, r"has bbox .*: it must be \[x, y, width") for b in (None, [], [1, 2, 3], [1, 2, -3, 4], "1 2")),
-        *(({"bbox": [1, 2, value, 4]}, "has bbox") for value in (float("nan"), float("inf"), "3", True)),
-        ({"category_id": None}, "has no category_id"),
-        ({"image_id": [9]}, "has no image_id"),
-    ],
-)
-def test_a_broken_annotation_is_named(write, read, reader, wrong, message):
-    path = write("a.json", IMAGES[0], annotations=[box(), box(id=7) | wrong])
-    with pytest.raises(UserError, match=rf"^annotations\[1\] of .*a.json \(id 7\) {message}"):
+@pytest.mark.parametrize("part, key, value, said", WRONG)
+def test_a_wrong_value_is_named(write, read, reader, part, key, value, said):
+    contents = {"images": IMAGES, "annotations": [box(id=5), box(id=7)]}
+    contents[part] = [contents[part][0], contents[part][1] | {key: value}]
+    path = write("a.json", *contents["images"], annotations=contents["annotations"])
+    shown = re.escape(json.dumps(value)[:60])
+    with pytest.raises(UserError, match=rf"^{part}\[1\].{key} of \S*a.json (\(id [47]\) )?is {shown}.?: {said}"):
         read(reader, path)
 
 
-def test_broken_lists_and_images_are_named(write, read):
-    with pytest.raises(UserError, match=r"annotations\[0\] of .*a.json is 'x'"):
-        read(read_boxes, write("a.json", IMAGES[0], annotations=["x"]))
-    with pytest.raises(UserError, match=r"images\[1\] of .*a.json has no id"):
-        read(read_boxes, write("a.json", IMAGES[0], {"file_name": "x.jpg"}))
-    with pytest.raises(UserError, match="9.jpg and x.jpg have the same image id 9"):
-        read(read_boxes, write("a.json", IMAGES[0], IMAGES[0] | {"file_name": "x.jpg"}))
-    with pytest.raises(UserError, match="Image 4.jpg in .*images has id '4': it must be a number"):
-        read(read_boxes, write("a.json", IMAGES[0], IMAGES[1] | {"id": "4"}))
-    with pytest.raises(UserError, match="images/9.jpg: missing; the json does not give its height and width"):
-        read(read_boxes, write("a.json", {"id": 9, "file_name": "9.jpg"}))
-
-
-# ---- captions
-
-
-def test_a_record_has_captions_and_contiguous_tags(root, write, read):
-    texts = ["A dog.", "It runs. "]
-    path = write("a.json", pair(7, captions=texts, pos_category_ids=[18, 90]), pair(2, file_name="/elsewhere/2.jpg"),
-                 categories=[{"id": i, "name": "x"} for i in (90, 1, 18)])  # fmt: skip
-    record, elsewhere = read(read_captions, path, index=None)
-    assert record == SIZE | {
-        "file_name": str(root / "images/7.jpg"), "image_id": 7, "captions": texts,
-        "tags": [1, 2],  # categories 1, 18, 90 count from 0 in ascending order, however the file lists them
-    }  # fmt: skip
-    assert elsewhere["file_name"] == "/elsewhere/2.jpg"
-
-
-def test_images_without_captions_are_skipped_and_counted(write, read, caplog):
-    images = [pair(1), pair(2, "captions"), pair(3, captions=[" \n", "A cat."]), pair(4, captions=[""])]
-    with caplog.at_level(logging.INFO, logger="clim"):
-        records = read(read_captions, write("a.json", *images))
-    assert [(r["image_id"], r["captions"], r["tags"]) for r in records] == [(1, ["A dog."], []), (3, ["A cat."], [])]
-    assert "2 images" in caplog.text and "skipped 2 without" in caplog.text
-    for images in ([], [IMAGES[0]]):
-        with pytest.raises(UserError, match="gives no image with a caption.*: make tea"):
-            read(read_captions, write("a.json", *images))
+@pytest.mark.parametrize("reader", [read_boxes, read_lvis, read_regions])
+@pytest.mark.parametrize(
+    "images, annotations, said",
+    [
+        ([IMAGES[0]], ["x"], r'annotations\[0\] of \S*a.json is "x": it must be an object'),
+        ([IMAGES[0]], [box(), {"id": 7, "image_id": 9}], r"annotations\[1\] of \S*a.json \(id 7\) has no category_id"),
+        ([IMAGES[0], {"file_name": "x.jpg"}], [], r"images\[1\] of \S*a.json has no id"),
+        ([{"id": 9} | SIZE], [], r"images\[0\] of \S*a.json \(id 9\) has no file_name and no coco_url"),
+        ([IMAGES[0] | {"file_name": ""}], [], r"images\[0\] of \S*a.json \(id 9\) has no file_name"),
+        ([IMAGES[0] | {"file_name": "a\0.jpg"}], [], r"images\[0\] of \S*a.json \(id 9\) has a file_name that has"),
+        ([*IMAGES, IMAGES[0] | {"file_name": "x.jpg"}], [],
+         r"a.json has the id 9 twice: images\[0\] \(9.jpg\) and images\[2\] \(x.jpg\) need ids of their own"),
+        ([IMAGES[0]], [box(id=2), box(), box(id=2)],
+         r"a.json has the id 2 twice: annotations\[0\] and annotations\[2\] need ids of their own"),
+        ([IMAGES[0]], None, r"annotations of \S*a.json is null: it must be a list"),
+        (None, [], r"images of \S*a.json is null: it must be a list"),
+        ([{"id": 9, "file_name": "9.jpg"}], [], r"images/9.jpg: missing; \S*a.json does not give its height and width"),
+    ],
+)  # fmt: skip
+def test_broken_lists_and_objects_are_named(write, read, reader, images, annotations, said):
     path = write("a.json")
-    path.write_text("[]")
-    with pytest.raises(UserError, match="has no images, so it is a file of another kind"):
-        read(read_captions, path)
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    with pytest.raises(UserError, match=said):
+        read(reader, path)
 
 
-def test_a_text_in_place_of_a_list_is_one_caption(write, read):
-    (record,) = read(read_captions, write("a.json", pair(1, captions="A dog.")))
-    assert record["captions"] == ["A dog."]
-    with pytest.raises(UserError, match=r"image 1 of .*a.json has captions \['A', None\]: they must be texts"):
-        read(read_captions, write("a.json", pair(1, captions=["A", None])))
-
-
-def test_cocos_own_file_keeps_captions_apart(write, read):
-    texts = enumerate([(2, "A cat."), (1, "B."), (2, "C.")])
-    annotations = [{"id": n, "image_id": i, "caption": caption} for n, (i, caption) in texts]
-    path = write("a.json", *(pair(i, "captions") for i in (1, 2, 3)), annotations=annotations)
-    records = read(read_captions, path)
-    assert [(r["image_id"], r["captions"], r["tags"]) for r in records] == [(1, ["B."], []), (2, ["A cat.", "C."], [])]
-
-
-def test_missing_sizes_come_from_the_header_upright(root, write, read, caplog):
-    path = write("a.json", *(pair(i, "height", "width") for i in (1, 2, 3, 4)))
-    image, exif = Image.new("RGB", (30, 20)), Image.Exif()
-    image.save(root / "images/1.jpg")
-    exif[0x0112] = 6  # rotate by 90 degrees to view
-    image.save(root / "images/2.jpg", exif=exif)
-    (root / "images/3.jpg").write_bytes(b"no image")
-    records = read(read_captions, path)
-    assert [(r["height"], r["width"]) for r in records] == [(20, 30), (30, 20)]
-    assert f"skipped 2 unreadable images, first {root / 'images/3.jpg'}" in caplog.text
-    with pytest.raises(UserError, match="4.jpg cannot be read"):
-        read(read_captions, write("a.json", pair(4, "width")))
+def test_what_other_tools_write_counts(write, read):
+    """Numbers as 3.0, sizes that are 0, annotations without ids, keys that are not read, an absolute file."""
+    image = {"id": 9.0, "file_name": "/elsewhere/9.jpg", "height": 20.0, "width": 30.0, "license": None, "date": [{}]}
+    other = box(image_id=9.0, category_id=18.0, iscrowd=False, area=None, segmentation="x", keypoints={}, id=None)
+    (record,) = read(read_boxes, write("a.json", image, annotations=[other, {**other, "iscrowd": 1.0}]))
+    expected = {"bbox": [1, 2, 8, 9], "category_id": 16, "bbox_mode": BoxMode.XYWH_ABS}
+    assert record == SIZE | {"file_name": "/elsewhere/9.jpg", "image_id": 9, "annotations": [
+        expected | {"iscrowd": 0}, expected | {"iscrowd": 1}]}  # fmt: skip
+    assert all(type(record[key]) is int for key in ("image_id", "height", "width"))
 
 
 # ---- regions
@@ -258,17 +220,9 @@ def test_lvis_has_masks_as_arrays_and_finds_images_by_their_url(root, write, rea
     assert run_lengths.area(runs["segmentation"]) == 600 and bare == same | {"category_id": 79}
 
 
-def test_images_without_a_name_are_refused(write, read):
-    nameless = {key: value for key, value in IMAGES[0].items() if key != "file_name"}
-    path = write("lvis/a.json", nameless, annotations=[box()])
-    for reader in (read_lvis, read_boxes):
-        with pytest.raises(UserError, match="image 9 .* no file_name and no coco_url"):
-            read(reader, path)
-
-
 @pytest.mark.parametrize("reader", [read_lvis, read_regions, read_panoptic_regions, read_pseudo_labels])
 def test_a_file_without_boxes_is_refused(write, read, reader):
     path = write("lvis/a.json", *IMAGES)
     path.write_text('{"images": []}')
-    with pytest.raises(UserError, match="a.json has no images or no annotations.*: make tea$"):
+    with pytest.raises(UserError, match="a.json has no annotations, so it is a file of another kind: make tea$"):
         read(reader, path)

@@ -63,19 +63,19 @@ def test_keys_that_are_no_different_numbers_give_running_ids(indexed, pair, keys
     assert [r["image_id"] for r in records] == list(records.column("image_id")) == [0, 1]
 
 
-TEXTS = st.text(min_size=1).filter(str.strip)
+TEXTS = st.text(min_size=1).filter(lambda text: text.replace("\0", " ").strip())
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(TEXTS, st.booleans(), st.lists(st.sampled_from(WORDS), unique=True)), min_size=1, max_size=5))
 def test_any_caption_survives(indexed, encoded, pairs):
-    """From txt (UTF-8) and from json, which may hold half a surrogate pair; with any tags."""
+    """From txt (UTF-8) and from json, whose half surrogate pairs are cleaned; with any tags."""
     members, wanted, image = [], [], encoded((16, 16))
     for i, (text, in_json, words) in enumerate(pairs):
         text += "".join(words)
         data = json.dumps({"caption": text + "\ud800"}) if in_json else text
         members += [(f"{i}.jpg", image), (f"{i}.{'json' if in_json else 'txt'}", data.encode())]
-        wanted.append(text + "\ud800" * in_json)
+        wanted.append(text.replace("\0", " ") + "\ufffd" * in_json)
     records = indexed({"a.tar": members}, tagging=TAGGING)
     assert [r["captions"] for r in records] == [[text] for text in wanted]
     assert [r["tags"] for r in records] == [[i for i, word in enumerate(WORDS) if word in text] for text in wanted]
@@ -88,7 +88,7 @@ def test_workers_reopen_the_maps_and_columns_are_those_of_the_records(indexed, p
     assert isinstance(again.pairs.base, np.memmap) and isinstance(again.texts.base, np.memmap)
     for name in ("height", "width", "image_id"):
         assert again.column(name).tolist() == [r[name] for r in records]
-    numbered = pickle.loads(pickle.dumps(records.numbered_from(1000)))
+    numbered = pickle.loads(pickle.dumps(records.numbered(np.arange(1000, 1200))))
     assert [r["image_id"] for r in numbered] == numbered.column("image_id").tolist() == list(range(1000, 1200))
     assert [r["file_name"] for r in numbered] == [r["file_name"] for r in records]
 
@@ -107,7 +107,7 @@ def test_a_shard_that_is_gone_or_cut_is_a_damaged_image(indexed, pair):
     with pytest.raises(UnreadableImage, match="missing"):
         read_image(record["file_name"])
     for name, mode in (("tar://a.tar", "rb"), (record["file_name"], "wb")):
-        with pytest.raises(ValueError, match="OFFSET"):
+        with pytest.raises(OSError, match="OFFSET"):
             PathManager.open(name, mode)
 
 

@@ -134,8 +134,8 @@ def test_mistakes_are_one_sentence(source, output, monkeypatch):
             content | {"categories": CATEGORIES[:1000]},
             r"not LVIS v1 \(\d+ base and \d+ rare classes instead of 866 and",
         ),
-        ({"images": [], "categories": CATEGORIES}, r"not LVIS v1 \(no annotations\): get LVIS v1"),
-        ([], r"not LVIS v1 \(no images\)"),
+        ({"images": [], "categories": CATEGORIES}, "has no annotations, so it is a file of another kind: get LVIS v1"),
+        ([], r"is \[\]: it must be an object: get LVIS v1"),
     ):
         path.write_text(json.dumps(wrong))
         with pytest.raises(UserError, match=message):

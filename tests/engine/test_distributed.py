@@ -30,6 +30,7 @@ from clim.errors import UserError, raise_on_all_ranks
 from clim.methods import Regions, Texts
 from clim.methods.detic import Detic
 from clim.modeling import centernet
+from clim.processes import leave_group
 
 CONFIGS = Path(__file__).parents[2] / "configs/mini"
 STEPS = 2
@@ -37,6 +38,14 @@ DIM, TILES = 6, 3
 
 
 # ---- what each process does
+
+
+def main_and_leave(config, output, overrides):
+    main(config, output, overrides)
+    comm.synchronize()
+    leave_group()
+    names = {Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task")}
+    assert not [name for name in names if "gloo" in name], names
 
 
 def main(config, output, overrides):
@@ -56,6 +65,11 @@ def main(config, output, overrides):
         pass
     written["best"] = sentence_of(lambda: best_of({"bbox": {"AP": 1.0}} if rank == 0 else {}, cfg))
     written["disagreement"] = sentence_of(trainer._check_agreement)
+    for name, loss in (("loss", float("nan") if rank == 1 else 1.0), ("norm", 1.0)):
+        trainer.accumulate = lambda loss=loss: ({"loss_a": torch.tensor(loss)}, {"captions": [rank]}, 0.0)
+        trainer.clip_gradients = lambda: float("nan")  # of the mean over both
+        with EventStorage() as trainer.storage:
+            written[f"not finite {name}"] = sentence_of(lambda: Trainer.run_step(trainer))
     torch.save(written, Path(output) / f"rank{rank}.pth")
 
 
@@ -388,8 +402,11 @@ def test_a_mistake_on_one_rank_stops_all(ranks, setting):
         assert rank["best"] == "TEST.BEST_METRIC bbox/AP75 is not evaluated: choose one of bbox/AP."
         assert rank["together"] == "a mistake on process 1"
         assert "(they would start at iterations [0, 1])" in rank["disagreement"]
+        assert ": loss_a = nan; image ids of the batch: {'process 1': {'captions': [1]}}." in rank["not finite loss"]
+        both = "{'process 0': {'captions': [0]}, 'process 1': {'captions': [1]}}"
+        assert f": gradient norm = nan; image ids of the batch: {both}." in rank["not finite norm"]
 
 
 if __name__ == "__main__":
     config, output, *overrides = sys.argv[1:]
-    launch(main, 2, dist_url="auto", args=(config, output, overrides))
+    launch(main_and_leave, 2, dist_url="auto", args=(config, output, overrides))

@@ -1,7 +1,5 @@
 """A run that is killed and resumed continues bit by bit, on the CPU; checkpoints, rank states, metrics.json."""
 
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,21 +11,18 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 
 from clim.checkpoints import SafeCheckpointer
-from clim.engine import Trainer, resume
+from clim.engine import Trainer
 from clim.engine.resume import (
-    EXIT_CODE,
-    STOP_SIGNALS,
     CheckpointHook,
-    Stopped,
-    StopSignals,
     load_rank_state,
     prepare_metrics,
     random_states_kept,
     rank_state_path,
     save_rank_state,
 )
-from clim.errors import UserError
+from clim.errors import UserError, sentence
 from clim.methods.memory import TextQueue
+from clim.processes import StopSignals
 
 EXACT = ("loss", "norm", "lr", "AP", "AR", "num_", "accuracy")  # what must not differ by one bit
 
@@ -222,6 +217,62 @@ def test_states_that_do_not_fit_change_nothing(tmp_path, monkeypatch, drawn):
     assert drawn() == expected and longer.image_ids.tolist() == [1, -1, -1, -1, -1]
 
 
+STATE = {"world_size": 1, "queues": {}, "python": (3, (0,) * 625, None)}
+DAMAGES = {
+    "empty": b"", "text": b"no archive", "list": [1], "nothing": {}, "no queues": {"world_size": 1, "queues": None},
+    "no numbers": STATE, "wrong numbers": STATE | {"python": "a", "numpy": 3, "torch": None, "cuda": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_state_is_told_with_its_file(tmp_path, damage):
+    path = tmp_path / "iteration_0000003.rank0.pth"
+    if isinstance(damage, bytes):
+        path.write_bytes(damage)
+    else:
+        torch.save(damage, path)
+    with random_states_kept(), pytest.raises(UserError, match=f"state of process 0 is damaged .*: delete {path}, and"):
+        load_rank_state(nn.Linear(1, 1), path)
+
+
+@pytest.mark.parametrize("damage", [b"\xff\x00\n", b"[1]\n", b'{"iteration": "a"}\n', b"[" * 9999 + b"\n", b"null\n"])
+def test_damaged_lines_of_metrics_are_left_out_and_counted(tmp_path, caplog, damage):
+    lines = [b'{"iteration": 1}\n', damage, b'{"iteration": 2}\n', b'{"iterat']
+    (tmp_path / "metrics.json").write_bytes(b"".join(lines))
+    prepare_metrics(tmp_path, resume=True, start_iter=3)
+    assert (tmp_path / "metrics.json").read_bytes() == lines[0] + lines[2]
+    assert "metrics.json: 1 damaged lines are left out" in caplog.text
+
+
+FULL = ("metrics.json", "events.out", "iteration_0000001.rank0", "model_0000001", "last_checkpoint", "model_final")
+
+
+@pytest.mark.parametrize("site", [s if "model_0" in s else pytest.param(s, marks=pytest.mark.slow) for s in FULL])
+def test_a_full_disk_stops_with_a_sentence_and_the_last_checkpoint_stays_whole(tiny_cfg, monkeypatch, site):
+    """Files whose name begins with ``site`` have no space."""
+    cfg, opened = tiny_cfg("SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1, "DATASETS.TEST", "()"), open
+    folder = Path(cfg.OUTPUT_DIR)
+
+    def full(path, mode="r", *args, **options):
+        first = site == "last_checkpoint" and not (folder / site).is_file()
+        lacks = Path(str(path)).name.startswith(site) and mode[0] in "wa" and not first
+        return opened("/dev/full" if lacks else path, mode, *args, **options)
+
+    with monkeypatch.context() as patch:
+        for name in ("builtins.open", "io.open"):
+            patch.setattr(name, full)
+        with pytest.raises(OSError, match="No space") as caught:
+            run(cfg)
+    assert "no space left" in sentence(caught.value).lower()
+    assert not list(folder.rglob("*.partial"))
+    last = {"metrics.json": None, "events.out": None, "model_final": 1}.get(site, 0)
+    assert (folder / "last_checkpoint").is_file() == (last is not None)
+    if last is not None:
+        name = (folder / "last_checkpoint").read_text()
+        assert name == f"model_{last:07d}.pth" and torch.load(folder / name)["iteration"] == last
+    assert run(cfg, resume=True).start_iter == (0 if last is None else last + 1)
+
+
 def test_metrics_hold_one_run(tmp_path):
     prepare_metrics(tmp_path, resume=True, start_iter=3)
     assert list(tmp_path.iterdir()) == []
@@ -231,36 +282,3 @@ def test_metrics_hold_one_run(tmp_path):
     assert (tmp_path / "metrics.json").read_text() == "".join(lines[:2])
     prepare_metrics(tmp_path, resume=False, start_iter=0)
     assert [path.name for path in tmp_path.iterdir()] == ["previous.metrics.json"]
-
-
-def send(number):
-    os.kill(os.getpid(), number)
-
-
-@pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_a_signal_is_noted_and_raised_only_in_an_evaluation(number):
-    before = [signal.getsignal(n) for n in STOP_SIGNALS]
-    with StopSignals() as stop:
-        with stop.at_once():
-            pass
-        send(number)
-        send(number)  # launchers repeat it
-        assert stop.asked == number and stop.agreed == 0
-        with pytest.raises(Stopped) as ended, stop.at_once():
-            raise AssertionError("not reached")
-        assert ended.value.code == EXIT_CODE == 143
-    with StopSignals() as stop, pytest.raises(Stopped), stop.at_once():
-        send(number)
-    assert [signal.getsignal(n) for n in STOP_SIGNALS] == before
-
-
-def test_a_late_second_signal_ends_the_process_at_once(monkeypatch):
-    monkeypatch.setattr(resume, "REPEATED", 0.0)
-    child = os.fork()
-    if child == 0:
-        with StopSignals() as stop:
-            send(signal.SIGUSR1)
-            if stop.asked == signal.SIGUSR1:
-                send(signal.SIGTERM)
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM

@@ -1,9 +1,10 @@
 """From a command line to a checked config, and a checkpoint whose file alone builds the same detector anywhere."""
 
 import logging
+import re
+import subprocess
+import sys
 from contextlib import nullcontext
-from functools import reduce
-from operator import getitem
 from pathlib import Path
 
 import pytest
@@ -18,64 +19,17 @@ from clim.checkpoints import load_model, read_description
 from clim.data.categories import COCO_NAMES
 from clim.data.names import vocabulary_names
 from clim.engine import Trainer, load_config, setup
-from clim.engine.setup import RANGES, check_datasets, check_training, describe
+from clim.engine.setup import check_datasets, check_training, describe
 from clim.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CLIM = str(CONFIGS / "mini/detic_clim.yaml")
 
 
-@pytest.mark.parametrize(
-    "key, value, named",
-    [
-        ("MODEL.FOO", "1", "Non-existent key: MODEL.FOO"),
-        ("SOLVER.BASE_LR", "fast", "SOLVER.BASE_LR"),
-        ("DATASETS.TEST", "mini_ov_val", "DATASETS.TEST"),
-        ("SOLVER.IMS_PER_BATCH", "8", "DATALOADER.DETECTION_PER_GPU"),
-        ("INPUT.MOSAIC.GROUPS", "0", "INPUT.MOSAIC.GROUPS was renamed to MODEL.METHOD.DETIC.GROUPS"),
-        *(("INPUT.MOSAIC.GRIDS", value, None) for value in ("[2.5]", "['2']", "[]")),
-        *(("INPUT.MOSAIC.CROP_SCALE", value, None) for value in ("[0, 1]", "[1, 0.5]", "[0.5, 2]")),
-        ("INPUT.MOSAIC.CROP_RATIO", "[2, 1]", None),
-        ("DATALOADER.ALTERNATE", "(0, 0)", None),
-        ("MODEL.METHOD.BARON.FREQUENCIES", "7", None),
-        ("MODEL.METHOD.BARON.RATIO", "[4.0]", None),
-        ("MODEL.METHOD.GROUNDING.CONTRAST_GROUP", "1", None),
-        *((key, "foo", None) for key in ("INPUT.FORMAT", "INPUT.MOSAIC.COMPOSE", "SOLVER.OPTIMIZER")),
-        ("INPUT.LSJ.STYLE", "foo", None),
-    ],
-)
-def test_wrong_overrides(key, value, named):
-    with pytest.raises(UserError) as caught:
-        load_config(CLIM, [key, value])
-    assert (named or key) in str(caught.value) and "\n" not in str(caught.value)
-
-
 def test_a_json_is_no_checkpoint_and_no_config(tmp_path):
     (tmp_path / "ok.json").write_text('{"images": []}')
     with pytest.raises(UserError, match="ok.json is neither a checkpoint that holds its config .* nor a YAML"):
         load_config(str(tmp_path / "ok.json"), [])
-
-
-@pytest.mark.parametrize("words, values", [("above 0", (0,)), ("0 or more", (-1,)), ("between 0 and 1", (-1, 2))])
-def test_numbers_out_of_range(words, values):
-    defaults = load_config(CLIM, [])
-    (keys,) = (keys.split() for name, _, keys in RANGES if name == words)
-    for key in keys:
-        number = type(reduce(getitem, key.split("."), defaults))
-        for value in values:
-            with pytest.raises(UserError, match=f"{key} is {number(value)}: it must be {words}"):
-                load_config(CLIM, [key, number(value)])
-
-
-@pytest.mark.parametrize("content", ["MODEL: [1,", "text", "MODEL:\n  FOO: 1\n", "INPUT: {MOSAIC: {GROUPS: 0}}", None])
-def test_wrong_files(tmp_path, content):
-    if content:
-        (tmp_path / "x.yaml").write_text(content)
-    (tmp_path / "child.yaml").write_text("_BASE_: x.yaml\n")
-    for name in ("x", "child"):
-        with pytest.raises(UserError, match=f"{name}.yaml") as caught:
-            load_config(str(tmp_path / f"{name}.yaml"), [])
-        assert "\n" not in str(caught.value)
 
 
 def test_without_cuda_the_device_is_the_cpu(monkeypatch):
@@ -258,9 +212,58 @@ def test_files_without_a_description(tmp_path):
         Detector(file)
 
 
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        ({"config": None}, "Expected str, got null - at $.config"),
+        ({"config": "- a"}, "holds ['a'] as its config, not sections of keys"),
+        ({"config": "SOLVER: {BASE_LR: -1.0}"}, "SOLVER.BASE_LR is -1.0 (the config inside "),
+        ({"class_names": "cat"}, "Expected array, got str - at $.class_names"),
+        ({"class_names": ["cat", 3]}, "Expected str, got int - at $.class_names[1]"),
+        ({"base_classes": [None]}, "at $.base_classes[0]"),
+        ({"rows": 0}, "Expected int >= 1 - at $.rows"),
+        ({"rows": 2}, "class_names with empty or equal ones, or more than 2 rows"),
+        ({"class_names": ["cat", "cat"]}, "2 class_names with empty or equal ones"),
+        ({"class_names": [" "]}, "1 class_names with empty or equal ones"),
+        ({"train_sets": {}}, "Expected array, got object - at $.train_sets"),
+        (None, "Expected object, got array"),
+    ],
+)
+def test_a_damaged_description_is_named(tiny_cfg, tmp_path, damage, words):
+    entry = [1] if damage is None else describe(tiny_cfg()) | damage
+    torch.save({"model": {}, "clim": entry}, tmp_path / "m.pth")
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        Detector(tmp_path / "m.pth")
+    assert "m.pth" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_fewer_names_than_classes(tiny_cfg, tmp_path):
+    cfg = tiny_cfg()
+    entry = describe(cfg) | {"class_names": ["horse"]}
+    torch.save({"model": build_model(cfg).state_dict(), "clim": entry}, tmp_path / "m.pth")
+    with pytest.raises(UserError, match="m.pth has 65 classes, but names 1: take another file"):
+        Detector(tmp_path / "m.pth")
+
+
 def test_a_description_runs_no_code(tiny_cfg, tmp_path):
     entry = describe(tiny_cfg()) | {"config": f"!!python/object/apply:os.mkdir [{tmp_path / 'made'}]"}
     torch.save({"model": {}, "clim": entry}, tmp_path / "m.pth")
-    with pytest.raises(UserError, match="config cannot be read"):
+    with pytest.raises(UserError, match="the config inside .*m.pth is not valid YAML .*could run code"):
         load_config(str(tmp_path / "m.pth"), [])
     assert not (tmp_path / "made").exists()
+
+
+def test_a_log_without_space_is_silent_and_names_that_are_no_utf8_are_escaped(tmp_path):
+    path = tmp_path / "log.txt"
+    code = f"""
+import logging, threading
+from clim.engine.setup import _log_stream, quiet_writing
+from detectron2.utils.logger import setup_logger
+quiet_writing()
+logging.StreamHandler(_log_stream("/dev/full")).emit(logging.makeLogRecord({{"msg": "a line"}}))
+setup_logger({str(path)!r}, name="clim").info("photo \\udcff.jpg")
+threading.Thread(target=lambda: open("/nowhere/a")).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == 0 and done.stderr == b""
+    assert "photo \\udcff.jpg" in path.read_text()

@@ -16,6 +16,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as mask_util
@@ -27,6 +28,7 @@ from clim.evaluation import LVISEvaluator, build_evaluators, evaluate
 from clim.evaluation.base import pack, unpack
 from clim.evaluation.lvis import best_of_images, lvis_figures, lvis_precision
 from clim.files import nan_to_none
+from clim.processes import leave_group
 
 np.float = float  # lvis 0.5.3 uses NumPy's old name
 from lvis import LVIS, LVISEval, LVISResults  # noqa: E402
@@ -345,7 +347,8 @@ def test_from_the_loader_to_the_file(tiny_cfg, tmp_path, caplog):
     register("lvis_run", tmp_path, ground_truth)
     DatasetCatalog.register("lvis_run", lambda: records)
     try:
-        cfg = tiny_cfg("DATASETS.TEST", "('lvis_run',)", "MODEL.VOCABULARY.NAMES", str(list(NAMES.values())))
+        names = ("MODEL.VOCABULARY.NAMES", str(list(NAMES.values())), "MODEL.MASK_ON", "True")
+        cfg = tiny_cfg("DATASETS.TEST", "('lvis_run',)", *names)
         assert type(build_evaluators(cfg)["lvis_run"]) is LVISEvaluator
         assert LVISEvaluator.build_loader is build_detection_loader
         results = evaluate(cfg, Remembering(annotations))
@@ -380,8 +383,8 @@ def one_of_two_processes(rank, folder):
     evaluator = LVISEvaluator(register("lvis_two", folder), output_dir=folder / "two")
     feed(evaluator, images[rank::2] + images[:1] * rank, json.loads((folder / "detections.json").read_text()))
     (folder / f"rank{rank}.json").write_text(json.dumps(evaluator.evaluate()))
-    torch.distributed.barrier()  # an early end of one process can abort the other
-    torch.distributed.destroy_process_group()
+    comm.synchronize()  # an early end of one process can abort the other
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import print_csv_format
+from detectron2.utils import comm
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from clim.data.loader import NO_REGION, Skipped
 from clim.errors import UserError
 from clim.evaluation import RegionClassificationEvaluator
 from clim.evaluation.regions import averages, class_accuracies, true_ranks
+from clim.processes import leave_group
 
 THINGS = ["cat", "apple", "person", "knife", "zebra", "sink", "bus", "cake"]
 STUFF = ["sky", "sand", "road"]
@@ -139,6 +141,8 @@ def test_the_report_on_disk(tmp_path, caplog):
     evaluator = RegionClassificationEvaluator(register("regions_report"), output_dir=tmp_path / "new")
     for skipped in (Skipped("b.jpg", "missing"), Skipped("a.jpg", "truncated"), Skipped("c.jpg", NO_REGION)):
         evaluator.skip(skipped)
+    with pytest.raises(UserError, match="No image of 'regions_report' could be read, the first is a.jpg: truncated"):
+        evaluator.evaluate()
     feed(evaluator, images)
     with caplog.at_level(logging.INFO):
         results = evaluator.evaluate()
@@ -208,8 +212,8 @@ def one_of_two_processes(rank, folder):
     if rank == 1:
         evaluator.skip(Skipped("a.jpg", "missing"))
     (folder / f"rank{rank}.json").write_text(json.dumps(evaluator.evaluate()))
-    torch.distributed.barrier()  # an early end of one process can abort the other
-    torch.distributed.destroy_process_group()
+    comm.synchronize()  # an early end of one process can abort the other
+    leave_group()
 
 
 if __name__ == "__main__":

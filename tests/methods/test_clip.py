@@ -22,6 +22,7 @@ from clim.losses import symmetric_info_nce
 from clim.methods import Texts
 from clim.methods.clip import ClipContrast
 from clim.methods.memory import TextQueue, gather_rows
+from clim.processes import leave_group
 
 DIM, WIDTH = 5, 7
 
@@ -146,6 +147,8 @@ def main(output):
         found[name] = loss_and_gradients(inputs[share], captions[share])
         found[name + "_gathered"] = gather_rows(inputs[share])
     torch.save(found, Path(output) / f"rank{rank}.pth")
+    comm.synchronize()
+    leave_group()
 
 
 def test_two_processes_equal_one_with_equal_and_unequal_numbers_of_pairs(tmp_path):

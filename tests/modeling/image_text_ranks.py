@@ -12,6 +12,7 @@ from detectron2.utils import comm
 
 from clim.data.loader import build_mappers
 from clim.engine import Trainer, load_config
+from clim.processes import leave_group
 
 HALF = 5  # images of a process
 
@@ -32,6 +33,8 @@ def main(output, config, overrides):
     rank = comm.get_rank()
     loss, gradients = step(config, overrides, range(rank * HALF, (rank + 1) * HALF))
     torch.save({"loss": loss, "gradients": gradients}, Path(output) / f"rank{rank}.pth")
+    comm.synchronize()
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from detectron2.engine import create_ddp_model
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_proposal_generator
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils import comm
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torchvision.ops import box_iou
@@ -23,6 +24,7 @@ from torchvision.ops import box_iou
 from clim.config import add_clim_config
 from clim.losses import heat_map_losses, ltrb_giou_loss
 from clim.modeling.centernet import centernet_targets, choose_proposals, flatten_maps, level_locations
+from clim.processes import leave_group
 
 CHANNELS = 32
 STRIDES = [8, 16, 32, 64, 128]
@@ -326,6 +328,8 @@ def main(output, rank):
     torch.distributed.init_process_group("gloo", init_method=f"file://{output}/store", rank=rank, world_size=2)
     module = create_ddp_model(centernet().train(), device_ids=None)
     torch.save({case: step(module, [rank], case) for case in HALVES}, output / f"rank{rank}.pth")
+    comm.synchronize()
+    leave_group()
 
 
 def test_two_processes_are_one_with_both_halves(tmp_path):

@@ -91,7 +91,7 @@ def coloured(tmp_path, monkeypatch):
         Image.new("RGB", (40, 30), colour).save(tmp_path / f"{i}.png")
     (tmp_path / "4.png").write_bytes(b"<html>")
     records = [
-        {"file_name": str(tmp_path / f"{i}.png"), "image_id": i, "captions": [text]}
+        {"file_name": str(tmp_path / f"{i}.png"), "image_id": i, "captions": [text], "height": 30, "width": 40}
         for i, text in enumerate(["a", "b", "aac", "bbc", "c"])
     ]
     encoder = search.Encoder(lambda x: x.mean(dim=(2, 3)) + 0.01, 8, (0.0,) * 3, (255.0,) * 3)

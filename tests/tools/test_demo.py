@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import demo
+from clim.errors import UserError
 from experiments.progress import Board
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,11 +58,22 @@ def test_total_counts_what_runs_side_by_side_once(monkeypatch):
 
 
 def test_fresh_removes_only_what_the_demo_makes(tmp_path):
-    for name in ("base/model_final.pth", "examples/1.jpg", "results.json", "mine.txt", "notes/mine.txt"):
+    made = {"base/results.json", "base/model_final.pth", "examples/1.jpg", "results.json", "report.html"}
+    mine = {"mine.txt", "notes/mine.txt", "detic/thesis.tex", "examples/photo.jpg"}
+    for name in made | mine:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
+
+    def found():
+        return {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+
     demo.forget(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "notes"]
+    assert found() == made | mine  # without its note, the folder is somebody else's
+    with pytest.raises(UserError, match="holds files, but no data.json of this command"):
+        demo.main(["--output", str(tmp_path)])
+    (tmp_path / "data.json").write_text("")
+    demo.forget(tmp_path)
+    assert found() == mine | {"data.json"}
     demo.forget(tmp_path / "nowhere")
 
 

@@ -9,7 +9,7 @@ import pytest
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 import index_pairs as tool
-from clim.data.readers import read_captions
+from clim.data.captions import read_captions
 from clim.data.shards import read_shards
 from clim.errors import UserError
 from shards import build
@@ -200,7 +200,7 @@ def test_shards_are_indexed_with_lvis_tags(shards, tmp_path, capsys):
     assert "12 image-text pairs of 3 shards\n  1 left out: text without an image" in capsys.readouterr().out
     (tmp_path / "nouns.txt").write_text("cat\nA_dog (pet),7\nthe cat")
     tool.main([*command, "--nouns", f"{tmp_path}/nouns.txt"])  # one whole caption is no noun
-    with pytest.raises(UserError, match="--nouns no.txt is neither a .txt .* nor a json"):
+    with pytest.raises(UserError, match="no.txt not found: --nouns takes a .txt .* or a json"):
         tool.main([*command, "--nouns", "no.txt"])
     records = read_shards(str(tmp_path / "index"), str(shards), remedy="")
     assert len(records) == 6 and {tuple(r["tags"]) for r in records} == {(0,)}
@@ -223,7 +223,7 @@ def test_a_tsv_becomes_a_pairs_json(tmp_path, encoded, capsys):
     def converted(text, *options):
         (tmp_path / "p.tsv").write_text(text, encoding="utf-8")
         tool.main(["tsv", "--tsv", f"{tmp_path}/p.tsv", "--images", str(tmp_path), "--output", str(output), *options])
-        return read_captions(str(output), str(tmp_path), remedy="")
+        return list(read_captions(str(output), str(tmp_path), remedy=""))
 
     (record,) = converted("\n".join(lines))
     assert (record["captions"], record["tags"]) == (['a "dog" and a cat', "the same dog"], [CLASS["cat"], CLASS["dog"]])
@@ -279,7 +279,11 @@ def test_a_json_of_captions_gets_nouns(tmp_path, capsys):
         (lvis,) = made(source)["images"]
         assert lvis["pos_category_ids"] == [CLASS["dog"] + 1]
         assert made(source, "--tag-rule", "none")["images"] == with_captions[:3]
-    for content, message in (([], "no images"), ({"images": [{"id": 1}]}, "no image-text pair: {'no caption': 1}")):
+    for content, message in (
+        ([], r"in.json is \[\]: it must be an object"),
+        ({"images": [{"id": 1}]}, "no image-text pair: {'no caption': 1}"),
+        ({"images": [{"id": 1, "captions": "a dog"}]}, r'images\[0\].captions of .*\(id 1\) is "a dog"'),
+    ):
         sources["bad"] = content
         with pytest.raises(UserError, match=message):
             made("bad")

@@ -18,11 +18,11 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 COMMANDS = sorted(path.stem for path in TOOLS.glob("*.py") if path.stem not in ("arguments", "set_up"))
 MISTAKES = {
     "build_neighbours": (["--dataset", "no_such_set", "--by", "text", "--output", "x.npy"], "--dataset no_such_set"),
-    "build_text_embeddings": (["classes", "--dataset", "cocoa", "--output", "x.npy"], "--dataset cocoa"),
+    "build_text_embeddings": (["classes", "--dataset", "cocoa", "--output", "x.npy"], "datasets/cocoa not found: --da"),
     "convert_checkpoint": (["x.pth", "--output", "y.pth"], "x.pth is not a file"),
     "index_pairs": (["shards", "--shards", "nowhere", "--output", "x"], "--shards nowhere: no file there"),
-    "make_mini": (["--train", "-1"], "the mini benchmark takes a seed"),
-    "parse_nouns": (["--captions", "no_such_set", "--output", "x.json"], "--captions"),
+    "make_mini": (["--train", "-1"], "argument --train: '-1' is not a whole number from 0"),
+    "parse_nouns": (["--captions", "no_such_set", "--output", "x.json"], "datasets/no_such_set not found: --captions"),
 }
 
 

@@ -1,13 +1,14 @@
 """``clim eval``: score a checkpoint on data sets. torch is imported after the arguments."""
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from clim.errors import UserError
+from clim.files import read_json
 
-from .inputs import add_model_options, count, model_overrides, quiet_logging, value_of
+from .inputs import add_model_options, model_overrides, output_folder, processes, quiet_logging, value_of
+from .outputs import Report
 from .terminal import evaluation_progress, print_table
 
 OUTPUT = "output/evaluation"
@@ -16,9 +17,9 @@ OUTPUT = "output/evaluation"
 def add_eval_options(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clim eval``."""
     add = parser.add_argument
-    add("--output", type=Path, metavar="DIR", help=f"folder of figures, the same as OUTPUT_DIR DIR ({OUTPUT})")
+    add("--output", type=output_folder, metavar="DIR", help=f"folder of figures, the same as OUTPUT_DIR DIR ({OUTPUT})")
     add("--per-class", action="store_true", help="also print the figures of every class")
-    add("--num-gpus", type=count, default=1, metavar="N", help="GPUs, or processes without CUDA (%(default)s)")
+    add("--num-gpus", type=processes, default=1, metavar="N", help="GPUs, or processes without CUDA (%(default)s)")
     add_model_options(parser)
     # For train_net.launch: one machine, any free port.
     parser.set_defaults(num_machines=1, machine_rank=0, dist_url="auto")
@@ -64,10 +65,15 @@ def evaluate_process(args: argparse.Namespace) -> None:
         evaluate(cfg, model)
 
 
-def reports(output: Path) -> list[dict]:
+def reports(output: Path) -> list[Report]:
     """The reports of the evaluators below ``output``, of which some name their tasks in "summary" and some do not."""
     files = sorted(output.glob("inference/*/*_results.json"))
-    return [json.loads(file.read_text()) for file in files if "_instances_" not in file.name]
+    remedy = "remove it, and evaluate again"
+    found = {file: read_json(file, kind=Report, remedy=remedy) for file in files if "_instances_" not in file.name}
+    for file, report in found.items():
+        if len({isinstance(figures, dict) for figures in report["summary"].values()}) > 1:
+            raise UserError(f"summary of {file} mixes figures and tasks: {remedy}.")
+    return list(found.values())
 
 
 def print_report(report: Mapping, *, per_class: bool) -> None:

@@ -2,9 +2,12 @@
 
 import argparse
 import logging
+import math
 import os
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,9 +16,10 @@ from train_net import quiet_warnings
 
 from .words import read_words
 
+LARGEST = 2**32 - 1  # that numpy takes as a seed
 # A key of the config. Files such as DSC_01.JPG are none, because their names begin otherwise.
 KEY = re.compile(
-    r"(MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+"
+    r"(MODEL|INPUT|DATASETS|DATALOADER|DISTRIBUTED|SOLVER|TEST|GLOBAL)(\.[A-Z0-9_]+)+"
     r"|OUTPUT_DIR|SEED|VERSION|VIS_PERIOD|CUDNN_BENCHMARK"
 )
 
@@ -72,7 +76,7 @@ def model_overrides(args: argparse.Namespace) -> list[str]:
     for option, file in (("--config-file", args.config_file), ("--data", args.data), ("--weights", args.weights)):
         address = str(file or "").partition("?")[0]
         if address and "://" not in address and not Path(address).expanduser().is_file():
-            raise UserError(f"{option} {file} does not exist.")
+            raise UserError(f"{option} {file} does not exist, or is no file.")
     return args.opts + [part for key, file in chosen.items() if file is not None for part in (key, file)]
 
 
@@ -101,8 +105,61 @@ def read_names(text: str, *, option: str) -> list[str]:
     return list(read_words(text, option=option))
 
 
-def count(text: str) -> int:
-    """A number above 0, for ``type=`` of an argparse option."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+def whole(text: str, *, least: int = 0, most: int = LARGEST) -> int:
+    """``type=`` of an argparse option: a whole number from ``least`` to ``most``."""
+    if not text.isdecimal() or len(text) > len(str(most)) or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {least} to {most}")
     return int(text)
+
+
+count = partial(whole, least=1)
+workers = partial(whole, most=256)  # processes that read, beside the command's own
+processes = partial(whole, least=1, most=1024)
+
+
+def number(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """``type=`` of an argparse option: a finite number from ``low`` to ``high``."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high):
+            limits = f"of {low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number {limits}")
+        return value
+
+    return read
+
+
+def output_file(text: str) -> Path:
+    """``type=`` of an argparse option: a file that can be written, and may exist."""
+    if os.path.lexists(text) and not os.path.islink(text) and not os.path.isfile(text):
+        what = "a folder" if os.path.isdir(text) else "no regular file"
+        raise argparse.ArgumentTypeError(f"{text} is {what}: name a file")
+    _check_folder(text, Path(text).absolute().parent)
+    return Path(text)
+
+
+def output_folder(text: str) -> Path:
+    """``type=`` of an argparse option: a folder that can be written, and may exist."""
+    _check_folder(text, Path(text).absolute())
+    return Path(text)
+
+
+def _check_folder(text: str, folder: Path) -> None:
+    if not text.strip():  # an empty variable of a shell; Path("") would be the working folder
+        raise argparse.ArgumentTypeError("it is empty: name a place")
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise argparse.ArgumentTypeError(f"{existing} is no folder: name another place")
+    if not os.access(existing, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{existing} is read-only: name another place")
+
+
+def require_other(output: Path, *inputs: str | os.PathLike | None, option: str = "--output") -> None:
+    """UserError if ``output`` is one of the files ``inputs``, which it would replace."""
+    for file in filter(None, inputs):
+        if os.path.exists(output) and os.path.exists(file) and os.path.samefile(output, file):
+            raise UserError(f"{option} {output} is {file}, which is an input: name another file.")

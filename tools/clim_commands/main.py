@@ -27,11 +27,7 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """``clim COMMAND …``: a user's mistake ends it with one line on stderr and exit code 2, Ctrl-C with 130."""
-    try:
-        run_cleanly(run, sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+    run_cleanly(run, sys.argv[1:] if arguments is None else arguments)
 
 
 def run(arguments: list[str]) -> None:

@@ -1,13 +1,22 @@
 """Files that several commands write, and read again."""
 
-import json
 import os
 from collections.abc import Iterable
-from pathlib import Path
+from typing import TypedDict, TypeVar
 
-from clim.files import replacing
+from clim.files import read_json, replacing
 
 CHUNK = 4096  # texts between two writes of a cache
+T = TypeVar("T")
+Figures = dict[str, float | None]
+
+
+class Report(TypedDict):
+    """What an evaluator writes: figures, or {task: figures}, and a row for each class."""
+
+    dataset: str
+    summary: dict[str, float | Figures | None]
+    per_class: list[dict[str, object]]
 
 
 def write_array(path: str | os.PathLike, array) -> None:
@@ -18,12 +27,9 @@ def write_array(path: str | os.PathLike, array) -> None:
         np.save(file, array)
 
 
-def read_json_or_none(path: str | os.PathLike):
-    """Content of a json file; None where it is missing or broken."""
-    try:
-        return json.loads(Path(path).read_bytes())
-    except (OSError, ValueError):
-        return None
+def read_note(path: str | os.PathLike, *, remedy: str, kind: type[T] = object) -> T | None:
+    """:func:`clim.files.read_json` of a file that an earlier call has written; None where there is none."""
+    return read_json(path, remedy=remedy, kind=kind) if os.path.lexists(path) else None
 
 
 def prefill(cache, texts: Iterable[str]) -> int:

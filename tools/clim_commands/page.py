@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from clim.files import replacing
+
 STYLE = Path(__file__).with_name("page.css").read_text("utf-8")
 
 
@@ -33,6 +35,13 @@ def page(title: str, intro: Iterable[str], sections: Mapping[str, str]) -> str:
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
         f"<body><header><h1>{escape(title)}</h1>{paragraphs}</header><main>{body}</main></body></html>\n"
     )
+
+
+def write_page(path: Path, text: str) -> Path:
+    """Write a page whole; a file name in it that is no UTF-8 gets question marks. Returns ``path``."""
+    with replacing(path) as partial:
+        partial.write_text(text, "utf-8", errors="replace")
+    return path
 
 
 def data_uri(image: np.ndarray, *, quality: int = 85) -> str:

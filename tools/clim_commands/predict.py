@@ -1,6 +1,8 @@
 """``clim predict``: find objects in images and videos, draw them and write them as json."""
 
 import argparse
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from clim.errors import UserError
@@ -8,6 +10,7 @@ from clim.errors import UserError
 from .inputs import add_model_options, count, model_overrides, quiet_logging, value_of
 from .words import parted, read_words, with_synonyms
 
+UNFINISHED = "predictions.jsonl"
 DTYPES = {"float32": None, "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -47,7 +50,7 @@ def predict(args: argparse.Namespace) -> None:
 
     DIR/predictions.json:
         {"vocabulary": [names], "novel": [names without boxes in training], "config": …, "weights": …,
-         "images": [{"file_name", "frame", "height", "width", "drawing",
+         "images": [{"file_name", "frame", "height", "width", "drawing" (null where it failed),
                      "detections": [{"name", "category_id", "score", "bbox", "segmentation", "track_id"}]}],
          "skipped": [{"file_name", "reason"}]}
     ``bbox`` is COCO's x, y, width, height in pixels of the upright image. ``category_id`` is an index into
@@ -55,8 +58,10 @@ def predict(args: argparse.Namespace) -> None:
     The detection with the highest score is the first. ``frame`` is its number in a video, from 0; ``track_id`` is that
     of an object of a video, -1 without a track.
 
-    --save-json FILE has the same as COCO's list of results; ``image_id`` is the number that a file name is, else the
-    image's place in predictions.json.
+    DIR/predictions.jsonl has a line for each image while the command runs, and stays where it ends early.
+
+    --save-json FILE has the same as COCO's list of results; ``image_id`` is the number that a file name is, if all
+    names are different numbers, else the image's place in predictions.json.
     """
     quiet_logging()
     items, classes, overrides = check(args)
@@ -65,7 +70,7 @@ def predict(args: argparse.Namespace) -> None:
     from rich.progress import track
 
     from clim.detector import Detector
-    from clim.files import write_json
+    from clim.files import remove, write_json
     from clim.results import save_each
     from clim.sources import VIDEOS
 
@@ -74,15 +79,18 @@ def predict(args: argparse.Namespace) -> None:
     options = {"config": args.config_file, "classes": classes, "device": args.device, "dtype": dtype}
     detector = Detector(model, **options, overrides=overrides)
     options = {name: getattr(args, name) for name in ("batch", "threshold", "top", "overlap", "slices", "tracks")}
-    images, results, skipped = [], [], []
+    images, results, skipped, unfinished = [], [], [], args.output / UNFINISHED
     stream = detector.stream(items, frames=args.frames, skipped=skipped, **options)
     endless = any(isinstance(item, int) or Path(str(item)).suffix.lower() in VIDEOS for item in items)
     total, console = None if endless else len(items), Console(stderr=True)
     shown = track(stream, "images", total, console=console, transient=True, disable=total == 1)
+    remove(unfinished)
     try:
-        for result, drawing in save_each(shown, args.output):
-            images.append(result.to_dict() | {"drawing": drawing})
-            results += result.to_coco(image_id(result, len(images) - 1)) if args.save_json else []
+        with open(unfinished, "w", encoding="ascii", buffering=1) as lines:
+            for result, drawing in save_each(shown, args.output):
+                images.append(result.to_dict() | {"drawing": drawing})
+                lines.write(json.dumps(images[-1]) + "\n")
+                results.append(result.to_coco() if args.save_json else [])
     except KeyboardInterrupt:
         console.print("Stopped; what was found until here is written.")
     content = {
@@ -91,8 +99,10 @@ def predict(args: argparse.Namespace) -> None:
         "skipped": [entry._asdict() for entry in skipped],
     }  # fmt: skip
     write_json(args.output / "predictions.json", content, indent=1)
+    remove(unfinished)
     if args.save_json:
-        write_json(args.save_json, results)
+        numbered = zip(image_ids(images), results, strict=True)
+        write_json(args.save_json, [entry | {"image_id": number} for number, of in numbered for entry in of])
     print_summary(args, images, skipped)
     if not images:
         raise UserError("None of the images could be read; the reasons are above.")
@@ -102,12 +112,20 @@ def predict(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> tuple[list, list[str] | dict[str, list[str]] | None, list[str]]:
     """The items of --input, the classes of --vocabulary and the overrides. UserError for what is missing."""
-    from clim.sources import find_source
+    from clim.sources import IMAGES, VIDEOS, check_apart, find_source
 
     items, overrides = find_source(args.input), model_overrides(args)
     if not value_of(overrides, "MODEL.WEIGHTS"):
         raise UserError("Name a checkpoint: --weights model_final.pth, for example of `make demo`.")
     classes = None if args.vocabulary is None else read_classes(args.vocabulary)
+    check_apart(args.output, items)
+    there = {path.name for path in args.output.iterdir()} if args.output.is_dir() else set()
+    other = next((name for name in sorted(there) if Path(name).suffix.lower() in IMAGES | VIDEOS), None)
+    if other and there.isdisjoint({"predictions.json", UNFINISHED}):
+        said = f"holds {other}, which is not of an earlier call, and drawings could replace it"
+        raise UserError(f"--output {args.output} {said}: name another folder.")
+    if args.save_json and args.save_json.exists() and not (args.save_json.is_file() and is_json(args.save_json)):
+        raise UserError(f"--save-json {args.save_json} is there already, and no json: name another file.")
     try:
         args.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -145,15 +163,22 @@ def part(text: str) -> float:
     return value
 
 
-def image_id(result, place: int) -> int:
-    stem = Path(result.file_name).stem
-    return int(stem) if stem.isdecimal() and result.frame is None else place
+def is_json(path: Path) -> bool:
+    return path.suffix.lower() == ".json" and path.name != "predictions.json"
+
+
+def image_ids(images: list[dict]) -> Sequence[int]:
+    """Numbers of the images' entries in predictions.json: those of their file names, if these differ; else places."""
+    stems = ["" if "frame" in image else Path(image["file_name"]).stem for image in images]
+    numbers = {int(stem) for stem in stems if stem.isdecimal()}
+    return [int(stem) for stem in stems] if len(numbers) == len(stems) else range(len(stems))
 
 
 def print_summary(args: argparse.Namespace, images: list[dict], skipped: list) -> None:
     """Print what was written and what was skipped."""
     boxes = sum(len(image["detections"]) for image in images)
-    drawn = " and ".join(f"{args.output}/*{suffix}" for suffix in sorted({Path(i["drawing"]).suffix for i in images}))
+    kinds = sorted({Path(image["drawing"]).suffix for image in images if image["drawing"]})
+    drawn = " and ".join(f"{args.output}/*{kind}" for kind in kinds)
     written = f"{drawn + ' and ' if drawn else ''}{args.output / 'predictions.json'}"
     print(f"{len(images)} images, {boxes} boxes: {written}")
     if skipped:
@@ -165,7 +190,8 @@ def advice(detector, items: list, args: argparse.Namespace) -> str:
     """What to change where nothing is shown: another threshold helps only if some score is near it."""
     lowest = args.threshold / 5
     files = [item for item in items if isinstance(item, Path)][:10]
-    scores = [score for found in detector.stream(files, threshold=lowest, top=1, frames=1) for score in found.scores]
+    stream = detector.stream(files, threshold=lowest, top=1, frames=1, skipped=[])
+    scores = [score for found in stream for score in found.scores]
     if scores:
         return f"Nothing scores {args.threshold:g} or more, the best is {max(scores):.2g}: lower --threshold."
     return f"Nothing scores {args.threshold:g} or more, nor is there a score near it: are these classes in the images?"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import train_net
+from clim.errors import UserError
 
 from .eval import evaluate_process, reports
 from .inputs import model_overrides, value_of
@@ -71,6 +72,9 @@ def fine_tune(args: argparse.Namespace, own: list[str]) -> None:
     if first:
         old, new = ({report["dataset"]: report for report in reports(folder)} for folder in (before, output))
         for name in tests:
+            for folder, found in ((before, old), (output, new)):
+                if name not in found:
+                    raise UserError(f"{folder} holds no figures of {name}: remove {before}, and call this again.")
             print_changes(old[name], new[name])
         print(f"The model: {output / 'model_final.pth'}")
 

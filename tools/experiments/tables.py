@@ -4,17 +4,21 @@ A seed has its own images, under ``output/seed{N}/datasets``. Its rows share the
 """
 
 import argparse
-import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from arguments import new_parser
+from clim.errors import UserError
+from clim.files import read_text, replacing
+from clim_commands.inputs import count, output_file, output_folder, whole
+from clim_commands.outputs import read_note
 
-from .training import run_training
+from .training import RECORD, run_training
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "mini"
 AP50 = {"AP50_novel": "AP50 novel", "AP50_base": "AP50 base", "AP50_all": "AP50 all"}  # metrics of a section
@@ -64,8 +68,13 @@ class Section(NamedTuple):
 
     def found(self, name: str, output: Path, seed: int) -> dict | None:
         """All figures of the row ``name``, or None if it is not finished."""
-        results = finished(self.rows[name].folder(output, seed))
-        return results and results | self.figures(results, datasets_of(output, seed))
+        folder = self.rows[name].folder(output, seed)
+        if not (results := finished(folder)):
+            return None
+        results = results | self.figures(results, datasets_of(output, seed))
+        if missing := [key for key in self.metrics if not isinstance(results.get(key), float | int | None)]:
+            raise UserError(f"{folder / RECORD}: {missing[0]} is no number: remove {folder} to train this row anew.")
+        return results
 
 
 def tables_command(
@@ -76,11 +85,11 @@ def tables_command(
     ``set_up`` is called with (data root, seed=…) and makes the files of a seed. Returns the command's arguments.
     """
     parser = new_parser(description)
-    parser.add_argument("--output", type=Path, default=Path("output") / tool)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, one thread each")
+    parser.add_argument("--output", type=output_folder, default=f"output/{tool}")
+    parser.add_argument("--seeds", type=whole, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=count, default=2, help="trainings side by side, one thread each")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="only sections with a word in their title")
-    parser.add_argument("--report", type=Path, help="only write the tables of what has been run")
+    parser.add_argument("--report", type=output_file, help="only write the tables of what has been run")
     args = parser.parse_args()
     sections = {title: s for title, s in sections.items() if any(word in title for word in args.only or [""])}
     if args.report is None:
@@ -152,7 +161,8 @@ def markdown(section: Section, *, output: Path, seeds: Sequence[int]) -> list[st
     lines = [f"| | {' | '.join(metrics.values())} | {metrics[first]}, by seed |", "|---" * (len(metrics) + 2) + "|"]
     for name in section.rows:
         found = [section.found(name, output, seed) for seed in seeds]
-        by_seed = ", ".join(f"{result[first]:.1f}" if result else "–" for result in found)
+        first_figures = [result and result.get(first) for result in found]
+        by_seed = ", ".join("–" if figure is None else f"{figure:.1f}" for figure in first_figures)
         cells = [*(spread(found, metric) for metric in metrics), by_seed]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
@@ -164,28 +174,37 @@ def report(path: Path, tables: Mapping[str, Sequence[str]]) -> str:
     In an existing file, a table replaces the table of the same title, which stands between two marks. New tables come
     last. Text around the marks stays.
     """
-    text = path.read_text() if path.is_file() else ""
+    text = read_text(path, remedy="name another --report") if os.path.lexists(path) else ""
     written = []
     for title, lines in tables.items():
         begin, end = f"<!-- table: {title} -->", f"<!-- end: {title} -->"
+        if begin in text and end not in text.partition(begin)[2]:
+            raise UserError(f"{path} has the line {begin} without {end} below it: add that line where the table ends.")
         block = "\n".join([begin, f"### {title}", "", *lines, "", end])
         before, marked, rest = text.partition(begin)
         after = rest.partition(end)[2] if marked else "\n"
         text = f"{before}{block}{after}" if marked or not before else f"{before.rstrip()}\n\n{block}{after}"
         written += [f"### {title}", "", *lines, ""]
-    path.write_text(text)
+    with replacing(path) as partial:
+        partial.write_text(text, "utf-8")
     return "\n".join(written)
+
+
+class Finished(TypedDict):
+    """The part of a run's record that tables show."""
+
+    results: dict[str, object] | None
 
 
 def finished(folder: Path) -> dict | None:
     """Figures of the run in ``folder``, or None."""
-    record = folder / "results.json"
-    return json.loads(record.read_text())["results"] if record.is_file() else None
+    record = read_note(folder / RECORD, kind=Finished, remedy=f"remove {folder} to train this row anew")
+    return record and record["results"]
 
 
 def spread(found: Sequence[dict | None], metric: str) -> str:
     """A cell: mean ± standard deviation over the finished seeds."""
-    values = [result[metric] for result in found if result]
+    values = [result[metric] for result in found if result and result.get(metric) is not None]
     if not values:
         return "not run"
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""

@@ -1,35 +1,49 @@
 """Trainings in their own processes, one or several at a time.
 
 A second call with the same settings keeps a finished run, and continues an interrupted one from its last checkpoint.
-Other settings start over. ``results.json`` in a run's folder holds {"settings", "seconds", "results"}, with null for
-``results`` until the evaluation.
+Other settings start over, and the files of the run before move to a folder NAME.1, NAME.2, … beside it.
+``results.json`` in a run's folder is a :class:`Record`, with null for ``results`` until the evaluation.
 """
 
 import fcntl
 import hashlib
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from clim.errors import UserError
-from clim.files import data_root, write_json
-from clim_commands.outputs import read_json_or_none
+from clim.files import data_root, decode_json, write_json
+from clim_commands.outputs import Report, read_note
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
 REPORTS = ("ov_coco_results.json", "lvis_results.json", "region_results.json")  # written by the evaluators
 RECORD, LOCK = "results.json", ".lock"
 POLL_SECONDS = 1.0
 TAIL_LINES = 15
+
+
+class Settings(TypedDict):
+    """What makes two runs the same."""
+
+    config: str
+    inputs: dict[str, str]
+
+
+class Record(TypedDict):
+    """Settings of a run, seconds over all sessions, and the evaluator's figures with its rows as "per_class"."""
+
+    settings: Settings
+    seconds: float
+    results: dict[str, float | list[dict[str, object]] | None] | None
 
 
 class Progress(NamedTuple):
@@ -55,7 +69,7 @@ def run_training(
 
     Args:
         config: a YAML file.
-        output: folder of this run. A run of other settings in it is deleted. Other files in it are an error.
+        output: folder of this run. A run of other settings in it is moved away. Files of no run are an error.
         overrides: KEY, VALUE, … on top of the config, as on the command line.
         datasets_root: ``DETECTRON2_DATASETS`` of the run (default: this process's).
         threads: ``OMP_NUM_THREADS`` of the run.
@@ -66,7 +80,8 @@ def run_training(
     DATASETS.TEST, "seconds" alone.
 
     Settings are the same if the config after overrides and the bytes of weights, embeddings and annotations are.
-    Raises UserError with the end of the log if the run fails, and if another run uses ``output``.
+    Raises UserError with the end of the log if the run fails, if another run uses ``output``, and if its record cannot
+    be read.
     """
     from clim.engine import load_config  # Detectron2 loads when a run starts, not for --help
 
@@ -158,14 +173,10 @@ def _process(command: Sequence, *, log: Path, environment: Mapping[str, str], lo
 
 def _where(output: Path, log: Path, max_iter: int) -> Progress | None:
     """The progress, from the ends of metrics.json and the log; None before the first line of metrics."""
-    for line in reversed(_end_of(output / "metrics.json").splitlines()):
-        try:
-            last = json.loads(line)
-            done, loss, eta = last["iteration"] + 1, last["total_loss"], last.get("eta_seconds")
-        except (ValueError, KeyError):  # cut off by the window or by a kill, or a line of the evaluation
-            continue
-        if done < max_iter:
-            return Progress("training", done, max_iter, eta, loss)
+    lines = [entry for entry in _metrics(_end_of(output / "metrics.json")) if entry.get("total_loss") is not None]
+    for last in lines[-1:]:  # the evaluation's lines have no loss
+        if (done := last["iteration"] + 1) < max_iter:
+            return Progress("training", done, max_iter, last.get("eta_seconds"), last["total_loss"])
         counts = re.findall(r"Inference done (\d+)/(\d+)", _end_of(log)) or [(0, 0)]
         return Progress("evaluating", *map(int, counts[-1]))
     return None
@@ -181,7 +192,9 @@ def _end_of(path: Path, size: int = 8192) -> str:
 
 def _evaluation(output: Path, dataset: str) -> dict:
     folder = output / "inference" / dataset
-    report = next(filter(None, (read_json_or_none(folder / name) for name in REPORTS)), None)
+    remedy = "remove it and call this again: the evaluation writes it anew"
+    reports = (read_note(folder / name, kind=Report, remedy=remedy) for name in REPORTS)
+    report = next(filter(None, reports), None)
     if report is None:
         raise UserError(f"{folder} holds none of {', '.join(REPORTS)}: the training ended without an evaluation.")
     tasks = {"": report["summary"]}
@@ -191,8 +204,8 @@ def _evaluation(output: Path, dataset: str) -> dict:
     return {**figures, "per_class": report["per_class"]}
 
 
-def settings_of(cfg, root: Path) -> dict:
-    """What makes two runs the same: the config without folder and log period, and the hashes of its input files."""
+def settings_of(cfg, root: Path) -> Settings:
+    """The config without folder and log period, and the hashes of its input files."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD = "", 0
@@ -211,18 +224,23 @@ def holding(output: Path):
         yield file.fileno()
 
 
-def open_record(output: Path, settings: dict) -> dict:
-    """The record of this run. Files of a run of other settings in ``output`` are deleted first."""
+def open_record(output: Path, settings: Settings) -> Record:
+    """The record of this run. Files of a run of other settings are moved out of ``output`` first."""
     path = output / RECORD
     others = [entry for entry in output.iterdir() if entry.name != LOCK]
-    if others and not path.is_file():
-        raise UserError(f"{output} holds files that no such run has made: remove it, or name another folder.")
-    record = read_json_or_none(path)
-    if record and record.get("settings") == settings:
+    if others and not os.path.lexists(path):
+        raise UserError(f"{output} holds files that no such run has made: move it away, or name another folder.")
+    remedy = f"if you want to keep the files of this run, rename {output}; else remove it, and it is trained anew"
+    record = read_note(path, kind=Record, remedy=remedy)
+    if record and record["settings"] == settings:
         return record
-    for entry in others:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    record = {"settings": settings, "seconds": 0.0, "results": None}
+    if others:
+        aside = next(free for n in count(1) if not os.path.lexists(free := output.with_name(f"{output.name}.{n}")))
+        aside.mkdir()
+        for entry in others:
+            entry.rename(aside / entry.name)
+        print(f"{output} holds a run of other settings, whose files are now in {aside}.", file=sys.stderr)
+    record = Record(settings=settings, seconds=0.0, results=None)
     write_json(path, record)
     return record
 
@@ -231,14 +249,18 @@ def read_metrics(output: str | os.PathLike) -> list[dict]:
     """Lines of a run's metrics.json by ascending iteration. Of lines that a resumed run repeats, the last counts."""
     path = Path(output) / "metrics.json"
     by_iteration: dict[int, dict] = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            entry = json.loads(line)
-            iteration = entry["iteration"]
-        except (ValueError, KeyError):  # the line that a kill cut off
-            continue
-        by_iteration[iteration] = by_iteration.get(iteration, {}) | entry
+    for entry in _metrics(path.read_text(errors="replace") if path.is_file() else ""):
+        by_iteration[entry["iteration"]] = by_iteration.get(entry["iteration"], {}) | entry
     return [by_iteration[iteration] for iteration in sorted(by_iteration)]
+
+
+def _metrics(text: str) -> Iterator[dict[str, int | float | None]]:
+    """The whole lines of a metrics.json: a kill cuts off the last one, and a resumed run goes on in the same line."""
+    for line in text.splitlines():
+        with suppress(UserError):
+            entry = decode_json(line.encode(), source="", remedy="", kind=dict[str, int | float | None])
+            if isinstance(entry.get("iteration"), int):
+                yield entry
 
 
 def _input_digests(cfg, root: Path) -> dict[str, str]:

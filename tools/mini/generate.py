@@ -13,27 +13,28 @@ Layout under ``root/mini/``::
     annotations/captions_pairs_tags.json             one or two large objects, web-like captions
     annotations/captions_cluttered_tags.json         scenes like train/, captions that list the objects
     annotations/captions_pairs_nouns.json            captions_pairs_tags.json with nouns as tags (write_noun_pairs)
-    summary.json                                     written last: without it the rest is rebuilt
+    summary.json                                     written first, and last with the counts of the finished files
 
 Every image is a function of (seed, split, index) alone.
 """
 
-import json
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+from arguments import captions_in
 from clim.errors import UserError
-from clim.files import remove, write_json
-from clim_commands.outputs import prefill, read_json_or_none, write_array
+from clim.files import read_json, remove, write_json
+from clim_commands.outputs import prefill, read_note, write_array
 from index_pairs import noun_tagging, tag_images
 from mini.concepts import CONCEPTS, NAMES, caption_tags, scene_captions, web_captions
 from mini.images import BASE, CANVAS, PHOTOS, VAL_PHOTOS, LabelledImage, draw_pair, draw_scene
@@ -52,6 +53,14 @@ NOUNS = ("nouns.json", "nouns_minilm.npy")  # in metadata/: nouns of the caption
 MIN_NOUN_SHARE = 50 / 7500  # of the captions that name a noun of the list
 CAPTION_CACHE = Path("mini/metadata/captions_minilm")
 ATTRIBUTION = "OpenMoji drawings, CC BY-SA 4.0 (openmoji.org), on sample photos of scikit-image"
+
+
+class Summary(TypedDict):
+    """The content of summary.json; without ``counts`` the files are unfinished."""
+
+    version: int
+    arguments: dict[str, int | float]
+    counts: NotRequired[dict[str, dict[str, int]]]
 
 
 def draw_image(seed: int, split: str, index: int, *, novel_in_scenes: float) -> tuple[LabelledImage, list[str]]:
@@ -149,21 +158,25 @@ def category_info(instances: dict) -> list[dict]:
 
 def build_once(
     folder: Path, *, version: int, arguments: dict, parts: Sequence[str], make: Callable[[], dict[str, dict[str, int]]]
-) -> dict:
+) -> Summary:
     """Call ``make``, which fills the folders ``parts`` in ``folder`` and returns counts, and write ``summary.json``.
 
     A finished build of the same version and arguments stays. Otherwise ``parts`` are replaced by empty folders first.
-    Returns the summary: {"version", "arguments", "counts"}.
+    Returns the summary. UserError if it cannot be read, or if it is missing, so that ``parts`` are somebody else's.
     """
-    summary = dict(read_json_or_none(folder / "summary.json") or {})
-    if {"version": version, "arguments": arguments}.items() <= summary.items():
+    note = folder / "summary.json"
+    summary = read_note(note, kind=Summary, remedy=f"remove {folder}, and it is drawn again")
+    wanted = Summary(version=version, arguments=arguments)
+    if summary is None and (others := [folder / name for name in parts if os.path.lexists(folder / name)]):
+        raise UserError(f"{others[0]} was not made here, because there is no {note}: move {folder} away.")
+    if summary is not None and "counts" in summary and wanted.items() <= summary.items():
         return summary
-    (folder / "summary.json").unlink(missing_ok=True)
+    write_json(note, wanted)
     for name in parts:
         remove(folder / name)
         (folder / name).mkdir(parents=True)
-    summary = {"version": version, "arguments": arguments, "counts": make()}
-    write_json(folder / "summary.json", summary, indent=2)
+    summary = Summary(**wanted, counts=make())
+    write_json(note, summary, indent=2)
     return summary
 
 
@@ -235,19 +248,23 @@ def set_up_mini(root: Path, *, seed: int, **sizes) -> dict:
     summary = build_mini(root, seed=seed, **sizes)
     write_class_embeddings(root)
     for name in ("pairs", "cluttered"):
-        content = json.loads((root / "mini/annotations" / f"captions_{name}_tags.json").read_text())
-        fill_caption_cache(root, [caption for image in content["images"] for caption in image["captions"]])
+        fill_caption_cache(root, captions_of(root / f"mini/annotations/captions_{name}_tags.json"))
     write_noun_pairs(root)
     return summary
+
+
+def captions_of(path: Path) -> list[str]:
+    """All captions of a captions json that is made here."""
+    return captions_in(path, remedy=f"remove {path.parents[1]}, and it is drawn again")
 
 
 def write_noun_pairs(root: Path) -> None:
     """Write the nouns of the pairs' captions, and the pairs with nouns as tags, unless they are there."""
     folder = root / "mini/annotations"
-    content = json.loads((folder / "captions_pairs_tags.json").read_text())
-    if (folder / "captions_pairs_nouns.json").is_file() or not content["images"]:
+    source = folder / "captions_pairs_tags.json"
+    if (folder / "captions_pairs_nouns.json").is_file() or not (captions := captions_of(source)):
         return
-    tagging = write_nouns(root / "mini/metadata", [c for image in content["images"] for c in image["captions"]])
+    tagging, content = write_nouns(root / "mini/metadata", captions), read_json(source, remedy="")
     images, _ = tag_images(content, tagging)
     categories = list(tagging.categories)
     write_json(folder / "captions_pairs_nouns.json", content | {"images": images, "categories": categories})

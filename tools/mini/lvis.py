@@ -10,7 +10,7 @@ Layout under ``root/mini_lvis/``::
     lvis/instances_train_norare.json               without the annotations of rare classes
     lvis/instances_train_cat_info.json             the 65 categories with their image and instance counts
     lvis/instances_train_cat_norare_info.json      the same with zeros for the rare ones
-    summary.json                                   written last: without it the rest is rebuilt
+    summary.json                                   written first, and last with the counts of the finished files
 
 The 17 novel concepts are rare, half of the others common, half frequent. With the default number of training scenes,
 LVIS's own thresholds hold: a rare class is in at most 10 of them, a common one in 11 to 100. Validation scenes show all

@@ -6,7 +6,7 @@ Layout under ``root/mini_own/``::
     annotations/instances_train.json   boxes of the 20 concepts; other objects lie there unlabelled
     annotations/captions_tags.json     one or two large objects of all 65 concepts, web-like captions
     data.yaml                          these sets with their classes, and mini/val
-    summary.json                       written last: without it the rest is rebuilt
+    summary.json                       written first, and last with the counts of the finished files
 
 The 20 concepts are drawn by the seed. Of the objects in a scene, a quarter are other ones.
 """
@@ -20,7 +20,7 @@ import yaml
 from clim.errors import UserError
 from clim.files import write_json
 from mini.concepts import NAMES, web_captions
-from mini.generate import build_once, coco_json, draw_all, fill_caption_cache, save_image, set_up_mini
+from mini.generate import build_once, captions_of, coco_json, draw_all, fill_caption_cache, save_image, set_up_mini
 from mini.images import BASE, PHOTOS, draw_pair, draw_scene
 
 VERSION = 1
@@ -101,9 +101,6 @@ def _write_files(folder: Path, boxed: np.ndarray, images: dict[str, list], objec
 
 def set_up_own(root: Path, *, seed: int) -> None:
     """Make the files of configs/mini and configs/mini/finetune_*.yaml under ``root``. Existing ones stay."""
-    import json
-
     set_up_mini(root, seed=seed)
     build_own(root, seed=seed)
-    pairs = json.loads((root / "mini_own/annotations/captions_tags.json").read_text())["images"]
-    fill_caption_cache(root, [caption for image in pairs for caption in image["captions"]])
+    fill_caption_cache(root, captions_of(root / "mini_own/annotations/captions_tags.json"))

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from clim.data.images import UnreadableImage, read_image, resize
+from clim.data.images import MIN_SIDE, UnreadableImage, read_image, resize
 from clim.data.partners import image_ids_hash
 from clim.errors import UserError
 from clim.files import write_json
@@ -67,7 +67,8 @@ class Images(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
         square = (self.size, self.size)
         try:
-            image = read_image(self.records[index]["file_name"], fmt="RGB", at_least=square).image
+            options = {"fmt": "RGB", "at_least": square, "min_side": MIN_SIDE}
+            image = read_image(self.records[index]["file_name"], **options).image
         except UnreadableImage as error:
             return torch.zeros(3, *square), str(error)
         # Stretched, not cropped: a tile shows the whole image.

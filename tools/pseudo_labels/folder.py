@@ -10,15 +10,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, NotRequired, TypedDict
 
+import msgspec
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from clim.data.images import UnreadableImage, read_image
+from clim.data.images import MIN_SIDE, UnreadableImage, read_image
 from clim.data.shards import SCHEME
 from clim.errors import UserError
-from clim.files import write_json
+from clim.files import decode_json, read_json, write_json
 
 
 class Labels(NamedTuple):
@@ -29,8 +30,19 @@ class Labels(NamedTuple):
     scores: np.ndarray
 
 
+class Line(TypedDict):
+    """A finished image: (height, width), boxes xyxy, nouns and scores, or why it was skipped."""
+
+    image_id: int | str
+    size: NotRequired[Annotated[list[int], msgspec.Meta(min_length=2, max_length=2)]]
+    boxes: NotRequired[list[Annotated[list[float], msgspec.Meta(min_length=4, max_length=4)]]]
+    nouns: NotRequired[list[Annotated[int, msgspec.Meta(ge=0)]]]
+    scores: NotRequired[list[float]]
+    skipped: NotRequired[str]
+
+
 class LabelFolder:
-    """Finished images: {image_id, size, boxes, nouns, scores} or {image_id, skipped: reason}, a line each.
+    """Finished images, a :class:`Line` each.
 
     ``settings`` is all that changes labels, in types of json. Raises UserError if the folder was begun with other
     settings, or a line of it is damaged.
@@ -42,7 +54,8 @@ class LabelFolder:
         path = self.folder / "settings.json"
         if not path.exists():
             write_json(path, dict(settings), shared=True)
-        before, now = json.loads(path.read_text()), json.loads(json.dumps(dict(settings)))
+        before = read_json(path, kind=dict[str, object], remedy=f"remove {self.folder} to start anew")
+        now = json.loads(json.dumps(dict(settings)))
         for key in before | now:
             if before.get(key) != now.get(key):
                 raise UserError(
@@ -50,16 +63,16 @@ class LabelFolder:
                     "the same arguments, or remove that folder to start anew."
                 )
 
-    def finished(self) -> dict[int, dict]:
+    def finished(self) -> dict[int, Line]:
         """{image id: line} of all files, without unfinished last lines."""
         lines = {}
         for path in sorted(self.folder.glob("*.jsonl")):
             for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-                try:
-                    entry = json.loads(line)
-                    lines[entry["image_id"]] = entry
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(f"Line {number} of {path} is damaged: remove that file.") from error
+                place = f"line {number} of {path}"
+                entry = decode_json(line, source=place, kind=Line, remedy="remove that line")
+                if len({len(entry.get(key, ())) for key in ("boxes", "nouns", "scores")}) != 1:
+                    raise UserError(f"{place} has not as many boxes as nouns and scores: remove that line.")
+                lines[entry["image_id"]] = entry
         return lines
 
     @contextmanager
@@ -112,7 +125,7 @@ def label_images(
 
 
 def coco_format(
-    records: Sequence[Mapping], lines: Mapping[int, Mapping], *, nouns: Sequence[str], image_root: str
+    records: Sequence[Mapping], lines: Mapping[int, Line], *, nouns: Sequence[str], image_root: str
 ) -> dict:
     """The json's content: images with boxes in the records' order, categories 1…N in the nouns' order.
 
@@ -147,7 +160,7 @@ class _Images(Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray | None, str | None]:
         try:
-            return read_image(self.records[index]["file_name"], fmt="RGB").image, None
+            return read_image(self.records[index]["file_name"], fmt="RGB", min_side=MIN_SIDE).image, None
         except UnreadableImage as error:
             return None, error.reason
 

@@ -6,12 +6,12 @@ are ours. N proposals, K nouns, D embedding width.
 
 import numpy as np
 import torch
-from detectron2.data import transforms as T
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torchvision.ops import nms
 
 from clim.checkpoints.checkpointer import load_model
+from clim.data.images import ResizeShortestEdge
 from clim.data.region_classification import crop_letterboxed
 from clim.errors import UserError
 from clim.modeling.backbones.encoder import ImageEncoder, build_image_encoder
@@ -33,7 +33,7 @@ class Proposer:
     def __init__(self, cfg, *, count: int, overlap: float, min_area: float):
         self.count, self.overlap, self.min_area = count, overlap, min_area
         self.input_format = cfg.INPUT.FORMAT
-        self.resize = T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.model = load_model(cfg, parts=("backbone.", "proposal_generator."))
 
     @torch.no_grad()

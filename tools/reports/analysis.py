@@ -6,18 +6,32 @@ object match at an IoU of .5 or more.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 import supervision as sv
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from faster_coco_eval import COCOeval_faster
 
 from clim.checkpoints.reading import read_weights
+from clim.data.schemas import Box
+from clim.errors import UserError
 from clim.evaluation.base import indexed
 from clim.files import read_json
 
+AGAIN = "run the evaluation again"
 IOU = 0.5
 AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # square pixels
+
+
+class Detection(msgspec.Struct):
+    """One of COCO's list of results."""
+
+    image_id: int
+    category_id: int
+    bbox: Box
+    score: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Analysis:
@@ -40,7 +54,11 @@ class Analysis:
         self.shown, self.precision = {}, {}
         for run in runs:
             path = folder / run / "inference" / dataset / "coco_instances_results.json"
-            found = _detections(read_json(path, remedy="run the evaluation again"), self.records, metadata)
+            results = read_json(path, kind=list[Detection], remedy=AGAIN)
+            try:
+                found = _detections(results, self.records, metadata)
+            except KeyError as error:
+                raise UserError(f"{path} has the id {error}, which {dataset} has not: {AGAIN}.") from error
             self.precision[run] = precision(self.truth, found, num_classes=len(self.names))
             bias = _bias(folder / run / "model_final.pth")
             self.shown[run] = [_shown(one, bias=bias, threshold=threshold, overlap=overlap, top=top) for one in found]
@@ -102,14 +120,14 @@ def _truth(record: Mapping) -> sv.Detections:
     return _boxes([box for box, _ in boxes], [k for _, k in boxes])
 
 
-def _detections(results: Sequence[Mapping], records: Sequence[Mapping], metadata) -> list[sv.Detections]:
+def _detections(results: Sequence[Detection], records: Sequence[Mapping], metadata) -> list[sv.Detections]:
     """COCO results as one sv.Detections for each record, the classes by index, the highest score first."""
     of_image = {record["image_id"]: [] for record in records}
     for result in results:
-        of_image[result["image_id"]].append(result)
+        of_image[result.image_id].append(result)
     index = metadata.thing_dataset_id_to_contiguous_id
     return [
-        _boxes([r["bbox"] for r in rows], [index[r["category_id"]] for r in rows], [r["score"] for r in rows])
+        _boxes([r.bbox for r in rows], [index[r.category_id] for r in rows], [r.score for r in rows])
         for rows in of_image.values()
     ]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from clim.data.images import read_image
 from clim.results import draw
 from clim_commands.canvases import mosaic_of_each_grid
-from clim_commands.page import Example
+from clim_commands.page import Example, write_page
 from experiments.training import read_metrics
 
 from . import COMPARED, TITLES
@@ -94,9 +94,7 @@ def write_demo_report(
         notes=NOTES,
         commands=commands,
     )
-    path = folder / "report.html"
-    path.write_text(render_report(report), "utf-8")
-    return path
+    return write_page(folder / "report.html", render_report(report))
 
 
 def headline(results: Mapping[str, dict]) -> str:

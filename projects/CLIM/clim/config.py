@@ -21,7 +21,7 @@ def add_clim_config(cfg: "CfgNode") -> None:
     _add_encoders(cfg, node)
     _add_centernet2(cfg, node)
     _add_input(cfg, node)
-    _add_training(cfg)
+    _add_training(cfg, node)
 
 
 def _add_classifier(cfg, node) -> None:
@@ -246,7 +246,7 @@ def _add_input(cfg, node) -> None:
     lsj.STYLE = "detectron2"
 
 
-def _add_training(cfg) -> None:
+def _add_training(cfg, node) -> None:
     """Data sets, the loader (its sizes are per GPU), the solver and the evaluation."""
     cfg.DATASETS.CAPTIONS = ()  # registered sets of image-text pairs
     cfg.DATASETS.REGIONS = ()  # registered sets of images with pseudo-labelled boxes
@@ -285,6 +285,9 @@ def _add_training(cfg) -> None:
     cfg.SOLVER.KEEP_CHECKPOINTS = 3  # number of newest checkpoints that stay beside model_final; 0: all
     cfg.SOLVER.LOG_PERIOD = 20  # iterations between two lines of the log
     cfg.SOLVER.WRITERS = ["tensorboard"]  # beside log and metrics.json: "tensorboard", "wandb", "mlflow"
+
+    cfg.DISTRIBUTED = node()
+    cfg.DISTRIBUTED.TIMEOUT = 1800.0  # s that a process waits for the others before it gives up
 
     cfg.TEST.BEST_METRIC = ""  # a figure, "bbox/AP50_novel" for one: where it is highest goes to model_best.pth
     cfg.TEST.PROTOCOL = "generalized"  # Detic: one run, 80 classes predicted, 65 scored; "two_run": CLIM; or "both"

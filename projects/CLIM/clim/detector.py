@@ -26,6 +26,7 @@ from torchvision.ops import nms
 
 from clim.checkpoints.checkpointer import atomic_save, load_model
 from clim.checkpoints.reading import DESCRIPTION, read_description
+from clim.config_values import check_values
 from clim.data.images import ResizeShortestEdge, channels_first
 from clim.data.names import vocabulary_names
 from clim.engine.setup import load_config
@@ -107,7 +108,10 @@ class Detector:
         self.novel = self._novel_among(self.names)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.model = load_model(cfg)
-        self.features = self.model.roi_heads.predictors[-1].text_features
+        last = self.model.roi_heads.predictors[-1]
+        if len(self.names) != (count := last.num_classes if last.synonyms is None else len(last.synonyms)):
+            raise UserError(f"{cfg.MODEL.WEIGHTS} has {count} classes, but names {len(self.names)}: take another file.")
+        self.features = last.text_features
         for predictor in self.model.roi_heads.predictors:
             predictor.test_score_thresh = score_threshold
             if cfg.MODEL.VOCABULARY.NAMES:
@@ -283,7 +287,7 @@ def most_confident(found, *, threshold: float = 0.0, top: int | None = None, ove
 
     Of boxes with an IoU above ``overlap``, also of different classes, only the best stays: one object has one name.
     """
-    found = found[found.confidence >= threshold]
+    found = found[(found.confidence >= threshold) & np.isfinite(found.xyxy).all(axis=1)]
     boxes, scores = (torch.from_numpy(of.astype(np.float64)) for of in (found.xyxy, found.confidence))
     return found[nms(boxes, scores, overlap)[:top].numpy()]
 
@@ -292,6 +296,7 @@ def _read(model, config, classes: Classes | None, overrides) -> tuple[CfgNode, d
     """The config, not frozen, the checkpoint's description (:func:`clim.checkpoints.read_description`) and classes."""
     given = config if config is not None else model
     cfg = (given if isinstance(given, CfgNode) else load_config(str(given), list(overrides))).clone()
+    check_values(cfg)
     cfg.defrost()
     if not detects(cfg):
         name = cfg.MODEL.META_ARCHITECTURE

@@ -4,9 +4,11 @@ import codecs
 import json
 import math
 import os
+import re
 import shutil
+import stat
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +18,8 @@ import msgspec
 from clim.errors import UserError
 
 SUFFIX = ".partial"
+_WORDS = {"array": "a list", "object": "an object", "str": "a text", "int": "a whole number", "float": "a number"}
+_WORDS["bool"] = "true or false"
 T = TypeVar("T")
 
 
@@ -42,10 +46,21 @@ def replacing(path: str | os.PathLike, *, shared: bool = False) -> Iterator[Path
     partial = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + SUFFIX)
     remove(partial)
     try:
-        yield partial
-        os.replace(partial, path)
+        with naming(path):
+            yield partial
+            os.replace(partial, path)
     except BaseException:  # a Ctrl-C too
         remove(partial)
+        raise
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """An OSError of the block that names no file, as that of a write, names the file or folder ``path``."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
 
 
@@ -69,41 +84,89 @@ def nan_to_none(row: Mapping) -> dict:
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
-def read_json(
-    path: str | os.PathLike, *, remedy: str, kind: type[T] = object,
-    object_hook: Callable[[dict], object] | None = None,
-) -> T:  # fmt: skip
+def read_json(path: str | os.PathLike, *, remedy: str, kind: type[T] = object) -> T:
     """Content of a json file as ``kind``, any type that msgspec decodes; its Structs describe each kind of file.
 
-    UserError with ``remedy`` where the file is missing or broken, or a value does not fit: file, place, expected type.
+    UserError with ``remedy`` where the file is missing or broken, or a value does not fit: file, place, the value and
+    the id of its object, and what it must be (the ``description`` of its field, else its type).
     """
-    data = _read_bytes(path, remedy)
-    return decode_json(data, source=path, remedy=remedy, kind=kind, object_hook=object_hook)
+    return decode_json(read_bytes(path, remedy=remedy), source=path, remedy=remedy, kind=kind)
 
 
-def decode_json(data: bytes, *, source, remedy: str, kind: type[T] = object, object_hook=None) -> T:
+def decode_json(data: bytes, *, source, remedy: str, kind: type[T] = object) -> T:
     """As :func:`read_json`, of the content of ``source``."""
+    content = msgspec.Raw(data.removeprefix(codecs.BOM_UTF8))
     try:
         try:
-            if object_hook is None:
-                return msgspec.json.decode(data.removeprefix(codecs.BOM_UTF8), type=kind)
+            return msgspec.json.decode(content, type=kind)
         except msgspec.ValidationError:
             raise
         except (msgspec.DecodeError, RecursionError):
             pass  # Python's json also reads NaN, half surrogate pairs and UTF-16, and says where a file breaks off
-        return msgspec.convert(json.loads(data, object_hook=object_hook), kind)
+        content = json.loads(data)
+        return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        expected, _, place = str(error).rstrip("`").partition(" - at `$")
-        where = f"{place.lstrip('.')} of {source}" if place else source
-        raise UserError(f"{where} does not fit: {expected[:1].lower()}{expected[1:]}: {remedy}") from error
+        raise UserError(f"{_misfit(error, content, source, kind)}: {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is not valid json ({error}): {remedy}") from error
+
+
+def _misfit(error: msgspec.ValidationError, content, source, kind: type) -> str:
+    """What does not fit in ``content``: its place, the id of its object, the value, and what it must be."""
+    message, _, path = str(error).removesuffix("`").partition(" - at `$")
+    keys = [name or int(number) for name, number in re.findall(r"\.([^.[]+)|\[(\d+)\]", path.partition("[...]")[0])]
+    missing, own = re.fullmatch("Object missing required field `([^`]*)`?", message), error.__cause__
+    if not (missing or own):
+        schema = {} if kind is object else msgspec.json.schema(kind, schema_hook=lambda _: {"title": "any"})
+        fields = [field for part in schema.get("$defs", {}).values() for field in part.get("properties", {}).items()]
+        kinds = ((name, choice) for name, field in fields for choice in (field, *field.get("anyOf", ())))
+        described = {name: choice["description"] for name, choice in kinds if "description" in choice}
+        last = next((i for i in reversed(range(len(keys))) if keys[i] in described), None)
+        expected = message.removeprefix("Expected ").partition(", got")[0]
+        expected = re.sub("`(.*?)`", _in_words, expected) if last is None else described[keys[last]]
+        keys = keys if last is None else keys[: last + 1]
+    found, identity = _look_up(content, keys)
+    place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+    where = (f"{place} of {source}" if place else str(source)) + identity
+    if missing:
+        return f"{where} has no {missing[1]}" + ("" if keys else ", so it is a file of another kind")
+    return f"{where} {message}" if own else f"{where} is {found}: it must be {expected}"
+
+
+def _look_up(content, keys: list) -> tuple[str, str]:
+    """The value at ``keys`` as a short json, and " (id …)" of the innermost object around it that has an id."""
+    identity = ""
+    for key in (*keys, None):
+        parts = content
+        if isinstance(content, msgspec.Raw):  # only the way to the value is decoded
+            kind = list[msgspec.Raw] if isinstance(key, int) else dict[str, msgspec.Raw]
+            try:
+                parts = msgspec.json.decode(content, type=kind)
+            except (msgspec.MsgspecError, RecursionError):  # it may also be broken elsewhere
+                break
+        if isinstance(parts, dict) and "id" in parts and key != "id":
+            identity = f" (id {_shortened(parts['id'])})"
+        if key is not None:
+            content = parts[key]
+    return _shortened(content), identity
+
+
+def _shortened(value, length: int = 60) -> str:
+    raw = isinstance(value, msgspec.Raw)
+    text = bytes(memoryview(value)[: 4 * length]).decode(errors="replace") if raw else json.dumps(value)
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[:length]}…"
+
+
+def _in_words(name: re.Match) -> str:
+    """msgspec's name of a type, "int | null", in the words of a json."""
+    return " or ".join(_WORDS.get(word, word) for word in name[1].split(" | "))
 
 
 def read_text(path: str | os.PathLike, *, remedy: str) -> str:
     """Text of a file in UTF-8, without its byte-order mark. UserError with ``remedy``, as :func:`read_json`."""
     try:
-        return _read_bytes(path, remedy).decode("utf-8-sig")
+        return read_bytes(path, remedy=remedy).decode("utf-8-sig")
     except ValueError as error:
         raise UserError(f"{path} is not text in UTF-8 ({error}): {remedy}") from error
 
@@ -113,10 +176,15 @@ def nfc(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _read_bytes(path: str | os.PathLike, remedy: str) -> bytes:
+def read_bytes(path: str | os.PathLike, *, remedy: str) -> bytes:
+    """Content of a file. UserError with ``remedy`` where it is missing, cannot be read or is no regular file."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device may never end
+            raise UserError(f"{path} is a folder, a pipe or a device, but must be a file: {remedy}")
         return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} not found: {remedy}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} is too large for the memory: {remedy}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with the character 0
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): {remedy}") from error

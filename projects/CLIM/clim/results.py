@@ -4,8 +4,11 @@ N detections of an image; boxes are x0, y0, x1, y1 in pixels of the upright imag
 """
 
 import copy
+import io
 import json
+import logging
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import groupby
@@ -15,15 +18,20 @@ import av
 import matplotlib
 import numpy as np
 import supervision as sv
-from PIL import Image, ImageOps
+from PIL import Image
 from pycocotools.mask import encode
 
-from clim.files import write_json
-from clim.sources import Frame, Skipped, read_source
+from clim.files import remove, replacing, write_json
+from clim.sources import Frame, Skipped, check_apart, read_source
 
 FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")  # it has most alphabets
 _COLOURS = sv.ColorPalette.DEFAULT.colors
 _INKS = [sv.Color.BLACK if np.dot(c.as_rgb(), (0.299, 0.587, 0.114)) > 140 else sv.Color.WHITE for c in _COLOURS]
+
+_JPEG_SIDE = 65_500  # px, the longest of a JPEG
+_NAME_BYTES = 200  # of 255, which disks allow: an ending follows
+
+logger = logging.getLogger(__name__)
 
 
 def draw(
@@ -36,7 +44,8 @@ def draw(
     ``letters``: px of the labels' letters, by default a 50th of it.
     """
     scale = side / max(image.shape) if side else max(640 / max(image.shape), 1.0)
-    page = np.asarray(ImageOps.scale(Image.fromarray(image), scale))[..., ::-1].copy()  # supervision's BGR
+    size = [max(1, round(edge * scale)) for edge in image.shape[1::-1]]
+    page = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))[..., ::-1].copy()  # its BGR
     found, labels = found[::-1], labels[::-1]
     if found.mask is not None:
         found.mask = np.array([np.asarray(Image.fromarray(m).resize(page.shape[1::-1])) for m in found.mask])
@@ -113,7 +122,8 @@ class Result:
         return draw(self.image, self.to_supervision(), self.labels(), **options)
 
     def save(self, folder: str | os.PathLike) -> Path:
-        """Write the drawing into ``folder``; returns its path."""
+        """Write the drawing into ``folder``; returns its path. UserError where the image itself lies there."""
+        check_apart(folder, [Path(self.file_name)])
         ((_, name),) = save_each([self], folder)
         return Path(folder) / name
 
@@ -163,7 +173,11 @@ class Results(list[Result]):
         return [result.plot() for result in self]
 
     def save(self, folder: str | os.PathLike) -> Path:
-        """Write NAME.jpg of every image, NAME.mp4 of every video, and predictions.json into ``folder``."""
+        """Write NAME.jpg of every image, NAME.mp4 of every video, and predictions.json into ``folder``.
+
+        UserError where one of the images lies there.
+        """
+        check_apart(folder, [Path(result.file_name) for result in self])
         content = self.to_dict()
         for entry, (_, drawing) in zip(content["images"], save_each(self._with_images(), folder), strict=True):
             entry["drawing"] = drawing
@@ -202,36 +216,57 @@ class Results(list[Result]):
                 yield result
 
 
-def save_each(results: Iterable[Result], folder: str | os.PathLike) -> Iterator[tuple[Result, str]]:
+def save_each(results: Iterable[Result], folder: str | os.PathLike) -> Iterator[tuple[Result, str | None]]:
     """Write each drawing into ``folder`` and give it with its file name: NAME.jpg; of all frames of a video NAME.mp4.
 
-    Videos are H.264, which browsers play. It needs even sides, so an odd one loses its last pixel.
+    NAME.png where a side is too long for a JPEG; None where drawing fails, which is logged. Files of these names are
+    replaced: :func:`clim.sources.check_apart`. Videos are H.264, which browsers play. It needs even sides, so an odd
+    one loses its last pixel.
     """
     folder, used = Path(folder), set()
     folder.mkdir(parents=True, exist_ok=True)
     for (source, is_video), group in groupby(results, key=_place):
         for result in [] if is_video else group:
-            name = _new_name(source, ".jpg", used)
-            Image.fromarray(result.plot()).save(folder / name, quality=92)
+            drawing, name = _drawn(result), None
+            if drawing is not None:
+                kind = "JPEG" if max(drawing.shape) <= _JPEG_SIDE else "PNG"
+                name = _new_name(source, ".jpg" if kind == "JPEG" else ".png", folder, used)
+                content = io.BytesIO()  # PIL itself does not notice a disk that becomes full
+                Image.fromarray(drawing).save(content, kind, quality=92)
+                with replacing(folder / name) as partial:
+                    partial.write_bytes(content.getvalue())
             yield result, name
         if is_video:
-            name = _new_name(source, ".mp4", used)
-            yield from ((result, name) for result in _write_video(group, folder / name))
+            name = _new_name(source, ".mp4", folder, used)
+            yield from _write_video(group, folder / name)
 
 
-def _write_video(results: Iterator[Result], path: Path) -> Iterator[Result]:
+def _drawn(result: Result) -> np.ndarray | None:
+    """The drawing; None where it fails: a run has more results."""
+    try:
+        return result.plot()
+    except Exception as error:  # PIL, OpenCV and supervision raise many types
+        logger.warning("%s is not drawn (%s: %s)", result.file_name, type(error).__name__, error)
+        return None
+
+
+def _write_video(results: Iterator[Result], path: Path) -> Iterator[tuple[Result, str | None]]:
+    remove(path)  # not what a link of this name leads to
     with av.open(os.fspath(path), "w") as container:
         stream = container.add_stream("libx264", options={"crf": "23"})
         try:
             for result in results:
-                drawing = result.plot()
+                drawing = _drawn(result)
+                if drawing is None:
+                    yield result, None
+                    continue
                 height, width = (side - side % 2 for side in drawing.shape[:2])
                 if not stream.codec_context.is_open:
                     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
                     stream.codec_context.framerate = Fraction(result.rate).limit_denominator(1001)
                 drawing = np.ascontiguousarray(drawing[:height, :width])
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(drawing, format="rgb24")))
-                yield result
+                yield result, path.name
         finally:
             container.mux(stream.encode(None))
 
@@ -240,11 +275,12 @@ def _place(result: Result) -> tuple[str, bool]:
     return result.file_name, result.frame is not None
 
 
-def _new_name(source: str, suffix: str, used: set[str]) -> str:
-    """A file name for the drawing of ``source`` that is not ``used`` yet."""
-    stem = Path(source.partition("?")[0].replace(":", "_")).stem or "image"
+def _new_name(source: str, suffix: str, folder: Path, used: set[str]) -> str:
+    """A file name for the drawing of ``source`` that is not ``used`` yet, of letters that every disk and page takes."""
+    stem = re.sub(r"[\x00-\x1f\x7f:]", "_", Path(source.partition("?")[0]).stem)
+    stem = stem.encode("utf-8", "surrogateescape")[:_NAME_BYTES].decode("utf-8", "ignore") or "image"
     name, number = stem + suffix, 2
-    while name in used:
+    while name.casefold() in used or (folder / name).is_dir():
         name, number = f"{stem}_{number}{suffix}", number + 1
-    used.add(name)
+    used.add(name.casefold())
     return name

@@ -4,16 +4,19 @@ What is missing is found without torch, which takes seconds to import.
 """
 
 import glob
+import http.client
+import math
 import os
-import time
+import queue
+import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from clim.errors import UserError
 
@@ -21,6 +24,7 @@ IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".p
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 URL_BYTES, URL_SECONDS = 64 << 20, 30  # an address may give no more, and take no longer
 WEBCAM = "webcam:"
+ENOUGH = 0.9  # of the seconds that a video's header announces: less is reported
 
 
 class Frame(NamedTuple):
@@ -69,23 +73,37 @@ def read_source(source, *, frames: int | None = None) -> Iterator[Frame | Skippe
             yield Skipped(error.file_name, error.reason)
 
 
+def check_apart(folder: str | os.PathLike, items: Iterable) -> None:
+    """UserError if one of the files among ``items`` lies in ``folder``, where a drawing could replace it."""
+    real = os.path.realpath(folder)
+    for item in items:
+        if isinstance(item, Path) and real in (os.path.realpath(item.parent), os.path.dirname(os.path.realpath(item))):
+            raise UserError(f"{item} lies in {folder}, where its drawing could replace it: name another folder.")
+
+
 def fetch(address: str, *, limit: int = URL_BYTES, seconds: float = URL_SECONDS) -> bytes:
     """What an http(s) address gives. UnreadableImage where it fails, has over ``limit`` bytes or takes too long."""
     from clim.data.images import UnreadableImage
 
-    end, chunks, size = time.monotonic() + seconds, [], 0
+    given = queue.SimpleQueue()  # timeouts of sockets begin anew with each byte, and names are resolved without any
+
+    def read() -> None:
+        try:
+            with urllib.request.urlopen(address, timeout=2 * seconds) as answer:
+                given.put(answer.read(limit + 1))
+        except (OSError, ValueError, http.client.HTTPException) as error:  # HTTPError and URLError are OSErrors
+            given.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
     try:
-        with urllib.request.urlopen(address, timeout=seconds) as answer:
-            while chunk := answer.read(1 << 16):
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > limit:
-                    raise UnreadableImage(address, f"over {limit >> 20} MB")
-                if time.monotonic() > end:
-                    raise UnreadableImage(address, f"not there in {seconds:g} s")
-    except (OSError, ValueError) as error:  # HTTPError and URLError are OSErrors
-        raise UnreadableImage(address, f"cannot be fetched ({error})") from error
-    return b"".join(chunks)
+        data = given.get(timeout=seconds)
+    except queue.Empty:
+        raise UnreadableImage(address, f"not there in {seconds:g} s") from None
+    if isinstance(data, Exception):
+        raise UnreadableImage(address, f"cannot be fetched ({data})") from data
+    if len(data) > limit:
+        raise UnreadableImage(address, f"over {limit >> 20} MB")
+    return data
 
 
 def _read(item, number: int) -> Iterator[Frame]:
@@ -96,7 +114,8 @@ def _read(item, number: int) -> Iterator[Frame]:
     elif isinstance(item, np.ndarray):
         yield Frame(item, f"image_{number}")
     elif isinstance(item, Image.Image):
-        yield Frame(to_rgb(ImageOps.exif_transpose(item)), getattr(item, "filename", "") or f"image_{number}")
+        name = str(getattr(item, "filename", "") or f"image_{number}")
+        yield Frame(to_rgb(item, name=name), name)
     elif isinstance(item, str):
         yield Frame(decode_image(fetch(item), file_name=item, fmt="RGB").image, item)
     elif item.suffix.lower() in VIDEOS:
@@ -109,16 +128,22 @@ def _read_video(source: str | int, name: str) -> Iterator[Frame]:
     """Frames of a file, or of a webcam without end."""
     import cv2
 
-    from clim.data.images import UnreadableImage
+    from clim.data.images import UnreadableImage, check_file
 
+    if isinstance(source, str):
+        check_file(source, most_bytes=math.inf)
     video = cv2.VideoCapture(source)
     try:
-        rate, number = video.get(cv2.CAP_PROP_FPS) or 25.0, 0
+        rate, number, seconds = video.get(cv2.CAP_PROP_FPS) or 25.0, 0, 0.0
         while (grabbed := video.read())[0]:
+            seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
             yield Frame(cv2.cvtColor(grabbed[1], cv2.COLOR_BGR2RGB), name, number, rate)
             number += 1
         if not number:
             raise UnreadableImage(name, "not a video" if isinstance(source, str) else "no webcam there")
+        count = video.get(cv2.CAP_PROP_FRAME_COUNT)  # only estimated, where the rate of frames varies
+        if seconds < ENOUGH * (count - 2) / rate:
+            raise UnreadableImage(name, f"ends after {number} frames, but its header announces about {count:.0f}")
     finally:
         video.release()
 
@@ -144,7 +169,13 @@ def _items(entry) -> Sequence:
 
 def files_below(folder: Path) -> Iterator[Path]:
     """All files of a folder, its sub-folders and those that links name, without hidden ones."""
+    seen = set()  # a link may lead to a folder above it
     for place, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(place, name) for name in names if not name.startswith("."))
 
@@ -153,7 +184,7 @@ def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
     if not str(entry).strip():  # an empty variable of a shell; Path("") would be the working folder
         raise UserError("A source is empty: name files, folders, globs, http(s) addresses or webcam:0.")
     path = Path(entry).expanduser()
-    if path.is_file():
+    if os.path.lexists(path) and not path.is_dir():  # reading reports a pipe, or a link that leads nowhere
         return [path]
     if path.is_dir():
         found = files_below(path)
@@ -161,7 +192,7 @@ def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
         found = map(Path, glob.glob(str(path), recursive=True))
     else:
         raise UserError(f"{entry} does not exist: name files, folders, globs, http(s) addresses or webcam:0.")
-    wanted = sorted(p for p in found if p.suffix.lower() in IMAGES | VIDEOS and p.is_file())
+    wanted = sorted({p for p in found if p.suffix.lower() in IMAGES | VIDEOS and not p.is_dir()})
     if not wanted:
         raise UserError(f"{entry} has no image and no video ({', '.join(sorted(IMAGES | VIDEOS))}).")
     return wanted

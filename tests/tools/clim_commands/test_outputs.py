@@ -1,8 +1,10 @@
 """Files of the commands: arrays, json that may be missing, a filled cache of captions."""
 
 import numpy as np
+import pytest
 import torch
 
+from clim.errors import UserError
 from clim.text import CaptionCache
 from clim_commands import outputs
 
@@ -15,13 +17,16 @@ def test_arrays_appear_whole(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["rows"]
 
 
-def test_json_that_is_missing_or_broken_is_none(tmp_path):
+def test_a_note_may_be_missing_but_not_damaged(tmp_path):
+    assert outputs.read_note(tmp_path / "none.json", remedy="remove it") is None
+    (tmp_path / "whole.json").write_text('{"é": 1}', "utf-8")
+    assert outputs.read_note(str(tmp_path / "whole.json"), kind=dict[str, int], remedy="remove it") == {"é": 1}
     (tmp_path / "broken.json").write_text('{"images": [')
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    for path in ("none.json", "broken.json/below.json", "broken.json", "binary.json", "."):
-        assert outputs.read_json_or_none(tmp_path / path) is None
-    (tmp_path / "whole.json").write_text('{"é": 1}', "utf-8")
-    assert outputs.read_json_or_none(str(tmp_path / "whole.json")) == {"é": 1}
+    (tmp_path / "link.json").symlink_to("nowhere")
+    for path in ("broken.json", "binary.json", "link.json", "."):
+        with pytest.raises(UserError, match=f"{tmp_path / path}.*: remove it"):
+            outputs.read_note(tmp_path / path, remedy="remove it")
 
 
 class Tower:

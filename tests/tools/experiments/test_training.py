@@ -38,7 +38,8 @@ if step == "hang":
 time.sleep(step)
 folder = output / "inference" / "mini_ov_val"
 folder.mkdir(parents=True, exist_ok=True)
-report = {"summary": {"AP50_novel": 1.0, "AP50_base": 2.0, "AP50_all": 3.0}, "per_class": [{"class": "dog"}]}
+summary = {"AP50_novel": 1.0, "AP50_base": 2.0, "AP50_all": 3.0}
+report = {"dataset": "mini_ov_val", "summary": summary, "per_class": [{"class": "dog"}]}
 (folder / "ov_coco_results.json").write_text(json.dumps(report))
 """
 
@@ -82,24 +83,38 @@ def test_figures_of_masks_and_boxes_have_their_task_in_front(tmp_path):
     folder = tmp_path / "inference/set"
     folder.mkdir(parents=True)
     summary = {"segm": {"AP": 3.0, "APr": None}, "bbox": {"AP": 4.0}}
-    (folder / "lvis_results.json").write_text(json.dumps({"summary": summary, "per_class": []}))
+    (folder / "lvis_results.json").write_text(json.dumps({"dataset": "set", "summary": summary, "per_class": []}))
     expected = {"segm/AP": 3.0, "segm/APr": None, "bbox/AP": 4.0, "per_class": []}
     assert training._evaluation(tmp_path, "set") == expected
 
 
 def test_other_settings_start_over(tmp_path, stand_in):
     run(tmp_path, "SEED", 1)
-    (tmp_path / "run" / "old.pth").write_text("")
-    run(tmp_path, "SEED", 2)
-    assert len(stand_in.calls()) == 2
+    for seed in (2, 1):  # what is there is moved, not deleted
+        (tmp_path / "run" / "old.pth").write_text(str(seed))
+        run(tmp_path, "SEED", seed)
+    assert len(stand_in.calls()) == 3
+    assert [(tmp_path / name / "old.pth").read_text() for name in ("run.1", "run.2")] == ["2", "1"]
+    assert json.loads((tmp_path / "run.1" / "results.json").read_text())["results"]["AP50_novel"] == 1.0
     assert not (tmp_path / "run" / "old.pth").exists()
     (tmp_path / "run").rename(tmp_path / "moved")  # log period and place do not matter
-    same = ["SEED", 2, "SOLVER.LOG_PERIOD", 3]
+    same = ["SEED", 1, "SOLVER.LOG_PERIOD", 3]
     run_training(CONFIG, output=tmp_path / "moved", overrides=same, datasets_root=tmp_path)
-    assert len(stand_in.calls()) == 2
+    assert len(stand_in.calls()) == 3
     for _ in range(2):  # without a test, "seconds" are the result
         assert list(run(tmp_path, "DATASETS.TEST", "()")) == ["seconds"]
-    assert len(stand_in.calls()) == 3
+    assert len(stand_in.calls()) == 4
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"settings": 3}', '{"seconds": NaN}', "\udcff", "\0" * 40])
+def test_a_record_that_cannot_be_read_is_told_and_its_run_stays(tmp_path, stand_in, damage):
+    run(tmp_path)
+    record = tmp_path / "run" / "results.json"
+    record.write_text(damage, errors="surrogateescape")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=f"{record}.*: if you want to keep .*, rename {record.parent}"):
+        run(tmp_path)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -180,8 +195,9 @@ def test_runs_together_and_one_failure_stops_the_others(tmp_path, stand_in):
 
 def test_metrics_of_a_resumed_run_are_read_once(tmp_path):
     lines = [{"iteration": 0, "a": 1}, {"iteration": 20, "a": 2}, {"iteration": 20, "a": 3}, {"iteration": 20, "b": 4}]
-    text = "\n".join(map(json.dumps, lines)) + '\n{"iteration": 40, "a'
-    (tmp_path / "metrics.json").write_text(text)
+    odd = ["5", "null", "[]", '{"iteration": "9"}', '{"iteration": 1e3}', '{"iteration": 7, "a": "x"}', "\0", "\udcff"]
+    text = "\n".join([*map(json.dumps, lines), *odd]) + '\n{"iteration": 40, "a'
+    (tmp_path / "metrics.json").write_text(text, errors="surrogateescape")
     assert read_metrics(tmp_path) == [{"iteration": 0, "a": 1}, {"iteration": 20, "a": 3, "b": 4}]
     assert read_metrics(tmp_path / "nowhere") == []
 

@@ -123,13 +123,23 @@ def test_finished_output_is_kept_and_half_written_output_rebuilt(tmp_path):
     touched.write_bytes(b"torn")
     assert build_mini(tmp_path, workers=1, **sizes) == summary
     assert touched.read_bytes() == b"torn"
-    for summary_text in (None, "{", "[]"):
-        (folder / "summary.json").unlink()
-        if summary_text is not None:
-            (folder / "summary.json").write_text(summary_text)
-        (folder / "pairs" / "000099.jpg").write_bytes(b"stale")
-        assert build_mini(tmp_path, workers=1, **sizes) == summary
-        assert _contents(folder) == first
+    begun = json.dumps({"version": summary["version"], "arguments": summary["arguments"]})
+    (folder / "pairs" / "000099.jpg").write_bytes(b"stale")
+    (folder / "summary.json").write_text(begun)  # by a call that was interrupted
+    assert build_mini(tmp_path, workers=1, **sizes) == summary
+    assert _contents(folder) == first
+
+
+@pytest.mark.parametrize("damage", [None, "", "{", "[]", "null", '{"version": "2", "arguments": {}}', "\0\0"])
+def test_a_folder_whose_summary_is_missing_or_damaged_stays(tmp_path, damage):
+    folder = tmp_path / "mini"
+    (folder / "train").mkdir(parents=True)
+    (folder / "train" / "mine.jpg").write_bytes(b"a photo")
+    if damage is not None:
+        (folder / "summary.json").write_text(damage)
+    with pytest.raises(UserError, match=f"move {folder} away" if damage is None else f"remove {folder}, and it is"):
+        build_mini(tmp_path, workers=1, num_train=1, num_pairs=0, num_cluttered=0, num_val=0)
+    assert (folder / "train" / "mine.jpg").read_bytes() == b"a photo"
 
 
 def test_other_arguments_replace_what_is_there(tmp_path):

@@ -186,9 +186,8 @@ def test_the_command_takes_the_benchmark(tmp_path, capsys):
     words = ["--benchmark", "lvis", "--output", str(tmp_path), "--workers", "1"]
     make_mini.main([*words, "--train", "2", "--val", "1", "--pairs", "0"])
     assert "mini_lvis" in capsys.readouterr().out and len(list(tmp_path.glob("mini_lvis/train/*.jpg"))) == 2
-    for extra, message in ((["--val", "-1"], "sizes of at least 0"), (["--cluttered", "3"], "lvis has no --cluttered")):
-        with pytest.raises(UserError, match=message):
-            make_mini.main([*words, *extra])
+    with pytest.raises(UserError, match="lvis has no --cluttered"):
+        make_mini.main([*words, "--cluttered", "3"])
 
 
 def test_set_up_stores_embeddings_and_nouns(tmp_path):

@@ -73,6 +73,5 @@ def test_the_command_draws_it(tmp_path, capsys):
     words = ["--benchmark", "own", "--output", str(tmp_path), "--workers", "1", "--pairs", "0"]
     make_mini.main([*words, "--train", "2"])
     assert "mini_own" in capsys.readouterr().out and len(list(tmp_path.glob("mini_own/train/*.jpg"))) == 2
-    for extra, message in ((["--train", "-1"], "sizes of at least 0"), (["--val", "3"], "has no --val")):
-        with pytest.raises(UserError, match=message):
-            make_mini.main([*words, *extra])
+    with pytest.raises(UserError, match="has no --val"):
+        make_mini.main([*words, "--val", "3"])

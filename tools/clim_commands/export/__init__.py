@@ -5,7 +5,7 @@ from pathlib import Path
 
 from clim.errors import UserError, require_packages
 
-from ..inputs import add_overrides, quiet_logging
+from ..inputs import add_overrides, output_file, quiet_logging, require_other
 from ..predict import part, read_classes
 
 
@@ -14,7 +14,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     default = " (%(default)s)"
     add = parser.add_argument
     add("--weights", required=True, metavar="FILE", help="checkpoint of a detector")
-    add("--output", type=Path, default=Path("model.onnx"), metavar="FILE", help="ends in .onnx or .pt2" + default)
+    add("--output", type=output_file, default="model.onnx", metavar="FILE", help="ends in .onnx or .pt2" + default)
     vocabulary_help = '"a, b, c", a word list, or a known one such as coco (default: the checkpoint\'s classes)'
     add("--vocabulary", metavar="WORDS", help=vocabulary_help)
     dynamic_help = "class embeddings are an input, so that other words need no new export (.onnx only)"
@@ -74,6 +74,8 @@ def check_arguments(args: argparse.Namespace) -> tuple[list, list[str] | dict[st
 
     if args.output.suffix not in (".onnx", ".pt2"):
         raise UserError(f"--output {args.output}: its end decides the format: .onnx, or .pt2 for torch.export.")
+    for written in (args.output, args.output.with_suffix(".npy")):
+        require_other(written, args.weights, args.vocabulary, *args.opts[1::2])
     if args.output.suffix == ".onnx":
         require_packages("clim export", ("onnx", "onnxruntime") if args.check else ("onnx",))
     elif args.dynamic_classes:

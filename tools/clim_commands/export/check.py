@@ -12,6 +12,7 @@ from detectron2.data import transforms as T
 from rich.progress import track
 from rich.table import Table
 
+from clim.data.images import ResizeShortestEdge
 from clim.sources import Frame, read_source
 
 from ..drawing import ordered
@@ -38,7 +39,7 @@ def check(detector, path: Path, images: Sequence, *, dynamic_classes: bool, cons
     table, whole, threads_before = Table(*names, title=str(path)), detector.resize, torch.get_num_threads()
     for part, threads in RUNS:
         side, longest = (round(part * px) for px in (whole.short_edge_length[0], whole.max_size))
-        detector.resize = T.ResizeShortestEdge([side] * 2, longest)
+        detector.resize = ResizeShortestEdge([side] * 2, longest)
         torch.set_num_threads(threads)
         run, found, seconds = exported(path, rows, threads=threads), [], []
         progress = {"console": console, "transient": True, "disable": not console.is_terminal}

@@ -6,13 +6,13 @@ import json
 import warnings
 from pathlib import Path
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
 
 from clim.files import replacing
 
+from ..outputs import write_array
 from .graph import DetectorGraph, class_rows
 
 OPSET = 17
@@ -52,7 +52,7 @@ def write_onnx(model: nn.Module, path: Path, description: dict, *, dynamic_class
     if not dynamic_classes:
         return [path]
     model.roi_heads.set_vocabulary(values[1], mask)  # the graph has replaced it by its input
-    np.save(path.with_suffix(".npy"), values[1].numpy())
+    write_array(path.with_suffix(".npy"), values[1].numpy())
     return [path, path.with_suffix(".npy")]
 
 

@@ -22,6 +22,7 @@ from torch.export import Dim
 from torch.nn import functional as F
 
 from clim.errors import UserError
+from clim.files import replacing
 from clim.modeling.classifier import PseudoWordClassifier
 
 from .graph import rgb_to_model, traceable
@@ -101,7 +102,8 @@ def write_programs(model: nn.Module, path: Path, description: dict) -> list[Path
         steps = (first, (image,), (free,)), (Head(heads).eval(), (features, boxes[0][:29]), any_number)
         for file, (half, inputs, shapes) in zip(files, steps, strict=True):
             program = torch.export.export(half, inputs, dynamic_shapes=shapes, strict=False)
-            torch.export.save(program, file, extra_files=extra)
+            with replacing(file) as unfinished, open(unfinished, "wb") as stream:  # a name needs the ending .pt2
+                torch.export.save(program, stream, extra_files=extra)
     return files
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clim.errors import UserError
 
-from ..inputs import quiet_logging
+from ..inputs import output_folder, quiet_logging
 from ..terminal import print_table
 
 LISTED, CLASSES = 10, 30  # files and classes on the terminal; all are on the page
@@ -19,7 +19,7 @@ def add_inspect_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", nargs="?", metavar="data.yaml", help="your own sets (docs/own_data.md)")
     add("--config-file", metavar="FILE", default="", help="YAML or checkpoint: its sets, or how it resizes yours")
-    add("--output", type=Path, metavar="DIR", help="also write DIR/data.html, with examples and mosaics")
+    add("--output", type=output_folder, metavar="DIR", help="also write DIR/data.html, with examples and mosaics")
     add("--strict", action="store_true", help="exit code 1 if a file cannot be used or a box lies outside")
     parser.set_defaults(opts=[])  # KEY VALUE pairs; an argument for them would swallow the options after data.yaml
 

@@ -7,6 +7,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from clim.data.captions import pairs_of
 from clim.data.names import set_classes
 from clim.sources import Skipped
 
@@ -32,6 +33,8 @@ class Counts:
     def __init__(self, name: str, part: str):
         metadata = MetadataCatalog.get(name)
         self.name, self.part, self.records = name, part, DatasetCatalog.get(name)
+        if part == "captions":
+            self.records = pairs_of(self.records, name)
         self.classes, self.novel = set_classes(name), set(metadata.get("novel_classes", ()))
         self.sides: list[tuple[int, int]] = []
         self.areas: list[float] = []

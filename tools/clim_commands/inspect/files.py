@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clim.data.formats import find_images, read_table
-from clim.data.images import UnreadableImage, image_size, read_image
-from clim.data.mappers import check_size
+from clim.data.images import MIN_SIDE, UnreadableImage, check_size, image_size, read_image
 from clim.data.own_data import OwnData
 from clim.data.shards import ShardRecords
 from clim.sources import Skipped
@@ -42,8 +41,9 @@ def check_files(sets: list[Counts], data: OwnData | None) -> None:
 def reason_against(record: dict) -> Skipped | None:
     """What is wrong with the image of ``record``; None if it can be used."""
     try:
-        decoded = read_image(record["file_name"], at_least=SMALL)
-        if "annotations" in record:
+        annotated = "annotations" in record
+        decoded = read_image(record["file_name"], at_least=SMALL, min_side=1 if annotated else MIN_SIDE)
+        if annotated:
             check_size(record, decoded)
     except UnreadableImage as error:
         return Skipped(error.file_name, error.reason)

@@ -14,7 +14,7 @@ from clim.data.mosaic import fit_size
 from clim.results import draw
 
 from ..canvases import mosaic_of_each_grid
-from ..page import Example, bar, page, panels, table
+from ..page import Example, bar, page, panels, table, write_page
 from .counts import SIZES, Counts, class_rows
 
 EXAMPLES, TRIED = 8, 400  # images of a set; records among which they are chosen
@@ -37,9 +37,7 @@ def write_report(path: Path, cfg, sets: Sequence[Counts], remarks: Sequence[str]
     if cfg.DATASETS.CAPTIONS:
         sections["Mosaics as the detector gets them"] = panels(mosaic_of_each_grid(cfg, seed=SEED))
     intro = [f"{sum(len(c.sides) for c in sets):,} images in {len(sets)} sets.", "Click on an image to enlarge it."]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(f"Data of {cfg.DATASETS.DATA or ', '.join(c.name for c in sets)}", intro, sections), "utf-8")
-    return path
+    return write_page(path, page(f"Data of {cfg.DATASETS.DATA or ', '.join(c.name for c in sets)}", intro, sections))
 
 
 def _facts(sets: Sequence[Counts]) -> str:

@@ -200,6 +200,9 @@ def _load_state(target, state: dict) -> None:
 def atomic_save(data, path: Path) -> None:
     """torch.save; after a kill, ``path`` is the old file or the whole new one."""
     with replacing(path) as partial, open(partial, "wb") as file:
-        torch.save(data, file)
+        try:
+            torch.save(data, file)
+        except RuntimeError as error:  # torch's archive complains of its position, not of the disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         file.flush()
         os.fsync(file.fileno())

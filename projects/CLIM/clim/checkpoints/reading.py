@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path
+from typing import Annotated, TypedDict
 
+import msgspec
 import numpy as np
 import torch
 from detectron2.utils.file_io import Detectron2Handler
@@ -21,6 +23,17 @@ from clim.errors import UserError
 
 DESCRIPTION = "clim"  # entry of a checkpoint
 _MOST_PACKED = 100  # times the size of a zip that its files may have
+
+
+class Description(TypedDict):
+    """What a checkpoint says about itself."""
+
+    config: str  # YAML text of the frozen config
+    class_names: list[str]  # K
+    base_classes: list[str] | None  # the classes that had boxes; None: all
+    train_sets: list[str]
+    rows: Annotated[int, msgspec.Meta(ge=1, le=10**6)]  # number of class embeddings, more than K with synonyms
+
 
 # Unpickling may call these alone: they rebuild arrays and plain containers, without other effects.
 _NUMPY_PARTS = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
@@ -116,21 +129,27 @@ def require_entries(content, kinds: Mapping[str, type], where: str | os.PathLike
     return content
 
 
-def read_description(path: str | os.PathLike) -> dict | None:
+def read_description(path: str | os.PathLike) -> Description | None:
     """What our trainer writes into a checkpoint beside its weights, without reading these; None in other files.
 
-    {"config": YAML text of the frozen config, "class_names": K names, "base_classes": names of the classes that had
-    boxes, or None for all, "train_sets": names, "rows": number of class embeddings, more than K with synonyms}.
-    UserError for a file that is missing or unreadable.
+    UserError for a file that is missing or unreadable, and for a description of another form.
     """
     path = _regular(path)
     if not zipfile.is_zipfile(path):
         return None
     with readable(path), torch.serialization.safe_globals(numpy_globals()):
         content = None if is_torchscript(path) else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    description = content.get(DESCRIPTION) if isinstance(content, dict) else None
-    kinds = {"config": str, "class_names": list, "train_sets": list, "rows": int}
-    return None if description is None else require_entries(description, kinds, f'Entry "{DESCRIPTION}" of {path}')
+    if not isinstance(content, dict) or content.get(DESCRIPTION) is None:
+        return None
+    try:
+        found = msgspec.convert(content[DESCRIPTION], Description)
+        names = found["class_names"]
+        if len(set(names)) < len(names) or not all(map(str.strip, names)) or len(names) > found["rows"]:
+            raise ValueError(f"{len(names)} class_names with empty or equal ones, or more than {found['rows']} rows")
+    except ValueError as error:  # also msgspec's
+        reason = str(error).replace("`", "")
+        raise UserError(f"The entry {DESCRIPTION!r} of {path} is damaged ({reason}): take another file.") from error
+    return found
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

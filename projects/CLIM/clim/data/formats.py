@@ -19,8 +19,11 @@ from clim.errors import UserError
 from clim.files import nfc, read_text
 from clim.sources import IMAGES, files_below
 
+from .captions import packed
 from .images import UnreadableImage, image_size
-from .readers import caption_records, class_index, require_folder, warn_of_strays
+from .readers import class_index, require_folder, warn_of_strays
+from .records import PairRecords
+from .schemas import Pair
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +51,11 @@ def read_yolo(folder: str, image_root: str, *, index: Mapping[int, int], remedy:
     def read(file: Path, height: int, width: int):
         lines = {i: line for i, line in enumerate(read_text(file, remedy=remedy).splitlines(), 1) if line.strip()}
         for i, line in lines.items():
-            _check_numbers(line)
-            if (key := int(line.split()[0])) not in index:
+            try:
+                key = _check_line(line)
+            except ValueError as error:
+                raise UserError(f"line {i} of {file} is {line[:60]!r}: {error}: correct the line.") from error
+            if key not in index:
                 there = f"but names (or classes) has {len(index)}, which count from 0"
                 raise UserError(f"line {i} of {file} has class {key}, {there}: add it to names, or correct the line.")
         found = yolo_annotations_to_detections(list(lines.values()), (width, height), with_masks=False)
@@ -58,13 +64,19 @@ def read_yolo(folder: str, image_root: str, *, index: Mapping[int, int], remedy:
     return _read_folder(folder, image_root, ".txt", read, index, remedy)
 
 
-def _check_numbers(line: str) -> None:
-    """ValueError for pixels and for key points, of which wrong boxes would be made."""
-    numbers = [float(number) for number in line.split()[1:]]
-    if len(numbers) > 5 and len(numbers) % 2:
+def _check_line(line: str) -> int:
+    """The class of a line. ValueError for pixels and for key points, of which wrong boxes would be made."""
+    key, *numbers = line.split()
+    if not key.isdecimal():
+        raise ValueError(f"the class {key!r} must be a number that counts from 0")
+    numbers = list(map(float, numbers))
+    if len(numbers) < 4 or (len(numbers) > 5 and len(numbers) % 2):
         raise ValueError(f"{len(numbers)} numbers follow the class, but 4 are a box, and pairs of x, y a polygon")
-    if wrong := next((number for number in numbers if not -0.1 <= number <= 1.1), None):
-        raise ValueError(f"{wrong:g} is no part of an image's width or height, which lie between 0 and 1")
+    if wrong := [number for number in numbers if not -0.1 <= number <= 1.1]:
+        raise ValueError(f"{wrong[0]:g} is no part of an image's width or height, which lie between 0 and 1")
+    if len(numbers) < 6 and min(numbers[2:4]) < 0:
+        raise ValueError("a box has no negative width or height")
+    return int(key)
 
 
 def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: str) -> list[dict]:
@@ -125,12 +137,12 @@ def _read_folder(folder: str, image_root: str, suffix: str, read: Callable, inde
     return records
 
 
-def read_caption_table(file: str, image_root: str, *, remedy: str, **_) -> list[dict]:
+def read_caption_table(file: str, image_root: str, *, remedy: str, **_) -> PairRecords:
     """Image-text pairs of a table, see :func:`read_table`."""
     return _pairs(read_table(file, remedy=remedy), file, image_root, remedy)
 
 
-def read_caption_files(folder: str, image_root: str, *, remedy: str, **_) -> list[dict]:
+def read_caption_files(folder: str, image_root: str, *, remedy: str, **_) -> PairRecords:
     """Image-text pairs of text files: each line of ``a/b.txt`` is a caption of ``a/b.jpg``."""
     files = {name: Path(folder, name).with_suffix(".txt") for name in find_images(image_root)}
     there = {name: file for name, file in files.items() if file.is_file()}
@@ -138,10 +150,10 @@ def read_caption_files(folder: str, image_root: str, *, remedy: str, **_) -> lis
     return _pairs(captions, folder, image_root, remedy)
 
 
-def _pairs(captions: Mapping[str, list[str]], source: str, image_root: str, remedy: str) -> list[dict]:
+def _pairs(captions: Mapping[str, list[str]], source: str, image_root: str, remedy: str) -> PairRecords:
     require_folder(image_root)
-    images = [{"id": i, "file_name": name, "captions": texts} for i, (name, texts) in enumerate(captions.items())]
-    return caption_records(images, source, image_root, index={}, remedy=remedy)
+    pairs = (Pair(i, name, captions=texts) for i, (name, texts) in enumerate(captions.items()))
+    return packed(pairs, source, image_root=image_root, remedy=remedy)
 
 
 def read_table(path: str | os.PathLike, *, remedy: str) -> dict[str, list[str]]:
@@ -152,17 +164,18 @@ def read_table(path: str | os.PathLike, *, remedy: str) -> dict[str, list[str]]:
     is file name.jpg.
     """
     text = read_text(path, remedy=remedy)
-    first = text.partition("\n")[0]
-    separator = next((s for s in "\t,|;" if s in first), "\t")
+    heading = text.partition("\n")[0]
+    separator = next((s for s in "\t,|;" if s in heading), "\t")
     quoting = csv.QUOTE_MINIMAL if separator in ",;" else csv.QUOTE_NONE
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
     captions: dict[str, list[str]] = {}
-    file, caption, columns = 0, 1, 2
+    file, caption, columns, first, last = 0, 1, 2, 1, 0  # first and last line of a row
     try:
         for row in rows:
+            first, last = last + 1, rows.line_num
             if not row:
                 continue
-            if rows.line_num == 1:
+            if first == 1:
                 names = [name.strip().lower() for name in row]
                 places = [[i for i, n in enumerate(names) if n in k] for k in (_FILE_COLUMNS, _CAPTION_COLUMNS)]
                 if all(places):
@@ -173,10 +186,12 @@ def read_table(path: str | os.PathLike, *, remedy: str) -> dict[str, list[str]]:
                     raise UserError(f'The first line of {path} does not name the columns: write "{header}" there.')
             if len(row) != columns:
                 form = "FILE<TAB>CAPTION" if columns == 2 and separator == "\t" else f"{columns} as the first line"
-                raise UserError(f"line {rows.line_num} of {path} has {len(row)} columns: give {form}.")
+                raise UserError(f"line {first} of {path} has {len(row)} columns: give {form}.")
+            if not row[file].strip():
+                raise UserError(f"line {first} of {path} names no file: name the image of the caption.")
             if row[caption].strip():
                 name = re.sub(r"(\.\w+)#\d+$", r"\1", row[file].strip())
                 captions.setdefault(name, []).append(row[caption].strip())
     except csv.Error as error:
-        raise UserError(f"line {rows.line_num} of {path} cannot be read ({error}): {remedy}") from error
+        raise UserError(f"line {last + 1} of {path} cannot be read ({error}): {remedy}") from error
     return captions

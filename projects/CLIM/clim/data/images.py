@@ -1,14 +1,18 @@
 """Decode and resize images; files from the web may be damaged.
 
-A broken JPEG raises :class:`UnreadableImage` with a reason. In training, ``mappers.RecordMapper.read`` takes another
-random record, and the batch names the file under ``skipped``; at test, ``loader.SkippingLoader`` leaves it out.
+:func:`read_image` reads every image of training, evaluation and prediction. A broken JPEG raises
+:class:`UnreadableImage` with a reason. In training, ``mappers.RecordMapper.read`` takes another random record, and the
+batch names the file under ``skipped``; at test, ``loader.SkippingLoader`` leaves it out.
 
 At full size, ordinary files decode bit for bit as in ``detectron2.data.detection_utils.read_image``. But samples of
 more than 8 bits are scaled (there: clipped), TIFFs are rotated once (there: twice), and damaged files are errors.
+Only regular files are read: a pipe or a device would never end.
 """
 
 import io
 import os
+import stat
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
@@ -19,8 +23,9 @@ from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-MIN_SIDE = 10  # px; the CLIM release replaces smaller images too
+MIN_SIDE = 10  # px, of image-text pairs; the CLIM release replaces smaller images too
 MAX_PIXELS = 178_956_970  # PIL's limit for decompression bombs, which other libraries may lift
+MAX_BYTES = 1 << 30  # of a file
 
 _EXIF_ORIENTATION = 0x0112
 _TURN = Image.Transpose
@@ -47,62 +52,89 @@ class Decoded(NamedTuple):
     width: int
 
 
-def read_image(file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tuple[int, int] | None = None) -> Decoded:
+def read_image(
+    file_name: str | os.PathLike, *, fmt: str = "BGR", at_least: tuple[int, int] | None = None, min_side: int = 1
+) -> Decoded:
     """Decode an image to three 8-bit channels and turn it upright (EXIF). Detectron2's ``PathManager`` opens the file.
 
     ``fmt`` is "BGR" or "RGB". ``at_least`` is the (height, width) in px that the caller resizes to: a larger JPEG is
     decoded at 1/2, 1/4 or 1/8 of its size, which is faster and does not alias; no side becomes shorter than asked.
-    UnreadableImage if a file is missing, damaged or no image, or has over ``MAX_PIXELS`` or a side under ``MIN_SIDE``.
+    UnreadableImage if a file is missing, damaged, no image or no regular file, or has over ``MAX_PIXELS`` or
+    ``MAX_BYTES``, or a side under ``min_side`` px. Nothing here fetches addresses.
     """
     file_name = os.fspath(file_name)
-    try:
-        with PathManager.open(file_name, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        reason = "missing" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error.strerror or error})"
-        raise UnreadableImage(file_name, reason) from error
-    return decode_image(data, file_name=file_name, fmt=fmt, at_least=at_least)
+    check_file(file_name)
+    with _unreadable(file_name), PathManager.open(file_name, "rb") as file:
+        data = file.read()
+    return decode_image(data, file_name=file_name, fmt=fmt, at_least=at_least, min_side=min_side)
 
 
-def decode_image(data: bytes, *, file_name: str, fmt: str = "BGR", at_least: tuple[int, int] | None = None) -> Decoded:
+def check_file(file_name: str, *, most_bytes: float = MAX_BYTES) -> None:
+    """UnreadableImage unless ``file_name`` is a regular file of at most ``most_bytes``, or a link to one.
+
+    Images in shards pass, and no other address: ``PathManager`` would fetch it.
+    """
+    if file_name.startswith("tar://"):
+        return
+    with _unreadable(file_name):
+        status = os.stat(file_name)
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableImage(file_name, "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device")
+    if status.st_size > most_bytes:
+        raise UnreadableImage(file_name, "over 1 GB")
+
+
+def decode_image(
+    data: bytes, *, file_name: str, fmt: str = "BGR", at_least: tuple[int, int] | None = None, min_side: int = 1
+) -> Decoded:
     """As :func:`read_image`, of the content of a file; ``file_name`` is for errors."""
     if fmt not in ("BGR", "RGB"):
         raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
     if not data:
         raise UnreadableImage(file_name, "empty")
-    try:
-        with _no_grey_filling(), Image.open(io.BytesIO(data)) as opened:
-            width, height = opened.size
-            if min(height, width) < MIN_SIDE:
-                raise UnreadableImage(file_name, f"tiny ({width}x{height})")
-            if height * width > MAX_PIXELS:
-                raise UnreadableImage(file_name, f"too large ({width}x{height})")
-            if opened.format == "EPS":  # Ghostscript would run the file as a program
-                raise UnreadableImage(file_name, "not an image (PostScript)")
-            if at_least is not None and opened.format in ("JPEG", "MPO"):
-                # The decoder takes the smallest of its scales that is large enough. The stored image may be turned.
-                opened.draft(None, at_least if _orientation(opened) >= 5 else at_least[::-1])
-            opened.load()
-            # PIL turns a TIFF in load() and removes its orientation, so this comes after it.
-            orientation = _orientation(opened)
-            rgb = to_rgb(opened.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else opened)
-    except (UnreadableImage, MemoryError):
-        raise
-    except Exception as error:  # PIL raises many types for damaged bytes: struct.error, KeyError, …
-        raise UnreadableImage(file_name, _reason(error)) from error
-    if orientation >= 5:
-        height, width = width, height
+    with _unreadable(file_name), Image.open(io.BytesIO(data)) as opened:
+        _check_size(opened, file_name, min_side)
+        size = None
+        if at_least is not None and opened.format in ("JPEG", "MPO"):
+            # The decoder takes the smallest of its scales that is large enough. The stored image may be turned.
+            size = _upright_size(opened)
+            opened.draft(None, at_least[::-1] if size == opened.size[::-1] else at_least)
+        rgb = to_rgb(opened, name=file_name)
+        height, width = size or rgb.shape[:2]
     return Decoded(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR) if fmt == "BGR" else rgb.copy(), height, width)
+
+
+def to_rgb(image: Image.Image, *, name: str) -> np.ndarray:
+    """uint8 (H, W, 3), upright, of a PIL image of any mode; it may be read-only. Raises UnreadableImage."""
+    with _unreadable(name):
+        _check_size(image, name)
+        if image.format == "EPS":  # Ghostscript would run the file as a program
+            raise UnreadableImage(name, "not an image (PostScript)")
+        image.load()
+        # PIL turns a TIFF in load() and removes its orientation. Asking a PNG for it loads it, and hides errors.
+        orientation = _orientation(image)
+        image = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        if image.mode == "F" or image.mode.startswith("I"):
+            return np.repeat(_to_8_bit(np.asarray(image))[:, :, None], 3, axis=2)
+        if "transparency" in image.info:  # RGB has none, and PIL would warn
+            image = image.copy()
+            del image.info["transparency"]
+        return np.asarray(image.convert("RGB"))
 
 
 def image_size(file: str | BinaryIO) -> tuple[int, int]:
     """(height, width) in px of the upright image, from the header of a file or an open file. Raises UnreadableImage."""
-    try:
-        with Image.open(file) as opened:
-            width, height = opened.size
-            return (width, height) if _orientation(opened) >= 5 else (height, width)
-    except Exception as error:  # PIL raises many types, as in read_image
-        raise UnreadableImage(str(file), _reason(error)) from error
+    if isinstance(file, str):
+        check_file(file)
+    with _unreadable(str(file)), Image.open(file) as opened:
+        return _upright_size(opened)
+
+
+def check_size(record: Mapping, decoded: Decoded) -> None:
+    """UnreadableImage if the image does not have the size of its record, so that boxes would be wrong."""
+    if (record["width"], record["height"]) != (decoded.width, decoded.height):
+        reason = f"{decoded.width}x{decoded.height} px, but annotated as {record['width']}x{record['height']}"
+        raise UnreadableImage(record["file_name"], reason)
 
 
 def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -116,14 +148,20 @@ def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR)
 
 
-class ResizeShortestEdge(T.ResizeShortestEdge):
-    """Detectron2's, but both sides of a very long image keep a pixel; there, one becomes 0, which is an error."""
-
+class _KeepsAPixel:
     def get_transform(self, image: np.ndarray) -> T.Transform:
         resize = super().get_transform(image)
         if isinstance(resize, T.ResizeTransform):  # otherwise the size stays
             resize.new_h, resize.new_w = max(1, resize.new_h), max(1, resize.new_w)
         return resize
+
+
+class ResizeShortestEdge(_KeepsAPixel, T.ResizeShortestEdge):
+    """Detectron2's, but both sides of a very long image keep a pixel; there, one becomes 0, which is an error."""
+
+
+class ResizeScale(_KeepsAPixel, T.ResizeScale):
+    """As :class:`ResizeShortestEdge`."""
 
 
 def channels_first(image: np.ndarray) -> torch.Tensor:
@@ -151,14 +189,35 @@ def letterbox_size(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 @contextmanager
-def _no_grey_filling():
-    """Let truncated files raise errors even if another library has set PIL to fill the missing part with grey."""
+def _unreadable(name: str):
+    """In the block, what PIL raises for damaged bytes (struct.error, KeyError, …) becomes UnreadableImage.
+
+    Truncated files raise errors, too, even if another library has set PIL to fill the missing part with grey.
+    """
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         yield
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(name, _reason(error)) from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
+
+
+def _check_size(image: Image.Image, name: str, min_side: int = 1) -> None:
+    width, height = image.size
+    if min(height, width) < min_side:
+        raise UnreadableImage(name, f"tiny ({width}x{height})")
+    if height * width > MAX_PIXELS:
+        raise UnreadableImage(name, f"too large ({width}x{height})")
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an image that is not loaded yet. PIL has turned the size of a TIFF already."""
+    turned = image.format != "TIFF" and _orientation(image) >= 5
+    return image.size if turned else image.size[::-1]
 
 
 def _orientation(image: Image.Image) -> int:
@@ -168,14 +227,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # the EXIF parser raises many types, too
         return 1
     return orientation if orientation in range(1, 9) else 1
-
-
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 (H, W, 3) of an image of any mode."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return np.repeat(_to_8_bit(np.asarray(image))[:, :, None], 3, axis=2)
-    image.info.pop("transparency", None)  # RGB has none, and PIL would warn
-    return np.asarray(image.convert("RGB"))
 
 
 def _to_8_bit(samples: np.ndarray) -> np.ndarray:
@@ -198,8 +249,10 @@ def _reason(error: Exception) -> str:
         return "missing"
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
-    if isinstance(error, Image.DecompressionBombError):
+    if isinstance(error, (Image.DecompressionBombError, MemoryError)):  # PIL's, of a row that is too long
         return "too large"
     if "truncated" in str(error).lower():
         return "truncated"
-    return f"damaged ({str(error)[:80] or type(error).__name__})"
+    if isinstance(error, OSError) and error.errno:
+        return f"cannot be opened ({error.strerror})"
+    return f"damaged ({' '.join(str(error).split())[:80] or type(error).__name__})"

@@ -13,24 +13,26 @@ from itertools import count, islice
 import cv2
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
+from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import transforms as T
 from detectron2.data.build import filter_images_with_only_crowd_annotations, print_instances_class_histogram
 from detectron2.data.common import DatasetFromList
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from clim.errors import UserError
+from clim.processes import STOP_SIGNALS
 from clim.sources import Skipped
 
-from .images import ResizeShortestEdge
-from .jittering import Jittering
-from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper, training_augmentations
+from .captions import pairs_of
+from .datasets import get_records
+from .images import ResizeShortestEdge, UnreadableImage, channels_first, check_size, read_image
+from .jittering import Jittering, training_augmentations
+from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper
 from .names import pair_records, set_classes, training_records, vocabulary_names
 from .partners import load_neighbours
-from .records import column, concatenated, parts_of, with_own_ids
-from .shards import ShardRecords
+from .records import column, concatenated, listed, with_own_ids
 
 # Each source has its own stream, so that two sources do not draw the same images together, as in the CLIM release.
 STREAMS = {"detection": 0, "captions": 1, "mosaics": 2, "regions": 3}
@@ -100,7 +102,7 @@ def start_worker(_) -> None:
 
     A signal to all processes of a job must not end a worker before the training has finished its step.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     gc.freeze()  # a garbage collection would write to all objects from before the fork, and so copy their pages
@@ -147,18 +149,16 @@ def _large(records: list[dict], side: int) -> list[dict]:
 
 
 def caption_records(names: Sequence[str], *, get=DatasetCatalog.get) -> Sequence[dict]:
-    """Image-text pairs of registered data sets: a list, or :mod:`~clim.data.records`. UserError if there are none."""
-    return with_own_ids(_read("CAPTIONS", names, "captions", get=get))
+    """Image-text pairs of registered data sets (:mod:`~clim.data.records`). UserError if there are none."""
+    if not names:
+        raise UserError("DATASETS.CAPTIONS = () holds no image with captions.")
+    return with_own_ids(concatenated(pairs_of(get(name), name) for name in names))
 
 
-def _read(key: str, names: Sequence[str], field: str, *, get=DatasetCatalog.get) -> Sequence[dict]:
-    records = concatenated(map(get, names))
+def _read(key: str, names: Sequence[str], field: str, *, get=DatasetCatalog.get) -> list[dict]:
+    records = [record for name in names for record in listed(get(name), field, f"DATASETS.{key} {name}")]
     if not records:
         raise UserError(f"DATASETS.{key} = {tuple(names)} holds no image with {field}.")
-    firsts = (part[:1] if isinstance(part, ShardRecords) else part for part in parts_of(records))
-    if any(field not in record for part in firsts for record in part):
-        remedy = "put pairs into DATASETS.CAPTIONS, boxes into DATASETS.TRAIN, pseudo-labels into DATASETS.REGIONS"
-        raise UserError(f"DATASETS.{key} = {tuple(names)} holds images without {field}: {remedy}.")
     return records
 
 
@@ -293,16 +293,23 @@ class SkippingLoader:
                 yield samples
 
 
-def map_or_skip(mapper: DatasetMapper, record: dict) -> dict | Skipped:
+def read_or_skip(record: dict, *, resize: T.Augmentation, image_format: str) -> dict | Skipped:
     """Detectron2's test input; :class:`Skipped` if the image is damaged or has another size than its record."""
     try:
-        return mapper(record)
-    except (OSError, SyntaxError, SizeMismatchError) as error:  # PIL raises OSError and SyntaxError
-        return Skipped(record["file_name"], " ".join(str(error).split()))
+        decoded = read_image(record["file_name"], fmt=image_format)
+        sample = {"height": decoded.height, "width": decoded.width} | record
+        check_size(sample, decoded)
+    except UnreadableImage as error:
+        return Skipped(error.file_name, error.reason)
+    sample.pop("annotations", None)
+    return sample | {"image": channels_first(resize.get_transform(decoded.image).apply_image(decoded.image))}
 
 
 def build_detection_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
     """This process's share of data set ``name``: Detectron2's test inputs, one image a batch."""
     resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-    mapper = partial(map_or_skip, DatasetMapper(cfg, is_train=False, augmentations=[resize]))
-    return SkippingLoader(build_detection_test_loader(cfg, name, mapper=mapper), on_skip=on_skip)
+    mapper = partial(read_or_skip, resize=resize, image_format=cfg.INPUT.FORMAT)
+    records, workers = get_records(name, masks=False), cfg.DATALOADER.NUM_WORKERS
+    if not records:
+        raise UserError(f"DATASETS.TEST {name} holds no image.")
+    return SkippingLoader(build_detection_test_loader(records, mapper=mapper, num_workers=workers), on_skip=on_skip)

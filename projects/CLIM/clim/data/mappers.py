@@ -19,7 +19,7 @@ from PIL import Image
 
 from clim.errors import UserError
 
-from .images import Decoded, UnreadableImage, channels_first, letterbox, read_image, resize
+from .images import MIN_SIDE, Decoded, UnreadableImage, channels_first, check_size, letterbox, read_image, resize
 from .jittering import Jittering, JitterTransform
 from .mosaic import compose, fit_cell, fit_size, grid_cells, inward_anchors, place, resized_crop, shortest_crop
 from .tiles import Tiles, tiles_of
@@ -36,6 +36,7 @@ class RecordMapper:
 
     square = False  # whether all samples are squares of one size
     annotated = False  # whether records hold boxes, which need an image of the annotated size
+    min_side = MIN_SIDE  # px, of an image that is used
 
     def __init__(self, records: Sequence[dict], *, seed: int, stream: int, image_format: str = "BGR"):
         self.records = records
@@ -64,7 +65,8 @@ class RecordMapper:
             record = self.records[index]
             try:
                 size = at_least(record) if at_least else None
-                decoded = read_image(record["file_name"], fmt=self.image_format, at_least=size)
+                options = {"at_least": size, "min_side": self.min_side}
+                decoded = read_image(record["file_name"], fmt=self.image_format, **options)
                 if self.annotated:
                     check_size(record, decoded)
                 return record, decoded
@@ -73,13 +75,6 @@ class RecordMapper:
                 index = int(rng.integers(len(self.records)))
         last = "{} ({})".format(*skipped[-1])
         raise UserError(f"{MAX_REPLACEMENTS} images in a row could not be read, last {last}: is the folder complete?")
-
-
-def check_size(record: dict, decoded: Decoded) -> None:
-    """UnreadableImage if the image does not have the size of its record, so that boxes would be wrong."""
-    if (record["width"], record["height"]) != (decoded.width, decoded.height):
-        reason = f"{decoded.width}x{decoded.height} px, but annotated as {record['width']}x{record['height']}"
-        raise UnreadableImage(record["file_name"], reason)
 
 
 class CanvasMapper(RecordMapper):
@@ -100,8 +95,6 @@ class CanvasMapper(RecordMapper):
         permute_texts: bool = False, jitter: Jittering | None = None, **stream,
     ):  # fmt: skip
         super().__init__(records, **stream)
-        if filling not in ("fit", "crop", "jitter"):
-            raise UserError(f'INPUT.MOSAIC.FILLING is "{filling}": choose "fit", "crop" or "jitter".')
         self.grids, self.short, self.long, self.flip, self.jitter = tuple(grids), short, long, flip, jitter
         self.filling, self.crop = filling, {"scale": tuple(crop_scale), "ratio": tuple(crop_ratio)}
         self.pad_value, self.partners, self.permute_texts = pad_value, partners, permute_texts
@@ -233,7 +226,7 @@ class DetectionMapper(RecordMapper):
     boxes from what is left of the masks, and keeps those above .01 px (detic §3.2).
     """
 
-    annotated = True
+    annotated, min_side = True, 1
 
     def __init__(self, records, *, augmentations: Sequence[T.Augmentation], mask_format: str | None = None, **stream):
         super().__init__(records, **stream)
@@ -265,20 +258,6 @@ class DetectionMapper(RecordMapper):
         bitmasks = masks if isinstance(masks, BitMasks) else BitMasks.from_polygon_masks(masks, *size)
         instances.gt_boxes = bitmasks.get_bounding_boxes()
         return utils.filter_empty_instances(instances, box_threshold=0.01)
-
-
-def training_augmentations(cfg) -> list[T.Augmentation]:
-    """Detectron2's resizing and flip; with INPUT.LSJ.SIZE, large-scale jittering (arXiv 2012.07177) and flip.
-
-    Jittering scales the image to fit a square of a random part of SIZE and cuts out at most SIZE x SIZE px.
-    """
-    standard = utils.build_augmentation(cfg, is_train=True)
-    size, (smallest, largest) = cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.SCALE
-    if not size:
-        return standard
-    if cfg.INPUT.LSJ.STYLE != "detectron2":
-        return [Jittering(cfg.INPUT.LSJ.STYLE, side=size, scale=cfg.INPUT.LSJ.SCALE), *standard[1:]]
-    return [T.ResizeScale(smallest, largest, size, size), T.FixedSizeCrop((size, size), pad=False), *standard[1:]]
 
 
 def vanished(transforms: Sequence[T.Transform], record: dict) -> list[tuple[str, str]]:

@@ -15,8 +15,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from clim.errors import UserError
 from clim.files import nfc, read_json, resolve
 
-from .datasets import json_categories
-from .shards import ShardRecords
+from .captions import pairs_of
+from .datasets import get_records, json_categories
+from .records import PairRecords
+from .schemas import class_name
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +40,9 @@ def declared_names(cfg) -> list[str]:
     if not path.is_file():
         return []
     remedy = "it lists the embeddings' rows: set the number, or build both with tools/build_text_embeddings.py"
-    names = read_json(path, remedy=remedy)
-    if not isinstance(names, list) or len(names) != count:
-        number = f"{len(names)} names" if isinstance(names, list) else "no list"
-        raise UserError(f"{path} holds {number}, but MODEL.ROI_HEADS.NUM_CLASSES is {count}: {remedy}.")
+    names = read_json(path, remedy=remedy, kind=list[str])
+    if len(names) != count:
+        raise UserError(f"{path} holds {len(names)} names, but MODEL.ROI_HEADS.NUM_CLASSES is {count}: {remedy}.")
     return _different(names, path)
 
 
@@ -134,7 +135,7 @@ def training_records(cfg, name: str) -> list[dict]:
     count = len(cfg.MODEL.VOCABULARY.NAMES) or cfg.MODEL.ROI_HEADS.NUM_CLASSES if indices is None else len(indices)
     same = indices in (None, list(range(count)))
     records = []
-    for record in DatasetCatalog.get(name):
+    for record in get_records(name, masks=cfg.MODEL.MASK_ON):
         annotations = record.get("annotations", ())
         for a in annotations:
             if not 0 <= a["category_id"] < count:
@@ -147,17 +148,22 @@ def training_records(cfg, name: str) -> list[dict]:
     return records
 
 
-def pair_records(cfg, name: str) -> Sequence[dict]:
+def pair_records(cfg, name: str) -> PairRecords:
     """The records of a set of DATASETS.CAPTIONS. Where tags are classes (Detic), they are the detector's indices.
 
     Tags of words that the vocabulary lacks are left out, with a warning; UserError if it lacks all.
     """
-    records, method = DatasetCatalog.get(name), cfg.MODEL.METHOD
+    records, method = pairs_of(DatasetCatalog.get(name), name), cfg.MODEL.METHOD
     if method.NAME not in ("Detic", "OfficialDetic") or not method.DETIC.TAG_WEIGHT:
         return records
     classes = set_classes(name)
     words, source = _names_and_source(cfg) if classes else ([], "")
     index = {word: i for i, word in enumerate(words)}
+    if records.tag_count > (count := len(classes or ()) or cfg.MODEL.ROI_HEADS.NUM_CLASSES):
+        wrong = f"has the tag {records.tag_count - 1}, but there are {count} classes"
+        raise UserError(
+            f"DATASETS.CAPTIONS {name} {wrong}: number them from 0, or set MODEL.METHOD.DETIC.TAG_WEIGHT 0.0."
+        )
     if not source or (indices := [index.get(word) for word in classes]) == list(range(len(classes))):
         return records
     if lacking := [word for word, i in zip(classes, indices, strict=True) if i is None]:
@@ -166,9 +172,7 @@ def pair_records(cfg, name: str) -> Sequence[dict]:
             remedy = "use pairs with tags of these classes, or set MODEL.METHOD.DETIC.TAG_WEIGHT 0.0"
             raise UserError(f"{what}, such as {lacking[0]!r}, are no classes of the detector: {remedy}.")
         logger.warning(f"{what} are no classes of the detector, such as {lacking[0]!r}: they are left out.")
-    if isinstance(records, ShardRecords):
-        return records.changed_by(partial(with_tags, indices))
-    return [with_tags(indices, record) for record in records]
+    return records.changed_by(partial(with_tags, indices))
 
 
 def with_tags(indices: Sequence[int | None], record: dict) -> dict:
@@ -177,9 +181,14 @@ def with_tags(indices: Sequence[int | None], record: dict) -> dict:
 
 
 def _different(names: Iterable[str], where) -> list[str]:
-    """The names in NFC. UserError for one that is listed twice, is empty or is no text."""
-    names = [nfc(name) if isinstance(name, str) else name for name in names]
-    for name, times in Counter(map(str, names)).items():
-        if times > 1 or not name.strip():
-            raise UserError(f"{where} lists the class name {name!r} {times} times: give each class a name of its own.")
-    return names
+    """The names in NFC. UserError for one that is listed twice, is empty or holds characters that are no text."""
+    said, seen = "give each class a name of its own", []
+    for place, name in enumerate(names):
+        try:
+            seen.append(class_name(name))
+        except ValueError as error:
+            raise UserError(f"Entry {place} of {where} {error}: {said}.") from error
+    for name, times in Counter(seen).items():
+        if times > 1:
+            raise UserError(f"{where} lists the class name {name!r} {times} times: {said}.")
+    return seen

@@ -3,7 +3,6 @@
 Its keys are ``classes``, ``novel``, ``train``, ``val`` and ``captions``. A data.yaml of Ultralytics is one too.
 """
 
-import difflib
 import logging
 import os
 from collections import Counter
@@ -11,10 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
-from clim.errors import UserError
-from clim.files import nfc, read_text, resolve
+from clim.config_files import CONTROL, read_yaml, shown
+from clim.errors import UserError, near
+from clim.files import nfc, resolve
 from clim.sources import files_below
 
 from .datasets import json_categories
@@ -54,26 +52,13 @@ class OwnData(NamedTuple):
         return tuple(own.name for own in self.sets if own.part == part)
 
 
-class _Loader(yaml.BaseLoader):
-    """It makes no numbers and no booleans: 10 and yes are names. A key that is given twice is an error."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
-            raise yaml.constructor.ConstructorError(problem=f"{twice} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read_data(data: str | os.PathLike) -> OwnData:
     """Read a data.yaml, absolute, relative to the working folder or below the data root.
 
     UserError for mistakes in it, and for files and folders that are not there.
     """
     file = resolve(data)
-    try:
-        content = yaml.load(read_text(file, remedy="give a data.yaml in UTF-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from error
+    content = read_yaml(file, remedy="name a data.yaml in UTF-8", words=True)
     if not isinstance(content, dict):
         raise UserError(f"{file} has no keys: give {', '.join(KEYS)}.")
     _check_keys(content, (*KEYS, *NOT_READ), where=str(file))
@@ -109,14 +94,15 @@ def _warn_of_splits(sets: Sequence[OwnSet], file: Path) -> None:
 def _check_keys(content: Mapping, known: Sequence[str], *, where: str) -> None:
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"do you mean {near[0]}?" if near else f"known keys are {', '.join(known)}."
-            raise UserError(f"{where} has the unknown key {key!r}: {hint}")
+            hint = near(key, known) or f": known keys are {', '.join(known)}."
+            raise UserError(f"{where} has the unknown key {shown(key)}{hint}")
 
 
 def _word(value, where: str) -> str:
     if not isinstance(value, str):
         raise UserError(f"{where} is a {'list' if isinstance(value, list) else 'mapping'}: give one word or path.")
+    if CONTROL.search(value):
+        raise UserError(f"{where} is {shown(value)}, which has a line break or another control character: remove it.")
     return value.strip()
 
 
@@ -124,16 +110,17 @@ def _names(value, where: str) -> list[str]:
     """A list of names, or Ultralytics' {0: name, 1: name, …}."""
     if isinstance(value, dict):
         if set(value) != set(map(str, range(len(value)))):
-            raise UserError(f"{where} has the numbers {', '.join(value)}: they must be 0, 1, 2, …")
+            raise UserError(f"{where} has the numbers {shown(list(value))}: they must be 0, 1, 2, …")
         value = [value[str(i)] for i in range(len(value))]
     if not isinstance(value, list):
-        raise UserError(f"{where} is {value!r}: give a list, as [car, dog].")
-    names = [nfc(_word(name, f"name {i} of {where}")) for i, name in enumerate(value)]
-    for i, name in enumerate(names):
-        if not name or name in names[:i]:
-            reason = f"is {name!r}, like name {names.index(name)}" if name else "is empty"
+        raise UserError(f"{where} is {shown(value)}: give a list, as [car, dog].")
+    names: dict[str, int] = {}
+    for i, word in enumerate(value):
+        name = nfc(_word(word, f"name {i} of {where}"))
+        if not name or names.setdefault(name, i) < i:
+            reason = f"is {shown(name)}, like name {names[name]}" if name else "is empty"
             raise UserError(f"name {i} of {where} {reason}: give each class its own name.")
-    return names
+    return list(names)
 
 
 def _sets(value, part: str, root: Path, file: Path) -> Iterator[OwnSet]:

@@ -7,13 +7,16 @@ from functools import partial
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from clim.config_files import merge, override_entries
 from clim.errors import UserError
 
+from .captions import read_captions
 from .datasets import DETECTION, LVIS, json_categories
 from .formats import read_caption_files, read_caption_table, read_voc, read_yolo
 from .own_data import OwnData, OwnSet, read_data
-from .readers import read_boxes, read_captions, read_lvis
-from .shards import ShardRecords, read_shards
+from .readers import read_boxes, read_lvis
+from .records import PairRecords
+from .shards import read_shards
 from .words import word_rule
 
 logger = logging.getLogger(__name__)
@@ -23,6 +26,7 @@ READERS = {
     "json": read_captions, "table": read_caption_table, "files": read_caption_files, "shards": read_shards,
 }  # fmt: skip
 _registered: set[str] = set()
+LOOKED_AT = 10_000  # pairs of a set whose tags are counted, because each costs microseconds
 
 
 def use_own_data(cfg, overrides: Sequence) -> None:
@@ -40,7 +44,7 @@ def use_own_data(cfg, overrides: Sequence) -> None:
     if captions and all(own.tags == "none" for own in data.sets if own.part == "captions"):
         keys["MODEL.METHOD.DETIC.TAG_WEIGHT"] = 0.0  # otherwise the images are examples of no class at all
     cfg.merge_from_list([item for pair in keys.items() for item in pair])
-    cfg.merge_from_list(list(overrides))
+    merge(cfg, override_entries(overrides))
     if captions and cfg.MODEL.METHOD.NAME == "VLDet" and set(captions) & set(cfg.DATASETS.CAPTIONS):
         raise UserError(f"VLDet learns from tags that are nouns; those of {data.file} are classes: see docs/train.md.")
 
@@ -51,9 +55,10 @@ def register_data(data: OwnData, *, masks: bool = False) -> None:
     ``masks``: jsons are read with masks. UserError for a name that is taken, and for boxes of a class that ``data``
     does not have.
     """
-    base = [name for name in data.classes if name not in data.novel] if data.novel else []
+    others = set(data.novel)
+    base = [name for name in data.classes if name not in others] if others else []
     classes = {"thing_classes": data.classes, "base_classes": base, "novel_classes": data.novel}
-    novel = {i for i, name in enumerate(data.classes) if name in data.novel}
+    novel = {i for i, name in enumerate(data.classes) if name in others}
     for own in data.sets:
         if own.name in DatasetCatalog and own.name not in _registered:
             raise UserError(f"{own.name} is another data set already: give {data.file} another name.")
@@ -100,12 +105,13 @@ def _numbering(own: OwnSet, data: OwnData) -> tuple[dict, dict]:
 def _match(categories: Sequence[Mapping], own: OwnSet, data: OwnData) -> dict[int, int]:
     """{category id: class} by name. UserError for boxes of another class, and for two categories of one name."""
     index: dict[int, int] = {}
+    free = {name: i for i, name in enumerate(data.classes)}
     for category in categories:
         name = category["name"]
-        if name in data.classes and data.classes.index(name) in index.values():
+        if name in free:
+            index[category["id"]] = free.pop(name)
+        elif name in data.classes:
             raise UserError(f"{own.texts} has two categories {name!r}: give each its own name.")
-        if name in data.classes:
-            index[category["id"]] = data.classes.index(name)
         elif category["boxes"]:
             near = difflib.get_close_matches(name, data.classes, n=1)
             hint = f" (near it: {near[0]})" if near else ""
@@ -129,22 +135,20 @@ def _without(novel: Collection[int], load: Callable[[], list[dict]], name: str) 
 # ---- image-text pairs
 
 
-def _tagged(load: Callable[[], Sequence[dict]], own: OwnSet, data: OwnData) -> Sequence[dict]:
+def _tagged(load: Callable[[], PairRecords], own: OwnSet, data: OwnData) -> PairRecords:
     """The records with classes as tags: those of their file, by name; without any, those that the captions name."""
-    classes, listed = (data.classes if own.tags == "words" else []), ()
+    classes, listed = {name: i for i, name in enumerate(data.classes) if own.tags == "words"}, ()
     if own.kind in ("json", "shards"):
         file = own.texts if own.kind == "json" else own.texts / "facts.json"
         listed = json_categories(file, remedy=_remedy(own, data))
-    table = {i: classes.index(c["name"]) for i, c in enumerate(listed) if c["name"] in classes}
-    tag = partial(_tag, table, word_rule({i: (name,) for i, name in enumerate(classes)}))  # workers receive it
-    records = load()
-    if isinstance(records, ShardRecords):
-        return records.changed_by(tag)
-    records = [tag(record) for record in records]
-    count = sum(bool(record["tags"]) for record in records)
+    table = {i: classes[c["name"]] for i, c in enumerate(listed) if c["name"] in classes}
+    tag = partial(_tag, table, word_rule({i: (name,) for name, i in classes.items()}))  # workers receive it
+    records = load().changed_by(tag)
+    looked = range(0, len(records), -(-len(records) // LOOKED_AT))
+    count = sum(bool(records[i]["tags"]) for i in looked)
     hint = "" if count or not classes else ": set tags: none, so that there is no loss for tags"
     logger.log(
-        logging.WARNING if hint else logging.INFO, f"{own.name}: {count} of {len(records)} images have tags{hint}"
+        logging.WARNING if hint else logging.INFO, f"{own.name}: {count} of {len(looked)} images have tags{hint}"
     )
     return records
 

@@ -1,4 +1,4 @@
-"""Readers: json files of boxes, captions and regions → records.
+"""Readers: json files of boxes and regions → records; those of captions are in captions.py.
 
 Every reader takes (json file, image folder, ``index``, ``remedy``): ``index`` is {category id of the json: contiguous
 0-based index}; ``remedy`` tells users how to get the files and ends an error message. Every record holds ``file_name``,
@@ -6,69 +6,102 @@ Every reader takes (json file, image folder, ``index``, ``remedy``): ``index`` i
 kind, a missing image folder, and a category that is not in ``index``.
 """
 
-import json
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from math import isfinite
+from operator import attrgetter
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from detectron2.structures import BoxMode
-from pycocotools import mask as mask_util
-from tqdm import tqdm
+from msgspec import UNSET
 
 from clim.errors import UserError
 from clim.files import read_json
 
 from .categories import PANOPTIC_INDEX, STUFF_IDS
 from .images import UnreadableImage, image_size
+from .schemas import (
+    Annotation,
+    BoxFile,
+    File,
+    Image,
+    MaskFile,
+    PanopticFile,
+    RegionFile,
+    RunLengths,
+    Segment,
+    run_lengths,
+    whole_polygons,
+)
 from .shards import SCHEME
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
 def read_boxes(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
     """Boxes of a COCO or LVIS json as Detectron2's records, by image id, crowds included.
 
-    The classes come from ``index``, because OVR-CNN's files list only 48 or 17 of the 80. Masks and keypoints need
-    most of the memory, so the records have none, and a wrong polygon does no harm.
+    The classes come from ``index``, because OVR-CNN's files list only 48 or 17 of the 80. Masks and keypoints are not
+    read, so a wrong polygon does no harm.
     """
-    content = _open(json_file, image_root, remedy, object_hook=_without_shape)
-    return _box_records(content, json_file, image_root, index, keys=("iscrowd", "bbox"))
+    return _box_records(_read(json_file, image_root, remedy, BoxFile), json_file, image_root, index, crowds=True)
 
 
-def read_lvis(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
+def read_lvis(
+    json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str, masks: bool = True
+) -> list[dict]:
     """Boxes and masks of a json in LVIS's format as Detectron2's records, by image id, without crowds.
 
     An image without ``file_name`` lies where the last two parts of its ``coco_url`` say. ``segmentation`` is a list of
     polygons, float32 (2 P,) each, or compressed run lengths. Polygons of fewer than 3 points are left out, and so is
-    an annotation with no other mask, as in Detectron2.
+    an annotation with no other mask, as in Detectron2. Without ``masks``, they are not read.
     """
-    # LVIS has 1.3 million polygons for training: they become arrays while the file is read.
-    content = _open(json_file, image_root, remedy, object_hook=_compact)
-    return _box_records(content, json_file, image_root, index, keys=("bbox", "segmentation"))
+    content = _read(json_file, image_root, remedy, MaskFile if masks else BoxFile)
+    return _box_records(content, json_file, image_root, index, crowds=False)
 
 
-def _box_records(content: Mapping, json_file: str, image_root: str, index: Mapping[int, int], *, keys) -> list[dict]:
-    """The records of all images, with ``keys`` of the annotations. With masks, crowds and empty masks are left out."""
-    by_image, annotations = defaultdict(list), content["annotations"]
-    for number, a in enumerate(annotations):
-        _check_box(a, number, json_file)
-        if "segmentation" in keys and (a.get("iscrowd") or a.get("segmentation") == []):
+def _box_records(content: File, json_file: str, image_root: str, index: Mapping[int, int], *, crowds: bool):
+    """The records of all images. Annotations with an empty mask are left out."""
+    records, xywh, strays, bad = _records(content, json_file, image_root), BoxMode.XYWH_ABS, 0, []
+    for number, a in enumerate(content.annotations):
+        category_id, record = _category(a, index, number, json_file), records.get(a.image_id)
+        if record is None:
+            strays += 1
+        if record is None or (a.iscrowd and not crowds):
             continue
-        kept = {key: a[key] for key in keys if key in a}
-        category_id = class_index(a["category_id"], index, a["image_id"], json_file)
-        by_image[a["image_id"]].append(kept | {"bbox_mode": BoxMode.XYWH_ABS, "category_id": category_id})
-    records = _with_annotations(content, image_root, by_image)
-    number = sum(len(record["annotations"]) for record in records)
-    logger.info(f"Loaded {len(records)} images with {number} of {len(annotations)} boxes from {json_file}")
+        annotation = {"bbox": list(a.bbox), "bbox_mode": xywh, "category_id": category_id}
+        if crowds:
+            annotation["iscrowd"] = int(a.iscrowd)
+        mask = getattr(a, "segmentation", UNSET)
+        if isinstance(mask, list):
+            whole = whole_polygons(mask)
+            bad += [number] if len(whole) < len(mask) or not mask else []
+            if not whole:
+                continue
+            mask = whole
+        elif mask is not UNSET:
+            mask = run_lengths(mask.as_dict(), *mask.size)
+        if mask is not UNSET:
+            annotation["segmentation"] = mask
+        record["annotations"].append(annotation)
+    records = list(records.values())
+    if bad:
+        which = f"{len(bad)} annotations, first annotations[{bad[0]}]"
+        hint = "their other polygons count, and annotations without another are left out"
+        logger.warning(f"{json_file}: {which}, have no polygons or some of no 3 points: {hint}")
+    _warn_of_lost(strays, json_file)
     warn_of_strays(records, json_file)
-    if stray := sum(map(len, by_image.values())) - number:
-        logger.warning(f"{json_file}: left out {stray} boxes whose image_id is not among its images")
+    number = sum(len(record["annotations"]) for record in records)
+    logger.info(f"Loaded {len(records)} images with {number} of {len(content.annotations)} boxes from {json_file}")
     return records
+
+
+def _warn_of_lost(number: int, json_file: str) -> None:
+    if number:
+        logger.warning(f"{json_file}: left out {number} boxes whose image_id is not among its images")
 
 
 def warn_of_strays(records: Sequence[Mapping], source: str) -> None:
@@ -82,117 +115,27 @@ def warn_of_strays(records: Sequence[Mapping], source: str) -> None:
         logger.warning(f"{source}: {len(strays)} boxes reach beyond their images, first in {strays[0]}: {hint}")
 
 
-def _check_box(annotation: Mapping, number: int, json_file: str) -> None:
-    """UserError for an annotation without an image, a category or a box."""
-    where = f"annotations[{number}] of {json_file}"
-    if not isinstance(annotation, Mapping):
-        raise UserError(f"{where} is {annotation!r}: it must be an object with image_id, category_id and bbox.")
-    where = f"{where} (id {annotation.get('id')})"
-    for key in ("image_id", "category_id"):
-        if not isinstance(annotation.get(key), int | float | str):
-            raise UserError(f"{where} has no {key}, so it is no box of COCO's or LVIS's format: correct the file.")
-    box = annotation.get("bbox")
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) and isfinite(v) for v in box)
-    if not numbers or min(box[2:]) < 0:
-        raise UserError(f"{where} has bbox {json.dumps(box)}: it must be [x, y, width, height] in pixels.")
-
-
-def _without_shape(item: dict) -> dict:
-    """An object of a json without mask and keypoints."""
-    item.pop("segmentation", None)
-    item.pop("keypoints", None)
-    return item
-
-
-def _compact(item: dict) -> dict:
-    """An object of a json: polygons become arrays, and lists of run lengths are compressed."""
-    if isinstance(item.get("counts"), list):
-        return run_lengths(item, *item["size"])
-    if isinstance(item.get("segmentation"), list):
-        polygons = (np.array(polygon, np.float32) for polygon in item["segmentation"])
-        item["segmentation"] = [p for p in polygons if len(p) >= 6 and len(p) % 2 == 0]
-    return item
-
-
-def run_lengths(segmentation: list | Mapping, height: int, width: int) -> Mapping:
-    """COCO's polygons or run lengths of an image as compressed run lengths."""
-    if isinstance(segmentation, list):
-        return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return mask_util.frPyObjects(segmentation, height, width)
-    return segmentation
-
-
-def read_captions(
-    json_file: str, image_root: str, *, index: Mapping[int, int] | None = None, remedy: str
+def read_regions(
+    json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str, masks: bool = True
 ) -> list[dict]:
-    """Captions and tags of a json like Detic's ``captions_train2017_tags_allcaps.json``, or of COCO's captions.
-
-    Detic's format: {"images": [{id, file_name, height, width, captions [str], pos_category_ids [id]}], "categories":
-    [{id, name}]}. Tags are optional; without a size, the image's header gives it. COCO has the captions in
-    "annotations": [{image_id, caption}]. ``index`` None: the categories of the file by ascending id.
-
-    Each image with a caption gives a record with ``captions`` (list of str, none blank) and ``tags`` (contiguous
-    indices). UserError also if no record is left.
-    """
-    content = _open(json_file, image_root, remedy, keys=["images"])
-    if index is None:
-        index = {key: i for i, key in enumerate(sorted(c["id"] for c in content.get("categories", ())))}
-    apart = defaultdict(list)
-    for annotation in content.get("annotations", ()):
-        if "caption" in annotation:  # files of boxes may hold captions too
-            apart[annotation["image_id"]].append(annotation["caption"])
-    for image in content["images"]:
-        image.setdefault("captions", apart.get(image["id"], ()))
-    return caption_records(content["images"], json_file, image_root, index=index, remedy=remedy)
-
-
-def caption_records(
-    images: Sequence[Mapping], source: str, image_root: str, *, index: Mapping[int, int], remedy: str
-) -> list[dict]:
-    """The records of the images of :func:`read_captions` that have a caption. ``source`` names their file."""
-    records, unreadable = [], []
-    sized = all(image.get("height") and image.get("width") for image in images)
-    for image in tqdm(images, desc="image sizes", unit="image", disable=sized, leave=False):
-        texts = [image["captions"]] if isinstance(image["captions"], str) else image["captions"]
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(f"image {image['id']} of {source} has captions {texts}: they must be texts.")
-        captions = [text for text in texts if text.strip()]
-        if not captions:
-            continue
-        try:
-            record = _record(image, image_root)
-        except UnreadableImage as error:
-            unreadable.append(error.file_name)
-            continue
-        tags = [class_index(key, index, image["id"], source) for key in image.get("pos_category_ids", ())]
-        records.append(record | {"captions": captions, "tags": tags})
-
-    if unreadable:
-        logger.warning(f"{source}: skipped {len(unreadable)} unreadable images, first {unreadable[0]}")
-    if not records:
-        reason = f"image {unreadable[0]} cannot be read" if unreadable else "no image has captions"
-        raise UserError(f"{source} gives no image with a caption ({reason}): {remedy}")
-    without = len(images) - len(records) - len(unreadable)
-    logger.info(f"Loaded {len(records)} images with captions from {source}, skipped {without} without")
-    return records
-
-
-def read_regions(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
     """Boxes of a COCO instances json for classification, by image id, crowds included.
 
     ``annotations`` keep the order of the file: {category_id (contiguous), iscrowd, bbox (x, y, width, height in
-    pixels)}, and ``segmentation`` (COCO's polygons or run lengths) if the file has it.
+    pixels)}, and ``segmentation`` (COCO's polygons or run lengths) if the file has it and ``masks`` is True.
     """
-    content, by_image = _open(json_file, image_root, remedy), defaultdict(list)
-    for number, a in enumerate(content["annotations"]):
-        _check_box(a, number, json_file)
-        category_id = class_index(a["category_id"], index, a["image_id"], json_file)
-        annotation = {"category_id": category_id, "iscrowd": int(a.get("iscrowd", 0)), "bbox": list(a["bbox"])}
-        if a.get("segmentation"):
-            annotation["segmentation"] = a["segmentation"]
-        by_image[a["image_id"]].append(annotation)
-    return _with_annotations(content, image_root, by_image)
+    content, strays = _read(json_file, image_root, remedy, RegionFile if masks else BoxFile), 0
+    records = _records(content, json_file, image_root)
+    for number, a in enumerate(content.annotations):
+        category_id, record = _category(a, index, number, json_file), records.get(a.image_id)
+        if record is None:
+            strays += 1
+            continue
+        annotation = {"category_id": category_id, "iscrowd": int(a.iscrowd), "bbox": list(a.bbox)}
+        mask = getattr(a, "segmentation", UNSET)
+        mask = mask.as_dict() if isinstance(mask, RunLengths) else mask is not UNSET and whole_polygons(mask)
+        record["annotations"].append(annotation | ({"segmentation": mask} if mask else {}))
+    _warn_of_lost(strays, json_file)
+    return list(records.values())
 
 
 def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) -> list[dict]:
@@ -202,24 +145,32 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
     ``segmentation``, and ``bbox`` unless it is stuff. The folder of the PNGs has the name of the json and lies in its
     folder (COCO's zip) or beside that folder (Detectron2).
     """
-    content = _open(json_file, image_root, remedy)
+    content = _read(json_file, image_root, remedy, PanopticFile)
     folders = [place / Path(json_file).stem for place in (Path(json_file).parents[1], Path(json_file).parent)]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
         raise UserError(f"no folder of panoptic PNGs at {folders[0]} or {folders[1]}: {remedy}")
-    files, by_image = {}, defaultdict(list)
-    for panoptic in content["annotations"]:
-        image_id = panoptic["image_id"]
-        files[image_id] = panoptic["file_name"]
-        for segment in panoptic["segments_info"]:
-            category_id = class_index(segment["category_id"], PANOPTIC_INDEX, image_id, json_file)
-            annotation = {"category_id": category_id, "iscrowd": int(segment.get("iscrowd", 0))}
-            annotation["segment_id"] = segment["id"]
-            if segment["category_id"] not in STUFF_IDS:
-                annotation["bbox"] = list(segment["bbox"])
-            by_image[image_id].append(annotation)
-    records = _with_annotations(content, image_root, by_image)
-    return [r | {"pan_seg_file_name": str(folder / files.get(r["image_id"], ""))} for r in records]
+    records = _records(content, json_file, image_root)
+    for record in records.values():
+        record["pan_seg_file_name"] = str(folder)
+    lost = 0
+    for number, panoptic in enumerate(content.annotations):
+        record = records.get(panoptic.image_id)
+        if record is None:
+            lost += len(panoptic.segments_info)
+            continue
+        record["pan_seg_file_name"] = str(folder / panoptic.file_name)
+        for place, segment in enumerate(panoptic.segments_info):
+            category_id = _category(segment, PANOPTIC_INDEX, f"{number}].segments_info[{place}", json_file)
+            annotation = {"category_id": category_id, "iscrowd": int(segment.iscrowd), "segment_id": int(segment.id)}
+            if segment.category_id not in STUFF_IDS:
+                if segment.bbox is UNSET:
+                    where = f"annotations[{number}].segments_info[{place}] of {json_file} (id {segment.id})"
+                    raise UserError(f"{where} has no bbox, which every segment but stuff needs: {remedy}")
+                annotation["bbox"] = list(segment.bbox)
+            record["annotations"].append(annotation)
+    _warn_of_lost(lost, json_file)
+    return list(records.values())
 
 
 def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
@@ -229,7 +180,7 @@ def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, i
     without another box.
     """
     records = []
-    for record in read_regions(json_file, image_root, index=index, remedy=remedy):
+    for record in read_regions(json_file, image_root, index=index, remedy=remedy, masks=False):
         annotations = record.pop("annotations")
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
         nouns = np.array([a["category_id"] for a in annotations], np.int64)
@@ -240,48 +191,45 @@ def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, i
     return records
 
 
-def _open(json_file: str, image_root: str, remedy: str, *, keys=("images", "annotations"), **options) -> dict:
-    content = read_json(json_file, remedy=remedy, **options)
-    require_folder(image_root)
-    if not isinstance(content, Mapping) or not all(isinstance(content.get(key), list) for key in keys):
-        raise UserError(f"{json_file} has no {' or no '.join(keys)}, so it is a file of another kind: {remedy}")
-    for number, image in enumerate(content["images"]):
-        if not isinstance(image, Mapping) or "id" not in image:
-            raise UserError(f"images[{number}] of {json_file} has no id: {remedy}")
-    return content
-
-
 def require_folder(image_root: str) -> None:
     """UserError if the image folder is missing."""
     if not Path(image_root).is_dir():
         raise UserError(f"image folder {image_root} not found: set DETECTRON2_DATASETS, see datasets/README.md")
 
 
-def _with_annotations(content: Mapping, image_root: str, by_image: Mapping[int, list[dict]]) -> list[dict]:
-    """The records of all images by ascending id."""
-    if wrong := next((image for image in content["images"] if not isinstance(image["id"], int)), None):
-        raise UserError(f"Image {wrong.get('file_name')} in {image_root} has id {wrong['id']!r}: it must be a number.")
-    images = sorted(content["images"], key=lambda image: image["id"])
-    for image, following in pairwise(images):
-        if image["id"] == following["id"]:
-            names = " and ".join(str(i.get("file_name")) for i in (image, following))
-            raise UserError(f"{names} have the same image id {image['id']} in the json: give each image its own.")
+def _read(json_file: str, image_root: str, remedy: str, kind: type[T]) -> T:
+    content = read_json(json_file, remedy=remedy, kind=kind)
+    require_folder(image_root)
+    return content
+
+
+def _records(content: File, json_file: str, image_root: str) -> dict[int, dict]:
+    """{id: the record of an image, without annotations yet} by ascending id."""
     try:
-        return [_record(image, image_root) | {"annotations": by_image.get(image["id"], [])} for image in images]
+        records = [_image_record(image, image_root) for image in sorted(content.images, key=attrgetter("id"))]
     except UnreadableImage as error:
-        raise UserError(f"{error}; the json does not give its height and width, so the image must.") from error
+        raise UserError(f"{error}; {json_file} does not give its height and width, so the image must.") from error
+    return {record["image_id"]: record for record in records}
 
 
-def _record(image: Mapping, image_root: str) -> dict:
-    """The entries of every record; UnreadableImage if neither the json nor the image's header gives the size."""
-    if not {"file_name", "coco_url"} & image.keys():
-        raise UserError(f"image {image['id']} (of folder {image_root}) has no file_name and no coco_url in the json")
-    name = image["file_name"] if "file_name" in image else "/".join(image["coco_url"].split("/")[-2:])  # LVIS
+def _image_record(image: Image, image_root: str) -> dict:
+    """UnreadableImage if neither the json nor the image's header gives the size."""
+    name = image.file_name or "/".join(image.coco_url.split("/")[-2:])  # LVIS
     scheme = SCHEME if name.startswith(SCHEME) else ""  # an image in a shard
     file_name = scheme + os.path.join(image_root, name.removeprefix(scheme))  # an absolute path stays
-    sized = image.get("height") and image.get("width")
-    height, width = (image["height"], image["width"]) if sized else image_size(file_name)
-    return {"file_name": file_name, "height": height, "width": width, "image_id": image["id"]}
+    height, width = (image.height, image.width) if image.height and image.width else image_size(file_name)
+    return {"file_name": file_name, "height": height, "width": width, "image_id": image.id, "annotations": []}
+
+
+def _category(annotation: Annotation | Segment, index: Mapping[int, int], number, json_file: str) -> int:
+    """The contiguous index of the category of an annotation. UserError if it is none of the set."""
+    if annotation.category_id in index:
+        return index[annotation.category_id]
+    where = f"annotations[{number}] of {json_file} (id {annotation.id})"
+    few = f"it is none of the {len(index)} categories of this data set"
+    raise UserError(
+        f"{where} has category_id {annotation.category_id}, but {few}: correct it, or remove the annotation."
+    )
 
 
 def class_index(category_id: int, index: Mapping[int, int], image_id, json_file: str) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.structures import Boxes
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -19,10 +19,10 @@ from torchvision.ops import masks_to_boxes
 
 from clim.errors import UserError
 
-from .images import UnreadableImage, channels_first, letterbox, letterbox_size, read_image
+from .datasets import get_records
+from .images import UnreadableImage, channels_first, check_size, letterbox, letterbox_size, read_image
 from .loader import NO_REGION, Skipped, SkippingLoader
-from .mappers import check_size
-from .readers import run_lengths
+from .schemas import run_lengths
 
 VARIANTS = ("boxes", "masks", "crops")
 CROP_ENLARGED = 1.5  # crops show the surroundings of a box, but not of stuff (CLIM release)
@@ -98,7 +98,7 @@ class RegionTestMapper:
         return sample
 
     def read(self, record: Mapping) -> tuple[np.ndarray, Tensor | None]:
-        """Image (H, W, 3) and segment ids (H, W); UnreadableImage also if a size differs from the record's."""
+        """Image (H, W, 3) and segment ids (H, W); UnreadableImage also if they do not fit the record."""
         decoded = read_image(record["file_name"], fmt=self.image_format)
         check_size(record, decoded)
         if "pan_seg_file_name" not in record:
@@ -106,7 +106,10 @@ class RegionTestMapper:
         segments = read_image(record["pan_seg_file_name"], fmt="RGB")
         check_size({**record, "file_name": record["pan_seg_file_name"]}, segments)
         # COCO's panoptic PNGs store an id as red + 256 green + 65536 blue.
-        return decoded.image, torch.from_numpy(segments.image.astype(np.int64) @ [1, 256, 65536])
+        ids = segments.image.astype(np.int64) @ [1, 256, 65536]
+        if not np.isin(ids, [annotation["segment_id"] for annotation in record["annotations"]]).any():
+            raise UnreadableImage(record["pan_seg_file_name"], "it shows none of the image's segments")
+        return decoded.image, torch.from_numpy(ids)
 
 
 def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
@@ -114,7 +117,7 @@ def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -
 
     UserError if the set holds no image, or no masks although TEST.REGIONS asks for them.
     """
-    records = DatasetCatalog.get(name)
+    records = get_records(name, masks="masks" in cfg.TEST.REGIONS)
     if not records:
         raise UserError(f"DATASETS.TEST {name} holds no image.")
     with_masks = ("pan_seg_file_name" in r or all("segmentation" in a for a in r["annotations"]) for r in records)

@@ -114,7 +114,7 @@ def build_writers(cfg, *, resume: bool, start_iter: int) -> list[events.EventWri
     writers = [events.CommonMetricPrinter(cfg.SOLVER.MAX_ITER)]
     writers.append(events.JSONWriter(str(folder / "metrics.json"), window_size=1))  # 1: the iteration's own loss
     known = resume and (folder / RUN_IDS).is_file()
-    ids = read_json(folder / RUN_IDS, remedy="delete it") if known else {}
+    ids = read_json(folder / RUN_IDS, remedy="delete it to start new ones", kind=dict[str, str]) if known else {}
     for name in cfg.SOLVER.WRITERS:
         if name == "tensorboard":
             # purge: hide the log of a killed run after its last checkpoint

@@ -1,4 +1,4 @@
-"""A run that is stopped or killed continues exactly: signals, checkpoints, the state of processes, metrics.json.
+"""A run that is stopped or killed continues exactly: checkpoints, the state of processes, metrics.json.
 
 A checkpoint is OUTPUT_DIR/model_0004999.pth (weights, optimiser) and, for each process,
 rank_states/iteration_0004999.rank0.pth (random states, queues). Seed and iteration determine the batches.
@@ -6,12 +6,10 @@ rank_states/iteration_0004999.rank0.pth (random states, queues). Seed and iterat
 
 import json
 import logging
+import math
 import os
 import random
 import re
-import signal
-import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,60 +20,13 @@ from detectron2.utils import comm
 from torch import nn
 
 from clim.checkpoints.checkpointer import SafeCheckpointer, atomic_save
+from clim.checkpoints.reading import read_content
+from clim.errors import UserError
 from clim.files import replacing
 from clim.methods.memory import TextQueue
 
 BEST = "model_best"  # name of the checkpoint of TEST.BEST_METRIC
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-EXIT_CODE = 128 + signal.SIGTERM  # 143: schedulers read it as "ended by SIGTERM", not as an error of the program
-REPEATED = 10.0  # s in which another signal is the same one: Slurm, torchrun and mp.spawn all pass it on
 logger = logging.getLogger(__name__)
-
-
-class Stopped(SystemExit):
-    """Ends a training that has saved its state."""
-
-
-class StopSignals:
-    """In the block, the signals ask a training to stop after its step; Ctrl-C (SIGINT) still ends it at once.
-
-    ``asked`` is the signal that this process has got, ``agreed`` the one that all processes know of, or 0. A signal
-    more than REPEATED s after the first one ends the process at once.
-    """
-
-    def __init__(self):
-        self.asked = self.agreed = 0
-        self.since, self.interruptible = 0.0, False
-
-    def __enter__(self):
-        able = threading.current_thread() is threading.main_thread()  # Python's rule
-        self.before = {number: signal.signal(number, self.receive) for number in STOP_SIGNALS if able}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def receive(self, number: int, _) -> None:
-        if self.asked and time.monotonic() > self.since + REPEATED:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        elif not self.asked:
-            self.asked, self.since = number, time.monotonic()
-        if self.interruptible:
-            self.interruptible = False
-            raise Stopped(EXIT_CODE)
-
-    @contextmanager
-    def at_once(self):
-        """A signal, also an earlier one, raises :class:`Stopped` in the block."""
-        self.interruptible = True
-        try:
-            if self.asked:
-                raise Stopped(EXIT_CODE)
-            yield
-        finally:
-            self.interruptible = False
 
 
 class CheckpointHook(HookBase):
@@ -127,17 +78,24 @@ def save_rank_state(model: nn.Module, path: Path) -> None:
 
 
 def load_rank_state(model: nn.Module, path: Path) -> bool:
-    """Restore what :func:`save_rank_state` wrote; False if there is none for these queues and number of processes."""
+    """Restore what :func:`save_rank_state` wrote; False if there is none for these queues and number of processes.
+
+    UserError for a damaged file.
+    """
     if not path.is_file():
         return False
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    queues, stored = _queues(model), state.get("queues", {})
-    ours, theirs = ({name: buffer.shape for name, buffer in buffers.items()} for buffers in (queues, stored))
-    if state["world_size"] != comm.get_world_size() or ours != theirs:
-        return False
-    for name, buffer in queues.items():
-        buffer.copy_(stored[name])
-    _set_random_states(state)
+    try:
+        state, queues = read_content(path), _queues(model)
+        stored = state.get("queues", {})
+        ours, theirs = ({name: buffer.shape for name, buffer in buffers.items()} for buffers in (queues, stored))
+        if state["world_size"] != comm.get_world_size() or ours != theirs:
+            return False
+        for name, buffer in queues.items():
+            buffer.copy_(stored[name])
+        _set_random_states(state)
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        remedy = f"delete {path}, and the run goes on with new random states and empty queues"
+        raise UserError(f"The state of process {comm.get_rank()} is damaged ({error}): {remedy}.") from error
     return True
 
 
@@ -183,17 +141,22 @@ def prepare_metrics(output_dir, *, resume: bool, start_iter: int) -> None:
     files = [Path(output_dir) / name for name in ("metrics.json", "last_checkpoint", f"{BEST}.pth")]
     metrics = files[0]
     if resume and metrics.is_file():
-        lines = [line for line in metrics.read_text().splitlines(keepends=True) if _is_before(line, start_iter)]
+        lines = metrics.read_bytes().splitlines(keepends=True)
+        iterations = list(map(_iteration, lines))
+        if damaged := iterations[:-1].count(math.inf):  # the last line of a killed run may be incomplete
+            logger.warning("%s: %d damaged lines are left out.", metrics, damaged)
+        kept = [line for line, iteration in zip(lines, iterations, strict=True) if iteration < start_iter]
         with replacing(metrics) as partial:
-            partial.write_text("".join(lines))
+            partial.write_bytes(b"".join(kept))
     for path in () if resume else filter(Path.is_file, files):
         aside = path.with_name(f"previous.{path.name}")
         os.replace(path, aside)
         logger.info("Renamed %s, which belongs to an earlier run, to %s.", path, aside.name)
 
 
-def _is_before(line: str, start_iter: int) -> bool:
+def _iteration(line: bytes) -> float:
+    """The iteration of a line of metrics.json; inf if it is damaged."""
     try:
-        return json.loads(line)["iteration"] < start_iter
-    except (ValueError, KeyError, TypeError):
-        return False
+        return float(json.loads(line)["iteration"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return math.inf

@@ -6,30 +6,35 @@ stops the program at once with a clear error has no check here.
 
 import argparse
 import difflib
+import io
 import logging
-from functools import reduce
-from itertools import chain
+import threading
+from functools import cache, reduce
 from operator import getitem
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import default_setup
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils import comm
+from detectron2.utils import logger as d2_logger
 from detectron2.utils.logger import setup_logger
 
 from clim.checkpoints.reading import read_description
 from clim.config import add_clim_config
+from clim.config_files import entries, merge, override_entries, parse_yaml, read_config, shown
+from clim.config_values import check_values
 from clim.data.datasets import register_own_sets
 from clim.data.loader import STREAMS, batch_sizes
 from clim.data.names import matched, vocabulary_names
 from clim.data.own_sets import use_own_data
-from clim.errors import UserError, require_packages
+from clim.errors import UserError, require_packages, sentence
 from clim.evaluation import EVALUATORS
+from clim.files import naming
 from clim.methods import METHOD_REGISTRY
 from clim.modeling.vocabulary import class_mask, num_classes
+from clim.processes import hold_folder
 
 logger = logging.getLogger(__name__)
 
@@ -46,24 +51,21 @@ def load_config(config_file: str, overrides: list):
 
     ``config_file`` may be a checkpoint of our trainer: its own config (:func:`merge_described`).
     """
-    cfg = get_cfg()
+    cfg, sources = get_cfg(), {}
     add_clim_config(cfg)
-    try:
-        if config_file.endswith(CHECKPOINTS):
-            merge_described(cfg, config_file)
-        elif config_file and not config_file.endswith((".yaml", ".yml")):
-            raise UserError(
-                f"{config_file} is neither a checkpoint that holds its config ({', '.join(CHECKPOINTS)}) nor a YAML: "
-                "name such a checkpoint, or for weights of another program their config too, as --config-file."
-            )
-        elif config_file:
-            cfg.merge_from_file(config_file)
-        cfg.merge_from_list(overrides)
-    except (OSError, KeyError, ValueError, AssertionError, AttributeError, yaml.YAMLError) as error:
-        where = " ".join(map(str, [config_file or "the defaults", *overrides]))
-        reason = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise UserError(f"The config cannot be read ({where}): {' '.join(str(reason).split())}") from error
-    check_values(cfg)
+    if config_file.endswith(CHECKPOINTS):
+        sources = merge_described(cfg, config_file)
+    elif config_file and not config_file.endswith((".yaml", ".yml")):
+        raise UserError(
+            f"{config_file} is neither a checkpoint that holds its config ({', '.join(CHECKPOINTS)}) nor a YAML: name "
+            "such a checkpoint, or for weights of another program their config too, as --config-file."
+        )
+    elif config_file:
+        sources = merge(cfg, read_config(config_file))
+    check_values(cfg, sources | merge(cfg, override_entries(overrides)))
+    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
+        remedy = 'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them'
+        raise UserError(f"MODEL.DEVICE is cpu, but processes on a machine with GPUs communicate by NCCL: {remedy}.")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     register_own_sets(cfg.DATASETS.OWN)
@@ -84,8 +86,8 @@ def describe(cfg) -> dict:
     }  # fmt: skip
 
 
-def merge_described(cfg: CfgNode, path: str) -> None:
-    """Merge into ``cfg``, which has the defaults, the config that the checkpoint ``path`` describes.
+def merge_described(cfg: CfgNode, path: str) -> dict[str, str]:
+    """Merge into ``cfg``, which has the defaults, the config that the checkpoint ``path`` describes, as ``merge`` does.
 
     Classes and weights come from the file itself. Paths of the training, which may be gone, get their defaults, and so
     does the device. UserError if the file has no description.
@@ -96,20 +98,28 @@ def merge_described(cfg: CfgNode, path: str) -> None:
             f"{path} does not hold the config of its training (an older file, or another program's): name its config "
             "too, as --config-file or Detector(path, config=…); docs/checkpoints.md lists those of published files."
         )
-    defaults = [part for key in _OF_THE_TRAINING.split() for part in (key, reduce(getitem, key.split("."), cfg))]
-    cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(description["config"])))
+    defaults = {key: reduce(getitem, key.split("."), cfg) for key in _OF_THE_TRAINING.split()}
+    source = f"the config inside {path}"
+    content = parse_yaml(description["config"], source=source)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {shown(content)} as its config, not sections of keys: take another file.")
+    sources = merge(cfg, entries(content, source=source))
     of_the_file = {
         "MODEL.WEIGHTS": str(path), "MODEL.VOCABULARY.STORED": description["class_names"],
         "MODEL.ROI_HEADS.NUM_CLASSES": description["rows"], "MODEL.IMAGE_ENCODER.PRETRAINED": "",
     }  # fmt: skip
-    cfg.merge_from_list([*defaults, *chain.from_iterable(of_the_file.items())])
+    return sources | merge(cfg, ((key, value, source) for key, value in (defaults | of_the_file).items()))
 
 
 def setup(args):
     """The checked config; also prepares the log, the seeds and the output folder."""
     cfg = load_config(args.config_file, args.opts)
+    if not args.eval_only and comm.is_main_process():  # before the first file; the run before may still be saving
+        hold_folder(cfg.OUTPUT_DIR, wait=60.0 if args.resume else 0.0)
+    quiet_writing()
     shown = {"config_file": ""} if args.config_file.endswith(CHECKPOINTS) else {}  # the log shows the file's text
-    default_setup(cfg, argparse.Namespace(**vars(args) | shown))
+    with naming(cfg.OUTPUT_DIR):
+        default_setup(cfg, argparse.Namespace(**vars(args) | shown))
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="clim")
     if cfg.MODEL.DEVICE == "cpu":
         reason = "MODEL.DEVICE is cpu" if torch.cuda.is_available() else "no CUDA device was found"
@@ -124,61 +134,21 @@ def setup(args):
     return cfg
 
 
-def _interval(bounds, *, most=float("inf")) -> bool:
-    return len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= most
+def quiet_writing() -> None:
+    """Let lines of the log that do not fit on the disk be lost without a traceback, and TensorBoard's thread end so.
+
+    The main thread gets the same error from metrics.json, a checkpoint or TensorBoard's writer, and tells it.
+    """
+    logging.raiseExceptions = False
+    d2_logger._cached_log_stream = _log_stream
+    threading.excepthook = lambda args: None if sentence(args.exc_value) else threading.__excepthook__(args)
 
 
-# (words for what a value must be, the same in Python, keys)
-RANGES = (
-    ("above 0", lambda v: v > 0, """
-        INPUT.CAPTION.SHORT_SIDE MODEL.OPEN_VOCAB.TEMPERATURE MODEL.OPEN_VOCAB.WORDS MODEL.METHOD.VLDET.TEMPERATURE
-        SOLVER.ACCUMULATE MODEL.METHOD.DETIC.TEMPERATURE MODEL.METHOD.DETIC.TAG_TOPK MODEL.METHOD.BARON.ORDERS
-        MODEL.METHOD.BARON.WEIGHT MODEL.METHOD.BARON.FREQUENCY_BASE MODEL.METHOD.BARON.TOPK
-        MODEL.METHOD.BARON.TEMPERATURE MODEL.METHOD.GROUNDING.TEMPERATURE MODEL.METHOD.GROUNDING.HEADS"""),
-    ("0 or more", lambda v: v >= 0, """
-        DATALOADER.NUM_WORKERS MODEL.OVRCNN.BACKGROUND_WEIGHT MODEL.FVLM.BACKGROUND_WEIGHT
-        MODEL.METHOD.DETIC.CAPTION_WEIGHT MODEL.METHOD.DETIC.TAG_WEIGHT MODEL.METHOD.DETIC.NEGATIVE_WEIGHT
-        MODEL.METHOD.DETIC.GROUPS MODEL.METHOD.DETIC.QUEUE_LENGTH MODEL.METHOD.VLDET.CAPTION_WEIGHT
-        MODEL.METHOD.VLDET.NOUN_WEIGHT MODEL.METHOD.VLDET.PROPOSALS MODEL.METHOD.VLDET.TILE_PROPOSALS
-        MODEL.METHOD.BARON.QUEUE_LENGTH MODEL.METHOD.BARON.PROPOSALS MODEL.METHOD.GROUNDING.MAX_CELLS
-        MODEL.METHOD.GROUNDING.LAYERS"""),
-    ("between 0 and 1", lambda v: 0 <= v <= 1, """
-        INPUT.CAPTION.FLIP INPUT.MOSAIC.FLIP SOLVER.WEIGHT_ENSEMBLE MODEL.METHOD.VLDET.TILE_MIN_IOF
-        MODEL.OPEN_VOCAB.WORD_DROPOUT MODEL.METHOD.DETIC.TAG_MIN_IOF MODEL.METHOD.BARON.WORD_DROPOUT
-        MODEL.METHOD.BARON.MIN_IOF MODEL.METHOD.BARON.MIN_AREA MODEL.METHOD.BARON.MIN_OBJECTNESS MODEL.METHOD.BARON.NMS
-        MODEL.METHOD.GROUNDING.DROPOUT MODEL.METHOD.GROUNDING.MLM_PROBABILITY MODEL.METHOD.GROUNDING.MLM_HIDDEN"""),
-    ("two ratios, 0 < smaller <= larger", _interval,
-        "INPUT.MOSAIC.CROP_RATIO INPUT.LSJ.SCALE INPUT.CAPTION.JITTER_SCALE MODEL.METHOD.BARON.RATIO"),
-    ("two parts of the area, 0 < smaller <= larger <= 1", lambda v: _interval(v, most=1),
-        "INPUT.CAPTION.CROP_SCALE INPUT.MOSAIC.CROP_SCALE"),
-    ("weights above 0, or empty", lambda v: all(weight > 0 for weight in v), "DATALOADER.ALTERNATE"),
-    ("whole numbers above 0", lambda v: v and all(type(n) is int and n > 0 for n in v), "INPUT.MOSAIC.GRIDS"),
-    ("an even number above 0", lambda v: v > 0 and v % 2 == 0, "MODEL.METHOD.BARON.FREQUENCIES"),
-    ("a number above 1, or 0 for all tiles", lambda v: v == 0 or v > 1, "MODEL.METHOD.GROUNDING.CONTRAST_GROUP"),
-    ("texts, so put numbers, yes and no in quotes", lambda v: all(isinstance(name, str) for name in v),
-        "MODEL.VOCABULARY.NAMES"),
-    ("BGR or RGB", lambda v: v in ("BGR", "RGB"), "INPUT.FORMAT"),
-    ("loader or device", lambda v: v in ("loader", "device"), "INPUT.MOSAIC.COMPOSE"),
-    ("detectron2, efficientdet or mmdet", lambda v: v in ("detectron2", "efficientdet", "mmdet"), "INPUT.LSJ.STYLE"),
-    ("float16 or bfloat16", lambda v: v in ("float16", "bfloat16"), "SOLVER.AMP.DTYPE"),
-    ("0 or more, and below 1", lambda v: 0 <= v < 1, "SOLVER.EMA"),
-    ("a list of tensorboard, wandb and mlflow", {"tensorboard", "wandb", "mlflow"}.issuperset, "SOLVER.WRITERS"),
-    ("SGD or ADAMW", lambda v: v in ("SGD", "ADAMW"), "SOLVER.OPTIMIZER"),
-)  # fmt: skip
-
-
-def check_values(cfg) -> None:
-    """UserError for a value outside RANGES, SOLVER.IMS_PER_BATCH, or several processes beside unused GPUs."""
-    for words, is_right, keys in RANGES:
-        for key in keys.split():
-            value = reduce(getitem, key.split("."), cfg)
-            if not is_right(value):
-                raise UserError(f"{key} is {value}: it must be {words}.")
-    if cfg.SOLVER.IMS_PER_BATCH != 16:  # Detectron2's default
-        raise UserError("SOLVER.IMS_PER_BATCH is not read: set batch sizes per GPU, as DATALOADER.DETECTION_PER_GPU.")
-    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
-        remedy = 'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them'
-        raise UserError(f"MODEL.DEVICE is cpu, but processes on a machine with GPUs communicate by NCCL: {remedy}.")
+@cache
+def _log_stream(filename: str) -> io.TextIOWrapper:
+    """Holds nothing back that would be written when the program ends; names that are no UTF-8 are escaped."""
+    file = open(filename, "ab", buffering=0)
+    return io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", write_through=True)
 
 
 def check_training(cfg) -> None:
@@ -232,8 +202,8 @@ def check_datasets(cfg, *, training: bool) -> None:
     for key in ("TRAIN", "CAPTIONS", "REGIONS", "TEST") if training else ("TEST",):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog.list():
-                near = difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.4)
-                hint = f"; names near it: {', '.join(near)}" if near else ""
+                found = difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.4)
+                hint = f"; names near it: {', '.join(found)}" if found else ""
                 raise UserError(f"DATASETS.{key} names {name}, which is not registered{hint}.")
             if key == "TEST":
                 _check_kind(cfg, name, kinds=kinds)

@@ -22,22 +22,14 @@ from clim.checkpoints.checkpointer import ALPHA_KEY, SafeCheckpointer, other_con
 from clim.checkpoints.reading import DESCRIPTION, require_entries
 from clim.data.loader import build_train_loader
 from clim.data.names import vocabulary_names
-from clim.errors import UserError, raise_on_all_ranks
+from clim.errors import UserError, raise_on_all_ranks, sentence
 from clim.evaluation import build_evaluators, evaluate
+from clim.processes import Stopped, StopSignals
 from clim.text import require_width
 
 from .averaging import BestCheckpoint, MovingAverage
 from .hooks import ProgressBar, TrainingImages, Writers, build_writers
-from .resume import (
-    EXIT_CODE,
-    CheckpointHook,
-    Stopped,
-    StopSignals,
-    load_rank_state,
-    prepare_metrics,
-    random_states_kept,
-    rank_state_path,
-)
+from .resume import CheckpointHook, load_rank_state, prepare_metrics, random_states_kept, rank_state_path
 from .setup import describe
 from .solver import build_solver, count_epochs, scale_to_world
 from .weight_ensemble import PublishClip, WeightEnsemble
@@ -113,11 +105,16 @@ class Trainer(TrainerBase):
             self.loader = build_train_loader(cfg, seed=seed, start_iter=self.start_iter)
         with raise_on_all_ranks(), random_states_kept():
             self.register_hooks(self._build_hooks(seed, resuming))
-        if resuming and not load_rank_state(self.raw_model, rank_state_path(cfg.OUTPUT_DIR, self.start_iter - 1)):
-            logger.warning(
-                "The files of rank_states/ are missing or have another number of processes or other queues: random "
-                "states and queues start anew, so the losses differ slightly from those of an uninterrupted run."
-            )
+        if resuming:
+            with raise_on_all_ranks():
+                fits = load_rank_state(self.raw_model, rank_state_path(cfg.OUTPUT_DIR, self.start_iter - 1))
+            lacking = [f"rank{rank}" for rank, known in enumerate(comm.all_gather(fits)) if not known]
+            if lacking:
+                logger.warning(
+                    f"The files {', '.join(lacking)} of rank_states/ are missing or have another number of processes "
+                    "or other queues: these random states and queues start anew, so the losses differ slightly from "
+                    "those of an uninterrupted run."
+                )
 
     def _load(self, resuming: bool) -> dict:
         state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
@@ -200,7 +197,7 @@ class Trainer(TrainerBase):
                     self.run_step()
                     self.after_step()
                     if self.stop.agreed:
-                        raise Stopped(EXIT_CODE)
+                        raise Stopped(self.stop.agreed)
                     self.iter += 1
             except Stopped:
                 logger.warning("Stopped by a signal after iteration %d: --resume goes on from there.", self.iter)
@@ -209,8 +206,8 @@ class Trainer(TrainerBase):
                         hook.close()
                 raise
             except Exception as error:
-                traceback = not isinstance(error, UserError)
-                logger.error("Training stopped at iteration %d: %s", self.iter, error, exc_info=traceback)
+                message = sentence(error)
+                logger.error("Training stopped at iteration %d: %s", self.iter, message or error, exc_info=not message)
                 raise
             finally:
                 self.loader = None  # ends its workers at once
@@ -227,9 +224,13 @@ class Trainer(TrainerBase):
                 parameter.grad = torch.zeros_like(parameter)
         losses, images, data_time = self.accumulate()
         norm = self.clip_gradients()
-        with raise_on_all_ranks(self.stop.asked) as asked:  # after backward, in which processes wait for each other
-            check_finite(losses, norm, images, self.iter)
-        self.stop.agreed = self.stop.agreed or max(asked)
+        # After backward, in which processes wait for each other. The losses are this process's, the norm is common.
+        with raise_on_all_ranks((self.stop.asked, images)) as values:
+            check_finite(losses, images, self.iter)
+        if not math.isfinite(norm):
+            of_ranks = {f"process {rank}": ids for rank, (_, ids) in enumerate(values)}
+            raise not_finite(f"gradient norm = {norm}", of_ranks, self.iter)
+        self.stop.agreed = self.stop.agreed or max(asked for asked, _ in values)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.cfg.MODEL.METHOD.NAME:
@@ -263,7 +264,7 @@ class Trainer(TrainerBase):
                     with self.autocast():
                         found = self.model(batch)
                 except FloatingPointError as error:  # Detectron2's RPN checks its predictions
-                    raise not_finite(str(error), images, self.iter) from error
+                    raise not_finite(str(error), {f"process {comm.get_rank()}": images}, self.iter) from error
                 self.scaler.scale(sum(found.values()) / number).backward()
             for name, loss in found.items():
                 losses[name] = losses.get(name, 0.0) + loss.detach() / number
@@ -312,19 +313,18 @@ def image_ids(batch: dict) -> dict[str, list]:
     }
 
 
-def check_finite(losses: dict, gradient_norm: float, images: dict[str, list], iteration: int) -> None:
-    """Stop on a non-finite loss or gradient, before it changes the weights, and name the step's :func:`image_ids`."""
-    values = dict(zip(losses, torch.stack([loss.detach() for loss in losses.values()]).tolist(), strict=True))
-    values["gradient norm"] = gradient_norm
-    bad = [f"{name} = {value}" for name, value in values.items() if not math.isfinite(value)]
+def check_finite(losses: dict, images: dict[str, list], iteration: int) -> None:
+    """Stop on a non-finite loss of this process, before it changes the weights, and name its :func:`image_ids`."""
+    values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
+    bad = [f"{name} = {value}" for name, value in zip(losses, values, strict=True) if not math.isfinite(value)]
     if bad:
-        raise not_finite(", ".join(bad), images, iteration)
+        raise not_finite(", ".join(bad), {f"process {comm.get_rank()}": images}, iteration)
 
 
-def not_finite(what: str, images: dict[str, list], iteration: int) -> UserError:
-    """The error for ``what``, with the image ids."""
-    rank = f" on process {comm.get_rank()}" if comm.get_world_size() > 1 else ""
+def not_finite(what: str, images: dict[str, dict], iteration: int) -> UserError:
+    """The error for ``what``, with the image ids of each process."""
+    images = images if comm.get_world_size() > 1 else images["process 0"]
     return UserError(
-        f"Iteration {iteration}{rank}: {what.rstrip('.')}; image ids of the batch: {images}. Training stopped: look at "
+        f"Iteration {iteration}: {what.rstrip('.')}; image ids of the batch: {images}. Training stopped: look at "
         "these images, or start anew with a lower SOLVER.BASE_LR."
     )

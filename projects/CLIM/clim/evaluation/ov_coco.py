@@ -42,7 +42,7 @@ class OVCOCOEvaluator(DetectionEvaluator):
     the two runs are ``base_run`` and ``novel_run``. Figures are means over classes with ground truth, nan without.
     """
 
-    report_file, keys = "ov_coco_results.json", {"protocol": "PROTOCOL"}
+    report_file, keys = "ov_coco_results.json", {"protocol": "TEST.PROTOCOL"}
 
     def __init__(self, dataset_name: str, *, max_dets: int = 100, protocol: str = "generalized", **base):
         """The metadata may have the lists base_classes, novel_classes and unused_classes.
@@ -64,7 +64,7 @@ class OVCOCOEvaluator(DetectionEvaluator):
     def score(self, results, skipped):
         detections = [detection for image in results.values() for detection in unpack(image.found)]
         self.write("coco_instances_results.json", detections)
-        ground_truth = self.ground_truth(results, skipped)
+        ground_truth = self.ground_truth(results)
         summary, by_class = self._figures(ground_truth, detections)
         objects = Counter(a["category_id"] for a in ground_truth["annotations"] if not a.get("iscrowd", 0))
         per_class = []

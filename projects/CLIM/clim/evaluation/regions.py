@@ -37,7 +37,7 @@ class RegionClassificationEvaluator(ImageEvaluator):
     suffix), things and stuff if there is stuff, base and novel if the set has that split; nan without regions.
     """
 
-    report_file, keys = "region_results.json", {"variants": "REGIONS"}
+    report_file, keys = "region_results.json", {"variants": "TEST.REGIONS"}
     columns = tuple(f"{metric}_{average}" for metric in METRICS for average in ("macro", "micro"))
     build_loader = staticmethod(build_region_loader)
 

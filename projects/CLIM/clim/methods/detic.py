@@ -15,7 +15,6 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from clim.data.tiles import Tiles
-from clim.errors import UserError
 from clim.losses import cosine_logits, matched_bce, multi_hot_bce, one_hot_per_tag_bce, positives_by_id
 
 from .base import METHOD_REGISTRY, Method, Regions, Texts, arguments
@@ -49,9 +48,6 @@ class Detic(Method):
     @classmethod
     def from_config(cls, cfg):
         detic = cfg.MODEL.METHOD.DETIC
-        for key, known in (("CAPTION_NEGATIVES", ("queue", "gather")), ("TAG_TARGET", ("multi_hot", "per_tag"))):
-            if detic[key] not in known:
-                raise UserError(f'MODEL.METHOD.DETIC.{key} is "{detic[key]}": choose one of {", ".join(known)}.')
         return {"dim": cfg.MODEL.TEXT.DIM, **arguments(detic)}
 
     def select(self, tiles, proposals, *, topk: float | None = None):

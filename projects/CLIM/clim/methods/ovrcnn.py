@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clim.data.tiles import Tiles
-from clim.errors import UserError, registered
+from clim.errors import UserError
 from clim.losses import GLOBAL_METRICS, LOCAL_METRICS, choices
 from clim.text.bert import TokenBatch, mask_words
 from clim.text.build import bert_config
@@ -118,10 +118,8 @@ class Grounding(Method):
 
 
 def _check_contrast(cfg) -> None:
-    """UserError for an unknown metric, and for settings with which a part of the method learns nothing."""
+    """UserError for settings with which a part of the method learns nothing."""
     grounding, plain = cfg.MODEL.METHOD.GROUNDING, cfg.DATALOADER.CAPTIONS_PER_GPU
-    for key, known in (("GLOBAL_METRIC", GLOBAL_METRICS), ("LOCAL_METRIC", LOCAL_METRICS)):
-        registered(known, grounding[key], key=f"MODEL.METHOD.GROUNDING.{key}")
     if grounding.LOCAL_METRIC == "cosine" and (temperature := grounding.TEMPERATURE) >= 1:
         remedy = "set it to 0.01, or LOCAL_METRIC to dot"
         raise UserError(f"MODEL.METHOD.GROUNDING.TEMPERATURE {temperature} is too high for cosines: {remedy}.")

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from clim.errors import UserError, registered
+from clim.errors import UserError
 from clim.losses import cosine_logits, matched_bce, multi_hot_bce, noun_contrast, positives_by_id
 from clim.text.classes import load_nouns
 
@@ -45,7 +45,7 @@ class VLDet(Method):
         self.caption_weight, self.noun_weight, self.noun_loss = caption_weight, noun_weight, noun_loss
         self.exact_box = exact_box
         self.proposals, self.tile_proposals, self.tile_min_iof = proposals, tile_proposals, tile_min_iof
-        self.match = registered(MATCHING, noun_loss, key="MODEL.METHOD.VLDET.NOUN_LOSS")
+        self.match = MATCHING[noun_loss]
         self.register_buffer("nouns", nouns)
         self.nouns_win = len(nouns) > 0
 

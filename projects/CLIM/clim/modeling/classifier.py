@@ -8,7 +8,6 @@ from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clim.errors import registered
 from clim.losses import cosine_logits
 from clim.text import TextTower, require_width
 from clim.text.tower import drop_words
@@ -121,7 +120,7 @@ CLASSIFIERS = {"cosine": CosineClassifier, "pseudo_words": PseudoWordClassifier}
 
 def classifier_type(cfg) -> type[CosineClassifier]:
     """The classifier named by MODEL.OPEN_VOCAB.CLASSIFIER; UserError for an unknown one."""
-    return registered(CLASSIFIERS, cfg.MODEL.OPEN_VOCAB.CLASSIFIER, key="MODEL.OPEN_VOCAB.CLASSIFIER")
+    return CLASSIFIERS[cfg.MODEL.OPEN_VOCAB.CLASSIFIER]
 
 
 def _with_background(class_embeddings: Tensor) -> Tensor:

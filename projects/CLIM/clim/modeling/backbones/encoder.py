@@ -27,8 +27,6 @@ def build_image_encoder(cfg) -> "ImageEncoder":
     encoder = cfg.MODEL.IMAGE_ENCODER
     if encoder.CHECKPOINTING and encoder.NAME != "ClipViT":
         raise UserError(f"MODEL.IMAGE_ENCODER.CHECKPOINTING works with ClipViT, not with {encoder.NAME}: set it False.")
-    if encoder.REGIONS not in ("v1", "v2"):
-        raise UserError(f"MODEL.IMAGE_ENCODER.REGIONS {encoder.REGIONS!r} is unknown: choose v2 or v1.")
     return registered(IMAGE_ENCODER_REGISTRY, encoder.NAME, key="MODEL.IMAGE_ENCODER.NAME")(cfg)
 
 

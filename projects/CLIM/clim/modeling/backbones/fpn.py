@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet50
 
-from clim.errors import UserError
-
 from .encoder import build_image_encoder
 
 LEVELS = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}  # name: stride in px of the pyramid's inputs
@@ -95,8 +93,6 @@ class TapLevels(Backbone):
 
     def __init__(self, shapes: dict[str, ShapeSpec], *, upscaling: str, norm: str):
         super().__init__()
-        if upscaling not in UPSCALING:
-            raise UserError(f'MODEL.FVLM.UPSCALING is "{upscaling}": choose one of {", ".join(UPSCALING)}.')
         self.taps = dict(zip(LEVELS, shapes, strict=True))
         self.rescale, self.shapes = nn.ModuleDict(), {}
         for (level, stride), shape in zip(LEVELS.items(), shapes.values(), strict=True):
