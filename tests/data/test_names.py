@@ -76,7 +76,10 @@ def test_the_first_that_says_it_gives_the_words(cfg, own, tmp_path):
     names_file(file[1]).write_text('["a", "b", "c", "d"]')
     assert vocabulary_names(cfg(*sets, *file)) == ["a", "b", "c", "d"]
     assert vocabulary_names(cfg(*sets, *file, "MODEL.VOCABULARY.NAMES", ["x"])) == ["x"]
-    for content, message in (("{}", "no list, but"), ('["a"]', "1 names, but .*NUM_CLASSES is 4"), ("[", "not valid")):
+    for content, message in (
+        ("{}", "is {}: it must be a list"), ('["a"]', "1 names, but .*NUM_CLASSES is 4"), ("[", "not valid"),
+        ('["a", 1, "c", "d"]', "is 1: it must be a text"), ('["a", "b\\n", "c", "d"]', "has the name"),
+    ):  # fmt: skip
         names_file(file[1]).write_text(content)
         with pytest.raises(UserError, match=f"e.v1.names.json .*{message}"):
             vocabulary_names(cfg(*file))
@@ -118,7 +121,7 @@ def test_other_words_are_refused_with_the_first_difference(cfg, own):
     with pytest.raises(UserError, match="names_twice .*lists the class name 'dog' 2 times"):
         matched(cfg("DATASETS.TRAIN", (twice,), "MODEL.VOCABULARY.NAMES", WORDS), "TRAIN", twice)
     for words in (["dog", "dog"], ["dog", " "]):
-        with pytest.raises(UserError, match="MODEL.VOCABULARY.NAMES lists the class name '(dog| )'"):
+        with pytest.raises(UserError, match="MODEL.VOCABULARY.NAMES (lists the class name 'dog'|has an empty name)"):
             vocabulary_names(cfg("MODEL.VOCABULARY.NAMES", words))
 
 

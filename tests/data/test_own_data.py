@@ -248,11 +248,21 @@ def test_mistakes_are_one_sentence(own, text, message):
     "categories, message",
     [
         ([], "ann.json has no categories"),
-        ({"3": "dog"}, "ann.json must have a list of categories"),
-        ([{"id": 3}], "each with a number as id and a name"),
-        ([{"id": 3, "name": " "}], "each with a number as id and a name"),
-        ([{"id": 3, "name": None}], "each with a number as id and a name"),
-        ([{"id": 3, "name": "dog"}, {"id": 3, "name": "cat"}], "ann.json has 2 categories with id 3"),
+        ({"3": "dog"}, r'categories of \S*ann.json is {"3": "dog"}: it must be a list: correct train of'),
+        ([{"id": 3}], r"categories\[0\] of \S*ann.json \(id 3\) has no name"),
+        ([{"id": 3, "name": " "}], r"categories\[0\] of \S*ann.json \(id 3\) has an empty name"),
+        ([{"id": 3, "name": "a\n"}], "has the name 'a.n', which holds a control character"),
+        ([{"id": 3, "name": "\ud83d"}], "has the name .*, which holds half a character"),
+        ([{"id": 3, "name": "a", "frequency": "x"}], r'categories\[0\].frequency of .* is "x": it must be "r", "c" or'),
+        (
+            [{"id": 3, "name": "a", "image_count": -1}],
+            r"categories\[0\].image_count of .* is -1: it must be a number of",
+        ),
+        ([{"id": 3, "name": None}], r"categories\[0\].name of \S*ann.json \(id 3\) is null: it must be a text"),
+        (
+            [{"id": 3, "name": "dog"}, {"id": 3, "name": "cat"}],
+            r"ann.json has the id 3 twice: categories\[0\] \(dog\) and categories\[1\] \(cat\) need ids of their",
+        ),
         ([{"id": 3, "name": "dog"}, {"id": 4, "name": "dog"}], "ann.json has two categories 'dog'"),
     ],
 )

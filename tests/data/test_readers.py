@@ -119,7 +119,7 @@ def test_a_wrong_value_is_named(write, read, reader, part, key, value, said):
         ([IMAGES[0], {"file_name": "x.jpg"}], [], r"images\[1\] of \S*a.json has no id"),
         ([{"id": 9} | SIZE], [], r"images\[0\] of \S*a.json \(id 9\) has no file_name and no coco_url"),
         ([IMAGES[0] | {"file_name": ""}], [], r"images\[0\] of \S*a.json \(id 9\) has no file_name"),
-        ([IMAGES[0] | {"file_name": "a\0.jpg"}], [], r"images\[0\] of \S*a.json \(id 9\) has a file name with the"),
+        ([IMAGES[0] | {"file_name": "a\0.jpg"}], [], r"images\[0\] of \S*a.json \(id 9\) has a file_name that has"),
         ([*IMAGES, IMAGES[0] | {"file_name": "x.jpg"}], [],
          r"a.json has the id 9 twice: images\[0\] \(9.jpg\) and images\[2\] \(x.jpg\) need ids of their own"),
         ([IMAGES[0]], [box(id=2), box(), box(id=2)],
@@ -300,3 +300,30 @@ def test_a_file_without_boxes_is_refused(write, read, reader):
     path.write_text('{"images": []}')
     with pytest.raises(UserError, match="a.json has no annotations, so it is a file of another kind: make tea$"):
         read(reader, path)
+
+
+WRONG_MASKS = [
+    *(None, "x", 3, {}, ["a"], [["a"] * 6], [1, 2, 3, 4, 5, 6], [[float("nan")] * 6], [[1, 2, 3, 4, 5, None]]),
+    *({"size": [20, 30], "counts": counts} for counts in (None, 5, [-3, 603], [0, 5], "hello", "", [0.5, 599.5])),
+    *({"size": size, "counts": [0, 600]} for size in (None, [20], ["20", "30"], [10**9, 10**9], [-20, -30])),
+    {"size": [30, 20], "counts": [0, 600]},  # of another image
+]
+
+
+@pytest.mark.parametrize("mask", WRONG_MASKS)
+def test_wrong_masks_are_named_where_masks_are_read_and_do_no_harm_elsewhere(write, read, mask):
+    path = write("a.json", *IMAGES, annotations=[box(segmentation=POLYGON), box(id=7, segmentation=mask)])
+    for reader in (read_lvis, read_regions):
+        with pytest.raises(UserError, match=r"annotations\[1\].segmentation\S* (of \S*a.json )?\(id 7\)"):
+            read(reader, path)
+        (record,) = [r for r in read(reader, path, masks=False) if r["annotations"]]
+        assert [a["bbox"] for a in record["annotations"]] == [[1, 2, 8, 9]] * 2
+    assert len(read(read_boxes, path)[1]["annotations"]) == 2
+
+
+def test_polygons_without_three_points_are_told(write, read, caplog):
+    masks = (POLYGON, [*POLYGON, [1, 2]], [[1, 2, 30, 40]], [])
+    path = write("a.json", *IMAGES, annotations=[box(segmentation=mask) for mask in masks])
+    _, record = read(read_lvis, path)
+    assert [len(a["segmentation"]) for a in record["annotations"]] == [1, 1]
+    assert "a.json: 3 annotations, first annotations[1], have no polygons or some of no 3 points" in caplog.text

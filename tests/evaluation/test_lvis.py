@@ -345,7 +345,8 @@ def test_from_the_loader_to_the_file(tiny_cfg, tmp_path, caplog):
     register("lvis_run", tmp_path, ground_truth)
     DatasetCatalog.register("lvis_run", lambda: records)
     try:
-        cfg = tiny_cfg("DATASETS.TEST", "('lvis_run',)", "MODEL.VOCABULARY.NAMES", str(list(NAMES.values())))
+        names = ("MODEL.VOCABULARY.NAMES", str(list(NAMES.values())), "MODEL.MASK_ON", "True")
+        cfg = tiny_cfg("DATASETS.TEST", "('lvis_run',)", *names)
         assert type(build_evaluators(cfg)["lvis_run"]) is LVISEvaluator
         assert LVISEvaluator.build_loader is build_detection_loader
         results = evaluate(cfg, Remembering(annotations))

@@ -285,7 +285,7 @@ def test_detectron2s_registered_json_is_scored_as_it_is(tmp_path):
         evaluator = OVCOCOEvaluator(register(tmp_path, **NO_SPLIT))
         feed(evaluator, [image["id"] for image in ground_truth["images"]], detections)
         assert figures == evaluator.evaluate()["bbox"] and expected != figures
-        (tmp_path / "reversed.json").write_text(json.dumps({"images": [], "categories": ground_truth["categories"]}))
+        (tmp_path / "reversed.json").write_text(json.dumps(ground_truth | {"annotations": []}))
         with pytest.raises(UserError, match="reversed.json has no box, so nothing can be scored"):
             OVCOCOEvaluator("of_detectron2")
     finally:

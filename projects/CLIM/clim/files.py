@@ -109,7 +109,8 @@ def _misfit(error: msgspec.ValidationError, content, source, kind: type) -> str:
     if not (missing or own):
         schema = {} if kind is object else msgspec.json.schema(kind, schema_hook=lambda _: {"title": "any"})
         fields = [field for part in schema.get("$defs", {}).values() for field in part.get("properties", {}).items()]
-        described = {name: field["description"] for name, field in fields if "description" in field}
+        kinds = ((name, choice) for name, field in fields for choice in (field, *field.get("anyOf", ())))
+        described = {name: choice["description"] for name, choice in kinds if "description" in choice}
         last = next((i for i in reversed(range(len(keys))) if keys[i] in described), None)
         expected = message.removeprefix("Expected ").partition(", got")[0]
         expected = re.sub("`(.*?)`", _in_words, expected) if last is None else described[keys[last]]
@@ -167,8 +168,12 @@ def nfc(name: str) -> str:
 
 def _read_bytes(path: str | os.PathLike, remedy: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        if (path := Path(path)).exists() and not (path.is_file() or path.is_dir()):  # reading might never end
+            raise UserError(f"{path} is no regular file but a pipe or a device: {remedy}")
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} not found: {remedy}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} is too large for the memory: {remedy}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with the character 0
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): {remedy}") from error

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +17,12 @@ from detectron2.data.catalog import Metadata
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
 
 from clim.errors import UserError
-from clim.files import data_root, nfc, read_json, resolve
+from clim.files import data_root, read_json, resolve
 
 from . import categories
 from .categories import BASE_NAMES, COCO_INDEX, COCO_NAMES, LVIS_NAMES, LVIS_RARE_IDS, NOVEL_NAMES, STUFF_NAMES
 from .readers import read_boxes, read_captions, read_lvis, read_panoptic_regions, read_pseudo_labels, read_regions
+from .schemas import CategoryFile
 from .shards import read_shards
 
 PREPARE_COCO = "make it with: python datasets/prepare_ovcoco.py --source COCO --output {root}"
@@ -188,29 +190,27 @@ def json_categories(json_file: str | os.PathLike, *, remedy: str) -> tuple[dict,
 
 @lru_cache(maxsize=8)
 def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[dict, ...]:
-    content = read_json(json_file, remedy=remedy)
-    categories = content.get("categories", []) if isinstance(content, Mapping) else None
-    complete = (
-        isinstance(c, Mapping) and isinstance(c.get("id"), int) and str(c.get("name") or "").strip()
-        for c in categories or ()
-    )  # fmt: skip
-    if not isinstance(categories, list) or not all(complete):
-        raise UserError(f"{json_file} must have a list of categories, each with a number as id and a name: {remedy}")
-    for key, times in Counter(c["id"] for c in categories).items():
-        if times > 1:
-            raise UserError(f"{json_file} has {times} categories with id {key}: {remedy}")
-    counts = Counter(a.get("category_id") for a in content.get("annotations") or () if isinstance(a, Mapping))
+    content = read_json(json_file, remedy=remedy, kind=CategoryFile)
+    counts = Counter(a.category_id for a in content.annotations)
     splits = {"r": "novel", "c": "base", "f": "base"}
     return tuple(
-        {"id": c["id"], "name": nfc(str(c["name"])), "split": c.get("split", splits.get(c.get("frequency"), "")),
-         "frequency": c.get("frequency"), "image_count": c.get("image_count"), "boxes": counts[c["id"]]}
-        for c in sorted(categories, key=lambda c: c["id"])
+        {"id": c.id, "name": c.name, "split": splits.get(c.frequency, "") if c.split is None else c.split,
+         "frequency": c.frequency, "image_count": c.image_count, "boxes": counts[c.id]}
+        for c in sorted(content.categories, key=attrgetter("id"))
     )  # fmt: skip
 
 
-def _load(files: Files, read: Callable, vocabulary: Callable[[], Vocabulary] | None) -> list[dict]:
+def get_records(name: str, *, masks: bool = True) -> Sequence[dict]:
+    """The records of a registered set; without ``masks``, readers that read masks leave them out."""
+    load = DatasetCatalog[name]
+    called = (load.func, *load.args) if isinstance(load, partial) else ()
+    choice = any(reader in called for reader in (read_lvis, read_regions))
+    return load(masks=masks) if choice else load()
+
+
+def _load(files: Files, read: Callable, vocabulary: Callable[[], Vocabulary] | None, **options) -> list[dict]:
     index = vocabulary().thing_dataset_id_to_contiguous_id if vocabulary else None
-    return read(files.json_path(), files.image_path(), index=index, remedy=files.how())
+    return read(files.json_path(), files.image_path(), index=index, remedy=files.how(), **options)
 
 
 def _field(vocabulary: Callable[[], Vocabulary], key: str):

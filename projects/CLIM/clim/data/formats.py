@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from detectron2.structures import BoxMode
 from tqdm import tqdm
@@ -48,8 +49,11 @@ def read_yolo(folder: str, image_root: str, *, index: Mapping[int, int], remedy:
     def read(file: Path, height: int, width: int):
         lines = {i: line for i, line in enumerate(read_text(file, remedy=remedy).splitlines(), 1) if line.strip()}
         for i, line in lines.items():
-            _check_numbers(line)
-            if (key := int(line.split()[0])) not in index:
+            try:
+                key = _check_line(line)
+            except ValueError as error:
+                raise UserError(f"line {i} of {file} is {line[:60]!r}: {error}: correct the line.") from error
+            if key not in index:
                 there = f"but names (or classes) has {len(index)}, which count from 0"
                 raise UserError(f"line {i} of {file} has class {key}, {there}: add it to names, or correct the line.")
         found = yolo_annotations_to_detections(list(lines.values()), (width, height), with_masks=False)
@@ -58,22 +62,27 @@ def read_yolo(folder: str, image_root: str, *, index: Mapping[int, int], remedy:
     return _read_folder(folder, image_root, ".txt", read, index, remedy)
 
 
-def _check_numbers(line: str) -> None:
-    """ValueError for pixels and for key points, of which wrong boxes would be made."""
-    numbers = [float(number) for number in line.split()[1:]]
-    if len(numbers) > 5 and len(numbers) % 2:
+def _check_line(line: str) -> int:
+    """The class of a line. ValueError for pixels and for key points, of which wrong boxes would be made."""
+    key, *numbers = line.split()
+    if not key.isdecimal():
+        raise ValueError(f"the class {key!r} must be a number that counts from 0")
+    numbers = list(map(float, numbers))
+    if len(numbers) < 4 or (len(numbers) > 5 and len(numbers) % 2):
         raise ValueError(f"{len(numbers)} numbers follow the class, but 4 are a box, and pairs of x, y a polygon")
-    if wrong := next((number for number in numbers if not -0.1 <= number <= 1.1), None):
-        raise ValueError(f"{wrong:g} is no part of an image's width or height, which lie between 0 and 1")
+    if wrong := [number for number in numbers if not -0.1 <= number <= 1.1]:
+        raise ValueError(f"{wrong[0]:g} is no part of an image's width or height, which lie between 0 and 1")
+    if len(numbers) < 6 and min(numbers[2:4]) < 0:
+        raise ValueError("a box has no negative width or height")
+    return int(key)
 
 
 def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: str) -> list[dict]:
     """Boxes of Pascal VOC's xml files. An image without a file has no box."""
-    from defusedxml.ElementTree import parse
     from supervision.dataset.formats.pascal_voc import detections_from_xml_obj
 
     def read(file: Path, height: int, width: int):
-        found, names = detections_from_xml_obj(parse(file).getroot(), [], (1, 1))
+        found, names = detections_from_xml_obj(_voc_root(file), [], (1, 1))
         return found.xyxy, [nfc(names[i].strip()) for i in found.class_id]
 
     return _read_folder(folder, image_root, ".xml", read, index, remedy)
@@ -81,15 +90,26 @@ def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: 
 
 def voc_classes(folder: str | os.PathLike) -> set[str]:
     """The names of all objects in the xml files below ``folder``. UserError for a broken file."""
-    from defusedxml.ElementTree import parse
-
     names = set()
     for file in sorted(Path(folder).rglob("*.xml")):
         try:
-            names |= {nfc(name.text.strip()) for name in parse(file).getroot().iterfind("object/name") if name.text}
+            names |= {nfc(name.text.strip()) for name in _voc_root(file).iterfind("object/name") if name.text}
         except (OSError, SyntaxError, ValueError) as error:  # ValueError: an entity, which defusedxml does not read
             raise UserError(f"{file} cannot be read ({error}): correct the file.") from error
     return names
+
+
+def _voc_root(file: Path) -> Element:
+    """The first element of a file. ValueError for another kind of xml, and for entities, which may be harmful."""
+    from defusedxml.ElementTree import parse
+
+    try:
+        root = parse(file).getroot()
+    except LookupError as error:  # an encoding that Python does not know
+        raise ValueError(error) from error
+    if root.tag != "annotation":
+        raise ValueError(f"it begins with <{root.tag}> in place of <annotation>")
+    return root
 
 
 def _read_folder(folder: str, image_root: str, suffix: str, read: Callable, index: Mapping, remedy: str) -> list[dict]:
@@ -103,6 +123,8 @@ def _read_folder(folder: str, image_root: str, suffix: str, read: Callable, inde
             unreadable.append(error)
             continue
         annotations = []
+        if os.path.lexists(file) and not file.is_file():
+            raise UserError(f"{file} is a folder, a pipe or a link to nothing: put the labels of {image} there.")
         if file.is_file():
             labelled += 1
             try:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from clim.errors import UserError
 from clim.sources import Skipped
 
+from .datasets import get_records
 from .images import ResizeShortestEdge
 from .jittering import Jittering
 from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper, training_augmentations
@@ -305,4 +306,7 @@ def build_detection_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]
     """This process's share of data set ``name``: Detectron2's test inputs, one image a batch."""
     resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
     mapper = partial(map_or_skip, DatasetMapper(cfg, is_train=False, augmentations=[resize]))
-    return SkippingLoader(build_detection_test_loader(cfg, name, mapper=mapper), on_skip=on_skip)
+    records, workers = get_records(name, masks=False), cfg.DATALOADER.NUM_WORKERS
+    if not records:
+        raise UserError(f"DATASETS.TEST {name} holds no image.")
+    return SkippingLoader(build_detection_test_loader(records, mapper=mapper, num_workers=workers), on_skip=on_skip)

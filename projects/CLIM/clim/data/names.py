@@ -15,7 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from clim.errors import UserError
 from clim.files import nfc, read_json, resolve
 
-from .datasets import json_categories
+from .datasets import get_records, json_categories
+from .schemas import class_name
 from .shards import ShardRecords
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,9 @@ def declared_names(cfg) -> list[str]:
     if not path.is_file():
         return []
     remedy = "it lists the embeddings' rows: set the number, or build both with tools/build_text_embeddings.py"
-    names = read_json(path, remedy=remedy)
-    if not isinstance(names, list) or len(names) != count:
-        number = f"{len(names)} names" if isinstance(names, list) else "no list"
-        raise UserError(f"{path} holds {number}, but MODEL.ROI_HEADS.NUM_CLASSES is {count}: {remedy}.")
+    names = read_json(path, remedy=remedy, kind=list[str])
+    if len(names) != count:
+        raise UserError(f"{path} holds {len(names)} names, but MODEL.ROI_HEADS.NUM_CLASSES is {count}: {remedy}.")
     return _different(names, path)
 
 
@@ -134,7 +134,7 @@ def training_records(cfg, name: str) -> list[dict]:
     count = len(cfg.MODEL.VOCABULARY.NAMES) or cfg.MODEL.ROI_HEADS.NUM_CLASSES if indices is None else len(indices)
     same = indices in (None, list(range(count)))
     records = []
-    for record in DatasetCatalog.get(name):
+    for record in get_records(name, masks=cfg.MODEL.MASK_ON):
         annotations = record.get("annotations", ())
         for a in annotations:
             if not 0 <= a["category_id"] < count:
@@ -177,9 +177,14 @@ def with_tags(indices: Sequence[int | None], record: dict) -> dict:
 
 
 def _different(names: Iterable[str], where) -> list[str]:
-    """The names in NFC. UserError for one that is listed twice, is empty or is no text."""
-    names = [nfc(name) if isinstance(name, str) else name for name in names]
-    for name, times in Counter(map(str, names)).items():
-        if times > 1 or not name.strip():
-            raise UserError(f"{where} lists the class name {name!r} {times} times: give each class a name of its own.")
-    return names
+    """The names in NFC. UserError for one that is listed twice, is empty or holds characters that are no text."""
+    said, seen = "give each class a name of its own", []
+    for place, name in enumerate(names):
+        try:
+            seen.append(class_name(name))
+        except ValueError as error:
+            raise UserError(f"Entry {place} of {where} {error}: {said}.") from error
+    for name, times in Counter(seen).items():
+        if times > 1:
+            raise UserError(f"{where} lists the class name {name!r} {times} times: {said}.")
+    return seen

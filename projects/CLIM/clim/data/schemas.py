@@ -5,9 +5,10 @@ Keys that a kind does not list are not read, so they may hold anything. A ``desc
 Other tools write ids and sizes as 3.0, which counts as 3.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -15,7 +16,7 @@ from pycocotools import mask as mask_util
 
 from clim.files import nfc
 
-A = TypeVar("A")
+ImageT, A = TypeVar("ImageT"), TypeVar("A")
 
 Integral = Annotated[float, Meta(multiple_of=1, ge=-(2**53), le=2**53)]
 Whole = Annotated[Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Integral, Meta(description="a whole number")]
@@ -34,7 +35,11 @@ Crowd = Annotated[
 Area = Annotated[Annotated[float, Meta(ge=0, le=1e18)] | None, Meta(description="the square pixels of the object")]
 Name = Annotated[str | int | float, Meta(description="a text")]
 Ids = Annotated[list[Whole], Meta(description="a list of category ids")]
-Count = Annotated[Annotated[float, Meta(ge=0, le=1e15)], Meta(description="a number of images")]
+Count = Annotated[
+    Annotated[int, Meta(ge=0, le=2**53)] | Annotated[float, Meta(ge=0, le=2**53)],
+    Meta(description="a number of images"),
+]
+Frequency = Annotated[Literal["r", "c", "f"], Meta(description='"r", "c" or "f": rare, common or frequent, as in LVIS')]
 
 _UNREADABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and halves of a character
 
@@ -45,7 +50,7 @@ class Category(Struct):
     id: Whole
     name: Name
     split: str | None = None
-    frequency: str | None = None
+    frequency: Frequency | None = None
     image_count: Count | None = None
 
     def __post_init__(self):
@@ -65,10 +70,21 @@ class CategoryInfo(Struct):
             self.name = class_name(self.name)
 
 
+class JudgedCategory(Struct):
+    """A class of a test set."""
+
+    id: Whole
+    name: Name = ""
+    frequency: Frequency | None = None
+
+    def __post_init__(self):
+        self.id, self.name = int(self.id), nfc(str(self.name))
+
+
 class OfCategory(Struct, gc=False):
     """What the number of a category's boxes needs of an annotation."""
 
-    category_id: object = None
+    category_id: Whole | UnsetType = UNSET
 
 
 class CategoryFile(Struct):
@@ -79,6 +95,22 @@ class CategoryFile(Struct):
 
     def __post_init__(self):
         different([c.id for c in self.categories], "categories", [c.name for c in self.categories])
+
+
+class JudgedImage(Struct, gc=False):
+    """An image of a test set. Sizes that are 0 or null are unknown.
+
+    The lists are LVIS's: classes that the image does not show, and classes that are not all annotated.
+    """
+
+    id: Whole
+    height: Side = None
+    width: Side = None
+    neg_category_ids: Ids | UnsetType = UNSET
+    not_exhaustive_category_ids: Ids | UnsetType = UNSET
+
+    def __post_init__(self):
+        self.id, self.height, self.width = int(self.id), int(self.height or 0), int(self.width or 0)
 
 
 class Image(Struct, gc=False):
@@ -94,15 +126,7 @@ class Image(Struct, gc=False):
         self.id, self.height, self.width = int(self.id), int(self.height or 0), int(self.width or 0)
         if not (self.file_name or self.coco_url):
             raise ValueError("has no file_name and no coco_url")
-        if "\0" in self.file_name + self.coco_url:
-            raise ValueError("has a file name with the character 0, which no file can have")
-
-
-class JudgedImage(Image, gc=False):
-    """An image of an LVIS test set: the classes that it does not show, and those that are not all annotated."""
-
-    neg_category_ids: Ids | UnsetType = UNSET
-    not_exhaustive_category_ids: Ids | UnsetType = UNSET
+        check_file(self.file_name + self.coco_url)
 
 
 class Annotation(Struct, gc=False):
@@ -112,13 +136,7 @@ class Annotation(Struct, gc=False):
     category_id: Whole
     bbox: Box
     iscrowd: Crowd = 0
-    id: object = None  # nothing depends on it
-
-
-class RegionAnnotation(Annotation, gc=False):
-    """A box whose mask, if any, is checked where it is needed."""
-
-    segmentation: object = None
+    id: int | float | str | None = None  # nothing depends on it
 
 
 class RunLengths(Struct, gc=False):
@@ -131,13 +149,16 @@ class RunLengths(Struct, gc=False):
         from faster_coco_eval.mask_api_new_cpp import toUncompressedRLE  # it refuses what pycocotools takes for a mask
 
         height, width = self.size = list(map(int, self.size))
-        counts, mask = self.counts, {"size": self.size, "counts": self.counts}
+        counts = self.counts
         try:
-            counts = toUncompressedRLE([mask])[0]["counts"] if isinstance(counts, str) else counts
+            counts = toUncompressedRLE([self.as_dict()])[0]["counts"] if isinstance(counts, str) else counts
         except (ValueError, RuntimeError, OverflowError):
             counts = []
         if sum(counts) != height * width:
             raise ValueError(f"has counts that are no mask of {height} x {width} pixels")
+
+    def as_dict(self) -> dict:
+        return {"size": self.size, "counts": self.counts}
 
 
 Mask = Annotated[
@@ -146,23 +167,34 @@ Mask = Annotated[
 ]
 
 
+class RegionAnnotation(Annotation, gc=False):
+    """A box, and its mask: lists of polygons, or run lengths."""
+
+    segmentation: Mask | UnsetType = UNSET
+
+
 class MaskedAnnotation(Annotation, gc=False):
-    """A box, and its mask: arrays (2 P,) float32 of polygons, or compressed run lengths as COCO has them."""
+    """A box, and its mask: arrays (2 P,) float32 of polygons, or run lengths."""
 
     segmentation: Mask | UnsetType = UNSET
 
     def __post_init__(self):
-        mask = self.segmentation
-        if isinstance(mask, list):  # LVIS has 1.3 million: as lists of numbers, they would take gigabytes
-            self.segmentation = [np.array(polygon, np.float32) for polygon in mask]
-        elif isinstance(mask, RunLengths):
-            self.segmentation = run_lengths({"size": mask.size, "counts": mask.counts}, *mask.size)
+        self.segmentation = compact(self.segmentation, np.float32)
 
 
 class JudgedAnnotation(Annotation, gc=False):
     """A box of a test set."""
 
     area: Area = None
+
+
+class JudgedMask(JudgedAnnotation, gc=False):
+    """A box of a test set, and its mask: arrays (2 P,) float64 of polygons, or run lengths."""
+
+    segmentation: Mask | UnsetType = UNSET
+
+    def __post_init__(self):
+        self.segmentation = compact(self.segmentation, np.float64)
 
 
 class Segment(Struct, gc=False):
@@ -181,24 +213,49 @@ class PanopticAnnotation(Struct):
     file_name: str
     segments_info: list[Segment]
 
+    def __post_init__(self):
+        check_file(self.file_name)
 
-class File(Struct, Generic[A]):
+
+class File(Struct, Generic[ImageT, A]):
     """Images with annotations of one kind, each with an id of its own."""
 
-    images: list[Image]
+    images: list[ImageT]
     annotations: list[A]
 
     def __post_init__(self):
-        different([image.id for image in self.images], "images", [i.file_name or i.coco_url for i in self.images])
-        ids = [a.id for a in self.annotations if isinstance(getattr(a, "id", None), int | str)]
-        if len(set(ids)) < len(ids):
-            different([getattr(a, "id", None) for a in self.annotations], "annotations")
+        names = [getattr(i, "file_name", "") or getattr(i, "coco_url", "") for i in self.images]
+        different([image.id for image in self.images], "images", names)
+        different([getattr(a, "id", None) for a in self.annotations], "annotations")
+        sizes = {image.id: [image.height, image.width] for image in self.images}
+        for place, a in enumerate(self.annotations):
+            mask = getattr(a, "segmentation", None)
+            if isinstance(mask, RunLengths) and mask.size != (size := sizes.get(a.image_id, mask.size)) and all(size):
+                said = f"has a mask of {mask.size} pixels (height, width), but its image has {size}"
+                raise ValueError(f"has annotations[{place}].segmentation (id {a.id}): it {said}")
 
 
-BoxFile = File[Annotation]
-RegionFile = File[RegionAnnotation]
-MaskFile = File[MaskedAnnotation]
-PanopticFile = File[PanopticAnnotation]
+class TestFile(File[JudgedImage, A], Generic[A]):
+    """The ground truth of an evaluation."""
+
+    categories: list[JudgedCategory] = []
+
+
+BoxFile = File[Image, Annotation]
+RegionFile = File[Image, RegionAnnotation]
+MaskFile = File[Image, MaskedAnnotation]
+PanopticFile = File[Image, PanopticAnnotation]
+TestBoxFile, TestMaskFile = TestFile[JudgedAnnotation], TestFile[JudgedMask]
+
+
+def check_file(name: str) -> None:
+    """ValueError for the name of no file."""
+    try:
+        wrong = "is empty" if not name else "has the character 0" if b"\0" in os.fsencode(name) else ""
+    except UnicodeEncodeError:
+        wrong = "has half a character"
+    if wrong:
+        raise ValueError(f"has a file_name that {wrong}")
 
 
 def class_name(name: str | float) -> str:
@@ -213,13 +270,25 @@ def class_name(name: str | float) -> str:
 
 
 def different(ids: Sequence, key: str, names: Sequence[str] = ()) -> None:
-    """ValueError if two entries of list ``key`` have one id, with the places of both."""
+    """ValueError if two entries of list ``key`` have one id, with the places of both. None is no id."""
+    if len(set(ids) - {None}) == sum(value is not None for value in ids):
+        return
     first: dict = {}
     for place, value in enumerate(ids):
         before = first.setdefault(value, place)
         if before != place and value is not None:
-            both = (f"{key}[{i}]" + (f" ({names[i]})" if names else "") for i in (before, place))
+            both = (f"{key}[{i}]" + (f" ({names[i]})" if names and names[i] else "") for i in (before, place))
             raise ValueError(f"has the id {value!r} twice: {' and '.join(both)} need ids of their own")
+
+
+def compact(mask, kind: type):
+    """Polygons as arrays: as lists of numbers, LVIS's 1.3 million would take gigabytes. Run lengths stay."""
+    return [np.array(polygon, kind) for polygon in mask] if isinstance(mask, list) else mask
+
+
+def whole_polygons(mask: Sequence) -> list:
+    """The polygons of 3 points or more."""
+    return [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
 def run_lengths(segmentation: list | Mapping, height: int, width: int) -> Mapping:

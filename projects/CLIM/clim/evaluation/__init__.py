@@ -1,5 +1,6 @@
 """Evaluate a model on every set of DATASETS.TEST, each with the evaluator of its kind."""
 
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ def build_evaluators(cfg) -> dict[str, ImageEvaluator]:
     evaluators = {}
     for name in cfg.DATASETS.TEST:
         evaluator = EVALUATORS.get(MetadataCatalog.get(name).get("evaluator_type"), OVCOCOEvaluator)
-        options = {argument: cfg.TEST[key] for argument, key in evaluator.keys.items()}
+        options = {argument: attrgetter(key)(cfg) for argument, key in evaluator.keys.items()}
         options["indices"] = matched(cfg, "TEST", name)
         evaluators[name] = evaluator(name, output_dir=Path(cfg.OUTPUT_DIR, "inference", name), **options)
     return evaluators

@@ -15,12 +15,14 @@ from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from faster_coco_eval import COCO
+from msgspec import UNSET, Struct
+from msgspec.structs import asdict
 from tabulate import tabulate
 
 from clim.data.loader import NO_REGION, Skipped, SkippingLoader, build_detection_loader
 from clim.data.names import set_categories
+from clim.data.schemas import RunLengths, TestBoxFile, whole_polygons
 from clim.errors import UserError
 from clim.files import nan_to_none, nfc, read_json, write_json
 
@@ -45,7 +47,7 @@ class ImageEvaluator(DatasetEvaluator):
 
     columns: tuple[str, ...]  # columns of a summary's table; the other parts of a figure's name are its row
     report_file: str  # name of the report in ``output_dir``
-    keys: Mapping[str, str] = {}  # arguments that keys of cfg.TEST give
+    keys: Mapping[str, str] = {}  # arguments that keys of cfg give
     build_loader: Callable[..., SkippingLoader]  # (cfg, data set, on_skip=…) → batches for the model
 
     def __init__(self, dataset_name: str, *, output_dir: str | os.PathLike | None = None):
@@ -109,6 +111,7 @@ class DetectionEvaluator(ImageEvaluator):
     """
 
     build_loader = staticmethod(build_detection_loader)
+    truth: type = TestBoxFile  # kind of the json
 
     def __init__(
         self, dataset_name: str, *, max_dets: int | None, splits: Mapping[str, Iterable[str]],
@@ -136,24 +139,30 @@ class DetectionEvaluator(ImageEvaluator):
         self._splits = {split: {name: id_of[name] for name in names} for split, names in splits.items()}
         self._undeclared = {name: category for name, category in id_of.items() if name not in counts}
         self._json_file, self._numbers = metadata.get("json_file"), {}
-        if self._json_file is None:
-            self._recorded = {"annotations": []} | convert_to_coco_dict(dataset_name)  # which leaves out an empty list
-            self._numbers = _number_images(self._recorded, dataset_name)
-            if wrong := {a["category_id"] for a in self._recorded["annotations"]} - categories.keys():
+        if self._json_file is not None:
+            truth = self._read_truth()
+        else:
+            truth = {"annotations": []} | convert_to_coco_dict(dataset_name)  # which leaves out an empty list
+            self._numbers = _number_images(truth, dataset_name)
+            if wrong := {a["category_id"] for a in truth["annotations"]} - categories.keys():
                 remedy = "number them from 0, as its thing_classes do"
                 said = f"has boxes of class {min(wrong)}, but {len(categories)} classes"
                 raise UserError(f"The data set '{dataset_name}' {said}: {remedy}.")
-        elif not PathManager.isfile(self._json_file):
-            raise UserError(f"The ground truth of data set '{dataset_name}' is not found: {self._json_file}.")
-        if not self._annotated().get("annotations"):
+        if not truth["annotations"]:
             source = self._json_file or f"The data set '{dataset_name}'"
             raise UserError(f"{source} has no box, so nothing can be scored: correct it, or choose another test set.")
+        self._truth = truth if comm.is_main_process() else None  # which alone scores
 
-    def _annotated(self) -> dict:
-        """The ground truth, a COCO instances dict."""
-        if self._json_file is None:
-            return self._recorded
-        return read_json(self._json_file, remedy=f"it is the ground truth of data set '{self.name}'")
+    def _read_truth(self) -> dict:
+        """The json as a COCO instances dict, without annotations of other images; polygons are float64 arrays."""
+        remedy = f"it is the ground truth of data set '{self.name}'"
+        content = read_json(self._json_file, remedy=remedy, kind=self.truth)
+        images = {image.id for image in content.images}
+        return {
+            "images": list(map(_as_dict, content.images)),
+            "annotations": [_as_dict(a) for a in content.annotations if a.image_id in images],
+            "categories": list(map(_as_dict, content.categories)),
+        }
 
     def process(self, inputs, outputs):
         """``inputs``: B records with ``image_id``; ``outputs``: B dicts with ``instances`` at the image's own size."""
@@ -175,7 +184,7 @@ class DetectionEvaluator(ImageEvaluator):
 
         UserError if every image was skipped.
         """
-        ground_truth = self._annotated()
+        ground_truth = self._truth
         num_images = len(ground_truth["images"])
         missing = len({image["id"] for image in ground_truth["images"]} - results.keys())
         if skipped and missing == num_images:
@@ -184,9 +193,26 @@ class DetectionEvaluator(ImageEvaluator):
             logger.warning(f"{missing} of {num_images} images of '{self.name}' were not processed and count as empty")
         if num_cut := sum(image.was_cut for image in results.values()):
             logger.warning(f"{num_cut} images had more than {self._max_dets} detections: the best were kept")
+        annotations = ground_truth["annotations"]
+        scored = [names.values() for split, names in self._splits.items() if split != "unused"]
+        counting = set(self._undeclared.values()).union(*scored)
+        if not any(a["category_id"] in counting and not a.get("iscrowd") for a in annotations):
+            crowds = sum(bool(a.get("iscrowd")) for a in annotations)
+            others = f"{crowds} are crowds, the others of classes that do not count"
+            logger.warning(f"none of the {len(annotations)} boxes of '{self.name}' counts, so all is nan: {others}")
         if not any(len(image.found) for image in results.values()):
             logger.warning(f"no detections on '{self.name}': every class scores 0")
         return ground_truth
+
+
+def _as_dict(item: Struct) -> dict:
+    """The fields that a json gives, as COCO's evaluation takes them."""
+    fields = {key: value for key, value in asdict(item).items() if value is not UNSET and value is not None}
+    if "bbox" in fields:
+        fields["bbox"] = list(fields["bbox"])
+    mask = fields.pop("segmentation", ())
+    mask = mask.as_dict() if isinstance(mask, RunLengths) else whole_polygons(mask)
+    return fields | ({"segmentation": mask} if mask else {})
 
 
 def _number_images(ground_truth: Mapping, name: str) -> dict:

@@ -23,7 +23,7 @@ from detectron2.data import MetadataCatalog
 from faster_coco_eval import COCOeval_faster
 from pycocotools import mask as mask_util
 
-from clim.data.schemas import run_lengths
+from clim.data.schemas import TestBoxFile, TestMaskFile, run_lengths
 from clim.errors import UserError
 from clim.files import replacing
 
@@ -44,10 +44,11 @@ class LVISEvaluator(DetectionEvaluator):
     not the rare ones also gets AP_base and AP_novel. Figures are means over classes with ground truth, nan without.
     """
 
-    columns, report_file = ("AP",), "lvis_results.json"
+    columns, report_file, keys = ("AP",), "lvis_results.json", {"masks": "MODEL.MASK_ON"}
 
-    def __init__(self, dataset_name: str, *, max_dets: int = 300, **base):
-        """The metadata is OVCOCOEvaluator's, of a file in LVIS's format."""
+    def __init__(self, dataset_name: str, *, max_dets: int = 300, masks: bool = True, **base):
+        """The metadata is OVCOCOEvaluator's, of a file in LVIS's format. Without ``masks``, only boxes are read."""
+        self.truth = TestMaskFile if masks else TestBoxFile
         metadata = MetadataCatalog.get(dataset_name)
         splits = {split: metadata.get(f"{split}_classes") or () for split in ("base", "novel")}
         super().__init__(dataset_name, max_dets=max_dets, splits=splits, **base)
@@ -183,6 +184,9 @@ def _class_precision(iou_type: str, task: tuple) -> np.ndarray:
     keys = ("image_id", "category_id", "bbox" if iou_type == "bbox" else "segmentation")
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     truth = [{key: a[key] for key in keys} | {"area": _area(a, *sizes[a["image_id"]])} for a in truth]
+    for a in truth:
+        if isinstance(mask := a.get("segmentation"), list):
+            a["segmentation"] = [np.asarray(polygon).tolist() for polygon in mask]
     evaluation.cocoGt = indexed(images, categories, truth)
     evaluation.cocoDt = indexed(images, categories, _results(iou_type, found, {a["image_id"] for a in truth}))
     evaluation.evaluate()

@@ -42,7 +42,7 @@ class OVCOCOEvaluator(DetectionEvaluator):
     the two runs are ``base_run`` and ``novel_run``. Figures are means over classes with ground truth, nan without.
     """
 
-    report_file, keys = "ov_coco_results.json", {"protocol": "PROTOCOL"}
+    report_file, keys = "ov_coco_results.json", {"protocol": "TEST.PROTOCOL"}
 
     def __init__(self, dataset_name: str, *, max_dets: int = 100, protocol: str = "generalized", **base):
         """The metadata may have the lists base_classes, novel_classes and unused_classes.

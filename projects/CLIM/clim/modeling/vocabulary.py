@@ -5,14 +5,17 @@ else those that the checkpoint holds. :func:`clim.data.names.vocabulary_names` g
 """
 
 import logging
+from operator import attrgetter
 from pathlib import Path
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from msgspec import UNSET
 from torch import Tensor
 
 from clim.data import categories
 from clim.data.names import declared_names
+from clim.data.schemas import CategoryInfo
 from clim.errors import UserError
 from clim.files import nfc, read_json, resolve
 from clim.text import CLASS_FEATURES, load_embeddings, require_width
@@ -135,11 +138,13 @@ def _base_classes(base: str) -> tuple[list[str], Tensor]:
         base_classes, classes = set(metadata.base_classes), metadata.thing_classes  # read once: LVIS's takes 10 ms
         return list(map(nfc, classes)), torch.tensor([float(name in base_classes) for name in classes])
     remedy = 'a cat_info json of datasets/prepare_ov{coco,lvis}.py, a data set with base classes, or "ovcoco"'
-    info = read_json(resolve(base), remedy=f"MODEL.OPEN_VOCAB.BASE_CLASSES takes {remedy}.")
-    info = sorted(info, key=lambda c: c["id"])
+    remedy = f"MODEL.OPEN_VOCAB.BASE_CLASSES takes {remedy}."
+    info = sorted(read_json(resolve(base), remedy=remedy, kind=list[CategoryInfo]), key=attrgetter("id"))
+    if len({c.id for c in info}) < len(info):
+        raise UserError(f"{resolve(base)} has two classes of one id: {remedy}")
     # Square roots of image counts, as official Detic's freq_weight; a class without images is masked.
-    mask = torch.tensor([float(c["image_count"]) for c in info]).sqrt()
-    return [nfc(c["name"]) for c in info] if all("name" in c for c in info) else [], mask
+    mask = torch.tensor([float(c.image_count) for c in info]).sqrt()
+    return [c.name for c in info] if all(c.name is not UNSET for c in info) else [], mask
 
 
 def competing_classes(cfg) -> Tensor:
