@@ -28,6 +28,7 @@ from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.data.schemas import Annotation, Category, File, Image, Whole
 from clim.errors import UserError, run_cleanly
 from clim.files import data_root, read_json, replacing, write_json
+from clim_commands.inputs import Parser, output_folder
 
 DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
 ANNOTATIONS = ("instances_train2017.json", "instances_val2017.json", "captions_train2017.json")
@@ -150,7 +151,9 @@ def read_instances(path: Path) -> dict:
 
 def require_writable(folder: Path, source: Path, *, in_place: bool) -> None:
     """Raise UserError if ``folder`` lies in a source elsewhere or is read-only."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise UserError(f"{existing} is no folder, or a link that leads to none: move it away")
     within = existing.resolve()
     if not in_place and within.is_relative_to(source):
         raise UserError(
@@ -195,8 +198,8 @@ def write_output(path: Path, content: dict | list, *, replace: bool) -> dict:
     Without ``replace``, other content is an error: it may come from the scripts of Detic or OVR-CNN.
     """
     data = json.dumps(content).encode()
-    if not path.exists() or path.read_bytes() != data:
-        if path.exists() and not replace:
+    if not path.is_file() or path.read_bytes() != data:
+        if os.path.lexists(path) and not (replace and path.is_file()):
             raise UserError(
                 f"{path} is there already, differs and is not from this script: move it away or choose another --output"
             )
@@ -213,7 +216,7 @@ def prepare(source: Path, output: Path, *, rule: str = "released", copy: bool = 
     Raises UserError if the source is incomplete or not COCO 2017, or the output is read-only or in the source.
     """
     source, coco = find_source(source), output / "coco"
-    in_place = coco.resolve() == source
+    in_place = Path(os.path.realpath(coco)) == source
     for folder in (coco, coco / "annotations", coco / "zero-shot", coco / "wusize"):
         require_writable(folder, source, in_place=in_place)
     made = contents(source, rule=rule)
@@ -282,12 +285,10 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
 
 def new_parser(doc: str, *, source: str, folders: str) -> argparse.ArgumentParser:
     """The options of all preparations; ``source`` says what that folder holds, ``folders`` what is written."""
-    parser = argparse.ArgumentParser(
-        description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = Parser(description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--source", type=Path, required=True, help=f"folder of {source}, only read")
-    add("--output", type=Path, default=data_root(), help=f"data root to write {folders} into")
+    add("--output", type=output_folder, default=str(data_root()), help=f"data root to write {folders} into")
     add("--copy", action="store_true", help="copy images and annotations instead of linking them")
     return parser
 

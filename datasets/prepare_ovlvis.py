@@ -77,12 +77,12 @@ def read_instances(path: Path, part: str) -> dict:
     """The content of an LVIS v1 file. UserError if it is not LVIS v1, or is complete and counts disagree."""
     content = read_whole(path, kind=Instances, remedy=DOWNLOAD)
     categories = content["categories"]
-    rare = tuple(sorted(category["id"] for category in categories if category["frequency"] == "r"))
+    rare = tuple(sorted(category["id"] for category in categories if category.get("frequency") == "r"))
     if len(categories) != 1203 or rare != LVIS_RARE_IDS:
         counts = f"{len(categories) - len(rare)} base and {len(rare)} rare classes instead of 866 and 337"
         raise UserError(f"{path} is not LVIS v1 ({counts}): {DOWNLOAD}")
     if part == "train" and len(content["images"]) == FULL_SET[part]:
-        said = [(category["name"], category["image_count"]) for category in categories]
+        said = [(category["name"], category.get("image_count")) for category in categories]
         wrong = sorted(set(said) - {(row["name"], row["image_count"]) for row in category_info(content)})
         if wrong:
             raise UserError(

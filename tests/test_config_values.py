@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
+from detectron2.modeling import build_model
 
 from clim import Detector
 from clim.config import add_clim_config
@@ -46,7 +47,7 @@ def replaced(cfg, key, value):
 def test_no_value_of_another_type_passes(value, defaults):
     for key in VALUES.keys() | CHOICES.keys():
         if type(reduce(getitem, key.split("."), defaults)) is not type(value) or isinstance(value, float | list):
-            with pytest.raises(UserError, match=f"^{key} is .*: it must be "):
+            with pytest.raises(UserError, match=f"^{key}.* is .*: .* must be "):
                 check_values(replaced(defaults, key, value))
 
 
@@ -73,12 +74,15 @@ def test_no_value_of_another_type_passes(value, defaults):
         ("SOLVER.WRITERS", "['csv']", "a list of some of mlflow, tensorboard, wandb"),
         ("SOLVER.BASE_LR_END", "5.0", "at most SOLVER.BASE_LR"),
         ("DATASETS.TEST", "mini_ov_val", "it must be a list"),
-        ("DATASETS.TRAIN", "('a', 3)", "texts, so put numbers"),
+        ("DATASETS.TRAIN", "('a', 3)", r"DATASETS.TRAIN\[1\] is 3: DATASETS.TRAIN must be texts of one"),
         ("DATASETS.OWN", "[['a', 'boxes', 'x.json']]", r"a list of \[name, kind, file, folder\]"),
         ("MODEL.ROI_HEADS.NAME", "OpenVocabRes5", "do you mean OpenVocabRes5ROIHeads?"),
         ("MODEL.PIXEL_STD", "[1.0, 0.0, 1.0]", "three numbers above 0"),
         ("MODEL.PIXEL_MEAN", "[1.0, 1.0]", "three numbers"),
         ("MODEL.KEYPOINT_ON", "True", "False, because"),
+        ("MODEL.RPN.CONV_DIMS", "[0]", "whole numbers above 0, or -1"),
+        ("MODEL.RPN.IOU_LABELS", "[0, 1]", "one longer than IOU_THRESHOLDS"),
+        ("MODEL.RPN.IN_FEATURES", "[]", "texts, at least one"),
         ("MODEL.DEVICE", "gpu", "cpu, cuda or cuda:NUMBER"),
         ("MODEL.METHOD.BARON.RATIO", "[4.0, 0.25]", "two rising numbers above 0"),
         ("MODEL.METHOD.BARON.RATIO", "[4.0]", "two rising numbers above 0"),
@@ -96,7 +100,7 @@ def test_no_value_of_another_type_passes(value, defaults):
         ("INPUT.MOSAIC.GROUPS", "0", "INPUT.MOSAIC.GROUPS was renamed to MODEL.METHOD.DETIC.GROUPS"),
         ("DATALOADER.ALTERNATE", "(0, 0)", "weights above 0"),
         ("OUTPUT_DIR", "", "a folder, not /"),
-        ("OUTPUT_DIR", "//", "a folder, not /"),
+        *(("OUTPUT_DIR", root, "a folder, not /") for root in ("//", "/.", "/tmp/..")),
         ("OUTPUT_DIR", "s3://bucket", "a folder, not /"),
         ("OUTPUT_DIR", "a\nb", "a folder"),
         ("MODEL.WEIGHTS", "a\udcff", "a text"),
@@ -133,11 +137,17 @@ def test_an_override_without_a_value():
         load_config(CLIM, ["VERSION", "2", "SEED"])
 
 
-@pytest.mark.parametrize("more, named", [((), "SOLVER.EPOCHS 0.0"), (("SOLVER.EPOCHS", "0.0"), None)])
+@pytest.mark.parametrize("more, named", [((), "set EPOCHS 0.0"), (("SOLVER.EPOCHS", "0.0"), None)])
 def test_iterations_and_epochs(more, named):
     config = str(Path(CLIM).parents[1] / "lvis/FVLM_ViTB16_CLIP_LVIS.yaml")
     with pytest.raises(UserError, match=named) if named else nullcontext():
         load_config(config, ["SOLVER.MAX_ITER", "10", *more])
+
+
+@pytest.mark.parametrize("part", ["RPN", "ROI_HEADS"])
+def test_features_that_the_backbone_lacks(part, tiny_cfg):
+    with pytest.raises(UserError, match=f"MODEL.{part}.IN_FEATURES names 'res9', but the features of .* are res4"):
+        build_model(tiny_cfg(f"MODEL.{part}.IN_FEATURES", ["res9"]))
 
 
 def test_a_config_of_a_users_own_python_is_asked(defaults):

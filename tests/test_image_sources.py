@@ -21,7 +21,7 @@ def write_video(tmp_path):
     def write(name, frames, size=(64, 48)):
         writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter_fourcc(*"mp4v"), 10.0, size)
         for number in range(frames):
-            image = np.full((size[1], size[0], 3), 20 * number, np.uint8)
+            image = np.full((size[1], size[0], 3), 20 * number % 150, np.uint8)
             image[..., 2] += 100  # red
             writer.write(image)
         writer.release()
@@ -47,6 +47,14 @@ def test_files_folders_globs_and_lists(tmp_path):
         empty.name == "none" and empty.mkdir()
         with pytest.raises(UserError, match="has no image and no video"):
             find_source(empty)
+
+
+def test_links_that_lead_back_end(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.jpg").write_bytes(b"")
+    for name in ("one", "two", "sub/three"):
+        (tmp_path / name).symlink_to(tmp_path)
+    assert len(find_source(tmp_path)) == 1
 
 
 def test_arrays_and_pil_images():
@@ -86,6 +94,14 @@ def test_videos(write_video):
     for number, frame in enumerate(frames):  # RGB
         assert np.abs(frame.image.mean((0, 1)) - [100 + 20 * number, 20 * number, 20 * number]).max() < 6
     assert len(list(read_source([path, path.parent], frames=2))) == 2  # each file once
+
+
+def test_a_video_that_breaks_off_is_told(write_video):
+    path = write_video("a.avi", 60)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    *frames, last = read_source(path)
+    assert 5 < len(frames) < 55
+    assert last == Skipped(str(path), f"ends after {len(frames)} frames, but its header announces about 60")
 
 
 @pytest.fixture

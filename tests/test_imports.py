@@ -20,10 +20,10 @@ MODULES = {
 }
 # Modules of a level may import those of the same level and below.
 LEVELS = [
-    {"", "errors", "files", "config", "losses", "sources", "results"},
+    {"", "errors", "files", "config", "config_files", "losses", "processes", "sources", "results"},
     {"data", "text", "checkpoints"},
     {"methods", "evaluation"},
-    {"modeling"},
+    {"modeling", "config_values"},
     {"engine"},
     {"detector"},
 ]

@@ -1,6 +1,7 @@
 """Results: drawings, files, and the formats of others."""
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import supervision as sv
 from PIL import Image
 from pycocotools.mask import decode
 
+from clim.errors import UserError
 from clim.results import Result, Results, save_each
 from clim.sources import Frame, Skipped, read_source
 
@@ -85,6 +87,30 @@ def test_files_get_different_names(tmp_path):
     assert written == ["x.jpg", "x_2.jpg", "x_2_2.jpg", "x_3.jpg", "webcam_0.jpg"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(written)
     assert make().save(tmp_path) == tmp_path / "a.jpg"
+
+
+def test_drawings_replace_no_image_and_lose_no_result(tmp_path, monkeypatch, caplog):
+    photo, out = tmp_path / "photos/a.png", tmp_path / "out"
+    photo.parent.mkdir()
+    Image.fromarray(np.full((100, 120, 3), 7, np.uint8)).save(photo)
+    (tmp_path / "link").symlink_to(photo.parent)
+    for folder in (photo.parent, tmp_path / "link", photo.parent / "../photos"):
+        for save in (make(name=str(photo)).save, results(make(name=str(photo))).save):
+            with pytest.raises(UserError, match="a.png lies in .*: name another folder"):
+                save(folder)
+    (out / "b.jpg").mkdir(parents=True)
+    (out / "a.jpg").symlink_to(photo)  # which is not written through
+    long = make(image=np.zeros((66_000, 2, 3), np.uint8), name="long.jpg", rows=0)
+    odd = make(name="y" * 250 + "\n\udcff.jpg")
+    named = [
+        name for _, name in save_each([make(name="A.png"), make(name="a.png"), make(name="b.png"), long, odd], out)
+    ]
+    assert named == ["A.jpg", "a_2.jpg", "b_2.jpg", "long.png", "y" * 200 + ".jpg"]
+    assert set(named) < set(os.listdir(out)) and Image.open(photo).size == (120, 100)
+    assert Image.open(out / "long.png").size == (2, 66_000)
+    monkeypatch.setattr(Result, "plot", lambda self: 1 / 0)
+    assert [name for _, name in save_each([make(), make(name="v.mp4", number=0)], out)] == [None, None]
+    assert "a.png is not drawn (ZeroDivisionError" in caplog.text
 
 
 def test_videos_and_images_are_read_again_and_saved(tmp_path):

@@ -141,6 +141,7 @@ def stop_after(process, folder, iteration, signals=(signal.SIGTERM,)):
 STARTED = {
     "one": ((), signal.SIGUSR1),
     "launch": (TWO, signal.SIGUSR1),
+    "ctrl-c": (TWO, signal.SIGINT),
     "torchrun": (("torchrun",), signal.SIGTERM),  # by its own rule it ends at SIGUSR1 itself
 }
 
@@ -150,7 +151,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_by_bit(train_net, tmp_path, star
     flags, number = STARTED[start]
     output, keys = tmp_path / "output", ("SOLVER.EMA", "0.9", "SOLVER.ACCUMULATE", "2", "SOLVER.MAX_ITER", "12")
     code, before, told = stop_after(train_net(*flags, keys=keys), output, 1, signals=(number, number))
-    assert code == (1 if start == "torchrun" else 143), told[-3000:]  # torchrun has no other code
+    assert code == {"torchrun": 1, "ctrl-c": 130}.get(start, 143), told[-3000:]  # torchrun has no other code
     assert "Stopped by a signal after iteration" in told and (start == "torchrun" or "Traceback" not in told)
     last = max(before)
     assert (output / "last_checkpoint").read_text() == f"model_{last:07d}.pth" and 1 <= last < 11
@@ -195,13 +196,41 @@ def test_mistakes_end_with_one_line_and_code_2(train_net):
 def test_two_processes_are_killed_and_resume(train_net, tmp_path):
     keys = ("SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.NUM_WORKERS", "1")
     before = kill_after(train_net(*TWO, keys=keys), tmp_path / "output", 2)
-    # The workers of the killed program end by themselves; resume only when they no longer write.
-    time.sleep(5)
     finished(train_net(*TWO, "--resume", keys=keys))
     after = losses_of(tmp_path / "output")
     assert sorted(after) == [0, 1, 2, 3, 4]
     assert [after[iteration] == before[iteration] for iteration in (0, 1, 2)] == [True] * 3
     assert len(list((tmp_path / "output/rank_states").glob("iteration_0000003.rank?.pth"))) == 2
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 300
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert path.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_told_in_the_last_line_and_ends_all(train_net, tmp_path):
+    process = train_net(*TWO, keys=("SOLVER.MAX_ITER", "99"))
+    wait_for(tmp_path / "output/metrics.json")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    os.kill(ranks[1], signal.SIGKILL)
+    _, err = finished(process, code=2)
+    assert err.splitlines()[-1].startswith(
+        "error: One of the processes ended: process 1 terminated with signal SIGKILL"
+    )
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+@pytest.mark.slow
+def test_two_trainings_in_one_folder(train_net, tmp_path):
+    first = train_net(keys=("SOLVER.MAX_ITER", "6"))
+    wait_for(tmp_path / "output/training.lock")
+    assert f"(process {first.pid} on " in error_line(train_net(keys=("SOLVER.MAX_ITER", "6")))
+    finished(first)
+    assert sorted(losses_of(tmp_path / "output")) == list(range(7))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from clim.data.schemas import CategoryFile, Whole
+from clim.data.schemas import CategoryFile, Whole, different
 from clim.errors import UserError
 from clim.files import read_json, read_text
 from clim_commands.inputs import Parser
@@ -30,12 +30,19 @@ class Annotation(msgspec.Struct):
     image_id: Whole | str | None = None
     caption: str | None = None
 
+    def __post_init__(self):
+        if self.caption is not None and self.image_id is None:
+            raise ValueError("has a caption and no image_id")
+
 
 class Pairs(msgspec.Struct):
     """A json of captions: COCO's, which are annotations, or Detic's, which belong to the images."""
 
     images: list[CaptionedImage]
     annotations: list[Annotation] = []
+
+    def __post_init__(self):
+        different([image.id for image in self.images], "images")
 
 
 def new_parser(description: str) -> Parser:

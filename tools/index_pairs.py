@@ -75,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def index_shards(args: argparse.Namespace) -> None:
     from shards.build import build_index
 
-    names = sorted(str(path.relative_to(args.shards)) for path in args.shards.glob(args.pattern))
+    try:
+        names = sorted(str(path.relative_to(args.shards)) for path in args.shards.glob(args.pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"--pattern {args.pattern} is no pattern of files below --shards ({error}).") from error
     if not names:
         raise UserError(f"--shards {args.shards}: no file there is named {args.pattern}.")
     facts = build_index(args.shards, names, args.output, tagging=tagging_of(args), workers=args.workers)
@@ -132,6 +135,8 @@ def tag_images(content: Mapping, tagging: "Tagging") -> tuple[list[dict], Counte
         image = image | {"captions": captions}
         image.pop("pos_category_ids", None)
         images.append(image | ({"pos_category_ids": found} if tagging.categories else {}))
+    if unknown := apart.keys() - {image["id"] for image in content["images"]}:
+        skipped["captions of an image that is not listed"] = len(unknown)
     return images, skipped
 
 

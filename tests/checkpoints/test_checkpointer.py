@@ -130,6 +130,62 @@ def test_files_that_lack_weights(tmp_path):
     assert SafeCheckpointer(net, "").load("") == {}
 
 
+# ---- to resume
+
+
+def trained(folder):
+    """A checkpointer with an optimiser that has made a step, and a schedule."""
+    net = filled(1.0)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 5)
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return SafeCheckpointer(net, str(folder), optimizer=optimizer, scheduler=schedule)
+
+
+def with_state(content, state):
+    content["optimizer"]["state"] = state
+
+
+def with_average(content, average):
+    content["optimizer"]["state"][0]["exp_avg"] = average
+
+
+def with_group(content, **change):
+    content["optimizer"]["param_groups"][0] |= change
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda c: c.pop("optimizer"), 'has no "optimizer" of type dict'), (lambda c: c.update(scheduler=3), '"scheduler"'),
+    (lambda c: with_state(c, {}), "its state is not that"), (lambda c: with_state(c, "x"), 'entry "optimizer"'),
+    (lambda c: c["optimizer"]["state"][0].pop("exp_avg"), "its state is not that"),
+    (lambda c: with_average(c, torch.ones(7)), "its state is not that"),
+    (lambda c: with_average(c, torch.ones(2, 3) / 0), "optimizer.state.0.exp_avg of .* nan or infinity"),
+    (lambda c: with_group(c, lr="x"), "lr is missing or no number"),
+    (lambda c: with_group(c, lr=float("nan")), r"optimizer.param_groups.0.lr of .* nan"),
+    (lambda c: c["optimizer"].update(param_groups=[]), 'entry "optimizer"'),
+    (lambda c: c["scheduler"].pop("last_epoch"), 'entry "scheduler": only one of them has last_epoch'),
+])  # fmt: skip
+def test_damaged_states_are_told(tmp_path, damage, words):
+    trained(tmp_path).save("model_0000001", iteration=1)
+    assert trained(tmp_path).resume_or_load("", resume=True) == {"iteration": 1}
+    content = torch.load(tmp_path / "model_0000001.pth", weights_only=True)
+    damage(content)
+    torch.save(content, tmp_path / "model_0000001.pth")
+    with pytest.raises(UserError, match=words):
+        trained(tmp_path).resume_or_load("", resume=True)
+    assert SafeCheckpointer(filled(0.0), str(tmp_path)).resume_or_load("", resume=True)["iteration"] == 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"..", b"/etc/passwd", b"../other.pth", b"rank_states", b"\xff\xfe", b"a.pth\nb"]
+)
+def test_a_pointer_to_no_file_beside_it(tmp_path, content):
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    with pytest.raises(UserError, match="last_checkpoint "):
+        SafeCheckpointer(filled(0.0), str(tmp_path)).resume_or_load("", resume=True)
+
+
 # ---- models for use
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -89,6 +90,62 @@ def test_files_without_weights(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(UserError, match="holds no weights"):
         load(tmp_path / "w.pth")
+
+
+def changed(value):
+    return lambda: {"model": STATE | {"weight": value(STATE["weight"])}}
+
+
+@pytest.mark.parametrize("make, words", [
+    (changed(lambda t: t * float("nan")), "weight of .*w.pth holds nan or infinity"),
+    (changed(lambda t: t / 0), "weight of .*w.pth holds nan or infinity"),
+    (changed(lambda t: t.long()), "w.pth .*weight has torch.int64, not torch.float32"),
+    (changed(lambda t: t.to(torch.complex64)), "weight has torch.complex64"),
+    (changed(lambda t: t.to_sparse()), "holds no weights"), (changed(lambda t: t.to("meta")), "holds no weights"),
+    (changed(lambda t: np.array([None, 1])), "w.pth cannot be read"), (changed(lambda t: None), "holds no weights"),
+    (lambda: {"model": dict(enumerate(STATE.values()))}, "holds no weights"),
+])  # fmt: skip
+def test_numbers_that_are_no_weights(tmp_path, make, words):
+    torch.save(make(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=words):
+        load(tmp_path / "w.pth")
+
+
+def test_checksums(tmp_path):
+    """A flipped bit in a tensor, or in the pickle, is found, also in TorchScript; files without checksums load."""
+    torch.save({"model": {"weight": torch.full((2, 3), 5.0), "bias": torch.zeros(2)}}, tmp_path / "w.pth")
+    torch.jit.save(torch.jit.script(nn.Linear(3, 2)), tmp_path / "script.pt")
+    for name, part in (("w.pth", "data/0"), ("w.pth", "data.pkl"), ("script.pt", "data/1")):
+        data = bytearray((tmp_path / name).read_bytes())
+        with zipfile.ZipFile(tmp_path / name) as archive:
+            (entry,) = (one for one in archive.infolist() if one.filename.endswith(part))
+            whole = archive.read(entry)
+        data[data.index(whole) + 2] ^= 1
+        (tmp_path / f"flipped-{name}").write_bytes(data)
+        with pytest.raises(UserError, match=f"flipped-{name} cannot be read .*checksum of .*{part} is wrong"):
+            read_content(tmp_path / f"flipped-{name}")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(STATE, tmp_path / "without.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_content(tmp_path / "without.pth")["weight"], STATE["weight"])
+
+
+def test_files_that_claim_more_than_they_hold(tmp_path):
+    """A zip bomb, a pickle with a memo of gigabytes, a header of safetensors with 4 TB, a FIFO."""
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", bytes(10**7))
+    (tmp_path / "memo.pkl").write_bytes(b"\x80\x02}r\xff\xff\xff\x7f.")
+    header = b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
+    (tmp_path / "claim.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    os.mkfifo(tmp_path / "fifo.pth")
+    for path in tmp_path.iterdir():
+        if path.name == "memo.pkl":
+            assert read_content(path) == {}
+            continue
+        with pytest.raises(UserError, match=f"{path.name} (cannot be read|is not a file)"):
+            read_content(path)
 
 
 def test_a_user_error_stays_as_it_is():

@@ -74,13 +74,14 @@ def test_boxes_are_pixels_and_images_without_a_file_have_none(images, label, suf
     "suffix, text, message",
     [
         (".txt", "2 .5 .5 1 1", "line 1 of .*labels/a.txt has class 2, .* add it to names"),
-        (".txt", "0 .5 .5 1 1\n\n-1 .5 .5 1 1", "line 3 of .* has class -1"),
-        (".txt", "0 .5 .5 1", "labels/a.txt cannot be read .*expected at least 5"),
-        (".txt", "0 .5 nan 1 1", "labels/a.txt cannot be read"),
-        (".txt", "dog .5 .5 1 1", "labels/a.txt cannot be read .*'dog'"),
+        (".txt", "0 .5 .5 1 1\n\n-1 .5 .5 1 1", "line 3 of .*labels/a.txt is '-1 .*the class '-1' must be a number"),
+        (".txt", "0 .5 .5 1", "line 1 of .*labels/a.txt is .*: 3 numbers follow the class, but 4 are a box"),
+        (".txt", "0 .5 nan 1 1", "line 1 of .*labels/a.txt is .*: nan is no part"),
+        (".txt", "0 .5 .5 -.1 1", "line 1 of .*labels/a.txt is .*: a box has no negative width"),
+        (".txt", "dog .5 .5 1 1", "line 1 of .*labels/a.txt is .*: the class 'dog' must be a number"),
         (".xml", voc(("cow", (1, 1, 2, 2))), "image a.jpg of .*labels/a.xml has category 'cow'"),
-        (".txt", "0 50 40 20 10", "labels/a.txt cannot be read .50 is no part of an image's width or height"),
-        (".txt", "0 .5 .5 .2 .2 .5 .5 2", "labels/a.txt cannot be read .7 numbers follow the class"),  # a key point
+        (".txt", "0 50 40 20 10", "line 1 of .*labels/a.txt is .*: 50 is no part of an image's width or height"),
+        (".txt", "0 .5 .5 .2 .2 .5 .5 2", "line 1 of .*labels/a.txt is .*: 7 numbers follow the class"),  # a key point
         (".xml", "<annotation>", "labels/a.xml cannot be read"),
         (".xml", "<annotation><object><name>dog</name></object></annotation>", "labels/a.xml cannot be read .*bndbox"),
     ],
@@ -147,6 +148,9 @@ def test_tables_of_many_hands(tmp_path, text, captions):
     [
         (b"a.jpg\tx\nb.jpg x", "line 2 of .*a.csv has 1 columns: give FILE<TAB>CAPTION"),
         (b"image,caption\na.jpg,x,y", "line 2 of .*a.csv has 3 columns: give 2 as the first line"),
+        (b"image,caption\na.jpg,\"one\nb.jpg,two", "line 2 of .*a.csv cannot be read .*: make tea"),
+        (b"image,caption\na.jpg,\"one\nb.jpg,\"two\"\n", "line 2 of .*a.csv cannot be read .*: make tea"),
+        (b"a.jpg\tx\n \ty", "line 2 of .*a.csv names no file"),
         (b"a.jpg,x", 'first line of .*a.csv does not name the columns: write "image,caption"'),
         (b"a.jpg\tB\xe4r", "a.csv is not text in UTF-8 .*: make tea"),
         (b"image,caption\na.jpg,\"" + b"x" * 140_000, "line 2 of .*a.csv cannot be read .*: make tea"),

@@ -12,7 +12,16 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from clim.data import images
-from clim.data.images import MIN_SIDE, ResizeShortestEdge, UnreadableImage, image_size, letterbox, read_image, resize
+from clim.data.images import (
+    MIN_SIDE,
+    ResizeScale,
+    ResizeShortestEdge,
+    UnreadableImage,
+    image_size,
+    letterbox,
+    read_image,
+    resize,
+)
 
 
 def photo(height, width):
@@ -287,4 +296,5 @@ def test_letterbox_shape_and_scale(height, width, size):
 def test_a_very_long_image_keeps_a_pixel(shape, shorter):
     image = np.zeros((*shape, 3), np.uint8)
     assert ResizeShortestEdge([256, 256], 256).get_transform(image).apply_image(image).shape == (*shorter, 3)
+    assert ResizeScale(1.0, 1.0, 256, 256).get_transform(image).apply_image(image).shape == (*shorter, 3)
     assert ResizeShortestEdge([0, 0], 256).get_transform(image).apply_image(image).shape == image.shape

@@ -14,8 +14,8 @@ from detectron2.structures import BitMasks, BoxMode
 from PIL import Image
 from pycocotools import mask as run_lengths
 
-from clim.data import mappers
 from clim.data.images import letterbox, read_image
+from clim.data.jittering import training_augmentations
 from clim.data.mappers import CropMapper, DetectionMapper, RecordMapper, RegionMapper
 from clim.data.mosaic import resized_crop
 from clim.data.tiles import Tiles
@@ -177,7 +177,7 @@ def lsj(load_cfg):
 
     def augmentations(*overrides):
         cfg = load_cfg("FVLM_ViTB16_CLIP_COCO.yaml", "INPUT.LSJ.SIZE", SIDE, *overrides)
-        return mappers.training_augmentations(cfg)
+        return training_augmentations(cfg)
 
     return augmentations
 
@@ -185,7 +185,7 @@ def lsj(load_cfg):
 def test_jittering_is_off_by_default_and_cuts_larger_scales_to_the_square_without_padding_smaller_ones(lsj, load_cfg):
     names = [[type(a).__name__ for a in lsj(*flip)] for flip in ((), ("INPUT.RANDOM_FLIP", "none"))]
     assert names == [["ResizeScale", "FixedSizeCrop", "RandomFlip"], ["ResizeScale", "FixedSizeCrop"]]
-    assert isinstance(mappers.training_augmentations(load_cfg("Detic_C4.yaml"))[0], T.ResizeShortestEdge)
+    assert isinstance(training_augmentations(load_cfg("Detic_C4.yaml"))[0], T.ResizeShortestEdge)
 
     def augmented(image, scale, seed=0):
         np.random.seed(seed)
@@ -264,7 +264,7 @@ def test_jittered_masks_stay_on_the_pixels_and_mmdets_boxes_on_the_masks(photos,
     image = np.zeros((64, 64, 3), np.uint8)
     image[10:30, 10:50] = image[30:50, 10:30] = 255
     overrides = ("INPUT.LSJ.STYLE", style, "INPUT.LSJ.SIZE", 60, "INPUT.LSJ.SCALE", [0.6, 4.0])
-    augmentations = mappers.training_augmentations(load_cfg("Detic_C4.yaml", *overrides))
+    augmentations = training_augmentations(load_cfg("Detic_C4.yaml", *overrides))
     mask_format = kind if kind == "polygon" else "bitmask"
     mapper = detections([masked(photos[2], height=64, width=64)], augmentations, mask_format=mask_format)
     mapper.records[0]["annotations"].pop()
@@ -295,8 +295,6 @@ def test_a_side_that_vanishes_is_1_px_and_is_reported(make_photos, load_cfg):
     (record,) = make_photos([(12, 900)])
     record |= {"annotations": [{"bbox": [0, 0, 900, 12], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}]}
     overrides = ("INPUT.LSJ.STYLE", "efficientdet", "INPUT.LSJ.SIZE", 40, "INPUT.LSJ.SCALE", [0.2, 0.2])
-    sample = detections([record], mappers.training_augmentations(load_cfg("Detic_C4.yaml", *overrides)))(
-        index=0, epoch=0
-    )
+    sample = detections([record], training_augmentations(load_cfg("Detic_C4.yaml", *overrides)))(index=0, epoch=0)
     assert sample["image"].shape == (3, 1, 8) and sample["instances"].gt_boxes.tensor[0, 2] == 8
     assert sample["skipped"] == [(record["file_name"], "jittered to a side of 0 px")]

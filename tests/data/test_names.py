@@ -154,6 +154,10 @@ def test_tags_are_matched_where_they_are_classes(cfg, own, caplog):
     assert pair_records(cfg(*options[2:]), name)[0]["tags"] == [0, 1, 2]  # nobody names the detector's rows
     with pytest.raises(UserError, match="3 of the 3 tags of .* such as 'cup', .*TAG_WEIGHT 0.0"):
         pair_records(cfg("MODEL.VOCABULARY.NAMES", ["x", "y"]), name)
+    pairs = [{"file_name": "a.jpg", "height": 1, "width": 1, "image_id": 0, "captions": ["x"], "tags": [0, 9]}]
+    function = own("names_tags", {}, function=lambda: pairs)
+    with pytest.raises(UserError, match="names_tags has tags up to 9, but there are . classes"):
+        pair_records(cfg(*options), function)
 
 
 def test_tags_of_shards_are_matched_when_a_record_is_read():

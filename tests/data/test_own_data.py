@@ -243,12 +243,23 @@ def test_a_name_of_another_set_is_not_replaced(own):
         ("classes: [cat]\ntrain:\nval: ~\ncaptions: null", "names no set"),
         ("- cat", "has no keys"),
         ("train: [", "mine.yaml is not valid YAML"),
+        (f'train: {COCO}\nclasses: ["a\\nb"]', r"name 0 of classes of .* is 'a\\nb', which has a line break"),
+        ('train: {images: "a\\tb"}', "images in train of .*, which has a line break or another control character"),
+        (f"train: {COCO}\nnc: !!python/name:os.system", "line 2: the tag python/name:os.system could run code"),
+        ("train: &a [*a]", "mine.yaml is not valid YAML .line 1: its aliases stand for too many values"),
     ],
 )
 def test_mistakes_are_one_sentence(own, text, message):
     with pytest.raises(UserError, match=message) as caught:
         register_data(own(text))
     assert "\n" not in str(caught.value)
+
+
+def test_many_names_are_read_in_time(own):
+    names = [f"word {i}" for i in range(20_000)]
+    assert own(f"train: {COCO}\nclasses: [{', '.join(names)}]").classes == names
+    with pytest.raises(UserError, match="name 20000 of classes of .* is 'word 0', like name 0"):
+        own(f"train: {COCO}\nclasses: [{', '.join([*names, 'word 0'])}]")
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ def test_other_images_and_other_tables_are_refused(saved):
     ("suffix", "content", "message"),
     [
         (".npy", None, r"index\.npy .*is missing"), (".npy", b"", "cannot be read"), (".npy", b"x", "cannot be read"),
-        (".json", None, r"index\.json not found"), (".json", b"{", "not valid"), (".json", b"{}", "does not fit"),
-        (".json", b"[]", "does not fit"),
+        (".json", None, r"index\.json not found"), (".json", b"{", "not valid"), (".json", b"{}", "has no dataset"),
+        (".json", b"[]", "must be an object"),
     ],
 )  # fmt: skip
 def test_missing_and_damaged_files_are_named(saved, suffix, content, message):

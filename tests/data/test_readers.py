@@ -104,7 +104,7 @@ def test_a_wrong_value_is_named(write, read, reader, part, key, value, said):
         ([IMAGES[0], {"file_name": "x.jpg"}], [], r"images\[1\] of \S*a.json has no id"),
         ([{"id": 9} | SIZE], [], r"images\[0\] of \S*a.json \(id 9\) has no file_name and no coco_url"),
         ([IMAGES[0] | {"file_name": ""}], [], r"images\[0\] of \S*a.json \(id 9\) has no file_name"),
-        ([IMAGES[0] | {"file_name": "a\0.jpg"}], [], r"images\[0\] of \S*a.json \(id 9\) has a file name with the"),
+        ([IMAGES[0] | {"file_name": "a\0.jpg"}], [], r"images\[0\] of \S*a.json \(id 9\) has a file_name that has"),
         ([*IMAGES, IMAGES[0] | {"file_name": "x.jpg"}], [],
          r"a.json has the id 9 twice: images\[0\] \(9.jpg\) and images\[2\] \(x.jpg\) need ids of their own"),
         ([IMAGES[0]], [box(id=2), box(), box(id=2)],

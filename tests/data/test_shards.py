@@ -150,18 +150,49 @@ def test_damaged_indices_are_named(indexed, pair, tmp_path):
     indexed({"a.tar": pair("1") + pair("2")})
     index = tmp_path / "index"
     shutil.copytree(index, tmp_path / "good")
-    facts = json.loads((index / "facts.json").read_text())
-    for file, content, message in (
-        ("facts.json", b"{", "not valid json"), ("facts.json", json.dumps(facts | {"version": 0}).encode(), "version"),
-        ("pairs.npy", None, "damaged"), ("pairs.npy", b"", "damaged"), ("texts.bin", b"", "damaged"),
-        ("pairs.npy", (index / "pairs.npy").read_bytes()[:-9], "damaged"), ("texts.bin", b"abc", "damaged"),
-        ("pairs.npy", b"".join(npy(np.zeros(2))), "damaged"),
+    facts, pairs = json.loads((index / "facts.json").read_text()), np.load(index / "pairs.npy")
+
+    def changed(**fields):
+        return json.dumps(facts | fields).encode()
+
+    def moved(field, value):  # as in an index without checksums
+        rows = pairs.copy()
+        rows[field][1] = value
+        np.save(file := io.BytesIO(), rows)
+        return {"pairs.npy": file.getvalue(), "facts.json": changed(checksums={})}
+
+    flipped = (index / "texts.bin").read_bytes().replace(b"dog", b"dig")
+    points = "row 1 of pairs.npy points beyond"
+    for files, message in (
+        ({"facts.json": b"{"}, "not valid json"), ({"facts.json": changed(version=0)}, "version"),
+        ({"facts.json": changed(shards=[{"name": 1}])}, r"shards\[0\].name of"), ({"facts.json": b"[]"}, "an object"),
+        ({"pairs.npy": None}, "damaged"), ({"pairs.npy": b""}, "damaged"), ({"texts.bin": b""}, "damaged"),
+        ({"pairs.npy": (index / "pairs.npy").read_bytes()[:-9]}, "damaged"), ({"texts.bin": b"abc"}, "damaged"),
+        ({"pairs.npy": b"".join(npy(np.zeros(2)))}, "damaged"), ({"texts.bin": flipped}, "texts.bin has changed"),
+        (moved("offset", 2**62), points), (moved("start", 2**63 - 1), points), (moved("size", -1), points),
+        (moved("shard", 1), points), (moved("caption", 10**9), points), (moved("tags", 3), points),
+        (moved("height", 0), points),
     ):  # fmt: skip
         shutil.rmtree(index)
         shutil.copytree(tmp_path / "good", index)
-        (index / file).unlink() if content is None else (index / file).write_bytes(content)
+        for file, content in files.items():
+            (index / file).unlink() if content is None else (index / file).write_bytes(content)
         with pytest.raises(UserError, match=f"{message}.*: index it"):
             read_shards(str(index), str(tmp_path / "shards"), remedy="index it")
+    for file in ("pairs.npy", "texts.bin"):
+        shutil.rmtree(index)
+        shutil.copytree(tmp_path / "good", index)
+        (index / file).unlink()
+        os.mkfifo(index / file)
+        with pytest.raises(UserError, match=f"{file} is missing, or no file"):
+            read_shards(str(index), str(tmp_path / "shards"), remedy="index it")
+
+
+def test_a_pipe_in_place_of_a_shard_is_a_damaged_image(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    for name in (f"tar://{tmp_path}/a.tar?0+9#x.jpg", "tar:///dev/zero?0+999999999999#x.jpg", "tar://x"):
+        with pytest.raises(UnreadableImage):
+            read_image(name)
 
 
 def npy(array):

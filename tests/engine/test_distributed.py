@@ -65,6 +65,11 @@ def main(config, output, overrides):
         pass
     written["best"] = sentence_of(lambda: best_of({"bbox": {"AP": 1.0}} if rank == 0 else {}, cfg))
     written["disagreement"] = sentence_of(trainer._check_agreement)
+    for name, loss in (("loss", float("nan") if rank == 1 else 1.0), ("norm", 1.0)):
+        trainer.accumulate = lambda loss=loss: ({"loss_a": torch.tensor(loss)}, {"captions": [rank]}, 0.0)
+        trainer.clip_gradients = lambda: float("nan")  # of the mean over both
+        with EventStorage() as trainer.storage:
+            written[f"not finite {name}"] = sentence_of(lambda: Trainer.run_step(trainer))
     torch.save(written, Path(output) / f"rank{rank}.pth")
 
 
@@ -397,6 +402,9 @@ def test_a_mistake_on_one_rank_stops_all(ranks, setting):
         assert rank["best"] == "TEST.BEST_METRIC bbox/AP75 is not evaluated: choose one of bbox/AP."
         assert rank["together"] == "a mistake on process 1"
         assert "(they would start at iterations [0, 1])" in rank["disagreement"]
+        assert ": loss_a = nan; image ids of the batch: {'process 1': {'captions': [1]}}." in rank["not finite loss"]
+        both = "{'process 0': {'captions': [0]}, 'process 1': {'captions': [1]}}"
+        assert f": gradient norm = nan; image ids of the batch: {both}." in rank["not finite norm"]
 
 
 if __name__ == "__main__":

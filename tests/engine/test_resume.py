@@ -20,7 +20,7 @@ from clim.engine.resume import (
     rank_state_path,
     save_rank_state,
 )
-from clim.errors import UserError
+from clim.errors import UserError, sentence
 from clim.methods.memory import TextQueue
 from clim.processes import StopSignals
 
@@ -215,6 +215,62 @@ def test_states_that_do_not_fit_change_nothing(tmp_path, monkeypatch, drawn):
         drawn()
         1 / 0  # noqa: B018
     assert drawn() == expected and longer.image_ids.tolist() == [1, -1, -1, -1, -1]
+
+
+STATE = {"world_size": 1, "queues": {}, "python": (3, (0,) * 625, None)}
+DAMAGES = {
+    "empty": b"", "text": b"no archive", "list": [1], "nothing": {}, "no queues": {"world_size": 1, "queues": None},
+    "no numbers": STATE, "wrong numbers": STATE | {"python": "a", "numpy": 3, "torch": None, "cuda": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_state_is_told_with_its_file(tmp_path, damage):
+    path = tmp_path / "iteration_0000003.rank0.pth"
+    if isinstance(damage, bytes):
+        path.write_bytes(damage)
+    else:
+        torch.save(damage, path)
+    with random_states_kept(), pytest.raises(UserError, match=f"state of process 0 is damaged .*: delete {path}, and"):
+        load_rank_state(nn.Linear(1, 1), path)
+
+
+@pytest.mark.parametrize("damage", [b"\xff\x00\n", b"[1]\n", b'{"iteration": "a"}\n', b"[" * 9999 + b"\n", b"null\n"])
+def test_damaged_lines_of_metrics_are_left_out_and_counted(tmp_path, caplog, damage):
+    lines = [b'{"iteration": 1}\n', damage, b'{"iteration": 2}\n', b'{"iterat']
+    (tmp_path / "metrics.json").write_bytes(b"".join(lines))
+    prepare_metrics(tmp_path, resume=True, start_iter=3)
+    assert (tmp_path / "metrics.json").read_bytes() == lines[0] + lines[2]
+    assert "metrics.json: 1 damaged lines are left out" in caplog.text
+
+
+FULL = ("metrics.json", "events.out", "iteration_0000001.rank0", "model_0000001", "last_checkpoint", "model_final")
+
+
+@pytest.mark.parametrize("site", [s if "model_0" in s else pytest.param(s, marks=pytest.mark.slow) for s in FULL])
+def test_a_full_disk_stops_with_a_sentence_and_the_last_checkpoint_stays_whole(tiny_cfg, monkeypatch, site):
+    """Files whose name begins with ``site`` have no space."""
+    cfg, opened = tiny_cfg("SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1, "DATASETS.TEST", "()"), open
+    folder = Path(cfg.OUTPUT_DIR)
+
+    def full(path, mode="r", *args, **options):
+        first = site == "last_checkpoint" and not (folder / site).is_file()
+        lacks = Path(str(path)).name.startswith(site) and mode[0] in "wa" and not first
+        return opened("/dev/full" if lacks else path, mode, *args, **options)
+
+    with monkeypatch.context() as patch:
+        for name in ("builtins.open", "io.open"):
+            patch.setattr(name, full)
+        with pytest.raises(OSError, match="No space") as caught:
+            run(cfg)
+    assert "no space left" in sentence(caught.value).lower()
+    assert not list(folder.rglob("*.partial"))
+    last = {"metrics.json": None, "events.out": None, "model_final": 1}.get(site, 0)
+    assert (folder / "last_checkpoint").is_file() == (last is not None)
+    if last is not None:
+        name = (folder / "last_checkpoint").read_text()
+        assert name == f"model_{last:07d}.pth" and torch.load(folder / name)["iteration"] == last
+    assert run(cfg, resume=True).start_iter == (0 if last is None else last + 1)
 
 
 def test_metrics_hold_one_run(tmp_path):

@@ -1,6 +1,9 @@
 """From a command line to a checked config, and a checkpoint whose file alone builds the same detector anywhere."""
 
 import logging
+import re
+import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -209,9 +212,58 @@ def test_files_without_a_description(tmp_path):
         Detector(file)
 
 
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        ({"config": None}, "Expected str, got null - at $.config"),
+        ({"config": "- a"}, "holds ['a'] as its config, not sections of keys"),
+        ({"config": "SOLVER: {BASE_LR: -1.0}"}, "SOLVER.BASE_LR is -1.0 (the config inside "),
+        ({"class_names": "cat"}, "Expected array, got str - at $.class_names"),
+        ({"class_names": ["cat", 3]}, "Expected str, got int - at $.class_names[1]"),
+        ({"base_classes": [None]}, "at $.base_classes[0]"),
+        ({"rows": 0}, "Expected int >= 1 - at $.rows"),
+        ({"rows": 2}, "class_names with empty or equal ones, or more than 2 rows"),
+        ({"class_names": ["cat", "cat"]}, "2 class_names with empty or equal ones"),
+        ({"class_names": [" "]}, "1 class_names with empty or equal ones"),
+        ({"train_sets": {}}, "Expected array, got object - at $.train_sets"),
+        (None, "Expected object, got array"),
+    ],
+)
+def test_a_damaged_description_is_named(tiny_cfg, tmp_path, damage, words):
+    entry = [1] if damage is None else describe(tiny_cfg()) | damage
+    torch.save({"model": {}, "clim": entry}, tmp_path / "m.pth")
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        Detector(tmp_path / "m.pth")
+    assert "m.pth" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_fewer_names_than_classes(tiny_cfg, tmp_path):
+    cfg = tiny_cfg()
+    entry = describe(cfg) | {"class_names": ["horse"]}
+    torch.save({"model": build_model(cfg).state_dict(), "clim": entry}, tmp_path / "m.pth")
+    with pytest.raises(UserError, match="m.pth has 65 classes, but names 1: take another file"):
+        Detector(tmp_path / "m.pth")
+
+
 def test_a_description_runs_no_code(tiny_cfg, tmp_path):
     entry = describe(tiny_cfg()) | {"config": f"!!python/object/apply:os.mkdir [{tmp_path / 'made'}]"}
     torch.save({"model": {}, "clim": entry}, tmp_path / "m.pth")
     with pytest.raises(UserError, match="the config inside .*m.pth is not valid YAML .*could run code"):
         load_config(str(tmp_path / "m.pth"), [])
     assert not (tmp_path / "made").exists()
+
+
+def test_a_log_without_space_is_silent_and_names_that_are_no_utf8_are_escaped(tmp_path):
+    path = tmp_path / "log.txt"
+    code = f"""
+import logging, threading
+from clim.engine.setup import _log_stream, quiet_writing
+from detectron2.utils.logger import setup_logger
+quiet_writing()
+logging.StreamHandler(_log_stream("/dev/full")).emit(logging.makeLogRecord({{"msg": "a line"}}))
+setup_logger({str(path)!r}, name="clim").info("photo \\udcff.jpg")
+threading.Thread(target=lambda: open("/nowhere/a")).start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == 0 and done.stderr == b""
+    assert "photo \\udcff.jpg" in path.read_text()

@@ -141,6 +141,8 @@ def test_the_report_on_disk(tmp_path, caplog):
     evaluator = RegionClassificationEvaluator(register("regions_report"), output_dir=tmp_path / "new")
     for skipped in (Skipped("b.jpg", "missing"), Skipped("a.jpg", "truncated"), Skipped("c.jpg", NO_REGION)):
         evaluator.skip(skipped)
+    with pytest.raises(UserError, match="No image of 'regions_report' could be read, the first is a.jpg: truncated"):
+        evaluator.evaluate()
     feed(evaluator, images)
     with caplog.at_level(logging.INFO):
         results = evaluator.evaluate()

@@ -1,9 +1,11 @@
 """MiniLM and BERTs in folders, tokens of captions, and the words that are hidden from a model."""
 
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from clim.errors import UserError
 from clim.text import build_text_tower
@@ -52,6 +54,31 @@ def test_damaged_folders(tiny_bert, tmp_path):
         bert_config(str(folder))
     with pytest.raises(UserError, match=r"MODEL\.TEXT\.NAME ViT-B-32 is a CLIP"):
         bert_config("ViT-B-32")
+
+
+def test_no_code_of_a_folder_runs_and_all_its_weights_count(tiny_bert, tmp_path):
+    folder, mark = tmp_path / "bert", tmp_path / "mark"
+    shutil.copytree(tiny_bert, folder)
+    (folder / "evil.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Evil: pass\n")
+    kinds = {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "evil", "auto_map": kinds}))
+    with pytest.raises(UserError, match="holds no readable BERT"):
+        build_text_tower(name=str(folder))
+    assert not mark.exists()
+    weights = load_file(tiny_bert / "model.safetensors")
+    name = next(name for name in weights if "layer.0." in name)
+    for change, words in ((None, f"lack .*{name}"), (weights[name] / 0, f"{name} of .*bert holds nan")):
+        changed = {k: v for k, v in weights.items() if k != name} | ({} if change is None else {name: change})
+        save_file(changed, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=words):
+            build_text_tower(name=str(folder))
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    if config["num_hidden_layers"] > 1:
+        with pytest.raises(UserError, match="lack .*layer"):
+            build_text_tower(name=str(folder))
 
 
 # ---- tokens

@@ -1,6 +1,7 @@
 """The cache against the tower, damaged files, two processes at once; lazy towers and what identifies a tower."""
 
 import hashlib
+import json
 import multiprocessing
 
 import pytest
@@ -104,6 +105,21 @@ def test_damaged_rows_are_computed_anew(tmp_path, suffix, kept_bytes, written, l
     assert torch.equal(warm(tmp_path).encode(TEXTS), expected(TEXTS))
 
 
+@pytest.mark.parametrize("suffix", ["rows", "keys"])
+def test_every_flipped_bit_is_found(tmp_path, suffix, caplog):
+    CaptionCache(FakeTower(), tmp_path).encode(TEXTS[:3])
+    (file,) = files(tmp_path, suffix)
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 7):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        tower = FakeTower()
+        assert torch.equal(CaptionCache(tower, tmp_path).encode(TEXTS[:3]), expected(TEXTS[:3]))
+        assert len(tower.asked) == 1
+        for new in set(files(tmp_path, "rows") + files(tmp_path, "keys")) - {file, *file.parent.glob(f"{file.stem}.*")}:
+            new.unlink()
+    assert ("rows of" in caplog.text) or suffix == "keys"
+
+
 def test_failed_write_does_not_shift_what_follows(tmp_path):
     cache = CaptionCache(FakeTower(), tmp_path)
     cache.encode(["a"])
@@ -192,7 +208,15 @@ def test_changed_and_touched_weights_load_the_tower_and_random_ones_always_do(we
 
 def test_broken_note_is_replaced_and_without_a_directory_there_is_none(weights, tmp_path):
     path, loaded = weights
-    for content in ("", "{", "[]", '{"dim": 3}', '{"fingerprint": "x", "dim": null}'):
+    outside, wrong = {"fingerprint": "../../outside", "dim": 3}, {"fingerprint": "a" * 32, "dim": 5, "checksum": 1}
+    for content in (
+        "",
+        "{",
+        "[]",
+        '{"dim": 3}',
+        '{"fingerprint": "x", "dim": null}',
+        *map(json.dumps, (outside, wrong)),
+    ):
         loaded.clear()
         path.touch()
         assert lazy(path, tmp_path).fingerprint == "a" * 32

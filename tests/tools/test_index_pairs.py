@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -95,6 +96,37 @@ def test_damaged_shards_give_what_is_whole(read, pair):
     for start in (b"\x1f\x8b", b"BZh"):
         with pytest.raises(UserError, match="a.tar is compressed"):
             read(damage=lambda _, start=start: start + bytes(999))
+
+
+@pytest.mark.parametrize("kind", [b"0", b"L", b"x", b"g", b"S"])
+@pytest.mark.parametrize("size", [b"\xff" * 11 + b"\0", b"\x80\x40" + bytes(10), b"00000000000\0"])
+def test_senseless_headers_end_and_give_other_members(read, pair, kind, size):
+    """Sizes of -256 and 2^86 bytes, and none, of a file, a long name, PAX headers and a sparse file."""
+    block = bytearray(tarfile.TarInfo("x.jpg").tobuf()[:512])
+    block[124:136], block[156:157], block[148:156] = size, kind, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+
+    def damage(content):
+        at = header_of(content, "b.jpg")
+        return content[:at] + block + content[at:]
+
+    assert read(*pair("a"), *pair("b"), damage=damage)[0] in (["a.jpg"], ["a.jpg", "b.jpg"])
+
+
+def test_only_own_files_are_deleted_and_pipes_are_refused(shards, tmp_path):
+    command = ["shards", "--shards", str(shards), "--output", str(tmp_path / "index"), "--workers", "0"]
+    (tmp_path / "index.parts").mkdir()
+    (tmp_path / "index.parts" / "mine").write_text("x")
+    tool.main(command)
+    (tmp_path / "index" / "mine").write_text("x")
+    with pytest.raises(UserError, match="index exists and is not an index"):
+        tool.main(command)
+    assert (tmp_path / "index" / "mine").is_file() and (tmp_path / "index.parts" / "mine").is_file()
+    os.mkfifo(shards / "z.tar")
+    with pytest.raises(UserError, match="z.tar is no file"):
+        tool.main([*command[:3], "--output", str(tmp_path / "other"), "--workers", "0"])
+    with pytest.raises(UserError, match="--pattern /x is no pattern"):
+        tool.main([*command, "--pattern", "/x"])
 
 
 def test_long_names_and_appended_tars_are_no_damage(read, tmp_path, pair, encoded):

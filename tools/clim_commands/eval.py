@@ -69,7 +69,11 @@ def reports(output: Path) -> list[Report]:
     """The reports of the evaluators below ``output``, of which some name their tasks in "summary" and some do not."""
     files = sorted(output.glob("inference/*/*_results.json"))
     remedy = "remove it, and evaluate again"
-    return [read_json(file, kind=Report, remedy=remedy) for file in files if "_instances_" not in file.name]
+    found = {file: read_json(file, kind=Report, remedy=remedy) for file in files if "_instances_" not in file.name}
+    for file, report in found.items():
+        if len({isinstance(figures, dict) for figures in report["summary"].values()}) > 1:
+            raise UserError(f"summary of {file} mixes figures and tasks: {remedy}.")
+    return list(found.values())
 
 
 def print_report(report: Mapping, *, per_class: bool) -> None:

@@ -76,7 +76,7 @@ def model_overrides(args: argparse.Namespace) -> list[str]:
     for option, file in (("--config-file", args.config_file), ("--data", args.data), ("--weights", args.weights)):
         address = str(file or "").partition("?")[0]
         if address and "://" not in address and not Path(address).expanduser().is_file():
-            raise UserError(f"{option} {file} does not exist.")
+            raise UserError(f"{option} {file} does not exist, or is no file.")
     return args.opts + [part for key, file in chosen.items() if file is not None for part in (key, file)]
 
 
@@ -138,17 +138,19 @@ def output_file(text: str) -> Path:
     if os.path.lexists(text) and not os.path.islink(text) and not os.path.isfile(text):
         what = "a folder" if os.path.isdir(text) else "no regular file"
         raise argparse.ArgumentTypeError(f"{text} is {what}: name a file")
-    _check_folder(Path(text).absolute().parent)
+    _check_folder(text, Path(text).absolute().parent)
     return Path(text)
 
 
 def output_folder(text: str) -> Path:
     """``type=`` of an argparse option: a folder that can be written, and may exist."""
-    _check_folder(Path(text).absolute())
+    _check_folder(text, Path(text).absolute())
     return Path(text)
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(text: str, folder: Path) -> None:
+    if not text.strip():  # an empty variable of a shell; Path("") would be the working folder
+        raise argparse.ArgumentTypeError("it is empty: name a place")
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise argparse.ArgumentTypeError(f"{existing} is no folder: name another place")

@@ -25,7 +25,7 @@ def read_words(text: str, *, option: str) -> dict[str, list[str]]:
 
     Files may have any case of the suffix, a byte-order mark, and Windows' line ends:
 
-    - .csv (also with ; or tabs): the column with one of ``COLUMNS`` as its header, else the first; of one row, all;
+    - .csv (also with ; | or tabs): the column with one of ``COLUMNS`` as its header, else the first; of one row, all;
     - .json and .yaml: a list; {name: [synonyms]}; {index: name}; ``names``, ``classes`` or ``categories`` with one of
       these; entries of a list may be {"name": …}, as COCO's categories, which are sorted by id;
     - .txt and others: a name a line, or one line "a, b, c".
@@ -114,14 +114,16 @@ def _lines(text: str) -> list[str]:
 
 def _column(text: str) -> list[str]:
     """The cells of the column of names, without its header; of a single row, all."""
-    lines = text.splitlines()
-    delimiter = max(",;\t", key=next(iter(lines), "").count)
-    rows = [row for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True) if any(row)]
+    lines = text.splitlines(keepends=True)
+    delimiter = max(",;\t|", key=next(iter(lines), "").count)
+    rows = [row for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True) if any(row)]
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if len(rows) == 1 and not any(cell in COLUMNS for cell in header):
         return [cell for cell in rows[0] if not cell.strip().isdecimal()]
     column = next((i for i, cell in enumerate(header) if cell in COLUMNS), None)
-    return [row[column or 0] for row in rows[column is not None :] if len(row) > (column or 0)]
+    if short := next((row for row in rows if len(row) <= (column or 0)), None):
+        raise ValueError(f"the row {short} has no cell below {header[column or 0]!r}")
+    return [row[column or 0] for row in rows[column is not None :]]
 
 
 def _listed(content) -> dict[str, Iterable[str]]:
@@ -130,6 +132,8 @@ def _listed(content) -> dict[str, Iterable[str]]:
         for key in ("names", "classes", "categories"):
             if isinstance(content.get(key), list | Mapping):
                 return _listed(content[key])
+            if key in content:
+                raise ValueError(f"its {key} are no list")
         if all(key.isdecimal() and isinstance(name, str) for key, name in content.items()):
             return dict.fromkeys((content[key] for key in sorted(content, key=int)), ())  # {index: name}
         words = {name: [other] if isinstance(other, str) else other or [] for name, other in content.items()}

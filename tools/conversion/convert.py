@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clim.checkpoints.reading import numpy_globals, readable, weights_of
+from clim.checkpoints.reading import check_archive, numpy_globals, readable, require_finite, weights_of
 from clim.errors import UserError
 
 State = Mapping[str, Tensor]
@@ -111,13 +111,16 @@ def read_official(path: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
         raise UserError(f"{path} is not a file: name the published one.")
     with readable(path):
+        check_archive(Path(path))
         with torch.serialization.safe_globals(numpy_globals()):
             # The format before PyTorch 1.6 cannot be searched. It is read if it holds tensors alone.
             modern = zipfile.is_zipfile(path)
             strangers = torch.serialization.get_unsafe_globals_in_checkpoint(path) if modern else []
             with torch.serialization.safe_globals([(Inert, name) for name in strangers]):
                 data = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: torch.as_tensor(value) for name, value in weights_of(data, path).items()}
+    weights = weights_of(data, path)
+    require_finite(weights, path)
+    return weights
 
 
 def find_kind(state: State, kinds: Iterable[Kind], name: str | None = None) -> Kind:

@@ -6,6 +6,7 @@ object match at an IoU of .5 or more.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -14,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from faster_coco_eval import COCOeval_faster
 
 from clim.checkpoints.reading import read_weights
+from clim.data.schemas import Box
 from clim.errors import UserError
 from clim.evaluation.base import indexed
 from clim.files import read_json
@@ -28,8 +30,8 @@ class Detection(msgspec.Struct):
 
     image_id: int
     category_id: int
-    bbox: tuple[float, float, float, float]
-    score: float
+    bbox: Box
+    score: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Analysis:

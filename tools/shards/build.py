@@ -6,16 +6,19 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
+from zipfile import BadZipFile
 
 import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from clim.data.captions import cleaned
-from clim.data.images import MIN_SIDE, UnreadableImage, image_size
+from clim.data.images import MAX_PIXELS, MIN_SIDE, UnreadableImage, image_size
 from clim.data.shards import PAIR, VERSION, checksum, stamp
 from clim.errors import UserError
 from clim.files import remove, replacing, write_json
@@ -24,6 +27,8 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 BLOCK = 512  # bytes of a tar header; data is padded to blocks
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 UNTAGGED = "no tag"
+OWN_FILES = {"facts.json", "pairs.npy", "texts.bin", "skipped.tsv"}  # of an index
+MOST_IMAGE, MOST_TEXT = 1 << 29, 1 << 24  # bytes of a member
 
 Fault = tuple[str, str]  # (member or place, reason)
 
@@ -46,20 +51,27 @@ def build_index(
     """Write the index of the shards ``names`` in ``folder`` to the folder ``output``. Returns its facts.
 
     ``workers`` further processes read shards; 0: this one. Finished shards wait in ``output``.parts: after a kill, the
-    next call goes on from there. UserError for compressed shards, for another folder at ``output``, and for no pair.
+    next call goes on from there. UserError for compressed shards, for another folder at ``output``, for what is no
+    file, and for no pair.
     """
-    if output.exists() and not (output / "facts.json").is_file():
+    if output.exists() and not ((output / "facts.json").is_file() and {p.name for p in output.iterdir()} <= OWN_FILES):
         raise UserError(f"{output} exists and is not an index: name another folder.")
+    for name in names:
+        if not (folder / name).is_file():  # a pipe would never end
+            raise UserError(f"{folder / name} is no file: remove it, or choose other shards with --pattern.")
     parts = output.with_name(output.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
-    files = [parts / f"{name.replace('/', '__')}.npz" for name in names]
+    files = [parts / f"{quote(os.fsencode(name), safe='')}.npz" for name in names]
     todo = [(folder / name, file) for name, file in zip(names, files, strict=True)]
     # A DataLoader, because its processes end when this one is killed.
     make = DataLoader(todo, batch_size=None, num_workers=workers, collate_fn=partial(index_shard, tagging=tagging))
     for _ in tqdm(make, desc="shards", unit="shard"):
         pass
     facts = join(names, files, output, tagging=tagging)
-    remove(parts)
+    for file in parts.glob("*.npz*"):
+        file.unlink()
+    with suppress(OSError):  # it holds other files
+        parts.rmdir()
     return facts
 
 
@@ -67,10 +79,9 @@ def index_shard(shard: tuple[Path, Path], *, tagging: Tagging) -> None:
     """Write the second file, a part of the index, for the first, a shard, unless it is there for this very shard."""
     path, file = shard
     key = json.dumps([VERSION, tagging.name, tagging.keep_untagged, stamp(path)])
-    if file.is_file():
-        with np.load(file) as part:
-            if str(part["key"]) == key:
-                return
+    with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), np.load(file) as part:  # missing or damaged
+        if str(part["key"]) == key and all(part[name] is not None for name in part.files):
+            return
     pairs, texts, faults = read_shard(path, tagging)
     with replacing(file, shared=True) as partial_file, open(partial_file, "wb") as opened:
         faults = np.array(json.dumps(faults))
@@ -92,8 +103,8 @@ def join(names: Sequence[str], files: Sequence[Path], output: Path, *, tagging: 
                     texts.write(part["texts"].tobytes())
                 tables.append(pairs)
                 counts.update(reason.partition(" (")[0] for _, reason in faults)
-                lines = (f"{name}\t{json.dumps(member)[1:-1]}\t{reason}\n" for member, reason in faults)
-                skipped.writelines(line for line in lines if not line.endswith(f"\t{UNTAGGED}\n"))
+                rows = ((name, member, reason) for member, reason in faults if reason != UNTAGGED)
+                skipped.writelines("\t".join(json.dumps(text)[1:-1] for text in row) + "\n" for row in rows)
             size = texts.tell()
         pairs = np.concatenate(tables)
         if not len(pairs):
@@ -124,8 +135,12 @@ def read_shard(path: Path, tagging: Tagging) -> tuple[np.ndarray, bytes, list[Fa
                 else:
                     images[key] = (member, size_or_reason(file, member))
             elif suffix in (".txt", ".json"):
-                file.seek(member.offset_data)
-                captions.setdefault(key, {})[suffix] = file.read(member.size)
+                if suffix in captions.setdefault(key, {}) or member.size > MOST_TEXT:
+                    reason = "text too large" if member.size > MOST_TEXT else f"second {suffix} of its key"
+                    faults.append((member.name, reason))
+                else:
+                    file.seek(member.offset_data)
+                    captions[key][suffix] = file.read(member.size)
     index = {category["id"]: i for i, category in enumerate(tagging.categories)}
     rows, texts = [], io.BytesIO()
     for key, (member, size) in images.items():
@@ -139,7 +154,7 @@ def read_shard(path: Path, tagging: Tagging) -> tuple[np.ndarray, bytes, list[Fa
             continue
         stem, start = os.path.basename(key), texts.tell()
         image_id = int(stem) if stem.isdecimal() and len(stem) < 19 else -1
-        parts = [text.encode("utf-8", "surrogatepass") for text in (member.name, caption)]
+        parts = [cleaned(member.name).encode(), caption.encode()]
         parts.append(np.array(tags, "<i4").tobytes())
         texts.write(b"".join(parts))
         rows.append((0, member.offset_data, member.size, *size, image_id, start, *map(len, parts)))
@@ -166,12 +181,14 @@ def members(file: io.BufferedReader, size: int, faults: list[Fault]) -> Iterator
                 if member.offset > end and cut():
                     faults.append((f"byte {end}", "damaged header"))
                 end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-                if member.offset_data + member.size > size:
+                if member.size < 0 or member.offset_data + member.size > size:
                     faults.append((member.name, "truncated shard"))
                     return
-                if member.isreg():
+                if member.issparse():
+                    faults.append((member.name, "sparse"))
+                elif member.isreg():
                     yield member
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:  # a senseless header
         faults.append((f"byte {end}", f"unreadable rest ({error})"))
         return
     if cut():
@@ -180,11 +197,15 @@ def members(file: io.BufferedReader, size: int, faults: list[Fault]) -> Iterator
 
 def size_or_reason(file: io.BufferedReader, member: tarfile.TarInfo) -> tuple[int, int] | str:
     """(height, width) of an image, or why it is left out."""
+    if member.size > MOST_IMAGE:
+        return "too large"
     file.seek(member.offset_data)
     try:
         height, width = image_size(io.BytesIO(file.read(member.size)))
     except UnreadableImage as error:
         return error.reason if member.size else "empty"
+    if height * width > MAX_PIXELS:
+        return f"too large ({width}x{height})"
     return (height, width) if min(height, width) >= MIN_SIDE else f"tiny ({width}x{height})"
 
 
@@ -192,11 +213,11 @@ def caption_or_reason(found: Mapping[str, bytes]) -> tuple[str, str]:
     """(caption, "") or ("", why there is none), from the .txt or else from img2dataset's .json."""
     try:
         facts = json.loads(found.get(".json", b"{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         facts = {}
     facts = facts if isinstance(facts, dict) else {}
     if facts.get("status", "success") != "success":
-        return "", f"status ({facts['status']})"
+        return "", f"status ({str(facts['status'])[:80]})"
     try:
         caption = found[".txt"].decode("utf-8") if ".txt" in found else facts.get("caption")
     except UnicodeDecodeError:

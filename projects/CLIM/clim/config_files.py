@@ -91,7 +91,7 @@ def _check_events(text: str) -> None:
 # ---- configs
 
 
-def read_config(path: str | os.PathLike, *, children: Sequence[Path] = (), read: list | None = None) -> Iterator[Entry]:
+def read_config(path: str | os.PathLike, *, children: Sequence[str] = (), read: list | None = None) -> Iterator[Entry]:
     """The entries of a config YAML, after those of its ``_BASE_``: one file or a list, relative to the file.
 
     UserError for addresses, and for what is no config. ``children``: the files that lead here; ``read``: all so far.
@@ -100,7 +100,8 @@ def read_config(path: str | os.PathLike, *, children: Sequence[Path] = (), read:
     if "://" in str(path):
         raise UserError(f"{path} is an address, and a config is read from files alone: download it, then {remedy}.")
     path, read = Path(path).expanduser(), [] if read is None else read
-    if path.resolve() in children or len(read) >= MOST_FILES:
+    here = os.path.abspath(path)  # links need no look: MOST_FILES ends their circles
+    if here in children or len(read) >= MOST_FILES:
         raise UserError(f"_BASE_ of {children[-1]} leads back to {path}, or to too many files: {remedy}.")
     read.append(path)
     content = read_yaml(path, remedy=remedy)
@@ -111,7 +112,7 @@ def read_config(path: str | os.PathLike, *, children: Sequence[Path] = (), read:
         if not isinstance(base, str):
             raise UserError(f"_BASE_ of {path} is {shown(bases)}: give the path of a config, or a list of paths.")
         above = base if "://" in base else path.parent / Path(base).expanduser()
-        yield from read_config(above, children=(*children, path.resolve()), read=read)
+        yield from read_config(above, children=(*children, here), read=read)
     yield from entries(content, source=str(path))
 
 
@@ -150,7 +151,7 @@ def merge(cfg, new: Iterable[Entry]) -> dict[str, str]:
             if new_name := cfg.__dict__[cfg.RENAMED_KEYS].get(key):
                 raise UserError(f"{key} was renamed to {new_name}{where}: change the key.")
             hint = near(key, (known for known, *_ in entries(cfg, source="")))
-            raise UserError(f"{shown(key)[1:-1]} is no key of the config{where}{hint or ': see clim/config.py'}")
+            raise UserError(f"{shown(key)[1:-1]} is no key of the config{where}{hint or ': see clim/config.py.'}")
         old = node[name]
         if isinstance(old, Mapping):
             if value != {}:
@@ -171,7 +172,7 @@ def _like(value, old):
             literal = ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             literal = value
-        if not isinstance(old, str) or literal is None or isinstance(literal, str):
+        if not isinstance(old, str) or type(literal) not in (int, float):  # a folder may be named 2024
             value = literal
     if isinstance(old, str) and value is None:
         return ""

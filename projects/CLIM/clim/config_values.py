@@ -3,17 +3,18 @@
 It has the keys of config.py, and Detectron2's keys that CLIM reads or that would be ignored without a word.
 """
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from functools import reduce
+from itertools import chain
 from operator import getitem
 from types import MappingProxyType
 from typing import Annotated, Literal
 
 import msgspec
-import torch
 from detectron2 import modeling
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
-from detectron2.utils import comm
 from msgspec import Meta
 
 from clim.config_files import CONTROL, shown
@@ -63,48 +64,50 @@ _RULES = (
     ("16, because it is not read: set batch sizes per GPU, as DATALOADER.DETECTION_PER_GPU", Literal[16],
         "SOLVER: IMS_PER_BATCH"),
     ("2, because CLIM reads no configs of Detectron2's first version", Literal[2], ": VERSION"),
-    ("a text without line breaks", _Text, """
+    ("a text of one line", _Text, """
         MODEL: WEIGHTS; MODEL.OPEN_VOCAB: BASE_CLASSES; MODEL.VOCABULARY: EMBEDDINGS; MODEL.TEXT: NAME PRETRAINED
         CACHE; MODEL.METHOD: NAME; MODEL.METHOD.VLDET: EMBEDDINGS; MODEL.METHOD.REGION_CLIP: EMBEDDINGS;
         MODEL.IMAGE_ENCODER: ARCHITECTURE PRETRAINED; INPUT.MOSAIC: PARTNERS; DATASETS: DATA; TEST: BEST_METRIC"""),
     ("a folder, not / and no address", Annotated[str, Meta(pattern=rf"\A(?!.*://)(?=.*[^/ ]){_PLAIN[2:]}")],
         ": OUTPUT_DIR"),
     ("cpu, cuda or cuda:NUMBER", Annotated[str, Meta(pattern=r"\A(cpu|cuda|mps|xpu)(:\d+)?\Z")], "MODEL: DEVICE"),
-    ("texts, so put numbers, yes and no in quotes", list[_Text], """
-        MODEL.VOCABULARY: NAMES STORED; DATASETS: TRAIN TEST CAPTIONS REGIONS; MODEL.CENTERNET: IN_FEATURES;
-        MODEL.RPN: IN_FEATURES; MODEL.ROI_HEADS: IN_FEATURES; MODEL.FPN: IN_FEATURES; MODEL.RESNETS: OUT_FEATURES"""),
+    ("texts of one line, so put numbers, yes and no in quotes", list[_Text], """
+        MODEL.VOCABULARY: NAMES STORED; DATASETS: TRAIN TEST CAPTIONS REGIONS; MODEL.FPN: IN_FEATURES;
+        MODEL.RESNETS: OUT_FEATURES"""),
+    ("texts, at least one", _some(_Text),
+        "MODEL.CENTERNET: IN_FEATURES; MODEL.RPN: IN_FEATURES; MODEL.ROI_HEADS: IN_FEATURES"),
     ("a list of [name, kind, file, folder]", list[_some(_Text, 4, 4)], "DATASETS: OWN"),
     ("a whole number above 0", _whole(1), """
-        MODEL.OPEN_VOCAB: WORDS; MODEL.TEXT: DIM WORD_DIM; MODEL.METHOD.DETIC: TAG_TOPK; MODEL.METHOD.BARON: TOPK
-        ORDERS; MODEL.METHOD.GROUNDING: HEADS; MODEL.METHOD.REGION_CLIP: CLASSES; MODEL.FPN: STACKS OUT_CHANNELS;
-        MODEL.CENTERNET: PRE_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST; MODEL.RPN:
-        BATCH_SIZE_PER_IMAGE; MODEL.ROI_HEADS: NUM_CLASSES BATCH_SIZE_PER_IMAGE; MODEL.ROI_BOX_HEAD:
-        POOLER_RESOLUTION FC_DIM CONV_DIM FED_LOSS_NUM_CLASSES; MODEL.ROI_MASK_HEAD: POOLER_RESOLUTION CONV_DIM;
-        INPUT: MAX_SIZE_TRAIN MAX_SIZE_TEST; INPUT.REGIONS: MASK_STRIDE MAX_AREA MAX_BOXES; SOLVER: ACCUMULATE
-        MAX_ITER LOG_PERIOD"""),
+        MODEL.METHOD.DETIC: TAG_TOPK; MODEL.METHOD.BARON: TOPK; MODEL.METHOD.REGION_CLIP: CLASSES; MODEL.CENTERNET:
+        PRE_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST; MODEL.RPN: BATCH_SIZE_PER_IMAGE;
+        MODEL.ROI_HEADS: BATCH_SIZE_PER_IMAGE; MODEL.ROI_BOX_HEAD: FED_LOSS_NUM_CLASSES; INPUT:
+        MAX_SIZE_TRAIN MAX_SIZE_TEST; INPUT.REGIONS: MASK_STRIDE MAX_AREA MAX_BOXES; SOLVER: MAX_ITER LOG_PERIOD"""),
     ("a whole number, 0 or more", _whole(0), """
-        : VIS_PERIOD; MODEL.BACKBONE: FREEZE_AT; MODEL.IMAGE_ENCODER: UNLOCKED_BLOCKS; MODEL.METHOD.DETIC:
-        CAPTION_BASE_REGIONS QUEUE_LENGTH GROUPS; MODEL.METHOD.VLDET: PROPOSALS TILE_PROPOSALS; MODEL.METHOD.BARON:
-        PROPOSALS QUEUE_LENGTH; MODEL.METHOD.GROUNDING: MAX_CELLS LAYERS CONTRAST_GROUP; MODEL.CENTERNET:
-        NUM_BOX_CONVS MIN_RADIUS HM_FOCAL_BETA; MODEL.PROPOSAL_GENERATOR: MIN_SIZE; MODEL.RPN: PRE_NMS_TOPK_TRAIN
-        PRE_NMS_TOPK_TEST POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST; MODEL.ROI_BOX_HEAD: POOLER_SAMPLING_RATIO NUM_FC
-        NUM_CONV; MODEL.ROI_MASK_HEAD: POOLER_SAMPLING_RATIO NUM_CONV; INPUT.REGIONS: MIN_AREA; DATALOADER:
-        DETECTION_PER_GPU CAPTIONS_PER_GPU MOSAICS_PER_GPU REGIONS_PER_GPU MIN_SIDE; SOLVER: KEEP_CHECKPOINTS
-        WARMUP_ITERS CHECKPOINT_PERIOD REFERENCE_WORLD_SIZE NUM_DECAYS; TEST: EVAL_PERIOD"""),
-    ("a whole number from 1 to 20000", _whole(1, 20_000),
-        "INPUT.CAPTION: SHORT_SIDE LONG_SIDE; INPUT.MOSAIC: SIZE; INPUT.REGIONS: SIZE CROP_SIZE"),
-    ("a whole number from 0 to 20000", _whole(0, 20_000),
-        "INPUT: MIN_SIZE_TEST; INPUT.CAPTION: CROP JITTER_SIZE; INPUT.LSJ: SIZE"),
+        : VIS_PERIOD; MODEL.BACKBONE: FREEZE_AT; MODEL.METHOD.DETIC: CAPTION_BASE_REGIONS QUEUE_LENGTH;
+        MODEL.METHOD.BARON: QUEUE_LENGTH; MODEL.METHOD.GROUNDING: MAX_CELLS CONTRAST_GROUP; MODEL.PROPOSAL_GENERATOR:
+        MIN_SIZE; MODEL.RPN: PRE_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST;
+        INPUT.REGIONS: MIN_AREA; DATALOADER: MIN_SIDE; SOLVER: KEEP_CHECKPOINTS WARMUP_ITERS CHECKPOINT_PERIOD
+        NUM_DECAYS; TEST: EVAL_PERIOD"""),
+    ("a whole number from 1 to 20000", _whole(1, 20_000), """
+        INPUT.CAPTION: SHORT_SIDE LONG_SIDE; INPUT.MOSAIC: SIZE; INPUT.REGIONS: SIZE CROP_SIZE; MODEL.OPEN_VOCAB:
+        WORDS; MODEL.TEXT: DIM WORD_DIM; MODEL.METHOD.BARON: ORDERS; MODEL.METHOD.GROUNDING: HEADS; MODEL.FPN: STACKS
+        OUT_CHANNELS; MODEL.ROI_BOX_HEAD: POOLER_RESOLUTION FC_DIM CONV_DIM; MODEL.ROI_MASK_HEAD: POOLER_RESOLUTION
+        CONV_DIM; SOLVER: ACCUMULATE"""),
+    ("a whole number from 0 to 20000", _whole(0, 20_000), """
+        INPUT: MIN_SIZE_TEST; INPUT.CAPTION: CROP JITTER_SIZE; INPUT.LSJ: SIZE; MODEL.IMAGE_ENCODER: UNLOCKED_BLOCKS;
+        MODEL.METHOD.DETIC: GROUPS; MODEL.METHOD.VLDET: PROPOSALS TILE_PROPOSALS; MODEL.METHOD.BARON: PROPOSALS;
+        MODEL.METHOD.GROUNDING: LAYERS; MODEL.CENTERNET: NUM_BOX_CONVS MIN_RADIUS HM_FOCAL_BETA; MODEL.ROI_BOX_HEAD:
+        POOLER_SAMPLING_RATIO NUM_FC NUM_CONV; MODEL.ROI_MASK_HEAD: POOLER_SAMPLING_RATIO NUM_CONV; DATALOADER:
+        DETECTION_PER_GPU CAPTIONS_PER_GPU MOSAICS_PER_GPU REGIONS_PER_GPU"""),
+    ("a whole number from 1 to 1000000", _whole(1, 10**6), "MODEL.ROI_HEADS: NUM_CLASSES"),
     ("a whole number from 0 to 255", _whole(0, 255), "INPUT.MOSAIC: PAD_VALUE"),
-    ("a whole number from 0 to 1024", _whole(0, 1024), "DATALOADER: NUM_WORKERS"),
+    ("a whole number from 0 to 10000", _whole(0, 10_000), "SOLVER: REFERENCE_WORLD_SIZE; DATALOADER: NUM_WORKERS"),
     ("a whole number below 2147483648", _whole(-(2**31), 2**31 - 1), ": SEED"),
     ("a whole number above 0, or -1 for all", _whole(-1), "TEST: DETECTIONS_PER_IMAGE"),
     ("an even number above 0", Annotated[int, Meta(ge=2, multiple_of=2)], "MODEL.METHOD.BARON: FREQUENCIES"),
-    ("whole numbers, at least one", _some(_whole(-1)), "MODEL.RPN: CONV_DIMS"),
-    ("whole numbers from 1 to 64", _some(_whole(1, 64)),
-        "INPUT.MOSAIC: GRIDS"),
-    ("whole numbers from 1 to 20000", _some(_whole(1, 20_000)),
-        "INPUT: MIN_SIZE_TRAIN"),
+    ("whole numbers above 0, or -1 for that of the input", _some(_whole(-1)), "MODEL.RPN: CONV_DIMS"),
+    ("whole numbers from 1 to 64", _some(_whole(1, 64)), "INPUT.MOSAIC: GRIDS"),
+    ("whole numbers from 1 to 20000", _some(_whole(1, 20_000)), "INPUT: MIN_SIZE_TRAIN"),
     ("rising whole numbers above 0", list[_whole(1)], "SOLVER: STEPS"),
     ("rising numbers above 0", list[_Above], "SOLVER: STEP_EPOCHS"),
     ("a number above 0", _Above, """
@@ -129,11 +132,9 @@ _RULES = (
         MODEL.ROI_HEADS: POSITIVE_FRACTION SCORE_THRESH_TEST NMS_THRESH_TEST; INPUT.CAPTION: FLIP; INPUT.MOSAIC:
         FLIP; SOLVER: WEIGHT_ENSEMBLE WARMUP_FACTOR"""),
     ("a number, 0 or more and below 1", _Below1, "MODEL.ANCHOR_GENERATOR: OFFSET; SOLVER: EMA MOMENTUM"),
-    ("a number above 0 and below 1", Annotated[float, Meta(gt=0, lt=1)], "MODEL.CENTERNET: PRIOR_PROB"),
-    ("a number above 0 and below 0.5", Annotated[float, Meta(gt=0, lt=0.5)], "MODEL.CENTERNET: SIGMOID_CLAMP"),
+    ("a number above 0 and below 1", Annotated[float, Meta(gt=0, lt=1)], "MODEL.CENTERNET: PRIOR_PROB SIGMOID_CLAMP"),
     ("a number", _Number, "MODEL.RPN: BOUNDARY_THRESH"),
-    ("two numbers, 0 or more and below 1", _some(_Below1, 2, 2),
-        "SOLVER: BETAS"),
+    ("two numbers, 0 or more and below 1", _some(_Below1, 2, 2), "SOLVER: BETAS"),
     ("two rising numbers above 0", _some(_Above, 2, 2), """
         INPUT.MOSAIC: CROP_RATIO; INPUT.LSJ: SCALE; INPUT.CAPTION: CROP_RATIO JITTER_SCALE;
         MODEL.METHOD.BARON: RATIO"""),
@@ -142,18 +143,14 @@ _RULES = (
     ("[] or a list of one number", _some(_Number, 0, 1), "MODEL.OPEN_VOCAB: TRAIN_BIAS; MODEL.METHOD.DETIC: BIAS"),
     ("three numbers", _some(_Number, 3, 3), "MODEL: PIXEL_MEAN; MODEL.FVLM: PAD_PIXEL"),
     ("three numbers above 0", _some(_Above, 3, 3), "MODEL: PIXEL_STD"),
-    ("four numbers above 0", _some(_Above, 4, 4),
-        "MODEL.RPN: BBOX_REG_WEIGHTS; MODEL.ROI_BOX_HEAD: BBOX_REG_WEIGHTS"),
+    ("four numbers above 0", _some(_Above, 4, 4), "MODEL.RPN: BBOX_REG_WEIGHTS; MODEL.ROI_BOX_HEAD: BBOX_REG_WEIGHTS"),
     ("a list of four numbers above 0 for each stage", list[_some(_Above, 4, 4)],
         "MODEL.ROI_BOX_CASCADE_HEAD: BBOX_REG_WEIGHTS"),
-    ("numbers from 0 to 1", _some(_Part),
-        "MODEL.ROI_BOX_CASCADE_HEAD: IOUS"),
-    ("one or two rising numbers from 0 to 1", _some(_Part, 1, 2),
+    ("numbers from 0 to 1", _some(_Part), "MODEL.ROI_BOX_CASCADE_HEAD: IOUS"),
+    ("one or two rising numbers above 0 and up to 1", _some(_AbovePart, 1, 2),
         "MODEL.RPN: IOU_THRESHOLDS; MODEL.ROI_HEADS: IOU_THRESHOLDS"),
-    ("two or three of -1, 0 and 1", _some(_whole(-1, 1), 2, 3),
-        "MODEL.RPN: IOU_LABELS; MODEL.ROI_HEADS: IOU_LABELS"),
-    ("lists of numbers above 0", _some(_some(_Above) | _Above),
-        "MODEL.ANCHOR_GENERATOR: SIZES ASPECT_RATIOS"),
+    ("two or three of -1, 0 and 1", _some(_whole(-1, 1), 2, 3), "MODEL.RPN: IOU_LABELS; MODEL.ROI_HEADS: IOU_LABELS"),
+    ("lists of numbers above 0", _some(_some(_Above) | _Above), "MODEL.ANCHOR_GENERATOR: SIZES ASPECT_RATIOS"),
     ("two rising numbers for each level", list[_some(_NotNegative, 2, 2)], "MODEL.CENTERNET: SOI"),
     ("weights above 0, or empty", list[_Above], "DATALOADER: ALTERNATE"),
 )  # fmt: skip
@@ -190,14 +187,15 @@ CHOICES = {
 }  # fmt: skip
 _LISTS, _MAY_BE_EMPTY = {"SOLVER.WRITERS", "TEST.REGIONS"}, {"MODEL.ROI_BOX_HEAD.NAME", "MODEL.OVRCNN.TEST_CLASSES"}
 _NEVER = {
-    "MODEL.METHOD.GROUNDING.CONTRAST_GROUP": 1, "TEST.DETECTIONS_PER_IMAGE": 0, "MODEL.LOAD_PROPOSALS": True,
+    "MODEL.METHOD.GROUNDING.CONTRAST_GROUP": 1, "TEST.DETECTIONS_PER_IMAGE": 0, "MODEL.RPN.CONV_DIMS": 0,
+    "MODEL.LOAD_PROPOSALS": True,
     "MODEL.KEYPOINT_ON": True, "INPUT.CROP.ENABLED": True, "TEST.AUG.ENABLED": True, "TEST.PRECISE_BN.ENABLED": True,
 }  # fmt: skip
 _AT_MOST = {
     "INPUT.CAPTION.SHORT_SIDE": "INPUT.CAPTION.LONG_SIDE", "INPUT.REGIONS.MIN_AREA": "INPUT.REGIONS.MAX_AREA",
     "MODEL.METHOD.CLIP.SCALE": "MODEL.METHOD.CLIP.MAX_SCALE", "SOLVER.BASE_LR_END": "SOLVER.BASE_LR",
 }  # fmt: skip
-_AS_MANY = {  # {list: one with as many elements}
+_AS_LONG = {
     "MODEL.CENTERNET.SOI": "MODEL.CENTERNET.IN_FEATURES",
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": "MODEL.ROI_BOX_CASCADE_HEAD.IOUS",
 }
@@ -210,46 +208,65 @@ VALUES = {  # {key: (words, type)}
 
 
 def check_values(cfg, sources: Mapping[str, str] = MappingProxyType({})) -> None:
-    """UserError for a value that the tables above do not allow, and for several processes beside unused GPUs.
+    """UserError for the first value that the tables above do not allow.
 
     ``sources``: {key: file that says so}, as :func:`clim.config_files.merge` returns them.
     """
-
-    def get(key: str):
-        try:
-            return reduce(getitem, key.split("."), cfg)
-        except KeyError as error:
-            raise UserError(f"The config has no {key}: call clim.add_clim_config(cfg) before it is read.") from error
-
-    def wrong(key: str, words: str, hint: str = "") -> UserError:
+    for key, place, words in chain(_wrong_values(cfg), _wrong_choices(cfg), _wrong_relations(cfg, sources)):
+        value = reduce(getitem, map(int, re.findall(r"\d+", place)), _get(cfg, key))
         source = f" ({sources[key]})" if sources.get(key) else ""
-        return UserError(f"{key} is {shown(get(key))}{source}: it must be {words}{hint or '.'}")
+        end = "" if words.endswith("?") else "."
+        raise UserError(f"{key}{place} is {shown(value)}{source}: {key if place else 'it'} must be {words}{end}")
 
+
+def _get(cfg, key: str):
+    try:
+        return reduce(getitem, key.split("."), cfg)
+    except KeyError as error:
+        raise UserError(f"The config has no {key}: call clim.add_clim_config(cfg) before it is read.") from error
+
+
+def _wrong_values(cfg) -> Iterator[tuple[str, str, str]]:
+    """(key, place of an element, as "[1]", words for what the value must be) of wrong values."""
     for key, (words, kind) in VALUES.items():
+        value = _get(cfg, key)
         try:
-            msgspec.convert(value := get(key), kind)
+            msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            raise wrong(key, words) from error
+            yield key, str(error).partition("`$")[2].rstrip("`"), words
+            continue
         parts = value if isinstance(value, list | tuple) and isinstance((*value, 0)[0], list | tuple) else [value]
         falls = "rising" in words and any(list(part) != sorted(part) for part in parts)
-        if falls or (key in _NEVER and value == _NEVER[key]):
-            raise wrong(key, words)
+        if falls or (key in _NEVER and _NEVER[key] in (value if isinstance(value, list) else [value])):
+            yield key, "", words
+    if os.path.abspath(cfg.OUTPUT_DIR) == os.sep:
+        yield "OUTPUT_DIR", "", VALUES["OUTPUT_DIR"][0]
+
+
+def _wrong_choices(cfg) -> Iterator[tuple[str, str, str]]:
     for key, known in CHOICES.items():
+        value, several = _get(cfg, key), key in _LISTS
         names = {*(dict(known) if hasattr(known, "get") else known), *([""] if key in _MAY_BE_EMPTY else ())}
-        value, words = get(key), f"{'a list of some' if key in _LISTS else 'one'} of {', '.join(sorted(names))}"
-        for name in value if key in _LISTS and isinstance(value, list | tuple) else [value]:
+        for name in value if several and isinstance(value, list | tuple) else [value]:
             if not isinstance(name, str) or name not in names:
-                raise wrong(key, words, near(str(name), names))
+                yield (
+                    key,
+                    "",
+                    f"{'a list of some' if several else 'one'} of {', '.join(sorted(names))}{near(str(name), names)}",
+                )
+
+
+def _wrong_relations(cfg, sources: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     for small, large in _AT_MOST.items():
-        if get(small) > get(large):
-            raise wrong(small, f"at most {large} ({get(large)})")
-    for one, other in _AS_MANY.items():
-        if len(get(one)) != len(get(other)):
-            raise wrong(one, f"as long as {other} ({len(get(other))})")
-    if sources.get("SOLVER.MAX_ITER") == "" and get("SOLVER.EPOCHS") and sources.get("SOLVER.EPOCHS") != "":
-        raise wrong("SOLVER.MAX_ITER", f"left out, or beside SOLVER.EPOCHS 0.0: EPOCHS {cfg.SOLVER.EPOCHS} sets it")
+        if _get(cfg, small) > (most := _get(cfg, large)):
+            yield small, "", f"at most {large} ({most})"
+    for one, other in _AS_LONG.items():
+        if len(_get(cfg, one)) != (length := len(_get(cfg, other))):
+            yield one, "", f"as long as {other} ({length})"
+    for part in ("RPN", "ROI_HEADS"):
+        if len(cfg.MODEL[part].IOU_LABELS) != len(cfg.MODEL[part].IOU_THRESHOLDS) + 1:
+            yield f"MODEL.{part}.IOU_LABELS", "", "one longer than IOU_THRESHOLDS"
     if cfg.INPUT.MOSAIC.SIZE < 4 * max(cfg.INPUT.MOSAIC.GRIDS):
-        raise wrong("INPUT.MOSAIC.SIZE", f"at least 4 px for each of the tiles of GRIDS {list(cfg.INPUT.MOSAIC.GRIDS)}")
-    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
-        remedy = 'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them'
-        raise UserError(f"MODEL.DEVICE is cpu, but processes on a machine with GPUs communicate by NCCL: {remedy}.")
+        yield "INPUT.MOSAIC.SIZE", "", f"at least 4 px for each of the tiles of GRIDS {list(cfg.INPUT.MOSAIC.GRIDS)}"
+    if sources.get("SOLVER.MAX_ITER") == "" and cfg.SOLVER.EPOCHS and sources.get("SOLVER.EPOCHS") != "":
+        yield ("SOLVER.MAX_ITER", "", f"left out, as SOLVER.EPOCHS {cfg.SOLVER.EPOCHS} sets it: or set EPOCHS 0.0")

@@ -108,7 +108,10 @@ class Detector:
         self.novel = self._novel_among(self.names)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.model = load_model(cfg)
-        self.features = self.model.roi_heads.predictors[-1].text_features
+        last = self.model.roi_heads.predictors[-1]
+        if len(self.names) != (count := last.num_classes if last.synonyms is None else len(last.synonyms)):
+            raise UserError(f"{cfg.MODEL.WEIGHTS} has {count} classes, but names {len(self.names)}: take another file.")
+        self.features = last.text_features
         for predictor in self.model.roi_heads.predictors:
             predictor.test_score_thresh = score_threshold
             if cfg.MODEL.VOCABULARY.NAMES:

@@ -142,7 +142,7 @@ def _look_up(content, keys: list) -> tuple[str, str]:
             kind = list[msgspec.Raw] if isinstance(key, int) else dict[str, msgspec.Raw]
             try:
                 parts = msgspec.json.decode(content, type=kind)
-            except msgspec.MsgspecError:  # it may also be broken elsewhere
+            except (msgspec.MsgspecError, RecursionError):  # it may also be broken elsewhere
                 break
         if isinstance(parts, dict) and "id" in parts and key != "id":
             identity = f" (id {_shortened(parts['id'])})"
@@ -184,5 +184,7 @@ def read_bytes(path: str | os.PathLike, *, remedy: str) -> bytes:
         return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} not found: {remedy}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+    except MemoryError as error:
+        raise UserError(f"{path} is too large for the memory: {remedy}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with the character 0
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): {remedy}") from error

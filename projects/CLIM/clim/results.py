@@ -21,7 +21,6 @@ import supervision as sv
 from PIL import Image
 from pycocotools.mask import encode
 
-from clim.errors import UserError
 from clim.files import remove, replacing, write_json
 from clim.sources import Frame, Skipped, check_apart, read_source
 
@@ -29,7 +28,7 @@ FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")  # it 
 _COLOURS = sv.ColorPalette.DEFAULT.colors
 _INKS = [sv.Color.BLACK if np.dot(c.as_rgb(), (0.299, 0.587, 0.114)) > 140 else sv.Color.WHITE for c in _COLOURS]
 
-_JPEG_SIDE, _VIDEO_SIDE = 65_500, 16_384  # px, the longest of a JPEG and of H.264
+_JPEG_SIDE = 65_500  # px, the longest of a JPEG
 _NAME_BYTES = 200  # of 255, which disks allow: an ending follows
 
 logger = logging.getLogger(__name__)
@@ -126,8 +125,6 @@ class Result:
         """Write the drawing into ``folder``; returns its path. UserError where the image itself lies there."""
         check_apart(folder, [Path(self.file_name)])
         ((_, name),) = save_each([self], folder)
-        if name is None:
-            raise UserError(f"{self.file_name} cannot be drawn: plot() says why.")
         return Path(folder) / name
 
     def to_coco(self, image_id: int | str = 0, *, category_ids: Sequence[int] | None = None) -> list[dict]:
@@ -244,10 +241,10 @@ def save_each(results: Iterable[Result], folder: str | os.PathLike) -> Iterator[
             yield from _write_video(group, folder / name)
 
 
-def _drawn(result: Result, *, longest: int | None = None) -> np.ndarray | None:
-    """The drawing; None where it fails: a run has more results. ``longest``: most px of a side."""
+def _drawn(result: Result) -> np.ndarray | None:
+    """The drawing; None where it fails: a run has more results."""
     try:
-        return result.plot(side=longest if longest and max(result.height, result.width) > longest else None)
+        return result.plot()
     except Exception as error:  # PIL, OpenCV and supervision raise many types
         logger.warning("%s is not drawn (%s: %s)", result.file_name, type(error).__name__, error)
         return None
@@ -259,12 +256,10 @@ def _write_video(results: Iterator[Result], path: Path) -> Iterator[tuple[Result
         stream = container.add_stream("libx264", options={"crf": "23"})
         try:
             for result in results:
-                drawing = _drawn(result, longest=_VIDEO_SIDE)
+                drawing = _drawn(result)
                 if drawing is None:
                     yield result, None
                     continue
-                if 1 in drawing.shape:
-                    drawing = drawing.repeat(2, axis=drawing.shape.index(1))
                 height, width = (side - side % 2 for side in drawing.shape[:2])
                 if not stream.codec_context.is_open:
                     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -8,7 +8,6 @@ import http.client
 import math
 import os
 import queue
-import re
 import threading
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,8 +23,7 @@ from clim.errors import UserError
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 URL_BYTES, URL_SECONDS = 64 << 20, 30  # an address may give no more, and take no longer
-WEBCAM, MOST_WEBCAMS = "webcam:", 99
-MOST_FRAMES_A_SECOND = 1000  # more are a mistake of the file's header
+WEBCAM = "webcam:"
 ENOUGH = 0.9  # of the seconds that a video's header announces: less is reported
 
 
@@ -134,12 +132,9 @@ def _read_video(source: str | int, name: str) -> Iterator[Frame]:
 
     if isinstance(source, str):
         check_file(source, most_bytes=math.inf)
-    elif source > MOST_WEBCAMS:
-        raise UnreadableImage(name, "no webcam there")
     video = cv2.VideoCapture(source)
     try:
-        stated, number, seconds = video.get(cv2.CAP_PROP_FPS), 0, 0.0
-        rate = stated if 0 < stated <= MOST_FRAMES_A_SECOND else 25.0
+        rate, number, seconds = video.get(cv2.CAP_PROP_FPS) or 25.0, 0, 0.0
         while (grabbed := video.read())[0]:
             seconds = video.get(cv2.CAP_PROP_POS_MSEC) / 1000
             yield Frame(cv2.cvtColor(grabbed[1], cv2.COLOR_BGR2RGB), name, number, rate)
@@ -147,7 +142,7 @@ def _read_video(source: str | int, name: str) -> Iterator[Frame]:
         if not number:
             raise UnreadableImage(name, "not a video" if isinstance(source, str) else "no webcam there")
         count = video.get(cv2.CAP_PROP_FRAME_COUNT)  # only estimated, where the rate of frames varies
-        if stated > 0 and seconds < ENOUGH * (count - 2) / stated:
+        if seconds < ENOUGH * (count - 2) / rate:
             raise UnreadableImage(name, f"ends after {number} frames, but its header announces about {count:.0f}")
     finally:
         video.release()
@@ -174,32 +169,15 @@ def _items(entry) -> Sequence:
 
 def files_below(folder: Path) -> Iterator[Path]:
     """All files of a folder, its sub-folders and those that links name, without hidden ones."""
-    for place, names in _folders_below(folder):
-        yield from (Path(place, name) for name in names if not name.startswith("."))
-
-
-def _folders_below(folder: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
-    """The folder and its sub-folders, each once though links lead there again, with the names of their files."""
-    seen = set()
+    seen = set()  # a link may lead to a folder above it
     for place, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
-            folders[:] = []
+            folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield place, names
-
-
-def _glob(pattern: str) -> Iterator[str]:
-    """As Python's recursive glob, which never ends where two links lead to a folder above them."""
-    stars = re.search(r"(?<![^/])\*\*(/+|$)", pattern)
-    if not stars:
-        yield from glob.glob(pattern)
-        return
-    for start in glob.glob(pattern[: stars.start()]) if stars.start() else ["."]:
-        for place, _ in _folders_below(start):
-            yield from _glob(os.path.join(glob.escape(place), pattern[stars.end() :] or "*"))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
 def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
@@ -211,7 +189,7 @@ def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
     if path.is_dir():
         found = files_below(path)
     elif glob.has_magic(str(entry)):
-        found = map(Path, _glob(str(path)))
+        found = map(Path, glob.glob(str(path), recursive=True))
     else:
         raise UserError(f"{entry} does not exist: name files, folders, globs, http(s) addresses or webcam:0.")
     wanted = sorted({p for p in found if p.suffix.lower() in IMAGES | VIDEOS and not p.is_dir()})

@@ -14,8 +14,9 @@ from pycocotools.mask import decode
 from clim.data.categories import COCO_NAMES
 from clim.detector import Detector, most_confident
 from clim.errors import UserError
+from clim.results import Result
 from clim_commands.main import main
-from clim_commands.predict import read_classes
+from clim_commands.predict import image_ids, read_classes
 
 ROOT = Path(__file__).parents[3]
 CONFIG = str(ROOT / "configs" / "mini" / "detic_clim.yaml")
@@ -110,6 +111,66 @@ def test_mistakes_are_told_before_the_model_is_loaded(arguments, error, tmp_path
     with pytest.raises(SystemExit) as caught:
         main(["predict", *(argument.format(file=tmp_path / "a.pth") for argument in arguments)])
     assert caught.value.code == 2 and error in capsys.readouterr().err
+
+
+def test_output_apart_from_images(tmp_path, capsys):
+    """Photos are never replaced: those that are read, through a link too, and others that lie in the folder."""
+    photos = tmp_path / "all/photos"
+    photos.mkdir(parents=True)
+    for path in (photos / "a.jpg", tmp_path / "all/b.jpg", tmp_path / "a.pth"):
+        path.write_bytes(b"x")
+    (tmp_path / "link").symlink_to(photos)
+    for output, error in (("all/photos", "a.jpg lies in"), ("link", "a.jpg lies in"), ("all", "holds b.jpg")):
+        with pytest.raises(SystemExit) as caught:
+            main(
+                [
+                    "predict",
+                    "--input",
+                    str(photos),
+                    "--output",
+                    f"{tmp_path}/{output}",
+                    "--weights",
+                    f"{tmp_path}/a.pth",
+                ]
+            )
+        assert caught.value.code == 2 and error in capsys.readouterr().err
+    assert len(list(tmp_path.rglob("*"))) == 6
+
+
+def test_results_are_written_as_they_come(tiny_cfg, tmp_path, monkeypatch):
+    Detector(tiny_cfg()).freeze(tmp_path / "model.pth")
+    for name in "123":
+        Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    plot, seen = Result.plot, []
+
+    def fail(self):
+        seen.append(self)
+        if len(seen) == 3:
+            raise KeyboardInterrupt if interrupted else SystemExit(1)
+        return plot(self)
+
+    monkeypatch.setattr(Result, "plot", fail)
+    arguments = ["predict", "--weights", str(tmp_path / "model.pth"), "--input", str(tmp_path), "--output"]
+    for interrupted in (False, True):
+        seen.clear()
+        out = tmp_path / f"out{interrupted}"
+        if interrupted:
+            main([*arguments, str(out)])
+            images = json.loads((out / "predictions.json").read_text())["images"]
+        else:
+            with pytest.raises(SystemExit):
+                main([*arguments, str(out)])
+            images = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+        assert [image["drawing"] for image in images] == ["1.jpg", "2.jpg"]
+        assert (out / "predictions.jsonl").exists() != interrupted
+
+
+def test_image_ids_are_unique():
+    def ids(*names):
+        return list(image_ids([{"file_name": name} for name in names]))
+
+    assert ids("x/0139.jpg", "7.png") == [139, 7]
+    assert ids("1.jpg", "b.jpg") == ids("1.jpg", "01.jpg") == [0, 1]
 
 
 def test_words_with_synonyms(tmp_path):

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clim.data.formats import find_images, read_table
-from clim.data.images import MIN_SIDE, UnreadableImage, image_size, read_image
-from clim.data.mappers import check_size
+from clim.data.images import MIN_SIDE, UnreadableImage, check_size, image_size, read_image
 from clim.data.own_data import OwnData
 from clim.data.shards import ShardRecords
 from clim.sources import Skipped

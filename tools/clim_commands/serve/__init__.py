@@ -6,11 +6,12 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from clim.errors import UserError, require_packages
 from clim.sources import IMAGES
-from clim_commands.inputs import add_overrides, count, quiet_logging
+from clim_commands.inputs import add_overrides, count, quiet_logging, whole
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "httpx")
 MOST_EXAMPLES = 12
@@ -23,7 +24,7 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--compare", type=Path, metavar="FILE", help="second checkpoint: the page shows both side by side")
     add("--config-file", metavar="FILE", help="YAML of a checkpoint that does not hold its own")
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: every network" + default)
-    add("--port", type=int, default=7860, help="0: any free one" + default)
+    add("--port", type=partial(whole, most=65535), default=7860, help="0: any free one" + default)
     add("--no-page", action="store_true", help="the HTTP interface alone, without Gradio")
     add("--examples", type=Path, metavar="DIR", help="folder with images that the page offers")
     urls = "read images at URLs: of the public internet, or of any network"

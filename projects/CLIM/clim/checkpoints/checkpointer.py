@@ -13,15 +13,7 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from clim.checkpoints.keys import TORCHVISION, take_vldet, translate
-from clim.checkpoints.reading import (
-    numbers_in,
-    read_content,
-    readable,
-    require_entries,
-    require_finite,
-    require_start,
-    weights_of,
-)
+from clim.checkpoints.reading import read_content, readable, require_entries, require_finite, require_start, weights_of
 from clim.errors import UserError
 from clim.files import read_text, replacing
 
@@ -80,7 +72,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             require_finite({k: v for k, v in self.model.state_dict().items() if k not in absent}, file)
         for key, target in states.items():
             state = content.pop(key)
-            require_finite(dict(numbers_in(state, key)), file)
+            require_finite(state, file, name=key)
             try:
                 _load_state(target, state)
             except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
@@ -195,15 +187,20 @@ def other_config(where, reason: str) -> str:
 
 def _load_state(target, state: dict) -> None:
     """``target.load_state_dict(state)``. ValueError or another error of Python where the state is not of its kind."""
+    groups = [{key: type(value) for key, value in group.items()} for group in getattr(target, "param_groups", ())]
     target.load_state_dict(state)
     if other := state.keys() ^ target.state_dict().keys():
         raise ValueError(f"only one of them has {min(map(str, other))}")
-    if isinstance(target, torch.optim.Optimizer):
-        if not target.state and any(group.get("momentum", 1) for group in target.param_groups):
-            raise ValueError("its state is empty")
-        kept = ((weight, value) for weight, values in target.state.items() for value in values.values())
-        if any(isinstance(value, Tensor) and value.ndim and value.shape != weight.shape for weight, value in kept):
-            raise ValueError("its tensors have other shapes than the weights")
+    if not groups:
+        return
+    for ours, theirs in zip(groups, target.param_groups, strict=True):
+        if wrong := [k for k, kind in ours.items() if k not in theirs or kind is float is not type(theirs[k])]:
+            raise ValueError(f"{wrong[0]} is missing or no number")
+    kept = [(weight.shape, value) for weight, values in target.state.items() for value in values.values()]
+    uneven = len({frozenset(values) for values in target.state.values()}) > 1
+    unlike = any(isinstance(value, Tensor) and value.ndim and value.shape != shape for shape, value in kept)
+    if uneven or unlike or not kept and any(group.get("momentum", 1) for group in target.param_groups):
+        raise ValueError("its state is not that of these weights")
 
 
 def atomic_save(data, path: Path) -> None:

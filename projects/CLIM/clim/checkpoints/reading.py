@@ -3,7 +3,7 @@
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from io import BytesIO
@@ -32,7 +32,7 @@ class Description(TypedDict):
     class_names: list[str]  # K
     base_classes: list[str] | None  # the classes that had boxes; None: all
     train_sets: list[str]
-    rows: Annotated[int, msgspec.Meta(ge=1)]  # number of class embeddings, more than K with synonyms
+    rows: Annotated[int, msgspec.Meta(ge=1, le=10**6)]  # number of class embeddings, more than K with synonyms
 
 
 # Unpickling may call these alone: they rebuild arrays and plain containers, without other effects.
@@ -120,25 +120,12 @@ def check_archive(path: Path) -> None:
             raise ValueError(f"the checksum of {damaged} is wrong")
 
 
-def read_entries(path: str | os.PathLike, kinds: Mapping[str, type]) -> dict:
-    """A file that our trainer writes; its tensors are memory maps, which are read when they are used.
-
-    UserError where it is damaged, or lacks one of the entries ``kinds``, or an entry is no such type.
-    """
-    with readable(_regular(path)), torch.serialization.safe_globals(numpy_globals()):
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return require_entries(content, kinds, path)
-
-
-def require_entries(content, kinds: Mapping[str, type], path: str | os.PathLike) -> dict:
-    """``content`` of the file ``path``, if it is a dict with entries of these types; else a UserError."""
+def require_entries(content, kinds: Mapping[str, type], where: str | os.PathLike) -> dict:
+    """``content`` of the file or entry ``where``, if it is a dict with entries of these types; else a UserError."""
+    remedy = "it is damaged, or not of our training: use another one, or start anew from MODEL.WEIGHTS"
     for name, kind in kinds.items():
-        found = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(found, kind):
-            raise UserError(
-                f'{path} has no entry "{name}" of type {kind.__name__}, which a training needs to go on: use a whole '
-                "checkpoint of this training, or start anew without --resume, with MODEL.WEIGHTS."
-            )
+        if not isinstance(content.get(name) if isinstance(content, dict) else None, kind):
+            raise UserError(f'{where} has no "{name}" of type {kind.__name__}: {remedy}.')
     return content
 
 
@@ -147,18 +134,22 @@ def read_description(path: str | os.PathLike) -> Description | None:
 
     UserError for a file that is missing or unreadable, and for a description of another form.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path} is not a file: name a checkpoint.")
+    path = _regular(path)
     if not zipfile.is_zipfile(path):
         return None
-    with readable(path):
-        content = {} if is_torchscript(path) else read_entries(path, {})
-    found = content.get(DESCRIPTION) if isinstance(content, dict) else None
+    with readable(path), torch.serialization.safe_globals(numpy_globals()):
+        content = None if is_torchscript(path) else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(content, dict) or content.get(DESCRIPTION) is None:
+        return None
     try:
-        return None if found is None else msgspec.convert(found, Description)
-    except msgspec.ValidationError as error:
+        found = msgspec.convert(content[DESCRIPTION], Description)
+        names = found["class_names"]
+        if len(set(names)) < len(names) or not all(map(str.strip, names)) or len(names) > found["rows"]:
+            raise ValueError(f"{len(names)} class_names with empty or equal ones, or more than {found['rows']} rows")
+    except ValueError as error:  # also msgspec's
         reason = str(error).replace("`", "")
-        raise UserError(f'The entry "{DESCRIPTION}" of {path} is damaged ({reason}): name its config too.') from error
+        raise UserError(f"The entry {DESCRIPTION!r} of {path} is damaged ({reason}): take another file.") from error
+    return found
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -181,25 +172,17 @@ def _is_named_array(name, value) -> bool:
     return isinstance(name, str) and (isinstance(value, np.ndarray) or plain and not value.is_quantized)
 
 
-def require_finite(tensors: Mapping[str, Tensor], path: str | os.PathLike) -> None:
-    """UserError that names the first of the ``tensors``, read from ``path``, with nan or infinity."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.numel():
-            bounds = (tensor if tensor.element_size() > 1 else tensor.float()).aminmax()  # twice as fast as isfinite
-            if not all(map(torch.isfinite, bounds)):
-                raise UserError(
-                    f"{name} of {path} holds nan or infinity: the file is damaged or its training has diverged; use an "
-                    "earlier checkpoint, or copy the file again."
-                )
-
-
-def numbers_in(value, name: str) -> Iterator[tuple[str, Tensor]]:
-    """(path, tensor) of all tensors and floats in nested containers."""
-    if isinstance(value, Tensor | float):
-        yield name, torch.as_tensor(value)
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, item in items:
-        yield from numbers_in(item, f"{name}.{key}")
+def require_finite(content, path: str | os.PathLike, *, name: str = "") -> None:
+    """UserError that names the first tensor or number with nan or infinity in nested containers from ``path``."""
+    if isinstance(content, Tensor | float):
+        value = torch.as_tensor(content)  # the two bounds take half the time of isfinite
+        if value.is_floating_point() and value.numel() and not all(map(torch.isfinite, value.aminmax())):
+            remedy = "it is damaged, or its training has diverged: use an earlier checkpoint, or copy the file again"
+            raise UserError(f"{name} of {path} holds nan or infinity; {remedy}.")
+    elif isinstance(content, list | tuple):
+        content = dict(enumerate(content))
+    for key, part in content.items() if isinstance(content, Mapping) else ():
+        require_finite(part, path, name=f"{name}.{key}".lstrip("."))
 
 
 class _NumpyUnpickler(pickle._Unpickler):  # as torchscript._Unpickler

@@ -108,7 +108,7 @@ def packed(
     """The records of all ``pairs`` of ``source`` with a caption; what is cleaned and what is left out is logged.
 
     Captions are cleaned by :func:`cleaned`; blank ones go. Without a height and a width of a pixel or more, the
-    image's header gives the size; where it cannot, the image is left out, and so is one whose name no file can have.
+    image's header gives the size; where it cannot, the image is left out, and so is one with a name that is not UTF-8.
     ``index``: {category id: tag}; None: ids are tags. UserError for an image without a name, for a tag that is not in
     ``index``, and if no record is left.
     """
@@ -132,7 +132,7 @@ def packed(
         except UnreadableImage as error:
             unreadable.append(error)
         except ValueError:
-            unreadable.append(f"{name!r}: no file has this name")
+            unreadable.append(f"{name!r}: the name is not UTF-8, or has a zero")
     headers.close()
     records = columns.records()
     if changed:

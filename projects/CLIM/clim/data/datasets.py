@@ -202,9 +202,10 @@ def _categories(json_file: str, modified_ns: int, remedy: str) -> tuple[dict, ..
 
 
 def get_records(name: str, *, masks: bool = True) -> Sequence[dict]:
-    """The records of a registered set. Without ``masks``, those of :func:`read_lvis` are read without them."""
+    """The records of a registered set; without ``masks``, readers that read masks leave them out."""
     load = DatasetCatalog[name]
-    choice = isinstance(load, partial) and read_lvis in (load.func, *load.args)
+    called = (load.func, *load.args) if isinstance(load, partial) else ()
+    choice = any(reader in called for reader in (read_lvis, read_regions))
     return load(masks=masks) if choice else load()
 
 

@@ -51,8 +51,11 @@ def read_yolo(folder: str, image_root: str, *, index: Mapping[int, int], remedy:
     def read(file: Path, height: int, width: int):
         lines = {i: line for i, line in enumerate(read_text(file, remedy=remedy).splitlines(), 1) if line.strip()}
         for i, line in lines.items():
-            _check_numbers(line)
-            if (key := int(line.split()[0])) not in index:
+            try:
+                key = _check_line(line)
+            except ValueError as error:
+                raise UserError(f"line {i} of {file} is {line[:60]!r}: {error}: correct the line.") from error
+            if key not in index:
                 there = f"but names (or classes) has {len(index)}, which count from 0"
                 raise UserError(f"line {i} of {file} has class {key}, {there}: add it to names, or correct the line.")
         found = yolo_annotations_to_detections(list(lines.values()), (width, height), with_masks=False)
@@ -61,13 +64,19 @@ def read_yolo(folder: str, image_root: str, *, index: Mapping[int, int], remedy:
     return _read_folder(folder, image_root, ".txt", read, index, remedy)
 
 
-def _check_numbers(line: str) -> None:
-    """ValueError for pixels and for key points, of which wrong boxes would be made."""
-    numbers = [float(number) for number in line.split()[1:]]
-    if len(numbers) > 5 and len(numbers) % 2:
+def _check_line(line: str) -> int:
+    """The class of a line. ValueError for pixels and for key points, of which wrong boxes would be made."""
+    key, *numbers = line.split()
+    if not key.isdecimal():
+        raise ValueError(f"the class {key!r} must be a number that counts from 0")
+    numbers = list(map(float, numbers))
+    if len(numbers) < 4 or (len(numbers) > 5 and len(numbers) % 2):
         raise ValueError(f"{len(numbers)} numbers follow the class, but 4 are a box, and pairs of x, y a polygon")
-    if wrong := next((number for number in numbers if not -0.1 <= number <= 1.1), None):
-        raise ValueError(f"{wrong:g} is no part of an image's width or height, which lie between 0 and 1")
+    if wrong := [number for number in numbers if not -0.1 <= number <= 1.1]:
+        raise ValueError(f"{wrong[0]:g} is no part of an image's width or height, which lie between 0 and 1")
+    if len(numbers) < 6 and min(numbers[2:4]) < 0:
+        raise ValueError("a box has no negative width or height")
+    return int(key)
 
 
 def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: str) -> list[dict]:

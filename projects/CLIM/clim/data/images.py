@@ -12,6 +12,7 @@ Only regular files are read: a pipe or a device would never end.
 import io
 import os
 import stat
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
@@ -24,7 +25,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 MIN_SIDE = 10  # px, of image-text pairs; the CLIM release replaces smaller images too
 MAX_PIXELS = 178_956_970  # PIL's limit for decompression bombs, which other libraries may lift
-MAX_BYTES = 1 << 30  # of a file: more than MAX_PIXELS have without compression
+MAX_BYTES = 1 << 30  # of a file
 
 _EXIF_ORIENTATION = 0x0112
 _TURN = Image.Transpose
@@ -59,34 +60,28 @@ def read_image(
     ``fmt`` is "BGR" or "RGB". ``at_least`` is the (height, width) in px that the caller resizes to: a larger JPEG is
     decoded at 1/2, 1/4 or 1/8 of its size, which is faster and does not alias; no side becomes shorter than asked.
     UnreadableImage if a file is missing, damaged, no image or no regular file, or has over ``MAX_PIXELS`` or
-    ``MAX_BYTES``, or a side under ``min_side`` px; and for addresses, which nothing here fetches.
+    ``MAX_BYTES``, or a side under ``min_side`` px. Nothing here fetches addresses.
     """
     file_name = os.fspath(file_name)
     check_file(file_name)
-    try:
-        with PathManager.open(file_name, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise UnreadableImage(file_name, _reason_not_opened(error)) from error
+    with _unreadable(file_name), PathManager.open(file_name, "rb") as file:
+        data = file.read()
     return decode_image(data, file_name=file_name, fmt=fmt, at_least=at_least, min_side=min_side)
 
 
 def check_file(file_name: str, *, most_bytes: float = MAX_BYTES) -> None:
-    """UnreadableImage unless ``file_name`` is a regular file of 1 to ``most_bytes`` bytes, or a link to one.
+    """UnreadableImage unless ``file_name`` is a regular file of at most ``most_bytes``, or a link to one.
 
-    Names with a prefix, such as ``tar://``, pass: their handlers of ``PathManager`` know what they open.
+    Images in shards pass, and no other address: ``PathManager`` would fetch it.
     """
-    if file_name.lower().startswith(("http://", "https://", "ftp://")):
-        raise UnreadableImage(file_name, "an address: download the image and give its file")
-    if "://" in file_name:
+    if file_name.startswith("tar://"):
         return
-    try:
+    with _unreadable(file_name):
         status = os.stat(file_name)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte, or half a surrogate pair
-        raise UnreadableImage(file_name, _reason_not_opened(error)) from error
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableImage(file_name, "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device")
-    _check_bytes(status.st_size, file_name, most_bytes)
+    if status.st_size > most_bytes:
+        raise UnreadableImage(file_name, "over 1 GB")
 
 
 def decode_image(
@@ -95,7 +90,8 @@ def decode_image(
     """As :func:`read_image`, of the content of a file; ``file_name`` is for errors."""
     if fmt not in ("BGR", "RGB"):
         raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
-    _check_bytes(len(data), file_name)
+    if not data:
+        raise UnreadableImage(file_name, "empty")
     with _unreadable(file_name), Image.open(io.BytesIO(data)) as opened:
         _check_size(opened, file_name, min_side)
         size = None
@@ -134,6 +130,13 @@ def image_size(file: str | BinaryIO) -> tuple[int, int]:
         return _upright_size(opened)
 
 
+def check_size(record: Mapping, decoded: Decoded) -> None:
+    """UnreadableImage if the image does not have the size of its record, so that boxes would be wrong."""
+    if (record["width"], record["height"]) != (decoded.width, decoded.height):
+        reason = f"{decoded.width}x{decoded.height} px, but annotated as {record['width']}x{record['height']}"
+        raise UnreadableImage(record["file_name"], reason)
+
+
 def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """Resize an array (H, W) or (H, W, C) to ``size_hw`` = (height, width) in px.
 
@@ -145,24 +148,20 @@ def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR)
 
 
-class ResizeShortestEdge(T.ResizeShortestEdge):
+class _KeepsAPixel:
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        resize = super().get_transform(image)
+        if isinstance(resize, T.ResizeTransform):  # otherwise the size stays
+            resize.new_h, resize.new_w = max(1, resize.new_h), max(1, resize.new_w)
+        return resize
+
+
+class ResizeShortestEdge(_KeepsAPixel, T.ResizeShortestEdge):
     """Detectron2's, but both sides of a very long image keep a pixel; there, one becomes 0, which is an error."""
 
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        return _with_a_pixel(super().get_transform(image))
 
-
-class ResizeScale(T.ResizeScale):
+class ResizeScale(_KeepsAPixel, T.ResizeScale):
     """As :class:`ResizeShortestEdge`."""
-
-    def get_transform(self, image: np.ndarray) -> T.Transform:
-        return _with_a_pixel(super().get_transform(image))
-
-
-def _with_a_pixel(resize: T.Transform) -> T.Transform:
-    if isinstance(resize, T.ResizeTransform):  # otherwise the size stays
-        resize.new_h, resize.new_w = max(1, resize.new_h), max(1, resize.new_w)
-    return resize
 
 
 def channels_first(image: np.ndarray) -> torch.Tensor:
@@ -245,17 +244,6 @@ def _to_8_bit(samples: np.ndarray) -> np.ndarray:
     return np.rint(samples * (255.0 / top)).astype(np.uint8)
 
 
-def _check_bytes(count: int, file_name: str, most: float = MAX_BYTES) -> None:
-    if not 0 < count <= most:
-        raise UnreadableImage(file_name, f"over {most / (1 << 30):.3g} GB" if count else "empty")
-
-
-def _reason_not_opened(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    return f"cannot be opened ({getattr(error, 'strerror', None) or error})"
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "missing"
@@ -265,4 +253,6 @@ def _reason(error: Exception) -> str:
         return "too large"
     if "truncated" in str(error).lower():
         return "truncated"
+    if isinstance(error, OSError) and error.errno:
+        return f"cannot be opened ({error.strerror})"
     return f"damaged ({' '.join(str(error).split())[:80] or type(error).__name__})"

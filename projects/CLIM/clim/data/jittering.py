@@ -10,8 +10,11 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from detectron2.data import transforms as T
+from detectron2.data.detection_utils import build_augmentation
 
 from clim.errors import UserError
+
+from .images import ResizeScale, ResizeShortestEdge
 
 Draws = tuple[float, float, float]
 
@@ -91,3 +94,18 @@ class Jittering(T.Augmentation):
 
     def get_transform(self, image: np.ndarray) -> JitterTransform:
         return self.transform(*image.shape[:2], self.draw())
+
+
+def training_augmentations(cfg) -> list[T.Augmentation]:
+    """Detectron2's resizing and flip; with INPUT.LSJ.SIZE, large-scale jittering (arXiv 2012.07177) and flip.
+
+    Jittering scales the image to fit a square of a random part of SIZE and cuts out at most SIZE x SIZE px.
+    """
+    edges = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    standard = [ResizeShortestEdge(*edges), *build_augmentation(cfg, is_train=True)[1:]]
+    size, (smallest, largest) = cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.SCALE
+    if not size:
+        return standard
+    if cfg.INPUT.LSJ.STYLE != "detectron2":
+        return [Jittering(cfg.INPUT.LSJ.STYLE, side=size, scale=cfg.INPUT.LSJ.SCALE), *standard[1:]]
+    return [ResizeScale(smallest, largest, size, size), T.FixedSizeCrop((size, size), pad=False), *standard[1:]]

@@ -7,7 +7,6 @@ import gc
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from itertools import count, islice
 
@@ -28,17 +27,9 @@ from clim.sources import Skipped
 
 from .captions import pairs_of
 from .datasets import get_records
-from .images import ResizeShortestEdge, UnreadableImage, channels_first, read_image
-from .jittering import Jittering
-from .mappers import (
-    CanvasMapper,
-    CropMapper,
-    DetectionMapper,
-    RecordMapper,
-    RegionMapper,
-    check_size,
-    training_augmentations,
-)
+from .images import ResizeShortestEdge, UnreadableImage, channels_first, check_size, read_image
+from .jittering import Jittering, training_augmentations
+from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper
 from .names import pair_records, set_classes, training_records, vocabulary_names
 from .partners import load_neighbours
 from .records import column, concatenated, listed, with_own_ids
@@ -302,32 +293,22 @@ class SkippingLoader:
                 yield samples
 
 
-@dataclass(kw_only=True)
-class DetectionTestMapper:
-    """Detection record → Detectron2's test input, the record with ``image`` (3, H, W) and without annotations.
-
-    :class:`Skipped` if the image is damaged or has another size than its record.
-    """
-
-    resize: T.Augmentation
-    image_format: str
-
-    def __call__(self, record: dict) -> dict | Skipped:
-        try:
-            decoded = read_image(record["file_name"], fmt=self.image_format)
-            sample = {"height": decoded.height, "width": decoded.width} | record
-            check_size(sample, decoded)
-        except UnreadableImage as error:
-            return Skipped(error.file_name, error.reason)
-        sample.pop("annotations", None)
-        image = self.resize.get_transform(decoded.image).apply_image(decoded.image)
-        return sample | {"image": channels_first(image)}
+def read_or_skip(record: dict, *, resize: T.Augmentation, image_format: str) -> dict | Skipped:
+    """Detectron2's test input; :class:`Skipped` if the image is damaged or has another size than its record."""
+    try:
+        decoded = read_image(record["file_name"], fmt=image_format)
+        sample = {"height": decoded.height, "width": decoded.width} | record
+        check_size(sample, decoded)
+    except UnreadableImage as error:
+        return Skipped(error.file_name, error.reason)
+    sample.pop("annotations", None)
+    return sample | {"image": channels_first(resize.get_transform(decoded.image).apply_image(decoded.image))}
 
 
 def build_detection_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
     """This process's share of data set ``name``: Detectron2's test inputs, one image a batch."""
     resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
-    mapper = DetectionTestMapper(resize=resize, image_format=cfg.INPUT.FORMAT)
+    mapper = partial(read_or_skip, resize=resize, image_format=cfg.INPUT.FORMAT)
     records, workers = get_records(name, masks=False), cfg.DATALOADER.NUM_WORKERS
     if not records:
         raise UserError(f"DATASETS.TEST {name} holds no image.")

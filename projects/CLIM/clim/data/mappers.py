@@ -19,17 +19,7 @@ from PIL import Image
 
 from clim.errors import UserError
 
-from .images import (
-    MIN_SIDE,
-    Decoded,
-    ResizeScale,
-    ResizeShortestEdge,
-    UnreadableImage,
-    channels_first,
-    letterbox,
-    read_image,
-    resize,
-)
+from .images import MIN_SIDE, Decoded, UnreadableImage, channels_first, check_size, letterbox, read_image, resize
 from .jittering import Jittering, JitterTransform
 from .mosaic import compose, fit_cell, fit_size, grid_cells, inward_anchors, place, resized_crop, shortest_crop
 from .tiles import Tiles, tiles_of
@@ -85,13 +75,6 @@ class RecordMapper:
                 index = int(rng.integers(len(self.records)))
         last = "{} ({})".format(*skipped[-1])
         raise UserError(f"{MAX_REPLACEMENTS} images in a row could not be read, last {last}: is the folder complete?")
-
-
-def check_size(record: dict, decoded: Decoded) -> None:
-    """UnreadableImage if the image does not have the size of its record, so that boxes would be wrong."""
-    if (record["width"], record["height"]) != (decoded.width, decoded.height):
-        reason = f"{decoded.width}x{decoded.height} px, but annotated as {record['width']}x{record['height']}"
-        raise UnreadableImage(record["file_name"], reason)
 
 
 class CanvasMapper(RecordMapper):
@@ -275,21 +258,6 @@ class DetectionMapper(RecordMapper):
         bitmasks = masks if isinstance(masks, BitMasks) else BitMasks.from_polygon_masks(masks, *size)
         instances.gt_boxes = bitmasks.get_bounding_boxes()
         return utils.filter_empty_instances(instances, box_threshold=0.01)
-
-
-def training_augmentations(cfg) -> list[T.Augmentation]:
-    """Detectron2's resizing and flip; with INPUT.LSJ.SIZE, large-scale jittering (arXiv 2012.07177) and flip.
-
-    Jittering scales the image to fit a square of a random part of SIZE and cuts out at most SIZE x SIZE px.
-    """
-    edges = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-    standard = [ResizeShortestEdge(*edges), *utils.build_augmentation(cfg, is_train=True)[1:]]
-    size, (smallest, largest) = cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.SCALE
-    if not size:
-        return standard
-    if cfg.INPUT.LSJ.STYLE != "detectron2":
-        return [Jittering(cfg.INPUT.LSJ.STYLE, side=size, scale=cfg.INPUT.LSJ.SCALE), *standard[1:]]
-    return [ResizeScale(smallest, largest, size, size), T.FixedSizeCrop((size, size), pad=False), *standard[1:]]
 
 
 def vanished(transforms: Sequence[T.Transform], record: dict) -> list[tuple[str, str]]:

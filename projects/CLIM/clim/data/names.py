@@ -160,10 +160,9 @@ def pair_records(cfg, name: str) -> PairRecords:
     words, source = _names_and_source(cfg) if classes else ([], "")
     index = {word: i for i, word in enumerate(words)}
     if records.tag_count > (count := len(classes or ()) or cfg.MODEL.ROI_HEADS.NUM_CLASSES):
-        wrong = f"has the tag {records.tag_count - 1}, but there are {count} classes"
-        raise UserError(
-            f"DATASETS.CAPTIONS {name} {wrong}: number them from 0, or set MODEL.METHOD.DETIC.TAG_WEIGHT 0.0."
-        )
+        wrong = f"has tags up to {records.tag_count - 1}, but there are {count} classes"
+        remedy = "number them from 0, or set MODEL.METHOD.DETIC.TAG_WEIGHT 0.0"
+        raise UserError(f"DATASETS.CAPTIONS {name} {wrong}: {remedy}.")
     if not source or (indices := [index.get(word) for word in classes]) == list(range(len(classes))):
         return records
     if lacking := [word for word, i in zip(classes, indices, strict=True) if i is None]:

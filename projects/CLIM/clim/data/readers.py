@@ -30,6 +30,7 @@ from .schemas import (
     MaskFile,
     PanopticFile,
     RegionFile,
+    RunLengths,
     Segment,
     run_lengths,
     whole_polygons,
@@ -64,15 +65,16 @@ def read_lvis(
 
 def _box_records(content: File, json_file: str, image_root: str, index: Mapping[int, int], *, crowds: bool):
     """The records of all images. Annotations with an empty mask are left out."""
-    records, strays, bad = _records(content, json_file, image_root), 0, []
+    records, xywh, strays, bad = _records(content, json_file, image_root), BoxMode.XYWH_ABS, 0, []
     for number, a in enumerate(content.annotations):
         category_id, record = _category(a, index, number, json_file), records.get(a.image_id)
         if record is None:
             strays += 1
         if record is None or (a.iscrowd and not crowds):
             continue
-        annotation = {"bbox": list(a.bbox), "bbox_mode": BoxMode.XYWH_ABS, "category_id": category_id}
-        annotation |= {"iscrowd": int(a.iscrowd)} if crowds else {}
+        annotation = {"bbox": list(a.bbox), "bbox_mode": xywh, "category_id": category_id}
+        if crowds:
+            annotation["iscrowd"] = int(a.iscrowd)
         mask = getattr(a, "segmentation", UNSET)
         if isinstance(mask, list):
             whole = whole_polygons(mask)
@@ -82,18 +84,24 @@ def _box_records(content: File, json_file: str, image_root: str, index: Mapping[
             mask = whole
         elif mask is not UNSET:
             mask = run_lengths(mask.as_dict(), *mask.size)
-        record["annotations"].append(annotation | ({} if mask is UNSET else {"segmentation": mask}))
+        if mask is not UNSET:
+            annotation["segmentation"] = mask
+        record["annotations"].append(annotation)
     records = list(records.values())
     if bad:
         which = f"{len(bad)} annotations, first annotations[{bad[0]}]"
         hint = "their other polygons count, and annotations without another are left out"
         logger.warning(f"{json_file}: {which}, have no polygons or some of no 3 points: {hint}")
-    if strays:
-        logger.warning(f"{json_file}: left out {strays} boxes whose image_id is not among its images")
+    _warn_of_lost(strays, json_file)
     warn_of_strays(records, json_file)
     number = sum(len(record["annotations"]) for record in records)
     logger.info(f"Loaded {len(records)} images with {number} of {len(content.annotations)} boxes from {json_file}")
     return records
+
+
+def _warn_of_lost(number: int, json_file: str) -> None:
+    if number:
+        logger.warning(f"{json_file}: left out {number} boxes whose image_id is not among its images")
 
 
 def warn_of_strays(records: Sequence[Mapping], source: str) -> None:
@@ -107,20 +115,26 @@ def warn_of_strays(records: Sequence[Mapping], source: str) -> None:
         logger.warning(f"{source}: {len(strays)} boxes reach beyond their images, first in {strays[0]}: {hint}")
 
 
-def read_regions(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
+def read_regions(
+    json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str, masks: bool = True
+) -> list[dict]:
     """Boxes of a COCO instances json for classification, by image id, crowds included.
 
     ``annotations`` keep the order of the file: {category_id (contiguous), iscrowd, bbox (x, y, width, height in
-    pixels)}, and ``segmentation`` (COCO's polygons or run lengths) if the file has it.
+    pixels)}, and ``segmentation`` (COCO's polygons or run lengths) if the file has it and ``masks`` is True.
     """
-    content = _read(json_file, image_root, remedy, RegionFile)
+    content, strays = _read(json_file, image_root, remedy, RegionFile if masks else BoxFile), 0
     records = _records(content, json_file, image_root)
     for number, a in enumerate(content.annotations):
-        category_id = _category(a, index, number, json_file)
+        category_id, record = _category(a, index, number, json_file), records.get(a.image_id)
+        if record is None:
+            strays += 1
+            continue
         annotation = {"category_id": category_id, "iscrowd": int(a.iscrowd), "bbox": list(a.bbox)}
-        annotation |= {"segmentation": a.segmentation} if a.segmentation else {}
-        if a.image_id in records:
-            records[a.image_id]["annotations"].append(annotation)
+        mask = getattr(a, "segmentation", UNSET)
+        mask = mask.as_dict() if isinstance(mask, RunLengths) else mask is not UNSET and whole_polygons(mask)
+        record["annotations"].append(annotation | ({"segmentation": mask} if mask else {}))
+    _warn_of_lost(strays, json_file)
     return list(records.values())
 
 
@@ -139,8 +153,12 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
     records = _records(content, json_file, image_root)
     for record in records.values():
         record["pan_seg_file_name"] = str(folder)
+    lost = 0
     for number, panoptic in enumerate(content.annotations):
-        record = records.get(panoptic.image_id, {"annotations": []})
+        record = records.get(panoptic.image_id)
+        if record is None:
+            lost += len(panoptic.segments_info)
+            continue
         record["pan_seg_file_name"] = str(folder / panoptic.file_name)
         for place, segment in enumerate(panoptic.segments_info):
             category_id = _category(segment, PANOPTIC_INDEX, f"{number}].segments_info[{place}", json_file)
@@ -151,6 +169,7 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
                     raise UserError(f"{where} has no bbox, which every segment but stuff needs: {remedy}")
                 annotation["bbox"] = list(segment.bbox)
             record["annotations"].append(annotation)
+    _warn_of_lost(lost, json_file)
     return list(records.values())
 
 
@@ -161,7 +180,7 @@ def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, i
     without another box.
     """
     records = []
-    for record in read_regions(json_file, image_root, index=index, remedy=remedy):
+    for record in read_regions(json_file, image_root, index=index, remedy=remedy, masks=False):
         annotations = record.pop("annotations")
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
         nouns = np.array([a["category_id"] for a in annotations], np.int64)

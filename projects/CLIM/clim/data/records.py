@@ -74,7 +74,7 @@ class PairRecords(Sequence):
         *place, height, width, image_id, start, name, captions, tags = self.pairs[index].item()
         data = self.texts[start : start + name + captions + tags].tobytes()
         record = {
-            "file_name": self.file_name(data[:name].decode("utf-8", "surrogateescape"), *place),
+            "file_name": self.file_name(data[:name].decode("utf-8", "replace"), *place),
             "height": height, "width": width, "image_id": image_id if self.ids is None else int(self.ids[index]),
             "captions": data[name : name + captions].decode("utf-8", "replace").split("\0"),
             "tags": np.frombuffer(data, "<i4", offset=name + captions).tolist(),
@@ -89,8 +89,8 @@ class Columns:
         self.pairs, self.texts, self.tag_count = bytearray(), bytearray(), 0
 
     def add(self, name: str, height: int, width: int, image_id: int, captions: bytes, tags: Sequence[int]) -> None:
-        """``captions`` as in the texts. ValueError for a name that no file has."""
-        data, start = name.encode("utf-8", "surrogateescape"), len(self.texts)
+        """``captions`` as in the texts. ValueError for a name with a zero, and for one that UTF-8 cannot show."""
+        data, start = name.encode(), len(self.texts)
         if 0 in data:
             raise ValueError("embedded null byte")
         self.pairs += _ROW.pack(hash(name), height, width, image_id, start, len(data), len(captions), 4 * len(tags))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.data import DatasetCatalog, build_detection_test_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.structures import Boxes
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -19,9 +19,9 @@ from torchvision.ops import masks_to_boxes
 
 from clim.errors import UserError
 
-from .images import UnreadableImage, channels_first, letterbox, letterbox_size, read_image
+from .datasets import get_records
+from .images import UnreadableImage, channels_first, check_size, letterbox, letterbox_size, read_image
 from .loader import NO_REGION, Skipped, SkippingLoader
-from .mappers import check_size
 from .schemas import run_lengths
 
 VARIANTS = ("boxes", "masks", "crops")
@@ -117,7 +117,7 @@ def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -
 
     UserError if the set holds no image, or no masks although TEST.REGIONS asks for them.
     """
-    records = DatasetCatalog.get(name)
+    records = get_records(name, masks="masks" in cfg.TEST.REGIONS)
     if not records:
         raise UserError(f"DATASETS.TEST {name} holds no image.")
     with_masks = ("pan_seg_file_name" in r or all("segmentation" in a for a in r["annotations"]) for r in records)

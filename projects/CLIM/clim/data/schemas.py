@@ -5,6 +5,7 @@ Keys that a kind does not list are not read, so they may hold anything. A ``desc
 Other tools write ids and sizes as 3.0, which counts as 3.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Generic, Literal, TypeVar
@@ -125,8 +126,7 @@ class Image(Struct, gc=False):
         self.id, self.height, self.width = int(self.id), int(self.height or 0), int(self.width or 0)
         if not (self.file_name or self.coco_url):
             raise ValueError("has no file_name and no coco_url")
-        if "\0" in self.file_name + self.coco_url:
-            raise ValueError("has a file name with the character 0, which no file can have")
+        check_file(self.file_name + self.coco_url)
 
 
 class Annotation(Struct, gc=False):
@@ -137,12 +137,6 @@ class Annotation(Struct, gc=False):
     bbox: Box
     iscrowd: Crowd = 0
     id: int | float | str | None = None  # nothing depends on it
-
-
-class RegionAnnotation(Annotation, gc=False):
-    """A box whose mask, if any, is checked where it is needed."""
-
-    segmentation: object = None
 
 
 class RunLengths(Struct, gc=False):
@@ -171,6 +165,12 @@ Mask = Annotated[
     list[list[Pixels]] | RunLengths,
     Meta(description="a list of polygons [[x, y, x, y, …], …] in pixels, or run lengths {size, counts}"),
 ]
+
+
+class RegionAnnotation(Annotation, gc=False):
+    """A box, and its mask: lists of polygons, or run lengths."""
+
+    segmentation: Mask | UnsetType = UNSET
 
 
 class MaskedAnnotation(Annotation, gc=False):
@@ -213,6 +213,9 @@ class PanopticAnnotation(Struct):
     file_name: str
     segments_info: list[Segment]
 
+    def __post_init__(self):
+        check_file(self.file_name)
+
 
 class File(Struct, Generic[ImageT, A]):
     """Images with annotations of one kind, each with an id of its own."""
@@ -243,6 +246,16 @@ RegionFile = File[Image, RegionAnnotation]
 MaskFile = File[Image, MaskedAnnotation]
 PanopticFile = File[Image, PanopticAnnotation]
 TestBoxFile, TestMaskFile = TestFile[JudgedAnnotation], TestFile[JudgedMask]
+
+
+def check_file(name: str) -> None:
+    """ValueError for the name of no file."""
+    try:
+        wrong = "is empty" if not name else "has the character 0" if b"\0" in os.fsencode(name) else ""
+    except UnicodeEncodeError:
+        wrong = "has half a character"
+    if wrong:
+        raise ValueError(f"has a file_name that {wrong}")
 
 
 # ---- image-text pairs

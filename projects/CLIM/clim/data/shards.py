@@ -124,6 +124,8 @@ def read_shards(index_folder: str, shard_folder: str, *, remedy: str, **_) -> Sh
         if not unchanged(path, shard):
             raise UserError(f"{path} has changed since {index_folder} was made: {remedy}")
     try:
+        if irregular := [name for name in ("pairs.npy", "texts.bin") if not (Path(index_folder) / name).is_file()]:
+            raise ValueError(f"{irregular[0]} is missing, or no file")
         records = ShardRecords(index_folder, shard_folder)
         _check(records.pairs, records.texts, facts)
         for name, value in facts.checksums.items():

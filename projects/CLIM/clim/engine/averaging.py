@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from clim.checkpoints.checkpointer import SafeCheckpointer
-from clim.checkpoints.reading import read_entries, require_entries
+from clim.checkpoints.reading import read_content, require_entries
 from clim.errors import UserError, raise_on_all_ranks
 
 from .resume import BEST
@@ -79,7 +79,7 @@ class BestCheckpoint:
         self.checkpointer, self.metric, self.extra = checkpointer, metric, extra
         self.value, path = -math.inf, Path(checkpointer.save_dir) / f"{BEST}.pth"
         if resume and path.is_file():
-            best = read_entries(path, {"best": dict})["best"]
+            best = require_entries(read_content(path), {"best": dict}, path)["best"]
             self.value = require_entries(best, {metric: float}, path)[metric] if metric in best else self.value
 
     def update(self, results: dict, iteration: int) -> None:

@@ -63,6 +63,9 @@ def load_config(config_file: str, overrides: list):
     elif config_file:
         sources = merge(cfg, read_config(config_file))
     check_values(cfg, sources | merge(cfg, override_entries(overrides)))
+    if cfg.MODEL.DEVICE == "cpu" and comm.get_world_size() > 1 and torch.cuda.is_available():
+        remedy = 'hide the GPUs with CUDA_VISIBLE_DEVICES="", or train on them'
+        raise UserError(f"MODEL.DEVICE is cpu, but processes on a machine with GPUs communicate by NCCL: {remedy}.")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     register_own_sets(cfg.DATASETS.OWN)

@@ -73,13 +73,19 @@ class ImageEvaluator(DatasetEvaluator):
         raise NotImplementedError
 
     def evaluate(self) -> OrderedDict | dict:
-        """{task: {figure: value}} of all images, also logged and written; {} in all processes but the main one."""
+        """{task: {figure: value}} of all images, also logged and written; {} in all processes but the main one.
+
+        UserError if no image could be read.
+        """
         comm.synchronize()
         parts = comm.gather((self.results, self.skipped), dst=0)
         if not comm.is_main_process():
             return {}
         results = {image_id: result for part, _ in parts for image_id, result in part.items()}
         skipped = sorted({image for _, part in parts for image in part})
+        unreadable = [image for image in skipped if image.reason != NO_REGION]
+        if unreadable and not results:
+            raise UserError(f"No image of '{self.name}' could be read, the first is {': '.join(unreadable[0])}.")
         details, figures, per_class = self.score(dict(sorted(results.items())), skipped)
         for task, summary in figures.items():
             logger.info(f"Results ({task}) on '{self.name}':\n{summary_table(summary, self.columns)}")
@@ -179,16 +185,11 @@ class DetectionEvaluator(ImageEvaluator):
             was_cut, has_masks = len(best) < len(instances), instances.has("pred_masks")
             self.results[image] = ImageDetections(pack(found), was_cut, has_masks)
 
-    def ground_truth(self, results: dict[int, ImageDetections], skipped: Sequence[Skipped]) -> dict:
-        """A COCO instances dict. Warns about causes of low scores.
-
-        UserError if every image was skipped.
-        """
+    def ground_truth(self, results: dict[int, ImageDetections]) -> dict:
+        """A COCO instances dict. Warns about causes of low scores."""
         ground_truth = self._truth
         num_images = len(ground_truth["images"])
         missing = len({image["id"] for image in ground_truth["images"]} - results.keys())
-        if skipped and missing == num_images:
-            raise UserError(f"No image of '{self.name}' could be read, the first is {': '.join(skipped[0])}.")
         if missing:
             logger.warning(f"{missing} of {num_images} images of '{self.name}' were not processed and count as empty")
         if num_cut := sum(image.was_cut for image in results.values()):

@@ -57,7 +57,7 @@ class LVISEvaluator(DetectionEvaluator):
         detections = np.concatenate([pack([]), *(image.found for image in results.values())])
         if self.output_dir is not None:
             self._write_detections(detections)
-        ground_truth = self.ground_truth(results, skipped)
+        ground_truth = self.ground_truth(results)
         rows = self._rows(ground_truth)
         groups = {f: [row["frequency"] == f for row in rows] for f in "rcf"}  # rare, common, frequent
         groups = groups if any(map(any, groups.values())) else {}

@@ -64,7 +64,7 @@ class OVCOCOEvaluator(DetectionEvaluator):
     def score(self, results, skipped):
         detections = [detection for image in results.values() for detection in unpack(image.found)]
         self.write("coco_instances_results.json", detections)
-        ground_truth = self.ground_truth(results, skipped)
+        ground_truth = self.ground_truth(results)
         summary, by_class = self._figures(ground_truth, detections)
         objects = Counter(a["category_id"] for a in ground_truth["annotations"] if not a.get("iscrowd", 0))
         per_class = []

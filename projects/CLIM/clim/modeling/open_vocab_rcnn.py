@@ -46,6 +46,10 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
     def from_config(cls, cfg):
         backbone = build_backbone(cfg)
         shapes = backbone.output_shape()
+        for part in ("ROI_HEADS", "CENTERNET" if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "CenterNet" else "RPN"):
+            if unknown := [name for name in cfg.MODEL[part].IN_FEATURES if name not in shapes]:
+                known = f"the features of MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} are {', '.join(shapes)}"
+                raise UserError(f"MODEL.{part}.IN_FEATURES names {unknown[0]!r}, but {known}: choose among them.")
         encoder = build_text_encoder(cfg)
         proposal_generator = build_proposal_generator(cfg, shapes)
         roi_heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=encoder)

@@ -60,8 +60,9 @@ class BertTower(TextTower):
             tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
             options |= {"dtype": torch.float32, "output_loading_info": True}
             model, found = AutoModel.from_pretrained(str(folder), **options)
-            if lacking := sorted(name for name in found["missing_keys"] if not name.startswith("pooler.")):
-                raise ValueError(f"its weights lack {lacking[0]}")
+            other = [name for name in found["missing_keys"] if not name.startswith("pooler.")]
+            if other := sorted([*other, *(name for name in found["unexpected_keys"] if ".layer." in name)]):
+                raise ValueError(f"either its config.json or its weights lack {other[0]}")
             config = model.config
             kind = {"type": config.model_type, "activation": config.hidden_act, "heads": config.num_attention_heads}
         except Exception as error:  # transformers, tokenizers and safetensors have many kinds

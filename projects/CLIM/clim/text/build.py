@@ -56,7 +56,7 @@ def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.dev
 
 class _Identity(msgspec.Struct):
     fingerprint: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-    dim: Annotated[int, msgspec.Meta(gt=0)]
+    dim: Annotated[int, msgspec.Meta(gt=0, le=1 << 16)]
     checksum: int = 0  # of both
 
     def __post_init__(self):

@@ -127,7 +127,7 @@ def load_embeddings(
         array = array[:, 0] if array.ndim == 3 and array.shape[1] == 1 else array  # RegionCLIP's script
         if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape or 0 in array.strides:
             raise ValueError(f"it holds {array.dtype} {array.shape}")
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, RuntimeError) as error:  # each reader has its own
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, RuntimeError, ArithmeticError) as error:
         raise UserError(
             f"{file} is not a .npy or .pth file of floats (classes, dimensions) ({error}): {remedy}."
         ) from error

@@ -159,9 +159,11 @@ def clip_config(name: str, key: str) -> dict:
     if path := _json_file(name):
         config = read_json(path, remedy=f"{key} must name a json in the format of open_clip's configs.")
         entries = config if isinstance(config, dict) else {}
-        if missing := [part for part, kind in _PARTS.items() if not isinstance(entries.get(part), kind)]:
-            lacks = f"it lacks {', '.join(missing)}, or has another type there"
-            raise UserError(f"{path} ({key}) does not describe an open_clip model: {lacks}.")
+        numbers = [v for part in entries.values() if isinstance(part, dict) for v in part.values()]
+        wrong = [part for part, kind in _PARTS.items() if not isinstance(entries.get(part), kind)]
+        if wrong or any(isinstance(number, int | float) and number < 0 for number in numbers):
+            needs = f"it needs {', '.join(wrong or _PARTS)} as open_clip's configs have it, without negative numbers"
+            raise UserError(f"{path} ({key}) does not describe an open_clip model: {needs}.")
         return config
     if name in open_clip.list_models():
         return open_clip.get_model_config(name)
@@ -185,7 +187,9 @@ def _built_from(name: str, half: Half):
     """Errors of the block, which builds a ``half`` from the description of ``name``, become a UserError."""
     try:
         yield
-    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError, LookupError, ArithmeticError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # open_clip believes what it reads
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
         remedy = "correct it as in open_clip's own configs"
         raise UserError(f"{half.name_key} {name} does not describe a {half.what} ({reason}): {remedy}.") from error
@@ -207,7 +211,7 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
     parts = {key.partition(".")[0] for key in own}
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     surplus = [k for k in state if k not in own and k.partition(".")[0] in parts]
-    other = [k for k in own if k in state and own[k].shape != state[k].shape]
+    other = [k for k in own if k in state and _form(own[k]) != _form(state[k])]
     if wrong := missing + surplus + other:
         raise UserError(
             f"The weights in {path} ({half.weights_key}) do not fit the {half.what} of {name} ({len(wrong)} differ, "
@@ -224,6 +228,10 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
             f"The weights in {path} were trained with {ACTIVATIONS[trained_with]}, but the {half.what} of {name} "
             f"computes {ACTIVATIONS[quick_gelu]}: {remedy}."
         )
+
+
+def _form(weight: Tensor) -> tuple:
+    return weight.shape, weight.is_floating_point()
 
 
 def _find_weights(half: Half, *, name: str, pretrained: str) -> tuple[Path, bool | None]:
