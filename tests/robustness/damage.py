@@ -8,74 +8,63 @@ from collections.abc import Callable
 from pathlib import Path
 
 MISSING = object()  # the value of an entry that is taken away
+Damage = Callable[[Path], object]
 
 
 def put(path: Path, data: bytes | str) -> None:
     """Write a new file."""
     path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    path.write_bytes(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
 
 
-def edited(file: str, change: Callable[[bytes], bytes | str]) -> Callable[[Path], None]:
+def edited(file: str, change: Callable[[bytes], bytes | str]) -> Damage:
     """The file with other bytes."""
     return lambda world: put(world / file, change((world / file).read_bytes()))
 
 
-def written(file: str, data: bytes | str) -> Callable[[Path], None]:
+def edits(file: str, changes: dict[str, Callable[[bytes], bytes | str]]) -> dict[str, Damage]:
+    return {f"{os.path.basename(file)}: {name}": edited(file, change) for name, change in changes.items()}
+
+
+def written(file: str, data: bytes | str) -> Damage:
     """Other content; "{world}" in a text is the folder."""
     return lambda world: put(world / file, data.replace("{world}", str(world)) if isinstance(data, str) else data)
 
 
-def entry(file: str, place: str, value) -> Callable[[Path], None]:
-    """A json whose entry at ``place``, as "annotations.0.bbox", is ``value``, a function of the old one, or MISSING."""
+def contents(file: str, texts: dict[str, bytes | str]) -> dict[str, Damage]:
+    return {f"{os.path.basename(file)}: {name}": written(file, text) for name, text in texts.items()}
+
+
+def entry(file: str, place: str, value) -> Damage:
+    """A json whose entry at ``place``, as "annotations.0.bbox", is ``value`` or MISSING."""
 
     def change(data: bytes) -> str:
-        content = json.loads(data)
-        *path, last = (int(part) if part.lstrip("-").isdecimal() else part for part in place.split("."))
-        holder = content
+        content = holder = json.loads(data)
+        *path, last = (int(part) if part.isdecimal() else part for part in place.split("."))
         for part in path:
             holder = holder[part]
+        holder[last] = value
         if value is MISSING:
             del holder[last]
-        else:
-            holder[last] = (
-                value(holder.get(last) if isinstance(holder, dict) else holder[last]) if callable(value) else value
-            )
         return json.dumps(content)
 
     return edited(file, change)
 
 
-def no_file(file: str) -> Callable[[Path], None]:
-    return lambda world: (world / file).unlink()
+def instead(make: Callable[[Path], object]) -> Callable[[str], Damage]:
+    """Something else in a file's place."""
+    return lambda file: lambda world: ((world / file).unlink(missing_ok=True), make(world / file))
 
 
-def a_folder(file: str) -> Callable[[Path], None]:
-    return lambda world: ((world / file).unlink(missing_ok=True), (world / file).mkdir())
+def a_link(target: str) -> Callable[[str], Damage]:
+    """A link to itself ("."), to a device, to nothing."""
+    return instead(lambda path: os.symlink(path.name if target == "." else target, path))
 
 
-def a_fifo(file: str) -> Callable[[Path], None]:
-    return lambda world: ((world / file).unlink(missing_ok=True), os.mkfifo(world / file))
-
-
-def a_link(file: str, target: str) -> Callable[[Path], None]:
-    """A link: to itself, to a device, to nothing."""
-    return lambda world: ((world / file).unlink(missing_ok=True), os.symlink(target, world / file))
-
-
-def a_file(folder: str) -> Callable[[Path], None]:
+def a_file(folder: str) -> Damage:
     """A file in a folder's place."""
-
-    def damage(world: Path) -> None:
-        shutil.rmtree(world / folder, ignore_errors=True)
-        put(world / folder, "no folder")
-
-    return damage
-
-
-def cut(part: float) -> Callable[[bytes], bytes]:
-    return lambda data: data[: int(len(data) * part)]
+    return lambda world: (shutil.rmtree(world / folder, ignore_errors=True), put(world / folder, "no folder"))
 
 
 def flipped(seed: int, count: int = 8) -> Callable[[bytes], bytes]:
@@ -98,7 +87,7 @@ def zeroed(data: bytes) -> bytes:
 
 BYTES = {  # damages of any file's bytes
     "empty": lambda data: b"",
-    "a third of it": cut(1 / 3),
+    "a third of it": lambda data: data[: len(data) // 3],
     "all but the last byte": lambda data: data.rstrip()[:-1],
     "a block of zeros": zeroed,
     "noise": lambda data: random.Random(len(data)).randbytes(len(data)),
@@ -106,10 +95,13 @@ BYTES = {  # damages of any file's bytes
     "a git-lfs pointer": lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
 }
 PLACES = {  # what else may lie in a file's place
-    "missing": no_file,
-    "a folder": a_folder,
-    "a FIFO": a_fifo,
-    "a link to itself": lambda file: a_link(file, Path(file).name),
-    "a link to nothing": lambda file: a_link(file, "nowhere"),
-    "/dev/zero": lambda file: a_link(file, "/dev/zero"),
-}
+    "missing": instead(lambda path: None), "a folder": instead(Path.mkdir), "a FIFO": instead(os.mkfifo),
+    "a link to itself": a_link("."), "a link to nothing": a_link("nowhere"), "/dev/zero": a_link("/dev/zero"),
+}  # fmt: skip
+
+
+def broken(file: str, *names: str, but: tuple[str, ...] = ()) -> dict[str, Damage]:
+    """The damages of BYTES and PLACES, or those with ``names``."""
+    found = edits(file, BYTES) | {f"{os.path.basename(file)}: {name}": place(file) for name, place in PLACES.items()}
+    wanted = names or (*BYTES, *PLACES)
+    return {title: d for title, d in found.items() if (name := title.partition(": ")[2]) in wanted and name not in but}

@@ -1,8 +1,8 @@
 """Jsons of boxes, captions, regions, categories: each field missing, null, of another type, senseless; broken files."""
 
-from .damage import BYTES, MISSING, PLACES, edited, entry
+from .damage import MISSING, broken, edits, entry
 from .entries import MASKS, OWN, REGISTERED
-from .runner import Case, same
+from .runner import Case, cases, same
 
 NAN, INF = float("nan"), float("inf")
 # (place, {name: value}); a * before the name: sound, the result is that of the twin
@@ -27,6 +27,7 @@ BOXES = (
     }),
     ("annotations.2.iscrowd", {"null": None, "text": "no", "two": 2, "list": [0], "*missing": MISSING, "*false": False}),
     ("annotations.2.area", {"*missing": MISSING}),
+    ("annotations.2.segmentation", {"*text": "x", "*flat": [1, 2], "*missing": MISSING}),  # no mask is learned
     ("categories.1.id", {"missing": MISSING, "null": None, "twice": 1, "text": "two", "nan": NAN}),
     ("categories.1.name", {"missing": MISSING, "null": None, "empty": "", "list": ["kite"], "twice": "dog"}),
 )  # fmt: skip
@@ -43,68 +44,39 @@ CAPTIONS = (
     ("images.1", {"null": None, "text": "x", "empty": {}}),
     ("images.1.id", {"missing": MISSING, "null": None, "twice": 1}),
     ("images.1.file_name", {"missing": MISSING, "null": None, "number": 5}),
-    ("images.1.captions", {
-        "number": 5, "of numbers": [1, 2], "of null": [None], "object": {"a": 1}, "of lists": [["a"]],
-    }),
+    ("images.1.captions", {"number": 5, "of numbers": [1, 2], "of null": [None], "object": {"a": 1}, "lists": [["a"]]}),
     ("images.1.pos_category_ids", {"text": "12", "unknown": [99], "null inside": [None], "number": 2, "lists": [[1]]}),
     ("images.1.height", {"negative": -3, "text": "x"}),
     ("categories.1.id", {"missing": MISSING, "null": None, "twice": 1}),
-)  # fmt: skip
+)
 
 
 def fields(kind: str, run, file: str, table) -> list[Case]:
-    """A case for each row of ``table``."""
-    cases, base = [], file.rpartition("/")[2]
+    """A case for each value of ``table``. What is told names the file, and the key or the index."""
+    found, base = [], file.rpartition("/")[2]
     for place, values in table:
-        *_, last = place.split(".")
-        where = f"[{last}]|{last}" if last.isdecimal() else last
-        if last in ("file_name", "id", "name") or last.isdecimal():
-            where += f"|[{place.split('.')[1]}]" if "." in place else ""
+        parts = place.split(".")
+        where = f"{parts[-1]}|[{parts[1]}]" if len(parts) > 1 else place
         for name, value in values.items():
-            sound = name.startswith("*")
-            told, handled = (None, same) if sound else ((base, where), None)
-            cases.append(
-                Case(kind, f"{base}: {place} {name.lstrip('*')}", run, entry(file, place, value), told, handled)
-            )
-    return cases
+            told, handled = (None, same) if name.startswith("*") else ((base, where), None)
+            name = f"{base}: {place} {name.lstrip('*')}"
+            found.append(Case(kind, name, run, entry(file, place, value), told, handled))
+    return found
 
 
-def bytes_of(kind: str, run, file: str) -> list[Case]:
-    """The file broken, and other things in its place."""
-    base = file.rpartition("/")[2]
-    damages = {name: edited(file, change) for name, change in BYTES.items()}
-    damages |= {name: place(file) for name, place in PLACES.items()}
-    return [Case(kind, f"{base}: {name}", run, damage, (base,)) for name, damage in damages.items()]
+def of(table, *starts: str):
+    return [row for row in table if row[0].startswith(starts)]
 
 
-def encodings(kind: str, run, file: str) -> list[Case]:
-    """Other encodings of the same json are read."""
-    base = file.rpartition("/")[2]
-    codes = {"byte-order mark": "utf-8-sig", "UTF-16": "utf-16"}
-    return [
-        Case(
-            kind,
-            f"{base}: {name}",
-            run,
-            edited(file, lambda data, code=code: data.decode().encode(code)),
-            (base,),
-            same,
-        )
-        for name, code in codes.items()
-    ]
-
-
-OWN_BOXES, REGIONS, LVIS = OWN["coco"], REGISTERED["regions"], REGISTERED["lvis"]
+COCO, PAIRS, FILE = OWN["coco"], REGISTERED["captions"], "own/boxes.json"
+ENCODINGS = {"byte-order mark": "utf-8-sig", "UTF-16": "utf-16"}
+CODED = {name: lambda data, code=code: data.decode().encode(code) for name, code in ENCODINGS.items()}
 CASES = [
-    *fields("jsons", OWN_BOXES, "own/boxes.json", BOXES),
-    *fields(
-        "jsons", REGIONS, "own/boxes.json", [row for row in BOXES if row[0].startswith(("images.1.", "annotations.2."))]
-    ),
-    *fields("jsons", MASKS, "own/boxes.json", SHAPES),
-    *fields("jsons", LVIS, "own/lvis.json", [row for row in BOXES if row[0].startswith("annotations.2.")]),
-    *fields("jsons", REGISTERED["captions"], "own/captions.json", CAPTIONS),
-    *bytes_of("jsons", OWN_BOXES, "own/boxes.json"),
-    *bytes_of("jsons", REGISTERED["captions"], "own/captions.json"),
-    *encodings("jsons", OWN_BOXES, "own/boxes.json"),
-    *encodings("jsons", REGISTERED["captions"], "own/captions.json"),
-]
+    *fields("jsons", COCO, FILE, BOXES), *fields("jsons", MASKS, FILE, SHAPES),
+    *fields("jsons", REGISTERED["regions"], FILE, of(BOXES, "images.1.", "annotations.2.b", "annotations.2.c")),
+    *fields("jsons", REGISTERED["lvis"], "own/lvis.json", of(BOXES, "annotations.2.b", "annotations.2.im")),
+    *fields("captions", PAIRS, "own/captions.json", CAPTIONS),
+    *cases("jsons", COCO, broken(FILE), "boxes.json"), *cases("jsons", PAIRS, broken("own/captions.json"), "captions.json"),
+    *cases("jsons", COCO, edits(FILE, CODED), "boxes.json", handled=same),
+    *cases("jsons", PAIRS, edits("own/captions.json", CODED), "captions.json", handled=same),
+]  # fmt: skip

@@ -1,9 +1,8 @@
 """Run cases: python -m robustness.runner [--part WORDS] [--sample N] [--world FOLDER] [--json FILE]
 
-A case damages a copy of the world (world.py), calls an entry point in a forked child and judges what it left: the
-process that forks has imported all, so that a case takes as long as its work. The twin is the same call on the
-undamaged world. What a case may do: tell the mistake (one sentence with the expected words, exit code 2), or handle it
-(a result that ``handled`` accepts beside the twin's). All else has a name: BAD.
+A case damages a copy of the world (world.py), calls an entry point in a forked child and judges what it left. The twin
+is the same call on the undamaged world. What a case may do: tell the mistake (one sentence with the expected words,
+exit code 2), or handle it (a result that ``handled`` accepts beside the twin's). All else is one of BAD.
 """
 
 import argparse
@@ -40,21 +39,25 @@ class Entry(NamedTuple):
     seconds: int = 20
     out: tuple[str, ...] = ("out",)
 
+    def given(self, *arguments, **changes) -> "Entry":
+        return self._replace(arguments=(*self.arguments, *arguments), **changes)
+
 
 class Case(NamedTuple):
-    """See the module. ``told`` None: it must be handled; ``handled`` None: it must be told.
+    """``told`` None: it must be handled; ``handled`` None: it must be told.
 
     ``told``: words of the sentence, "a|b": one of both. ``said``: the same of what is printed where it is handled.
+    ``changed``: the damage is another call.
     """
 
     kind: str
     name: str
     entry: Entry
-    damage: Callable[[Path], object]
+    damage: Callable[[Path], object] = lambda world: None
     told: tuple[str, ...] | None = ()
     handled: Callable[[object, object], bool] | None = None
     said: tuple[str, ...] = ()
-    changed: Entry | None = None  # a call with other arguments, which the damage is
+    changed: Entry | None = None
 
     @property
     def title(self) -> str:
@@ -63,24 +66,22 @@ class Case(NamedTuple):
 
 class Outcome(NamedTuple):
     code: int | None  # None: it did not end
-    out: str
-    err: str
+    text: str  # all that it printed
+    errors: list[str]
     result: object
     lost: list[str]
     ran: bool
     seconds: float
 
 
+def cases(kind: str, run: Entry, damages: dict[str, Callable], *told: str, **options) -> list[Case]:
+    """A case for each of {name: damage}."""
+    return [Case(kind, name, run, damage, told or None, **options) for name, damage in damages.items()]
+
+
 def same(result, twin) -> bool:
     """The damage does no harm at all."""
     return result == twin
-
-
-def without(*names: str) -> Callable[[dict, dict], bool]:
-    """All but the damaged parts is as in the twin."""
-    return lambda result, twin: (
-        all(result.get(k) == v for k, v in twin.items() if k not in names) and (result.keys() <= twin.keys())
-    )
 
 
 def close(result, twin) -> bool:
@@ -93,7 +94,14 @@ def ends(result, twin) -> bool:
     return result is not None
 
 
-def say(words: tuple[str, ...], text: str) -> bool:
+def without(*names: str) -> Callable[[dict, dict], bool]:
+    """All but the parts ``names`` is as in the twin."""
+    return lambda result, twin: result.keys() <= twin.keys() and all(
+        result.get(name) == value for name, value in twin.items() if name not in names
+    )
+
+
+def says(text: str, words: tuple[str, ...]) -> bool:
     return all(any(word in text for word in either.split("|")) for either in words)
 
 
@@ -109,35 +117,29 @@ def listing(folder: Path) -> dict[str, tuple]:
 
 
 def call(entry: Entry, world: Path, *, scratch: Path) -> Outcome:
-    """Run ``entry`` in a forked child that is killed after its time, with all processes that it has started."""
+    """Run ``entry`` in a forked child, which is killed after its time with all processes that it has started."""
     sys.stdout.flush()
-    before, start = listing(world), time.monotonic()
-    child = os.fork()
-    if child == 0:
+    before, start, code = listing(world), time.monotonic(), None
+    if not (child := os.fork()):
         _child(entry, world, scratch)
-    code, limit = None, start + entry.seconds
-    while time.monotonic() < limit:
+    while code is None and time.monotonic() < start + entry.seconds:
         done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            code = os.waitstatus_to_exitcode(status)
-            break
-        time.sleep(0.005)
+        code = os.waitstatus_to_exitcode(status) if done else None
+        time.sleep(0 if done else 0.005)
     try:
         os.killpg(child, signal.SIGKILL)
     except ProcessLookupError:
         pass
     if code is None:
         os.waitpid(child, 0)
-    after = listing(world)
-    ran = any(Path(name).name == MARKER for name in after)
-    lost = [
-        name for name in sorted(before.keys() | after.keys())
-        if before.get(name) != after.get(name) and not any(f"{name}/".startswith(f"{part}/") for part in entry.out)
-    ]  # fmt: skip
-    file = scratch / "result"
+    after, file = listing(world), scratch / "result"
+    lost = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    lost = [name for name in lost if not any(f"{name}/".startswith(f"{part}/") for part in entry.out)]
     result = pickle.loads(file.read_bytes()) if file.is_file() else None
     out, err = ((scratch / name).read_text(errors="replace") for name in ("stdout", "stderr"))
-    return Outcome(code, out, err, result, lost, ran, time.monotonic() - start)
+    errors = [line for line in err.splitlines() if line.startswith("error:")]
+    ran = any(Path(name).name == MARKER for name in after)
+    return Outcome(code, out + err, errors, result, lost, ran, time.monotonic() - start)
 
 
 def _child(entry: Entry, world: Path, scratch: Path) -> None:
@@ -148,12 +150,11 @@ def _child(entry: Entry, world: Path, scratch: Path) -> None:
         os.setsid()
         os.chdir(world)
         os.environ["DETECTRON2_DATASETS"] = str(world / "datasets")
-        for number, name in ((0, os.devnull), (1, scratch / "stdout"), (2, scratch / "stderr")):
+        for number, name in enumerate((os.devnull, scratch / "stdout", scratch / "stderr")):
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
-        result = run_cleanly(entry.function, world, *entry.arguments)
-        (scratch / "result").write_bytes(pickle.dumps(result))
+        (scratch / "result").write_bytes(pickle.dumps(run_cleanly(entry.function, world, *entry.arguments)))
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
@@ -165,91 +166,71 @@ def _child(entry: Entry, world: Path, scratch: Path) -> None:
         os._exit(code)
 
 
-def copied(world: Path, folder: Path) -> Path:
-    """A copy of the world whose files are links to the same data: damages replace files, they do not write into them."""
-    shutil.copytree(world, folder, copy_function=os.link, symlinks=True)
-    return folder
-
-
 class Runner:
     """Runs cases beside their twins, each of which is run once."""
 
     def __init__(self, world: Path):
-        self.world = world
-        self.twin = functools.cache(self._twin)
+        self.world, self.twin = world, functools.cache(lambda entry: self._run(entry, lambda world: None))
 
-    def _in_copy(self, entry: Entry, damage: Callable[[Path], object]) -> Outcome:
+    def _run(self, entry: Entry, damage: Callable[[Path], object]) -> Outcome:
+        """In a copy whose files are links to the world's data: damages replace files, they never write into them."""
         with tempfile.TemporaryDirectory(dir=self.world.parent, ignore_cleanup_errors=True) as name:
-            scratch = Path(name)
-            folder = copied(self.world, scratch / "world")
+            folder = Path(shutil.copytree(self.world, Path(name, "world"), copy_function=os.link, symlinks=True))
             undo = damage(folder)
             try:
-                return call(entry, folder, scratch=scratch)
+                return call(entry, folder, scratch=Path(name))
             finally:
                 if callable(undo):
                     undo()
 
-    def _twin(self, entry: Entry):
-        """The result; the outcome where the entry fails without any damage."""
-        outcome = self._in_copy(entry, lambda folder: None)
-        return outcome if outcome.code or outcome.lost or outcome.result is None else outcome.result
-
     def verdict(self, case: Case) -> tuple[str, Outcome]:
         """ "told", "handled" or one of BAD."""
         twin = self.twin(case.entry) if case.handled else None
-        if isinstance(twin, Outcome):
+        if twin and (twin.code or twin.lost or twin.result is None):
             return "no twin", twin
-        outcome = self._in_copy(case.changed or case.entry, case.damage)
-        return judge(case, outcome, twin), outcome
+        outcome = self._run(case.changed or case.entry, case.damage)
+        return judge(case, outcome, twin and twin.result), outcome
 
 
 def judge(case: Case, outcome: Outcome, twin) -> str:
-    lines = [line for line in outcome.err.splitlines() if line.startswith("error:")]
-    text = outcome.out + outcome.err
     if outcome.ran or outcome.lost:
         return "code" if outcome.ran else "lost"
     if outcome.code is None:
         return "hang"
-    if outcome.code not in (0, 2) or "Traceback (most recent" in text:
+    if outcome.code not in (0, 2) or "Traceback (most recent" in outcome.text:
         return "traceback"
+    if outcome.code == 2 and case.told is None:
+        return "refused"
     if outcome.code == 2:
-        if case.told is None:
-            return "refused"
-        return "told" if len(lines) == 1 and say(case.told, lines[0]) else "vague"
+        return "told" if len(outcome.errors) == 1 and says(outcome.errors[0], case.told) else "vague"
     if case.handled is None or not case.handled(outcome.result, twin):
         return "wrong"
-    return "handled" if say(case.said, text) else "silent"
+    return "handled" if says(outcome.text, case.said) else "silent"
 
 
-def run(cases: list[Case], world: Path, *, show=print) -> list[dict]:
-    """The verdict of each case, with what it printed where it is bad."""
+def run(chosen: list[Case], world: Path) -> list[dict]:
+    """A row for each case, with what it printed where it is bad."""
     runner, rows = Runner(world), []
-    for number, case in enumerate(cases):
-        if number % 50 == 49:
-            show(f"… {number + 1} of {len(cases)}")
+    for case in chosen:
         verdict, outcome = runner.verdict(case)
-        row = {"kind": case.kind, "entry": case.entry.name, "name": case.name, "verdict": verdict}
-        row |= {"seconds": round(outcome.seconds, 2), "told": case.told, "said": case.said}
+        rows.append({"kind": case.kind, "entry": case.entry.name, "name": case.name, "verdict": verdict})
+        rows[-1] |= {"seconds": round(outcome.seconds, 2), "told": case.told, "said": case.said}
         if verdict in BAD:
-            tail = [line for line in outcome.err.strip().splitlines() if line.strip()][-1:]
-            error = next((line for line in outcome.err.splitlines() if line.startswith("error:")), "".join(tail))
-            row |= {"lost": outcome.lost[:5], "code": outcome.code, "saw": error[:500]}
-            trace = (outcome.out + outcome.err).rpartition("Traceback (most recent")
-            row |= {"trace": trace[2][-1500:] if trace[1] else ""}
-            show(f"{verdict:9} {case.title}\n          {error[:300]} {outcome.lost[:5] or ''}")
-        rows.append(row)
+            rows[-1]["saw"] = f"{outcome.errors or outcome.text[-1500:]} {outcome.lost[:5] or ''}"
+            print(f"{verdict:9} {case.title}\n          {rows[-1]['saw'][-300:]}", flush=True)
     return rows
 
 
 def table(rows: list[dict]) -> str:
     """Counts by kind."""
-    counts = {kind: Counter(r["verdict"] for r in rows if r["kind"] == kind) for kind in {r["kind"]: 0 for r in rows}}
+    kinds = dict.fromkeys(r["kind"] for r in rows)
+    counts = {kind: Counter(r["verdict"] for r in rows if r["kind"] == kind) for kind in kinds}
     counts["all"] = Counter(r["verdict"] for r in rows)
     shown = ["told", "handled", *(name for name in BAD if counts["all"][name])]
-    lines = [f"{'kind':24} cases  good  " + "  ".join(f"{name:>9}" for name in shown)]
+    lines = [f"{'kind':12} cases  good  " + "  ".join(f"{name:>9}" for name in shown)]
     for kind, of in counts.items():
-        good, total = of["told"] + of["handled"], sum(of.values())
-        lines.append(f"{kind:24} {total:5}  {good:4}  " + "  ".join(f"{of[name] or '':>9}" for name in shown))
+        good = f"{kind:12} {sum(of.values()):5}  {of['told'] + of['handled']:4}  "
+        lines.append(good + "  ".join(f"{of[name] or '':>9}" for name in shown))
     return "\n".join(lines)
 
 
@@ -269,11 +250,11 @@ def main() -> None:
     from .selftest import CASES as OF_EACH_KIND
     from .world import build
 
-    cases = OF_EACH_KIND if args.self_test else QUICK if args.sample else CASES
-    cases = [case for case in cases if any(word in case.title for word in args.part.split("|"))]
-    cases = random.Random(0).sample(cases, args.sample) if args.sample else cases
+    chosen = OF_EACH_KIND if args.self_test else QUICK if args.sample else CASES
+    chosen = [case for case in chosen if any(word in case.title for word in args.part.split("|"))]
+    chosen = random.Random(0).sample(chosen, args.sample) if args.sample else chosen
     with tempfile.TemporaryDirectory() as scratch:
-        rows = run(cases, build(args.world or Path(scratch, "twin")), show=functools.partial(print, flush=True))
+        rows = run(chosen, build(args.world or Path(scratch, "twin")))
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
