@@ -88,26 +88,29 @@ def start_ranks(args: argparse.Namespace, process: Callable, options: dict) -> N
 
     from clim.processes import STOP_SIGNALS, Stopped
 
-    asked, since = mp.get_context("spawn").RawValue("i", 0), 0.0
+    ready = mp.get_context("spawn").RawArray("i", args.num_gpus)
+    asked, since, ranks = 0, 0.0, None
 
     def pass_on(number, _):
-        nonlocal since
-        again = asked.value and time.monotonic() > since + STOP_SIGNALS[number]
-        if not asked.value:
-            asked.value, since = number, time.monotonic()
-        for child in mp.active_children():
-            os.kill(child.pid, signal.SIGKILL if again else number)
+        nonlocal asked, since
+        again = asked and time.monotonic() > since + STOP_SIGNALS[number]
+        asked, since = asked or number, since or time.monotonic()
+        for is_ready, rank in zip(ready, ranks.processes if ranks else (), strict=False):
+            if rank.is_alive():
+                os.kill(rank.pid, number if is_ready and not again else signal.SIGKILL)
 
     before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes inherit it: no traceback while they import
-        ranks = mp.start_processes(run_rank, (args, process, options, asked), args.num_gpus, join=False)
+        ranks = mp.start_processes(run_rank, (args, process, options, ready), args.num_gpus, join=False)
         signal.signal(signal.SIGINT, pass_on)
+        if asked:  # while they were started
+            pass_on(asked, None)
         while not ranks.join(grace_period=30.0):  # time to save for those that have not ended
             pass
     except mp.ProcessExitedException as error:
         code = error.exit_code
-        number = asked.value or {130: signal.SIGINT, 143: signal.SIGTERM}.get(code, -code)
+        number = asked or {130: signal.SIGINT, 143: signal.SIGTERM}.get(code, -code)
         if number in STOP_SIGNALS:
             raise Stopped(number) from None
         raise
@@ -116,14 +119,13 @@ def start_ranks(args: argparse.Namespace, process: Callable, options: dict) -> N
             signal.signal(number, handler)
 
 
-def run_rank(local: int, args: argparse.Namespace, process: Callable, options: dict, asked) -> None:
-    """Be process ``local`` of this machine; ``asked``: the signal that its launcher has got, or 0."""
-    from clim.processes import Stopped, die_with_parent
+def run_rank(local: int, args: argparse.Namespace, process: Callable, options: dict, ready) -> None:
+    """Be process ``local`` of this machine; ``ready[local]`` tells the launcher that it takes signals."""
+    from clim.processes import die_with_parent
 
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if asked.value:
-        raise Stopped(asked.value)
+    ready[local] = 1
     quiet_warnings()
     options = options | {"rank": args.machine_rank * args.num_gpus + local}
     run_in_group(args, process, options, local=local, here=args.num_gpus)
@@ -169,7 +171,8 @@ def run_in_group(args: argparse.Namespace, process: Callable, options: dict, *, 
 
 def quiet_warnings() -> None:
     """Hide warnings of torch and others about their own code. Call it before torch is imported, in every process."""
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # while other processes import torch
+    # While other processes import torch, and where Python cleans up after a killed one.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning,ignore:resource_tracker:UserWarning")
     for category in (FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", category)
     warnings.filterwarnings("ignore", module=r"(torch|torchvision|detectron2|fvcore)\b")

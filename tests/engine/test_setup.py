@@ -264,6 +264,6 @@ logging.StreamHandler(_log_stream("/dev/full")).emit(logging.makeLogRecord({{"ms
 setup_logger({str(path)!r}, name="clim").info("photo \\udcff.jpg")
 threading.Thread(target=lambda: open("/nowhere/a")).start()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
     assert done.returncode == 0 and done.stderr == b""
     assert "photo \\udcff.jpg" in path.read_text()

@@ -22,7 +22,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from clim.errors import UserError
-from clim.processes import STOP_SIGNALS
+from clim.processes import STOP_SIGNALS, die_with_parent
 from clim.sources import Skipped
 
 from .captions import pairs_of
@@ -100,8 +100,10 @@ def collate(samples: list[tuple[str, dict]]) -> dict:
 def start_worker(_) -> None:
     """Let OpenCV use one thread in each worker, as torch does; and keep sharing the main process's memory.
 
-    A signal to all processes of a job must not end a worker before the training has finished its step.
+    A signal to all processes of a job must not end a worker before the training has finished its step; its parent's
+    death must.
     """
+    die_with_parent()
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
