@@ -27,6 +27,7 @@ import numpy as np
 
 BAD = ("code", "lost", "hang", "traceback", "wrong", "vague", "refused", "silent", "no twin")
 MEMORY = 3 << 30  # bytes that a child may take beyond its parent's
+LARGE = 1 << 20  # bytes
 MARKER = "code_has_run"  # a file of this name in the world: a payload has run
 
 
@@ -96,8 +97,9 @@ def ends(result, twin) -> bool:
 
 def without(*names: str) -> Callable[[dict, dict], bool]:
     """All but the parts ``names`` is as in the twin."""
-    return lambda result, twin: result.keys() <= twin.keys() and all(
-        result.get(name) == value for name, value in twin.items() if name not in names
+    return lambda result, twin: (
+        result.keys() <= twin.keys()
+        and all(result.get(name) == value for name, value in twin.items() if name not in names)
     )
 
 
@@ -166,6 +168,11 @@ def _child(entry: Entry, world: Path, scratch: Path) -> None:
         os._exit(code)
 
 
+def copied(file: str, place: str) -> None:
+    """A copy; large files share their data, because nothing writes into them in place."""
+    (os.link if os.path.getsize(file) > LARGE else shutil.copy2)(file, place)
+
+
 class Runner:
     """Runs cases beside their twins, each of which is run once."""
 
@@ -173,9 +180,9 @@ class Runner:
         self.world, self.twin = world, functools.cache(lambda entry: self._run(entry, lambda world: None))
 
     def _run(self, entry: Entry, damage: Callable[[Path], object]) -> Outcome:
-        """In a copy whose files are links to the world's data: damages replace files, they never write into them."""
+        """In a copy of the world."""
         with tempfile.TemporaryDirectory(dir=self.world.parent, ignore_cleanup_errors=True) as name:
-            folder = Path(shutil.copytree(self.world, Path(name, "world"), copy_function=os.link, symlinks=True))
+            folder = Path(shutil.copytree(self.world, Path(name, "world"), copy_function=copied, symlinks=True))
             undo = damage(folder)
             try:
                 return call(entry, folder, scratch=Path(name))
