@@ -59,6 +59,7 @@ BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n" + "\n".join(
         ("SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR is nan .*x.yaml.: it must be a number, 0 or more"),
         ("SOLVER: {BASE_LR: -1.0}", "SOLVER.BASE_LR is -1.0 .*x.yaml"),
         ("INPUT: {MOSAIC: {GROUPS: 0}}", "renamed .*x.yaml"),
+        ("MODEL: {TRUST_WEIGHTS: True}", "MODEL.TRUST_WEIGHTS is True .*x.yaml.: it must be False in files"),
         (b"\x80\x81\x00", "x.yaml is not text in UTF-8"),
         ("SEED: 1".encode("utf-16"), "x.yaml is not text in UTF-8"),
         (b"SEED: '\x01'", "x.yaml is not valid YAML"),

@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import signal
+from typing import Annotated
 
+import msgspec
 import pytest
 
 from clim.errors import UserError
-from clim.files import nan_to_none, read_json, remove, replacing, write_json
+from clim.files import decode_json, nan_to_none, read_json, remove, replacing, write_json
 
 FORK = multiprocessing.get_context("fork")
 
@@ -103,8 +105,56 @@ def test_json_that_is_missing_or_broken(tmp_path):
     for path in ("none.json", "broken.json/below.json", "broken.json", "binary.json"):
         with pytest.raises(UserError, match=f"{path} .*: make tea$"):
             read_json(tmp_path / path, remedy="make tea")
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "folder.json").mkdir()
+    for path, said in (
+        ("pipe.json", "is no regular file"),
+        ("folder.json", "cannot be read"),
+        ("a\0", "cannot be read"),
+    ):
+        with pytest.raises(UserError, match=f"{path} {said} .*: make tea$"):
+            read_json(tmp_path / path, remedy="make tea")
     (tmp_path / "whole.json").write_text('{"é": 1}', "utf-8")
     assert read_json(str(tmp_path / "whole.json"), remedy="") == {"é": 1}
     row = {"AP": float("nan"), "AR": 1.5, "class": "nan", "n": 0}
     assert nan_to_none(row) == {"AP": None, "AR": 1.5, "class": "nan", "n": 0}
     assert row["AP"] != row["AP"]  # a copy
+
+
+class Part(msgspec.Struct):
+    id: int = 0
+    size: Annotated[tuple[int, int], msgspec.Meta(description="[height, width]")] = (0, 0)
+    name: str | None = None
+
+    def __post_init__(self):
+        if self.name == "odd":
+            raise ValueError("has an odd name")
+
+
+class Whole(msgspec.Struct):
+    parts: list[Part]
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("[]", "F is []: it must be an object"),
+        ("{}", "F has no parts, so it is a file of another kind"),
+        ('{"parts": null}', "parts of F is null: it must be a list"),
+        (
+            '{"parts": [{"id": 7, "size": [1, "x"]}]}',
+            'parts[0].size of F (id 7) is [1, "x"]: it must be [height, width]',
+        ),
+        (
+            '{"parts": [{"size": [NaN, 1], "id": 7}]}',
+            "parts[0].size of F (id 7) is [NaN, 1]: it must be [height, width]",
+        ),
+        ('{"parts": [{"id": 7}, {"id": 8, "name": "odd"}]}', "parts[1] of F (id 8) has an odd name"),
+        ('{"parts": [{"id": 7, "name": 5}]}', "parts[0].name of F (id 7) is 5: it must be a text or null"),
+        ('{"parts": [' + "9" * 99 + "]}", "parts[0] of F is " + "9" * 60 + "…: it must be an object"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_place_id_and_value(content, said):
+    with pytest.raises(UserError) as error:
+        decode_json(content.encode(), source="F", remedy="make tea", kind=Whole)
+    assert str(error.value) == f"{said}: make tea"

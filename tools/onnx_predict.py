@@ -15,6 +15,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}\n")
+
+
 class Detector:
     """A file of `clim export`. Raises ValueError for other files."""
 
@@ -51,8 +58,9 @@ def about(session, path: str) -> dict:
     """What `clim export` has written into the file."""
     try:
         found = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-        if all(0 < found[side] < 1e5 for side in ("min_size", "max_size")) and found["names"]:
-            if all(isinstance(name, str) for name in found["names"]):
+        sides, names = [found["min_size"], found["max_size"]], found["names"]
+        if all(type(side) in (int, float) and 0 < side < 1e5 for side in sides) and isinstance(names, list):
+            if names and all(isinstance(name, str) for name in names):
                 return found
     except (ValueError, KeyError, TypeError):
         pass
@@ -86,7 +94,7 @@ def read_image(file: Path) -> Image.Image | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("images", nargs="+", type=Path, help="files, and folders of .jpg and .png")
     parser.add_argument("--output", type=Path, help="folder of drawings")

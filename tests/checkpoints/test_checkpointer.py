@@ -158,10 +158,8 @@ def with_group(content, **change):
 @pytest.mark.parametrize("damage, words", [
     (lambda c: c.pop("optimizer"), 'has no "optimizer" of type dict'), (lambda c: c.update(scheduler=3), '"scheduler"'),
     (lambda c: with_state(c, {}), "its state is not that"), (lambda c: with_state(c, "x"), 'entry "optimizer"'),
-    (lambda c: c["optimizer"]["state"][0].pop("exp_avg"), "its state is not that"),
     (lambda c: with_average(c, torch.ones(7)), "its state is not that"),
     (lambda c: with_average(c, torch.ones(2, 3) / 0), "optimizer.state.0.exp_avg of .* nan or infinity"),
-    (lambda c: with_group(c, lr="x"), "lr is missing or no number"),
     (lambda c: with_group(c, lr=float("nan")), r"optimizer.param_groups.0.lr of .* nan"),
     (lambda c: c["optimizer"].update(param_groups=[]), 'entry "optimizer"'),
     (lambda c: c["scheduler"].pop("last_epoch"), 'entry "scheduler": only one of them has last_epoch'),

@@ -1,6 +1,7 @@
 """Boxes of YOLO and VOC, captions of tables and of text files: values by hand, and mistakes in one sentence."""
 
 import logging
+import os
 
 import pytest
 from detectron2.structures import BoxMode
@@ -83,6 +84,8 @@ def test_boxes_are_pixels_and_images_without_a_file_have_none(images, label, suf
         (".txt", "0 50 40 20 10", "line 1 of .*labels/a.txt is .*: 50 is no part of an image's width or height"),
         (".txt", "0 .5 .5 .2 .2 .5 .5 2", "line 1 of .*labels/a.txt is .*: 7 numbers follow the class"),  # a key point
         (".xml", "<annotation>", "labels/a.xml cannot be read"),
+        (".xml", "<html/>", "labels/a.xml cannot be read .it begins with <html> in place of <annotation>"),
+        (".xml", '<?xml version="1.0" encoding="x"?><annotation/>', "labels/a.xml cannot be read .unknown encoding"),
         (".xml", "<annotation><object><name>dog</name></object></annotation>", "labels/a.xml cannot be read .*bndbox"),
     ],
 )
@@ -90,6 +93,13 @@ def test_broken_labels_are_named(images, label, suffix, text, message):
     read, index, _, _ = FORMS[suffix]
     with pytest.raises(UserError, match=message):
         read(label(f"a{suffix}", text), str(images), index=index, remedy="make tea")
+
+
+def test_a_folder_in_place_of_labels_is_named(images, label):
+    folder = label("b.txt", "0 .5 .5 1 1")
+    os.mkdir(os.path.join(folder, "a.txt"))
+    with pytest.raises(UserError, match="labels/a.txt is a folder, a pipe or a link to nothing: put .*a.jpg there"):
+        read_yolo(folder, str(images), index={0: 0}, remedy="make tea")
 
 
 def test_folders_that_do_not_belong_together(images, label, tmp_path):

@@ -226,3 +226,30 @@ def test_a_file_without_boxes_is_refused(write, read, reader):
     path.write_text('{"images": []}')
     with pytest.raises(UserError, match="a.json has no annotations, so it is a file of another kind: make tea$"):
         read(reader, path)
+
+
+WRONG_MASKS = [
+    *(None, "x", 3, {}, ["a"], [["a"] * 6], [1, 2, 3, 4, 5, 6], [[float("nan")] * 6], [[1, 2, 3, 4, 5, None]]),
+    *({"size": [20, 30], "counts": counts} for counts in (None, 5, [-3, 603], [0, 5], "hello", "", [0.5, 599.5])),
+    *({"size": size, "counts": [0, 600]} for size in (None, [20], ["20", "30"], [10**9, 10**9], [-20, -30])),
+    {"size": [30, 20], "counts": [0, 600]},  # of another image
+]
+
+
+@pytest.mark.parametrize("mask", WRONG_MASKS)
+def test_wrong_masks_are_named_where_masks_are_read_and_do_no_harm_elsewhere(write, read, mask):
+    path = write("a.json", *IMAGES, annotations=[box(segmentation=POLYGON), box(id=7, segmentation=mask)])
+    for reader in (read_lvis, read_regions):
+        with pytest.raises(UserError, match=r"annotations\[1\].segmentation\S* (of \S*a.json )?\(id 7\)"):
+            read(reader, path)
+        (record,) = [r for r in read(reader, path, masks=False) if r["annotations"]]
+        assert [a["bbox"] for a in record["annotations"]] == [[1, 2, 8, 9]] * 2
+    assert len(read(read_boxes, path)[1]["annotations"]) == 2
+
+
+def test_polygons_without_three_points_are_told(write, read, caplog):
+    masks = (POLYGON, [*POLYGON, [1, 2]], [[1, 2, 30, 40]], [])
+    path = write("a.json", *IMAGES, annotations=[box(segmentation=mask) for mask in masks])
+    _, record = read(read_lvis, path)
+    assert [len(a["segmentation"]) for a in record["annotations"]] == [1, 1]
+    assert "a.json: 3 annotations, first annotations[1], have no polygons or some of no 3 points" in caplog.text

@@ -297,3 +297,18 @@ def test_links_into_the_source_and_a_read_only_source_are_not_written_to(source,
     finally:
         source.chmod(0o755)
     assert snapshot(source) == before
+
+
+def test_what_others_have_made_is_not_replaced(source, output):
+    prepare(source, output)
+    for content in ("", "{", "[]", '{"files": 3}'):
+        (output / "coco" / prepare_ovcoco.STAMP).write_text(content)
+        with pytest.raises(UserError, match=f"{prepare_ovcoco.STAMP}.*: remove it, and move away"):
+            prepare(source, output)
+    (output / "coco" / prepare_ovcoco.STAMP).unlink()
+    photos = output / "coco/train2017"
+    photos.unlink()
+    photos.symlink_to(output)
+    with pytest.raises(UserError, match="is a link to another place"):
+        prepare(source, output)
+    assert photos.resolve() == output.resolve()

@@ -246,8 +246,6 @@ GROUNDING = "MODEL.METHOD.GROUNDING."
 
 
 @pytest.mark.parametrize("overrides, named", [
-    ([GROUNDING + "GLOBAL_METRIC", "max"], "GLOBAL_METRIC"),
-    ([GROUNDING + "LOCAL_METRIC", "l2"], "LOCAL_METRIC"),
     ([GROUNDING + "LOCAL_METRIC", "cosine", GROUNDING + "TEMPERATURE", 1.0], "TEMPERATURE"),
     (["DATALOADER.CAPTIONS_PER_GPU", 0], "CAPTIONS_PER_GPU"),
     (["MODEL.TEXT.NAME", "ViT-B-32-quickgelu"], "MODEL.TEXT.NAME"),

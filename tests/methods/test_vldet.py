@@ -331,7 +331,6 @@ def test_from_config(load_cfg, tmp_path, texts_of):
     assert (method.proposals, method.tile_proposals, method.exact_box) == (32, 8, True)
     assert not list(method.parameters()) and set(method.state_dict()) == {"nouns"}
     for more, message in (
-        (("MODEL.METHOD.VLDET.NOUN_LOSS", "ot"), "NOUN_LOSS 'ot' is unknown: choose one of bce, contrastive, sinkhorn"),
         (("MODEL.TEXT.DIM", 8), "6 dimensions, but MODEL.TEXT.DIM is 8"),
         (("MODEL.METHOD.VLDET.EMBEDDINGS", str(tmp_path / "gone.pth")), "VLDET.EMBEDDINGS"),
     ):

@@ -267,7 +267,6 @@ def test_a_file_of_other_features_is_told(load_cfg, overrides, model, tmp_path, 
 
 @pytest.mark.parametrize("key, value, message", [
     ("OPEN_VOCAB.WORDS", 100, "100 pseudo words is longer than the 75 .* MODEL.OPEN_VOCAB.WORDS"),
-    ("OPEN_VOCAB.CLASSIFIER", "words", "CLASSIFIER 'words' is unknown: choose one of cosine, pseudo_words"),
     ("TEXT.WORD_DIM", 8, "16 dimensions, but MODEL.TEXT.WORD_DIM is 8"),
 ])  # fmt: skip
 def test_errors(load_cfg, overrides, key, value, message):

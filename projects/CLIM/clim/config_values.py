@@ -268,5 +268,7 @@ def _wrong_relations(cfg, sources: Mapping[str, str]) -> Iterator[tuple[str, str
             yield f"MODEL.{part}.IOU_LABELS", "", "one longer than IOU_THRESHOLDS"
     if cfg.INPUT.MOSAIC.SIZE < 4 * max(cfg.INPUT.MOSAIC.GRIDS):
         yield "INPUT.MOSAIC.SIZE", "", f"at least 4 px for each of the tiles of GRIDS {list(cfg.INPUT.MOSAIC.GRIDS)}"
+    if sources.get("MODEL.TRUST_WEIGHTS") and cfg.MODEL.TRUST_WEIGHTS:  # its author may have made them
+        yield "MODEL.TRUST_WEIGHTS", "", "False in files: if you trust the weights, write it at the end of the command"
     if sources.get("SOLVER.MAX_ITER") == "" and cfg.SOLVER.EPOCHS and sources.get("SOLVER.EPOCHS") != "":
         yield ("SOLVER.MAX_ITER", "", f"left out, as SOLVER.EPOCHS {cfg.SOLVER.EPOCHS} sets it: or set EPOCHS 0.0")

@@ -7,7 +7,6 @@ from detectron2.modeling import build_backbone
 from detectron2.structures import Boxes
 from torch.nn import functional as F
 
-from clim.errors import UserError
 from clim.modeling.backbones.fpn import LEVELS, VLM, TapLevels, rescaling
 
 CHANNELS = 8
@@ -68,8 +67,6 @@ def test_interpolation_learns_nothing_and_each_tap_feeds_its_own_level():
     x = torch.randn(1, 2, 3, 3)
     expected = F.interpolate(x, size=(12, 12), mode="bilinear", align_corners=False)
     torch.testing.assert_close(rescaling(2, 4, upscaling="interpolation", norm="")(x), expected)
-    with pytest.raises(UserError, match='UPSCALING is "nearest": choose'):
-        TapLevels(VIT_TAPS, upscaling="nearest", norm="BN")
 
 
 def test_the_pyramid_of_the_shipped_config(backbone):

@@ -1,13 +1,26 @@
 """Overrides, files, names and numbers of a command line."""
 
 import argparse
+import os
+from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
 
 from clim.config import add_clim_config
 from clim.errors import UserError
-from clim_commands.inputs import KEY, Parser, add_model_options, count, model_overrides, read_names
+from clim_commands.inputs import (
+    KEY,
+    Parser,
+    add_model_options,
+    count,
+    model_overrides,
+    number,
+    output_file,
+    output_folder,
+    read_names,
+    require_other,
+)
 
 
 @pytest.fixture
@@ -81,3 +94,33 @@ def test_names_and_numbers(tmp_path):
     for text in ("0", "-1", "1.5", "many", "", "4294967296", "9" * 5000):
         with pytest.raises(argparse.ArgumentTypeError, match="not a whole number from 1 to 4294967295"):
             count(text)
+
+
+def test_numbers_and_places_are_checked_before_any_work(tmp_path, monkeypatch):
+    assert number(-1, 1)("-0.5") == -0.5 and number(0)("64") == 64
+    for text in ("nan", "inf", "1.5", "x", ""):
+        with pytest.raises(argparse.ArgumentTypeError, match="not a number from 0 to 1"):
+            number(0, 1)(text)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    assert output_file("new/file.json") == Path("new/file.json") and output_file("file") == Path("file")
+    assert output_folder("new/folder") == Path("new/folder") and output_folder(".") == Path(".")
+    for read, text, message in (
+        (output_file, "", "empty"), (output_folder, " ", "empty"), (output_file, str(tmp_path), "is a folder"),
+        (output_file, "/dev/null", "no regular file"), (output_file, "file/x", "is no folder"),
+        (output_folder, "file", "is no folder"), (output_folder, "loop", "is no folder"),
+    ):  # fmt: skip
+        with pytest.raises(argparse.ArgumentTypeError, match=message):
+            read(text)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(argparse.ArgumentTypeError, match="is read-only"):
+        output_folder("new")
+
+
+def test_an_output_is_no_input(tmp_path):
+    (tmp_path / "in.json").write_text("")
+    os.link(tmp_path / "in.json", tmp_path / "link.json")
+    require_other(tmp_path / "new.json", tmp_path / "in.json", None, "")
+    with pytest.raises(UserError, match="is .*in.json, which is an input"):
+        require_other(tmp_path / "link.json", None, tmp_path / "in.json")

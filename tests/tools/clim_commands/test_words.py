@@ -1,9 +1,11 @@
 """Word lists of texts and files."""
 
+import os
+
 import pytest
 
 from clim.errors import UserError
-from clim_commands.words import read_words
+from clim_commands.words import read_words, with_synonyms
 
 PLAIN = {"bee": [], "sheep": []}
 
@@ -52,7 +54,7 @@ def test_texts(tmp_path, monkeypatch):
     ("a.txt", None, "is not there"), ("a.xlsx", None, "is not there"), ("a", None, "is not there"),
     ("a.txt", b"\n \n", "holds no name"), ("a.csv", b"name\n", "holds no name"), ("a.json", b"[]", "holds no name"),
     ("a.npy", b"\x93NUMPY", "cannot be read"), ("a.json", b"[\"bee\"", "cannot be read"),
-    ("a.yaml", b"a: [", "cannot be read"), ("a.json", b'{"a": {"b": 1}}', "neither a list of names"),
+    ("a.yaml", b"a: [", "is not valid YAML"), ("a.json", b'{"a": {"b": 1}}', "neither a list of names"),
     ("a.json", b"[[\"bee\"]]", "neither a list of names"), ("a.json", b"null", "neither a list of names"),
     ("a.json", b'[{"id": 1}]', "neither a list of names"), ("a.yaml", b"a: {b: c}", "neither a list of names"),
 ])  # fmt: skip
@@ -62,3 +64,35 @@ def test_what_is_no_word_list(tmp_path, name, content, message):
     with pytest.raises(UserError, match=f"^--names .*{name}.*{message}") as caught:
         read_words(str(tmp_path / name), option="--names")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("w.txt", b"dog\nc\0t\n", "control character"), ("w.txt", b"dog\n" + b"a" * 10_000, "10000 letters"),
+        ("w.txt", "dog\n".encode("utf-16-le"), "control character"), ("w.txt", bytes(range(256)), "cannot be read"),
+        ("w.csv", b'name\n"dog\ncat\n', "unexpected end of data"), ("w.csv", b"id,name\n1\n", "no cell below 'name'"),
+        ("w.csv", b"name\n" + b"a" * 200_000, "field larger than"), ("w.json", b"[" * 100_000, "nested too deeply"),
+        ("w.json", b'["dog", "\\ud83d"]', "half a character"),
+        ("w.json", b'{"categories": null}', "categories are no list"),
+        ("w.json", b'[{"name": "dog", "id": []}, {"name": "cat"}]', "id that is no number"),
+        ("w.yaml", b"- !!python/name:os.system\n- dog\n", "constructor"),
+        ("w.yaml", b"[" * 20_000, "nested too deeply"),
+        ("w.yaml", b"a: &a [x, x]\nb: &b [*a, *a]\nnames: [*b, *b]\n", "neither a list of names"),
+    ],
+)  # fmt: skip
+def test_damage_is_told_with_the_file(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"--names {path}.*{message}"):
+        read_words(str(path), option="--names")
+
+
+def test_what_is_no_regular_file_is_told(tmp_path):
+    os.mkfifo(tmp_path / "fifo.txt")
+    for path in ("/dev/zero", tmp_path, tmp_path / "fifo.txt"):
+        with pytest.raises(UserError, match=f"--names {path} is no regular file"):
+            read_words(str(path), option="--names")
+    assert len(read_words(", ".join(f"word {i}" for i in range(400)), option="--names")) == 400  # no name of a file
+    with pytest.raises(UserError, match="control character"):
+        with_synonyms("dog: a\x07b")

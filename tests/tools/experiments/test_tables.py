@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from clim.errors import UserError
 from experiments import tables
 from experiments.tables import Row, Section, datasets_of, markdown, report, run_rows, tables_command
 
@@ -114,3 +115,18 @@ def test_the_command_runs_what_is_chosen_and_reports_what_has_been_run(tmp_path,
     for more in ([], ["--only", "First"]):  # the last rows' table stays as it is
         call("--seeds", "4", "--report", str(tmp_path / "all.md"), *more)
         assert len(ran) == 2 and (tmp_path / "all.md").read_text() == written
+
+
+def test_a_table_without_its_end_and_records_without_figures_are_told(tmp_path):
+    path = tmp_path / "results.md"
+    path.write_text("<!-- table: One -->\n| a |\n\nBy hand.\n")
+    with pytest.raises(UserError, match="without <!-- end: One --> below it"):
+        report(path, {"One": ["| b |"]})
+    assert "By hand" in path.read_text()
+    section = Section({"start": START}, {"AP": "AP50"})
+    finish(tmp_path, START, 0, AP=None)
+    assert markdown(section, output=tmp_path, seeds=[0])[2:] == ["| start | not run | – |"]
+    for content in ("", "[]", '{"results": 3}', '{"results": {"AP": "high"}}'):
+        (START.folder(tmp_path, 0) / "results.json").write_text(content)
+        with pytest.raises(UserError, match=f"{START.folder(tmp_path, 0)}.*: remove .* to train this row anew"):
+            markdown(section, output=tmp_path, seeds=[0])

@@ -76,6 +76,8 @@ class Query(BaseModel, extra="forbid"):
     @classmethod
     def read(cls, limits: "Limits", fields: Mapping) -> "Query":
         """From fields of any type. Raises Refused."""
+        if wrong := next((name for name, value in fields.items() if isinstance(value, bool)), None):
+            raise Refused(f'"{wrong[:40]}": it is true or false, which no field is.')
         try:
             query = cls(**fields)
         except ValidationError as error:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from detectron2.structures import BoxMode
 from tqdm import tqdm
@@ -81,11 +82,10 @@ def _check_line(line: str) -> int:
 
 def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: str) -> list[dict]:
     """Boxes of Pascal VOC's xml files. An image without a file has no box."""
-    from defusedxml.ElementTree import parse
     from supervision.dataset.formats.pascal_voc import detections_from_xml_obj
 
     def read(file: Path, height: int, width: int):
-        found, names = detections_from_xml_obj(parse(file).getroot(), [], (1, 1))
+        found, names = detections_from_xml_obj(_voc_root(file), [], (1, 1))
         return found.xyxy, [nfc(names[i].strip()) for i in found.class_id]
 
     return _read_folder(folder, image_root, ".xml", read, index, remedy)
@@ -93,15 +93,26 @@ def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: 
 
 def voc_classes(folder: str | os.PathLike) -> set[str]:
     """The names of all objects in the xml files below ``folder``. UserError for a broken file."""
-    from defusedxml.ElementTree import parse
-
     names = set()
     for file in sorted(Path(folder).rglob("*.xml")):
         try:
-            names |= {nfc(name.text.strip()) for name in parse(file).getroot().iterfind("object/name") if name.text}
+            names |= {nfc(name.text.strip()) for name in _voc_root(file).iterfind("object/name") if name.text}
         except (OSError, SyntaxError, ValueError) as error:  # ValueError: an entity, which defusedxml does not read
             raise UserError(f"{file} cannot be read ({error}): correct the file.") from error
     return names
+
+
+def _voc_root(file: Path) -> Element:
+    """The first element of a file. ValueError for another kind of xml, and for entities, which may be harmful."""
+    from defusedxml.ElementTree import parse
+
+    try:
+        root = parse(file).getroot()
+    except LookupError as error:  # an encoding that Python does not know
+        raise ValueError(error) from error
+    if root.tag != "annotation":
+        raise ValueError(f"it begins with <{root.tag}> in place of <annotation>")
+    return root
 
 
 def _read_folder(folder: str, image_root: str, suffix: str, read: Callable, index: Mapping, remedy: str) -> list[dict]:
@@ -115,6 +126,8 @@ def _read_folder(folder: str, image_root: str, suffix: str, read: Callable, inde
             unreadable.append(error)
             continue
         annotations = []
+        if os.path.lexists(file) and not file.is_file():
+            raise UserError(f"{file} is a folder, a pipe or a link to nothing: put the labels of {image} there.")
         if file.is_file():
             labelled += 1
             try:

@@ -48,8 +48,6 @@ def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> np.memm
     path, again = resolve(path), "build it with tools/build_neighbours.py"
     facts = read_json(path.with_suffix(".json"), remedy=f"{again} --output {path}.", kind=Facts)
     try:
-        if not path.is_file():
-            raise FileNotFoundError("it is missing")
         rows = np.load(path, "r", allow_pickle=False)
         sound = rows.dtype == np.int32 and rows.ndim == 2 and rows.size
     except (OSError, ValueError, AttributeError, EOFError) as error:  # AttributeError: an archive of arrays

@@ -194,6 +194,13 @@ class DetectionEvaluator(ImageEvaluator):
             logger.warning(f"{missing} of {num_images} images of '{self.name}' were not processed and count as empty")
         if num_cut := sum(image.was_cut for image in results.values()):
             logger.warning(f"{num_cut} images had more than {self._max_dets} detections: the best were kept")
+        annotations = ground_truth["annotations"]
+        scored = [names.values() for split, names in self._splits.items() if split != "unused"]
+        counting = set(self._undeclared.values()).union(*scored)
+        if not any(a["category_id"] in counting and not a.get("iscrowd") for a in annotations):
+            crowds = sum(bool(a.get("iscrowd")) for a in annotations)
+            others = f"{crowds} are crowds, the others of classes that do not count"
+            logger.warning(f"none of the {len(annotations)} boxes of '{self.name}' counts, so all is nan: {others}")
         if not any(len(image.found) for image in results.values()):
             logger.warning(f"no detections on '{self.name}': every class scores 0")
         return ground_truth

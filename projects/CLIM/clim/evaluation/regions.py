@@ -92,6 +92,8 @@ class RegionClassificationEvaluator(ImageEvaluator):
         }  # fmt: skip
         others = f"{empty} images have none, {len(unreadable)} could not be read"
         logger.info(f"'{self.name}': {len(classes)} regions on {len(results)} images; {others}")
+        if not len(classes):
+            logger.warning(f"'{self.name}' has no region to classify, so all figures are nan: {others}")
         counts, summary = np.bincount(classes, minlength=len(self._classes)).tolist(), OrderedDict()
         per_class = [
             {"class": name, "kind": "thing" if i < self._num_things else "stuff", "num_regions": counts[i]}

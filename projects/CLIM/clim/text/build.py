@@ -60,7 +60,10 @@ class _Identity(msgspec.Struct):
     checksum: int = 0  # of both
 
     def __post_init__(self):
-        self.checksum = self.checksum or _checksum(self.fingerprint.encode(), str(self.dim).encode())
+        right = _checksum(self.fingerprint.encode(), str(self.dim).encode())
+        if self.checksum not in (0, right):
+            raise ValueError("its checksum is wrong")
+        self.checksum = right
 
 
 class LazyTower:
@@ -96,14 +99,10 @@ class LazyTower:
         if not stamp:
             return _Identity(self.live.fingerprint, self.live.dim)
         note = self._directory / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.json"
-        if note.exists():
-            try:
-                known = read_json(note, remedy="it is written anew from the text tower.", kind=_Identity)
-                if known == _Identity(known.fingerprint, known.dim):
-                    return known
-                logger.warning("%s is damaged: it is written anew from the text tower.", note)
-            except UserError as error:
-                logger.warning(str(error))
+        try:
+            return read_json(note, remedy="it is written anew from the text tower", kind=_Identity)
+        except UserError as error:  # also in the first run
+            logger.info(str(error))
         identity = _Identity(self.live.fingerprint, self.live.dim)
         write_json(note, msgspec.structs.asdict(identity) | self._source, shared=True)
         return identity

@@ -211,7 +211,7 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
     parts = {key.partition(".")[0] for key in own}
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     surplus = [k for k in state if k not in own and k.partition(".")[0] in parts]
-    other = [k for k in own if k in state and _form(own[k]) != _form(state[k])]
+    other = [k for k in own if k in state and own[k].shape != state[k].shape]
     if wrong := missing + surplus + other:
         raise UserError(
             f"The weights in {path} ({half.weights_key}) do not fit the {half.what} of {name} ({len(wrong)} differ, "
@@ -228,10 +228,6 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
             f"The weights in {path} were trained with {ACTIVATIONS[trained_with]}, but the {half.what} of {name} "
             f"computes {ACTIVATIONS[quick_gelu]}: {remedy}."
         )
-
-
-def _form(weight: Tensor) -> tuple:
-    return weight.shape, weight.is_floating_point()
 
 
 def _find_weights(half: Half, *, name: str, pretrained: str) -> tuple[Path, bool | None]:
