@@ -20,6 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -215,9 +216,9 @@ def judge(case: Case, outcome: Outcome, twin) -> str:
     return "handled" if says(outcome.text, case.said) else "silent"
 
 
-def run(chosen: list[Case], world: Path) -> list[dict]:
-    """A row for each case, with what it printed where it is bad."""
-    runner, rows = Runner(world), []
+def run(chosen: list[Case], world: Path, rows: list[dict]) -> None:
+    """Add a row for each case to ``rows``, with what it printed where it is bad."""
+    runner = Runner(world)
     for case in chosen:
         verdict, outcome = runner.verdict(case)
         rows.append({"kind": case.kind, "entry": case.entry.name, "name": case.name, "verdict": verdict})
@@ -225,7 +226,6 @@ def run(chosen: list[Case], world: Path) -> list[dict]:
         if verdict in BAD:
             rows[-1]["saw"] = f"{outcome.errors or outcome.text[-1500:]} {outcome.lost[:5] or ''}"
             print(f"{verdict:9} {case.title}\n          {rows[-1]['saw'][-300:]}", flush=True)
-    return rows
 
 
 def table(rows: list[dict]) -> str:
@@ -260,8 +260,8 @@ def main() -> None:
     chosen = OF_EACH_KIND if args.self_test else QUICK if args.sample else CASES
     chosen = [case for case in chosen if any(word in case.title for word in args.part.split("|"))]
     chosen = random.Random(0).sample(chosen, args.sample) if args.sample else chosen
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = run(chosen, build(args.world or Path(scratch, "twin")))
+    with tempfile.TemporaryDirectory() as scratch, suppress(KeyboardInterrupt):
+        run(chosen, build(args.world or Path(scratch, "twin")), rows := [])
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
