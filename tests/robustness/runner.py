@@ -243,6 +243,8 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    rows: list[dict] = []
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", default="", help="only cases whose title holds one of these words, parted by |")
     parser.add_argument("--sample", type=int, default=0, help="so many of the quick cases")
@@ -261,7 +263,7 @@ def main() -> None:
     chosen = [case for case in chosen if any(word in case.title for word in args.part.split("|"))]
     chosen = random.Random(0).sample(chosen, args.sample) if args.sample else chosen
     with tempfile.TemporaryDirectory() as scratch, suppress(KeyboardInterrupt):
-        run(chosen, build(args.world or Path(scratch, "twin")), rows := [])
+        run(chosen, build(args.world or Path(scratch, "twin")), rows)
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
