@@ -5,6 +5,7 @@ from pathlib import Path
 from .damage import BYTES, PLACES, broken, contents, edits, put, written
 from .entries import CLIM, CONFIG, EVAL, OWN, PREDICT, TRAIN, config, evaluation, predict, train
 from .runner import Case, Entry, cases, same
+from .weights import Payload, saved
 
 # (senseless values, keys)
 VALUES = (
@@ -80,6 +81,12 @@ def by_base(text: str):
     return lambda world: (written("base.yaml", text)(world), put(world / "case.yaml", "_BASE_: base.yaml\n"))
 
 
+def trusting(world):
+    """A config that trusts the weights that come with it."""
+    put(world / "evil.pth", saved({"model": {}, "y": Payload(world)}))
+    put(world / "case.yaml", f"_BASE_: {CLIM}\nMODEL:\n  WEIGHTS: evil.pth\n  TRUST_WEIGHTS: True\n")
+
+
 FILE, COCO, CUT = (
     Entry("config file", config, ("case.yaml",)),
     OWN["coco"],
@@ -108,4 +115,5 @@ CASES = [
 ]  # fmt: skip
 for run, function in COMMANDS.items():
     changed = Entry(run.name, function)
+    CASES += cases("code", run, {"TRUST_WEIGHTS of a file": trusting}, "TRUST_WEIGHTS", changed=changed)
     CASES += cases("code", run, {"--config-file": written("case.yaml", APPLY)}, "case.yaml", changed=changed)
