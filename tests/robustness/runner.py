@@ -255,11 +255,13 @@ def main() -> None:
     from train_net import quiet_warnings
 
     quiet_warnings()
-    from .corpus import CASES, QUICK
-    from .selftest import CASES as OF_EACH_KIND
-    from .world import build
+    if args.self_test:
+        from .selftest import CASES, build
+    else:
+        from .corpus import CASES, QUICK
+        from .world import build
 
-    chosen = OF_EACH_KIND if args.self_test else QUICK if args.sample else CASES
+    chosen = QUICK if args.sample else CASES
     chosen = [case for case in chosen if any(word in case.title for word in args.part.split("|"))]
     chosen = random.Random(0).sample(chosen, args.sample) if args.sample else chosen
     with tempfile.TemporaryDirectory() as scratch, suppress(KeyboardInterrupt):
