@@ -5,6 +5,7 @@ from pathlib import Path
 from .damage import BYTES, PLACES, broken, contents, edits, put, written
 from .entries import CLIM, CONFIG, EVAL, OWN, PREDICT, TRAIN, config, evaluation, predict, train
 from .runner import Case, Entry, cases, same
+from .weights import Payload, saved
 
 # (senseless values, keys)
 VALUES = (
@@ -33,12 +34,16 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 FILES = {
     "empty": "", "text": "only words", "a list": "- a\n- b\n", "a number": "5", "broken": "MODEL:\n  A: [1,\n",
-    "a tab": "MODEL:\n\tDEVICE: cpu\n", "an unknown key": "MODEL:\n  DEVCIE: cpu\n", "a value for a section": "MODEL: 5\n",
+    "a tab": "MODEL:\n\tDEVICE: cpu\n", "an unknown key": "MODEL:\n  DEVCIE: cpu\n",
+    "a value for a section": "MODEL: 5\n",
     "a section for a value": "SEED:\n  A: 1\n", "a key twice": "SEED: 1\nSEED: 2\n", "null for a section": "MODEL:\n",
     "a date": "SEED: 2020-01-01\n", "a number as key": "5: 1\n", "a nan": "SOLVER:\n  BASE_LR: .nan\n",
-    "aliases without end": ALIASES, "deep": "SEED: " + "[" * 20_000 + "\n", "an alias of itself": "MODEL: &a\n  WEIGHTS: *a\n",
-    "_BASE_ of itself": "_BASE_: case.yaml\n", "_BASE_ that is gone": "_BASE_: gone.yaml\n", "_BASE_ a folder": "_BASE_: .\n",
-    "_BASE_ a list": "_BASE_: [a.yaml]\n", "_BASE_ an address": "_BASE_: http://127.0.0.1:9/x.yaml\n", "_BASE_ null": "_BASE_:\n",
+    "aliases without end": ALIASES, "deep": "SEED: " + "[" * 20_000 + "\n",
+    "an alias of itself": "MODEL: &a\n  WEIGHTS: *a\n",
+    "_BASE_ of itself": "_BASE_: case.yaml\n", "_BASE_ that is gone": "_BASE_: gone.yaml\n",
+    "_BASE_ a folder": "_BASE_: .\n",
+    "_BASE_ a list": "_BASE_: [a.yaml]\n", "_BASE_ an address": "_BASE_: http://127.0.0.1:9/x.yaml\n",
+    "_BASE_ null": "_BASE_:\n",
 }  # fmt: skip
 APPLY = "SEED: !!python/object/apply:os.system ['touch {world}/code_has_run']\n"
 CODE = {
@@ -52,10 +57,14 @@ DATA = {
     "an unknown key": "trian: images\nnames: [dog]\n", "names a number": f"names: 5\n{TRAIN_SET}",
     "names twice": f"names: [dog, dog]\n{TRAIN_SET}", "an empty name": f"names: [dog, '']\n{TRAIN_SET}",
     "numbers with a gap": "names: {0: dog, 2: kite}\ntrain: {images: images, boxes: labels}\n",
-    "names a list of lists": f"names: [[dog]]\n{TRAIN_SET}", "no folder": "train: {images: nowhere, boxes: boxes.json}\n",
-    "a file as folder": "train: {images: boxes.json, boxes: boxes.json}\n", "no boxes": "train: {images: images, boxes: no.json}\n",
-    "a set that is a number": "train: 5\nnames: [dog]\n", "an unknown key of a set": "train: {images: images, bxes: boxes.json}\n",
-    "novel no list": f"novel: 5\n{TRAIN_SET}", "no class of the file": f"names: [yeti]\n{TRAIN_SET}", "null": "train:\nval:\n",
+    "names a list of lists": f"names: [[dog]]\n{TRAIN_SET}",
+    "no folder": "train: {images: nowhere, boxes: boxes.json}\n",
+    "a file as folder": "train: {images: boxes.json, boxes: boxes.json}\n",
+    "no boxes": "train: {images: images, boxes: no.json}\n",
+    "a set that is a number": "train: 5\nnames: [dog]\n",
+    "an unknown key of a set": "train: {images: images, bxes: boxes.json}\n",
+    "novel no list": f"novel: 5\n{TRAIN_SET}", "no class of the file": f"names: [yeti]\n{TRAIN_SET}",
+    "null": "train:\nval:\n",
     "a key twice": TRAIN_SET * 2, "aliases without end": ALIASES, "an alias of itself": "train: &a [*a]\n",
     "deep": "train: " + "[" * 20_000, "a NUL": "train: {images: ima\0ges, boxes: boxes.json}\n",
     "tags of another kind": "captions: {images: images, captions: captions.json, tags: 7}\n",
@@ -72,24 +81,39 @@ def by_base(text: str):
     return lambda world: (written("base.yaml", text)(world), put(world / "case.yaml", "_BASE_: base.yaml\n"))
 
 
-FILE, COCO, CUT = Entry("config file", config, ("case.yaml",)), OWN["coco"], ("empty", "a third of it", "all but the last byte")
+def trusting(world):
+    """A config that trusts the weights that come with it."""
+    put(world / "evil.pth", saved({"model": {}, "y": Payload(world)}))
+    put(world / "case.yaml", f"_BASE_: {CLIM}\nMODEL:\n  WEIGHTS: evil.pth\n  TRUST_WEIGHTS: True\n")
+
+
+FILE, COCO, CUT = (
+    Entry("config file", config, ("case.yaml",)),
+    OWN["coco"],
+    ("empty", "a third of it", "all but the last byte"),
+)
 COMMANDS = {
     TRAIN: lambda world: train(world, config="case.yaml"),
     EVAL: lambda world: evaluation(world, "--config-file", "case.yaml"),
     PREDICT: lambda world: predict(world, "--config-file", "case.yaml"),
 }
 OF_BYTES = {name: change(Path(CLIM).read_bytes()) for name, change in BYTES.items() if name not in CUT}
-DATA_CODE, BOM = {"data.yaml": written("own/coco.yaml", APPLY + TRAIN_SET)}, {"BOM": lambda data: b"\xef\xbb\xbf" + data}
+DATA_CODE, BOM = (
+    {"data.yaml": written("own/coco.yaml", APPLY + TRAIN_SET)},
+    {"BOM": lambda data: b"\xef\xbb\xbf" + data},
+)
 CASES = [
     *overrides(CONFIG, VALUES), *overrides(EVAL, AT_TEST), *overrides(PREDICT, AT_TEST),
     *cases("config", FILE, contents("case.yaml", FILES | OF_BYTES), "case.yaml"),
     *cases("config", FILE, {name: place("case.yaml") for name, place in PLACES.items()}, "case.yaml"),
     *cases("code", FILE, contents("case.yaml", CODE), "case.yaml"),
     *cases("code", FILE, {f"_BASE_: {name}": by_base(text) for name, text in CODE.items()}, "base.yaml"),
-    *cases("code", COCO, DATA_CODE, "coco.yaml"), *cases("data.yaml", COCO, contents("own/coco.yaml", DATA), "coco.yaml"),
+    *cases("code", COCO, DATA_CODE, "coco.yaml"),
+    *cases("data.yaml", COCO, contents("own/coco.yaml", DATA), "coco.yaml"),
     *cases("data.yaml", COCO, broken("own/coco.yaml", but=CUT), "coco.yaml"),
     *cases("data.yaml", COCO, edits("own/coco.yaml", BOM), handled=same),
 ]  # fmt: skip
 for run, function in COMMANDS.items():
     changed = Entry(run.name, function)
+    CASES += cases("code", run, {"TRUST_WEIGHTS of a file": trusting}, "TRUST_WEIGHTS", changed=changed)
     CASES += cases("code", run, {"--config-file": written("case.yaml", APPLY)}, "case.yaml", changed=changed)

@@ -7,18 +7,18 @@ import logging
 import os
 from pathlib import Path
 
-import build_neighbours
-import index_pairs
 import numpy as np
-import parse_nouns
-import prepare_ovcoco
 import torch
 from detectron2.data import DatasetCatalog
 
+import build_neighbours
 import clim_commands.eval  # noqa: F401  what children need is imported before they are forked
 import clim_commands.export  # noqa: F401
 import clim_commands.inspect  # noqa: F401
 import clim_commands.train  # noqa: F401
+import index_pairs
+import parse_nouns
+import prepare_ovcoco
 from clim.data.datasets import register_own_set
 from clim.data.images import UnreadableImage, read_image
 from clim.data.own_data import read_data
@@ -195,17 +195,25 @@ PHOTO_PREDICT = Entry("predict photos", lambda world: predict(world, source="own
 INSPECT = Entry("inspect", inspect, ("own/coco.yaml",))
 CONFIG = Entry("config", config := lambda world, file, *opts: load_config(file, list(opts)).dump(), (CLIM,))
 FORMS = ("txt", "csv", "json", "yaml")
-WORDS = {f"words.{form}": Entry("words", lambda world, file: read_classes(file), (f"words/words.{form}",)) for form in FORMS}
+WORDS = {
+    f"words.{form}": Entry("words", lambda world, file: read_classes(file), (f"words/words.{form}",)) for form in FORMS
+}
 CLIP, SAFE = (Entry("CLIP", tower, ("clip/tiny.json", f"clip/weights.{form}")) for form in ("pt", "safetensors"))
 BERT, CACHED = Entry("BERT", tower, ("clip/bert",)), Entry("cache", cached, out=(CACHE,))
 INDEX, NEIGHBOURS = Entry("index_pairs shards", index), Entry("build_neighbours", neighbours, out=("out", CACHE))
-of_json, of_table = ("json", "--json", "own/captions.json"), ("tsv", "--tsv", "own/captions.tsv", "--images", "own/images")
+of_json, of_table = (
+    ("json", "--json", "own/captions.json"),
+    ("tsv", "--tsv", "own/captions.tsv", "--images", "own/images"),
+)
 PAIRS, TABLE_PAIRS = (
-    Entry(f"index_pairs {words[0]}", written(index_pairs.main, *words, "--keep-untagged")) for words in (of_json, of_table)
+    Entry(f"index_pairs {words[0]}", written(index_pairs.main, *words, "--keep-untagged"))
+    for words in (of_json, of_table)
 )
 NOUNS = Entry("parse_nouns", written(parse_nouns.main, "--captions", "own/captions.json", "--min-count", "1"))
 RECORD = Entry("record of a run", lambda world: open_record(world / "record", RECORD_SETTINGS))
 EXPORT = Entry("export", export)
 OVCOCO = Entry(
-    "prepare_ovcoco", lambda world: prepare_ovcoco.prepare(world / "datasets/source", world / "datasets"), out=("datasets/coco",)
+    "prepare_ovcoco",
+    lambda world: prepare_ovcoco.prepare(world / "datasets/source", world / "datasets"),
+    out=("datasets/coco",),
 )

@@ -101,10 +101,22 @@ for run, (files, folders) in IN_THE_WAY.items():
     for name in files.split():
         damage = {f"out/{name} is a folder": lambda world, name=name: (world / "out" / name).mkdir(parents=True)}
         CASES += cases("folders", run, damage, name)
-    CASES += [Case("folders", f"out/{name} is a file", run, a_file(f"out/{name}"), (name.split("/")[-1],)) for name in folders.split()]
-    CASES += cases("folders", run, {"out is a file": a_file("out"), "out is a link to itself": a_link(".")("out")}, "out")
+    CASES += [
+        Case("folders", f"out/{name} is a file", run, a_file(f"out/{name}"), (name.split("/")[-1],))
+        for name in folders.split()
+    ]
+    CASES += cases(
+        "folders", run, {"out is a file": a_file("out"), "out is a link to itself": a_link(".")("out")}, "out"
+    )
     changed = run._replace(out=(*run.out, "nowhere"))
-    CASES += cases("folders", run, {"out is a link to nothing": a_link("nowhere/deep")("out")}, "out|nowhere", handled=same, changed=changed)
+    CASES += cases(
+        "folders",
+        run,
+        {"out is a link to nothing": a_link("nowhere/deep")("out")},
+        "out|nowhere",
+        handled=same,
+        changed=changed,
+    )
 for run, option in ((TRAIN, "OUTPUT_DIR"), (EVAL, "--output"), (PREDICT, "--output"), (INSPECT, "--output")):
     for folder in ("x" * 300, "/proc/nowhere"):
         changed = run._replace(arguments=(option, folder, *run.arguments))
@@ -112,13 +124,28 @@ for run, option in ((TRAIN, "OUTPUT_DIR"), (EVAL, "--output"), (PREDICT, "--outp
 if can_mount():
     for run in (TRAIN, EVAL, PREDICT, INSPECT.given("--output", "out", name="inspect --output")):
         CASES.append(Case("folders", "out is read-only", run, read_only("out"), ("out", "ead-only")))
-        full = {f"out of {size}": mounted("out", f"mount -t tmpfs -o size={size} tmpfs {{}}") for size in ("4k", "8k", "300k", "4m")}
+        full = {
+            f"out of {size}": mounted("out", f"mount -t tmpfs -o size={size} tmpfs {{}}")
+            for size in ("4k", "8k", "300k", "4m")
+        }
         CASES += cases("disk", run, full, "space", handled=same)
-    CASES.append(Case("folders", "run is read-only", RESUME, read_only("run"), ("run", "ead-only"), changed=RESUME.given("kept")))
+    CASES.append(
+        Case("folders", "run is read-only", RESUME, read_only("run"), ("run", "ead-only"), changed=RESUME.given("kept"))
+    )
 for output, handled in (("own/images", None), ("own/images/deep", same)):
     changed = PREDICT.given("--output", output, out=("own/images/deep",))
-    CASES.append(Case("lost", f"output is the input: {output}", PREDICT, told=(output,), handled=handled, changed=changed))
-CASES.append(Case("lost", "--save-json is an image", PREDICT, told=("1.jpg",), changed=PREDICT.given("--save-json", "own/images/1.jpg")))
+    CASES.append(
+        Case("lost", f"output is the input: {output}", PREDICT, told=(output,), handled=handled, changed=changed)
+    )
+CASES.append(
+    Case(
+        "lost",
+        "--save-json is an image",
+        PREDICT,
+        told=("1.jpg",),
+        changed=PREDICT.given("--save-json", "own/images/1.jpg"),
+    )
+)
 CASES.append(Case("lost", "two trainings in one folder", Entry("train twice", second, seconds=60), told=("out",)))
 STOP = Entry("train eight steps", stopped, seconds=60, out=TRAIN.out)
 for name, code in (("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 143), ("SIGKILL", -9)):

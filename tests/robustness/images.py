@@ -12,7 +12,12 @@ from .damage import BYTES, PLACES, edited, edits, flipped, put
 from .entries import DETECTOR, INSPECT, OWN, PHOTO_EVAL, PHOTO_PREDICT, PHOTO_TRAIN, PREDICT, TRAIN
 from .runner import cases, ends, same, without
 
-GREY, COLOUR, ONE, PAIR = "own/photos/grey.png", "own/photos/colour.png", "own/images/1.jpg", "datasets/mini/pairs/000001.jpg"
+GREY, COLOUR, ONE, PAIR = (
+    "own/photos/grey.png",
+    "own/photos/colour.png",
+    "own/images/1.jpg",
+    "datasets/mini/pairs/000001.jpg",
+)
 
 
 def encoded(image: Image.Image, fmt: str, **options) -> bytes:
@@ -59,7 +64,8 @@ def png(width: int, height: int) -> bytes:
 
 
 UNREADABLE = BYTES | {
-    "a bomb": lambda data: png(60_000, 60_000), "no side": lambda data: png(0, 10), "half": lambda data: data[: len(data) // 2],
+    "a bomb": lambda data: png(60_000, 60_000), "no side": lambda data: png(0, 10),
+    "half": lambda data: data[: len(data) // 2],
     "a PDF": lambda data: b"%PDF-1.4\n%%EOF", "an SVG": lambda data: b'<svg xmlns="http://www.w3.org/2000/svg"/>',
     "an EPS": lambda data: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\nshowpage\n",
 }  # fmt: skip
@@ -98,7 +104,9 @@ for run in (PREDICT, DETECTOR):  # the damaged image is named, the others are as
     CASES += cases("images", run, placed(ONE, *PLACES), "1.jpg", handled=without("1.jpg"))
 CASES += cases("images", PREDICT, edits(ONE, OVER), handled=without("1.jpg"))
 for run in (PHOTO_EVAL, PHOTO_TRAIN):
-    CASES += cases("images", run, edits(GREY, UNREADABLE) | placed(GREY, *PLACES), "grey.png", handled=ends, said=("grey.png",))
+    CASES += cases(
+        "images", run, edits(GREY, UNREADABLE) | placed(GREY, *PLACES), "grey.png", handled=ends, said=("grey.png",)
+    )
     CASES += cases("images", run, edits(GREY, LONG), "grey.png", handled=ends)
 CASES += cases("images", TRAIN, edits(PAIR, UNREADABLE), "000001.jpg", handled=ends)
 CASES += cases("images", INSPECT, placed(ONE, *PLACES), "1.jpg", handled=ends, said=("1.jpg",))
@@ -107,5 +115,7 @@ for run in (PREDICT, DETECTOR, OWN["json"]):
     CASES += cases("images", run, edits(ONE, FLIPPED), handled=without("1.jpg", "captions/1.jpg"))
 NAMES = ("newline\n.jpg", "ünï.jpg", "a b.jpg", "-rf.jpg", "%d.jpg", "x" * 240 + ".jpg")
 CASES += cases("images", PREDICT, {f"named {name[:12]!r}": named(name) for name in NAMES}, handled=one_more)
-CASES += cases("images", PREDICT, {"a name that is no UTF-8": not_utf8}, "caf", handled=lambda r, t: r.items() >= t.items())
+CASES += cases(
+    "images", PREDICT, {"a name that is no UTF-8": not_utf8}, "caf", handled=lambda r, t: r.items() >= t.items()
+)
 CASES += cases("images", INSPECT, {"a name that is no UTF-8": not_utf8}, "caf", handled=ends)

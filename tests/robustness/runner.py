@@ -20,6 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ import numpy as np
 
 BAD = ("code", "lost", "hang", "traceback", "wrong", "vague", "refused", "silent", "no twin")
 MEMORY = 3 << 30  # bytes that a child may take beyond its parent's
+LARGE = 1 << 20  # bytes
 MARKER = "code_has_run"  # a file of this name in the world: a payload has run
 
 
@@ -96,8 +98,9 @@ def ends(result, twin) -> bool:
 
 def without(*names: str) -> Callable[[dict, dict], bool]:
     """All but the parts ``names`` is as in the twin."""
-    return lambda result, twin: result.keys() <= twin.keys() and all(
-        result.get(name) == value for name, value in twin.items() if name not in names
+    return lambda result, twin: (
+        result.keys() <= twin.keys()
+        and all(result.get(name) == value for name, value in twin.items() if name not in names)
     )
 
 
@@ -166,6 +169,11 @@ def _child(entry: Entry, world: Path, scratch: Path) -> None:
         os._exit(code)
 
 
+def copied(file: str, place: str) -> None:
+    """A copy; large files share their data, because nothing writes into them in place."""
+    (os.link if os.path.getsize(file) > LARGE else shutil.copy2)(file, place)
+
+
 class Runner:
     """Runs cases beside their twins, each of which is run once."""
 
@@ -173,9 +181,9 @@ class Runner:
         self.world, self.twin = world, functools.cache(lambda entry: self._run(entry, lambda world: None))
 
     def _run(self, entry: Entry, damage: Callable[[Path], object]) -> Outcome:
-        """In a copy whose files are links to the world's data: damages replace files, they never write into them."""
+        """In a copy of the world."""
         with tempfile.TemporaryDirectory(dir=self.world.parent, ignore_cleanup_errors=True) as name:
-            folder = Path(shutil.copytree(self.world, Path(name, "world"), copy_function=os.link, symlinks=True))
+            folder = Path(shutil.copytree(self.world, Path(name, "world"), copy_function=copied, symlinks=True))
             undo = damage(folder)
             try:
                 return call(entry, folder, scratch=Path(name))
@@ -208,9 +216,9 @@ def judge(case: Case, outcome: Outcome, twin) -> str:
     return "handled" if says(outcome.text, case.said) else "silent"
 
 
-def run(chosen: list[Case], world: Path) -> list[dict]:
-    """A row for each case, with what it printed where it is bad."""
-    runner, rows = Runner(world), []
+def run(chosen: list[Case], world: Path, rows: list[dict]) -> None:
+    """Add a row for each case to ``rows``, with what it printed where it is bad."""
+    runner = Runner(world)
     for case in chosen:
         verdict, outcome = runner.verdict(case)
         rows.append({"kind": case.kind, "entry": case.entry.name, "name": case.name, "verdict": verdict})
@@ -218,7 +226,6 @@ def run(chosen: list[Case], world: Path) -> list[dict]:
         if verdict in BAD:
             rows[-1]["saw"] = f"{outcome.errors or outcome.text[-1500:]} {outcome.lost[:5] or ''}"
             print(f"{verdict:9} {case.title}\n          {rows[-1]['saw'][-300:]}", flush=True)
-    return rows
 
 
 def table(rows: list[dict]) -> str:
@@ -236,6 +243,8 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    rows: list[dict] = []
     parser = argparse.ArgumentParser()
     parser.add_argument("--part", default="", help="only cases whose title holds one of these words, parted by |")
     parser.add_argument("--sample", type=int, default=0, help="so many of the quick cases")
@@ -246,15 +255,17 @@ def main() -> None:
     from train_net import quiet_warnings
 
     quiet_warnings()
-    from .corpus import CASES, QUICK
-    from .selftest import CASES as OF_EACH_KIND
-    from .world import build
+    if args.self_test:
+        from .selftest import CASES, build
+    else:
+        from .corpus import CASES, QUICK
+        from .world import build
 
-    chosen = OF_EACH_KIND if args.self_test else QUICK if args.sample else CASES
+    chosen = QUICK if args.sample else CASES
     chosen = [case for case in chosen if any(word in case.title for word in args.part.split("|"))]
     chosen = random.Random(0).sample(chosen, args.sample) if args.sample else chosen
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = run(chosen, build(args.world or Path(scratch, "twin")))
+    with tempfile.TemporaryDirectory() as scratch, suppress(KeyboardInterrupt):
+        run(chosen, build(args.world or Path(scratch, "twin")), rows)
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))

@@ -8,9 +8,15 @@ from .damage import BYTES, broken, contents, edited, edits, entry, written
 from .entries import CAPTION_IMAGES, CAPTIONS, INDEX, OWN, SHARDS, TRAIN, WORDS
 from .runner import Case, cases, ends, same, without
 
-KEPT = {"a byte-order mark": lambda data: b"\xef\xbb\xbf" + data, "Windows' lines": lambda data: data.replace(b"\n", b"\r\n"),
-        "UTF-16": lambda data: data.decode().encode("utf-16")}  # fmt: skip
-LATIN, NUL = {"another encoding": lambda data: data + b"\ncaf\xe9 \xff"}, {"a NUL": lambda data: data[:3] + b"\0" + data[3:]}
+KEPT = {
+    "a byte-order mark": lambda data: b"\xef\xbb\xbf" + data,
+    "Windows' lines": lambda data: data.replace(b"\n", b"\r\n"),
+    "UTF-16": lambda data: data.decode().encode("utf-16"),
+}
+LATIN, NUL = (
+    {"another encoding": lambda data: data + b"\ncaf\xe9 \xff"},
+    {"a NUL": lambda data: data[:3] + b"\0" + data[3:]},
+)
 # (file, contents that are no list of words)
 WRONG_WORDS = {
     "words.json": ("", "{", "5", "null", "[]", '[["dog"]]', "[1, null]", '{"names": 3}', "[" * 5000, '["  "]',
@@ -19,14 +25,18 @@ WRONG_WORDS = {
                    "a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\n"),
     "words.txt": ("", "\n\n \n"), "words.csv": ("", "\n", ",,\n"),
 }  # fmt: skip
-CODE = {"a tag of Python": written("words/words.yaml", "!!python/object/apply:os.system ['touch {world}/code_has_run']\n")}
+CODE = {
+    "a tag of Python": written("words/words.yaml", "!!python/object/apply:os.system ['touch {world}/code_has_run']\n")
+}
 YOLO = {
     "a word": "dog 0.5 0.5 0.2 0.2\n", "pixels": "0 30 20 10 10\n", "nan": "0 nan 0.5 0.2 0.2\n", "no box": "0\n",
     "negative size": "0 0.5 0.5 -0.2 0.2\n", "unknown class": "9 0.5 0.5 0.2 0.2\n", "inf": "0 0.5 inf 0.2 0.2\n",
-    "negative class": "-1 0.5 0.5 0.2 0.2\n", "part of a class": "0.5 0.5 0.5 0.2 0.2\n", "three numbers": "0 0.5 0.5\n",
+    "negative class": "-1 0.5 0.5 0.2 0.2\n", "part of a class": "0.5 0.5 0.5 0.2 0.2\n",
+    "three numbers": "0 0.5 0.5\n",
     "commas": "0,0.5,0.5,0.2,0.2\n", "huge class": f"{10**30} 0.5 0.5 0.2 0.2\n",
 }  # fmt: skip
-OBJECT = "<annotation><object>{}<bndbox><xmin>{}</xmin><ymin>4</ymin><xmax>20</xmax><ymax>20</ymax></bndbox></object></annotation>"
+BOX = "<xmin>{}</xmin><ymin>4</ymin><xmax>20</xmax><ymax>20</ymax>"
+OBJECT = f"<annotation><object>{{}}<bndbox>{BOX}</bndbox></object></annotation>"
 DOG = "<name>dog</name>"
 VOC = {
     "no name": OBJECT.format("", 4), "no box": f"<annotation><object>{DOG}</object></annotation>",
@@ -36,7 +46,8 @@ VOC = {
     "a file by entity": '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><annotation>&b;</annotation>',
 }  # fmt: skip
 TABLE = {
-    "one column": "0.jpg\n1.jpg\n", "three columns": "0.jpg\ta dog\n1.jpg\ta\tdog\n", "an open quote": 'image,caption\n0.jpg,"a dog\n',
+    "one column": "0.jpg\n1.jpg\n", "three columns": "0.jpg\ta dog\n1.jpg\ta\tdog\n",
+    "an open quote": 'image,caption\n0.jpg,"a dog\n',
     "a huge field": "0.jpg\t" + "x" * 200_000 + "\n1.jpg\ta dog\tx\n",
 }  # fmt: skip
 TEXTS = {
@@ -66,7 +77,9 @@ def of_images() -> list[Case]:
         found += cases(kind, OWN[run], broken(path, "a block of zeros") | edits(path, NUL), base, handled=parts)
         found += cases(kind, OWN[run], contents(path, wrong) | broken(path, "noise") | edits(path, LATIN), base)
     path, table = "own/captions.tsv", OWN["table"]
-    found += cases("captions", table, broken(path, but=GUESSED) | contents(path, TABLE) | edits(path, LATIN), "captions.tsv")
+    found += cases(
+        "captions", table, broken(path, but=GUESSED) | contents(path, TABLE) | edits(path, LATIN), "captions.tsv"
+    )
     return found + cases("captions", table, edits(path, NUL), "captions.tsv", handled=ends, said=("unreadable",))
 
 
@@ -141,11 +154,18 @@ def shards() -> list[Case]:
         "a pair twice": repacked(lambda members: [*members, *members[2:4]]),
     } | {name: repacked(lambda members, more=more: [*members, more]) for name, more in added.items()}  # fmt: skip
     return [
-        *cases("shards", SHARDS, changes, "facts.json|pairs.npy|texts.bin|own/index"), *cases("shards", SHARDS, halves, "00000.tar"),
+        *cases("shards", SHARDS, changes, "facts.json|pairs.npy|texts.bin|own/index"),
+        *cases("shards", SHARDS, halves, "00000.tar"),
         *cases("shards", CAPTION_IMAGES, pointers, "captions.json", handled=without("1.jpg")),
         *cases("shards", INDEX, members | broken(shard, "empty", "noise", "a third of it"), "00000.tar", handled=ends),
     ]  # fmt: skip
 
 
 TWICE = {"a word twice": edited("words/words.txt", lambda data: data + b"\nDOG\n dog \n\n")}
-CASES = [*words(), *of_images(), *captions(), *shards(), *cases("words", WORDS["words.txt"], TWICE, "dog|DOG", handled=ends)]
+CASES = [
+    *words(),
+    *of_images(),
+    *captions(),
+    *shards(),
+    *cases("words", WORDS["words.txt"], TWICE, "dog|DOG", handled=ends),
+]

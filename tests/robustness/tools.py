@@ -23,7 +23,8 @@ PAIR = (
 )
 RECORDS = {
     "empty": "", "half": '{"settings": {"conf', "a list": "[1]", "null": "null", "noise": "\x00\x01",
-    "no settings": '{"seconds": 1, "results": null}', "settings a text": '{"settings": "x", "seconds": 1, "results": null}',
+    "no settings": '{"seconds": 1, "results": null}',
+    "settings a text": '{"settings": "x", "seconds": 1, "results": null}',
     "seconds a text": '{"settings": {"config": "", "inputs": {}}, "seconds": "x", "results": null}',
     "results a number": '{"settings": {"config": "", "inputs": {}}, "seconds": 1, "results": 5}',
 }  # fmt: skip
@@ -34,8 +35,10 @@ CASES = [
     *fields("tools", OVCOCO, COCO, INSTANCES), *cases("tools", OVCOCO, broken(COCO), "instances_train2017.json"),
     *fields("tools", OVCOCO, TEXTS, (*of(INSTANCES, "annotations.0.image_id", "images.0.id"), *CAPTION.items())),
     *cases("tools", OVCOCO, broken(TEXTS), "captions_train2017.json"),
-    *fields("tools", PAIRS, "own/captions.json", PAIR), *cases("tools", PAIRS, broken("own/captions.json"), "captions.json"),
-    *fields("tools", NOUNS, "own/captions.json", PAIR[:2]), *cases("tools", NOUNS, broken("own/captions.json"), "captions.json"),
+    *fields("tools", PAIRS, "own/captions.json", PAIR),
+    *cases("tools", PAIRS, broken("own/captions.json"), "captions.json"),
+    *fields("tools", NOUNS, "own/captions.json", PAIR[:2]),
+    *cases("tools", NOUNS, broken("own/captions.json"), "captions.json"),
     *cases("tools", TABLE_PAIRS, broken("own/captions.tsv", "noise", "html", *PLACES), "captions.tsv"),
     *cases("tools", EXPORT, broken("run/model_final.pth", "empty", "noise", "a folder", "missing"), "model_final.pth"),
     *cases("tools", NEIGHBOURS, {"another .json beside --output": written("out/x.json", '{"my": "data"}')}, "x.json"),
@@ -43,7 +46,10 @@ CASES = [
     *cases("tools", OVCOCO, contents(STAMP, STAMPS), ".prepare_ovcoco.json", handled=same),
     *cases("lost", OVCOCO, contents(SEEN, {"a file of the user": '{"mine": 1}'}), "instances_train2017_seen_2.json"),
     *cases("lost", RECORD, contents("record/results.json", RECORDS), "results.json"),
-    *cases("lost", RECORD, broken("record/results.json", "a folder", "a FIFO", "a link to itself", "/dev/zero"), "results.json"),
+    *cases("lost", RECORD, broken("record/results.json", "a folder", "a FIFO", "a link to itself"), "results.json"),
     *cases("lost", RECORD, {"files of no run": instead(lambda path: None)("record/results.json")}, "record"),
-    *(Case("lost", "--output is the input", run, told=("captions.json",), changed=run.given("own/captions.json")) for run in (PAIRS, NOUNS)),
+    *(
+        Case("lost", "--output is the input", run, told=("captions.json",), changed=run.given("own/captions.json"))
+        for run in (PAIRS, NOUNS)
+    ),
 ]  # fmt: skip

@@ -61,11 +61,23 @@ def one(value):
 
 def every(function):
     """``function`` of each floating tensor."""
-    return lambda data: data | {"model": {k: function(v) if v.is_floating_point() else v for k, v in data["model"].items()}}
+    return lambda data: (
+        data | {"model": {k: function(v) if v.is_floating_point() else v for k, v in data["model"].items()}}
+    )
 
 
 def assign(**values):
     return lambda data: data | values
+
+
+def moments(function):
+    """``function`` of each first moment of the optimiser."""
+
+    def change(data):
+        for of_weight in data["optimizer"]["state"].values():
+            of_weight["exp_avg"] = function(of_weight["exp_avg"])
+
+    return change
 
 
 def described(**values):
@@ -92,7 +104,8 @@ def stored_bits(file: str, seeds: int) -> dict:
 
 WRONG = {
     "nan": one(NAN), "inf": one(float("inf")), "all nan": every(lambda v: v * NAN), "no model": lacking("model"),
-    "model a list": assign(model=[1]), "a list": lambda data: [1, 2], "a number": lambda data: 5, "empty model": assign(model={}),
+    "model a list": assign(model=[1]), "a list": lambda data: [1, 2], "a number": lambda data: 5,
+    "empty model": assign(model={}),
     "names that are numbers": assign(model={1: torch.zeros(2)}), "other shapes": every(lambda v: v.reshape(-1)[:1]),
     "a weight is text": lambda data: data["model"].update({head(data): "text"}),
     "half of the weights": lambda data: data | {"model": dict(list(data["model"].items())[::2])},
@@ -102,47 +115,76 @@ WRONG = {
 DESCRIBED = {
     "no description": lacking("clim"), "a text": assign(clim="x"), "no config": assign(clim={"class_names": ["dog"]}),
     "config a number": described(config=5), "an unknown key": described(config="MODEL:\n  DEVCIE: cpu\n"),
-    "code": described(config="SEED: !!python/object/apply:os.system ['touch code_has_run']"), "names null": described(class_names=None),
-    "names of numbers": described(class_names=[1, 2]), "fewer names": described(class_names=["dog"]), "rows a text": described(rows="x"),
+    "code": described(config="SEED: !!python/object/apply:os.system ['touch code_has_run']"),
+    "names null": described(class_names=None),
+    "names of numbers": described(class_names=[1, 2]), "fewer names": described(class_names=["dog"]),
+    "rows a text": described(rows="x"),
     "rows another number": described(rows=3), "names twice": described(class_names=["dog"] * 65),
 }  # fmt: skip
 STATE = {
     "no optimizer": lacking("optimizer"), "no scheduler": lacking("scheduler"), "no iteration": lacking("iteration"),
-    "iteration a text": assign(iteration="x"), "iteration negative": assign(iteration=-5), "iteration nan": assign(iteration=NAN),
-    "optimizer a list": assign(optimizer=[1]), "optimizer empty": assign(optimizer={}), "scheduler empty": assign(scheduler={}),
+    "iteration a text": assign(iteration="x"), "iteration negative": assign(iteration=-5),
+    "iteration nan": assign(iteration=NAN),
+    "optimizer a list": assign(optimizer=[1]), "optimizer empty": assign(optimizer={}),
+    "scheduler empty": assign(scheduler={}),
     "optimizer null": assign(optimizer=None), "no groups": lambda data: data["optimizer"].update(param_groups=[]),
     "optimizer without its state": lambda data: data["optimizer"].update(state={}),
-    "nan in the optimizer": lambda data: next(iter(data["optimizer"]["state"].values()))["exp_avg"].fill_(NAN) is None or None,
-    "other shapes in it": lambda data: [s.update(exp_avg=torch.zeros(3)) for s in data["optimizer"]["state"].values()] and None,
+    "nan in the optimizer": moments(lambda moment: moment * NAN),
+    "other shapes in it": moments(lambda moment: torch.zeros(3)),
 }  # fmt: skip
 RANKS = {
-    "no python": lacking("python"), "no torch": lacking("torch"), "torch of another size": assign(torch=torch.zeros(3, dtype=torch.uint8)),
+    "no python": lacking("python"), "no torch": lacking("torch"),
+    "torch of another size": assign(torch=torch.zeros(3, dtype=torch.uint8)),
     "queues null": assign(queues=None), "world_size a text": assign(world_size="x"), "numpy null": assign(numpy=None),
-    "a list": lambda data: [1], "nan": lambda data: [q.fill_(NAN) for q in data["queues"].values() if q.is_floating_point()] and None,
+    "a list": lambda data: [1],
+    "nan": lambda data: [q.fill_(NAN) for q in data["queues"].values() if q.is_floating_point()] and None,
 }  # fmt: skip
 ARRAYS = {
     "nan": lambda a: np.where(np.arange(a.size).reshape(a.shape) == 5, np.nan, a), "inf": lambda a: a + np.inf,
-    "zeros": lambda a: a * 0, "a row less": lambda a: a[1:], "a column less": lambda a: a[:, 1:], "one axis": lambda a: a.reshape(-1),
+    "zeros": lambda a: a * 0, "a row less": lambda a: a[1:], "a column less": lambda a: a[:, 1:],
+    "one axis": lambda a: a.reshape(-1),
     "texts": lambda a: a.astype(str), "whole numbers": lambda a: (a * 9).astype(int), "complex": lambda a: a + 1j,
-    "no row": lambda a: a[:0], "a zero row": lambda a: np.concatenate([a[:1] * 0, a[1:]]), "records": lambda a: np.zeros(65, [("a", "f4")]),
+    "no row": lambda a: a[:0], "a zero row": lambda a: np.concatenate([a[:1] * 0, a[1:]]),
+    "records": lambda a: np.zeros(65, [("a", "f4")]),
 }  # fmt: skip
-LISTS = {"numbers": list(range(65)), "one twice": ["dog"] * 65, "fewer": ["dog"], "null": None, "object": {}, "lists": [[1]] * 65}
-TINY = (("embed_dim", None), ("embed_dim", -1), ("text_cfg", None), ("text_cfg.width", "x"), ("text_cfg.heads", 0), ("vision_cfg", []))
+LISTS = {
+    "numbers": list(range(65)),
+    "one twice": ["dog"] * 65,
+    "fewer": ["dog"],
+    "null": None,
+    "object": {},
+    "lists": [[1]] * 65,
+}
+TINY = (
+    ("embed_dim", None),
+    ("embed_dim", -1),
+    ("text_cfg", None),
+    ("text_cfg.width", "x"),
+    ("text_cfg.heads", 0),
+    ("vision_cfg", []),
+)
 
 
 def weights() -> list[Case]:
     name, found = "model_final.pth", []
     for run in (DETECTOR, EVAL):
         found += cases("weights", run, edits(FINAL, BYTES) | changed(FINAL, WRONG), name)
-    found += cases("weights", DETECTOR, broken(FINAL, "missing", "a folder", "a FIFO", "a link to itself", "/dev/zero"), name)
+    found += cases(
+        "weights", DETECTOR, broken(FINAL, "missing", "a folder", "a FIFO", "a link to itself", "/dev/zero"), name
+    )
     found += cases("weights", DETECTOR, stored_bits(FINAL, 4) | changed(FINAL, DESCRIBED), name)
-    found += cases("weights", EVAL, edits(FINAL, {f"any bits {seed}": flipped(seed) for seed in range(4)}), name, handled=same)
+    found += cases(
+        "weights", EVAL, edits(FINAL, {f"any bits {seed}": flipped(seed) for seed in range(4)}), name, handled=same
+    )
     found += cases("weights", PREDICT, changed(FINAL, DESCRIBED), name)
     start = TRAIN.given("MODEL.WEIGHTS", FINAL, name="train from weights")
     found += cases("weights", start, changed(FINAL, WRONG), name)
     for run, file in ((CLIP, "clip/weights.pt"), (SAFE, "clip/weights.safetensors")):
         found += cases("weights", run, broken(file), file.rpartition("/")[2])
-    clip = {"nan": lambda d: next(iter(d.values())).fill_(NAN) is None or None, "a weight less": lambda d: dict(list(d.items())[1:])}
+    clip = {
+        "nan": lambda d: next(iter(d.values())).fill_(NAN) is None or None,
+        "a weight less": lambda d: dict(list(d.items())[1:]),
+    }
     found += cases("weights", CLIP, changed("clip/weights.pt", clip), "weights.pt")
     tiny = {f"tiny.json: {place} {value!r}": entry("clip/tiny.json", place, value) for place, value in TINY}
     found += cases("weights", CLIP, tiny | edits("clip/tiny.json", BYTES), "tiny.json", handled=same)
@@ -199,9 +241,20 @@ def code() -> list[Case]:
         "a TorchScript that runs code": scripted,
     }
     found = []
-    for file, run in ((FINAL, DETECTOR), (FINAL, EVAL), ("clip/weights.pt", CLIP), (STEP, RESUME), (RANK, RESUME), (CLASSES, TRAIN)):
-        damages = {why: lambda world, make=make, file=file: put(world / file, make(world)) for why, make in payloads.items()}
-        found += cases("code", run, {f"{file}: {why}": damage for why, damage in damages.items()}, file.rpartition("/")[2])
+    for file, run in (
+        (FINAL, DETECTOR),
+        (FINAL, EVAL),
+        ("clip/weights.pt", CLIP),
+        (STEP, RESUME),
+        (RANK, RESUME),
+        (CLASSES, TRAIN),
+    ):
+        damages = {
+            why: lambda world, make=make, file=file: put(world / file, make(world)) for why, make in payloads.items()
+        }
+        found += cases(
+            "code", run, {f"{file}: {why}": damage for why, damage in damages.items()}, file.rpartition("/")[2]
+        )
     found += cases("code", BERT, {"a BERT with Python files": remote_code}, "bert", handled=ends)
     return found + cases("code", TRAIN, {"a fingerprint that leaves the cache": outside}, "towers", handled=same)
 
@@ -210,13 +263,17 @@ def state() -> list[Case]:
     found = []
     for file, changes in ((STEP, WRONG | STATE), (RANK, RANKS)):
         damages = changed(file, changes) | edits(file, BYTES) | stored_bits(file, 2)
-        found += cases("state", RESUME, damages, file.rpartition("/")[2])
-    found += cases("state", RESUME, {f"{STEP}: {why}": place(STEP) for why, place in PLACES.items()}, "model_0000000.pth")
+        found += cases("state", RESUME, damages, file.rpartition("/")[2], handled=same)
+    found += cases(
+        "state", RESUME, {f"{STEP}: {why}": place(STEP) for why, place in PLACES.items()}, "model_0000000.pth"
+    )
     absent = {f"{RANK}: {why}": place(RANK) for why, place in PLACES.items()}
     found += cases("state", RESUME, absent, "iteration_0000000.rank0.pth", handled=ends, said=("rank_states",))
     pointers = {"empty": "", "outside": "../clip/weights.pt", "gone": "model_9999999.pth", "noise": "\x00\xff"}
     kept = RESUME.given("kept")  # do not write last_checkpoint
-    found += cases("state", RESUME, contents("run/last_checkpoint", pointers), "last_checkpoint|model_9999999.pth", changed=kept)
+    found += cases(
+        "state", RESUME, contents("run/last_checkpoint", pointers), "last_checkpoint|model_9999999.pth", changed=kept
+    )
     metrics = {"empty": b"", "noise": b"\x00\xff\xfe", "numbers": b"1\n2\n", "cut": b'{"iteration": 0, "lo'}
     found += cases("state", RESUME, contents("run/metrics.json", metrics), "metrics.json", handled=ends)
     return found + cases("state", RESUME, broken("run/metrics.json", "a folder"), "metrics.json")
@@ -224,13 +281,17 @@ def state() -> list[Case]:
 
 def arrays() -> list[Case]:
     """Embeddings of the classes, with their names, and the rows of the caption cache."""
-    damages = {why: edited(CLASSES, lambda data, c=change: npy(c(np.load(io.BytesIO(data))))) for why, change in ARRAYS.items()}
+    damages = {
+        why: edited(CLASSES, lambda data, c=change: npy(c(np.load(io.BytesIO(data))))) for why, change in ARRAYS.items()
+    }
     found = cases("embeddings", TRAIN, damages | broken(CLASSES), "classes_minilm")
     lists = {name: json.dumps(value) for name, value in LISTS.items()}
     found += cases("embeddings", TRAIN, contents(NAMES, lists), "names.json")
 
     def rows(suffix, change):
-        return lambda world: [put(file, change(file.read_bytes())) for file in (world / CACHE).rglob(f"*{suffix}")] and None
+        return lambda world: (
+            [put(file, change(file.read_bytes())) for file in (world / CACHE).rglob(f"*{suffix}")] and None
+        )
 
     for suffix, count in ((".rows", 400), (".keys", 60), (".json", 3)):
         changes = {f"bits {seed}": flipped(seed, count) for seed in range(3)} | BYTES

@@ -23,7 +23,8 @@ TINY = [
     "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "96",
     "INPUT.MOSAIC.SIZE", "96", "INPUT.CAPTION.SHORT_SIDE", "48", "INPUT.CAPTION.LONG_SIDE", "48",
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20", "MODEL.RPN.POST_NMS_TOPK_TEST", "10", "SOLVER.WARMUP_ITERS", "1",
-    "SOLVER.STEPS", "()", "SOLVER.LOG_PERIOD", "1", "SOLVER.CHECKPOINT_PERIOD", "1", "DATALOADER.DETECTION_PER_GPU", "1",
+    "SOLVER.STEPS", "()", "SOLVER.LOG_PERIOD", "1", "SOLVER.CHECKPOINT_PERIOD", "1", "DATALOADER.DETECTION_PER_GPU",
+    "1",
     "DATALOADER.CAPTIONS_PER_GPU", "1", "DATALOADER.MOSAICS_PER_GPU", "1", "INPUT.MOSAIC.GRIDS", "(2,)",
 ]  # fmt: skip
 RECORD_SETTINGS = {"config": "SEED: 0\n", "inputs": {}}
@@ -115,7 +116,9 @@ def _own(own: Path) -> None:
         write(own / f"labels/{i}.txt", f"{i % 3} {parts}\n")
         corners = zip(("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + w, y + h), strict=True)
         box = "".join(f"<{key}>{value:g}</{key}>" for key, value in corners)
-        write(own / f"voc/{i}.xml", f"<annotation><object><name>{name}</name><bndbox>{box}</bndbox></object></annotation>")
+        write(
+            own / f"voc/{i}.xml", f"<annotation><object><name>{name}</name><bndbox>{box}</bndbox></object></annotation>"
+        )
         texts = [f"a {name} in picture {i}", f"the {name}"]
         pairs.append(images[-1] | {"captions": texts, "pos_category_ids": [i % 3 + 1]})
         write(own / f"texts/{i}.txt", "\n".join(texts))
@@ -145,10 +148,14 @@ def _photos(own: Path) -> None:
     picture(8, (64, 52)).convert("L").save(own / "photos/grey.png")
     picture(9, (52, 64)).save(own / "photos/colour.png")
     sizes = {"grey.png": (52, 64), "colour.png": (64, 52)}
-    images = [{"id": i, "file_name": n, "height": h, "width": w} for i, (n, (h, w)) in enumerate(sizes.items(), start=1)]
+    images = [
+        {"id": i, "file_name": n, "height": h, "width": w} for i, (n, (h, w)) in enumerate(sizes.items(), start=1)
+    ]
     categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)]
     write(own / "photos.json", instances(images, categories, [(i, i, (8.0, 9.0, 30.0, 31.0)) for i in (1, 2)]))
-    write(own / "photos.yaml", "".join(f"{part}: {{images: photos, boxes: photos.json}}\n" for part in ("train", "val")))
+    write(
+        own / "photos.yaml", "".join(f"{part}: {{images: photos, boxes: photos.json}}\n" for part in ("train", "val"))
+    )
 
 
 def _coco(source: Path) -> None:
