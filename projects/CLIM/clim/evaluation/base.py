@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from clim.data.loader import NO_REGION, Skipped, SkippingLoader, build_detection_loader
 from clim.data.names import set_categories
-from clim.data.schemas import RunLengths, TestBoxFile, whole_polygons
+from clim.data.schemas import TestBoxFile, coco_mask
 from clim.errors import UserError
 from clim.files import nan_to_none, nfc, read_json, write_json
 
@@ -211,8 +211,7 @@ def _as_dict(item: Struct) -> dict:
     fields = {key: value for key, value in asdict(item).items() if value is not UNSET and value is not None}
     if "bbox" in fields:
         fields["bbox"] = list(fields["bbox"])
-    mask = fields.pop("segmentation", ())
-    mask = mask.as_dict() if isinstance(mask, RunLengths) else whole_polygons(mask)
+    mask = coco_mask(fields.pop("segmentation", ()))
     return fields | ({"segmentation": mask} if mask else {})
 
 
