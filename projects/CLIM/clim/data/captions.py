@@ -45,12 +45,14 @@ def read_captions(
 
 def _with_captions(content: PairFile, json_file: str, remedy: str) -> Iterator[Pair]:
     """The images; those without captions of their own get those of the annotations."""
+    raw = isinstance(next(iter(content.images), None), msgspec.Raw)
+    decode = (msgspec.json.Decoder(kind).decode if raw else lambda item: item for kind in (Caption, Pair))
     apart, used = defaultdict(list), set()
     try:
-        for annotation in _decoded(content.annotations or [], Caption):
+        for annotation in map(next(decode), content.annotations or ()):
             if annotation.caption is not None:
                 apart[annotation.image_id].append(annotation.caption)
-        for image in _decoded(content.images, Pair):
+        for image in map(next(decode), content.images):
             if image.captions is None and image.id in apart:
                 if image.id in used:
                     raise msgspec.ValidationError("an id of two images")
@@ -62,10 +64,6 @@ def _with_captions(content: PairFile, json_file: str, remedy: str) -> Iterator[P
         raise
     if strays := sum(len(apart[key]) for key in apart.keys() - used):
         logger.warning(f"{json_file}: left out {strays} captions whose image_id is not among its images")
-
-
-def _decoded(items: list, kind: type) -> Iterable:
-    return map(msgspec.json.Decoder(kind).decode, items) if items and isinstance(items[0], msgspec.Raw) else items
 
 
 def pairs_of(records: Iterable[Mapping], name: str) -> PairRecords:

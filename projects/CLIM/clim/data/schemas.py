@@ -36,7 +36,7 @@ FileName = Annotated[
     str, Meta(pattern=r"\A[^\0\ud800-\udc7f\udd00-\udfff]*\Z", description="a text without zeros and half characters")
 ]
 Ids = Annotated[list[Whole], Meta(description="a list of category ids")]
-Count = Annotated[float, Meta(ge=0, le=2**53, description="a number of images")]
+Count = Annotated[float, Meta(multiple_of=1, ge=0, le=2**53, description="a number of images")]
 Frequency = Annotated[Literal["r", "c", "f"], Meta(description='"r", "c" or "f": rare, common or frequent, as in LVIS')]
 
 _UNREADABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and halves of a character
@@ -56,7 +56,7 @@ class Category(Struct):
 
 
 class CategoryInfo(Struct):
-    """A row of a cat_info file: how many images show a class."""
+    """A row of a cat_info file."""
 
     id: Whole
     image_count: Count

@@ -98,15 +98,12 @@ class ShardHandler(PathHandler):
         if mode != "rb" or not span:
             raise OSError(f"{path} with mode {mode!r}: images in shards are tar://SHARD?OFFSET+SIZE#MEMBER, mode rb")
         shard, offset, size = span[1], int(span[2]), int(span[3])
-        with open(shard, "rb", buffering=0, opener=_opened) as file:
+        # A pipe without a writer would block for ever.
+        with open(shard, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             if offset + size > os.fstat(file.fileno()).st_size:  # 0 of a pipe or a device
                 raise OSError("the shard ends before this image")
             file.seek(offset)
             return io.BytesIO(file.read(size))
-
-
-def _opened(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would block for ever
 
 
 PathManager.register_handler(ShardHandler(), allow_override=True)
