@@ -38,7 +38,8 @@ def label(tmp_path):
 def voc(*objects):
     tags = ("xmin", "ymin", "xmax", "ymax")
     boxes = [(name, "".join(f"<{t}>{v}</{t}>" for t, v in zip(tags, box, strict=True))) for name, box in objects]
-    parts = (f"<object><name>{name}</name><bndbox>{box}</bndbox></object>" for name, box in boxes)
+    polygon = "<polygon><x1>9</x1></polygon>"  # damaged, and not read
+    parts = (f"<object><name>{name}</name><bndbox>{box}</bndbox>{polygon}</object>" for name, box in boxes)
     return f"<annotation>{''.join(parts)}</annotation>"
 
 
@@ -80,11 +81,11 @@ def test_boxes_are_pixels_and_images_without_a_file_have_none(images, label, suf
         (".txt", "0 .5 nan 1 1", "line 1 of .*labels/a.txt is .*: nan is no part"),
         (".txt", "0 .5 .5 -.1 1", "line 1 of .*labels/a.txt is .*: a box has no negative width"),
         (".txt", "dog .5 .5 1 1", "line 1 of .*labels/a.txt is .*: the class 'dog' must be a number"),
-        (".xml", voc(("cow", (1, 1, 2, 2))), "image a.jpg of .*labels/a.xml has category 'cow'"),
+        (".xml", voc(("cow", (1, 1, 2, 2))), "an object of .*labels/a.xml has category 'cow'"),
         (".txt", "0 50 40 20 10", "line 1 of .*labels/a.txt is .*: 50 is no part of an image's width or height"),
         (".txt", "0 .5 .5 .2 .2 .5 .5 2", "line 1 of .*labels/a.txt is .*: 7 numbers follow the class"),  # a key point
         (".xml", "<annotation>", "labels/a.xml cannot be read"),
-        (".xml", "<html/>", "labels/a.xml cannot be read .it begins with <html> in place of <annotation>"),
+        (".xml", "<html/>", "labels/a.xml begins with <html> in place of <annotation>"),
         (".xml", '<?xml version="1.0" encoding="x"?><annotation/>', "labels/a.xml cannot be read .unknown encoding"),
         (".xml", "<annotation><object><name>dog</name></object></annotation>", "labels/a.xml cannot be read .*bndbox"),
     ],
@@ -98,7 +99,7 @@ def test_broken_labels_are_named(images, label, suffix, text, message):
 def test_a_folder_in_place_of_labels_is_named(images, label):
     folder = label("b.txt", "0 .5 .5 1 1")
     os.mkdir(os.path.join(folder, "a.txt"))
-    with pytest.raises(UserError, match="labels/a.txt is a folder, a pipe or a link to nothing: put .*a.jpg there"):
+    with pytest.raises(UserError, match="labels/a.txt is a folder, a pipe or a device, but must be a file: make tea"):
         read_yolo(folder, str(images), index={0: 0}, remedy="make tea")
 
 
@@ -116,7 +117,7 @@ def test_classes_of_voc_are_the_names_of_its_objects(label):
     label("a.xml", voc(("dog", (1, 1, 2, 2)), ("cat", (1, 1, 2, 2))))
     folder = label("sub/b.xml", voc((" dog", (1, 1, 2, 2))))
     assert voc_classes(folder) == {"dog", "cat"}
-    for broken in ("<annotation>", '<!DOCTYPE a [<!ENTITY x "y">]><annotation/>'):
+    for broken in ("<annotation>", "<annotation>\0</annotation>", '<!DOCTYPE a [<!ENTITY x "y">]><annotation/>'):
         label("c.xml", broken)
         with pytest.raises(UserError, match="c.xml cannot be read"):
             voc_classes(folder)

@@ -128,7 +128,7 @@ def test_other_words_are_refused_with_the_first_difference(cfg, own):
 def test_a_function_gives_the_same_records_again_and_indices_of_no_class_are_refused(cfg, own):
     box = {"bbox": [1, 1, 5, 5], "bbox_mode": BoxMode.XYWH_ABS}
     boxes = [box | {"category_id": i} for i in (0, 1)]
-    records = [{"file_name": "a.jpg", "annotations": boxes}, {"file_name": "b.jpg"}]
+    records = [{"file_name": "a.jpg", "annotations": boxes}, {"file_name": "b.jpg", "annotations": []}]
     name = own("names_function", {}, function=lambda: records)
     named = cfg("MODEL.VOCABULARY.NAMES", ["cup", "dog"])
     assert matched(named, "TRAIN", name) is None and training_records(named, name) == records  # no names: indices
@@ -141,6 +141,9 @@ def test_a_function_gives_the_same_records_again_and_indices_of_no_class_are_ref
     records[0]["annotations"][0]["category_id"] = -1
     with pytest.raises(UserError, match="a box of a.jpg has class -1, but there are 2 classes"):
         training_records(named, name)
+    for i, wrong in enumerate((None, 5, [None], [{"file_name": "b.jpg"}])):
+        with pytest.raises(UserError, match=rf"DATASETS.TRAIN names_wrong{i} .*(return a list|without annotations)"):
+            training_records(named, own(f"names_wrong{i}", {}, function=lambda wrong=wrong: wrong))
 
 
 def test_tags_are_matched_where_they_are_classes(cfg, own, caplog):

@@ -407,7 +407,9 @@ def test_vldets_65_classes_score_as_the_same_detections_of_80_classes(tmp_path, 
         {"image_id": i, "category_id": key, "bbox": [*rng.integers(0, 50, 2).tolist(), 20, 30]}
         for i in range(1, 9) for key in rng.choice(list(SPLIT_INDEX), 20, replace=False).tolist()
     ]  # fmt: skip
-    ground_truth = ground_truth_of(things, range(1, 9)) | {"categories": [{"id": key} for key in COCO_INDEX]}
+    ground_truth = ground_truth_of(things, range(1, 9)) | {
+        "categories": [{"id": key, "name": str(key)} for key in COCO_INDEX]
+    }
     (tmp_path / "coco/zero-shot").mkdir(parents=True)
     (tmp_path / "coco/zero-shot/instances_val2017_all_2_oriorder.json").write_text(json.dumps(ground_truth))
     shifted = [d | {"bbox": (np.add(d["bbox"], rng.normal(0, 4, 4))).tolist(), "score": rng.random()} for d in things]

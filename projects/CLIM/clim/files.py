@@ -18,8 +18,10 @@ import msgspec
 from clim.errors import UserError
 
 SUFFIX = ".partial"
-_WORDS = {"array": "a list", "object": "an object", "str": "a text", "int": "a whole number", "float": "a number"}
-_WORDS["bool"] = "true or false"
+_WORDS = {  # msgspec's names of types
+    "array": "a list", "object": "an object", "str": "a text", "int": "a whole number", "float": "a number",
+    "bool": "true or false",
+}  # fmt: skip
 T = TypeVar("T")
 
 
@@ -123,8 +125,11 @@ def _misfit(error: msgspec.ValidationError, content, source, kind: type) -> str:
         described = {name: choice["description"] for name, choice in kinds if "description" in choice}
         last = next((i for i in reversed(range(len(keys))) if keys[i] in described), None)
         expected = message.removeprefix("Expected ").partition(", got")[0]
-        expected = re.sub("`(.*?)`", _in_words, expected) if last is None else described[keys[last]]
-        keys = keys if last is None else keys[: last + 1]
+        if last is None:  # "`int | null` >= 0"
+            expected = re.sub(r"\w+", lambda word: _WORDS.get(word[0], word[0]), expected)
+            expected = expected.replace("`", "").replace(" | ", " or ")
+        else:
+            expected, keys = described[keys[last]], keys[: last + 1]
     found, identity = _look_up(content, keys)
     place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
     where = (f"{place} of {source}" if place else str(source)) + identity
@@ -156,11 +161,6 @@ def _shortened(value, length: int = 60) -> str:
     text = bytes(memoryview(value)[: 4 * length]).decode(errors="replace") if raw else json.dumps(value)
     text = " ".join(text.split())
     return text if len(text) <= length else f"{text[:length]}…"
-
-
-def _in_words(name: re.Match) -> str:
-    """msgspec's name of a type, "int | null", in the words of a json."""
-    return " or ".join(_WORDS.get(word, word) for word in name[1].split(" | "))
 
 
 def read_text(path: str | os.PathLike, *, remedy: str) -> str:

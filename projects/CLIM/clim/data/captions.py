@@ -13,10 +13,9 @@ from clim.errors import UserError
 from clim.files import read_bytes, read_json
 
 from .images import UnreadableImage, image_size
-from .readers import require_folder
+from .readers import image_file, require_folder
 from .records import Columns, PairRecords, listed
-from .schemas import Caption, Pair, PairFile, RawPairFile
-from .shards import SCHEME
+from .schemas import Caption, Pair, PairFile, RawPairFile, WholePairFile
 
 logger = logging.getLogger(__name__)
 
@@ -33,26 +32,20 @@ def read_captions(
     [{id, name}]}. Tags are optional. COCO has the captions in "annotations": [{image_id, caption}]. ``index`` {category
     id: contiguous 0-based index}; None: the categories of the file by ascending id. More in :func:`packed`.
     """
-    content = _opened(json_file, remedy)
+    try:
+        content = msgspec.json.decode(read_bytes(json_file, remedy=remedy), type=RawPairFile)
+    except (msgspec.MsgspecError, RecursionError):  # Python's json reads more files, for example with half an emoji
+        content = read_json(json_file, remedy=remedy, kind=WholePairFile)
     require_folder(image_root)
     if index is None:
         index = {key: i for i, key in enumerate(sorted(category.id for category in content.categories or ()))}
-    return packed(
-        _with_captions(content, json_file, remedy), json_file, image_root=image_root, index=index, remedy=remedy
-    )
+    pairs = _with_captions(content, json_file, remedy)
+    return packed(pairs, json_file, image_root=image_root, index=index, remedy=remedy)
 
 
-def _opened(json_file: str, remedy: str) -> PairFile | RawPairFile:
-    """The latter, if nothing is wrong. Python's json reads more files, for example with half an emoji."""
-    try:
-        return msgspec.json.decode(read_bytes(json_file, remedy=remedy), type=RawPairFile)
-    except (msgspec.MsgspecError, RecursionError):
-        return read_json(json_file, remedy=remedy, kind=PairFile)
-
-
-def _with_captions(content: PairFile | RawPairFile, json_file: str, remedy: str) -> Iterator[Pair]:
+def _with_captions(content: PairFile, json_file: str, remedy: str) -> Iterator[Pair]:
     """The images; those without captions of their own get those of the annotations."""
-    raw = isinstance(content, RawPairFile)
+    raw = isinstance(next(iter(content.images), None), msgspec.Raw)
     decode = (msgspec.json.Decoder(kind).decode if raw else lambda item: item for kind in (Caption, Pair))
     apart, used = defaultdict(list), set()
     try:
@@ -67,7 +60,7 @@ def _with_captions(content: PairFile | RawPairFile, json_file: str, remedy: str)
                 image.captions = apart[image.id]
             yield image
     except msgspec.MsgspecError:
-        read_json(json_file, remedy=remedy, kind=PairFile)  # it tells the place
+        read_json(json_file, remedy=remedy, kind=WholePairFile)  # it tells the place
         raise
     if strays := sum(len(apart[key]) for key in apart.keys() - used):
         logger.warning(f"{json_file}: left out {strays} captions whose image_id is not among its images")
@@ -120,7 +113,9 @@ def packed(
         if not captions:
             without += 1
             continue
-        name = _file_name(pair, source, folder)
+        name = image_file(pair, folder)
+        if not name.removeprefix(folder).strip():
+            raise UserError(f"image {pair.id} of {source} has no file_name: give each image the name of its file.")
         tags = _tags(pair, index, source) if pair.pos_category_ids else ()
         height, width = pair.height or 0, pair.width or 0
         try:
@@ -144,15 +139,6 @@ def packed(
         raise UserError(f"{source} gives no image with a caption ({reason}): {remedy}")
     logger.info(f"Loaded {len(records)} images with captions from {source}, skipped {without} without")
     return records
-
-
-def _file_name(pair: Pair, source: str, folder: str) -> str:
-    name = pair.file_name or "/".join((pair.coco_url or "").split("/")[-2:])
-    if not name.strip():
-        raise UserError(f"image {pair.id} of {source} has no file_name: give each image the name of its file.")
-    if name.startswith(SCHEME):  # an image in a shard
-        return SCHEME + os.path.join(folder, name.removeprefix(SCHEME))
-    return name if name.startswith("/") else folder + name
 
 
 def _tags(pair: Pair, index: Mapping[int, int] | None, source: str) -> Sequence[int]:

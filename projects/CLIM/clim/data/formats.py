@@ -17,7 +17,7 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from clim.errors import UserError
-from clim.files import nfc, read_text
+from clim.files import nfc, read_bytes, read_text
 from clim.sources import IMAGES, files_below
 
 from .captions import packed
@@ -85,7 +85,11 @@ def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: 
     from supervision.dataset.formats.pascal_voc import detections_from_xml_obj
 
     def read(file: Path, height: int, width: int):
-        found, names = detections_from_xml_obj(_voc_root(file), [], (1, 1))
+        root = _voc_root(file)
+        for thing in root.iterfind("object"):
+            for polygon in thing.findall("polygon"):  # a damaged one would be drawn without end
+                thing.remove(polygon)
+        found, names = detections_from_xml_obj(root, [], (1, 1))
         return found.xyxy, [nfc(names[i].strip()) for i in found.class_id]
 
     return _read_folder(folder, image_root, ".xml", read, index, remedy)
@@ -93,25 +97,22 @@ def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: 
 
 def voc_classes(folder: str | os.PathLike) -> set[str]:
     """The names of all objects in the xml files below ``folder``. UserError for a broken file."""
-    names = set()
-    for file in sorted(Path(folder).rglob("*.xml")):
-        try:
-            names |= {nfc(name.text.strip()) for name in _voc_root(file).iterfind("object/name") if name.text}
-        except (OSError, SyntaxError, ValueError) as error:  # ValueError: an entity, which defusedxml does not read
-            raise UserError(f"{file} cannot be read ({error}): correct the file.") from error
-    return names
+    names = (
+        name.text for file in sorted(Path(folder).rglob("*.xml")) for name in _voc_root(file).iterfind("object/name")
+    )
+    return {nfc(name.strip()) for name in names if name}
 
 
 def _voc_root(file: Path) -> Element:
-    """The first element of a file. ValueError for another kind of xml, and for entities, which may be harmful."""
-    from defusedxml.ElementTree import parse
+    """The first element of a file. UserError for a broken file, another kind of xml, and harmful entities."""
+    from defusedxml.ElementTree import fromstring
 
     try:
-        root = parse(file).getroot()
-    except LookupError as error:  # an encoding that Python does not know
-        raise ValueError(error) from error
+        root = fromstring(read_bytes(file, remedy="correct the file."))
+    except (LookupError, SyntaxError, ValueError) as error:  # an unknown encoding, a broken file, an entity
+        raise UserError(f"{file} cannot be read ({error}): correct the file.") from error
     if root.tag != "annotation":
-        raise ValueError(f"it begins with <{root.tag}> in place of <annotation>")
+        raise UserError(f"{file} begins with <{root.tag}> in place of <annotation>: correct the file.")
     return root
 
 
@@ -126,17 +127,15 @@ def _read_folder(folder: str, image_root: str, suffix: str, read: Callable, inde
             unreadable.append(error)
             continue
         annotations = []
-        if os.path.lexists(file) and not file.is_file():
-            raise UserError(f"{file} is a folder, a pipe or a link to nothing: put the labels of {image} there.")
-        if file.is_file():
+        if os.path.lexists(file):
             labelled += 1
             try:
                 boxes, classes = read(file, height, width)
-            except (OSError, ValueError, SyntaxError) as error:  # a broken xml is a SyntaxError
+            except ValueError as error:
                 raise UserError(f"{file} cannot be read ({error}): correct the file.") from error
             for (x0, y0, x1, y1), key in zip(boxes.tolist(), classes, strict=True):
                 annotation = {"bbox": [x0, y0, x1 - x0, y1 - y0], "bbox_mode": BoxMode.XYWH_ABS}
-                annotations.append(annotation | {"category_id": class_index(key, index, name, str(file))})
+                annotations.append(annotation | {"category_id": class_index(key, index, "an object", file)})
         size = {"height": height, "width": width}
         records.append({"file_name": image, "image_id": number, "annotations": annotations} | size)
     if unreadable:

@@ -17,7 +17,7 @@ from clim.files import nfc, read_json, resolve
 
 from .captions import pairs_of
 from .datasets import get_records, json_categories
-from .records import PairRecords
+from .records import PairRecords, listed
 from .schemas import class_name
 
 logger = logging.getLogger(__name__)
@@ -135,15 +135,14 @@ def training_records(cfg, name: str) -> list[dict]:
     count = len(cfg.MODEL.VOCABULARY.NAMES) or cfg.MODEL.ROI_HEADS.NUM_CLASSES if indices is None else len(indices)
     same = indices in (None, list(range(count)))
     records = []
-    for record in get_records(name, masks=cfg.MODEL.MASK_ON):
-        annotations = record.get("annotations", ())
-        for a in annotations:
+    for record in listed(get_records(name, masks=cfg.MODEL.MASK_ON), "annotations", f"DATASETS.TRAIN {name}"):
+        for a in record["annotations"]:
             if not 0 <= a["category_id"] < count:
                 wrong = f"a box of {record['file_name']} has class {a['category_id']}, but there are {count} classes"
                 raise UserError(f"DATASETS.TRAIN {name}: {wrong}: number them from 0, as its thing_classes do.")
         if not same:  # copies: a user's function may give the same records again
-            mapped = [a | {"category_id": indices[a["category_id"]]} for a in annotations]
-            record = record | {"annotations": mapped} if "annotations" in record else record
+            mapped = [a | {"category_id": indices[a["category_id"]]} for a in record["annotations"]]
+            record = record | {"annotations": mapped}
         records.append(record)
     return records
 

@@ -9,9 +9,7 @@ kind, a missing image folder, and a category that is not in ``index``.
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -22,22 +20,9 @@ from clim.files import read_json
 
 from .categories import PANOPTIC_INDEX, STUFF_IDS
 from .images import UnreadableImage, image_size
-from .schemas import (
-    Annotation,
-    BoxFile,
-    File,
-    Image,
-    MaskFile,
-    PanopticFile,
-    RegionFile,
-    RunLengths,
-    Segment,
-    run_lengths,
-    whole_polygons,
-)
+from .schemas import BoxFile, File, Image, MaskFile, Pair, PanopticFile, TestMaskFile, coco_mask, run_lengths
 from .shards import SCHEME
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +32,7 @@ def read_boxes(json_file: str, image_root: str, *, index: Mapping[int, int], rem
     The classes come from ``index``, because OVR-CNN's files list only 48 or 17 of the 80. Masks and keypoints are not
     read, so a wrong polygon does no harm.
     """
-    return _box_records(_read(json_file, image_root, remedy, BoxFile), json_file, image_root, index, crowds=True)
+    return _box_records(json_file, image_root, index, remedy, kind=BoxFile, crowds=True)
 
 
 def read_lvis(
@@ -59,49 +44,38 @@ def read_lvis(
     polygons, float32 (2 P,) each, or compressed run lengths. Polygons of fewer than 3 points are left out, and so is
     an annotation with no other mask, as in Detectron2. Without ``masks``, they are not read.
     """
-    content = _read(json_file, image_root, remedy, MaskFile if masks else BoxFile)
-    return _box_records(content, json_file, image_root, index, crowds=False)
+    return _box_records(json_file, image_root, index, remedy, kind=MaskFile if masks else BoxFile, crowds=False)
 
 
-def _box_records(content: File, json_file: str, image_root: str, index: Mapping[int, int], *, crowds: bool):
+def _box_records(json_file: str, image_root: str, index: Mapping[int, int], remedy: str, *, kind: type, crowds: bool):
     """The records of all images. Annotations with an empty mask are left out."""
-    records, xywh, strays, bad = _records(content, json_file, image_root), BoxMode.XYWH_ABS, 0, []
+    content, records = _read(json_file, image_root, remedy, kind)
+    xywh, bad = BoxMode.XYWH_ABS, []
     for number, a in enumerate(content.annotations):
-        category_id, record = _category(a, index, number, json_file), records.get(a.image_id)
-        if record is None:
-            strays += 1
+        category_id = class_index(a.category_id, index, f"annotations[{number}]", json_file, a.id)
+        record = records.get(a.image_id)
         if record is None or (a.iscrowd and not crowds):
             continue
         annotation = {"bbox": list(a.bbox), "bbox_mode": xywh, "category_id": category_id}
         if crowds:
             annotation["iscrowd"] = int(a.iscrowd)
-        mask = getattr(a, "segmentation", UNSET)
-        if isinstance(mask, list):
-            whole = whole_polygons(mask)
-            bad += [number] if len(whole) < len(mask) or not mask else []
-            if not whole:
+        if (given := getattr(a, "segmentation", UNSET)) is not UNSET:
+            mask = coco_mask(given)
+            if isinstance(mask, list) and (len(mask) < len(given) or not given):
+                bad.append(number)
+            if not mask:
                 continue
-            mask = whole
-        elif mask is not UNSET:
-            mask = run_lengths(mask.as_dict(), *mask.size)
-        if mask is not UNSET:
-            annotation["segmentation"] = mask
+            annotation["segmentation"] = mask if isinstance(mask, list) else run_lengths(mask, *given.size)
         record["annotations"].append(annotation)
     records = list(records.values())
     if bad:
         which = f"{len(bad)} annotations, first annotations[{bad[0]}]"
         hint = "their other polygons count, and annotations without another are left out"
         logger.warning(f"{json_file}: {which}, have no polygons or some of no 3 points: {hint}")
-    _warn_of_lost(strays, json_file)
     warn_of_strays(records, json_file)
     number = sum(len(record["annotations"]) for record in records)
     logger.info(f"Loaded {len(records)} images with {number} of {len(content.annotations)} boxes from {json_file}")
     return records
-
-
-def _warn_of_lost(number: int, json_file: str) -> None:
-    if number:
-        logger.warning(f"{json_file}: left out {number} boxes whose image_id is not among its images")
 
 
 def warn_of_strays(records: Sequence[Mapping], source: str) -> None:
@@ -121,20 +95,15 @@ def read_regions(
     """Boxes of a COCO instances json for classification, by image id, crowds included.
 
     ``annotations`` keep the order of the file: {category_id (contiguous), iscrowd, bbox (x, y, width, height in
-    pixels)}, and ``segmentation`` (COCO's polygons or run lengths) if the file has it and ``masks`` is True.
+    pixels)}, and ``segmentation`` (arrays of polygons, or COCO's run lengths) if the file has it and ``masks`` is True.
     """
-    content, strays = _read(json_file, image_root, remedy, RegionFile if masks else BoxFile), 0
-    records = _records(content, json_file, image_root)
+    content, records = _read(json_file, image_root, remedy, TestMaskFile if masks else BoxFile)
     for number, a in enumerate(content.annotations):
-        category_id, record = _category(a, index, number, json_file), records.get(a.image_id)
-        if record is None:
-            strays += 1
-            continue
-        annotation = {"category_id": category_id, "iscrowd": int(a.iscrowd), "bbox": list(a.bbox)}
-        mask = getattr(a, "segmentation", UNSET)
-        mask = mask.as_dict() if isinstance(mask, RunLengths) else mask is not UNSET and whole_polygons(mask)
-        record["annotations"].append(annotation | ({"segmentation": mask} if mask else {}))
-    _warn_of_lost(strays, json_file)
+        category_id = class_index(a.category_id, index, f"annotations[{number}]", json_file, a.id)
+        if record := records.get(a.image_id):
+            annotation = {"category_id": category_id, "iscrowd": int(a.iscrowd), "bbox": list(a.bbox)}
+            mask = coco_mask(getattr(a, "segmentation", UNSET))
+            record["annotations"].append(annotation | ({"segmentation": mask} if mask else {}))
     return list(records.values())
 
 
@@ -145,31 +114,28 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
     ``segmentation``, and ``bbox`` unless it is stuff. The folder of the PNGs has the name of the json and lies in its
     folder (COCO's zip) or beside that folder (Detectron2).
     """
-    content = _read(json_file, image_root, remedy, PanopticFile)
+    content, records = _read(json_file, image_root, remedy, PanopticFile)
     folders = [place / Path(json_file).stem for place in (Path(json_file).parents[1], Path(json_file).parent)]
     folder = next((folder for folder in folders if folder.is_dir()), None)
     if folder is None:
         raise UserError(f"no folder of panoptic PNGs at {folders[0]} or {folders[1]}: {remedy}")
-    records = _records(content, json_file, image_root)
     for record in records.values():
         record["pan_seg_file_name"] = str(folder)
-    lost = 0
     for number, panoptic in enumerate(content.annotations):
         record = records.get(panoptic.image_id)
         if record is None:
-            lost += len(panoptic.segments_info)
             continue
         record["pan_seg_file_name"] = str(folder / panoptic.file_name)
-        for place, segment in enumerate(panoptic.segments_info):
-            category_id = _category(segment, PANOPTIC_INDEX, f"{number}].segments_info[{place}", json_file)
+        for i, segment in enumerate(panoptic.segments_info):
+            place = f"annotations[{number}].segments_info[{i}]"
+            category_id = class_index(segment.category_id, PANOPTIC_INDEX, place, json_file, segment.id)
             annotation = {"category_id": category_id, "iscrowd": int(segment.iscrowd), "segment_id": int(segment.id)}
             if segment.category_id not in STUFF_IDS:
-                if segment.bbox is UNSET:
-                    where = f"annotations[{number}].segments_info[{place}] of {json_file} (id {segment.id})"
+                if segment.bbox is None:
+                    where = f"{place} of {json_file} (id {segment.id})"
                     raise UserError(f"{where} has no bbox, which every segment but stuff needs: {remedy}")
                 annotation["bbox"] = list(segment.bbox)
             record["annotations"].append(annotation)
-    _warn_of_lost(lost, json_file)
     return list(records.values())
 
 
@@ -197,46 +163,48 @@ def require_folder(image_root: str) -> None:
         raise UserError(f"image folder {image_root} not found: set DETECTRON2_DATASETS, see datasets/README.md")
 
 
-def _read(json_file: str, image_root: str, remedy: str, kind: type[T]) -> T:
+def _read(json_file: str, image_root: str, remedy: str, kind: type[File]) -> tuple[File, dict[int, dict]]:
+    """The content, and {id: the record of an image, without annotations yet} by ascending id.
+
+    Images without a size, neither in the json nor in their header, are left out. UserError if no other is there.
+    """
     content = read_json(json_file, remedy=remedy, kind=kind)
     require_folder(image_root)
-    return content
+    records, unreadable, folder = {}, [], os.path.join(image_root, "")
+    for place, image in enumerate(content.images):
+        name = image_file(image, folder)
+        if name == folder:
+            where = f"images[{place}] of {json_file} (id {image.id})"
+            raise UserError(f"{where} has no file_name and no coco_url: {remedy}")
+        try:
+            height, width = (image.height, image.width) if image.height and image.width else image_size(name)
+        except UnreadableImage as error:
+            unreadable.append(error)
+            continue
+        size = {"height": height, "width": width}
+        records[image.id] = {"file_name": name, "image_id": image.id, "annotations": []} | size
+    if unreadable:
+        reason = f"{len(unreadable)} images that give no height and width, first {unreadable[0]}"
+        if not records:
+            raise UserError(f"{json_file} has only {reason}: {remedy}")
+        logger.warning(f"{json_file}: left out {reason}")
+    if strays := sum(a.image_id not in records for a in content.annotations):
+        logger.warning(f"{json_file}: left out {strays} annotations whose image_id is not among these images")
+    return content, dict(sorted(records.items()))
 
 
-def _records(content: File, json_file: str, image_root: str) -> dict[int, dict]:
-    """{id: the record of an image, without annotations yet} by ascending id."""
-    try:
-        records = [_image_record(image, image_root) for image in sorted(content.images, key=attrgetter("id"))]
-    except UnreadableImage as error:
-        raise UserError(f"{error}; {json_file} does not give its height and width, so the image must.") from error
-    return {record["image_id"]: record for record in records}
+def image_file(image: Image | Pair, folder: str) -> str:
+    """The path of an image; ``folder`` ends with a slash. Without a name, the end of the address counts, as in LVIS."""
+    name = image.file_name or "/".join((image.coco_url or "").split("/")[-2:])
+    if name.startswith(SCHEME):  # an image in a shard
+        return SCHEME + os.path.join(folder, name.removeprefix(SCHEME))
+    return name if name.startswith("/") else folder + name
 
 
-def _image_record(image: Image, image_root: str) -> dict:
-    """UnreadableImage if neither the json nor the image's header gives the size."""
-    name = image.file_name or "/".join(image.coco_url.split("/")[-2:])  # LVIS
-    scheme = SCHEME if name.startswith(SCHEME) else ""  # an image in a shard
-    file_name = scheme + os.path.join(image_root, name.removeprefix(scheme))  # an absolute path stays
-    height, width = (image.height, image.width) if image.height and image.width else image_size(file_name)
-    return {"file_name": file_name, "height": height, "width": width, "image_id": image.id, "annotations": []}
-
-
-def _category(annotation: Annotation | Segment, index: Mapping[int, int], number, json_file: str) -> int:
-    """The contiguous index of the category of an annotation. UserError if it is none of the set."""
-    if annotation.category_id in index:
-        return index[annotation.category_id]
-    where = f"annotations[{number}] of {json_file} (id {annotation.id})"
+def class_index(category_id, index: Mapping, place: str, source, identity=None) -> int:
+    """The contiguous index of a category. UserError with ``place`` of ``source`` if it is none of the set."""
+    if category_id in index:
+        return index[category_id]
+    where = f"{place} of {source}" + ("" if identity is None else f" (id {identity})")
     few = f"it is none of the {len(index)} categories of this data set"
-    raise UserError(
-        f"{where} has category_id {annotation.category_id}, but {few}: correct it, or remove the annotation."
-    )
-
-
-def class_index(category_id: int, index: Mapping[int, int], image_id, json_file: str) -> int:
-    """The contiguous index of a category. UserError if it is none of the set, with the image and the file."""
-    if category_id not in index:
-        raise UserError(
-            f"image {image_id} of {json_file} has category {category_id!r}, but it is not one of the {len(index)} "
-            "categories of this data set"
-        )
-    return index[category_id]
+    raise UserError(f"{where} has category {category_id!r}, but {few}: correct it, or remove the annotation.")

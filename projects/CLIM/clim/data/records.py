@@ -122,22 +122,18 @@ def concatenated(parts: Iterable[PairRecords]) -> Sequence[dict]:
     return parts[0] if len(parts) == 1 else ConcatDataset(parts)
 
 
-def parts_of(records: Sequence[dict]) -> list[PairRecords]:
-    """The data sets of :func:`concatenated` records."""
-    return records.datasets if isinstance(records, ConcatDataset) else [records]
-
-
 def column(records: Sequence[dict], name: str) -> np.ndarray:
     """(N,) values of "height", "width" or "image_id"."""
     if isinstance(records, ConcatDataset):
         return np.concatenate([column(part, name) for part in records.datasets if len(part)])
-    listed = not isinstance(records, PairRecords)
-    return np.array([record[name] for record in records]) if listed else records.column(name)
+    if isinstance(records, PairRecords):
+        return records.column(name)
+    return np.array([record[name] for record in records])
 
 
 def with_own_ids(records: Sequence[dict]) -> Sequence[dict]:
     """The records. All images get new numbers if two share an ``image_id``, or one has two or no integer >= 0."""
-    parts = parts_of(records)
+    parts = records.datasets if isinstance(records, ConcatDataset) else [records]
     ids, keys = column(records, "image_id"), np.concatenate([part.keys() for part in parts])
     order = np.argsort(ids, kind="stable")
     again = np.diff(ids[order]) == 0

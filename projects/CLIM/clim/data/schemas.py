@@ -5,22 +5,22 @@ Keys that a kind does not list are not read, so they may hold anything. A ``desc
 Other tools write ids and sizes as 3.0, which counts as 3.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Generic, Literal, TypeVar
 
 import numpy as np
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec.structs import asdict
 from pycocotools import mask as mask_util
 
 from clim.files import nfc
 
-ImageT, A = TypeVar("ImageT"), TypeVar("A")
+A, P = TypeVar("A"), TypeVar("P")
 
-Integral = Annotated[float, Meta(multiple_of=1, ge=-(2**53), le=2**53)]
-Whole = Annotated[Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | Integral, Meta(description="a whole number")]
-Natural = Annotated[int, Meta(ge=0, le=2**31 - 1)] | Annotated[float, Meta(multiple_of=1, ge=0, le=2**31 - 1)]
+_Integral = Annotated[float, Meta(multiple_of=1, ge=-(2**53), le=2**53)]  # a wider range is not exact
+Whole = Annotated[Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | _Integral, Meta(description="a whole number")]
+Natural = Annotated[float, Meta(multiple_of=1, ge=0, le=2**31 - 1)]
 Side = Annotated[Natural | None, Meta(description="a whole number of pixels")]
 Pixels = Annotated[float, Meta(ge=-1e9, le=1e9)]
 Length = Annotated[float, Meta(ge=0, le=1e9)]
@@ -28,17 +28,15 @@ Box = Annotated[
     tuple[Pixels, Pixels, Length, Length],
     Meta(description="[x, y, width, height] in pixels, four finite numbers, width and height not below 0"),
 ]
-Crowd = Annotated[
-    Annotated[int, Meta(ge=0, le=1)] | Annotated[float, Meta(multiple_of=1, ge=0, le=1)] | bool,
-    Meta(description="0 or 1"),
-]
+Crowd = Annotated[Annotated[float, Meta(multiple_of=1, ge=0, le=1)] | bool, Meta(description="0 or 1")]
 Area = Annotated[Annotated[float, Meta(ge=0, le=1e18)] | None, Meta(description="the square pixels of the object")]
 Name = Annotated[str | int | float, Meta(description="a text")]
-Ids = Annotated[list[Whole], Meta(description="a list of category ids")]
-Count = Annotated[
-    Annotated[int, Meta(ge=0, le=2**53)] | Annotated[float, Meta(ge=0, le=2**53)],
-    Meta(description="a number of images"),
+# Half characters from \udc80 on are bytes of names that are not UTF-8.
+FileName = Annotated[
+    str, Meta(pattern=r"\A[^\0\ud800-\udc7f\udd00-\udfff]*\Z", description="a text without zeros and half characters")
 ]
+Ids = Annotated[list[Whole], Meta(description="a list of category ids")]
+Count = Annotated[float, Meta(multiple_of=1, ge=0, le=2**53, description="a number of images")]
 Frequency = Annotated[Literal["r", "c", "f"], Meta(description='"r", "c" or "f": rare, common or frequent, as in LVIS')]
 
 _UNREADABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and halves of a character
@@ -58,33 +56,17 @@ class Category(Struct):
 
 
 class CategoryInfo(Struct):
-    """A row of a cat_info file: how many images show a class."""
+    """A row of a cat_info file."""
 
     id: Whole
     image_count: Count
-    name: Name | UnsetType = UNSET
-
-    def __post_init__(self):
-        self.id = int(self.id)
-        if self.name is not UNSET:
-            self.name = class_name(self.name)
-
-
-class JudgedCategory(Struct):
-    """A class of a test set."""
-
-    id: Whole
-    name: Name = ""
-    frequency: Frequency | None = None
-
-    def __post_init__(self):
-        self.id, self.name = int(self.id), nfc(str(self.name))
+    name: str | None = None
 
 
 class OfCategory(Struct, gc=False):
     """What the number of a category's boxes needs of an annotation."""
 
-    category_id: Whole | UnsetType = UNSET
+    category_id: Whole | None = None
 
 
 class CategoryFile(Struct):
@@ -97,36 +79,22 @@ class CategoryFile(Struct):
         different([c.id for c in self.categories], "categories", [c.name for c in self.categories])
 
 
-class JudgedImage(Struct, gc=False):
-    """An image of a test set. Sizes that are 0 or null are unknown.
+class Image(Struct, gc=False):
+    """An image of COCO's or LVIS's form. Sizes that are 0 or null are unknown.
 
     The lists are LVIS's: classes that the image does not show, and classes that are not all annotated.
     """
 
     id: Whole
+    file_name: FileName = ""
+    coco_url: FileName = ""
     height: Side = None
     width: Side = None
-    neg_category_ids: Ids | UnsetType = UNSET
-    not_exhaustive_category_ids: Ids | UnsetType = UNSET
+    neg_category_ids: Ids | None = None
+    not_exhaustive_category_ids: Ids | None = None
 
     def __post_init__(self):
         self.id, self.height, self.width = int(self.id), int(self.height or 0), int(self.width or 0)
-
-
-class Image(Struct, gc=False):
-    """An image of COCO's or LVIS's form. Sizes that are 0 or null are unknown."""
-
-    id: Whole
-    file_name: str = ""
-    coco_url: str = ""
-    height: Side = None
-    width: Side = None
-
-    def __post_init__(self):
-        self.id, self.height, self.width = int(self.id), int(self.height or 0), int(self.width or 0)
-        if not (self.file_name or self.coco_url):
-            raise ValueError("has no file_name and no coco_url")
-        check_file(self.file_name + self.coco_url)
 
 
 class Annotation(Struct, gc=False):
@@ -151,14 +119,11 @@ class RunLengths(Struct, gc=False):
         height, width = self.size = list(map(int, self.size))
         counts = self.counts
         try:
-            counts = toUncompressedRLE([self.as_dict()])[0]["counts"] if isinstance(counts, str) else counts
+            counts = toUncompressedRLE([asdict(self)])[0]["counts"] if isinstance(counts, str) else counts
         except (ValueError, RuntimeError, OverflowError):
             counts = []
         if sum(counts) != height * width:
             raise ValueError(f"has counts that are no mask of {height} x {width} pixels")
-
-    def as_dict(self) -> dict:
-        return {"size": self.size, "counts": self.counts}
 
 
 Mask = Annotated[
@@ -167,34 +132,28 @@ Mask = Annotated[
 ]
 
 
-class RegionAnnotation(Annotation, gc=False):
-    """A box, and its mask: lists of polygons, or run lengths."""
-
-    segmentation: Mask | UnsetType = UNSET
-
-
 class MaskedAnnotation(Annotation, gc=False):
     """A box, and its mask: arrays (2 P,) float32 of polygons, or run lengths."""
 
     segmentation: Mask | UnsetType = UNSET
 
     def __post_init__(self):
-        self.segmentation = compact(self.segmentation, np.float32)
+        self.segmentation = _compact(self.segmentation, np.float32)
 
 
-class JudgedAnnotation(Annotation, gc=False):
+class TestAnnotation(Annotation, gc=False):
     """A box of a test set."""
 
     area: Area = None
 
 
-class JudgedMask(JudgedAnnotation, gc=False):
+class MaskedTestAnnotation(TestAnnotation, gc=False):
     """A box of a test set, and its mask: arrays (2 P,) float64 of polygons, or run lengths."""
 
     segmentation: Mask | UnsetType = UNSET
 
     def __post_init__(self):
-        self.segmentation = compact(self.segmentation, np.float64)
+        self.segmentation = _compact(self.segmentation, np.float64)
 
 
 class Segment(Struct, gc=False):
@@ -203,29 +162,26 @@ class Segment(Struct, gc=False):
     id: Whole
     category_id: Whole
     iscrowd: Crowd = 0
-    bbox: Box | UnsetType = UNSET
+    bbox: Box | None = None
 
 
 class PanopticAnnotation(Struct):
     """The segments of an image, and the PNG that shows them."""
 
     image_id: Whole
-    file_name: str
+    file_name: Annotated[FileName, Meta(min_length=1)]
     segments_info: list[Segment]
 
-    def __post_init__(self):
-        check_file(self.file_name)
 
-
-class File(Struct, Generic[ImageT, A]):
+class File(Struct, Generic[A]):
     """Images with annotations of one kind, each with an id of its own."""
 
-    images: list[ImageT]
+    images: list[Image]
     annotations: list[A]
+    categories: list[Category] = []
 
     def __post_init__(self):
-        names = [getattr(i, "file_name", "") or getattr(i, "coco_url", "") for i in self.images]
-        different([image.id for image in self.images], "images", names)
+        different([i.id for i in self.images], "images", [i.file_name or i.coco_url for i in self.images])
         different([getattr(a, "id", None) for a in self.annotations], "annotations")
         sizes = {image.id: [image.height, image.width] for image in self.images}
         for place, a in enumerate(self.annotations):
@@ -235,32 +191,13 @@ class File(Struct, Generic[ImageT, A]):
                 raise ValueError(f"has annotations[{place}].segmentation (id {a.id}): it {said}")
 
 
-class TestFile(File[JudgedImage, A], Generic[A]):
-    """The ground truth of an evaluation."""
-
-    categories: list[JudgedCategory] = []
-
-
-BoxFile = File[Image, Annotation]
-RegionFile = File[Image, RegionAnnotation]
-MaskFile = File[Image, MaskedAnnotation]
-PanopticFile = File[Image, PanopticAnnotation]
-TestBoxFile, TestMaskFile = TestFile[JudgedAnnotation], TestFile[JudgedMask]
-
-
-def check_file(name: str) -> None:
-    """ValueError for the name of no file."""
-    try:
-        wrong = "is empty" if not name else "has the character 0" if b"\0" in os.fsencode(name) else ""
-    except UnicodeEncodeError:
-        wrong = "has half a character"
-    if wrong:
-        raise ValueError(f"has a file_name that {wrong}")
-
+BoxFile, MaskFile, PanopticFile = File[Annotation], File[MaskedAnnotation], File[PanopticAnnotation]
+TestBoxFile, TestMaskFile = File[TestAnnotation], File[MaskedTestAnnotation]
 
 # ---- image-text pairs
 
 Key = Annotated[int | str | float, Meta(description="a number")]
+Text = Annotated[str | None, Meta(description="a text")]
 Captions = Annotated[list[str] | str | None, Meta(description="a list of texts")]
 
 
@@ -268,8 +205,8 @@ class Pair(Struct, gc=False):
     """An image with captions, as Detic's jsons list it. Sizes that are 0 or null are unknown."""
 
     id: Key
-    file_name: Annotated[str | None, Meta(description="a text")] = None
-    coco_url: Annotated[str | None, Meta(description="a text")] = None
+    file_name: Text = None
+    coco_url: Text = None
     height: Side = None
     width: Side = None
     captions: Captions = None
@@ -280,37 +217,23 @@ class Caption(Struct, gc=False):
     """An annotation of COCO's captions; files of boxes may hold captions, too."""
 
     image_id: Key
-    caption: Annotated[str | None, Meta(description="a text")] = None
+    caption: Text = None
 
 
-class TagCategory(Struct):
-    """A category whose place among all ids is its tag."""
-
-    id: int
-
-
-class PairFile(Struct):
+class PairFile(Struct, Generic[P, A]):
     """A json of captions; those of the annotations belong to images that have none of their own."""
 
-    images: list[Pair]
-    annotations: list[Caption] | None = None
-    categories: list[TagCategory] | None = None
+    images: list[P]
+    annotations: list[A] | None = None
+    categories: list[Category] | None = None  # a category's place among all ids is its tag
 
     def __post_init__(self):
         different([category.id for category in self.categories or ()], "categories")
-        if self.annotations and any(image.captions is None for image in self.images):
+        if self.annotations and any(getattr(image, "captions", image) is None for image in self.images):
             different([image.id for image in self.images], "images", [str(i.file_name) for i in self.images])
 
 
-class RawPairFile(Struct):
-    """A :class:`PairFile` whose millions of objects are decoded one after another."""
-
-    images: list[Raw]
-    annotations: list[Raw] | None = None
-    categories: list[TagCategory] | None = None
-
-    def __post_init__(self):
-        different([category.id for category in self.categories or ()], "categories")
+WholePairFile, RawPairFile = PairFile[Pair, Caption], PairFile[Raw, Raw]  # raw: decoded one after another, for millions
 
 
 def class_name(name: str | float) -> str:
@@ -336,14 +259,16 @@ def different(ids: Sequence, key: str, names: Sequence[str] = ()) -> None:
             raise ValueError(f"has the id {value!r} twice: {' and '.join(both)} need ids of their own")
 
 
-def compact(mask, kind: type):
+def _compact(mask, kind: type):
     """Polygons as arrays: as lists of numbers, LVIS's 1.3 million would take gigabytes. Run lengths stay."""
     return [np.array(polygon, kind) for polygon in mask] if isinstance(mask, list) else mask
 
 
-def whole_polygons(mask: Sequence) -> list:
-    """The polygons of 3 points or more."""
-    return [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
+def coco_mask(mask: list | RunLengths | UnsetType) -> list | dict:
+    """A mask as COCO's tools take it: the polygons of 3 points or more, or run lengths. [] for none."""
+    if isinstance(mask, RunLengths):
+        return asdict(mask)
+    return [polygon for polygon in mask or () if len(polygon) >= 6 and len(polygon) % 2 == 0]
 
 
 def run_lengths(segmentation: list | Mapping, height: int, width: int) -> Mapping:

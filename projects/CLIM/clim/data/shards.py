@@ -98,15 +98,12 @@ class ShardHandler(PathHandler):
         if mode != "rb" or not span:
             raise OSError(f"{path} with mode {mode!r}: images in shards are tar://SHARD?OFFSET+SIZE#MEMBER, mode rb")
         shard, offset, size = span[1], int(span[2]), int(span[3])
-        with open(shard, "rb", buffering=0, opener=_opened) as file:
+        # A pipe without a writer would block for ever.
+        with open(shard, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             if offset + size > os.fstat(file.fileno()).st_size:  # 0 of a pipe or a device
                 raise OSError("the shard ends before this image")
             file.seek(offset)
             return io.BytesIO(file.read(size))
-
-
-def _opened(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe without a writer would block for ever
 
 
 PathManager.register_handler(ShardHandler(), allow_override=True)
@@ -131,7 +128,7 @@ def read_shards(index_folder: str, shard_folder: str, *, remedy: str, **_) -> Sh
         for name, value in facts.checksums.items():
             if checksum(Path(index_folder) / name) != value:
                 raise ValueError(f"the content of {name} has changed")
-    except (OSError, ValueError, EOFError, SyntaxError) as error:  # SyntaxError: a broken header of the .npy
+    except Exception as error:  # numpy raises many kinds for a broken header of the .npy, such as TokenError
         raise UserError(f"{index_folder} is damaged ({' '.join(str(error).split())}): {remedy}") from error
     skipped = sum(facts.skipped.values())
     logger.info(f"Opened {len(records)} image-text pairs in {len(records.files)} shards; {skipped} were skipped")

@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from clim.data.loader import NO_REGION, Skipped, SkippingLoader, build_detection_loader
 from clim.data.names import set_categories
-from clim.data.schemas import RunLengths, TestBoxFile, whole_polygons
+from clim.data.schemas import TestBoxFile, coco_mask
 from clim.errors import UserError
 from clim.files import nan_to_none, nfc, read_json, write_json
 
@@ -138,10 +138,11 @@ class DetectionEvaluator(ImageEvaluator):
         splits = {split: list(map(nfc, names)) for split, names in splits.items()}
         counts = Counter(name for split in splits.values() for name in split)
         if wrong := sorted(name for name, count in counts.items() if count > 1 or name not in id_of):
-            raise UserError(
-                f"The classes {', '.join(wrong)} of '{dataset_name}' have two splits, or are no thing_classes: correct "
-                "the registration."
+            where = f"'{dataset_name}' ({metadata.get('json_file', 'no json')})"
+            said = (
+                f"The classes {', '.join(wrong)} of {where} are there twice, have two splits, or are no thing_classes"
             )
+            raise UserError(f"{said}: correct the file or the registration.")
         self._splits = {split: {name: id_of[name] for name in names} for split, names in splits.items()}
         self._undeclared = {name: category for name, category in id_of.items() if name not in counts}
         self._json_file, self._numbers = metadata.get("json_file"), {}
@@ -211,8 +212,7 @@ def _as_dict(item: Struct) -> dict:
     fields = {key: value for key, value in asdict(item).items() if value is not UNSET and value is not None}
     if "bbox" in fields:
         fields["bbox"] = list(fields["bbox"])
-    mask = fields.pop("segmentation", ())
-    mask = mask.as_dict() if isinstance(mask, RunLengths) else whole_polygons(mask)
+    mask = coco_mask(fields.pop("segmentation", ()))
     return fields | ({"segmentation": mask} if mask else {})
 
 

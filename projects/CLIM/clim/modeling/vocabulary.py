@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from msgspec import UNSET
 from torch import Tensor
 
 from clim.data import categories
@@ -144,7 +143,7 @@ def _base_classes(base: str) -> tuple[list[str], Tensor]:
         raise UserError(f"{resolve(base)} has two classes of one id: {remedy}")
     # Square roots of image counts, as official Detic's freq_weight; a class without images is masked.
     mask = torch.tensor([float(c.image_count) for c in info]).sqrt()
-    return [c.name for c in info] if all(c.name is not UNSET for c in info) else [], mask
+    return [nfc(c.name) for c in info] if all(c.name for c in info) else [], mask
 
 
 def competing_classes(cfg) -> Tensor:
