@@ -24,8 +24,9 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import tags
+from arguments import captions_by_image
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
-from clim.data.schemas import Annotation, Category, File, Whole
+from clim.data.schemas import Annotation, Category, File, PairFile
 from clim.errors import UserError, run_cleanly
 from clim.files import data_root, read_json, replacing, write_json
 from clim_commands.inputs import Parser, output_folder
@@ -48,13 +49,6 @@ class Instances(File[Annotation]):
     """COCO's boxes, or LVIS's."""
 
     categories: list[Category]
-
-
-class Caption(Struct):
-    """A caption of an image."""
-
-    image_id: Whole
-    caption: str
 
 
 class Stamp(Struct):
@@ -100,10 +94,7 @@ def category_info(instances: dict) -> list[dict]:
 def tag_captions(captions: dict, categories: list[dict], *, rule: str) -> dict:
     """Detic's caption file: the images with a tag, each with its ``captions`` and ``pos_category_ids``."""
     find, words = RULES[rule][0], RULES[rule][1]()
-    by_image: dict[int, list[str]] = {}
-    for annotation in captions["annotations"]:
-        by_image.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    images = []
+    by_image, images = captions_by_image(captions), []
     for image in tqdm(captions["images"], desc="tags of captions", unit="image"):
         texts = by_image.get(image["id"], [])
         if found := find(texts, words):
@@ -276,7 +267,7 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
     clims = {"train2017_base": (train, BASE_IDS), "val2017_base": (val, BASE_IDS), "val2017_novel": (val, NOVEL_IDS)}
     for name, (instances, ids) in clims.items():
         made[f"wusize/instances_{name}.json"] = partial(keep_classes, instances, ids, drop_empty_images=False)
-    captions = partial(read_whole, annotations / "captions_train2017.json", kind=File[Caption], remedy=DOWNLOAD)
+    captions = partial(read_whole, annotations / "captions_train2017.json", kind=PairFile, remedy=DOWNLOAD)
     made["annotations/captions_train2017_tags_allcaps.json"] = lambda: tag_captions(
         captions(), val["categories"], rule=rule
     )

@@ -12,23 +12,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from msgspec import Struct
 from tqdm import tqdm
 
+import prepare_ovcoco as ovcoco
 import tags
+from arguments import texts_of
 from clim.data.categories import LVIS_RARE_IDS
+from clim.data.schemas import PairFile
 from clim.errors import UserError, run_cleanly
-from prepare_ovcoco import (
-    Instances,
-    category_info,
-    new_parser,
-    place,
-    read_whole,
-    report,
-    require_writable,
-    write_all,
-    written_by,
-)
 
 DOWNLOAD = "get LVIS v1 from https://www.lvisdataset.org/dataset and unpack it"
 PHOTOS = "get the images of COCO 2017 from https://cocodataset.org/#download"
@@ -46,18 +37,6 @@ Class embeddings, if you have none yet:
       --output {root}/metadata/lvis_v1_clip_a+cname.npy"""
 
 
-class Pair(Struct):
-    """An image of Conceptual Captions."""
-
-    captions: list[str]
-
-
-class Pairs(Struct):
-    """Conceptual Captions as Detic's scripts write them."""
-
-    images: list[Pair]
-
-
 def remove_rare(instances: dict) -> dict:
     """``instances`` without the annotations of rare classes; images, categories and all ids stay."""
     rare = {category["id"] for category in instances["categories"] if category["frequency"] == "r"}
@@ -68,14 +47,14 @@ def tag_pairs(pairs: dict, categories: list[dict]) -> dict:
     """Detic's caption file: the pairs whose first caption names a class, with its ``pos_category_ids``."""
     find_tags, images = tags.released_rule(tags.lvis_table()), []
     for image in tqdm(pairs["images"], desc="tags of captions", unit="image"):
-        if found := find_tags(image["captions"][:1]):
+        if found := find_tags(texts_of(image.get("captions"))[:1]):
             images.append(image | {"pos_category_ids": found})
     return {"images": images, "categories": categories, "annotations": []}
 
 
 def read_instances(path: Path, part: str) -> dict:
     """The content of an LVIS v1 file. UserError if it is not LVIS v1, or is complete and counts disagree."""
-    content = read_whole(path, kind=Instances, remedy=DOWNLOAD)
+    content = ovcoco.read_whole(path, kind=ovcoco.Instances, remedy=DOWNLOAD)
     categories = content["categories"]
     rare = tuple(sorted(category["id"] for category in categories if category.get("frequency") == "r"))
     if len(categories) != 1203 or rare != LVIS_RARE_IDS:
@@ -83,7 +62,7 @@ def read_instances(path: Path, part: str) -> dict:
         raise UserError(f"{path} is not LVIS v1 ({counts}): {DOWNLOAD}")
     if part == "train" and len(content["images"]) == FULL_SET[part]:
         said = [(category["name"], category.get("image_count")) for category in categories]
-        wrong = sorted(set(said) - {(row["name"], row["image_count"]) for row in category_info(content)})
+        wrong = sorted(set(said) - {(row["name"], row["image_count"]) for row in ovcoco.category_info(content)})
         if wrong:
             raise UserError(
                 f"{path} has all {FULL_SET[part]:,} images, but class {wrong[0][0]} is not on {wrong[0][1]:,} of them, "
@@ -110,7 +89,7 @@ def link(source: Path, output: Path, *, copy: bool) -> dict[str, Path]:
     jsons |= {PAIRS: find(source, PAIRS, ".")}
     for name, original in (jsons | photos | {"cc3m/training": find(source, "cc3m/training", ".")}).items():
         if original is not None and original != output.resolve() / name:
-            print(f"{output / name}: {place(original, output / name, copy=copy)}")
+            print(f"{output / name}: {ovcoco.place(original, output / name, copy=copy)}")
     return {name: original for name, original in jsons.items() if original is not None}
 
 
@@ -119,10 +98,10 @@ def contents(jsons: dict[str, Path], *, kept: set[str]) -> dict[str, Callable[[]
     train, val = (read_instances(jsons[f"lvis/lvis_v1_{part}.json"], part) for part in PARTS)
     base = remove_rare(train)
     made: dict[str, Callable] = {"lvis/lvis_v1_train_norare.json": lambda: base}
-    made |= {name: partial(category_info, train) for name in COUNTS}
-    made |= {name: partial(category_info, base) for name in BASE_COUNTS}
+    made |= {name: partial(ovcoco.category_info, train) for name in COUNTS}
+    made |= {name: partial(ovcoco.category_info, base) for name in BASE_COUNTS}
     if PAIRS in jsons:
-        pairs = partial(read_whole, jsons[PAIRS], kind=Pairs, remedy=GET_CC3M)
+        pairs = partial(ovcoco.read_whole, jsons[PAIRS], kind=PairFile, remedy=GET_CC3M)
         made[PAIRS.replace(".json", "_tags.json")] = lambda: tag_pairs(pairs(), val["categories"])
     for part, content in zip(PARTS, (train, val), strict=True):
         count, full = len(content["images"]), FULL_SET[part]
@@ -137,18 +116,18 @@ def prepare(source: Path, output: Path, *, copy: bool = False) -> dict[str, dict
     """
     source = source.resolve()
     for folder in ("lvis", "coco", "cc3m", "metadata"):
-        require_writable(output / folder, source, in_place=output.resolve() == source)
+        ovcoco.require_writable(output / folder, source, in_place=output.resolve() == source)
     stamp = output / "lvis" / STAMP
-    kept = {name for name in (COUNTS[1], BASE_COUNTS[1]) if (output / name).exists()} - set(written_by(stamp))
+    kept = {name for name in (COUNTS[1], BASE_COUNTS[1]) if (output / name).exists()} - set(ovcoco.written_by(stamp))
     for name in sorted(kept):
         print(f"{output / name}: kept the file that is there")
-    return write_all(contents(link(source, output, copy=copy), kept=kept), output, stamp=stamp)
+    return ovcoco.write_all(contents(link(source, output, copy=copy), kept=kept), output, stamp=stamp)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = new_parser(__doc__, source="LVIS v1, COCO's images and CC3M", folders="lvis/ and cc3m/")
+    parser = ovcoco.new_parser(__doc__, source="LVIS v1, COCO's images and CC3M", folders="lvis/ and cc3m/")
     args = parser.parse_args(arguments)
-    print(report(prepare(args.source, args.output, copy=args.copy), below=f"{args.output}/"))
+    print(ovcoco.report(prepare(args.source, args.output, copy=args.copy), below=f"{args.output}/"))
     print(EMBEDDINGS.format(root=args.output))
 
 

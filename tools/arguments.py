@@ -2,12 +2,11 @@
 
 import argparse
 import io
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-
-from clim.data.schemas import CategoryFile, Whole, different
+from clim.data.schemas import CategoryFile, PairFile
 from clim.errors import UserError
 from clim.files import read_json, read_text
 from clim_commands.inputs import Parser
@@ -15,34 +14,6 @@ from clim_commands.words import check_name
 
 CLASS_LISTS = ("coco", "coco_65", "coco_panoptic", "lvis", "pascal_context", "mini")
 PROMPTS = ("a", "ensemble", "imagenet", "name")  # the keys of clim.text.PROMPTS
-
-
-class CaptionedImage(msgspec.Struct):
-    """An image of a captions json."""
-
-    id: Whole | str
-    captions: list[str] = []
-
-
-class Annotation(msgspec.Struct):
-    """A caption of an image, or something else."""
-
-    image_id: Whole | str | None = None
-    caption: str | None = None
-
-    def __post_init__(self):
-        if self.caption is not None and self.image_id is None:
-            raise ValueError("has a caption and no image_id")
-
-
-class Pairs(msgspec.Struct):
-    """A json of captions: COCO's, which are annotations, or Detic's, which belong to the images."""
-
-    images: list[CaptionedImage]
-    annotations: list[Annotation] = []
-
-    def __post_init__(self):
-        different([image.id for image in self.images], "images")
 
 
 def new_parser(description: str) -> Parser:
@@ -80,10 +51,24 @@ def listed_names(path: Path, *, remedy: str) -> list[str]:
 
 
 def captions_in(path: Path, *, remedy: str) -> list[str]:
-    """All captions of a captions json."""
-    pairs = read_json(path, kind=Pairs, remedy=remedy)
-    listed = [annotation.caption for annotation in pairs.annotations if annotation.caption is not None]
-    return listed or [caption for image in pairs.images for caption in image.captions]
+    """All captions of a captions json: COCO's, which are annotations, or else Detic's, which belong to the images."""
+    pairs = read_json(path, kind=PairFile, remedy=remedy)
+    listed = [annotation.caption for annotation in pairs.annotations or () if annotation.caption is not None]
+    return listed or [caption for image in pairs.images for caption in texts_of(image.captions)]
+
+
+def captions_by_image(content: Mapping) -> dict[int | str, list[str]]:
+    """{image id: its captions} of the annotations of COCO's captions."""
+    found = defaultdict(list)
+    for annotation in content.get("annotations") or ():
+        if annotation.get("caption") is not None:
+            found[annotation["image_id"]].append(annotation["caption"])
+    return found
+
+
+def texts_of(captions: Sequence[str] | str | None) -> Sequence[str]:
+    """The captions of an image of such a json, where a single one may be a text."""
+    return (captions,) if isinstance(captions, str) else captions or ()
 
 
 def registered_captions(name: str) -> Iterator[str] | None:

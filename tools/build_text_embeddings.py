@@ -32,9 +32,9 @@ from arguments import (
     usable_device,
 )
 from clim.errors import UserError, run_cleanly
-from clim.files import decode_json, replacing, resolve, write_json
+from clim.files import decode_json, resolve
 from clim_commands.inputs import output_file, output_folder, quiet_logging, read_names, require_other
-from clim_commands.outputs import prefill, read_note, write_array
+from clim_commands.outputs import prefill, read_note, write_embeddings
 
 FEATURES = ("embedding", "hidden", "words")  # the keys of clim.text.CLASS_FEATURES
 
@@ -120,21 +120,6 @@ def text_of(model: Path) -> Text:
     except (OSError, DecodeError) as error:
         raise UserError(f"{model} cannot be read ({error}): {remedy}.") from error
     return decode_json(found.get("text", "null").encode(), source=f"{model}, metadata", kind=Text, remedy=remedy)
-
-
-def write_embeddings(path: Path, embeddings: np.ndarray, names: list[str]) -> None:
-    """Write a .npy file, or the tensor of a .pth file, the form of VLDet's; and the names of its rows beside it."""
-    from clim.data.names import names_file
-
-    names_file(path).unlink(missing_ok=True)  # of an earlier file, which no kill may leave beside other rows
-    if path.suffix != ".pth":
-        write_array(path, embeddings)
-    else:
-        import torch
-
-        with replacing(path) as unfinished:
-            torch.save(torch.from_numpy(embeddings), unfinished)
-    write_json(names_file(path), names)
 
 
 def fill_cache(args: argparse.Namespace) -> None:

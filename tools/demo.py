@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -86,7 +87,7 @@ def forget(output: Path) -> None:
     examples = output / "examples"
     for path in (*examples.glob("[0-9]*.jpg"), output / "results.json", output / "report.html"):
         path.unlink(missing_ok=True)
-    if examples.is_dir() and not any(examples.iterdir()):
+    with suppress(OSError):  # it holds other files, too
         examples.rmdir()
 
 
@@ -177,10 +178,7 @@ def next_commands(args: argparse.Namespace) -> list[tuple[str, str]]:
     base = args.output / "base" / "model_final.pth"
     return [
         ("Find objects of any names in images:", predict_command(args)),
-        (
-            "The demonstration with other images and another seed:",
-            "python tools/demo.py --seed 1 --output output/demo_1",
-        ),
+        ("The same with other images and another seed:", "python tools/demo.py --seed 1 --output output/demo_1"),
         (
             "One training by itself, here with 2 x 2 mosaics only:",
             "python train_net.py --config-file configs/mini/detic_clim.yaml \\\n"
@@ -211,5 +209,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the trainings end with this process
     try:
         run_cleanly(main)
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted: the same command goes on from the last checkpoints")
+    except SystemExit as end:
+        if end.code == 128 + signal.SIGINT:
+            print("The same command goes on from the last checkpoints.", file=sys.stderr)
+        raise

@@ -56,8 +56,6 @@ def main(arguments: list[str] | None = None) -> None:
     if args.output.suffix not in (".png", ".jpg"):
         raise UserError(f"--output {args.output}: name a .png or a .jpg.")
     images = find_source(args.input)
-    if inside := [path for path in args.input if args.output.resolve().is_relative_to(Path(path).resolve())]:
-        raise UserError(f"--output {args.output} lies in --input {inside[0]}: name a place outside.")
     if others := [image for image in images if not isinstance(image, Path)]:
         raise UserError(f"--input {others[0]} is no file: a figure shows files, folders and globs of images.")
     require_other(args.output, *images)

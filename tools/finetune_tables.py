@@ -9,12 +9,14 @@ start. Settings are those of configs/mini. The figure finetune_mini.png is writt
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
 
 from clim.errors import run_cleanly
-from experiments.tables import Row, Section, tables_command
+from experiments import tables
+from experiments.tables import Section, tables_command
 from mini.own import set_up_own
 from mini_tables import METHODS, PERMUTED_TEXTS
 
@@ -24,11 +26,7 @@ GROUPS = {"own": "the 20 classes", "other": "28 other base", "novel": "17 novel"
 METRICS = {f"{metric}_{group}": f"{metric} {name}" for metric in ("AP50", "AP") for group, name in GROUPS.items()}
 
 
-def tuned(config: str, *overrides) -> Row:
-    """A row that is fine-tuned from the model that all rows start from."""
-    return Row(config, overrides, starts_from=(("MODEL.WEIGHTS", BEFORE, "model_final.pth"),))
-
-
+tuned = partial(tables.tuned, start=BEFORE)
 ROWS = {
     "before": BEFORE,
     "boxes alone": tuned("finetune_boxes.yaml"),

@@ -20,14 +20,15 @@ MODEL.METHOD.DETIC.TAG_WEIGHT 0.0.
 import argparse
 import sys
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from arguments import Pairs, listed_names, new_parser
+from arguments import captions_by_image, listed_names, new_parser, texts_of
+from clim.data.schemas import PairFile
 from clim.errors import UserError, run_cleanly
 from clim.files import read_json, write_json
 from clim_commands.inputs import output_file, output_folder, quiet_logging, require_other, workers
@@ -42,12 +43,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = new_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     shards = commands.add_parser("shards", help='tar shards → an index, kind "shards" of DATASETS.OWN')
-    shards.add_argument("--shards", type=Path, required=True, help="their folder")
-    shards.add_argument(
-        "--pattern", default="*.tar", help="names of the shards (%(default)s); **/*.tar: in sub-folders too"
-    )
-    shards.add_argument("--output", type=output_folder, required=True, help="the folder of the index")
-    shards.add_argument("--workers", type=workers, default=2, help="processes that read shards (%(default)s)")
+    add = shards.add_argument
+    add("--shards", type=Path, required=True, help="their folder")
+    add("--pattern", default="*.tar", help="names of the shards (%(default)s); **/*.tar: in sub-folders too")
+    add("--output", type=output_folder, required=True, help="the folder of the index")
+    add("--workers", type=workers, default=2, help="processes that read shards (%(default)s)")
     tsv = commands.add_parser("tsv", help='files and a TSV → a pairs json, kind "captions" of DATASETS.OWN')
     tsv.add_argument("--tsv", type=Path, required=True)
     tsv.add_argument("--images", type=Path, required=True, help="the folder of the images")
@@ -56,13 +56,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     of_json.add_argument("--json", type=Path, required=True)
     of_json.add_argument("--output", type=output_file, required=True, help="the json to write")
     for command in (shards, tsv, of_json):
-        command.add_argument(
-            "--nouns", type=Path, help="tags are these: a .txt with one a line, or the json of tools/parse_nouns.py"
-        )
-        command.add_argument(
-            "--tag-rule", choices=RULES, default="released", help="as in datasets/README.md (%(default)s)"
-        )
-        command.add_argument("--keep-untagged", action="store_true", help="keep images whose caption names no class")
+        add = command.add_argument
+        add("--nouns", type=Path, help="tags are these: a .txt with one a line, or the json of tools/parse_nouns.py")
+        add("--tag-rule", choices=RULES, default="released", help="as in datasets/README.md (%(default)s)")
+        add("--keep-untagged", action="store_true", help="keep images whose caption names no class")
     return parser.parse_args(argv)
 
 
@@ -111,7 +108,7 @@ def convert_tsv(args: argparse.Namespace) -> None:
 def convert_json(args: argparse.Namespace) -> None:
     require_other(args.output, args.json, args.nouns)
     remedy = "give a json of captions"
-    read_json(args.json, kind=Pairs, remedy=remedy)
+    read_json(args.json, kind=PairFile, remedy=remedy)
     content, tagging = read_json(args.json, remedy=remedy), tagging_of(args)  # with all keys
     images, skipped = tag_images(content, tagging)
     write_pairs(args.output, images, tagging, skipped, source=args.json)
@@ -122,17 +119,14 @@ def tag_images(content: Mapping, tagging: "Tagging") -> tuple[list[dict], Counte
 
     The captions of an image are its own, or COCO's "annotations". Images without a caption are left out.
     """
-    apart, images, skipped = defaultdict(list), [], Counter()
-    for annotation in content.get("annotations", ()):
-        if annotation.get("caption") is not None:
-            apart[annotation["image_id"]].append(annotation["caption"])
+    apart, images, skipped = captions_by_image(content), [], Counter()
     for image in tqdm(content["images"], desc="images", unit="image"):
-        captions = image.get("captions", apart.get(image["id"], []))
+        captions = texts_of(image.get("captions")) or apart.get(image["id"], ())
         found = list(tagging.tag(captions))
         if not captions or not (found or tagging.keep_untagged):
             skipped["no tag" if captions else "no caption"] += 1
             continue
-        image = image | {"captions": captions}
+        image = image | {"captions": list(captions)}
         image.pop("pos_category_ids", None)
         images.append(image | ({"pos_category_ids": found} if tagging.categories else {}))
     if unknown := apart.keys() - {image["id"] for image in content["images"]}:

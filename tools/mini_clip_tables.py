@@ -9,24 +9,22 @@ A seed has its own images, dual encoder and base stage. The RPN of the base stag
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from clim.errors import UserError, run_cleanly
+from experiments import tables
 from experiments.tables import AP50, CONFIGS, Row, Section, datasets_of, tables_command
 from mini.generate import NOUNS, set_up_mini
 
 TOOLS = Path(__file__).resolve().parent
 BASE, START = Row("base_stage.yaml"), Row("clip_start.yaml")
-
-
-def tuned(config: str, *overrides, **others) -> Row:
-    """A row that is fine-tuned from the dual encoder."""
-    return Row(config, overrides, starts_from=(("MODEL.WEIGHTS", START, "model_final.pth"),), **others)
+tuned = partial(tables.tuned, start=START)
 
 
 def detector(encoder: Row) -> Row:
     """F-VLM on the trained ``encoder``."""
-    return Row("fvlm.yaml", starts_from=(("MODEL.IMAGE_ENCODER.PRETRAINED", encoder, "clip.pt"),))
+    return tuned("fvlm.yaml", start=encoder, key="MODEL.IMAGE_ENCODER.PRETRAINED", file="clip.pt")
 
 
 def label_boxes(output: Path, seed: int) -> None:

@@ -8,7 +8,10 @@ A seed has its own images and shards. Detic and VLDet start from its base stage.
 encoder, which has seen whole images of the shards, or mosaics too. Settings are those of configs/mini.
 """
 
+from functools import partial
+
 from clim.errors import run_cleanly
+from experiments import tables
 from experiments.tables import Row, Section, tables_command
 from mini.lvis import set_up_mini_lvis
 
@@ -20,17 +23,13 @@ BASE = Row("lvis_base_stage.yaml")
 # Encoders are tested by their detectors alone: the boxes of mini_val_regions belong to mini OV-COCO.
 PAIRS = ("DATASETS.CAPTIONS", "('mini_lvis_pairs',)", "DATASETS.TEST", "()")
 ENCODER = Row("clip_start.yaml", PAIRS)
-
-
-def tuned(config: str, *overrides, start: Row = BASE) -> Row:
-    """A row that is fine-tuned from the base stage, or from ``start``."""
-    return Row(config, overrides, starts_from=(("MODEL.WEIGHTS", start, "model_final.pth"),))
+tuned = partial(tables.tuned, start=BASE)
 
 
 def fvlm(config: str, *overrides) -> Row:
     """F-VLM on the dual encoder that ``config`` fine-tunes."""
     encoder = tuned(config, *PAIRS, *overrides, start=ENCODER)
-    return Row("lvis_fvlm.yaml", starts_from=(("MODEL.IMAGE_ENCODER.PRETRAINED", encoder, "clip.pt"),))
+    return tuned("lvis_fvlm.yaml", start=encoder, key="MODEL.IMAGE_ENCODER.PRETRAINED", file="clip.pt")
 
 
 METHODS = {

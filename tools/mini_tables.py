@@ -7,7 +7,10 @@
 A seed has its own images and its own base stage, from which its rows start. Settings are those of configs/mini.
 """
 
+from functools import partial
+
 from clim.errors import run_cleanly
+from experiments import tables
 from experiments.tables import AP50, Row, Section, tables_command
 from mini.generate import set_up_mini
 
@@ -16,13 +19,7 @@ NO_TAGS = ("MODEL.METHOD.DETIC.TAG_WEIGHT", 0.0)
 STACKED = ("DATALOADER.CAPTIONS_PER_GPU", 21)  # CLIM's 2 + 2 x (4 + 9 + 16) / 3 images
 PERMUTED_TEXTS = ("INPUT.MOSAIC.PERMUTE_TEXTS", True)
 CLUTTERED = ("DATASETS.CAPTIONS", "('mini_ov_captions_cluttered',)")
-
-
-def tuned(config: str, *overrides, start: Row = BASE) -> Row:
-    """A row that is fine-tuned from the base stage, or from ``start``."""
-    return Row(config, overrides, starts_from=(("MODEL.WEIGHTS", start, "model_final.pth"),))
-
-
+tuned = partial(tables.tuned, start=BASE)
 PERMUTED = tuned("detic_clim.yaml", *PERMUTED_TEXTS)
 METHODS = {
     "Detic": tuned("detic.yaml"),

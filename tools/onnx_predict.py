@@ -23,28 +23,28 @@ class Parser(argparse.ArgumentParser):
 
 
 class Detector:
-    """A file of `clim export`. Raises ValueError for other files."""
+    """A file of `clim export`. Raises ValueError for other files, whose metadata lack names and sizes."""
 
     def __init__(self, path: str, *, embeddings: str | None = None, names: list[str] | None = None):
         import onnxruntime
 
         try:
             self.session = onnxruntime.InferenceSession(path, providers=onnxruntime.get_available_providers())
+            found = self.session.get_modelmeta().custom_metadata_map
+            known, *sides = (json.loads(found[key]) for key in ("names", "min_size", "max_size"))
+            self.names, self.sides = names or list(map(str, known)), np.array(sides, float).clip(1, 1e5)
         except Exception as error:  # onnxruntime has many kinds of them
-            raise ValueError(f"{path} cannot be read ({error}): write it with `clim export`.") from error
-        self.about, self.inputs = about(self.session, path), {}
-        self.names = names or self.about["names"]
-        expected = len(self.about["names"])
-        for given in self.session.get_inputs():
-            if given.name == "class_embeddings":
-                rows = read_rows(embeddings or Path(path).with_suffix(".npy"), given.shape[1])
-                self.inputs, expected = {given.name: rows}, len(rows)
+            raise ValueError(f"{path} cannot be used ({error}): write it with `clim export`.") from error
+        given = {one.name: one.shape for one in self.session.get_inputs()}.get("class_embeddings")
+        rows = given and read_rows(embeddings or Path(path).with_suffix(".npy"), given[1])
+        self.inputs = {} if rows is None else {"class_embeddings": rows}
+        expected = len(known if rows is None else rows)
         if len(self.names) != expected:
             raise ValueError(f"{path} has {expected} classes, but there are {len(self.names)} names: give as many.")
 
     def __call__(self, image: Image.Image) -> list[dict]:
         """[{"name", "score", "box": [x0, y0, x1, y1] in the image's pixels}], the highest score first."""
-        scale = min(self.about["min_size"] / min(image.size), self.about["max_size"] / max(image.size))
+        scale = min(self.sides[0] / min(image.size), self.sides[1] / max(image.size))
         size = [max(int(side * scale + 0.5), 1) for side in image.size]
         resized = image.resize(size, Image.Resampling.BILINEAR)
         inputs = {"image": np.asarray(resized)} | self.inputs
@@ -52,19 +52,6 @@ class Detector:
         boxes = (boxes * np.tile(np.divide(image.size, resized.size), 2)).round(2).tolist()
         found = zip(boxes, scores.tolist(), classes, strict=True)
         return [{"name": self.names[k], "score": round(score, 6), "box": box} for box, score, k in found]
-
-
-def about(session, path: str) -> dict:
-    """What `clim export` has written into the file."""
-    try:
-        found = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-        sides, names = [found["min_size"], found["max_size"]], found["names"]
-        if all(type(side) in (int, float) and 0 < side < 1e5 for side in sides) and isinstance(names, list):
-            if names and all(isinstance(name, str) for name in names):
-                return found
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{path} lacks names, min_size or max_size in its metadata: write it with `clim export`.")
 
 
 def read_rows(path: str | Path, width: int) -> np.ndarray:
@@ -103,16 +90,11 @@ def main() -> None:
     args = parser.parse_args()
     listed = [sorted(path.rglob("*.[jpJP]*[gG]")) if path.is_dir() else [path] for path in args.images]
     files, read, written = sum(listed, []) or parser.error("there is no .jpg and no .png."), 0, set()
+    if args.output and args.output.resolve() in {file.resolve().parent for file in files}:
+        parser.error(f"--output {args.output} holds the images, and drawings would replace them: name another one.")
+    detector = Detector(args.model, embeddings=args.embeddings, names=args.names)
     if args.output:
-        folders = {path.resolve() if path.is_dir() else path.resolve().parent for path in args.images}
-        if args.output.exists() and not args.output.is_dir():
-            parser.error(f"--output {args.output} is a file: name a folder.")
-        if folders & {args.output.resolve(), *args.output.resolve().parents}:
-            parser.error(f"--output {args.output} holds the images, and drawings would replace them: name another one.")
-    try:
-        detector = Detector(args.model, embeddings=args.embeddings, names=args.names)
-    except ValueError as error:
-        parser.error(str(error))
+        args.output.mkdir(parents=True, exist_ok=True)
     for image, file in ((image, file) for file in files if (image := read_image(file))):
         found, draw, read = detector(image), ImageDraw.Draw(image), read + 1
         print(json.dumps({"file": str(file), "detections": found}), flush=True)
@@ -121,12 +103,11 @@ def main() -> None:
             text, ink = f"{one['name']} {one['score']:.2f}", {"fill": "white", "stroke_fill": "black"}
             draw.text(one["box"][:2], text, stroke_width=2, font_size=16, **ink)
         if args.output:
-            args.output.mkdir(parents=True, exist_ok=True)
             name = file.stem if file.stem not in written else f"{file.stem}_{read}"  # of another folder
             written.add(name)
             image.save(args.output / f"{name}.jpg")
     if not read:
-        parser.error("none of the images can be read.")
+        raise ValueError("none of the images can be read.")
 
 
 if __name__ == "__main__":
@@ -135,3 +116,6 @@ if __name__ == "__main__":
     except BrokenPipeError:  # its reader has seen enough
         sys.stdout = None
         sys.exit(1)
+    except (OSError, ValueError) as error:  # a full disk, or another file than is needed
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -25,7 +25,7 @@ REQUIREMENTS = ROOT / "requirements.txt"
 EXTRAS = ROOT / "requirements-extras.txt"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-STAMP, MARK = VENV / "setup.json", VENV / ".made_by_set_up"  # of a finished set-up, and of a begun one
+STAMP = VENV / "setup.json"  # of a finished set-up
 COMPILED_AGAINST = ("torch", "torchvision", "numpy")  # never changed under a Detectron2 that stays
 QUIET = [] if sys.stdout.isatty() else ["--quiet"]  # pip's progress bars are for people
 OFFLINE_SIGNS = ("connection", "timed out", "name resolution", "unreachable", "proxy")
@@ -115,8 +115,8 @@ def make_environment(*, isolated):
     """Make ``.venv`` if no working one exists. It sees the caller's packages if a Detectron2 is among them."""
     if works([PYTHON, "-c", "import pip"]):
         return
-    if VENV.is_dir() and any(VENV.iterdir()) and not (STAMP.exists() or MARK.exists()):
-        raise SetupError(f"{VENV} has no pip, and this script has not made it: move it away, or call `make clean`.")
+    if VENV.exists() and not STAMP.exists():
+        raise SetupError(f"{VENV} has no pip, and no set-up has ended there: move it away, or call `make clean`.")
     share = not isolated and works([sys.executable, "-c", "import torch, detectron2"])
     command = [sys.executable, "-m", "venv", "--clear", VENV] + ["--system-site-packages"] * share
     if not works(command):
@@ -124,7 +124,6 @@ def make_environment(*, isolated):
             f"`{' '.join(map(str, command))}` failed; where Python's venv is a package of its own, as on "
             "Debian and Ubuntu, `apt install python{}.{}-venv` brings it.".format(*sys.version_info)
         )
-    MARK.touch()
     if share and sys.prefix != sys.base_prefix:
         # venv shares the packages of the base interpreter. If the caller is a virtual environment, its folders must be
         # named. addsitedir also follows links to source builds.

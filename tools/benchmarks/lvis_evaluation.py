@@ -20,9 +20,7 @@ from .stopwatch import Spread, fresh, paired_ratio, peak_resident_bytes
 CLASSES, DETECTIONS, SIZE = 1203, 300, (480, 640)
 MEMORY = ("inputs", "on top")
 ANGLES = np.linspace(0, 2 * np.pi, 20, endpoint=False)
-JUDGED = (
-    1 / 3
-)  # share of the detections that are of a class which the image shows or names as absent; LVIS drops others
+JUDGED = 1 / 3  # of the detections are of a class that the image shows or names as absent; LVIS drops others
 
 
 def measure_lvis(settings: Settings) -> list[dict]:
@@ -115,6 +113,5 @@ def write_world(folder: Path, count: int) -> None:
 def ellipse(box) -> list[float]:
     """Polygon in a box XYWH."""
     x, y, width, height = box
-    return (
-        np.stack([x + width * (1 + np.cos(ANGLES)) / 2, y + height * (1 + np.sin(ANGLES)) / 2], axis=1).ravel().tolist()
-    )
+    points = [x + width * (1 + np.cos(ANGLES)) / 2, y + height * (1 + np.sin(ANGLES)) / 2]
+    return np.stack(points, axis=1).ravel().tolist()

@@ -49,9 +49,9 @@ class ReleasedOrder:
         return torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))
 
 
-def full_decode(file_name, *, fmt="BGR", at_least=None):
+def full_decode(file_name, *, at_least=None, **options):
     """The photo at its full size; ``at_least`` changes nothing."""
-    return read_image(file_name, fmt=fmt)
+    return read_image(file_name, **options)
 
 
 def mosaic_arms(settings: Settings, records: Sequence[dict], n: int) -> dict[str, Callable[[], Run]]:

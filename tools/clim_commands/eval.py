@@ -1,14 +1,13 @@
 """``clim eval``: score a checkpoint on data sets. torch is imported after the arguments."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 from clim.errors import UserError
 from clim.files import read_json
 
 from .inputs import add_model_options, model_overrides, output_folder, processes, quiet_logging, value_of
-from .outputs import Report
+from .outputs import Report, tasks_of
 from .terminal import evaluation_progress, print_table
 
 OUTPUT = "output/evaluation"
@@ -69,19 +68,13 @@ def reports(output: Path) -> list[Report]:
     """The reports of the evaluators below ``output``, of which some name their tasks in "summary" and some do not."""
     files = sorted(output.glob("inference/*/*_results.json"))
     remedy = "remove it, and evaluate again"
-    found = {file: read_json(file, kind=Report, remedy=remedy) for file in files if "_instances_" not in file.name}
-    for file, report in found.items():
-        if len({isinstance(figures, dict) for figures in report["summary"].values()}) > 1:
-            raise UserError(f"summary of {file} mixes figures and tasks: {remedy}.")
-    return list(found.values())
+    return [read_json(file, kind=Report, remedy=remedy) for file in files if "_instances_" not in file.name]
 
 
-def print_report(report: Mapping, *, per_class: bool) -> None:
+def print_report(report: Report, *, per_class: bool) -> None:
     """Print a set's figures, a row for each group of classes, and with ``per_class`` a row for each class."""
-    summary = report["summary"]
-    tasks = summary if any(isinstance(figures, dict) for figures in summary.values()) else {"": summary}
     rows = {}
-    for task, figures in tasks.items():
+    for task, figures in tasks_of(report).items():
         for name, value in figures.items():
             metric, _, group = name.partition("_")
             rows.setdefault(f"{task} {group or 'all'}".strip(), {})[metric] = value

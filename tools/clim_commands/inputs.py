@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -70,14 +70,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def model_overrides(args: argparse.Namespace) -> list[str]:
     """``args.opts``, and then what --data and --weights stand for.
 
-    UserError for a file that does not exist, so call it before torch is imported.
+    UserError as :func:`require_files`, so call it before torch is imported.
     """
     chosen = {"DATASETS.DATA": args.data, "MODEL.WEIGHTS": args.weights}
-    for option, file in (("--config-file", args.config_file), ("--data", args.data), ("--weights", args.weights)):
-        address = str(file or "").partition("?")[0]
-        if address and "://" not in address and not Path(address).expanduser().is_file():
-            raise UserError(f"{option} {file} does not exist, or is no file.")
+    require_files({"--config-file": args.config_file, "--data": args.data, "--weights": args.weights})
     return args.opts + [part for key, file in chosen.items() if file is not None for part in (key, file)]
+
+
+def require_files(files: Mapping[str, str | os.PathLike | None]) -> None:
+    """UserError if the file of an {option: file} does not exist. Addresses pass, and options without a file."""
+    for option, file in files.items():
+        path = str(file or "").partition("?")[0]
+        if path and "://" not in path and not Path(path).expanduser().is_file():
+            raise UserError(f"{option} {file} does not exist, or is no file.")
 
 
 def value_of(overrides: list[str], key: str) -> str | None:
@@ -135,27 +140,23 @@ def number(low: float, high: float = math.inf) -> Callable[[str], float]:
 
 def output_file(text: str) -> Path:
     """``type=`` of an argparse option: a file that can be written, and may exist."""
-    if os.path.lexists(text) and not os.path.islink(text) and not os.path.isfile(text):
-        what = "a folder" if os.path.isdir(text) else "no regular file"
-        raise argparse.ArgumentTypeError(f"{text} is {what}: name a file")
-    _check_folder(text, Path(text).absolute().parent)
+    if os.path.exists(text) and not os.path.isfile(text):
+        raise argparse.ArgumentTypeError(f"{text} is a folder, or no regular file: name a file")
+    output_folder(text and os.path.dirname(os.path.abspath(text)))
     return Path(text)
 
 
 def output_folder(text: str) -> Path:
     """``type=`` of an argparse option: a folder that can be written, and may exist."""
-    _check_folder(text, Path(text).absolute())
-    return Path(text)
-
-
-def _check_folder(text: str, folder: Path) -> None:
     if not text.strip():  # an empty variable of a shell; Path("") would be the working folder
         raise argparse.ArgumentTypeError("it is empty: name a place")
-    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    folder = Path(text)
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise argparse.ArgumentTypeError(f"{existing} is no folder: name another place")
     if not os.access(existing, os.W_OK):
         raise argparse.ArgumentTypeError(f"{existing} is read-only: name another place")
+    return folder
 
 
 def require_other(output: Path, *inputs: str | os.PathLike | None, option: str = "--output") -> None:

@@ -1,10 +1,11 @@
 """Files that several commands write, and read again."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TypedDict, TypeVar
 
-from clim.files import read_json, replacing
+from clim.files import read_json, replacing, write_json
 
 CHUNK = 4096  # texts between two writes of a cache
 T = TypeVar("T")
@@ -19,12 +20,33 @@ class Report(TypedDict):
     per_class: list[dict[str, object]]
 
 
+def tasks_of(report: Report) -> dict[str, Figures]:
+    """{task: its figures}, of figures alone with the task ""."""
+    summary = report["summary"]
+    return summary if any(isinstance(figures, dict) for figures in summary.values()) else {"": summary}
+
+
 def write_array(path: str | os.PathLike, array) -> None:
     """Write a .npy file."""
     import numpy as np
 
     with replacing(path) as partial, open(partial, "wb") as file:
         np.save(file, array)
+
+
+def write_embeddings(path: Path, embeddings, names: Sequence[str]) -> None:
+    """Write a .npy file, or the tensor of a .pth file, the form of VLDet's; and the names of its rows beside it."""
+    from clim.data.names import names_file
+
+    names_file(path).unlink(missing_ok=True)  # of an earlier file, which no kill may leave beside other rows
+    if path.suffix != ".pth":
+        write_array(path, embeddings)
+    else:
+        import torch
+
+        with replacing(path) as unfinished:
+            torch.save(torch.from_numpy(embeddings), unfinished)
+    write_json(names_file(path), names)
 
 
 def read_note(path: str | os.PathLike, *, remedy: str, kind: type[T] = object) -> T | None:

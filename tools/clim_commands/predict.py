@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clim.errors import UserError
 
-from .inputs import add_model_options, count, model_overrides, quiet_logging, value_of
+from .inputs import add_model_options, count, model_overrides, number, output_file, quiet_logging, value_of
 from .words import parted, read_words, with_synonyms
 
 UNFINISHED = "predictions.jsonl"
@@ -22,16 +22,16 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
     vocabulary_help = '"a, b, c", a word list, or a known one such as coco (default: the checkpoint\'s classes)'
     add("--vocabulary", metavar="WORDS", help=vocabulary_help)
     add("--output", type=Path, default=Path("output/predictions"), metavar="DIR", help="folder" + default)
-    add("--threshold", type=part, default=0.05, help="lowest score shown" + default)
+    add("--threshold", type=number(0, 1), default=0.05, help="lowest score shown" + default)
     add("--top", type=count, default=20, help="most boxes shown of an image" + default)
-    add("--overlap", type=part, default=0.3, help="show the best of boxes with a higher IoU" + default)
+    add("--overlap", type=number(0, 1), default=0.3, help="show the best of boxes with a higher IoU" + default)
     add("--slices", type=count, default=0, metavar="PX", help="read large images also in squares of this side")
     add("--tracks", action="store_true", help="number the objects of a video")
     add("--frames", type=count, metavar="N", help="most frames of a video or webcam (default: all, until Ctrl-C)")
     add("--batch", type=count, default=1, metavar="N", help="images at once" + default)
     add("--device", help="cuda, cuda:1, … or cpu (default: a GPU where there is one)")
     add("--dtype", choices=DTYPES, default="float32", help="bf16 and fp16 are faster on a GPU" + default)
-    add("--save-json", type=Path, metavar="FILE", help="also COCO's list of results")
+    add("--save-json", type=output_file, metavar="FILE", help="also COCO's list of results")
     add_model_options(parser)
 
 
@@ -124,12 +124,10 @@ def check(args: argparse.Namespace) -> tuple[list, list[str] | dict[str, list[st
     if other and there.isdisjoint({"predictions.json", UNFINISHED}):
         said = f"holds {other}, which is not of an earlier call, and drawings could replace it"
         raise UserError(f"--output {args.output} {said}: name another folder.")
-    if args.save_json and args.save_json.exists() and not (args.save_json.is_file() and is_json(args.save_json)):
-        raise UserError(f"--save-json {args.save_json} is there already, and no json: name another file.")
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {args.output} cannot be made ({error.strerror}): name another folder.") from error
+    file = args.save_json
+    if file and file.exists() and (file.suffix.lower() != ".json" or file.name == "predictions.json"):
+        raise UserError(f"--save-json {file} is there already, and no json: name another file.")
+    args.output.mkdir(parents=True, exist_ok=True)
     return items, classes, overrides
 
 
@@ -150,21 +148,6 @@ def read_classes(text: str) -> list[str] | dict[str, list[str]]:
     if not classes:
         raise UserError(f'--vocabulary {text!r} holds no name: write "dog: puppy, hound; cat".')
     return classes if any(classes.values()) else list(classes)
-
-
-def part(text: str) -> float:
-    """A number from 0 to 1, for ``type=`` of an argparse option."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
-def is_json(path: Path) -> bool:
-    return path.suffix.lower() == ".json" and path.name != "predictions.json"
 
 
 def image_ids(images: list[dict]) -> Sequence[int]:

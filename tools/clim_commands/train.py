@@ -105,10 +105,8 @@ def plan(args: argparse.Namespace, own: list[str], output: Path) -> tuple[dict, 
     elif method is None:
         lines[0] += ". This model learns from boxes alone."
     else:
-        lines[0] += (
-            ", and no captions: words without boxes may suffer. Give image-text pairs that name them, as captions "
-        )
-        lines[0] += f"in {args.data}, or a tenth of the learning rate."
+        lines[0] += ", and no captions: words without boxes may suffer. Give image-text pairs that name them, as "
+        lines[0] += f"captions in {args.data}, or a tenth of the learning rate."
     if lacking := words_without_boxes(cfg, records):
         more = f" and {len(lacking) - LISTED} more" if len(lacking) > LISTED else ""
         lines.append(f"No box shows {', '.join(lacking[:LISTED])}{more}, so their objects count as background. List "

@@ -91,19 +91,12 @@ def _words_of_file(path: Path, option: str) -> dict[str, Iterable[str]]:
         wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = data.decode("utf-16" if wide else "utf-8-sig")
         if suffix in (".json", ".yaml", ".yml"):
-            return _listed(_parsed(text, suffix, source=f"{option} {path}"))
+            numbers = dict.fromkeys(("parse_int", "parse_float", "parse_constant"), str)  # as they are written
+            is_json, source = suffix == ".json", f"{option} {path}"
+            return _listed(json.loads(text, **numbers) if is_json else parse_yaml(text, source=source, words=True))
         return dict.fromkeys(_column(text) if suffix in (".csv", ".tsv") else _lines(text), ())
-    except RecursionError as error:
-        raise UserError(f"{option} {path} is nested too deeply: use {FORMS}.") from error
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"{option} {path} cannot be read ({error}): use {FORMS}.") from error
-
-
-def _parsed(text: str, suffix: str, *, source: str):
-    """The content of a .json or .yaml file, with numbers and "yes" as texts. An error if it is broken."""
-    if suffix == ".json":
-        return json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
-    return parse_yaml(text, source=source, words=True)
 
 
 def _lines(text: str) -> list[str]:

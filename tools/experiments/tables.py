@@ -55,6 +55,13 @@ class Row(NamedTuple):
         return output / f"seed{seed}" / "".join(c if c.isalnum() else "_" for c in "_".join(map(str, words)))
 
 
+def tuned(
+    config: str, *overrides, start: Row, key: str = "MODEL.WEIGHTS", file: str = "model_final.pth", **others
+) -> Row:
+    """A row that takes ``file`` of the row ``start`` as its ``key``: by default it is fine-tuned from it."""
+    return Row(config, overrides, starts_from=((key, start, file),), **others)
+
+
 class Section(NamedTuple):
     """A table: its rows by name, {key of a run's results: heading}, and the largest number of seeds.
 

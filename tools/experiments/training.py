@@ -22,7 +22,7 @@ from typing import NamedTuple, TypedDict
 
 from clim.errors import UserError
 from clim.files import data_root, decode_json, write_json
-from clim_commands.outputs import Report, read_note
+from clim_commands.outputs import Report, read_note, tasks_of
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
 REPORTS = ("ov_coco_results.json", "lvis_results.json", "region_results.json")  # written by the evaluators
@@ -197,11 +197,8 @@ def _evaluation(output: Path, dataset: str) -> dict:
     report = next(filter(None, reports), None)
     if report is None:
         raise UserError(f"{folder} holds none of {', '.join(REPORTS)}: the training ended without an evaluation.")
-    tasks = {"": report["summary"]}
-    if any(isinstance(figures, dict) for figures in report["summary"].values()):  # masks and boxes
-        tasks = {f"{task}/": figures for task, figures in report["summary"].items()}
-    figures = {task + name: figure for task, found in tasks.items() for name, figure in found.items()}
-    return {**figures, "per_class": report["per_class"]}
+    figures = {f"{t}/{name}": figure for t, found in tasks_of(report).items() for name, figure in found.items()}
+    return {name.removeprefix("/"): figure for name, figure in figures.items()} | {"per_class": report["per_class"]}
 
 
 def settings_of(cfg, root: Path) -> Settings:

@@ -19,11 +19,14 @@ Every image is a function of (seed, split, index) alone.
 """
 
 import os
+import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
@@ -34,7 +37,7 @@ from tqdm import tqdm
 from arguments import captions_in
 from clim.errors import UserError
 from clim.files import read_json, remove, write_json
-from clim_commands.outputs import prefill, read_note, write_array
+from clim_commands.outputs import prefill, read_note, write_array, write_embeddings
 from index_pairs import noun_tagging, tag_images
 from mini.concepts import CONCEPTS, NAMES, caption_tags, scene_captions, web_captions
 from mini.images import BASE, CANVAS, PHOTOS, VAL_PHOTOS, LabelledImage, draw_pair, draw_scene
@@ -113,9 +116,32 @@ def draw_all(tasks: Sequence, make: Callable, *, workers: int, what: str) -> Ite
     with ExitStack() as stack:
         done = map(make, tasks)
         if workers > 1:  # spawned: a fork can hang if the caller has threads
-            pool = get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,))
-            done = stack.enter_context(pool).imap(make, tasks, chunksize=25)
-        yield from tqdm(done, total=len(tasks), desc=what, unit="images")
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            done = pool.map(make, tasks, chunksize=25)
+        try:
+            yield from tqdm(done, total=len(tasks), desc=what, unit="images")
+        except BrokenProcessPool as error:
+            remedy = "see whether memory is short, and call this again, perhaps with fewer --workers"
+            raise UserError(f"A process that draws {what} was ended: {remedy}.") from error
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+    # If this worker's parent is killed, nobody else ends it.
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def draw_splits(
+    sizes: Mapping[str, int], write: Callable, *, workers: int, what: str
+) -> tuple[dict[str, list], dict[str, list]]:
+    """{split: entries of its images}, {split: its annotations}, of ``write((split, index))`` for ``sizes`` images."""
+    tasks = [(split, index) for split, number in sizes.items() for index in range(number)]
+    images, objects = ({split: [] for split in sizes} for _ in range(2))
+    for split, image, found in draw_all(tasks, write, workers=workers, what=what):
+        images[split].append(image)
+        objects[split] += found
+    return images, objects
 
 
 def coco_json(
@@ -162,8 +188,11 @@ def build_once(
     """Call ``make``, which fills the folders ``parts`` in ``folder`` and returns counts, and write ``summary.json``.
 
     A finished build of the same version and arguments stays. Otherwise ``parts`` are replaced by empty folders first.
-    Returns the summary. UserError if it cannot be read, or if it is missing, so that ``parts`` are somebody else's.
+    Returns the summary. UserError for an argument out of range, and if the summary cannot be read, or is missing, so
+    that ``parts`` are somebody else's.
     """
+    if min(arguments.values()) < 0 or arguments.get("novel_in_scenes", 0) > 1:
+        raise UserError(f"Seed and sizes must be 0 or more, and novel_in_scenes from 0 to 1, in {arguments}.")
     note = folder / "summary.json"
     summary = read_note(note, kind=Summary, remedy=f"remove {folder}, and it is drawn again")
     wanted = Summary(version=version, arguments=arguments)
@@ -204,21 +233,11 @@ def build_mini(
     sizes = {"train": num_train, "val": num_val, "pairs": num_pairs, "cluttered": num_cluttered}
     arguments = {"seed": seed, **{f"num_{split}": number for split, number in sizes.items()}}
     arguments["novel_in_scenes"] = novel_in_scenes
-    if min(arguments.values()) < 0 or novel_in_scenes > 1:
-        raise UserError(
-            "the mini benchmark takes a seed and sizes of at least 0 and novel_in_scenes between 0 and 1; "
-            f"it was given {arguments}"
-        )
 
     def make() -> dict[str, dict[str, int]]:
         write = partial(_write_image, folder=folder, seed=seed, novel_in_scenes=novel_in_scenes)
-        tasks = [(split, index) for split in SPLITS for index in range(sizes[split])]
-        images: dict[str, list] = {split: [] for split in SPLITS}
-        objects: dict[str, list] = {split: [] for split in SPLITS}
-        for split, image, found in draw_all(tasks, write, workers=workers, what="mini benchmark"):
-            images[split].append(image)
-            objects[split].extend(found)
-        return _write_jsons(folder / "annotations", images, objects)
+        drawn = draw_splits(sizes, write, workers=workers, what="mini benchmark")
+        return _write_jsons(folder / "annotations", *drawn)
 
     return build_once(folder, version=VERSION, arguments=arguments, parts=(*SPLITS, "annotations"), make=make)
 
@@ -295,16 +314,9 @@ def fill_caption_cache(root: Path, captions: Sequence[str]) -> None:
 
 def write_class_embeddings(root: Path) -> None:
     """Write the missing files of CLASS_EMBEDDINGS: MiniLM's sentences "a NAME", and means of word pieces."""
-    from clim.data.names import names_file
-    from clim.text import build_text_tower, class_embeddings, word_piece_means
+    from clim.text import CLASS_FEATURES, build_text_tower
 
-    sentences, words = (root / name for name in CLASS_EMBEDDINGS)
-    if sentences.is_file() and words.is_file():
-        return
-    tower = build_text_tower(name="minilm")
-    if not sentences.is_file():
-        write_array(sentences, class_embeddings(tower, NAMES, "a").cpu().numpy())
-        write_json(names_file(sentences), NAMES)
-    if not words.is_file():
-        write_array(words, word_piece_means(tower, NAMES).cpu().numpy())
-        write_json(names_file(words), NAMES)
+    for name, features in zip(CLASS_EMBEDDINGS, ("embedding", "words"), strict=True):
+        if not (root / name).is_file():
+            rows = CLASS_FEATURES[features](build_text_tower(name="minilm"), NAMES, "a")
+            write_embeddings(root / name, rows.cpu().numpy(), NAMES)

@@ -27,22 +27,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from clim.errors import UserError
 from clim.files import write_json
 from mini import generate
 from mini.concepts import CONCEPTS, caption_tags
 from mini.generate import draw_all, draw_image, encode_jpeg
-from mini.images import (
-    BASE,
-    CANVAS,
-    MAX_OBJECTS,
-    PHOTOS,
-    SCENE_SIDES,
-    VAL_PHOTOS,
-    LabelledImage,
-    draw,
-    photo_background,
-)
+from mini.images import BASE, MAX_OBJECTS, PHOTOS, SCENE_SIDES, VAL_PHOTOS, LabelledImage, draw, photo_background
 
 VERSION = 1
 DEFAULT_SIZES = {"train": 1200, "val": 250, "pairs": 1500}
@@ -114,8 +103,8 @@ def draw_labelled(seed: int, split: str, index: int, concepts: list[int]) -> tup
     left_out = copies[:1] if rng.random() < NOT_EXHAUSTIVE else []
     image = {
         "id": STREAMS[split] * 1_000_000 + index,
-        "width": CANVAS,
-        "height": CANVAS,
+        "width": generate.CANVAS,
+        "height": generate.CANVAS,
         "coco_url": f"http://mini/{split}/{index:06d}.jpg",
         "neg_category_ids": sorted((np.concatenate(negatives) + 1).tolist()),
         "not_exhaustive_category_ids": [drawn.concepts[i] + 1 for i in left_out],
@@ -154,8 +143,6 @@ def build_mini_lvis(
     """Write mini OV-LVIS to ``root/mini_lvis`` unless it is there already; rules, result and errors as build_mini's."""
     folder = Path(root) / "mini_lvis"
     arguments = {"seed": seed, "num_train": num_train, "num_val": num_val, "num_pairs": num_pairs}
-    if min(arguments.values()) < 0:
-        raise UserError(f"mini OV-LVIS takes a seed and sizes of at least 0; it was given {arguments}")
 
     def make() -> dict[str, dict[str, int]]:
         sizes = {"train": num_train, "val": num_val}
@@ -213,7 +200,8 @@ def _write_shards(folder: Path, pairs: list[tuple[bytes, str]], *, seed: int) ->
         with tarfile.open(folder / f"{shard:05d}.tar", "w") as tar:
             for row, (jpeg, caption) in zip(rows, pairs[start : start + PER_SHARD], strict=False):
                 key = f"{10_000 * shard + row:09d}"
-                about = {"caption": caption, "key": key, "status": "success", "width": CANVAS, "height": CANVAS}
+                about = {"caption": caption, "key": key, "status": "success"}
+                about |= dict.fromkeys(("width", "height"), generate.CANVAS)
                 about["tags"] = caption_tags([caption])
                 tags += len(about["tags"])
                 for ending, content in (("jpg", jpeg), ("json", json.dumps(about).encode()), ("txt", caption.encode())):

@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from clim.errors import UserError
 from clim.files import write_json
 from mini.concepts import NAMES, web_captions
-from mini.generate import build_once, captions_of, coco_json, draw_all, fill_caption_cache, save_image, set_up_mini
+from mini.generate import build_once, captions_of, coco_json, draw_splits, fill_caption_cache, save_image, set_up_mini
 from mini.images import BASE, PHOTOS, draw_pair, draw_scene
 
 VERSION = 1
@@ -51,18 +50,10 @@ def build_own(
     folder = Path(root) / "mini_own"
     sizes = {"train": num_train, "pairs": num_pairs}
     arguments = {"seed": seed, "num_train": num_train, "num_pairs": num_pairs}
-    if min(arguments.values()) < 0:
-        raise UserError(f"the mini benchmark takes a seed and sizes of at least 0; it was given {arguments}")
 
     def make() -> dict[str, dict[str, int]]:
-        tasks = [(split, index) for split in sizes for index in range(sizes[split])]
-        images: dict[str, list] = {split: [] for split in sizes}
-        objects: dict[str, list] = {split: [] for split in sizes}
         write = partial(_write_image, folder=folder, seed=seed)
-        for split, image, found in draw_all(tasks, write, workers=workers, what="own data"):
-            images[split].append(image)
-            objects[split].extend(found)
-        return _write_files(folder, own_concepts(seed), images, objects)
+        return _write_files(folder, own_concepts(seed), *draw_splits(sizes, write, workers=workers, what="own data"))
 
     return build_once(folder, version=VERSION, arguments=arguments, parts=(*sizes, "annotations"), make=make)
 

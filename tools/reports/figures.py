@@ -15,20 +15,9 @@ from clim.data.images import UnreadableImage, read_image, resize
 from clim.data.mosaic import compose, fit_cell, grid_cells, inward_anchors, place
 from clim.engine import load_config
 from clim.errors import UserError
+from clim_commands import maps
 from clim_commands.drawing import BLACK, class_colours
 from clim_commands.inputs import read_names
-from clim_commands.maps import (
-    class_map,
-    mark_peak,
-    min_max,
-    name_regions,
-    outline,
-    overlay,
-    paint,
-    peak,
-    shares,
-    upsample,
-)
 from clim_commands.responder import Responder
 
 from . import COMPARED, TITLES
@@ -88,35 +77,35 @@ def response_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
 
 def response_rows(photo, queries, models, texts, *, tiles, size, args) -> list[list[Panel]]:
     """A row for each query: the image, then the map of every model. ``tiles``: a box or None for each query."""
-    maps = {title: model(photo, texts[title], long_side=size) for title, model in models.items()}
+    found = {title: model(photo, texts[title], long_side=size) for title, model in models.items()}
     height, width = panel_size(*photo.shape[:2], panel=args.panel)
     small = resize(photo, (height, width))
     scale = np.array([width / photo.shape[1], height / photo.shape[0]] * 2)
     rows = []
     for q, (query, tile) in enumerate(zip(queries, tiles, strict=True)):
         tile = None if tile is None else tile * scale
-        row = [Panel(small if tile is None else outline(small, tile), f"“{query}”", strong=True)]
+        row = [Panel(small if tile is None else maps.outline(small, tile), f"“{query}”", strong=True)]
         for title, model in models.items():
             best = model.best_box(photo, texts[title][q], long_side=size) if args.boxes else None
             best = None if best is None else best * scale
-            row.append(response_panel(small, maps[title][q], tile=tile, best=best))
+            row.append(response_panel(small, found[title][q], tile=tile, best=best))
         rows.append(row)
     return rows
 
 
 def response_panel(image: np.ndarray, cosines, *, tile, best) -> Panel:
     """One model's map (h, w) over the image; the boxes ``tile`` and ``best`` (or None) in its pixels."""
-    response = upsample(cosines[None], image.shape[:2])[0].numpy()
-    point = peak(cosines.numpy(), response.shape)
+    response = maps.upsample(cosines[None], image.shape[:2])[0].numpy()
+    point = maps.peak(cosines.numpy(), response.shape)
     text = f"cosine {cosines.min():.2f} to {cosines.max():.2f}"
-    drawn = overlay(image, min_max(response))
+    drawn = maps.overlay(image, maps.min_max(response))
     if best is not None:
-        drawn = outline(drawn, best, colour=BLACK, width=1)
+        drawn = maps.outline(drawn, best, colour=BLACK, width=1)
     if tile is not None:
-        drawn = outline(drawn, tile)
+        drawn = maps.outline(drawn, tile)
         inside = tile[0] <= point[0] < tile[2] and tile[1] <= point[1] < tile[3]
         text += ", highest in the tile" if inside else ", highest elsewhere"
-    return Panel(mark_peak(drawn, point), text)
+    return Panel(maps.mark_peak(drawn, point), text)
 
 
 def lay_mosaic(images: Sequence[np.ndarray], *, n: int, side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,10 +139,10 @@ def class_figure(args: argparse.Namespace, paths: list[Path]) -> np.ndarray:
         small = resize(photo, panel_size(*photo.shape[:2], panel=args.panel))
         row = [Panel(small, path.name)]
         for title, model in models.items():
-            classes = class_map(model(photo, texts[title], long_side=args.size), small.shape[:2])
-            held = np.maximum(held, shares(classes, len(names)))
-            painted = paint(small, classes, colours)
-            row.append(Panel(name_regions(painted, classes, names, size=legend["size"])))
+            classes = maps.class_map(model(photo, texts[title], long_side=args.size), small.shape[:2])
+            held = np.maximum(held, maps.shares(classes, len(names)))
+            painted = maps.paint(small, classes, colours)
+            row.append(Panel(maps.name_regions(painted, classes, names, size=legend["size"])))
         rows.append(row)
     shown = np.flatnonzero(held >= SMALLEST_SHARE)
     rest = np.count_nonzero(held) - len(shown)

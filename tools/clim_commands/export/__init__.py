@@ -5,8 +5,8 @@ from pathlib import Path
 
 from clim.errors import UserError, require_packages
 
-from ..inputs import add_overrides, output_file, quiet_logging, require_other
-from ..predict import part, read_classes
+from ..inputs import add_overrides, number, output_file, quiet_logging, require_files, require_other
+from ..predict import read_classes
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     dynamic_help = "class embeddings are an input, so that other words need no new export (.onnx only)"
     add("--dynamic-classes", action="store_true", help=dynamic_help)
     add("--config-file", metavar="FILE", help="YAML, for a checkpoint without its config")
-    add("--threshold", type=part, default=0.05, help="lowest score in the output" + default)
+    add("--threshold", type=number(0, 1), default=0.05, help="lowest score in the output" + default)
     check_help = "compare the file with PyTorch on these images, at three sizes, and measure the speed of both"
     add("--check", nargs="+", default=[], metavar="IMAGES", help=check_help)
     add_overrides(parser)
@@ -80,7 +80,5 @@ def check_arguments(args: argparse.Namespace) -> tuple[list, list[str] | dict[st
         require_packages("clim export", ("onnx", "onnxruntime") if args.check else ("onnx",))
     elif args.dynamic_classes:
         raise UserError(f"--dynamic-classes is for ONNX files, not for {args.output}.")
-    for option, file in (("--weights", args.weights), ("--config-file", args.config_file)):
-        if file and not Path(file).is_file():
-            raise UserError(f"{option} {file} does not exist.")
+    require_files({"--weights": args.weights, "--config-file": args.config_file})
     return find_source(args.check), None if args.vocabulary is None else read_classes(args.vocabulary)

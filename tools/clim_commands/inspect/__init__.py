@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from clim.errors import UserError
 
-from ..inputs import output_folder, quiet_logging
+from ..inputs import output_folder, quiet_logging, require_files
 from ..terminal import print_table
 
 LISTED, CLASSES = 10, 30  # files and classes on the terminal; all are on the page
@@ -34,9 +33,7 @@ def inspect(args: argparse.Namespace) -> None:
     gets them: with the sizes of --config-file, or else of configs/Detic_CLIM_C4.yaml. No model is loaded. KEY VALUE
     pairs at the end override the config.
     """
-    for what, file in (("data.yaml", args.data), ("--config-file", args.config_file)):
-        if file and not Path(file).expanduser().is_file():
-            raise UserError(f"{what} {file} does not exist.")
+    require_files({"data.yaml": args.data, "--config-file": args.config_file})
     if not args.data and not args.config_file:
         raise UserError("Name a data.yaml, or a --config-file whose sets are meant.")
     quiet_logging()

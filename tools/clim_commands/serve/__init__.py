@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clim.errors import UserError, require_packages
 from clim.sources import IMAGES
-from clim_commands.inputs import add_overrides, count, quiet_logging, whole
+from clim_commands.inputs import add_overrides, count, quiet_logging, require_files, whole
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "httpx")
 MOST_EXAMPLES = 12
@@ -82,9 +82,7 @@ def model_names(paths: list[Path]) -> list[str]:
 def _check(args: argparse.Namespace) -> list[Path]:
     """The images that the page offers. Raises UserError before anything is loaded."""
     require_packages("clim serve", NEEDED if args.no_page else (*NEEDED, "gradio"))
-    for option, path in (("--weights", args.weights), ("--compare", args.compare)):
-        if path and not path.is_file():
-            raise UserError(f"{option} {path}: there is no such file.")
+    require_files({"--weights": args.weights, "--compare": args.compare})
     if args.examples is None:
         return []
     images = [path for path in sorted(args.examples.glob("*")) if path.suffix.lower() in IMAGES]
