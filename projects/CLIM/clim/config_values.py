@@ -14,10 +14,12 @@ from typing import Annotated, Literal
 
 import msgspec
 from detectron2 import modeling
+from detectron2.config import get_cfg
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from msgspec import Meta
 
-from clim.config_files import CONTROL, shown
+from clim.config import add_clim_config
+from clim.config_files import CONTROL, entries, shown
 from clim.data.jittering import STYLES
 from clim.errors import UserError, near
 from clim.evaluation.ov_coco import PROTOCOLS
@@ -48,26 +50,14 @@ def _some(kind: type, least: int = 1, most: int = 100) -> type:
     return Annotated[list[kind], Meta(min_length=least, max_length=most)]
 
 
-# (words for what a value must be, its type, keys as "SECTION: KEY KEY; SECTION: KEY")
+# (words for what a value must be, its type, keys as "SECTION: KEY KEY; SECTION: KEY"); the type of other keys' default
+# decides for True and False, and for texts
 _RULES = (
-    ("True or False", bool, """
-        : CUDNN_BENCHMARK; MODEL: MASK_ON TRUST_WEIGHTS; MODEL.OPEN_VOCAB: ZERO_BACKGROUND FP32_HEADS;
-        MODEL.IMAGE_ENCODER: CHECKPOINTING; MODEL.FVLM: MATCH_BEST; MODEL.METHOD.VLDET: EXACT_BOX;
-        MODEL.METHOD.GROUNDING: JOINT MASK_PADDING TEXT_DROPOUT; MODEL.ROI_HEADS: PROPOSAL_APPEND_GT;
-        MODEL.ROI_BOX_HEAD: MULT_PROPOSAL_SCORE CLS_AGNOSTIC_BBOX_REG USE_FED_LOSS USE_SIGMOID_CE
-        TRAIN_ON_PRED_BOXES; MODEL.ROI_BOX_CASCADE_HEAD: RESAMPLE KEEP_EMPTY; MODEL.ROI_MASK_HEAD: CLS_AGNOSTIC_MASK;
-        MODEL.RESNETS: STRIDE_IN_1X1; INPUT.MOSAIC: PERMUTE_TEXTS; INPUT.REGIONS: CROWDS; DATALOADER: REPEAT_ROUND_UP
-        REPEAT_SQRT ASPECT_RATIO_GROUPING FILTER_EMPTY_ANNOTATIONS; SOLVER: NESTEROV RESCALE_INTERVAL; SOLVER.AMP:
-        ENABLED; SOLVER.CLIP_GRADIENTS: ENABLED"""),
     ("False, because CLIM has nothing of the kind", bool,
         "MODEL: LOAD_PROPOSALS KEYPOINT_ON; INPUT.CROP: ENABLED; TEST.AUG: ENABLED; TEST.PRECISE_BN: ENABLED"),
     ("16, because it is not read: set batch sizes per GPU, as DATALOADER.DETECTION_PER_GPU", Literal[16],
         "SOLVER: IMS_PER_BATCH"),
     ("2, because CLIM reads no configs of Detectron2's first version", Literal[2], ": VERSION"),
-    ("a text of one line", _Text, """
-        MODEL: WEIGHTS; MODEL.OPEN_VOCAB: BASE_CLASSES; MODEL.VOCABULARY: EMBEDDINGS; MODEL.TEXT: NAME PRETRAINED
-        CACHE; MODEL.METHOD: NAME; MODEL.METHOD.VLDET: EMBEDDINGS; MODEL.METHOD.REGION_CLIP: EMBEDDINGS;
-        MODEL.IMAGE_ENCODER: ARCHITECTURE PRETRAINED; INPUT.MOSAIC: PARTNERS; DATASETS: DATA; TEST: BEST_METRIC"""),
     ("a folder, not / and no address", Annotated[str, Meta(pattern=rf"\A(?!.*://)(?=.*[^/ ]){_PLAIN[2:]}")],
         ": OUTPUT_DIR"),
     ("cpu, cuda or cuda:NUMBER", Annotated[str, Meta(pattern=r"\A(cpu|cuda|mps|xpu)(:\d+)?\Z")], "MODEL: DEVICE"),
@@ -199,7 +189,14 @@ _AS_LONG = {
     "MODEL.CENTERNET.SOI": "MODEL.CENTERNET.IN_FEATURES",
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": "MODEL.ROI_BOX_CASCADE_HEAD.IOUS",
 }
+_DEFAULTS = get_cfg()
+add_clim_config(_DEFAULTS)
+_BY_DEFAULT = {bool: ("True or False", bool), str: ("a text of one line", _Text)}
 VALUES = {  # {key: (words, type)}
+    key: _BY_DEFAULT[type(default)]
+    for key, default, _ in entries(_DEFAULTS, source="")
+    if type(default) in _BY_DEFAULT and key not in CHOICES
+} | {
     f"{section.strip()}.{name}".lstrip("."): (words, kind)
     for words, kind, keys in _RULES
     for section, _, names in (part.partition(":") for part in keys.split(";"))
@@ -247,13 +244,10 @@ def _wrong_choices(cfg) -> Iterator[tuple[str, str, str]]:
     for key, known in CHOICES.items():
         value, several = _get(cfg, key), key in _LISTS
         names = {*(dict(known) if hasattr(known, "get") else known), *([""] if key in _MAY_BE_EMPTY else ())}
-        for name in value if several and isinstance(value, list | tuple) else [value]:
-            if not isinstance(name, str) or name not in names:
-                yield (
-                    key,
-                    "",
-                    f"{'a list of some' if several else 'one'} of {', '.join(sorted(names))}{near(str(name), names)}",
-                )
+        given = value if several and isinstance(value, list | tuple) else [value]
+        if wrong := [name for name in given if not isinstance(name, str) or name not in names]:
+            one_of = f"{'a list of some' if several else 'one'} of {', '.join(sorted(names))}"
+            yield key, "", one_of + near(str(wrong[0]), names)
 
 
 def _wrong_relations(cfg, sources: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
