@@ -76,13 +76,13 @@ _RULES = (
         : VIS_PERIOD; MODEL.BACKBONE: FREEZE_AT; MODEL.METHOD.DETIC: CAPTION_BASE_REGIONS QUEUE_LENGTH;
         MODEL.METHOD.BARON: QUEUE_LENGTH; MODEL.METHOD.GROUNDING: MAX_CELLS CONTRAST_GROUP; MODEL.PROPOSAL_GENERATOR:
         MIN_SIZE; MODEL.RPN: PRE_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST;
-        INPUT.REGIONS: MIN_AREA; DATALOADER: MIN_SIDE; SOLVER: KEEP_CHECKPOINTS WARMUP_ITERS CHECKPOINT_PERIOD
-        NUM_DECAYS; TEST: EVAL_PERIOD"""),
+        INPUT.REGIONS: MIN_AREA; DATALOADER: MIN_SIDE; SOLVER: KEEP_CHECKPOINTS WARMUP_ITERS CHECKPOINT_PERIOD;
+        TEST: EVAL_PERIOD"""),
     ("a whole number from 1 to 20000", _whole(1, 20_000), """
-        INPUT.CAPTION: SHORT_SIDE LONG_SIDE; INPUT.MOSAIC: SIZE; INPUT.REGIONS: SIZE CROP_SIZE; MODEL.OPEN_VOCAB:
-        WORDS; MODEL.TEXT: DIM WORD_DIM; MODEL.METHOD.BARON: ORDERS; MODEL.METHOD.GROUNDING: HEADS; MODEL.FPN: STACKS
-        OUT_CHANNELS; MODEL.ROI_BOX_HEAD: POOLER_RESOLUTION FC_DIM CONV_DIM; MODEL.ROI_MASK_HEAD: POOLER_RESOLUTION
-        CONV_DIM; SOLVER: ACCUMULATE"""),
+        INPUT.CAPTION: SHORT_SIDE LONG_SIDE; INPUT.MOSAIC: SIZE; MODEL.OPEN_VOCAB: WORDS; MODEL.TEXT: DIM WORD_DIM;
+        MODEL.METHOD.BARON: ORDERS; MODEL.METHOD.GROUNDING: HEADS; MODEL.FPN: STACKS OUT_CHANNELS;
+        MODEL.ROI_BOX_HEAD: POOLER_RESOLUTION FC_DIM CONV_DIM; MODEL.ROI_MASK_HEAD: POOLER_RESOLUTION CONV_DIM;
+        SOLVER: ACCUMULATE NUM_DECAYS"""),
     ("a whole number from 0 to 20000", _whole(0, 20_000), """
         INPUT: MIN_SIZE_TEST; INPUT.CAPTION: CROP JITTER_SIZE; INPUT.LSJ: SIZE; MODEL.IMAGE_ENCODER: UNLOCKED_BLOCKS;
         MODEL.METHOD.DETIC: GROUPS; MODEL.METHOD.VLDET: PROPOSALS TILE_PROPOSALS; MODEL.METHOD.BARON: PROPOSALS;
@@ -90,6 +90,8 @@ _RULES = (
         POOLER_SAMPLING_RATIO NUM_FC NUM_CONV; MODEL.ROI_MASK_HEAD: POOLER_SAMPLING_RATIO NUM_CONV; DATALOADER:
         DETECTION_PER_GPU CAPTIONS_PER_GPU MOSAICS_PER_GPU REGIONS_PER_GPU"""),
     ("a whole number from 1 to 1000000", _whole(1, 10**6), "MODEL.ROI_HEADS: NUM_CLASSES"),
+    ("a whole number from 32 to 20000, as encoders halve it five times", _whole(32, 20_000),
+        "INPUT.REGIONS: SIZE CROP_SIZE"),
     ("a whole number from 0 to 255", _whole(0, 255), "INPUT.MOSAIC: PAD_VALUE"),
     ("a whole number from 0 to 10000", _whole(0, 10_000), "SOLVER: REFERENCE_WORLD_SIZE; DATALOADER: NUM_WORKERS"),
     ("a whole number below 2147483648", _whole(-(2**31), 2**31 - 1), ": SEED"),
@@ -229,9 +231,8 @@ def _wrong_values(cfg) -> Iterator[tuple[str, str, str]]:
         value = _get(cfg, key)
         try:
             msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
+        except msgspec.ValidationError as error:  # the first one ends the search
             yield key, str(error).partition("`$")[2].rstrip("`"), words
-            continue
         parts = value if isinstance(value, list | tuple) and isinstance((*value, 0)[0], list | tuple) else [value]
         falls = "rising" in words and any(list(part) != sorted(part) for part in parts)
         if falls or (key in _NEVER and _NEVER[key] in (value if isinstance(value, list) else [value])):
@@ -260,6 +261,9 @@ def _wrong_relations(cfg, sources: Mapping[str, str]) -> Iterator[tuple[str, str
     for part in ("RPN", "ROI_HEADS"):
         if len(cfg.MODEL[part].IOU_LABELS) != len(cfg.MODEL[part].IOU_THRESHOLDS) + 1:
             yield f"MODEL.{part}.IOU_LABELS", "", "one longer than IOU_THRESHOLDS"
+    grounding, dim = cfg.MODEL.METHOD.GROUNDING, cfg.MODEL.TEXT.DIM
+    if cfg.MODEL.METHOD.NAME == "Grounding" and grounding.LAYERS and dim % grounding.HEADS:
+        yield "MODEL.METHOD.GROUNDING.HEADS", "", f"a divisor of MODEL.TEXT.DIM ({dim})"
     if cfg.INPUT.MOSAIC.SIZE < 4 * max(cfg.INPUT.MOSAIC.GRIDS):
         yield "INPUT.MOSAIC.SIZE", "", f"at least 4 px for each of the tiles of GRIDS {list(cfg.INPUT.MOSAIC.GRIDS)}"
     if sources.get("MODEL.TRUST_WEIGHTS") and cfg.MODEL.TRUST_WEIGHTS:  # its author may have made them

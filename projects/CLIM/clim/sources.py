@@ -52,14 +52,9 @@ def find_source(source) -> list:
     Folders are searched with their sub-folders, and every file is named once. UserError for a file that does not
     exist, a folder or glob without images, and what is no source.
     """
-    items, seen = [], set()
-    for entry in source if isinstance(source, list | tuple) else [source]:
-        for item in _items(entry):
-            if not isinstance(item, Path) or item not in seen:
-                items.append(item)
-            if isinstance(item, Path):
-                seen.add(item)
-    return items
+    items = [item for entry in (source if isinstance(source, list | tuple) else [source]) for item in _items(entry)]
+    first = {item: i for i, item in reversed([*enumerate(items)]) if isinstance(item, Path)}
+    return [item for i, item in enumerate(items) if not isinstance(item, Path) or first[item] == i]
 
 
 def read_source(source, *, frames: int | None = None) -> Iterator[Frame | Skipped]:
