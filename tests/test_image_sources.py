@@ -54,7 +54,8 @@ def test_links_that_lead_back_end(tmp_path):
     (tmp_path / "sub/a.jpg").write_bytes(b"")
     for name in ("one", "two", "sub/three"):
         (tmp_path / name).symlink_to(tmp_path)
-    assert len(find_source(tmp_path)) == 1
+    for pattern in ("", "**", "**/*.jpg", "**/sub/**/a.*", "*/**/a.jpg"):
+        assert len({path.resolve() for path in find_source(tmp_path / pattern)}) == 1
 
 
 def test_arrays_and_pil_images():
@@ -104,12 +105,33 @@ def test_a_video_that_breaks_off_is_told(write_video):
     assert last == Skipped(str(path), f"ends after {len(frames)} frames, but its header announces about 60")
 
 
+def test_a_video_opens_no_other_file(write_video, server, asked):
+    """Playlists and images with the ending of a video, which FFmpeg would follow or read."""
+    film, folder = write_video("film.mp4", 3), write_video("b.mp4", 3).parent
+    lists = [f"ffconcat version 1.0\nfile {name}\n" for name in (film.name, f"{server}/a.mp4")]
+    lists += [f"#EXTM3U\n#EXTINF:1,\n{name}\n#EXT-X-ENDLIST\n" for name in (film.name, f"{server}/a.ts")]
+    for text in [*lists, "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"]:
+        (folder / "b.mp4").write_text(text)
+        assert list(read_source(folder / "b.mp4")) == [Skipped(str(folder / "b.mp4"), "not a video")]
+    for name in ("x1.mp4", "x2.mp4"):
+        Image.new("RGB", (64, 48)).save(folder / name, "PNG")
+    assert list(read_source(folder / "x1.mp4")) == [Skipped(str(folder / "x1.mp4"), "not a video")]
+    assert asked == []
+
+
 @pytest.fixture
-def server(encoded):
+def asked():
+    """The paths that the server was asked for."""
+    return []
+
+
+@pytest.fixture
+def server(encoded, asked):
     """Address of a server: /a.jpg, /text, /large, /slow, /drip and 404."""
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self):
+            asked.append(self.path)
             body = {"/a.jpg": encoded((40, 30)), "/text": b"text", "/large": b"0" * (1 << 21)}.get(self.path)
             self.send_response(200 if body or self.path in ("/slow", "/drip") else 404)
             self.end_headers()
@@ -148,7 +170,7 @@ def test_addresses(server, monkeypatch):
 
 def test_webcams(monkeypatch):
     class Camera:
-        def __init__(self, number):
+        def __init__(self, number, _):
             self.left = 2 if number == 1 else 0
 
         def get(self, _):

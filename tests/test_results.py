@@ -113,6 +113,14 @@ def test_drawings_replace_no_image_and_lose_no_result(tmp_path, monkeypatch, cap
     assert "a.png is not drawn (ZeroDivisionError" in caplog.text
 
 
+@pytest.mark.parametrize("shape, named", [((2000, 1), None), ((5, 16_386), None), ((16_384, 16), "v.mp4")])
+def test_videos_that_are_too_narrow_or_long_for_h264(tmp_path, caplog, shape, named):
+    frames = [make(image=np.zeros((*shape, 3), np.uint8), name="v.mp4", number=i, rows=0) for i in range(2)]
+    assert [name for _, name in save_each(frames, tmp_path)] == [named] * 2
+    assert ("v.mp4 is not drawn" in caplog.text) == (named is None)
+    assert os.listdir(tmp_path) == [named] * bool(named)
+
+
 def test_videos_and_images_are_read_again_and_saved(tmp_path):
     """An annotated H.264 video with the rate and length of the first, and all in predictions.json."""
     path, photo = tmp_path / "film.mp4", tmp_path / "photo.png"

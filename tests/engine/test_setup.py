@@ -112,7 +112,7 @@ def test_sources_and_what_learns_from_them_fit_each_other(tiny_cfg, config, over
 
 
 UNKNOWN = "('mini_ov_vall',)"
-NEAR = "names mini_ov_vall.* near it: mini_ov_val,"
+NEAR = "names mini_ov_vall.* do you mean mini_ov_val"
 
 
 @pytest.mark.parametrize(

@@ -71,18 +71,14 @@ def _check_events(text: str) -> None:
             wrong = f"more than {MOST_LEVELS} levels" if len(opened) > MOST_LEVELS else ""
         elif isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent):
             anchor, _, parts = opened.pop() if isinstance(event, yaml.CollectionEndEvent) else (event.anchor, None, [1])
-            size = sum(parts)
-            if isinstance(event, yaml.AliasEvent):
-                size = sizes.get(anchor, MOST_VALUES + 1)
-            elif anchor:
-                sizes[anchor] = size
-            if opened:
-                _, lines, parts = opened[-1]
-                if isinstance(event, yaml.ScalarEvent) and lines is not None and len(parts) % 2:
-                    first = lines.setdefault(event.value, event.start_mark)
-                    if first is not event.start_mark:
-                        wrong = f"{event.value} is given twice, first in line {first.line + 1}"
-                parts.append(size)
+            size = sizes.get(anchor, MOST_VALUES + 1) if isinstance(event, yaml.AliasEvent) else sum(parts)
+            sizes[anchor] = size
+            _, lines, parts = opened[-1] if opened else (None, None, [])
+            if isinstance(event, yaml.ScalarEvent) and lines is not None and len(parts) % 2:
+                first = lines.setdefault(event.value, event.start_mark)
+                if first is not event.start_mark:
+                    wrong = f"{event.value} is given twice, first in line {first.line + 1}"
+            parts.append(size)
             wrong = wrong or "its aliases stand for too many values" * (size > MOST_VALUES)
         if wrong:
             raise yaml.MarkedYAMLError(problem=wrong, problem_mark=event.start_mark)
@@ -108,9 +104,10 @@ def read_config(path: str | os.PathLike, *, children: Sequence[str] = (), read: 
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} holds {_KINDS.get(type(content), 'one value')}, not sections of keys: {remedy}.")
     bases = content.pop("_BASE_", [])
-    for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [None]:
-        if not isinstance(base, str):
-            raise UserError(f"_BASE_ of {path} is {shown(bases)}: give the path of a config, or a list of paths.")
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"_BASE_ of {path} is {shown(bases)}: give the path of a config, or a list of paths.")
+    for base in bases:
         above = base if "://" in base else path.parent / Path(base).expanduser()
         yield from read_config(above, children=(*children, here), read=read)
     yield from entries(content, source=str(path))

@@ -14,10 +14,12 @@ from typing import Annotated, Literal
 
 import msgspec
 from detectron2 import modeling
+from detectron2.config import get_cfg
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from msgspec import Meta
 
-from clim.config_files import CONTROL, shown
+from clim.config import add_clim_config
+from clim.config_files import CONTROL, entries, shown
 from clim.data.jittering import STYLES
 from clim.errors import UserError, near
 from clim.evaluation.ov_coco import PROTOCOLS
@@ -48,26 +50,14 @@ def _some(kind: type, least: int = 1, most: int = 100) -> type:
     return Annotated[list[kind], Meta(min_length=least, max_length=most)]
 
 
-# (words for what a value must be, its type, keys as "SECTION: KEY KEY; SECTION: KEY")
+# (words for what a value must be, its type, keys as "SECTION: KEY KEY; SECTION: KEY"); the type of other keys' default
+# decides for True and False, and for texts
 _RULES = (
-    ("True or False", bool, """
-        : CUDNN_BENCHMARK; MODEL: MASK_ON TRUST_WEIGHTS; MODEL.OPEN_VOCAB: ZERO_BACKGROUND FP32_HEADS;
-        MODEL.IMAGE_ENCODER: CHECKPOINTING; MODEL.FVLM: MATCH_BEST; MODEL.METHOD.VLDET: EXACT_BOX;
-        MODEL.METHOD.GROUNDING: JOINT MASK_PADDING TEXT_DROPOUT; MODEL.ROI_HEADS: PROPOSAL_APPEND_GT;
-        MODEL.ROI_BOX_HEAD: MULT_PROPOSAL_SCORE CLS_AGNOSTIC_BBOX_REG USE_FED_LOSS USE_SIGMOID_CE
-        TRAIN_ON_PRED_BOXES; MODEL.ROI_BOX_CASCADE_HEAD: RESAMPLE KEEP_EMPTY; MODEL.ROI_MASK_HEAD: CLS_AGNOSTIC_MASK;
-        MODEL.RESNETS: STRIDE_IN_1X1; INPUT.MOSAIC: PERMUTE_TEXTS; INPUT.REGIONS: CROWDS; DATALOADER: REPEAT_ROUND_UP
-        REPEAT_SQRT ASPECT_RATIO_GROUPING FILTER_EMPTY_ANNOTATIONS; SOLVER: NESTEROV RESCALE_INTERVAL; SOLVER.AMP:
-        ENABLED; SOLVER.CLIP_GRADIENTS: ENABLED"""),
     ("False, because CLIM has nothing of the kind", bool,
         "MODEL: LOAD_PROPOSALS KEYPOINT_ON; INPUT.CROP: ENABLED; TEST.AUG: ENABLED; TEST.PRECISE_BN: ENABLED"),
     ("16, because it is not read: set batch sizes per GPU, as DATALOADER.DETECTION_PER_GPU", Literal[16],
         "SOLVER: IMS_PER_BATCH"),
     ("2, because CLIM reads no configs of Detectron2's first version", Literal[2], ": VERSION"),
-    ("a text of one line", _Text, """
-        MODEL: WEIGHTS; MODEL.OPEN_VOCAB: BASE_CLASSES; MODEL.VOCABULARY: EMBEDDINGS; MODEL.TEXT: NAME PRETRAINED
-        CACHE; MODEL.METHOD: NAME; MODEL.METHOD.VLDET: EMBEDDINGS; MODEL.METHOD.REGION_CLIP: EMBEDDINGS;
-        MODEL.IMAGE_ENCODER: ARCHITECTURE PRETRAINED; INPUT.MOSAIC: PARTNERS; DATASETS: DATA; TEST: BEST_METRIC"""),
     ("a folder, not / and no address", Annotated[str, Meta(pattern=rf"\A(?!.*://)(?=.*[^/ ]){_PLAIN[2:]}")],
         ": OUTPUT_DIR"),
     ("cpu, cuda or cuda:NUMBER", Annotated[str, Meta(pattern=r"\A(cpu|cuda|mps|xpu)(:\d+)?\Z")], "MODEL: DEVICE"),
@@ -86,13 +76,13 @@ _RULES = (
         : VIS_PERIOD; MODEL.BACKBONE: FREEZE_AT; MODEL.METHOD.DETIC: CAPTION_BASE_REGIONS QUEUE_LENGTH;
         MODEL.METHOD.BARON: QUEUE_LENGTH; MODEL.METHOD.GROUNDING: MAX_CELLS CONTRAST_GROUP; MODEL.PROPOSAL_GENERATOR:
         MIN_SIZE; MODEL.RPN: PRE_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST;
-        INPUT.REGIONS: MIN_AREA; DATALOADER: MIN_SIDE; SOLVER: KEEP_CHECKPOINTS WARMUP_ITERS CHECKPOINT_PERIOD
-        NUM_DECAYS; TEST: EVAL_PERIOD"""),
+        INPUT.REGIONS: MIN_AREA; DATALOADER: MIN_SIDE; SOLVER: KEEP_CHECKPOINTS WARMUP_ITERS CHECKPOINT_PERIOD;
+        TEST: EVAL_PERIOD"""),
     ("a whole number from 1 to 20000", _whole(1, 20_000), """
-        INPUT.CAPTION: SHORT_SIDE LONG_SIDE; INPUT.MOSAIC: SIZE; INPUT.REGIONS: SIZE CROP_SIZE; MODEL.OPEN_VOCAB:
-        WORDS; MODEL.TEXT: DIM WORD_DIM; MODEL.METHOD.BARON: ORDERS; MODEL.METHOD.GROUNDING: HEADS; MODEL.FPN: STACKS
-        OUT_CHANNELS; MODEL.ROI_BOX_HEAD: POOLER_RESOLUTION FC_DIM CONV_DIM; MODEL.ROI_MASK_HEAD: POOLER_RESOLUTION
-        CONV_DIM; SOLVER: ACCUMULATE"""),
+        INPUT.CAPTION: SHORT_SIDE LONG_SIDE; INPUT.MOSAIC: SIZE; MODEL.OPEN_VOCAB: WORDS; MODEL.TEXT: DIM WORD_DIM;
+        MODEL.METHOD.BARON: ORDERS; MODEL.METHOD.GROUNDING: HEADS; MODEL.FPN: STACKS OUT_CHANNELS;
+        MODEL.ROI_BOX_HEAD: POOLER_RESOLUTION FC_DIM CONV_DIM; MODEL.ROI_MASK_HEAD: POOLER_RESOLUTION CONV_DIM;
+        SOLVER: ACCUMULATE NUM_DECAYS"""),
     ("a whole number from 0 to 20000", _whole(0, 20_000), """
         INPUT: MIN_SIZE_TEST; INPUT.CAPTION: CROP JITTER_SIZE; INPUT.LSJ: SIZE; MODEL.IMAGE_ENCODER: UNLOCKED_BLOCKS;
         MODEL.METHOD.DETIC: GROUPS; MODEL.METHOD.VLDET: PROPOSALS TILE_PROPOSALS; MODEL.METHOD.BARON: PROPOSALS;
@@ -100,6 +90,8 @@ _RULES = (
         POOLER_SAMPLING_RATIO NUM_FC NUM_CONV; MODEL.ROI_MASK_HEAD: POOLER_SAMPLING_RATIO NUM_CONV; DATALOADER:
         DETECTION_PER_GPU CAPTIONS_PER_GPU MOSAICS_PER_GPU REGIONS_PER_GPU"""),
     ("a whole number from 1 to 1000000", _whole(1, 10**6), "MODEL.ROI_HEADS: NUM_CLASSES"),
+    ("a whole number from 32 to 20000, as encoders halve it five times", _whole(32, 20_000),
+        "INPUT.REGIONS: SIZE CROP_SIZE"),
     ("a whole number from 0 to 255", _whole(0, 255), "INPUT.MOSAIC: PAD_VALUE"),
     ("a whole number from 0 to 10000", _whole(0, 10_000), "SOLVER: REFERENCE_WORLD_SIZE; DATALOADER: NUM_WORKERS"),
     ("a whole number below 2147483648", _whole(-(2**31), 2**31 - 1), ": SEED"),
@@ -199,7 +191,14 @@ _AS_LONG = {
     "MODEL.CENTERNET.SOI": "MODEL.CENTERNET.IN_FEATURES",
     "MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS": "MODEL.ROI_BOX_CASCADE_HEAD.IOUS",
 }
+_DEFAULTS = get_cfg()
+add_clim_config(_DEFAULTS)
+_BY_DEFAULT = {bool: ("True or False", bool), str: ("a text of one line", _Text)}
 VALUES = {  # {key: (words, type)}
+    key: _BY_DEFAULT[type(default)]
+    for key, default, _ in entries(_DEFAULTS, source="")
+    if type(default) in _BY_DEFAULT and key not in CHOICES
+} | {
     f"{section.strip()}.{name}".lstrip("."): (words, kind)
     for words, kind, keys in _RULES
     for section, _, names in (part.partition(":") for part in keys.split(";"))
@@ -232,9 +231,8 @@ def _wrong_values(cfg) -> Iterator[tuple[str, str, str]]:
         value = _get(cfg, key)
         try:
             msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
+        except msgspec.ValidationError as error:  # the first one ends the search
             yield key, str(error).partition("`$")[2].rstrip("`"), words
-            continue
         parts = value if isinstance(value, list | tuple) and isinstance((*value, 0)[0], list | tuple) else [value]
         falls = "rising" in words and any(list(part) != sorted(part) for part in parts)
         if falls or (key in _NEVER and _NEVER[key] in (value if isinstance(value, list) else [value])):
@@ -247,13 +245,10 @@ def _wrong_choices(cfg) -> Iterator[tuple[str, str, str]]:
     for key, known in CHOICES.items():
         value, several = _get(cfg, key), key in _LISTS
         names = {*(dict(known) if hasattr(known, "get") else known), *([""] if key in _MAY_BE_EMPTY else ())}
-        for name in value if several and isinstance(value, list | tuple) else [value]:
-            if not isinstance(name, str) or name not in names:
-                yield (
-                    key,
-                    "",
-                    f"{'a list of some' if several else 'one'} of {', '.join(sorted(names))}{near(str(name), names)}",
-                )
+        given = value if several and isinstance(value, list | tuple) else [value]
+        if wrong := [name for name in given if not isinstance(name, str) or name not in names]:
+            one_of = f"{'a list of some' if several else 'one'} of {', '.join(sorted(names))}"
+            yield key, "", one_of + near(str(wrong[0]), names)
 
 
 def _wrong_relations(cfg, sources: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
@@ -266,6 +261,9 @@ def _wrong_relations(cfg, sources: Mapping[str, str]) -> Iterator[tuple[str, str
     for part in ("RPN", "ROI_HEADS"):
         if len(cfg.MODEL[part].IOU_LABELS) != len(cfg.MODEL[part].IOU_THRESHOLDS) + 1:
             yield f"MODEL.{part}.IOU_LABELS", "", "one longer than IOU_THRESHOLDS"
+    grounding, dim = cfg.MODEL.METHOD.GROUNDING, cfg.MODEL.TEXT.DIM
+    if cfg.MODEL.METHOD.NAME == "Grounding" and grounding.LAYERS and dim % grounding.HEADS:
+        yield "MODEL.METHOD.GROUNDING.HEADS", "", f"a divisor of MODEL.TEXT.DIM ({dim})"
     if cfg.INPUT.MOSAIC.SIZE < 4 * max(cfg.INPUT.MOSAIC.GRIDS):
         yield "INPUT.MOSAIC.SIZE", "", f"at least 4 px for each of the tiles of GRIDS {list(cfg.INPUT.MOSAIC.GRIDS)}"
     if sources.get("MODEL.TRUST_WEIGHTS") and cfg.MODEL.TRUST_WEIGHTS:  # its author may have made them

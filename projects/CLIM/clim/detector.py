@@ -8,6 +8,7 @@ results = detector.predict("photos/")
 
 import itertools
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
@@ -43,21 +44,13 @@ _MINI_SETS = ("mini_ov_", "mini_lvis_")  # data sets that tools/make_mini.py dra
 _MINI_FOLDERS = {"mini", "mini_lvis"}  # their folders
 
 
-def _whole(value, least: int) -> bool:
-    return isinstance(value, Integral) and value >= least
-
-
-def _part(value) -> bool:
-    return isinstance(value, Real) and 0 <= value <= 1
-
-
-_OPTIONS = {  # of Detector.stream: what each must be
-    "batch": ("a whole number above 0", lambda value: _whole(value, 1)),
-    "threshold": ("a number from 0 to 1", _part),
-    "top": ("a whole number above 0, or None", lambda value: value is None or _whole(value, 1)),
-    "overlap": ("a number from 0 to 1", _part),
-    "slices": ("0, or a whole number of pixels", lambda value: _whole(value, 0)),
-    "frames": ("a whole number above 0, or None", lambda value: value is None or _whole(value, 1)),
+_OPTIONS = {  # of Detector.stream: (words for what it must be, type, least, most)
+    "batch": ("a whole number above 0", Integral, 1, math.inf),
+    "threshold": ("a number from 0 to 1", Real, 0, 1),
+    "top": ("a whole number above 0, or None", Integral, 1, math.inf),
+    "overlap": ("a number from 0 to 1", Real, 0, 1),
+    "slices": ("0, or a whole number of pixels", Integral, 0, math.inf),
+    "frames": ("a whole number above 0, or None", Integral, 1, math.inf),
 }
 Classes = Sequence[str] | Mapping[str, Sequence[str]]  # names, or {name: its synonyms}
 
@@ -192,9 +185,10 @@ class Detector:
         threshold = self.score_threshold if threshold is None else threshold
         given = {"batch": batch, "threshold": threshold, "top": top, "overlap": overlap, "slices": slices}
         for name, value in (given | {"frames": frames}).items():
-            must, fits = _OPTIONS[name]
-            if not fits(value):
-                raise UserError(f"{name} is {value!r}: give {must}.")
+            words, kind, least, most = _OPTIONS[name]
+            fits = isinstance(value, kind) and least <= value <= most
+            if not (fits or (value is None and words.endswith("None"))):
+                raise UserError(f"{name} is {value!r}: give {words}.")
         follow = _Tracks(threshold) if tracks else lambda frame, found: found
         for read in create_batches(read_source(source, frames=frames), batch):
             whole = [item for item in read if isinstance(item, Frame)]

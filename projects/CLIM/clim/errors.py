@@ -53,6 +53,7 @@ _IN_WORDS = (
      "A worker of the data loader ended ({0}), perhaps for lack of memory: set DATALOADER.NUM_WORKERS lower."),
     (r"^[\w.]*ProcessExitedException",
      "One of the processes ended: {0}. Its last lines say why, or memory was short. A training goes on with --resume."),
+    (r"^[\w.]*ModuleNotFoundError: No module named '(?!clim)", "{0}: install this package."),  # Detectron2 has options
     (r"EADDRINUSE|address already in use", "--dist-url: its port is taken: use another one."),
     (r"(^[\w.]*Dist\w*Error|(?i:gloo/|nccl)).*(?i:timed? ?out)",
      "Another process did not answer within DISTRIBUTED.TIMEOUT s: see whether its machine still runs, then go on with "

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
@@ -241,11 +241,11 @@ def save_each(results: Iterable[Result], folder: str | os.PathLike) -> Iterator[
             yield from _write_video(group, folder / name)
 
 
-def _drawn(result: Result) -> np.ndarray | None:
-    """The drawing; None where it fails: a run has more results."""
+def _drawn(result: Result, use: Callable = lambda drawing: drawing):
+    """What ``use`` makes of the drawing; None where one of them fails: a run has more results."""
     try:
-        return result.plot()
-    except Exception as error:  # PIL, OpenCV and supervision raise many types
+        return use(result.plot())
+    except Exception as error:  # PIL, OpenCV, supervision and encoders raise many types
         logger.warning("%s is not drawn (%s: %s)", result.file_name, type(error).__name__, error)
         return None
 
@@ -253,22 +253,27 @@ def _drawn(result: Result) -> np.ndarray | None:
 def _write_video(results: Iterator[Result], path: Path) -> Iterator[tuple[Result, str | None]]:
     remove(path)  # not what a link of this name leads to
     with av.open(os.fspath(path), "w") as container:
-        stream = container.add_stream("libx264", options={"crf": "23"})
+        stream, refused = container.add_stream("libx264", options={"crf": "23"}), False
+
+        def encode(drawing: np.ndarray) -> list:
+            height, width = (side - side % 2 for side in drawing.shape[:2])
+            if not stream.codec_context.is_open:
+                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+                stream.codec_context.framerate = Fraction(result.rate).limit_denominator(1001)
+            frame = np.ascontiguousarray(drawing[:height, :width])
+            return stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
+
         try:
             for result in results:
-                drawing = _drawn(result)
-                if drawing is None:
-                    yield result, None
-                    continue
-                height, width = (side - side % 2 for side in drawing.shape[:2])
-                if not stream.codec_context.is_open:
-                    stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                    stream.codec_context.framerate = Fraction(result.rate).limit_denominator(1001)
-                drawing = np.ascontiguousarray(drawing[:height, :width])
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(drawing, format="rgb24")))
-                yield result, path.name
+                packets = None if refused else _drawn(result, encode)
+                refused = not stream.codec_context.is_open  # H.264 has sides of 2 to 16,384 px
+                container.mux(packets or [])
+                yield result, None if packets is None else path.name
         finally:
-            container.mux(stream.encode(None))
+            if not refused:
+                container.mux(stream.encode(None))
+    if refused:
+        remove(path)
 
 
 def _place(result: Result) -> tuple[str, bool]:

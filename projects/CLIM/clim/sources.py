@@ -8,6 +8,7 @@ import http.client
 import math
 import os
 import queue
+import re
 import threading
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,8 @@ from clim.errors import UserError
 
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
+# FFmpeg opens what a playlist names, whatever the file's ending: containers alone, and nothing but files.
+_FFMPEG = "protocol_whitelist;file|format_whitelist;mov,avi,matroska,m4v,mpeg,mpegts,mpegvideo,asf"
 URL_BYTES, URL_SECONDS = 64 << 20, 30  # an address may give no more, and take no longer
 WEBCAM = "webcam:"
 ENOUGH = 0.9  # of the seconds that a video's header announces: less is reported
@@ -49,14 +52,9 @@ def find_source(source) -> list:
     Folders are searched with their sub-folders, and every file is named once. UserError for a file that does not
     exist, a folder or glob without images, and what is no source.
     """
-    items, seen = [], set()
-    for entry in source if isinstance(source, list | tuple) else [source]:
-        for item in _items(entry):
-            if not isinstance(item, Path) or item not in seen:
-                items.append(item)
-            if isinstance(item, Path):
-                seen.add(item)
-    return items
+    items = [item for entry in (source if isinstance(source, list | tuple) else [source]) for item in _items(entry)]
+    first = {item: i for i, item in reversed([*enumerate(items)]) if isinstance(item, Path)}
+    return [item for i, item in enumerate(items) if not isinstance(item, Path) or first[item] == i]
 
 
 def read_source(source, *, frames: int | None = None) -> Iterator[Frame | Skipped]:
@@ -132,7 +130,8 @@ def _read_video(source: str | int, name: str) -> Iterator[Frame]:
 
     if isinstance(source, str):
         check_file(source, most_bytes=math.inf)
-    video = cv2.VideoCapture(source)
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", _FFMPEG)  # OpenCV asks when it opens a file
+    video = cv2.VideoCapture(source, cv2.CAP_FFMPEG if isinstance(source, str) else cv2.CAP_ANY)
     try:
         rate, number, seconds = video.get(cv2.CAP_PROP_FPS) or 25.0, 0, 0.0
         while (grabbed := video.read())[0]:
@@ -169,15 +168,31 @@ def _items(entry) -> Sequence:
 
 def files_below(folder: Path) -> Iterator[Path]:
     """All files of a folder, its sub-folders and those that links name, without hidden ones."""
-    seen = set()  # a link may lead to a folder above it
+    for place, names in _walk(folder):
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _walk(folder: str | os.PathLike) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below once, though links lead in circles, and the names of its files."""
+    seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
+        known = (status.st_dev, status.st_ino) in seen
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in names if not name.startswith("."))
+        folders[:] = [name for name in folders if not known and not name.startswith(".")]
+        if not known:
+            yield place, names
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """As ``glob.glob``, but ``**`` looks into each folder once."""
+    found = re.match(r"(|.*?/)\*\*(?:/(.*))?$", pattern, re.DOTALL)
+    if not found:
+        yield from glob.iglob(pattern)
+        return
+    for top in glob.glob(found[1]) if found[1] else ["."]:
+        for folder, _ in _walk(top):
+            yield from _matches(os.path.join(glob.escape(folder), found[2] or "*"))
 
 
 def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
@@ -189,7 +204,7 @@ def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
     if path.is_dir():
         found = files_below(path)
     elif glob.has_magic(str(entry)):
-        found = map(Path, glob.glob(str(path), recursive=True))
+        found = map(Path, _matches(str(path)))
     else:
         raise UserError(f"{entry} does not exist: name files, folders, globs, http(s) addresses or webcam:0.")
     wanted = sorted({p for p in found if p.suffix.lower() in IMAGES | VIDEOS and not p.is_dir()})

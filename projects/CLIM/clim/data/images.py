@@ -166,7 +166,7 @@ class ResizeScale(_KeepsAPixel, T.ResizeScale):
 
 def channels_first(image: np.ndarray) -> torch.Tensor:
     """(H, W, 3) → (3, H, W), contiguous."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())  # a flipped side of 1 px has a negative stride
 
 
 def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:

@@ -133,21 +133,14 @@ def source_records(cfg, source: str) -> Sequence[dict]:
     records = _read("TRAIN", cfg.DATASETS.TRAIN, "annotations", get=partial(training_records, cfg))
     if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
         records = filter_images_with_only_crowd_annotations(records)
-    records = _large(records, cfg.DATALOADER.MIN_SIDE)
+    if least := cfg.DATALOADER.MIN_SIDE:  # px, of the shorter side
+        before, records = len(records), [r for r in records if min(r["width"], r["height"]) >= least]
+        logger.info("DATALOADER.MIN_SIDE %d leaves out %d of %d images.", least, before - len(records), before)
     if not records:
         raise UserError(f"DATASETS.TRAIN = {tuple(cfg.DATASETS.TRAIN)} holds no image with annotations.")
     if all(map(set_classes, cfg.DATASETS.TRAIN)):
         print_instances_class_histogram(records, vocabulary_names(cfg))
     return records
-
-
-def _large(records: list[dict], side: int) -> list[dict]:
-    """The images whose shorter side has at least ``side`` px."""
-    if side <= 0:
-        return records
-    kept = [record for record in records if min(record["width"], record["height"]) >= side]
-    logger.info("DATALOADER.MIN_SIDE %d leaves out %d of %d images.", side, len(records) - len(kept), len(records))
-    return kept
 
 
 def caption_records(names: Sequence[str], *, get=DatasetCatalog.get) -> Sequence[dict]:

@@ -65,8 +65,8 @@ def read_data(data: str | os.PathLike) -> OwnData:
     content = {key: value for key, value in content.items() if value not in ("", "~", "null")}
     if "classes" in content and "names" in content:
         raise UserError(f"{file} has classes and names, which mean the same: remove one of them.")
-    root = file.parent / (path := _word(content.get("path", ""), f"path of {file}"))
-    root = root if root.is_dir() else resolve(path)
+    path = _word(content.get("path", ""), f"path of {file}")
+    root = file.parent / path if (file.parent / path).is_dir() else resolve(path)
     sets = [own for part in PARTS for own in _sets(content.get(part, []), part, root, file)]
     if not sets:
         raise UserError(f"{file} names no set: give train, val or captions.")

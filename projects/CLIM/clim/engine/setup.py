@@ -5,7 +5,6 @@ stops the program at once with a clear error has no check here.
 """
 
 import argparse
-import difflib
 import io
 import logging
 import threading
@@ -29,7 +28,7 @@ from clim.data.datasets import register_own_sets
 from clim.data.loader import STREAMS, batch_sizes
 from clim.data.names import matched, vocabulary_names
 from clim.data.own_sets import use_own_data
-from clim.errors import UserError, require_packages, sentence
+from clim.errors import UserError, near, require_packages, sentence
 from clim.evaluation import EVALUATORS
 from clim.files import naming
 from clim.methods import METHOD_REGISTRY
@@ -202,23 +201,15 @@ def check_datasets(cfg, *, training: bool) -> None:
     for key in ("TRAIN", "CAPTIONS", "REGIONS", "TEST") if training else ("TEST",):
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog.list():
-                found = difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.4)
-                hint = f"; names near it: {', '.join(found)}" if found else ""
-                raise UserError(f"DATASETS.{key} names {name}, which is not registered{hint}.")
-            if key == "TEST":
-                _check_kind(cfg, name, kinds=kinds)
+                hint = near(name, DatasetCatalog.list()) or "."
+                raise UserError(f"DATASETS.{key} names {name}, which is not registered{hint}")
+            kind = MetadataCatalog.get(name).get("evaluator_type")
+            kind = kind if kind in EVALUATORS else "ov_coco"
+            if key == "TEST" and kinds is not None and kind not in kinds:
+                suits = f"MODEL.META_ARCHITECTURE {architecture} is evaluated on {' and '.join(kinds)}"
+                raise UserError(f"DATASETS.TEST {name} has the type {kind}, but {suits}: choose another set.")
             if key in ("TRAIN", "TEST"):
                 matched(cfg, key, name)
-
-
-def _check_kind(cfg, name: str, *, kinds: tuple[str, ...] | None) -> None:
-    kind = MetadataCatalog.get(name).get("evaluator_type")
-    kind = kind if kind in EVALUATORS else "ov_coco"
-    if kinds is not None and kind not in kinds:
-        raise UserError(
-            f"DATASETS.TEST {name} has the type {kind}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is "
-            f"evaluated on {' and '.join(kinds)}: choose another set."
-        )
 
 
 def _declared(registry, name: str, attribute: str, default):
