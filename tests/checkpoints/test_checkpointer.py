@@ -133,22 +133,22 @@ def test_files_that_lack_weights(tmp_path):
 # ---- to resume
 
 
-def trained(folder):
+def trained(folder, **options):
     """A checkpointer with an optimiser that has made a step, and a schedule."""
     net = filled(1.0)
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 5)
     net(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    return SafeCheckpointer(net, str(folder), optimizer=optimizer, scheduler=schedule)
+    return SafeCheckpointer(net, str(folder), optimizer=optimizer, scheduler=schedule, **options)
 
 
 def with_state(content, state):
     content["optimizer"]["state"] = state
 
 
-def with_average(content, average):
-    content["optimizer"]["state"][0]["exp_avg"] = average
+def with_first(content, **change):
+    content["optimizer"]["state"][0] |= change
 
 
 def with_group(content, **change):
@@ -157,12 +157,17 @@ def with_group(content, **change):
 
 @pytest.mark.parametrize("damage, words", [
     (lambda c: c.pop("optimizer"), 'has no "optimizer" of type dict'), (lambda c: c.update(scheduler=3), '"scheduler"'),
-    (lambda c: with_state(c, {}), "its state is not that"), (lambda c: with_state(c, "x"), 'entry "optimizer"'),
-    (lambda c: with_average(c, torch.ones(7)), "its state is not that"),
-    (lambda c: with_average(c, torch.ones(2, 3) / 0), "optimizer.state.0.exp_avg of .* nan or infinity"),
+    (lambda c: with_state(c, {}), r"optimizer does not fit, in .*1.pth .*state.0.step is missing, not a tensor \(\)"),
+    (lambda c: with_state(c, "x"), "optimizer does not fit"),
+    (lambda c: c["optimizer"]["state"].pop(1), "state.1.step is missing"),
+    (lambda c: c["optimizer"]["state"][1].pop("exp_avg"), "state.1.exp_avg is missing"),
+    (lambda c: with_first(c, exp_avg=torch.ones(7)), r"exp_avg is a tensor \(7,\), not a tensor \(2, 3\)"),
+    (lambda c: with_first(c, exp_avg=torch.ones(2, 3) / 0), "optimizer.state.0.exp_avg of .* nan or infinity"),
     (lambda c: with_group(c, lr=float("nan")), r"optimizer.param_groups.0.lr of .* nan"),
-    (lambda c: c["optimizer"].update(param_groups=[]), 'entry "optimizer"'),
-    (lambda c: c["scheduler"].pop("last_epoch"), 'entry "scheduler": only one of them has last_epoch'),
+    (lambda c: with_group(c, lr="x"), r"param_groups.0.lr is str, not a number"),
+    (lambda c: c["optimizer"]["param_groups"][0].pop("betas"), "param_groups.0.betas.0 is missing"),
+    (lambda c: c["optimizer"].update(param_groups=[]), "optimizer does not fit"),
+    (lambda c: c["scheduler"].pop("last_epoch"), "scheduler does not fit, in .*last_epoch is missing, not a number"),
 ])  # fmt: skip
 def test_damaged_states_are_told(tmp_path, damage, words):
     trained(tmp_path).save("model_0000001", iteration=1)
@@ -173,6 +178,18 @@ def test_damaged_states_are_told(tmp_path, damage, words):
     with pytest.raises(UserError, match=words):
         trained(tmp_path).resume_or_load("", resume=True)
     assert SafeCheckpointer(filled(0.0), str(tmp_path)).resume_or_load("", resume=True)["iteration"] == 1
+
+
+def test_weights_that_had_no_gradient_yet_have_no_state(tmp_path):
+    trained(tmp_path).save("model_0000001")
+    content = torch.load(tmp_path / "model_0000001.pth", weights_only=True)
+    content["optimizer"]["state"].pop(1)
+    torch.save(content, tmp_path / "model_0000001.pth")
+    trained(tmp_path, partial=True).resume_or_load("", resume=True)
+    content["optimizer"]["state"][0].pop("exp_avg")
+    torch.save(content, tmp_path / "model_0000001.pth")
+    with pytest.raises(UserError, match="state.0.exp_avg is missing"):
+        trained(tmp_path, partial=True).resume_or_load("", resume=True)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +244,7 @@ def test_trained_weights_alone_give_a_warning_and_evaluation_mixes_them(tiny_cfg
     with load_ensemble(tiny_cfg(*options)).mixed() as model:
         torch.testing.assert_close(model.classifier.linear.weight, 0.25 * weight)
     (tmp_path / START_FILE).unlink()
-    with pytest.raises(UserError, match="start_weights.pth is missing"):
+    with pytest.raises(UserError, match="start_weights.pth is not a file.*SOLVER.WEIGHT_ENSEMBLE"):
         load_ensemble(tiny_cfg(*options))
     save(trained, tmp_path, weight_ensemble=1.0)  # no mixture
     assert not warnings_of_loading()

@@ -102,7 +102,7 @@ def changed(value):
     (changed(lambda t: t.long()), "w.pth .*weight has torch.int64, not torch.float32"),
     (changed(lambda t: t.to(torch.complex64)), "weight has torch.complex64"),
     (changed(lambda t: t.to_sparse()), "holds no weights"), (changed(lambda t: t.to("meta")), "holds no weights"),
-    (changed(lambda t: np.array([None, 1])), "w.pth cannot be read"), (changed(lambda t: None), "holds no weights"),
+    (changed(lambda t: np.array([None, 1])), "holds no weights"), (changed(lambda t: None), "holds no weights"),
     (lambda: {"model": dict(enumerate(STATE.values()))}, "holds no weights"),
 ])  # fmt: skip
 def test_numbers_that_are_no_weights(tmp_path, make, words):
@@ -149,7 +149,7 @@ def test_files_that_claim_more_than_they_hold(tmp_path):
 
 
 def test_a_user_error_stays_as_it_is():
-    with pytest.raises(UserError, match="^w.pth is of another kind$"), readable("w.pth"):
+    with pytest.raises(UserError, match="^w.pth is of another kind$"), readable(__file__):
         raise UserError("w.pth is of another kind")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def test_other_images_and_other_tables_are_refused(saved):
 @pytest.mark.parametrize(
     ("suffix", "content", "message"),
     [
-        (".npy", None, r"index\.npy cannot be read"), (".npy", b"", "cannot be read"), (".npy", b"x", "cannot be read"),
+        (".npy", None, r"index\.npy is not a file"), (".npy", b"", "cannot be read"), (".npy", b"x", "cannot be read"),
         (".json", None, r"index\.json not found"), (".json", b"{", "not valid"), (".json", b"{}", "has no dataset"),
         (".json", b"[]", "must be an object"),
     ],
@@ -57,6 +58,13 @@ def test_missing_and_damaged_files_are_named(saved, suffix, content, message):
     file = saved[0].with_suffix(suffix)
     file.unlink() if content is None else file.write_bytes(content)
     with pytest.raises(UserError, match=message):
+        load_neighbours(saved[0], RECORDS)
+
+
+def test_a_pipe_is_no_table(saved):
+    saved[0].unlink()
+    os.mkfifo(saved[0])
+    with pytest.raises(UserError, match=r"index\.npy is not a file"):
         load_neighbours(saved[0], RECORDS)
 
 

@@ -169,7 +169,7 @@ def test_the_error_names_all_losses_and_images():
 def test_resuming_with_another_model(tiny_cfg, first, second):
     key = "MODEL.METHOD.DETIC.BIAS"
     started(tiny_cfg("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()", key, first)).train()
-    with pytest.raises(UserError, match="checkpoint in .* belongs to another config .*or choose another OUTPUT_DIR"):
+    with pytest.raises(UserError, match="optimizer does not fit, in .*model_final.pth .*or choose another OUTPUT_DIR"):
         Trainer(tiny_cfg("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()", key, second)).resume_or_load(resume=True)
 
 

@@ -48,7 +48,7 @@ def test_damaged_folders(tiny_bert, tmp_path):
     (folder / "vocab.txt").write_text("\n".join(words[:34]))
     with pytest.raises(UserError, match="has a tokenizer of 34 word pieces, but its BERT knows 58"):
         build_text_tower(name=str(folder))
-    assert bert_config(str(folder))["vocab_size"] == len(words)  # without loading it
+    assert bert_config(str(folder)).vocab_size == len(words)  # without loading it
     (folder / "config.json").write_text('{"hidden_size": ')
     with pytest.raises(UserError, match="config.json is not valid json"):
         bert_config(str(folder))
@@ -79,6 +79,9 @@ def test_no_code_of_a_folder_runs_and_all_its_weights_count(tiny_bert, tmp_path)
     if config["num_hidden_layers"] > 1:
         with pytest.raises(UserError, match="lack .*layer"):
             build_text_tower(name=str(folder))
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
+    with pytest.raises(UserError, match="num_hidden_layers of .*config.json is 1000000000"):
+        build_text_tower(name=str(folder))
 
 
 # ---- tokens

@@ -1,6 +1,7 @@
 """Both halves of CLIP: what they compute, every file that weights come in, and sentences about other files."""
 
 import copy
+import json
 import logging
 from pathlib import Path
 
@@ -305,7 +306,10 @@ def test_weights_that_are_not_found(half, keys, monkeypatch):
 def test_unknown_architecture_and_broken_json(tmp_path):
     (tmp_path / "cut.json").write_text("{")
     (tmp_path / "empty.json").write_text("{}")
-    for name, complaint in (("ViT-B16", "neither"), ("cut.json", "not valid json"), ("empty.json", "embed_dim")):
+    halves = {"vision_cfg": {"layers": 10**9}, "text_cfg": {}}
+    (tmp_path / "huge.json").write_text(json.dumps({"embed_dim": 8, **halves}))
+    complaints = {"ViT-B16": "neither", "cut.json": "not valid json", "empty.json": "embed_dim", "huge.json": "10000"}
+    for name, complaint in complaints.items():
         path = str(tmp_path / name) if name.endswith("json") else name
         with pytest.raises(UserError, match=f"{name}.*{complaint}") as caught:
             load_clip_visual(path, "")
@@ -321,6 +325,15 @@ def test_weights_of_another_model(half, kind, change, clips, tiny_json, tmp_path
     keys = {"text": "text tower of .*MODEL.TEXT.NAME", "image": f"image encoder of .*{IMAGE_KEYS}.ARCHITECTURE"}
     with pytest.raises(UserError, match=f"do not fit the {keys[half]}"):
         build_half(half, tiny_json(kind, **change), weights)
+
+
+@both_halves
+@pytest.mark.parametrize("kind", [torch.int64, torch.complex64])
+def test_weights_that_are_no_floats(half, keys, kind, clips, tmp_path):
+    state = {name: value.to(kind) for name, value in clips["vit"][1].state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"w.pt .*do not fit"):
+        build_half(half, clips["vit"][0], tmp_path / "w.pt")
 
 
 @both_halves

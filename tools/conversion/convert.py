@@ -108,8 +108,6 @@ def read_official(path: str) -> dict[str, Tensor]:
     not needed and none of its code runs. Raises UserError if the file is missing, damaged, without weights, or calls
     the operating system.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path} is not a file: name the published one.")
     with readable(path):
         check_archive(Path(path))
         with torch.serialization.safe_globals(numpy_globals()):

@@ -155,6 +155,21 @@ def _nobody_reads() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
+@contextmanager
+def telling(what: str, *, remedy: str):
+    """Any error of the block becomes the UserError "``what`` (reason): ``remedy``."; a UserError stays as it is.
+
+    For readers that may raise anything at a damaged file.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160].rstrip(": ")
+        raise UserError(f"{what} ({reason}): {remedy}.") from error
+
+
 def require_packages(what: str, packages: Iterable[str]) -> None:
     """UserError if one of the extra ``packages``, which ``what`` needs, is not installed."""
     for package in packages:

@@ -143,7 +143,9 @@ def test_programs_of_torch_export_equal_pytorch(make_checkpoint, tmp_path, confi
     export(weights, tmp_path / "model.pt2", "--threshold", "0.01")
     detector = Detector(weights, score_threshold=0.01, device="cpu")
     assert_equal(detector, tmp_path / "model.pt2", box=1e-4, score=1e-6)
-    assert load_programs(tmp_path / "model.pt2").description["names"] == detector.names
+    with pytest.raises(UserError, match="model.pt2: .*trusted=True"):
+        load_programs(tmp_path / "model.pt2")
+    assert load_programs(tmp_path / "model.pt2", trusted=True).description["names"] == detector.names
 
 
 def test_a_client_without_torch_reads_all_from_the_file(make_checkpoint, tmp_path):

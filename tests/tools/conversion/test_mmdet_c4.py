@@ -131,7 +131,7 @@ def test_the_command_on_a_base_stage(official, detic, build, tmp_path, capsys):
     more = {"roi_head.mask_head.a": torch.ones(1), "roi_head.mask_head.b": torch.ones(1)}
     published, ours = str(tmp_path / "published.pth"), str(tmp_path / "ours.pth")
     torch.save({"meta": {"iter": 90000}, "state_dict": state | more}, published)
-    with pytest.raises(UserError, match="is the published file itself"):
+    with pytest.raises(UserError, match="published.pth, which is an input"):
         tool.main([published, "--output", published])
     with pytest.raises(UserError, match="--kind clim-fvlm: the file's tensors are those of kind clim-detic"):
         tool.main([published, "--output", ours, "--kind", "clim-fvlm"])

@@ -107,12 +107,15 @@ def write_programs(model: nn.Module, path: Path, description: dict) -> list[Path
     return files
 
 
-def load_programs(path: Path | str) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+def load_programs(path: Path | str, *, trusted: bool = False) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
     """The detector that ``clim export --output path`` has written; ``path`` ends in .pt2.
 
     It takes an image of the size of the test, a uint8 tensor (H, W, 3) RGB, and returns boxes (N, 4), scores (N,) and
-    classes (N,). Its attribute ``description`` is what an ONNX file has as metadata.
+    classes (N,). Its attribute ``description`` is what an ONNX file has as metadata. UserError unless ``trusted``.
     """
+    if not trusted:
+        remedy = "give trusted=True if you or somebody whom you trust has written it"
+        raise UserError(f"{path}: torch.export.load can run code that a .pt2 file holds: {remedy}.")
     extra = {ENTRY: ""}
     files = (Path(path).with_suffix(f".{half}.pt2") for half in HALVES)
     propose, head = (torch.export.load(file, extra_files=extra).module() for file in files)

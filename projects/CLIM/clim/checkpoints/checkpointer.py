@@ -11,10 +11,19 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from clim.checkpoints.keys import TORCHVISION, take_vldet, translate
-from clim.checkpoints.reading import read_content, readable, require_entries, require_finite, require_start, weights_of
-from clim.errors import UserError
+from clim.checkpoints.reading import (
+    leaves,
+    read_content,
+    readable,
+    require_entries,
+    require_finite,
+    require_start,
+    weights_of,
+)  # fmt: skip
+from clim.errors import UserError, telling
 from clim.files import read_text, replacing
 
 logger = logging.getLogger(__name__)
@@ -22,6 +31,7 @@ logger = logging.getLogger(__name__)
 ALPHA_KEY = "weight_ensemble"  # entry of a checkpoint: SOLVER.WEIGHT_ENSEMBLE of the run
 CLIP_FILE = "clip.pt"  # file beside the checkpoints: the mixed weights
 _FROZEN = (".weight", ".bias", ".running_mean", ".running_var")  # ends of names of weights that may be frozen
+OTHER_CONFIG = "resume with the config of its training, or choose another OUTPUT_DIR"
 _TRUST = ", or set MODEL.TRUST_WEIGHTS True if you trust its author"
 
 
@@ -29,14 +39,15 @@ class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer: atomic writes, and loading that executes nothing from a file that is not ``trusted``.
 
     ``lacking`` are the weights that the last file does not hold, or holds in another shape, without another source. In
-    the context ``published()`` the model has the weights to write.
+    the context ``published()`` the model has the weights to write. ``partial``: a step may leave weights without
+    gradient, so their state of the optimiser may be missing.
     """
 
     published: Callable[[], AbstractContextManager] = nullcontext
 
-    def __init__(self, model: nn.Module, save_dir: str, *, trusted: bool = False, **checkpointables):
+    def __init__(self, model: nn.Module, save_dir: str, *, trusted=False, partial=False, **checkpointables):
         super().__init__(model, save_dir, **checkpointables)
-        self.trusted = trusted
+        self.trusted, self.partial = trusted, partial
         self.lacking: list[str] = []
 
     def save(self, name: str, **kwargs) -> None:
@@ -68,15 +79,12 @@ class SafeCheckpointer(DetectionCheckpointer):
             if "matching_heuristics=True" in path:
                 content["matching_heuristics"] = True
             require_entries(content, dict.fromkeys(states, dict), file)
-            absent = self._load_weights(content)
+            absent = self._load_weights(content, file)
             require_finite({k: v for k, v in self.model.state_dict().items() if k not in absent}, file)
         for key, target in states.items():
-            state = content.pop(key)
-            require_finite(state, file, name=key)
-            try:
-                _load_state(target, state)
-            except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-                raise UserError(other_config(file, f'entry "{key}": {str(error).rstrip(".")}')) from error
+            require_finite(content[key], file, name=key)
+            with telling(f"The checkpoint's {key} does not fit, in {file}", remedy=OTHER_CONFIG):
+                _load_state(target, content.pop(key), partial=self.partial)
         return content
 
     def get_checkpoint_file(self) -> str:
@@ -89,7 +97,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         return str(pointer.with_name(name))
 
     def _load_file(self, filename):
-        data = read_content(filename, trusted=self.trusted, otherwise=_TRUST)
+        data = read_content(filename, trusted=self.trusted, trust=_TRUST)
         if filename.endswith(".pkl"):  # Detectron2's, in two layouts: as its own checkpointer gives it
             if "model" in data and "__author__" in data:
                 return data | {"model": weights_of(data, filename)}
@@ -98,8 +106,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         weights = {translate(name, TORCHVISION) or name: value for name, value in weights_of(data, filename).items()}
         return (data if "model" in data else {}) | {"model": take_vldet(weights)}
 
-    def _load_weights(self, content: dict) -> set[str]:
-        """Load ``content["model"]``; returns the names that it lacks, or holds in another shape."""
+    def _load_weights(self, content: dict, file: str) -> set[str]:
+        """Load ``content["model"]`` of ``file``; returns the names that it lacks, or holds in another shape."""
         weights, own = content["model"], self.model.state_dict()
         names = len(weights)
         for owner, module in self.model.named_modules():
@@ -117,7 +125,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.lacking = [name for name in own if name in absent & (learning | frozen)]
         # Detectron2 would silently continue with random weights.
         if absent >= {name for name, _ in self.model.named_parameters()}:
-            raise UserError(f"MODEL.WEIGHTS has another architecture: none of its {names} weights fits this model.")
+            raise UserError(f"{file} has another architecture: none of its {names} weights fits this model.")
         self._check_vocabulary(incompatible)
         self._log_incompatible_keys(incompatible)
         return absent
@@ -128,16 +136,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         for owner, module in self.model.named_modules():
             if not hasattr(module, "vocabulary_key") or module.vocabulary_wins:
                 continue
-            name = f"{owner}.{module.vocabulary_key}".lstrip(".")
+            name, axis = f"{owner}.{module.vocabulary_key}".lstrip("."), module.vocabulary_axis
             if name in shapes:
-                classes, width = module.vocabulary_axis, 1 - module.vocabulary_axis
-                theirs, ours = (f"{shape[classes] - 1} classes of {shape[width]} dimensions" for shape in shapes[name])
+                theirs, ours = (f"{shape[axis] - 1} classes of {shape[1 - axis]} dimensions" for shape in shapes[name])
                 remedy = "set MODEL.VOCABULARY, or MODEL.ROI_HEADS.NUM_CLASSES and MODEL.TEXT.DIM"
                 raise UserError(f"The file has {theirs}, but the config's detector {ours} and no names: {remedy}.")
             if name in incompatible.missing_keys:
-                raise UserError(
-                    f"Neither the config nor the file names the {module.num_classes} classes: set MODEL.VOCABULARY."
-                )
+                classes = f"the {module.num_classes} classes"
+                raise UserError(f"Neither the config nor the file names {classes}: set MODEL.VOCABULARY.")
 
     def require_whole(self, path: str, *, parts: tuple[str, ...] = ("",)) -> None:
         """UserError where the loaded file ``path`` lacks weights in use: those whose names begin with ``parts``."""
@@ -179,22 +185,34 @@ def load_whole(model: nn.Module, cfg, *, parts: tuple[str, ...] = ("",), resume:
     return path, loaded
 
 
-def other_config(where, reason: str) -> str:
-    """The sentence about a checkpoint that no run of this config can have written."""
-    remedy = "resume with the config of its training, or choose another OUTPUT_DIR"
-    return f"The checkpoint in {where} belongs to another config or is damaged ({reason}): {remedy}."
-
-
-def _load_state(target, state: dict) -> None:
-    """``target.load_state_dict(state)``. ValueError or another error of Python where the state is not of its kind."""
+def _load_state(target, state: dict, *, partial: bool) -> None:
+    """``target.load_state_dict(state)``. ValueError or another error where the state is not of this kind and size."""
+    is_optimizer = isinstance(target, Optimizer)
+    ours = _kinds(_after_a_step(target, partial and state["state"]) if is_optimizer else target.state_dict())
     target.load_state_dict(state)
-    if other := state.keys() ^ target.state_dict().keys():
-        raise ValueError(f"only one of them has {min(map(str, other))}")
-    if isinstance(target, torch.optim.Optimizer):
-        kept = [(weight.shape, value) for weight, values in target.state.items() for value in values.values()]
-        unlike = any(isinstance(value, Tensor) and value.ndim and value.shape != shape for shape, value in kept)
-        if unlike or not kept and any(group.get("momentum", 1) for group in target.param_groups):
-            raise ValueError("its state is not that of these weights")
+    theirs = _kinds(target.state_dict() if is_optimizer else state)  # an optimiser adds the options of newer versions
+    for place in {**ours, **theirs}:
+        if ours.get(place) != theirs.get(place):
+            raise ValueError(f"{place} is {theirs.get(place, 'missing')}, not {ours.get(place, 'missing')}")
+
+
+def _after_a_step(optimizer: Optimizer, numbers) -> dict:
+    """The ``state_dict()`` after a step of the weights with these ``numbers``, by default all; without any values."""
+    groups = [group | {"params": [w.detach().to("meta") for w in group["params"]]} for group in optimizer.param_groups]
+    for i, weight in enumerate(weight for group in groups for weight in group["params"]):
+        weight.grad = torch.zeros_like(weight) if i in (numbers or (i,)) else None
+    twin = type(optimizer)(groups)
+    twin.step()
+    return twin.state_dict()
+
+
+def _kinds(state: dict) -> dict[str, str]:
+    """{place: kind of the value} of nested containers."""
+    kinds = {int: "a number", float: "a number"}
+    return {
+        place: f"a tensor {tuple(v.shape)}" if isinstance(v, Tensor) else kinds.get(type(v), type(v).__name__)
+        for place, v in leaves(state)
+    }
 
 
 def atomic_save(data, path: Path) -> None:

@@ -44,8 +44,8 @@ IMAGE = Half("image encoder", ("visual.conv1.weight", "visual.trunk.patch_embed.
 def read_half(half: Half, path: Path) -> tuple[dict[str, Tensor], bool]:
     """{name in the half's own module: tensor} of a file, and whether OpenAI trained them (with QuickGELU).
 
-    The file is OpenAI's TorchScript, a checkpoint of open_clip or CLIM, a safetensors file, or a detector's checkpoint
-    (Detic's ``text_encoder.*``, ours). UserError where it is not readable or holds no such half.
+    From OpenAI's TorchScript, open_clip, CLIM, safetensors, or a detector (Detic's ``text_encoder.*``, ours). UserError
+    where the file is not readable or holds no such half.
     """
     state = read_weights(path)
     prefixes = [name.removesuffix(anchor) for anchor in half.anchors for name in state if name.endswith(anchor)]
@@ -89,10 +89,8 @@ IMAGE_ENCODER: Rules = (
 
 
 def take_pretrained_trunk(module: nn.Module, state_dict, prefix, *_):
-    """Load-state-dict pre-hook of a C4 detector: rename the weights of an image-text model's encoder.
-
-    The encoder becomes backbone and res5, its projection the box predictor's. Other names stay, and the checkpointer
-    reports them. UserError where shapes differ, or a part of the trunk is missing.
+    """Load-state-dict pre-hook of a C4 detector: rename an image-text model's encoder to backbone and res5, its
+    projection to the box predictor's. Other names stay. UserError where a part of the trunk is missing or unfit.
     """
     mine = module.state_dict()
     taken = {}
@@ -102,17 +100,13 @@ def take_pretrained_trunk(module: nn.Module, state_dict, prefix, *_):
             taken[name] = state_dict.pop(key)
     if not taken:
         return
-    for name, theirs in taken.items():
-        if theirs.shape != mine[name].shape:
-            raise UserError(
-                f"MODEL.WEIGHTS: the file's image encoder gives {name} the shape {tuple(theirs.shape)}, but here it is "
-                f"{tuple(mine[name].shape)}: backbone and MODEL.TEXT.DIM must be those of its pre-training."
-            )
+    shapes = {name: value.shape for name, value in taken.items()}
     trunk = [name for name in mine if name.startswith(TRUNK) and not name.endswith("num_batches_tracked")]
-    if lacking := [name for name in trunk if name not in taken]:
+    if wrong := [name for name in [*taken, *trunk] if shapes.get(name) != mine[name].shape]:
+        theirs = f"is {tuple(shapes[wrong[0]])}" if wrong[0] in shapes else "is missing"
         raise UserError(
-            f"MODEL.WEIGHTS: the file's image encoder lacks {len(lacking)} tensors of the trunk, {lacking[0]} for one: "
-            "it must have the config's depth (MODEL.RESNETS.DEPTH)."
+            f"MODEL.WEIGHTS: the file's {wrong[0]} {theirs}, here it is {tuple(mine[wrong[0]].shape)}: "
+            "backbone, its depth and MODEL.TEXT.DIM must be those of the file's training."
         )
     state_dict.update({prefix + name: value for name, value in taken.items()})
     projection = "with" if PROJECTION + "weight" in taken else "without"

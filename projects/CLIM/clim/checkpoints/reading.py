@@ -1,9 +1,11 @@
 """Read files of weights without running code from them. UserError for a missing, damaged or unsafe file."""
 
+import codecs
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
 from io import BytesIO
@@ -19,10 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clim.checkpoints.torchscript import is_torchscript, read_torchscript
-from clim.errors import UserError
+from clim.errors import UserError, telling
 
 DESCRIPTION = "clim"  # entry of a checkpoint
 _MOST_PACKED = 100  # times the size of a zip that its files may have
+_AGAIN = "copy or download it again, whole"
+_PLAIN = torch.strided, "cpu"  # layout and device of a file's tensors
 
 
 class Description(TypedDict):
@@ -36,11 +40,12 @@ class Description(TypedDict):
 
 
 # Unpickling may call these alone: they rebuild arrays and plain containers, without other effects.
-_NUMPY_PARTS = {("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
+_PARTS = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype, "_codecs.encode": codecs.encode,
+          "collections.OrderedDict": OrderedDict}  # fmt: skip
+_PARTS |= {f"{kind.__module__}.{kind.__qualname__}": kind for kind in {type(np.dtype(c)) for c in np.typecodes["All"]}}
 for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2
-    _NUMPY_PARTS[_core, "_reconstruct"] = np.zeros(0).__reduce__()[0]
-    _NUMPY_PARTS[_core, "scalar"] = np.float64(0).__reduce__()[0]
-_PLAIN_PARTS = {("collections", "OrderedDict"), ("_codecs", "encode")}
+    _PARTS[f"{_core}._reconstruct"] = np.zeros(0).__reduce__()[0]
+    _PARTS[f"{_core}.scalar"] = np.float64(0).__reduce__()[0]
 
 
 def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathManager) -> str:
@@ -63,48 +68,44 @@ def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathM
 
 
 @contextmanager
-def readable(filename: str | os.PathLike, *, otherwise: str = ""):
-    """Turn errors of the block, which reads ``filename``, into a UserError; ``otherwise``: another remedy."""
-    try:
-        yield
-    except UserError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{filename} is damaged or holds more than tensors, and was not loaded, because that could run code from "
-            f"it: re-save its weights alone (torch.save({{'model': state_dict}}, FILE)){otherwise}."
-        ) from error
-    except Exception as error:  # a damaged file makes its reader raise anything
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
-        raise UserError(
-            f"{filename} cannot be read as a file of weights ({reason}): is it whole? Copy or download it again."
-        ) from error
+def readable(filename: str | os.PathLike, *, remedy: str = _AGAIN, trust: str = ""):
+    """Turn errors of the block, which reads ``filename``, into a UserError; also where that is no regular file.
 
-
-def read_content(path: str | os.PathLike, *, trusted: bool = False, otherwise: str = ""):
-    """Content of a .safetensors, TorchScript or ``torch.save`` file, or of a .pkl of NumPy arrays (Detectron2's zoo).
-
-    Where it is not ``trusted`` and holds more than tensors, arrays and plain containers: UserError of :func:`readable`;
-    also for a zip whose checksums are wrong. TorchScript's code never runs.
+    ``trust``: what else to do about a file that could run code.
     """
-    path = _regular(path)
-    with readable(path, otherwise=otherwise):
+    if not Path(filename).is_file():
+        raise UserError(f"{filename} is not a file: {remedy}.")
+    with telling(f"{filename} cannot be read", remedy=remedy):
+        try:
+            yield
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{filename} is damaged or holds more than tensors, and was not loaded, because that could run code "
+                f"from it: re-save its weights alone (torch.save({{'model': state_dict}}, FILE)){trust}."
+            ) from error
+
+
+def read_content(path: str | os.PathLike, *, trusted: bool = False, **options):
+    """Content of a .safetensors, TorchScript, .npy or ``torch.save`` file, or of a .pkl of arrays (Detectron2's zoo).
+
+    Where it is not ``trusted`` and holds more than tensors, arrays and plain containers: UserError of :func:`readable`,
+    which takes the ``options``; also for a zip whose checksums are wrong. TorchScript's code never runs. The array of a
+    .npy is a memory map: it compares the sizes of file and array, so a damaged header reserves no memory.
+    """
+    path = Path(path)
+    with readable(path, **options):
         if path.suffix == ".safetensors":
             return load_file(path)
+        if path.suffix == ".npy":
+            return np.load(path, "r", allow_pickle=False)
         if path.suffix == ".pkl":
-            unpickler = pickle.Unpickler if trusted else _NumpyUnpickler
+            unpickler = pickle.Unpickler if trusted else _ArrayUnpickler
             return unpickler(BytesIO(path.read_bytes()), encoding="latin1").load()
         check_archive(path)
         if is_torchscript(path):
             return read_torchscript(path)
         with torch.serialization.safe_globals(numpy_globals()):
             return torch.load(path, map_location="cpu", weights_only=not trusted)
-
-
-def _regular(path: str | os.PathLike) -> Path:
-    if not Path(path).is_file():
-        raise UserError(f"{path} is not a file: name a file of weights.")
-    return Path(path)
 
 
 def check_archive(path: Path) -> None:
@@ -134,68 +135,67 @@ def read_description(path: str | os.PathLike) -> Description | None:
 
     UserError for a file that is missing or unreadable, and for a description of another form.
     """
-    path = _regular(path)
-    if not zipfile.is_zipfile(path):
-        return None
     with readable(path), torch.serialization.safe_globals(numpy_globals()):
-        content = None if is_torchscript(path) else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        ours = zipfile.is_zipfile(path) and not is_torchscript(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if ours else None
     if not isinstance(content, dict) or content.get(DESCRIPTION) is None:
         return None
-    try:
+    with telling(f"The entry {DESCRIPTION!r} of {path} is damaged", remedy="take another file"):
         found = msgspec.convert(content[DESCRIPTION], Description)
         names = found["class_names"]
         if len(set(names)) < len(names) or not all(map(str.strip, names)) or len(names) > found["rows"]:
             raise ValueError(f"{len(names)} class_names with empty or equal ones, or more than {found['rows']} rows")
-    except ValueError as error:  # also msgspec's
-        reason = str(error).replace("`", "")
-        raise UserError(f"The entry {DESCRIPTION!r} of {path} is damaged ({reason}): take another file.") from error
     return found
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, **options) -> dict[str, Tensor]:
     """{name: tensor on the CPU} of a file of :func:`read_content` that holds weights; UserError for other files."""
-    return weights_of(read_content(path), path)
+    return weights_of(read_content(path, **options), path)
 
 
 def weights_of(data, filename: str | os.PathLike) -> dict[str, Tensor]:
     """{name: tensor} in a file's content: under "model" or "state_dict", or at the top; else a UserError."""
     data = data if isinstance(data, dict) else {}
     weights = data.get("model", data.get("state_dict", data))
-    if isinstance(weights, dict) and weights and all(_is_named_array(*item) for item in weights.items()):
-        with readable(filename):
-            return {name: torch.as_tensor(value) for name, value in weights.items()}
+    if isinstance(weights, dict) and weights and all(_is_weight(*item) for item in weights.items()):
+        return {name: torch.as_tensor(value) for name, value in weights.items()}
     raise UserError(f"{filename} holds no weights: expected {{'model': {{name: tensor}}}} or {{name: tensor}}.")
 
 
-def _is_named_array(name, value) -> bool:
-    plain = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-    return isinstance(name, str) and (isinstance(value, np.ndarray) or plain and not value.is_quantized)
+def _is_weight(name, value) -> bool:
+    if isinstance(value, np.ndarray):
+        return isinstance(name, str) and value.dtype.isnative and value.dtype.char in "?bBhilqefdFD"
+    return isinstance(name, str) and isinstance(value, Tensor) and (value.layout, value.device.type) == _PLAIN
+
+
+def leaves(content, name: str = "") -> Iterator[tuple[str, object]]:
+    """(place, value) of all that nested dicts, lists and tuples hold; a place is "state.0.exp_avg"."""
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
+    if not isinstance(content, Mapping):
+        yield name, content
+        return
+    for key, part in content.items():
+        yield from leaves(part, f"{name}.{key}".lstrip("."))
 
 
 def require_finite(content, path: str | os.PathLike, *, name: str = "") -> None:
     """UserError that names the first tensor or number with nan or infinity in nested containers from ``path``."""
-    if isinstance(content, Tensor | float):
-        value = torch.as_tensor(content)  # the two bounds take half the time of isfinite
-        if value.is_floating_point() and value.numel() and not all(map(torch.isfinite, value.aminmax())):
+    for place, value in leaves(content, name):
+        number = torch.as_tensor(value if isinstance(value, Tensor | float) else 0)
+        # The two bounds take half the time of isfinite.
+        if number.is_floating_point() and number.numel() and not all(map(torch.isfinite, number.aminmax())):
             remedy = "it is damaged, or its training has diverged: use an earlier checkpoint, or copy the file again"
-            raise UserError(f"{name} of {path} holds nan or infinity; {remedy}.")
-    elif isinstance(content, list | tuple):
-        content = dict(enumerate(content))
-    for key, part in content.items() if isinstance(content, Mapping) else ():
-        require_finite(part, path, name=f"{name}.{key}".lstrip("."))
+            raise UserError(f"{place} of {path} holds nan or infinity; {remedy}.")
 
 
-class _NumpyUnpickler(pickle._Unpickler):  # as torchscript._Unpickler
+class _ArrayUnpickler(pickle._Unpickler):  # as torchscript._Unpickler
     def find_class(self, module, name):
-        if (module, name) in _NUMPY_PARTS:
-            return _NUMPY_PARTS[module, name]
-        if (module, name) not in _PLAIN_PARTS:
+        if (part := _PARTS.get(f"{module}.{name}")) is None:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of weights")
-        return super().find_class(module, name)
+        return part
 
 
 def numpy_globals() -> list[tuple]:
     """(object, its name) of all that torch.load may rebuild besides tensors: NumPy arrays, numbers, their types."""
-    dtypes = {type(np.dtype(char)) for char in np.typecodes["All"]}
-    parts = _NUMPY_PARTS | {(kind.__module__, kind.__qualname__): kind for kind in dtypes}
-    return [(part, ".".join(name)) for name, part in parts.items()]
+    return [(part, name) for name, part in _PARTS.items()]

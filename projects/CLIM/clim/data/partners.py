@@ -1,7 +1,7 @@
 """Mosaic partners by similarity: nearest neighbours of each image by text or by image (CLIM paper, Table 2c).
 
-An index holds K neighbours for each of N images in data-set order. It is an int32 ``.npy`` file (N, K), which workers
-share as a memory map, and a ``.json`` file that names its images. ``tools/build_neighbours.py`` writes both.
+An index of ``tools/build_neighbours.py`` is an int32 ``.npy`` file (N, K), which workers share as a memory map, with K
+neighbours for each of N images in data-set order, and a ``.json`` file that names its images.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ from zlib import crc32
 import msgspec
 import numpy as np
 
+from clim.checkpoints.reading import read_content
 from clim.errors import UserError
 from clim.files import read_json, resolve
 
@@ -42,16 +43,13 @@ def image_ids_hash(records: Sequence[dict]) -> str:
 def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> np.memmap:
     """The index at ``path``, which may be relative to the data root: a read-only int32 memory map (N, K).
 
-    Row n holds the indices of the K images most similar to image n, without n, best first.
-    UserError if a file is missing or damaged, or the index is for other images or another order.
+    Row n holds the K images most similar to image n, without n, best first. UserError if a file is missing or damaged,
+    or is for other images or another order.
     """
     path, again = resolve(path), "build it with tools/build_neighbours.py"
     facts = read_json(path.with_suffix(".json"), remedy=f"{again} --output {path}.", kind=Facts)
-    try:
-        rows = np.load(path, "r", allow_pickle=False)
-        sound = rows.dtype == np.int32 and rows.ndim == 2 and rows.size
-    except (OSError, ValueError, AttributeError, EOFError) as error:  # AttributeError: an archive of arrays
-        raise UserError(f"Neighbour index: {path} cannot be read ({error}); {again} --output {path}.") from error
+    rows = read_content(path, remedy=f"{again} --output {path}")
+    sound = isinstance(rows, np.memmap) and rows.dtype == np.int32 and rows.ndim == 2 and rows.size
     if sound and (len(rows) != len(records) or facts.image_ids_sha256 != image_ids_hash(records)):
         raise UserError(
             f"Neighbour index: {path} was built for {len(rows)} images of {facts.dataset}, but this data set has "

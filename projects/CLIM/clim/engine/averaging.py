@@ -64,9 +64,6 @@ class MovingAverage(HookBase):
 
     def load_state_dict(self, trained: dict[str, Tensor]) -> None:
         """Take the trained weights; the model has the average, from the same checkpoint."""
-        ours, theirs = ({name: t.shape for name, t in tensors.items()} for tensors in (self._tensors(), trained))
-        if ours != theirs:
-            raise ValueError("SOLVER.EMA was 0, or is 0 now, or its weights are others")
         self.start()
         for name, tensor in self._tensors().items():
             tensor.data.copy_(trained[name])

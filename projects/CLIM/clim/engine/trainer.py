@@ -18,7 +18,7 @@ from detectron2.utils.events import EventStorage
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from clim.checkpoints.checkpointer import ALPHA_KEY, SafeCheckpointer, other_config
+from clim.checkpoints.checkpointer import ALPHA_KEY, OTHER_CONFIG, SafeCheckpointer
 from clim.checkpoints.reading import DESCRIPTION, require_entries
 from clim.data.loader import build_train_loader
 from clim.data.names import vocabulary_names
@@ -53,10 +53,11 @@ class Trainer(TrainerBase):
             self.raw_model = build_model(cfg)
         self.optimizer, self.scheduler = build_solver(cfg, self.raw_model)
         loader, on_gpu = cfg.DATALOADER, self.raw_model.device.type == "cuda"
+        unused = bool(loader.ALTERNATE) or self.raw_model.has_unused_parameters(loader)
         self.model = create_ddp_model(  # in one process it returns the model itself
             self.raw_model,
             device_ids=[comm.get_local_rank()] if on_gpu else None,
-            find_unused_parameters=bool(loader.ALTERNATE) or self.raw_model.has_unused_parameters(loader),
+            find_unused_parameters=unused,
             **{_SYNC_BUFFERS: False},  # each rank has its own queues
         )
         self.device_type = self.raw_model.device.type
@@ -69,8 +70,8 @@ class Trainer(TrainerBase):
         self.average = MovingAverage(self.raw_model, decay=cfg.SOLVER.EMA)
         stored = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.average}
         stored |= {"scaler": self.scaler} if amp and half else {}
-        trusted = cfg.MODEL.TRUST_WEIGHTS
-        self.checkpointer = SafeCheckpointer(self.raw_model, cfg.OUTPUT_DIR, trusted=trusted, **stored)
+        options = {"trusted": cfg.MODEL.TRUST_WEIGHTS, "partial": unused, **stored}
+        self.checkpointer = SafeCheckpointer(self.raw_model, cfg.OUTPUT_DIR, **options)
         self.checkpointer.published = self.average.mixed
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.skipped, self.stop = SkippedImages(cfg.OUTPUT_DIR), StopSignals()
@@ -120,7 +121,8 @@ class Trainer(TrainerBase):
         state = self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resuming)
         if not resuming:
             return state
-        require_entries(state, dict.fromkeys(("iteration", "data_seed", "world_size"), int), self.cfg.OUTPUT_DIR)
+        file = self.checkpointer.get_checkpoint_file()
+        require_entries(state, dict.fromkeys(("iteration", "data_seed", "world_size"), int), file)
         rates = [group["initial_lr"] for group in self.optimizer.param_groups]
         if (self.scheduler.last_epoch, self.scheduler.base_lrs) != (state["iteration"] + 1, rates):
             reason = "iteration, schedule and optimiser contradict each other"
@@ -128,7 +130,7 @@ class Trainer(TrainerBase):
             reason = f"it lacks this model's {self.checkpointer.lacking[0]}"
         else:
             return state
-        raise UserError(other_config(self.cfg.OUTPUT_DIR, reason))
+        raise UserError(f"{file} belongs to another config or is damaged ({reason}): {OTHER_CONFIG}.")
 
     def _check_agreement(self) -> None:
         if len(set(starts := comm.all_gather(self.start_iter))) > 1:

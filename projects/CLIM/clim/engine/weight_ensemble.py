@@ -22,10 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class WeightEnsemble:
-    """``alpha`` · trained + (1 - ``alpha``) · initial weights, for every weight that learns.
-
-    The model's present weights are the initial ones. ``alpha`` 1 changes nothing.
-    """
+    """``alpha`` · trained + (1 - ``alpha``) · initial weights, those of ``model`` now, for every weight that learns."""
 
     def __init__(self, model: nn.Module, *, alpha: float):
         self.model, self.alpha = model, alpha
@@ -46,10 +43,7 @@ class WeightEnsemble:
         if not self.start:
             return
         path = folder / START_FILE
-        if not path.is_file():
-            remedy = "copy it there, start anew, or set SOLVER.WEIGHT_ENSEMBLE 1.0"
-            raise UserError(f"{path} is missing, but its weights are mixed with the trained ones: {remedy}.")
-        start = read_weights(path)
+        start = read_weights(path, remedy="copy it from this run, start anew, or set SOLVER.WEIGHT_ENSEMBLE 1.0")
         require_finite(start, path)
         ours, theirs = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (self.start, start))
         if ours != theirs:

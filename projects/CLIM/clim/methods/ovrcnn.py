@@ -49,7 +49,7 @@ class Grounding(Method):
         _check_contrast(cfg)
         keys, transformer = arguments(cfg.MODEL.METHOD.GROUNDING), None
         of_transformer = {name: keys.pop(name) for name in ("layers", "heads", "dropout", "mask_padding")}
-        vocabulary = bert_config(cfg.MODEL.TEXT.NAME)["vocab_size"]  # raises UserError where it is not a BERT
+        vocabulary = bert_config(cfg.MODEL.TEXT.NAME).vocab_size  # raises UserError where it is not a BERT
         if of_transformer["layers"] > 0:
             transformer = MultimodalTransformer(dim=cfg.MODEL.TEXT.DIM, vocabulary=vocabulary, **of_transformer)
         return {"transformer": transformer, **keys}

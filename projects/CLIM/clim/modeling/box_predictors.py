@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from clim.errors import UserError, registered
 from clim.losses import federated_class_bce, masked_class_bce, masked_softmax_ce
 
-from .classifier import CosineClassifier, classifier_type
+from .classifier import CLASSIFIERS, CosineClassifier
 from .vocabulary import class_mask, competing_classes, is_configured, needs_cosines, num_classes, vocabulary_embeddings
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def build_box_predictor(cfg, input_shape, *, text_encoder, **given) -> "TextOutp
 
 def configured_embeddings(cfg, text_encoder) -> Tensor:
     """(K, D) text embeddings of the configured classes, for the configured classifier."""
-    return vocabulary_embeddings(cfg, text_encoder, features=classifier_type(cfg).text_features)
+    return vocabulary_embeddings(cfg, text_encoder, features=CLASSIFIERS[cfg.MODEL.OPEN_VOCAB.CLASSIFIER].text_features)
 
 
 class TextOutputLayers(FastRCNNOutputLayers):
@@ -138,7 +138,7 @@ class OpenVocabOutputLayers(TextOutputLayers):
             class_embeddings = configured_embeddings(cfg, text_encoder)
         given = {"class_embeddings": class_embeddings, "text_encoder": text_encoder}
         return super().from_config(cfg, input_shape, text_encoder=text_encoder) | {
-            "cls_score": classifier_type(cfg)(cfg, input_shape.channels, **given),
+            "cls_score": CLASSIFIERS[cfg.MODEL.OPEN_VOCAB.CLASSIFIER](cfg, input_shape.channels, **given),
             "fed_loss_power": cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER,
         }
 

@@ -115,12 +115,7 @@ class PseudoWordClassifier(CosineClassifier):
         return self.tower.encode_words(words, lengths).hidden
 
 
-CLASSIFIERS = {"cosine": CosineClassifier, "pseudo_words": PseudoWordClassifier}
-
-
-def classifier_type(cfg) -> type[CosineClassifier]:
-    """The classifier named by MODEL.OPEN_VOCAB.CLASSIFIER; UserError for an unknown one."""
-    return CLASSIFIERS[cfg.MODEL.OPEN_VOCAB.CLASSIFIER]
+CLASSIFIERS = {"cosine": CosineClassifier, "pseudo_words": PseudoWordClassifier}  # MODEL.OPEN_VOCAB.CLASSIFIER
 
 
 def _with_background(class_embeddings: Tensor) -> Tensor:

@@ -106,8 +106,7 @@ def _command(cfg, features: str) -> str:
 def class_mask(cfg) -> Tensor:
     """(K,) positive for classes that have box annotations, 0 for the others (novel and unused), by their names.
 
-    All are 1 where the config gives names and none of them is a base class. Names that are unknown count as rows of
-    MODEL.OPEN_VOCAB.BASE_CLASSES in the same order.
+    All are 1 where the config gives names and none is a base class. Unknown names are rows of BASE_CLASSES in order.
     """
     base, count = cfg.MODEL.OPEN_VOCAB.BASE_CLASSES, num_classes(cfg)
     if not base:
@@ -147,9 +146,9 @@ def _base_classes(base: str) -> tuple[list[str], Tensor]:
 
 
 def competing_classes(cfg) -> Tensor:
-    """(K,) bool, the classes of MODEL.OVRCNN.TEST_CLASSES; all if it is "".
+    """(K,) bool, the classes of MODEL.OVRCNN.TEST_CLASSES; of configured names, all but COCO's other classes.
 
-    Of configured names, all but other classes of COCO; all of them if none would be left.
+    All where that is "", or where none would be left.
     """
     name, count = cfg.MODEL.OVRCNN.TEST_CLASSES, num_classes(cfg)
     if not name:

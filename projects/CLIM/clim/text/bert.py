@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from clim.checkpoints.reading import check_archive, require_finite
-from clim.errors import UserError
+from clim.errors import UserError, telling
 from clim.text.tower import TextTower, WordFeatures
 
 
@@ -34,9 +34,9 @@ class TokenBatch(NamedTuple):
 def mask_words(tokens: TokenBatch, *, mask_id: int, probability: float, hidden: float) -> tuple[TokenBatch, Tensor]:
     """Choose words that a model predicts, and hide most of them (arXiv 1810.04805).
 
-    Each token that is not special is chosen with ``probability``. Of the chosen ones, a part ``hidden`` becomes
-    ``mask_id`` and special; the others stay (official OVR-CNN: .15 and .9; ovrcnn §1.2). Draws from torch's random
-    state on the CPU, which a resumed run restores. Returns the tokens to read, and (B, L) bool, the chosen ones.
+    Each token that is not special is chosen with ``probability``; a part ``hidden`` of these becomes ``mask_id`` and
+    special (official OVR-CNN: .15 and .9; ovrcnn §1.2). Draws from torch's random state on the CPU, which a resumed
+    run restores. Returns the tokens to read, and (B, L) bool, the chosen ones.
     """
     draws = torch.rand(2, *tokens.ids.shape).to(tokens.ids.device)
     chosen = (draws[0] < probability) & ~tokens.special
@@ -45,16 +45,13 @@ def mask_words(tokens: TokenBatch, *, mask_id: int, probability: float, hidden: 
 
 
 class BertTower(TextTower):
-    """A mean-pooled BERT, as sentence-transformers uses MiniLM. Cuts texts to the model's positions and keeps [SEP].
-
-    ``folder`` holds config.json, the weights and the tokenizer. UserError if one of them is not readable.
-    """
+    """A mean-pooled BERT, as sentence-transformers uses MiniLM. Cuts texts to the model's positions and keeps [SEP]."""
 
     def __init__(self, *, folder: Path):
         from transformers import AutoModel, AutoTokenizer  # takes seconds
 
         options = {"local_files_only": True, "trust_remote_code": False}  # None would ask the user whether to run code
-        try:
+        with telling(f"{folder} (MODEL.TEXT.NAME) holds no readable BERT", remedy="copy or download it again, whole"):
             for file in folder.glob("*.bin"):  # zips, whose checksums transformers does not compare
                 check_archive(file)
             tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
@@ -65,11 +62,6 @@ class BertTower(TextTower):
                 raise ValueError(f"either its config.json or its weights lack {other[0]}")
             config = model.config
             kind = {"type": config.model_type, "activation": config.hidden_act, "heads": config.num_attention_heads}
-        except Exception as error:  # transformers, tokenizers and safetensors have many kinds
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"{folder} (MODEL.TEXT.NAME) holds no readable BERT ({reason}): copy or download the folder again."
-            ) from error
         require_finite(model.state_dict(), folder)
         if not 0.9 * config.vocab_size < len(tokenizer) <= config.vocab_size:  # a model may have a few rows more
             raise UserError(
@@ -105,9 +97,8 @@ class BertTower(TextTower):
 
     @torch.no_grad()
     def contextual(self, ids: Tensor, attention: Tensor, *, dropout: bool = False) -> Tensor:
-        """(B, L, D) features of the last layer of the tokens ``ids`` (B, L) where ``attention`` (B, L) is True.
-
-        ``dropout``: with the model's own dropout, as in official OVR-CNN (ovrcnn §1.2).
+        """(B, L, D) features of the last layer of the tokens ``ids`` (B, L) where ``attention`` (B, L) is True;
+        with the model's own ``dropout`` in official OVR-CNN (ovrcnn §1.2).
         """
         self.model.train(dropout)
         try:

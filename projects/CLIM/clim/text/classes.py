@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clim.checkpoints.reading import read_content
-from clim.errors import UserError, registered
+from clim.errors import UserError, registered, telling
 from clim.files import resolve
 from clim.text.tower import TextTower
 
@@ -95,10 +95,7 @@ def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble", *, h
 
 
 def word_piece_means(tower: TextTower, names: Sequence[str]) -> Tensor:
-    """(K, W) float32 un-normalised means of the word embeddings of each name's word pieces (ovrcnn §2).
-
-    UserError for a name without word pieces, or with a word that the tower does not know.
-    """
+    """(K, W) float32 un-normalised means of the word embeddings of each name's word pieces (ovrcnn §2)."""
     rows = []
     for name, tokens in zip(names, tower.tokenize(names) if len(names) else [], strict=True):
         pieces = tokens[1:-1]  # without start and end token
@@ -114,23 +111,16 @@ def load_embeddings(
 ) -> Tensor:  # fmt: skip
     """(K, D) float32 rows of a .npy or .pth file of floats (K, D) or (K, 1, D), normalised unless ``unit`` is False.
 
-    ``path`` is the value of the config key ``key`` and may be relative to ``DETECTRON2_DATASETS``. ``made_by`` is the
-    command that writes the file. UserError if there is no such array, or if a row is zero or not finite.
+    ``path``, the value of ``key``, may be relative to the data root; the command ``made_by`` writes such files.
+    UserError if there is no such array, or if a row is zero or not finite.
     """
     file = resolve(path)
     remedy = f"build it with `{made_by} --output {file}`"
-    try:
-        if not file.is_file():
-            raise UserError(f"No class embeddings at {file} ({key}): {remedy}.")
-        # A map compares the sizes of file and array, so a damaged header reserves no memory.
-        array = np.asarray(read_content(file) if file.suffix == ".pth" else np.load(file, "r", allow_pickle=False))
+    with telling(f"{file} ({key}) holds no floats (classes, dimensions)", remedy=remedy):
+        array = np.asarray(read_content(file, remedy=remedy))
         array = array[:, 0] if array.ndim == 3 and array.shape[1] == 1 else array  # RegionCLIP's script
         if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape or 0 in array.strides:
             raise ValueError(f"it holds {array.dtype} {array.shape}")
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, RuntimeError, ArithmeticError) as error:
-        raise UserError(
-            f"{file} is not a .npy or .pth file of floats (classes, dimensions) ({error}): {remedy}."
-        ) from error
     embeddings = torch.from_numpy(array.astype(np.float32))
     norms = embeddings.norm(dim=1)
     damaged = (~(norms.isfinite() & (norms > 0))).nonzero()

@@ -1,15 +1,16 @@
 """open_clip's models: the text half as a tower, the image half as a module, and the weights of both.
 
-open_clip describes, builds and downloads the models. :mod:`clim.checkpoints` reads the files, as open_clip's own loader
-needs both halves, does not know detectors' files, and resizes positions silently. Shapes as in tower.py; W = H.
+:mod:`clim.checkpoints` reads the files: open_clip's own loader needs both halves, does not know detectors' files, and
+resizes positions silently. Shapes as in tower.py; W = H.
 """
 
 import json
 import logging
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 import open_clip
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from clim.checkpoints.keys import IMAGE, TEXT, Half, read_half
 from clim.checkpoints.reading import require_finite
-from clim.errors import UserError
+from clim.errors import UserError, telling
 from clim.files import read_json, resolve
 from clim.text.tower import TextTower, WordFeatures
 
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 ACTIVATIONS = {True: "QuickGELU", False: "exact GELU"}  # by a config's quick_gelu
 _HUB = "hf-hub:"
-_PARTS = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
 _TEXT_KIND = ("hf_model_name", "hf_tokenizer_name", "embed_cls", "no_causal_mask", "proj_bias", "pool_type",
               "proj_type")  # fmt: skip
 # The half that is not kept is built as small as open_clip allows.
@@ -33,17 +33,33 @@ _STUB_IMAGE_HALF = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32
 _STUB_TEXT_HALF = {"layers": 1, "width": 8, "heads": 1, "context_length": 1, "vocab_size": 1}
 
 
+_Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 13)]
+_Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 7)]
+
+
+class _Half(msgspec.Struct):
+    width: _Size | None = None
+    layers: _Count | list[_Count] | None = None  # a list for a ResNet
+
+
+class _Config(msgspec.Struct):
+    """What a json of a model must have; the largest known ones have 64 layers and a width of 1,792."""
+
+    embed_dim: _Size
+    vision_cfg: _Half
+    text_cfg: _Half
+
+
 class OpenClipTower(TextTower):
     """CLIP's causal transformer, read at the end-of-text token. Its weights have OpenAI's names, as in Detic's files.
 
-    Cuts long texts to the context length and keeps the end-of-text token, as the CLIM release; official Detic takes a
-    random window of 77 tokens. A batch ends behind its longest text, as the causal mask hides all later tokens.
+    Cuts long texts to the context and keeps the end-of-text token, as the CLIM release; official Detic takes a random
+    window of 77 tokens. A batch ends behind its longest text, as the causal mask hides later tokens.
     """
 
     def __init__(self, *, name: str, pretrained: str):
         config = clip_config(name, TEXT.name_key)
-        quick_gelu = config.get("quick_gelu", False)
-        text_part = {"embed_dim": config["embed_dim"], "quick_gelu": quick_gelu, "text_cfg": config["text_cfg"]}
+        text_part = {key: config[key] for key in ("embed_dim", "quick_gelu", "text_cfg")}
         super().__init__(architecture=json.dumps(text_part, sort_keys=True))
         with _built_from(name, TEXT):
             model = open_clip.CLIP(**text_part, vision_cfg=_STUB_IMAGE_HALF)
@@ -55,7 +71,7 @@ class OpenClipTower(TextTower):
         self._tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length, **options)
         self.context = model.context_length
         self.ends = (self._tokenizer.sot_token_id, self._tokenizer.eot_token_id)
-        load_half(self, TEXT, name=name, pretrained=pretrained, quick_gelu=quick_gelu)
+        load_half(self, TEXT, name=name, pretrained=pretrained, quick_gelu=config["quick_gelu"])
         self.freeze()
 
     def tokenize(self, texts) -> list[list[int]]:
@@ -84,23 +100,22 @@ class WholeTextTower(TextTower):
 
     def __init__(self, *, name: str, pretrained: str):
         config = clip_config(name, TEXT.name_key)
-        text, quick_gelu = open_clip.CLIPTextCfg(**config["text_cfg"]), config.get("quick_gelu", False)
+        with _built_from(name, TEXT):
+            text = open_clip.CLIPTextCfg(**config["text_cfg"])
         if text.hf_model_name:
             raise UserError(f"The text half of {name} (MODEL.TEXT.NAME) is not open_clip's own: choose another model.")
-        text_part = {"embed_dim": config["embed_dim"], "quick_gelu": quick_gelu, "text_cfg": config["text_cfg"]}
+        text_part = {key: config[key] for key in ("embed_dim", "quick_gelu", "text_cfg")}
         super().__init__(architecture=json.dumps(text_part, sort_keys=True))
-        with _built_from(name, TEXT):
-            self.text = open_clip.CustomTextCLIP(**text_part, vision_cfg=_STUB_IMAGE_HALF).text
         self.dim, self.context, hub = config["embed_dim"], text.context_length, text.hf_tokenizer_name
         options = {"context_length": self.context, **(text.tokenizer_kwargs or {})}
         options |= {"trust_remote_code": False} if hub else {}  # the tokenizer's folder may hold code
-        try:
-            make = partial(open_clip.tokenizer.HFTokenizer, hub) if hub else open_clip.SimpleTokenizer
+        with _built_from(name, TEXT):
+            self.text = open_clip.CustomTextCLIP(**text_part, vision_cfg=_STUB_IMAGE_HALF).text
+        make = partial(open_clip.tokenizer.HFTokenizer, hub) if hub else open_clip.SimpleTokenizer
+        remedy = "correct its name, or fetch it by other means"
+        with telling(f"The tokenizer {hub} of MODEL.TEXT.NAME {name} could not be loaded", remedy=remedy):
             self._tokenizer = make(**options)
-        except Exception as error:  # each transport and each tokenizer has its own errors
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"The tokenizer {hub} of MODEL.TEXT.NAME {name} could not be loaded: {reason}") from error
-        load_half(self.text, TEXT, name=name, pretrained=pretrained, quick_gelu=quick_gelu)
+        load_half(self.text, TEXT, name=name, pretrained=pretrained, quick_gelu=config["quick_gelu"])
         self.freeze()
 
     def tokenize(self, texts) -> list[list[int]]:
@@ -127,7 +142,7 @@ def load_clip_visual(architecture: str, pretrained: str) -> nn.Module:
     "ViT-B-16", with exact GELU (clip_fvlm §4). ``pretrained`` as in :func:`clim.text.build.build_text_tower`.
     """
     config = clip_config(architecture, IMAGE.name_key)
-    quick_gelu = config.get("quick_gelu", False)
+    quick_gelu = config["quick_gelu"]
     # No dropout, as CLIM; no weights but ours: timm's files may hold code.
     vision_cfg = config["vision_cfg"] | {"timm_drop": 0.0, "timm_drop_path": None, "timm_model_pretrained": False}
     halves = {"vision_cfg": vision_cfg, "text_cfg": _STUB_TEXT_HALF}
@@ -155,19 +170,16 @@ def is_clip(name: str) -> bool:
 
 
 def clip_config(name: str, key: str) -> dict:
-    """{"embed_dim", "vision_cfg", "text_cfg", …} of the model ``name``, which the config key ``key`` gives."""
+    """{"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", …} of the model ``name``; ``key``: the config's."""
     if path := _json_file(name):
-        config = read_json(path, remedy=f"{key} must name a json in the format of open_clip's configs.")
-        entries = config if isinstance(config, dict) else {}
-        numbers = [v for part in entries.values() if isinstance(part, dict) for v in part.values()]
-        wrong = [part for part, kind in _PARTS.items() if not isinstance(entries.get(part), kind)]
-        if wrong or any(isinstance(number, int | float) and number < 0 for number in numbers):
-            needs = f"it needs {', '.join(wrong or _PARTS)} as open_clip's configs have it, without negative numbers"
-            raise UserError(f"{path} ({key}) does not describe an open_clip model: {needs}.")
-        return config
-    if name in open_clip.list_models():
-        return open_clip.get_model_config(name)
-    raise UserError(f"{key} {name!r} is neither an open_clip model (such as ViT-B-16-quickgelu) nor a json of one.")
+        remedy = f"{key} must name a json in the format of open_clip's configs."
+        read_json(path, remedy=remedy, kind=_Config)
+        config = read_json(path, remedy=remedy)
+    elif name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+    else:
+        raise UserError(f"{key} {name!r} is neither an open_clip model (such as ViT-B-16-quickgelu) nor a json of one.")
+    return {"quick_gelu": False} | config
 
 
 def _json_file(name: str) -> Path | None:
@@ -182,24 +194,17 @@ def is_words_tower(name: str) -> bool:
     return all(getattr(own, key) == getattr(clips, key) for key in _TEXT_KIND)
 
 
-@contextmanager
 def _built_from(name: str, half: Half):
     """Errors of the block, which builds a ``half`` from the description of ``name``, become a UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # open_clip believes what it reads
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:160]
-        remedy = "correct it as in open_clip's own configs"
-        raise UserError(f"{half.name_key} {name} does not describe a {half.what} ({reason}): {remedy}.") from error
+    what = f"{half.name_key} {name} does not describe a {half.what} that can be built"
+    return telling(what, remedy="correct it as in open_clip's own configs")
 
 
 def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quick_gelu: bool | None) -> None:
     """Load the weights ``pretrained`` of the model ``name`` into ``module``, in the module's precision; "" loads none.
 
-    ``quick_gelu``: whether the module has QuickGELU or exact GELU; None if it has neither. Warns about weights that
-    were trained with the other one. UserError if weights cannot be found or read, or do not fit.
+    ``quick_gelu``: whether the module has QuickGELU or exact GELU, None: neither; warns about weights that were trained
+    with the other one. UserError if weights cannot be found or read, or do not fit.
     """
     if not pretrained:
         if half is TEXT:  # no checkpoint of a detector holds it
@@ -211,7 +216,7 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
     parts = {key.partition(".")[0] for key in own}
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     surplus = [k for k in state if k not in own and k.partition(".")[0] in parts]
-    other = [k for k in own if k in state and own[k].shape != state[k].shape]
+    other = [k for k in own if k in state and _form(own[k]) != _form(state[k])]
     if wrong := missing + surplus + other:
         raise UserError(
             f"The weights in {path} ({half.weights_key}) do not fit the {half.what} of {name} ({len(wrong)} differ, "
@@ -230,21 +235,19 @@ def load_half(module: nn.Module, half: Half, *, name: str, pretrained: str, quic
         )
 
 
-def _find_weights(half: Half, *, name: str, pretrained: str) -> tuple[Path, bool | None]:
-    """The file of the weights ``pretrained`` of ``name``, and whether they use QuickGELU (None: unknown).
+def _form(weight: Tensor) -> tuple:
+    return weight.shape, weight.is_floating_point()
 
-    Downloads tags and hub names to the hub's cache, if they are not there yet.
-    """
+
+def _find_weights(half: Half, *, name: str, pretrained: str) -> tuple[Path, bool | None]:
+    """The file of ``pretrained``, which may be downloaded, and whether it uses QuickGELU (None: unknown)."""
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     if tag or pretrained.startswith(_HUB):
         source = tag or {"hf_hub": pretrained.removeprefix(_HUB) + "/"}
         link = source.get("url") or f"https://huggingface.co/{source.get('hf_hub', '').rstrip('/')}"
-        try:
+        remedy = f"fetch {link} by other means and set {half.weights_key} to that file"
+        with telling(f"The weights {pretrained!r} could not be downloaded", remedy=remedy):
             return Path(open_clip.download_pretrained(source)), tag.get("quick_gelu", False) if tag else None
-        except Exception as error:  # each transport has its own errors: offline, refused, not found, interrupted
-            reason = str(error).strip().partition("\n")[0]
-            remedy = f"fetch {link} by other means and set {half.weights_key} to that file"
-            raise UserError(f"The weights {pretrained!r} could not be downloaded ({reason}): {remedy}.") from error
     path = resolve(pretrained)
     if not path.is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"

@@ -29,8 +29,7 @@ class WordFeatures(NamedTuple):
 class TextTower(nn.Module):
     """A frozen sentence encoder, always in evaluation mode.
 
-    A subclass sets the attributes below, implements :meth:`tokenize`, :attr:`word_embeddings` and
-    :meth:`features_of_words`, and calls :meth:`freeze` at the end of its ``__init__``.
+    A subclass sets the attributes below, implements the first three methods, and ends its ``__init__`` by ``freeze()``.
     """
 
     dim: int  # D
@@ -148,10 +147,9 @@ def drop_words(words: Tensor, real: Tensor, *, dropout: float) -> tuple[Tensor, 
 
 
 def surviving(real: Tensor, *, dropout: float) -> Tensor:
-    """Which words stay: each is dropped with probability ``dropout``; if a row would lose all, its word 0 stays.
+    """Which words of ``real`` (…, L), False for padding, stay: each is dropped with probability ``dropout``.
 
-    ``real`` (…, L) is False for padding; word 0 of a row is real, or none is. Draws from torch's random state on the
-    CPU, which a resumed run restores.
+    If a row would lose all, its word 0 stays. Draws from torch's random state on the CPU, which a resumed run restores.
     """
     kept = real & (torch.rand(real.shape) >= dropout).to(real.device)
     kept[..., 0] |= real[..., 0] & ~kept.any(dim=-1)

@@ -28,9 +28,8 @@ class ClipViT(ImageEncoder):
 
     @configurable
     def __init__(self, *, visual: nn.Module, unlocked_blocks: int, checkpointing: bool = False):
-        """``visual``: open_clip's image tower. Only its last ``unlocked_blocks`` blocks learn.
-
-        ``checkpointing``: learning blocks are computed again in the backward pass instead of stored.
+        """``visual``: open_clip's image tower. Only its last ``unlocked_blocks`` blocks learn; with ``checkpointing``
+        they are computed again in the backward pass instead of stored.
         """
         super().__init__()
         kinds = [kind for kind in (ClipSteps, TimmSteps) if kind.can_read(visual)]

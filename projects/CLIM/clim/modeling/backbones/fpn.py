@@ -70,8 +70,8 @@ def _keep_unused(module: TorchvisionResNet50, state_dict, prefix, *_):
 def rescaling(channels: int, factor: float, *, upscaling: str, norm: str) -> nn.Module:
     """(N, C, h, w) → (N, C, factor · h, factor · w) for a factor of 1/2, 1, 2, 4 or 8.
 
-    It enlarges by 2 x 2 deconvolutions with stride 2, a norm and a GELU between two of them (CLIM release), or by
-    bilinear interpolation (CLIM paper). It halves by 2 x 2 max-pooling.
+    It enlarges by 2 x 2 deconvolutions, a norm and a GELU between two of them (CLIM release), or by bilinear
+    interpolation (CLIM paper), and halves by 2 x 2 max-pooling.
     """
     if factor == 1:
         return nn.Identity()
