@@ -100,10 +100,9 @@ def packed(
 ) -> PairRecords:
     """The records of all ``pairs`` of ``source`` with a caption; what is cleaned and what is left out is logged.
 
-    Captions are cleaned by :func:`cleaned`; blank ones go. Without a height and a width of a pixel or more, the
-    image's header gives the size; where it cannot, the image is left out, and so is one with a name that is not UTF-8.
-    ``index``: {category id: tag}; None: ids are tags. UserError for an image without a name, for a tag that is not in
-    ``index``, and if no record is left.
+    Captions are :func:`cleaned`; blank ones go. An image without a size that its header does not give either is left
+    out, and so is one with a name that is not UTF-8. ``index``: {category id: tag}; None: ids are tags. UserError for
+    an image without a name, for a tag that is not in ``index``, and if no record is left.
     """
     columns, unreadable, without, changed, folder = Columns(), [], 0, 0, os.path.join(image_root, "")
     headers = tqdm(desc=f"image sizes of {source}", unit="image", leave=False, delay=1)
@@ -117,9 +116,9 @@ def packed(
         if not name.removeprefix(folder).strip():
             raise UserError(f"image {pair.id} of {source} has no file_name: give each image the name of its file.")
         tags = _tags(pair, index, source) if pair.pos_category_ids else ()
-        height, width = pair.height or 0, pair.width or 0
+        height, width = pair.height, pair.width
         try:
-            if not (1 <= height < 2**31 and 1 <= width < 2**31):
+            if not (height and width):
                 headers.update()
                 height, width = image_size(name)
             number = pair.id if type(pair.id) is int and 0 <= pair.id < 2**63 else -1

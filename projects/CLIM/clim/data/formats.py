@@ -135,7 +135,7 @@ def _read_folder(folder: str, image_root: str, suffix: str, read: Callable, inde
                 raise UserError(f"{file} cannot be read ({error}): correct the file.") from error
             for (x0, y0, x1, y1), key in zip(boxes.tolist(), classes, strict=True):
                 annotation = {"bbox": [x0, y0, x1 - x0, y1 - y0], "bbox_mode": BoxMode.XYWH_ABS}
-                annotations.append(annotation | {"category_id": class_index(key, index, "an object", file)})
+                annotations.append(annotation | {"category_id": class_index(key, index, "the name of an object", file)})
         size = {"height": height, "width": width}
         records.append({"file_name": image, "image_id": number, "annotations": annotations} | size)
     if unreadable:
