@@ -40,7 +40,15 @@ def read_captions(
     if index is None:
         index = {key: i for i, key in enumerate(sorted(category.id for category in content.categories or ()))}
     pairs = _with_captions(content, json_file, remedy)
-    return packed(pairs, json_file, image_root=image_root, index=index, remedy=remedy)
+    records = packed(pairs, json_file, image_root=image_root, index=index, remedy=remedy)
+    ids, keys = records.column("image_id"), records.keys()
+    order = np.lexsort((keys, ids))
+    twice = (np.diff(ids[order]) == 0) & (np.diff(keys[order]) != 0) & (ids[order[1:]] >= 0)
+    if twice.any():
+        one, other = (records[i] for i in order[twice.argmax() :][:2])
+        both = f"{one['file_name']} and {other['file_name']}"
+        raise UserError(f"{json_file} has the id {one['image_id']} twice: {both} need ids of their own: {remedy}")
+    return records
 
 
 def _with_captions(content: PairFile, json_file: str, remedy: str) -> Iterator[Pair]:
@@ -54,8 +62,6 @@ def _with_captions(content: PairFile, json_file: str, remedy: str) -> Iterator[P
                 apart[annotation.image_id].append(annotation.caption)
         for image in map(next(decode), content.images):
             if image.captions is None and image.id in apart:
-                if image.id in used:
-                    raise msgspec.ValidationError("an id of two images")
                 used.add(image.id)
                 image.captions = apart[image.id]
             yield image
@@ -134,7 +140,7 @@ def packed(
     if unreadable:
         logger.warning(f"{source}: skipped {len(unreadable)} unreadable images, first {unreadable[0]}")
     if not len(records):
-        reason = f"unreadable image {unreadable[0]}" if unreadable else "no image has captions"
+        reason = f"unreadable image {unreadable[0]}" if unreadable else f"none of its {without} images has captions"
         raise UserError(f"{source} gives no image with a caption ({reason}): {remedy}")
     logger.info(f"Loaded {len(records)} images with captions from {source}, skipped {without} without")
     return records

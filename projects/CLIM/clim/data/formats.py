@@ -89,6 +89,9 @@ def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: 
         for thing in root.iterfind("object"):
             for polygon in thing.findall("polygon"):  # a damaged one would be drawn without end
                 thing.remove(polygon)
+            for low, high in (("xmin", "xmax"), ("ymin", "ymax")):  # supervision would exchange them
+                if float(thing.findtext(f"bndbox/{low}", "nan")) > float(thing.findtext(f"bndbox/{high}", "nan")):
+                    raise ValueError(f"{low} of an object is larger than its {high}")
         found, names = detections_from_xml_obj(root, [], (1, 1))
         return found.xyxy, [nfc(names[i].strip()) for i in found.class_id]
 

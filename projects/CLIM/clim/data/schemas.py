@@ -229,8 +229,6 @@ class PairFile(Struct, Generic[P, A]):
 
     def __post_init__(self):
         different([category.id for category in self.categories or ()], "categories")
-        if self.annotations and any(getattr(image, "captions", image) is None for image in self.images):
-            different([image.id for image in self.images], "images", [str(i.file_name) for i in self.images])
 
 
 WholePairFile, RawPairFile = PairFile[Pair, Caption], PairFile[Raw, Raw]  # raw: millions are decoded one by one
