@@ -102,7 +102,10 @@ def test_missing_sizes_come_from_the_header_upright(root, write, read, caplog):
         ({"images": [pair(4, file_name=" ")]}, "image 4 of .*a.json has no file_name"),
         ({"images": [pair(1)], "annotations": [{"caption": "x"}]}, r"annotations\[0\] of .* has no image_id"),
         ({"images": [pair(1), pair(1, "captions"), pair(1, "captions", file_name="b.jpg")],
-          "annotations": [{"image_id": 1, "caption": "x"}]}, r"a.json has the id 1 twice: images\[0\] \(1.jpg\)"),
+          "annotations": [{"image_id": 1, "caption": "x"}]}, "a.json has the id 1 twice: .*(1|b).jpg and"),
+        ({"images": [pair(3), pair(1), pair(2), pair(1, file_name="b.jpg")]},
+         r"a.json has the id 1 twice: .*(/1.jpg and .*b.jpg|b.jpg and .*/1.jpg) need ids of their own: make tea"),
+        ({"images": []}, "a.json gives no image with a caption .none of its 0 images has captions.: make tea"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_with_their_place(write, read, content, message):

@@ -81,9 +81,10 @@ def test_boxes_are_pixels_and_images_without_a_file_have_none(images, label, suf
         (".txt", "0 .5 nan 1 1", "line 1 of .*labels/a.txt is .*: nan is no part"),
         (".txt", "0 .5 .5 -.1 1", "line 1 of .*labels/a.txt is .*: a box has no negative width"),
         (".txt", "dog .5 .5 1 1", "line 1 of .*labels/a.txt is .*: the class 'dog' must be a number"),
-        (".xml", voc(("cow", (1, 1, 2, 2))), "an object of .*labels/a.xml has category 'cow'"),
+        (".xml", voc(("cow", (1, 1, 2, 2))), "the name of an object of .*labels/a.xml is 'cow', but it is none of"),
         (".txt", "0 50 40 20 10", "line 1 of .*labels/a.txt is .*: 50 is no part of an image's width or height"),
         (".txt", "0 .5 .5 .2 .2 .5 .5 2", "line 1 of .*labels/a.txt is .*: 7 numbers follow the class"),  # a key point
+        (".xml", voc(("dog", (9, 1, 2, 2))), "labels/a.xml cannot be read .xmin of an object is larger than its xmax"),
         (".xml", "<annotation>", "labels/a.xml cannot be read"),
         (".xml", "<html/>", "labels/a.xml begins with <html> in place of <annotation>"),
         (".xml", '<?xml version="1.0" encoding="x"?><annotation/>', "labels/a.xml cannot be read .unknown encoding"),

@@ -40,7 +40,15 @@ def read_captions(
     if index is None:
         index = {key: i for i, key in enumerate(sorted(category.id for category in content.categories or ()))}
     pairs = _with_captions(content, json_file, remedy)
-    return packed(pairs, json_file, image_root=image_root, index=index, remedy=remedy)
+    records = packed(pairs, json_file, image_root=image_root, index=index, remedy=remedy)
+    ids, keys = records.column("image_id"), records.keys()
+    order = np.lexsort((keys, ids))
+    twice = (np.diff(ids[order]) == 0) & (np.diff(keys[order]) != 0) & (ids[order[1:]] >= 0)
+    if twice.any():
+        one, other = (records[i] for i in order[twice.argmax() :][:2])
+        both = f"{one['file_name']} and {other['file_name']}"
+        raise UserError(f"{json_file} has the id {one['image_id']} twice: {both} need ids of their own: {remedy}")
+    return records
 
 
 def _with_captions(content: PairFile, json_file: str, remedy: str) -> Iterator[Pair]:
@@ -54,8 +62,6 @@ def _with_captions(content: PairFile, json_file: str, remedy: str) -> Iterator[P
                 apart[annotation.image_id].append(annotation.caption)
         for image in map(next(decode), content.images):
             if image.captions is None and image.id in apart:
-                if image.id in used:
-                    raise msgspec.ValidationError("an id of two images")
                 used.add(image.id)
                 image.captions = apart[image.id]
             yield image
@@ -100,10 +106,9 @@ def packed(
 ) -> PairRecords:
     """The records of all ``pairs`` of ``source`` with a caption; what is cleaned and what is left out is logged.
 
-    Captions are cleaned by :func:`cleaned`; blank ones go. Without a height and a width of a pixel or more, the
-    image's header gives the size; where it cannot, the image is left out, and so is one with a name that is not UTF-8.
-    ``index``: {category id: tag}; None: ids are tags. UserError for an image without a name, for a tag that is not in
-    ``index``, and if no record is left.
+    Captions are :func:`cleaned`; blank ones go. An image without a size that its header does not give either is left
+    out, and so is one with a name that is not UTF-8. ``index``: {category id: tag}; None: ids are tags. UserError for
+    an image without a name, for a tag that is not in ``index``, and if no record is left.
     """
     columns, unreadable, without, changed, folder = Columns(), [], 0, 0, os.path.join(image_root, "")
     headers = tqdm(desc=f"image sizes of {source}", unit="image", leave=False, delay=1)
@@ -117,9 +122,9 @@ def packed(
         if not name.removeprefix(folder).strip():
             raise UserError(f"image {pair.id} of {source} has no file_name: give each image the name of its file.")
         tags = _tags(pair, index, source) if pair.pos_category_ids else ()
-        height, width = pair.height or 0, pair.width or 0
+        height, width = pair.height, pair.width
         try:
-            if not (1 <= height < 2**31 and 1 <= width < 2**31):
+            if not (height and width):
                 headers.update()
                 height, width = image_size(name)
             number = pair.id if type(pair.id) is int and 0 <= pair.id < 2**63 else -1
@@ -135,7 +140,7 @@ def packed(
     if unreadable:
         logger.warning(f"{source}: skipped {len(unreadable)} unreadable images, first {unreadable[0]}")
     if not len(records):
-        reason = f"unreadable image {unreadable[0]}" if unreadable else "no image has captions"
+        reason = f"unreadable image {unreadable[0]}" if unreadable else f"none of its {without} images has captions"
         raise UserError(f"{source} gives no image with a caption ({reason}): {remedy}")
     logger.info(f"Loaded {len(records)} images with captions from {source}, skipped {without} without")
     return records

@@ -109,11 +109,10 @@ def register(name: str, files: Files, read: Callable, vocabulary: Callable[[], V
 def register_own_set(name: str, kind: str, json_file: str, image_root: str, **metadata) -> None:
     """Register a user's data set; its classes are the categories of the json by ascending id.
 
-    ``kind`` is "captions": image-text pairs; "boxes": a COCO json for training or detection; "lvis": the same in LVIS's
-    format, with masks; "regions": a COCO json whose boxes are classified; "pseudo_labels": a json of
-    ``tools/pseudo_label.py``; or "shards": in place of json and image folder the index of ``tools/index_pairs.py`` and
-    the folder of the shards. Paths are absolute, relative to the working folder, or below the data root. ``metadata``
-    as in :func:`register`. UserError if ``name`` is taken.
+    ``kind``: "captions", image-text pairs; "boxes", a COCO json; "lvis", the same in LVIS's format, with masks;
+    "regions", a COCO json whose boxes are classified; "pseudo_labels", a json of ``tools/pseudo_label.py``; "shards",
+    an index of ``tools/index_pairs.py`` and the folder of the shards. Paths are absolute, relative to the working
+    folder, or below the data root. ``metadata`` as in :func:`register`. UserError if ``name`` is taken.
     """
     if name in DatasetCatalog:
         raise UserError(f"{name} is another data set already: choose another name.")
@@ -157,11 +156,10 @@ def lvis_vocabulary() -> Vocabulary:
 
 
 def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
-    """The categories of the json by ascending id; their field ``split`` may be "base", "novel" or "unused".
+    """The categories of the json by ascending id; ``split`` in them may be "base", "novel" or "unused".
 
-    Without it, LVIS's field ``frequency`` counts: "r" is novel, "c" and "f" are base. If some are novel and none is
-    base, all without a split are base. UserError for a missing or broken file; with ``split`` also if no category is
-    base or novel.
+    Without it, LVIS's ``frequency`` counts: "r" is novel, "c" and "f" are base. If some are novel and none is base, all
+    without a split are base. UserError for a broken file; with ``split`` also if no category is base or novel.
     """
     path = Path(files.json_path())
     categories = json_categories(path, remedy=files.how())
@@ -180,10 +178,9 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
 
 
 def json_categories(json_file: str | os.PathLike, *, remedy: str) -> tuple[dict, ...]:
-    """{id, name, split or "", frequency, image_count (both may be None), boxes} of a json's categories by id, or ().
+    """{id, name, split or "", frequency, image_count (both may be None), boxes (number)} of a json's categories by id.
 
-    ``boxes`` is the number of its annotations. A json is read once, unless it is rewritten. UserError for a missing or
-    broken file.
+    () if it has none. A json is read once, unless it is rewritten. UserError for a missing or broken file.
     """
     path = Path(json_file)
     return _categories(str(path), path.stat().st_mtime_ns if path.is_file() else 0, remedy)

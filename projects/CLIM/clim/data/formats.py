@@ -89,6 +89,9 @@ def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: 
         for thing in root.iterfind("object"):
             for polygon in thing.findall("polygon"):  # a damaged one would be drawn without end
                 thing.remove(polygon)
+            for low, high in (("xmin", "xmax"), ("ymin", "ymax")):  # supervision would exchange them
+                if float(thing.findtext(f"bndbox/{low}", "nan")) > float(thing.findtext(f"bndbox/{high}", "nan")):
+                    raise ValueError(f"{low} of an object is larger than its {high}")
         found, names = detections_from_xml_obj(root, [], (1, 1))
         return found.xyxy, [nfc(names[i].strip()) for i in found.class_id]
 
@@ -135,7 +138,7 @@ def _read_folder(folder: str, image_root: str, suffix: str, read: Callable, inde
                 raise UserError(f"{file} cannot be read ({error}): correct the file.") from error
             for (x0, y0, x1, y1), key in zip(boxes.tolist(), classes, strict=True):
                 annotation = {"bbox": [x0, y0, x1 - x0, y1 - y0], "bbox_mode": BoxMode.XYWH_ABS}
-                annotations.append(annotation | {"category_id": class_index(key, index, "an object", file)})
+                annotations.append(annotation | {"category_id": class_index(key, index, "the name of an object", file)})
         size = {"height": height, "width": width}
         records.append({"file_name": image, "image_id": number, "annotations": annotations} | size)
     if unreadable:

@@ -55,7 +55,7 @@ def vocabulary_names(cfg) -> list[str]:
 
 
 def _names_and_source(cfg) -> tuple[list[str], str]:
-    """:func:`vocabulary_names` and what gives them, "" for numbers."""
+    """:func:`vocabulary_names`, and what gives them, "" for numbers."""
     if names := declared_names(cfg):
         return names, "MODEL.VOCABULARY"
     count, missing = cfg.MODEL.ROI_HEADS.NUM_CLASSES, []

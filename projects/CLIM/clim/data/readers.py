@@ -52,7 +52,7 @@ def _box_records(json_file: str, image_root: str, index: Mapping[int, int], reme
     content, records = _read(json_file, image_root, remedy, kind)
     xywh, bad = BoxMode.XYWH_ABS, []
     for number, a in enumerate(content.annotations):
-        category_id = class_index(a.category_id, index, f"annotations[{number}]", json_file, a.id)
+        category_id = class_index(a.category_id, index, f"annotations[{number}].category_id", json_file, a.id)
         record = records.get(a.image_id)
         if record is None or (a.iscrowd and not crowds):
             continue
@@ -99,7 +99,7 @@ def read_regions(
     """
     content, records = _read(json_file, image_root, remedy, TestMaskFile if masks else BoxFile)
     for number, a in enumerate(content.annotations):
-        category_id = class_index(a.category_id, index, f"annotations[{number}]", json_file, a.id)
+        category_id = class_index(a.category_id, index, f"annotations[{number}].category_id", json_file, a.id)
         if record := records.get(a.image_id):
             annotation = {"category_id": category_id, "iscrowd": int(a.iscrowd), "bbox": list(a.bbox)}
             mask = coco_mask(getattr(a, "segmentation", UNSET))
@@ -128,7 +128,9 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
         record["pan_seg_file_name"] = str(folder / panoptic.file_name)
         for i, segment in enumerate(panoptic.segments_info):
             place = f"annotations[{number}].segments_info[{i}]"
-            category_id = class_index(segment.category_id, PANOPTIC_INDEX, place, json_file, segment.id)
+            category_id = class_index(
+                segment.category_id, PANOPTIC_INDEX, f"{place}.category_id", json_file, segment.id
+            )
             annotation = {"category_id": category_id, "iscrowd": int(segment.iscrowd), "segment_id": int(segment.id)}
             if segment.category_id not in STUFF_IDS:
                 if segment.bbox is None:
@@ -207,4 +209,4 @@ def class_index(category_id, index: Mapping, place: str, source, identity=None) 
         return index[category_id]
     where = f"{place} of {source}" + ("" if identity is None else f" (id {identity})")
     few = f"it is none of the {len(index)} categories of this data set"
-    raise UserError(f"{where} has category {category_id!r}, but {few}: correct it, or remove the annotation.")
+    raise UserError(f"{where} is {category_id!r}, but {few}: correct it, or remove the annotation.")

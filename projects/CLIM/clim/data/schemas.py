@@ -7,7 +7,7 @@ Other tools write ids and sizes as 3.0, which counts as 3.
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -133,12 +133,14 @@ Mask = Annotated[
 
 
 class MaskedAnnotation(Annotation, gc=False):
-    """A box, and its mask: arrays (2 P,) float32 of polygons, or run lengths."""
+    """A box, and its mask: arrays (2 P,) of polygons, as LVIS's 1.3 million would take gigabytes, or run lengths."""
 
     segmentation: Mask | UnsetType = UNSET
+    precision: ClassVar[type] = np.float32
 
     def __post_init__(self):
-        self.segmentation = _compact(self.segmentation, np.float32)
+        if isinstance(self.segmentation, list):
+            self.segmentation = [np.array(polygon, self.precision) for polygon in self.segmentation]
 
 
 class TestAnnotation(Annotation, gc=False):
@@ -147,13 +149,11 @@ class TestAnnotation(Annotation, gc=False):
     area: Area = None
 
 
-class MaskedTestAnnotation(TestAnnotation, gc=False):
-    """A box of a test set, and its mask: arrays (2 P,) float64 of polygons, or run lengths."""
+class MaskedTestAnnotation(MaskedAnnotation, gc=False):
+    """A box of a test set, and its mask."""
 
-    segmentation: Mask | UnsetType = UNSET
-
-    def __post_init__(self):
-        self.segmentation = _compact(self.segmentation, np.float64)
+    area: Area = None
+    precision: ClassVar[type] = np.float64
 
 
 class Segment(Struct, gc=False):
@@ -229,11 +229,9 @@ class PairFile(Struct, Generic[P, A]):
 
     def __post_init__(self):
         different([category.id for category in self.categories or ()], "categories")
-        if self.annotations and any(getattr(image, "captions", image) is None for image in self.images):
-            different([image.id for image in self.images], "images", [str(i.file_name) for i in self.images])
 
 
-WholePairFile, RawPairFile = PairFile[Pair, Caption], PairFile[Raw, Raw]  # raw: decoded one after another, for millions
+WholePairFile, RawPairFile = PairFile[Pair, Caption], PairFile[Raw, Raw]  # raw: millions are decoded one by one
 
 
 def class_name(name: str | float) -> str:
@@ -249,19 +247,12 @@ def class_name(name: str | float) -> str:
 
 def different(ids: Sequence, key: str, names: Sequence[str] = ()) -> None:
     """ValueError if two entries of list ``key`` have one id, with the places of both. None is no id."""
-    if len(set(ids) - {None}) == sum(value is not None for value in ids):
-        return
     first: dict = {}
     for place, value in enumerate(ids):
         before = first.setdefault(value, place)
         if before != place and value is not None:
             both = (f"{key}[{i}]" + (f" ({names[i]})" if names and names[i] else "") for i in (before, place))
             raise ValueError(f"has the id {value!r} twice: {' and '.join(both)} need ids of their own")
-
-
-def _compact(mask, kind: type):
-    """Polygons as arrays: as lists of numbers, LVIS's 1.3 million would take gigabytes. Run lengths stay."""
-    return [np.array(polygon, kind) for polygon in mask] if isinstance(mask, list) else mask
 
 
 def coco_mask(mask: list | RunLengths | UnsetType) -> list | dict:
