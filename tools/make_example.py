@@ -8,6 +8,7 @@ import time
 
 from arguments import new_parser
 from clim.errors import run_cleanly
+from clim.files import naming
 from clim_commands.inputs import output_folder, whole, workers
 from mini.example import SIZES, TOYS, build_example
 
@@ -24,7 +25,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     args, start = parse(arguments), time.perf_counter()
     sizes = dict(zip((*SIZES, "frames"), args.sizes, strict=True)) if args.sizes else SIZES
-    build_example(args.output, seed=args.seed, workers=args.workers, sizes=sizes)
+    with naming(args.output):
+        build_example(args.output, seed=args.seed, workers=args.workers, sizes=sizes)
     boxed, novel = (", ".join(toy.name for toy in TOYS if toy.novel is kind) for kind in (False, True))
     print(f"{sizes['train']} images with boxes of {boxed}; {sizes['val']} to test on, with boxes of {novel} too;")
     print(f"{sizes['photos']} photos with captions; a video. {args.output}: {time.perf_counter() - start:.0f} s")

@@ -311,10 +311,12 @@ def test_a_json_of_captions_gets_nouns(tmp_path, capsys):
         (lvis,) = made(source)["images"]
         assert lvis["pos_category_ids"] == [CLASS["dog"] + 1]
         assert made(source, "--tag-rule", "none")["images"] == with_captions[:3]
+    sources["text"] = {"images": [images[0] | {"captions": "a dog"}]}
+    assert made("text", "--tag-rule", "none")["images"][0]["captions"] == ["a dog"]
     for content, message in (
         ([], r"in.json is \[\]: it must be an object"),
         ({"images": [{"id": 1}]}, "no image-text pair: {'no caption': 1}"),
-        ({"images": [{"id": 1, "captions": "a dog"}]}, r'images\[0\].captions of .*\(id 1\) is "a dog"'),
+        ({"images": [{"id": 1, "captions": [5]}]}, r"images\[0\].captions of .*\(id 1\) is \[5\]"),
     ):
         sources["bad"] = content
         with pytest.raises(UserError, match=message):

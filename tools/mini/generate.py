@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from arguments import captions_in
 from clim.errors import UserError
-from clim.files import read_json, remove, write_json
+from clim.files import naming, read_json, remove, write_json
 from clim_commands.outputs import prefill, read_note, write_array, write_embeddings
 from index_pairs import noun_tagging, tag_images
 from mini.concepts import CONCEPTS, NAMES, caption_tags, scene_captions, web_captions
@@ -204,7 +204,8 @@ def build_once(
     for name in parts:
         remove(folder / name)
         (folder / name).mkdir(parents=True)
-    summary = Summary(**wanted, counts=make())
+    with naming(folder):
+        summary = Summary(**wanted, counts=make())
     write_json(note, summary, indent=2)
     return summary
 

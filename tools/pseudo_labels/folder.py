@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from clim.data.images import MIN_SIDE, UnreadableImage, read_image
 from clim.data.shards import SCHEME
 from clim.errors import UserError
-from clim.files import decode_json, read_json, write_json
+from clim.files import decode_json, naming, read_json, write_json
 
 
 class Labels(NamedTuple):
@@ -92,8 +92,9 @@ class LabelFolder:
             file.truncate(file.read().rfind(b"\n") + 1)  # the unfinished line of a killed process
 
             def append(entry: dict) -> None:
-                file.write(json.dumps(entry).encode() + b"\n")
-                file.flush()
+                with naming(file.name):
+                    file.write(json.dumps(entry).encode() + b"\n")
+                    file.flush()
 
             yield append
 

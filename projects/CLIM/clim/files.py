@@ -62,7 +62,8 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno is not None:  # NumPy's has words alone, which a name would hide
+            error.filename = error.filename or str(path)
         raise
 
 

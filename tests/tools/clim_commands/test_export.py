@@ -166,7 +166,8 @@ def test_a_client_without_torch_reads_all_from_the_file(make_checkpoint, tmp_pat
     Image.fromarray(photo).save(tmp_path / "photo.png")
     run = f"runpy.run_path({str(CLIENT)!r}, None, '__main__')"
     code = f"import runpy, sys; sys.modules.update(torch=None, clim=None); {run}"
-    arguments = [path, tmp_path / "photo.png", "--embeddings", rows, "--names", ",".join(words), "--output", tmp_path]
+    arguments = [path, tmp_path / "photo.png", "--embeddings", rows, "--names", ",".join(words)]
+    arguments += ["--output", tmp_path / "drawings"]
     printed = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], check=True, capture_output=True, text=True
     ).stdout
@@ -185,7 +186,7 @@ def test_a_client_without_torch_reads_all_from_the_file(make_checkpoint, tmp_pat
         difference((*places, np.array([words.index(one["name"]) for one in found])), (boxes, scores, classes)).unequal
         == 0
     )
-    with Image.open(tmp_path / "photo.jpg") as drawing:
+    with Image.open(tmp_path / "drawings" / "photo.jpg") as drawing:
         assert drawing.size == photo.shape[1::-1] and np.ptp(np.asarray(drawing).astype(int) - photo) > 100
 
 

@@ -154,7 +154,7 @@ def test_other_arguments_replace_what_is_there(tmp_path):
 
 @pytest.mark.parametrize("arguments", [{"num_val": -1}, {"seed": -1}, {"novel_in_scenes": 1.5}])
 def test_impossible_arguments_are_errors(tmp_path, arguments):
-    with pytest.raises(UserError, match="mini benchmark takes"):
+    with pytest.raises(UserError, match="Seed and sizes must be"):
         build_mini(tmp_path, **arguments)
     assert list(tmp_path.iterdir()) == []
 

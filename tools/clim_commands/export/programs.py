@@ -4,6 +4,7 @@
 anchors of each level. ``FILE.head.pt2``: feature maps, boxes (R, 4), logits (R,) → boxes (R, 4), log-odds (R, K + 1).
 """
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -102,8 +103,10 @@ def write_programs(model: nn.Module, path: Path, description: dict) -> list[Path
         steps = (first, (image,), (free,)), (Head(heads).eval(), (features, boxes[0][:29]), any_number)
         for file, (half, inputs, shapes) in zip(files, steps, strict=True):
             program = torch.export.export(half, inputs, dynamic_shapes=shapes, strict=False)
-            with replacing(file) as unfinished, open(unfinished, "wb") as stream:  # a name needs the ending .pt2
-                torch.export.save(program, stream, extra_files=extra)
+            stream = io.BytesIO()  # torch's own file needs the ending .pt2, and a full disk would abort this process
+            torch.export.save(program, stream, extra_files=extra)
+            with replacing(file) as unfinished:
+                unfinished.write_bytes(stream.getbuffer())
     return files
 
 
