@@ -138,7 +138,10 @@ class SafeCheckpointer(DetectionCheckpointer):
                 continue
             name, axis = f"{owner}.{module.vocabulary_key}".lstrip("."), module.vocabulary_axis
             if name in shapes:
-                theirs, ours = (f"{shape[axis] - 1} classes of {shape[1 - axis]} dimensions" for shape in shapes[name])
+                theirs, ours = (
+                    f"{s[axis] - 1} classes of {s[1 - axis]} dimensions" if len(s) == 2 else f"classes {tuple(s)}"
+                    for s in shapes[name]
+                )
                 remedy = "set MODEL.VOCABULARY, or MODEL.ROI_HEADS.NUM_CLASSES and MODEL.TEXT.DIM"
                 raise UserError(f"The file has {theirs}, but the config's detector {ours} and no names: {remedy}.")
             if name in incompatible.missing_keys:

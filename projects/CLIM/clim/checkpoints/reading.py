@@ -74,7 +74,7 @@ def readable(filename: str | os.PathLike, *, remedy: str = _AGAIN, trust: str = 
     ``trust``: what else to do about a file that could run code.
     """
     if not Path(filename).is_file():
-        raise UserError(f"{filename} is not a file: {remedy}.")
+        raise UserError(f"{filename} is not a file: correct its name, or {remedy}.")
     with telling(f"{filename} cannot be read", remedy=remedy):
         try:
             yield
@@ -135,8 +135,8 @@ def read_description(path: str | os.PathLike) -> Description | None:
 
     UserError for a file that is missing or unreadable, and for a description of another form.
     """
-    with readable(path), torch.serialization.safe_globals(numpy_globals()):
-        ours = zipfile.is_zipfile(path) and not is_torchscript(path)
+    with readable(path), torch.serialization.safe_globals(numpy_globals()), open(path, "rb") as file:
+        ours = file.read(2) in (b"PK", b"") and not is_torchscript(path)  # zips, and what is left of a lost one
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if ours else None
     if not isinstance(content, dict) or content.get(DESCRIPTION) is None:
         return None

@@ -14,12 +14,14 @@ from io import BytesIO
 import torch
 from torch import Tensor
 
-_STORAGES = [f"{n}Storage" for n in "Float Double Half BFloat16 Long Int Short Char Byte Bool".split()]
+_DTYPES = {"Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
+           "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+           "Bool": torch.bool}  # fmt: skip
 _PARTS = {
     "torch._utils._rebuild_tensor_v2": lambda storage, start, size, stride, *_: storage.as_strided(size, stride, start),
     "torch.jit._pickle.restore_type_tag": lambda value, _: value, "collections.OrderedDict": OrderedDict,
     **{f"torch.jit._pickle.build_{kind}list": lambda values: values for kind in ("int", "double", "bool", "tensor")},
-    **{f"torch.{name}": getattr(torch, name).dtype for name in _STORAGES}, "torch.device": lambda *name: name,
+    **{f"torch.{name}Storage": dtype for name, dtype in _DTYPES.items()}, "torch.device": lambda *name: name,
 }  # fmt: skip
 
 

@@ -38,8 +38,8 @@ _Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 7)]
 
 
 class _Half(msgspec.Struct):
-    width: _Size | None = None
-    layers: _Count | list[_Count] | None = None  # a list for a ResNet
+    width: _Size = 1
+    layers: _Count | list[_Count] = 1  # a list for a ResNet
 
 
 class _Config(msgspec.Struct):
