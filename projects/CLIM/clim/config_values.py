@@ -22,6 +22,7 @@ from clim.data.jittering import STYLES
 from clim.errors import UserError, near
 from clim.evaluation.ov_coco import PROTOCOLS
 from clim.losses import GLOBAL_METRICS, LOCAL_METRICS
+from clim.methods import METHOD_REGISTRY
 from clim.methods.vldet import MATCHING
 from clim.modeling.backbones.encoder import IMAGE_ENCODER_REGISTRY
 from clim.modeling.backbones.fpn import UPSCALING
@@ -66,7 +67,7 @@ _RULES = (
     ("2, because CLIM reads no configs of Detectron2's first version", Literal[2], ": VERSION"),
     ("a text of one line", _Text, """
         MODEL: WEIGHTS; MODEL.OPEN_VOCAB: BASE_CLASSES; MODEL.VOCABULARY: EMBEDDINGS; MODEL.TEXT: NAME PRETRAINED
-        CACHE; MODEL.METHOD: NAME; MODEL.METHOD.VLDET: EMBEDDINGS; MODEL.METHOD.REGION_CLIP: EMBEDDINGS;
+        CACHE; MODEL.METHOD.VLDET: EMBEDDINGS; MODEL.METHOD.REGION_CLIP: EMBEDDINGS;
         MODEL.IMAGE_ENCODER: ARCHITECTURE PRETRAINED; INPUT.MOSAIC: PARTNERS; DATASETS: DATA; TEST: BEST_METRIC"""),
     ("a folder, not / and no address", Annotated[str, Meta(pattern=rf"\A(?!.*://)(?=.*[^/ ]){_PLAIN[2:]}")],
         ": OUTPUT_DIR"),
@@ -167,7 +168,8 @@ CHOICES = {
     "MODEL.ROI_HEADS.NAME": modeling.ROI_HEADS_REGISTRY, "MODEL.ROI_MASK_HEAD.NAME": modeling.ROI_MASK_HEAD_REGISTRY,
     "MODEL.ROI_BOX_HEAD.PREDICTOR": BOX_PREDICTOR_REGISTRY, "MODEL.IMAGE_ENCODER.NAME": IMAGE_ENCODER_REGISTRY,
     "MODEL.OPEN_VOCAB.CLASSIFIER": CLASSIFIERS, "MODEL.VOCABULARY.PROMPT": PROMPTS,
-    "MODEL.OVRCNN.TEST_CLASSES": TEST_CLASSES, "MODEL.METHOD.VLDET.NOUN_LOSS": MATCHING,
+    "MODEL.OVRCNN.TEST_CLASSES": TEST_CLASSES, "MODEL.METHOD.NAME": METHOD_REGISTRY,
+    "MODEL.METHOD.VLDET.NOUN_LOSS": MATCHING,
     "MODEL.METHOD.DETIC.CAPTION_NEGATIVES": ("queue", "gather"),
     "MODEL.METHOD.DETIC.TAG_TARGET": ("multi_hot", "per_tag"),
     "MODEL.METHOD.GROUNDING.GLOBAL_METRIC": GLOBAL_METRICS, "MODEL.METHOD.GROUNDING.LOCAL_METRIC": LOCAL_METRICS,
@@ -185,7 +187,8 @@ CHOICES = {
     "SOLVER.WARMUP_METHOD": ("constant", "linear"), "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
     "SOLVER.WRITERS": ("tensorboard", "wandb", "mlflow"), "TEST.REGIONS": ("boxes", "masks", "crops"),
 }  # fmt: skip
-_LISTS, _MAY_BE_EMPTY = {"SOLVER.WRITERS", "TEST.REGIONS"}, {"MODEL.ROI_BOX_HEAD.NAME", "MODEL.OVRCNN.TEST_CLASSES"}
+_LISTS = {"SOLVER.WRITERS", "TEST.REGIONS"}
+_MAY_BE_EMPTY = {"MODEL.METHOD.NAME", "MODEL.OVRCNN.TEST_CLASSES", "MODEL.ROI_BOX_HEAD.NAME"}
 _NEVER = {
     "MODEL.METHOD.GROUNDING.CONTRAST_GROUP": 1, "TEST.DETECTIONS_PER_IMAGE": 0, "MODEL.RPN.CONV_DIMS": 0,
     "MODEL.LOAD_PROPOSALS": True,
@@ -249,11 +252,8 @@ def _wrong_choices(cfg) -> Iterator[tuple[str, str, str]]:
         names = {*(dict(known) if hasattr(known, "get") else known), *([""] if key in _MAY_BE_EMPTY else ())}
         for name in value if several and isinstance(value, list | tuple) else [value]:
             if not isinstance(name, str) or name not in names:
-                yield (
-                    key,
-                    "",
-                    f"{'a list of some' if several else 'one'} of {', '.join(sorted(names))}{near(str(name), names)}",
-                )
+                choices = ", ".join(sorted(name or '""' for name in names)) + near(str(name), names)
+                yield key, "", f"{'a list of some' if several else 'one'} of {choices}"
 
 
 def _wrong_relations(cfg, sources: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:

@@ -161,10 +161,10 @@ def check_training(cfg) -> None:
             f"MODEL.METHOD.NAME is {method!r}, with {pairs[0] if pairs else 'no image-text pairs'}: a method needs "
             "DATALOADER.CAPTIONS_PER_GPU, MOSAICS_PER_GPU or REGIONS_PER_GPU, and each of these needs a method."
         )
-    readers = {
-        f"MODEL.META_ARCHITECTURE {architecture}": _declared(META_ARCH_REGISTRY, architecture, "sources", STREAMS),
-        f"MODEL.METHOD.NAME {method}": {"detection", *_declared(METHOD_REGISTRY, method, "sources", STREAMS)},
-    }
+    model = META_ARCH_REGISTRY.get(architecture)
+    readers = {f"MODEL.META_ARCHITECTURE {architecture}": getattr(model, "sources", STREAMS)}
+    if method:
+        readers[f"MODEL.METHOD.NAME {method}"] = {"detection", *METHOD_REGISTRY.get(method).sources}
     for reader, read in readers.items():
         for source in sizes.keys() - read:
             key = f"DATALOADER.{source.upper()}_PER_GPU"
@@ -193,7 +193,7 @@ def check_hooks(cfg) -> None:
 def check_datasets(cfg, *, training: bool) -> None:
     """UserError for a data set that is unknown, does not suit the model or has other words, or if none is left."""
     architecture = cfg.MODEL.META_ARCHITECTURE
-    kinds = _declared(META_ARCH_REGISTRY, architecture, "evaluated_on", None)
+    kinds = getattr(META_ARCH_REGISTRY.get(architecture), "evaluated_on", None)
     if kinds == () and (cfg.DATASETS.TEST or not training):
         remedy = "set DATASETS.TEST (), and evaluate a detector that starts from it"
         raise UserError(f"MODEL.META_ARCHITECTURE {architecture} cannot be evaluated: {remedy}.")
@@ -205,21 +205,12 @@ def check_datasets(cfg, *, training: bool) -> None:
                 found = difflib.get_close_matches(name, DatasetCatalog.list(), n=4, cutoff=0.4)
                 hint = f"; names near it: {', '.join(found)}" if found else ""
                 raise UserError(f"DATASETS.{key} names {name}, which is not registered{hint}.")
-            if key == "TEST":
-                _check_kind(cfg, name, kinds=kinds)
+            kind = MetadataCatalog.get(name).get("evaluator_type")
+            kind = kind if kind in EVALUATORS else "ov_coco"
+            if key == "TEST" and kinds is not None and kind not in kinds:
+                raise UserError(
+                    f"DATASETS.TEST {name} has the type {kind}, but MODEL.META_ARCHITECTURE {architecture} is "
+                    f"evaluated on {' and '.join(kinds)}: choose another set."
+                )
             if key in ("TRAIN", "TEST"):
                 matched(cfg, key, name)
-
-
-def _check_kind(cfg, name: str, *, kinds: tuple[str, ...] | None) -> None:
-    kind = MetadataCatalog.get(name).get("evaluator_type")
-    kind = kind if kind in EVALUATORS else "ov_coco"
-    if kinds is not None and kind not in kinds:
-        raise UserError(
-            f"DATASETS.TEST {name} has the type {kind}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} is "
-            f"evaluated on {' and '.join(kinds)}: choose another set."
-        )
-
-
-def _declared(registry, name: str, attribute: str, default):
-    return getattr(registry.get(name), attribute, default) if name in registry else default

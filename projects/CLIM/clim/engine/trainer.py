@@ -69,8 +69,7 @@ class Trainer(TrainerBase):
         self.average = MovingAverage(self.raw_model, decay=cfg.SOLVER.EMA)
         stored = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.average}
         stored |= {"scaler": self.scaler} if amp and half else {}
-        trusted = cfg.MODEL.TRUST_WEIGHTS
-        self.checkpointer = SafeCheckpointer(self.raw_model, cfg.OUTPUT_DIR, trusted=trusted, **stored)
+        self.checkpointer = SafeCheckpointer(self.raw_model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS, **stored)
         self.checkpointer.published = self.average.mixed
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.skipped, self.stop = SkippedImages(cfg.OUTPUT_DIR), StopSignals()
@@ -142,24 +141,14 @@ class Trainer(TrainerBase):
         options = {"period": period, "keep": cfg.SOLVER.KEEP_CHECKPOINTS, "start_iter": self.start_iter}
         self.checkpoints = CheckpointHook(self.checkpointer, extra=extra, **options)
         self.best = BestCheckpoint(self.checkpointer, cfg.TEST.BEST_METRIC, resume=resuming, extra=extra)
-        found = [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(self.optimizer, self.scheduler),
-            self.skipped,
-            self.average,
-            self.checkpoints,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate_or_stop),
-        ]
+        found = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler), self.skipped, self.average]
+        found += [self.checkpoints, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate_or_stop)]
         if getattr(self.raw_model, "publishes_clip", False):
             name, epochs = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE, cfg.SOLVER.EPOCHS
             weights = self.average if cfg.SOLVER.EMA else self.ensemble
             found.append(PublishClip(weights, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs))
-        if comm.is_main_process():
-            found += self._visible_hooks(resuming)
-        return found
-
-    def _visible_hooks(self, resuming: bool) -> list[HookBase]:
-        cfg, found = self.cfg, []
+        if not comm.is_main_process():
+            return found
         if cfg.VIS_PERIOD > 0:
             names = vocabulary_names(cfg)
             found.append(TrainingImages(period=cfg.VIS_PERIOD, names=names, image_format=cfg.INPUT.FORMAT))
@@ -201,9 +190,7 @@ class Trainer(TrainerBase):
                     self.iter += 1
             except Stopped:
                 logger.warning("Stopped by a signal after iteration %d: --resume goes on from there.", self.iter)
-                for hook in self._hooks:
-                    if isinstance(hook, Writers):
-                        hook.close()
+                self.after_train()  # it evaluates only after the last iteration, and not if all agree to stop
                 raise
             except Exception as error:
                 message = sentence(error)
