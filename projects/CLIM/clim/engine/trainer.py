@@ -142,11 +142,11 @@ class Trainer(TrainerBase):
         self.checkpoints = CheckpointHook(self.checkpointer, extra=extra, **options)
         self.best = BestCheckpoint(self.checkpointer, cfg.TEST.BEST_METRIC, resume=resuming, extra=extra)
         found = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler), self.skipped, self.average]
-        found += [self.checkpoints, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate_or_stop)]
-        if getattr(self.raw_model, "publishes_clip", False):
+        if getattr(self.raw_model, "publishes_clip", False):  # before the checkpoint, after which it is not repeated
             name, epochs = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE, cfg.SOLVER.EPOCHS
             weights = self.average if cfg.SOLVER.EMA else self.ensemble
             found.append(PublishClip(weights, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs))
+        found += [self.checkpoints, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate_or_stop)]
         if not comm.is_main_process():
             return found
         if cfg.VIS_PERIOD > 0:
