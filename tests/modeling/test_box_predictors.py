@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from clim.errors import UserError
-from clim.modeling.box_predictors import OpenVocabOutputLayers, OVRCNNOutputLayers, build_box_predictor, log_odds
+from clim.modeling.box_predictors import OpenVocabOutputLayers, OVRCNNOutputLayers, log_odds
 from clim.modeling.classifier import CosineClassifier
 from clim.modeling.fvlm import FVLMOutputLayers
 
@@ -310,9 +310,6 @@ def test_construction_without_a_config_and_errors(load_cfg, predictor, tmp_path)
     head = explicit(OpenVocabOutputLayers, 3, use_sigmoid_ce=True, cls_score=classifier)
     logits, deltas = head(torch.randn(2, WIDTH))
     assert logits.shape == (2, 4) and deltas.shape == (2, 4)
-    cfg = load_cfg("OVRCNN_C4.yaml", "MODEL.ROI_BOX_HEAD.PREDICTOR", "OVRCNN")
-    with pytest.raises(UserError, match="'OVRCNN' is unknown: choose one of .*OVRCNNOutputLayers"):
-        build_box_predictor(cfg, SHAPE, text_encoder=None)
     cfg = load_cfg("mini/ovrcnn.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.METHOD.NAME", "Detic")
     with pytest.raises(UserError, match="OVRCNNOutputLayers learns from boxes alone: set MODEL.METHOD.NAME"):
         build_model(cfg)

@@ -267,7 +267,9 @@ def test_clip(clip, clip_file, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "output/metrics.json").read_text().splitlines()]
     assert all(lines[i]["total_loss"] > 0 for i in range(3))
 
-    # clip.pt: .7 of what was trained and .3 of the start, for open_clip, whose text half it holds too.
+    # clip.pt: .7 of what was trained and .3 of the start, for open_clip, whose text half it holds too. A run that
+    # ends between its files repeats the step: last_checkpoint comes last.
+    assert (tmp_path / "output/clip.pt").stat().st_mtime < (tmp_path / "output/last_checkpoint").stat().st_mtime
     state = torch.load(tmp_path / "output/clip.pt", weights_only=True)["state_dict"]
     parts = {k: v for k, v in clip_config(clip_file[0], key="name").items() if k in CLIP_PARTS}
     open_clip.CLIP(**parts).load_state_dict(state, strict=True)

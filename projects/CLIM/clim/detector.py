@@ -31,7 +31,7 @@ from clim.config_values import check_values
 from clim.data.images import ResizeShortestEdge, channels_first
 from clim.data.names import vocabulary_names
 from clim.engine.setup import load_config
-from clim.errors import UserError, registered, require_packages
+from clim.errors import UserError, require_packages
 from clim.files import nfc
 from clim.modeling import OpenVocabRCNN
 from clim.results import Result, Results
@@ -272,8 +272,7 @@ class _Tracks:
 
 def detects(cfg) -> bool:
     """Whether the config's model is an open-vocabulary detector."""
-    key = "MODEL.META_ARCHITECTURE"
-    return issubclass(registered(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE, key=key), OpenVocabRCNN)
+    return issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), OpenVocabRCNN)
 
 
 def most_confident(found, *, threshold: float = 0.0, top: int | None = None, overlap: float = 1.0) -> sv.Detections:

@@ -18,30 +18,19 @@ class UserError(Exception):
 
 _TRACEBACK = "Traceback (most recent call last):\n"
 _SPACE = "free space there, or name another folder; a training then goes on with --resume"
-_LIMIT = "raise the limit (ulimit -n 65536), or use fewer workers"
 _SOURCE = "look after the disk or network of this folder, then try again; a training goes on with --resume"
 # What no program can mend, with or without the name of a file.
 _OF_THE_SYSTEM = {
     errno.ENOSPC: _SPACE, errno.EDQUOT: _SPACE, errno.EROFS: "name a folder that can be written to",
-    errno.EIO: _SOURCE, errno.ESTALE: _SOURCE, errno.EMFILE: _LIMIT, errno.ENFILE: _LIMIT,
+    errno.EIO: _SOURCE, errno.ESTALE: _SOURCE, errno.EMFILE: "raise the limit (ulimit -n 65536), or use fewer workers",
 }  # fmt: skip
 # What the user can mend where a file has a name. Without a name it is a mistake of the program.
-_OF_A_FILE = _OF_THE_SYSTEM | {
+_OF_A_FILE = {
     errno.ENOENT: "correct the path, or make this file or folder",
-    errno.EACCES: "change its permissions, or name another path",
-    errno.EPERM: "change its permissions, or name another path",
     errno.ENOTDIR: "a part of this path is a file: rename that file, or name another path",
     errno.EISDIR: "name a file, or remove the folder that is in its place",
-    errno.EEXIST: "remove what is in the way, or name another path",
-    errno.ENOTEMPTY: "empty this folder, or name another path",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "its links lead in a circle: correct them",
-    errno.EBUSY: "another program uses it: end that program, or name another path",
-    errno.ETXTBSY: "another program uses it: end that program, or name another path",
-    errno.EFBIG: "this file system or account does not allow files of this size: name another folder",
-    errno.ENXIO: "it is no regular file: name a regular file",
-    errno.ENODEV: "it is no regular file: name a regular file",
 }
+_OTHERWISE = "name another path, or correct this one: its permissions, its links or what is in the way"
 # (pattern of an error's class and text, sentence): libraries report these in words alone
 _IN_WORDS = (
     # NumPy's, torch's and SQLite's words for a write that came to no end
@@ -77,7 +66,7 @@ def sentence(error: BaseException) -> str | None:
         return message
     if found := re.match(r"\[Errno (\d+)\] [^:]*(?:: (b?['\"].*))?$", message, re.DOTALL):
         number, path = int(found[1]), found[2]
-        remedy = (_OF_A_FILE if path else _OF_THE_SYSTEM).get(number)
+        remedy = _OF_THE_SYSTEM.get(number) or (_OF_A_FILE.get(number, _OTHERWISE) if path else None)
         reason = os.strerror(number)
         # the names as Python writes them, so that a newline in one stays visible, but without quotes
         path = re.sub(r"'([^']+)'", r"\1", path or "")
@@ -182,11 +171,3 @@ def near(word: str, known: Iterable[str]) -> str:
     same = {name.lower(): name for name in known}
     found = difflib.get_close_matches(word.lower(), same, n=1, cutoff=0.7)
     return f": do you mean {same[found[0]]}?" if found else ""
-
-
-def registered(registry, name: str, *, key: str, otherwise: str = ""):
-    """Entry ``name`` of a Registry or dict. UserError with the config's ``key`` and ``otherwise`` for unknown names."""
-    if name not in registry:
-        hint, known = near(name, dict(registry)), ", ".join(sorted(dict(registry)))
-        raise UserError(f"{key} {name!r} is unknown{hint or ':'} choose one of {known}{otherwise}.")
-    return registry.get(name)

@@ -48,7 +48,6 @@ def images():
 
 
 @pytest.mark.parametrize("name, changes, message", [
-    ("ViT", {}, "IMAGE_ENCODER.NAME 'ViT' is unknown.*ClipResNet, ClipViT"),
     ("ClipViT", {"ARCHITECTURE": "resnet"}, "IMAGE_ENCODER.ARCHITECTURE does not name a CLIP"),
     ("ClipResNet", {"ARCHITECTURE": "vit"}, "IMAGE_ENCODER.ARCHITECTURE does not name a CLIP"),
     ("ClipViT", {"UNLOCKED_BLOCKS": 5}, "UNLOCKED_BLOCKS is 5"),

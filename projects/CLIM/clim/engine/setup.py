@@ -160,10 +160,10 @@ def check_training(cfg) -> None:
             f"MODEL.METHOD.NAME is {method!r}, with {pairs[0] if pairs else 'no image-text pairs'}: a method needs "
             "DATALOADER.CAPTIONS_PER_GPU, MOSAICS_PER_GPU or REGIONS_PER_GPU, and each of these needs a method."
         )
-    readers = {
-        f"MODEL.META_ARCHITECTURE {architecture}": _declared(META_ARCH_REGISTRY, architecture, "sources", STREAMS),
-        f"MODEL.METHOD.NAME {method}": {"detection", *_declared(METHOD_REGISTRY, method, "sources", STREAMS)},
-    }
+    model = META_ARCH_REGISTRY.get(architecture)
+    readers = {f"MODEL.META_ARCHITECTURE {architecture}": getattr(model, "sources", STREAMS)}
+    if method:
+        readers[f"MODEL.METHOD.NAME {method}"] = {"detection", *METHOD_REGISTRY.get(method).sources}
     for reader, read in readers.items():
         for source in sizes.keys() - read:
             key = f"DATALOADER.{source.upper()}_PER_GPU"
@@ -192,7 +192,7 @@ def check_hooks(cfg) -> None:
 def check_datasets(cfg, *, training: bool) -> None:
     """UserError for a data set that is unknown, does not suit the model or has other words, or if none is left."""
     architecture = cfg.MODEL.META_ARCHITECTURE
-    kinds = _declared(META_ARCH_REGISTRY, architecture, "evaluated_on", None)
+    kinds = getattr(META_ARCH_REGISTRY.get(architecture), "evaluated_on", None)
     if kinds == () and (cfg.DATASETS.TEST or not training):
         remedy = "set DATASETS.TEST (), and evaluate a detector that starts from it"
         raise UserError(f"MODEL.META_ARCHITECTURE {architecture} cannot be evaluated: {remedy}.")

@@ -144,24 +144,14 @@ class Trainer(TrainerBase):
         options = {"period": period, "keep": cfg.SOLVER.KEEP_CHECKPOINTS, "start_iter": self.start_iter}
         self.checkpoints = CheckpointHook(self.checkpointer, extra=extra, **options)
         self.best = BestCheckpoint(self.checkpointer, cfg.TEST.BEST_METRIC, resume=resuming, extra=extra)
-        found = [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(self.optimizer, self.scheduler),
-            self.skipped,
-            self.average,
-            self.checkpoints,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate_or_stop),
-        ]
-        if getattr(self.raw_model, "publishes_clip", False):
+        found = [hooks.IterationTimer(), hooks.LRScheduler(self.optimizer, self.scheduler), self.skipped, self.average]
+        if getattr(self.raw_model, "publishes_clip", False):  # before the checkpoint, after which it is not repeated
             name, epochs = cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE, cfg.SOLVER.EPOCHS
             weights = self.average if cfg.SOLVER.EMA else self.ensemble
             found.append(PublishClip(weights, cfg.OUTPUT_DIR, name=name, period=period, epochs=epochs))
-        if comm.is_main_process():
-            found += self._visible_hooks(resuming)
-        return found
-
-    def _visible_hooks(self, resuming: bool) -> list[HookBase]:
-        cfg, found = self.cfg, []
+        found += [self.checkpoints, hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self.evaluate_or_stop)]
+        if not comm.is_main_process():
+            return found
         if cfg.VIS_PERIOD > 0:
             names = vocabulary_names(cfg)
             found.append(TrainingImages(period=cfg.VIS_PERIOD, names=names, image_format=cfg.INPUT.FORMAT))
@@ -203,9 +193,7 @@ class Trainer(TrainerBase):
                     self.iter += 1
             except Stopped:
                 logger.warning("Stopped by a signal after iteration %d: --resume goes on from there.", self.iter)
-                for hook in self._hooks:
-                    if isinstance(hook, Writers):
-                        hook.close()
+                self.after_train()  # it evaluates only after the last iteration, and not if all agree to stop
                 raise
             except Exception as error:
                 message = sentence(error)

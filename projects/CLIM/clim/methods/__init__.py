@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from clim.errors import UserError, registered
+from clim.errors import UserError
 
 from .base import METHOD_REGISTRY, Method, Regions, Texts
 
@@ -21,7 +21,7 @@ def build_method(cfg, *, pools: str = "boxes") -> Method | None:
     name = cfg.MODEL.METHOD.NAME
     if not name:
         return None
-    method = registered(METHOD_REGISTRY, name, key="MODEL.METHOD.NAME", otherwise=', or "" for boxes alone')
+    method = METHOD_REGISTRY.get(name)
     if method.pools != pools:
         raise UserError(
             f"MODEL.METHOD.NAME {name} pools {method.pools}, but MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} "

@@ -16,7 +16,7 @@ from fvcore.nn import c2_xavier_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clim.errors import UserError, registered
+from clim.errors import UserError
 from clim.losses import federated_class_bce, masked_class_bce, masked_softmax_ce
 
 from .classifier import CLASSIFIERS, CosineClassifier
@@ -28,9 +28,8 @@ BOX_PREDICTOR_REGISTRY = Registry("BOX_PREDICTOR")  # subclasses of TextOutputLa
 
 
 def build_box_predictor(cfg, input_shape, *, text_encoder, **given) -> "TextOutputLayers":
-    """The predictor that MODEL.ROI_BOX_HEAD.PREDICTOR names, else UserError; arguments ``given`` win over it."""
-    name = cfg.MODEL.ROI_BOX_HEAD.PREDICTOR
-    predictor = registered(BOX_PREDICTOR_REGISTRY, name, key="MODEL.ROI_BOX_HEAD.PREDICTOR")
+    """The predictor that MODEL.ROI_BOX_HEAD.PREDICTOR names; arguments ``given`` win over the config."""
+    predictor = BOX_PREDICTOR_REGISTRY.get(cfg.MODEL.ROI_BOX_HEAD.PREDICTOR)
     return predictor(cfg, input_shape, text_encoder=text_encoder, **given)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clim.checkpoints.reading import read_content
-from clim.errors import UserError, registered, telling
+from clim.errors import UserError, telling
 from clim.files import resolve
 from clim.text.tower import TextTower
 
@@ -81,7 +81,6 @@ def class_embeddings(tower, names: Sequence[str], prompt: str = "ensemble", *, h
 
     ``prompt`` is a key of :data:`PROMPTS`. ``hidden``: features of the tower's last layer, BARON's "attn12" (baron §4).
     """
-    registered(PROMPTS, prompt, key="MODEL.VOCABULARY.PROMPT")
     encode = tower.live.encode_hidden if hidden else tower.encode
     if not len(names):
         return encode([])

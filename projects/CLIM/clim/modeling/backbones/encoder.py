@@ -13,7 +13,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
-from clim.errors import UserError, registered
+from clim.errors import UserError
 
 from ..region_pooling import pool_masks, pool_rois
 
@@ -23,11 +23,11 @@ IMAGE_ENCODER_REGISTRY = Registry("IMAGE_ENCODER")  # subclasses of ImageEncoder
 
 
 def build_image_encoder(cfg) -> "ImageEncoder":
-    """The encoder of ``cfg.MODEL.IMAGE_ENCODER``; UserError for unknown names and missing weights."""
+    """The encoder of ``cfg.MODEL.IMAGE_ENCODER``; UserError for missing weights."""
     encoder = cfg.MODEL.IMAGE_ENCODER
     if encoder.CHECKPOINTING and encoder.NAME != "ClipViT":
         raise UserError(f"MODEL.IMAGE_ENCODER.CHECKPOINTING works with ClipViT, not with {encoder.NAME}: set it False.")
-    return registered(IMAGE_ENCODER_REGISTRY, encoder.NAME, key="MODEL.IMAGE_ENCODER.NAME")(cfg)
+    return IMAGE_ENCODER_REGISTRY.get(encoder.NAME)(cfg)
 
 
 class ImageEncoder(nn.Module):
