@@ -210,7 +210,3 @@ def check_datasets(cfg, *, training: bool) -> None:
                 raise UserError(f"DATASETS.TEST {name} has the type {kind}, but {suits}: choose another set.")
             if key in ("TRAIN", "TEST"):
                 matched(cfg, key, name)
-
-
-def _declared(registry, name: str, attribute: str, default):
-    return getattr(registry.get(name), attribute, default) if name in registry else default
