@@ -42,7 +42,7 @@ def read_captions(
     pairs = _with_captions(content, json_file, remedy)
     records = packed(pairs, json_file, image_root=image_root, index=index, remedy=remedy)
     ids, keys = records.column("image_id"), records.keys()
-    order = np.lexsort((keys, ids))
+    order = np.argsort(ids, kind="stable")
     twice = (np.diff(ids[order]) == 0) & (np.diff(keys[order]) != 0) & (ids[order[1:]] >= 0)
     if twice.any():
         one, other = (records[i] for i in order[twice.argmax() :][:2])
@@ -119,7 +119,7 @@ def packed(
             without += 1
             continue
         name = image_file(pair, folder)
-        if not name.removeprefix(folder).strip():
+        if not (pair.file_name or pair.coco_url or "").strip():
             raise UserError(f"image {pair.id} of {source} has no file_name: give each image the name of its file.")
         tags = _tags(pair, index, source) if pair.pos_category_ids else ()
         height, width = pair.height, pair.width
@@ -147,15 +147,16 @@ def packed(
 
 
 def _tags(pair: Pair, index: Mapping[int, int] | None, source: str) -> Sequence[int]:
-    tags, where = pair.pos_category_ids, f"image {pair.id} of {source}"
+    tags = pair.pos_category_ids
     if index is None:
         if not 0 <= min(tags) <= max(tags) < 2**31:
-            raise UserError(f"{where} has tags {tags}: they must be indices of classes, from 0.")
+            raise UserError(f"image {pair.id} of {source} has tags {tags}: they must be indices of classes, from 0.")
         return tags
-    if (wrong := next((tag for tag in tags if tag not in index), None)) is not None:
-        few = f"it is none of the {len(index)} categories of this data set"
-        raise UserError(f"{where} has {wrong} in pos_category_ids, but {few}: correct it, or remove it.")
-    return [index[tag] for tag in tags]
+    try:
+        return [index[tag] for tag in tags]
+    except KeyError as error:
+        wrong = f"image {pair.id} of {source} has {error} in pos_category_ids, but it is none of the {len(index)}"
+        raise UserError(f"{wrong} categories of this data set: correct it, or remove it.") from error
 
 
 def _encoded(captions: Sequence[str] | str | None) -> tuple[bytes, int]:
