@@ -11,7 +11,7 @@ from torch import nn
 
 from clim.checkpoints import SafeCheckpointer
 from clim.checkpoints.keys import IMAGE_ENCODER, translate
-from clim.checkpoints.reading import read_content, readable
+from clim.checkpoints.reading import read_content, read_description, readable
 from clim.errors import UserError
 
 STATE = {"weight": torch.full((2, 3), 5.0), "bias": torch.zeros(2)}
@@ -83,6 +83,16 @@ def test_damaged_files_are_named(tmp_path, suffix, content):
     file.write_bytes(content)
     with pytest.raises(UserError, match=f"w.{suffix}"):
         load(file)
+
+
+def test_a_damaged_file_has_no_description(tmp_path):
+    file = tmp_path / "w.pth"
+    torch.save({"model": STATE}, file)
+    assert read_description(file) is None
+    for content in (b"", file.read_bytes()[:200]):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="w.pth cannot be read"):
+            read_description(file)
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"model": {"weight": "text"}}])

@@ -136,7 +136,9 @@ def read_description(path: str | os.PathLike) -> Description | None:
     UserError for a file that is missing or unreadable, and for a description of another form.
     """
     with readable(path), torch.serialization.safe_globals(numpy_globals()), open(path, "rb") as file:
-        ours = file.read(2) in (b"PK", b"") and not is_torchscript(path)  # zips, and what is left of a lost one
+        if not (start := file.read(2)):
+            raise EOFError("it is empty")
+        ours = start == b"PK" and not is_torchscript(path)  # also a zip that is cut off
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if ours else None
     if not isinstance(content, dict) or content.get(DESCRIPTION) is None:
         return None
