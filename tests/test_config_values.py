@@ -102,6 +102,9 @@ def test_no_value_of_another_type_passes(value, defaults):
         ("INPUT.MOSAIC.GRIDS", "[2.5]", "whole numbers"),
         ("INPUT.MOSAIC.GRIDS", "[]", "whole numbers"),
         ("INPUT.MOSAIC.SIZE", "8", "at least 4 px"),
+        ("INPUT.REGIONS.SIZE", "16", "a whole number from 32 to 20000"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16]]", r"one list, or one for each of MODEL.RPN.IN_FEATURES \(1\)"),
+        ("SOLVER.NUM_DECAYS", "0", "a whole number from 1"),
         ("INPUT.MOSAIC.CROP_SCALE", "[0.5, 2]", "up to 1"),
         ("INPUT.MOSAIC.GROUPS", "0", "INPUT.MOSAIC.GROUPS was renamed to MODEL.METHOD.DETIC.GROUPS"),
         ("DATALOADER.ALTERNATE", "(0, 0)", "weights above 0"),
@@ -129,7 +132,7 @@ def test_a_wrong_override_is_one_sentence(key, value, words):
         ("OUTPUT_DIR", "2024", "2024"),
         ("OUTPUT_DIR", "'a b'", "a b"),
         ("MODEL.WEIGHTS", "None", ""),
-        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16.0]]", [[8], [16.0]]),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[8, 16.0]]", [[8, 16.0]]),
         ("SOLVER.WEIGHT_DECAY_BIAS", "0.5", 0.5),
     ],
 )
@@ -141,6 +144,12 @@ def test_values_that_mean_the_same(key, value, expected):
 def test_an_override_without_a_value():
     with pytest.raises(UserError, match="The override 'SEED' has no value"):
         load_config(CLIM, ["VERSION", "2", "SEED"])
+
+
+def test_heads_of_the_grounding_divide_the_dimension():
+    config = str(Path(CLIM).parent / "ovrcnn_clim_pretrain.yaml")
+    with pytest.raises(UserError, match=r"GROUNDING.HEADS is 7: it must be a divisor of MODEL.TEXT.DIM \(384\)"):
+        load_config(config, ["MODEL.METHOD.GROUNDING.HEADS", "7"])
 
 
 @pytest.mark.parametrize("more, named", [((), "set EPOCHS 0.0"), (("SOLVER.EPOCHS", "0.0"), None)])

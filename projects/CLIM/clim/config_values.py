@@ -81,23 +81,28 @@ _RULES = (
         TEST: EVAL_PERIOD"""),
     ("a whole number from 1 to 20000", _whole(1, 20_000), """
         INPUT.CAPTION: SHORT_SIDE LONG_SIDE; INPUT.MOSAIC: SIZE; MODEL.OPEN_VOCAB: WORDS; MODEL.TEXT: DIM WORD_DIM;
-        MODEL.METHOD.BARON: ORDERS; MODEL.METHOD.GROUNDING: HEADS; MODEL.FPN: STACKS OUT_CHANNELS;
+        MODEL.METHOD.BARON: ORDERS; MODEL.METHOD.GROUNDING: HEADS; MODEL.FPN: OUT_CHANNELS;
         MODEL.ROI_BOX_HEAD: POOLER_RESOLUTION FC_DIM CONV_DIM; MODEL.ROI_MASK_HEAD: POOLER_RESOLUTION CONV_DIM;
         SOLVER: ACCUMULATE NUM_DECAYS"""),
     ("a whole number from 0 to 20000", _whole(0, 20_000), """
         INPUT: MIN_SIZE_TEST; INPUT.CAPTION: CROP JITTER_SIZE; INPUT.LSJ: SIZE; MODEL.IMAGE_ENCODER: UNLOCKED_BLOCKS;
         MODEL.METHOD.DETIC: GROUPS; MODEL.METHOD.VLDET: PROPOSALS TILE_PROPOSALS; MODEL.METHOD.BARON: PROPOSALS;
-        MODEL.METHOD.GROUNDING: LAYERS; MODEL.CENTERNET: NUM_BOX_CONVS MIN_RADIUS HM_FOCAL_BETA; MODEL.ROI_BOX_HEAD:
-        POOLER_SAMPLING_RATIO NUM_FC NUM_CONV; MODEL.ROI_MASK_HEAD: POOLER_SAMPLING_RATIO NUM_CONV; DATALOADER:
-        DETECTION_PER_GPU CAPTIONS_PER_GPU MOSAICS_PER_GPU REGIONS_PER_GPU"""),
+        MODEL.CENTERNET: MIN_RADIUS HM_FOCAL_BETA; MODEL.ROI_BOX_HEAD: POOLER_SAMPLING_RATIO; MODEL.ROI_MASK_HEAD:
+        POOLER_SAMPLING_RATIO; DATALOADER: DETECTION_PER_GPU CAPTIONS_PER_GPU MOSAICS_PER_GPU REGIONS_PER_GPU"""),
+    ("a whole number from 0 to 100", _whole(0, 100), """
+        MODEL.METHOD.GROUNDING: LAYERS; MODEL.CENTERNET: NUM_BOX_CONVS; MODEL.ROI_BOX_HEAD: NUM_FC NUM_CONV;
+        MODEL.ROI_MASK_HEAD: NUM_CONV"""),
+    ("a whole number from 1 to 100", _whole(1, 100), "MODEL.FPN: STACKS"),
     ("a whole number from 1 to 1000000", _whole(1, 10**6), "MODEL.ROI_HEADS: NUM_CLASSES"),
     ("a whole number from 32 to 20000, as encoders halve it five times", _whole(32, 20_000),
         "INPUT.REGIONS: SIZE CROP_SIZE"),
     ("a whole number from 0 to 255", _whole(0, 255), "INPUT.MOSAIC: PAD_VALUE"),
-    ("a whole number from 0 to 10000", _whole(0, 10_000), "SOLVER: REFERENCE_WORLD_SIZE; DATALOADER: NUM_WORKERS"),
+    ("a whole number from 0 to 10000", _whole(0, 10_000), "SOLVER: REFERENCE_WORLD_SIZE"),
+    ("a whole number from 0 to 256", _whole(0, 256), "DATALOADER: NUM_WORKERS"),
     ("a whole number below 2147483648", _whole(-(2**31), 2**31 - 1), ": SEED"),
     ("a whole number above 0, or -1 for all", _whole(-1), "TEST: DETECTIONS_PER_IMAGE"),
-    ("an even number above 0", Annotated[int, Meta(ge=2, multiple_of=2)], "MODEL.METHOD.BARON: FREQUENCIES"),
+    ("an even number from 2 to 1024", Annotated[int, Meta(ge=2, le=1024, multiple_of=2)],
+        "MODEL.METHOD.BARON: FREQUENCIES"),
     ("whole numbers above 0, or -1 for that of the input", _some(_whole(-1)), "MODEL.RPN: CONV_DIMS"),
     ("whole numbers from 1 to 64", _some(_whole(1, 64)), "INPUT.MOSAIC: GRIDS"),
     ("whole numbers from 1 to 20000", _some(_whole(1, 20_000)), "INPUT: MIN_SIZE_TRAIN"),
@@ -179,8 +184,6 @@ CHOICES = {
     "SOLVER.WARMUP_METHOD": ("constant", "linear"), "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
     "SOLVER.WRITERS": ("tensorboard", "wandb", "mlflow"), "TEST.REGIONS": ("boxes", "masks", "crops"),
 }  # fmt: skip
-_LISTS = {"SOLVER.WRITERS", "TEST.REGIONS"}
-_MAY_BE_EMPTY = {"MODEL.METHOD.NAME", "MODEL.OVRCNN.TEST_CLASSES", "MODEL.ROI_BOX_HEAD.NAME"}
 _NEVER = {
     "MODEL.METHOD.GROUNDING.CONTRAST_GROUP": 1, "TEST.DETECTIONS_PER_IMAGE": 0, "MODEL.RPN.CONV_DIMS": 0,
     "MODEL.LOAD_PROPOSALS": True,
@@ -246,8 +249,9 @@ def _wrong_values(cfg) -> Iterator[tuple[str, str, str]]:
 
 def _wrong_choices(cfg) -> Iterator[tuple[str, str, str]]:
     for key, known in CHOICES.items():
-        value, several = _get(cfg, key), key in _LISTS
-        names = {*(dict(known) if hasattr(known, "get") else known), *([""] if key in _MAY_BE_EMPTY else ())}
+        value, default = _get(cfg, key), _get(_DEFAULTS, key)
+        several = isinstance(default, list | tuple)
+        names = {*(dict(known) if hasattr(known, "get") else known), *([] if several else [default])}
         given = value if several and isinstance(value, list | tuple) else [value]
         if wrong := [name for name in given if not isinstance(name, str) or name not in names]:
             one_of = f"{'a list of some' if several else 'one'} of {', '.join(sorted(names))}"
@@ -264,6 +268,11 @@ def _wrong_relations(cfg, sources: Mapping[str, str]) -> Iterator[tuple[str, str
     for part in ("RPN", "ROI_HEADS"):
         if len(cfg.MODEL[part].IOU_LABELS) != len(cfg.MODEL[part].IOU_THRESHOLDS) + 1:
             yield f"MODEL.{part}.IOU_LABELS", "", "one longer than IOU_THRESHOLDS"
+    levels = len(cfg.MODEL.RPN.IN_FEATURES)
+    for name in ("SIZES", "ASPECT_RATIOS") if cfg.MODEL.PROPOSAL_GENERATOR.NAME.endswith("RPN") else ():
+        lists = cfg.MODEL.ANCHOR_GENERATOR[name]
+        if isinstance(lists[0], list | tuple) and len(lists) not in (1, levels):
+            yield f"MODEL.ANCHOR_GENERATOR.{name}", "", f"one list, or one for each of MODEL.RPN.IN_FEATURES ({levels})"
     grounding, dim = cfg.MODEL.METHOD.GROUNDING, cfg.MODEL.TEXT.DIM
     if cfg.MODEL.METHOD.NAME == "Grounding" and grounding.LAYERS and dim % grounding.HEADS:
         yield "MODEL.METHOD.GROUNDING.HEADS", "", f"a divisor of MODEL.TEXT.DIM ({dim})"

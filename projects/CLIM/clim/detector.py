@@ -40,8 +40,7 @@ from clim.text import CLASS_FEATURES
 
 logger = logging.getLogger(__name__)
 
-_MINI_SETS = ("mini_ov_", "mini_lvis_")  # data sets that tools/make_mini.py draws
-_MINI_FOLDERS = {"mini", "mini_lvis"}  # their folders
+_MINI_SETS, _MINI_FOLDERS = ("mini_ov_", "mini_lvis_"), {"mini", "mini_lvis"}  # that tools/make_mini.py draws
 
 
 _OPTIONS = {  # of Detector.stream: (words for what it must be, type, least, most)
@@ -197,11 +196,11 @@ class Detector:
             for frame, of_frame in zip(whole, found, strict=True):
                 kept = most_confident(of_frame, threshold=threshold, top=top, overlap=overlap)
                 yield Result(frame, follow(frame, kept), names=self.names, novel=self.novel)
-            for item in read:
-                if isinstance(item, Skipped) and skipped is not None:
-                    skipped.append(item)
-                elif isinstance(item, Skipped):
+            for item in (item for item in read if isinstance(item, Skipped)):
+                if skipped is None:
                     logger.warning("Image left out: %s (%s)", *item)
+                else:
+                    skipped.append(item)
 
     def _find(self, images: Sequence[np.ndarray], threshold: float, slices: int) -> list[sv.Detections]:
         """Detections in RGB images; with ``slices`` duplicates of squares and whole image are suppressed by class."""
