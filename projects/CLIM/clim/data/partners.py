@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from tokenize import TokenError
 from zlib import crc32
 
 import msgspec
@@ -50,7 +51,7 @@ def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> np.memm
     try:
         rows = np.load(path, "r", allow_pickle=False)
         sound = rows.dtype == np.int32 and rows.ndim == 2 and rows.size
-    except (OSError, ValueError, AttributeError, EOFError) as error:  # AttributeError: an archive of arrays
+    except (OSError, ValueError, AttributeError, EOFError, TokenError) as error:  # TokenError: a damaged header
         raise UserError(f"Neighbour index: {path} cannot be read ({error}); {again} --output {path}.") from error
     if sound and (len(rows) != len(records) or facts.image_ids_sha256 != image_ids_hash(records)):
         raise UserError(

@@ -17,6 +17,7 @@ import os
 import re
 import zlib
 from pathlib import Path
+from tokenize import TokenError
 
 import msgspec
 import numpy as np
@@ -131,7 +132,7 @@ def read_shards(index_folder: str, shard_folder: str, *, remedy: str, **_) -> Sh
         for name, value in facts.checksums.items():
             if checksum(Path(index_folder) / name) != value:
                 raise ValueError(f"the content of {name} has changed")
-    except (OSError, ValueError, EOFError, SyntaxError) as error:  # SyntaxError: a broken header of the .npy
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # the last two: a .npy's header
         raise UserError(f"{index_folder} is damaged ({' '.join(str(error).split())}): {remedy}") from error
     skipped = sum(facts.skipped.values())
     logger.info(f"Opened {len(records)} image-text pairs in {len(records.files)} shards; {skipped} were skipped")

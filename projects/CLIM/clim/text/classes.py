@@ -6,6 +6,7 @@ Shapes: K classes, P prompts of a class, D dimensions of an embedding.
 import os
 from collections.abc import Callable, Sequence
 from itertools import product
+from tokenize import TokenError
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from clim.files import resolve
 from clim.text.tower import TextTower
 
 _CLASSES_AT_ONCE = 32
+# what NumPy and torch raise for damaged files; TokenError: a .npy's header
+_DAMAGED = (OSError, ValueError, EOFError, AttributeError, TypeError, RuntimeError, ArithmeticError, TokenError)
 
 # The 63 ViLD templates, as the CLIM release lists them: each family with all its choices. "{article}" is a or an.
 _FAMILIES = (
@@ -126,7 +129,7 @@ def load_embeddings(
         array = array[:, 0] if array.ndim == 3 and array.shape[1] == 1 else array  # RegionCLIP's script
         if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape or 0 in array.strides:
             raise ValueError(f"it holds {array.dtype} {array.shape}")
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, RuntimeError, ArithmeticError) as error:
+    except _DAMAGED as error:
         raise UserError(
             f"{file} is not a .npy or .pth file of floats (classes, dimensions) ({error}): {remedy}."
         ) from error
