@@ -50,6 +50,7 @@ def test_other_images_and_other_tables_are_refused(saved):
     ("suffix", "content", "message"),
     [
         (".npy", None, r"index\.npy is not a file"), (".npy", b"", "cannot be read"), (".npy", b"x", "cannot be read"),
+        (".npy", b"\x93NUMPY\1\0\1\0{", "cannot be read"),  # half a dictionary
         (".json", None, r"index\.json not found"), (".json", b"{", "not valid"), (".json", b"{}", "has no dataset"),
         (".json", b"[]", "must be an object"),
     ],

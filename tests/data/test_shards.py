@@ -167,6 +167,7 @@ def test_damaged_indices_are_named(indexed, pair, tmp_path):
         ({"facts.json": b"{"}, "not valid json"), ({"facts.json": changed(version=0)}, "version"),
         ({"facts.json": changed(shards=[{"name": 1}])}, r"shards\[0\].name of"), ({"facts.json": b"[]"}, "an object"),
         ({"pairs.npy": None}, "damaged"), ({"pairs.npy": b""}, "damaged"), ({"texts.bin": b""}, "damaged"),
+        ({"pairs.npy": b"\x93NUMPY\1\0\1\0{"}, "damaged"),  # half a dictionary
         ({"pairs.npy": (index / "pairs.npy").read_bytes()[:-9]}, "damaged"), ({"texts.bin": b"abc"}, "damaged"),
         ({"pairs.npy": b"".join(npy(np.zeros(2)))}, "damaged"), ({"texts.bin": flipped}, "texts.bin has changed"),
         (moved("offset", 2**62), points), (moved("start", 2**63 - 1), points), (moved("size", -1), points),
