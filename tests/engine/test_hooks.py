@@ -77,6 +77,9 @@ class Recorder(EventWriter):
     def write(self):
         self.calls.append("write")
 
+    def close(self):
+        self.calls.append("close")
+
 
 def test_the_first_line_comes_at_once_then_every_period():
     first, second = Recorder(), Recorder()
@@ -88,7 +91,8 @@ def test_the_first_line_comes_at_once_then_every_period():
             hook.after_step()
             lines.append((len(first.calls) - before[0], len(second.calls) - before[1]))
         assert lines == [(1, 0), (0, 0), (1, 1), (0, 0), (1, 1)]
-    assert first.calls == ["write"] * 3 and second.calls == ["write"] * 2
+    hook.close()
+    assert first.calls == ["write"] * 3 and second.calls == ["write"] * 3 + ["close"]
 
 
 def test_a_bar_shows_loss_and_progress_below_the_log(monkeypatch):

@@ -37,6 +37,12 @@ class Writers(hooks.PeriodicWriter):
         elif trainer.iter == trainer.start_iter < trainer.max_iter - 1:
             self._writers[0].write()
 
+    def close(self):
+        """Write what is new, but no line of the log, where a training stops before its end."""
+        for writer in self._writers[1:]:
+            writer.write()
+            writer.close()
+
 
 class ProgressBar(HookBase):
     """A bar with loss and remaining time below the lines of the log, for a terminal."""

@@ -193,7 +193,9 @@ class Trainer(TrainerBase):
                     self.iter += 1
             except Stopped:
                 logger.warning("Stopped by a signal after iteration %d: --resume goes on from there.", self.iter)
-                self.after_train()  # it evaluates only after the last iteration, and not if all agree to stop
+                for hook in self._hooks:
+                    if isinstance(hook, Writers):
+                        hook.close()
                 raise
             except Exception as error:
                 message = sentence(error)
