@@ -18,7 +18,7 @@ import prepare_ovcoco as ovcoco
 import tags
 from arguments import texts_of
 from clim.data.categories import LVIS_RARE_IDS
-from clim.data.schemas import PairFile
+from clim.data.schemas import WholePairFile
 from clim.errors import UserError, run_cleanly
 
 DOWNLOAD = "get LVIS v1 from https://www.lvisdataset.org/dataset and unpack it"
@@ -101,7 +101,7 @@ def contents(jsons: dict[str, Path], *, kept: set[str]) -> dict[str, Callable[[]
     made |= {name: partial(ovcoco.category_info, train) for name in COUNTS}
     made |= {name: partial(ovcoco.category_info, base) for name in BASE_COUNTS}
     if PAIRS in jsons:
-        pairs = partial(ovcoco.read_whole, jsons[PAIRS], kind=PairFile, remedy=GET_CC3M)
+        pairs = partial(ovcoco.read_whole, jsons[PAIRS], kind=WholePairFile, remedy=GET_CC3M)
         made[PAIRS.replace(".json", "_tags.json")] = lambda: tag_pairs(pairs(), val["categories"])
     for part, content in zip(PARTS, (train, val), strict=True):
         count, full = len(content["images"]), FULL_SET[part]

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from clim.data.schemas import CategoryFile, PairFile
+from clim.data.schemas import CategoryFile, WholePairFile
 from clim.errors import UserError
 from clim.files import read_json, read_text
 from clim_commands.inputs import Parser
@@ -52,7 +52,7 @@ def listed_names(path: Path, *, remedy: str) -> list[str]:
 
 def captions_in(path: Path, *, remedy: str) -> list[str]:
     """All captions of a captions json: COCO's, which are annotations, or else Detic's, which belong to the images."""
-    pairs = read_json(path, kind=PairFile, remedy=remedy)
+    pairs = read_json(path, kind=WholePairFile, remedy=remedy)
     listed = [annotation.caption for annotation in pairs.annotations or () if annotation.caption is not None]
     return listed or [caption for image in pairs.images for caption in texts_of(image.captions)]
 
