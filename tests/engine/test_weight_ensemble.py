@@ -41,7 +41,7 @@ def test_mixed_weights_are_the_weighted_mean_and_the_trained_ones_come_back(tmp_
                 torch.testing.assert_close(weight.data, 0.7 * trained[name] + 0.3 * start[name])
             1 / 0  # noqa: B018
         assert all(torch.equal(v, trained[k]) for k, v in net.state_dict().items())
-    with pytest.raises(UserError, match=r"start_weights\.pth is missing"):
+    with pytest.raises(UserError, match=r"start_weights\.pth is not a file"):
         resumed.load(tmp_path / "elsewhere")
 
 

@@ -254,7 +254,7 @@ def _wrong_choices(cfg) -> Iterator[tuple[str, str, str]]:
         names = {*(dict(known) if hasattr(known, "get") else known), *([] if several else [default])}
         given = value if several and isinstance(value, list | tuple) else [value]
         if wrong := [name for name in given if not isinstance(name, str) or name not in names]:
-            one_of = f"{'a list of some' if several else 'one'} of {', '.join(sorted(names))}"
+            one_of = ("a list of some of " if several else "one of ") + ", ".join(sorted(n or '""' for n in names))
             yield key, "", one_of + near(str(wrong[0]), names)
 
 

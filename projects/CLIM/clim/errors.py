@@ -155,7 +155,8 @@ def telling(what: str, *, remedy: str):
     except UserError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0].partition(". ")[0][:160].rstrip(": .")
+        reason = f"{type(error).__name__}: {error}".replace("`", "").partition("\n")[0]
+        reason = reason.partition(". ")[0][:160].rstrip(": .")
         raise UserError(f"{what} ({reason}): {remedy}.") from error
 
 
