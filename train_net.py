@@ -60,10 +60,8 @@ def launch(args: argparse.Namespace, process: Callable[[argparse.Namespace], obj
     import torch
 
     from clim.engine import load_config
-    from clim.processes import die_with_parent
 
     process = process or train_process
-    die_with_parent()
     torchrun, several = TORCHRUN <= os.environ.keys(), args.num_gpus * args.num_machines > 1
     if not (torchrun or several):
         return process(args)

@@ -61,10 +61,12 @@ def rank(early):
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(0.5)
     die_with_parent()
-    worker = os.fork()
-    if worker == 0:
-        os.write(1, b"x")
-        time.sleep(60)
+    multiprocessing.get_context("fork").Process(target=worker).start()
+    os.write(1, b"x")
+    time.sleep(60)
+
+def worker():
+    die_with_parent()
     os.write(1, b"x")
     time.sleep(60)
 

@@ -76,13 +76,11 @@ class StopSignals:
 
 
 def die_with_parent() -> None:
-    """End this process with the one that started it, also where that is killed; and those that it forks with it."""
-    from torch.multiprocessing import _prctl_pr_set_pdeathsig  # of Linux; elsewhere it does nothing
+    """End this process, which multiprocessing has started, together with the one that started it (on Linux)."""
+    from torch.multiprocessing import _prctl_pr_set_pdeathsig
 
-    end = lambda: _prctl_pr_set_pdeathsig(signal.SIGKILL)  # noqa: E731
-    os.register_at_fork(after_in_child=end)
     if parent := multiprocessing.parent_process():
-        end()
+        _prctl_pr_set_pdeathsig(signal.SIGKILL)
         if not parent.is_alive():  # it died before
             os._exit(1)
 
