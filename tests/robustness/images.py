@@ -103,9 +103,11 @@ for run in (PREDICT, DETECTOR):  # the damaged image is named, the others are as
     CASES += cases("images", run, edits(ONE, LONG), handled=without("1.jpg"))
     CASES += cases("images", run, placed(ONE, *PLACES), "1.jpg", handled=without("1.jpg"))
 CASES += cases("images", PREDICT, edits(ONE, OVER), handled=without("1.jpg"))
+# The last byte of a PNG belongs to the checksum of an empty part: without it, the image is whole.
+PNG = {name: change for name, change in UNREADABLE.items() if name != "all but the last byte"}
 for run in (PHOTO_EVAL, PHOTO_TRAIN):
     CASES += cases(
-        "images", run, edits(GREY, UNREADABLE) | placed(GREY, *PLACES), "grey.png", handled=ends, said=("grey.png",)
+        "images", run, edits(GREY, PNG) | placed(GREY, *PLACES), "grey.png", handled=ends, said=("grey.png",)
     )
     CASES += cases("images", run, edits(GREY, LONG), "grey.png", handled=ends)
 CASES += cases("images", TRAIN, edits(PAIR, UNREADABLE), "000001.jpg", handled=ends)

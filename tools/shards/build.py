@@ -109,7 +109,9 @@ def join(names: Sequence[str], files: Sequence[Path], output: Path, *, tagging: 
         pairs = np.concatenate(tables)
         if not len(pairs):
             reasons = ", ".join(f"{count} times {reason}" for reason, count in counts.most_common())
-            raise UserError(f"No image-text pair in {len(names)} shards ({reasons or 'no member'}).")
+            shown = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            remedy = "give shards whose images, such as KEY.jpg, have a KEY.txt or KEY.json beside them"
+            raise UserError(f"No image-text pair in {shown} ({reasons or 'no member'}): {remedy}.")
         ids = pairs["image_id"]
         if ids.min() < 0 or len(np.unique(ids)) < len(ids):
             pairs["image_id"] = np.arange(len(pairs))
