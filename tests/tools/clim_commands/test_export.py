@@ -249,5 +249,5 @@ def test_what_cannot_be_exported(make_checkpoint, mask_overrides, tmp_path, caps
     assert "set INPUT.LSJ.SIZE to at least" in refused("a.onnx", "INPUT.MIN_SIZE_TEST", "64", *FROM_FILE, weights=fvlm)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install -r requirements-extras.txt" in refused("a.onnx", weights=weights)
-    with pytest.raises(UserError, match="is no ONNX file of `clim export`"):
+    with pytest.raises(UserError, match="takes an ONNX file of `clim export`"):
         build_text_embeddings.text_of(CLIENT)

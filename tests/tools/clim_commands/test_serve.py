@@ -311,7 +311,7 @@ def test_images_at_urls(service):
 def test_arguments_are_checked_before_a_model_is_loaded(tmp_path, capsys):
     (tmp_path / "model.pth").write_bytes(b"")
     for arguments, part in [
-        (["--weights", str(tmp_path / "gone.pth")], "no such file"),
+        (["--weights", str(tmp_path / "gone.pth")], "does not exist"),
         (["--weights", str(tmp_path / "model.pth"), "--examples", str(tmp_path)], "no image"),
         (["--weights", str(tmp_path / "model.pth"), "--port", "99999"], "--port: '99999' is not"),
     ]:

@@ -114,8 +114,8 @@ def load_embeddings(
     UserError if there is no such array, or if a row is zero or not finite.
     """
     file = resolve(path)
-    remedy = f"build it with `{made_by} --output {file}`"
-    with telling(f"{file} ({key}) holds no floats (classes, dimensions)", remedy=remedy):
+    remedy = f"set {key} to another file, or build this one with `{made_by} --output {file}`"
+    with telling(f"{file} holds no floats (classes, dimensions)", remedy=remedy):
         array = np.asarray(read_content(file, remedy=remedy))
         array = array[:, 0] if array.ndim == 3 and array.shape[1] == 1 else array  # RegionCLIP's script
         if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape or 0 in array.strides:
