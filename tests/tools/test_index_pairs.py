@@ -289,7 +289,10 @@ def test_a_json_of_captions_gets_nouns(tmp_path, capsys):
     nouns.write_text(json.dumps({"categories": [{"id": 4, "name": "hot_dog"}, {"id": 2, "name": "dog"}]}))
     (tmp_path / "nouns.txt").write_text("dog,1\nhot dog\ncat")
     sources = {"coco": {"images": images, "annotations": texts}}
-    sources["pairs"] = {"images": [i | {"pos_category_ids": [9]} for i in with_captions], "categories": [{"id": 9, "name": "dog"}]}
+    sources["pairs"] = {
+        "images": [i | {"pos_category_ids": [9]} for i in with_captions],
+        "categories": [{"id": 9, "name": "dog"}],
+    }
 
     def made(source, *options):
         (tmp_path / "in.json").write_text(json.dumps(sources[source]))

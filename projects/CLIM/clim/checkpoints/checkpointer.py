@@ -126,12 +126,12 @@ class SafeCheckpointer(DetectionCheckpointer):
         # Detectron2 would silently continue with random weights.
         if absent >= {name for name, _ in self.model.named_parameters()}:
             raise UserError(f"{file} has another architecture: none of its {names} weights fits this model.")
-        self._check_vocabulary(incompatible)
+        self._check_vocabulary(incompatible, file)
         self._log_incompatible_keys(incompatible)
         return absent
 
-    def _check_vocabulary(self, incompatible) -> None:
-        """UserError where a box predictor needs the file's vocabulary and would keep random class embeddings."""
+    def _check_vocabulary(self, incompatible, file: str) -> None:
+        """UserError where a box predictor needs the vocabulary of ``file`` and would keep random class embeddings."""
         shapes = {name: shapes for name, *shapes in incompatible.incorrect_shapes}
         for owner, module in self.model.named_modules():
             if not hasattr(module, "vocabulary_key") or module.vocabulary_wins:
@@ -143,10 +143,10 @@ class SafeCheckpointer(DetectionCheckpointer):
                     for s in shapes[name]
                 )
                 remedy = "set MODEL.VOCABULARY, or MODEL.ROI_HEADS.NUM_CLASSES and MODEL.TEXT.DIM"
-                raise UserError(f"The file has {theirs}, but the config's detector {ours} and no names: {remedy}.")
+                raise UserError(f"{file} has {theirs}, but the config's detector {ours} and no names: {remedy}.")
             if name in incompatible.missing_keys:
                 classes = f"the {module.num_classes} classes"
-                raise UserError(f"Neither the config nor the file names {classes}: set MODEL.VOCABULARY.")
+                raise UserError(f"Neither the config nor {file} names {classes}: set MODEL.VOCABULARY.")
 
     def require_whole(self, path: str, *, parts: tuple[str, ...] = ("",)) -> None:
         """UserError where the loaded file ``path`` lacks weights in use: those whose names begin with ``parts``."""
