@@ -105,6 +105,7 @@ def test_missing_sizes_come_from_the_header_upright(root, write, read, caplog):
           "annotations": [{"image_id": 1, "caption": "x"}]}, "a.json has the id 1 twice: .*(1|b).jpg and"),
         ({"images": [pair(3), pair(1), pair(2), pair(1, file_name="b.jpg")]},
          r"a.json has the id 1 twice: .*(/1.jpg and .*b.jpg|b.jpg and .*/1.jpg) need ids of their own: make tea"),
+        ({"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}, "a.json gives no image with a caption"),
         ({"images": []}, "a.json gives no image with a caption .none of its 0 images has captions.: make tea"),
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -53,7 +54,7 @@ def read_captions(
 
 def _with_captions(content: PairFile, json_file: str, remedy: str) -> Iterator[Pair]:
     """The images; those without captions of their own get those of the annotations."""
-    raw = isinstance(next(iter(content.images), None), msgspec.Raw)
+    raw = isinstance(next(chain(content.images, content.annotations or ()), None), msgspec.Raw)
     decode = (msgspec.json.Decoder(kind).decode if raw else lambda item: item for kind in (Caption, Pair))
     apart, used = defaultdict(list), set()
     try:
