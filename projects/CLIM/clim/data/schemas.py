@@ -87,7 +87,7 @@ class Image(Struct, gc=False):
 
     id: Whole
     file_name: FileName = ""
-    coco_url: FileName = ""
+    coco_url: FileName | None = None
     height: Side = None
     width: Side = None
     neg_category_ids: Ids | None = None
