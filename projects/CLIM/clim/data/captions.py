@@ -152,7 +152,7 @@ def _tags(pair: Pair, index: Mapping[int, int] | None, source: str) -> Sequence[
     if index is None:
         if not 0 <= min(tags) <= max(tags) < 2**31:
             raise UserError(f"image {pair.id} of {source} has tags {tags}: they must be indices of classes, from 0.")
-        return tags
+        return list(map(int, tags))
     try:
         return [index[tag] for tag in tags]
     except KeyError as error:

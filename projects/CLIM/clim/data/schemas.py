@@ -210,7 +210,7 @@ class Pair(Struct, gc=False):
     height: Side = None
     width: Side = None
     captions: Captions = None
-    pos_category_ids: Annotated[list[int] | None, Meta(description="a list of category ids")] = None
+    pos_category_ids: Ids | None = None
 
 
 class Caption(Struct, gc=False):
