@@ -4,7 +4,6 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 
 import msgspec
 import numpy as np
@@ -54,7 +53,7 @@ def read_captions(
 
 def _with_captions(content: PairFile, json_file: str, remedy: str) -> Iterator[Pair]:
     """The images; those without captions of their own get those of the annotations."""
-    raw = isinstance(next(chain(content.images, content.annotations or ()), None), msgspec.Raw)
+    raw = isinstance(next(iter(content.images or content.annotations or ()), None), msgspec.Raw)
     decode = (msgspec.json.Decoder(kind).decode if raw else lambda item: item for kind in (Caption, Pair))
     apart, used = defaultdict(list), set()
     try:
