@@ -18,8 +18,8 @@ from clim.sources import Frame, Skipped, fetch, find_source, read_source
 def write_video(tmp_path):
     """``write_video("a.mp4", 5)``: frames whose grey rises by 20; red, green and blue differ in the first one."""
 
-    def write(name, frames, size=(64, 48)):
-        writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter_fourcc(*"mp4v"), 10.0, size)
+    def write(name, frames, size=(64, 48), codec="mp4v", rate=10.0):
+        writer = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter_fourcc(*codec), rate, size)
         for number in range(frames):
             image = np.full((size[1], size[0], 3), 20 * number % 150, np.uint8)
             image[..., 2] += 100  # red
@@ -95,6 +95,8 @@ def test_videos(write_video):
     for number, frame in enumerate(frames):  # RGB
         assert np.abs(frame.image.mean((0, 1)) - [100 + 20 * number, 20 * number, 20 * number]).max() < 6
     assert len(list(read_source([path, path.parent], frames=2))) == 2  # each file once
+    whole = write_video("a.mpg", 60, codec="PIM1", rate=25.0)  # its times are no times from the first frame
+    assert [frame.number for frame in read_source(whole)] == [*range(60)]
 
 
 def test_a_video_that_breaks_off_is_told(write_video):

@@ -98,6 +98,9 @@ def test_drawings_replace_no_image_and_lose_no_result(tmp_path, monkeypatch, cap
         for save in (make(name=str(photo)).save, results(make(name=str(photo))).save):
             with pytest.raises(UserError, match="a.png lies in .*: name another folder"):
                 save(folder)
+    monkeypatch.chdir(tmp_path)  # an array and an address are no files of this folder
+    assert results(make(name="image_0")).save(".").joinpath("image_0.jpg").is_file()
+    assert make(name=f"https://c.d/x.jpg?{'y' * 300}").without_image().image.size
     (out / "b.jpg").mkdir(parents=True)
     (out / "a.jpg").symlink_to(photo)  # which is not written through
     long = make(image=np.zeros((66_000, 2, 3), np.uint8), name="long.jpg", rows=0)

@@ -39,7 +39,7 @@ def pair(identifier, *without, **fields):
 
 def test_a_record_has_captions_and_contiguous_tags(root, write, read):
     texts = ["A dog.", "It runs. "]
-    path = write("a.json", pair(7, captions=texts, pos_category_ids=[18, 90]), pair(2, file_name="/elsewhere/2.jpg"),
+    path = write("a.json", pair(7, captions=texts, pos_category_ids=[18.0, 90]), pair(2, file_name="/elsewhere/2.jpg"),
                  categories=[{"id": i, "name": "x"} for i in (90, 1, 18)])  # fmt: skip
     record, elsewhere = read(path, index=None)
     assert record == SIZE | {
@@ -105,6 +105,7 @@ def test_missing_sizes_come_from_the_header_upright(root, write, read, caplog):
           "annotations": [{"image_id": 1, "caption": "x"}]}, "a.json has the id 1 twice: .*(1|b).jpg and"),
         ({"images": [pair(3), pair(1), pair(2), pair(1, file_name="b.jpg")]},
          r"a.json has the id 1 twice: .*(/1.jpg and .*b.jpg|b.jpg and .*/1.jpg) need ids of their own: make tea"),
+        ({"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}, "a.json gives no image with a caption"),
         ({"images": []}, "a.json gives no image with a caption .none of its 0 images has captions.: make tea"),
     ],
 )  # fmt: skip
@@ -207,5 +208,5 @@ def test_records_are_a_sequence_that_other_processes_receive_as_bytes(write, rea
 
 
 def test_tags_of_a_pair_are_their_ids_without_an_index():
-    (record,) = packed([Pair(3, "/a.jpg", captions="x", height=1, width=2, pos_category_ids=[5, 0])], "x", remedy="")
+    (record,) = packed([Pair(3, "/a.jpg", captions="x", height=1, width=2, pos_category_ids=[5.0, 0])], "x", remedy="")
     assert record["tags"] == [5, 0] and record["file_name"] == "/a.jpg"

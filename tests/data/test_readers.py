@@ -17,7 +17,7 @@ from clim.errors import UserError
 POLYGON = [[1.0, 2.0, 9.0, 2.0, 9.0, 11.0]]
 RUNS = {"size": [20, 30], "counts": [0, 600]}
 SIZE = {"height": 20, "width": 30}
-IMAGES = [{"id": identifier, "file_name": f"{identifier}.jpg"} | SIZE for identifier in (9, 4)]
+IMAGES = [{"id": number, "file_name": f"{number}.jpg", "coco_url": None} | SIZE for number in (9, 4)]
 
 
 @pytest.fixture

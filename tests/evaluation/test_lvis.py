@@ -300,7 +300,11 @@ def test_the_evaluator_scores_as_lvis_says(tmp_path, caplog):
 def test_what_a_file_lacks_is_said_and_boxes_are_scored_without_masks(tmp_path, caplog):
     ground_truth, detections = make_world(5, num_images=20)
     expected = score(register("lvis_whole", tmp_path, ground_truth), ground_truth, detections)
-    assert "lacks" not in caplog.text and "without masks" not in caplog.text
+    assert "lacks" not in caplog.text and "only boxes" not in caplog.text
+    unsized = [{key: image[key] for key in image if key != "height"} for image in ground_truth["images"]]
+    name = register("lvis_no_sizes", tmp_path, ground_truth | {"images": unsized})
+    assert score(name, ground_truth, detections) == {"bbox": expected["bbox"]}
+    assert "has images without height and width: only boxes are scored" in caplog.text
     for a in ground_truth["annotations"]:
         del a["segmentation"]
     assert score(register("lvis_boxes", tmp_path, ground_truth), ground_truth, detections) == {"bbox": expected["bbox"]}

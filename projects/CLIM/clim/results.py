@@ -106,7 +106,7 @@ class Result:
     def without_image(self) -> "Result":
         """A copy without the pixels of what can be read again from a file."""
         result = copy.copy(self)
-        result._image = None if Path(self.file_name).is_file() else self._image
+        result._image = None if os.path.isfile(self.file_name) else self._image
         return result
 
     def labels(self) -> list[str]:

@@ -27,7 +27,7 @@ VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wm
 _FFMPEG = "protocol_whitelist;file|format_whitelist;mov,avi,matroska,m4v,mpeg,mpegts,mpegvideo,asf"
 URL_BYTES, URL_SECONDS = 64 << 20, 30  # an address may give no more, and take no longer
 WEBCAM = "webcam:"
-ENOUGH = 0.9  # of the seconds that a video's header announces: less is reported
+ENOUGH = 0.9  # of the frames that a video's header announces, or of their time: less is reported
 
 
 class Frame(NamedTuple):
@@ -74,8 +74,8 @@ def read_source(source, *, frames: int | None = None) -> Iterator[Frame | Skippe
 def check_apart(folder: str | os.PathLike, items: Iterable) -> None:
     """UserError if one of the files among ``items`` lies in ``folder``, where a drawing could replace it."""
     real = os.path.realpath(folder)
-    for item in items:
-        if isinstance(item, Path) and real in (os.path.realpath(item.parent), os.path.dirname(os.path.realpath(item))):
+    for item in (item for item in items if isinstance(item, Path) and os.path.isfile(item)):
+        if real in (os.path.realpath(item.parent), os.path.dirname(os.path.realpath(item))):
             raise UserError(f"{item} lies in {folder}, where its drawing could replace it: name another folder.")
 
 
@@ -141,7 +141,7 @@ def _read_video(source: str | int, name: str) -> Iterator[Frame]:
         if not number:
             raise UnreadableImage(name, "not a video" if isinstance(source, str) else "no webcam there")
         count = video.get(cv2.CAP_PROP_FRAME_COUNT)  # only estimated, where the rate of frames varies
-        if seconds < ENOUGH * (count - 2) / rate:
+        if max(number, seconds * rate) < ENOUGH * (count - 2):  # MPEG's times may begin late, H.264 in AVI has few
             raise UnreadableImage(name, f"ends after {number} frames, but its header announces about {count:.0f}")
     finally:
         video.release()

@@ -53,7 +53,7 @@ def read_captions(
 
 def _with_captions(content: PairFile, json_file: str, remedy: str) -> Iterator[Pair]:
     """The images; those without captions of their own get those of the annotations."""
-    raw = isinstance(next(iter(content.images), None), msgspec.Raw)
+    raw = isinstance(next(iter(content.images or content.annotations or ()), None), msgspec.Raw)
     decode = (msgspec.json.Decoder(kind).decode if raw else lambda item: item for kind in (Caption, Pair))
     apart, used = defaultdict(list), set()
     try:
@@ -151,7 +151,7 @@ def _tags(pair: Pair, index: Mapping[int, int] | None, source: str) -> Sequence[
     if index is None:
         if not 0 <= min(tags) <= max(tags) < 2**31:
             raise UserError(f"image {pair.id} of {source} has tags {tags}: they must be indices of classes, from 0.")
-        return tags
+        return list(map(int, tags))
     try:
         return [index[tag] for tag in tags]
     except KeyError as error:

@@ -87,7 +87,7 @@ class Image(Struct, gc=False):
 
     id: Whole
     file_name: FileName = ""
-    coco_url: FileName = ""
+    coco_url: FileName | None = None
     height: Side = None
     width: Side = None
     neg_category_ids: Ids | None = None
@@ -210,7 +210,7 @@ class Pair(Struct, gc=False):
     height: Side = None
     width: Side = None
     captions: Captions = None
-    pos_category_ids: Annotated[list[int] | None, Meta(description="a list of category ids")] = None
+    pos_category_ids: Ids | None = None
 
 
 class Caption(Struct, gc=False):

@@ -139,10 +139,8 @@ class DetectionEvaluator(ImageEvaluator):
         counts = Counter(name for split in splits.values() for name in split)
         if wrong := sorted(name for name, count in counts.items() if count > 1 or name not in id_of):
             where = f"'{dataset_name}' ({metadata.get('json_file', 'no json')})"
-            said = (
-                f"The classes {', '.join(wrong)} of {where} are there twice, have two splits, or are no thing_classes"
-            )
-            raise UserError(f"{said}: correct the file or the registration.")
+            said = "are there twice, have two splits, or are no thing_classes"
+            raise UserError(f"The classes {', '.join(wrong)} of {where} {said}: correct the file or the registration.")
         self._splits = {split: {name: id_of[name] for name in names} for split, names in splits.items()}
         self._undeclared = {name: category for name, category in id_of.items() if name not in counts}
         self._json_file, self._numbers = metadata.get("json_file"), {}

@@ -79,8 +79,10 @@ class LVISEvaluator(DetectionEvaluator):
             logger.warning(f"{self._json_file} has no neg_category_ids: {hint}")
         if not any(image.has_masks for image in results.values()):
             return ("bbox",)
-        if any("segmentation" not in annotation for annotation in ground_truth["annotations"]):
-            logger.warning(f"{self._json_file} has objects without masks: only boxes are scored")
+        sized = all(image["height"] and image["width"] for image in ground_truth["images"])  # or masks would be empty
+        if not sized or any("segmentation" not in annotation for annotation in ground_truth["annotations"]):
+            lack = "objects without masks" if sized else "images without height and width"
+            logger.warning(f"{self._json_file} has {lack}: only boxes are scored")
             return ("bbox",)
         return "segm", "bbox"
 
