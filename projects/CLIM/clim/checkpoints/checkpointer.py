@@ -187,9 +187,8 @@ def load_whole(model: nn.Module, cfg, *, parts: tuple[str, ...] = ("",), resume:
 
 
 def _load_state(target, state: dict, *, stepped: bool) -> None:
-    """``target.load_state_dict(state)``. ValueError or another error where the state is not of this kind and size.
-
-    A weight that has had no gradient has no state in an optimiser; none has one where this has not ``stepped`` yet.
+    """``target.load_state_dict(state)``. ValueError or another error where the state is not of this kind and size. An
+    optimiser has no state of weights that have had no gradient; one that has not ``stepped`` may have none at all.
     """
     is_optimizer = isinstance(target, Optimizer)
     numbers = is_optimizer and (state["state"] or (None if stepped else ()))
