@@ -154,6 +154,7 @@ def run_in_group(args: argparse.Namespace, process: Callable, options: dict, *, 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's handler does not run while torch waits for other processes
     torch.distributed.init_process_group("nccl" if on_gpu else "gloo", **options)
     comm.create_local_process_group(here)
+    torch.distributed.set_timeout(options["timeout"], comm._get_global_gloo_group())  # with NCCL a group of its own
     comm.synchronize()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     require_other(args.output, args.file)
     from clim.checkpoints.checkpointer import atomic_save  # after wrong arguments are reported
+    from clim.checkpoints.reading import require_finite
     from conversion.convert import convert, find_kind, read_official, summary
     from conversion.rules import KINDS
 
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     state = read_official(args.file)
     kind = find_kind(state, KINDS.values(), args.kind)
     converted = convert(state, kind)
+    require_finite(converted.weights, args.file)  # what is left out may hold anything, as -inf in masks
     atomic_save(described(converted.weights, kind.arguments), args.output)
     print("\n".join(summary(kind, converted)))
     print(f"{args.output} is written. What to do with it:")

@@ -43,7 +43,7 @@ def load(path, net=None, **options):
     SafeCheckpointer(net or nn.Linear(3, 2), "", **options).load(str(path))
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_pickled_arrays_load(tmp_path, protocol):
     arrays = {"conv1_w": np.arange(6, dtype=np.float32).reshape(2, 3), "scale": np.float32(2), "n": np.int64(1)}
     (tmp_path / "w.pkl").write_bytes(pickle.dumps(arrays, protocol=protocol))

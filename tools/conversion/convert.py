@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clim.checkpoints.reading import check_archive, numpy_globals, readable, require_finite, weights_of
+from clim.checkpoints.reading import check_archive, numpy_globals, readable, weights_of
 from clim.errors import UserError
 
 State = Mapping[str, Tensor]
@@ -116,9 +116,7 @@ def read_official(path: str) -> dict[str, Tensor]:
             strangers = torch.serialization.get_unsafe_globals_in_checkpoint(path) if modern else []
             with torch.serialization.safe_globals([(Inert, name) for name in strangers]):
                 data = torch.load(path, map_location="cpu", weights_only=True)
-    weights = weights_of(data, path)
-    require_finite(weights, path)
-    return weights
+    return weights_of(data, path)
 
 
 def find_kind(state: State, kinds: Iterable[Kind], name: str | None = None) -> Kind:

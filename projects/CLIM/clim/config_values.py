@@ -77,8 +77,8 @@ _RULES = (
         : VIS_PERIOD; MODEL.BACKBONE: FREEZE_AT; MODEL.METHOD.DETIC: CAPTION_BASE_REGIONS QUEUE_LENGTH;
         MODEL.METHOD.BARON: QUEUE_LENGTH; MODEL.METHOD.GROUNDING: MAX_CELLS CONTRAST_GROUP; MODEL.PROPOSAL_GENERATOR:
         MIN_SIZE; MODEL.RPN: PRE_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST;
-        INPUT.REGIONS: MIN_AREA; DATALOADER: MIN_SIDE; SOLVER: KEEP_CHECKPOINTS WARMUP_ITERS CHECKPOINT_PERIOD;
-        TEST: EVAL_PERIOD"""),
+        INPUT.REGIONS: MIN_AREA; DATALOADER: MIN_SIDE; SOLVER: KEEP_CHECKPOINTS WARMUP_ITERS CHECKPOINT_PERIOD
+        REFERENCE_WORLD_SIZE; TEST: EVAL_PERIOD"""),
     ("a whole number from 1 to 20000", _whole(1, 20_000), """
         INPUT.CAPTION: SHORT_SIDE LONG_SIDE; INPUT.MOSAIC: SIZE; MODEL.OPEN_VOCAB: WORDS; MODEL.TEXT: DIM WORD_DIM;
         MODEL.METHOD.BARON: ORDERS; MODEL.METHOD.GROUNDING: HEADS; MODEL.FPN: OUT_CHANNELS;
@@ -97,7 +97,6 @@ _RULES = (
     ("a whole number from 32 to 20000, as encoders halve it five times", _whole(32, 20_000),
         "INPUT.REGIONS: SIZE CROP_SIZE"),
     ("a whole number from 0 to 255", _whole(0, 255), "INPUT.MOSAIC: PAD_VALUE"),
-    ("a whole number from 0 to 10000", _whole(0, 10_000), "SOLVER: REFERENCE_WORLD_SIZE"),
     ("a whole number from 0 to 256", _whole(0, 256), "DATALOADER: NUM_WORKERS"),
     ("a whole number below 2147483648", _whole(-(2**31), 2**31 - 1), ": SEED"),
     ("a whole number above 0, or -1 for all", _whole(-1), "TEST: DETECTIONS_PER_IMAGE"),
@@ -106,7 +105,7 @@ _RULES = (
     ("whole numbers above 0, or -1 for that of the input", _some(_whole(-1)), "MODEL.RPN: CONV_DIMS"),
     ("whole numbers from 1 to 64", _some(_whole(1, 64)), "INPUT.MOSAIC: GRIDS"),
     ("whole numbers from 1 to 20000", _some(_whole(1, 20_000)), "INPUT: MIN_SIZE_TRAIN"),
-    ("rising whole numbers above 0", list[_whole(1)], "SOLVER: STEPS"),
+    ("rising whole numbers, 0 or more", list[_whole(0)], "SOLVER: STEPS"),
     ("rising numbers above 0", list[_Above], "SOLVER: STEP_EPOCHS"),
     ("a number above 0", _Above, """
         DISTRIBUTED: TIMEOUT; MODEL.OPEN_VOCAB: TEMPERATURE; MODEL.METHOD.DETIC: TEMPERATURE; MODEL.METHOD.VLDET:

@@ -39,16 +39,14 @@ class SafeCheckpointer(DetectionCheckpointer):
     """Detectron2's checkpointer: atomic writes, and loading that executes nothing from a file that is not ``trusted``.
 
     ``lacking`` are the weights that the last file does not hold, or holds in another shape, without another source. In
-    the context ``published()`` the model has the weights to write. ``partial``: a step may leave weights without
-    gradient, so their state of the optimiser may be missing.
+    the context ``published()`` the model has the weights to write.
     """
 
     published: Callable[[], AbstractContextManager] = nullcontext
 
-    def __init__(self, model: nn.Module, save_dir: str, *, trusted=False, partial=False, **checkpointables):
+    def __init__(self, model: nn.Module, save_dir: str, *, trusted=False, **checkpointables):
         super().__init__(model, save_dir, **checkpointables)
-        self.trusted, self.partial = trusted, partial
-        self.lacking: list[str] = []
+        self.trusted, self.lacking = trusted, []
 
     def save(self, name: str, **kwargs) -> None:
         """Write ``name``.pth and point ``last_checkpoint`` at it; call on the main process only."""
@@ -84,7 +82,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         for key, target in states.items():
             require_finite(content[key], file, name=key)
             with telling(f"The checkpoint's {key} does not fit, in {file}", remedy=OTHER_CONFIG):
-                _load_state(target, content.pop(key), partial=self.partial)
+                _load_state(target, content.pop(key), stepped="scaler" not in states)
         return content
 
     def get_checkpoint_file(self) -> str:
@@ -188,10 +186,13 @@ def load_whole(model: nn.Module, cfg, *, parts: tuple[str, ...] = ("",), resume:
     return path, loaded
 
 
-def _load_state(target, state: dict, *, partial: bool) -> None:
-    """``target.load_state_dict(state)``. ValueError or another error where the state is not of this kind and size."""
+def _load_state(target, state: dict, *, stepped: bool) -> None:
+    """``target.load_state_dict(state)``. ValueError or another error where the state is not of this kind and size. An
+    optimiser has no state of weights that have had no gradient; one that has not ``stepped`` may have none at all.
+    """
     is_optimizer = isinstance(target, Optimizer)
-    ours = _kinds(_after_a_step(target, partial and state["state"]) if is_optimizer else target.state_dict())
+    numbers = is_optimizer and (state["state"] or (None if stepped else ()))
+    ours = _kinds(_after_a_step(target, numbers) if is_optimizer else target.state_dict())
     target.load_state_dict(state)
     theirs = _kinds(target.state_dict() if is_optimizer else state)  # an optimiser adds the options of newer versions
     for place in {**ours, **theirs}:
@@ -200,10 +201,10 @@ def _load_state(target, state: dict, *, partial: bool) -> None:
 
 
 def _after_a_step(optimizer: Optimizer, numbers) -> dict:
-    """The ``state_dict()`` after a step of the weights with these ``numbers``, by default all; without any values."""
+    """The ``state_dict()`` after a step of the weights with these ``numbers``, None: all; without any values."""
     groups = [group | {"params": [w.detach().to("meta") for w in group["params"]]} for group in optimizer.param_groups]
     for i, weight in enumerate(weight for group in groups for weight in group["params"]):
-        weight.grad = torch.zeros_like(weight) if i in (numbers or (i,)) else None
+        weight.grad = torch.zeros_like(weight) if numbers is None or i in numbers else None
     twin = type(optimizer)(groups)
     twin.step()
     return twin.state_dict()

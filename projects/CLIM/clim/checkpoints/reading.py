@@ -43,9 +43,10 @@ class Description(TypedDict):
 _PARTS = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype, "_codecs.encode": codecs.encode,
           "collections.OrderedDict": OrderedDict}  # fmt: skip
 _PARTS |= {f"{kind.__module__}.{kind.__qualname__}": kind for kind in {type(np.dtype(c)) for c in np.typecodes["All"]}}
-for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 1 and 2
-    _PARTS[f"{_core}._reconstruct"] = np.zeros(0).__reduce__()[0]
-    _PARTS[f"{_core}.scalar"] = np.float64(0).__reduce__()[0]
+for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
+    _PARTS[f"{_core}.multiarray._reconstruct"] = np.zeros(0).__reduce__()[0]
+    _PARTS[f"{_core}.multiarray.scalar"] = np.float64(0).__reduce__()[0]
+    _PARTS[f"{_core}.numeric._frombuffer"] = np.zeros(0).__reduce_ex__(5)[0]  # of protocol 5
 
 
 def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathManager) -> str:

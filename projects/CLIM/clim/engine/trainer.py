@@ -53,11 +53,10 @@ class Trainer(TrainerBase):
             self.raw_model = build_model(cfg)
         self.optimizer, self.scheduler = build_solver(cfg, self.raw_model)
         loader, on_gpu = cfg.DATALOADER, self.raw_model.device.type == "cuda"
-        unused = bool(loader.ALTERNATE) or self.raw_model.has_unused_parameters(loader)
         self.model = create_ddp_model(  # in one process it returns the model itself
             self.raw_model,
             device_ids=[comm.get_local_rank()] if on_gpu else None,
-            find_unused_parameters=unused,
+            find_unused_parameters=bool(loader.ALTERNATE) or self.raw_model.has_unused_parameters(loader),
             **{_SYNC_BUFFERS: False},  # each rank has its own queues
         )
         self.device_type = self.raw_model.device.type
@@ -70,8 +69,7 @@ class Trainer(TrainerBase):
         self.average = MovingAverage(self.raw_model, decay=cfg.SOLVER.EMA)
         stored = {"optimizer": self.optimizer, "scheduler": self.scheduler, "ema": self.average}
         stored |= {"scaler": self.scaler} if amp and half else {}
-        options = {"trusted": cfg.MODEL.TRUST_WEIGHTS, "partial": unused, **stored}
-        self.checkpointer = SafeCheckpointer(self.raw_model, cfg.OUTPUT_DIR, **options)
+        self.checkpointer = SafeCheckpointer(self.raw_model, cfg.OUTPUT_DIR, trusted=cfg.MODEL.TRUST_WEIGHTS, **stored)
         self.checkpointer.published = self.average.mixed
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.skipped, self.stop = SkippedImages(cfg.OUTPUT_DIR), StopSignals()
