@@ -295,7 +295,7 @@ def arrays() -> list[Case]:
             [put(file, change(file.read_bytes())) for file in (world / CACHE).rglob(f"*{suffix}")] and None
         )
 
-    for suffix, count in ((".rows", 400), (".keys", 60), (".json", 3)):
+    for suffix, count in ((".rows", 400), (".entries", 60), (".json", 3)):
         changes = {f"bits {seed}": flipped(seed, count) for seed in range(3)} | BYTES
         damages = {f"{suffix}: {why}": rows(suffix, change) for why, change in changes.items()}
         found += cases("caches", CACHED, damages, suffix, handled=close)

@@ -87,8 +87,8 @@ TEXTS = [f"text {i}" for i in range(10)]
 
 
 @pytest.mark.parametrize("suffix, kept_bytes, written, lost", [
-    ("rows", 7 * 4 * DIM + 5, b"", range(7, 10)), ("keys", 4 * 20 + 1, b"", range(4, 10)),
-    ("rows", 0, b"", range(10)), ("keys", 0, b"", range(10)),
+    ("rows", 7 * 4 * DIM + 5, b"", range(7, 10)), ("entries", 4 * 20 + 1, b"", range(4, 10)),
+    ("rows", 0, b"", range(10)), ("entries", 0, b"", range(10)),
     ("rows", None, b"\0" * 4 * DIM + b"\xff" * 4 * DIM, (2, 3)),  # zeros and nans
 ])  # fmt: skip
 def test_damaged_rows_are_computed_anew(tmp_path, suffix, kept_bytes, written, lost):
@@ -105,7 +105,7 @@ def test_damaged_rows_are_computed_anew(tmp_path, suffix, kept_bytes, written, l
     assert torch.equal(warm(tmp_path).encode(TEXTS), expected(TEXTS))
 
 
-@pytest.mark.parametrize("suffix", ["rows", "keys"])
+@pytest.mark.parametrize("suffix", ["rows", "entries"])
 def test_every_flipped_bit_is_found(tmp_path, suffix, caplog):
     CaptionCache(FakeTower(), tmp_path).encode(TEXTS[:3])
     (file,) = files(tmp_path, suffix)
@@ -115,9 +115,9 @@ def test_every_flipped_bit_is_found(tmp_path, suffix, caplog):
         tower = FakeTower()
         assert torch.equal(CaptionCache(tower, tmp_path).encode(TEXTS[:3]), expected(TEXTS[:3]))
         assert len(tower.asked) == 1
-        for new in set(files(tmp_path, "rows") + files(tmp_path, "keys")) - {file, *file.parent.glob(f"{file.stem}.*")}:
+        for new in set(files(tmp_path, "rows") + files(tmp_path, "entries")) - {file, *file.parent.glob(f"{file.stem}.*")}:
             new.unlink()
-    assert ("rows of" in caplog.text) or suffix == "keys"
+    assert ("rows of" in caplog.text) or suffix == "entries"
 
 
 def test_failed_write_does_not_shift_what_follows(tmp_path):

@@ -4,7 +4,8 @@ Shapes: N texts, D dimensions of an embedding, n rows.
 
 A cache folder holds a folder of rows for each tower fingerprint, and ``towers/`` with the fingerprints of known
 towers (:class:`LazyTower`). Each process appends rows to its own pair of files, so that processes never wait for each
-other: ``*.rows``, float32 (n, D), and ``*.keys``, n times the key of a text (16 bytes) and a checksum (4).
+other: ``*.rows``, float32 (n, D), and ``*.entries``, n times the key of a text (16 bytes) and a checksum (4).
+Earlier versions wrote ``*.keys`` without checksums, which are not read.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from clim.files import read_json, resolve, write_json
 from clim.text.tower import TextTower
 
 KEY_BYTES = 16
-_ENTRY = np.dtype([("key", f"V{KEY_BYTES}"), ("sum", "<u4")])  # of *.keys
+_ENTRY = np.dtype([("key", f"V{KEY_BYTES}"), ("sum", "<u4")])  # of *.entries
 _MAP_STRIDE = 1 << 40  # more rows than a file can have
 logger = logging.getLogger(__name__)
 
@@ -175,7 +176,7 @@ class RowStore:
         self._maps: list[tuple[np.ndarray, np.ndarray]] = []  # (n, D) rows, (n,) entries of each pair of files
         self._own: Path | None = None  # this object appends to these files; their map is the last
         self._places: dict[bytes, int] = {}  # map * _MAP_STRIDE + row
-        for path in sorted(folder.glob("*.keys")):  # oldest first: a newer row replaces an older one
+        for path in sorted(folder.glob("*.entries")):  # oldest first: a newer row replaces an older one
             self._maps.append(self._map(path.with_suffix("")))
             self._place(self._maps[-1][1]["key"].tolist())
 
@@ -192,7 +193,7 @@ class RowStore:
             self._maps.append(self._map(self._own))
         first, rows = len(self._maps[-1][0]), np.ascontiguousarray(rows, np.float32)
         entries = np.array([(key, _checksum(key, row)) for key, row in zip(keys, rows, strict=True)], _ENTRY)
-        for suffix, size, data in ((".rows", 4 * self._dim, rows), (".keys", _ENTRY.itemsize, entries)):
+        for suffix, size, data in ((".rows", 4 * self._dim, rows), (".entries", _ENTRY.itemsize, entries)):
             with open(self._own.with_suffix(suffix), "ab") as file:
                 file.truncate(first * size)  # removes the rest of an earlier, failed write
                 file.write(data.tobytes())
@@ -211,7 +212,7 @@ class RowStore:
 
     def _map(self, stem: Path) -> tuple[np.ndarray, np.ndarray]:
         """Memory maps of all complete rows that have a complete entry: rows (n, D) and entries (n,)."""
-        kinds = {".rows": np.dtype((np.float32, self._dim)), ".keys": _ENTRY}
+        kinds = {".rows": np.dtype((np.float32, self._dim)), ".entries": _ENTRY}
         files = {stem.with_suffix(suffix): kind for suffix, kind in kinds.items()}
         length = min(path.stat().st_size // kind.itemsize if path.is_file() else 0 for path, kind in files.items())
         if not length:  # an empty file cannot be mapped
