@@ -115,7 +115,10 @@ def test_every_flipped_bit_is_found(tmp_path, suffix, caplog):
         tower = FakeTower()
         assert torch.equal(CaptionCache(tower, tmp_path).encode(TEXTS[:3]), expected(TEXTS[:3]))
         assert len(tower.asked) == 1
-        for new in set(files(tmp_path, "rows") + files(tmp_path, "entries")) - {file, *file.parent.glob(f"{file.stem}.*")}:
+        for new in set(files(tmp_path, "rows") + files(tmp_path, "entries")) - {
+            file,
+            *file.parent.glob(f"{file.stem}.*"),
+        }:
             new.unlink()
     assert ("rows of" in caplog.text) or suffix == "entries"
 
