@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from clim.checkpoints.checkpointer import SafeCheckpointer, atomic_save
-from clim.checkpoints.reading import read_content
+from clim.checkpoints.reading import read_content, require_entries, require_finite
 from clim.errors import UserError
 from clim.files import replacing
 from clim.methods.memory import TextQueue
@@ -85,11 +85,12 @@ def load_rank_state(model: nn.Module, path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        state, queues = read_content(path), _queues(model)
-        stored = state.get("queues", {})
+        state = require_entries(read_content(path), {"world_size": int, "queues": dict}, path)
+        queues, stored = _queues(model), state["queues"]
         ours, theirs = ({name: buffer.shape for name, buffer in buffers.items()} for buffers in (queues, stored))
         if state["world_size"] != comm.get_world_size() or ours != theirs:
             return False
+        require_finite(stored, path)
         for name, buffer in queues.items():
             buffer.copy_(stored[name])
         _set_random_states(state)
