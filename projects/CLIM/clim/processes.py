@@ -100,10 +100,10 @@ def leave_group() -> None:
 
 def hold_folder(folder: str | os.PathLike, *, wait: float) -> None:
     """Let no other training write to ``folder`` until this process ends. UserError if one does after ``wait`` s."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder).resolve() / LOCK
     if path in _held:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, fallback_to_soft=False, thread_local=False)
     try:
         try:
