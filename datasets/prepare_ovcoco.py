@@ -26,7 +26,7 @@ from tqdm import tqdm
 import tags
 from arguments import captions_by_image
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
-from clim.data.schemas import Annotation, Category, File, WholePairFile
+from clim.data.schemas import Annotation, Caption, Category, File, Pair, PairFile
 from clim.errors import UserError, run_cleanly
 from clim.files import data_root, read_json, replacing, write_json
 from clim_commands.inputs import Parser, output_folder
@@ -43,6 +43,12 @@ FULL_SET = {"train": (118_287, 107_761), "val": (5_000, 4_836)}
 
 # The released rule knows only LVIS's words; the other rule also knows COCO's names.
 RULES = {"released": (tags.released_tags, tags.lvis_words), "words": (tags.word_tags, tags.all_words)}
+
+
+class Text(Caption):
+    """An annotation of COCO's captions, each with a caption."""
+
+    caption: str
 
 
 class Instances(File[Annotation]):
@@ -267,7 +273,7 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
     clims = {"train2017_base": (train, BASE_IDS), "val2017_base": (val, BASE_IDS), "val2017_novel": (val, NOVEL_IDS)}
     for name, (instances, ids) in clims.items():
         made[f"wusize/instances_{name}.json"] = partial(keep_classes, instances, ids, drop_empty_images=False)
-    captions = partial(read_whole, annotations / "captions_train2017.json", kind=WholePairFile, remedy=DOWNLOAD)
+    captions = partial(read_whole, annotations / "captions_train2017.json", kind=PairFile[Pair, Text], remedy=DOWNLOAD)
     made["annotations/captions_train2017_tags_allcaps.json"] = lambda: tag_captions(
         captions(), val["categories"], rule=rule
     )
