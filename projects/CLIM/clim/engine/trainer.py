@@ -215,12 +215,12 @@ class Trainer(TrainerBase):
         losses, images, data_time = self.accumulate()
         norm = self.clip_gradients()
         # After backward, in which processes wait for each other. The losses are this process's, the norm is common.
-        with raise_on_all_ranks((self.stop.asked, images)) as values:
+        with raise_on_all_ranks(self.stop.asked) as asked:
             check_finite(losses, images, self.iter)
         if not math.isfinite(norm):
-            of_ranks = {f"process {rank}": ids for rank, (_, ids) in enumerate(values)}
+            of_ranks = {f"process {rank}": ids for rank, ids in enumerate(comm.all_gather(images))}
             raise not_finite(f"gradient norm = {norm}", of_ranks, self.iter)
-        self.stop.agreed = self.stop.agreed or max(asked for asked, _ in values)
+        self.stop.agreed = self.stop.agreed or max(asked)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.cfg.MODEL.METHOD.NAME:
