@@ -70,8 +70,6 @@ def predict(args: argparse.Namespace) -> None:
     from rich.progress import track
 
     from clim.detector import Detector
-    from clim.files import remove, write_json
-    from clim.results import save_each
     from clim.sources import VIDEOS
 
     dtype = DTYPES[args.dtype] and getattr(torch, DTYPES[args.dtype])
@@ -79,35 +77,51 @@ def predict(args: argparse.Namespace) -> None:
     options = {"config": args.config_file, "classes": classes, "device": args.device, "dtype": dtype}
     detector = Detector(model, **options, overrides=overrides)
     options = {name: getattr(args, name) for name in ("batch", "threshold", "top", "overlap", "slices", "tracks")}
-    images, results, skipped, unfinished = [], [], [], args.output / UNFINISHED
+    skipped: list = []
     stream = detector.stream(items, frames=args.frames, skipped=skipped, **options)
     endless = any(isinstance(item, int) or Path(str(item)).suffix.lower() in VIDEOS for item in items)
     total, console = None if endless else len(items), Console(stderr=True)
     shown = track(stream, "images", total, console=console, transient=True, disable=total == 1)
-    remove(unfinished)
-    try:
-        with open(unfinished, "w", encoding="ascii", buffering=1) as lines:
-            for result, drawing in save_each(shown, args.output):
-                images.append(result.to_dict() | {"drawing": drawing})
-                lines.write(json.dumps(images[-1]) + "\n")
-                results.append(result.to_coco() if args.save_json else [])
-    except KeyboardInterrupt:
-        console.print("Stopped; what was found until here is written.")
-    content = {
+    images, results = save_lines(shown, args, console)
+    write_files(args, results, {
         "vocabulary": detector.names, "novel": [detector.names[k] for k in sorted(detector.novel)],
         "config": args.config_file, "weights": model, "images": images,
         "skipped": [entry._asdict() for entry in skipped],
-    }  # fmt: skip
-    write_json(args.output / "predictions.json", content, indent=1)
-    remove(unfinished)
-    if args.save_json:
-        numbered = zip(image_ids(images), results, strict=True)
-        write_json(args.save_json, [entry | {"image_id": number} for number, of in numbered for entry in of])
+    })  # fmt: skip
     print_summary(args, images, skipped)
     if not images:
         raise UserError("None of the images could be read; the reasons are above.")
     if not any(image["detections"] for image in images):
         print(advice(detector, items, args))
+
+
+def save_lines(stream, args: argparse.Namespace, console) -> tuple[list[dict], list[list[dict]]]:
+    """The images of predictions.json, and COCO's results of each for --save-json; drawings and lines as they come."""
+    from clim.files import remove
+    from clim.results import save_each
+
+    images, results, unfinished = [], [], args.output / UNFINISHED
+    remove(unfinished)
+    try:
+        with open(unfinished, "w", encoding="ascii", buffering=1) as lines:
+            for result, drawing in save_each(stream, args.output):
+                images.append(result.to_dict() | {"drawing": drawing})
+                lines.write(json.dumps(images[-1]) + "\n")
+                results.append(result.to_coco() if args.save_json else [])
+    except KeyboardInterrupt:
+        console.print("Stopped; what was found until here is written.")
+    return images, results
+
+
+def write_files(args: argparse.Namespace, results: list[list[dict]], content: dict) -> None:
+    """Write predictions.json, which replaces the lines, and --save-json."""
+    from clim.files import remove, write_json
+
+    write_json(args.output / "predictions.json", content, indent=1)
+    remove(args.output / UNFINISHED)
+    if args.save_json:
+        numbered = zip(image_ids(content["images"]), results, strict=True)
+        write_json(args.save_json, [entry | {"image_id": number} for number, of in numbered for entry in of])
 
 
 def check(args: argparse.Namespace) -> tuple[list, list[str] | dict[str, list[str]] | None, list[str]]:
