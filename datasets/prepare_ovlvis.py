@@ -16,9 +16,8 @@ from tqdm import tqdm
 
 import prepare_ovcoco as ovcoco
 import tags
-from arguments import texts_of
 from clim.data.categories import LVIS_RARE_IDS
-from clim.data.schemas import WholePairFile
+from clim.data.schemas import WholePairFile, texts_of
 from clim.errors import UserError, run_cleanly
 
 DOWNLOAD = "get LVIS v1 from https://www.lvisdataset.org/dataset and unpack it"

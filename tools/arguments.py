@@ -3,10 +3,10 @@
 import argparse
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from clim.data.schemas import CategoryFile, WholePairFile
+from clim.data.schemas import CategoryFile, WholePairFile, texts_of
 from clim.errors import UserError
 from clim.files import read_json, read_text
 from clim_commands.inputs import Parser
@@ -64,11 +64,6 @@ def captions_by_image(content: Mapping) -> dict[int | str, list[str]]:
         if annotation.get("caption") is not None:
             found[annotation["image_id"]].append(annotation["caption"])
     return found
-
-
-def texts_of(captions: Sequence[str] | str | None) -> Sequence[str]:
-    """The captions of an image of such a json, where a single one may be a text."""
-    return (captions,) if isinstance(captions, str) else captions or ()
 
 
 def registered_captions(name: str) -> Iterator[str] | None:

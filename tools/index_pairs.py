@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from arguments import captions_by_image, listed_names, new_parser, texts_of
-from clim.data.schemas import WholePairFile
+from arguments import captions_by_image, listed_names, new_parser
+from clim.data.schemas import WholePairFile, texts_of
 from clim.errors import UserError, run_cleanly
 from clim.files import read_json, write_json
 from clim_commands.inputs import output_file, output_folder, quiet_logging, require_other, workers

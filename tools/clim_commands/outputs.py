@@ -44,8 +44,9 @@ def write_embeddings(path: Path, embeddings, names: Sequence[str]) -> None:
     else:
         import torch
 
-        with replacing(path) as unfinished:
-            torch.save(torch.from_numpy(embeddings), unfinished)
+        from clim.checkpoints.checkpointer import atomic_save
+
+        atomic_save(torch.from_numpy(embeddings), path)
     write_json(names_file(path), names)
 
 

@@ -1,4 +1,4 @@
-"""Image-text pairs of a json or of a user's function → flat records. Texts are cleaned; what is left out is told."""
+"""Image-text pairs of a json or of a user's function → flat records. It cleans texts and reports what it leaves out."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from clim.files import read_bytes, read_json
 from .images import UnreadableImage, image_size
 from .readers import image_file, require_folder
 from .records import Columns, PairRecords, listed
-from .schemas import Caption, Pair, PairFile, RawPairFile, WholePairFile
+from .schemas import Caption, Pair, PairFile, RawPairFile, WholePairFile, texts_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +54,15 @@ def read_captions(
 def _with_captions(content: PairFile, json_file: str, remedy: str) -> Iterator[Pair]:
     """The images; those without captions of their own get those of the annotations."""
     raw = isinstance(next(iter(content.images or content.annotations or ()), None), msgspec.Raw)
-    decode = (msgspec.json.Decoder(kind).decode if raw else lambda item: item for kind in (Caption, Pair))
+    decode_caption, decode_pair = (
+        msgspec.json.Decoder(kind).decode if raw else lambda item: item for kind in (Caption, Pair)
+    )
     apart, used = defaultdict(list), set()
     try:
-        for annotation in map(next(decode), content.annotations or ()):
+        for annotation in map(decode_caption, content.annotations or ()):
             if annotation.caption is not None:
                 apart[annotation.image_id].append(annotation.caption)
-        for image in map(next(decode), content.images):
+        for image in map(decode_pair, content.images):
             if image.captions is None and image.id in apart:
                 used.add(image.id)
                 image.captions = apart[image.id]
@@ -161,8 +163,7 @@ def _tags(pair: Pair, index: Mapping[int, int] | None, source: str) -> Sequence[
 
 def _encoded(captions: Sequence[str] | str | None) -> tuple[bytes, int]:
     """The captions that are not blank as texts of :class:`PairRecords`, and how many of them are cleaned."""
-    captions = (captions,) if isinstance(captions, str) else captions or ()
-    texts = [text for text in captions if text.strip()]
+    texts = [text for text in texts_of(captions) if text.strip()]
     try:
         data = "\0".join(texts).encode()
         if not texts or len(data) <= MOST_CHARACTERS and data.count(0) == len(texts) - 1:

@@ -234,6 +234,11 @@ class PairFile(Struct, Generic[P, A]):
 WholePairFile, RawPairFile = PairFile[Pair, Caption], PairFile[Raw, Raw]  # raw: millions are decoded one by one
 
 
+def texts_of(captions: Sequence[str] | str | None) -> Sequence[str]:
+    """The captions of an image, where a single one may be a text."""
+    return (captions,) if isinstance(captions, str) else captions or ()
+
+
 def class_name(name: str | float) -> str:
     """A class's name in NFC. ValueError for one without a letter, and for control characters and half characters."""
     name = nfc(str(name))
