@@ -172,9 +172,9 @@ def neighbours(world: Path) -> list:
     return np.load("out/x.npy").tolist()
 
 
-def export(world: Path) -> bool:
+def export(world: Path, *words: str) -> bool:
     """``clim export``."""
-    command(["export", "--weights", "run/model_final.pth", "--output", "out/model.pt2"])
+    command(["export", "--weights", "run/model_final.pth", "--output", "out/model.pt2", *words])
     return Path("out/model.pt2").is_file()
 
 

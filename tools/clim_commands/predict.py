@@ -7,7 +7,16 @@ from pathlib import Path
 
 from clim.errors import UserError
 
-from .inputs import add_model_options, count, model_overrides, number, output_file, quiet_logging, value_of
+from .inputs import (
+    add_model_options,
+    count,
+    model_overrides,
+    number,
+    output_file,
+    output_folder,
+    quiet_logging,
+    value_of,
+)
 from .words import parted, read_words, with_synonyms
 
 UNFINISHED = "predictions.jsonl"
@@ -21,7 +30,7 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
     add("--input", nargs="+", required=True, metavar="IMAGES", help="files, folders, globs, URLs, videos, webcam:0")
     vocabulary_help = '"a, b, c", a word list, or a known one such as coco (default: the checkpoint\'s classes)'
     add("--vocabulary", metavar="WORDS", help=vocabulary_help)
-    add("--output", type=Path, default=Path("output/predictions"), metavar="DIR", help="folder" + default)
+    add("--output", type=output_folder, default="output/predictions", metavar="DIR", help="folder" + default)
     add("--threshold", type=number(0, 1), default=0.05, help="lowest score shown" + default)
     add("--top", type=count, default=20, help="most boxes shown of an image" + default)
     add("--overlap", type=number(0, 1), default=0.3, help="show the best of boxes with a higher IoU" + default)

@@ -48,7 +48,7 @@ _OPTIONS = {  # of Detector.stream: (words for what it must be, type, least, mos
     "threshold": ("a number from 0 to 1", Real, 0, 1),
     "top": ("a whole number above 0, or None", Integral, 1, math.inf),
     "overlap": ("a number from 0 to 1", Real, 0, 1),
-    "slices": ("0, or a whole number of pixels", Integral, 0, math.inf),
+    "slices": ("0, or a whole number of pixels from 32 on", Integral, 32, math.inf),
     "frames": ("a whole number above 0, or None", Integral, 1, math.inf),
 }
 Classes = Sequence[str] | Mapping[str, Sequence[str]]  # names, or {name: its synonyms}
@@ -85,7 +85,8 @@ class Detector:
             dtype: torch.bfloat16 or torch.float16: mixed precision by autocast; scores and boxes stay float32.
         """
         cfg, description, classes = _read(model, config, classes, overrides)
-        cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
+        cfg.MODEL.DEVICE = str(device or cfg.MODEL.DEVICE)
+        check_values(cfg)
         if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
             raise UserError(f"The device is {cfg.MODEL.DEVICE}, but this machine has no CUDA: name cpu.")
         cfg.MODEL.TEXT.CACHE = ""  # the training's, which names of classes would fill
@@ -185,7 +186,7 @@ class Detector:
         given = {"batch": batch, "threshold": threshold, "top": top, "overlap": overlap, "slices": slices}
         for name, value in (given | {"frames": frames}).items():
             words, kind, least, most = _OPTIONS[name]
-            fits = isinstance(value, kind) and least <= value <= most
+            fits = isinstance(value, kind) and (least <= value <= most or (name == "slices" and value == 0))
             if not (fits or (value is None and words.endswith("None"))):
                 raise UserError(f"{name} is {value!r}: give {words}.")
         follow = _Tracks(threshold) if tracks else lambda frame, found: found

@@ -161,7 +161,7 @@ def _items(entry) -> Sequence:
     text = str(entry)
     if text.lower().startswith(("http://", "https://")):
         return [text]
-    if text.startswith(WEBCAM) and text.removeprefix(WEBCAM).isdecimal():
+    if text.startswith(WEBCAM) and text.removeprefix(WEBCAM).isdecimal() and len(text) < len(WEBCAM) + 5:
         return [int(text.removeprefix(WEBCAM))]
     return _find_files(entry)
 

@@ -100,7 +100,7 @@ def test_weights_alone_are_enough_also_for_a_video(tiny_cfg, tmp_path, capsys):
         (["--input", "{file}", "--weights", "{file}", "--vocabulary", " ,"], "--vocabulary ' ,' holds no name"),
         (["--input", "{file}", "--weights", "{file}", "--vocabulary", ": a"], "--vocabulary ': a' holds no name"),
         (["--input", "{file}", "--weights", "{file}", "SEED"], "SEED has no value"),
-        (["--input", "{file}", "--weights", "{file}", "--output", "{file}"], "a.pth: file exists"),
+        (["--input", "{file}", "--weights", "{file}", "--output", "{file}"], "a.pth is no folder"),
         (["--input", "", "--weights", "{file}"], "A source is empty"),
         (["--input", "{file}"], "Name a checkpoint"),
         (["--input", "{file}", "--threshold", "2"], "'2' is not a number from 0 to 1"),

@@ -137,12 +137,14 @@ BAD_FIELDS = [
     ({"image": GOOD, "url": "http://a.b/c.png"}, 422, "either"),
     ({"url": "http://127.0.0.1/c.png"}, 403, "URLs"),
     ({"image": GOOD, "words": [f"word {i}" for i in range(10_000)]}, 413, "10000 words"),
-    *(({"image": GOOD, "words": words}, 422, '"words') for words in ("", [" "], [1], {"a": []}, "x" * 101, ["a\nb"])),
+    *(({"image": GOOD, "words": words}, 422, "words") for words in ("", [" "], [1], {"a": []}, "x" * 101, ["a\nb"])),
     *(({"image": GOOD, "threshold": value}, 422, '"threshold": ') for value in ("high", 2, [0.1])),
     *(({"image": GOOD, "top": value}, 422, '"top": ') for value in (0, 2.5, 10**30)),
     ({"image": GOOD, "words": "lemon, dog: puppy"}, 422, "'lemon, dog' as the name of one class"),
     ({"image": GOOD, "model": "other"}, 422, "tiny"),
-    ({"image": GOOD, "word": "dog"}, 422, '"word"'),
+    *(({"image": GOOD, name: True}, 422, f'"{name[:40]}" is no field') for name in ("word", "", "x" * 9999)),
+    ({"image": GOOD, "words": "a," * 50_000}, 413, "50000 words"),
+    ({"image": GOOD, "words": ["a: b, c"] * 101}, 413, "303 words"),
     ([1], 422, "object"),
 ]
 BAD_REQUESTS = [
@@ -152,8 +154,15 @@ BAD_REQUESTS = [
     ({"content": iter([b"x" * 100_000] * 3), "headers": JSON}, 413, "0.2 MB"),
     ({"content": "{", "headers": JSON}, 400, "JSON"),
     ({"content": "[" * 100_000, "headers": JSON}, 400, "JSON"),
-    ({"content": '{"image": "", "threshold": NaN}', "headers": JSON}, 422, "threshold"),
-    ({"content": '{"image": "", "words": ["\\ud800"]}', "headers": JSON}, 422, "words"),
+    *(
+        ({"content": content, "headers": JSON}, 400, "JSON")
+        for content in (
+            '{"threshold": NaN}',
+            '{"words": ["\\ud800"]}',
+            '{"\\ud800": true}',
+            '{"top": ' + "9" * 5000 + "}",
+        )
+    ),
     ({"content": "dog", "headers": {"content-type": "text/plain"}}, 415, "multipart"),
     ({"content": "dog", "headers": {"content-type": "multipart/form-data"}}, 400, "boundary"),
     ({"files": [("image", b"1"), ("image", b"2")]}, 400, "files"),
@@ -177,6 +186,26 @@ def test_a_mistake_of_our_own_is_a_500_and_the_server_goes_on(service):
     with TestClient(create_app(served), raise_server_exceptions=False) as client:
         assert client.post("/predict", **form("dog")).status_code == 500
         assert client.get("/health").json()["requests"] == 0
+
+
+def test_an_upload_that_breaks_off_is_no_mistake_of_the_server(service):
+    served, sent = service(), []
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "http_version": "1.1"}
+
+    async def run(kind):
+        messages = iter([{"type": "http.request", "body": b'{"ima', "more_body": True}, {"type": "http.disconnect"}])
+
+        async def receive():
+            return next(messages)
+
+        async def send(message):
+            sent.append(message)
+
+        await create_app(served)(scope | {"headers": [(b"content-type", kind)]}, receive, send)
+
+    for kind in (b"application/json", b"multipart/form-data; boundary=x"):
+        asyncio.run(run(kind))
+    assert [part["status"] for part in sent if "status" in part] == [499, 400] and not served.taken
 
 
 # ---- waiting
@@ -314,6 +343,10 @@ def test_arguments_are_checked_before_a_model_is_loaded(tmp_path, capsys):
         (["--weights", str(tmp_path / "gone.pth")], "does not exist"),
         (["--weights", str(tmp_path / "model.pth"), "--examples", str(tmp_path)], "no image"),
         (["--weights", str(tmp_path / "model.pth"), "--port", "99999"], "--port: '99999' is not"),
+        *(
+            (["--weights", str(tmp_path / "model.pth"), "--host", host], f"--host {host} ")
+            for host in ("", "x" * 300, "ä..b", "256.1.1.1")
+        ),
     ]:
         with pytest.raises(SystemExit) as end:
             main(["serve", *arguments])

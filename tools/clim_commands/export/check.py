@@ -13,6 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from clim.data.images import ResizeShortestEdge
+from clim.errors import UserError
 from clim.sources import Frame, read_source
 
 from ..drawing import ordered
@@ -33,7 +34,9 @@ class Difference(NamedTuple):
 
 def check(detector, path: Path, images: Sequence, *, dynamic_classes: bool, console) -> None:
     """Print the largest differences between the file and ``detector`` at three sizes, and images a second of both."""
-    photos = [item.image for item in read_source(images) if isinstance(item, Frame)]
+    photos = [item.image for item in read_source(images, frames=1) if isinstance(item, Frame)]
+    if not photos:
+        raise UserError(f"--check: none of the {len(images)} files can be read, but the export is there: name images.")
     rows = class_rows(detector.model).numpy() if dynamic_classes else None
     names = "short side", "threads", "detections", "unequal", "box, px", "score", "PyTorch, images/s", "file, images/s"
     table, whole, threads_before = Table(*names, title=str(path)), detector.resize, torch.get_num_threads()

@@ -85,7 +85,7 @@ def _check(args: argparse.Namespace) -> list[Path]:
     require_files({"--weights": args.weights, "--compare": args.compare})
     if args.examples is None:
         return []
-    images = [path for path in sorted(args.examples.glob("*")) if path.suffix.lower() in IMAGES]
+    images = [path for path in sorted(args.examples.glob("*")) if path.suffix.lower() in IMAGES and path.is_file()]
     if not images:
         raise UserError(f"--examples {args.examples}: there is no image in this folder.")
     return images[:MOST_EXAMPLES]
@@ -98,9 +98,10 @@ def _bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(family)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((address[0], port))
+        bound.listen()  # otherwise another server could take the port while the model loads
         return bound
-    except (OSError, OverflowError) as error:
-        raise UserError(f"--host {host} --port {port} cannot be used ({error}): choose another port.") from error
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {host} --port {port} cannot be used ({error}): choose others.") from error
 
 
 def _load(path: Path, args: argparse.Namespace):

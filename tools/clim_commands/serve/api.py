@@ -2,12 +2,13 @@
 
 import asyncio
 import base64
-import json
 
+import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from clim import __version__
 from clim.errors import UserError
@@ -16,10 +17,11 @@ from .service import Found, Query, Refused, Service
 from .urls import fetch
 
 KINDS = ("multipart/form-data", "application/json")
-FIELDS = Query.model_json_schema()["properties"] | {
+SENT = {
     "image": {"type": "string", "format": "binary", "description": "a file; in JSON its base64"},
     "url": {"type": "string", "description": "of an image, where the server allows it"},
 }
+FIELDS = Query.model_json_schema()["properties"] | SENT
 BODY = {kind: {"schema": {"type": "object", "properties": FIELDS}} for kind in KINDS}
 CLIENT_GONE = 499  # nobody reads it
 
@@ -33,6 +35,10 @@ def create_app(service: Service, *, urls: str = "") -> FastAPI:
     async def refuse(_, error: UserError):
         status = getattr(error, "status", 422)
         return JSONResponse({"detail": str(error)}, status, {"Retry-After": "2"} if status == 503 else None)
+
+    @app.exception_handler(ClientDisconnect)
+    async def leave(_, error: ClientDisconnect):  # an upload broke off
+        return Response(status_code=CLIENT_GONE)
 
     @app.exception_handler(Exception)
     async def fail(_, error: Exception):
@@ -111,9 +117,9 @@ async def read_fields(request: Request) -> dict:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         try:
-            fields = json.loads(await request.body())
+            fields = msgspec.json.decode(await request.body())
         except (ValueError, RecursionError) as error:
-            raise Refused("The body is no JSON.", 400) from error
+            raise Refused(f"The body is no JSON: {error}.", 400) from error
         if not isinstance(fields, dict):
             raise Refused('The body is no JSON object: write {"image": "base64 …", "words": "dog, cat"}.')
     elif kind == "multipart/form-data":
@@ -131,12 +137,12 @@ async def read_image(image, url, *, urls: str, most_bytes: int) -> bytes:
     if url is not None:
         if not urls:
             raise Refused('This server reads no URLs: send the file as "image".', 403)
-        return await fetch(str(url), most_bytes=most_bytes, anywhere=urls == "any")
+        return await fetch(url if isinstance(url, str) else "", most_bytes=most_bytes, anywhere=urls == "any")
     if isinstance(image, UploadFile):
         return await image.read()
     try:
-        return base64.b64decode(str(image).removeprefix("data:").rpartition(",")[2], validate=True)
-    except ValueError as error:
+        return base64.b64decode(image.removeprefix("data:").rpartition(",")[2], validate=True)
+    except (ValueError, AttributeError) as error:  # of another type
         raise Refused('"image" is neither a file nor base64.') from error
 
 
