@@ -195,11 +195,11 @@ def check_processes(args) -> None:
         raise UserError(f"--machine-rank {rank} of {machines} machines: each needs its own, from 0 to {machines - 1}.")
     if machines > 1 and args.dist_url == "auto":
         raise UserError("--dist-url auto is for one machine: give the first one's address, tcp://HOST:PORT.")
-    address = re.fullmatch(r"auto|(?:file|env)://.*|tcp://[^/]+:([0-9]{1,5})", args.dist_url)
-    port = int(address[1] or 1) if address else 0
-    if not 0 < port < 2**16:
+    address = re.fullmatch(r"auto|file://(.*)/[^/]+|tcp://[^/]+:([0-9]{1,5})", args.dist_url)
+    port = int(address[2] or 1) if address else 0
+    if not 0 < port < 2**16 or not os.path.isdir(address[1] or "/"):
         raise UserError(f"--dist-url {args.dist_url} is no address: give tcp://HOST:PORT, or auto for one machine.")
-    if machines * args.num_gpus <= 1 or rank != 0 or not address[1]:
+    if machines * args.num_gpus <= 1 or rank != 0 or not address[2]:
         return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:  # otherwise these processes join another training
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

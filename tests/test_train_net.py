@@ -301,7 +301,7 @@ def test_processes_that_cannot_start(monkeypatch):
             check_processes(arguments("--num-gpus", "2", *url))
         check_processes(arguments("--num-machines", "2", "--machine-rank", "1", *url))
         check_processes(arguments(*url))  # one process needs no port
-    ipv6, file = ("--dist-url", "tcp://[::1]:49999"), ("--dist-url", "file:///shared/meeting")
+    ipv6, file = ("--dist-url", "tcp://[::1]:49999"), ("--dist-url", "file:///tmp/meeting")
     for right in ((), url, ipv6, file, ("--num-gpus", "2", "--dist-url", "auto"), ("--num-gpus", "0")):
         check_processes(arguments("--num-gpus", "2", *right))
     for url in (
@@ -312,6 +312,7 @@ def test_processes_that_cannot_start(monkeypatch):
         "tcp://host:65536",
         "tcp://host:a",
         "http://host:80",
+        "file:///no/folder/x",
         "tcp://:80",
     ):
         with pytest.raises(UserError, match=f"^--dist-url {url} is no address"):

@@ -62,6 +62,7 @@ _RULES = (
     ("2, because CLIM reads no configs of Detectron2's first version", Literal[2], ": VERSION"),
     ("a folder, not / and no address", Annotated[str, Meta(pattern=rf"\A(?!.*://)(?=.*[^/ ]){_PLAIN[2:]}")],
         ": OUTPUT_DIR"),
+    ("random, or a file", Annotated[str, Meta(pattern=rf"\A(?=.*[^./ ]){_PLAIN[2:]}")], "INPUT.MOSAIC: PARTNERS"),
     ("cpu, cuda or cuda:NUMBER", Annotated[str, Meta(pattern=r"\A(cpu|cuda|mps|xpu)(:\d+)?\Z")], "MODEL: DEVICE"),
     ("texts of one line, so put numbers, yes and no in quotes", list[_Text], """
         MODEL.VOCABULARY: NAMES STORED; DATASETS: TRAIN TEST CAPTIONS REGIONS; MODEL.FPN: IN_FEATURES;
