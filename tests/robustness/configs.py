@@ -26,7 +26,8 @@ VALUES = (
     (("WarmupStepWithFixedGammaLR",), "SOLVER.LR_SCHEDULER_NAME"), (("gpu", "cuda:x", "meta"), "MODEL.DEVICE"),
     (("[1e-30]", "[[1e15]]"), "MODEL.ANCHOR_GENERATOR.SIZES MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
     (("''", "."), "INPUT.MOSAIC.PARTNERS"), (("5", "[1]", "'x'"), "DATASETS.OWN"),
-    (("5",), "DATASETS.TRAIN DATASETS.CAPTIONS"),
+    (("5",), "DATASETS.TRAIN DATASETS.CAPTIONS"), (("x",), "MODEL.FPN.FUSE_TYPE"),
+    (("0", "7"), "MODEL.RESNETS.DEPTH MODEL.RESNETS.RES5_DILATION"), (("0",), "MODEL.RESNETS.NUM_GROUPS"),
     (("[127.0]", "'x'", "[nan, 1.0, 1.0]"), "MODEL.PIXEL_MEAN"),
 )  # fmt: skip
 AT_TEST = (
