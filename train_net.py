@@ -7,13 +7,13 @@ import argparse
 import inspect
 import logging
 import os
+import re
 import signal
 import socket
 import time
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
-from urllib.parse import urlparse
 
 from clim.errors import UserError, raise_on_all_ranks, run_cleanly
 
@@ -63,10 +63,10 @@ def launch(args: argparse.Namespace, process: Callable[[argparse.Namespace], obj
 
     process = process or train_process
     torchrun, several = TORCHRUN <= os.environ.keys(), args.num_gpus * args.num_machines > 1
-    if not (torchrun or several):
-        return process(args)
     if not torchrun:
         check_processes(args)
+        if not several:
+            return process(args)
     options = {"timeout": timedelta(seconds=load_config(args.config_file, args.opts).DISTRIBUTED.TIMEOUT)}
     if torchrun:
         return join_torchrun(args, process, options)
@@ -183,23 +183,31 @@ def check_processes(args) -> None:
     """UserError where the processes cannot start, or would wait for each other forever."""
     import torch
 
-    if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
-        raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}.")
-    rank, machines = args.machine_rank, args.num_machines
-    if machines > 1 and args.dist_url == "auto":
-        raise UserError("--dist-url auto is for one machine: give the first one's address, tcp://HOST:PORT.")
+    rank, machines, on_gpu = args.machine_rank, args.num_machines, torch.cuda.is_available()
+    most, what = (torch.cuda.device_count(), "GPUs") if on_gpu else (8 * (os.cpu_count() or 1), "places for processes")
+    if not 0 <= args.num_gpus <= most:
+        raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {most} {what}.")
+    if not 1 <= machines <= 10_000 or (machines > 1 and not args.num_gpus):
+        raise UserError(
+            f"--num-machines {machines} with --num-gpus {args.num_gpus}: give numbers above 0, of machines up to 10000."
+        )
     if not 0 <= rank < machines:
         raise UserError(f"--machine-rank {rank} of {machines} machines: each needs its own, from 0 to {machines - 1}.")
-    url = urlparse(args.dist_url)
-    if machines * args.num_gpus == 1 or rank != 0 or url.scheme != "tcp" or not url.port:
+    if machines > 1 and args.dist_url == "auto":
+        raise UserError("--dist-url auto is for one machine: give the first one's address, tcp://HOST:PORT.")
+    address = re.fullmatch(r"auto|file://(.*)/[^/]+|tcp://[^/]+:([0-9]{1,5})", args.dist_url)
+    port = int(address[2] or 1) if address else 0
+    if not 0 < port < 2**16 or not os.path.isdir(address[1] or "/"):
+        raise UserError(f"--dist-url {args.dist_url} is no address: give tcp://HOST:PORT, or auto for one machine.")
+    if machines * args.num_gpus <= 1 or rank != 0 or not address[2]:
         return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:  # otherwise these processes join another training
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", url.port))
+            probe.bind(("", port))
         except OSError as error:
             remedy = "perhaps by another training. Use another port, or on a single machine --dist-url auto"
-            raise UserError(f"--dist-url: port {url.port} is taken ({error.strerror}), {remedy}.") from error
+            raise UserError(f"--dist-url: port {port} is taken ({error.strerror}), {remedy}.") from error
 
 
 def train_process(args: argparse.Namespace):

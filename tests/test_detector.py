@@ -194,13 +194,15 @@ def test_what_cannot_work_is_told(tiny_cfg, tmp_path, encoded, caplog):
     detector = Detector(cfg)
     with pytest.raises(UserError, match="A webcam never ends"):
         detector.predict([0])
-    wrong = [("slices", -3), ("batch", 0), ("batch", 2.5), ("top", 0), ("overlap", -1), ("threshold", 5)]
+    wrong = [("slices", -3), ("slices", 1), ("batch", 0), ("batch", 2.5), ("top", 0), ("overlap", -1), ("threshold", 5)]
     for name, value in [*wrong, ("threshold", "high"), ("frames", -1), ("top", 1.5)]:
         with pytest.raises(UserError, match=f"^{name} is {value!r}: give "):
             detector.predict(np.zeros((9, 9, 3), np.uint8), **{name: value})
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="The device is cuda:3, but this machine has no CUDA"):
             Detector(cfg, device="cuda:3")
+    with pytest.raises(UserError, match="MODEL.DEVICE is 'gpu'"):
+        Detector(cfg, device="gpu")
     (tmp_path / "mini").mkdir()
     for name in ("mini/drawing.jpg", "photo.jpg", "broken.jpg"):
         (tmp_path / name).write_bytes(encoded((80, 60)) if "broken" not in name else b"text")

@@ -301,8 +301,26 @@ def test_processes_that_cannot_start(monkeypatch):
             check_processes(arguments("--num-gpus", "2", *url))
         check_processes(arguments("--num-machines", "2", "--machine-rank", "1", *url))
         check_processes(arguments(*url))  # one process needs no port
-    for right in ((), url, ("--num-gpus", "2", "--dist-url", "auto")):
+    ipv6, file = ("--dist-url", "tcp://[::1]:49999"), ("--dist-url", "file:///tmp/meeting")
+    for right in ((), url, ipv6, file, ("--num-gpus", "2", "--dist-url", "auto"), ("--num-gpus", "0")):
         check_processes(arguments("--num-gpus", "2", *right))
+    for url in (
+        "x",
+        "",
+        "tcp://host",
+        "tcp://host:0",
+        "tcp://host:65536",
+        "tcp://host:a",
+        "http://host:80",
+        "file:///no/folder/x",
+        "tcp://:80",
+    ):
+        with pytest.raises(UserError, match=f"^--dist-url {url} is no address"):
+            check_processes(arguments("--num-gpus", "2", "--dist-url", url))
+    for words in ("--num-gpus -1", "--num-gpus 100000", "--num-machines 0", "--num-machines 2 --num-gpus 0",
+                  "--machine-rank 1", "--machine-rank -1"):  # fmt: skip
+        with pytest.raises(UserError, match=" ".join(words.split()[:2])):
+            check_processes(arguments(*words.split()))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for wrong in (("--num-machines", "2", "--machine-rank", "2"), ("--num-gpus", "2")):

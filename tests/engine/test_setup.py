@@ -37,7 +37,11 @@ def test_without_cuda_the_device_is_the_cpu(monkeypatch):
     for device in ("cuda", "cuda:1", "cpu"):
         assert load_config(CLIM, ["MODEL.DEVICE", device]).MODEL.DEVICE == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert load_config(CLIM, ["MODEL.DEVICE", "cuda:1"]).MODEL.DEVICE == "cuda:1"
+    for device, words in {"cuda:2": "cuda:2, but this machine has 2 CUDA", "xpu": "has no XPU"}.items():
+        with pytest.raises(UserError, match=words):
+            load_config(CLIM, ["MODEL.DEVICE", device])
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES"):
         load_config(CLIM, ["MODEL.DEVICE", "cpu"])

@@ -136,3 +136,22 @@ def test_detectron2_own_clipping_still_works(tiny_cfg, optimizer):
     solver.step()
     torch.testing.assert_close(net.weight.grad, torch.tensor([[0.25, -0.1]]))
     assert net.bias.grad.item() == -0.25
+
+
+@pytest.mark.parametrize("steps, left", [((1, 2), (1,)), ((0, 0, 1), (1,)), ((2, 5), ()), ((1, 1), (1,))])
+def test_steps_outside_a_short_training_and_equal_ones_do_not_count(steps, left, caplog):
+    """Rounding makes some of few iterations. The rate is that of a training whose config has only those ``left``."""
+    rates, base = [], load_config(str(CONFIGS / "mini/base_stage.yaml"), ["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "()"])
+    with caplog.at_level(logging.INFO, "clim"):
+        for given_steps in (steps, left):
+            cfg = base.clone()
+            cfg.defrost()
+            cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = given_steps, 0
+            optimizer, scheduler = build_solver(cfg, nn.Linear(2, 1))
+            rates.append([optimizer.param_groups[0]["lr"]])
+            for _ in range(2):
+                optimizer.step()
+                scheduler.step()
+                rates[-1].append(optimizer.param_groups[0]["lr"])
+    assert rates[0] == rates[1] and rates[0][0] == cfg.SOLVER.BASE_LR
+    assert caplog.messages == [f"Of SOLVER.STEPS {list(steps)} the training has {list(left)}."]

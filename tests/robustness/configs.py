@@ -1,10 +1,11 @@
 """Configs, their _BASE_, overrides at each entry point, data.yaml, and code that would run from them."""
 
+import re
 from pathlib import Path
 
 from .damage import BYTES, PLACES, broken, contents, edits, put, written
 from .entries import CLIM, CONFIG, EVAL, OWN, PREDICT, TRAIN, config, evaluation, predict, train
-from .runner import Case, Entry, cases, same
+from .runner import Case, Entry, cases, ends, same
 from .weights import Payload, saved
 
 # (senseless values, keys)
@@ -21,7 +22,12 @@ VALUES = (
     (("(0.9,)", "(1.0, 0.5)", "(-1, 1)"), "INPUT.MOSAIC.CROP_RATIO INPUT.CAPTION.CROP_SCALE INPUT.LSJ.SCALE"),
     (("'x'", "5", "None"), """INPUT.FORMAT INPUT.MOSAIC.COMPOSE INPUT.MOSAIC.FILLING SOLVER.OPTIMIZER TEST.PROTOCOL
         MODEL.OPEN_VOCAB.CLASSIFIER MODEL.METHOD.DETIC.CAPTION_NEGATIVES MODEL.VOCABULARY.PROMPT SOLVER.AMP.DTYPE"""),
-    (("5", "[1]", "'x'"), "DATASETS.OWN"), (("5",), "DATASETS.TRAIN DATASETS.CAPTIONS"),
+    (("(1, 1, 1)", "(0,)", "(5, 3)", "(2.5,)"), "SOLVER.STEPS"), (("(1.0, 1.0)", "(0.0,)"), "SOLVER.STEP_EPOCHS"),
+    (("WarmupStepWithFixedGammaLR",), "SOLVER.LR_SCHEDULER_NAME"), (("gpu", "cuda:x", "meta"), "MODEL.DEVICE"),
+    (("[1e-30]", "[[1e15]]"), "MODEL.ANCHOR_GENERATOR.SIZES MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"),
+    (("''", "."), "INPUT.MOSAIC.PARTNERS"), (("5", "[1]", "'x'"), "DATASETS.OWN"),
+    (("5",), "DATASETS.TRAIN DATASETS.CAPTIONS"), (("x",), "MODEL.FPN.FUSE_TYPE"),
+    (("0", "7"), "MODEL.RESNETS.DEPTH MODEL.RESNETS.RES5_DILATION"), (("0",), "MODEL.RESNETS.NUM_GROUPS"),
     (("[127.0]", "'x'", "[nan, 1.0, 1.0]"), "MODEL.PIXEL_MEAN"),
 )  # fmt: skip
 AT_TEST = (
@@ -29,6 +35,14 @@ AT_TEST = (
     (("'x'",), "INPUT.FORMAT TEST.PROTOCOL"), (("-2",), "TEST.DETECTIONS_PER_IMAGE"), (("nan",), "MODEL.FVLM.ALPHA"),
     (("[0.0, 1.0, 1.0]", "[-1.0, 1.0, 1.0]"), "MODEL.PIXEL_STD"), (("-64", "0"), "INPUT.MAX_SIZE_TEST"),
 )  # fmt: skip
+AT_BOUNDS = (  # what a training takes
+    "SOLVER.STEPS (2,)", "SOLVER.STEPS (1, 2)", "SOLVER.EPOCHS 1.0 SOLVER.STEP_EPOCHS (0.01, 0.02)",
+    "SOLVER.EPOCHS 1e-30 SOLVER.STEP_EPOCHS (1e-30, 1e-29)", "--num-gpus=0", "SOLVER.WARMUP_ITERS 5",
+)  # fmt: skip
+FLAGS = """--num-gpus=-1 --num-gpus=100000 --num-machines=0 --num-machines=-1 --machine-rank=1 --machine-rank=-1
+    --dist-url=x --dist-url=tcp://127.0.0.1 --dist-url=tcp://127.0.0.1:99999 --dist-url=tcp://h:x --dist-url=env://
+    --dist-url=file:///no/folder/x"""
+OF_PREDICT = "--slices=1 --threshold=nan --overlap=2 --top=0 --batch=-1 --frames=0 --device=gpu --device=xpu:7".split()
 ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in zip("abcdefghijk", "bcdefghijkl", strict=True)
 )
@@ -77,6 +91,20 @@ def overrides(run: Entry, rows) -> list[Case]:
     return [Case("config", f"{key} {value}", run, told=(key,), changed=run.given(key, value)) for key, value in pairs]
 
 
+def parted(words: str) -> list[str]:
+    """Options and KEY VALUE pairs; a value may hold spaces."""
+    return re.split(r" (?![^(]*\))", words)
+
+
+def options(run: Entry, words: list[str]) -> list[Case]:
+    """A senseless value of an option is told with the option, or with its key."""
+    names = {word: word[2:].partition("=")[0] for word in words}
+    return [
+        Case("option", word, run, told=(f"{name}|{name.upper()}",), changed=run.given(word))
+        for word, name in names.items()
+    ]
+
+
 def by_base(text: str):
     return lambda world: (written("base.yaml", text)(world), put(world / "case.yaml", "_BASE_: base.yaml\n"))
 
@@ -104,6 +132,8 @@ DATA_CODE, BOM = (
 )
 CASES = [
     *overrides(CONFIG, VALUES), *overrides(EVAL, AT_TEST), *overrides(PREDICT, AT_TEST),
+    *(Case("config", text, TRAIN, told=None, handled=ends, changed=TRAIN.given(*parted(text))) for text in AT_BOUNDS),
+    *options(TRAIN, FLAGS.split()), *options(PREDICT, OF_PREDICT),
     *cases("config", FILE, contents("case.yaml", FILES | OF_BYTES), "case.yaml"),
     *cases("config", FILE, {name: place("case.yaml") for name, place in PLACES.items()}, "case.yaml"),
     *cases("code", FILE, contents("case.yaml", CODE), "case.yaml"),

@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from clim.errors import UserError
@@ -16,6 +17,7 @@ from .inputs import (
     output_folder,
     quiet_logging,
     value_of,
+    whole,
 )
 from .words import parted, read_words, with_synonyms
 
@@ -34,7 +36,8 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
     add("--threshold", type=number(0, 1), default=0.05, help="lowest score shown" + default)
     add("--top", type=count, default=20, help="most boxes shown of an image" + default)
     add("--overlap", type=number(0, 1), default=0.3, help="show the best of boxes with a higher IoU" + default)
-    add("--slices", type=count, default=0, metavar="PX", help="read large images also in squares of this side")
+    slices_help = "read large images also in squares of this side"
+    add("--slices", type=partial(whole, least=32), default=0, metavar="PX", help=slices_help)
     add("--tracks", action="store_true", help="number the objects of a video")
     add("--frames", type=count, metavar="N", help="most frames of a video or webcam (default: all, until Ctrl-C)")
     add("--batch", type=count, default=1, metavar="N", help="images at once" + default)

@@ -48,7 +48,7 @@ def read_words(text: str, *, option: str) -> dict[str, list[str]]:
         raise UserError(f'{option} {text!r} holds no name: write "a,b,c", or name {FORMS}.')
     for name, others in words.items():
         for word in (name, *others):
-            check_name(word, f"A name of {option} {text[:LETTERS]}")
+            check_name(word, f"A name of {option} {text[:80]}")
     return words
 
 

@@ -30,7 +30,7 @@ from clim.checkpoints.reading import DESCRIPTION, read_description
 from clim.config_values import check_values
 from clim.data.images import ResizeShortestEdge, channels_first
 from clim.data.names import vocabulary_names
-from clim.engine.setup import load_config
+from clim.engine.setup import load_config, require_device
 from clim.errors import UserError, require_packages
 from clim.files import nfc
 from clim.modeling import OpenVocabRCNN
@@ -84,11 +84,8 @@ class Detector:
             overrides: KEY, VALUE, … of the config; not of a CfgNode.
             dtype: torch.bfloat16 or torch.float16: mixed precision by autocast; scores and boxes stay float32.
         """
-        cfg, description, classes = _read(model, config, classes, overrides)
-        cfg.MODEL.DEVICE = str(device or cfg.MODEL.DEVICE)
-        check_values(cfg)
-        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"The device is {cfg.MODEL.DEVICE}, but this machine has no CUDA: name cpu.")
+        cfg, description, classes = _read(model, config, classes, overrides, device)
+        require_device(cfg.MODEL.DEVICE)
         cfg.MODEL.TEXT.CACHE = ""  # the training's, which names of classes would fill
         cfg.MODEL.METHOD.NAME = ""  # of the training alone
         cfg.freeze()
@@ -186,8 +183,8 @@ class Detector:
         given = {"batch": batch, "threshold": threshold, "top": top, "overlap": overlap, "slices": slices}
         for name, value in (given | {"frames": frames}).items():
             words, kind, least, most = _OPTIONS[name]
-            fits = isinstance(value, kind) and (least <= value <= most or (name == "slices" and value == 0))
-            if not (fits or (value is None and words.endswith("None"))):
+            fits = isinstance(value, kind) and least <= value <= most
+            if not (fits or (value is None and words.endswith("None")) or (value == 0 and words.startswith("0"))):
                 raise UserError(f"{name} is {value!r}: give {words}.")
         follow = _Tracks(threshold) if tracks else lambda frame, found: found
         for read in create_batches(read_source(source, frames=frames), batch):
@@ -285,12 +282,13 @@ def most_confident(found, *, threshold: float = 0.0, top: int | None = None, ove
     return found[nms(boxes, scores, overlap)[:top].numpy()]
 
 
-def _read(model, config, classes: Classes | None, overrides) -> tuple[CfgNode, dict, Classes | None]:
+def _read(model, config, classes: Classes | None, overrides, device) -> tuple[CfgNode, dict, Classes | None]:
     """The config, not frozen, the checkpoint's description (:func:`clim.checkpoints.read_description`) and classes."""
     given = config if config is not None else model
     cfg = (given if isinstance(given, CfgNode) else load_config(str(given), list(overrides))).clone()
-    check_values(cfg)
     cfg.defrost()
+    cfg.MODEL.DEVICE = str(device or cfg.MODEL.DEVICE)
+    check_values(cfg)
     if not detects(cfg):
         name = cfg.MODEL.META_ARCHITECTURE
         raise UserError(f"MODEL.META_ARCHITECTURE {name} detects nothing: use the config of a detector.")

@@ -67,11 +67,19 @@ def load_config(config_file: str, overrides: list):
         raise UserError(f"MODEL.DEVICE is cpu, but processes on a machine with GPUs communicate by NCCL: {remedy}.")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    require_device(cfg.MODEL.DEVICE)
     register_own_sets(cfg.DATASETS.OWN)
     if cfg.DATASETS.DATA:
         use_own_data(cfg, overrides)
     cfg.freeze()
     return cfg
+
+
+def require_device(name: str) -> None:
+    """UserError where this machine has no device ``name``, as "cuda:1". No device is opened."""
+    kind, _, number = name.partition(":")
+    if int(number or 0) >= (count := torch.get_device_module(kind).device_count()):
+        raise UserError(f"The device is {name}, but this machine has {count or 'no'} {kind.upper()}: name another one.")
 
 
 def describe(cfg) -> dict:

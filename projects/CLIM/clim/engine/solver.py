@@ -29,7 +29,11 @@ def _changed(cfg, *overrides):
 
 
 def build_solver(cfg, model: torch.nn.Module):
-    """Optimiser and learning-rate schedule."""
+    """Optimiser and learning-rate schedule. Of SOLVER.STEPS those count that are within the training, each once."""
+    steps = tuple(sorted({step for step in cfg.SOLVER.STEPS if 0 < step < cfg.SOLVER.MAX_ITER}))
+    if steps != tuple(cfg.SOLVER.STEPS):  # few iterations, or rounded numbers
+        logger.info("Of SOLVER.STEPS %s the training has %s.", list(cfg.SOLVER.STEPS), list(steps))
+        cfg = _changed(cfg, "SOLVER.STEPS", steps)
     if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:  # warm-up only: there is nothing to rescale
         cfg = _changed(cfg, "SOLVER.RESCALE_INTERVAL", False)
     optimizer = build_optimizer(cfg, model)
