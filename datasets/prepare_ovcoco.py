@@ -24,12 +24,12 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import tags
-from arguments import captions_by_image
 from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
-from clim.data.schemas import Annotation, Caption, Category, File, Pair, PairFile
+from clim.data.schemas import Annotation, Caption, Category, File
 from clim.errors import UserError, run_cleanly
 from clim.files import data_root, read_json, replacing, write_json
 from clim_commands.inputs import Parser, output_folder
+from clim_commands.pairs import NumberedPairFile, captions_by_image
 
 DOWNLOAD = "get COCO 2017 from https://cocodataset.org/#download"
 ANNOTATIONS = ("instances_train2017.json", "instances_val2017.json", "captions_train2017.json")
@@ -273,7 +273,9 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
     clims = {"train2017_base": (train, BASE_IDS), "val2017_base": (val, BASE_IDS), "val2017_novel": (val, NOVEL_IDS)}
     for name, (instances, ids) in clims.items():
         made[f"wusize/instances_{name}.json"] = partial(keep_classes, instances, ids, drop_empty_images=False)
-    captions = partial(read_whole, annotations / "captions_train2017.json", kind=PairFile[Pair, Text], remedy=DOWNLOAD)
+    captions = partial(
+        read_whole, annotations / "captions_train2017.json", kind=NumberedPairFile[Text], remedy=DOWNLOAD
+    )
     made["annotations/captions_train2017_tags_allcaps.json"] = lambda: tag_captions(
         captions(), val["categories"], rule=rule
     )

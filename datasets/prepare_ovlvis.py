@@ -17,8 +17,9 @@ from tqdm import tqdm
 import prepare_ovcoco as ovcoco
 import tags
 from clim.data.categories import LVIS_RARE_IDS
-from clim.data.schemas import WholePairFile, texts_of
+from clim.data.schemas import texts_of
 from clim.errors import UserError, run_cleanly
+from clim_commands.pairs import WholeNumberedPairFile
 
 DOWNLOAD = "get LVIS v1 from https://www.lvisdataset.org/dataset and unpack it"
 PHOTOS = "get the images of COCO 2017 from https://cocodataset.org/#download"
@@ -100,7 +101,7 @@ def contents(jsons: dict[str, Path], *, kept: set[str]) -> dict[str, Callable[[]
     made |= {name: partial(ovcoco.category_info, train) for name in COUNTS}
     made |= {name: partial(ovcoco.category_info, base) for name in BASE_COUNTS}
     if PAIRS in jsons:
-        pairs = partial(ovcoco.read_whole, jsons[PAIRS], kind=WholePairFile, remedy=GET_CC3M)
+        pairs = partial(ovcoco.read_whole, jsons[PAIRS], kind=WholeNumberedPairFile, remedy=GET_CC3M)
         made[PAIRS.replace(".json", "_tags.json")] = lambda: tag_pairs(pairs(), val["categories"])
     for part, content in zip(PARTS, (train, val), strict=True):
         count, full = len(content["images"]), FULL_SET[part]

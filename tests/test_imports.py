@@ -69,6 +69,15 @@ def test_imports_without_torch(module, folder):
     assert subprocess.run([sys.executable, "-c", code], cwd=folder).returncode == 0
 
 
+@pytest.mark.parametrize("name", ["prepare_ovcoco", "prepare_ovlvis", "tags"])
+def test_scripts_of_datasets_find_their_modules(name):
+    """Python finds what lies beside a script, and packages; not the scripts of tools/."""
+    body = ast.parse((ROOT / f"datasets/{name}.py").read_text()).body
+    modules = {s.module if isinstance(s, ast.ImportFrom) else s.names[0].name for s in body
+               if isinstance(s, ast.Import | ast.ImportFrom)}  # fmt: skip
+    assert not modules & {path.stem for path in (ROOT / "tools").glob("*.py")}
+
+
 def test_names_of_the_package_are_imported_when_they_are_used():
     assert clim.Detector is Detector and clim.add_clim_config is add_clim_config and clim.__version__
     with pytest.raises(AttributeError, match="module 'clim' has no attribute 'Nothing'"):

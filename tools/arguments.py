@@ -2,8 +2,7 @@
 
 import argparse
 import io
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from clim.data.schemas import CategoryFile, WholePairFile, texts_of
@@ -55,15 +54,6 @@ def captions_in(path: Path, *, remedy: str) -> list[str]:
     pairs = read_json(path, kind=WholePairFile, remedy=remedy)
     listed = [annotation.caption for annotation in pairs.annotations or () if annotation.caption is not None]
     return listed or [caption for image in pairs.images for caption in texts_of(image.captions)]
-
-
-def captions_by_image(content: Mapping) -> dict[int | str, list[str]]:
-    """{image id: its captions} of the annotations of COCO's captions."""
-    found = defaultdict(list)
-    for annotation in content.get("annotations") or ():
-        if annotation.get("caption") is not None:
-            found[annotation["image_id"]].append(annotation["caption"])
-    return found
 
 
 def registered_captions(name: str) -> Iterator[str] | None:

@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from arguments import captions_by_image, listed_names, new_parser
-from clim.data.schemas import WholePairFile, texts_of
+from arguments import listed_names, new_parser
+from clim.data.schemas import texts_of
 from clim.errors import UserError, run_cleanly
 from clim.files import read_json, write_json
 from clim_commands.inputs import output_file, output_folder, quiet_logging, require_other, workers
+from clim_commands.pairs import WholeNumberedPairFile, captions_by_image
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds
     from shards.build import Tagging
@@ -108,7 +109,7 @@ def convert_tsv(args: argparse.Namespace) -> None:
 def convert_json(args: argparse.Namespace) -> None:
     require_other(args.output, args.json, args.nouns)
     remedy = "give a json of captions"
-    read_json(args.json, kind=WholePairFile, remedy=remedy)
+    read_json(args.json, kind=WholeNumberedPairFile, remedy=remedy)
     content, tagging = read_json(args.json, remedy=remedy), tagging_of(args)  # with all keys
     images, skipped = tag_images(content, tagging)
     write_pairs(args.output, images, tagging, skipped, source=args.json)

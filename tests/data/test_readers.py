@@ -188,7 +188,7 @@ def test_panoptic_segments_and_stuff_without_box(root, write, read, folder):
         {"category_id": 16, "iscrowd": 1, "segment_id": 5, "bbox": [1, 2, 8, 9]},
     ]
     pixels = np.zeros((20, 30, 3), np.uint8)
-    pixels[4:15, 10:26, 0] = 77
+    pixels[4:15, 10:26, 0], pixels[0, 0, 0] = 77, 5
     Image.fromarray(pixels).save(root / folder / "9.png")
     Image.fromarray(pixels + 99).save(root / "images/9.jpg")
     sample = RegionTestMapper(size=60)(full)

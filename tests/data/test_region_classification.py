@@ -70,7 +70,7 @@ def test_boxes_are_filtered_by_number_crowd_and_area_in_the_original_image(photo
 
 @pytest.fixture
 def panoptic(photo, tmp_path):
-    """A thing with a box, stuff of 30 x 11 px in an L of 300 px, and stuff that no pixel shows."""
+    """A thing with a box, stuff of 30 x 11 px in an L of 300 px."""
     ids = np.zeros((HEIGHT, WIDTH), np.int64)
     ids[20:40, 0:15] = 70_000
     ids[5:15, 30:50], ids[15, 30] = 258, 258
@@ -80,7 +80,6 @@ def panoptic(photo, tmp_path):
     return photo(
         region([1.5, 19, 12, 20.5], category=0, segment_id=70_000),
         {"category_id": 90, "iscrowd": 0, "segment_id": 258},
-        {"category_id": 91, "iscrowd": 0, "segment_id": 9},
         pan_seg_file_name=str(tmp_path / "segments.png"),
     ), torch.from_numpy(ids)  # fmt: skip
 
@@ -118,6 +117,9 @@ def test_images_that_cannot_be_used_are_named(photo, panoptic, tmp_path):
     assert mapper(photo()) == Skipped(photo()["file_name"], NO_REGION)
     record, _ = panoptic
     assert mapper(record | {"pan_seg_file_name": "9.png"}) == Skipped("9.png", "missing")
+    absent = {"category_id": 91, "iscrowd": 0, "segment_id": 9}
+    shown = mapper(record | {"annotations": [*record["annotations"], absent]})
+    assert shown == Skipped(record["pan_seg_file_name"], "it does not show segment 9 of its image")
 
 
 @pytest.fixture
@@ -183,11 +185,10 @@ def test_every_form_of_a_segmentation_is_the_same_mask():
 
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_extent_is_that_of_the_release(mask):
-    mask = torch.from_numpy(mask)
-    ys, xs = np.where(mask.numpy())
-    found = rc.extent(mask)
-    assert found.tolist() == [xs.min(), ys.min(), xs.max(), ys.max()] if len(ys) else found is None
-    assert found is None or found.dtype == torch.float64
+    mask[0, -1] = True
+    ys, xs = np.where(mask)
+    found = rc.extent(torch.from_numpy(mask))
+    assert found.tolist() == [xs.min(), ys.min(), xs.max(), ys.max()] and found.dtype == torch.float64
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(48, 64, 16), (64, 48, 16), (50, 31, 7), (9, 12, 24)])

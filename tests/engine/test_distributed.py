@@ -401,7 +401,7 @@ def test_a_mistake_on_one_rank_stops_all(ranks, setting):
         assert rank["values"] == [10, 11]
         assert rank["best"] == "TEST.BEST_METRIC bbox/AP75 is not evaluated: choose one of bbox/AP."
         assert rank["together"] == "a mistake on process 1"
-        assert "(they would start at iterations [0, 1])" in rank["disagreement"]
+        assert "differ in the iteration to start at, [0, 1]" in rank["disagreement"]
         assert ": loss_a = nan; image ids of the batch: {'process 1': {'captions': [1]}}." in rank["not finite loss"]
         both = "{'process 0': {'captions': [0]}, 'process 1': {'captions': [1]}}"
         assert f": gradient norm = nan; image ids of the batch: {both}." in rank["not finite norm"]

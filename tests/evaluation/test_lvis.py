@@ -155,6 +155,19 @@ def test_rules_by_hand(tmp_path, extra, absent, lacking, expected):
         assert figures["AP"] == figures["APf"] == pytest.approx(expected) and figures["APr"] == -1
 
 
+def test_a_crowd_is_no_object_and_costs_nothing():
+    found, crowd = [with_rle(thing(1, 2, box, score=0.9)) for box in (AWAY, CAT["bbox"])], thing(1, 2, AWAY, iscrowd=1)
+    listed, crowded, alone = (
+        ground_truth_of(shown, {1: ([], lacking)})
+        for shown, lacking in (([CAT], [2]), ([CAT, crowd], []), ([crowd], []))
+    )
+    for task in ("bbox", "segm"):
+        expected, precision = (lvis_precision(truth, found, iou_type=task) for truth in (listed, crowded))
+        assert (precision == expected).all() and precision.max() == 1
+        assert (lvis_precision(alone, found, iou_type=task) == -1).all()
+    assert crowded["images"][0]["not_exhaustive_category_ids"] == []
+
+
 def test_areas_and_lists_that_a_file_lacks():
     ground_truth, detections = make_world(2)
     for image in ground_truth["images"]:

@@ -51,12 +51,19 @@ def changed(file: str, changes: dict) -> dict:
 
 
 def head(data: dict) -> str:
-    return next(name for name in data["model"] if "bbox_pred" in name)
+    """A weight of the box head, else of a model without one."""
+    names = [name for name, value in data["model"].items() if value.is_floating_point() and value.numel() > 3]
+    return next((name for name in names if "bbox_pred" in name), names[0])
 
 
 def one(value):
     """A number of the head's first weight becomes ``value``."""
-    return lambda data: data["model"][head(data)].view(-1)[3].fill_(value) and None
+
+    def change(data):
+        weight = data["model"][head(data)]
+        weight.put_(torch.tensor([3]), torch.tensor([value], dtype=weight.dtype))
+
+    return change
 
 
 def every(function):

@@ -5,6 +5,8 @@ Layout::
     datasets/mini/          the mini benchmark with a few images (DETECTRON2_DATASETS is datasets/)
     own/                    images, and their boxes and captions in all formats of a data.yaml
     run/                    OUTPUT_DIR of a training of Detic + CLIM: checkpoints, state, metrics
+    words_run/ clip_run/    the same of OV-RCNN's first stage and of a dual encoder
+    panoptic/               COCO's panoptic images, another DETECTRON2_DATASETS
     words/ clip/ record/    word lists; files of weights; a finished run of experiments
 """
 
@@ -27,6 +29,15 @@ TINY = [
     "1",
     "DATALOADER.CAPTIONS_PER_GPU", "1", "DATALOADER.MOSAICS_PER_GPU", "1", "INPUT.MOSAIC.GRIDS", "(2,)",
 ]  # fmt: skip
+SMALL = [  # image-text models, which begin with an encoder's own weights
+    *TINY, "INPUT.CAPTION.CROP", "48", "INPUT.REGIONS.SIZE", "96", "DATALOADER.DETECTION_PER_GPU", "0",
+    "DATALOADER.CAPTIONS_PER_GPU", "5", "DATALOADER.MOSAICS_PER_GPU", "0",
+]  # fmt: skip
+RUNS = (  # (config of the mini benchmark, OUTPUT_DIR, keys)
+    ("detic_clim", "run", (*TINY, "SOLVER.MAX_ITER", "2")),
+    ("ovrcnn_clim_pretrain", "words_run", (*SMALL, "SOLVER.MAX_ITER", "1")),
+    ("clip_clim", "clip_run", (*SMALL, "SOLVER.MAX_ITER", "1")),
+)
 RECORD_SETTINGS = {"config": "SEED: 0\n", "inputs": {}}
 CLASSES = ("dog", "fire hydrant", "kite")
 SIZES = ((60, 48), (48, 60), (64, 64), (50, 40))  # width, height of the own images
@@ -71,10 +82,12 @@ def _build(folder: Path) -> None:
     index_pairs.main(["shards", "--shards", f"{own}/shards", "--output", f"{own}/index", "--tag-rule", "none"])
     os.environ["DETECTRON2_DATASETS"] = str(data)
     os.chdir(folder)
-    opts = [*TINY, "SOLVER.MAX_ITER", "2", "DATASETS.TEST", "()", "OUTPUT_DIR", "run"]
-    parser = argparse.ArgumentParser()
-    train_net.add_train_options(parser)
-    train_net.launch(parser.parse_args(["--config-file", str(CONFIGS / "mini/detic_clim.yaml"), *opts]))
+    _panoptic(folder / "panoptic/coco")
+    for config, run, keys in RUNS:
+        opts = [*keys, "DATASETS.TEST", "()", "OUTPUT_DIR", run]
+        parser = argparse.ArgumentParser()
+        train_net.add_train_options(parser)
+        train_net.launch(parser.parse_args(["--config-file", str(CONFIGS / f"mini/{config}.yaml"), *opts]))
     write(folder / "done", "")
 
 
@@ -172,6 +185,30 @@ def _coco(source: Path) -> None:
         write(source / f"annotations/instances_{part}.json", instances(images, categories, boxes))
         captions = [{"id": i, "image_id": i, "caption": "a dog beside a person on a bicycle"} for i in (1, 2)]
         write(source / f"annotations/captions_{part}.json", {"images": images, "annotations": captions})
+
+
+def _panoptic(coco: Path) -> None:
+    """COCO's panoptic validation set with two images, and random embeddings of its 133 classes."""
+    from clim.data.categories import COCO_CATEGORIES, COCO_IDS, PANOPTIC_NAMES, STUFF_IDS
+
+    (coco / "val2017").mkdir(parents=True)
+    (coco / "annotations/panoptic_val2017").mkdir(parents=True)
+    images, annotations, stuff = [], [], min(STUFF_IDS)
+    for i in (1, 2):
+        images.append({"id": i, "file_name": f"{i:012d}.jpg", "height": 64, "width": 80})
+        picture(i, (80, 64)).save(coco / "val2017" / images[-1]["file_name"])
+        ids = np.zeros((64, 80, 3), np.uint8)
+        ids[:40], ids[10:30, 10:40] = (7, 1, 0), (9, 0, 0)
+        Image.fromarray(ids).save(coco / f"annotations/panoptic_val2017/{i:012d}.png")
+        things = {"id": 9, "category_id": COCO_IDS[i], "iscrowd": 0, "bbox": [10, 10, 30, 20], "area": 600}
+        segments = [things, {"id": 263, "category_id": stuff, "iscrowd": 0, "bbox": [0, 0, 80, 40], "area": 2600}]
+        annotations.append({"image_id": i, "file_name": f"{i:012d}.png", "segments_info": segments})
+    categories = [{"id": key, "name": name} for key, name in COCO_CATEGORIES]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write(coco / "annotations/panoptic_val2017.json", content)
+    write(coco / "classes.names.json", list(PANOPTIC_NAMES))
+    rows = np.random.default_rng(0).normal(size=(len(PANOPTIC_NAMES), 384)).astype(np.float32)
+    np.save(coco / "classes.npy", rows)
 
 
 def _towers(folder: Path) -> None:

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clim.errors import UserError
 from clim.files import nfc, read_json, resolve
+from clim.text.classes import load_nouns, require_rows
 
 from .captions import pairs_of
 from .datasets import get_records, json_categories
@@ -150,9 +151,12 @@ def training_records(cfg, name: str) -> list[dict]:
 def pair_records(cfg, name: str) -> PairRecords:
     """The records of a set of DATASETS.CAPTIONS. Where tags are classes (Detic), they are the detector's indices.
 
-    Tags of words that the vocabulary lacks are left out, with a warning; UserError if it lacks all.
+    Tags that the vocabulary lacks are left out, with a warning; UserError if it lacks all, or VLDet's rows lack one.
     """
     records, method = pairs_of(DatasetCatalog.get(name), name), cfg.MODEL.METHOD
+    if method.NAME == "VLDet" and (path := method.VLDET.EMBEDDINGS):
+        key, what = "MODEL.METHOD.VLDET.EMBEDDINGS", f"DATASETS.CAPTIONS {name}"
+        require_rows(load_nouns(path, cfg, key=key), records.tag_count - 1, key=f"{path} ({key})", what=what)
     if method.NAME not in ("Detic", "OfficialDetic") or not method.DETIC.TAG_WEIGHT:
         return records
     classes = set_classes(name)

@@ -81,7 +81,8 @@ def _box_records(json_file: str, image_root: str, index: Mapping[int, int], reme
 def warn_of_strays(records: Sequence[Mapping], source: str) -> None:
     """Warn of boxes XYWH that reach beyond their images by more than a pixel, as corners do that are read as sizes."""
     strays = [
-        record["file_name"] for record in records for x, y, w, h in (a["bbox"] for a in record["annotations"])
+        record["file_name"] for record in records
+        for x, y, w, h in (a["bbox"] for a in record["annotations"] if "bbox" in a)
         if x < -1 or y < -1 or x + w > record["width"] + 1 or y + h > record["height"] + 1
     ]  # fmt: skip
     if strays:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.data import build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.structures import Boxes
 from pycocotools import mask as coco_mask
 from torch import Tensor
@@ -22,6 +22,7 @@ from clim.errors import UserError
 from .datasets import get_records
 from .images import UnreadableImage, channels_first, check_size, letterbox, letterbox_size, read_image
 from .loader import NO_REGION, Skipped, SkippingLoader
+from .readers import warn_of_strays
 from .schemas import run_lengths
 
 VARIANTS = ("boxes", "masks", "crops")
@@ -75,8 +76,8 @@ class RegionTestMapper:
                 x, y, width, height = annotation["bbox"]
                 box = torch.tensor([x, y, x + width, y + height], dtype=torch.float64)
             else:
-                box = extent(mask)  # stuff: None without a pixel
-            if box is not None and self.min_area <= (box[2:] - box[:2]).prod() <= self.max_area:
+                box = extent(mask)  # stuff
+            if self.min_area <= (box[2:] - box[:2]).prod() <= self.max_area:
                 kept.append(annotation)
                 boxes.append(box)
                 masks.append(mask)
@@ -98,7 +99,7 @@ class RegionTestMapper:
         return sample
 
     def read(self, record: Mapping) -> tuple[np.ndarray, Tensor | None]:
-        """Image (H, W, 3) and segment ids (H, W); UnreadableImage also if they do not fit the record."""
+        """Image (H, W, 3) and segment ids (H, W); UnreadableImage also if they do not fit, or lack a segment."""
         decoded = read_image(record["file_name"], fmt=self.image_format)
         check_size(record, decoded)
         if "pan_seg_file_name" not in record:
@@ -107,8 +108,8 @@ class RegionTestMapper:
         check_size({**record, "file_name": record["pan_seg_file_name"]}, segments)
         # COCO's panoptic PNGs store an id as red + 256 green + 65536 blue.
         ids = segments.image.astype(np.int64) @ [1, 256, 65536]
-        if not np.isin(ids, [annotation["segment_id"] for annotation in record["annotations"]]).any():
-            raise UnreadableImage(record["pan_seg_file_name"], "it shows none of the image's segments")
+        if absent := [a["segment_id"] for a in record["annotations"] if not (ids == a["segment_id"]).any()]:
+            raise UnreadableImage(record["pan_seg_file_name"], f"it does not show segment {absent[0]} of its image")
         return decoded.image, torch.from_numpy(ids)
 
 
@@ -118,8 +119,10 @@ def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -
     UserError if the set holds no image, or no masks although TEST.REGIONS asks for them.
     """
     records = get_records(name, masks="masks" in cfg.TEST.REGIONS)
+    source = MetadataCatalog.get(name).get("json_file", name)
     if not records:
-        raise UserError(f"DATASETS.TEST {name} holds no image.")
+        raise UserError(f"DATASETS.TEST {name} ({source}) holds no image.")
+    warn_of_strays(records, source)
     with_masks = ("pan_seg_file_name" in r or all("segmentation" in a for a in r["annotations"]) for r in records)
     if "masks" in cfg.TEST.REGIONS and not all(with_masks):
         raise UserError(f"TEST.REGIONS asks for masks, but regions of {name} have none: change it or DATASETS.TEST.")
@@ -132,12 +135,12 @@ def bitmask(segmentation: list | Mapping, height: int, width: int) -> Tensor:
     return torch.from_numpy(coco_mask.decode(run_lengths(segmentation, height, width)).astype(bool))
 
 
-def extent(mask: Tensor) -> Tensor | None:
-    """(4,) double x0, y0, x1, y1 of a bool mask (H, W): indices of its first and last pixels; None if it is empty.
+def extent(mask: Tensor) -> Tensor:
+    """(4,) double x0, y0, x1, y1 of a bool mask (H, W): indices of its first and last pixels.
 
     As in the release, the box is one pixel narrower than the mask, and a single row has no area.
     """
-    return masks_to_boxes(mask[None])[0].double() if mask.any() else None
+    return masks_to_boxes(mask[None])[0].double()
 
 
 def letterbox_masks(masks: Tensor, size: int) -> Tensor:

@@ -169,8 +169,13 @@ class PanopticAnnotation(Struct):
     """The segments of an image, and the PNG that shows them."""
 
     image_id: Whole
-    file_name: Annotated[FileName, Meta(min_length=1)]
+    file_name: Annotated[FileName, Meta(min_length=1, description="the name of a PNG")]
     segments_info: list[Segment]
+
+    id = property(lambda self: self.image_id)  # an image has one PNG
+
+    def __post_init__(self):
+        different([segment.id for segment in self.segments_info], "segments_info")
 
 
 class File(Struct, Generic[A]):

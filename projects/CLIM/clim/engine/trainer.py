@@ -5,6 +5,7 @@ import logging
 import math
 import sys
 import time
+import zlib
 from collections import Counter
 from contextlib import nullcontext
 from functools import partial
@@ -20,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from clim.checkpoints.checkpointer import ALPHA_KEY, OTHER_CONFIG, SafeCheckpointer
 from clim.checkpoints.reading import DESCRIPTION, require_entries
-from clim.data.loader import build_train_loader
+from clim.data.loader import batch_sizes, build_train_loader
 from clim.data.names import vocabulary_names
 from clim.errors import UserError, raise_on_all_ranks, sentence
 from clim.evaluation import build_evaluators, evaluate
@@ -131,9 +132,15 @@ class Trainer(TrainerBase):
         raise UserError(f"{file} belongs to another config or is damaged ({reason}): {OTHER_CONFIG}.")
 
     def _check_agreement(self) -> None:
-        if len(set(starts := comm.all_gather(self.start_iter))) > 1:
-            remedy = f"all machines must see the same folder {self.cfg.OUTPUT_DIR}, or have a copy of it"
-            raise UserError(f"Processes found other checkpoints (they would start at iterations {starts}): {remedy}.")
+        weights = 0  # their checksum
+        for weight in self.raw_model.parameters() if comm.get_world_size() > 1 else ():
+            weights = zlib.crc32(weight.detach().reshape(-1).view(torch.uint8).cpu().numpy(), weights)
+        facts = {"iteration to start at": self.start_iter, "number of iterations": self.max_iter}
+        of_ranks = comm.all_gather(facts | {"batch sizes": batch_sizes(self.cfg), "weights": weights})
+        for what, ours in of_ranks[0].items():
+            if any(facts[what] != ours for facts in of_ranks):
+                remedy = f"all machines need the same config, files and folder {self.cfg.OUTPUT_DIR}, or copies of them"
+                raise UserError(f"Processes differ in the {what}, {[facts[what] for facts in of_ranks]}: {remedy}.")
 
     def _build_hooks(self, seed: int, resuming: bool) -> list[HookBase]:
         cfg, period = self.cfg, self.cfg.SOLVER.CHECKPOINT_PERIOD

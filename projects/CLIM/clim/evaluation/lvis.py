@@ -1,7 +1,8 @@
 """Open-vocabulary LVIS: mask and box AP of all classes, by frequency and of base and novel classes, in percent.
 
 LVIS's rules (detic §6): the 300 best detections of an image count, over all classes; a class counts on the images that
-show it or name it as absent; where its objects are not all annotated, unmatched detections are ignored; no crowds.
+show it or name it as absent; where its objects are not all annotated, unmatched detections are ignored. LVIS has no
+crowds: those of a COCO json are no objects, and say that the objects of this image are not all annotated.
 faster-coco-eval computes precision class by class, on the class's images alone, which takes little memory.
 
 Shapes: N detections, T IoU thresholds (.50:.05:.95), R recall thresholds (0:.01:1), K categories, A area ranges (all,
@@ -96,7 +97,7 @@ class LVISEvaluator(DetectionEvaluator):
 
     def _rows(self, ground_truth: Mapping) -> list[dict]:
         """Rows of the report, by category id, without figures."""
-        objects = Counter(a["category_id"] for a in ground_truth["annotations"])
+        objects = Counter(a["category_id"] for a in ground_truth["annotations"] if not a.get("iscrowd"))
         splits = {category: split for split, ids in self._splits.items() for category in ids.values()}
         return [
             {"class": c["name"], "frequency": c.get("frequency"), "split": splits.get(i), "num_gt": objects[i]}
@@ -158,10 +159,14 @@ def _percent(precision: np.ndarray) -> float:
 def _by_class(ground_truth: Mapping, detections: np.ndarray) -> Iterator[tuple]:
     """Of each class its id, its annotations, its detections that count, and the images of both."""
     truth, judged = defaultdict(list), defaultdict(set)
-    for annotation in ground_truth["annotations"]:
-        truth[annotation["category_id"]].append(annotation)
-        judged[annotation["category_id"]].add(annotation["image_id"])
     images = {image["id"]: LISTS | image for image in ground_truth["images"]}
+    for annotation in ground_truth["annotations"]:
+        image, category = images[annotation["image_id"]], annotation["category_id"]
+        if annotation.get("iscrowd"):
+            image["not_exhaustive_category_ids"] = [*image["not_exhaustive_category_ids"], category]
+        else:
+            truth[category].append(annotation)
+            judged[category].add(image["id"])
     for image in images.values():
         for category in image["neg_category_ids"]:
             judged[category].add(image["id"])

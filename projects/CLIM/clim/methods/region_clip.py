@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clim.errors import UserError
 from clim.losses import sampled_class_bce
-from clim.text.classes import load_nouns
+from clim.text.classes import load_nouns, require_rows
 
 from .base import METHOD_REGISTRY, Method, Regions
 
@@ -54,11 +54,8 @@ class RegionClip(Method):
     def labels(self, tags: list[list[int]]) -> Tensor:
         """(R,) the noun of each tile; UserError for a noun without an embedding."""
         labels = torch.tensor([noun for (noun,) in tags], dtype=torch.int64)
-        if (labels >= len(self.nouns)).any():
-            raise UserError(
-                f"A box has noun {labels.max()}, but MODEL.METHOD.REGION_CLIP.EMBEDDINGS has {len(self.nouns)} rows: "
-                "name the embeddings of the nouns of the pseudo-labels."
-            )
+        key = "MODEL.METHOD.REGION_CLIP.EMBEDDINGS"
+        require_rows(self.nouns, max(labels.tolist(), default=-1), key=key, what="A box")
         return labels
 
 

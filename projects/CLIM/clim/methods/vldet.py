@@ -17,9 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from clim.errors import UserError
 from clim.losses import cosine_logits, matched_bce, multi_hot_bce, noun_contrast, positives_by_id
-from clim.text.classes import load_nouns
+from clim.text.classes import load_nouns, require_rows
 
 from .base import METHOD_REGISTRY, Method, Regions, Texts, arguments
 from .tile_assignment import assign_to_tiles, clip_to_tiles, tiles_and_proposals
@@ -108,11 +107,8 @@ class VLDet(Method):
     def noun_losses(self, embeddings: Tensor, tile: Tensor, texts: Texts) -> Tensor:
         """Losses (M,) of matched ``embeddings`` (R, D), which belong to ``tile`` (R,); "bce": losses (R,) of all."""
         nouns, columns, counts = nouns_of_tiles([tags for t in (texts, *texts.others) for tags in t.tiles.tags])
-        if len(nouns) and nouns[-1] >= len(self.nouns):
-            raise UserError(
-                f"An image-text pair has noun {nouns[-1]}, but MODEL.METHOD.VLDET.EMBEDDINGS has {len(self.nouns)} "
-                "rows: name the embeddings of the nouns of DATASETS.CAPTIONS."
-            )
+        key, what = "MODEL.METHOD.VLDET.EMBEDDINGS", "An image-text pair"
+        require_rows(self.nouns, max(nouns.tolist(), default=-1), key=key, what=what)
         nouns, counts = nouns.to(tile.device), counts.to(tile.device)
         logits = self.logits(embeddings, self.nouns[nouns])
         pairs = match_tiles(logits.detach().cpu(), tile.cpu(), columns[: len(texts.tiles)], match=self.match)

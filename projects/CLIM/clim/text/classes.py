@@ -136,6 +136,12 @@ def load_nouns(path: str, cfg, *, key: str) -> Tensor:
     return nouns
 
 
+def require_rows(nouns: Tensor, noun: int, *, key: str, what: str) -> None:
+    """UserError if ``what`` has a ``noun`` that is no row of the embeddings ``nouns`` of ``key``."""
+    if noun >= len(nouns):
+        raise UserError(f"{what} has noun {noun}, but {key} has {len(nouns)} rows: name the embeddings of its nouns.")
+
+
 def require_width(width: int, cfg, *, what: str, key: str = "DIM") -> None:
     """UserError if the ``width`` of ``what`` is not MODEL.TEXT.``key``."""
     expected = cfg.MODEL.TEXT[key]
