@@ -44,6 +44,8 @@ _IN_WORDS = (
      "One of the processes ended: {0}. Its last lines say why, or memory was short. A training goes on with --resume."),
     (r"^[\w.]*ModuleNotFoundError: No module named '(?!clim)", "{0}: install this package."),  # Detectron2 has options
     (r"EADDRINUSE|address already in use", "--dist-url: its port is taken: use another one."),
+    (r"trying to connect to|network addresses of .* cannot be retrieved",
+     "--dist-url: the first process cannot be reached ({0}): correct its address, and start its machine too."),
     (r"(^[\w.]*Dist\w*Error|(?i:gloo/|nccl)).*(?i:timed? ?out)",
      "Another process did not answer within DISTRIBUTED.TIMEOUT s: see whether its machine still runs, then go on with "
      "--resume; raise the key if a step may take longer."),
