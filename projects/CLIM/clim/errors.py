@@ -36,7 +36,7 @@ _IN_WORDS = (
     # NumPy's, torch's and SQLite's words for a write that came to no end
     (r"\d+ requested and \d+ written|inline_container.*unexpected pos|PytorchStreamWriter failed|iostream error"
      r"|disk is full", f"No space left on the device: {_SPACE}."),
-    (r"^[\w.]*MemoryError|can't allocate memory|out of memory",
+    (r"^[\w.]*MemoryError|can't allocate memory|out of memory|Insufficient memory",
      "There is not enough memory ({0}): use smaller batches or images, or see whether a file claims a wrong size."),
     (r"DataLoader worker .*(killed by signal|exited unexpectedly)",
      "A worker of the data loader ended ({0}), perhaps for lack of memory: set DATALOADER.NUM_WORKERS lower."),
