@@ -184,9 +184,10 @@ def check_processes(args) -> None:
     import torch
 
     rank, machines, on_gpu = args.machine_rank, args.num_machines, torch.cuda.is_available()
-    most, what = (torch.cuda.device_count(), "GPUs") if on_gpu else (8 * (os.cpu_count() or 1), "places for processes")
-    if not 0 <= args.num_gpus <= most:
-        raise UserError(f"--num-gpus {args.num_gpus}, but this machine has {most} {what}.")
+    each, number, of = (1, torch.cuda.device_count(), "GPU") if on_gpu else (8, os.cpu_count() or 1, "core")
+    if not 0 <= args.num_gpus <= each * number:
+        most = f"from 0 to {each * number} processes, {each} for each {of}"
+        raise UserError(f"--num-gpus {args.num_gpus}: this machine takes {most}.")
     if not 1 <= machines <= 10_000 or (machines > 1 and not args.num_gpus):
         raise UserError(
             f"--num-machines {machines} with --num-gpus {args.num_gpus}: give numbers above 0, of machines up to 10000."
@@ -195,19 +196,22 @@ def check_processes(args) -> None:
         raise UserError(f"--machine-rank {rank} of {machines} machines: each needs its own, from 0 to {machines - 1}.")
     if machines > 1 and args.dist_url == "auto":
         raise UserError("--dist-url auto is for one machine: give the first one's address, tcp://HOST:PORT.")
-    address = re.fullmatch(r"auto|file://(.*)/[^/]+|tcp://[^/]+:([0-9]{1,5})", args.dist_url)
-    port = int(address[2] or 1) if address else 0
-    if not 0 < port < 2**16 or not os.path.isdir(address[1] or "/"):
+    address = re.fullmatch(
+        r"auto|file://(?P<folder>.*)/[^/]+|tcp://(?P<host>[^/]+):(?P<port>[0-9]{1,5})", args.dist_url
+    )
+    port = int(address["port"] or 1) if address else 0
+    if not 0 < port < 2**16 or not os.path.isdir(address["folder"] or "/"):
         raise UserError(f"--dist-url {args.dist_url} is no address: give tcp://HOST:PORT, or auto for one machine.")
-    if machines * args.num_gpus <= 1 or rank != 0 or not address[2]:
+    if machines * args.num_gpus <= 1 or rank != 0 or not address["port"]:
         return
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:  # otherwise these processes join another training
+    host = address["host"].strip("[]") if machines == 1 else ""  # otherwise its name may lead here from outside only
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", port))
-        except OSError as error:
-            remedy = "perhaps by another training. Use another port, or on a single machine --dist-url auto"
-            raise UserError(f"--dist-url: port {port} is taken ({error.strerror}), {remedy}.") from error
+            probe.bind((host, port))
+        except OSError as error:  # these processes would join another training, or wait for each other
+            remedy = "give another one, or on a single machine --dist-url auto"
+            raise UserError(f"--dist-url {args.dist_url} cannot be opened ({error.strerror}): {remedy}.") from error
 
 
 def train_process(args: argparse.Namespace):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
-from detectron2.modeling import build_model
 
 from clim import Detector
+from clim.checkpoints.checkpointer import build_model
 from clim.config import add_clim_config
 from clim.config_files import entries
 from clim.config_values import CHOICES, VALUES, check_values
@@ -73,6 +73,11 @@ def test_no_value_of_another_type_passes(value, defaults):
         ("SOLVER.STEPS", "(0,)", "above 0"),
         ("SOLVER.LR_SCHEDULER_NAME", "WarmupStepWithFixedGammaLR", "WarmupMultiStepLR"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", "[[1e-30]]", "0.001"),
+        ("SOLVER.EPOCHS", "1e15", "from 0 to 1000000"),
+        ("MODEL.META_ARCHITECTURE", "FVLM", "another one with MODEL.META_ARCHITECTURE FVLM"),
+        ("MODEL.ROI_HEADS.NAME", "FVLMROIHeads", "another one with MODEL.META_ARCHITECTURE OpenVocabRCNN"),
+        ("MODEL.ROI_HEADS.NAME", "RROIHeads", "one of EfficientNetC4ROIHeads"),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "two rising sizes"),
         ("SOLVER.IMS_PER_BATCH", "8", "DATALOADER.DETECTION_PER_GPU"),
         ("SOLVER.OPTIMIZER", "ADAM", "one of ADAMW, SGD: do you mean ADAMW?"),
         ("SOLVER.WRITERS", "['csv']", "a list of some of mlflow, tensorboard, wandb"),
@@ -166,6 +171,12 @@ def test_iterations_and_epochs(more, named):
 def test_features_that_the_backbone_lacks(part, tiny_cfg):
     with pytest.raises(UserError, match=f"MODEL.{part}.IN_FEATURES names 'res9', but the features of .* are res4"):
         build_model(tiny_cfg(f"MODEL.{part}.IN_FEATURES", ["res9"]))
+
+
+def test_parts_of_a_model_that_do_not_fit(tiny_cfg):
+    """The sentence has the line of the library that finds it."""
+    with pytest.raises(UserError, match=r"\(roi_heads.py: assert len\(in_features\) == 1: \).*EfficientNetC4ROIHeads"):
+        build_model(tiny_cfg("MODEL.ROI_HEADS.IN_FEATURES", ["res4", "res4"]))
 
 
 def test_a_config_of_a_users_own_python_is_asked(defaults):

@@ -311,7 +311,7 @@ def test_construction_without_a_config_and_errors(load_cfg, predictor, tmp_path)
     logits, deltas = head(torch.randn(2, WIDTH))
     assert logits.shape == (2, 4) and deltas.shape == (2, 4)
     cfg = load_cfg("mini/ovrcnn.yaml", "MODEL.VOCABULARY.EMBEDDINGS", "", "MODEL.METHOD.NAME", "Detic")
-    with pytest.raises(UserError, match="OVRCNNOutputLayers learns from boxes alone: set MODEL.METHOD.NAME"):
+    with pytest.raises(UserError, match="OVRCNNOutputLayers learn from boxes alone: set MODEL.METHOD.NAME"):
         build_model(cfg)
     np.save(tmp_path / "clip.npy", np.eye(CLASSES, DIM))
     with pytest.raises(UserError, match=r"clip\.npy holds unit vectors, .* --features words .* --output FILE"):

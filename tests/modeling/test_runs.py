@@ -127,7 +127,7 @@ def fvlm(make_run, tiny_coco, tiny_json):
 
 
 def test_fvlm(fvlm, tiny_coco, tmp_path):
-    with pytest.raises(UserError, match="FVLMROIHeads with .* learns from boxes alone: set MODEL.METHOD.NAME"):
+    with pytest.raises(UserError, match="FVLMROIHeads with .* learn from boxes alone: set MODEL.METHOD.NAME"):
         build_model(fvlm.config("MODEL.METHOD.NAME", "Detic"))
     trainer, start = train(fvlm.config())
     lines = [json.loads(line) for line in (tmp_path / "output/metrics.json").read_text().splitlines()]

@@ -28,12 +28,24 @@ VALUES = (
     (("''", "."), "INPUT.MOSAIC.PARTNERS"), (("5", "[1]", "'x'"), "DATASETS.OWN"),
     (("5",), "DATASETS.TRAIN DATASETS.CAPTIONS"), (("x",), "MODEL.FPN.FUSE_TYPE"),
     (("0", "7"), "MODEL.RESNETS.DEPTH MODEL.RESNETS.RES5_DILATION"), (("0",), "MODEL.RESNETS.NUM_GROUPS"),
+    (("PanopticFPN", "FVLM"), "MODEL.META_ARCHITECTURE"), (("RRPN",), "MODEL.PROPOSAL_GENERATOR.NAME"),
+    (("StandardROIHeads", "FVLMROIHeads", "OpenVocabRes5ROIHeads"), "MODEL.ROI_HEADS.NAME"),
+    (("RotatedAnchorGenerator",), "MODEL.ANCHOR_GENERATOR.NAME"), (("build_resnet_backbone",), "MODEL.BACKBONE.NAME"),
+    (("(1e15, 1e15)",), "INPUT.LSJ.SCALE INPUT.CAPTION.JITTER_SCALE"),
+    (("1e15",), "SOLVER.EPOCHS SOLVER.REFERENCE_WORLD_SIZE DATALOADER.REPEAT_THRESHOLD"),
     (("[127.0]", "'x'", "[nan, 1.0, 1.0]"), "MODEL.PIXEL_MEAN"),
 )  # fmt: skip
 AT_TEST = (
     (("-1", "0", "nan"), "MODEL.OPEN_VOCAB.TEMPERATURE"), (("1.5", "nan"), "MODEL.ROI_HEADS.NMS_THRESH_TEST"),
     (("'x'",), "INPUT.FORMAT TEST.PROTOCOL"), (("-2",), "TEST.DETECTIONS_PER_IMAGE"), (("nan",), "MODEL.FVLM.ALPHA"),
     (("[0.0, 1.0, 1.0]", "[-1.0, 1.0, 1.0]"), "MODEL.PIXEL_STD"), (("-64", "0"), "INPUT.MAX_SIZE_TEST"),
+)  # fmt: skip
+OF_PARTS = (  # parts of a model that do not fit each other
+    "MODEL.META_ARCHITECTURE GeneralizedRCNN", "MODEL.PROPOSAL_GENERATOR.NAME RPN",
+    "MODEL.ROI_HEADS.NAME OpenVocabCascadeROIHeads", "MODEL.BACKBONE.NAME build_resnet_fpn_backbone",
+    "MODEL.ROI_HEADS.IN_FEATURES ('res4','res4')",
+    "INPUT.MIN_SIZE_TRAIN (300,100) INPUT.MIN_SIZE_TRAIN_SAMPLING range",
+    "SOLVER.LR_SCHEDULER_NAME WarmupCosineLR SOLVER.BASE_LR 0.0",
 )  # fmt: skip
 AT_BOUNDS = (  # what a training takes
     "SOLVER.STEPS (2,)", "SOLVER.STEPS (1, 2)", "SOLVER.EPOCHS 1.0 SOLVER.STEP_EPOCHS (0.01, 0.02)",
@@ -133,6 +145,7 @@ DATA_CODE, BOM = (
 CASES = [
     *overrides(CONFIG, VALUES), *overrides(EVAL, AT_TEST), *overrides(PREDICT, AT_TEST),
     *(Case("config", text, TRAIN, told=None, handled=ends, changed=TRAIN.given(*parted(text))) for text in AT_BOUNDS),
+    *(Case("config", text, TRAIN, told=("MODEL|must be",), changed=TRAIN.given(*text.split())) for text in OF_PARTS),
     *options(TRAIN, FLAGS.split()), *options(PREDICT, OF_PREDICT),
     *cases("config", FILE, contents("case.yaml", FILES | OF_BYTES), "case.yaml"),
     *cases("config", FILE, {name: place("case.yaml") for name, place in PLACES.items()}, "case.yaml"),

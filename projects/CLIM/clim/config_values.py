@@ -79,8 +79,8 @@ _RULES = (
         : VIS_PERIOD; MODEL.BACKBONE: FREEZE_AT; MODEL.METHOD.DETIC: CAPTION_BASE_REGIONS QUEUE_LENGTH;
         MODEL.METHOD.BARON: QUEUE_LENGTH; MODEL.METHOD.GROUNDING: MAX_CELLS CONTRAST_GROUP; MODEL.PROPOSAL_GENERATOR:
         MIN_SIZE; MODEL.RPN: PRE_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST;
-        INPUT.REGIONS: MIN_AREA; DATALOADER: MIN_SIDE; SOLVER: KEEP_CHECKPOINTS WARMUP_ITERS CHECKPOINT_PERIOD
-        REFERENCE_WORLD_SIZE; TEST: EVAL_PERIOD"""),
+        INPUT.REGIONS: MIN_AREA; DATALOADER: MIN_SIDE; SOLVER: KEEP_CHECKPOINTS WARMUP_ITERS CHECKPOINT_PERIOD;
+        TEST: EVAL_PERIOD"""),
     ("a whole number from 1 to 20000", _whole(1, 20_000), """
         INPUT.CAPTION: SHORT_SIDE LONG_SIDE; INPUT.MOSAIC: SIZE; MODEL.OPEN_VOCAB: WORDS; MODEL.TEXT: DIM WORD_DIM;
         MODEL.METHOD.BARON: ORDERS; MODEL.METHOD.GROUNDING: HEADS; MODEL.FPN: OUT_CHANNELS;
@@ -90,7 +90,8 @@ _RULES = (
         INPUT: MIN_SIZE_TEST; INPUT.CAPTION: CROP JITTER_SIZE; INPUT.LSJ: SIZE; MODEL.IMAGE_ENCODER: UNLOCKED_BLOCKS;
         MODEL.METHOD.DETIC: GROUPS; MODEL.METHOD.VLDET: PROPOSALS TILE_PROPOSALS; MODEL.METHOD.BARON: PROPOSALS;
         MODEL.CENTERNET: MIN_RADIUS HM_FOCAL_BETA; MODEL.ROI_BOX_HEAD: POOLER_SAMPLING_RATIO; MODEL.ROI_MASK_HEAD:
-        POOLER_SAMPLING_RATIO; DATALOADER: DETECTION_PER_GPU CAPTIONS_PER_GPU MOSAICS_PER_GPU REGIONS_PER_GPU"""),
+        POOLER_SAMPLING_RATIO; DATALOADER: DETECTION_PER_GPU CAPTIONS_PER_GPU MOSAICS_PER_GPU REGIONS_PER_GPU; SOLVER:
+        REFERENCE_WORLD_SIZE"""),
     ("a whole number from 0 to 100", _whole(0, 100), """
         MODEL.METHOD.GROUNDING: LAYERS; MODEL.CENTERNET: NUM_BOX_CONVS; MODEL.ROI_BOX_HEAD: NUM_FC NUM_CONV;
         MODEL.ROI_MASK_HEAD: NUM_CONV"""),
@@ -121,8 +122,9 @@ _RULES = (
         NEGATIVE_WEIGHT; MODEL.METHOD.VLDET: CAPTION_WEIGHT NOUN_WEIGHT; MODEL.CENTERNET: POS_WEIGHT NEG_WEIGHT
         REG_WEIGHT LOSS_GAMMA; MODEL.RPN: LOSS_WEIGHT BBOX_REG_LOSS_WEIGHT SMOOTH_L1_BETA; MODEL.ROI_BOX_HEAD:
         BBOX_REG_LOSS_WEIGHT SMOOTH_L1_BETA FED_LOSS_FREQ_WEIGHT_POWER; MODEL.ROI_BOX_CASCADE_HEAD: GRADIENT_SCALE;
-        DATALOADER: REPEAT_THRESHOLD; SOLVER: BASE_LR BASE_LR_END WEIGHT_DECAY WEIGHT_DECAY_NORM BIAS_LR_FACTOR
-        BACKBONE_MULTIPLIER CLIP_GLOBAL_NORM EPOCHS"""),
+        SOLVER: BASE_LR BASE_LR_END WEIGHT_DECAY WEIGHT_DECAY_NORM BIAS_LR_FACTOR
+        BACKBONE_MULTIPLIER CLIP_GLOBAL_NORM"""),
+    ("a number from 0 to 1000000", Annotated[float, Meta(ge=0, le=1e6)], "SOLVER: EPOCHS"),
     ("a number, 0 or more, or None", _NotNegative | None, "SOLVER: WEIGHT_DECAY_BIAS"),
     ("a number above 0, or inf", Annotated[float, Meta(gt=0)], "SOLVER.CLIP_GRADIENTS: NORM_TYPE"),
     ("a number from 0 to 1", _Part, """
@@ -131,14 +133,16 @@ _RULES = (
         MLM_PROBABILITY MLM_HIDDEN; MODEL.FVLM: ALPHA BETA; MODEL.CENTERNET: HM_MIN_OVERLAP HM_FOCAL_ALPHA
         IGNORE_HIGH_FP INFERENCE_TH NMS_TH_TRAIN NMS_TH_TEST; MODEL.RPN: POSITIVE_FRACTION NMS_THRESH;
         MODEL.ROI_HEADS: POSITIVE_FRACTION SCORE_THRESH_TEST NMS_THRESH_TEST; INPUT.CAPTION: FLIP; INPUT.MOSAIC:
-        FLIP; SOLVER: WEIGHT_ENSEMBLE WARMUP_FACTOR"""),
+        FLIP; DATALOADER: REPEAT_THRESHOLD; SOLVER: WEIGHT_ENSEMBLE WARMUP_FACTOR"""),
     ("a number, 0 or more and below 1", _Below1, "MODEL.ANCHOR_GENERATOR: OFFSET; SOLVER: EMA MOMENTUM"),
     ("a number above 0 and below 1", Annotated[float, Meta(gt=0, lt=1)], "MODEL.CENTERNET: PRIOR_PROB SIGMOID_CLAMP"),
     ("a number", _Number, "MODEL.RPN: BOUNDARY_THRESH"),
     ("two numbers, 0 or more and below 1", _some(_Below1, 2, 2), "SOLVER: BETAS"),
     ("two rising numbers above 0", _some(_Above, 2, 2), """
-        INPUT.MOSAIC: CROP_RATIO; INPUT.LSJ: SCALE; INPUT.CAPTION: CROP_RATIO JITTER_SCALE;
+        INPUT.MOSAIC: CROP_RATIO; INPUT.CAPTION: CROP_RATIO;
         MODEL.METHOD.BARON: RATIO"""),
+    ("two rising numbers above 0 and up to 100", _some(Annotated[float, Meta(gt=0, le=100)], 2, 2),
+        "INPUT.LSJ: SCALE; INPUT.CAPTION: JITTER_SCALE"),
     ("two rising numbers above 0 and up to 1", _some(_AbovePart, 2, 2),
         "INPUT.CAPTION: CROP_SCALE; INPUT.MOSAIC: CROP_SCALE"),
     ("[] or a list of one number", _some(_Number, 0, 1), "MODEL.OPEN_VOCAB: TRAIN_BIAS; MODEL.METHOD.DETIC: BIAS"),
@@ -189,6 +193,25 @@ CHOICES = {
     "SOLVER.WARMUP_METHOD": ("constant", "linear"), "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm"),
     "SOLVER.WRITERS": ("tensorboard", "wandb", "mlflow"), "TEST.REGIONS": ("boxes", "masks", "crops"),
 }  # fmt: skip
+# Detectron2's parts that CLIM's models cannot have
+_OTHERS = {
+    "PanopticFPN", "ProposalNetwork", "RetinaNet", "SemanticSegmentor", "RRPN", "RotatedAnchorGenerator", "RROIHeads",
+    "CascadeROIHeads", "Res5ROIHeads", "StandardROIHeads",
+}  # fmt: skip
+# (key, its value, another key, values that do not go with it): the error would come late
+_APART = (
+    ("MODEL.META_ARCHITECTURE", "OpenVocabRCNN", "MODEL.ROI_HEADS.NAME",
+        ("Res5ROIHeads", "StandardROIHeads", "FVLMROIHeads")),
+    ("MODEL.META_ARCHITECTURE", "FVLM", "MODEL.ROI_HEADS.NAME", ("Res5ROIHeads", "StandardROIHeads")),
+    ("MODEL.META_ARCHITECTURE", "FVLM", "MODEL.BACKBONE.NAME",
+        ("build_efficientnet_lite0_c4", "build_efficientnet_lite0_fpn_backbone", "build_p67_timm_fpn_backbone",
+         "build_resnet_backbone", "build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone")),
+    ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.ROI_HEADS.NAME", ("EfficientNetC4ROIHeads",)),
+    ("MODEL.BACKBONE.NAME", "build_efficientnet_lite0_c4", "MODEL.ROI_HEADS.NAME", ("OpenVocabRes5ROIHeads",)),
+    ("MODEL.ROI_HEADS.NAME", "OpenVocabCascadeROIHeads", "MODEL.ROI_BOX_HEAD.NUM_FC", (0,)),
+    ("MODEL.ROI_HEADS.NAME", "FVLMROIHeads", "MODEL.ROI_BOX_HEAD.NUM_FC", (0,)),
+    ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR", (0,)),
+)  # fmt: skip
 _NEVER = {
     "MODEL.METHOD.GROUNDING.CONTRAST_GROUP": 1, "TEST.DETECTIONS_PER_IMAGE": 0, "MODEL.RPN.CONV_DIMS": 0,
     "MODEL.LOAD_PROPOSALS": True,
@@ -256,7 +279,7 @@ def _wrong_choices(cfg) -> Iterator[tuple[str, str, str]]:
     for key, known in CHOICES.items():
         value, default = _get(cfg, key), _get(_DEFAULTS, key)
         several = isinstance(default, list | tuple)
-        names = {*(dict(known) if hasattr(known, "get") else known), *([] if several else [default])}
+        names = {*(dict(known) if hasattr(known, "get") else known)} - _OTHERS | (set() if several else {default})
         given = value if several and isinstance(value, list | tuple) else [value]
         if wrong := [name for name in given if not isinstance(name, str) or name not in names]:
             one_of = ("a list of some of " if several else "one of ") + ", ".join(sorted(n or '""' for n in names))
@@ -267,12 +290,18 @@ def _wrong_relations(cfg, sources: Mapping[str, str]) -> Iterator[tuple[str, str
     for small, large in _AT_MOST.items():
         if _get(cfg, small) > (most := _get(cfg, large)):
             yield small, "", f"at most {large} ({most})"
+    for key, one, other, apart in _APART:
+        if _get(cfg, key) == one and _get(cfg, other) in apart:
+            yield other, "", f"another one with {key} {one}"
     for one, other in _AS_LONG.items():
         if len(_get(cfg, one)) != (length := len(_get(cfg, other))):
             yield one, "", f"as long as {other} ({length})"
     for part in ("RPN", "ROI_HEADS"):
         if len(cfg.MODEL[part].IOU_LABELS) != len(cfg.MODEL[part].IOU_THRESHOLDS) + 1:
             yield f"MODEL.{part}.IOU_LABELS", "", "one longer than IOU_THRESHOLDS"
+    sizes = list(cfg.INPUT.MIN_SIZE_TRAIN)
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and not (len(sizes) == 2 and sizes[0] < sizes[1]):
+        yield "INPUT.MIN_SIZE_TRAIN", "", "two rising sizes for INPUT.MIN_SIZE_TRAIN_SAMPLING range"
     levels = len(cfg.MODEL.RPN.IN_FEATURES)
     for name in ("SIZES", "ASPECT_RATIOS") if cfg.MODEL.PROPOSAL_GENERATOR.NAME.endswith("RPN") else ():
         lists = cfg.MODEL.ANCHOR_GENERATOR[name]

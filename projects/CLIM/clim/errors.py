@@ -36,7 +36,7 @@ _IN_WORDS = (
     # NumPy's, torch's and SQLite's words for a write that came to no end
     (r"\d+ requested and \d+ written|inline_container.*unexpected pos|PytorchStreamWriter failed|iostream error"
      r"|disk is full", f"No space left on the device: {_SPACE}."),
-    (r"^[\w.]*MemoryError|can't allocate memory|out of memory",
+    (r"^[\w.]*MemoryError|can't allocate memory|out of memory|Insufficient memory",
      "There is not enough memory ({0}): use smaller batches or images, or see whether a file claims a wrong size."),
     (r"DataLoader worker .*(killed by signal|exited unexpectedly)",
      "A worker of the data loader ended ({0}), perhaps for lack of memory: set DATALOADER.NUM_WORKERS lower."),
@@ -44,6 +44,8 @@ _IN_WORDS = (
      "One of the processes ended: {0}. Its last lines say why, or memory was short. A training goes on with --resume."),
     (r"^[\w.]*ModuleNotFoundError: No module named '(?!clim)", "{0}: install this package."),  # Detectron2 has options
     (r"EADDRINUSE|address already in use", "--dist-url: its port is taken: use another one."),
+    (r"trying to connect to|network addresses of .* cannot be retrieved",
+     "--dist-url: the first process cannot be reached ({0}): correct its address, and start its machine too."),
     (r"(^[\w.]*Dist\w*Error|(?i:gloo/|nccl)).*(?i:timed? ?out)",
      "Another process did not answer within DISTRIBUTED.TIMEOUT s: see whether its machine still runs, then go on with "
      "--resume; raise the key if a step may take longer."),

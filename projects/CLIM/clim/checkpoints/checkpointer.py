@@ -3,13 +3,14 @@
 import logging
 import os
 import re
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from detectron2 import modeling
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.modeling import build_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -155,6 +156,21 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"{path} lacks {len(needed)} weights that this config's model needs, {needed[0]} for one: they would "
                 "stay random. Name a file of a training of this config, or of a similar one."
             )
+
+
+def build_model(cfg) -> nn.Module:
+    """Detectron2's ``build_model``. UserError, with the line that finds it, where the config's parts do not fit."""
+    try:
+        return modeling.build_model(cfg)
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        place, model = traceback.extract_tb(error.__traceback__)[-1], cfg.MODEL
+        what = f"{Path(place.filename).name}: {place.line}: {' '.join(str(error).split())}"
+        generator, heads = model.PROPOSAL_GENERATOR.NAME, model.ROI_HEADS.NAME
+        raise UserError(
+            f"The model cannot be built ({what}). Its parts do not fit: MODEL.META_ARCHITECTURE "
+            f"{model.META_ARCHITECTURE}, BACKBONE {model.BACKBONE.NAME}, PROPOSAL_GENERATOR {generator}, ROI_HEADS "
+            f"{heads} with their keys: start from a config of configs/ that has such parts."
+        ) from error
 
 
 def load_model(cfg, *, parts: tuple[str, ...] = ("",), model: nn.Module | None = None) -> nn.Module:

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import torch
 from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, create_ddp_model, hooks
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
-from clim.checkpoints.checkpointer import ALPHA_KEY, OTHER_CONFIG, SafeCheckpointer
+from clim.checkpoints.checkpointer import ALPHA_KEY, OTHER_CONFIG, SafeCheckpointer, build_model
 from clim.checkpoints.reading import DESCRIPTION, require_entries
 from clim.data.loader import batch_sizes, build_train_loader
 from clim.data.names import vocabulary_names

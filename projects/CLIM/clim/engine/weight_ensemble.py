@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from detectron2.engine import HookBase
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from clim.checkpoints.checkpointer import ALPHA_KEY, CLIP_FILE, atomic_save, load_whole
+from clim.checkpoints.checkpointer import ALPHA_KEY, CLIP_FILE, atomic_save, build_model, load_whole
 from clim.checkpoints.reading import read_weights, require_finite
 from clim.errors import UserError
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clim.losses import cosine_logits, masked_softmax_ce
+from clim.text import require_width
 
 from .box_predictors import OpenVocabOutputLayers, log_odds
 from .classifier import CosineClassifier
@@ -37,7 +38,9 @@ class FVLM(OpenVocabRCNN):
 
     @classmethod
     def from_config(cls, cfg):
-        return super().from_config(cfg) | {"square": cfg.INPUT.LSJ.SIZE, "pad_pixel": cfg.MODEL.FVLM.PAD_PIXEL}
+        ret, architecture = super().from_config(cfg), cfg.MODEL.IMAGE_ENCODER.ARCHITECTURE
+        require_width(ret["backbone"].encoder.dim, cfg, what=f"MODEL.IMAGE_ENCODER.ARCHITECTURE {architecture}")
+        return ret | {"square": cfg.INPUT.LSJ.SIZE, "pad_pixel": cfg.MODEL.FVLM.PAD_PIXEL}
 
     @torch.no_grad()
     def inference(self, batched_inputs):

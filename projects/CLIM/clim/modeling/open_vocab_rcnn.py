@@ -54,10 +54,11 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         proposal_generator = build_proposal_generator(cfg, shapes)
         roi_heads = ROI_HEADS_REGISTRY.get(cfg.MODEL.ROI_HEADS.NAME)(cfg, shapes, text_encoder=encoder)
         embeds = hasattr(roi_heads, "embed_stages") and all(hasattr(p, "cls_score") for p in roi_heads.predictors)
-        if cfg.MODEL.METHOD.NAME and not embeds:
+        if cfg.MODEL.METHOD.NAME and not (embeds and hasattr(proposal_generator, "propose")):
             raise UserError(
-                f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} with MODEL.ROI_BOX_HEAD.PREDICTOR "
-                f'{cfg.MODEL.ROI_BOX_HEAD.PREDICTOR} learns from boxes alone: set MODEL.METHOD.NAME to "".'
+                f"MODEL.PROPOSAL_GENERATOR.NAME {cfg.MODEL.PROPOSAL_GENERATOR.NAME} and MODEL.ROI_HEADS.NAME "
+                f"{cfg.MODEL.ROI_HEADS.NAME} with MODEL.ROI_BOX_HEAD.PREDICTOR "
+                f'{cfg.MODEL.ROI_BOX_HEAD.PREDICTOR} learn from boxes alone: set MODEL.METHOD.NAME to "".'
             )
         return {
             "backbone": backbone, "proposal_generator": proposal_generator, "roi_heads": roi_heads,
