@@ -277,8 +277,15 @@ def alone(case, setting, ranks, tiny_mini):
     """(losses, gradients) of each rank's batch in this one process, by step and rank."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(tiny_mini))
-        model = build_model(load_config(str(CONFIGS / case.config), setting[0])).train()
-        return [[compute(model, rank["steps"][i]) for rank in ranks] for i in range(STEPS)]
+        model, threads = (
+            build_model(load_config(str(CONFIGS / case.config), setting[0])).train(),
+            torch.get_num_threads(),
+        )
+        torch.set_num_threads(1)  # as in both processes: sums depend on the number
+        try:
+            return [[compute(model, rank["steps"][i]) for rank in ranks] for i in range(STEPS)]
+        finally:
+            torch.set_num_threads(threads)
 
 
 def compute(model, step):
