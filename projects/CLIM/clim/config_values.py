@@ -201,8 +201,8 @@ _OTHERS = {
 # (key, its value, another key, values that do not go with it): the error would come late
 _APART = (
     ("MODEL.META_ARCHITECTURE", "OpenVocabRCNN", "MODEL.ROI_HEADS.NAME",
-        ("Res5ROIHeads", "StandardROIHeads", "FVLMROIHeads")),
-    ("MODEL.META_ARCHITECTURE", "FVLM", "MODEL.ROI_HEADS.NAME", ("Res5ROIHeads", "StandardROIHeads")),
+        ("Res5ROIHeads", "FVLMROIHeads")),
+    ("MODEL.META_ARCHITECTURE", "FVLM", "MODEL.ROI_HEADS.NAME", ("Res5ROIHeads",)),
     ("MODEL.META_ARCHITECTURE", "FVLM", "MODEL.BACKBONE.NAME",
         ("build_efficientnet_lite0_c4", "build_efficientnet_lite0_fpn_backbone", "build_p67_timm_fpn_backbone",
          "build_resnet_backbone", "build_resnet_fpn_backbone", "build_retinanet_resnet_fpn_backbone")),

@@ -43,13 +43,13 @@ logger = logging.getLogger(__name__)
 _MINI_SETS, _MINI_FOLDERS = ("mini_ov_", "mini_lvis_"), {"mini", "mini_lvis"}  # that tools/make_mini.py draws
 
 
-_OPTIONS = {  # of Detector.stream: (words for what it must be, type, least, most)
-    "batch": ("a whole number above 0", Integral, 1, math.inf),
-    "threshold": ("a number from 0 to 1", Real, 0, 1),
-    "top": ("a whole number above 0, or None", Integral, 1, math.inf),
-    "overlap": ("a number from 0 to 1", Real, 0, 1),
-    "slices": ("0, or a whole number of pixels from 32 on", Integral, 32, math.inf),
-    "frames": ("a whole number above 0, or None", Integral, 1, math.inf),
+_OPTIONS = {  # of Detector.stream: (words for what it must be, type, least, most, other values)
+    "batch": ("a whole number above 0", Integral, 1, math.inf, ()),
+    "threshold": ("a number from 0 to 1", Real, 0, 1, ()),
+    "top": ("a whole number above 0, or None", Integral, 1, math.inf, (None,)),
+    "overlap": ("a number from 0 to 1", Real, 0, 1, ()),
+    "slices": ("0, or a whole number of pixels from 32 on", Integral, 32, math.inf, (0,)),
+    "frames": ("a whole number above 0, or None", Integral, 1, math.inf, (None,)),
 }
 Classes = Sequence[str] | Mapping[str, Sequence[str]]  # names, or {name: its synonyms}
 
@@ -182,9 +182,8 @@ class Detector:
         threshold = self.score_threshold if threshold is None else threshold
         given = {"batch": batch, "threshold": threshold, "top": top, "overlap": overlap, "slices": slices}
         for name, value in (given | {"frames": frames}).items():
-            words, kind, least, most = _OPTIONS[name]
-            fits = isinstance(value, kind) and least <= value <= most
-            if not (fits or (value is None and words.endswith("None")) or (value == 0 and words.startswith("0"))):
+            words, kind, least, most, others = _OPTIONS[name]
+            if not (value in others or (isinstance(value, kind) and least <= value <= most)):
                 raise UserError(f"{name} is {value!r}: give {words}.")
         follow = _Tracks(threshold) if tracks else lambda frame, found: found
         for read in create_batches(read_source(source, frames=frames), batch):

@@ -18,7 +18,7 @@ from clim.errors import UserError
 logger = logging.getLogger(__name__)
 
 COLUMNS = [
-    ("height", "<i4"), ("width", "<i4"), ("image_id", "<i8"),  # px, upright; the id -1 is no number
+    ("height", "<i4"), ("width", "<i4"), ("image_id", "<i8"),  # px, upright; id -1: the image has none
     ("start", "<i8"), ("member", "<i4"), ("caption", "<i4"), ("tags", "<i4"),  # place and lengths in the texts, bytes
 ]  # fmt: skip
 _PAIR = np.dtype([("key", "<i8"), *COLUMNS])

@@ -136,10 +136,11 @@ class Trainer(TrainerBase):
             weights = zlib.crc32(weight.detach().reshape(-1).view(torch.uint8).cpu().numpy(), weights)
         facts = {"iteration to start at": self.start_iter, "number of iterations": self.max_iter}
         of_ranks = comm.all_gather(facts | {"batch sizes": batch_sizes(self.cfg), "weights": weights})
-        for what, ours in of_ranks[0].items():
-            if any(facts[what] != ours for facts in of_ranks):
+        for what in of_ranks[0]:
+            values = [of_rank[what] for of_rank in of_ranks]
+            if any(value != values[0] for value in values):
                 remedy = f"all machines need the same config, files and folder {self.cfg.OUTPUT_DIR}, or copies of them"
-                raise UserError(f"Processes differ in the {what}, {[facts[what] for facts in of_ranks]}: {remedy}.")
+                raise UserError(f"Processes differ in the {what}, {values}: {remedy}.")
 
     def _build_hooks(self, seed: int, resuming: bool) -> list[HookBase]:
         cfg, period = self.cfg, self.cfg.SOLVER.CHECKPOINT_PERIOD
