@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from fvcore.nn import c2_xavier_fill
@@ -20,6 +19,7 @@ from clim.errors import UserError
 from clim.losses import federated_class_bce, masked_class_bce, masked_softmax_ce
 
 from .classifier import CLASSIFIERS, CosineClassifier
+from .shortlist import detect_best
 from .vocabulary import class_mask, competing_classes, is_configured, needs_cosines, num_classes, vocabulary_embeddings
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class TextOutputLayers(FastRCNNOutputLayers):
             logits = [torch.cat([of[:, self.synonyms].amax(dim=2), of[:, -1:]], dim=1) for of in logits]
         threshold = torch.tensor(self.test_score_thresh).logit().item()
         limits = threshold, self.test_nms_thresh, self.test_topk_per_image
-        results, kept = fast_rcnn_inference(boxes, logits, image_sizes, *limits)
+        results, kept = detect_best(boxes, logits, image_sizes, *limits)
         for result in results:
             result.logits = result.scores
             result.scores = result.logits.double().sigmoid()
