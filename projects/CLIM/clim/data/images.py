@@ -18,6 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
+import simplejpeg
 import torch
 from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
@@ -92,6 +93,9 @@ def decode_image(
         raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
     if not data:
         raise UnreadableImage(file_name, "empty")
+    ordinary = _decode_jpeg(data, fmt=fmt, at_least=at_least, min_side=min_side)
+    if ordinary is not None:
+        return ordinary
     with _unreadable(file_name), Image.open(io.BytesIO(data)) as opened:
         _check_size(opened, file_name, min_side)
         size = None
@@ -102,6 +106,38 @@ def decode_image(
         rgb = to_rgb(opened, name=file_name)
         height, width = size or rgb.shape[:2]
     return Decoded(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR) if fmt == "BGR" else rgb.copy(), height, width)
+
+
+def _decode_jpeg(data: bytes, *, fmt: str, at_least: tuple[int, int] | None, min_side: int) -> Decoded | None:
+    """PIL's pixels of a sound JPEG that stands upright, in less time; None: PIL decides what becomes of it."""
+    try:
+        height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        usable = min(height, width) >= min_side and height * width <= MAX_PIXELS
+        if not usable or space not in ("YCbCr", "Gray") or _may_be_turned(data):
+            return None
+        fits = min(height // at_least[0], width // at_least[1]) if at_least else 1
+        shrink = next((scale for scale in (8, 4, 2) if scale <= fits), 1)  # as PIL's draft
+        least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
+        return Decoded(simplejpeg.decode_jpeg(data, fmt, **least), height, width)
+    except ValueError:  # also for what it could mend
+        return None
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a JPEG has an EXIF orientation other than upright, or metadata that cannot be read."""
+    place = 2
+    while data[place : place + 1] == b"\xff":
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker in (0xC0, 0xC1, 0xC2):  # the frame: no metadata before it
+            return False
+        if marker == 0xE1:  # EXIF or XMP
+            break
+        place += 2 + length
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            return _orientation(opened) != 1
+    except Exception:
+        return True
 
 
 def to_rgb(image: Image.Image, *, name: str) -> np.ndarray:
