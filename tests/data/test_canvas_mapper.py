@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clim.data import mappers
+from clim.data import images
 from clim.data.images import read_image, resize
 from clim.data.jittering import STYLES, Jittering
 from clim.data.loader import build_mappers
@@ -104,7 +104,7 @@ def test_a_crop_fills_its_cell_with_a_part_of_the_images_area(tmp_path, canvases
 
 
 def test_grids_are_drawn_uniformly(photos, monkeypatch, canvases):
-    monkeypatch.setattr(CanvasMapper, "read_tile", lambda self, *_: (photos[0], np.zeros((4, 4, 3), np.uint8)))
+    monkeypatch.setattr(CanvasMapper, "read_tile", lambda self, *_: (photos[0], np.zeros((4, 4, 3), np.uint8), (4, 4)))
     mapper = canvases(photos, grids=[2, 3, 4])
     counts = [len(mapper(index=i % 24, epoch=i // 24)["tiles"]) for i in range(600)]
     assert {c: abs(counts.count(c) / 600 - 1 / 3) < 0.07 for c in set(counts)} == {4: True, 9: True, 16: True}
@@ -177,7 +177,11 @@ def test_photos_are_decoded_no_larger_than_needed(make_photos, decodes, kwargs, 
 @pytest.mark.parametrize("filling", ["fit", "crop"])
 def test_no_tile_is_enlarged_from_a_reduced_decode(make_photos, decodes, filling, monkeypatch, canvases):
     shown = []
-    monkeypatch.setattr(mappers, "resize", lambda im, size: shown.append((im.shape[:2], size)) or resize(im, size))
+
+    def keep(im, size, **into):
+        return shown.append((im.shape[:2], size)) or resize(im, size, **into)
+
+    monkeypatch.setattr(images, "resize", keep)
     records = make_photos([(300, 500), (501, 299), (640, 480)], ext="jpg")
     mapper = canvases(records, grids=[2, 3, 4], filling=filling, crop_scale=(0.5, 1.0), long=200)
     for epoch in range(6):

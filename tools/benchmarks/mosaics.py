@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from clim.data import mappers
+from clim.data import images, mappers
 from clim.data.images import read_image, resize
 from clim.data.mosaic import fit_cell, grid_cells, inward_anchors, place
 
@@ -33,19 +33,19 @@ class ReleasedOrder:
     def fitted(self, index: int) -> np.ndarray:
         image = mappers.read_image(self.records[index]["file_name"]).image
         size = fit_cell(*image.shape[:2], cell=(RELEASED_CELL, RELEASED_CELL))
-        return mappers.resize(image, size)
+        return images.resize(image, size)
 
     def __call__(self, *, index: int, epoch: int) -> torch.Tensor:
         rng = np.random.default_rng([epoch, index])
         others = rng.choice(len(self.records), self.n**2 - 1, replace=len(self.records) < self.n**2)
-        images = [self.fitted(index), *(self.partner(int(i)) for i in others)]
+        tiles = [self.fitted(index), *(self.partner(int(i)) for i in others)]
         side = self.n * RELEASED_CELL
         cells = grid_cells(self.n, size=(side, side))
-        boxes = place(np.array([p.shape[:2] for p in images]), cells, inward_anchors(self.n, rng))
+        boxes = place(np.array([p.shape[:2] for p in tiles]), cells, inward_anchors(self.n, rng))
         canvas = np.full((side, side, 3), 114, dtype=np.uint8)
-        for image, (x0, y0, x1, y1) in zip(images, boxes.tolist(), strict=True):
+        for image, (x0, y0, x1, y1) in zip(tiles, boxes.tolist(), strict=True):
             canvas[y0:y1, x0:x1] = image if rng.random() < 0.5 else image[:, ::-1]
-        canvas = mappers.resize(canvas, (CANVAS, CANVAS))
+        canvas = images.resize(canvas, (CANVAS, CANVAS))
         return torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))
 
 
@@ -69,7 +69,7 @@ def mosaic_arms(settings: Settings, records: Sequence[dict], n: int) -> dict[str
         def timed():
             with (
                 mock.patch.object(mappers, "read_image", stages.timed("decode", read)),
-                mock.patch.object(mappers, "resize", stages.timed("resize", resize)),
+                mock.patch.object(images, "resize", stages.timed("resize", resize)),
             ):
                 return measure(run, stages=stages)
 

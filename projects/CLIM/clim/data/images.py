@@ -173,15 +173,23 @@ def check_size(record: Mapping, decoded: Decoded) -> None:
         raise UnreadableImage(record["file_name"], reason)
 
 
-def resize(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Resize an array (H, W) or (H, W, C) to ``size_hw`` = (height, width) in px.
+def resize(image: np.ndarray, size_hw: tuple[int, int], *, into: np.ndarray | None = None) -> np.ndarray:
+    """Resize an array (H, W) or (H, W, C) to ``size_hw`` = (height, width) in px; ``into`` is written to, if given.
 
     It is bilinear (cv2), as in the CLIM release, but averages areas if a side shrinks more than twofold, where cv2's
     bilinear kernel would alias: it reads 2 source pixels per axis at any scale.
     """
     height, width = size_hw
     shrink = max(image.shape[0] / height, image.shape[1] / width)
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR)
+    method = cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), dst=into, interpolation=method)
+
+
+def paste(image: np.ndarray, part: np.ndarray, *, mirrored: bool) -> None:
+    """:func:`resize` an image into a ``part`` (h, w, 3) of a canvas, left and right exchanged if ``mirrored``."""
+    resized = resize(image, part.shape[:2], into=None if mirrored else part)
+    if mirrored:
+        cv2.flip(resized, 1, dst=part)
 
 
 class _KeepsAPixel:
@@ -201,8 +209,10 @@ class ResizeScale(_KeepsAPixel, T.ResizeScale):
 
 
 def channels_first(image: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) → (3, H, W), contiguous."""
-    return torch.from_numpy(image.transpose(2, 0, 1).copy())  # a flipped side of 1 px has a negative stride
+    """uint8 (H, W, 3) → (3, H, W), contiguous."""
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, list(planes))
+    return torch.from_numpy(planes)
 
 
 def letterbox(image: np.ndarray, size: int) -> tuple[np.ndarray, float]:

@@ -19,9 +19,9 @@ from PIL import Image
 
 from clim.errors import UserError
 
-from .images import MIN_SIDE, Decoded, UnreadableImage, channels_first, check_size, letterbox, read_image, resize
+from .images import MIN_SIDE, Decoded, UnreadableImage, channels_first, check_size, letterbox, paste, read_image
 from .jittering import Jittering, JitterTransform
-from .mosaic import compose, fit_cell, fit_size, grid_cells, inward_anchors, place, resized_crop, shortest_crop
+from .mosaic import fit_cell, fit_size, grid_cells, inward_anchors, place, resized_crop, shortest_crop
 from .tiles import Tiles, tiles_of
 
 MAX_REPLACEMENTS = 50  # more in a row mean that the image folder is wrong
@@ -105,33 +105,33 @@ class CanvasMapper(RecordMapper):
         indices = self.draw_partners(index, n * n, rng)
         made = self.mosaic(n, indices, rng, skipped) if n > 1 else self.single(index, rng, skipped)
         records, images, boxes, size = made
-        images = [image[:, ::-1] if rng.random() < self.flip else image for image in images]
-        canvas = compose([i.transpose(2, 0, 1) for i in images], boxes, size=size, pad_value=self.pad_value)
+        canvas = np.full((*size, 3), self.pad_value, dtype=np.uint8)
+        for image, (x0, y0, x1, y1) in zip(images, boxes.tolist(), strict=True):
+            paste(image, canvas[y0:y1, x0:x1], mirrored=rng.random() < self.flip)
         tiles = tiles_of(records, boxes, rng=rng)
         if self.permute_texts and len(tiles) > 1:
             # This draw is the last, so the canvas does not depend on it. A rotation moves every text.
             tiles = tiles.with_rolled_texts(int(rng.integers(1, len(tiles))))
-        return _canvas(torch.from_numpy(canvas), tiles)
+        return _canvas(channels_first(canvas), tiles)
 
     def single(self, index: int, rng, skipped) -> tuple:
-        """([record], [image], boxes (1, 4), size (H, W)) of one image that fills its canvas."""
+        """([record], [image], boxes (1, 4), size (H, W)) of one image, which is resized to fill its canvas."""
         if self.jitter:
             record, image = self.read_jittered(index, rng, skipped)
+            height, width = image.shape[:2]
         else:
             fit = partial(fit_size, short=self.short, long=self.long)
             record, decoded = self.read(index, rng, skipped, lambda r: fit(r["height"], r["width"]))
-            image = resize(decoded.image, fit(decoded.height, decoded.width))
-        height, width = image.shape[:2]
+            image, (height, width) = decoded.image, fit(decoded.height, decoded.width)
         return [record], [image], np.array([[0, 0, width, height]]), (height, width)
 
     def mosaic(self, n: int, indices: Sequence[int], rng, skipped) -> tuple:
-        """(records, images, boxes (T, 4), size (H, W)) of n x n images on a square canvas."""
+        """(records, images, boxes (T, 4), size (H, W)) of n x n images, which are resized into a square canvas."""
         size = (self.long, self.long)
         cells = grid_cells(n, size=size)
         tiles = [self.read_tile(i, cell, rng, skipped) for i, cell in zip(indices, cells, strict=True)]
-        records, images = zip(*tiles, strict=True)
-        extents = np.array([image.shape[:2] for image in images])
-        return records, images, place(extents, cells, inward_anchors(n, rng)), size
+        records, images, extents = zip(*tiles, strict=True)
+        return records, images, place(np.array(extents), cells, inward_anchors(n, rng)), size
 
     def draw_partners(self, index: int, count: int, rng) -> list[int]:
         """``index`` and ``count`` - 1 others, which differ from each other if there are enough."""
@@ -144,12 +144,12 @@ class CanvasMapper(RecordMapper):
             return [index, *(int(pool[i]) for i in drawn)]
         return [index, *(int(i) + (i >= index) for i in drawn)]  # all records but ``index``
 
-    def read_tile(self, index: int, cell, rng, skipped) -> tuple[dict, np.ndarray]:
-        """A record and its image, fitted or cropped to ``cell`` (x0, y0, x1, y1)."""
+    def read_tile(self, index: int, cell, rng, skipped) -> tuple[dict, np.ndarray, tuple[int, int]]:
+        """A record, its image or a crop of it, and the (height, width) that this gets in ``cell`` (x0, y0, x1, y1)."""
         height, width = int(cell[3] - cell[1]), int(cell[2] - cell[0])
         if self.jitter:
             record, image = self.read_jittered(index, rng, skipped)
-            return record, resize(image, fit_cell(*image.shape[:2], cell=(height, width)))
+            return record, image, fit_cell(*image.shape[:2], cell=(height, width))
         # A crop keeps a part of each side, so the decoded image must be larger by that factor.
         margin = 1.0 if self.filling == "fit" else 1 / shortest_crop(**self.crop)
 
@@ -159,9 +159,9 @@ class CanvasMapper(RecordMapper):
 
         record, decoded = self.read(index, rng, skipped, at_least)
         if self.filling == "fit":
-            return record, resize(decoded.image, fit_cell(decoded.height, decoded.width, cell=(height, width)))
+            return record, decoded.image, fit_cell(decoded.height, decoded.width, cell=(height, width))
         x0, y0, x1, y1 = resized_crop(*decoded.image.shape[:2], **self.crop, rng=rng)
-        return record, resize(decoded.image[y0:y1, x0:x1], (height, width))
+        return record, decoded.image[y0:y1, x0:x1], (height, width)
 
     def read_jittered(self, index: int, rng, skipped) -> tuple[dict, np.ndarray]:
         """A record and its jittered image."""
