@@ -98,12 +98,12 @@ def rgb_to_model(model: nn.Module, image: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def traceable(detect=None) -> Iterator[None]:
-    """Replace what depends on values by operators that a graph has. ``detect`` replaces fast_rcnn_inference."""
+    """Replace what depends on values by operators that a graph has. ``detect`` replaces detect_best."""
     replaced = [
         mock.patch.object(GeneralizedRCNN, "_postprocess", staticmethod(lambda results, *_: results)),
         mock.patch.object(FVLM, "preprocess_image", on_canvas),
         mock.patch.object(proposal_utils, "batched_nms", nms_of_levels),
-        mock.patch.object(box_predictors, "fast_rcnn_inference", detect or detections),
+        mock.patch.object(box_predictors, "detect_best", detect or detections),
         patch_builtin_len(_COUNTING),
     ]
     with contextlib.ExitStack() as stack:
@@ -129,7 +129,7 @@ def nms_of_levels(boxes: Tensor, scores: Tensor, levels: Tensor, iou_threshold: 
 
 
 def detections(boxes, logits, image_sizes, threshold: float, nms_threshold: float, topk: int):
-    """As Detectron2's ``fast_rcnn_inference`` of one image with class-agnostic boxes (R, 4)."""
+    """As :func:`clim.modeling.shortlist.detect_best` of one image with class-agnostic boxes (R, 4)."""
     (boxes,), (logits,), (size,) = boxes, logits, image_sizes
     clipped = Boxes(boxes)
     clipped.clip(size)

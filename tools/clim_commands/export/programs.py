@@ -16,7 +16,6 @@ from detectron2.modeling import poolers
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.modeling.roi_heads import Res5ROIHeads
-from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.export import Dim
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 from clim.errors import UserError
 from clim.files import replacing
 from clim.modeling.classifier import PseudoWordClassifier
+from clim.modeling.shortlist import detect_best
 
 from .graph import rgb_to_model, traceable
 
@@ -133,7 +133,7 @@ def load_programs(path: Path | str, *, trusted: bool = False) -> Callable[[Tenso
         levels = [x[None] for x in boxes], [x[None] for x in logits]
         (proposals,) = find_top_rpn_proposals(*levels, sizes, **about["rpn"], training=False)
         boxes, odds = head(features, proposals.proposal_boxes.tensor)
-        (found,), _ = fast_rcnn_inference([boxes], [odds], sizes, *limits)
+        (found,), _ = detect_best([boxes], [odds], sizes, *limits)
         found = found[found.pred_boxes.nonempty()]
         classes = torch.tensor(about["classes"])[found.pred_classes]
         return found.pred_boxes.tensor, found.scores.sigmoid(), classes
