@@ -4,7 +4,7 @@ Shapes: R regions, K classes, D width of text embeddings; column K of (R, K + 1)
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.config import configurable
@@ -220,13 +220,19 @@ class OVRCNNOutputLayers(TextOutputLayers):
     def inference(self, predictions, proposals):
         """As the parent's; ``scores`` are the softmax, ``logits`` its log-odds, which do not round to one value."""
         logits, deltas = predictions
-        competing = logits[:, F.pad(self.competes, (0, 1), value=True)].double()
-        odds = log_odds(competing.log_softmax(1)).float()
+        competing = logits[:, F.pad(self.competes, (0, 1), value=True)]
+        odds = by_rows(lambda rows: log_odds(rows.double().log_softmax(1)).float(), competing)
         results, kept = super().inference((odds, deltas), proposals)
         classes = self.competes.nonzero()[:, 0]
         for result in results:
             result.pred_classes = classes[result.pred_classes]
         return results, kept
+
+
+def by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """``function`` of ``tensors`` (R, …), a few rows at a time, so that its double-precision tensors stay small."""
+    rows = max(2**20 // max(tensors[0].shape[1], 1), 1)
+    return torch.cat([function(*parts) for parts in zip(*(t.split(rows) for t in tensors), strict=True)])
 
 
 def log_odds(log_scores: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 Shapes: R regions, K classes, D width of text and region embeddings; column K of (R, K + 1) is the background.
 """
 
+from functools import partial
+
 import torch
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 from clim.losses import cosine_logits, masked_softmax_ce
 from clim.text import require_width
 
-from .box_predictors import OpenVocabOutputLayers, log_odds
+from .box_predictors import OpenVocabOutputLayers, by_rows, log_odds
 from .classifier import CosineClassifier
 from .open_vocab_rcnn import OpenVocabRCNN
 from .roi_heads import TextHeads
@@ -98,8 +100,9 @@ class FVLMOutputLayers(OpenVocabOutputLayers):
         logits, deltas = predictions
         regions = torch.cat([p.vlm_embeddings for p in proposals])
         vlm = cosine_logits(regions, self.cls_score.class_embeddings, temperature=self.vlm_temperature)
-        fused = fused_log_scores(logits, vlm, self.freq_weight > 1e-4, alpha=self.alpha, beta=self.beta)
-        return super().inference((log_odds(fused).float(), deltas), proposals)
+        fuse = partial(fused_log_scores, has_boxes=self.freq_weight > 1e-4, alpha=self.alpha, beta=self.beta)
+        odds = by_rows(lambda *rows: log_odds(fuse(*rows)).float(), logits, vlm)
+        return super().inference((odds, deltas), proposals)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -171,8 +174,7 @@ def fused_log_scores(detection: Tensor, vlm: Tensor, has_boxes: Tensor, *, alpha
 
     w is ``alpha`` for classes with boxes and for the background, ``beta`` for the other classes. No class is masked
     before the softmax and no row is renormalised after it, so rows do not sum to one (F-VLM, arXiv 2209.15639;
-    clip_fvlm §4). Double precision, because the p of a confident head rounds to 1 in float32. With the 1,000 proposals
-    and 1,204 columns of an image of OV-LVIS, every tensor of that size takes 10 MB, and up to six exist at once.
+    clip_fvlm §4). Double precision, because the p of a confident head rounds to 1 in float32.
 
     ``detection`` and ``vlm`` are logits (R, K + 1), temperature included; ``has_boxes`` (K,) bool.
     """

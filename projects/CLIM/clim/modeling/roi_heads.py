@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from clim.errors import UserError
 
 from .backbones.efficientnet import LAST_SHARED, OUT_CHANNELS, chain, folded_lite0
-from .box_predictors import TextOutputLayers, build_box_predictor, configured_embeddings, log_odds
+from .box_predictors import TextOutputLayers, build_box_predictor, by_rows, configured_embeddings, log_odds
 from .vocabulary import num_classes
 
 
@@ -161,10 +161,11 @@ class OpenVocabCascadeROIHeads(TextHeads, CascadeROIHeads):
         for last in self._stages(features, [p.proposal_boxes for p in proposals], sizes):
             predictor, x, _ = last
             logits.append(predictor.cls_score(x)[:, :-1].split([len(p) for p in proposals]))
-        odds = []
-        for p, *stages in zip(proposals, *logits, strict=True):
-            scores = fused_scores(stages, p.objectness_logits if self.mult_proposal_score else None)
-            odds.append(F.pad(log_odds(scores.log()).float(), (0, 1)))
+        count, odds = len(logits), []
+        for p, *of_image in zip(proposals, *logits, strict=True):
+            of_image += [p.objectness_logits] if self.mult_proposal_score else []
+            fused = by_rows(lambda *rows: log_odds(fused_scores(rows[:count], *rows[count:]).log()).float(), *of_image)
+            odds.append(F.pad(fused, (0, 1)))
         return predictor.detect([b.tensor for b in _refined(*last, sizes)], odds, sizes)[0]
 
 
