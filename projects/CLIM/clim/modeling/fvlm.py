@@ -139,7 +139,7 @@ class BestMatcher(Matcher):
             best = own_best(overlaps[:, :proposed], matches[:proposed], min_iou=self.thresholds[-2])
             matches[:proposed] = best  # its label is 1 already, since its best object has at least this IoU
         if self.appended:
-            matches[proposed:] = torch.arange(len(overlaps))
+            matches[proposed:] = torch.arange(len(overlaps), device=matches.device)
         return matches, labels
 
 

@@ -13,6 +13,7 @@ from torchvision.ops import nms
 
 LENGTH = 1024  # pairs of the first try
 GROWTH = 8
+TOGETHER = 2**14  # boxes for one call of CUDA's NMS, whose memory grows with the square: 32 MiB
 
 
 def detect_best(
@@ -55,7 +56,8 @@ def nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, overlap: float)
 
     A box goes where its IoU with a better one of its class is above ``overlap``.
     """
-    if boxes.is_cuda:  # all classes at once, moved apart; in double precision their IoUs stay the same
+    if boxes.is_cuda and 0 < len(boxes) <= TOGETHER:
+        # All classes at once, moved apart; in double precision their IoUs stay the same.
         moved = boxes.double() + (classes.double() * (boxes.max() + 1))[:, None]
         return nms(moved, scores.double(), overlap)
     order = classes.argsort(stable=True)
