@@ -19,8 +19,6 @@ QUALITY = 90  # of the JPEGs, with all of their colours: 75 kB at 95 instead of 
 NOTE = "copies.json"  # in a folder of copies
 LISTED = 10  # unreadable images that are named
 
-Made = tuple[str, int, str]  # (kind, bytes of the copy, name and reason of an unreadable image)
-
 
 def add_shrink_options(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clim shrink``."""
@@ -49,22 +47,23 @@ def shrink(args: argparse.Namespace) -> None:
 
     from clim.data.loader import start_worker
 
+    counts, size, unreadable = Counter(), 0, []
     with holding(args.output, args.input):
         make = partial(make_copy, images=args.input, copies=args.output)
         # A DataLoader, because its processes end when this one is killed.
-        made = DataLoader(
-            names, batch_size=None, num_workers=args.workers, collate_fn=make, worker_init_fn=start_worker
-        )
-        shown = track(made, "images", len(names), console=Console(stderr=True), transient=True)
-        kinds, sizes, unreadable = zip(*shown, strict=True)
-    counts, unreadable = Counter(kinds), list(filter(None, unreadable))
+        options = {"num_workers": args.workers, "worker_init_fn": start_worker}
+        made = DataLoader(names, batch_size=None, collate_fn=make, **options)
+        for kind, number, fault in track(made, "images", len(names), console=Console(stderr=True), transient=True):
+            counts[kind] += 1
+            size += number
+            unreadable += [fault] if fault else []
     copies = counts["new"] + counts["there"]
-    print(f"{args.output}: {copies} copies ({counts['new']} of them new), {sum(sizes) / 1e6:.1f} MB")
+    print(f"{args.output}: {copies} copies ({counts['new']} of them new), {size / 1e6:.1f} MB")
     if counts["small"]:
-        print(f"{counts['small']} images are no larger and have no copy")
+        print(f"{counts['small']} images are no larger, and need none")
     if unreadable:
-        print(f"{len(unreadable)} images could not be read and have no copy:", *unreadable[:LISTED], sep="\n  ")
-        print("  …" * (len(unreadable) > LISTED))
+        print(f"{len(unreadable)} images could not be read, and have none:")
+        print(*unreadable[:LISTED], *["…"] * (len(unreadable) > LISTED), sep="\n")
     print(f"""Train with INPUT.COPIES "[['{args.input}', '{args.output}']]".""")
 
 
@@ -100,8 +99,15 @@ def holding(copies: Path, images: Path) -> Iterator[None]:
         yield
 
 
-def make_copy(name: str, *, images: Path, copies: Path) -> Made:
-    """Write the copy of an image, unless it is there: it has the time of the image from which it was made."""
+def make_copy(name: str, *, images: Path, copies: Path) -> tuple[str, int, str]:
+    """Write the copy of an image, unless it is there; it has the time of the image from which it was made.
+
+    Returns "new", "there", "small" (the image needs none) or "unreadable", the bytes of the copy, and name and reason
+    of an unreadable image.
+    """
+    import cv2
+    import simplejpeg
+
     from clim.data.images import MIN_SIDE, UnreadableImage, image_size, read_image
     from clim.data.mosaic import COPY_SIDE, fit_cell
 
@@ -119,17 +125,9 @@ def make_copy(name: str, *, images: Path, copies: Path) -> Made:
         image = read_image(source, at_least=size, min_side=MIN_SIDE).image
     except UnreadableImage as error:
         return "unreadable", 0, f"{name}: {error.reason}"
-    data = small_jpeg(image, size)
+    small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)  # each pixel is a mean, so nothing aliases
+    data = simplejpeg.encode_jpeg(small, quality=QUALITY, colorspace="BGR", colorsubsampling="420")
     with replacing(copy) as unfinished:
         unfinished.write_bytes(data)
         os.utime(unfinished, (time, time))
     return "new", len(data), ""
-
-
-def small_jpeg(image, size: tuple[int, int]) -> bytes:
-    """A JPEG of ``size`` (height, width) of uint8 (H, W, 3) BGR. Each pixel is a mean, so nothing aliases."""
-    import cv2
-    import simplejpeg
-
-    small = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-    return simplejpeg.encode_jpeg(small, quality=QUALITY, colorspace="BGR", colorsubsampling="444")
