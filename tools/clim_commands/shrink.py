@@ -15,7 +15,7 @@ from clim.sources import IMAGES, files_below
 
 from .inputs import output_folder, quiet_logging, workers
 
-QUALITY = 90  # of the JPEGs, with all of their colours: 75 kB at 95 instead of 50, and no gain on tiles below 400 px
+QUALITY = 90  # of the JPEGs: 95 decodes a third more slowly for 1 dB on tiles of 400 px, and less on smaller ones
 NOTE = "copies.json"  # in a folder of copies
 LISTED = 10  # unreadable images that are named
 

@@ -41,7 +41,6 @@ STREAMS = {"detection": 0, "captions": 1, "mosaics": 2, "regions": 3}
 
 Draw = tuple[int, int]  # (epoch, index)
 Key = tuple[str, int, int]  # (source, epoch, index)
-LOOKED_AT = 20  # images whose copies are looked for at the start
 
 logger = logging.getLogger(__name__)
 
@@ -177,8 +176,8 @@ def check_masks(cfg, records: list[dict]) -> None:
 
 def check_copies(mapper: RecordMapper) -> None:
     """UserError if INPUT.COPIES has no copy of any of some large images: then it names other folders."""
-    places = np.linspace(0, len(mapper.records) - 1, LOOKED_AT).astype(int).tolist()
-    records = [r for r in map(mapper.records.__getitem__, places) if max(r["height"], r["width"]) > COPY_SIDE]
+    some = np.linspace(0, len(mapper.records) - 1, 20).astype(int).tolist()
+    records = [r for r in map(mapper.records.__getitem__, some) if max(r["height"], r["width"]) > COPY_SIDE]
     if mapper.copies and records and not any(mapper.read_copy(record, at_least=(1, 1)) for record in records):
         remedy = "correct its paths, make copies with clim shrink, or set it to []"
         raise UserError(f"INPUT.COPIES has no copy of {records[0]['file_name']}, nor of other images: {remedy}.")

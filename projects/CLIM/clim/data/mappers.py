@@ -40,10 +40,7 @@ class RecordMapper:
     annotated = False  # whether records hold boxes, which need an image of the annotated size
     min_side = MIN_SIDE  # px, of an image that is used
 
-    def __init__(
-        self, records: Sequence[dict], *, seed: int, stream: int, image_format: str = "BGR",
-        copies: Sequence[tuple[str | os.PathLike, str | os.PathLike]] = (),
-    ):  # fmt: skip
+    def __init__(self, records: Sequence[dict], *, seed: int, stream: int, image_format: str = "BGR", copies=()):
         self.records = records
         self.seed, self.stream, self.image_format = seed, stream, image_format
         self.copies = [(os.path.join(os.path.abspath(images), ""), small) for images, small in copies]
@@ -72,7 +69,7 @@ class RecordMapper:
             try:
                 size = at_least(record) if at_least else None
                 options = {"fmt": self.image_format, "at_least": size}
-                decoded = size and self.read_copy(record, **options)
+                decoded = size and self.copies and self.read_copy(record, **options)
                 decoded = decoded or read_image(record["file_name"], min_side=self.min_side, **options)
                 if self.annotated:
                     check_size(record, decoded)
@@ -86,14 +83,13 @@ class RecordMapper:
     def read_copy(self, record: dict, *, at_least: tuple[int, int], **options) -> Decoded | None:
         """The small copy of an image, if it has the ``at_least`` (height, width) in px; None: the image is read."""
         size = record["height"], record["width"]
-        if self.copies and max(at_least) <= COPY_SIDE < max(size):
-            path = os.path.abspath(record["file_name"])
-            for images, copies in self.copies:
+        path = os.path.abspath(record["file_name"]) if max(at_least) <= COPY_SIDE < max(size) else ""
+        for images, copies in self.copies:
+            with suppress(UnreadableImage):
                 if path.startswith(images):
-                    with suppress(UnreadableImage):
-                        small = read_image(os.path.join(copies, path[len(images) :]), at_least=at_least, **options)
-                        if small[1:] == fit_cell(*size, cell=(COPY_SIDE, COPY_SIDE)):  # else it is of another image
-                            return Decoded(small.image, *size)
+                    small = read_image(os.path.join(copies, path[len(images) :]), at_least=at_least, **options)
+                    if small[1:] == fit_cell(*size, cell=(COPY_SIDE, COPY_SIDE)):  # else it is of another image
+                        return Decoded(small.image, *size)
         return None
 
 
