@@ -17,7 +17,7 @@ from clim_commands.main import run
 @pytest.fixture
 def photos(tmp_path):
     """A folder with images of all kinds."""
-    folder, rng = tmp_path / "photos", np.random.default_rng(0)
+    folder, rng, exif = tmp_path / "photos", np.random.default_rng(0), Image.Exif()
     (folder / "more").mkdir(parents=True)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
 
@@ -27,7 +27,8 @@ def photos(tmp_path):
 
     save("plain.jpg", 1200, 900)
     save("more/plain.jpg", 400, 401)
-    save("turned.jpg", 640, 480, exif=_turned())
+    exif[0x0112] = 6
+    save("turned.jpg", 640, 480, exif=exif)
     for mode, name in (("L", "grey.png"), ("P", "palette.png"), ("RGBA", "alpha.PNG"), ("CMYK", "inks.jpeg")):
         save(name, 500, 300, mode=mode)
     save("small.jpg", 400, 300)
@@ -36,12 +37,6 @@ def photos(tmp_path):
     (folder / "gone.jpg").symlink_to("nowhere")
     (folder / "notes.txt").write_text("no image")
     return folder
-
-
-def _turned():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return exif
 
 
 COPIES = {
