@@ -1,17 +1,21 @@
 """Records → canvases and single tiles: what is drawn, decoded, pasted and cropped."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from clim.data import images
+from clim.data import images, mappers
 from clim.data.images import read_image, resize
 from clim.data.jittering import STYLES, Jittering
 from clim.data.loader import build_mappers
-from clim.data.mappers import CanvasMapper
+from clim.data.mappers import CanvasMapper, CropMapper
 from clim.data.mosaic import fit_cell, fit_size, grid_cells
 from clim.errors import UserError
+from clim_commands.shrink import make_copy
 
 
 def same(a, b):
@@ -233,3 +237,79 @@ def test_the_config_jitters_singles_and_mosaics_apart(photos, load_cfg, register
     assert jitters("INPUT.MOSAIC.FILLING", "jitter") == [("mmdet", 48)] * 2
     with pytest.raises(UserError, match="INPUT.CAPTION.JITTER_SIZE above 0"):
         jitters("INPUT.MOSAIC.FILLING", "jitter", "INPUT.CAPTION.JITTER_SIZE", 0)
+
+
+# ---- small copies
+
+
+@pytest.fixture
+def large(make_photos, tmp_path, monkeypatch):
+    """(records of photos, the entry of ``copies``, names of the files that are read from now on)."""
+    records, read = make_photos([(480, 640), (640, 427), (427, 640), (1501, 999), (300, 380)], ext="jpg"), []
+    folder = Path(records[0]["file_name"]).parent
+    for record in records:
+        make_copy(os.path.basename(record["file_name"]), images=folder, copies=tmp_path / "copies")
+    assert sorted(path.name for path in (tmp_path / "copies").iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    spy = lambda name, **options: (read.append(os.fspath(name)), read_image(name, **options))[1]  # noqa: E731
+    monkeypatch.setattr(mappers, "read_image", spy)
+    return records, (folder, tmp_path / "copies"), read
+
+
+@pytest.mark.parametrize(
+    "options, copied",
+    [
+        ({"grids": [2], "long": 800}, {0, 1, 2, 3}),  # tiles of 400 px
+        ({"grids": [2], "long": 804}, set()),  # 402 px
+        ({"grids": [3], "long": 800}, {0, 1, 2, 3}),
+        ({"grids": [1], "short": 300, "long": 400}, {0, 1, 2, 3}),
+        ({"grids": [1], "short": 400, "long": 667}, set()),
+        ({"grids": [4], "long": 800, "filling": "crop"}, {0, 1, 2, 3}),
+        ({"grids": [3], "long": 800, "filling": "crop"}, set()),  # crops of 267 px come from 433 px and more
+        ({"grids": [3], "long": 800, "filling": "jitter", "jitter": Jittering("mmdet", side=300, scale=(0.5, 1))},
+         {0, 1, 2, 3}),
+        ({"size": 120, "scale": (0.5, 1.0), "ratio": (3 / 4, 4 / 3)}, {0, 1, 2, 3}),
+    ],
+)  # fmt: skip
+def test_tiles_from_copies_have_the_same_boxes_texts_and_nearly_the_same_pixels(large, canvases, options, copied):
+    records, folders, read = large
+    make = canvases
+    if "size" in options:
+        make = lambda records, **more: CropMapper(records, seed=1, stream=2, **more)  # noqa: E731
+    for index in range(5):
+        whole = make(records, **options)(index=index, epoch=0)
+        read.clear()
+        small = make(records, copies=[folders], **options)(index=index, epoch=0)
+        asked = {int(Path(name).stem) for name in read if Path(name).parent == folders[1]}
+        shown = set(small["tiles"].image_ids.tolist())
+        assert asked == {number for number in copied if number + 100 in shown}
+        assert same(whole, small | {"image": whole["image"]})
+        difference = (whole["image"].float() - small["image"].float()).abs()
+        assert torch.equal(whole["image"], small["image"]) if not asked else difference.mean() < 1.5
+        assert len(read) == len(small["tiles"])  # a copy is read in place of its image
+
+
+def test_images_are_read_where_a_copy_is_missing_damaged_or_of_another_image(large, canvases):
+    records, (folder, copies), _ = large
+    (copies / "0.jpg").unlink()
+    (copies / "1.jpg").write_bytes((copies / "1.jpg").read_bytes()[:2000])
+    os.replace(copies / "3.jpg", copies / "2.jpg")
+    options = {"grids": [2], "long": 400}
+    whole, small = canvases(records, **options), canvases(records, copies=[(folder, copies)], **options)
+    assert all(same(whole(index=i, epoch=0), small(index=i, epoch=0)) for i in range(5))
+    # Neither do copies belong to another folder whose name begins in the same way.
+    other = canvases(records, copies=[(str(folder)[:-1], copies)], **options)
+    assert all(same(whole(index=i, epoch=0), other(index=i, epoch=0)) for i in range(5))
+
+
+def test_the_config_names_folders_of_copies_and_refuses_those_without(large, load_cfg, registered, tmp_path):
+    records, folders, _ = large
+    keys = ["DATASETS.CAPTIONS", (registered(*records),), "INPUT.COPIES"]
+
+    def found(*pairs):
+        return build_mappers(load_cfg("mini/detic_clim.yaml", *keys, [*pairs]), ["captions", "mosaics"], seed=1)
+
+    pair = [str(folder) for folder in folders]
+    assert all(mapper.read_copy(records[0], at_least=(9, 9)) for mapper in found(pair).values())
+    with pytest.raises(UserError, match="INPUT.COPIES has no copy of .*0.jpg, nor of other images: correct its paths"):
+        found([pair[0], str(tmp_path / "gone")])
+    assert not found()["mosaics"].copies

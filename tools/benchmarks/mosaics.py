@@ -1,7 +1,9 @@
-"""Mosaics per second and core, with tiles that are decoded anew or kept in memory."""
+"""Mosaics per second and core, with tiles that are decoded anew, come from small copies or are kept in memory."""
 
 import functools
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from clim.data import images, mappers
 from clim.data.images import read_image, resize
 from clim.data.mosaic import fit_cell, grid_cells, inward_anchors, place
+from clim_commands.shrink import make_copy
 
 from .inputs import Settings
 from .stopwatch import REST, Run, Spread, Stages, interleaved, measure, paired_ratio, shares
@@ -56,7 +59,12 @@ def full_decode(file_name, *, at_least=None, **options):
 
 def mosaic_arms(settings: Settings, records: Sequence[dict], n: int) -> dict[str, Callable[[], Run]]:
     """Functions that make the same ``settings.canvases`` canvases of n x n tiles, each in its own way."""
-    clim = mappers.CanvasMapper(records, grids=[n], short=CANVAS, long=CANVAS, flip=0.5, seed=0, stream=0)
+    options = {"grids": [n], "short": CANVAS, "long": CANVAS, "flip": 0.5, "seed": 0, "stream": 0}
+    clim = mappers.CanvasMapper(records, **options)
+    root, folder = Path(os.sep), Path(settings.folder, "copies")
+    for record in records:
+        make_copy(os.path.abspath(record["file_name"])[1:], images=root, copies=folder)
+    shrunk = mappers.CanvasMapper(records, copies=[(root, folder)], **options)
     released = ReleasedOrder(records, n=n)
     remembering = ReleasedOrder(records, n=n, partners=functools.cache(released.fitted))
     stages = Stages()
@@ -77,6 +85,7 @@ def mosaic_arms(settings: Settings, records: Sequence[dict], n: int) -> dict[str
 
     return {
         "CLIM, decoded afresh": arm(clim, read_image),
+        "CLIM, shrunk copies": arm(shrunk, read_image),
         "CLIM, full-size decode": arm(clim, full_decode),
         "CLIM, tiles in memory": arm(clim, functools.cache(read_image)),
         "released order, decoded afresh": arm(released, read_image),

@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "clim_commands.inspect",
     "export": "clim_commands.export",
     "serve": "clim_commands.serve",
+    "shrink": "clim_commands.shrink",
 }
 
 

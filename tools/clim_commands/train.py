@@ -143,7 +143,8 @@ def sources(method: Mapping | None, *, cache: Path) -> dict:
     number = PER_GPU if method else 0
     sizes = {"DETECTION": PER_GPU, "CAPTIONS": number, "MOSAICS": number, "REGIONS": 0}
     keys = {f"DATALOADER.{source}_PER_GPU": size for source, size in sizes.items()}
-    keys |= {"DATALOADER.ALTERNATE": "()"} | (dict(method) if method else {"MODEL.METHOD.NAME": ""})
+    keys |= {"DATALOADER.ALTERNATE": "()", "INPUT.COPIES": "[]"}
+    keys |= dict(method) if method else {"MODEL.METHOD.NAME": ""}
     return keys | ({"MODEL.TEXT.CACHE": cache} if method else {})
 
 

@@ -206,6 +206,7 @@ def _add_centernet2(cfg, node) -> None:
 
 def _add_input(cfg, node) -> None:
     """From records to the network's input."""
+    cfg.INPUT.COPIES = []  # [[folder of images, folder of their copies]]: small ones for tiles, made by ``clim shrink``
     cfg.INPUT.CAPTION = caption = node()
     caption.SHORT_SIDE = 400  # px
     caption.LONG_SIDE = 667  # px, at most

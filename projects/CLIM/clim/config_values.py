@@ -70,6 +70,7 @@ _RULES = (
     ("texts, at least one", _some(_Text),
         "MODEL.CENTERNET: IN_FEATURES; MODEL.RPN: IN_FEATURES; MODEL.ROI_HEADS: IN_FEATURES"),
     ("a list of [name, kind, file, folder]", list[_some(_Text, 4, 4)], "DATASETS: OWN"),
+    ("a list of [folder of images, folder of their copies]", list[_some(_Text, 2, 2)], "INPUT: COPIES"),
     ("a whole number above 0", _whole(1), """
         MODEL.METHOD.DETIC: TAG_TOPK; MODEL.METHOD.BARON: TOPK; MODEL.METHOD.REGION_CLIP: CLASSES; MODEL.CENTERNET:
         PRE_NMS_TOPK_TRAIN PRE_NMS_TOPK_TEST POST_NMS_TOPK_TRAIN POST_NMS_TOPK_TEST; MODEL.RPN: BATCH_SIZE_PER_IMAGE;

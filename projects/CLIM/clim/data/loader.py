@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from clim.errors import UserError
+from clim.files import resolve
 from clim.processes import STOP_SIGNALS, die_with_parent
 from clim.sources import Skipped
 
@@ -30,6 +31,7 @@ from .datasets import get_records
 from .images import ResizeShortestEdge, UnreadableImage, channels_first, check_size, read_image
 from .jittering import Jittering, training_augmentations
 from .mappers import CanvasMapper, CropMapper, DetectionMapper, RecordMapper, RegionMapper
+from .mosaic import COPY_SIDE
 from .names import pair_records, set_classes, training_records, vocabulary_names
 from .partners import load_neighbours
 from .records import column, concatenated, listed, with_own_ids
@@ -121,7 +123,10 @@ def batch_sizes(cfg) -> dict[str, int]:
 def build_mappers(cfg, sources, *, seed: int) -> dict[str, RecordMapper]:
     """{source: mapper}; captions and mosaics share one list of records."""
     read = cache(partial(source_records, cfg))
-    return {s: _build_mapper(cfg, s, read("captions" if s == "mosaics" else s), seed=seed) for s in sources}
+    mappers = {s: _build_mapper(cfg, s, read("captions" if s == "mosaics" else s), seed=seed) for s in sources}
+    if of_pairs := mappers.get("captions") or mappers.get("mosaics"):
+        check_copies(of_pairs)
+    return mappers
 
 
 def source_records(cfg, source: str) -> Sequence[dict]:
@@ -169,8 +174,18 @@ def check_masks(cfg, records: list[dict]) -> None:
         raise UserError(f'DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has run lengths: set INPUT.MASK_FORMAT to "bitmask".')
 
 
+def check_copies(mapper: RecordMapper) -> None:
+    """UserError if INPUT.COPIES has no copy of any of some large images: then it names other folders."""
+    some = np.linspace(0, len(mapper.records) - 1, 20).astype(int).tolist()
+    records = [r for r in map(mapper.records.__getitem__, some) if max(r["height"], r["width"]) > COPY_SIDE]
+    if mapper.copies and records and not any(mapper.read_copy(record, at_least=(1, 1)) for record in records):
+        remedy = "correct its paths, make copies with clim shrink, or set it to []"
+        raise UserError(f"INPUT.COPIES has no copy of {records[0]['file_name']}, nor of other images: {remedy}.")
+
+
 def _build_mapper(cfg, source: str, records: Sequence[dict], *, seed: int) -> RecordMapper:
     stream = {"seed": seed, "stream": STREAMS[source], "image_format": cfg.INPUT.FORMAT}
+    stream["copies"] = [(resolve(images), resolve(copies)) for images, copies in cfg.INPUT.COPIES]
     if source == "detection":
         masks = cfg.INPUT.MASK_FORMAT if cfg.MODEL.MASK_ON else None
         check_masks(cfg, records)

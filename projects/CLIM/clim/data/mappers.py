@@ -5,9 +5,10 @@ does not stop training: :meth:`RecordMapper.read` takes another record and lists
 """
 
 import copy
+import os
 import random
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import numpy as np
@@ -21,7 +22,7 @@ from clim.errors import UserError
 
 from .images import MIN_SIDE, Decoded, UnreadableImage, channels_first, check_size, letterbox, paste, read_image
 from .jittering import Jittering, JitterTransform
-from .mosaic import fit_cell, fit_size, grid_cells, inward_anchors, place, resized_crop, shortest_crop
+from .mosaic import COPY_SIDE, fit_cell, fit_size, grid_cells, inward_anchors, place, resized_crop, shortest_crop
 from .tiles import Tiles, tiles_of
 
 MAX_REPLACEMENTS = 50  # more in a row mean that the image folder is wrong
@@ -31,16 +32,18 @@ class RecordMapper:
     """Base of all mappers: it gives each sample its random numbers and replaces unreadable images.
 
     ``records`` are dicts with ``file_name, height, width, image_id`` and what the subclass needs. Sources with
-    different ``stream`` draw independently. ``image_format`` is "BGR" or "RGB".
+    different ``stream`` draw independently. ``image_format`` is "BGR" or "RGB". ``copies``: [(folder of images, folder
+    of their small copies)].
     """
 
     square = False  # whether all samples are squares of one size
     annotated = False  # whether records hold boxes, which need an image of the annotated size
     min_side = MIN_SIDE  # px, of an image that is used
 
-    def __init__(self, records: Sequence[dict], *, seed: int, stream: int, image_format: str = "BGR"):
+    def __init__(self, records: Sequence[dict], *, seed: int, stream: int, image_format: str = "BGR", copies=()):
         self.records = records
         self.seed, self.stream, self.image_format = seed, stream, image_format
+        self.copies = [(os.path.join(os.path.abspath(images), ""), small) for images, small in copies]
 
     def __call__(self, *, index: int, epoch: int) -> dict:
         """One network input, and the replaced images under ``skipped``: [(file name, reason)].
@@ -65,8 +68,9 @@ class RecordMapper:
             record = self.records[index]
             try:
                 size = at_least(record) if at_least else None
-                options = {"at_least": size, "min_side": self.min_side}
-                decoded = read_image(record["file_name"], fmt=self.image_format, **options)
+                options = {"fmt": self.image_format, "at_least": size}
+                decoded = size and self.copies and self.read_copy(record, **options)
+                decoded = decoded or read_image(record["file_name"], min_side=self.min_side, **options)
                 if self.annotated:
                     check_size(record, decoded)
                 return record, decoded
@@ -75,6 +79,18 @@ class RecordMapper:
                 index = int(rng.integers(len(self.records)))
         last = "{} ({})".format(*skipped[-1])
         raise UserError(f"{MAX_REPLACEMENTS} images in a row could not be read, last {last}: is the folder complete?")
+
+    def read_copy(self, record: dict, *, at_least: tuple[int, int], **options) -> Decoded | None:
+        """The small copy of an image, if it has the ``at_least`` (height, width) in px; None: the image is read."""
+        size = record["height"], record["width"]
+        path = os.path.abspath(record["file_name"]) if max(at_least) <= COPY_SIDE < max(size) else ""
+        for images, copies in self.copies:
+            with suppress(UnreadableImage):
+                if path.startswith(images):
+                    small = read_image(os.path.join(copies, path[len(images) :]), at_least=at_least, **options)
+                    if small[1:] == fit_cell(*size, cell=(COPY_SIDE, COPY_SIDE)):  # else it is of another image
+                        return Decoded(small.image, *size)
+        return None
 
 
 class CanvasMapper(RecordMapper):
@@ -160,8 +176,7 @@ class CanvasMapper(RecordMapper):
         record, decoded = self.read(index, rng, skipped, at_least)
         if self.filling == "fit":
             return record, decoded.image, fit_cell(decoded.height, decoded.width, cell=(height, width))
-        x0, y0, x1, y1 = resized_crop(*decoded.image.shape[:2], **self.crop, rng=rng)
-        return record, decoded.image[y0:y1, x0:x1], (height, width)
+        return record, _cropped(decoded, self.crop, rng), (height, width)
 
     def read_jittered(self, index: int, rng, skipped) -> tuple[dict, np.ndarray]:
         """A record and its jittered image."""
@@ -189,9 +204,9 @@ class CropMapper(RecordMapper):
         # The smallest crop has at least ``size`` px a side, unless the image is smaller.
         shortest = self.size / shortest_crop(**self.crop)
         record, decoded = self.read(index, rng, skipped, lambda r: _scaled(r, shortest / min(r["height"], r["width"])))
-        x0, y0, x1, y1 = resized_crop(*decoded.image.shape[:2], **self.crop, rng=rng)
         # PIL's bicubic filter averages all pixels when it shrinks, as CLIP's own preprocessing does.
-        image = Image.fromarray(decoded.image[y0:y1, x0:x1]).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        crop, size = _cropped(decoded, self.crop, rng), (self.size, self.size)
+        image = Image.fromarray(crop).resize(size, Image.Resampling.BICUBIC)
         tiles = tiles_of([record], np.array([[0, 0, self.size, self.size]]), rng=rng)
         return _canvas(channels_first(np.asarray(image)), tiles)
 
@@ -267,8 +282,16 @@ def vanished(transforms: Sequence[T.Transform], record: dict) -> list[tuple[str,
 
 
 def _scaled(record: dict, scale: float) -> tuple[int, int]:
-    """(height, width) of the image times ``scale``, rounded up, but at most full size."""
-    return tuple(min(int(np.ceil(record[side] * scale)), record[side]) for side in ("height", "width"))
+    """(height, width) of the image times ``scale``, rounded up but for errors of floats, and at most full size."""
+    return tuple(min(int(np.ceil(record[side] * scale - 1e-6)), record[side]) for side in ("height", "width"))
+
+
+def _cropped(decoded: Decoded, crop: dict, rng) -> np.ndarray:
+    """A :func:`resized_crop` of the original, in the pixels that were decoded, at least one."""
+    height, width = decoded.image.shape[:2]
+    x0, y0, x1, y1 = resized_crop(decoded.height, decoded.width, **crop, rng=rng)
+    rows, columns = height / decoded.height, width / decoded.width
+    return decoded.image[int(y0 * rows) : int(np.ceil(y1 * rows)), int(x0 * columns) : int(np.ceil(x1 * columns))]
 
 
 def _canvas(image: torch.Tensor, tiles: Tiles) -> dict:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+COPY_SIDE = 400  # px, longest side of the small copies of INPUT.COPIES
 TRIES = 10  # torchvision's RandomResizedCrop tries as often to find a crop that fits
 
 
