@@ -7,6 +7,7 @@ moved or made there by the device of another tensor. Exchanges are those of two 
 """
 
 import pickle
+import re
 import sys
 import tempfile
 import time
@@ -44,15 +45,12 @@ EXCHANGES = {
 
 
 def place() -> str:
-    """file:line of the innermost frame in CLIM or Detectron2, but in the caller of Detectron2's exchanges."""
-    frame = sys._getframe(1)
-    while frame:
-        name = frame.f_code.co_filename
-        for package in ("/clim/", "/detectron2/"):
-            if package in name and not name.endswith("utils/comm.py"):
-                return f"{package[1:]}{name.rpartition(package)[2]}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "elsewhere"
+    """file:line of the innermost frame in CLIM or Detectron2, without the functions that all exchanges go through."""
+    frame, found = sys._getframe(1), None
+    while frame and not (found and found[2] not in ("utils/comm.py", "processes.py", "errors.py")):
+        found = re.search(r"/(clim|detectron2)/((?!.*/\1/).*)", frame.f_code.co_filename)
+        line, frame = frame.f_lineno, frame.f_back
+    return f"{found[1]}/{found[2]}:{line}" if found else "elsewhere"
 
 
 def storage(tensor: Tensor) -> int:
@@ -172,9 +170,9 @@ def waits_of(cfg, records: Sequence[dict] | None = None) -> list[dict]:
     ours = {where: number for where, number in sorted(waits.items()) if where.startswith("clim/")}
     total = {"all of CLIM": sum(ours.values()), "all of Detectron2": waits.total() - sum(ours.values())}
     rows = [("host wait", where, number, "", "") for where, number in (ours | total).items()]
-    for kind, where in sorted({(kind, where) for kind, where, *_ in found}):
-        sizes, ms = zip(*(numbers for *key, numbers in found if key == [kind, where]), strict=True)
-        rows.append((kind, where, len(sizes) / COUNTED, sum(sizes) // COUNTED, round(sum(ms) / COUNTED, 2)))
+    for key in sorted({(kind, where) for kind, where, _ in found}):
+        sizes, ms = zip(*(numbers for *other, numbers in found if tuple(other) == key), strict=True)
+        rows.append((*key, len(sizes) / COUNTED, sum(sizes) // COUNTED, round(sum(ms) / COUNTED, 2)))
     return [dict(zip(("what", "where", "a step", "bytes", "CPU ms"), row, strict=True)) for row in rows]
 
 

@@ -88,10 +88,9 @@ def die_with_parent() -> None:
 def gather_numbers(*numbers: float) -> list[list[float]]:
     """The ``numbers`` of each process, in rank order; all have as many. One small tensor of the host, in float64."""
     mine = torch.tensor(numbers, dtype=torch.float64)
-    if comm.get_world_size() == 1:
-        return [mine.tolist()]
-    of_ranks = mine.new_empty(comm.get_world_size(), len(mine))
-    torch.distributed.all_gather(list(of_ranks), mine, group=comm._get_global_gloo_group())
+    of_ranks = mine.repeat(comm.get_world_size(), 1)
+    if len(of_ranks) > 1:
+        torch.distributed.all_gather(list(of_ranks), mine, group=comm._get_global_gloo_group())
     return of_ranks.tolist()
 
 

@@ -31,11 +31,12 @@ class Tiles:
     @property
     def alone(self) -> Tensor:
         """(T,) bool: the tile is the only one of its canvas, so the canvas is a plain image."""
-        alone = [count == 1 for count in self.counts for _ in range(count)]
-        return torch.tensor(alone, dtype=torch.bool, device=self.canvas.device)
+        return torch.tensor(
+            [n == 1 for n in self.counts for _ in range(n)], dtype=torch.bool, device=self.canvas.device
+        )
 
     def to(self, device) -> "Tiles":
-        """The same tiles with their tensors on ``device``. ``counts`` are taken here: there the host would wait."""
+        """The same tiles with their tensors on ``device``; the host keeps ``counts``, so that it need not wait."""
         moved = replace(self, **{name: getattr(self, name).to(device) for name in ("boxes", "canvas", "image_ids")})
         moved.counts = self.counts
         return moved

@@ -21,7 +21,7 @@ class TextQueue(nn.Module):
         self.count = 0  # of stored rows: the host knows it without waiting for the device
 
     def recount(self) -> None:
-        """To be called where the buffers have been changed by other means than :meth:`push`."""
+        """Count the stored rows after another change of the buffers than :meth:`push`."""
         self.count = int((self.image_ids >= 0).sum())
 
     def read(self) -> tuple[Tensor, Tensor]:
@@ -52,9 +52,6 @@ def gather_rows(*tensors: Tensor) -> tuple[list[Tensor], int]:
     if comm.get_world_size() == 1:
         return list(tensors), 0
     counts = [int(count) for (count,) in gather_numbers(len(tensors[0]))]
-    gathered = []
-    for rows in tensors:
-        padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
-        parts = all_gather(padded)
-        gathered.append(torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]))
-    return gathered, sum(counts[: comm.get_rank()])
+    padded = (torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])]) for rows in tensors)
+    of_ranks = [zip(all_gather(rows), counts, strict=True) for rows in padded]
+    return [torch.cat([part[:n] for part, n in parts]) for parts in of_ranks], sum(counts[: comm.get_rank()])
