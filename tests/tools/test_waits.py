@@ -30,6 +30,8 @@ CASES = {
     "moved": (lambda w: moved([1, 2]).sum().item(), 1),
     "the original of what is moved": (lambda w: (lambda x: (x.to(DEVICE), x.tolist()))(torch.ones(3)), 0),
     "made there": (lambda w: torch.zeros(2, device=w.device).sum().item(), 1),
+    "made on the host": (lambda w: torch.zeros(2, device=torch.ones(1).device).sum().item(), 0),
+    "taken back, and made there": (lambda w: torch.zeros(2, device=w.detach().cpu().device).tolist(), 1),
     "made from it": (lambda w: w.new_zeros(2).tolist(), 1),
     "a mask, and backward": (trained_by_mask, 2),
     "assigned by a mask": (lambda w: w.detach().clone().index_put_((moved(MASK),), torch.zeros(())), 1),

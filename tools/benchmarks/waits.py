@@ -38,6 +38,7 @@ COUNTED = 4  # steps of two processes; before them, and before the step of one p
 WAITING = "_local_scalar_dense nonzero masked_select _unique2 unique_consecutive bincount equal nms".split()
 MASKED = "index index_put index_put_ _index_put_impl_".split()  # by a mask: waits for the number of its rows
 BACK = "cpu tolist numpy".split()
+HOST = torch.device("cpu", 0)  # stands for the device of the host's tensors
 EXCHANGES = {
     "pickled exchange": "all_gather_object gather_object broadcast_object_list".split(),
     "exchange of a tensor": "all_gather all_reduce reduce gather broadcast all_to_all reduce_scatter".split(),
@@ -94,9 +95,11 @@ class Moves(TorchFunctionMode):
         if name == "one_hot":  # only on the CPU it looks at the classes
             with mock.patch.object(waits, "counts", Counter()):
                 return function(*args, **kwargs)
-        options = [*args[1:], *kwargs.values()]
-        there = any(isinstance(x, torch.device) for x in options)
-        back = name in BACK or (name == "to" and any(isinstance(x, str) for x in options))  # only "cpu" is written
+        if function == torch.Tensor.device.__get__ and storage(args[0]) not in waits.on_device:
+            return HOST
+        places = [x for x in (*args[1:], *kwargs.values()) if isinstance(x, torch.device | str)]
+        there = bool(places) and places[0] not in (HOST, "cpu")
+        back = name in BACK or (name == "to" and bool(places) and not there)
         waits.counts[place()] += int(back and storage(args[0]) in waits.on_device)
         found = function(*args, **kwargs)
         if back or (name == "to" and there):
