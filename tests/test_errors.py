@@ -9,7 +9,6 @@ import traceback
 import numpy as np
 import pytest
 import torch
-from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from clim.checkpoints.checkpointer import atomic_save
@@ -149,7 +148,7 @@ def test_how_a_command_ends(code, status, expected):
     assert last.startswith(expected) and ("Traceback" in done.stderr) == (status == 1)
 
 
-def test_raise_on_all_ranks(monkeypatch):
+def test_raise_on_all_ranks_in_one_process():  # in two: engine/test_distributed.py
     with raise_on_all_ranks():
         pass
     with pytest.raises(UserError, match="^mine$") as caught, raise_on_all_ranks():
@@ -159,9 +158,9 @@ def test_raise_on_all_ranks(monkeypatch):
         raise KeyError("a bug")
     with pytest.raises(UserError, match="^/nowhere/a: no such file"), raise_on_all_ranks():
         open("/nowhere/a")
-    monkeypatch.setattr(comm, "all_gather", lambda mine: [mine, ("of rank 1", 1), ("of rank 2", 2)])
-    with pytest.raises(UserError, match="^of rank 1$"), raise_on_all_ranks(0) as values:
-        pass
-    assert values == [0, 1, 2]
-    with pytest.raises(UserError, match="^of rank 0$"), raise_on_all_ranks():
-        raise UserError("of rank 0")
+    with raise_on_all_ranks(2, 0.1) as of_ranks:
+        assert of_ranks == []
+    assert of_ranks == [(2.0,), (0.1,)]
+    with pytest.raises(UserError, match="^mine$"), raise_on_all_ranks(7) as of_ranks:
+        raise UserError("mine")
+    assert of_ranks == [(7.0,)]

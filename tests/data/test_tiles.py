@@ -26,10 +26,17 @@ def test_cat_joins_in_order_numbers_the_canvases_and_leaves_its_parts_alone():
     assert len(batch) == 7 and batch.image_ids.tolist() == ids
     assert batch.canvas.tolist() == [0, 0, 0, 0, 1, 2, 2] and batch.canvas.dtype == torch.int64
     assert batch.alone.tolist() == [False] * 4 + [True] + [False] * 2
+    assert batch.counts == [4, 1, 2] and CANVASES[2].counts == [2] and batch.to("cpu").counts == [4, 1, 2]
     assert batch.boxes.tolist() == [row for c in CANVASES for row in c.boxes.tolist()]
     assert batch.captions == [[f"{i}a", f"{i}b"] for i in ids]
     assert batch.drawn == [f"{i}a" for i in ids] and batch.tags == [[i] for i in ids]
     assert CANVASES[2].canvas.tolist() == [0, 0] and CANVASES[0].captions[0] == ["10a", "10b"]
+
+
+def test_tiles_on_a_device_know_their_counts_without_asking_it():
+    """Values of "meta" cannot be read at all."""
+    moved = Tiles.cat(CANVASES).to("meta")
+    assert moved.counts == [4, 1, 2] and moved.alone.device.type == "meta"
 
 
 def test_a_caption_is_redrawn_uniformly_from_torchs_random_state():

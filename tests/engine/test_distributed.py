@@ -29,6 +29,7 @@ from clim.engine.resume import rank_state_path
 from clim.errors import UserError, raise_on_all_ranks
 from clim.methods import Regions, Texts
 from clim.methods.detic import Detic
+from clim.methods.memory import TextQueue
 from clim.modeling import centernet
 from clim.processes import leave_group
 
@@ -51,7 +52,8 @@ def main_and_leave(config, output, overrides):
 def main(config, output, overrides):
     rank = comm.get_rank()
     seed_all_rng(rank)
-    written = {"gather": caption_loss(*caption_batch(rank)), "together": sentence_of(error_of_rank_1)}
+    written = {"gather": caption_loss(*caption_batch(rank)), "together": sentence_of(lambda: error_of(1))}
+    written["of both"] = sentence_of(lambda: error_of(0, 1))
     cfg = load_config(config, overrides)
     written["steps"], trainer = train(cfg)
     written["queue"] = dict(trainer.raw_model.method.named_buffers())
@@ -61,13 +63,13 @@ def main(config, output, overrides):
     trainer.cfg = load_config(config, [*overrides, "SOLVER.ACCUMULATE", "2"])
     written["accumulated"] = accumulated(trainer, rank)
     trainer.start_iter = rank
-    with raise_on_all_ranks(10 + rank) as written["values"]:
+    with raise_on_all_ranks(10 + rank, 2**40 + 0.1) as written["values"]:
         pass
     written["best"] = sentence_of(lambda: best_of({"bbox": {"AP": 1.0}} if rank == 0 else {}, cfg))
     written["disagreement"] = sentence_of(trainer._check_agreement)
     for name, loss in (("loss", float("nan") if rank == 1 else 1.0), ("norm", 1.0)):
         trainer.accumulate = lambda loss=loss: ({"loss_a": torch.tensor(loss)}, {"captions": [rank]}, 0.0)
-        trainer.clip_gradients = lambda: float("nan")  # of the mean over both
+        trainer.clip_gradients = lambda: torch.tensor(torch.nan)  # of the mean over both
         with EventStorage() as trainer.storage:
             written[f"not finite {name}"] = sentence_of(lambda: Trainer.run_step(trainer))
     torch.save(written, Path(output) / f"rank{rank}.pth")
@@ -79,6 +81,7 @@ def train(cfg):
     trainer.resume_or_load(resume=False)
     steps, model = [], trainer.raw_model
     run_step, clip, reduce = trainer.run_step, trainer.clip_gradients, torch.distributed.all_reduce
+    of_objects = torch.distributed.all_gather_object, torch.distributed.gather_object
 
     def watched_step():
         batch = next(trainer.loader)
@@ -91,7 +94,9 @@ def train(cfg):
             }
         )
         loader, trainer.loader = trainer.loader, iter([batch])
+        torch.distributed.all_gather_object = torch.distributed.gather_object = nothing_pickled
         run_step()
+        torch.distributed.all_gather_object, torch.distributed.gather_object = of_objects
         trainer.loader = loader
 
     def watched_clip():
@@ -111,6 +116,10 @@ def train(cfg):
     )
     trainer.train()
     return steps, trainer
+
+
+def nothing_pickled(*args, **kwargs):
+    raise AssertionError("processes exchange small tensors in a step, no pickled objects")
 
 
 def resumed(cfg):
@@ -194,10 +203,10 @@ def caption_loss(embeddings, tiles):
     return loss.item(), torch.autograd.grad(loss, embeddings)[0]
 
 
-def error_of_rank_1():
+def error_of(*ranks):
     with raise_on_all_ranks():
-        if comm.get_rank() == 1:
-            raise UserError("a mistake on process 1")
+        if comm.get_rank() in ranks:
+            raise UserError(f"a mistake on process {comm.get_rank()}")
 
 
 def best_of(results, cfg):
@@ -292,6 +301,8 @@ def compute(model, step):
     model.load_state_dict(step["weights"])
     for name, buffer in model.method.named_buffers():
         buffer.copy_(step["queue"][name])
+    for queue in filter(lambda module: isinstance(module, TextQueue), model.modules()):
+        queue.recount()
     torch.set_rng_state(step["random"])
     model.zero_grad()
     batch = {source: samples for source, samples in step["batch"].items() if source != "skipped"}
@@ -405,9 +416,9 @@ def test_the_average_is_the_same_on_all_ranks(ranks):
 def test_a_mistake_on_one_rank_stops_all(ranks, setting):
     assert torch.load(setting[1] / "output/model_best.pth")["best"] == {"bbox/AP": 1.0}
     for rank in ranks:
-        assert rank["values"] == [10, 11]
+        assert rank["values"] == [(10, 11), (2**40 + 0.1, 2**40 + 0.1)]
         assert rank["best"] == "TEST.BEST_METRIC bbox/AP75 is not evaluated: choose one of bbox/AP."
-        assert rank["together"] == "a mistake on process 1"
+        assert rank["together"] == "a mistake on process 1" and rank["of both"] == "a mistake on process 0"
         assert "differ in the iteration to start at, [0, 1]" in rank["disagreement"]
         assert ": loss_a = nan; image ids of the batch: {'process 1': {'captions': [1]}}." in rank["not finite loss"]
         both = "{'process 0': {'captions': [0]}, 'process 1': {'captions': [1]}}"

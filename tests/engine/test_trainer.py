@@ -157,8 +157,8 @@ def test_the_error_names_all_losses_and_images():
     mosaic = {"tiles": SimpleNamespace(image_ids=torch.tensor([5, 6]))}
     batch = {"detection": [{"image_id": 4}], "captions": [], "mosaics": [mosaic]}
     images = image_ids(batch)
-    check_finite({"loss_cls": torch.tensor(1.0)}, images, 7)
-    losses = {"loss_cls": torch.tensor(torch.nan), "loss_box": torch.tensor(1.0), "loss_tag": torch.tensor(torch.inf)}
+    check_finite({"loss_cls": 1.0}, images, 7)
+    losses = {"loss_cls": torch.nan, "loss_box": 1.0, "loss_tag": torch.inf}
     ids = r"\{'detection': \[4\], 'mosaics': \[\[5, 6\]\]\}"
     with pytest.raises(UserError, match=rf"7: loss_cls = nan, loss_tag = inf; .*{ids}") as caught:
         check_finite(losses, images, 7)

@@ -86,25 +86,26 @@ def sentence(error: BaseException) -> str | None:
 
 
 @contextmanager
-def raise_on_all_ranks(value=None):
+def raise_on_all_ranks(*numbers: float):
     """At the end of the block, raise the error of the lowest rank that has one with a :func:`sentence`, on all ranks.
 
-    Every process must enter the block, and no process may wait for another one in it. Gives a list, which holds the
-    ``value`` of each rank after the block: the same exchange carries it.
+    Every process must enter the block with as many ``numbers``, and no process may wait for another one in it. Gives a
+    list, which after the block holds a tuple for each number: its values on all ranks. The same exchange carries them.
     """
     from detectron2.utils import comm
 
-    message, cause, values = None, None, []
+    from clim.processes import gather_numbers
+
+    message, cause, of_ranks = None, None, []
     try:
-        yield values
+        yield of_ranks
     except Exception as error:
         message, cause = sentence(error), error
         if message is None:
             raise
-    messages, values[:] = zip(*comm.all_gather((message, value)), strict=True)
-    first = next(filter(None, messages), None)
-    if first:
-        raise UserError(first) from cause
+    failed, *of_ranks[:] = zip(*gather_numbers(message is not None, *numbers), strict=True)
+    if any(failed):
+        raise UserError(next(filter(None, comm.all_gather(message)))) from cause
 
 
 def run_cleanly(function, *args, **kwargs):

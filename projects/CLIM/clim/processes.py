@@ -85,6 +85,15 @@ def die_with_parent() -> None:
             os._exit(1)
 
 
+def gather_numbers(*numbers: float) -> list[list[float]]:
+    """The ``numbers`` of each process, in rank order; all have as many. One small tensor of the host, in float64."""
+    mine = torch.tensor(numbers, dtype=torch.float64)
+    of_ranks = mine.repeat(comm.get_world_size(), 1)
+    if len(of_ranks) > 1:
+        torch.distributed.all_gather(list(of_ranks), mine, group=comm._get_global_gloo_group())
+    return of_ranks.tolist()
+
+
 def leave_group() -> None:
     """End the threads of this process's groups, after its last exchange.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class Tiles:
-    """The T tiles (pseudo regions) of one canvas, or of all canvases of a batch."""
+    """The T tiles (pseudo regions) of one canvas, or of all canvases of a batch, canvas by canvas."""
 
     boxes: Tensor  # (T, 4) float32 xyxy in canvas pixels: the pasted images, not their cells
     canvas: Tensor  # (T,) int64, index of the canvas in the batch
@@ -22,15 +23,23 @@ class Tiles:
     def __len__(self) -> int:
         return len(self.captions)
 
+    @cached_property
+    def counts(self) -> list[int]:
+        """The number of tiles of each canvas."""
+        return torch.bincount(self.canvas).tolist()
+
     @property
     def alone(self) -> Tensor:
         """(T,) bool: the tile is the only one of its canvas, so the canvas is a plain image."""
-        return torch.bincount(self.canvas)[self.canvas] == 1
+        return torch.tensor(
+            [n == 1 for n in self.counts for _ in range(n)], dtype=torch.bool, device=self.canvas.device
+        )
 
     def to(self, device) -> "Tiles":
-        """The same tiles with their tensors on ``device``."""
-        moved = {name: getattr(self, name).to(device) for name in ("boxes", "canvas", "image_ids")}
-        return replace(self, **moved)
+        """The same tiles with their tensors on ``device``; the host keeps ``counts``, so that it need not wait."""
+        moved = replace(self, **{name: getattr(self, name).to(device) for name in ("boxes", "canvas", "image_ids")})
+        moved.counts = self.counts
+        return moved
 
     def with_rolled_texts(self, by: int) -> "Tiles":
         """Tiles of one canvas; ids, captions and tags of tile i move to tile (i + ``by``) mod T, boxes stay."""

@@ -11,10 +11,12 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from detectron2.engine import HookBase, SimpleTrainer, TrainerBase, create_ddp_model, hooks
+from detectron2.engine import HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
@@ -220,24 +222,28 @@ class Trainer(TrainerBase):
             for parameter in filter(lambda p: p.requires_grad, self.raw_model.parameters()):
                 parameter.grad = torch.zeros_like(parameter)
         losses, images, data_time = self.accumulate()
-        norm = self.clip_gradients()
-        # After backward, in which processes wait for each other. The losses are this process's, the norm is common.
-        with raise_on_all_ranks(self.stop.asked) as asked:
-            check_finite(losses, images, self.iter)
-        if not math.isfinite(norm):
+        # The host waits for the device here alone, and for other processes below: after backward, in which they also
+        # wait. The losses are this process's, the norm is common.
+        *values, norm = torch.stack([*losses.values(), self.clip_gradients()]).tolist()
+        with raise_on_all_ranks(self.stop.asked, data_time, *values) as of_ranks:
+            check_finite(dict(zip(losses, values, strict=True)), images, self.iter)
+        # In float16 the scaler skips a step with infinite gradients, and lowers its scale.
+        if not (math.isfinite(norm) or self.scaler.is_enabled()):
             of_ranks = {f"process {rank}": ids for rank, ids in enumerate(comm.all_gather(images))}
             raise not_finite(f"gradient norm = {norm}", of_ranks, self.iter)
-        self.stop.agreed = self.stop.agreed or max(asked)
+        asked, times, *values = of_ranks
+        self.stop.agreed = self.stop.agreed or int(max(asked))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.cfg.MODEL.METHOD.NAME:
             self.raw_model.method.after_update()
-        SimpleTrainer.write_metrics(losses, data_time, self.iter)
-        if not comm.is_main_process():
+        # The names of Detectron2's SimpleTrainer.write_metrics, which would exchange all numbers again.
+        self.storage.put_scalars(grad_norm=norm, rank_data_time=data_time)
+        if comm.is_main_process():
+            means = dict(zip(losses, map(np.mean, values), strict=True))
+            self.storage.put_scalars(data_time=max(times), total_loss=sum(means.values()), **means)
+        else:
             self.storage.clear_images()  # only the main process shows them
-        if len(losses) == 1 and comm.is_main_process():  # Detectron2 calls it total_loss alone
-            (name,) = losses
-            self.storage.put_scalar(name, self.storage.latest()["total_loss"][0])
 
     def accumulate(self) -> tuple[dict, dict, float]:
         """Gradients of the mean loss over SOLVER.ACCUMULATE joint batches and, with several processes, over these.
@@ -267,14 +273,11 @@ class Trainer(TrainerBase):
                 losses[name] = losses.get(name, 0.0) + loss.detach() / number
         return losses, images, data_time
 
-    def clip_gradients(self) -> float:
-        """Clip gradients to the common L2 norm SOLVER.CLIP_GLOBAL_NORM, 0: off. Returns the norm before; float16: 0."""
+    def clip_gradients(self) -> Tensor:
+        """Clip gradients to the common L2 norm SOLVER.CLIP_GLOBAL_NORM, 0: off. Returns the norm before, a scalar."""
         limit = self.cfg.SOLVER.CLIP_GLOBAL_NORM
         self.scaler.unscale_(self.optimizer)
-        norm = clip_grad_norm_(self.raw_model.parameters(), limit if limit > 0 else math.inf).item()
-        self.storage.put_scalar("grad_norm", norm)
-        # In float16 the scaler skips a step with infinite gradients, and lowers its scale.
-        return 0.0 if self.scaler.is_enabled() else norm
+        return clip_grad_norm_(self.raw_model.parameters(), limit if limit > 0 else math.inf)
 
 
 class SkippedImages(HookBase):
@@ -310,10 +313,9 @@ def image_ids(batch: dict) -> dict[str, list]:
     }
 
 
-def check_finite(losses: dict, images: dict[str, list], iteration: int) -> None:
+def check_finite(losses: dict[str, float], images: dict[str, list], iteration: int) -> None:
     """Stop on a non-finite loss of this process, before it changes the weights, and name its :func:`image_ids`."""
-    values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
-    bad = [f"{name} = {value}" for name, value in zip(losses, values, strict=True) if not math.isfinite(value)]
+    bad = [f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value)]
     if bad:
         raise not_finite(", ".join(bad), {f"process {comm.get_rank()}": images}, iteration)
 

@@ -124,19 +124,20 @@ def draw_bags(tiles: Tiles, proposals: list[Instances], rules: BagRules) -> Regi
 
     Draws at most ``rules.proposals`` of those that :func:`filter_proposals` keeps of a tile, uniformly.
     """
+    device, tiles = tiles.boxes.device, tiles.to("cpu")  # a GPU would let the host wait several times a tile
     boxes, tile_of_box = [tiles.boxes.new_zeros(0, 4)], []
-    for rows, found in tiles_and_proposals(tiles, proposals):
+    for rows, found in tiles_and_proposals(tiles, [found.to("cpu") for found in proposals]):
         assigned, _ = assign_to_tiles(tiles.boxes[rows], found.proposal_boxes, min_iof=rules.min_iof, topk=rules.topk)
         for row, mine in zip(rows.tolist(), assigned.unbind(1), strict=True):
             tile = tiles.boxes[row]
             inside = clip_to_tiles(found.proposal_boxes.tensor[mine], tile)
             kept = inside[filter_proposals(inside, found.objectness_logits[mine], tile, rules)]
-            drawn = kept[torch.randperm(len(kept))[: rules.proposals].to(kept.device)]
+            drawn = kept[torch.randperm(len(kept))[: rules.proposals]]
             boxes.append(drawn)
             tile_of_box += [row] * len(drawn)
-    tile = torch.tensor(tile_of_box, dtype=torch.int64, device=tiles.boxes.device)
-    members = tile[:, None] == torch.arange(len(tiles), device=tile.device)
-    return Regions(torch.cat(boxes).detach(), tiles.canvas[tile], members)
+    tile = torch.tensor(tile_of_box, dtype=torch.int64)
+    members = tile[:, None] == torch.arange(len(tiles))
+    return Regions(*(x.to(device) for x in (torch.cat(boxes).detach(), tiles.canvas[tile], members)))
 
 
 def filter_proposals(boxes: Tensor, logits: Tensor, tile: Tensor, rules: BagRules) -> Tensor:

@@ -32,6 +32,8 @@ class Rows:
         return len(self.canvas)
 
     def __getitem__(self, rows: Tensor):
+        if isinstance(rows, Tensor) and rows.dtype == torch.bool:
+            rows = rows.nonzero()[:, 0]  # the host waits for the number of rows once, not for each field
         return type(self)(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
@@ -73,7 +75,8 @@ class Texts:
     def all_caption_ids(self) -> Tensor:
         """(C,) image id of each of :attr:`all_captions`."""
         counts = torch.tensor([len(captions) for captions in self.tiles.captions])
-        return self.tiles.image_ids.repeat_interleave(counts.to(self.tiles.image_ids.device))
+        repeats = counts.to(self.tiles.image_ids.device)
+        return self.tiles.image_ids.repeat_interleave(repeats, output_size=int(counts.sum()))
 
     def encode(self, captions: list[str]) -> Tensor:
         """Frozen unit embeddings (C, D), from the cache if there is one."""

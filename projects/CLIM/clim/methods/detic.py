@@ -64,7 +64,7 @@ class Detic(Method):
         """As :meth:`select`, but the proposals are all regressed boxes of tags, of tiles and groups (detic §3.2)."""
         if "tag" not in boxes:
             return self.select(tiles, None)
-        regressed = [Boxes(boxes["tag"][regions["tag"].canvas == canvas]) for canvas in tiles.canvas.unique()]
+        regressed = [Boxes(boxes["tag"][regions["tag"].canvas == canvas]) for canvas in range(len(tiles.counts))]
         return self.select(tiles, [Instances((0, 0), proposal_boxes=b) for b in regressed], topk=math.inf)
 
     def losses(self, embeddings, regions, texts):
@@ -75,7 +75,7 @@ class Detic(Method):
         """Each region against the captions of the batch and the queue, or of all processes."""
         tile_ids = texts.tiles.image_ids
         if self.gather:
-            candidates, ids = gather_rows(texts.drawn)[0], gather_rows(tile_ids[:, None])[0][:, 0]
+            (candidates, ids), _ = gather_rows(texts.drawn, tile_ids)
         else:
             candidates, ids = self.queue.with_stored(texts.drawn, tile_ids)
         positive = positives_by_id(regions.members, tile_ids, ids)
@@ -158,8 +158,7 @@ def composition_groups(n: int, num_groups: int) -> Tensor:
 
 def draw_groups(tiles: Tiles, num_groups: int) -> Tensor:
     """Composition groups of all canvases: (G, T) bool, canvas by canvas. n² tiles of a canvas are an n x n grid."""
-    counts = torch.bincount(tiles.canvas).tolist()
-    groups = [composition_groups(math.isqrt(count), num_groups) for count in counts]
+    groups = [composition_groups(math.isqrt(count), num_groups) for count in tiles.counts]
     return torch.block_diag(*groups).bool().to(tiles.boxes.device)
 
 

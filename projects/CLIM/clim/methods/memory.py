@@ -5,6 +5,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
+from clim.processes import gather_numbers
+
 
 class TextQueue(nn.Module):
     """The newest ``length`` embeddings with their image ids, newest first; id -1 marks an empty place.
@@ -16,11 +18,15 @@ class TextQueue(nn.Module):
         super().__init__()
         self.register_buffer("embeddings", torch.zeros(length, dim), persistent=False)
         self.register_buffer("image_ids", torch.full((length,), -1), persistent=False)
+        self.count = 0  # of stored rows: the host knows it without waiting for the device
+
+    def recount(self) -> None:
+        """Count the stored rows after another change of the buffers than :meth:`push`."""
+        self.count = int((self.image_ids >= 0).sum())
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """The Q <= length stored embeddings (Q, D) and their image ids (Q,)."""
-        filled = self.image_ids >= 0
-        return self.embeddings[filled], self.image_ids[filled]
+        """The Q <= length stored embeddings (Q, D) and their image ids (Q,), parts of the buffers."""
+        return self.embeddings[: self.count], self.image_ids[: self.count]
 
     def with_stored(self, embeddings: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
         """The given embeddings (N, D) and image ids (N,), each followed by the stored ones."""
@@ -33,18 +39,19 @@ class TextQueue(nn.Module):
         length = len(self.image_ids)
         self.embeddings.copy_(torch.cat([embeddings.detach().float(), self.embeddings])[:length])
         self.image_ids.copy_(torch.cat([image_ids, self.image_ids])[:length])
+        self.count = min(self.count + len(image_ids), length)
 
 
-def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
-    """The rows (R_i, D) of all processes in rank order, (N, D), and the index of this process's first row.
+def gather_rows(*tensors: Tensor) -> tuple[list[Tensor], int]:
+    """Each of ``tensors`` (R_i, …) with the rows of all processes in rank order, and this process's first row in them.
 
-    Processes may have different numbers of rows. The gradient of a row is the sum over the losses of all processes;
-    DDP divides it by their number, which gives the gradient of the mean loss (open_clip's ``gather_with_grad``).
+    Processes may have different numbers of rows, but all ``tensors`` of a process have as many. The gradient of a row
+    is the sum over the losses of all processes; DDP divides it by their number, which gives the gradient of the mean
+    loss (open_clip's ``gather_with_grad``).
     """
     if comm.get_world_size() == 1:
-        return rows, 0
-    counts = comm.all_gather(len(rows))
-    padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), rows.shape[1])])
-    parts = all_gather(padded)
-    gathered = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-    return gathered, sum(counts[: comm.get_rank()])
+        return list(tensors), 0
+    counts = [int(count) for (count,) in gather_numbers(len(tensors[0]))]
+    padded = (torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])]) for rows in tensors)
+    of_ranks = [zip(all_gather(rows), counts, strict=True) for rows in padded]
+    return [torch.cat([part[:n] for part, n in parts]) for parts in of_ranks], sum(counts[: comm.get_rank()])

@@ -66,7 +66,7 @@ class Grounding(Method):
 
         words = F.embedding(read.ids, tower.word_embeddings)
         losses = self.grounding_losses(words, ~read.special, locations, is_location, tiles.image_ids)
-        if self.transformer is not None and tiles.alone.any():
+        if self.transformer is not None and 1 in tiles.counts:
             place, _ = pad_by_tile(at.place, at.tile, count=len(tiles))
             plain = tiles.alone.nonzero()[:, 0]
             images = locations[plain], is_location[plain], place[plain]
@@ -174,9 +174,8 @@ def locations_of_tiles(tiles: Tiles, grids: Sequence[FeatureGrid]) -> Locations:
     A plain image has all locations that show any of it (official OVR-CNN). The tiles of a mosaic share all locations:
     a side of 24 gives 12, 8 or 6 to each tile, a side of 25 gives 12 and 13 (ovrcnn §3).
     """
-    parts = []
-    for canvas, grid in enumerate(grids):
-        here = (tiles.canvas == canvas).nonzero()[:, 0]
+    parts, rows = [], torch.arange(len(tiles), device=tiles.boxes.device)
+    for canvas, (grid, here) in enumerate(zip(grids, rows.split(tiles.counts), strict=True)):
         x0, y0, x1, y1 = tiles.boxes[here].T[..., None]
         y, x = grid.centres(tiles.boxes.device)
         in_row, in_column = (y0 <= y) & (y < y1), (x0 <= x) & (x < x1)

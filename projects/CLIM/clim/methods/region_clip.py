@@ -46,8 +46,9 @@ class RegionClip(Method):
         return {"region": Regions.of_tiles(tiles.boxes, tiles)}
 
     def losses(self, embeddings, regions, texts):
-        labels = self.labels(texts.tiles.tags).to(self.nouns.device)
+        labels = self.labels(texts.tiles.tags)
         sampled = sample_classes(labels, num_classes=len(self.nouns), count=self.classes)
+        labels, sampled = labels.to(self.nouns.device), sampled.to(self.nouns.device)
         loss = sampled_class_bce(embeddings["region"], labels, self.nouns, sampled, scale=self.scale)
         return {"loss_region_clip": loss}
 
@@ -63,7 +64,7 @@ def sample_classes(labels: Tensor, *, num_classes: int, count: int) -> Tensor:
     """(S,) the classes of ``labels`` (R,), then others, drawn uniformly, until there are ``count`` or none is left."""
     present = labels.unique()
     absent = torch.ones(num_classes, dtype=torch.bool)
-    absent[present.cpu()] = False
+    absent[present] = False
     others = absent.nonzero()[:, 0]
     drawn = others[torch.randperm(len(others))[: max(0, count - len(present))]]
-    return torch.cat([present, drawn.to(labels.device)])
+    return torch.cat([present, drawn])

@@ -53,8 +53,8 @@ def max_size_boxes(tiles: Tiles, proposals: list[Instances], *, min_iof: float, 
 
 def tiles_and_proposals(tiles: Tiles, proposals: list[Instances]) -> Iterator[tuple[Tensor, Instances]]:
     """The rows (t,) of the tiles, and the proposals, of each canvas that has both."""
-    for canvas, found in enumerate(proposals):
-        rows = (tiles.canvas == canvas).nonzero().squeeze(1)
+    all_rows = torch.arange(len(tiles), device=tiles.boxes.device)
+    for rows, found in zip(all_rows.split(tiles.counts), proposals, strict=False):  # the last may have no tiles
         if len(found) and len(rows):
             yield rows, found
 

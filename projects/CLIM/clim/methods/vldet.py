@@ -88,12 +88,13 @@ class VLDet(Method):
     def losses(self, embeddings, regions, texts):
         rows, region = embeddings["region"], regions["region"]
         tile, last = owners_and_last(region)
+        own, others = (mask.nonzero()[:, 0] for mask in (last, ~last))
         count = sum(len(source.tiles) for source in (texts, *texts.others))
         sums = {}
         if self.caption_weight > 0:
-            sums["loss_caption"] = self.caption_weight * self.caption_losses(rows[last], region[last], texts).sum()
+            sums["loss_caption"] = self.caption_weight * self.caption_losses(rows[own], region[own], texts).sum()
         if self.noun_weight > 0:
-            sums["loss_noun"] = self.noun_weight * self.noun_losses(rows[~last], tile[~last], texts).sum()
+            sums["loss_noun"] = self.noun_weight * self.noun_losses(rows[others], tile[others], texts).sum()
         return {name: loss / count for name, loss in sums.items()}
 
     def caption_losses(self, embeddings: Tensor, regions: Regions, texts: Texts) -> Tensor:
@@ -124,7 +125,7 @@ class VLDet(Method):
 
 def owners_and_last(regions: Regions) -> tuple[Tensor, Tensor]:
     """(R,) the tile of each region, and (R,) bool, whether it is its tile's last one. Rows are tile by tile."""
-    tile = regions.members.nonzero()[:, 1]
+    tile = regions.members.int().argmax(1)
     return tile, tile.diff(append=tile.new_tensor([-1])) != 0
 
 

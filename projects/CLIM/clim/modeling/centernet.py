@@ -91,8 +91,8 @@ class CenterNet(nn.Module):
         sizes = [tuple(x.shape[2:]) for x in heat]
         locations = level_locations(sizes, self.strides, device=heat[0].device)
         targets = centernet_targets(locations, sizes, self.strides, boxes, **self.target_rule)
-        learns = targets.distances[:, 0] >= 0
-        counts = locations.new_tensor([len(targets.positives), int(learns.sum())])
+        (learns,) = (targets.distances[:, 0] >= 0).nonzero(as_tuple=True)
+        counts = locations.new_tensor([len(targets.positives), len(learns)])
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(counts)
         num_positives, num_learning = (counts / comm.get_world_size()).clamp(min=1)  # means over processes

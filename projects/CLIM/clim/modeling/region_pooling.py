@@ -44,7 +44,9 @@ def _by_canvas(regions: dict[str, Regions], num_canvases: int) -> tuple[list[Box
     """The boxes of all roles canvas by canvas, as heads take them, and the rows (ΣR,) that they come from."""
     boxes = torch.cat([r.boxes for r in regions.values()])
     canvas = torch.cat([r.canvas for r in regions.values()])
-    return [Boxes(boxes[canvas == i]) for i in range(num_canvases)], torch.argsort(canvas, stable=True)
+    order = torch.argsort(canvas, stable=True)
+    counts = (canvas[:, None] == torch.arange(num_canvases, device=canvas.device)).sum(0)
+    return [Boxes(part) for part in boxes[order].split(counts.tolist())], order
 
 
 def pool_rois(features: Tensor, rois: Tensor, *, stride: int, size: int) -> Tensor:
