@@ -24,7 +24,6 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 import tags
-from clim.data.categories import BASE_IDS, COCO_CATEGORIES, NOVEL_IDS
 from clim.data.schemas import Annotation, Caption, Category, File
 from clim.errors import UserError, run_cleanly
 from clim.files import data_root, read_json, replacing, write_json
@@ -78,6 +77,8 @@ def keep_classes(instances: dict, ids: Collection[int], *, drop_empty_images: bo
 
 def list_classes(instances: dict, ids: Collection[int]) -> dict:
     """``instances`` with the ``categories`` of ``ids`` only, each with OVR-CNN's ``split``."""
+    from clim.data.categories import BASE_IDS  # takes seconds: Detectron2 imports torch
+
     categories = [
         category | {"split": "seen" if category["id"] in BASE_IDS else "unseen"}
         for category in instances["categories"]
@@ -139,6 +140,8 @@ def read_whole(path: Path, *, kind: type, remedy: str) -> dict:
 
 def read_instances(path: Path) -> dict:
     """The content of a COCO instances file, with COCO's 80 categories by ascending id."""
+    from clim.data.categories import COCO_CATEGORIES
+
     content = read_whole(path, kind=Instances, remedy=DOWNLOAD)
     categories = sorted(content["categories"], key=lambda category: category["id"])
     if [(category["id"], category["name"]) for category in categories] != list(COCO_CATEGORIES):
@@ -250,6 +253,8 @@ def report(files: dict[str, dict], *, below: str) -> str:
 
 def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]:
     """{path below coco/: function that builds its content}, after checking the published counts."""
+    from clim.data.categories import BASE_IDS, NOVEL_IDS
+
     annotations = source / "annotations"
     both = BASE_IDS + NOVEL_IDS
     train = read_instances(annotations / "instances_train2017.json")

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 import prepare_ovcoco as ovcoco
 import tags
-from clim.data.categories import LVIS_RARE_IDS
 from clim.data.schemas import texts_of
 from clim.errors import UserError, run_cleanly
 from clim_commands.pairs import WholeNumberedPairFile
@@ -54,6 +53,8 @@ def tag_pairs(pairs: dict, categories: list[dict]) -> dict:
 
 def read_instances(path: Path, part: str) -> dict:
     """The content of an LVIS v1 file. UserError if it is not LVIS v1, or is complete and counts disagree."""
+    from clim.data.categories import LVIS_RARE_IDS  # takes seconds: Detectron2 imports torch
+
     content = ovcoco.read_whole(path, kind=ovcoco.Instances, remedy=DOWNLOAD)
     categories = content["categories"]
     rare = tuple(sorted(category["id"] for category in categories if category.get("frequency") == "r"))

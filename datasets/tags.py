@@ -9,7 +9,6 @@ the captions of one image and a table {id: words} of classes or nouns, and retur
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache, partial
 
-from clim.data.categories import COCO_CATEGORIES
 from clim.data.words import Table, spoken_name, word_rule
 from clim.errors import UserError
 
@@ -30,7 +29,9 @@ SYNSETS = {
 @cache
 def lvis_words() -> dict[int, tuple[str, ...]]:
     """COCO class id → the words of LVIS v1 for its synset: the table of the released rule (Detic)."""
-    from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
+    from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES  # takes seconds
+
+    from clim.data.categories import COCO_CATEGORIES
 
     words = {category["synset"]: tuple(category["synonyms"]) for category in LVIS_CATEGORIES}
     return {key: words[SYNSETS.get(name, f"{name.replace(' ', '_')}.n.01")] for key, name in COCO_CATEGORIES}
@@ -46,6 +47,8 @@ def lvis_table() -> dict[int, tuple[str, ...]]:
 
 def all_words() -> dict[int, tuple[str, ...]]:
     """:func:`lvis_words`, with COCO's name in front if LVIS lacks it ("hot dog", "laptop")."""
+    from clim.data.categories import COCO_CATEGORIES
+
     words = lvis_words()
     names = ((key, name.replace(" ", "_")) for key, name in COCO_CATEGORIES)
     return {key: words[key] if name in words[key] else (name, *words[key]) for key, name in names}

@@ -1,4 +1,4 @@
-"""The import graph has no circles, no room imports a higher one or tools/, and commands import torch late."""
+"""The import graph has no circles, no room imports a higher one or tools/, and nothing is imported before its use."""
 
 import ast
 import graphlib
@@ -63,10 +63,64 @@ def test_imports_have_no_circles_and_go_down():
     assert not [module for module, names in GRAPH.items() if recipes & {name.split(".")[0] for name in names}]
 
 
-@pytest.mark.parametrize("module, folder", [("clim", PACKAGE), ("train_net", ROOT)])
-def test_imports_without_torch(module, folder):
-    code = f"import {module}, sys; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=folder).returncode == 0
+# Each takes from half a second to seconds.
+OF_SOME_TASKS = {
+    "av", "gradio", "matplotlib", "open_clip", "pandas", "scipy", "skimage", "supervision", "tensorboard", "timm",
+    "transformers",
+}  # fmt: skip
+OF_WORK = OF_SOME_TASKS | {"detectron2", "torch", "torchvision"}
+HELPS = """
+import contextlib, io, runpy, sys
+from pathlib import Path
+from clim_commands.main import COMMANDS, main
+
+scripts = [file for file in map(Path, sys.argv[1:]) if "__main__" in file.read_text()]
+helps = [(str(file), lambda file=file: runpy.run_path(str(file), run_name="__main__")) for file in scripts]
+helps += [(f"clim {name}", lambda name=name: main([*name.split(), "--help"])) for name in ["", *COMMANDS]]
+for name, run in helps:
+    sys.argv = [name, "--help"]
+    sys.path[:0] = [str(Path(name).parent)]  # as Python does for a script
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            run()
+        except SystemExit as end:
+            assert end.code == 0, name
+    del sys.path[0]
+    assert said.getvalue().startswith("usage: "), name
+    print(name, *sys.modules)
+"""
+FIRST_WORK = """
+import sys
+from detectron2.config import get_cfg
+from clim.config import add_clim_config
+add_clim_config(get_cfg())  # all that a program with Detectron2's own trainer imports of clim
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, ROI_HEADS_REGISTRY
+methods = sys.modules['clim.methods'].METHOD_REGISTRY
+registries = META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, methods
+print(*(name for registry in registries for name, kind in registry if kind.__module__.startswith("clim.")))
+import clim.engine
+from clim import Detector
+print(*sys.modules)
+"""
+
+
+def lines_of(code: str, *arguments) -> list[list[str]]:
+    """The words of each line that a new process prints."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [line.split(" ") for line in done.stdout.splitlines()]
+
+
+def test_help_imports_neither_torch_nor_what_takes_as_long():
+    files = [ROOT / "train_net.py", *ROOT.glob("tools/*.py"), *ROOT.glob("datasets/*.py")]
+    loaded = {words[0]: OF_WORK & set(words) for words in lines_of(HELPS, *files)}
+    assert len(loaded) > 20 and not {name: found for name, found in loaded.items() if found}
+
+
+def test_detector_and_trainer_import_what_they_use_alone_and_registries_are_full():
+    registered, loaded = lines_of(FIRST_WORK)
+    assert not OF_SOME_TASKS & set(loaded) and "torch" in loaded
+    assert {"OpenVocabRCNN", "FVLM", "CenterNet", "Detic", "VLDet", "Baron", "ClipContrast"} <= set(registered)
 
 
 @pytest.mark.parametrize("name", ["prepare_ovcoco", "prepare_ovlvis", "tags"])

@@ -1,7 +1,6 @@
-"""Commands started as a user starts them: --help loads no torch; a mistake is one line on stderr and exit code 2."""
+"""Commands started as a user starts them: a mistake is one line on stderr and exit code 2."""
 
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from clim.text import CLASS_FEATURES, PROMPTS
 from clim_commands.classes import NAMED_CLASSES
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
-COMMANDS = sorted(path.stem for path in TOOLS.glob("*.py") if path.stem not in ("arguments", "set_up"))
 MISTAKES = {
     "build_neighbours": (["--dataset", "no_such_set", "--by", "text", "--output", "x.npy"], "--dataset no_such_set"),
     "build_text_embeddings": (["classes", "--dataset", "cocoa", "--output", "x.npy"], "datasets/cocoa not found: --da"),
@@ -36,12 +34,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(tool, monkeypatch, tmp_path, caps
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {message}")
-
-
-def test_no_command_loads_torch_before_its_arguments_are_read():
-    code = f"import sys; sys.path.insert(0, {str(TOOLS)!r}); import {', '.join(COMMANDS)}"
-    code += "; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_choices_are_the_librarys(monkeypatch):

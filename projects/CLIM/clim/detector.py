@@ -13,15 +13,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import supervision as sv
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
-from supervision.utils.iterables import create_batches
 from torch import Tensor, nn
 from torchvision.ops import nms
 
@@ -37,6 +36,9 @@ from clim.modeling import OpenVocabRCNN
 from clim.results import Result, Results
 from clim.sources import Frame, Skipped, find_source, read_source
 from clim.text import CLASS_FEATURES
+
+if TYPE_CHECKING:  # it takes a second, so those who make its Detections import it
+    import supervision as sv
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +181,8 @@ class Detector:
             frames: most frames of a video or webcam.
             skipped: gets images that cannot be read; None: they are logged.
         """
+        from supervision.utils.iterables import create_batches
+
         threshold = self.score_threshold if threshold is None else threshold
         given = {"batch": batch, "threshold": threshold, "top": top, "overlap": overlap, "slices": slices}
         for name, value in (given | {"frames": frames}).items():
@@ -199,11 +203,13 @@ class Detector:
                 else:
                     skipped.append(item)
 
-    def _find(self, images: Sequence[np.ndarray], threshold: float, slices: int) -> list[sv.Detections]:
+    def _find(self, images: Sequence[np.ndarray], threshold: float, slices: int) -> "list[sv.Detections]":
         """Detections in RGB images; with ``slices`` duplicates of squares and whole image are suppressed by class."""
         ordered = [image if self.input_format == "RGB" else image[..., ::-1] for image in images]
         found = [_to_detections(of) for of in self.detect(ordered, threshold=threshold)]
         if slices:
+            import supervision as sv
+
             slicer = sv.InferenceSlicer(
                 lambda tiles: self._find(tiles, threshold, 0), slice_wh=slices, overlap_wh=slices // 5, batch_size=4,
                 overlap_filter=sv.OverlapFilter.NONE, compact_masks=True,
@@ -260,7 +266,7 @@ class _Tracks:
             track_activation_threshold=threshold, high_conf_det_threshold=threshold, minimum_consecutive_frames=1
         )
 
-    def __call__(self, frame: Frame, found: sv.Detections) -> sv.Detections:
+    def __call__(self, frame: Frame, found: "sv.Detections") -> "sv.Detections":
         if frame.number == 0:
             self._tracker = self._new()
         return found if frame.number is None else self._tracker.update(found)
@@ -271,7 +277,7 @@ def detects(cfg) -> bool:
     return issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), OpenVocabRCNN)
 
 
-def most_confident(found, *, threshold: float = 0.0, top: int | None = None, overlap: float = 1.0) -> sv.Detections:
+def most_confident(found, *, threshold: float = 0.0, top: int | None = None, overlap: float = 1.0) -> "sv.Detections":
     """At most ``top`` of the detections ``found`` with a score of ``threshold`` or more, the highest score first.
 
     Of boxes with an IoU above ``overlap``, also of different classes, only the best stays: one object has one name.
@@ -326,8 +332,10 @@ def _numbered(groups: Sequence[Sequence[str]]) -> Tensor | None:
     return torch.tensor([(of * longest)[:longest] for of in numbers]) if longest > 1 else None
 
 
-def _to_detections(found: Instances) -> sv.Detections:
+def _to_detections(found: Instances) -> "sv.Detections":
     """supervision's Detections of Detectron2's Instances, with masks as run lengths."""
+    import supervision as sv
+
     masks = None
     if found.has("pred_masks"):
         whole = np.tile([0, 0, found.image_size[1], found.image_size[0]], (len(found), 1))

@@ -11,22 +11,23 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from fractions import Fraction
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
-import matplotlib
 import numpy as np
-import supervision as sv
 from PIL import Image
 from pycocotools.mask import encode
 
 from clim.files import remove, replacing, write_json
 from clim.sources import Frame, Skipped, check_apart, read_source
 
-FONT = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")  # it has most alphabets
-_COLOURS = sv.ColorPalette.DEFAULT.colors
-_INKS = [sv.Color.BLACK if np.dot(c.as_rgb(), (0.299, 0.587, 0.114)) > 140 else sv.Color.WHITE for c in _COLOURS]
+if TYPE_CHECKING:  # it takes a second
+    import supervision as sv
+
+# A file of matplotlib, which is not imported for it. It has most alphabets.
+FONT = str(Path(find_spec("matplotlib").origin).with_name("mpl-data") / "fonts/ttf/DejaVuSans.ttf")
 
 _JPEG_SIDE = 65_500  # px, the longest of a JPEG
 _NAME_BYTES = 200  # of 255, which disks allow: an ending follows
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def draw(
-    image: np.ndarray, found: sv.Detections, labels: Sequence[str], *, novel: Collection[int] = (),
+    image: np.ndarray, found: "sv.Detections", labels: Sequence[str], *, novel: Collection[int] = (),
     side: int | None = None, letters: int | None = None,
 ) -> np.ndarray:  # fmt: skip
     """A copy of ``image``, uint8 RGB, with boxes, masks and labels in the colours of classes; the first lies on top.
@@ -43,6 +44,8 @@ def draw(
     ``novel``: classes whose boxes get a white rim. ``side``: px of the long side, by default the image's, at least 640.
     ``letters``: px of the labels' letters, by default a 50th of it.
     """
+    import supervision as sv
+
     scale = side / max(image.shape) if side else max(640 / max(image.shape), 1.0)
     size = [max(1, round(edge * scale)) for edge in image.shape[1::-1]]
     page = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))[..., ::-1].copy()  # its BGR
@@ -51,7 +54,9 @@ def draw(
         found.mask = np.array([np.asarray(Image.fromarray(m).resize(page.shape[1::-1])) for m in found.mask])
     found.xyxy, line = found.xyxy * scale, max(2, max(page.shape) // 300)
     letters = letters or max(13, max(page.shape) // 50)
-    colours, inks = sv.ColorPalette(_COLOURS), sv.ColorPalette(_INKS)
+    colours = sv.ColorPalette.DEFAULT
+    bright = [np.dot(c.as_rgb(), (0.299, 0.587, 0.114)) > 140 for c in colours.colors]
+    inks = sv.ColorPalette([sv.Color.BLACK if of else sv.Color.WHITE for of in bright])
     if found.mask is not None:
         page = sv.MaskAnnotator(colours).annotate(page, found)
     rims = found[np.isin(found.class_id, list(novel))]
@@ -73,7 +78,7 @@ class Result:
         found: supervision's Detections, with ``data["class_name"]``; masks are run lengths.
     """
 
-    def __init__(self, frame: Frame, found: sv.Detections, *, names: Sequence[str], novel: frozenset[int]):
+    def __init__(self, frame: Frame, found: "sv.Detections", *, names: Sequence[str], novel: frozenset[int]):
         self.file_name, self.frame, self.rate = frame.name, frame.number, frame.rate
         self.height, self.width = frame.image.shape[:2]
         self.names, self.novel, self._image = list(names), novel, frame.image
@@ -153,7 +158,7 @@ class Result:
         """:meth:`to_dict` as text."""
         return json.dumps(self.to_dict())
 
-    def to_supervision(self) -> sv.Detections:
+    def to_supervision(self) -> "sv.Detections":
         """supervision's Detections, with whole masks."""
         found = copy.copy(self.found)
         found.mask = self.masks
@@ -201,7 +206,7 @@ class Results(list[Result]):
         pairs = zip(image_ids or range(len(self)), self, strict=True)
         return [entry for number, result in pairs for entry in result.to_coco(number, category_ids=category_ids)]
 
-    def to_supervision(self) -> list[sv.Detections]:
+    def to_supervision(self) -> "list[sv.Detections]":
         """:meth:`Result.to_supervision` of each."""
         return [result.to_supervision() for result in self]
 
@@ -251,6 +256,8 @@ def _drawn(result: Result, use: Callable = lambda drawing: drawing):
 
 
 def _write_video(results: Iterator[Result], path: Path) -> Iterator[tuple[Result, str | None]]:
+    import av
+
     remove(path)  # not what a link of this name leads to
     with av.open(os.fspath(path), "w") as container:
         stream, refused = container.add_stream("libx264", options={"crf": "23"}), False

@@ -25,8 +25,6 @@ UNFIT = ["predict", "--input", "a.jpg", "--config-file", "x.yaml", "--top", "-1"
 @pytest.mark.parametrize(
     "command, code",
     [
-        (["clim", "--help"], 0),
-        (["clim", "predict", "--help"], 0),
         (["clim", "eval", "--weights", "gone.pth"], 2),
         (["clim", "predict", "--input", "gone.jpg", "--config-file", "x.yaml"], 2),
         (["clim", *UNFIT], 2),
@@ -36,7 +34,7 @@ UNFIT = ["predict", "--input", "a.jpg", "--config-file", "x.yaml", "--top", "-1"
         (["clim", "predict", "--input", "gone.jpg"], 2),
     ],
 )
-def test_help_and_wrong_arguments_are_answered_without_torch(command, code, tmp_path):
+def test_wrong_arguments_are_answered_without_torch(command, code, tmp_path):
     (tmp_path / "clim").write_text("from clim_commands.main import main\nmain()\n")
     command = [str(tmp_path / "clim") if command[0] == "clim" else command[0], *command[1:]]
     done = subprocess.run([sys.executable, "-c", LAZY, *command], cwd=ROOT, capture_output=True, text=True)

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-import supervision as sv
 import yaml
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase, hooks
@@ -102,6 +101,8 @@ class TrainingImages(HookBase):
 
     def put(self, name: str, image: Tensor, boxes: Tensor, labels: list[str]) -> None:
         """Store ``image`` (3, H, W) with its boxes (N, 4), each in its own colour, and their labels."""
+        import supervision as sv  # takes a second
+
         page = np.array(convert_image_to_rgb(image.permute(1, 2, 0), self.image_format), order="C")
         found = sv.Detections(xyxy=boxes.numpy().astype(float), class_id=np.arange(len(boxes)))
         page = draw(page, found, labels, side=max(page.shape), letters=13)

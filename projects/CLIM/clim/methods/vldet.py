@@ -13,7 +13,6 @@ from functools import partial
 import torch
 from detectron2.config import configurable
 from detectron2.structures import Boxes
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -154,6 +153,8 @@ def match_nouns(similarities: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
 
     M = min(N, P): there is no threshold. A noun that is listed twice takes two regions.
     """
+    from scipy.optimize import linear_sum_assignment  # takes half a second
+
     pairs = [linear_sum_assignment(s.numpy(force=True), maximize=True) for s in similarities]
     return [(torch.from_numpy(nouns), torch.from_numpy(regions)) for nouns, regions in pairs]
 
