@@ -154,7 +154,10 @@ def test_released_order_lays_every_tile_in_its_cell(tmp_path, n):
     paths = [tmp_path / f"{i}.png" for i in range(n * n)]
     for i, path in enumerate(paths):
         cv2.imwrite(str(path), np.full((60, 80, 3), 10 * i + 5, np.uint8))
-    canvas = mosaics.ReleasedOrder([{"file_name": str(path)} for path in paths], n=n)(index=0, epoch=0).numpy()
+    make = mosaics.ReleasedOrder([{"file_name": str(path)} for path in paths], n=n)
+    canvas = make(index=0, epoch=0).numpy()
+    first = make.boxes[0].int().tolist()
+    assert (canvas[:, first[1] : first[3], first[0] : first[2]] == 5).mean() > 0.98  # the box of image 0
     assert canvas.shape == (3, 800, 800)
     side, colours = 800 // n, set()
     for cell in (canvas[:, y * side : (y + 1) * side, x * side : (x + 1) * side] for y in range(n) for x in range(n)):

@@ -1,5 +1,6 @@
 """Mosaics per second and core, with tiles that are decoded anew or kept in memory."""
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from unittest import mock
@@ -24,16 +25,20 @@ class ReleasedOrder:
 
     It decodes each image whole, fits it into 400 px, resizes and pastes it into a row of cells, joins the rows, pastes
     them into a canvas of n x n cells (its shift, which is 0), and resizes that. ``partners`` gives the fitted image of
-    a record; the release takes copies from a memory of 1,024 images, which each new image enters as a copy.
+    a record with its box and texts; the release takes deep copies from a memory of 1,024 images, which each new image
+    enters as a copy. MMDetection's own bookkeeping is left out, so the release itself is slower.
     """
 
-    def __init__(self, records: Sequence[dict], *, n: int, partners: Callable[[int], np.ndarray] | None = None):
+    def __init__(self, records: Sequence[dict], *, n: int, partners: Callable[[int], dict] | None = None):
         self.records, self.n, self.partners = records, n, partners
 
-    def fitted(self, index: int) -> np.ndarray:
-        image = mappers.read_image(self.records[index]["file_name"]).image
-        image = images.resize(image, fit_cell(*image.shape[:2], cell=(RELEASED_CELL, RELEASED_CELL)))
-        return image[:, ::-1] if index % 2 else image
+    def fitted(self, index: int) -> dict:
+        record = self.records[index]
+        image = mappers.read_image(record["file_name"]).image
+        height, width = fit_cell(*image.shape[:2], cell=(RELEASED_CELL, RELEASED_CELL))
+        image = images.resize(image, (height, width))
+        image = image[:, ::-1] if index % 2 else image
+        return record | {"annotations": [], "image": image, "box": torch.tensor([[0.0, 0.0, width, height]])}
 
     def __call__(self, *, index: int, epoch: int) -> torch.Tensor:
         rng = np.random.default_rng([epoch, index])
@@ -42,18 +47,20 @@ class ReleasedOrder:
         if self.partners is None:
             tiles += [self.fitted(int(i)) for i in others]
         else:
-            self.newest = tiles[0].copy()
-            tiles += [self.partners(int(i)).copy() for i in others]
+            self.newest = copy.deepcopy(tiles[0])
+            tiles += [copy.deepcopy(self.partners(int(i))) for i in others]
         n, cell = self.n, RELEASED_CELL
         cells = grid_cells(n, size=(n * cell, n * cell))
-        boxes = place(np.array([tile.shape[:2] for tile in tiles]), cells, inward_anchors(n, rng))
+        boxes = place(np.array([tile["image"].shape[:2] for tile in tiles]), cells, inward_anchors(n, rng))
         rows = [np.full((cell, n * cell, 3), 114, dtype=np.uint8) for _ in range(n)]
         for k, (tile, (x0, y0, x1, y1)) in enumerate(zip(tiles, boxes.tolist(), strict=True)):
             top = k // n * cell
-            rows[k // n][y0 - top : y1 - top, x0:x1] = images.resize(tile, (y1 - y0, x1 - x0))
+            rows[k // n][y0 - top : y1 - top, x0:x1] = images.resize(tile["image"], (y1 - y0, x1 - x0))
+            tile["box"] = tile["box"] * torch.ones(4) + torch.tensor([x0, y0, x0, y0])
         canvas = np.full((n * cell, n * cell, 3), 114, dtype=np.uint8)
         canvas[:] = np.concatenate(rows)
         canvas = images.resize(canvas, (CANVAS, CANVAS))
+        self.boxes = torch.cat([tile["box"] for tile in tiles]).clamp(0, n * cell) * (CANVAS / (n * cell))
         return torch.from_numpy(np.ascontiguousarray(canvas.transpose(2, 0, 1)))
 
 
@@ -66,7 +73,8 @@ def mosaic_arms(settings: Settings, records: Sequence[dict], n: int) -> dict[str
     """Functions that make the same ``settings.canvases`` canvases of n x n tiles, each in its own way."""
     clim = mappers.CanvasMapper(records, grids=[n], short=CANVAS, long=CANVAS, flip=0.5, seed=0, stream=0)
     released = ReleasedOrder(records, n=n)
-    remembering = ReleasedOrder(records, n=n, partners=functools.cache(released.fitted))
+    memory = functools.cache(lambda index: copy.deepcopy(released.fitted(index)))
+    remembering = ReleasedOrder(records, n=n, partners=memory)
     stages = Stages()
 
     def arm(make, read):

@@ -36,7 +36,7 @@ def save_model(settings: Settings, records: Sequence[dict]) -> str:
     """Path of a frozen model of the mini benchmark with random weights and two classes."""
     register(records)
     path = os.path.join(settings.folder, "frozen.pth")
-    options = ("MODEL.VOCABULARY.NAMES", ["dog", "umbrella"])
+    options = ("MODEL.VOCABULARY.NAMES", ["dog", "umbrella"], "DATASETS.TEST", ())
     mini = replace(settings, config_file=MINI, scale=1.0, device="cpu", overrides=options)
     Detector(step_config(mini, STEPS["CLIM 2+2+2"])).freeze(path)
     return path

@@ -1,9 +1,9 @@
 """All sections in one table, the growth curves, and the results of earlier runs."""
 
+import csv
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,66 +16,9 @@ from . import SECTIONS
 from .sections import as_table, title_of
 from .stopwatch import Spread, short
 
+SUMMARY = Path(__file__).with_name("summary.csv")
 Results = Mapping[str, Sequence[dict]]
 
-
-class Line(NamedTuple):
-    """A row of the summary. A figure is ``column`` of the first row of its section that has all of ``values``.
-
-    ``ours``, ``anchor`` and ``limit`` are values, too. ``work`` is completed by the columns of our row. ``quoted`` is
-    the figure of an official code, and in brackets ours, of one run on another machine.
-    """
-
-    work: str
-    section: str
-    values: frozenset
-    ours: str
-    anchor: str = ""
-    limit: str = ""
-    quoted: str = ""
-    column: str = "cpu s"
-
-
-def line(work: str, section: str, *values: str, ours: str = "CLIM", **others) -> Line:
-    return Line(work, section, frozenset(values), ours, **others)
-
-
-_search = partial(line, "candidates + NMS, {names} names", "shortlist", anchor="Detectron2")
-_coco = partial(line, "OV-COCO evaluation, {images} images", "evaluation", limit="faster-coco-eval")
-_dense = partial(line, "ViT-B/16, {image}, {pass}", "dense", anchor="open_clip")
-_mosaics = partial(line, "mosaics, all tiles fresh", "mosaics", "2, 3, 4", ours="CLIM, decoded afresh",
-                   column="mosaics / s and core")  # fmt: skip
-LINES = (
-    _search("400"),
-    _search("1,203", quoted="official Detic 9.6 s (9.9 s, by Detectron2's search)"),
-    _search("2,400"),
-    _search("20,000"),
-    _coco(anchor="pycocotools", quoted="pycocotools 91 s for 5,000 images (14.6 s, with collecting)"),
-    _coco("5,000"),
-    line("LVIS masks, {images} images", "lvis", "segm", anchor="lvis", column="CPU s"),
-    line("detection, {names} names, {image}", "detection", ours=80, quoted="official Detic 37.4 s at 800 px (35.5 s)"),
-    _dense("forward", quoted="open_clip 44.1 s at 1,024 px (25.1 s)"),
-    _dense("forward, backward", quoted="open_clip 63.0 s at 1,024 px (49.9 s)"),
-    _dense("forward, backward", column="peak MiB", quoted="(1,769 MiB at 1,024 px)"),
-    _dense("forward, backward", column="peak MiB", ours="CLIM, checkpointing", quoted="(895 MiB at 1,024 px)"),
-    _mosaics(anchor="released order, decoded afresh", quoted="CLIM release 13.2 / s (25.8 / s)"),
-    _mosaics(anchor="released order, partners in memory", quoted="CLIM release 31.9 / s (25.8 / s)"),
-    line("JPEG files", "decode", anchor="Detectron2 (PIL)", limit="OpenCV", column="images / s"),
-    *(
-        line(f"{{captions}} captions, {what}", "records", "1,000,000", anchor="list of dicts",
-             limit="Detectron2, serialised", column=column, quoted=quoted)
-        for what, column, quoted in (
-            ("opened", "cpu s", ""), ("in the process", "process MB", "(1,155 MiB, lists of dicts)"),
-            ("in a worker", "worker MB", "Detectron2, serialised 2 MiB (882 MiB, lists of dicts)"),
-        )
-    ),
-    line("clim --help", "startup", ours="clim --help", limit="Python"),
-    line("a Detector is ready", "startup", ours="Detector ready", limit="import torch"),
-    line("step of 2 + 2 + 2 images", "steps", ours="CLIM 2+2+2", anchor="baseline 2+4"),
-    line("step of 4 captions", "steps", ours="4 captions", quoted="official Detic 26.5 s at 400 px (9.5 s)"),
-    line("step of 2 box images", "steps", ours="2 box images",
-         quoted="official Detic 34.4 s at 400 px, 128 RoIs an image (35.9 s)"),
-)  # fmt: skip
 
 # A panel each: section, x, y, column of the lines, label of x, label of y.
 CURVES = (
@@ -127,27 +70,36 @@ def report_results(facts: Mapping[str, str], results: Results, *, markdown: Path
 
 
 def summary(results: Results) -> list[dict]:
-    """A row for each of LINES whose section was measured; "times better" compares with the anchor of the same run."""
-    rows = []
-    for of in LINES:
-        found = {
-            name: next((r for r in results.get(of.section, ()) if of.values | {name} <= set(r.values())), None)
-            for name in (of.ours, of.anchor, of.limit)
-        }
-        if (own := found[of.ours]) is None:
+    """A row for each line of summary.csv whose section was measured.
+
+    A figure is that of the first row of its section that has all of ``rows`` (divided by semicolons) and, for CLIM's,
+    ``ours``; so for the anchor and the limit. ``quoted`` is the figure of an official code, and in brackets ours of the
+    time, of one run on another machine.
+    """
+    table = []
+    with SUMMARY.open(encoding="utf-8", newline="") as file:
+        lines = [line for line in csv.DictReader(file, delimiter="|") if results.get(line["section"])]
+    for line in lines:
+        found = {}
+        for role in ("ours", "anchor", "limit"):
+            values = {line[role], *filter(None, line["rows"].split(";"))}
+            rows = (row for row in results[line["section"]] if line[role] and values <= set(map(str, row.values())))
+            if row := next(rows, None):
+                found[role] = row, row[line["figure"]].median
+        if "ours" not in found:
             continue
-        medians = {name: row[of.column].median for name, row in found.items() if name and row}
-        ours, anchor = medians.pop(of.ours), medians.get(of.anchor)
-        ratio = None if not (ours and anchor) else ours / anchor if "/" in of.column else anchor / ours
-        cells = {name: f"{short(figure)}, {name}" for name, figure in medians.items()}
-        rows.append(
+        own, ours = found["ours"]
+        anchor = found.get("anchor", (None, 0))[1]
+        ratio = anchor and ours and (ours / anchor if "/" in line["figure"] else anchor / ours)
+        cells = {role: f"{short(figure)}, {line[role]}" for role, (_, figure) in found.items()}
+        table.append(
             {
-                "work": of.work.format(**own), "--only": of.section, "figure": of.column, "CLIM": short(ours),
-                "anchor": cells.get(of.anchor, ""), "limit": cells.get(of.limit, ""),
-                "times better": short(ratio) if ratio else "", "quoted, another machine": of.quoted,
+                "work": line["work"].format(**own), "--only": line["section"], "figure": line["figure"],
+                "CLIM": short(ours), "anchor": cells.get("anchor", ""), "limit": cells.get("limit", ""),
+                "times better": short(ratio) if ratio else "", "quoted, another machine": line["quoted"],
             }
         )  # fmt: skip
-    return rows
+    return table
 
 
 def curves(results: Results) -> Figure:
