@@ -17,7 +17,8 @@ from clim.evaluation.ov_coco import box_figures, group_means
 from .inputs import Settings
 from .stopwatch import Spread, compared, paired_ratio
 
-CLASSES, DETECTIONS, SIZE = 80, 100, (640, 480)
+CLASSES, OBJECTS, DETECTIONS, SIZE = 80, 7, 100, (640, 480)
+RESULT = ("image_id", "category_id", "bbox", "score")
 SCORED = list(range(1, 66))  # ids of the classes that count
 
 
@@ -68,24 +69,23 @@ EVALUATORS = {
 
 
 def world(count: int) -> tuple[dict, list[dict]]:
-    """A COCO dict of ``count`` images with 7 objects each in the mean, and DETECTIONS results an image."""
-    rng = np.random.default_rng(0)
-    annotations, detections = [], []
-    for image in range(1, count + 1):
-        objects = int(rng.integers(1, 14))
-        extent = rng.uniform(0.03, 0.5, (objects, 2)) * SIZE
-        boxes = np.hstack([rng.uniform(0, 1, (objects, 2)) * (SIZE - extent), extent])
-        classes = rng.integers(1, CLASSES + 1, objects)
-        for box, c in zip(boxes.tolist(), classes.tolist(), strict=True):
-            shape = {"bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-            annotations.append({"id": len(annotations) + 1, "image_id": image, "category_id": c} | shape)
-        source = rng.integers(0, objects, DETECTIONS)
-        anything = rng.integers(1, CLASSES + 1, DETECTIONS)
-        found = np.where(rng.random(DETECTIONS) < 0.6, classes[source], anything).tolist()
-        moved = (boxes[source] + rng.normal(0, 8, (DETECTIONS, 4))).clip(min=3).tolist()
-        for box, c, score in zip(moved, found, rng.random(DETECTIONS).tolist(), strict=True):
-            detections.append({"image_id": image, "category_id": c, "bbox": box, "score": score})
-    width, height = SIZE
-    images = [{"id": i, "width": width, "height": height} for i in range(1, count + 1)]
-    categories = [{"id": c, "name": str(c)} for c in range(1, CLASSES + 1)]
-    return {"images": images, "categories": categories, "annotations": annotations}, detections
+    """A COCO dict of ``count`` images with OBJECTS each, and DETECTIONS results an image."""
+    rng, images = np.random.default_rng(0), np.repeat(np.arange(1, count + 1), OBJECTS)
+    extent = rng.uniform(0.03, 0.5, (len(images), 2)) * SIZE
+    boxes = np.hstack([rng.uniform(0, 1, extent.shape) * (SIZE - extent), extent])
+    classes = rng.integers(1, CLASSES + 1, len(images))
+    source = (np.arange(count)[:, None] * OBJECTS + rng.integers(0, OBJECTS, (count, DETECTIONS))).ravel()
+    anything = rng.integers(1, CLASSES + 1, len(source))
+    found = np.where(rng.random(len(source)) < 0.6, classes[source], anything)
+    moved = (boxes[source] + rng.normal(0, 8, (len(source), 4))).clip(min=3)
+    objects = enumerate(zip(images.tolist(), classes.tolist(), boxes.tolist(), strict=True), start=1)
+    columns = (column.tolist() for column in (images[source], found, moved, rng.random(len(source))))
+    ground_truth = {
+        "images": [{"id": i, "width": SIZE[0], "height": SIZE[1]} for i in range(1, count + 1)],
+        "categories": [{"id": c, "name": str(c)} for c in range(1, CLASSES + 1)],
+        "annotations": [
+            {"id": k, "image_id": i, "category_id": c, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            for k, (i, c, box) in objects
+        ],
+    }
+    return ground_truth, [dict(zip(RESULT, row, strict=True)) for row in zip(*columns, strict=True)]
