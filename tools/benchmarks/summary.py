@@ -22,8 +22,8 @@ Results = Mapping[str, Sequence[dict]]
 
 # A panel each: section, x, y, column of the lines, label of x, label of y.
 CURVES = (
-    ("shortlist", "names", "cpu s", "search", "names", "CPU seconds an image, candidates and NMS"),
-    ("sides", "px", "cpu s", "work", "side of the canvas, px", "CPU seconds"),
+    ("shortlist", "names", "cpu s", "search", "names", "CPU seconds an image, candidates + NMS"),
+    ("sides", "px", "cpu s", "work", "side of the canvas, px", "CPU seconds, mosaic of photos and mini step"),
     ("records", "captions", "cpu s", "way", "captions", "CPU seconds to open"),
     ("records", "captions", "worker MB", "way", "captions", "MB that each worker adds"),
 )
@@ -115,9 +115,23 @@ def curves(results: Results) -> Figure:
         for name in dict.fromkeys(row[by] for row in results[section]):
             rows = [row for row in results[section] if row[by] == name]
             median, low, high = np.array([row[y] for row in rows]).T
-            at = [int(str(row[x]).replace(",", "")) for row in rows]
-            panel.errorbar(at, median, [median - low, high - median], marker="o", capsize=3, label=name)
+            panel.errorbar(
+                [number(row[x]) for row in rows],
+                median,
+                [median - low, high - median],
+                marker="o",
+                capsize=3,
+                label=name,
+            )
         panel.set(xlabel=x_label, ylabel=y_label, xscale="log", yscale="symlog" if "MB" in y else "log")
+        ticks = sorted({number(row[x]) for row in results[section]})
+        panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        panel.minorticks_off()
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.grid(visible=True, alpha=0.3)
         panel.legend()
     return figure
+
+
+def number(cell: int | str) -> int:
+    return int(str(cell).replace(",", ""))
