@@ -115,14 +115,8 @@ def curves(results: Results) -> Figure:
         for name in dict.fromkeys(row[by] for row in results[section]):
             rows = [row for row in results[section] if row[by] == name]
             median, low, high = np.array([row[y] for row in rows]).T
-            panel.errorbar(
-                [number(row[x]) for row in rows],
-                median,
-                [median - low, high - median],
-                marker="o",
-                capsize=3,
-                label=name,
-            )
+            at, bars = [number(row[x]) for row in rows], [median - low, high - median]
+            panel.errorbar(at, median, bars, marker="o", capsize=3, label=name)
         panel.set(xlabel=x_label, ylabel=y_label, xscale="log", yscale="symlog" if "MB" in y else "log")
         ticks = sorted({number(row[x]) for row in results[section]})
         panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
