@@ -118,6 +118,8 @@ def curves(results: Results) -> Figure:
             at, bars = [number(row[x]) for row in rows], [median - low, high - median]
             panel.errorbar(at, median, bars, marker="o", capsize=3, label=name)
         panel.set(xlabel=x_label, ylabel=y_label, xscale="log", yscale="symlog" if "MB" in y else "log")
+        if "MB" in y:
+            panel.set_ylim(bottom=0)
         ticks = sorted({number(row[x]) for row in results[section]})
         panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         panel.minorticks_off()
