@@ -15,12 +15,32 @@ import pytest
 import torch
 
 import benchmark as tool
-from benchmarks import inputs, lvis_evaluation, mosaics, sections, shards, steps, stopwatch
+from benchmarks import (
+    coco_evaluation,
+    inputs,
+    lvis_evaluation,
+    mosaics,
+    networks,
+    reading,
+    sections,
+    shards,
+    shortlist,
+    sides,
+    startup,
+    steps,
+    stopwatch,
+    summary,
+)  # fmt: skip
 from benchmarks.stopwatch import Run, Spread, Stages
 from clim.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 MINI = str(ROOT / "configs/mini/detic_clim.yaml")
+
+
+def here(function, *args):
+    """In place of ``fresh``: the call in this process."""
+    return function(*args)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +106,7 @@ def test_arms_take_turns_and_runs_become_figures():
     # The machine is three times slower in the second round: the ratio does not notice.
     assert stopwatch.paired_ratio([2.0, 6.0], [1.0, 3.0]) == (2.0, 2.0, 2.0)
     assert str(Spread(0.12345, 1.0, 123456.0)) == "0.123 (1–123,456)"
+    assert stopwatch.compared({"a": lambda: 1}, repeats=2, title="test", clock="wall")[1] == {"a": 1}
     runs = [Run(0, 0, {"a": 1.0, "rest": 3.0}), Run(0, 0, {"rest": 2.0}), Run(0, 0, {"a": 2.0, "rest": 2.0})]
     assert stopwatch.shares(runs, ("a", "rest")) == {"a %": 25, "rest %": 75}
 
@@ -136,7 +157,10 @@ def test_released_order_lays_every_tile_in_its_cell(tmp_path, n):
     paths = [tmp_path / f"{i}.png" for i in range(n * n)]
     for i, path in enumerate(paths):
         cv2.imwrite(str(path), np.full((60, 80, 3), 10 * i + 5, np.uint8))
-    canvas = mosaics.ReleasedOrder([{"file_name": str(path)} for path in paths], n=n)(index=0, epoch=0).numpy()
+    make = mosaics.ReleasedOrder([{"file_name": str(path)} for path in paths], n=n)
+    canvas = make(index=0, epoch=0).numpy()
+    first = make.boxes[0].int().tolist()
+    assert (canvas[:, first[1] : first[3], first[0] : first[2]] == 5).mean() > 0.98  # the box of image 0
     assert canvas.shape == (3, 800, 800)
     side, colours = 800 // n, set()
     for cell in (canvas[:, y * side : (y + 1) * side, x * side : (x + 1) * side] for y in range(n) for x in range(n)):
@@ -171,18 +195,20 @@ def test_measure_steps_sees_every_part(settings, records, tower, monkeypatch):
     monkeypatch.setattr(steps.Trainer, "run_step", run_step)
     monkeypatch.setitem(steps.STEPS, "stacked 2+20", (1, 3, 0))
     monkeypatch.setitem(steps.STEPS, "stacked 2+32", (1, 5, 0))
+    monkeypatch.setattr(steps, "fresh", here)
     backward, clip = torch.Tensor.backward, torch.nn.utils.clip_grad_norm_
     steps.prefill_captions(settings, records)
     tower.asked.clear()
     rows = steps.measure_steps(settings, records)
-    assert batches == list(steps.STEPS.values()) * (settings.repeats + 1)
+    expected = steps.STEPS | steps.SINGLE
+    assert batches == list(expected.values()) * (settings.repeats + 1)
     assert tower.asked == []  # the warm cache answers
     for row in rows:
         parts = {part: row[f"{part} %"] for part in steps.PARTS}
-        assert min(parts.values()) > 0, parts
+        assert min(parts.values()) > 0 or row["step"] == "2 box images", parts  # which have no texts
         assert sum(parts.values()) == pytest.approx(100, abs=5)  # each a median over runs
         assert parts["rest"] < 25
-    assert [row["step"] for row in rows] == list(steps.STEPS) and rows[0]["ratio"] == (1, 1, 1)
+    assert [row["step"] for row in rows] == list(expected) and rows[0]["ratio"] == (1, 1, 1)
     assert torch.Tensor.backward is backward and torch.nn.utils.clip_grad_norm_ is clip
 
 
@@ -210,7 +236,7 @@ def test_measure_shards(settings, records, tmp_path, monkeypatch):
     monkeypatch.setattr(
         shards, "memory_of_a_worker", lambda _: dict.fromkeys(("index", "open", "anonymous", "mapped"), 1e6)
     )
-    monkeypatch.setattr(shards, "fresh", lambda function, *args: function(*args))
+    monkeypatch.setattr(shards, "fresh", here)
     rows = shards.measure_shards(replace(settings, pairs=(10,)), records)
     assert [(row["images"], row["pairs"]) for row in rows] == [("photos", "5"), ("1 kB", "10")]
     assert len(decoded["tar"]) == (2 * 5 + 2 * 10) * (settings.repeats + 1) and decoded["tar"] == decoded["file"]
@@ -225,8 +251,8 @@ def test_memory_of_a_worker_counts_the_index_and_its_samples(tmp_path):
 
 
 def test_lvis_evaluators_see_the_same_world(settings, monkeypatch):
-    monkeypatch.setattr(lvis_evaluation, "fresh", lambda function, *args: function(*args))
-    rows = lvis_evaluation.measure_lvis(settings)
+    monkeypatch.setattr(lvis_evaluation, "fresh", here)
+    rows = lvis_evaluation.measure_lvis(settings, [])
     expected = [(3, task, name) for task in ("bbox", "segm") for name in ("lvis", "CLIM")]
     expected += [(5, task, "CLIM") for task in ("bbox", "segm")]
     assert [(r["images"], r["task"], r["evaluator"]) for r in rows] == expected
@@ -237,10 +263,117 @@ def test_lvis_evaluators_see_the_same_world(settings, monkeypatch):
     assert np.bincount(detections["image_id"]).tolist() == [300] * 5 and len(np.unique(detections["category_id"])) > 300
 
 
+def test_shortlist_and_evaluation_compare_results(settings, monkeypatch):
+    for name, value in {"NAMES": (5, 7), "MOST_NAMES": 5, "ROIS": 20}.items():
+        monkeypatch.setattr(shortlist, name, value)
+    rows = shortlist.measure_shortlist(settings, [])
+    assert [(row["names"], row["search"]) for row in rows] == [("5", "CLIM"), ("5", "Detectron2"), ("7", "CLIM")]
+    assert rows[0]["found"] == rows[1]["found"] > 5 and rows[0]["times as slow"] == (1, 1, 1)
+    rows = coco_evaluation.measure_evaluation(settings, [])
+    expected = [
+        ("3", "CLIM"),
+        ("3", "pycocotools"),
+        ("3", "faster-coco-eval"),
+        ("5", "CLIM"),
+        ("5", "faster-coco-eval"),
+    ]
+    assert [(row["images"], row["evaluator"]) for row in rows] == expected and 5 < rows[0]["AP"] < 95
+    monkeypatch.setattr(shortlist, "fast_rcnn_inference", lambda *_: shortlist.detect_best(*_[:5], 3))
+    with pytest.raises(UserError, match="find different detections of 5 names"):
+        shortlist.measure_shortlist(settings, [])
+    monkeypatch.setitem(coco_evaluation.EVALUATORS, "pycocotools", lambda *_: 0.0)
+    with pytest.raises(UserError, match="find different AP"):
+        coco_evaluation.measure_evaluation(settings, [])
+
+
+def test_networks_do_the_same_work(settings, records, tower, monkeypatch):
+    (row,) = networks.measure_detection(settings, records)
+    parts = {name: share for name, share in row.items() if name.endswith("%")}
+    assert len(parts) == 7 and min(parts.values()) > 0 and sum(parts.values()) == pytest.approx(100, abs=5)
+    assert (row["image"], row["names"]) == ("64 x 85 px", 80)
+    monkeypatch.setattr(networks, "fresh", here)
+    small = replace(settings, scale=1 / 16, repeats=1)
+    rows = networks.measure_dense(small, records)
+    ways = ["open_clip", "CLIM"] * 2 + ["CLIM, checkpointing"]
+    assert [row["way"] for row in rows] == ways and {row["image"] for row in rows} == {"64 x 64 px"}
+    monkeypatch.setattr(networks, "plain_features", lambda encoder, images: -encoder.features(images)["dense"])
+    with pytest.raises(UserError, match="CLIM differ from open_clip's"):
+        networks.measure_dense(small, records)
+
+
+def test_records_are_the_same_ones_however_opened(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "CAPTIONS", (30,))
+    monkeypatch.setattr(reading, "READ", 100)
+    monkeypatch.setattr(reading, "fresh", here)
+    rows = reading.measure_records(settings, [])
+    assert [row["way"] for row in rows] == list(reading.OPENED) and all(r["µs a record"].low > 0 for r in rows)
+    ours, plain, serialised = (
+        [dict(r) for r in opened(tmp_path / "captions.json")] for opened in reading.OPENED.values()
+    )
+    assert serialised == plain and len(plain) == 30 and len({r["captions"][0] for r in plain}) == 30
+    folder = f"{tmp_path}/"
+    assert ours == [r | {"file_name": folder + r["file_name"]} for r in plain]
+
+
+def test_decode_startup_and_sides(settings, records, tower, monkeypatch):
+    rows = reading.measure_decode(settings, records)
+    assert [row["decoder"] for row in rows] == ["Detectron2 (PIL)", "CLIM", "OpenCV"]
+    assert rows[1]["pixels that differ %"] == 0 and rows[0]["ratio"] == (1, 1, 1)
+    monkeypatch.setattr(startup, "save_model", lambda *_: "model.pth")
+    monkeypatch.setattr(startup, "fresh", here)
+    monkeypatch.setattr(startup, "WORKS", {"idle": "", "busy": "assert MODEL == 'model.pth'; sum(range(20_000_000))"})
+    idle, busy = startup.measure_startup(settings, records)
+    assert idle["cpu s"].high < busy["cpu s"].low
+    monkeypatch.setattr(sides, "SIDES", (40, 80))
+    monkeypatch.setattr(sides, "SCALES", (0.25, 0.5))
+    monkeypatch.setattr(sides, "fresh", here)
+    rows = sides.measure_sides(settings, records)
+    assert [(row["work"], row["px"]) for row in rows] == [("mosaic", 40), ("mosaic", 80), ("step", 64), ("step", 128)]
+
+
+def test_summary_and_plot_of_written_results(tmp_path, capsys):
+    """The last file with a section counts; ratios are above 1 where ours is better; text around tables stays."""
+
+    def written(name, load, **results):
+        path = tmp_path / name
+        path.write_text(json.dumps({"machine": {"Python": "3", "load": load}, "results": results}))
+        return str(path)
+
+    def spread(value):
+        return {"median": value, "low": value, "high": value}
+
+    searches = [
+        {"names": names, "search": search, "cpu s": spread(s)}
+        for names, search, s in (("400", "CLIM", 0.5), ("400", "Detectron2", 2.0), ("20,000", "CLIM", 4.0))
+    ]
+    rate = {"decoder": "OpenCV", "images / s": spread(30.0)}
+    decoders = [rate, rate | {"decoder": "CLIM", "images / s": spread(40.0)}]
+    one = written("1.json", "0.1", shortlist=[], decode=[*decoders, rate | {"decoder": "Detectron2 (PIL)"}])
+    two = written("2.json", "0.2", shortlist=searches)
+    page = tmp_path / "page.md"
+    page.write_text("Before\n<!-- table: All sections -->\nold\n<!-- end: All sections -->\nAfter\n")
+    tool.main(["--read", one, two, "--markdown", str(page), "--plot", str(tmp_path / "a.png")])
+    facts, results = summary.read_results([Path(one), Path(two)])
+    assert (
+        facts == {"Python": "3", "load": "0.1 (shortlist, decode); 0.2 (shortlist)"} and list(results)[0] == "shortlist"
+    )
+    rows = {row["work"]: row for row in summary.summary(results)}
+    assert list(rows) == ["candidates + NMS, 400 names", "candidates + NMS, 20,000 names", "JPEG files"]
+    assert rows["candidates + NMS, 400 names"]["times better"] == "4" and rows["JPEG files"]["times better"] == "1.33"
+    assert rows["JPEG files"]["limit"] == "30, OpenCV" and rows["candidates + NMS, 20,000 names"]["anchor"] == ""
+    text = page.read_text()
+    assert text.startswith("Before\n") and "\nAfter\n" in text and "old" not in text and "| 20,000 " in text
+    panel, *others = summary.curves(results).axes
+    assert panel.get_xlabel() == "names" and [line.get_label() for line in panel.containers] == ["CLIM", "Detectron2"]
+    assert not others and cv2.imread(str(tmp_path / "a.png")).shape[1] > 500
+    with pytest.raises(UserError, match="--plot draws"):
+        summary.curves({})
+
+
 def test_command_line_prints_and_writes(settings, records, tmp_path, monkeypatch, capsys, tower):
     peaks = iter(range(1, 100))
     for module in (sections, steps):
-        monkeypatch.setattr(module, "fresh", lambda function, *args: function(*args))
+        monkeypatch.setattr(module, "fresh", here)
     assert steps.peak_of_steps(settings, records, (1, 1, 1))["peak"] > 100 * 2**20  # torch alone
     monkeypatch.setattr(steps, "peak_of_steps", lambda *_: {"before": 2**20, "peak": next(peaks) * 2**20})
     folder = str(Path(records[0]["file_name"]).parent)

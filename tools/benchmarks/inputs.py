@@ -1,6 +1,7 @@
 """Inputs of the benchmark: settings, and photos from a folder or synthetic ones of COCO's size and bytes."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,13 @@ class Settings:
         torch.set_num_threads(self.threads)
         cv2.setNumThreads(self.threads)
         return torch.cuda.synchronize if self.on_gpu else lambda: None
+
+    def clock(self) -> float:
+        """Seconds that stages are measured in: of the CPU, or what has passed when the GPU is ready."""
+        if not self.on_gpu:
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
 
     @property
     def on_gpu(self) -> bool:

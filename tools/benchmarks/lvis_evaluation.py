@@ -1,9 +1,9 @@
 """LVIS evaluation: CLIM's against the lvis package's, on made-up boxes and masks. CPU seconds and memory."""
 
-import gc
 import json
 import time
-from contextlib import suppress
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from clim.evaluation.lvis import lvis_figures, lvis_precision
 from clim.files import write_json
 
 from .inputs import Settings
-from .stopwatch import Spread, fresh, paired_ratio, peak_resident_bytes
+from .stopwatch import Spread, fresh, interleaved, paired_ratio, peak_resident_bytes, reset_peak
 
 CLASSES, DETECTIONS, SIZE = 1203, 300, (480, 640)
 MEMORY = ("inputs", "on top")
@@ -23,17 +23,18 @@ ANGLES = np.linspace(0, 2 * np.pi, 20, endpoint=False)
 JUDGED = 1 / 3  # of the detections are of a class that the image shows or names as absent; LVIS drops others
 
 
-def measure_lvis(settings: Settings) -> list[dict]:
-    """A row for each size, task and evaluator; every run has its own process."""
+def measure_lvis(settings: Settings, records: Sequence[dict]) -> list[dict]:
+    """LVIS evaluation of 300 made-up detections an image.
+
+    Every run has its own process. Memory is that of the inputs, and what comes on top.
+    """
     rows = []
     for count, names in zip(settings.evaluated, (("lvis", "CLIM"), ("CLIM",)), strict=True):
         folder = Path(settings.folder) / f"lvis_{count}"
         fresh(write_world, folder, count)
         for task in ("bbox", "segm"):
-            runs = {name: [] for name in names}
-            for _ in tqdm(range(settings.repeats), desc=f"{count} images, {task}", unit="round"):
-                for name in names:
-                    runs[name].append(fresh(evaluate_once, name, task, folder))
+            arms = {name: partial(fresh, evaluate_once, name, task, folder) for name in names}
+            runs = interleaved(arms, repeats=settings.repeats, title=f"{count} images, {task}", warm_up=0)
             seconds = {name: [run["seconds"] for run in taken] for name, taken in runs.items()}
             for name, taken in runs.items():
                 ratio = paired_ratio(seconds[names[0]], seconds[name]) if len(names) > 1 else "-"
@@ -70,14 +71,6 @@ def evaluate_once(name: str, task: str, folder: Path) -> dict:
     before, start = reset_peak(), time.process_time()
     ap, seconds = float(evaluate()), time.process_time() - start
     return {"AP": ap, "seconds": seconds, "inputs": before - start_bytes, "on top": peak_resident_bytes() - before}
-
-
-def reset_peak() -> int:
-    """The bytes of this process now, from which a new peak is counted where the system can do that (Linux)."""
-    gc.collect()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return peak_resident_bytes()
 
 
 def write_world(folder: Path, count: int) -> None:

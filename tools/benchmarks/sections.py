@@ -1,10 +1,11 @@
-"""The sections of tools/benchmark.py: the function that measures each, its table and its json."""
+"""Runs the sections of tools/benchmark.py, prints the table of each, and writes their json."""
 
 import argparse
 import os
+import pkgutil
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,25 +20,16 @@ from tabulate import tabulate
 from clim.engine import load_config
 from clim.files import write_json
 
+from . import SECTIONS
 from .inputs import Settings, find_photos, records_of, synthetic_photos
-from .lvis_evaluation import measure_lvis
-from .mosaics import measure_mosaics
-from .shards import measure_shards
-from .steps import CAPTIONS_A_STEP, measure_memory, measure_steps, measure_text, prefill_captions
 from .stopwatch import Spread, fresh, machine
 
-TITLES = {
-    "mosaics": "Mosaics of 800 px; rate and ratio by CPU seconds, ratio to the first row of the grid",
-    "steps": "Joint training step (detection + captions + mosaics), ratio to the baseline",
-    "memory": "Peak memory of training steps (small inputs leave mostly libraries and weights), ratio to the baseline",
-    "text": f"Caption embeddings, {CAPTIONS_A_STEP} captions a joint step, ratio to the live tower",
-    "shards": "Pairs in tar shards: index, memory that a worker adds, samples read and decoded, ratio to plain files",
-    "lvis": "LVIS evaluation, 300 detections an image, 1,203 classes; memory of the inputs and on top of them",
-}
 
+def run_sections(args: argparse.Namespace) -> tuple[dict[str, str], dict[str, list[dict]]]:
+    """Measure the sections of ``args.only``, print a table for each, and write ``args.json``.
 
-def run_sections(args: argparse.Namespace) -> None:
-    """Measure the sections of ``args.only``, print a table for each, and write ``args.json``."""
+    Returns facts about the machine, and {section: rows}.
+    """
     facts = machine([torch, torchvision, detectron2, np, cv2, PIL]) | {"threads": str(args.threads)}
     facts["libjpeg-turbo (PIL)"] = PIL.features.version("libjpeg_turbo") or "no"
     facts["device"] = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "cpu"
@@ -56,25 +48,24 @@ def run_sections(args: argparse.Namespace) -> None:
         )  # fmt: skip
         facts["photos"] = describe(records, source=args.images or "synthetic")
         facts["model"] = f"{args.config_file}, scale {scale:.3g}"
+        facts["repeats"] = f"median (min–max) of {args.repeats}"
         print("\n".join(f"{name}: {fact}" for name, fact in facts.items()))
         results = {}
         for name in args.only:
-            results[name] = run_section(name, settings, records)
-            print(f"\n{TITLES[name]}; median (min–max) of {args.repeats}\n\n{as_table(results[name])}")
+            results[name] = fresh(measure_of(name), settings, records)
+            print(f"\n{title_of(name)} ({name})\n\n{as_table(results[name])}", flush=True)
             if args.json:  # after every section: an interrupted run keeps what it has
                 content = {"machine": facts, "settings": asdict(settings), "results": as_json(results)}
                 write_json(args.json, content, indent=1)
+    return facts, results
 
 
-def run_section(name: str, settings: Settings, records: Sequence[dict]) -> list[dict]:
-    if name in ("steps", "memory"):
-        fresh(prefill_captions, settings, records)
-    if name == "memory":
-        return measure_memory(settings, records)
-    if name == "lvis":
-        return measure_lvis(settings)
-    measures = {"mosaics": measure_mosaics, "steps": measure_steps, "text": measure_text, "shards": measure_shards}
-    return fresh(measures[name], settings, records)
+def measure_of(section: str) -> Callable[[Settings, Sequence[dict]], list[dict]]:
+    return pkgutil.resolve_name(f"{__package__}.{SECTIONS[section]}:measure_{section}")
+
+
+def title_of(section: str) -> str:
+    return measure_of(section).__doc__.splitlines()[0].rstrip(".")
 
 
 def default_scale(config_file: str, device: str) -> float:

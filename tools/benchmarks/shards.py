@@ -26,7 +26,10 @@ MB = 1e6
 
 
 def measure_shards(settings: Settings, records: Sequence[dict]) -> list[dict]:
-    """A row for the photos of ``records``, and one for each of ``settings.pairs`` small images of 1 kB."""
+    """Pairs in tar shards.
+
+    A row for the photos of ``records``, and one for each of ``settings.pairs`` small images of 1 kB.
+    """
     settings.start()
     photos = ((Path(r["file_name"]).read_bytes(), r["captions"][0]) for r in records)
     rows = [_row("photos", photos, len(records), settings)]

@@ -1,15 +1,15 @@
 """Joint training steps against the baseline's and stacked ones, their peak memory, and captions per second."""
 
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from unittest import mock
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
-from tqdm import tqdm
 
 from clim.data.loader import build_train_loader
 from clim.engine import Trainer, load_config
@@ -36,6 +36,7 @@ SIDES = ("INPUT.MAX_SIZE_TRAIN", "INPUT.CAPTION.SHORT_SIDE", "INPUT.CAPTION.LONG
 EMPTY = ("MODEL.WEIGHTS", "MODEL.VOCABULARY.EMBEDDINGS", "MODEL.OPEN_VOCAB.BASE_CLASSES", "MODEL.TEXT.PRETRAINED")
 # Table 1a and its stacked rows: (detection, captions, mosaics) a GPU and step. The first is the reference.
 STEPS = {"baseline 2+4": (2, 4, 0), "CLIM 2+2+2": (2, 2, 2), "stacked 2+20": (2, 20, 0), "stacked 2+32": (2, 32, 0)}
+SINGLE = {"4 captions": (0, 4, 0), "2 box images": (2, 0, 0)}
 PARTS = ("data", "backbone", "proposals", "pooling + head", "texts", "losses", "backward", "optimiser", REST)
 MEMORY_STEPS = 2  # the optimiser's momenta are there from the second on
 TOWERS = {"MiniLM": "minilm", "ViT-B/32 (random weights)": "ViT-B-32-quickgelu"}
@@ -121,20 +122,24 @@ def watch(trainer: Trainer, stages: Stages) -> None:
 
 
 def measure_steps(settings: Settings, records: Sequence[dict]) -> list[dict]:
-    """Rows of seconds. One model takes all steps in turn; only the batches differ."""
-    synchronise = settings.start()
+    """Training steps.
 
-    def clock():
-        synchronise()
-        return time.perf_counter() if settings.on_gpu else time.process_time()
+    The ratio is that to the baseline's. One model takes all steps in turn; only the batches differ.
+    """
+    fresh(prefill_captions, settings, records)
+    configs = {name: step_config(settings, batch) for name, batch in (STEPS | SINGLE).items()}
+    return step_rows(timed_steps(settings, records, configs), key=settings.seconds)
 
+
+def timed_steps(settings: Settings, records: Sequence[dict], configs: Mapping[str, CfgNode]) -> dict[str, list[Run]]:
+    """{name: its runs} of one model, the first config's, with the batches of each config in turn."""
+    synchronise, stages = settings.start(), Stages(settings.clock)
     register(records)
-    stages = Stages(clock)
-    trainer = new_trainer(step_config(settings, STEPS["CLIM 2+2+2"]))
+    trainer = new_trainer(next(iter(configs.values())))
     watch(trainer, stages)
 
-    def arm(batch):
-        loader = build_train_loader(step_config(settings, batch), seed=0)
+    def arm(cfg):
+        loader = build_train_loader(cfg, seed=0)
 
         def run():
             trainer.loader = iter(stages.timed("data", lambda: next(loader)), None)
@@ -148,8 +153,8 @@ def measure_steps(settings: Settings, records: Sequence[dict]) -> list[dict]:
         mock.patch.object(torch.nn.utils, "clip_grad_norm_", stages.timed("optimiser", clip)),
         mock.patch.object(torch.Tensor, "backward", stages.timed("backward", torch.Tensor.backward)),
     ):
-        runs = interleaved({name: arm(batch) for name, batch in STEPS.items()}, repeats=settings.repeats, title="steps")
-    return step_rows(runs, key=settings.seconds)
+        arms = {name: arm(cfg) for name, cfg in configs.items()}
+        return interleaved(arms, repeats=settings.repeats, title="steps")
 
 
 def step_rows(arms: dict[str, list[Run]], *, key: str) -> list[dict]:
@@ -183,13 +188,13 @@ def peak_of_steps(settings: Settings, records: Sequence[dict], batch: tuple[int,
 
 
 def measure_memory(settings: Settings, records: Sequence[dict]) -> list[dict]:
-    """Rows of peak memory. Each figure comes from its own process."""
-    measured: dict[str, list[dict[str, int]]] = {name: [] for name in STEPS}
-    with tqdm(total=settings.repeats * len(STEPS), desc="memory", unit="process") as bar:
-        for _ in range(settings.repeats):
-            for name, batch in STEPS.items():
-                measured[name].append(fresh(peak_of_steps, settings, records, batch))
-                bar.update()
+    """Peak memory of training steps.
+
+    Each figure comes from its own process.
+    """
+    fresh(prefill_captions, settings, records)
+    arms = {name: partial(fresh, peak_of_steps, settings, records, batch) for name, batch in STEPS.items()}
+    measured = interleaved(arms, repeats=settings.repeats, title="memory", warm_up=0)
     reference = [m["peak"] for m in measured["baseline 2+4"]]
     return [
         {
@@ -203,7 +208,10 @@ def measure_memory(settings: Settings, records: Sequence[dict]) -> list[dict]:
 
 
 def measure_text(settings: Settings, records: Sequence[dict]) -> list[dict]:
-    """Rows of speed: captions of joint steps from the tower, and from the warm cache on disk."""
+    """Caption embeddings, 21 captions a joint step.
+
+    They come from the tower, or from the warm cache on disk.
+    """
     synchronise = settings.start()
     captions = [c for r in records for c in r["captions"]]
     batches = [

@@ -1,5 +1,6 @@
 """Time in stages, rounds in turn (ABAB), medians and peak memory, whatever is measured."""
 
+import gc
 import os
 import platform
 import re
@@ -9,16 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
 REST = "rest"
+T = TypeVar("T")
 
 
 class Stages:
@@ -85,20 +87,34 @@ def measure(function: Callable[[], object], *, stages: Stages | None = None, syn
     return Run(time.perf_counter() - wall, time.process_time() - cpu, stages.take() if stages is not None else {})
 
 
-def interleaved(arms: Mapping[str, Callable[[], Run]], *, repeats: int, title: str) -> dict[str, list[Run]]:
-    """{arm: its runs}: a warm-up of every arm, then ``repeats`` rounds of all arms in turn.
+def interleaved(
+    arms: Mapping[str, Callable[[], T]], *, repeats: int, title: str, warm_up: int = 1
+) -> dict[str, list[T]]:
+    """{arm: its runs}: ``warm_up`` rounds that do not count, then ``repeats`` rounds of all arms in turn.
 
     So a slow phase of the machine slows all arms.
     """
-    runs: dict[str, list[Run]] = {name: [] for name in arms}
-    with tqdm(total=(repeats + 1) * len(arms), desc=title, unit="run") as bar:
-        for round_ in range(repeats + 1):
+    runs = {name: [] for name in arms}
+    with tqdm(total=(repeats + warm_up) * len(arms), desc=title, unit="run") as bar:
+        for _ in range(repeats + warm_up):
             for name, arm in arms.items():
-                run = arm()
-                if round_ > 0:
-                    runs[name].append(run)
+                runs[name].append(arm())
                 bar.update()
-    return runs
+    return {name: taken[warm_up:] for name, taken in runs.items()}
+
+
+def compared(
+    ways: Mapping[str, Callable[[], object]], *, repeats: int, title: str, clock: str = "cpu", synchronise=lambda: None
+) -> tuple[dict[str, list[float]], dict[str, object]]:
+    """({way: seconds of its runs}, {way: its last result}) of functions that take turns."""
+    results = {}
+
+    def arm(way, function):
+        return lambda: measure(lambda: results.update({way: function()}), synchronise=synchronise)
+
+    arms = {way: arm(way, function) for way, function in ways.items()}
+    runs = interleaved(arms, repeats=repeats, title=title)
+    return {way: [getattr(run, clock) for run in taken] for way, taken in runs.items()}, results
 
 
 class Spread(NamedTuple):
@@ -113,10 +129,10 @@ class Spread(NamedTuple):
         return cls(statistics.median(values), min(values), max(values))
 
     def __str__(self) -> str:
-        return f"{_short(self.median)} ({_short(self.low)}–{_short(self.high)})"
+        return f"{short(self.median)} ({short(self.low)}–{short(self.high)})"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
@@ -146,6 +162,14 @@ def peak_resident_bytes() -> int:
         return int(re.search(r"^VmHWM:\s*(\d+)", status.read_text(), re.MULTILINE)[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def reset_peak() -> int:
+    """The bytes of this process now, from which a new peak is counted where the system can do that (Linux)."""
+    gc.collect()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_resident_bytes()
 
 
 def machine(modules: Sequence[ModuleType]) -> dict[str, str]:
