@@ -4,5 +4,5 @@
 SECTIONS = {
     "shortlist": "shortlist", "evaluation": "coco_evaluation", "lvis": "lvis_evaluation", "detection": "networks",
     "dense": "networks", "mosaics": "mosaics", "decode": "reading", "records": "reading", "shards": "shards",
-    "startup": "startup", "steps": "steps", "memory": "steps", "text": "steps", "sides": "sides",
+    "startup": "startup", "steps": "steps", "memory": "steps", "text": "steps", "waits": "waits", "sides": "sides",
 }  # fmt: skip

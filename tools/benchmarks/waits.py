@@ -1,5 +1,6 @@
 """Where a joint training step waits: its host for the device, and its process for others.
 
+    python tools/benchmark.py --only waits
     PYTHONPATH=tools python -m benchmarks.waits configs/mini/detic_clim.yaml configs/mini/baron_clim.yaml
 
 No GPU is needed: the tensors are on the CPU, and those count as the device's that come from the model, or that are
@@ -180,7 +181,10 @@ def waits_of(cfg, records: Sequence[dict] | None = None) -> list[dict]:
 
 
 def measure_waits(settings: Settings, records: Sequence[dict]) -> list[dict]:
-    """Rows for the step of detection, captions and mosaics of tools/benchmark.py."""
+    """Where a step waits: the host for a GPU, and two processes for each other.
+
+    The step is that of 2 + 2 + 2 images in tools/benchmark.py.
+    """
     return waits_of(step_config(settings, STEPS["CLIM 2+2+2"]), records)
 
 
