@@ -29,7 +29,7 @@ class Tiles:
 
     def to(self, device) -> "Tiles":
         """The same tiles with their tensors on ``device``."""
-        moved = {name: getattr(self, name).to(device) for name in ("boxes", "canvas", "image_ids")}
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("boxes", "canvas", "image_ids")}
         return replace(self, **moved)
 
     def with_rolled_texts(self, by: int) -> "Tiles":
