@@ -13,6 +13,7 @@ import open_clip
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes
 from PIL import Image
 from timm.models import Eva, VisionTransformer, register_model
@@ -20,7 +21,9 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from clim.config import add_clim_config
+from clim.data.datasets import register_own_set
 from clim.engine import load_config
+from clim.files import write_json
 from clim.text.clip import clip_config
 from mini.concepts import CONCEPTS
 from mini.generate import set_up_mini
@@ -266,6 +269,29 @@ def mask_overrides():
         "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead", "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True",
         "MODEL.ROI_MASK_HEAD.NUM_CONV", "1", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def region_overrides(make_photos, tmp_path):
+    """KEY, VALUE, … for RegionClip on 4 images with 2 boxes each, of 7 nouns of which a loss sees 3."""
+    images, boxes = [], []
+    for record in make_photos([(40, 60), (60, 40), (48, 48), (30, 64)]):
+        path, number = Path(record["file_name"]), record["image_id"]
+        images.append({"id": number, "file_name": path.name, "height": record["height"], "width": record["width"]})
+        for n in range(2):
+            box = {"category_id": 1 + (number + n) % 7, "bbox": [1 + n, 2, 20, 20]}
+            boxes.append({"id": len(boxes), "image_id": number} | box)
+    categories = [{"id": k, "name": f"noun {k}"} for k in range(1, 8)]
+    write_json(tmp_path / "labels.json", {"images": images, "annotations": boxes, "categories": categories})
+    np.save(tmp_path / "nouns.npy", np.random.default_rng(0).normal(size=(7, 384)))
+    register_own_set("test_region_clip", "pseudo_labels", str(tmp_path / "labels.json"), str(path.parent))
+    yield [
+        "MODEL.METHOD.REGION_CLIP.CLASSES", 3, "MODEL.METHOD.REGION_CLIP.EMBEDDINGS", str(tmp_path / "nouns.npy"),
+        "DATASETS.REGIONS", ("test_region_clip",), "DATALOADER.REGIONS_PER_GPU", 2, "INPUT.REGIONS.SIZE", 64,
+        "DATALOADER.CAPTIONS_PER_GPU", 0,
+    ]  # fmt: skip
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.remove("test_region_clip")
 
 
 @pytest.fixture

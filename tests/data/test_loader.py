@@ -1,6 +1,7 @@
 """Joint batches: the same with any number of workers, resumed and over ranks; test batches."""
 
 import gc
+import importlib
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -59,6 +60,28 @@ def take(load_cfg):
         return list(islice(build_train_loader(cfg, seed=seed, start_iter=start), count))
 
     return taken
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("device, pins", [("cpu", False), ("cuda:1", True)])
+def test_batches_for_cuda_have_pixels_in_pinned_memory_and_the_rest_as_it_is(take, monkeypatch, device, pins, workers):
+    pin = importlib.import_module("torch.utils.data._utils.pin_memory").pin_memory
+    asked, real = [], loader.DataLoader
+
+    def without_pinning(*args, pin_memory, **options):
+        asked.append(pin_memory)
+        return real(*args, **options)
+
+    monkeypatch.setattr(loader, "DataLoader", without_pinning)
+    (batch,) = take(1, "MODEL.DEVICE", device, "DATALOADER.NUM_WORKERS", workers, "DATALOADER.REGIONS_PER_GPU", 2)
+    assert asked == [pins]
+    pinned: list = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.shape) or tensor.clone())
+    copied = pin(batch)
+    assert flat(copied) == flat(batch) and len(pinned) == 8
+    for source in STREAMS:
+        for old, new in zip(batch[source], copied[source], strict=True):
+            assert new["image"] is not old["image"] and new["image"].shape in pinned
 
 
 def flat(value):

@@ -26,6 +26,7 @@ from clim.data.tiles import Tiles
 from clim.engine import Trainer, load_config
 from clim.engine.averaging import BestCheckpoint
 from clim.engine.resume import rank_state_path
+from clim.engine.trainer import DDP_OPTIONS
 from clim.errors import UserError, raise_on_all_ranks
 from clim.methods import Regions, Texts
 from clim.methods.detic import Detic
@@ -159,10 +160,15 @@ def accumulated(trainer, rank):
     """The gradients of two batches: of this rank before the second one, and of the step."""
     model, before = Layers(), {}
     model.layers[1].register_forward_pre_hook(lambda *_: before.update(gradients(model)))
-    trainer.model = create_ddp_model(model, device_ids=None, find_unused_parameters=True)
+    trainer.model = create_ddp_model(model, device_ids=None, find_unused_parameters=True, **DDP_OPTIONS)
     trainer.loader = iter([layer_batch(rank, 0), layer_batch(rank, 1)])
     losses, images, _ = trainer.accumulate()
-    return {"before": before, "step": gradients(model), "loss": losses["loss"].item(), "images": images}
+    found = {"before": dict(before), "step": gradients(model), "loss": losses["loss"].item(), "images": images}
+    for parameter in model.parameters():  # as run_step, where sources alternate
+        parameter.grad = torch.zeros_like(parameter)
+    trainer.loader = iter([layer_batch(rank, 0), layer_batch(rank, 1)])
+    trainer.accumulate()
+    return found | {"from zero": gradients(model)}
 
 
 def gradients(model):
@@ -403,6 +409,8 @@ def test_accumulated_gradients_are_the_mean_over_ranks_and_batches_exchanged_onc
     assert len(mean) == 4
     for rank in ranks:
         torch.testing.assert_close(rank["accumulated"]["step"], mean, rtol=0, atol=1e-6)
+        of_unused = {name: torch.zeros_like(p) for name, p in Layers().named_parameters()}
+        torch.testing.assert_close(rank["accumulated"]["from zero"], of_unused | mean, rtol=0, atol=1e-6)
 
 
 def test_the_average_is_the_same_on_all_ranks(ranks):

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from clim.data.loader import source_records
 from clim.engine import load_config
@@ -122,6 +123,15 @@ def test_weight_decay_of_every_parameter(bias_decay):
         "attn.in_proj_weight": 0.1, "attn.in_proj_bias": of_bias, "attn.out_proj.weight": 0.1,
         "attn.out_proj.bias": of_bias, "norm.weight": 0.0, "norm.bias": 0.0, "logit_scale": 0.0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer, fused", [("SGD", None), ("ADAMW", True)])
+def test_adamw_is_one_kernel_on_cuda_alone(optimizer, fused):
+    cfg = load_config("", ["SOLVER.OPTIMIZER", optimizer])
+    with FakeTensorMode():
+        on_cuda = build_optimizer(cfg, nn.Linear(2, 2, device="cuda"))
+    for built, expected in ((on_cuda, fused), (build_optimizer(cfg, nn.Linear(2, 2)), None)):
+        assert built.param_groups and all(group["fused"] is expected for group in built.param_groups)
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "ADAMW"])

@@ -1,6 +1,7 @@
 """The training loop on a tiny Detic + CLIM run: what it logs, writes, clips and stops at."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,10 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from clim.engine import Trainer
-from clim.engine.trainer import SkippedImages, check_finite, image_ids
+from clim.engine.trainer import SkippedImages, check_finite, compile_trunk, image_ids
 from clim.errors import UserError
 from clim.files import read_json
+from mini.lvis import build_mini_lvis
 
 LOSSES = {
     "loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc",
@@ -105,6 +107,98 @@ def test_a_step_of_several_batches_is_a_step_of_the_joined_batch(tiny_cfg, numbe
     assert {name: logged[name] for name in joined} == pytest.approx({k: v.item() for k, v in joined.items()})
     assert logged["grad_norm"] == pytest.approx(norm.item()) and norm > 0.01
     assert logged["skipped_images"] == number and toy.updates == 1 and next(trainer.loader, None) is None
+
+
+# ---- mixed precision, torch.compile, the layout of convolutions
+
+MORE = ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 512, "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 4096)  # no sampling
+SMALL = ("MODEL.ROI_BOX_HEAD.FC_DIM", 32, "MODEL.CENTERNET.POST_NMS_TOPK_TRAIN", 40)
+CONFIGS = {
+    "detic_clim": (), "baron_clim": (), "vldet_clim": (), "ovrcnn": (), "ovrcnn_clim_pretrain": (), "clip_clim": (),
+    "fvlm": ("MODEL.IMAGE_ENCODER.PRETRAINED", ""), "clip_region_clip": (), "lvis_detic_clim": SMALL,
+}  # fmt: skip
+# Those that draw other proposals or boxes in half precision, and their losses that do not depend on the draw.
+DRAWING = dict.fromkeys(("baron_clim", "fvlm"), ("loss_rpn", "loss_cls"))
+DRAWING["lvis_detic_clim"] = ("loss_centernet", "loss_mask")
+
+
+@pytest.fixture
+def first_step(tiny_cfg, tiny_mini, request):
+    """``first_step(config of configs/mini, KEY, value, …)``: trainer, losses and gradients before the first update."""
+
+    def step(name, *keys):
+        keys = (*MORE, *CONFIGS[name], *keys)
+        if name == "clip_region_clip":
+            keys += tuple(request.getfixturevalue("region_overrides"))
+        if name.startswith("lvis"):
+            build_mini_lvis(tiny_mini, seed=7, num_train=24, num_val=1, num_pairs=16, workers=1)
+        seed_all_rng(1)
+        trainer = Trainer(tiny_cfg(*keys, config=f"mini/{name}.yaml"))
+        trainer.resume_or_load(resume=False)
+        trainer.model.train()
+        losses, forward = {}, trainer.raw_model.forward
+        trainer.raw_model.forward = lambda batch: losses.update(forward(batch)) or losses
+        seed_all_rng(2)
+        with EventStorage() as trainer.storage:
+            trainer.accumulate()
+        trainer.raw_model.forward = forward
+        return trainer, losses, {n: p.grad for n, p in trainer.raw_model.named_parameters() if p.grad is not None}
+
+    return step
+
+
+@pytest.mark.parametrize("name", [n if n == "detic_clim" else pytest.param(n, marks=pytest.mark.slow) for n in CONFIGS])
+def test_bfloat16_losses_are_float32_and_near_those_of_float32(first_step, name):
+    found = []
+    for enabled in (False, True):
+        trainer, losses, gradients = first_step(name, "SOLVER.AMP.ENABLED", enabled, "SOLVER.AMP.DTYPE", "bfloat16")
+        tensors = [*losses.values(), *gradients.values()]
+        assert not trainer.scaler.is_enabled() and all(t.dtype == torch.float32 for t in tensors)
+        assert all(t.isfinite().all() for t in tensors)
+        norm = torch.stack([g.norm() for g in gradients.values()]).norm()
+        found.append({n: loss.item() for n, loss in losses.items()} | {"norm": norm.item()})
+    assert found[0] != found[1]
+    found = [{n: v for n, v in of.items() if n.startswith(DRAWING.get(name, ""))} for of in found]
+    assert found[0] and found[1] == pytest.approx(found[0], rel=0.05, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["detic_clim", "ovrcnn_clim_pretrain", "clip_clim", "fvlm", "lvis_detic_clim"])
+def test_whole_graphs_are_compiled_for_training_and_none_for_evaluation(first_step, monkeypatch, name):
+    """With torch's tracing alone: code for a CPU takes minutes."""
+    graphs: list = []
+    keep = lambda graph, _: graphs.append(graph) or graph  # noqa: E731
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    torch._dynamo.reset()
+    (one, losses, gradients), (two, *found) = (first_step(name, "MODEL.COMPILE", on) for on in (False, True))
+    torch.testing.assert_close(found, [losses, gradients], rtol=0, atol=0)
+    assert one.raw_model.state_dict().keys() == two.raw_model.state_dict().keys()
+    assert 1 <= len(graphs) <= 2 and not torch._dynamo.utils.counters["graph_break"]
+    count = len(graphs)
+    two.evaluate()
+    assert len(graphs) == count
+
+
+@pytest.mark.slow
+def test_compiled_code_gives_the_results_of_the_code():
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+    layers.embed_images = layers.forward
+    images = [torch.randn(2, 3, *size) for size in ((16, 24), (20, 12))]
+    for part, call in (("backbone", layers), ("image_encoder", lambda x: layers.embed_images(x))):
+        model = nn.Module()
+        model.add_module(part, layers)
+        expected, names = [call(x) for x in images], list(model.state_dict())
+        compile_trunk(model)
+        torch.testing.assert_close([call(x) for x in images], expected)
+        assert list(model.state_dict()) == names
+
+
+def test_the_layout_of_convolutions_changes_no_result(first_step):
+    steps = (first_step("detic_clim", "MODEL.CHANNELS_LAST", on) for on in (False, True))
+    (_, losses, gradients), (trainer, *found) = steps
+    torch.testing.assert_close(found, [losses, gradients], rtol=1e-3, atol=1e-4)
+    kernels = [p for p in trainer.raw_model.backbone.parameters() if p.ndim == 4 and p[0, 0].numel() > 1 < p.shape[1]]
+    assert kernels and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
 
 
 # ---- losses and gradients that are not finite

@@ -7,16 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from clim.data.datasets import register_own_set
 from clim.engine import Trainer
 from clim.errors import UserError
-from clim.files import write_json
 from clim.methods import Texts, build_method
 from clim.methods.region_clip import RegionClip, sample_classes
 
@@ -95,28 +92,9 @@ def test_from_config(load_cfg, tmp_path):
 
 
 @pytest.fixture
-def training(tiny_cfg, make_photos, tmp_path):
-    """The config of 4 iterations on 4 images with 2 boxes each, of 7 nouns of which a loss sees 3."""
-    images, boxes = [], []
-    for record in make_photos([(40, 60), (60, 40), (48, 48), (30, 64)]):
-        path, number = Path(record["file_name"]), record["image_id"]
-        images.append({"id": number, "file_name": path.name, "height": record["height"], "width": record["width"]})
-        for n in range(2):
-            box = {"category_id": 1 + (number + n) % 7, "bbox": [1 + n, 2, 20, 20]}
-            boxes.append({"id": len(boxes), "image_id": number} | box)
-    categories = [{"id": k, "name": f"noun {k}"} for k in range(1, 8)]
-    write_json(tmp_path / "labels.json", {"images": images, "annotations": boxes, "categories": categories})
-    np.save(tmp_path / "nouns.npy", np.random.default_rng(0).normal(size=(7, 384)))
-    register_own_set("test_region_clip", "pseudo_labels", str(tmp_path / "labels.json"), str(path.parent))
-    yield tiny_cfg(
-        "MODEL.METHOD.NAME", "RegionClip", "MODEL.METHOD.REGION_CLIP.CLASSES", 3,
-        "MODEL.METHOD.REGION_CLIP.EMBEDDINGS", str(tmp_path / "nouns.npy"),
-        "DATASETS.REGIONS", ("test_region_clip",), "DATALOADER.REGIONS_PER_GPU", 2, "INPUT.REGIONS.SIZE", 64,
-        "DATALOADER.CAPTIONS_PER_GPU", 0, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2,
-        "DATASETS.TEST", (), config="mini/clip_start.yaml",
-    )  # fmt: skip
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        catalog.remove("test_region_clip")
+def training(tiny_cfg, region_overrides):
+    keys = ("MODEL.METHOD.NAME", "RegionClip", "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", ())
+    return tiny_cfg(*region_overrides, *keys, config="mini/clip_start.yaml")
 
 
 def train(cfg, seed, *, resume):

@@ -1,7 +1,9 @@
 """Image-text models: what forms one contrast, canvases of both kinds, CLIP's keys, scores of regions; OV-RCNN's."""
 
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +14,16 @@ from detectron2.structures import Boxes
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, interpolate, normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clim.config import add_clim_config
 from clim.data.tiles import Tiles
 from clim.engine import Trainer
 from clim.errors import UserError
 from clim.methods.ovrcnn import Locations
-from clim.modeling.image_text import Canvases, compose_groups, read_locations
+from clim.modeling.fvlm import FVLM
+from clim.modeling.image_text import Canvases, GridTextModel, ImageTextModel, compose_groups, read_locations
+from clim.modeling.open_vocab_rcnn import OpenVocabRCNN
 
 MEAN, STD = [120.0, 110.0, 100.0], [60.0, 70.0, 80.0]
 
@@ -54,6 +59,36 @@ QUARTERS = [[0, 0, 32, 32], [32, 0, 64, 32], [0, 32, 32, 64], [32, 32, 64, 64]]
 
 def pixels(image):
     return (image.float() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+
+
+class Copies(TorchDispatchMode):
+    """The types of all tensors that are copied to another device."""
+
+    def __init__(self):
+        super().__init__()
+        self.types: list = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and result.device != args[0].device:
+            self.types += [(args[0].dtype, result.dtype)]
+        return result
+
+
+@pytest.mark.parametrize("prepare", [
+    lambda model, images: ImageTextModel.normalised(model, images),
+    lambda model, images: GridTextModel.padded(model, images).tensor,
+    lambda model, images: FVLM.preprocess_image(model, [{"image": image} for image in images]).tensor,
+])  # fmt: skip
+def test_pixels_travel_as_bytes(prepare):
+    colours = dict.fromkeys(("pixel_mean", "pixel_std", "pad_pixel"), torch.ones(3, 1, 1, device="meta"))
+    backbone = SimpleNamespace(size_divisibility=4)
+    model = SimpleNamespace(device=torch.device("meta"), square=8, backbone=backbone, **colours)
+    model._move_to_current_device = partial(OpenVocabRCNN._move_to_current_device, model)
+    with Copies() as copies:
+        pixels = prepare(model, [torch.zeros(3, 8, 8, dtype=torch.uint8) for _ in range(2)])
+    assert (pixels.shape, pixels.dtype, pixels.device.type) == ((2, 3, 8, 8), torch.float32, "meta")
+    assert copies.types == [(torch.uint8, torch.uint8)] * 2
 
 
 @pytest.mark.parametrize("kind, side", [("vit", 32), ("resnet", 64)])

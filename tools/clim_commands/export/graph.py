@@ -24,7 +24,8 @@ from clim.errors import UserError
 from clim.modeling import box_predictors
 from clim.modeling.fvlm import FVLM
 
-_COUNTING = [f"clim.modeling.{name}" for name in ("box_predictors", "roi_heads", "fvlm")]  # modules that call len()
+# modules that call len() and by_rows()
+_HEADS = [f"clim.modeling.{name}" for name in ("box_predictors", "roi_heads", "fvlm")]
 _LOWEST = torch.finfo(torch.float32).min
 
 
@@ -104,7 +105,8 @@ def traceable(detect=None) -> Iterator[None]:
         mock.patch.object(FVLM, "preprocess_image", on_canvas),
         mock.patch.object(proposal_utils, "batched_nms", nms_of_levels),
         mock.patch.object(box_predictors, "detect_best", detect or detections),
-        patch_builtin_len(_COUNTING),
+        patch_builtin_len(_HEADS),
+        *(mock.patch(f"{name}.by_rows", lambda function, *rows: function(*rows)) for name in _HEADS),
     ]
     with contextlib.ExitStack() as stack:
         for patch in replaced:

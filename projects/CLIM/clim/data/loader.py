@@ -75,7 +75,8 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
     return iter(DataLoader(
         MappedSources(mappers), batch_sampler=islice(keys, start_iter * cfg.SOLVER.ACCUMULATE, None),
         num_workers=loader.NUM_WORKERS, persistent_workers=loader.NUM_WORKERS > 0, collate_fn=collate,
-        worker_init_fn=start_worker, generator=torch.Generator().manual_seed(seed),
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"), worker_init_fn=start_worker,
+        generator=torch.Generator().manual_seed(seed),
     ))  # fmt: skip
 
 

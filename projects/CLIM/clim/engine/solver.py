@@ -53,6 +53,8 @@ def build_optimizer(cfg, model: torch.nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=solver.BIAS_LR_FACTOR, weight_decay_bias=solver.WEIGHT_DECAY_BIAS, overrides=overrides,
         lr_factor_func=lambda name: solver.BACKBONE_MULTIPLIER if name.startswith(PRETRAINED) else 1.0,
     )  # fmt: skip
+    if next(model.parameters()).is_cuda:  # one kernel; SGD's fails if a weight has its first gradient in a later step
+        groups = [group | {"fused": True} for group in groups]
     options = {"betas": tuple(solver.BETAS), "eps": solver.EPS, "weight_decay": solver.WEIGHT_DECAY}
     return maybe_add_gradient_clipping(cfg, torch.optim.AdamW(groups, lr=solver.BASE_LR, **options))
 

@@ -39,8 +39,10 @@ from .weight_ensemble import PublishClip, WeightEnsemble
 logger = logging.getLogger(__name__)
 
 # The name of DDP's switch changed in torch 2.14.
-_DDP_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
-_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP_OPTIONS else "broadcast_buffers"
+_KNOWN = inspect.signature(DistributedDataParallel.__init__).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _KNOWN else "broadcast_buffers"
+# Each rank has its own queues. A gradient lies in the buffer that is exchanged, so there is no copy of it.
+DDP_OPTIONS = {_SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
 
 
 class Trainer(TrainerBase):
@@ -53,13 +55,17 @@ class Trainer(TrainerBase):
         with raise_on_all_ranks():
             self.cfg = cfg = count_epochs(scale_to_world(cfg, comm.get_world_size()), comm.get_world_size())
             self.raw_model = build_model(cfg)
+        if cfg.MODEL.CHANNELS_LAST:
+            self.raw_model.to(memory_format=torch.channels_last)
+        if cfg.MODEL.COMPILE:
+            compile_trunk(self.raw_model)
         self.optimizer, self.scheduler = build_solver(cfg, self.raw_model)
         loader, on_gpu = cfg.DATALOADER, self.raw_model.device.type == "cuda"
         self.model = create_ddp_model(  # in one process it returns the model itself
             self.raw_model,
             device_ids=[comm.get_local_rank()] if on_gpu else None,
             find_unused_parameters=bool(loader.ALTERNATE) or self.raw_model.has_unused_parameters(loader),
-            **{_SYNC_BUFFERS: False},  # each rank has its own queues
+            **DDP_OPTIONS,
         )
         self.device_type = self.raw_model.device.type
         amp, half = cfg.SOLVER.AMP.ENABLED, cfg.SOLVER.AMP.DTYPE == "float16"
@@ -167,8 +173,9 @@ class Trainer(TrainerBase):
         return [*found, ProgressBar()] if sys.stdout.isatty() else found
 
     def evaluate(self) -> dict:
-        """Scores of DATASETS.TEST; the random states stay as they were."""
-        with random_states_kept(), self.ensemble.mixed(), self.average.mixed() as model, self.stop.at_once():
+        """Scores of DATASETS.TEST, without compiled parts; the random states stay as they were."""
+        eager = torch.compiler.set_stance("force_eager") if self.cfg.MODEL.COMPILE else nullcontext()
+        with eager, random_states_kept(), self.ensemble.mixed(), self.average.mixed() as model, self.stop.at_once():
             return evaluate(self.cfg, model)
 
     def evaluate_or_stop(self) -> dict:
@@ -278,6 +285,16 @@ class Trainer(TrainerBase):
         limit = self.cfg.SOLVER.CLIP_GLOBAL_NORM
         self.scaler.unscale_(self.optimizer)
         return clip_grad_norm_(self.raw_model.parameters(), limit if limit > 0 else math.inf)
+
+
+def compile_trunk(model: torch.nn.Module) -> None:
+    """Let torch.compile translate the backbone or image encoder at its first call, for all sizes. Names stay."""
+    if hasattr(model, "backbone"):
+        model.backbone.compile(dynamic=True)
+        return
+    for name in ("embed_images", "features", "feature_map"):
+        if method := getattr(model.image_encoder, name, None):
+            setattr(model.image_encoder, name, torch.compile(method, dynamic=True))
 
 
 class SkippedImages(HookBase):

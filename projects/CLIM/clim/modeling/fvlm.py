@@ -59,7 +59,7 @@ class FVLM(OpenVocabRCNN):
 
     def preprocess_image(self, batched_inputs) -> ImageList:
         """Put images in the upper left corners of square canvases, then normalise all, padding included."""
-        images = [x["image"].to(self.device) for x in batched_inputs]
+        images = [self._move_to_current_device(x["image"]) for x in batched_inputs]
         sizes = [tuple(image.shape[-2:]) for image in images]
         divisor = self.backbone.size_divisibility
         side = -(-max(self.square, *map(max, sizes)) // divisor) * divisor

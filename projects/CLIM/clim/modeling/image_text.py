@@ -167,7 +167,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         """Images (3, H, W) of one size as (B, 3, H, W) on the model's device."""
         if len(images) == 0:
             return self.pixel_mean.new_zeros(0, 3, 1, 1)
-        pixels = torch.stack(list(images)).to(self.device, torch.float32)
+        pixels = torch.stack([image.to(self.device, non_blocking=True) for image in images])  # uint8, for fewer bytes
         return (pixels - self.pixel_mean) / self.pixel_std
 
 
@@ -268,7 +268,7 @@ class GridTextModel(ImageTextModel):
 
     def padded(self, images: list[Tensor]) -> ImageList:
         """Images (3, H, W) as one normalised batch, padded with the mean colour."""
-        pixels = (image.to(self.device, torch.float32) for image in images)
+        pixels = (image.to(self.device, non_blocking=True) for image in images)
         return ImageList.from_tensors([(image - self.pixel_mean) / self.pixel_std for image in pixels])
 
 

@@ -84,6 +84,9 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
             losses |= {name + PAIR_SOURCES[source]: loss for name, loss in aligned.items()}
         return losses
 
+    def _move_to_current_device(self, x):
+        return x.to(self.device, non_blocking=True)  # Detectron2 waits for each image
+
     def visualize_training(self, batched_inputs, proposals):
         """Detectron2's image of boxes and proposals; NumPy's random state stays, from which it draws colours."""
         state = np.random.get_state()
