@@ -281,6 +281,20 @@ def test_a_worker_never_collects_the_objects_of_the_main_process(monkeypatch):
         gc.unfreeze()
 
 
+def test_a_program_that_holds_an_iterator_until_its_end_does_not_wait_for_the_workers(load_cfg, monkeypatch):
+    at_end: list = []
+    monkeypatch.setattr(loader.atexit, "register", lambda *call: at_end.append(call))
+    cfg = load_cfg("mini/detic_clim.yaml", *SMALL, "DATALOADER.NUM_WORKERS", 1)
+    held = build_train_loader(cfg, seed=0)
+    (worker,) = held._workers
+    ((end, held_weakly),) = at_end
+    assert worker.is_alive()
+    end(held_weakly)
+    assert not worker.is_alive()
+    del held
+    end(held_weakly)
+
+
 # ---- streams
 
 

@@ -3,9 +3,11 @@
 CLIM's detectors take 2 + 2 + 2 + 0 samples a GPU. Seed, iteration and rank determine them: resuming needs no state.
 """
 
+import atexit
 import gc
 import logging
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from itertools import count, islice
@@ -72,12 +74,21 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
     else:
         keys = joint_batches(streams)
     # The loader has its own generator, because training resumes from the global random state.
-    return iter(DataLoader(
+    joint = iter(DataLoader(
         MappedSources(mappers), batch_sampler=islice(keys, start_iter * cfg.SOLVER.ACCUMULATE, None),
         num_workers=loader.NUM_WORKERS, persistent_workers=loader.NUM_WORKERS > 0, collate_fn=collate,
         pin_memory=cfg.MODEL.DEVICE.startswith("cuda"), worker_init_fn=start_worker,
         generator=torch.Generator().manual_seed(seed),
     ))  # fmt: skip
+    if loader.NUM_WORKERS > 0:
+        atexit.register(end_workers, weakref.ref(joint))
+    return joint
+
+
+def end_workers(reference: weakref.ref) -> None:
+    """End the workers of an iterator that a program still holds at its end: they ignore SIGTERM, Python's way."""
+    if (joint := reference()) is not None:
+        joint._shutdown_workers()
 
 
 class MappedSources(Dataset):
