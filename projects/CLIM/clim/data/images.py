@@ -128,7 +128,7 @@ def _may_be_turned(data: bytes) -> bool:
     place = 2
     while data[place : place + 1] == b"\xff":
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in (0xC0, 0xC1, 0xC2):  # the frame: no metadata before it
+        if marker == 0xDA:  # the pixels begin: there is none
             return False
         if marker == 0xE1:  # EXIF or XMP
             break
