@@ -119,7 +119,7 @@ def _decode_jpeg(data: bytes, *, fmt: str, at_least: tuple[int, int] | None, min
         shrink = next((scale for scale in (8, 4, 2) if scale <= fits), 1)  # as PIL's draft
         least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
         return Decoded(simplejpeg.decode_jpeg(data, fmt, **least), height, width)
-    except ValueError:  # also for what it could mend
+    except ValueError:  # also where it only warns
         return None
 
 
