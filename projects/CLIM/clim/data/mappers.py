@@ -115,13 +115,16 @@ class CanvasMapper(RecordMapper):
         self.filling, self.crop = filling, {"scale": tuple(crop_scale), "ratio": tuple(crop_ratio)}
         self.pad_value, self.partners, self.permute_texts = pad_value, partners, permute_texts
         self.square = min(grids) > 1
+        self.memory = np.empty(0, dtype=np.uint8)  # of the last canvas: new pages take longer than a canvas is drawn
 
     def map(self, index, rng, skipped):
         n = int(rng.choice(self.grids))
         indices = self.draw_partners(index, n * n, rng)
         made = self.mosaic(n, indices, rng, skipped) if n > 1 else self.single(index, rng, skipped)
         records, images, boxes, size = made
-        canvas = np.full((*size, 3), self.pad_value, dtype=np.uint8)
+        self.memory.resize((*size, 3), refcheck=False)
+        canvas = self.memory
+        canvas[:] = self.pad_value
         for image, (x0, y0, x1, y1) in zip(images, boxes.tolist(), strict=True):
             paste(image, canvas[y0:y1, x0:x1], mirrored=rng.random() < self.flip)
         tiles = tiles_of(records, boxes, rng=rng)
