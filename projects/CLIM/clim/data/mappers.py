@@ -115,13 +115,16 @@ class CanvasMapper(RecordMapper):
         self.filling, self.crop = filling, {"scale": tuple(crop_scale), "ratio": tuple(crop_ratio)}
         self.pad_value, self.partners, self.permute_texts = pad_value, partners, permute_texts
         self.square = min(grids) > 1
+        self.memory = np.empty(0, dtype=np.uint8)  # of the last canvas: new pages take longer than a canvas is drawn
 
     def map(self, index, rng, skipped):
         n = int(rng.choice(self.grids))
         indices = self.draw_partners(index, n * n, rng)
         made = self.mosaic(n, indices, rng, skipped) if n > 1 else self.single(index, rng, skipped)
         records, images, boxes, size = made
-        canvas = np.full((*size, 3), self.pad_value, dtype=np.uint8)
+        self.memory.resize((*size, 3), refcheck=False)
+        canvas = self.memory
+        canvas[:] = self.pad_value
         for image, (x0, y0, x1, y1) in zip(images, boxes.tolist(), strict=True):
             paste(image, canvas[y0:y1, x0:x1], mirrored=rng.random() < self.flip)
         tiles = tiles_of(records, boxes, rng=rng)
@@ -176,7 +179,8 @@ class CanvasMapper(RecordMapper):
         record, decoded = self.read(index, rng, skipped, at_least)
         if self.filling == "fit":
             return record, decoded.image, fit_cell(decoded.height, decoded.width, cell=(height, width))
-        return record, _cropped(decoded, self.crop, rng), (height, width)
+        x0, y0, x1, y1 = resized_crop(*decoded.image.shape[:2], **self.crop, rng=rng)
+        return record, decoded.image[y0:y1, x0:x1], (height, width)
 
     def read_jittered(self, index: int, rng, skipped) -> tuple[dict, np.ndarray]:
         """A record and its jittered image."""
@@ -205,8 +209,8 @@ class CropMapper(RecordMapper):
         shortest = self.size / shortest_crop(**self.crop)
         record, decoded = self.read(index, rng, skipped, lambda r: _scaled(r, shortest / min(r["height"], r["width"])))
         # PIL's bicubic filter averages all pixels when it shrinks, as CLIP's own preprocessing does.
-        crop, size = _cropped(decoded, self.crop, rng), (self.size, self.size)
-        image = Image.fromarray(crop).resize(size, Image.Resampling.BICUBIC)
+        x0, y0, x1, y1 = resized_crop(*decoded.image.shape[:2], **self.crop, rng=rng)
+        image = Image.fromarray(decoded.image[y0:y1, x0:x1]).resize((self.size, self.size), Image.Resampling.BICUBIC)
         tiles = tiles_of([record], np.array([[0, 0, self.size, self.size]]), rng=rng)
         return _canvas(channels_first(np.asarray(image)), tiles)
 
@@ -284,14 +288,6 @@ def vanished(transforms: Sequence[T.Transform], record: dict) -> list[tuple[str,
 def _scaled(record: dict, scale: float) -> tuple[int, int]:
     """(height, width) of the image times ``scale``, rounded up but for errors of floats, and at most full size."""
     return tuple(min(int(np.ceil(record[side] * scale - 1e-6)), record[side]) for side in ("height", "width"))
-
-
-def _cropped(decoded: Decoded, crop: dict, rng) -> np.ndarray:
-    """A :func:`resized_crop` of the original, in the pixels that were decoded, at least one."""
-    height, width = decoded.image.shape[:2]
-    x0, y0, x1, y1 = resized_crop(decoded.height, decoded.width, **crop, rng=rng)
-    rows, columns = height / decoded.height, width / decoded.width
-    return decoded.image[int(y0 * rows) : int(np.ceil(y1 * rows)), int(x0 * columns) : int(np.ceil(x1 * columns))]
 
 
 def _canvas(image: torch.Tensor, tiles: Tiles) -> dict:
