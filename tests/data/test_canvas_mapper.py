@@ -1,6 +1,7 @@
 """Records → canvases and single tiles: what is drawn, decoded, pasted and cropped."""
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,8 @@ def test_a_sample_is_a_function_of_seed_stream_epoch_and_index(photos, canvases,
 
     first, other = mapper()(index=3, epoch=1), mapper()
     other(index=9, epoch=0)
+    sent = pickle.loads(pickle.dumps(mapper(), protocol=5))  # to a worker that is no fork; its arrays cannot be resized
+    assert same(first, sent(index=3, epoch=1))
     np.random.seed(5)
     torch.manual_seed(5)
     assert same(first, other(index=3, epoch=1))

@@ -114,6 +114,16 @@ def test_grey_of_more_than_8_bits_is_scaled_not_clipped(tmp_path, suffix, sample
         np.testing.assert_array_equal(read_image(path).image[0, ::4, channel], expected)
 
 
+def test_orientation_behind_the_frame_of_a_jpeg(tmp_path):
+    path = tmp_path / "a.jpg"
+    save(path, photo(40, 60), orientation=6, quality=90)
+    upright, data = read_image(path).image, path.read_bytes()
+    start, scan = data.index(b"\xff\xe1"), data.index(b"\xff\xda")
+    end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+    path.write_bytes(data[:start] + data[end:scan] + data[start:end] + data[scan:])
+    np.testing.assert_array_equal(read_image(path).image, upright)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
 def test_orientation_in_other_formats(tmp_path, orientation, suffix):

@@ -248,6 +248,7 @@ GROUNDING = "MODEL.METHOD.GROUNDING."
 @pytest.mark.parametrize("overrides, named", [
     ([GROUNDING + "LOCAL_METRIC", "cosine", GROUNDING + "TEMPERATURE", 1.0], "TEMPERATURE"),
     (["DATALOADER.CAPTIONS_PER_GPU", 0], "CAPTIONS_PER_GPU"),
+    ([GROUNDING + "JOINT", False, "DATALOADER.MOSAICS_PER_GPU", 1, "INPUT.MOSAIC.GRIDS", [1, 2]], "GRIDS has 1"),
     (["MODEL.TEXT.NAME", "ViT-B-32-quickgelu"], "MODEL.TEXT.NAME"),
     *((["DATALOADER.CAPTIONS_PER_GPU", images, GROUNDING + "CONTRAST_GROUP", group], "CONTRAST_GROUP")
       for images, group in ((1, 0), (1, 8), (9, 4), (5, 2))),

@@ -39,7 +39,7 @@ def slow_search(boxes, scores, threshold, overlap, number):
     kept = []
     for score, r, c in sorted(pairs):
         rivals = [boxes[other, c] for _, other, same in kept if same == c]
-        if not rivals or (box_iou(torch.stack(rivals), boxes[r, c][None]).nan_to_num() <= overlap).all():
+        if not rivals or (box_iou(torch.stack(rivals), boxes[r, c][None]).nan_to_num().double() <= overlap).all():
             kept.append((score, r, c))
     kept = kept[:number] if number >= 0 else kept
     return [(-score, r, c, boxes[r, c].tolist()) for score, r, c in kept]

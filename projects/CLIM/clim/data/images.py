@@ -119,7 +119,7 @@ def _decode_jpeg(data: bytes, *, fmt: str, at_least: tuple[int, int] | None, min
         shrink = next((scale for scale in (8, 4, 2) if scale <= fits), 1)  # as PIL's draft
         least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
         return Decoded(simplejpeg.decode_jpeg(data, fmt, **least), height, width)
-    except ValueError:  # also for what it could mend
+    except ValueError:  # also where it only warns
         return None
 
 
@@ -128,7 +128,7 @@ def _may_be_turned(data: bytes) -> bool:
     place = 2
     while data[place : place + 1] == b"\xff":
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker in (0xC0, 0xC1, 0xC2):  # the frame: no metadata before it
+        if marker == 0xDA:  # the pixels begin: there is none
             return False
         if marker == 0xE1:  # EXIF or XMP
             break

@@ -86,7 +86,7 @@ def build_train_loader(cfg, *, seed: int, start_iter: int = 0) -> Iterator[dict]
 
 
 def end_workers(reference: weakref.ref) -> None:
-    """End the workers of an iterator that a program still holds at its end: they ignore SIGTERM, Python's way."""
+    """End the workers of an iterator that a program holds until its end: they ignore Python's SIGTERM."""
     if (joint := reference()) is not None:
         joint._shutdown_workers()
 
@@ -187,7 +187,7 @@ def check_masks(cfg, records: list[dict]) -> None:
 
 
 def check_copies(mapper: RecordMapper) -> None:
-    """UserError if INPUT.COPIES has no copy of any of some large images: then it names other folders."""
+    """UserError if INPUT.COPIES has a copy of none of up to 20 large images: then its folders are wrong."""
     some = np.linspace(0, len(mapper.records) - 1, 20).astype(int).tolist()
     records = [r for r in map(mapper.records.__getitem__, some) if max(r["height"], r["width"]) > COPY_SIDE]
     if mapper.copies and records and not any(mapper.read_copy(record, at_least=(1, 1)) for record in records):

@@ -115,15 +115,16 @@ class CanvasMapper(RecordMapper):
         self.filling, self.crop = filling, {"scale": tuple(crop_scale), "ratio": tuple(crop_ratio)}
         self.pad_value, self.partners, self.permute_texts = pad_value, partners, permute_texts
         self.square = min(grids) > 1
-        self.memory = np.empty(0, dtype=np.uint8)  # of the last canvas: new pages take longer than a canvas is drawn
+        self.memory = np.empty(0, dtype=np.uint8)  # of the largest canvas so far: new memory takes longer to get
 
     def map(self, index, rng, skipped):
         n = int(rng.choice(self.grids))
         indices = self.draw_partners(index, n * n, rng)
         made = self.mosaic(n, indices, rng, skipped) if n > 1 else self.single(index, rng, skipped)
-        records, images, boxes, size = made
-        self.memory.resize((*size, 3), refcheck=False)
-        canvas = self.memory
+        records, images, boxes, (height, width) = made
+        if self.memory.size < (needed := 3 * height * width):
+            self.memory = np.empty(needed, dtype=np.uint8)
+        canvas = self.memory[:needed].reshape(height, width, 3)
         canvas[:] = self.pad_value
         for image, (x0, y0, x1, y1) in zip(images, boxes.tolist(), strict=True):
             paste(image, canvas[y0:y1, x0:x1], mirrored=rng.random() < self.flip)

@@ -31,8 +31,7 @@ class Tiles:
     @property
     def alone(self) -> Tensor:
         """(T,) bool: the tile is the only one of its canvas, so the canvas is a plain image."""
-        alone = [n == 1 for n in self.counts for _ in range(n)]
-        return torch.tensor(alone, dtype=torch.bool, device=self.canvas.device)
+        return torch.tensor([n == 1 for n in self.counts for _ in range(n)], dtype=torch.bool, device=self.boxes.device)
 
     def to(self, device) -> "Tiles":
         """The same tiles with their tensors on ``device``; the host keeps ``counts``, so that it need not wait."""

@@ -128,6 +128,8 @@ def _check_contrast(cfg) -> None:
         raise UserError(f"MODEL.METHOD.GROUNDING.LAYERS {grounding.LAYERS} needs plain images: {remedy}.")
     if cfg.DATALOADER.MOSAICS_PER_GPU and grounding.JOINT:
         return  # then the groups hold tiles as well
+    if grounding.LAYERS and cfg.DATALOADER.MOSAICS_PER_GPU and 1 in cfg.INPUT.MOSAIC.GRIDS:  # losses of some batches
+        raise UserError("INPUT.MOSAIC.GRIDS has 1: remove it, or set MODEL.METHOD.GROUNDING.JOINT True or LAYERS 0.")
     group = grounding.CONTRAST_GROUP or plain
     if plain and min(plain, plain % group or group) == 1:
         raise UserError(

@@ -22,11 +22,10 @@ def detect_best(
 ) -> tuple[list[Instances], list[Tensor]]:  # fmt: skip
     """Arguments and results of Detectron2's ``fast_rcnn_inference``, one entry an image, equal to the bit.
 
-    Equal scores are ordered by region, then by class; there, their order is arbitrary. ``boxes`` (R, 4) or (R, 4K),
+    Equal scores are ordered by region, then by class; Detectron2 orders them as it comes. ``boxes`` (R, 4) or (R, 4K),
     ``scores`` (R, K + 1) in any form that keeps their order, ``number`` of detections or -1 for all.
     """
-    images = zip(boxes, scores, image_sizes, strict=True)
-    found = [_detect_in_image(*image, threshold, overlap, number) for image in images]
+    found = [_detect_in_image(*of, threshold, overlap, number) for of in zip(boxes, scores, image_sizes, strict=True)]
     return [instances for instances, _ in found], [regions for _, regions in found]
 
 
