@@ -30,7 +30,6 @@ from clim.engine.trainer import DDP_OPTIONS
 from clim.errors import UserError, raise_on_all_ranks
 from clim.methods import Regions, Texts
 from clim.methods.detic import Detic
-from clim.methods.memory import TextQueue
 from clim.modeling import centernet
 from clim.processes import leave_group
 
@@ -307,8 +306,6 @@ def compute(model, step):
     model.load_state_dict(step["weights"])
     for name, buffer in model.method.named_buffers():
         buffer.copy_(step["queue"][name])
-    for queue in filter(lambda module: isinstance(module, TextQueue), model.modules()):
-        queue.recount()
     torch.set_rng_state(step["random"])
     model.zero_grad()
     batch = {source: samples for source, samples in step["batch"].items() if source != "skipped"}

@@ -91,10 +91,10 @@ def test_each_tile_has_its_own_proposals_clipped_to_it(tiles_of, proposals_of):
     assert by_tile == [[[10, 10, 30, 30], [20, 30, 50, 50]], [[50, 10, 80, 40], [60, 5, 75, 20]]]
     assert (bags.members.sum(1) == 1).all() and bags.canvas.tolist() == [0] * 4
 
-    tiles = tiles_of([[0, 0, 90, 90], [90, 0, 180, 90], [0, 0, 90, 90], [0, 0, 90, 90]], canvas=[0, 0, 1, 2])
+    tiles = tiles_of([[0, 0, 90, 90], [0, 0, 90, 90], [90, 0, 180, 90], [0, 0, 90, 90]], canvas=[2, 0, 0, 1])
     bags = draw_bags(tiles, proposals_of([[100, 10, 140, 50]], [], [[5, 5, 50, 50]]), RULES)  # canvases do not mix
     assert bags.boxes.tolist() == [[100, 10, 140, 50], [5, 5, 50, 50]]
-    assert bags.members.tolist() == [[False, True, False, False], [False, False, False, True]]
+    assert bags.members.tolist() == [[False, False, True, False], [True, False, False, False]]
     assert bags.canvas.tolist() == [0, 2]
     bags = draw_bags(tiles, proposals_of([], [], []), RULES)
     assert bags.boxes.shape == (0, 4) and bags.canvas.shape == (0,) and bags.members.shape == (0, 4)

@@ -196,9 +196,8 @@ def test_official_losses(texts, run, singles, canvas, monkeypatch, processes):
     others = Tiles.cat([canvas([7]), canvas([8])])
     columns = texts.rows(singles)
     if processes == 2:
-        other = texts(others).drawn, others.image_ids
-        joined = lambda *rows: ([torch.cat(pair) for pair in zip(other, rows, strict=True)], 2)  # noqa: E731
-        monkeypatch.setattr(detic_module, "gather_rows", joined)
+        other = iter([texts(others).drawn, others.image_ids])
+        monkeypatch.setattr(detic_module, "gather_rows", lambda rows: (torch.cat([next(other), rows]), 2))
         columns = texts.rows(others) + columns
     _, embeddings, losses = run(method, singles)
     tag_loss = caption_loss = 0.0

@@ -107,7 +107,7 @@ def test_with_one_stage_it_is_the_official_preset_of_detic(run, cascade):
 def test_without_any_box_losses_are_0_with_a_graph_and_still_gather(run, cascade, monkeypatch):
     """Another process waits for this one's captions."""
     gathered, head = [], cascade(DIM, (200, 0, 200, 0))
-    monkeypatch.setattr(detic_module, "gather_rows", lambda *rows: gathered.extend(rows) or (rows, 0))
+    monkeypatch.setattr(detic_module, "gather_rows", lambda rows: gathered.append(rows) or (rows, 0))
     head.weights.requires_grad_()
     *_, (regions, losses) = run(OfficialDetic(**PRESET), head)
     assert len(regions["box"]) == 0 and len(gathered) == 2 * 2  # captions and ids of two stages

@@ -159,7 +159,6 @@ def test_sources_do_not_touch_each_others_losses(mini, joint_batch, train_step):
     together = train_step(model, joint_batch())
     assert set(train_step(model, joint_batch(captions=False, mosaics=False))) == DETECTION_LOSSES
     model.method.queue.image_ids.fill_(-1)
-    model.method.queue.recount()
     losses = train_step(model, joint_batch(mosaics=False))
     assert set(losses) == DETECTION_LOSSES | {"loss_caption", "loss_tag"}
     torch.testing.assert_close({k: together[k] for k in losses}, losses)
@@ -183,7 +182,6 @@ def test_the_caption_loss_from_scratch(mini, joint_batch, train_step, monkeypatc
     """Features of the canvas → pooled tiles and groups → the formula, with the queue's captions."""
     model = copy.deepcopy(mini)
     model.method.queue.image_ids.fill_(-1)
-    model.method.queue.recount()
     train_step(model, joint_batch(detections=False, mosaics=False))
     batch = joint_batch(detections=False, captions=False)
     groups = torch.tensor([[True, True, False, False], [False, True, False, True]])

@@ -28,7 +28,7 @@ def _add_classifier(cfg, node) -> None:
     """Weights, the classifier that compares with texts, its vocabulary, the text tower."""
     cfg.MODEL.TRUST_WEIGHTS = False  # True: also load files of more than tensors and arrays, which can run code
     cfg.MODEL.COMPILE = False  # True: torch.compile translates the backbone or image encoder, for training
-    cfg.MODEL.CHANNELS_LAST = False  # True: a pixel's channels lie side by side in memory, in training
+    cfg.MODEL.CHANNELS_LAST = False  # True: a training keeps a pixel's channels side by side in memory
 
     cfg.MODEL.OPEN_VOCAB = ov = node()
     ov.TEMPERATURE = 25.0  # scale of the cosine; official Detic 50, CLIM release 25

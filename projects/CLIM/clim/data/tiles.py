@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class Tiles:
-    """The T tiles (pseudo regions) of one canvas, or of all canvases of a batch, canvas by canvas."""
+    """The T tiles (pseudo regions) of one canvas, or of all canvases of a batch."""
 
     boxes: Tensor  # (T, 4) float32 xyxy in canvas pixels: the pasted images, not their cells
     canvas: Tensor  # (T,) int64, index of the canvas in the batch
@@ -29,9 +29,14 @@ class Tiles:
         return torch.bincount(self.canvas).tolist()
 
     @property
+    def rows_of_canvases(self) -> tuple[Tensor, ...]:
+        """The rows (t,) of each canvas's tiles."""
+        return self.canvas.argsort(stable=True).split(self.counts)
+
+    @property
     def alone(self) -> Tensor:
         """(T,) bool: the tile is the only one of its canvas, so the canvas is a plain image."""
-        return torch.tensor([n == 1 for n in self.counts for _ in range(n)], dtype=torch.bool, device=self.boxes.device)
+        return (self.canvas[:, None] == self.canvas).sum(1) == 1
 
     def to(self, device) -> "Tiles":
         """The same tiles with their tensors on ``device``; the host keeps ``counts``, so that it need not wait."""

@@ -93,8 +93,6 @@ def load_rank_state(model: nn.Module, path: Path) -> bool:
         require_finite(stored, path)
         for name, buffer in queues.items():
             buffer.copy_(stored[name])
-        for queue in filter(lambda module: isinstance(module, TextQueue), model.modules()):
-            queue.recount()
         _set_random_states(state)
     except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         remedy = f"delete {path}, and the run goes on with new random states and empty queues"

@@ -140,7 +140,10 @@ class Method(nn.Module):
         return embeddings
 
     def losses(self, embeddings: dict[str, Tensor], regions: dict[str, Regions], texts: Texts) -> dict[str, Tensor]:
-        """{"loss_…": scalar} of a stage, from the result of ``read``. Changes no state."""
+        """{"loss_…": scalar} of a stage, from the result of ``read``. Changes no state.
+
+        In a step, all processes give the same names in the same order.
+        """
         raise NotImplementedError
 
     def update_queues(self, embeddings: dict[str, Tensor], texts: Texts) -> None:

@@ -38,7 +38,7 @@ class ClipContrast(Method):
 
     def losses(self, embeddings, regions, texts):
         images, captions = F.normalize(embeddings["tile"].float(), dim=-1), texts.drawn.float()
-        (all_images, all_captions), start = gather_rows(images, captions)
+        (all_images, start), (all_captions, _) = gather_rows(images), gather_rows(captions)
         scale = self.logit_scale.exp()
         loss = symmetric_info_nce(images, captions, all_images, all_captions, scale=scale, start=start)
         return {"loss_contrast": loss}

@@ -75,7 +75,7 @@ class Detic(Method):
         """Each region against the captions of the batch and the queue, or of all processes."""
         tile_ids = texts.tiles.image_ids
         if self.gather:
-            (candidates, ids), _ = gather_rows(texts.drawn, tile_ids)
+            candidates, ids = gather_rows(texts.drawn)[0], gather_rows(tile_ids)[0]
         else:
             candidates, ids = self.queue.with_stored(texts.drawn, tile_ids)
         positive = positives_by_id(regions.members, tile_ids, ids)

@@ -18,15 +18,11 @@ class TextQueue(nn.Module):
         super().__init__()
         self.register_buffer("embeddings", torch.zeros(length, dim), persistent=False)
         self.register_buffer("image_ids", torch.full((length,), -1), persistent=False)
-        self.count = 0  # of stored rows: the host knows it without waiting for the device
-
-    def recount(self) -> None:
-        """Count the stored rows after another change of the buffers than :meth:`push`."""
-        self.count = int((self.image_ids >= 0).sum())
 
     def read(self) -> tuple[Tensor, Tensor]:
-        """The Q <= length stored embeddings (Q, D) and their image ids (Q,), parts of the buffers."""
-        return self.embeddings[: self.count], self.image_ids[: self.count]
+        """The Q <= length stored embeddings (Q, D) and their image ids (Q,)."""
+        stored = (self.image_ids >= 0).nonzero()[:, 0]
+        return self.embeddings[stored], self.image_ids[stored]
 
     def with_stored(self, embeddings: Tensor, image_ids: Tensor) -> tuple[Tensor, Tensor]:
         """The given embeddings (N, D) and image ids (N,), each followed by the stored ones."""
@@ -39,19 +35,17 @@ class TextQueue(nn.Module):
         length = len(self.image_ids)
         self.embeddings.copy_(torch.cat([embeddings.detach().float(), self.embeddings])[:length])
         self.image_ids.copy_(torch.cat([image_ids, self.image_ids])[:length])
-        self.count = min(self.count + len(image_ids), length)
 
 
-def gather_rows(*tensors: Tensor) -> tuple[list[Tensor], int]:
-    """Each of ``tensors`` (R_i, …) with the rows of all processes in rank order, and this process's first row in them.
+def gather_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """The rows (R_i, …) of all processes in rank order, (N, …), and the index of this process's first row.
 
-    Processes may have different numbers of rows, but all ``tensors`` of a process have as many. The gradient of a row
-    is the sum over the losses of all processes; DDP divides it by their number, which gives the gradient of the mean
-    loss (open_clip's ``gather_with_grad``).
+    Processes may have different numbers of rows. The gradient of a row is the sum over the losses of all processes;
+    DDP divides it by their number, which gives the gradient of the mean loss (open_clip's ``gather_with_grad``).
     """
     if comm.get_world_size() == 1:
-        return list(tensors), 0
-    counts = [int(count) for (count,) in gather_numbers(len(tensors[0]))]
-    padded = (torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])]) for rows in tensors)
-    of_ranks = [zip(all_gather(rows), counts, strict=True) for rows in padded]
-    return [torch.cat([part[:n] for part, n in parts]) for parts in of_ranks], sum(counts[: comm.get_rank()])
+        return rows, 0
+    counts = [int(count) for (count,) in gather_numbers(len(rows))]
+    padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
+    parts = zip(all_gather(padded), counts, strict=True)
+    return torch.cat([part[:count] for part, count in parts]), sum(counts[: comm.get_rank()])

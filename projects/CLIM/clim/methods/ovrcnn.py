@@ -176,8 +176,8 @@ def locations_of_tiles(tiles: Tiles, grids: Sequence[FeatureGrid]) -> Locations:
     A plain image has all locations that show any of it (official OVR-CNN). The tiles of a mosaic share all locations:
     a side of 24 gives 12, 8 or 6 to each tile, a side of 25 gives 12 and 13 (ovrcnn §3).
     """
-    parts, rows = [], torch.arange(len(tiles), device=tiles.boxes.device)
-    for canvas, (grid, here) in enumerate(zip(grids, rows.split(tiles.counts), strict=True)):
+    parts = []
+    for canvas, (grid, here) in enumerate(zip(grids, tiles.rows_of_canvases, strict=True)):
         x0, y0, x1, y1 = tiles.boxes[here].T[..., None]
         y, x = grid.centres(tiles.boxes.device)
         in_row, in_column = (y0 <= y) & (y < y1), (x0 <= x) & (x < x1)

@@ -53,8 +53,7 @@ def max_size_boxes(tiles: Tiles, proposals: list[Instances], *, min_iof: float, 
 
 def tiles_and_proposals(tiles: Tiles, proposals: list[Instances]) -> Iterator[tuple[Tensor, Instances]]:
     """The rows (t,) of the tiles, and the proposals, of each canvas that has both."""
-    all_rows = torch.arange(len(tiles), device=tiles.boxes.device)
-    for rows, found in zip(all_rows.split(tiles.counts), proposals, strict=False):  # the last may have no tiles
+    for rows, found in zip(tiles.rows_of_canvases, proposals, strict=False):  # the last may have no tiles
         if len(found) and len(rows):
             yield rows, found
 

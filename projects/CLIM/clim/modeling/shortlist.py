@@ -56,7 +56,7 @@ def nms_by_class(boxes: Tensor, scores: Tensor, classes: Tensor, overlap: float)
     A box goes where its IoU with a better one of its class is above ``overlap``.
     """
     if boxes.is_cuda and 0 < len(boxes) <= TOGETHER:
-        # All classes at once, moved apart; in double precision their IoUs stay the same.
+        # All classes at once, moved apart, in double precision: their IoUs stay the same up to its rounding.
         moved = boxes.double() + (classes.double() * (boxes.max() + 1))[:, None]
         return nms(moved, scores.double(), overlap)
     order = classes.argsort(stable=True)
