@@ -100,10 +100,8 @@ def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: 
 
 def voc_classes(folder: str | os.PathLike) -> set[str]:
     """The names of all objects in the xml files below ``folder``. UserError for a broken file."""
-    names = (
-        name.text for file in sorted(Path(folder).rglob("*.xml")) for name in _voc_root(file).iterfind("object/name")
-    )
-    return {nfc(name.strip()) for name in names if name}
+    roots = map(_voc_root, sorted(Path(folder).rglob("*.xml")))
+    return {nfc(name.text.strip()) for root in roots for name in root.iterfind("object/name") if name.text}
 
 
 def _voc_root(file: Path) -> Element:

@@ -37,6 +37,7 @@ class OwnSet(NamedTuple):
     texts: Path  # file or folder of the boxes or captions
     kind: str  # of boxes "COCO", "LVIS", "YOLO" or "VOC"; of captions "json", "table", "files" or "shards"
     tags: str  # of captions: one of TAGS
+    remedy: str  # which line of data.yaml to correct
 
 
 class OwnData(NamedTuple):
@@ -83,7 +84,7 @@ def read_data(data: str | os.PathLike) -> OwnData:
 def _warn_of_splits(sets: Sequence[OwnSet], file: Path) -> None:
     """Warn of the first class that a json declares novel, because this file alone decides. LVIS's "r" is a count."""
     for own in (own for own in sets if own.kind in ("COCO", "LVIS")):
-        listed = json_categories(own.texts, remedy=f"correct {own.part} of {file}")
+        listed = json_categories(own.texts, remedy=own.remedy)
         for name in (c["name"] for c in listed if c["split"] == "novel" and c["frequency"] != "r"):
             effect = f"but {file} has no novel:, so it counts as a class with boxes"
             said = f'{own.texts} has "split": "novel" at {name!r}, {effect}'
@@ -147,7 +148,7 @@ def _sets(value, part: str, root: Path, file: Path) -> Iterator[OwnSet]:
         if tags not in TAGS:
             raise UserError(f"tags in {where} is {tags!r}: choose one of {', '.join(TAGS)}.")
         name = f"{file.stem}_{part}" + (f"_{number}" if number > 1 else "")
-        yield OwnSet(name, part, images, source, kind, tags)
+        yield OwnSet(name, part, images, source, kind, tags, f"correct {where}")
 
 
 def _path(root: Path, path: str) -> Path:
@@ -200,5 +201,5 @@ def _classes_of(sets: Sequence[OwnSet], file: Path) -> list[str]:
         if own.part == part and own.kind == "VOC":
             classes += sorted(voc_classes(own.texts))
         elif own.part == part:
-            classes += [c["name"] for c in json_categories(own.texts, remedy=f"correct {part} of {file}")]
+            classes += [c["name"] for c in json_categories(own.texts, remedy=own.remedy)]
     return list(dict.fromkeys(classes))

@@ -1,6 +1,5 @@
 """The sets of a data.yaml in Detectron2's catalogues, and what they set in a config. Names decide, not positions."""
 
-import difflib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -8,7 +7,7 @@ from functools import partial
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from clim.config_files import merge, override_entries
-from clim.errors import UserError
+from clim.errors import UserError, near
 
 from .captions import read_captions
 from .datasets import DETECTION, LVIS, json_categories
@@ -55,15 +54,14 @@ def register_data(data: OwnData, *, masks: bool = False) -> None:
     ``masks``: jsons are read with masks. UserError for a name that is taken, and for boxes of a class that ``data``
     does not have.
     """
-    others = set(data.novel)
-    base = [name for name in data.classes if name not in others] if others else []
+    novel = {i for i, name in enumerate(data.classes) if name in data.novel}
+    base = [name for i, name in enumerate(data.classes) if i not in novel] if novel else []
     classes = {"thing_classes": data.classes, "base_classes": base, "novel_classes": data.novel}
-    novel = {i for i, name in enumerate(data.classes) if name in others}
     for own in data.sets:
         if own.name in DatasetCatalog and own.name not in _registered:
             raise UserError(f"{own.name} is another data set already: give {data.file} another name.")
         read = read_lvis if masks and own.kind in ("COCO", "LVIS") else READERS[own.kind]
-        load = partial(read, str(own.texts), str(own.images), remedy=_remedy(own, data))
+        load = partial(read, str(own.texts), str(own.images), remedy=own.remedy)
         if own.part == "captions":
             metadata, load = {}, partial(_tagged, load, own, data)
         else:
@@ -77,10 +75,6 @@ def register_data(data: OwnData, *, masks: bool = False) -> None:
         _registered.add(own.name)
 
 
-def _remedy(own: OwnSet, data: OwnData) -> str:
-    return f"correct {own.part} of {data.file}"
-
-
 # ---- boxes
 
 
@@ -90,7 +84,7 @@ def _numbering(own: OwnSet, data: OwnData) -> tuple[dict, dict]:
     if own.kind in ("YOLO", "VOC"):
         metadata = DETECTION | {"thing_dataset_id_to_contiguous_id": numbers}
         return metadata, numbers if own.kind == "YOLO" else {name: i for i, name in enumerate(data.classes)}
-    categories = json_categories(own.texts, remedy=_remedy(own, data))
+    categories = json_categories(own.texts, remedy=own.remedy)
     index = _match(categories, own, data)
     unused, free = numbers.keys() - index.values(), max((*index, 0)) + 1  # classes that the json lacks get other ids
     ids = index | {free + i: i for i in sorted(unused)}
@@ -113,10 +107,8 @@ def _match(categories: Sequence[Mapping], own: OwnSet, data: OwnData) -> dict[in
         elif name in data.classes:
             raise UserError(f"{own.texts} has two categories {name!r}: give each its own name.")
         elif category["boxes"]:
-            near = difflib.get_close_matches(name, data.classes, n=1)
-            hint = f" (near it: {near[0]})" if near else ""
-            said = f"{own.texts} has {category['boxes']} boxes of {name!r}, which is no class of {data.file}{hint}"
-            raise UserError(f"{said}: add it to the classes, or rename it.")
+            said = f"{own.texts} has {category['boxes']} boxes of {name!r}, which is no class of {data.file}"
+            raise UserError(f"{said}: add it to the classes, or rename it{near(name, data.classes) or '.'}")
     return index
 
 
@@ -140,16 +132,15 @@ def _tagged(load: Callable[[], PairRecords], own: OwnSet, data: OwnData) -> Pair
     classes, listed = {name: i for i, name in enumerate(data.classes) if own.tags == "words"}, ()
     if own.kind in ("json", "shards"):
         file = own.texts if own.kind == "json" else own.texts / "facts.json"
-        listed = json_categories(file, remedy=_remedy(own, data))
+        listed = json_categories(file, remedy=own.remedy)
     table = {i: classes[c["name"]] for i, c in enumerate(listed) if c["name"] in classes}
     tag = partial(_tag, table, word_rule({i: (name,) for name, i in classes.items()}))  # workers receive it
     records = load().changed_by(tag)
     looked = range(0, len(records), -(-len(records) // LOOKED_AT))
     count = sum(bool(records[i]["tags"]) for i in looked)
     hint = "" if count or not classes else ": set tags: none, so that there is no loss for tags"
-    logger.log(
-        logging.WARNING if hint else logging.INFO, f"{own.name}: {count} of {len(looked)} images have tags{hint}"
-    )
+    log = logger.warning if hint else logger.info
+    log(f"{own.name}: {count} of {len(looked)} images have tags{hint}")
     return records
 
 
