@@ -1,12 +1,7 @@
 """Every config key that CLIM adds to Detectron2's, with its default, unit and source."""
 
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # Detectron2 imports torch, which takes seconds
-    from detectron2.config import CfgNode
-
-
-def add_clim_config(cfg: "CfgNode") -> None:
+def add_clim_config(cfg) -> None:
     """Add CLIM's keys to Detectron2's defaults, in place. Call before ``merge_from_file``."""
     import clim.data.datasets  # noqa: F401  registers the data sets
     import clim.modeling  # noqa: F401  registers meta-architectures, heads, backbones and methods

@@ -163,7 +163,21 @@ def _items(entry) -> Sequence:
         return [text]
     if text.startswith(WEBCAM) and text.removeprefix(WEBCAM).isdecimal() and len(text) < len(WEBCAM) + 5:
         return [int(text.removeprefix(WEBCAM))]
-    return _find_files(entry)
+    if not text.strip():  # an empty variable of a shell; Path("") would be the working folder
+        raise UserError("A source is empty: name files, folders, globs, http(s) addresses or webcam:0.")
+    path = Path(entry).expanduser()
+    if os.path.lexists(path) and not path.is_dir():  # reading reports a pipe, or a link that leads nowhere
+        return [path]
+    if path.is_dir():
+        found = files_below(path)
+    elif glob.has_magic(text):
+        found = map(Path, _matches(str(path)))
+    else:
+        raise UserError(f"{entry} does not exist: name files, folders, globs, http(s) addresses or webcam:0.")
+    wanted = sorted({p for p in found if p.suffix.lower() in IMAGES | VIDEOS and not p.is_dir()})
+    if not wanted:
+        raise UserError(f"{entry} has no image and no video ({', '.join(sorted(IMAGES | VIDEOS))}).")
+    return wanted
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -193,21 +207,3 @@ def _matches(pattern: str) -> Iterator[str]:
     for top in glob.glob(found[1]) if found[1] else ["."]:
         for folder, _ in _walk(top):
             yield from _matches(os.path.join(glob.escape(folder), found[2] or "*"))
-
-
-def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
-    if not str(entry).strip():  # an empty variable of a shell; Path("") would be the working folder
-        raise UserError("A source is empty: name files, folders, globs, http(s) addresses or webcam:0.")
-    path = Path(entry).expanduser()
-    if os.path.lexists(path) and not path.is_dir():  # reading reports a pipe, or a link that leads nowhere
-        return [path]
-    if path.is_dir():
-        found = files_below(path)
-    elif glob.has_magic(str(entry)):
-        found = map(Path, _matches(str(path)))
-    else:
-        raise UserError(f"{entry} does not exist: name files, folders, globs, http(s) addresses or webcam:0.")
-    wanted = sorted({p for p in found if p.suffix.lower() in IMAGES | VIDEOS and not p.is_dir()})
-    if not wanted:
-        raise UserError(f"{entry} has no image and no video ({', '.join(sorted(IMAGES | VIDEOS))}).")
-    return wanted

@@ -227,11 +227,8 @@ class RegionMapper(RecordMapper):
     def map(self, index, rng, skipped):
         record, decoded = self.read(index, rng, skipped)
         canvas, scale = letterbox(decoded.image, self.size)
-        boxes, count = torch.from_numpy(record["boxes"] * scale).float(), len(record["boxes"])
-        canvas_ids, image_ids = torch.zeros(count, dtype=torch.int64), torch.full((count,), record["image_id"])
-        captions, tags = [[] for _ in range(count)], [[int(noun)] for noun in record["nouns"]]
-        tiles = Tiles(boxes, canvas_ids, image_ids, captions=captions, drawn=[""] * count, tags=tags)
-        return _canvas(channels_first(canvas), tiles)
+        regions = [record | {"captions": (), "tags": [noun]} for noun in record["nouns"].tolist()]
+        return _canvas(channels_first(canvas), tiles_of(regions, record["boxes"] * scale, rng=rng))
 
 
 class DetectionMapper(RecordMapper):
