@@ -11,8 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from clim.data.names import matched, vocabulary_names
-from clim.data.own_data import read_data
-from clim.data.own_sets import register_data
+from clim.data.own_data import read_data, register_data
 from clim.engine import load_config
 from clim.errors import UserError
 from clim.modeling.vocabulary import class_mask
