@@ -213,11 +213,6 @@ _APART = (
     ("MODEL.ROI_HEADS.NAME", "FVLMROIHeads", "MODEL.ROI_BOX_HEAD.NUM_FC", (0,)),
     ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR", (0,)),
 )  # fmt: skip
-_NEVER = {
-    "MODEL.METHOD.GROUNDING.CONTRAST_GROUP": 1, "TEST.DETECTIONS_PER_IMAGE": 0, "MODEL.RPN.CONV_DIMS": 0,
-    "MODEL.LOAD_PROPOSALS": True,
-    "MODEL.KEYPOINT_ON": True, "INPUT.CROP.ENABLED": True, "TEST.AUG.ENABLED": True, "TEST.PRECISE_BN.ENABLED": True,
-}  # fmt: skip
 _AT_MOST = {
     "INPUT.CAPTION.SHORT_SIDE": "INPUT.CAPTION.LONG_SIDE", "INPUT.REGIONS.MIN_AREA": "INPUT.REGIONS.MAX_AREA",
     "MODEL.METHOD.CLIP.SCALE": "MODEL.METHOD.CLIP.MAX_SCALE", "SOLVER.BASE_LR_END": "SOLVER.BASE_LR",
@@ -239,6 +234,8 @@ VALUES = {  # {key: (words, type)}
     for section, _, names in (part.partition(":") for part in keys.split(";"))
     for name in names.split()
 }
+_NEVER = {key: True for key, (words, _) in VALUES.items() if words.startswith("False")}
+_NEVER |= {"MODEL.METHOD.GROUNDING.CONTRAST_GROUP": 1, "TEST.DETECTIONS_PER_IMAGE": 0, "MODEL.RPN.CONV_DIMS": 0}
 
 
 def check_values(cfg, sources: Mapping[str, str] = MappingProxyType({})) -> None:
