@@ -52,9 +52,8 @@ def find_source(source) -> list:
     Folders are searched with their sub-folders, and every file is named once. UserError for a file that does not
     exist, a folder or glob without images, and what is no source.
     """
-    items = [item for entry in (source if isinstance(source, list | tuple) else [source]) for item in _items(entry)]
-    first = {item: i for i, item in reversed([*enumerate(items)]) if isinstance(item, Path)}
-    return [item for i, item in enumerate(items) if not isinstance(item, Path) or first[item] == i]
+    items = (item for entry in (source if isinstance(source, list | tuple) else [source]) for item in _items(entry))
+    return list({item if isinstance(item, Path) else i: item for i, item in enumerate(items)}.values())
 
 
 def read_source(source, *, frames: int | None = None) -> Iterator[Frame | Skipped]:

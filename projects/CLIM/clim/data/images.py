@@ -1,8 +1,4 @@
-"""Decode and resize images; files from the web may be damaged.
-
-:func:`read_image` reads every image of training, evaluation and prediction. A broken JPEG raises
-:class:`UnreadableImage` with a reason. In training, ``mappers.RecordMapper.read`` takes another random record, and the
-batch names the file under ``skipped``; at test, ``loader.SkippingLoader`` leaves it out.
+"""Decode and resize images; those of the web may be damaged, which raises :class:`UnreadableImage`.
 
 At full size, ordinary files decode bit for bit as in ``detectron2.data.detection_utils.read_image``. But samples of
 more than 8 bits are scaled (there: clipped), TIFFs are rotated once (there: twice), and damaged files are errors.

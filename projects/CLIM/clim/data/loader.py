@@ -112,15 +112,13 @@ def collate(samples: list[tuple[str, dict]]) -> dict:
 
 
 def start_worker(_) -> None:
-    """Let OpenCV use one thread in each worker, as torch does; and keep sharing the main process's memory.
-
-    A signal to all processes of a job must not end a worker before the training has finished its step; its parent's
-    death must.
-    """
+    """Prepare a worker: it ends with its parent, uses one thread, and keeps sharing the main process's memory."""
     die_with_parent()
-    for number in STOP_SIGNALS:
+    for (
+        number
+    ) in STOP_SIGNALS:  # to all processes of a job: the training finishes its step, for which it needs this one
         signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(0)  # as torch
     gc.freeze()  # a garbage collection would write to all objects from before the fork, and so copy their pages
 
 
