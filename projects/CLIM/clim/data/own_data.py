@@ -1,7 +1,6 @@
 """A user's data.yaml (docs/own_data.md): its classes and sets, these in Detectron2's catalogues, and what they set.
 
-Its keys are ``classes``, ``novel``, ``train``, ``val`` and ``captions``. A data.yaml of Ultralytics is one too. Names
-of classes decide, not their positions.
+Its keys are ``classes``, ``novel``, ``train``, ``val`` and ``captions``. A data.yaml of Ultralytics is one too.
 """
 
 import logging
@@ -274,37 +273,32 @@ def register_data(data: OwnData, *, masks: bool = False) -> None:
 
 
 def _numbering(own: OwnSet, data: OwnData) -> tuple[dict, dict]:
-    """The metadata that number the classes, and {class in the file: index in ``data.classes``}."""
+    """The metadata that number the classes, and {class in the file: index in ``data.classes``}.
+
+    UserError for boxes of another class, and for two categories of one name.
+    """
     numbers = {i: i for i in range(len(data.classes))}
+    places, index = {name: i for i, name in enumerate(data.classes)}, {}
     if own.kind in ("YOLO", "VOC"):
-        metadata = DETECTION | {"thing_dataset_id_to_contiguous_id": numbers}
-        return metadata, numbers if own.kind == "YOLO" else {name: i for i, name in enumerate(data.classes)}
+        return DETECTION | {"thing_dataset_id_to_contiguous_id": numbers}, numbers if own.kind == "YOLO" else places
     categories = json_categories(own.texts, remedy=own.remedy)
-    index = _match(categories, own, data)
-    unused, free = numbers.keys() - index.values(), max((*index, 0)) + 1  # classes that the json lacks get other ids
-    ids = index | {free + i: i for i in sorted(unused)}
+    for category in categories:
+        name = category["name"]
+        if name in places:
+            index[category["id"]] = places.pop(name)
+        elif name in data.classes:
+            raise UserError(f"{own.texts} has two categories {name!r}: give each its own name.")
+        elif category["boxes"]:
+            said = f"{own.texts} has {category['boxes']} boxes of {name!r}, which is no class of {data.file}"
+            raise UserError(f"{said}: add it to the classes, or rename it{near(name, data.classes) or '.'}")
+    free = max((*index, 0)) + 1  # classes that the json lacks get other ids
+    ids = index | {free + i: i for i in sorted(places.values())}
     metadata = (LVIS if own.kind == "LVIS" else DETECTION) | {"json_file": str(own.texts)}
     if all(category["image_count"] is not None for category in categories):  # for the federated loss
         counts = {category["name"]: category["image_count"] for category in categories}
         counts = [{"id": i, "image_count": counts.get(name, 0)} for i, name in enumerate(data.classes)]
         metadata["class_image_count"] = counts
     return metadata | {"thing_dataset_id_to_contiguous_id": ids}, index
-
-
-def _match(categories: Sequence[Mapping], own: OwnSet, data: OwnData) -> dict[int, int]:
-    """{category id: class} by name. UserError for boxes of another class, and for two categories of one name."""
-    index: dict[int, int] = {}
-    free = {name: i for i, name in enumerate(data.classes)}
-    for category in categories:
-        name = category["name"]
-        if name in free:
-            index[category["id"]] = free.pop(name)
-        elif name in data.classes:
-            raise UserError(f"{own.texts} has two categories {name!r}: give each its own name.")
-        elif category["boxes"]:
-            said = f"{own.texts} has {category['boxes']} boxes of {name!r}, which is no class of {data.file}"
-            raise UserError(f"{said}: add it to the classes, or rename it{near(name, data.classes) or '.'}")
-    return index
 
 
 def _without(novel: Collection[int], load: Callable[[], list[dict]], name: str) -> list[dict]:
