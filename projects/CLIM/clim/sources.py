@@ -57,10 +57,7 @@ def find_source(source) -> list:
 
 
 def read_source(source, *, frames: int | None = None) -> Iterator[Frame | Skipped]:
-    """The images of :func:`find_source`, read when they are asked for; unreadable ones are :class:`Skipped`.
-
-    ``frames``: most frames of a video or webcam.
-    """
+    """The images of :func:`find_source`, read one by one, or :class:`Skipped`; most ``frames`` of a video or webcam."""
     from clim.data.images import UnreadableImage
 
     for number, item in enumerate(find_source(source)):

@@ -50,10 +50,7 @@ for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
 
 
 def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathManager) -> str:
-    """Fetch ``path``, the file or address that a run in ``save_dir`` starts from: the file's own path.
-
-    UserError if it does not exist.
-    """
+    """The file of ``path``, a file or address that a run in ``save_dir`` starts from; UserError if there is none."""
     try:
         local = Path(path_manager.get_local_path(path.partition("?")[0]))
     except (OSError, HTTPException, ValueError) as error:

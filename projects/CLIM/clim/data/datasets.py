@@ -106,10 +106,8 @@ def register(name: str, files: Files, read: Callable, vocabulary: Callable[[], V
 def register_own_set(name: str, kind: str, json_file: str, image_root: str, **metadata) -> None:
     """Register a user's data set; its classes are the categories of the json by ascending id.
 
-    ``kind``: "captions", image-text pairs; "boxes", a COCO json; "lvis", the same in LVIS's format, with masks;
-    "regions", a COCO json whose boxes are classified; "pseudo_labels", a json of ``tools/pseudo_label.py``; "shards",
-    an index of ``tools/index_pairs.py`` and the folder of the shards. Paths are absolute, relative to the working
-    folder, or below the data root. ``metadata`` as in :func:`register`. UserError if ``name`` is taken.
+    ``kind`` and paths as in an entry of DATASETS.OWN (clim/config.py, docs/own_data.md), ``metadata`` as in
+    :func:`register`. UserError if ``name`` is taken.
     """
     if name in DatasetCatalog:
         raise UserError(f"{name} is another data set already: choose another name.")

@@ -42,8 +42,7 @@ def read_boxes(
 ) -> list[dict]:
     """Boxes of a COCO or LVIS json as Detectron2's records, by image id.
 
-    The classes come from ``index``, because OVR-CNN's files list only 48 or 17 of the 80. Without ``masks``, a wrong
-    polygon does no harm.
+    The classes come from ``index``, because OVR-CNN's files list only 48 or 17 of the 80.
     """
     content, records = _read(json_file, image_root, remedy, MaskFile if masks else BoxFile)
     xywh, bad = BoxMode.XYWH_ABS, []
@@ -139,8 +138,7 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
 def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
     """Boxes of ``tools/pseudo_label.py`` as arrays, because there are millions of them.
 
-    ``boxes`` (R, 4) are float32 xyxy in px, ``nouns`` (R,) int64, R >= 1. Boxes without area are left out, and images
-    without another box.
+    ``boxes`` (R, 4) are float32 xyxy in px, ``nouns`` (R,) int64, R >= 1. Boxes without area are left out.
     """
     records = []
     for record in read_regions(json_file, image_root, index=index, remedy=remedy, masks=False):
