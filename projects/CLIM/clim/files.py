@@ -17,7 +17,6 @@ import msgspec
 
 from clim.errors import UserError
 
-SUFFIX = ".partial"
 _WORDS = {  # msgspec's names of types
     "array": "a list", "object": "an object", "str": "a text", "int": "a whole number", "float": "a number",
     "bool": "true or false",
@@ -44,7 +43,7 @@ def replacing(path: str | os.PathLike, *, shared: bool = False) -> Iterator[Path
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + SUFFIX)
+    partial = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + ".partial")
     remove(partial)
     try:
         with naming(path):

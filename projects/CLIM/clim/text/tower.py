@@ -16,8 +16,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from clim.errors import UserError
 
-SAMPLES_PER_WEIGHT = 64
-
 
 class WordFeatures(NamedTuple):
     """Two features of a sequence, both un-normalised."""
@@ -135,7 +133,7 @@ class TextTower(nn.Module):
         digest = hashlib.sha256(self._architecture.encode())
         for name, weight in sorted(self.state_dict().items()):
             bits = weight.detach().float().contiguous().view(torch.int32).flatten()
-            sample = bits[:: max(1, bits.numel() // SAMPLES_PER_WEIGHT)]
+            sample = bits[:: max(1, bits.numel() // 64)]
             digest.update(f"{name} {tuple(weight.shape)} {bits.sum(dtype=torch.int64).item()}".encode())
             digest.update(sample.cpu().numpy().tobytes())
         return digest.hexdigest()[:32]
