@@ -157,9 +157,8 @@ def read_caption_table(file: str, image_root: str, *, remedy: str, **_) -> PairR
 
 def read_caption_files(folder: str, image_root: str, *, remedy: str, **_) -> PairRecords:
     """Image-text pairs of text files: each line of ``a/b.txt`` is a caption of ``a/b.jpg``."""
-    files = {name: Path(folder, name).with_suffix(".txt") for name in find_images(image_root)}
-    there = {name: file for name, file in files.items() if file.is_file()}
-    captions = {name: read_text(file, remedy=remedy).splitlines() for name, file in there.items()}
+    files = ((name, Path(folder, name).with_suffix(".txt")) for name in find_images(image_root))
+    captions = {name: read_text(file, remedy=remedy).splitlines() for name, file in files if file.is_file()}
     return _pairs(captions, folder, image_root, remedy)
 
 
