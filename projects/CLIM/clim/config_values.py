@@ -139,9 +139,8 @@ _RULES = (
     ("a number above 0 and below 1", Annotated[float, Meta(gt=0, lt=1)], "MODEL.CENTERNET: PRIOR_PROB SIGMOID_CLAMP"),
     ("a number", _Number, "MODEL.RPN: BOUNDARY_THRESH"),
     ("two numbers, 0 or more and below 1", _some(_Below1, 2, 2), "SOLVER: BETAS"),
-    ("two rising numbers above 0", _some(_Above, 2, 2), """
-        INPUT.MOSAIC: CROP_RATIO; INPUT.CAPTION: CROP_RATIO;
-        MODEL.METHOD.BARON: RATIO"""),
+    ("two rising numbers above 0", _some(_Above, 2, 2),
+        "INPUT.MOSAIC: CROP_RATIO; INPUT.CAPTION: CROP_RATIO; MODEL.METHOD.BARON: RATIO"),
     ("two rising numbers above 0 and up to 100", _some(Annotated[float, Meta(gt=0, le=100)], 2, 2),
         "INPUT.LSJ: SCALE; INPUT.CAPTION: JITTER_SCALE"),
     ("two rising numbers above 0 and up to 1", _some(_AbovePart, 2, 2),
