@@ -88,32 +88,51 @@ def decode_image(
         raise ValueError(f"fmt is 'BGR' or 'RGB', not {fmt!r}")
     if not data:
         raise UnreadableImage(file_name, "empty")
+    ordinary = _decode_jpeg(data, fmt=fmt, at_least=at_least, min_side=min_side)
+    if ordinary is not None:
+        return ordinary
     with _unreadable(file_name), Image.open(io.BytesIO(data)) as opened:
         _check_size(opened, file_name, min_side)
         size = None
-        if opened.format in ("JPEG", "MPO"):
+        if at_least is not None and opened.format in ("JPEG", "MPO"):
+            # The decoder takes the smallest of its scales that is large enough. The stored image may be turned.
             size = _upright_size(opened)
-            if _orientation(opened) == 1 and (pixels := _decode_jpeg(data, size, fmt, at_least)) is not None:
-                return Decoded(pixels, *size)
-            if at_least is not None:  # the decoder takes the smallest of its scales that is large enough
-                opened.draft(None, at_least[::-1] if size == opened.size[::-1] else at_least)
+            opened.draft(None, at_least[::-1] if size == opened.size[::-1] else at_least)
         rgb = to_rgb(opened, name=file_name)
         height, width = size or rgb.shape[:2]
     return Decoded(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR) if fmt == "BGR" else rgb.copy(), height, width)
 
 
-def _decode_jpeg(data: bytes, size: tuple[int, int], fmt: str, at_least: tuple[int, int] | None) -> np.ndarray | None:
-    """PIL's pixels of a sound JPEG of ``size``, in less time; None: PIL decides what becomes of it."""
+def _decode_jpeg(data: bytes, *, fmt: str, at_least: tuple[int, int] | None, min_side: int) -> Decoded | None:
+    """PIL's pixels of a sound JPEG that stands upright, in less time; None: PIL decides what becomes of it."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
-        if (height, width) != size or space not in ("YCbCr", "Gray"):
+        usable = min(height, width) >= min_side and height * width <= MAX_PIXELS
+        if not usable or space not in ("YCbCr", "Gray") or _may_be_turned(data):
             return None
         fits = min(height // at_least[0], width // at_least[1]) if at_least else 1
         shrink = next((scale for scale in (8, 4, 2) if scale <= fits), 1)  # as PIL's draft
         least = {"min_height": -(-height // shrink), "min_width": -(-width // shrink)}
-        return simplejpeg.decode_jpeg(data, fmt, **least)
+        return Decoded(simplejpeg.decode_jpeg(data, fmt, **least), height, width)
     except ValueError:  # also for what it could mend
         return None
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether a JPEG has an EXIF orientation other than upright, or metadata that cannot be read."""
+    place = 2
+    while data[place : place + 1] == b"\xff":
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker in (0xC0, 0xC1, 0xC2):  # the frame: no metadata before it
+            return False
+        if marker == 0xE1:  # EXIF or XMP
+            break
+        place += 2 + length
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            return _orientation(opened) != 1
+    except Exception:
+        return True
 
 
 def to_rgb(image: Image.Image, *, name: str) -> np.ndarray:
