@@ -11,8 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from clim.data.names import matched, vocabulary_names
-from clim.data.own_data import read_data
-from clim.data.own_sets import register_data
+from clim.data.own_data import read_data, register_data
 from clim.engine import load_config
 from clim.errors import UserError
 from clim.modeling.vocabulary import class_mask
@@ -237,7 +236,7 @@ def test_a_name_of_another_set_is_not_replaced(own):
             r"names of .* has the numbers \['1', '2'\]: they must be 0, 1, 2",
         ),
         (f"train: {COCO}\nnames: [cat]\nclasses: [cat]", "has classes and names"),
-        (f"train: {COCO}\nclasses: [cat, Dog, kite]", "ann.json has 2 boxes of 'dog', .*near it: Dog"),
+        (f"train: {COCO}\nclasses: [cat, Dog, kite]", "ann.json has 2 boxes of 'dog', .*do you mean Dog"),
         ("captions: {images: images, captions: x}", "captions in captions of .*/x is not there"),
         ("captions: {images: images, tags: yes}", "tags in captions of .* is 'yes': choose one of words, none"),
         ("classes: [cat]\ntrain:\nval: ~\ncaptions: null", "names no set"),

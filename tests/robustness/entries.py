@@ -21,8 +21,7 @@ import parse_nouns
 import prepare_ovcoco
 from clim.data.datasets import register_own_set
 from clim.data.images import UnreadableImage, read_image
-from clim.data.own_data import read_data
-from clim.data.own_sets import register_data
+from clim.data.own_data import read_data, register_data
 from clim.detector import Detector
 from clim.engine import Trainer, load_config  # noqa: F401
 from clim.evaluation import evaluate  # noqa: F401

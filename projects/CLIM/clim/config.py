@@ -1,12 +1,7 @@
 """Every config key that CLIM adds to Detectron2's, with its default, unit and source."""
 
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # Detectron2 imports torch, which takes seconds
-    from detectron2.config import CfgNode
-
-
-def add_clim_config(cfg: "CfgNode") -> None:
+def add_clim_config(cfg) -> None:
     """Add CLIM's keys to Detectron2's defaults, in place. Call before ``merge_from_file``."""
     import clim.data.datasets  # noqa: F401  registers the data sets
     import clim.modeling  # noqa: F401  registers meta-architectures, heads, backbones and methods
@@ -16,7 +11,6 @@ def add_clim_config(cfg: "CfgNode") -> None:
     cfg.MODEL.METHOD = method = node()
     method.NAME = ""  # "Detic", "OfficialDetic", "Baron", "VLDet", "Grounding", "ClipContrast", "RegionClip"; "": boxes
     _add_detector_methods(method, node)
-    _add_encoder_methods(method, node)
     cfg.register_renamed_key("INPUT.MOSAIC.GROUPS", "MODEL.METHOD.DETIC.GROUPS")
     _add_encoders(cfg, node)
     _add_centernet2(cfg, node)
@@ -115,8 +109,9 @@ def _add_detector_methods(method, node) -> None:
     baron.WEIGHT = 10.0  # factor of each source's loss (inferred for mosaics)
 
 
-def _add_encoder_methods(method, node) -> None:
-    """Methods of clim/methods that train an image encoder."""
+def _add_encoders(cfg, node) -> None:
+    """Methods of clim/methods that train an image encoder; the encoders; FVLM, which detects with a frozen one."""
+    method = cfg.MODEL.METHOD
     # Image-text contrast of whole images and tiles (CLIM paper §3.3, clip_fvlm §2).
     method.CLIP = clip = node()
     clip.SCALE = 100.0  # start of the learned factor of the cosines: 1 / 0.01, where OpenAI's training ended
@@ -143,9 +138,6 @@ def _add_encoder_methods(method, node) -> None:
     region_clip.CLASSES = 100  # nouns in one loss: those of the batch, and random ones
     region_clip.EMBEDDINGS = ""  # .npy (nouns, D), unit rows; absolute, or below the data root
 
-
-def _add_encoders(cfg, node) -> None:
-    """Image encoders of ImageTextModel and GridTextModel, and FVLM, which detects with a frozen encoder."""
     cfg.MODEL.IMAGE_ENCODER = encoder = node()
     encoder.NAME = "ClipViT"  # or "ClipResNet", "EfficientNetLite0", "ResNetGrid" (OV-RCNN)
     encoder.ARCHITECTURE = "ViT-B-16-quickgelu"  # an open_clip model, or a json in the format of its configs

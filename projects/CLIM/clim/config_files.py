@@ -17,7 +17,6 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # in no name and pat
 _TYPES = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", list: "a list"}
 _KINDS = {type(None): "nothing", list: "a list", dict: "keys"}
 _LOADER, _WORDS = (getattr(yaml, "C" + name, getattr(yaml, name)) for name in ("SafeLoader", "BaseLoader"))
-_DAMAGE = (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
 
@@ -48,7 +47,7 @@ def parse_yaml(text: str, *, source, words: bool = False):
     try:
         _check_events(text)
         return yaml.load(text, Loader=_WORDS if words else _LOADER)
-    except _DAMAGE as error:
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
         where = f"line {mark.line + 1}: " if mark else ""
         reason = CONTROL.sub("?", " ".join(f"{where}{problem}".split()))[:300]

@@ -139,9 +139,8 @@ _RULES = (
     ("a number above 0 and below 1", Annotated[float, Meta(gt=0, lt=1)], "MODEL.CENTERNET: PRIOR_PROB SIGMOID_CLAMP"),
     ("a number", _Number, "MODEL.RPN: BOUNDARY_THRESH"),
     ("two numbers, 0 or more and below 1", _some(_Below1, 2, 2), "SOLVER: BETAS"),
-    ("two rising numbers above 0", _some(_Above, 2, 2), """
-        INPUT.MOSAIC: CROP_RATIO; INPUT.CAPTION: CROP_RATIO;
-        MODEL.METHOD.BARON: RATIO"""),
+    ("two rising numbers above 0", _some(_Above, 2, 2),
+        "INPUT.MOSAIC: CROP_RATIO; INPUT.CAPTION: CROP_RATIO; MODEL.METHOD.BARON: RATIO"),
     ("two rising numbers above 0 and up to 100", _some(Annotated[float, Meta(gt=0, le=100)], 2, 2),
         "INPUT.LSJ: SCALE; INPUT.CAPTION: JITTER_SCALE"),
     ("two rising numbers above 0 and up to 1", _some(_AbovePart, 2, 2),
@@ -213,11 +212,6 @@ _APART = (
     ("MODEL.ROI_HEADS.NAME", "FVLMROIHeads", "MODEL.ROI_BOX_HEAD.NUM_FC", (0,)),
     ("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.BASE_LR", (0,)),
 )  # fmt: skip
-_NEVER = {
-    "MODEL.METHOD.GROUNDING.CONTRAST_GROUP": 1, "TEST.DETECTIONS_PER_IMAGE": 0, "MODEL.RPN.CONV_DIMS": 0,
-    "MODEL.LOAD_PROPOSALS": True,
-    "MODEL.KEYPOINT_ON": True, "INPUT.CROP.ENABLED": True, "TEST.AUG.ENABLED": True, "TEST.PRECISE_BN.ENABLED": True,
-}  # fmt: skip
 _AT_MOST = {
     "INPUT.CAPTION.SHORT_SIDE": "INPUT.CAPTION.LONG_SIDE", "INPUT.REGIONS.MIN_AREA": "INPUT.REGIONS.MAX_AREA",
     "MODEL.METHOD.CLIP.SCALE": "MODEL.METHOD.CLIP.MAX_SCALE", "SOLVER.BASE_LR_END": "SOLVER.BASE_LR",
@@ -239,6 +233,8 @@ VALUES = {  # {key: (words, type)}
     for section, _, names in (part.partition(":") for part in keys.split(";"))
     for name in names.split()
 }
+_NEVER = {key: True for key, (words, _) in VALUES.items() if words.startswith("False")}
+_NEVER |= {"MODEL.METHOD.GROUNDING.CONTRAST_GROUP": 1, "TEST.DETECTIONS_PER_IMAGE": 0, "MODEL.RPN.CONV_DIMS": 0}
 
 
 def check_values(cfg, sources: Mapping[str, str] = MappingProxyType({})) -> None:

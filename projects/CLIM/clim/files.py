@@ -17,7 +17,6 @@ import msgspec
 
 from clim.errors import UserError
 
-SUFFIX = ".partial"
 _WORDS = {  # msgspec's names of types
     "array": "a list", "object": "an object", "str": "a text", "int": "a whole number", "float": "a number",
     "bool": "true or false",
@@ -40,12 +39,11 @@ def resolve(path: str | os.PathLike) -> Path:
 def replacing(path: str | os.PathLike, *, shared: bool = False) -> Iterator[Path]:
     """Give a path for a new file, link or folder, which replaces ``path`` at the end of the block.
 
-    After a kill or an error, ``path`` is as it was. Makes the folder of ``path``. ``shared``: other processes may write
-    ``path`` at the same time; the last one wins.
+    After a kill or an error, ``path`` is as it was. Makes its folder. ``shared``: the last of several processes wins.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + SUFFIX)
+    partial = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + ".partial")
     remove(partial)
     try:
         with naming(path):

@@ -52,16 +52,12 @@ def find_source(source) -> list:
     Folders are searched with their sub-folders, and every file is named once. UserError for a file that does not
     exist, a folder or glob without images, and what is no source.
     """
-    items = [item for entry in (source if isinstance(source, list | tuple) else [source]) for item in _items(entry)]
-    first = {item: i for i, item in reversed([*enumerate(items)]) if isinstance(item, Path)}
-    return [item for i, item in enumerate(items) if not isinstance(item, Path) or first[item] == i]
+    items = (item for entry in (source if isinstance(source, list | tuple) else [source]) for item in _items(entry))
+    return list({item if isinstance(item, Path) else i: item for i, item in enumerate(items)}.values())
 
 
 def read_source(source, *, frames: int | None = None) -> Iterator[Frame | Skipped]:
-    """The images of :func:`find_source`, read when they are asked for; unreadable ones are :class:`Skipped`.
-
-    ``frames``: most frames of a video or webcam.
-    """
+    """The images of :func:`find_source`, read one by one, or :class:`Skipped`; most ``frames`` of a video or webcam."""
     from clim.data.images import UnreadableImage
 
     for number, item in enumerate(find_source(source)):
@@ -163,7 +159,21 @@ def _items(entry) -> Sequence:
         return [text]
     if text.startswith(WEBCAM) and text.removeprefix(WEBCAM).isdecimal() and len(text) < len(WEBCAM) + 5:
         return [int(text.removeprefix(WEBCAM))]
-    return _find_files(entry)
+    if not text.strip():  # an empty variable of a shell; Path("") would be the working folder
+        raise UserError("A source is empty: name files, folders, globs, http(s) addresses or webcam:0.")
+    path = Path(entry).expanduser()
+    if os.path.lexists(path) and not path.is_dir():  # reading reports a pipe, or a link that leads nowhere
+        return [path]
+    if path.is_dir():
+        found = files_below(path)
+    elif glob.has_magic(text):
+        found = map(Path, _matches(str(path)))
+    else:
+        raise UserError(f"{entry} does not exist: name files, folders, globs, http(s) addresses or webcam:0.")
+    wanted = sorted({p for p in found if p.suffix.lower() in IMAGES | VIDEOS and not p.is_dir()})
+    if not wanted:
+        raise UserError(f"{entry} has no image and no video ({', '.join(sorted(IMAGES | VIDEOS))}).")
+    return wanted
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -193,21 +203,3 @@ def _matches(pattern: str) -> Iterator[str]:
     for top in glob.glob(found[1]) if found[1] else ["."]:
         for folder, _ in _walk(top):
             yield from _matches(os.path.join(glob.escape(folder), found[2] or "*"))
-
-
-def _find_files(entry: str | os.PathLike) -> Sequence[Path]:
-    if not str(entry).strip():  # an empty variable of a shell; Path("") would be the working folder
-        raise UserError("A source is empty: name files, folders, globs, http(s) addresses or webcam:0.")
-    path = Path(entry).expanduser()
-    if os.path.lexists(path) and not path.is_dir():  # reading reports a pipe, or a link that leads nowhere
-        return [path]
-    if path.is_dir():
-        found = files_below(path)
-    elif glob.has_magic(str(entry)):
-        found = map(Path, _matches(str(path)))
-    else:
-        raise UserError(f"{entry} does not exist: name files, folders, globs, http(s) addresses or webcam:0.")
-    wanted = sorted({p for p in found if p.suffix.lower() in IMAGES | VIDEOS and not p.is_dir()})
-    if not wanted:
-        raise UserError(f"{entry} has no image and no video ({', '.join(sorted(IMAGES | VIDEOS))}).")
-    return wanted

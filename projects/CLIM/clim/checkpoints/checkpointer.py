@@ -14,18 +14,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from clim.checkpoints.keys import TORCHVISION, take_vldet, translate
-from clim.checkpoints.reading import (
-    leaves,
-    read_content,
-    readable,
-    require_entries,
-    require_finite,
-    require_start,
-    weights_of,
-)  # fmt: skip
 from clim.errors import UserError, telling
 from clim.files import read_text, replacing
+
+from .keys import TORCHVISION, take_vldet, translate
+from .reading import leaves, read_content, readable, require_entries, require_finite, require_start, weights_of
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,6 @@ from clim.errors import UserError, telling
 
 DESCRIPTION = "clim"  # entry of a checkpoint
 _MOST_PACKED = 100  # times the size of a zip that its files may have
-_AGAIN = "copy or download it again, whole"
 _PLAIN = torch.strided, "cpu"  # layout and device of a file's tensors
 
 
@@ -50,10 +49,7 @@ for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
 
 
 def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathManager) -> str:
-    """Fetch ``path``, the file or address that a run in ``save_dir`` starts from: the file's own path.
-
-    UserError if it does not exist.
-    """
+    """The file of ``path``, a file or address that a run in ``save_dir`` starts from; UserError if there is none."""
     try:
         local = Path(path_manager.get_local_path(path.partition("?")[0]))
     except (OSError, HTTPException, ValueError) as error:
@@ -69,7 +65,7 @@ def require_start(path: str, *, save_dir: str | os.PathLike, path_manager: PathM
 
 
 @contextmanager
-def readable(filename: str | os.PathLike, *, remedy: str = _AGAIN, trust: str = ""):
+def readable(filename: str | os.PathLike, *, remedy: str = "copy or download it again, whole", trust: str = ""):
     """Turn errors of the block, which reads ``filename``, into a UserError; also where that is no regular file.
 
     ``trust``: what else to do about a file that could run code.

@@ -2,7 +2,6 @@
 
 The split has 48 base, 17 novel and 15 unused classes: Bansal et al., "Zero-Shot Object Detection" (ECCV 2018), as
 OVR-CNN, Detic and CLIM use it. Unused classes have no annotation in either part; a detector still predicts all 80.
-Ids are COCO's and have gaps; indices are contiguous and follow the ids in ascending order.
 """
 
 from detectron2.data.datasets import builtin_meta

@@ -49,24 +49,22 @@ class Vocabulary(NamedTuple):
     unused_classes: Sequence[str] = ()  # that the evaluation leaves out where the set has base or novel classes
 
 
-def _below_root(path: str) -> Path:
-    return data_root() / path
-
-
 class Files(NamedTuple):
     """Where a data set lies. The first json file that exists is read."""
 
     image_root: str
     json_files: tuple[str, ...]
     remedy: str  # how to get the files; {root} stands for the data root
-    find: Callable[[str], Path] = _below_root
+    own: bool = False  # a user's paths may also be absolute, or relative to the working folder
+
+    def find(self, path: str) -> str:
+        return str(resolve(path) if self.own else data_root() / path)
 
     def image_path(self) -> str:
-        return str(self.find(self.image_root))
+        return self.find(self.image_root)
 
     def json_path(self) -> str:
-        candidates = [self.find(path) for path in self.json_files]
-        return str(next((path for path in candidates if path.exists()), candidates[0]))
+        return next(filter(os.path.exists, map(self.find, self.json_files)), self.find(self.json_files[0]))
 
     def how(self) -> str:
         """The remedy with today's data root."""
@@ -94,8 +92,7 @@ class LazyMetadata(Metadata):
 def register(name: str, files: Files, read: Callable, vocabulary: Callable[[], Vocabulary] | None, **metadata) -> None:
     """Add a data set to both catalogues of Detectron2; a name that is taken keeps its data set.
 
-    ``read`` is a function of readers.py. ``vocabulary`` gives the classes; without it the reader numbers the
-    categories of the file. ``metadata`` are further entries of ``MetadataCatalog``.
+    Without a ``vocabulary``, the reader numbers the categories of the file. ``metadata``: further entries.
     """
     if name in DatasetCatalog:
         return
@@ -109,10 +106,8 @@ def register(name: str, files: Files, read: Callable, vocabulary: Callable[[], V
 def register_own_set(name: str, kind: str, json_file: str, image_root: str, **metadata) -> None:
     """Register a user's data set; its classes are the categories of the json by ascending id.
 
-    ``kind``: "captions", image-text pairs; "boxes", a COCO json; "lvis", the same in LVIS's format, with masks;
-    "regions", a COCO json whose boxes are classified; "pseudo_labels", a json of ``tools/pseudo_label.py``; "shards",
-    an index of ``tools/index_pairs.py`` and the folder of the shards. Paths are absolute, relative to the working
-    folder, or below the data root. ``metadata`` as in :func:`register`. UserError if ``name`` is taken.
+    ``kind`` and paths as in an entry of DATASETS.OWN (clim/config.py, docs/own_data.md), ``metadata`` as in
+    :func:`register`. UserError if ``name`` is taken.
     """
     if name in DatasetCatalog:
         raise UserError(f"{name} is another data set already: choose another name.")
@@ -120,7 +115,7 @@ def register_own_set(name: str, kind: str, json_file: str, image_root: str, **me
     remedy = f"check the paths of data set {name}"
     if kind == "shards":
         remedy += f", or python tools/index_pairs.py shards --shards {image_root} --output {json_file}"
-    files = Files(str(image_root), (str(json_file),), remedy, resolve)
+    files = Files(str(image_root), (str(json_file),), remedy, own=True)
     vocabulary = None if kind in ("captions", "shards") else partial(own_vocabulary, files)
     register(name, files, read, vocabulary, **extra, **metadata)
 
@@ -171,9 +166,8 @@ def own_vocabulary(files: Files, *, split: bool = False) -> Vocabulary:
     )
     if split and not base + novel:
         raise UserError(f"{path} does not say which categories are novel: {files.how()}")
-    counted = all(c["image_count"] is not None for c in categories)
     base = base if base or not novel else undeclared
-    counts = list(categories) if counted else None
+    counts = None if any(c["image_count"] is None for c in categories) else list(categories)
     return Vocabulary([c["name"] for c in categories], base, novel, index, counts, unused)
 
 

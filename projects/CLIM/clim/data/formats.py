@@ -100,10 +100,8 @@ def read_voc(folder: str, image_root: str, *, index: Mapping[str, int], remedy: 
 
 def voc_classes(folder: str | os.PathLike) -> set[str]:
     """The names of all objects in the xml files below ``folder``. UserError for a broken file."""
-    names = (
-        name.text for file in sorted(Path(folder).rglob("*.xml")) for name in _voc_root(file).iterfind("object/name")
-    )
-    return {nfc(name.strip()) for name in names if name}
+    roots = map(_voc_root, sorted(Path(folder).rglob("*.xml")))
+    return {nfc(name.text.strip()) for root in roots for name in root.iterfind("object/name") if name.text}
 
 
 def _voc_root(file: Path) -> Element:
@@ -159,9 +157,8 @@ def read_caption_table(file: str, image_root: str, *, remedy: str, **_) -> PairR
 
 def read_caption_files(folder: str, image_root: str, *, remedy: str, **_) -> PairRecords:
     """Image-text pairs of text files: each line of ``a/b.txt`` is a caption of ``a/b.jpg``."""
-    files = {name: Path(folder, name).with_suffix(".txt") for name in find_images(image_root)}
-    there = {name: file for name, file in files.items() if file.is_file()}
-    captions = {name: read_text(file, remedy=remedy).splitlines() for name, file in there.items()}
+    files = ((name, Path(folder, name).with_suffix(".txt")) for name in find_images(image_root))
+    captions = {name: read_text(file, remedy=remedy).splitlines() for name, file in files if file.is_file()}
     return _pairs(captions, folder, image_root, remedy)
 
 

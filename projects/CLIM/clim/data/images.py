@@ -1,8 +1,4 @@
-"""Decode and resize images; files from the web may be damaged.
-
-:func:`read_image` reads every image of training, evaluation and prediction. A broken JPEG raises
-:class:`UnreadableImage` with a reason. In training, ``mappers.RecordMapper.read`` takes another random record, and the
-batch names the file under ``skipped``; at test, ``loader.SkippingLoader`` leaves it out.
+"""Decode and resize images; those of the web may be damaged, which raises :class:`UnreadableImage`.
 
 At full size, ordinary files decode bit for bit as in ``detectron2.data.detection_utils.read_image``. But samples of
 more than 8 bits are scaled (there: clipped), TIFFs are rotated once (there: twice), and damaged files are errors.
@@ -22,13 +18,12 @@ import simplejpeg
 import torch
 from detectron2.data import transforms as T
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 MIN_SIDE = 10  # px, of image-text pairs; the CLIM release replaces smaller images too
 MAX_PIXELS = 178_956_970  # PIL's limit for decompression bombs, which other libraries may lift
 MAX_BYTES = 1 << 30  # of a file
 
-_EXIF_ORIENTATION = 0x0112
 _TURN = Image.Transpose
 _UPRIGHT = {2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE,
             6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}  # fmt: skip
@@ -269,7 +264,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 def _orientation(image: Image.Image) -> int:
     """EXIF's 1…8; broken metadata of a sound image count as 1, as in Detectron2."""
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # the EXIF parser raises many types, too
         return 1
     return orientation if orientation in range(1, 9) else 1

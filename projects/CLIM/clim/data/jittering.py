@@ -97,10 +97,7 @@ class Jittering(T.Augmentation):
 
 
 def training_augmentations(cfg) -> list[T.Augmentation]:
-    """Detectron2's resizing and flip; with INPUT.LSJ.SIZE, large-scale jittering (arXiv 2012.07177) and flip.
-
-    Jittering scales the image to fit a square of a random part of SIZE and cuts out at most SIZE x SIZE px.
-    """
+    """Detectron2's resizing and flip; with INPUT.LSJ.SIZE, large-scale jittering and flip."""
     edges = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
     standard = [ResizeShortestEdge(*edges), *build_augmentation(cfg, is_train=True)[1:]]
     size, (smallest, largest) = cfg.INPUT.LSJ.SIZE, cfg.INPUT.LSJ.SCALE

@@ -112,15 +112,13 @@ def collate(samples: list[tuple[str, dict]]) -> dict:
 
 
 def start_worker(_) -> None:
-    """Let OpenCV use one thread in each worker, as torch does; and keep sharing the main process's memory.
-
-    A signal to all processes of a job must not end a worker before the training has finished its step; its parent's
-    death must.
-    """
+    """Prepare a worker: it ends with its parent, uses one thread, and keeps sharing the main process's memory."""
     die_with_parent()
-    for number in STOP_SIGNALS:
+    for (
+        number
+    ) in STOP_SIGNALS:  # to all processes of a job: the training finishes its step, for which it needs this one
         signal.signal(number, signal.SIG_IGN)
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(0)  # as torch
     gc.freeze()  # a garbage collection would write to all objects from before the fork, and so copy their pages
 
 
@@ -133,11 +131,15 @@ def batch_sizes(cfg) -> dict[str, int]:
 
 
 def build_mappers(cfg, sources, *, seed: int) -> dict[str, RecordMapper]:
-    """{source: mapper}; captions and mosaics share one list of records."""
+    """{source: mapper}; captions and mosaics share one list of records. UserError if INPUT.COPIES has none of them."""
     read = cache(partial(source_records, cfg))
     mappers = {s: _build_mapper(cfg, s, read("captions" if s == "mosaics" else s), seed=seed) for s in sources}
-    if of_pairs := mappers.get("captions") or mappers.get("mosaics"):
-        check_copies(of_pairs)
+    if (of_pairs := mappers.get("captions") or mappers.get("mosaics")) and of_pairs.copies:
+        some = np.linspace(0, len(of_pairs.records) - 1, 20).astype(int).tolist()
+        records = [r for r in map(of_pairs.records.__getitem__, some) if max(r["height"], r["width"]) > COPY_SIDE]
+        if records and not any(of_pairs.read_copy(record, at_least=(1, 1)) for record in records):
+            remedy = "correct its paths, make copies with clim shrink, or set it to []"
+            raise UserError(f"INPUT.COPIES has no copy of {records[0]['file_name']}, nor of other images: {remedy}.")
     return mappers
 
 
@@ -184,15 +186,6 @@ def check_masks(cfg, records: list[dict]) -> None:
         raise UserError(f"DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has boxes without masks: {remedy}.")
     if dict in kinds and cfg.INPUT.MASK_FORMAT == "polygon":
         raise UserError(f'DATASETS.TRAIN = {cfg.DATASETS.TRAIN} has run lengths: set INPUT.MASK_FORMAT to "bitmask".')
-
-
-def check_copies(mapper: RecordMapper) -> None:
-    """UserError if INPUT.COPIES has a copy of none of up to 20 large images: then its folders are wrong."""
-    some = np.linspace(0, len(mapper.records) - 1, 20).astype(int).tolist()
-    records = [r for r in map(mapper.records.__getitem__, some) if max(r["height"], r["width"]) > COPY_SIDE]
-    if mapper.copies and records and not any(mapper.read_copy(record, at_least=(1, 1)) for record in records):
-        remedy = "correct its paths, make copies with clim shrink, or set it to []"
-        raise UserError(f"INPUT.COPIES has no copy of {records[0]['file_name']}, nor of other images: {remedy}.")
 
 
 def _build_mapper(cfg, source: str, records: Sequence[dict], *, seed: int) -> RecordMapper:
@@ -255,10 +248,7 @@ def repeat_factors(cfg, records: list[dict]) -> np.ndarray | None:
 
 
 def repeated(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Indices of one epoch, int64: the whole part of each factor, and one more with the probability of the rest.
-
-    Index i comes as i, i + N, i + 2 N, … for N ``factors``.
-    """
+    """Indices of one epoch, int64: the whole part of each factor, and one more with the probability of the rest."""
     whole = np.floor(factors)
     times = (whole + (rng.random(len(factors)) < factors - whole)).astype(np.int64)
     first = np.cumsum(times) - times  # where the copies of each index begin

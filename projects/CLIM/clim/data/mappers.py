@@ -1,7 +1,6 @@
 """Mappers turn records into network inputs. Each input is a pure function of (seed, stream, epoch, index).
 
-``image`` is uint8 (3, H, W), boxes are x0, y0, x1, y1 in px, T is the number of tiles on a canvas. An unreadable image
-does not stop training: :meth:`RecordMapper.read` takes another record and lists the file under ``skipped``.
+``image`` is uint8 (3, H, W), boxes are x0, y0, x1, y1 in px, T is the number of tiles on a canvas.
 """
 
 import copy
@@ -32,8 +31,7 @@ class RecordMapper:
     """Base of all mappers: it gives each sample its random numbers and replaces unreadable images.
 
     ``records`` are dicts with ``file_name, height, width, image_id`` and what the subclass needs. Sources with
-    different ``stream`` draw independently. ``image_format`` is "BGR" or "RGB". ``copies``: [(folder of images, folder
-    of their small copies)].
+    different ``stream`` draw independently. ``copies``: [(folder of images, folder of their small copies)].
     """
 
     square = False  # whether all samples are squares of one size
@@ -46,10 +44,7 @@ class RecordMapper:
         self.copies = [(os.path.join(os.path.abspath(images), ""), small) for images, small in copies]
 
     def __call__(self, *, index: int, epoch: int) -> dict:
-        """One network input, and the replaced images under ``skipped``: [(file name, reason)].
-
-        ``index`` + k times the number of records is copy k of a record, with random numbers of its own.
-        """
+        """One network input of a draw, and the replaced images under ``skipped``: [(file name, reason)]."""
         rng = np.random.default_rng([self.seed, self.stream, epoch, index])
         skipped: list[tuple[str, str]] = []
         return self.map(index % len(self.records), rng, skipped) | {"skipped": skipped}
@@ -61,8 +56,7 @@ class RecordMapper:
     def read(self, index: int, rng: np.random.Generator, skipped: list, at_least=None) -> tuple[dict, Decoded]:
         """Record ``index`` and its decoded image, or a random record whose image can be read.
 
-        ``at_least(record)`` is the (height, width) in px that the caller resizes to; None: full size. UserError if
-        ``MAX_REPLACEMENTS`` images in a row are unreadable.
+        ``at_least(record)`` is the (height, width) in px that the caller resizes to; None: full size.
         """
         for _ in range(MAX_REPLACEMENTS):
             record = self.records[index]
@@ -232,11 +226,8 @@ class RegionMapper(RecordMapper):
     def map(self, index, rng, skipped):
         record, decoded = self.read(index, rng, skipped)
         canvas, scale = letterbox(decoded.image, self.size)
-        boxes, count = torch.from_numpy(record["boxes"] * scale).float(), len(record["boxes"])
-        canvas_ids, image_ids = torch.zeros(count, dtype=torch.int64), torch.full((count,), record["image_id"])
-        captions, tags = [[] for _ in range(count)], [[int(noun)] for noun in record["nouns"]]
-        tiles = Tiles(boxes, canvas_ids, image_ids, captions=captions, drawn=[""] * count, tags=tags)
-        return _canvas(channels_first(canvas), tiles)
+        regions = [record | {"captions": (), "tags": [noun]} for noun in record["nouns"].tolist()]
+        return _canvas(channels_first(canvas), tiles_of(regions, record["boxes"] * scale, rng=rng))
 
 
 class DetectionMapper(RecordMapper):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 COPY_SIDE = 400  # px, longest side of the small copies of INPUT.COPIES
-TRIES = 10  # torchvision's RandomResizedCrop tries as often to find a crop that fits
 
 
 def fit_size(height: int, width: int, *, short: int, long: int) -> tuple[int, int]:
@@ -72,7 +71,7 @@ def resized_crop(
 
     If no drawn crop fits, it is the largest central crop whose width / height lies within ``ratio``.
     """
-    for _ in range(TRIES):
+    for _ in range(10):  # as often as torchvision
         area = height * width * rng.uniform(*scale)
         shape = np.exp(rng.uniform(*np.log(ratio)))
         w, h = round(np.sqrt(area * shape)), round(np.sqrt(area / shape))

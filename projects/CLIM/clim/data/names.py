@@ -30,10 +30,7 @@ def names_file(embeddings: str | Path) -> Path:
 
 
 def declared_names(cfg) -> list[str]:
-    """MODEL.VOCABULARY.NAMES, else the names beside EMBEDDINGS, else those that the checkpoint holds, else [].
-
-    UserError for wrong ones.
-    """
+    """MODEL.VOCABULARY.NAMES, else the names beside EMBEDDINGS, else the checkpoint's, else []; UserError if wrong."""
     vocabulary, count = cfg.MODEL.VOCABULARY, cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if vocabulary.NAMES or not vocabulary.EMBEDDINGS:
         return _different(vocabulary.NAMES or vocabulary.STORED, "MODEL.VOCABULARY.NAMES")
@@ -89,11 +86,10 @@ def set_categories(name: str) -> dict[int, str] | None:
     if classes is None:
         return listed or None
     if index is None:
-        of_name = {word: key for key, word in listed.items()}
-        by_id = dict(zip(classes, listed, strict=False))  # LVIS's metadata has a name that its json lacks
-        ids_of_names = of_name if of_name.keys() >= set(map(nfc, classes)) else by_id
-        words = [nfc(word) if ids_of_names is of_name else word for word in classes]
-        index = {ids_of_names[word]: i for i, word in enumerate(words) if word in ids_of_names}
+        of_name, words = {word: key for key, word in listed.items()}, list(map(nfc, classes))
+        # by position where a name differs: LVIS's metadata has one that its json lacks
+        keys = [of_name[word] for word in words] if of_name.keys() >= set(words) else listed
+        index = {key: i for i, key in zip(range(len(words)), keys, strict=False)}
     ids = {i: category for category, i in index.items()}
     return {ids.get(i, i): word for i, word in enumerate(classes)}
 

@@ -43,8 +43,7 @@ def image_ids_hash(records: Sequence[dict]) -> str:
 def load_neighbours(path: str | os.PathLike, records: Sequence[dict]) -> np.memmap:
     """The index at ``path``, which may be relative to the data root: a read-only int32 memory map (N, K).
 
-    Row n holds the K images most similar to image n, without n, best first. UserError if a file is missing or damaged,
-    or is for other images or another order.
+    Row n holds the K images most similar to image n, without n, best first. UserError for other or damaged files.
     """
     path, again = resolve(path), "build it with tools/build_neighbours.py"
     facts = read_json(path.with_suffix(".json"), remedy=f"{again} --output {path}.", kind=Facts)

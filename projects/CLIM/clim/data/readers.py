@@ -26,30 +26,25 @@ from .shards import SCHEME
 logger = logging.getLogger(__name__)
 
 
-def read_boxes(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
-    """Boxes of a COCO or LVIS json as Detectron2's records, by image id, crowds included.
-
-    The classes come from ``index``, because OVR-CNN's files list only 48 or 17 of the 80. Masks and keypoints are not
-    read, so a wrong polygon does no harm.
-    """
-    return _box_records(json_file, image_root, index, remedy, kind=BoxFile, crowds=True)
-
-
 def read_lvis(
     json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str, masks: bool = True
 ) -> list[dict]:
-    """Boxes and masks of a json in LVIS's format as Detectron2's records, by image id, without crowds.
+    """As :func:`read_boxes`, of a json in LVIS's format: without crowds and, if they are wanted, with ``masks``.
 
-    An image without ``file_name`` lies where the last two parts of its ``coco_url`` say. ``segmentation`` is a list of
-    polygons, float32 (2 P,) each, or compressed run lengths. Polygons of fewer than 3 points are left out, and so is
-    an annotation with no other mask, as in Detectron2. Without ``masks``, they are not read.
+    ``segmentation`` is a list of polygons, float32 (2 P,) each, or compressed run lengths. Polygons of fewer than 3
+    points are left out, and so is an annotation with no other mask, as in Detectron2.
     """
-    return _box_records(json_file, image_root, index, remedy, kind=MaskFile if masks else BoxFile, crowds=False)
+    return read_boxes(json_file, image_root, index=index, remedy=remedy, masks=masks, crowds=False)
 
 
-def _box_records(json_file: str, image_root: str, index: Mapping[int, int], remedy: str, *, kind: type, crowds: bool):
-    """The records of all images. Annotations with an empty mask are left out."""
-    content, records = _read(json_file, image_root, remedy, kind)
+def read_boxes(
+    json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str, masks: bool = False, crowds: bool = True
+) -> list[dict]:
+    """Boxes of a COCO or LVIS json as Detectron2's records, by image id.
+
+    The classes come from ``index``, because OVR-CNN's files list only 48 or 17 of the 80.
+    """
+    content, records = _read(json_file, image_root, remedy, MaskFile if masks else BoxFile)
     xywh, bad = BoxMode.XYWH_ABS, []
     for number, a in enumerate(content.annotations):
         category_id = class_index(a.category_id, index, f"annotations[{number}].category_id", json_file, a.id)
@@ -129,10 +124,8 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
         record["pan_seg_file_name"] = str(folder / panoptic.file_name)
         for i, segment in enumerate(panoptic.segments_info):
             place = f"annotations[{number}].segments_info[{i}]"
-            category_id = class_index(
-                segment.category_id, PANOPTIC_INDEX, f"{place}.category_id", json_file, segment.id
-            )
-            annotation = {"category_id": category_id, "iscrowd": int(segment.iscrowd), "segment_id": int(segment.id)}
+            key = class_index(segment.category_id, PANOPTIC_INDEX, f"{place}.category_id", json_file, segment.id)
+            annotation = {"category_id": key, "iscrowd": int(segment.iscrowd), "segment_id": int(segment.id)}
             if segment.category_id not in STUFF_IDS:
                 if segment.bbox is None:
                     where = f"{place} of {json_file} (id {segment.id})"
@@ -145,8 +138,7 @@ def read_panoptic_regions(json_file: str, image_root: str, *, remedy: str, **_) 
 def read_pseudo_labels(json_file: str, image_root: str, *, index: Mapping[int, int], remedy: str) -> list[dict]:
     """Boxes of ``tools/pseudo_label.py`` as arrays, because there are millions of them.
 
-    ``boxes`` (R, 4) are float32 xyxy in px, ``nouns`` (R,) int64, R >= 1. Boxes without area are left out, and images
-    without another box.
+    ``boxes`` (R, 4) are float32 xyxy in px, ``nouns`` (R,) int64, R >= 1. Boxes without area are left out.
     """
     records = []
     for record in read_regions(json_file, image_root, index=index, remedy=remedy, masks=False):

@@ -114,10 +114,7 @@ class RegionTestMapper:
 
 
 def build_region_loader(cfg, name: str, *, on_skip: Callable[[Skipped], None]) -> SkippingLoader:
-    """This process's share of region set ``name``, one image a batch.
-
-    UserError if the set holds no image, or no masks although TEST.REGIONS asks for them.
-    """
+    """This process's share of region set ``name``, one image a batch. UserError without images, or needed masks."""
     records = get_records(name, masks="masks" in cfg.TEST.REGIONS)
     source = MetadataCatalog.get(name).get("json_file", name)
     if not records:

@@ -30,7 +30,6 @@ Box = Annotated[
 ]
 Crowd = Annotated[Annotated[float, Meta(multiple_of=1, ge=0, le=1)] | bool, Meta(description="0 or 1")]
 Area = Annotated[Annotated[float, Meta(ge=0, le=1e18)] | None, Meta(description="the square pixels of the object")]
-Name = Annotated[str | int | float, Meta(description="a text")]
 # Half characters from \udc80 on are bytes of names that are not UTF-8.
 FileName = Annotated[
     str, Meta(pattern=r"\A[^\0\ud800-\udc7f\udd00-\udfff]*\Z", description="a text without zeros and half characters")
@@ -46,7 +45,7 @@ class Category(Struct):
     """A class; ``split`` is "base", "novel", "unused" or another word; LVIS's ``frequency`` is "r", "c" or "f"."""
 
     id: Whole
-    name: Name
+    name: Annotated[str | int | float, Meta(description="a text")]
     split: str | None = None
     frequency: Frequency | None = None
     image_count: Count | None = None
@@ -203,7 +202,6 @@ TestBoxFile, TestMaskFile = File[TestAnnotation], File[MaskedTestAnnotation]
 
 Key = Annotated[int | str | float, Meta(description="a number")]
 Text = Annotated[str | None, Meta(description="a text")]
-Captions = Annotated[list[str] | str | None, Meta(description="a list of texts")]
 
 
 class Pair(Struct, gc=False):
@@ -214,7 +212,7 @@ class Pair(Struct, gc=False):
     coco_url: Text = None
     height: Side = None
     width: Side = None
-    captions: Captions = None
+    captions: Annotated[list[str] | str | None, Meta(description="a list of texts")] = None
     pos_category_ids: Ids | None = None
 
 

@@ -64,8 +64,8 @@ class Tiles:
 
 
 def tiles_of(records: Sequence[dict], boxes: np.ndarray, *, rng) -> Tiles:
-    """Tiles of one canvas: T records at ``boxes`` (T, 4); ``rng`` draws one caption for each."""
+    """Tiles of one canvas: T records at ``boxes`` (T, 4); ``rng`` draws one caption of each, "" without any."""
     canvas, image_ids = torch.zeros(len(boxes), dtype=torch.int64), torch.tensor([r["image_id"] for r in records])
     captions, tags = [list(r["captions"]) for r in records], [list(r.get("tags", ())) for r in records]
-    drawn = [own[rng.integers(len(own))] for own in captions]
+    drawn = [own[rng.integers(len(own))] if own else "" for own in captions]
     return Tiles(torch.from_numpy(boxes).float(), canvas, image_ids, captions, drawn, tags)

@@ -37,14 +37,13 @@ def _find_words(
         tokens = _TOKEN.findall(caption.lower())
         start = 0
         while start < len(tokens):
-            step = 1
             for length in range(longest, 0, -1):
-                keys = phrases.get(tuple(tokens[start : start + length]))
-                if keys:
+                if keys := phrases.get(tuple(tokens[start : start + length])):
                     found |= keys
-                    step = length
+                    start += length
                     break
-            start += step
+            else:
+                start += 1
     return sorted(found, key=places.__getitem__)
 
 

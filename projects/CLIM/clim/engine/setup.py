@@ -27,7 +27,7 @@ from clim.config_values import check_values
 from clim.data.datasets import register_own_sets
 from clim.data.loader import STREAMS, batch_sizes
 from clim.data.names import matched, vocabulary_names
-from clim.data.own_sets import use_own_data
+from clim.data.own_data import use_own_data
 from clim.errors import UserError, near, require_packages, sentence
 from clim.evaluation import EVALUATORS
 from clim.files import naming

@@ -5,7 +5,6 @@ Shapes: N texts, D dimensions of an embedding, n rows.
 A cache folder holds a folder of rows for each tower fingerprint, and ``towers/`` with the fingerprints of known
 towers (:class:`LazyTower`). Each process appends rows to its own pair of files, so that processes never wait for each
 other: ``*.rows``, float32 (n, D), and ``*.entries``, n times the key of a text (16 bytes) and a checksum (4).
-Earlier versions wrote ``*.keys`` without checksums, which are not read.
 """
 
 import hashlib
@@ -137,16 +136,16 @@ class CaptionCache:
         return self.tower.dim
 
     def __len__(self) -> int:
-        return len(self._store)
+        return len(self._store.places)
 
     def __contains__(self, text: str) -> bool:
-        return self._key(text) in self._store
+        return self._key(text) in self._store.places
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(N, D) float32 unit embeddings on the CPU. Computes and stores those of unknown texts."""
         keys = [self._key(text) for text in texts]
         by_key = dict(zip(keys, texts, strict=True))
-        self._compute({key: text for key, text in by_key.items() if key not in self._store})
+        self._compute({key: text for key, text in by_key.items() if key not in self._store.places})
         rows, damaged = self._store.gather(keys)
         if damaged:
             logger.warning("%d rows of %s are damaged: computed anew.", len(damaged), self._directory)
@@ -175,16 +174,10 @@ class RowStore:
         self._folder, self._dim = folder, dim
         self._maps: list[tuple[np.ndarray, np.ndarray]] = []  # (n, D) rows, (n,) entries of each pair of files
         self._own: Path | None = None  # this object appends to these files; their map is the last
-        self._places: dict[bytes, int] = {}  # map * _MAP_STRIDE + row
+        self.places: dict[bytes, int] = {}  # map * _MAP_STRIDE + row
         for path in sorted(folder.glob("*.entries")):  # oldest first: a newer row replaces an older one
             self._maps.append(self._map(path.with_suffix("")))
             self._place(self._maps[-1][1]["key"].tolist())
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._places
-
-    def __len__(self) -> int:
-        return len(self._places)
 
     def add(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
         """Store ``rows`` (n, D) under ``keys``; a known key gets the new row."""
@@ -202,7 +195,7 @@ class RowStore:
 
     def gather(self, keys: Sequence[bytes]) -> tuple[np.ndarray, set[bytes]]:
         """(n, D) float32 copies of the rows of n known keys, and the keys of those with another checksum."""
-        maps, numbers = np.divmod(np.array([self._places[key] for key in keys], dtype=np.int64), _MAP_STRIDE)
+        maps, numbers = np.divmod(np.array([self.places[key] for key in keys], dtype=np.int64), _MAP_STRIDE)
         rows, sums = np.empty((len(keys), self._dim), np.float32), np.empty(len(keys), np.uint32)
         for i in np.unique(maps):
             stored, entries = self._maps[i]
@@ -222,7 +215,7 @@ class RowStore:
     def _place(self, keys: Sequence[bytes], first: int = 0) -> None:
         """Remember that ``keys`` start at row ``first`` of the last map."""
         start = (len(self._maps) - 1) * _MAP_STRIDE + first
-        self._places.update(zip(keys, range(start, start + len(keys)), strict=True))
+        self.places.update(zip(keys, range(start, start + len(keys)), strict=True))
 
 
 def _checksum(key: bytes, data) -> int:

@@ -40,7 +40,6 @@ _FAMILIES = (
     ("a painting of {} {{name}}.", ("the", "a")),
 )
 
-_CLEAN = str.maketrans("_+", "  ", ",()")
 TEMPLATES = tuple(pattern.format(*choice) for pattern, *slots in _FAMILIES for choice in product(*slots))
 
 
@@ -63,7 +62,7 @@ def imagenet(name: str) -> list[str]:
     """
     from open_clip import OPENAI_IMAGENET_TEMPLATES  # takes seconds
 
-    clean = name.translate(_CLEAN)
+    clean = name.translate(str.maketrans("_+", "  ", ",()"))
     return [f"{clean}.", *(template(clean) for template in OPENAI_IMAGENET_TEMPLATES)]
 
 

@@ -32,7 +32,6 @@ _TEXT_KIND = ("hf_model_name", "hf_tokenizer_name", "embed_cls", "no_causal_mask
 _STUB_IMAGE_HALF = {"layers": 1, "width": 64, "head_width": 64, "patch_size": 32, "image_size": 32}
 _STUB_TEXT_HALF = {"layers": 1, "width": 8, "heads": 1, "context_length": 1, "vocab_size": 1}
 
-
 _Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 13)]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 7)]
 

@@ -16,8 +16,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from clim.errors import UserError
 
-SAMPLES_PER_WEIGHT = 64
-
 
 class WordFeatures(NamedTuple):
     """Two features of a sequence, both un-normalised."""
@@ -135,21 +133,17 @@ class TextTower(nn.Module):
         digest = hashlib.sha256(self._architecture.encode())
         for name, weight in sorted(self.state_dict().items()):
             bits = weight.detach().float().contiguous().view(torch.int32).flatten()
-            sample = bits[:: max(1, bits.numel() // SAMPLES_PER_WEIGHT)]
+            sample = bits[:: max(1, bits.numel() // 64)]
             digest.update(f"{name} {tuple(weight.shape)} {bits.sum(dtype=torch.int64).item()}".encode())
             digest.update(sample.cpu().numpy().tobytes())
         return digest.hexdigest()[:32]
 
 
-def drop_words(words: Tensor, real: Tensor, *, dropout: float) -> tuple[Tensor, Tensor]:
-    """Word dropout of (B, L, W) (BARON; baron §3): :func:`close_up` of the words that :func:`surviving` keeps."""
-    return close_up(words, surviving(real, dropout=dropout))
-
-
 def surviving(real: Tensor, *, dropout: float) -> Tensor:
-    """Which words of ``real`` (…, L), False for padding, stay: each is dropped with probability ``dropout``.
+    """BARON's word dropout (baron §3): which words of ``real`` (…, L), False for padding, stay.
 
-    If a row would lose all, its word 0 stays. Draws from torch's random state on the CPU, which a resumed run restores.
+    Each is dropped with probability ``dropout``; of a row that would lose all, word 0 stays. Draws from torch's
+    random state on the CPU, which a resumed run restores.
     """
     kept = real & (torch.rand(real.shape) >= dropout).to(real.device)
     kept[..., 0] |= real[..., 0] & ~kept.any(dim=-1)
