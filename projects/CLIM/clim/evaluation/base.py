@@ -145,7 +145,11 @@ class DetectionEvaluator(ImageEvaluator):
         self._undeclared = {name: category for name, category in id_of.items() if name not in counts}
         self._json_file, self._numbers = metadata.get("json_file"), {}
         if self._json_file is not None:
-            truth = self._read_truth()
+            remedy = f"it is the ground truth of data set '{self.name}'"
+            content = read_json(self._json_file, remedy=remedy, kind=self.truth)
+            truth = {kind: list(map(_as_dict, getattr(content, kind))) for kind in ("images", "categories")}
+            images = {image.id for image in content.images}
+            truth["annotations"] = [_as_dict(a) for a in content.annotations if a.image_id in images]
         else:
             truth = {"annotations": []} | convert_to_coco_dict(dataset_name)  # which leaves out an empty list
             self._numbers = _number_images(truth, dataset_name)
@@ -157,17 +161,6 @@ class DetectionEvaluator(ImageEvaluator):
             source = self._json_file or f"The data set '{dataset_name}'"
             raise UserError(f"{source} has no box, so nothing can be scored: correct it, or choose another test set.")
         self._truth = truth if comm.is_main_process() else None  # which alone scores
-
-    def _read_truth(self) -> dict:
-        """The json as a COCO instances dict, without annotations of other images; polygons are float64 arrays."""
-        remedy = f"it is the ground truth of data set '{self.name}'"
-        content = read_json(self._json_file, remedy=remedy, kind=self.truth)
-        images = {image.id for image in content.images}
-        return {
-            "images": list(map(_as_dict, content.images)),
-            "annotations": [_as_dict(a) for a in content.annotations if a.image_id in images],
-            "categories": list(map(_as_dict, content.categories)),
-        }
 
     def process(self, inputs, outputs):
         """``inputs``: B records with ``image_id``; ``outputs``: B dicts with ``instances`` at the image's own size."""
@@ -186,14 +179,11 @@ class DetectionEvaluator(ImageEvaluator):
 
     def ground_truth(self, results: dict[int, ImageDetections]) -> dict:
         """A COCO instances dict. Warns about causes of low scores."""
-        ground_truth = self._truth
-        num_images = len(ground_truth["images"])
-        missing = len({image["id"] for image in ground_truth["images"]} - results.keys())
-        if missing:
-            logger.warning(f"{missing} of {num_images} images of '{self.name}' were not processed and count as empty")
+        images, annotations = self._truth["images"], self._truth["annotations"]
+        if missing := len({image["id"] for image in images} - results.keys()):
+            logger.warning(f"{missing} of {len(images)} images of '{self.name}' were not processed and count as empty")
         if num_cut := sum(image.was_cut for image in results.values()):
             logger.warning(f"{num_cut} images had more than {self._max_dets} detections: the best were kept")
-        annotations = ground_truth["annotations"]
         scored = [names.values() for split, names in self._splits.items() if split != "unused"]
         counting = set(self._undeclared.values()).union(*scored)
         if not any(a["category_id"] in counting and not a.get("iscrowd") for a in annotations):
@@ -202,7 +192,7 @@ class DetectionEvaluator(ImageEvaluator):
             logger.warning(f"none of the {len(annotations)} boxes of '{self.name}' counts, so all is nan: {others}")
         if not any(len(image.found) for image in results.values()):
             logger.warning(f"no detections on '{self.name}': every class scores 0")
-        return ground_truth
+        return self._truth
 
 
 def _as_dict(item: Struct) -> dict:
@@ -254,9 +244,7 @@ def unpack(detections: np.ndarray) -> Iterator[dict]:
 def check_images(ground_truth: Mapping, image_ids: Iterable[int]) -> None:
     """UserError if one of the detections' ``image_ids`` is not in the ground truth."""
     if unknown := set(image_ids) - {image["id"] for image in ground_truth["images"]}:
-        raise UserError(
-            f"A detection is of image {min(unknown)}, which is not in the ground truth: use a file with it."
-        )
+        raise UserError(f"A detection is of image {min(unknown)}, which is not in the ground truth: use one with it.")
 
 
 def indexed(images: list[dict], categories: list[dict], annotations: Iterable[Mapping]) -> COCO:

@@ -127,12 +127,10 @@ def box_figures(
     images = sorted(images if image_ids is None else images & set(image_ids))
     if not (images and categories):  # the library takes an empty list for all
         return {category: dict.fromkeys(COCO_METRICS, math.nan) for category in categories}
-    evaluation = COCOeval_faster(iouType="bbox", print_function=logger.debug)
+    both = (_chosen(annotations, images, categories) for annotations in (ground_truth["annotations"], detections))
+    evaluation = COCOeval_faster(*both, iouType="bbox", print_function=logger.debug)
     params = evaluation.params
-    params.imgIds, params.catIds = images, categories
     params.areaRng, params.areaRngLbl, params.maxDets = list(AREAS.values()), list(AREAS), [max_dets]
-    evaluation.cocoGt = _chosen(ground_truth["annotations"], images, categories)
-    evaluation.cocoDt = _chosen(detections, images, categories)
     evaluation.evaluate()
     evaluation.accumulate()
     shape = (10, 101, len(categories), len(AREAS))  # IoU, recall, category, area
