@@ -98,7 +98,6 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         return self.losses(batch) if self.training else self.inference(batch)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        """Losses of a joint batch."""
         singles, canvases = self._load(batch["captions"]), self._load(batch["mosaics"] + batch["regions"])
         if self.composes:
             singles, canvases = self.compose(singles)
@@ -118,7 +117,6 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         return Texts(tiles, encoder=self.text_encoder, class_embeddings=classes)
 
     def has_unused_parameters(self, loader) -> bool:
-        """Whether an iteration of ``loader`` (cfg.DATALOADER) can leave parameters without gradient."""
         return self.image_encoder.has_unused_parameters
 
     def embed(self, singles: Tensor, canvases: Tensor, regions: dict[str, Regions]) -> dict[str, Tensor]:

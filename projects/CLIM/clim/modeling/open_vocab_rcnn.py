@@ -94,7 +94,6 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         np.random.set_state(state)
 
     def texts(self, canvases: list[dict]) -> Texts:
-        """The texts of one batch of canvases."""
         tiles = Tiles.cat([c["tiles"] for c in canvases]).to(self.device)
         return Texts(tiles, encoder=self.text_encoder, class_embeddings=self.classifier.class_embeddings)
 
