@@ -66,9 +66,7 @@ class TextOutputLayers(FastRCNNOutputLayers):
         if self.vocabulary_wins:
             _keep_vocabulary(self, weights, prefix)
 
-    def set_vocabulary(
-        self, embeddings: Tensor, class_mask: Tensor | None = None, synonyms: Tensor | None = None
-    ) -> None:
+    def set_vocabulary(self, embeddings: Tensor, class_mask: Tensor | None = None, synonyms: Tensor | None = None):
         """Detect other classes: new buffers with (K', D) text embeddings and (K',) ``freq_weight``, by default ones.
 
         ``synonyms`` (C, S) are indices of embeddings: the score of class c of C is the highest of its S rows'.

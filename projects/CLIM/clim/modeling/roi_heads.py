@@ -56,9 +56,7 @@ class TextHeads:
         predictor = self.box_predictor
         return list(predictor) if isinstance(predictor, nn.ModuleList) else [predictor]
 
-    def set_vocabulary(
-        self, embeddings: Tensor, class_mask: Tensor | None = None, synonyms: Tensor | None = None
-    ) -> None:
+    def set_vocabulary(self, embeddings: Tensor, class_mask: Tensor | None = None, synonyms: Tensor | None = None):
         """As :meth:`TextOutputLayers.set_vocabulary`, for all stages."""
         for predictor in self.predictors:
             predictor.set_vocabulary(embeddings, class_mask, synonyms)
@@ -68,9 +66,7 @@ class TextHeads:
 class OpenVocabRes5ROIHeads(TextHeads, Res5ROIHeads):
     """Detectron2's C4 head with a text predictor; it also embeds any boxes."""
 
-    def embed_stages(
-        self, features: dict[str, Tensor], boxes: list[Boxes], *, image_sizes=None, refine=None
-    ) -> Iterator[Tensor]:
+    def embed_stages(self, features, boxes: list[Boxes], *, image_sizes=None, refine=None) -> Iterator[Tensor]:
         """Un-normalised embeddings (ΣR, D) of each image's boxes; a C4 head has one stage."""
         pooled = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
         (predictor,) = self.predictors
