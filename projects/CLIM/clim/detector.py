@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 _MINI_SETS, _MINI_FOLDERS = ("mini_ov_", "mini_lvis_"), {"mini", "mini_lvis"}  # that tools/make_mini.py draws
 
-
 _OPTIONS = {  # of Detector.stream: (words for what it must be, type, least, most, other values)
     "batch": ("a whole number above 0", Integral, 1, math.inf, ()),
     "threshold": ("a number from 0 to 1", Real, 0, 1, ()),
@@ -96,7 +95,7 @@ class Detector:
         self.names = self._stored_names = list(description["class_names"])
         self.train_sets, base = description["train_sets"], description["base_classes"]
         self._base = None if base is None else frozenset(map(nfc, base))
-        self._may_warn = True
+        self._saw_drawings = bool(self.train_sets) and all(name.startswith(_MINI_SETS) for name in self.train_sets)
         self.novel = self._novel_among(self.names)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.model = load_model(cfg)
@@ -138,8 +137,7 @@ class Detector:
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(Q, D) embeddings of texts, which the model reads like class names."""
-        rows = CLASS_FEATURES[self.features](self.model.text_encoder, list(texts), self.prompt)
-        return rows.to(self.model.device)
+        return CLASS_FEATURES[self.features](self.model.text_encoder, list(texts), self.prompt).to(self.model.device)
 
     def freeze(self, path: str | os.PathLike) -> None:
         """Write the model with its present classes: ``Detector(path)`` finds these without the text tower."""
@@ -246,13 +244,12 @@ class Detector:
 
     def _warn_of_photos(self, frames: Sequence[Frame]) -> None:
         """Say once that a model of the mini benchmark has seen drawings only, when it is used on other images."""
-        drawn = self._may_warn and self.train_sets and all(name.startswith(_MINI_SETS) for name in self.train_sets)
-        if drawn and any(_MINI_FOLDERS.isdisjoint(Path(frame.name).parts) for frame in frames):
+        if self._saw_drawings and any(_MINI_FOLDERS.isdisjoint(Path(frame.name).parts) for frame in frames):
             logger.warning(
                 "This model has seen drawings only (%s) and knows little of photos: train on photos, or use a "
                 "published checkpoint (docs/checkpoints.md).", ", ".join(self.train_sets),
             )  # fmt: skip
-            self._may_warn = False
+            self._saw_drawings = False
 
 
 def _tracker(threshold: float) -> Callable[[Frame, "sv.Detections"], "sv.Detections"]:

@@ -198,9 +198,7 @@ class Results(list[Result]):
         """:meth:`to_dict` as text."""
         return json.dumps(self.to_dict())
 
-    def to_coco(
-        self, image_ids: Sequence[int | str] | None = None, *, category_ids: Sequence[int] | None = None
-    ) -> list[dict]:
+    def to_coco(self, image_ids: Sequence | None = None, *, category_ids: Sequence[int] | None = None) -> list[dict]:
         """COCO's list of results; ``image_ids``: of each image, by default its place in this list."""
         pairs = zip(image_ids or range(len(self)), self, strict=True)
         return [entry for number, result in pairs for entry in result.to_coco(number, category_ids=category_ids)]

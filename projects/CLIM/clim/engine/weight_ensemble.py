@@ -24,9 +24,8 @@ class WeightEnsemble:
 
     def __init__(self, model: nn.Module, *, alpha: float):
         self.model, self.alpha = model, alpha
-        self.start: dict[str, Tensor] = {}
-        if alpha < 1:
-            self.start = {name: weight.detach().cpu().clone() for name, weight in self._learning()}
+        learning = self._learning() if alpha < 1 else []
+        self.start: dict[str, Tensor] = {name: weight.detach().cpu().clone() for name, weight in learning}
 
     def _learning(self):
         return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
