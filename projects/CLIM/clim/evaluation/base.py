@@ -118,15 +118,10 @@ class DetectionEvaluator(ImageEvaluator):
 
     build_loader = staticmethod(build_detection_loader)
     truth: type = TestBoxFile  # kind of the json
+    splits: tuple[str, ...] = ("base", "novel")  # of the classes, which the metadata lists as base_classes and so on
 
-    def __init__(
-        self, dataset_name: str, *, max_dets: int | None, splits: Mapping[str, Iterable[str]],
-        indices: Sequence[int] | None = None, **base,
-    ):  # fmt: skip
-        """``splits`` are names of classes; ``max_dets`` None: all detections.
-
-        UserError for wrong lists of classes, a missing json file, or a set without boxes or without names of classes.
-        """
+    def __init__(self, dataset_name: str, *, max_dets: int, indices: Sequence[int] | None = None, **base):
+        """UserError for wrong lists of classes, a missing json, or a set without boxes or without names of classes."""
         super().__init__(dataset_name, **base)
         self._max_dets, metadata = max_dets, MetadataCatalog.get(dataset_name)
         categories = set_categories(dataset_name)
@@ -135,7 +130,10 @@ class DetectionEvaluator(ImageEvaluator):
             raise UserError(f"The classes of data set '{dataset_name}' have no names: {remedy}.")
         self._dataset_ids = dict(zip(range(len(categories)) if indices is None else indices, categories, strict=True))
         id_of = {nfc(name): category for category, name in categories.items()}
-        splits = {split: list(map(nfc, names)) for split, names in splits.items()}
+        splits = {split: list(map(nfc, metadata.get(f"{split}_classes") or ())) for split in self.splits}
+        self._has_split = bool(splits["base"] or splits["novel"])
+        if not self._has_split:
+            splits = dict.fromkeys(splits, [])
         counts = Counter(name for split in splits.values() for name in split)
         if wrong := sorted(name for name, count in counts.items() if count > 1 or name not in id_of):
             where = f"'{dataset_name}' ({metadata.get('json_file', 'no json')})"

@@ -20,7 +20,6 @@ from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
-from detectron2.data import MetadataCatalog
 from faster_coco_eval import COCOeval_faster
 from pycocotools import mask as mask_util
 
@@ -50,9 +49,7 @@ class LVISEvaluator(DetectionEvaluator):
     def __init__(self, dataset_name: str, *, max_dets: int = 300, masks: bool = True, **base):
         """The metadata is OVCOCOEvaluator's, of a file in LVIS's format. Without ``masks``, only boxes are read."""
         self.truth = TestMaskFile if masks else TestBoxFile
-        metadata = MetadataCatalog.get(dataset_name)
-        splits = {split: metadata.get(f"{split}_classes") or () for split in ("base", "novel")}
-        super().__init__(dataset_name, max_dets=max_dets, splits=splits, **base)
+        super().__init__(dataset_name, max_dets=max_dets, **base)
 
     def score(self, results, skipped):
         detections = np.concatenate([pack([]), *(image.found for image in results.values())])
