@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Instances
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import nms
 
 from clim.checkpoints.checkpointer import atomic_save, load_model
@@ -43,7 +43,6 @@ if TYPE_CHECKING:  # it takes a second, so those who make its Detections import 
 logger = logging.getLogger(__name__)
 
 _MINI_SETS, _MINI_FOLDERS = ("mini_ov_", "mini_lvis_"), {"mini", "mini_lvis"}  # that tools/make_mini.py draws
-
 
 _OPTIONS = {  # of Detector.stream: (words for what it must be, type, least, most, other values)
     "batch": ("a whole number above 0", Integral, 1, math.inf, ()),
@@ -96,7 +95,7 @@ class Detector:
         self.names = self._stored_names = list(description["class_names"])
         self.train_sets, base = description["train_sets"], description["base_classes"]
         self._base = None if base is None else frozenset(map(nfc, base))
-        self._may_warn = True
+        self._saw_drawings = bool(self.train_sets) and all(name.startswith(_MINI_SETS) for name in self.train_sets)
         self.novel = self._novel_among(self.names)
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.model = load_model(cfg)
@@ -112,9 +111,10 @@ class Detector:
             for part in predictor.modules():
                 if hasattr(part, "cls_bias"):
                     part.register_forward_hook(lambda classifier, _, logits: logits + classifier.cls_bias)
-            if dtype is not None:
-                for part in (predictor, *predictor.children()):
-                    _keep_float32(part)
+            for part in (predictor, *predictor.children()) if dtype is not None else ():
+                # bfloat16 has too few digits for logits and box deltas
+                part.forward = torch.autocast(self.model.device.type, enabled=False)(part.forward)
+                part.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
         if classes is not None:
             self.set_classes(classes)
 
@@ -137,8 +137,7 @@ class Detector:
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(Q, D) embeddings of texts, which the model reads like class names."""
-        rows = CLASS_FEATURES[self.features](self.model.text_encoder, list(texts), self.prompt)
-        return rows.to(self.model.device)
+        return CLASS_FEATURES[self.features](self.model.text_encoder, list(texts), self.prompt).to(self.model.device)
 
     def freeze(self, path: str | os.PathLike) -> None:
         """Write the model with its present classes: ``Detector(path)`` finds these without the text tower."""
@@ -189,7 +188,7 @@ class Detector:
             words, kind, least, most, others = _OPTIONS[name]
             if not (value in others or (isinstance(value, kind) and least <= value <= most)):
                 raise UserError(f"{name} is {value!r}: give {words}.")
-        follow = _Tracks(threshold) if tracks else lambda frame, found: found
+        follow = _tracker(threshold) if tracks else lambda frame, found: found
         for read in create_batches(read_source(source, frames=frames), batch):
             whole = [item for item in read if isinstance(item, Frame)]
             self._warn_of_photos(whole)
@@ -245,31 +244,29 @@ class Detector:
 
     def _warn_of_photos(self, frames: Sequence[Frame]) -> None:
         """Say once that a model of the mini benchmark has seen drawings only, when it is used on other images."""
-        drawn = self._may_warn and self.train_sets and all(name.startswith(_MINI_SETS) for name in self.train_sets)
-        if drawn and any(_MINI_FOLDERS.isdisjoint(Path(frame.name).parts) for frame in frames):
+        if self._saw_drawings and any(_MINI_FOLDERS.isdisjoint(Path(frame.name).parts) for frame in frames):
             logger.warning(
                 "This model has seen drawings only (%s) and knows little of photos: train on photos, or use a "
                 "published checkpoint (docs/checkpoints.md).", ", ".join(self.train_sets),
             )  # fmt: skip
-            self._may_warn = False
+            self._saw_drawings = False
 
 
-class _Tracks:
+def _tracker(threshold: float) -> Callable[[Frame, "sv.Detections"], "sv.Detections"]:
     """Numbers the objects of each video: ``tracker_id``, -1 for those that no track holds."""
+    require_packages("Tracking", ["trackers"])
+    from trackers import ByteTrackTracker
 
-    def __init__(self, threshold: float):
-        require_packages("Tracking", ["trackers"])
-        from trackers import ByteTrackTracker
+    # Novel classes have low scores: every detection that is shown may start a track.
+    limits = dict.fromkeys(("track_activation_threshold", "high_conf_det_threshold"), threshold)
+    tracker = ByteTrackTracker(minimum_consecutive_frames=1, **limits)
 
-        # Novel classes have low scores: every detection that is shown may start a track.
-        self._new = lambda: ByteTrackTracker(
-            track_activation_threshold=threshold, high_conf_det_threshold=threshold, minimum_consecutive_frames=1
-        )
-
-    def __call__(self, frame: Frame, found: "sv.Detections") -> "sv.Detections":
+    def follow(frame, found):
         if frame.number == 0:
-            self._tracker = self._new()
-        return found if frame.number is None else self._tracker.update(found)
+            tracker.reset()
+        return found if frame.number is None else tracker.update(found)
+
+    return follow
 
 
 def detects(cfg) -> bool:
@@ -336,20 +333,8 @@ def _to_detections(found: Instances) -> "sv.Detections":
     """supervision's Detections of Detectron2's Instances, with masks as run lengths."""
     import supervision as sv
 
-    masks = None
-    if found.has("pred_masks"):
+    detections = sv.Detections.from_detectron2({"instances": found})
+    if detections.mask is not None:
         whole = np.tile([0, 0, found.image_size[1], found.image_size[0]], (len(found), 1))
-        masks = sv.CompactMask.from_dense(found.pred_masks.numpy(), whole, found.image_size)
-    boxes, scores, classes = found.pred_boxes.tensor.numpy(), found.scores.numpy(), found.pred_classes.numpy()
-    return sv.Detections(xyxy=boxes, mask=masks, confidence=scores, class_id=classes)
-
-
-def _keep_float32(module: nn.Module) -> None:
-    """Keep logits and box deltas out of autocast: bfloat16 has too few digits for them."""
-    forward = module.forward
-
-    def in_float32(x: Tensor):
-        with torch.autocast(x.device.type, enabled=False):
-            return forward(x.float())
-
-    module.forward = in_float32
+        detections.mask = sv.CompactMask.from_dense(detections.mask, whole, found.image_size)
+    return detections

@@ -190,9 +190,7 @@ def ltrb_giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
 LOCAL_METRICS = {"dot": lambda vectors: vectors, "cosine": lambda vectors: F.normalize(vectors, dim=-1)}
 
 
-def aligned_local(
-    words: Tensor, is_word: Tensor, locations: Tensor, is_location: Tensor, *, temperature: float
-) -> dict[str, Tensor]:
+def aligned_local(words: Tensor, is_word: Tensor, locations: Tensor, is_location: Tensor, *, temperature: float):
     """Scores of every caption (row) with every tile (column), in float32, also inside autocast.
 
     With s_cn = ⟨word c of caption i, location n of tile j⟩ / ``temperature``:
@@ -214,9 +212,7 @@ def aligned_local(
         return {"words": of_words / num_words[:, None], "cells": of_locations / num_locations[None, :]}
 
 
-def mean_of_pairs(
-    words: Tensor, is_word: Tensor, locations: Tensor, is_location: Tensor, *, temperature: float
-) -> dict[str, Tensor]:
+def mean_of_pairs(words: Tensor, is_word: Tensor, locations: Tensor, is_location: Tensor, *, temperature: float):
     """{"pairs": (T, T)}, S_ij = mean over c, n of ⟨word c of caption i, location n of tile j⟩ / ``temperature``.
 
     CLIM's paper has it for OV-RCNN, with cosines and no temperature. Arguments as in :func:`aligned_local`.

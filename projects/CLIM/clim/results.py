@@ -50,14 +50,13 @@ def draw(
     size = [max(1, round(edge * scale)) for edge in image.shape[1::-1]]
     page = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))[..., ::-1].copy()  # its BGR
     found, labels = found[::-1], labels[::-1]
-    if found.mask is not None:
-        found.mask = np.array([np.asarray(Image.fromarray(m).resize(page.shape[1::-1])) for m in found.mask])
     found.xyxy, line = found.xyxy * scale, max(2, max(page.shape) // 300)
     letters = letters or max(13, max(page.shape) // 50)
     colours = sv.ColorPalette.DEFAULT
     bright = [np.dot(c.as_rgb(), (0.299, 0.587, 0.114)) > 140 for c in colours.colors]
     inks = sv.ColorPalette([sv.Color.BLACK if of else sv.Color.WHITE for of in bright])
     if found.mask is not None:
+        found.mask = np.array([np.asarray(Image.fromarray(m).resize(page.shape[1::-1])) for m in found.mask])
         page = sv.MaskAnnotator(colours).annotate(page, found)
     rims = found[np.isin(found.class_id, list(novel))]
     page = sv.BoxAnnotator(sv.Color.WHITE, thickness=3 * line).annotate(page, rims)
@@ -199,9 +198,7 @@ class Results(list[Result]):
         """:meth:`to_dict` as text."""
         return json.dumps(self.to_dict())
 
-    def to_coco(
-        self, image_ids: Sequence[int | str] | None = None, *, category_ids: Sequence[int] | None = None
-    ) -> list[dict]:
+    def to_coco(self, image_ids: Sequence | None = None, *, category_ids: Sequence[int] | None = None) -> list[dict]:
         """COCO's list of results; ``image_ids``: of each image, by default its place in this list."""
         pairs = zip(image_ids or range(len(self)), self, strict=True)
         return [entry for number, result in pairs for entry in result.to_coco(number, category_ids=category_ids)]

@@ -7,6 +7,7 @@ from detectron2.structures import Boxes
 from clim.errors import UserError
 from clim.modeling import build_image_encoder
 from clim.modeling.backbones.encoder import resize_positions
+from clim.modeling.region_pooling import pool_masks
 
 BOXES = [
     Boxes(torch.tensor([[0.0, 0, 96, 64], [10, 3, 50, 60], [70, 30, 80, 40]])),
@@ -84,7 +85,8 @@ def test_batched_equals_single(encoder, images):
     def embed(i):
         features = encoder.features(images[i])
         (regions,) = encoder.embed_stages(features, BOXES[i])
-        masked = encoder.embed_masks(features, masks[i])
+        pairs = zip(encoder.dense(features), masks[i], strict=True)
+        masked = torch.cat([pool_masks(dense, mask, stride=encoder.dense_stride) for dense, mask in pairs])
         return encoder.embed_images(images[i]), encoder.dense(features), regions, masked
 
     both, first, second = (embed(i) for i in (slice(0, 2), slice(0, 1), slice(1, 2)))
@@ -101,7 +103,8 @@ def test_no_boxes_and_no_masks(encoder, images):
     (empty,) = encoder.embed_stages(features, [none, none])
     assert empty.shape == (0, 12)
     empty.sum().backward()  # as a process does whose batch has no region
-    assert encoder.embed_masks(features, [torch.zeros(0, 64, 96, dtype=torch.bool)] * 2).shape == (0, 12)
+    no_masks = torch.zeros(0, 64, 96, dtype=torch.bool)
+    assert pool_masks(encoder.dense(features)[0], no_masks, stride=encoder.dense_stride).shape == (0, 12)
 
 
 def test_mixed_precision_stays_close(encoder, images):
@@ -156,7 +159,7 @@ def test_masks_average_locations(make_cfg):
         mask = torch.zeros(1, *size, dtype=torch.bool)
         for top, left, bottom, right in areas:
             mask[0, top:bottom, left:right] = True
-        return vit.embed_masks({"dense": dense}, [mask])
+        return pool_masks(dense[0], mask, stride=vit.dense_stride)
 
     # One whole location, the left half of the next, and less than half of a third.
     covered = embed((8, 16, 16, 24), (8, 24, 16, 28), (24, 0, 32, 3))

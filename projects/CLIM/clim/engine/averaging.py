@@ -29,7 +29,6 @@ class MovingAverage(HookBase):
 
     def __init__(self, model: nn.Module, *, decay: float):
         self.model, self.decay = model, decay
-        self.average: dict[str, Tensor] = {}
         self.start()
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -38,7 +37,7 @@ class MovingAverage(HookBase):
 
     def start(self) -> None:
         """Let the average be the present weights."""
-        self.average = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+        self.average: dict[str, Tensor] = {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
 
     def after_step(self):
         step = self.trainer.iter + 1

@@ -16,8 +16,7 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase, hooks
 from detectron2.utils import events
 from torch import Tensor
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm.contrib.logging import tqdm_logging_redirect
 
 from clim.files import read_json, write_json
 from clim.results import draw
@@ -48,10 +47,9 @@ class ProgressBar(HookBase):
 
     def before_train(self):
         self.open, trainer = ExitStack(), self.trainer
-        loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "clim")]
-        self.open.enter_context(logging_redirect_tqdm(loggers))
-        sizes = {"initial": trainer.start_iter, "total": trainer.max_iter, "dynamic_ncols": True}
-        self.bar = self.open.enter_context(tqdm(file=sys.stdout, **sizes))
+        options = {"initial": trainer.start_iter, "total": trainer.max_iter, "dynamic_ncols": True, "file": sys.stdout}
+        options["loggers"] = [logging.getLogger(name) for name in ("detectron2", "fvcore", "clim")]
+        self.bar = self.open.enter_context(tqdm_logging_redirect(**options))
 
     def after_step(self):
         self.bar.set_postfix(loss=f"{self.trainer.storage.latest()['total_loss'][0]:.4g}", refresh=False)
@@ -85,7 +83,6 @@ class TrainingImages(HookBase):
                 self.put(f"{source}/{number}", sample["image"], boxes, labels)
 
     def show_detections(self, model, inputs, outputs):
-        """A forward hook of the model."""
         for sample, output in zip(*inputs, outputs, strict=True) if not model.training else ():
             if "instances" in output and self.left > 0:
                 image, found = sample["image"], output["instances"].to("cpu")

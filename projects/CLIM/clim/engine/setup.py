@@ -8,8 +8,8 @@ import argparse
 import io
 import logging
 import threading
-from functools import cache, reduce
-from operator import getitem
+from functools import cache
+from operator import attrgetter
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -105,7 +105,7 @@ def merge_described(cfg: CfgNode, path: str) -> dict[str, str]:
             f"{path} does not hold the config of its training (an older file, or another program's): name its config "
             "too, as --config-file or Detector(path, config=…); docs/checkpoints.md lists those of published files."
         )
-    defaults = {key: reduce(getitem, key.split("."), cfg) for key in _OF_THE_TRAINING.split()}
+    defaults = {key: attrgetter(key)(cfg) for key in _OF_THE_TRAINING.split()}
     source = f"the config inside {path}"
     content = parse_yaml(description["config"], source=source)
     if not isinstance(content, dict):

@@ -1,8 +1,7 @@
 """Optimiser, learning rate and number of iterations for the processes and images that there are."""
 
 import logging
-from functools import reduce
-from operator import getitem
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ _PERIODS = ("SOLVER.MAX_ITER", "SOLVER.WARMUP_ITERS", "SOLVER.CHECKPOINT_PERIOD"
 
 
 def _changed(cfg, *overrides):
-    """A frozen copy of the config with KEY, VALUE, … changed."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.merge_from_list(list(overrides))
@@ -74,7 +72,7 @@ def scale_to_world(cfg, world_size: int):
         "SOLVER.BASE_LR": cfg.SOLVER.BASE_LR / factor,
         "SOLVER.STEPS": tuple(round(step * factor) for step in cfg.SOLVER.STEPS),
     }
-    old = {key: reduce(getitem, key.split("."), cfg) for key in (*new, *_PERIODS)}
+    old = {key: attrgetter(key)(cfg) for key in (*new, *_PERIODS)}
     new |= {key: max(1, round(old[key] * factor)) for key in _PERIODS if old[key] > 0}
     shown = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in new if old[key])
     logger.info(

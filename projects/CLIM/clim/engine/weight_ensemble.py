@@ -7,7 +7,6 @@ import logging
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import Tensor, nn
@@ -25,9 +24,8 @@ class WeightEnsemble:
 
     def __init__(self, model: nn.Module, *, alpha: float):
         self.model, self.alpha = model, alpha
-        self.start: dict[str, Tensor] = {}
-        if alpha < 1:
-            self.start = {name: weight.detach().cpu().clone() for name, weight in self._learning()}
+        learning = self._learning() if alpha < 1 else []
+        self.start: dict[str, Tensor] = {name: weight.detach().cpu().clone() for name, weight in learning}
 
     def _learning(self):
         return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
@@ -53,16 +51,14 @@ class WeightEnsemble:
     def mixed(self):
         """In the block the model has the mixed weights, afterwards exactly the trained ones."""
         weights = self._learning() if self.start else []
-        trained = [weight.detach().clone() for _, weight in weights]
+        trained = [weight.data for _, weight in weights]
         try:
-            with torch.no_grad():
-                for name, weight in weights:
-                    weight.lerp_(self.start[name].to(weight), 1 - self.alpha)
+            for name, weight in weights:
+                weight.data = weight.data.lerp(self.start[name].to(weight.data), 1 - self.alpha)
             yield self.model
         finally:
-            with torch.no_grad():
-                for (_, weight), before in zip(weights, trained, strict=True):
-                    weight.copy_(before)
+            for (_, weight), before in zip(weights, trained, strict=True):
+                weight.data = before
 
 
 def load_ensemble(cfg, *, resume: bool = False) -> WeightEnsemble:

@@ -118,15 +118,10 @@ class DetectionEvaluator(ImageEvaluator):
 
     build_loader = staticmethod(build_detection_loader)
     truth: type = TestBoxFile  # kind of the json
+    splits: tuple[str, ...] = ("base", "novel")  # of the classes, which the metadata lists as base_classes and so on
 
-    def __init__(
-        self, dataset_name: str, *, max_dets: int | None, splits: Mapping[str, Iterable[str]],
-        indices: Sequence[int] | None = None, **base,
-    ):  # fmt: skip
-        """``splits`` are names of classes; ``max_dets`` None: all detections.
-
-        UserError for wrong lists of classes, a missing json file, or a set without boxes or without names of classes.
-        """
+    def __init__(self, dataset_name: str, *, max_dets: int, indices: Sequence[int] | None = None, **base):
+        """UserError for wrong lists of classes, a missing json, or a set without boxes or without names of classes."""
         super().__init__(dataset_name, **base)
         self._max_dets, metadata = max_dets, MetadataCatalog.get(dataset_name)
         categories = set_categories(dataset_name)
@@ -135,7 +130,10 @@ class DetectionEvaluator(ImageEvaluator):
             raise UserError(f"The classes of data set '{dataset_name}' have no names: {remedy}.")
         self._dataset_ids = dict(zip(range(len(categories)) if indices is None else indices, categories, strict=True))
         id_of = {nfc(name): category for category, name in categories.items()}
-        splits = {split: list(map(nfc, names)) for split, names in splits.items()}
+        splits = {split: list(map(nfc, metadata.get(f"{split}_classes") or ())) for split in self.splits}
+        self._has_split = bool(splits["base"] or splits["novel"])
+        if not self._has_split:
+            splits = dict.fromkeys(splits, [])
         counts = Counter(name for split in splits.values() for name in split)
         if wrong := sorted(name for name, count in counts.items() if count > 1 or name not in id_of):
             where = f"'{dataset_name}' ({metadata.get('json_file', 'no json')})"
@@ -145,7 +143,11 @@ class DetectionEvaluator(ImageEvaluator):
         self._undeclared = {name: category for name, category in id_of.items() if name not in counts}
         self._json_file, self._numbers = metadata.get("json_file"), {}
         if self._json_file is not None:
-            truth = self._read_truth()
+            remedy = f"it is the ground truth of data set '{self.name}'"
+            content = read_json(self._json_file, remedy=remedy, kind=self.truth)
+            truth = {kind: list(map(_as_dict, getattr(content, kind))) for kind in ("images", "categories")}
+            images = {image.id for image in content.images}
+            truth["annotations"] = [_as_dict(a) for a in content.annotations if a.image_id in images]
         else:
             truth = {"annotations": []} | convert_to_coco_dict(dataset_name)  # which leaves out an empty list
             self._numbers = _number_images(truth, dataset_name)
@@ -157,17 +159,6 @@ class DetectionEvaluator(ImageEvaluator):
             source = self._json_file or f"The data set '{dataset_name}'"
             raise UserError(f"{source} has no box, so nothing can be scored: correct it, or choose another test set.")
         self._truth = truth if comm.is_main_process() else None  # which alone scores
-
-    def _read_truth(self) -> dict:
-        """The json as a COCO instances dict, without annotations of other images; polygons are float64 arrays."""
-        remedy = f"it is the ground truth of data set '{self.name}'"
-        content = read_json(self._json_file, remedy=remedy, kind=self.truth)
-        images = {image.id for image in content.images}
-        return {
-            "images": list(map(_as_dict, content.images)),
-            "annotations": [_as_dict(a) for a in content.annotations if a.image_id in images],
-            "categories": list(map(_as_dict, content.categories)),
-        }
 
     def process(self, inputs, outputs):
         """``inputs``: B records with ``image_id``; ``outputs``: B dicts with ``instances`` at the image's own size."""
@@ -186,14 +177,11 @@ class DetectionEvaluator(ImageEvaluator):
 
     def ground_truth(self, results: dict[int, ImageDetections]) -> dict:
         """A COCO instances dict. Warns about causes of low scores."""
-        ground_truth = self._truth
-        num_images = len(ground_truth["images"])
-        missing = len({image["id"] for image in ground_truth["images"]} - results.keys())
-        if missing:
-            logger.warning(f"{missing} of {num_images} images of '{self.name}' were not processed and count as empty")
+        images, annotations = self._truth["images"], self._truth["annotations"]
+        if missing := len({image["id"] for image in images} - results.keys()):
+            logger.warning(f"{missing} of {len(images)} images of '{self.name}' were not processed and count as empty")
         if num_cut := sum(image.was_cut for image in results.values()):
             logger.warning(f"{num_cut} images had more than {self._max_dets} detections: the best were kept")
-        annotations = ground_truth["annotations"]
         scored = [names.values() for split, names in self._splits.items() if split != "unused"]
         counting = set(self._undeclared.values()).union(*scored)
         if not any(a["category_id"] in counting and not a.get("iscrowd") for a in annotations):
@@ -202,7 +190,7 @@ class DetectionEvaluator(ImageEvaluator):
             logger.warning(f"none of the {len(annotations)} boxes of '{self.name}' counts, so all is nan: {others}")
         if not any(len(image.found) for image in results.values()):
             logger.warning(f"no detections on '{self.name}': every class scores 0")
-        return ground_truth
+        return self._truth
 
 
 def _as_dict(item: Struct) -> dict:
@@ -254,9 +242,7 @@ def unpack(detections: np.ndarray) -> Iterator[dict]:
 def check_images(ground_truth: Mapping, image_ids: Iterable[int]) -> None:
     """UserError if one of the detections' ``image_ids`` is not in the ground truth."""
     if unknown := set(image_ids) - {image["id"] for image in ground_truth["images"]}:
-        raise UserError(
-            f"A detection is of image {min(unknown)}, which is not in the ground truth: use a file with it."
-        )
+        raise UserError(f"A detection is of image {min(unknown)}, which is not in the ground truth: use one with it.")
 
 
 def indexed(images: list[dict], categories: list[dict], annotations: Iterable[Mapping]) -> COCO:

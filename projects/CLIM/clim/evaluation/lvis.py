@@ -20,7 +20,6 @@ from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
-from detectron2.data import MetadataCatalog
 from faster_coco_eval import COCOeval_faster
 from pycocotools import mask as mask_util
 
@@ -50,14 +49,16 @@ class LVISEvaluator(DetectionEvaluator):
     def __init__(self, dataset_name: str, *, max_dets: int = 300, masks: bool = True, **base):
         """The metadata is OVCOCOEvaluator's, of a file in LVIS's format. Without ``masks``, only boxes are read."""
         self.truth = TestMaskFile if masks else TestBoxFile
-        metadata = MetadataCatalog.get(dataset_name)
-        splits = {split: metadata.get(f"{split}_classes") or () for split in ("base", "novel")}
-        super().__init__(dataset_name, max_dets=max_dets, splits=splits, **base)
+        super().__init__(dataset_name, max_dets=max_dets, **base)
 
     def score(self, results, skipped):
         detections = np.concatenate([pack([]), *(image.found for image in results.values())])
         if self.output_dir is not None:
-            self._write_detections(detections)
+            lines = map(json.dumps, unpack(detections))  # one by one: as a list of dicts, they would take gigabytes
+            with replacing(self.output_dir / "lvis_instances_results.json") as path, path.open("w") as file:
+                file.write("[" + next(lines, ""))
+                file.writelines(f",\n{line}" for line in lines)
+                file.write("]")
         ground_truth = self.ground_truth(results)
         rows = self._rows(ground_truth)
         groups = {f: [row["frequency"] == f for row in rows] for f in "rcf"}  # rare, common, frequent
@@ -87,16 +88,7 @@ class LVISEvaluator(DetectionEvaluator):
             return ("bbox",)
         return "segm", "bbox"
 
-    def _write_detections(self, detections: np.ndarray):
-        """Write the detections one by one: as a list of dicts, they would take gigabytes."""
-        lines = map(json.dumps, unpack(detections))
-        with replacing(self.output_dir / "lvis_instances_results.json") as path, path.open("w") as file:
-            file.write("[" + next(lines, ""))
-            file.writelines(f",\n{line}" for line in lines)
-            file.write("]")
-
     def _rows(self, ground_truth: Mapping) -> list[dict]:
-        """Rows of the report, by category id, without figures."""
         objects = Counter(a["category_id"] for a in ground_truth["annotations"] if not a.get("iscrowd"))
         splits = {category: split for split, ids in self._splits.items() for category in ids.values()}
         return [
@@ -183,10 +175,6 @@ def _class_precision(iou_type: str, task: tuple) -> np.ndarray:
     category, truth, found, images = task
     if not truth:
         return -np.ones((10, 101, len(AREAS)))
-    evaluation = COCOeval_faster(iouType=iou_type, lvis_style=True, print_function=logger.debug, rle_iou_max_workers=1)
-    params = evaluation.params
-    params.imgIds, params.catIds, params.maxDets = [image["id"] for image in images], [category], [len(found) + 1]
-    params.areaRng, params.areaRngLbl = list(AREAS.values()), list(AREAS)
     categories = [{"id": category, "frequency": "f"}]  # any: the library only asks for one
     keys = ("image_id", "category_id", "bbox" if iou_type == "bbox" else "segmentation")
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
@@ -194,8 +182,12 @@ def _class_precision(iou_type: str, task: tuple) -> np.ndarray:
     for a in truth:
         if isinstance(mask := a.get("segmentation"), list):
             a["segmentation"] = [np.asarray(polygon).tolist() for polygon in mask]
-    evaluation.cocoGt = indexed(images, categories, truth)
-    evaluation.cocoDt = indexed(images, categories, _results(iou_type, found, {a["image_id"] for a in truth}))
+    results = _results(iou_type, found, {a["image_id"] for a in truth})
+    both = (indexed(images, categories, annotations) for annotations in (truth, results))
+    options = {"lvis_style": True, "print_function": logger.debug, "rle_iou_max_workers": 1}
+    evaluation = COCOeval_faster(*both, iouType=iou_type, **options)
+    params = evaluation.params
+    params.areaRng, params.areaRngLbl, params.maxDets = list(AREAS.values()), list(AREAS), [len(found) + 1]
     evaluation.evaluate()
     evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]).reshape(10, 101, len(AREAS))

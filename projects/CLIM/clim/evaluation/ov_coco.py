@@ -20,7 +20,6 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 
 import numpy as np
-from detectron2.data import MetadataCatalog
 from faster_coco_eval import COCO, COCOeval_faster
 
 from clim.errors import UserError
@@ -43,6 +42,7 @@ class OVCOCOEvaluator(DetectionEvaluator):
     """
 
     report_file, keys = "ov_coco_results.json", {"protocol": "TEST.PROTOCOL"}
+    splits = ("base", "novel", "unused")
 
     def __init__(self, dataset_name: str, *, max_dets: int = 100, protocol: str = "generalized", **base):
         """The metadata may have the lists base_classes, novel_classes and unused_classes.
@@ -51,14 +51,10 @@ class OVCOCOEvaluator(DetectionEvaluator):
         """
         if protocol not in PROTOCOLS:
             raise UserError(f"TEST.PROTOCOL '{protocol}' is unknown: choose one of {', '.join(PROTOCOLS)}.")
-        metadata = MetadataCatalog.get(dataset_name)
-        base_and_novel = {split: metadata.get(f"{split}_classes") or () for split in ("base", "novel")}
-        self._has_split = any(map(len, base_and_novel.values()))
-        unused = (metadata.get("unused_classes") or ()) if self._has_split else ()
-        limit = max_dets if self._has_split else None  # COCO's limit is that of each class
-        super().__init__(dataset_name, max_dets=limit, splits=base_and_novel | {"unused": unused}, **base)
-        self._protocol = protocol if self._has_split else "coco"
-        self._per_class = max_dets
+        super().__init__(dataset_name, max_dets=max_dets, **base)
+        self._protocol, self._per_class = protocol if self._has_split else "coco", max_dets
+        if not self._has_split:
+            self._max_dets = None  # COCO's limit is that of each class
         self.columns = METRICS if self._has_split else sorted(COCO_METRICS, key="AP50".__ne__)  # AP50 is the first
 
     def score(self, results, skipped):
@@ -127,12 +123,10 @@ def box_figures(
     images = sorted(images if image_ids is None else images & set(image_ids))
     if not (images and categories):  # the library takes an empty list for all
         return {category: dict.fromkeys(COCO_METRICS, math.nan) for category in categories}
-    evaluation = COCOeval_faster(iouType="bbox", print_function=logger.debug)
+    both = (_chosen(annotations, images, categories) for annotations in (ground_truth["annotations"], detections))
+    evaluation = COCOeval_faster(*both, iouType="bbox", print_function=logger.debug)
     params = evaluation.params
-    params.imgIds, params.catIds = images, categories
     params.areaRng, params.areaRngLbl, params.maxDets = list(AREAS.values()), list(AREAS), [max_dets]
-    evaluation.cocoGt = _chosen(ground_truth["annotations"], images, categories)
-    evaluation.cocoDt = _chosen(detections, images, categories)
     evaluation.evaluate()
     evaluation.accumulate()
     shape = (10, 101, len(categories), len(AREAS))  # IoU, recall, category, area

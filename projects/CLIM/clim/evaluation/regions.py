@@ -51,7 +51,13 @@ class RegionClassificationEvaluator(ImageEvaluator):
         metadata = MetadataCatalog.get(dataset_name)
         self._classes = [*metadata.thing_classes, *(metadata.get("stuff_classes") or ())]
         self._num_things = len(metadata.thing_classes)
-        self._groups = _groups(metadata, self._classes, self._num_things)
+        self._groups = {"": list(range(len(self._classes)))}
+        if self._num_things < len(self._classes):
+            self._groups |= {"_things": self._groups[""][: self._num_things]}
+            self._groups |= {"_stuff": self._groups[""][self._num_things :]}
+        for split in ("base", "novel"):
+            if names := set(metadata.get(f"{split}_classes") or ()):
+                self._groups[f"_{split}"] = [i for i, name in enumerate(self._classes) if name in names]
         self._variants, self._indices = tuple(variants), indices
 
     def process(self, inputs, outputs):
@@ -142,13 +148,3 @@ def averages(correct: np.ndarray, classes: np.ndarray, *, members: Sequence[int]
     correct, classes = correct[inside], classes[inside]
     by_class = class_accuracies(correct, classes, num_classes=max(members) + 1)
     return {"macro": float(np.nanmean(by_class)), "micro": float(100 * correct.mean())}
-
-
-def _groups(metadata, classes: Sequence[str], num_things: int) -> dict[str, list[int]]:
-    groups = {"": list(range(len(classes)))}
-    if num_things < len(classes):
-        groups |= {"_things": groups[""][:num_things], "_stuff": groups[""][num_things:]}
-    for split in ("base", "novel"):
-        if names := metadata.get(f"{split}_classes"):
-            groups[f"_{split}"] = [i for i, name in enumerate(classes) if name in set(names)]
-    return groups

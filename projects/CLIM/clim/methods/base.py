@@ -7,7 +7,7 @@ CONTRIBUTING.md, "Add a method", lists all steps.
 Shapes in all files: R regions, T tiles of the batch, C texts, K classes, D embedding width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -124,6 +124,18 @@ class Method(nn.Module):
     classifier = "cosine"  # MODEL.OPEN_VOCAB.CLASSIFIER that projects the embeddings
     redraws_captions = False  # True: each later stage of a cascade has ``texts`` with other drawn captions
     joint = True  # of methods that pool locations: plain images and mosaics are one batch; False: they are two
+
+    def align(self, stages: Iterable[tuple[dict, dict[str, Tensor]]], texts: Texts) -> dict[str, Tensor]:
+        """Losses of a source batch, summed over ``stages``: the regions of each role, and their projections (R, D)."""
+        losses: dict[str, Tensor] = {}
+        for stage, (regions, projections) in enumerate(stages):
+            if stage > 0 and self.redraws_captions:
+                texts = texts.redrawn()
+            embeddings = self.read(projections, regions, texts)
+            for name, loss in self.losses(embeddings, regions, texts).items():
+                losses[name] = losses.get(name, 0.0) + loss
+        self.update_queues(embeddings, texts)
+        return losses
 
     def select(self, tiles: Tiles, proposals: list[Instances] | None) -> dict[str, Regions]:
         """{role: regions to embed}. ``proposals``: one for each canvas, best first, without gradient."""

@@ -47,8 +47,7 @@ class Detic(Method):
 
     @classmethod
     def from_config(cls, cfg):
-        detic = cfg.MODEL.METHOD.DETIC
-        return {"dim": cfg.MODEL.TEXT.DIM, **arguments(detic)}
+        return {"dim": cfg.MODEL.TEXT.DIM, **arguments(cfg.MODEL.METHOD.DETIC)}
 
     def select(self, tiles, proposals, *, topk: float | None = None):
         """caption: the tiles; tag: the largest proposal of each tile; each role draws its own composition groups."""
@@ -95,7 +94,6 @@ class Detic(Method):
         return self.tag_weight * self.average(per_region, texts)
 
     def average(self, per_region: Tensor, texts: Texts) -> Tensor:
-        """The mean of losses (R,), a scalar."""
         return per_region.mean()
 
     def logits(self, role: str, embeddings: Tensor, texts: Tensor) -> Tensor:

@@ -27,12 +27,6 @@ logger = logging.getLogger(__name__)
 BOX_PREDICTOR_REGISTRY = Registry("BOX_PREDICTOR")  # subclasses of TextOutputLayers
 
 
-def build_box_predictor(cfg, input_shape, *, text_encoder, **given) -> "TextOutputLayers":
-    """The predictor that MODEL.ROI_BOX_HEAD.PREDICTOR names; arguments ``given`` win over the config."""
-    predictor = BOX_PREDICTOR_REGISTRY.get(cfg.MODEL.ROI_BOX_HEAD.PREDICTOR)
-    return predictor(cfg, input_shape, text_encoder=text_encoder, **given)
-
-
 def configured_embeddings(cfg, text_encoder) -> Tensor:
     """(K, D) text embeddings of the configured classes, for the configured classifier."""
     return vocabulary_embeddings(cfg, text_encoder, features=CLASSIFIERS[cfg.MODEL.OPEN_VOCAB.CLASSIFIER].text_features)
@@ -72,9 +66,7 @@ class TextOutputLayers(FastRCNNOutputLayers):
         if self.vocabulary_wins:
             _keep_vocabulary(self, weights, prefix)
 
-    def set_vocabulary(
-        self, embeddings: Tensor, class_mask: Tensor | None = None, synonyms: Tensor | None = None
-    ) -> None:
+    def set_vocabulary(self, embeddings: Tensor, class_mask: Tensor | None = None, synonyms: Tensor | None = None):
         """Detect other classes: new buffers with (K', D) text embeddings and (K',) ``freq_weight``, by default ones.
 
         ``synonyms`` (C, S) are indices of embeddings: the score of class c of C is the highest of its S rows'.

@@ -83,8 +83,8 @@ class CenterNet(nn.Module):
     @torch.no_grad()
     def propose(self, images: ImageList, features: dict[str, Tensor]) -> list[Instances]:
         """Proposals of each image without ground truth; their number depends on the module's mode."""
-        heat, distances = self.centernet_head([features[name] for name in self.in_features])
-        return self.predict(heat, distances, images.image_sizes)
+        maps = self.centernet_head([features[name] for name in self.in_features])
+        return self.predict(*maps, images.image_sizes)
 
     def losses(self, heat: list[Tensor], distances: list[Tensor], boxes: list[Tensor]) -> dict[str, Tensor]:
         """The three losses from maps (B, 1, H, W) and (B, 4, H, W) of each level, and boxes (n, 4) of each image."""

@@ -109,7 +109,7 @@ class FVLMOutputLayers(OpenVocabOutputLayers):
 class FVLMROIHeads(TextHeads, StandardROIHeads):
     """Detectron2's heads with :class:`FVLMOutputLayers`. At test, proposals need ``vlm_embeddings`` (R, D)."""
 
-    build_predictor = FVLMOutputLayers
+    predictor = FVLMOutputLayers
 
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):

@@ -20,7 +20,7 @@ from clim.methods.ovrcnn import FeatureGrid, Locations
 from clim.text import HasTextEncoder, build_text_encoder, require_width
 
 from .backbones.encoder import ImageEncoder, build_image_encoder
-from .region_pooling import embed_regions
+from .region_pooling import embed_regions, pool_masks
 from .vocabulary import is_configured, vocabulary_embeddings
 
 
@@ -51,11 +51,11 @@ class ImageTextModel(HasTextEncoder, nn.Module):
     @configurable
     def __init__(
         self, *, image_encoder: ImageEncoder, method: Method | None, text_encoder, class_embeddings: Tensor,
-        device_grids: list[int], canvas_size: int, permute_texts: bool, pixel_mean: list[float], pixel_std: list[float],
+        compose: Callable | None, pixel_mean: list[float], pixel_std: list[float],
     ):  # fmt: skip
         """``class_embeddings``: (K, D), (0, D) where no vocabulary is configured.
 
-        ``device_grids``, ``canvas_size`` and ``permute_texts`` are for :func:`compose_groups`; no grids: no canvases.
+        ``compose``: :func:`compose_groups` of single images, if it makes the canvases.
         """
         super().__init__()
         self.image_encoder = image_encoder
@@ -63,8 +63,7 @@ class ImageTextModel(HasTextEncoder, nn.Module):
             self.method = method
         self.text_encoder = text_encoder
         self.register_buffer("class_embeddings", F.normalize(class_embeddings, dim=-1), False)
-        self.compose = partial(compose_groups, grids=device_grids, size=canvas_size, permute_texts=permute_texts)
-        self.composes = bool(device_grids)
+        self.compose = compose
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.register_load_state_dict_pre_hook(_accept_clip_keys)
@@ -81,11 +80,11 @@ class ImageTextModel(HasTextEncoder, nn.Module):
                 f"{cfg.MODEL.META_ARCHITECTURE} has none: use a detector, or a method of whole tiles."
             )
         no_classes = torch.zeros(0, image_encoder.dim)
+        options = {"grids": list(mosaic.GRIDS), "size": mosaic.SIZE, "permute_texts": mosaic.PERMUTE_TEXTS}
         return {
             "image_encoder": image_encoder, "method": method, "text_encoder": encoder,
             "class_embeddings": vocabulary_embeddings(cfg, encoder) if is_configured(cfg) else no_classes,
-            "device_grids": list(mosaic.GRIDS) if mosaic.COMPOSE == "device" else [],
-            "canvas_size": mosaic.SIZE, "permute_texts": mosaic.PERMUTE_TEXTS,
+            "compose": partial(compose_groups, **options) if mosaic.COMPOSE == "device" else None,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD,
         }  # fmt: skip
 
@@ -98,27 +97,22 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         return self.losses(batch) if self.training else self.inference(batch)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        """Losses of a joint batch."""
         singles, canvases = self._load(batch["captions"]), self._load(batch["mosaics"] + batch["regions"])
-        if self.composes:
+        if self.compose:
             singles, canvases = self.compose(singles)
         return self.align(singles.tiles + canvases.tiles, None, partial(self.embed, singles.pixels, canvases.pixels))
 
     def align(self, tiles: list[Tiles], grids: list[FeatureGrid] | None, embed: Callable) -> dict[str, Tensor]:
         """Mosaic → pool → align: the losses of one batch; ``embed`` gives the projections of the method's regions."""
         joined = Tiles.cat(tiles).to(self.device)
-        texts, regions = self.texts(joined), self.method.select(joined, grids)
-        embeddings = self.method.read(embed(regions), regions, texts)
-        losses = self.method.losses(embeddings, regions, texts)
-        self.method.update_queues(embeddings, texts)
-        return losses
+        regions = self.method.select(joined, grids)
+        return self.method.align([(regions, embed(regions))], self.texts(joined))
 
     def texts(self, tiles: Tiles) -> Texts:
         classes = F.pad(self.class_embeddings, (0, 0, 0, 1))  # a row of zeros is the background
         return Texts(tiles, encoder=self.text_encoder, class_embeddings=classes)
 
     def has_unused_parameters(self, loader) -> bool:
-        """Whether an iteration of ``loader`` (cfg.DATALOADER) can leave parameters without gradient."""
         return self.image_encoder.has_unused_parameters
 
     def embed(self, singles: Tensor, canvases: Tensor, regions: dict[str, Regions]) -> dict[str, Tensor]:
@@ -155,7 +149,8 @@ class ImageTextModel(HasTextEncoder, nn.Module):
         if "boxes" in sample:
             (embeddings["boxes"],) = encoder.embed_stages(features, [sample["boxes"].to(self.device)])
         if "masks" in sample:
-            embeddings["masks"] = encoder.embed_masks(features, [sample["masks"].to(self.device)])
+            (dense,), masks = encoder.dense(features), sample["masks"].to(self.device)
+            embeddings["masks"] = pool_masks(dense, masks, stride=encoder.dense_stride)
         if "crops" in sample:
             embeddings["crops"] = encoder.embed_images(self.normalised(sample["crops"]))
         return {kind: F.normalize(rows.float(), dim=-1) @ self.class_embeddings.T for kind, rows in embeddings.items()}

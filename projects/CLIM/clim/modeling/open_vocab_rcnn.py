@@ -94,7 +94,6 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         np.random.set_state(state)
 
     def texts(self, canvases: list[dict]) -> Texts:
-        """The texts of one batch of canvases."""
         tiles = Tiles.cat([c["tiles"] for c in canvases]).to(self.device)
         return Texts(tiles, encoder=self.text_encoder, class_embeddings=self.classifier.class_embeddings)
 
@@ -105,16 +104,7 @@ class OpenVocabRCNN(HasTextEncoder, GeneralizedRCNN):
         proposals = self.proposal_generator.propose(images, features) if self.method.needs_proposals else None
         regions = self.method.select(tiles, proposals)
         options = {"image_sizes": images.image_sizes, "refine": partial(self.method.refine, tiles)}
-        stages = embed_regions(self.roi_heads, features, regions, **options)
-        losses: dict[str, Tensor] = {}
-        for stage, (regions, projections) in enumerate(stages):
-            if stage > 0 and self.method.redraws_captions:
-                texts = texts.redrawn()
-            embeddings = self.method.read(projections, regions, texts)
-            for name, loss in self.method.losses(embeddings, regions, texts).items():
-                losses[name] = losses.get(name, 0.0) + loss
-        self.method.update_queues(embeddings, texts)
-        return losses
+        return self.method.align(embed_regions(self.roi_heads, features, regions, **options), texts)
 
     def has_unused_parameters(self, loader) -> bool:
         """Whether an iteration of ``loader`` (cfg.DATALOADER) can leave parameters without gradient."""

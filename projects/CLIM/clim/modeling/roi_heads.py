@@ -22,14 +22,14 @@ from torch.nn import functional as F
 from clim.errors import UserError
 
 from .backbones.efficientnet import LAST_SHARED, OUT_CHANNELS, chain, folded_lite0
-from .box_predictors import TextOutputLayers, build_box_predictor, by_rows, configured_embeddings, log_odds
+from .box_predictors import BOX_PREDICTOR_REGISTRY, TextOutputLayers, by_rows, configured_embeddings, log_odds
 from .vocabulary import num_classes
 
 
 class TextHeads:
     """Mixin of RoI heads. ``box_predictor`` is a :class:`TextOutputLayers`, or a ModuleList with one for each stage."""
 
-    build_predictor = staticmethod(build_box_predictor)
+    predictor: type[TextOutputLayers] | None = None  # None: the one that MODEL.ROI_BOX_HEAD.PREDICTOR names
 
     @classmethod
     def from_config(cls, cfg, input_shape, *, text_encoder):
@@ -38,9 +38,11 @@ class TextHeads:
         plain_cfg.MODEL.ROI_BOX_HEAD.USE_FED_LOSS = False  # Detectron2's needs a data set with counts of images
         ret = super().from_config(plain_cfg, input_shape) | {"num_classes": num_classes(cfg)}
 
+        predictor = cls.predictor or BOX_PREDICTOR_REGISTRY.get(cfg.MODEL.ROI_BOX_HEAD.PREDICTOR)
+
         def build(plain, **given) -> TextOutputLayers:  # it replaces a plain predictor, which the parent has built
             shape = ShapeSpec(channels=plain.cls_score.in_features, height=1, width=1)
-            return cls.build_predictor(cfg, shape, text_encoder=text_encoder, **given)
+            return predictor(cfg, shape, text_encoder=text_encoder, **given)
 
         if "box_predictors" not in ret:
             return ret | {"box_predictor": build(ret["box_predictor"])}
@@ -54,9 +56,7 @@ class TextHeads:
         predictor = self.box_predictor
         return list(predictor) if isinstance(predictor, nn.ModuleList) else [predictor]
 
-    def set_vocabulary(
-        self, embeddings: Tensor, class_mask: Tensor | None = None, synonyms: Tensor | None = None
-    ) -> None:
+    def set_vocabulary(self, embeddings: Tensor, class_mask: Tensor | None = None, synonyms: Tensor | None = None):
         """As :meth:`TextOutputLayers.set_vocabulary`, for all stages."""
         for predictor in self.predictors:
             predictor.set_vocabulary(embeddings, class_mask, synonyms)
@@ -66,9 +66,7 @@ class TextHeads:
 class OpenVocabRes5ROIHeads(TextHeads, Res5ROIHeads):
     """Detectron2's C4 head with a text predictor; it also embeds any boxes."""
 
-    def embed_stages(
-        self, features: dict[str, Tensor], boxes: list[Boxes], *, image_sizes=None, refine=None
-    ) -> Iterator[Tensor]:
+    def embed_stages(self, features, boxes: list[Boxes], *, image_sizes=None, refine=None) -> Iterator[Tensor]:
         """Un-normalised embeddings (ΣR, D) of each image's boxes; a C4 head has one stage."""
         pooled = self._shared_roi_transform([features[name] for name in self.in_features], boxes)
         (predictor,) = self.predictors

@@ -84,6 +84,8 @@ def build_efficientnet_lite0_fpn_backbone(cfg, input_shape):
 class EfficientNetLevels(Backbone):
     """Outputs of blocks, {name of an output: block}; stem and the first ``freeze_at`` blocks do not learn."""
 
+    size_divisibility = 32  # its "same" padding is computed for even sizes
+
     def __init__(self, taps: dict[str, int], *, freeze_at: int):
         super().__init__()
         net, self.taps = folded_lite0(), taps
@@ -95,10 +97,6 @@ class EfficientNetLevels(Backbone):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         maps = outputs_of_blocks(self.trunk.blocks, self.stem(x), self.taps.values())
         return {name: maps[block] for name, block in self.taps.items()}
-
-    @property
-    def size_divisibility(self) -> int:
-        return 32  # its "same" padding is computed for even sizes
 
     def output_shape(self):
         return {name: TAPS[block] for name, block in self.taps.items()}

@@ -4,7 +4,7 @@ Shapes: B images of H x W px, D embedding width, (h, w) locations of a map, R_i 
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clim.errors import UserError
 
-from ..region_pooling import pool_masks, pool_rois
+from ..region_pooling import pool_rois
 
 logger = logging.getLogger(__name__)
 
@@ -56,23 +56,13 @@ class ImageEncoder(nn.Module):
         """Px between locations of ``dense``."""
         return self.stride
 
-    def embed_stages(
-        self, features: dict[str, Tensor], boxes: list[Boxes], *, image_sizes=None, refine=None
-    ) -> Iterator[Tensor]:
-        """Yields (ΣR, D) once; boxes in input pixels, one ``Boxes`` an image."""
+    def embed_stages(self, features, boxes: list[Boxes], *, image_sizes=None, refine=None) -> Iterator[Tensor]:
+        """Yields (ΣR, D) once, of :meth:`features`; boxes in input pixels, one ``Boxes`` an image."""
         rois = convert_boxes_to_pooler_format(boxes)
         if self.regions == "v2":
             yield self.pool_regions(features, rois)
         else:
             yield pool_rois(self.dense(features), rois, stride=self.dense_stride, size=1).flatten(1)
-
-    def embed_masks(self, features: dict[str, Tensor], masks: Sequence[Tensor]) -> Tensor:
-        """(ΣR, D): mean of ``dense`` inside each mask (:func:`pool_masks`).
-
-        ``masks``: one (R_i, H, W) bool for each image, in input pixels. They may be smaller than the padded image.
-        """
-        dense, stride = self.dense(features), self.dense_stride
-        return torch.cat([pool_masks(d, m.to(d.device), stride=stride) for d, m in zip(dense, masks, strict=True)])
 
     def train(self, mode: bool = True) -> "ImageEncoder":
         """As nn.Module's, but modules whose weights are all frozen stay in evaluation mode."""

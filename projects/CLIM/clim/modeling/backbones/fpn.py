@@ -120,11 +120,6 @@ class ClipFPN(Backbone):
         self.pyramid = pyramid
         self.scale = encoder.stride / 2 ** round(math.log2(encoder.stride))
 
-    def train(self, mode: bool = True):
-        super().train(mode)
-        self.encoder.eval()
-        return self
-
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) normalised pixels → {"p2": …, "p6": …}, outside training also the map VLM."""
         with torch.no_grad():
