@@ -179,6 +179,18 @@ def test_damaged_states_are_told(tmp_path, damage, words):
     assert SafeCheckpointer(filled(0.0), str(tmp_path)).resume_or_load("", resume=True)["iteration"] == 1
 
 
+@pytest.mark.parametrize("before, now", [(None, True), (True, None), (True, True)])
+def test_the_fused_kernel_of_a_gpu_comes_from_the_config_not_the_file(tmp_path, before, now):
+    written, read = (trained(tmp_path) for _ in range(2))
+    for checkpointer, fused in ((written, before), (read, now)):
+        checkpointer.checkpointables["optimizer"].param_groups[0]["fused"] = fused
+    written.save("model_0000001")
+    read.resume_or_load("", resume=True)
+    states = [c.checkpointables["optimizer"].state_dict() for c in (written, read)]
+    assert states[1]["param_groups"][0].pop("fused") is now and states[0]["param_groups"][0].pop("fused") is before
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
 def test_weights_that_had_no_gradient_yet_have_no_state(tmp_path):
     trained(tmp_path).save("model_0000001")
     content = torch.load(tmp_path / "model_0000001.pth", weights_only=True)

@@ -202,6 +202,9 @@ def _load_state(target, state: dict, *, stepped: bool) -> None:
     is_optimizer = isinstance(target, Optimizer)
     numbers = is_optimizer and (state["state"] or (None if stepped else ()))
     ours = _kinds(_after_a_step(target, numbers) if is_optimizer else target.state_dict())
+    if is_optimizer:  # the kernel is this device's; the file may come from another one
+        for group, own in zip(state["param_groups"], target.param_groups, strict=False):
+            group["fused"] = own["fused"]
     target.load_state_dict(state)
     theirs = _kinds(target.state_dict() if is_optimizer else state)  # an optimiser adds the options of newer versions
     for place in {**ours, **theirs}:
@@ -211,12 +214,15 @@ def _load_state(target, state: dict, *, stepped: bool) -> None:
 
 def _after_a_step(optimizer: Optimizer, numbers) -> dict:
     """The ``state_dict()`` after a step of the weights with these ``numbers``, None: all; without any values."""
-    groups = [group | {"params": [w.detach().to("meta") for w in group["params"]]} for group in optimizer.param_groups]
+    groups = [
+        group | {"params": [w.detach().to("meta") for w in group["params"]], "fused": None}  # which takes real ones
+        for group in optimizer.param_groups
+    ]
     for i, weight in enumerate(weight for group in groups for weight in group["params"]):
         weight.grad = torch.zeros_like(weight) if numbers is None or i in numbers else None
     twin = type(optimizer)(groups)
     twin.step()
-    return twin.state_dict()
+    return twin.state_dict() | {"param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def _kinds(state: dict) -> dict[str, str]:
