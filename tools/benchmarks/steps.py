@@ -72,6 +72,7 @@ def step_config(settings: Settings, batch: tuple[int, int, int]):
         "INPUT.MIN_SIZE_TRAIN": tuple(map(side, cfg.INPUT.MIN_SIZE_TRAIN)),
         "DATASETS.TRAIN": ("benchmark",),
         "DATASETS.CAPTIONS": ("benchmark",),
+        "DATASETS.TEST": (),
         "DATALOADER.DETECTION_PER_GPU": batch[0],
         "DATALOADER.CAPTIONS_PER_GPU": batch[1],
         "DATALOADER.MOSAICS_PER_GPU": batch[2],
