@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from clim.errors import UserError
 from clim.text import build_text_tower
-from clim.text.tower import close_up, surviving
+from clim.text.tower import drop_words, surviving
 
 
 @pytest.fixture(scope="module", params=["tiny-clip-quickgelu", "minilm"])
@@ -123,7 +123,7 @@ def test_survivors_close_up_to_the_left(counts, dropout, seed):
     real = torch.tensor([[i < n for i in range(length)] for n in counts], dtype=torch.bool).view(-1, length)
     words = torch.randn(len(counts), length, 2, generator=torch.Generator().manual_seed(seed))
     torch.manual_seed(seed)
-    kept, lengths = close_up(words, surviving(real, dropout=dropout))
+    kept, lengths = drop_words(words, real, dropout=dropout)
     torch.manual_seed(seed)
     expected = slow(words, real, torch.rand(real.shape), dropout)
     assert lengths.tolist() == [len(s) for s in expected]
@@ -136,14 +136,14 @@ def test_words_are_not_scaled_and_every_one_goes_with_the_given_probability():
     """4 standard deviations of 20,000 draws; word 0 also stays where all would go."""
     words = torch.randn(3, 4, 2, requires_grad=True)
     real = torch.tensor([[True] * 4, [True] * 2 + [False] * 2, [True] + [False] * 3])
-    kept, lengths = close_up(words, surviving(real, dropout=0.0))
+    kept, lengths = drop_words(words, real, dropout=0.0)
     assert lengths.tolist() == [4, 2, 1] and torch.equal(kept[1, :2], words[1, :2])
     sum(row[:n].sum() for row, n in zip(kept, lengths.tolist(), strict=True)).backward()
     assert torch.equal(words.grad, real[..., None].expand(-1, -1, 2).float())
     torch.manual_seed(0)
     for dropout in (0.25, 0.5):
         marks = torch.arange(4.0).expand(20_000, -1)[..., None]
-        kept, lengths = close_up(marks, surviving(torch.ones(20_000, 4, dtype=torch.bool), dropout=dropout))
+        kept, lengths = drop_words(marks, torch.ones(20_000, 4, dtype=torch.bool), dropout=dropout)
         real = torch.arange(kept.shape[1]) < lengths[:, None]
         frequency = torch.tensor([((kept[..., 0] == i) & real).float().sum() / 20_000 for i in range(4)])
         expected = torch.tensor([1 - dropout + dropout**4, *[1 - dropout] * 3])

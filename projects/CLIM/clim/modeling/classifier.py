@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from clim.losses import cosine_logits
 from clim.text import TextTower, require_width
-from clim.text.tower import close_up, surviving
+from clim.text.tower import drop_words
 
 
 class CosineClassifier(nn.Module):
@@ -111,7 +111,7 @@ class PseudoWordClassifier(CosineClassifier):
         real = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
         lengths = real.sum(dim=1)
         if self.training:
-            words, lengths = close_up(words, surviving(real, dropout=self.dropout))
+            words, lengths = drop_words(words, real, dropout=self.dropout)
         return self.tower.encode_words(words, lengths).hidden
 
 

@@ -139,11 +139,15 @@ class TextTower(nn.Module):
         return digest.hexdigest()[:32]
 
 
-def surviving(real: Tensor, *, dropout: float) -> Tensor:
-    """BARON's word dropout (baron §3): which words of ``real`` (…, L), False for padding, stay.
+def drop_words(words: Tensor, real: Tensor, *, dropout: float) -> tuple[Tensor, Tensor]:
+    """Word dropout of (B, L, W) (BARON; baron §3): :func:`close_up` of the words that :func:`surviving` keeps."""
+    return close_up(words, surviving(real, dropout=dropout))
 
-    Each is dropped with probability ``dropout``; of a row that would lose all, word 0 stays. Draws from torch's
-    random state on the CPU, which a resumed run restores.
+
+def surviving(real: Tensor, *, dropout: float) -> Tensor:
+    """Which words of ``real`` (…, L), False for padding, stay: each is dropped with probability ``dropout``.
+
+    If a row would lose all, its word 0 stays. Draws from torch's random state on the CPU, which a resumed run restores.
     """
     kept = real & (torch.rand(real.shape) >= dropout).to(real.device)
     kept[..., 0] |= real[..., 0] & ~kept.any(dim=-1)
