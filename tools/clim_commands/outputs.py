@@ -1,10 +1,12 @@
 """Files that several commands write, and read again."""
 
+import fcntl
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import IO, TypedDict, TypeVar
 
+from clim.errors import UserError
 from clim.files import read_json, replacing, write_json
 
 CHUNK = 4096  # texts between two writes of a cache
@@ -53,6 +55,14 @@ def write_embeddings(path: Path, embeddings, names: Sequence[str]) -> None:
 def read_note(path: str | os.PathLike, *, remedy: str, kind: type[T] = object) -> T | None:
     """:func:`clim.files.read_json` of a file that an earlier call has written; None where there is none."""
     return read_json(path, remedy=remedy, kind=kind) if os.path.lexists(path) else None
+
+
+def hold(file: IO, message: str) -> None:
+    """Lock an open file until it is closed. UserError with ``message`` while another process has it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's would live on in the workers of a killed process
+    except OSError as error:
+        raise UserError(message) from error
 
 
 def prefill(cache, texts: Iterable[str]) -> int:

@@ -1,7 +1,6 @@
 """``clim shrink``: small copies of a folder's images, which training reads for tiles that are no larger."""
 
 import argparse
-import fcntl
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from clim.files import read_json, remove, replacing, write_json
 from clim.sources import IMAGES, files_below
 
 from .inputs import output_folder, quiet_logging, workers
+from .outputs import hold
 
 QUALITY = 90  # of the JPEGs: 95 decodes a third more slowly for 1 dB on tiles of 400 px, and less on smaller ones
 NOTE = "copies.json"  # in a folder of copies
@@ -92,10 +92,7 @@ def holding(copies: Path, images: Path) -> Iterator[None]:
     if (before := read_json(note, kind=dict[str, str], remedy=remedy)) != about:
         raise UserError(f"--output {copies} holds copies of {before.get('images')}: {remedy}.")
     with open(note, "r+b") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # flock's would live on in the workers of a killed process
-        except OSError as error:
-            raise UserError(f"Another process makes the copies in {copies}: wait for it.") from error
+        hold(lock, f"Another process makes the copies in {copies}: wait for it.")
         yield
 
 

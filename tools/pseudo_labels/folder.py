@@ -4,7 +4,6 @@ Labels of many images take hours, and the work may be interrupted. So each proce
 to its own file in a folder beside the json. The json is written when no image is missing.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from clim.data.images import MIN_SIDE, UnreadableImage, read_image
 from clim.data.shards import SCHEME
 from clim.errors import UserError
 from clim.files import decode_json, naming, read_json, write_json
+from clim_commands.outputs import hold
 
 
 class Labels(NamedTuple):
@@ -80,14 +80,8 @@ class LabelFolder:
         """A function that adds a line to this shard's file. Raises UserError if another process uses the file."""
         stem = self.folder / f"{shard}-of-{shards}"
         with open(stem.with_suffix(".lock"), "wb") as lock, open(stem.with_suffix(".jsonl"), "a+b") as file:
-            try:
-                # A lock of flock would live on in the workers of a killed process.
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"Another process works on shard {shard}/{shards} of {self.folder}: wait for it, or give "
-                    "the two different --shard i/n."
-                ) from error
+            remedy = "wait for it, or give the two different --shard i/n"
+            hold(lock, f"Another process works on shard {shard}/{shards} of {self.folder}: {remedy}.")
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)  # the unfinished line of a killed process
 
