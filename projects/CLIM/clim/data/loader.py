@@ -114,9 +114,8 @@ def collate(samples: list[tuple[str, dict]]) -> dict:
 def start_worker(_) -> None:
     """Prepare a worker: it ends with its parent, uses one thread, and keeps sharing the main process's memory."""
     die_with_parent()
-    for (
-        number
-    ) in STOP_SIGNALS:  # to all processes of a job: the training finishes its step, for which it needs this one
+    # All processes of a job get these signals. The training then finishes its step, and needs its workers for that.
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # as torch
     gc.freeze()  # a garbage collection would write to all objects from before the fork, and so copy their pages

@@ -338,6 +338,7 @@ def check_finite(losses: dict[str, float], images: dict[str, list], iteration: i
 
 
 def not_finite(what: str, images: dict[str, dict], iteration: int) -> UserError:
+    """The error for ``what``; ``images`` are the :func:`image_ids` of each process."""
     images = images if comm.get_world_size() > 1 else images["process 0"]
     return UserError(
         f"Iteration {iteration}: {what.rstrip('.')}; image ids of the batch: {images}. Training stopped: look at "
