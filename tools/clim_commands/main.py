@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "clim_commands.export",
     "serve": "clim_commands.serve",
     "shrink": "clim_commands.shrink",
+    "reproduce": "clim_commands.reproduce",
 }
 
 

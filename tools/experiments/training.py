@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from clim.errors import UserError
 from clim.files import data_root, decode_json, write_json
@@ -39,10 +39,14 @@ class Settings(TypedDict):
 
 
 class Record(TypedDict):
-    """Settings of a run, seconds over all sessions, and the evaluator's figures with its rows as "per_class"."""
+    """Settings of a run, seconds over all sessions, and the evaluator's figures with its rows as "per_class".
+
+    commit: of this code when the run was finished, with a "+" if files were changed since.
+    """
 
     settings: Settings
     seconds: float
+    commit: NotRequired[str]
     results: dict[str, float | list[dict[str, object]] | None] | None
 
 
@@ -113,6 +117,7 @@ def run_training(
         if process.returncode != 0:
             raise UserError(f"{config} stopped with exit code {process.returncode}; {log} ends:\n{log_tail(log)}")
         record["results"] = _evaluation(output, cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else {}
+        record["commit"] = commit_of_code()
         write_json(output / RECORD, record)
     progress(Progress("finished"))
     return {**record["results"], "seconds": record["seconds"]}
@@ -199,6 +204,14 @@ def _evaluation(output: Path, dataset: str) -> dict:
         raise UserError(f"{folder} holds none of {', '.join(REPORTS)}: the training ended without an evaluation.")
     figures = {f"{t}/{name}": figure for t, found in tasks_of(report).items() for name, figure in found.items()}
     return {name.removeprefix("/"): figure for name, figure in figures.items()} | {"per_class": report["per_class"]}
+
+
+def commit_of_code() -> str:
+    """The commit of this code, with a "+" if tracked files have been changed since; "" outside a git repository."""
+    command = ["git", "-C", str(TRAIN_NET.parent), "describe", "--always", "--exclude=*", "--dirty=+"]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return ""
 
 
 def settings_of(cfg, root: Path) -> Settings:

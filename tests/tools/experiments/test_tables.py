@@ -1,14 +1,15 @@
 """Rows wait for what they start from, share runs of the same settings, and become lines of a table."""
 
 import json
-import sys
 import threading
 
 import pytest
 
 from clim.errors import UserError
-from experiments import tables
-from experiments.tables import Row, Section, datasets_of, markdown, report, run_rows, tables_command
+from clim_commands.main import main
+from experiments import rows
+from experiments.rows import Row, datasets_of, run_rows
+from experiments.tables import Entry, Table, markdown, report
 
 START = Row("start.yaml")
 FIRST = Row("tuned.yaml", ("A.B", 1), starts_from=(("MODEL.WEIGHTS", START, "model_final.pth"),))
@@ -24,12 +25,17 @@ def ran(monkeypatch):
         with lock:
             trained.append((config.name, output, overrides, datasets_root))
 
-    monkeypatch.setattr(tables, "run_training", run_training)
+    monkeypatch.setattr(rows, "run_training", run_training)
     return trained
 
 
 def no_set_up(root, *, seed):
     pass
+
+
+def table_of(*entries, **more):
+    entries = [Entry(name, row) for name, row in entries]
+    return Table("2a", "rows", entries, **{"metrics": {"AP": "AP50"}, "set_up": no_set_up} | more)
 
 
 def finish(output, row, seed, **figures):
@@ -40,9 +46,14 @@ def finish(output, row, seed, **figures):
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
 def test_every_row_is_trained_once_after_what_it_needs(tmp_path, ran, jobs):
-    run_rows(
-        [(LAST, [0, 1]), (START, [0, 1]), (FIRST, [0]), (FIRST, [0])], output=tmp_path, jobs=jobs, set_up=no_set_up
-    )
+    made = []
+
+    def set_up(root, *, seed):
+        made.append((root, seed))
+
+    wanted = [(LAST, [0, 1], set_up), (START, [0, 1], no_set_up), (FIRST, [0], set_up), (FIRST, [0], set_up)]
+    run_rows(wanted, output=tmp_path, jobs=jobs)
+    assert made == [(datasets_of(tmp_path, seed), seed) for seed in (0, 1)]
     for seed in (0, 1):
         of_seed = [(name, overrides) for name, _, overrides, root in ran if root == datasets_of(tmp_path, seed)]
         assert [name for name, _ in of_seed] == ["start.yaml", "tuned.yaml", "last.yaml"]
@@ -56,12 +67,12 @@ def test_every_row_is_trained_once_after_what_it_needs(tmp_path, ran, jobs):
 def test_no_worker_waits_for_a_run_that_has_not_begun(tmp_path, ran):
     """What others start from comes first, whatever the order of rows; a row is prepared before its training."""
     other = Row("other.yaml", starts_from=(("MODEL.WEIGHTS", Row("more.yaml"), "model_final.pth"),))
-    run_rows([(LAST, [0, 1]), (other, [0])], output=tmp_path, jobs=1, set_up=no_set_up)
+    run_rows([(LAST, [0, 1], no_set_up), (other, [0], no_set_up)], output=tmp_path, jobs=1)
     order = "start start more tuned tuned other last last".split()
     assert [name for name, *_ in ran] == [f"{name}.yaml" for name in order]
     seen = []
     row = Row("x.yaml", prepare=lambda output, seed: seen.append((output, seed, len(ran))))
-    run_rows([(row, [3])], output=tmp_path, jobs=1, set_up=no_set_up)
+    run_rows([(row, [3], no_set_up)], output=tmp_path, jobs=1)
     assert seen == [(tmp_path, 3, 8)] and len(ran) == 9
     starts = [Row("first.yaml", overrides) for overrides in ((), ("A.B", "C"), ("A.B", "D"))]
     second = [Row("second.yaml", starts_from=(("MODEL.WEIGHTS", start, "model_final.pth"),)) for start in starts]
@@ -72,15 +83,21 @@ def test_a_table_shows_what_has_been_run(tmp_path):
     for seed, ap in ((0, 1.0), (2, 4.0)):
         finish(tmp_path, FIRST, seed, AP=ap, AR=5.0)
     metrics = {"AP": "AP50", "AR": "recall"}
-    assert markdown(Section({"first": FIRST, "start": START}, metrics), output=tmp_path, seeds=[0, 1, 2]) == [
+    assert markdown(
+        table_of(("first", FIRST), ("start", START), metrics=metrics), output=tmp_path, seeds=[0, 1, 2]
+    ) == [
         "| | AP50 | recall | AP50, by seed |",
         "|---|---|---|---|",
         "| first | 2.5 ± 2.1 | 5.0 ± 0.0 | 1.0, –, 4.0 |",
         "| start | not run | not run | –, –, – |",
     ]
-    (row,) = markdown(Section({"first": FIRST}, metrics), output=tmp_path, seeds=[0])[2:]
+    (row,) = markdown(table_of(("first", FIRST), metrics=metrics), output=tmp_path, seeds=[0])[2:]
     assert row == "| first | 1.0 | 5.0 | 1.0 |"
-    more = Section({"first": FIRST}, {"x": "x"}, figures=lambda found, root: {"x": found["AP"] + len(root.name)})
+
+    def figures(found, root):
+        return {"x": found["AP"] + len(root.name)}
+
+    more = table_of(("first", FIRST), metrics={"x": "x"}, figures=figures)
     assert markdown(more, output=tmp_path, seeds=[0, 1])[2:] == ["| first | 9.0 | 9.0, – |"]  # 1 + len("datasets")
 
 
@@ -100,21 +117,27 @@ def test_a_report_replaces_tables_by_title_and_no_word_around_them(tmp_path):
 
 def test_the_command_runs_what_is_chosen_and_reports_what_has_been_run(tmp_path, ran, monkeypatch):
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["x.py", "--output", str(tmp_path), *words])
-        tables_command(sections, tool="x", description="", set_up=no_set_up)
+        main(["reproduce", "--scale", "mini", "--output", str(tmp_path), *words])
 
-    sections = {
-        "First rows": Section({"start": START}, {"AP": "AP50"}),
-        "Last rows": Section({"tuned": FIRST}, {"AP": "AP50"}, most_seeds=1),
-    }
-    finish(tmp_path, FIRST, 4, AP=12.34)
-    call("--only", "Last", "--seeds", "4", "5")
+    drawn = []
+    tables = (
+        table_of(("start", START)),
+        table_of(("tuned", FIRST), seeds=(4,), drawings={"x.png": lambda *found: drawn.append(found)})._replace(
+            name="own", title="my own rows"
+        ),
+    )
+    monkeypatch.setattr("reproduce.TABLES", tables)
+    output = tmp_path / "mini"
+    finish(output, FIRST, 4, AP=12.34)
+    call("--table", "own")
     assert [name for name, *_ in ran] == ["start.yaml", "tuned.yaml"]
-    written = (tmp_path / "tables.md").read_text()
-    assert "| tuned | 12.3 | 12.3 |" in written and "First rows" not in written
-    for more in ([], ["--only", "First"]):  # the last rows' table stays as it is
+    written = (output / "tables.md").read_text()
+    assert "### My own rows\n" in written and "| tuned | 12.3 | 12.3 |" in written and "Mini Table 2a" not in written
+    assert drawn == [(output, (4,), output / "x.png")]
+    for more in ([], ["--table", "2a"]):  # the other table stays as it is
         call("--seeds", "4", "--report", str(tmp_path / "all.md"), *more)
         assert len(ran) == 2 and (tmp_path / "all.md").read_text() == written
+    assert len(drawn) == 2
 
 
 def test_a_table_without_its_end_and_records_without_figures_are_told(tmp_path):
@@ -123,10 +146,10 @@ def test_a_table_without_its_end_and_records_without_figures_are_told(tmp_path):
     with pytest.raises(UserError, match="without <!-- end: One --> below it"):
         report(path, {"One": ["| b |"]})
     assert "By hand" in path.read_text()
-    section = Section({"start": START}, {"AP": "AP50"})
+    table = table_of(("start", START))
     finish(tmp_path, START, 0, AP=None)
-    assert markdown(section, output=tmp_path, seeds=[0])[2:] == ["| start | not run | – |"]
+    assert markdown(table, output=tmp_path, seeds=[0])[2:] == ["| start | not run | – |"]
     for content in ("", "[]", '{"results": 3}', '{"results": {"AP": "high"}}'):
         (START.folder(tmp_path, 0) / "results.json").write_text(content)
         with pytest.raises(UserError, match=f"{START.folder(tmp_path, 0)}.*: remove .* to train this row anew"):
-            markdown(section, output=tmp_path, seeds=[0])
+            markdown(table, output=tmp_path, seeds=[0])

@@ -1,10 +1,7 @@
-"""Fine-tune the mini Detic + CLIM model on own boxes of 20 classes, with and without own captions; write the table.
-
-    python tools/finetune_tables.py                       # all rows; can be stopped and started again
-    python tools/finetune_tables.py --report docs/mini_results.md   # only write the table of what has been run
+"""Fine-tuning the mini Detic + CLIM model on own boxes of 20 classes, with and without own captions.
 
 A seed has its own images, its own 20 classes (tools/mini/own.py) and its own Detic + CLIM model, from which its rows
-start. Settings are those of configs/mini. The figure finetune_mini.png is written beside the table.
+start. The figure finetune_mini.png is drawn beside the tables.
 """
 
 import statistics
@@ -14,28 +11,30 @@ from pathlib import Path
 
 import yaml
 
-from clim.errors import run_cleanly
-from experiments import tables
-from experiments.tables import Section, tables_command
+from experiments import rows
+from experiments.tables import Entry, Table
 from mini.own import set_up_own
-from mini_tables import METHODS, PERMUTED_TEXTS
 
-BEFORE = METHODS["Detic + CLIM"]
+from .ov_coco import DETIC_CLIM as BEFORE
+from .ov_coco import PERMUTED_TEXTS
+
 ALL_BOXED = ("MODEL.OPEN_VOCAB.BASE_CLASSES", "")  # a user's mistake: unlabelled objects count as background
+PERMUTED = "texts permuted within each canvas"
 GROUPS = {"own": "the 20 classes", "other": "28 other base", "novel": "17 novel"}
 METRICS = {f"{metric}_{group}": f"{metric} {name}" for metric in ("AP50", "AP") for group, name in GROUPS.items()}
 
-
-tuned = partial(tables.tuned, start=BEFORE)
-ROWS = {
-    "before": BEFORE,
-    "boxes alone": tuned("finetune_boxes.yaml"),
-    "boxes alone, a tenth of the learning rate": tuned("finetune_boxes.yaml", "SOLVER.BASE_LR", 0.0001),
-    "boxes alone, all 65 words trained as if they had boxes": tuned("finetune_boxes.yaml", *ALL_BOXED),
-    "boxes + captions": tuned("finetune_captions.yaml"),
-    "boxes + CLIM": tuned("finetune_clim.yaml"),
-    "control: boxes + CLIM, texts permuted within each canvas": tuned("finetune_clim.yaml", *PERMUTED_TEXTS),
-}
+tuned = partial(rows.tuned, start=BEFORE)
+ROWS = (
+    Entry("before", BEFORE),
+    Entry("boxes alone", tuned("mini/finetune_boxes.yaml")),
+    Entry("boxes alone, a tenth of the learning rate", tuned("mini/finetune_boxes.yaml", "SOLVER.BASE_LR", 0.0001)),
+    Entry("boxes alone, all 65 words trained as if they had boxes", tuned("mini/finetune_boxes.yaml", *ALL_BOXED)),
+    Entry("boxes + captions", tuned("mini/finetune_captions.yaml")),
+    Entry("boxes + CLIM", tuned("mini/finetune_clim.yaml")),
+    Entry(
+        "control: boxes + CLIM, texts permuted within each canvas", tuned("mini/finetune_clim.yaml", *PERMUTED_TEXTS)
+    ),
+)
 DRAWN = {"before": "#b8bcc4", "boxes alone": "#d1603d", "boxes + captions": "#5b8fd6", "boxes + CLIM": "#1f4e9c"}
 
 
@@ -54,10 +53,6 @@ def _split(row: dict) -> str:
     return "novel" if row["split"] == "novel" else "other"
 
 
-SECTION = Section(ROWS, METRICS, figures=group_figures)
-SECTIONS = {"Fine-tuning on own boxes of 20 classes": SECTION}
-
-
 def draw(output: Path, seeds: Sequence[int], path: Path) -> None:
     """Write bars of AP50 by group: the mean over the finished seeds, with a dot for each seed."""
     from matplotlib.figure import Figure
@@ -65,8 +60,10 @@ def draw(output: Path, seeds: Sequence[int], path: Path) -> None:
     figure = Figure(figsize=(7.2, 3.0), dpi=150, layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(DRAWN)
-    for i, (name, colour) in enumerate(DRAWN.items()):
-        found = [figures for seed in seeds if (figures := SECTION.found(name, output, seed))]
+    drawn = [entry for entry in ROWS if entry.name in DRAWN]
+    for i, entry in enumerate(drawn):
+        name, colour = entry.name, DRAWN[entry.name]
+        found = [figures for seed in seeds if (figures := TABLE.found(entry, output, seed))]
         for j, group in enumerate(GROUPS):
             values = [figures[f"AP50_{group}"] for figures in found]
             if values:
@@ -82,10 +79,8 @@ def draw(output: Path, seeds: Sequence[int], path: Path) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
-    args = tables_command(SECTIONS, tool="finetune_tables", description=__doc__, set_up=set_up_own)
-    draw(args.output, args.seeds, (args.report or args.output / "tables.md").with_name("finetune_mini.png"))
-
-
-if __name__ == "__main__":
-    run_cleanly(main)
+TABLE = Table(
+    "own", "fine-tuning on own boxes of 20 classes", ROWS, metrics=METRICS, set_up=set_up_own, figures=group_figures,
+    drawings={"finetune_mini.png": draw},
+)  # fmt: skip
+TABLES = (TABLE,)

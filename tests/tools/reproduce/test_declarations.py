@@ -1,24 +1,23 @@
-"""The rows of the mini tables: what they train on, what they start from, and that no two of them share a folder."""
+"""The rows of the tables: what they train on, what they start from, and that no two of them share a folder."""
 
-import pytest
-
-import finetune_tables
-import mini_clip_tables
-import mini_lvis_tables
-import mini_tables
 from clim.engine import load_config
-from experiments.tables import CONFIGS, with_origins
+from clim_commands.reproduce import NAMES
+from experiments.rows import CONFIGS, with_origins
+from reproduce import TABLES, ov_lvis, own_boxes
 
 
-def all_rows(tool):
-    """{row: its config after the overrides} of the rows of ``tool``'s sections, and of what they start from."""
-    rows = [(row, ()) for section in tool.SECTIONS.values() for row in section.rows.values()]
+def all_rows(tables):
+    """{row: its config after the overrides} of the rows of ``tables``, and of what they start from."""
+    rows = [(entry.mini, ()) for table in tables for entry in table.entries]
     return {row: load_config(str(CONFIGS / row.config), list(map(str, row.overrides))) for row, _ in with_origins(rows)}
 
 
-@pytest.mark.parametrize("tool", [mini_tables, mini_clip_tables, mini_lvis_tables, finetune_tables])
-def test_every_row_has_a_config_and_a_folder_of_its_own(tool, tmp_path):
-    configs = all_rows(tool)
+def test_the_command_names_all_tables():
+    assert sorted(NAMES) == sorted({table.name for table in TABLES})
+
+
+def test_every_row_has_a_config_and_a_folder_of_its_own(tmp_path):
+    configs = all_rows(TABLES)
     folders = {row.folder(tmp_path, 0).name: row for row in configs}
     assert len(folders) == len(configs) and max(map(len, folders)) < 255  # a file system's limit
     for row, cfg in configs.items():  # a config that starts from another run names its file in output/mini
@@ -28,7 +27,7 @@ def test_every_row_has_a_config_and_a_folder_of_its_own(tool, tmp_path):
 
 
 def test_all_rows_of_mini_ov_lvis_learn_from_it_alone():
-    for row, cfg in all_rows(mini_lvis_tables).items():
+    for row, cfg in all_rows(ov_lvis.TABLES).items():
         assert all(name.startswith("mini_lvis_") for name in cfg.DATASETS.CAPTIONS) or "fvlm" in row.config, row
         if cfg.MODEL.META_ARCHITECTURE == "ImageTextModel":
             assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((), ()), row
@@ -38,24 +37,22 @@ def test_all_rows_of_mini_ov_lvis_learn_from_it_alone():
 
 
 def test_fvlm_rows_differ_in_their_encoders_alone():
-    whole, clim, control = mini_lvis_tables.METHODS["F-VLM"].values()
+    whole, clim, control = (entry.mini for entry in ov_lvis.FVLM)
     encoders = [row.starts_from[0][1] for row in (whole, clim, control)]
-    assert {(row.config, row.overrides) for row in (whole, clim, control)} == {("lvis_fvlm.yaml", ())}
-    assert [encoder.config for encoder in encoders] == ["clip_whole.yaml", "clip_clim.yaml", "clip_clim.yaml"]
-    assert encoders[2].overrides == (*encoders[1].overrides, *mini_lvis_tables.PERMUTED_TEXTS)
-    assert {encoder.starts_from for encoder in encoders} == {
-        (("MODEL.WEIGHTS", mini_lvis_tables.ENCODER, "model_final.pth"),)
-    }
+    assert {(row.config, row.overrides) for row in (whole, clim, control)} == {("mini/lvis_fvlm.yaml", ())}
+    assert [encoder.config for encoder in encoders] == [f"mini/clip_{name}.yaml" for name in ("whole", "clim", "clim")]
+    assert encoders[2].overrides == (*encoders[1].overrides, *ov_lvis.PERMUTED_TEXTS)
+    assert {encoder.starts_from for encoder in encoders} == {(("MODEL.WEIGHTS", ov_lvis.ENCODER, "model_final.pth"),)}
 
 
 def test_fine_tuning_starts_from_one_model_and_differs_in_its_sources_alone():
-    configs = {row: cfg for row, cfg in all_rows(finetune_tables).items() if row.config.startswith("finetune_")}
+    configs = {row: cfg for row, cfg in all_rows(own_boxes.TABLES).items() if "finetune_" in row.config}
     sizes = [(c.DATALOADER.CAPTIONS_PER_GPU, c.DATALOADER.MOSAICS_PER_GPU) for c in configs.values()]
     assert sizes == [(0, 0), (0, 0), (0, 0), (4, 0), (2, 2), (2, 2)]
     for row, cfg in configs.items():
-        assert row.starts_from == (("MODEL.WEIGHTS", finetune_tables.BEFORE, "model_final.pth"),)
+        assert row.starts_from == (("MODEL.WEIGHTS", own_boxes.BEFORE, "model_final.pth"),)
         assert (cfg.DATASETS.TRAIN, cfg.DATASETS.CAPTIONS) == (("mini_own_train",), ("mini_own_captions",))
-        boxed = "" if row.overrides == finetune_tables.ALL_BOXED else "mini_own_train"
+        boxed = "" if row.overrides == own_boxes.ALL_BOXED else "mini_own_train"
         assert cfg.MODEL.OPEN_VOCAB.BASE_CLASSES == boxed and cfg.DATASETS.TEST == ("mini_ov_val",)
         assert cfg.SOLVER.BASE_LR == (0.0001 if row.overrides[:1] == ("SOLVER.BASE_LR",) else 0.001)
 
@@ -65,6 +62,6 @@ def test_groups_are_the_own_the_other_base_and_the_novel_classes(tmp_path):
     (tmp_path / "mini_own/data.yaml").write_text("classes: [a, b]")
     rows = [("a", "base", 10, 5), ("b", "base", 20, None), ("c", "base", 40, 1), ("d", "novel", 0, 3)]
     rows = [dict(zip(("class", "split", "AP50", "AP"), row, strict=True)) for row in rows]
-    assert finetune_tables.group_figures({"per_class": rows}, tmp_path) == {
+    assert own_boxes.group_figures({"per_class": rows}, tmp_path) == {
         "AP50_own": 15, "AP_own": 5, "AP50_other": 40, "AP_other": 1, "AP50_novel": 0, "AP_novel": 3,
     }  # fmt: skip

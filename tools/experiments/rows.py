@@ -1,0 +1,123 @@
+"""Rows of tables: resumable trainings over several seeds. A row may start from another row.
+
+On the mini benchmark a seed has its own images, under ``output/seed{N}/datasets``. Its rows share the runs that they
+start from.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+from clim_commands.outputs import read_note
+
+from .training import RECORD, run_training
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+class Row(NamedTuple):
+    """One training for each seed. Rows of the same settings share it.
+
+    config: a YAML file below configs/.
+    starts_from: (config key, row, file in its folder), e.g. ("MODEL.WEIGHTS", base, "model_final.pth").
+    needs: more rows that must finish first.
+    prepare: called with (output, seed) before the training.
+    """
+
+    config: str
+    overrides: tuple = ()
+    starts_from: tuple[tuple[str, "Row", str], ...] = ()
+    needs: tuple["Row", ...] = ()
+    prepare: Callable[[Path, int], None] | None = None
+
+    @property
+    def origins(self) -> list["Row"]:
+        return [*(row for _, row, _ in self.starts_from), *self.needs]
+
+    @property
+    def depth(self) -> int:
+        """The number of trainings that must finish one after another before this one."""
+        return max((origin.depth + 1 for origin in self.origins), default=0)
+
+    def folder(self, output: Path, seed: int) -> Path:
+        """The run's folder, named after the config, the overrides, and those of the rows that it starts from."""
+        words = [Path(self.config).stem, *self.overrides]
+        for key, row, _ in self.starts_from:
+            words += ([] if key == "MODEL.WEIGHTS" else [Path(row.config).name]) + list(row.overrides)
+        return output / f"seed{seed}" / "".join(c if c.isalnum() else "_" for c in "_".join(map(str, words)))
+
+
+def tuned(
+    config: str, *overrides, start: Row, key: str = "MODEL.WEIGHTS", file: str = "model_final.pth", **others
+) -> Row:
+    """A row that takes ``file`` of the row ``start`` as its ``key``: by default it is fine-tuned from it."""
+    return Row(config, overrides, starts_from=((key, start, file),), **others)
+
+
+def datasets_of(output: Path, seed: int) -> Path:
+    """Data root of a seed."""
+    return output / f"seed{seed}" / "datasets"
+
+
+SetUp = Callable[..., object]  # called with (data root, seed=…), it makes the files of a seed
+
+
+def run_rows(rows: Iterable[tuple[Row, Sequence[int], SetUp]], *, output: Path, jobs: int) -> None:
+    """Train every (row, its seeds, what makes their files), ``jobs`` at a time. Finished runs are kept.
+
+    What others start from is begun before them, for all seeds, so that no worker waits for a run not yet begun; else
+    rows are begun in order, so that a run that is cut short leaves whole rows.
+    """
+    rows = list(rows)
+    for set_up, seed in dict.fromkeys((set_up, seed) for _, seeds, set_up in rows for seed in seeds):
+        set_up(datasets_of(output, seed), seed=seed)
+    started: dict[Path, Future] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        for row, seeds in sorted(with_origins((row, seeds) for row, seeds, _ in rows), key=lambda r: r[0].depth):
+            for seed in seeds:
+                if (folder := row.folder(output, seed)) not in started:
+                    needed = [started[origin.folder(output, seed)] for origin in row.origins]
+                    started[folder] = pool.submit(run_row, row, seed, output=output, needed=needed)
+        for done, job in enumerate(started.values(), 1):
+            job.result()
+            print(f"{done} of {len(started)} trainings done, {time.strftime('%H:%M:%S')}", flush=True)
+
+
+def with_origins(rows: Iterable[tuple[Row, Sequence[int]]]) -> Iterator[tuple[Row, Sequence[int]]]:
+    """The rows, each after all rows that it starts from."""
+    for row, seeds in rows:
+        yield from with_origins((origin, seeds) for origin in row.origins)
+        yield row, seeds
+
+
+def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> dict:
+    """Wait for ``needed``, then train one row of one seed. Returns the result of :func:`run_training`."""
+    for job in needed:
+        job.result()
+    if row.prepare is not None:
+        row.prepare(output, seed)
+    origins = [word for key, origin, file in row.starts_from for word in (key, str(origin.folder(output, seed) / file))]
+    folder = row.folder(output, seed)
+    result = run_training(
+        CONFIGS / row.config,
+        output=folder,
+        overrides=["SEED", seed, *origins, *row.overrides],
+        datasets_root=datasets_of(output, seed),
+    )
+    for checkpoint in folder.glob("model_[0-9]*.pth"):  # from which a killed run goes on; hundreds of runs fill a disk
+        checkpoint.unlink()
+    return result
+
+
+class Finished(TypedDict):
+    """The part of a run's record that tables show."""
+
+    results: dict[str, object] | None
+
+
+def finished(folder: Path) -> dict | None:
+    """Figures of the run in ``folder``, or None."""
+    record = read_note(folder / RECORD, kind=Finished, remedy=f"remove {folder} to train this row anew")
+    return record and record["results"]

@@ -1,0 +1,73 @@
+"""Tables 3, 4 and 5: CLIP, CLIM on it, and F-VLM detectors on the frozen result.
+
+On the mini benchmark a seed has its own images, dual encoder and base stage. The RPN of the base stage proposes
+RegionCLIP's boxes.
+"""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from clim.errors import UserError
+from experiments import rows
+from experiments.rows import CONFIGS, Row, datasets_of
+from experiments.tables import AP50, Entry, Table
+from mini.generate import NOUNS, set_up_mini
+
+from .ov_coco import BASE
+
+TOOLS = Path(__file__).resolve().parents[1]
+START = Row("mini/clip_start.yaml")
+TOP = {"Top1_micro": "Top-1", "Top5_micro": "Top-5", "Top1_micro_novel": "Top-1, novel"}
+tuned = partial(rows.tuned, start=START)
+
+
+def detector(encoder: Row) -> Row:
+    """F-VLM on the trained ``encoder``."""
+    return tuned("mini/fvlm.yaml", start=encoder, key="MODEL.IMAGE_ENCODER.PRETRAINED", file="clip.pt")
+
+
+def label_boxes(output: Path, seed: int) -> None:
+    """Name boxes by nouns of the captions with ``tools/pseudo_label.py``. A finished file stays."""
+    root = datasets_of(output, seed)
+    labels = root / "mini/annotations/pseudo_regions.json"
+    if labels.is_file():
+        return
+    nouns, embeddings = (root / "mini/metadata" / name for name in NOUNS)
+    arguments = [
+        "--dataset", "mini_ov_captions", "--config-file", CONFIGS / BASE.config,
+        "--weights", BASE.folder(output, seed) / "model_final.pth", "--encoder", CONFIGS / START.config,
+        "--encoder-weights", START.folder(output, seed) / "model_final.pth", "--nouns", nouns,
+        "--embeddings", embeddings, "--output", labels, "--boxes", 5,
+    ]  # fmt: skip
+    log = root / "pseudo_label.log"
+    with open(log, "ab") as stream:
+        code = subprocess.run(
+            [sys.executable, str(TOOLS / "pseudo_label.py"), *map(str, arguments)], stdout=stream, stderr=stream,
+            env=os.environ | {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"},
+        ).returncode  # fmt: skip
+    if code != 0:
+        raise UserError(f"tools/pseudo_label.py stopped with exit code {code}; its log is {log}.")
+
+
+WHOLE, CLIM = tuned("mini/clip_whole.yaml"), tuned("mini/clip_clim.yaml")
+REGION_CLIP = tuned("mini/clip_region_clip.yaml", needs=(BASE,), prepare=label_boxes)
+CANVASES = (
+    Entry("dual encoder", START),
+    Entry("fine-tuned on whole images", WHOLE),
+    Entry("CLIM, canvas 192", tuned("mini/clip_clim.yaml", "INPUT.MOSAIC.SIZE", 192)),
+    Entry("CLIM, canvas 256", CLIM),
+    Entry("CLIM, canvas 384", tuned("mini/clip_clim.yaml", "INPUT.MOSAIC.SIZE", 384)),
+    Entry("control: canvas 256, texts permuted", tuned("mini/clip_clim.yaml", "INPUT.MOSAIC.PERMUTE_TEXTS", True)),
+)
+ENCODERS = {"whole images": WHOLE, "CLIM": CLIM, "RegionCLIP": REGION_CLIP}
+DETECTORS = tuple(Entry(name, detector(encoder)) for name, encoder in ENCODERS.items())
+COMPARED = tuple(Entry(name, encoder) for name, encoder in ENCODERS.items())
+table = partial(Table, set_up=set_up_mini)
+TABLES = (
+    table("3", "regions classified by the dual encoder", CANVASES, metrics=TOP),
+    table("4", "F-VLM detectors on the frozen encoders", DETECTORS, metrics=AP50),
+    table("5", "CLIM and RegionCLIP", COMPARED, metrics=TOP),
+)
