@@ -43,6 +43,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--boxes", type=count, default=20, help="most proposals of an image, by objectness (%(default)s)")
     add("--overlap", type=number(0, 1), default=0.5, help="of boxes with a higher IoU one stays (%(default)s)")
     add("--min-area", type=number(0), default=64, help="px², smaller boxes are left out (%(default)s)")
+    objectness_help = "least probability of a proposal, the sigmoid of the RPN's logit (%(default)s: no cut)"
+    add("--min-objectness", type=number(0, 1), default=0.0, help=objectness_help)
     score_help = "least cosine of a box and its noun (%(default)s: no cut)"
     add("--min-score", type=number(-1, 1), default=-1.0, help=score_help)
     add("--shard", default="0/1", metavar="I/N", help="every N-th image from the I-th on (%(default)s)")
@@ -99,14 +101,17 @@ def build_labeller(args: argparse.Namespace, detector, encoder, embeddings: np.n
     from pseudo_labels.labeller import Proposer, PseudoLabeller, load_image_encoder
 
     return PseudoLabeller(
-        propose=Proposer(detector, count=args.boxes, overlap=args.overlap, min_area=args.min_area),
+        propose=Proposer(
+            detector, count=args.boxes, overlap=args.overlap, min_area=args.min_area,
+            min_objectness=args.min_objectness,
+        ),
         encoder=load_image_encoder(encoder),
         nouns=torch.from_numpy(embeddings),
         pixel_mean=encoder.MODEL.PIXEL_MEAN,
         pixel_std=encoder.MODEL.PIXEL_STD,
         input_format=encoder.INPUT.FORMAT,
         min_score=args.min_score,
-    )
+    )  # fmt: skip
 
 
 def with_weights(overrides: list[str], weights: str | None) -> list[str]:
@@ -137,7 +142,10 @@ def read_nouns(names: str, embeddings: str) -> tuple[list[str], np.ndarray]:
 
 def settings_of(args, detector, encoder, nouns: list[str], embeddings: np.ndarray) -> dict:
     """{option: value} of all that changes labels: names of files, hashes of tables."""
-    same = ("dataset", "config_file", "encoder", "opts", "encoder_opts", "boxes", "overlap", "min_area", "min_score")
+    same = (
+        "dataset", "config_file", "encoder", "opts", "encoder_opts", "boxes", "overlap", "min_area", "min_objectness",
+        "min_score",
+    )  # fmt: skip
     tables = {"--nouns": "\n".join(nouns).encode(), "--embeddings": embeddings.tobytes()}
     return (
         {f"--{name.replace('_', '-')}": getattr(args, name) for name in same}

@@ -1,6 +1,7 @@
 """Pseudo-labels of simple proposals and a tiny encoder: labels, interruptions, shards, the json and its data set."""
 
 import json
+import math
 import multiprocessing
 import os
 import shlex
@@ -217,6 +218,23 @@ def test_proposals(tiny_cfg):
     assert proposer(image).shape == (0, 4)
 
 
+def test_proposals_of_low_objectness_are_left_out(tiny_cfg):
+    proposer = Proposer(tiny_cfg(config="mini/base_stage.yaml"), count=5, overlap=0.5, min_area=100)
+    found = []
+    proposer.model.proposal_generator.register_forward_hook(lambda module, inputs, output: found.append(output[0][0]))
+    image = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
+    boxes = proposer(image)
+    proposals = zip(found[0].proposal_boxes.tensor.tolist(), found[0].objectness_logits.tolist(), strict=True)
+    probabilities = {tuple(box): 1 / (1 + math.exp(-logit)) for box, logit in proposals}
+    first, second, third = (probabilities[tuple(box)] for box in boxes[:3].tolist())
+    assert first > second > third
+    for cut, kept in ((0.0, 5), (third - 1e-9, 3), ((second + third) / 2, 2), (1.0, 0)):
+        proposer.min_objectness = cut
+        assert torch.equal(proposer(image), boxes[:kept])
+    with pytest.raises(UserError, match="needs a detector with an RPN"):
+        Proposer(tiny_cfg(config="mini/lvis_detic.yaml"), count=5, overlap=0.5, min_area=100, min_objectness=0.5)
+
+
 def test_the_set_reads_what_was_written(records, tmp_path, capsys):
     """Lines hold rounded values, workers change nothing, and unreadable images are printed."""
     content = finish(tmp_path / "parts", records, labeller())
@@ -292,6 +310,7 @@ def test_the_commands(tiny_mini, tiny_overrides, tmp_path, monkeypatch, capsys):
     assert json.loads(output.read_text()) == content
 
     changed = [(rows[:-1], [], "nouns: embed"), (rows + 1, [], "begun with --embeddings")]
+    changed += [(rows, ["--min-objectness", "0.5"], "begun with --min-objectness = 0.0, not 0.5")]
     changed += [(rows, ["--shard", "2/2"], "give I/N"), (rows, ["--dataset", "no_such_set"], "is not registered")]
     for embeddings, more, message in changed:
         np.save(table, embeddings)

@@ -29,6 +29,7 @@ class Table(NamedTuple):
     metrics: {key of a run's results: heading}.
     figures: {key: figure} of (a run's results, its data root), more keys for ``metrics``.
     drawings: {file name: called with (output, seeds, path) to draw it}.
+    pairs: two entries each, by name: a line shows what the second one adds to the first, seed by seed.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Table(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2)
     figures: Callable[[dict, Path], dict] = lambda results, root: {}
     drawings: Mapping[str, Callable[[Path, Sequence[int], Path], None]] = {}
+    pairs: Sequence[tuple[str, str]] = ()
 
     @property
     def heading(self) -> str:
@@ -64,12 +66,17 @@ def markdown(table: Table, *, output: Path, seeds: Sequence[int]) -> list[str]:
     metrics = table.metrics
     first = next(iter(metrics))
     lines = [f"| | {' | '.join(metrics.values())} | {metrics[first]}, by seed |", "|---" * (len(metrics) + 2) + "|"]
-    for entry in table.entries:
-        found = [table.found(entry, output, seed) for seed in seeds]
+    all_found = {entry.name: [table.found(entry, output, seed) for seed in seeds] for entry in table.entries}
+    for name, found in all_found.items():
         first_figures = [result and result.get(first) for result in found]
         by_seed = ", ".join("–" if figure is None else f"{figure:.1f}" for figure in first_figures)
         cells = [*(spread(found, metric) for metric in metrics), by_seed]
-        lines.append(f"| {entry.name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    for before, after in table.pairs:
+        gains = {metric: differences(all_found[before], all_found[after], metric) for metric in metrics}
+        by_seed = ", ".join("–" if gain is None else f"{gain:+.1f}" for gain in gains[first])
+        cells = [*map(paired_spread, gains.values()), by_seed]
+        lines.append(f"| {after} − {before} | {' | '.join(cells)} |")
     return lines
 
 
@@ -102,3 +109,21 @@ def spread(found: Sequence[dict | None], metric: str) -> str:
         return "not run"
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def differences(before: Sequence[dict | None], after: Sequence[dict | None], metric: str) -> list[float | None]:
+    """What ``after`` adds to ``before`` in each seed; None where one of them is not finished or has no figure."""
+    figures = ([result and result.get(metric) for result in found] for found in (before, after))
+    return [None if None in pair else pair[1] - pair[0] for pair in zip(*figures, strict=True)]
+
+
+def paired_spread(gains: Sequence[float | None]) -> str:
+    """A cell: mean ± standard deviation of the differences, and the 95 % interval of their mean (Student's t)."""
+    found = [gain for gain in gains if gain is not None]
+    if len(found) < 2:
+        return f"{found[0]:+.1f}" if found else "not run"
+    from scipy.stats import t  # takes a second
+
+    mean, deviation = statistics.mean(found), statistics.stdev(found)
+    half = t.ppf(0.975, len(found) - 1) * deviation / len(found) ** 0.5
+    return f"{mean:+.1f} ± {deviation:.1f} (95 %: {mean - half:+.1f} to {mean + half:+.1f})"

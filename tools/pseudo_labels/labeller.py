@@ -28,10 +28,13 @@ class Proposer:
         count: the largest number of boxes.
         overlap: of two boxes with a higher IoU, one stays.
         min_area: px² of the image; smaller boxes are left out.
+        min_objectness: boxes of a lower probability, the sigmoid of the RPN's logit, are left out.
     """
 
-    def __init__(self, cfg, *, count: int, overlap: float, min_area: float):
-        self.count, self.overlap, self.min_area = count, overlap, min_area
+    def __init__(self, cfg, *, count: int, overlap: float, min_area: float, min_objectness: float = 0.0):
+        if min_objectness > 0 and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "CenterNet":
+            raise UserError("--min-objectness needs a detector with an RPN: CenterNet's scores are no logits.")
+        self.count, self.overlap, self.min_area, self.min_objectness = count, overlap, min_area, min_objectness
         self.input_format = cfg.INPUT.FORMAT
         self.resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.model = load_model(cfg, parts=("backbone.", "proposal_generator."))
@@ -47,8 +50,9 @@ class Proposer:
         proposals = self.model.proposal_generator(images, features, None)[0][0]
         boxes = proposals.proposal_boxes
         boxes.scale(image.shape[1] / resized.shape[1], image.shape[0] / resized.shape[0])
-        large = boxes.area() >= self.min_area
-        boxes, scores = boxes.tensor[large].double(), proposals.objectness_logits[large].double()
+        scores = proposals.objectness_logits.double()
+        kept = (boxes.area() >= self.min_area) & (scores.sigmoid() >= self.min_objectness)
+        boxes, scores = boxes.tensor[kept].double(), scores[kept]
         return boxes[nms(boxes, scores, self.overlap)[: self.count]].float().cpu()
 
 

@@ -101,6 +101,22 @@ def test_a_table_shows_what_has_been_run(tmp_path):
     assert markdown(more, output=tmp_path, seeds=[0, 1])[2:] == ["| first | 9.0 | 9.0, – |"]  # 1 + len("datasets")
 
 
+def test_a_paired_line_shows_differences_within_seeds(tmp_path):
+    """By hand, without seed 3: 5, 0 and -2 have mean 1 and deviation √13; t of 2 degrees of freedom is 4.3027."""
+    for seed, (first, last) in enumerate([(10, 15), (20.5, 20.5), (30, 28)]):
+        finish(tmp_path, FIRST, seed, AP=first, AR=1.0)
+        finish(tmp_path, LAST, seed, AP=last, AR=1.5)
+    finish(tmp_path, FIRST, 3, AP=90, AR=2.0)
+    table = table_of(
+        ("first", FIRST), ("last", LAST), metrics={"AP": "AP50", "AR": "recall"}, pairs=[("first", "last")]
+    )
+    *_, line = markdown(table, output=tmp_path, seeds=[0, 1, 2, 3])
+    cells = "+1.0 ± 3.6 (95 %: -8.0 to +10.0) | +0.5 ± 0.0 (95 %: +0.5 to +0.5) | +5.0, +0.0, -2.0, –"
+    assert line == f"| last − first | {cells} |"
+    assert markdown(table, output=tmp_path, seeds=[2])[-1] == "| last − first | -2.0 | +0.5 | -2.0 |"
+    assert markdown(table, output=tmp_path, seeds=[3])[-1] == "| last − first | not run | not run | – |"
+
+
 def test_a_report_replaces_tables_by_title_and_no_word_around_them(tmp_path):
     path = tmp_path / "results.md"
     path.write_text("# By hand\n")

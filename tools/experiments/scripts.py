@@ -1,0 +1,25 @@
+"""Run a script of tools/ before a training, in its own process."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from clim.errors import UserError
+
+TOOLS = Path(__file__).resolve().parents[1]
+
+
+def run_script(name: str, arguments: Sequence, *, root: Path, log: Path) -> None:
+    """``python tools/NAME ARGUMENTS`` with the data root ``root``, on one thread. Its output is appended to ``log``.
+
+    Raises UserError if it fails.
+    """
+    with open(log, "ab") as stream:
+        code = subprocess.run(
+            [sys.executable, str(TOOLS / name), *map(str, arguments)], stdout=stream, stderr=stream,
+            env=os.environ | {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"},
+        ).returncode  # fmt: skip
+    if code != 0:
+        raise UserError(f"tools/{name} stopped with exit code {code}; its log is {log}.")
