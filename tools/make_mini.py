@@ -3,6 +3,7 @@
 python tools/make_mini.py --output datasets --seed 0
 python tools/make_mini.py --output datasets --benchmark lvis
 python tools/make_mini.py --output datasets --benchmark own   # a user's own boxes and pairs, for fine-tuning
+python tools/make_mini.py --output datasets --benchmark factor   # pairs with objects of four sizes
 """
 
 import argparse
@@ -11,13 +12,14 @@ import time
 from arguments import new_parser
 from clim.errors import UserError, run_cleanly
 from clim_commands.inputs import number, output_folder, whole, workers
-from mini import generate, lvis, own
+from mini import factor, generate, lvis, own
 
 # {benchmark: (folder, function that draws it, function that finds nouns in its captions, default sizes)}
 BENCHMARKS = {
     "coco": ("mini", generate.build_mini, generate.write_noun_pairs, generate.DEFAULT_SIZES),
     "lvis": ("mini_lvis", lvis.build_mini_lvis, lvis.write_noun_index, lvis.DEFAULT_SIZES),
     "own": ("mini_own", own.build_own, lambda root: None, own.DEFAULT_SIZES),
+    "factor": ("mini_factor", factor.build_factor, lambda root: None, {"pairs": factor.DEFAULT_SIZES["pairs"]}),
 }
 
 

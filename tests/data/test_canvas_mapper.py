@@ -80,6 +80,20 @@ def test_1x1_is_the_resized_image_and_fit_pastes_into_cells_and_pads(photos, fmt
         assert padding.any() and (sample["image"][:, padding] == 114).all()
 
 
+def test_single_images_take_each_scale_equally_often_and_one_scale_draws_nothing(photos, canvases):
+    def singles(**scales):
+        return [canvases(photos, grids=[1], short=64, **scales)(index=i, epoch=0) for i in range(60)]
+
+    by_default, one = singles(), singles(scales=[1.0])
+    assert all(same(a, b) for a, b in zip(by_default, one, strict=True))
+    for scale in (1.0, 0.5):
+        for i, (sample, record) in enumerate(zip(singles(scales=[scale]), photos * 3, strict=False)):
+            size = fit_size(record["height"], record["width"], short=64 * scale, long=96 * scale)
+            assert sample["image"].shape[1:] == size and sample["tiles"].boxes.tolist() == [[0, 0, *size[::-1]]], i
+    small = sum(max(sample["image"].shape) <= 48 for sample in singles(scales=[1.0, 0.5, 0.5, 0.5]))
+    assert 36 <= small <= 54  # of 60; the mean is 45
+
+
 def test_flips_mirror_each_image_for_itself(photos, canvases):
     seen = []
     for index in range(8):

@@ -4,7 +4,7 @@ import argparse
 
 from .inputs import count, output_file, output_folder, quiet_logging, whole
 
-NAMES = ("1a", "1b", "2a", "2b", "2c", "3", "4", "5", "baron", "cluttered", "vldet", "own")
+NAMES = ("1a", "1b", "2a", "2b", "2c", "3", "4", "5", "baron", "cluttered", "vldet", "own", "factor")
 
 
 def add_reproduce_options(parser: argparse.ArgumentParser) -> None:

@@ -190,11 +190,15 @@ def draw_scene(
     return draw(photo_background(rng, photos), concepts, rng, sides=SCENE_SIDES)
 
 
+def pair_background(rng: np.random.Generator) -> np.ndarray:
+    """(256, 256, 3) uint8: a photo, a colour or a gradient."""
+    return photo_background(rng, PAIR_PHOTOS) if rng.random() < 0.6 else plain_background(rng)
+
+
 def draw_pair(rng: np.random.Generator) -> LabelledImage:
     """One or two large objects, sometimes the same one twice, on a photo, a colour or a gradient."""
     number = int(rng.integers(1, 3))
     concepts = rng.integers(len(CONCEPTS), size=number)
     if rng.random() < 0.2:
         concepts[:] = concepts[0]
-    background = photo_background(rng, PAIR_PHOTOS) if rng.random() < 0.6 else plain_background(rng)
-    return draw(background, concepts, rng, sides=PAIR_SIDES[number])
+    return draw(pair_background(rng), concepts, rng, sides=PAIR_SIDES[number])

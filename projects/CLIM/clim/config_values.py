@@ -145,6 +145,7 @@ _RULES = (
         "INPUT.LSJ: SCALE; INPUT.CAPTION: JITTER_SCALE"),
     ("two rising numbers above 0 and up to 1", _some(_AbovePart, 2, 2),
         "INPUT.CAPTION: CROP_SCALE; INPUT.MOSAIC: CROP_SCALE"),
+    ("numbers above 0 and up to 1", _some(_AbovePart), "INPUT.CAPTION: SCALES"),
     ("[] or a list of one number", _some(_Number, 0, 1), "MODEL.OPEN_VOCAB: TRAIN_BIAS; MODEL.METHOD.DETIC: BIAS"),
     ("three numbers", _some(_Number, 3, 3), "MODEL: PIXEL_MEAN; MODEL.FVLM: PAD_PIXEL"),
     ("three numbers above 0", _some(_Above, 3, 3), "MODEL: PIXEL_STD"),

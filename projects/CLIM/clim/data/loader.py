@@ -203,7 +203,7 @@ def _build_mapper(cfg, source: str, records: Sequence[dict], *, seed: int) -> Re
         if key.CROP > 0:
             return CropMapper(records, size=key.CROP, scale=key.CROP_SCALE, ratio=key.CROP_RATIO, **stream)
         sides = {"short": key.SHORT_SIDE, "long": key.LONG_SIDE}
-        return CanvasMapper(records, grids=[1], flip=key.FLIP, jitter=jitter, **sides, **stream)
+        return CanvasMapper(records, grids=[1], scales=key.SCALES, flip=key.FLIP, jitter=jitter, **sides, **stream)
     key = cfg.INPUT.MOSAIC
     return CanvasMapper(
         records, grids=key.GRIDS, short=key.SIZE, long=key.SIZE, flip=key.FLIP, filling=key.FILLING, jitter=jitter,

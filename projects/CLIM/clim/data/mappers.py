@@ -91,21 +91,23 @@ class CanvasMapper(RecordMapper):
     """Records with ``captions`` and ``tags`` → canvases of n x n tiles; n = 1 is the resized image (CLIM paper §3.2).
 
     n is drawn uniformly from ``grids`` for every canvas. A mosaic has ``long`` x ``long`` px; a single image follows
-    Detectron2's ResizeShortestEdge. ``filling``: "fit" keeps the ratio, pads and packs inwards (CLIM release); "crop"
-    fills each cell with a random crop (CLIM paper §3.2). With ``jitter``, a single image is jittered instead, and a
-    mosaic fits what is left of each image into its cell (CLIM release on LVIS). A tile's box is that of its pixels.
+    Detectron2's ResizeShortestEdge, with both sides times one of ``scales``, drawn uniformly. ``filling``: "fit" keeps
+    the ratio, pads and packs inwards (CLIM release); "crop" fills each cell with a random crop (CLIM paper §3.2). With
+    ``jitter``, a single image is jittered instead, and a mosaic fits what is left of each image into its cell (CLIM
+    release on LVIS). A tile's box is that of its pixels.
     ``partners`` are (N, K) indices of each record's neighbours; None: all records. ``permute_texts``: every tile of a
     mosaic gets the texts of another tile (a control for experiments).
     """
 
     def __init__(
         self, records: Sequence[dict], *, grids: Sequence[int], short: int, long: int, flip: float,
-        filling: str = "fit", crop_scale: tuple[float, float] = (0.9, 1.0),
+        scales: Sequence[float] = (1.0,), filling: str = "fit", crop_scale: tuple[float, float] = (0.9, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3), pad_value: float = 114, partners: np.ndarray | None = None,
         permute_texts: bool = False, jitter: Jittering | None = None, **stream,
     ):  # fmt: skip
         super().__init__(records, **stream)
         self.grids, self.short, self.long, self.flip, self.jitter = tuple(grids), short, long, flip, jitter
+        self.scales = tuple(scales)
         self.filling, self.crop = filling, {"scale": tuple(crop_scale), "ratio": tuple(crop_ratio)}
         self.pad_value, self.partners, self.permute_texts = pad_value, partners, permute_texts
         self.square = min(grids) > 1
@@ -134,7 +136,8 @@ class CanvasMapper(RecordMapper):
             record, image = self.read_jittered(index, rng, skipped)
             height, width = image.shape[:2]
         else:
-            fit = partial(fit_size, short=self.short, long=self.long)
+            scale = rng.choice(self.scales)  # of one scale, NumPy draws nothing
+            fit = partial(fit_size, short=self.short * scale, long=self.long * scale)
             record, decoded = self.read(index, rng, skipped, lambda r: fit(r["height"], r["width"]))
             image, (height, width) = decoded.image, fit(decoded.height, decoded.width)
         return [record], [image], np.array([[0, 0, width, height]]), (height, width)
