@@ -1,9 +1,14 @@
 """The rows of the tables: what they train on, what they start from, and that no two of them share a folder."""
 
+import os
+
+from detectron2.data import MetadataCatalog
+
 from clim.engine import load_config
+from clim.files import data_root
 from clim_commands.reproduce import NAMES
-from experiments.rows import CONFIGS, with_origins
-from reproduce import TABLES, ov_lvis, own_boxes
+from experiments.rows import CONFIGS, datasets_of, with_origins
+from reproduce import TABLES, clip, ov_coco, ov_lvis, own_boxes
 
 
 def all_rows(tables):
@@ -65,3 +70,44 @@ def test_groups_are_the_own_the_other_base_and_the_novel_classes(tmp_path):
     assert own_boxes.group_figures({"per_class": rows}, tmp_path) == {
         "AP50_own": 15, "AP_own": 5, "AP50_other": 40, "AP_other": 1, "AP50_novel": 0, "AP_novel": 3,
     }  # fmt: skip
+
+
+def test_rows_prepare_the_files_that_they_read(tmp_path, monkeypatch):
+    """Labels with and without a cut, and neighbours by text and by image. A finished file stays."""
+    calls, root = [], datasets_of(tmp_path, 3)
+    for module in (clip, ov_coco):
+        monkeypatch.setattr(module, "run_script", lambda name, arguments, **_: calls.append(options(arguments)))
+    partner_rows = [entry.mini for entry in ov_coco.PARTNER_ROWS[1:3]]
+    rows = {row: cfg for row, cfg in all_rows((*clip.TABLES, *ov_coco.TABLES)).items() if row.prepare}
+    assert set(rows) == {clip.REGION_CLIP, clip.CUT_REGION_CLIP, *partner_rows}
+    for row, cfg in rows.items():
+        if row in partner_rows:
+            made = root / cfg.INPUT.MOSAIC.PARTNERS
+            note = made.with_suffix(".json")
+        else:
+            (name,) = cfg.DATASETS.REGIONS
+            made = note = root / os.path.relpath(MetadataCatalog.get(name).json_file, data_root())
+        row.prepare(tmp_path, 3)
+        assert calls[-1]["--output"] == made
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+        row.prepare(tmp_path, 3)
+    assert len(calls) == len(rows)
+    cuts = {call["--output"].name: call["--min-objectness"] for call in calls if "--min-objectness" in call}
+    assert cuts == {"pseudo_regions.json": 0, "pseudo_regions_cut.json": clip.MIN_OBJECTNESS}
+    assert {call["--by"]: call["--name"] for call in calls if "--by" in call} == {"text": "minilm", "image": "lite0"}
+
+
+def options(arguments):
+    return dict(zip(arguments[::2], arguments[1::2], strict=True))
+
+
+def test_partners_differ_in_their_list_alone_and_a_control_follows_the_row_that_makes_it():
+    rows = [entry.mini for entry in ov_coco.PARTNER_ROWS]
+    configs = all_rows(ov_coco.TABLES)
+    lists = ["random", "mini/metadata/neighbours_text.npy", "mini/metadata/neighbours_image.npy"]
+    assert [configs[row].INPUT.MOSAIC.PARTNERS for row in rows] == lists * 2
+    for row, control in zip(rows[:3], rows[3:], strict=True):
+        assert control.needs == (row,) and control.overrides == (*row.overrides, *ov_coco.PERMUTED_TEXTS)
+        assert row.starts_from == control.starts_from == (("MODEL.WEIGHTS", ov_coco.BASE, "model_final.pth"),)
+        assert configs[row].MODEL.METHOD.DETIC.TAG_WEIGHT == 0
