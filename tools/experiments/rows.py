@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from clim_commands.outputs import read_note
 
@@ -47,6 +47,11 @@ class Row(NamedTuple):
         for key, row, _ in self.starts_from:
             words += ([] if key == "MODEL.WEIGHTS" else [Path(row.config).name]) + list(row.overrides)
         return output / f"seed{seed}" / "".join(c if c.isalnum() else "_" for c in "_".join(map(str, words)))
+
+    def settings(self, output: Path, seed: int) -> list:
+        """KEY, VALUE, … on top of the config."""
+        origins = [word for key, row, file in self.starts_from for word in (key, str(row.folder(output, seed) / file))]
+        return ["SEED", seed, *origins, *self.overrides]
 
 
 def tuned(
@@ -92,20 +97,18 @@ def with_origins(rows: Iterable[tuple[Row, Sequence[int]]]) -> Iterator[tuple[Ro
         yield row, seeds
 
 
-def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> dict:
-    """Wait for ``needed``, then train one row of one seed. Returns the result of :func:`run_training`."""
+def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future] = (), **options) -> dict:
+    """Wait for ``needed``, then train one row of one seed. Returns the result of :func:`run_training`.
+
+    ``options`` are its arguments; without ``datasets_root`` it is the seed's own.
+    """
     for job in needed:
         job.result()
     if row.prepare is not None:
         row.prepare(output, seed)
-    origins = [word for key, origin, file in row.starts_from for word in (key, str(origin.folder(output, seed) / file))]
     folder = row.folder(output, seed)
-    result = run_training(
-        CONFIGS / row.config,
-        output=folder,
-        overrides=["SEED", seed, *origins, *row.overrides],
-        datasets_root=datasets_of(output, seed),
-    )
+    options = {"datasets_root": datasets_of(output, seed)} | options
+    result = run_training(CONFIGS / row.config, output=folder, overrides=row.settings(output, seed), **options)
     for checkpoint in folder.glob("model_[0-9]*.pth"):  # from which a killed run goes on; hundreds of runs fill a disk
         checkpoint.unlink()
     return result
@@ -115,9 +118,15 @@ class Finished(TypedDict):
     """The part of a run's record that tables show."""
 
     results: dict[str, object] | None
+    commit: NotRequired[str]
+    machine: NotRequired[str]
+
+
+def read_record(folder: Path) -> Finished | None:
+    return read_note(folder / RECORD, kind=Finished, remedy=f"remove {folder} to train this row anew")
 
 
 def finished(folder: Path) -> dict | None:
     """Figures of the run in ``folder``, or None."""
-    record = read_note(folder / RECORD, kind=Finished, remedy=f"remove {folder} to train this row anew")
+    record = read_record(folder)
     return record and record["results"]

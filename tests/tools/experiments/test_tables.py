@@ -88,17 +88,53 @@ def test_a_table_shows_what_has_been_run(tmp_path):
     ) == [
         "| | AP50 | recall | AP50, by seed |",
         "|---|---|---|---|",
-        "| first | 2.5 ± 2.1 | 5.0 ± 0.0 | 1.0, –, 4.0 |",
+        "| first | 2.5 ± 2.1 (2) | 5.0 ± 0.0 (2) | 1.0, –, 4.0 |",
         "| start | not run | not run | –, –, – |",
+        "",
+        "`clim reproduce --scale mini --table 2a`; seeds 0, 2.",
     ]
-    (row,) = markdown(table_of(("first", FIRST), metrics=metrics), output=tmp_path, seeds=[0])[2:]
+    row = markdown(table_of(("first", FIRST), metrics=metrics), output=tmp_path, seeds=[0])[2]
     assert row == "| first | 1.0 | 5.0 | 1.0 |"
 
     def figures(found, root):
         return {"x": found["AP"] + len(root.name)}
 
     more = table_of(("first", FIRST), metrics={"x": "x"}, figures=figures)
-    assert markdown(more, output=tmp_path, seeds=[0, 1])[2:] == ["| first | 9.0 | 9.0, – |"]  # 1 + len("datasets")
+    assert markdown(more, output=tmp_path, seeds=[0, 1])[2] == "| first | 9.0 | 9.0, – |"  # 1 + len("datasets")
+
+
+def test_figures_stand_beside_the_papers(tmp_path):
+    """Each scale shows its own rows; quoted ones stand at full size, and a line says what has been run, and on what."""
+    for row, seed, machine in ((START, 0, "8 x A100"), (FIRST, 1, "8 x H100")):
+        finish(tmp_path, row, seed, bbox=20.04, AP=10.0)
+        record = tmp_path / row.folder(tmp_path, seed) / "results.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"commit": "abc+", "machine": machine}))
+    entries = (
+        Entry("both", START, START, {"AP50": 21.0}),
+        Entry("mini alone", FIRST),
+        Entry("full alone", full=FIRST, published={"AP50": 22}),
+        Entry("theirs", published={"AP50": 23.26}),
+        Entry("unknown"),
+    )
+    table = Table("1b", "rows", entries, {"AP": "AP50"}, no_set_up, full_metrics={"bbox": "AP50", "AP": "AP"})
+    assert table.rows("mini") == table.rows("full") == [START, FIRST]
+    assert markdown(table, output=tmp_path, seeds=[0, 1], scale="full") == [
+        "| | AP50 | AP50, paper | AP | AP50, by seed |",
+        "|---|---|---|---|---|",
+        "| both | 20.0 | 21.0 | 10.0 | 20.0, – |",
+        "| full alone | 20.0 | 22.0 | 10.0 | –, 20.0 |",
+        "| theirs (quoted) |  | 23.3 |  |  |",
+        "| unknown (quoted; figure not verified here) |  |  |  |  |",
+        "",
+        "`clim reproduce --scale full --table 1b`; commit abc+; seeds 0, 1; on 8 x A100, 8 x H100.",
+    ]
+    assert markdown(table, output=tmp_path, seeds=[0])[:4] == [
+        "| | AP50 | AP50, paper | AP50, by seed |",
+        "|---|---|---|---|",
+        "| both | 10.0 | 21.0 | 10.0 |",
+        "| mini alone | not run |  | – |",
+    ]
+    assert (table.heading("mini"), table.heading("full")) == ("Mini Table 1b: rows", "Table 1b: rows")
 
 
 def test_a_report_replaces_tables_by_title_and_no_word_around_them(tmp_path):
@@ -148,7 +184,7 @@ def test_a_table_without_its_end_and_records_without_figures_are_told(tmp_path):
     assert "By hand" in path.read_text()
     table = table_of(("start", START))
     finish(tmp_path, START, 0, AP=None)
-    assert markdown(table, output=tmp_path, seeds=[0])[2:] == ["| start | not run | – |"]
+    assert markdown(table, output=tmp_path, seeds=[0])[2] == "| start | not run | – |"
     for content in ("", "[]", '{"results": 3}', '{"results": {"AP": "high"}}'):
         (START.folder(tmp_path, 0) / "results.json").write_text(content)
         with pytest.raises(UserError, match=f"{START.folder(tmp_path, 0)}.*: remove .* to train this row anew"):

@@ -8,7 +8,7 @@ from reproduce import TABLES, ov_lvis, own_boxes
 
 def all_rows(tables):
     """{row: its config after the overrides} of the rows of ``tables``, and of what they start from."""
-    rows = [(entry.mini, ()) for table in tables for entry in table.entries]
+    rows = [(row, ()) for table in tables for row in table.rows("mini")]
     return {row: load_config(str(CONFIGS / row.config), list(map(str, row.overrides))) for row, _ in with_origins(rows)}
 
 
