@@ -1,6 +1,7 @@
 """Full-size rows as Slurm jobs: one for each task, which waits for the jobs of what it needs."""
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ GENERIC = ("timeout_min", "mem_gb", "cpus_per_task", "stderr_to_stdout")
 DEFAULTS = {"timeout_min": 1440, "slurm_signal_delay_s": 300}
 REQUEUES = 100  # of a job at its time limit
 PORT = 29500
+GRACE = 60.0  # s
 
 
 class Job(submitit.helpers.Checkpointable):
@@ -36,7 +38,11 @@ class Job(submitit.helpers.Checkpointable):
         if launch.num_machines > 1:
             port = PORT + int(job.job_id) % 1000
             launch = launch._replace(machine_rank=job.node, dist_url=f"tcp://{job.hostnames[0]}:{port}")
-        self.task.run(launch)
+        try:
+            self.task.run(launch)
+        except UserError:
+            time.sleep(GRACE)  # a training that saved and ended at Slurm's signal: the first machine requeues the job
+            raise
 
     def __submitit_checkpoint__(self) -> "submitit.helpers.DelayedSubmission":
         stop_running()

@@ -202,7 +202,8 @@ def stop_running() -> None:
     """End the trainings of this process, which save a checkpoint first, and wait for them."""
     for process in list(_running):
         process.terminate()
-        process.wait()
+        with suppress(ChildProcessError):  # not process.wait(): a signal handler may interrupt it, and its lock is held
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
 
 @contextmanager
