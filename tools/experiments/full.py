@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from .launch import ROOT, Launch
 from .needs import README, gpu_hours, needed_files
 from .progress import Board
 from .rows import CONFIGS, Row, finished, run_row
-from .training import train_command
+from .training import POLL_SECONDS, train_command
 
 
 class Step(NamedTuple):
@@ -101,8 +102,10 @@ class Preparation(NamedTuple):
         return [*words, "--output", str(data_root() / self.step.makes)]
 
     def run(self, launch: Launch) -> None:
-        """Make the file on the first machine."""
-        if self.done() or launch.machine_rank:
+        """Make the file, on the first machine; the others wait for it."""
+        while launch.machine_rank and not self.done():
+            time.sleep(POLL_SECONDS)
+        if self.done():
             return
         if code := subprocess.run([sys.executable, *self.command(launch)]).returncode:
             raise UserError(f"{pasted(self, launch)} stopped with exit code {code}.")

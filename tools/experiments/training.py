@@ -36,7 +36,7 @@ TAIL_LINES = 15
 
 
 class Settings(TypedDict):
-    """What makes two runs the same."""
+    """What makes two runs the same: the config after overrides, the bytes of weights, embeddings and annotations."""
 
     config: str
     inputs: dict[str, str]
@@ -84,22 +84,18 @@ def run_training(
         overrides: KEY, VALUE, … on top of the config, as on the command line.
         datasets_root: ``DETECTRON2_DATASETS`` of the run (default: this process's).
         threads: ``OMP_NUM_THREADS`` of the run; None: this process's.
-        launch: its processes. The first machine keeps the record; the others begin when they read it, so all must see
-            ``output``.
+        launch: its processes. Machines share ``output``; the first keeps the record, and the others wait for it.
         progress: called about once a second. An exception from it stops the run.
 
-    Returns the evaluator's figures (AP50_novel, AP50_base, AP50_all, … in percent, None where no object exists; for
-    masks and boxes "segm/APr", "bbox/APr", …), its rows as "per_class", and "seconds" over all sessions. Without
-    DATASETS.TEST, "seconds" alone.
+    Returns the evaluator's figures (AP50_novel, … in percent, None where no object exists; for masks and boxes
+    "segm/APr", "bbox/APr", …), its rows as "per_class", and "seconds" over all sessions, alone without DATASETS.TEST.
 
-    Settings are the same if the config after overrides and the bytes of weights, embeddings and annotations are.
     Raises UserError with the end of the log if the run fails, if another run uses ``output``, and if its record cannot
     be read.
     """
     from clim.engine import load_config  # Detectron2 loads when a run starts, not for --help
 
-    output = Path(output)
-    root = Path(datasets_root) if datasets_root is not None else data_root()
+    output, root = Path(output), Path(data_root() if datasets_root is None else datasets_root)
     overrides = [str(value) for value in overrides]
     cfg = load_config(str(config), overrides)
     settings = settings_of(cfg, root)
@@ -112,8 +108,7 @@ def run_training(
         if record["results"] is not None:
             progress(Progress("kept"))
             return {**record["results"], "seconds": record["seconds"]}
-        resuming = (output / "last_checkpoint").is_file()
-        progress(now := Progress("resuming" if resuming else "starting"))
+        progress(now := Progress("resuming" if (output / "last_checkpoint").is_file() else "starting"))
         log = output / "train.log"
         before, start = record["seconds"], time.monotonic()
         with _process(command, log=log, environment=environment, locks=[lock]) as process:

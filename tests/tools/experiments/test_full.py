@@ -122,8 +122,7 @@ def test_options_that_do_not_go_with_a_scale_are_told(calls, words, capsys):
 
 
 def test_other_machines_train_what_the_first_one_begins(tmp_path, calls):
-    tasks = plan([TUNED], [0], output=tmp_path / "out", steps=())
-    (tmp_path / "data/mini/made.npy").write_text("made")
+    tasks = plan([TUNED], [0], output=tmp_path / "out", steps=(Step("mini/made.npy", f"{training.TRAIN_NET} make"),))
     launches = [Launch(8, 2, rank, "tcp://first:1234") for rank in (0, 1)]
     other = threading.Thread(target=run_tasks, args=(tasks, launches[1]))
     other.start()
