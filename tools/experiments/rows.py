@@ -4,15 +4,18 @@ On the mini benchmark a seed has its own images, under ``output/seed{N}/datasets
 start from.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
+from clim.errors import UserError
 from clim_commands.outputs import read_note
 
-from .training import RECORD, run_training
+from .training import POLL_SECONDS, RECORD, Busy, Progress, run_training
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -48,6 +51,11 @@ class Row(NamedTuple):
             words += ([] if key == "MODEL.WEIGHTS" else [Path(row.config).name]) + list(row.overrides)
         return output / f"seed{seed}" / "".join(c if c.isalnum() else "_" for c in "_".join(map(str, words)))
 
+    def settings(self, output: Path, seed: int) -> list:
+        """KEY, VALUE, … on top of the config."""
+        origins = [word for key, row, file in self.starts_from for word in (key, str(row.folder(output, seed) / file))]
+        return ["SEED", seed, *origins, *self.overrides]
+
 
 def tuned(
     config: str, *overrides, start: Row, key: str = "MODEL.WEIGHTS", file: str = "model_final.pth", **others
@@ -68,21 +76,40 @@ def run_rows(rows: Iterable[tuple[Row, Sequence[int], SetUp]], *, output: Path, 
     """Train every (row, its seeds, what makes their files), ``jobs`` at a time. Finished runs are kept.
 
     What others start from is begun before them, for all seeds, so that no worker waits for a run not yet begun; else
-    rows are begun in order, so that a run that is cut short leaves whole rows.
+    rows are begun in order, so that a run that is cut short leaves whole rows. UserError at the end if one fails.
     """
     rows = list(rows)
     for set_up, seed in dict.fromkeys((set_up, seed) for _, seeds, set_up in rows for seed in seeds):
         set_up(datasets_of(output, seed), seed=seed)
     started: dict[Path, Future] = {}
+    stopped = threading.Event()
     with ThreadPoolExecutor(jobs) as pool:
         for row, seeds in sorted(with_origins((row, seeds) for row, seeds, _ in rows), key=lambda r: r[0].depth):
             for seed in seeds:
                 if (folder := row.folder(output, seed)) not in started:
                     needed = [started[origin.folder(output, seed)] for origin in row.origins]
-                    started[folder] = pool.submit(run_row, row, seed, output=output, needed=needed)
-        for done, job in enumerate(started.values(), 1):
-            job.result()
-            print(f"{done} of {len(started)} trainings done, {time.strftime('%H:%M:%S')}", flush=True)
+                    options = {"needed": needed, "progress": partial(raise_if_set, stopped)}
+                    started[folder] = pool.submit(run_row, row, seed, output=output, **options)
+        errors = {}  # a run that fails ends those that start from it with the same error, and no other
+        try:
+            for done, job in enumerate(started.values(), 1):
+                if isinstance(error := job.exception(), UserError):
+                    errors[id(error)] = error
+                else:
+                    job.result()
+                print(f"{done} of {len(started)} trainings over, {time.strftime('%H:%M:%S')}", flush=True)
+        except BaseException:  # Ctrl-C: trainings end with this process
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if errors:
+        raise UserError("\n".join(map(str, errors.values())))
+
+
+def raise_if_set(stopped: threading.Event, progress: Progress) -> None:
+    """End a run from its progress callback."""
+    if stopped.is_set():
+        raise UserError("stopped")
 
 
 def with_origins(rows: Iterable[tuple[Row, Sequence[int]]]) -> Iterator[tuple[Row, Sequence[int]]]:
@@ -92,20 +119,24 @@ def with_origins(rows: Iterable[tuple[Row, Sequence[int]]]) -> Iterator[tuple[Ro
         yield row, seeds
 
 
-def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future]) -> dict:
-    """Wait for ``needed``, then train one row of one seed. Returns the result of :func:`run_training`."""
+def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future] = (), **options) -> dict:
+    """Wait for ``needed``, then train one row of one seed. Returns the result of :func:`run_training`.
+
+    ``options`` are its arguments; without ``datasets_root`` it is the seed's own.
+    """
     for job in needed:
         job.result()
     if row.prepare is not None:
         row.prepare(output, seed)
-    origins = [word for key, origin, file in row.starts_from for word in (key, str(origin.folder(output, seed) / file))]
     folder = row.folder(output, seed)
-    result = run_training(
-        CONFIGS / row.config,
-        output=folder,
-        overrides=["SEED", seed, *origins, *row.overrides],
-        datasets_root=datasets_of(output, seed),
-    )
+    options = {"datasets_root": datasets_of(output, seed), "progress": lambda _: None} | options
+    while True:
+        try:
+            result = run_training(CONFIGS / row.config, output=folder, overrides=row.settings(output, seed), **options)
+            break
+        except Busy:  # if this command was killed, its trainings have gone on
+            options["progress"](Progress("waiting"))
+            time.sleep(POLL_SECONDS)
     for checkpoint in folder.glob("model_[0-9]*.pth"):  # from which a killed run goes on; hundreds of runs fill a disk
         checkpoint.unlink()
     return result
@@ -115,9 +146,15 @@ class Finished(TypedDict):
     """The part of a run's record that tables show."""
 
     results: dict[str, object] | None
+    commit: NotRequired[str]
+    machine: NotRequired[str]
+
+
+def read_record(folder: Path) -> Finished | None:
+    return read_note(folder / RECORD, kind=Finished, remedy=f"remove {folder} to train this row anew")
 
 
 def finished(folder: Path) -> dict | None:
     """Figures of the run in ``folder``, or None."""
-    record = read_note(folder / RECORD, kind=Finished, remedy=f"remove {folder} to train this row anew")
+    record = read_record(folder)
     return record and record["results"]

@@ -2,33 +2,45 @@
 
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from clim.errors import UserError
-from clim.files import read_text, replacing
+from clim.files import data_root, read_text, replacing
 
-from .rows import Row, SetUp, datasets_of, finished
+from .rows import Row, SetUp, datasets_of, finished, read_record
 from .training import RECORD
 
 AP50 = {"AP50_novel": "AP50 novel", "AP50_base": "AP50 base", "AP50_all": "AP50 all"}  # metrics of a table
 
 
 class Entry(NamedTuple):
-    """A line of a table: the training on the mini benchmark that it shows."""
+    """A line of a table: its trainings on the mini benchmark and at full size, and what the paper gives.
+
+    published: {heading of a metric: figure}. The paper quotes an entry without trainings from another paper; if it has
+    no figure either, we have not found one.
+    """
 
     name: str
-    mini: Row
+    mini: Row | None = None
+    full: Row | None = None
+    published: Mapping[str, float] = {}
+
+    @property
+    def quoted(self) -> bool:
+        return not (self.mini or self.full)
 
 
 class Table(NamedTuple):
     """A table of trainings.
 
     name: the word of ``clim reproduce --table``, which several tables may share.
-    metrics: {key of a run's results: heading}.
+    metrics: {key of a run's results: heading}, on the mini benchmark, and at full size unless ``full_metrics`` differ.
+    set_up: makes the mini benchmark's files of a seed; None for a table at full size alone.
+    seeds: on the mini benchmark.
     figures: {key: figure} of (a run's results, its data root), more keys for ``metrics``.
-    drawings: {file name: called with (output, seeds, path) to draw it}.
+    drawings: {file name: called with (output, seeds, path) to draw it} from the mini benchmark's runs.
     pairs: two entries each, by name: a line shows what the second one adds to the first, seed by seed.
     """
 
@@ -36,48 +48,89 @@ class Table(NamedTuple):
     title: str
     entries: Sequence[Entry]
     metrics: Mapping[str, str]
-    set_up: SetUp
+    set_up: SetUp | None = None
     seeds: tuple[int, ...] = (0, 1, 2)
     figures: Callable[[dict, Path], dict] = lambda results, root: {}
     drawings: Mapping[str, Callable[[Path, Sequence[int], Path], None]] = {}
     pairs: Sequence[tuple[str, str]] = ()
+    full_metrics: Mapping[str, str] | None = None
 
-    @property
-    def heading(self) -> str:
-        return (
-            f"Mini Table {self.name}: {self.title}"
-            if self.name[0].isdigit()
-            else self.title[0].upper() + self.title[1:]
-        )
+    def heading(self, scale: str) -> str:
+        if self.name[0].isdigit():
+            return f"{'Mini ' if scale == 'mini' else ''}Table {self.name}: {self.title}"
+        return self.title[0].upper() + self.title[1:]
 
-    def found(self, entry: Entry, output: Path, seed: int) -> dict | None:
+    def headings(self, scale: str) -> Mapping[str, str]:
+        """{key of a run's results: heading}."""
+        return self.full_metrics or self.metrics if scale == "full" else self.metrics
+
+    def rows(self, scale: str) -> list[Row]:
+        return [row for entry in self.entries if (row := getattr(entry, scale))]
+
+    def found(self, entry: Entry, output: Path, seed: int, *, scale: str = "mini") -> dict | None:
         """All figures of an entry, or None if it is not finished."""
-        folder = entry.mini.folder(output, seed)
+        folder = getattr(entry, scale).folder(output, seed)
         if not (results := finished(folder)):
             return None
-        results = results | self.figures(results, datasets_of(output, seed))
-        if missing := [key for key in self.metrics if not isinstance(results.get(key), float | int | None)]:
+        results = results | self.figures(results, datasets_of(output, seed) if scale == "mini" else data_root())
+        keys = self.headings(scale)
+        if missing := [key for key in keys if not isinstance(results.get(key), float | int | None)]:
             raise UserError(f"{folder / RECORD}: {missing[0]} is no number: remove {folder} to train this row anew.")
         return results
 
 
-def markdown(table: Table, *, output: Path, seeds: Sequence[int]) -> list[str]:
-    """Lines of a table: mean ± standard deviation over the finished seeds, and the first metric by seed."""
-    metrics = table.metrics
-    first = next(iter(metrics))
-    lines = [f"| | {' | '.join(metrics.values())} | {metrics[first]}, by seed |", "|---" * (len(metrics) + 2) + "|"]
-    all_found = {entry.name: [table.found(entry, output, seed) for seed in seeds] for entry in table.entries}
-    for name, found in all_found.items():
-        first_figures = [result and result.get(first) for result in found]
-        by_seed = ", ".join("–" if figure is None else f"{figure:.1f}" for figure in first_figures)
-        cells = [*(spread(found, metric) for metric in metrics), by_seed]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+def markdown(table: Table, *, output: Path, seeds: Sequence[int], scale: str = "mini") -> list[str]:
+    """Lines of a table: mean ± standard deviation (number of seeds), the paper's figure, the first metric by seed.
+
+    Below it are the command, and the commits and machines of the runs.
+    """
+    headings = table.headings(scale)
+    first = next(iter(headings))
+    entries = [entry for entry in table.entries if getattr(entry, scale) or (scale == "full" and entry.quoted)]
+    papers = {heading for entry in entries for heading in entry.published}
+    head = [word for h in headings.values() for word in ([h, f"{h}, paper"] if h in papers else [h])]
+    head.append(f"{headings[first]}, by seed")
+    lines = [f"| | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+    all_found = {}
+    for entry in entries:
+        found = [None if entry.quoted else table.found(entry, output, seed, scale=scale) for seed in seeds]
+        all_found[entry.name] = found
+        cells = []
+        for key, heading in headings.items():
+            cells.append("" if entry.quoted else spread(found, key))
+            if heading in papers:
+                cells.append(f"{entry.published[heading]:.1f}" if heading in entry.published else "")
+        known = "quoted" if entry.published else "quoted; figure not verified here"
+        name = f"{entry.name} ({known})" if entry.quoted else entry.name
+        by_seed = "" if entry.quoted else each(result and result.get(first) for result in found)
+        lines.append(f"| {name} | {' | '.join([*cells, by_seed])} |")
     for before, after in table.pairs:
-        gains = {metric: differences(all_found[before], all_found[after], metric) for metric in metrics}
-        by_seed = ", ".join("–" if gain is None else f"{gain:+.1f}" for gain in gains[first])
-        cells = [*map(paired_spread, gains.values()), by_seed]
-        lines.append(f"| {after} − {before} | {' | '.join(cells)} |")
-    return lines
+        gains = {key: differences(all_found[before], all_found[after], key) for key in headings}
+        cells = []
+        for key, heading in headings.items():
+            cells += [paired_spread(gains[key])] + ([""] if heading in papers else [])
+        lines.append(f"| {after} − {before} | {' | '.join([*cells, each(gains[first], sign='+')])} |")
+    return [*lines, "", provenance(table, output=output, seeds=seeds, scale=scale)]
+
+
+def each(figures: Iterable[float | None], *, sign: str = "") -> str:
+    """A cell: the figure of each seed."""
+    return ", ".join("–" if figure is None else f"{figure:{sign}.1f}" for figure in figures)
+
+
+def provenance(table: Table, *, output: Path, seeds: Sequence[int], scale: str) -> str:
+    """A sentence: the command, and commits, seeds and machines of the table's finished runs."""
+    runs = ((seed, read_record(row.folder(output, seed))) for row in table.rows(scale) for seed in seeds)
+    done = [(seed, record) for seed, record in runs if record and record["results"]]
+    parts = [f"`clim reproduce --scale {scale} --table {table.name}`"]
+    for name, values in (
+        ("commit", {record.get("commit") for _, record in done}),
+        ("seed", {str(seed) for seed, _ in done}),
+        ("on", {record.get("machine") for _, record in done}),
+    ):
+        if known := sorted(filter(None, values)):
+            parts.append(f"{name}{'s' if len(known) > 1 and name != 'on' else ''} {', '.join(known)}")
+    return "; ".join(parts) + "."
 
 
 def report(path: Path, tables: Mapping[str, Sequence[str]]) -> str:
@@ -103,11 +156,11 @@ def report(path: Path, tables: Mapping[str, Sequence[str]]) -> str:
 
 
 def spread(found: Sequence[dict | None], metric: str) -> str:
-    """A cell: mean ± standard deviation over the finished seeds."""
+    """A cell: mean ± standard deviation (number of seeds) over the finished seeds."""
     values = [result[metric] for result in found if result and result.get(metric) is not None]
     if not values:
         return "not run"
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    deviation = f" ± {statistics.stdev(values):.1f} ({len(values)})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{deviation}"
 
 

@@ -20,9 +20,13 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
 
+import yaml
+
 from clim.errors import UserError
 from clim.files import data_root, decode_json, write_json
 from clim_commands.outputs import Report, read_note, tasks_of
+
+from .launch import ONE_PROCESS, Launch, commit_of_code, describe_machine
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
 REPORTS = ("ov_coco_results.json", "lvis_results.json", "region_results.json")  # written by the evaluators
@@ -31,8 +35,12 @@ POLL_SECONDS = 1.0
 TAIL_LINES = 15
 
 
+class Busy(UserError):
+    """Another training still writes to the folder."""
+
+
 class Settings(TypedDict):
-    """What makes two runs the same."""
+    """What makes two runs the same: the config after overrides, the bytes of weights, embeddings and annotations."""
 
     config: str
     inputs: dict[str, str]
@@ -42,16 +50,18 @@ class Record(TypedDict):
     """Settings of a run, seconds over all sessions, and the evaluator's figures with its rows as "per_class".
 
     commit: of this code when the run was finished, with a "+" if files were changed since.
+    machine: its GPUs or cores, and torch's version.
     """
 
     settings: Settings
     seconds: float
     commit: NotRequired[str]
+    machine: NotRequired[str]
     results: dict[str, float | list[dict[str, object]] | None] | None
 
 
 class Progress(NamedTuple):
-    """Where a run is. ``phase``: "kept", "starting", "resuming", "training", "evaluating" or "finished"."""
+    """Where a run is. ``phase``: "waiting", "kept", "starting", "resuming", "training", "evaluating" or "finished"."""
 
     phase: str
     done: int = 0  # iterations, or images while evaluating
@@ -66,7 +76,8 @@ def run_training(
     output: str | os.PathLike,
     overrides: Sequence = (),
     datasets_root: str | os.PathLike | None = None,
-    threads: int = 1,
+    threads: int | None = 1,
+    launch: Launch = ONE_PROCESS,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> dict:
     """Train and evaluate by ``train_net.py`` in a new process.
@@ -76,36 +87,35 @@ def run_training(
         output: folder of this run. A run of other settings in it is moved away. Files of no run are an error.
         overrides: KEY, VALUE, … on top of the config, as on the command line.
         datasets_root: ``DETECTRON2_DATASETS`` of the run (default: this process's).
-        threads: ``OMP_NUM_THREADS`` of the run.
+        threads: ``OMP_NUM_THREADS`` of the run; None: this process's.
+        launch: its processes. Machines share ``output``; the first keeps the record, and the others wait for it.
         progress: called about once a second. An exception from it stops the run.
 
-    Returns the evaluator's figures (AP50_novel, AP50_base, AP50_all, … in percent, None where no object exists; for
-    masks and boxes "segm/APr", "bbox/APr", …), its rows as "per_class", and "seconds" over all sessions. Without
-    DATASETS.TEST, "seconds" alone.
+    Returns the evaluator's figures (AP50_novel, … in percent, None where no object exists; for masks and boxes
+    "segm/APr", "bbox/APr", …), its rows as "per_class", and "seconds" over all sessions, alone without DATASETS.TEST.
 
-    Settings are the same if the config after overrides and the bytes of weights, embeddings and annotations are.
     Raises UserError with the end of the log if the run fails, if another run uses ``output``, and if its record cannot
     be read.
     """
     from clim.engine import load_config  # Detectron2 loads when a run starts, not for --help
 
-    output = Path(output)
-    root = Path(datasets_root) if datasets_root is not None else data_root()
+    output, root = Path(output), Path(data_root() if datasets_root is None else datasets_root)
     overrides = [str(value) for value in overrides]
     cfg = load_config(str(config), overrides)
     settings = settings_of(cfg, root)
+    command = [sys.executable, *train_command(config, output, overrides, launch)]
+    environment = {"DETECTRON2_DATASETS": str(root)} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    if launch.machine_rank:
+        return _join_first_machine(command, output, settings, log=f"train.log.{launch.machine_rank}", env=environment)
     with holding(output) as lock:
         record = open_record(output, settings)
         if record["results"] is not None:
             progress(Progress("kept"))
             return {**record["results"], "seconds": record["seconds"]}
-        resuming = (output / "last_checkpoint").is_file()
-        progress(now := Progress("resuming" if resuming else "starting"))
+        progress(now := Progress("resuming" if (output / "last_checkpoint").is_file() else "starting"))
         log = output / "train.log"
-        command = [sys.executable, TRAIN_NET, "--config-file", config, "--resume", "OUTPUT_DIR", output, *overrides]
-        environment = {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": str(threads)}
         before, start = record["seconds"], time.monotonic()
-        with _process(command, log=log, environment=environment, lock=lock) as process:
+        with _process(command, log=log, environment=environment, locks=[lock]) as process:
             while process.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(POLL_SECONDS)
@@ -114,13 +124,38 @@ def run_training(
                 write_json(output / RECORD, record)
                 now = _where(output, log, cfg.SOLVER.MAX_ITER) or now
                 progress(now)
-        if process.returncode != 0:
-            raise UserError(f"{config} stopped with exit code {process.returncode}; {log} ends:\n{log_tail(log)}")
+        _require_success(process, log)
         record["results"] = _evaluation(output, cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else {}
-        record["commit"] = commit_of_code()
+        record["commit"], record["machine"] = commit_of_code(), describe_machine(launch)
         write_json(output / RECORD, record)
     progress(Progress("finished"))
     return {**record["results"], "seconds": record["seconds"]}
+
+
+def train_command(config, output, overrides: Sequence, launch: Launch) -> list[str]:
+    """The words of a training after ``python``."""
+    words = [TRAIN_NET, "--config-file", config, "--resume", *launch.words(), "OUTPUT_DIR", output, *overrides]
+    return list(map(str, words))
+
+
+def _join_first_machine(command: Sequence, output: Path, settings: Settings, *, log: str, env: Mapping) -> dict:
+    """Train beside the first machine, once its record has these settings. Returns the finished record's figures."""
+    print(f"waiting for the first machine to begin {output}", flush=True)
+    while (record := _read_record(output)) is None or record["settings"] != settings:
+        time.sleep(POLL_SECONDS)
+    if record["results"] is None:
+        with _process(command, log=output / log, environment=env) as process:
+            process.wait()
+        _require_success(process, output / log)
+    while (record := _read_record(output))["results"] is None:
+        time.sleep(POLL_SECONDS)
+    return {**record["results"], "seconds": record["seconds"]}
+
+
+def _require_success(process: subprocess.Popen, log: Path) -> None:
+    if process.returncode != 0:
+        config = process.args[process.args.index("--config-file") + 1]
+        raise UserError(f"{config} stopped with exit code {process.returncode}; {log} ends:\n{log_tail(log)}")
 
 
 def run_together(trainings: Mapping[str, dict], *, at_once: int) -> dict[str, dict]:
@@ -159,18 +194,31 @@ def log_tail(log: str | os.PathLike, lines: int = TAIL_LINES) -> str:
     return "\n".join(f"    {line}" for line in plain[named:])
 
 
+_running: set[subprocess.Popen] = set()
+
+
+def stop_running() -> None:
+    """End the trainings of this process, which save a checkpoint first, and wait for them."""
+    for process in list(_running):
+        process.terminate()
+        with suppress(ChildProcessError):  # not process.wait(): a signal handler may interrupt it, and its lock is held
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+
 @contextmanager
-def _process(command: Sequence, *, log: Path, environment: Mapping[str, str], lock: int):
-    """A process that writes to ``log`` and inherits ``lock``. The end of the block ends it."""
+def _process(command: Sequence, *, log: Path, environment: Mapping[str, str], locks: Sequence[int] = ()):
+    """A process that writes to ``log`` and inherits ``locks``. The end of the block ends it."""
     with open(log, "ab") as stream:
         process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
             env=os.environ | environment,
-            pass_fds=[lock],  # if this process is killed, the run still locks its folder
+            pass_fds=locks,  # if this process is killed, the run still locks its folder
         )  # fmt: skip
+    _running.add(process)
     try:
         yield process
     finally:
+        _running.discard(process)
         if process.poll() is None:
             process.terminate()
             process.wait()
@@ -206,14 +254,6 @@ def _evaluation(output: Path, dataset: str) -> dict:
     return {name.removeprefix("/"): figure for name, figure in figures.items()} | {"per_class": report["per_class"]}
 
 
-def commit_of_code() -> str:
-    """The commit of this code, with a "+" if tracked files have been changed since; "" outside a git repository."""
-    command = ["git", "-C", str(TRAIN_NET.parent), "describe", "--always", "--exclude=*", "--dirty=+"]
-    with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return ""
-
-
 def settings_of(cfg, root: Path) -> Settings:
     """The config without folder and log period, and the hashes of its input files."""
     cfg = cfg.clone()
@@ -230,7 +270,7 @@ def holding(output: Path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"{output}: another training is still writing there; wait for it or stop it.") from error
+            raise Busy(f"{output}: another training is still writing there; wait for it or stop it.") from error
         yield file.fileno()
 
 
@@ -238,13 +278,12 @@ def open_record(output: Path, settings: Settings) -> Record:
     """The record of this run. Files of a run of other settings are moved out of ``output`` first."""
     path = output / RECORD
     others = [entry for entry in output.iterdir() if entry.name != LOCK]
-    if others and not os.path.lexists(path):
+    if others and not os.path.lexists(path) and not _begun_by_hand(output, settings):
         raise UserError(f"{output} holds files that no such run has made: move it away, or name another folder.")
-    remedy = f"if you want to keep the files of this run, rename {output}; else remove it, and it is trained anew"
-    record = read_note(path, kind=Record, remedy=remedy)
+    record = _read_record(output)
     if record and record["settings"] == settings:
         return record
-    if others:
+    if record:
         aside = next(free for n in count(1) if not os.path.lexists(free := output.with_name(f"{output.name}.{n}")))
         aside.mkdir()
         for entry in others:
@@ -253,6 +292,22 @@ def open_record(output: Path, settings: Settings) -> Record:
     record = Record(settings=settings, seconds=0.0, results=None)
     write_json(path, record)
     return record
+
+
+def _begun_by_hand(output: Path, settings: Settings) -> bool:
+    """Whether ``output`` holds a run of this config that train_net.py was called for, without a record."""
+    if not (file := output / "config.yaml").is_file():
+        return False
+    config = yaml.safe_load(file.read_text(errors="replace"))
+    ours = yaml.safe_load(settings["config"])
+    if isinstance(config, dict) and isinstance(config.get("SOLVER"), dict):
+        config["OUTPUT_DIR"], config["SOLVER"]["LOG_PERIOD"] = "", 0
+    return config == ours
+
+
+def _read_record(output: Path) -> Record | None:
+    remedy = f"if you want to keep the files of this run, rename {output}; else remove it, and it is trained anew"
+    return read_note(output / RECORD, kind=Record, remedy=remedy)
 
 
 def read_metrics(output: str | os.PathLike) -> list[dict]:

@@ -1,5 +1,6 @@
 """The console script ``clim`` and the scripts that are the same commands: arguments are answered without torch."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,14 @@ def test_ctrl_c_is_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["eval"])
     assert stopped.value.code == 130 and capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_reproduce_finds_the_packages_that_are_not_installed(tmp_path):
+    """An installed clim has its own packages alone: not those beside it in tools/."""
+    for package in ("projects/CLIM/clim", "tools/clim_commands", "train_net.py"):
+        (tmp_path / Path(package).name).symlink_to(ROOT / package)
+    program = "from clim_commands.main import main; main()"
+    words = ["reproduce", "--scale", "mini", "--table", "2b", "--report", "tables.md"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", program, *words], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr

@@ -1,7 +1,9 @@
 """Rows wait for what they start from, share runs of the same settings, and become lines of a table."""
 
 import json
+import signal
 import threading
+import time
 
 import pytest
 
@@ -10,6 +12,7 @@ from clim_commands.main import main
 from experiments import rows
 from experiments.rows import Row, datasets_of, run_rows
 from experiments.tables import Entry, Table, markdown, report
+from experiments.training import Busy, Progress
 
 START = Row("start.yaml")
 FIRST = Row("tuned.yaml", ("A.B", 1), starts_from=(("MODEL.WEIGHTS", START, "model_final.pth"),))
@@ -21,7 +24,7 @@ def ran(monkeypatch):
     """What was trained, in the order in which it was finished."""
     trained, lock = [], threading.Lock()
 
-    def run_training(config, *, output, overrides, datasets_root):
+    def run_training(config, *, output, overrides, datasets_root, progress):
         with lock:
             trained.append((config.name, output, overrides, datasets_root))
 
@@ -79,6 +82,42 @@ def test_no_worker_waits_for_a_run_that_has_not_begun(tmp_path, ran):
     assert len({row.folder(tmp_path, 0) for row in second}) == 3  # other starts are other runs
 
 
+def test_a_failure_ends_what_starts_from_it_alone_and_an_interrupt_ends_all(tmp_path, monkeypatch):
+    """Ctrl-C reaches the main thread while trainings run in others."""
+    begun, main_thread = [], threading.main_thread().ident
+
+    def run_training(config, *, output, progress, **others):
+        begun.append(config.name)
+        if config.name == "start.yaml":
+            raise UserError("start.yaml failed")
+        if config.name == "long.yaml":
+            signal.pthread_kill(main_thread, signal.SIGINT)
+            while True:
+                progress(Progress("training"))
+                time.sleep(0.01)
+
+    monkeypatch.setattr(rows, "run_training", run_training)
+    with pytest.raises(UserError, match="^start.yaml failed$"):
+        run_rows([(LAST, [0], no_set_up), (Row("other.yaml"), [0], no_set_up)], output=tmp_path, jobs=1)
+    assert begun == ["start.yaml", "other.yaml"]
+    with pytest.raises(KeyboardInterrupt):
+        run_rows([(Row(f"{name}.yaml"), [0], no_set_up) for name in ("long", "more")], output=tmp_path, jobs=1)
+    assert begun == ["start.yaml", "other.yaml", "long.yaml"]
+
+
+def test_a_row_waits_for_a_training_that_outlived_its_command(tmp_path, monkeypatch):
+    answers = [Busy("still writing"), Busy("still writing"), None]
+
+    def run_training(*args, **options):
+        if answer := answers.pop(0):
+            raise answer
+
+    monkeypatch.setattr(rows, "run_training", run_training)
+    monkeypatch.setattr(rows, "POLL_SECONDS", 0.01)
+    run_rows([(START, [0], no_set_up)], output=tmp_path, jobs=1)
+    assert answers == []
+
+
 def test_a_table_shows_what_has_been_run(tmp_path):
     for seed, ap in ((0, 1.0), (2, 4.0)):
         finish(tmp_path, FIRST, seed, AP=ap, AR=5.0)
@@ -88,17 +127,53 @@ def test_a_table_shows_what_has_been_run(tmp_path):
     ) == [
         "| | AP50 | recall | AP50, by seed |",
         "|---|---|---|---|",
-        "| first | 2.5 ± 2.1 | 5.0 ± 0.0 | 1.0, –, 4.0 |",
+        "| first | 2.5 ± 2.1 (2) | 5.0 ± 0.0 (2) | 1.0, –, 4.0 |",
         "| start | not run | not run | –, –, – |",
+        "",
+        "`clim reproduce --scale mini --table 2a`; seeds 0, 2.",
     ]
-    (row,) = markdown(table_of(("first", FIRST), metrics=metrics), output=tmp_path, seeds=[0])[2:]
+    row = markdown(table_of(("first", FIRST), metrics=metrics), output=tmp_path, seeds=[0])[2]
     assert row == "| first | 1.0 | 5.0 | 1.0 |"
 
     def figures(found, root):
         return {"x": found["AP"] + len(root.name)}
 
     more = table_of(("first", FIRST), metrics={"x": "x"}, figures=figures)
-    assert markdown(more, output=tmp_path, seeds=[0, 1])[2:] == ["| first | 9.0 | 9.0, – |"]  # 1 + len("datasets")
+    assert markdown(more, output=tmp_path, seeds=[0, 1])[2] == "| first | 9.0 | 9.0, – |"  # 1 + len("datasets")
+
+
+def test_figures_stand_beside_the_papers(tmp_path):
+    """Each scale shows its own rows; quoted ones stand at full size, and a line says what has been run, and on what."""
+    for row, seed, machine in ((START, 0, "8 x A100"), (FIRST, 1, "8 x H100")):
+        finish(tmp_path, row, seed, bbox=20.04, AP=10.0)
+        record = tmp_path / row.folder(tmp_path, seed) / "results.json"
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"commit": "abc+", "machine": machine}))
+    entries = (
+        Entry("both", START, START, {"AP50": 21.0}),
+        Entry("mini alone", FIRST),
+        Entry("full alone", full=FIRST, published={"AP50": 22}),
+        Entry("theirs", published={"AP50": 23.26}),
+        Entry("unknown"),
+    )
+    table = Table("1b", "rows", entries, {"AP": "AP50"}, no_set_up, full_metrics={"bbox": "AP50", "AP": "AP"})
+    assert table.rows("mini") == table.rows("full") == [START, FIRST]
+    assert markdown(table, output=tmp_path, seeds=[0, 1], scale="full") == [
+        "| | AP50 | AP50, paper | AP | AP50, by seed |",
+        "|---|---|---|---|---|",
+        "| both | 20.0 | 21.0 | 10.0 | 20.0, – |",
+        "| full alone | 20.0 | 22.0 | 10.0 | –, 20.0 |",
+        "| theirs (quoted) |  | 23.3 |  |  |",
+        "| unknown (quoted; figure not verified here) |  |  |  |  |",
+        "",
+        "`clim reproduce --scale full --table 1b`; commit abc+; seeds 0, 1; on 8 x A100, 8 x H100.",
+    ]
+    assert markdown(table, output=tmp_path, seeds=[0])[:4] == [
+        "| | AP50 | AP50, paper | AP50, by seed |",
+        "|---|---|---|---|",
+        "| both | 10.0 | 21.0 | 10.0 |",
+        "| mini alone | not run |  | – |",
+    ]
+    assert (table.heading("mini"), table.heading("full")) == ("Mini Table 1b: rows", "Table 1b: rows")
 
 
 def test_a_paired_line_shows_differences_within_seeds(tmp_path):
@@ -110,11 +185,11 @@ def test_a_paired_line_shows_differences_within_seeds(tmp_path):
     table = table_of(
         ("first", FIRST), ("last", LAST), metrics={"AP": "AP50", "AR": "recall"}, pairs=[("first", "last")]
     )
-    *_, line = markdown(table, output=tmp_path, seeds=[0, 1, 2, 3])
+    *_, line, _, _ = markdown(table, output=tmp_path, seeds=[0, 1, 2, 3])
     cells = "+1.0 ± 3.6 (95 %: -8.0 to +10.0) | +0.5 ± 0.0 (95 %: +0.5 to +0.5) | +5.0, +0.0, -2.0, –"
     assert line == f"| last − first | {cells} |"
-    assert markdown(table, output=tmp_path, seeds=[2])[-1] == "| last − first | -2.0 | +0.5 | -2.0 |"
-    assert markdown(table, output=tmp_path, seeds=[3])[-1] == "| last − first | not run | not run | – |"
+    assert markdown(table, output=tmp_path, seeds=[2])[-3] == "| last − first | -2.0 | +0.5 | -2.0 |"
+    assert markdown(table, output=tmp_path, seeds=[3])[-3] == "| last − first | not run | not run | – |"
 
 
 def test_a_report_replaces_tables_by_title_and_no_word_around_them(tmp_path):
@@ -164,7 +239,7 @@ def test_a_table_without_its_end_and_records_without_figures_are_told(tmp_path):
     assert "By hand" in path.read_text()
     table = table_of(("start", START))
     finish(tmp_path, START, 0, AP=None)
-    assert markdown(table, output=tmp_path, seeds=[0])[2:] == ["| start | not run | – |"]
+    assert markdown(table, output=tmp_path, seeds=[0])[2] == "| start | not run | – |"
     for content in ("", "[]", '{"results": 3}', '{"results": {"AP": "high"}}'):
         (START.folder(tmp_path, 0) / "results.json").write_text(content)
         with pytest.raises(UserError, match=f"{START.folder(tmp_path, 0)}.*: remove .* to train this row anew"):

@@ -13,7 +13,7 @@ from reproduce import TABLES, clip, ov_coco, ov_lvis, own_boxes
 
 def all_rows(tables):
     """{row: its config after the overrides} of the rows of ``tables``, and of what they start from."""
-    rows = [(entry.mini, ()) for table in tables for entry in table.entries]
+    rows = [(row, ()) for table in tables for row in table.rows("mini")]
     return {row: load_config(str(CONFIGS / row.config), list(map(str, row.overrides))) for row, _ in with_origins(rows)}
 
 
@@ -77,7 +77,7 @@ def test_rows_prepare_the_files_that_they_read(tmp_path, monkeypatch):
     calls, root = [], datasets_of(tmp_path, 3)
     for module in (clip, ov_coco):
         monkeypatch.setattr(module, "run_script", lambda name, arguments, **_: calls.append(options(arguments)))
-    partner_rows = [entry.mini for entry in ov_coco.PARTNER_ROWS[1:3]]
+    partner_rows = [entry.mini for entry in ov_coco.PARTNERS[1:]]
     rows = {row: cfg for row, cfg in all_rows((*clip.TABLES, *ov_coco.TABLES)).items() if row.prepare}
     assert set(rows) == {clip.REGION_CLIP, clip.CUT_REGION_CLIP, *partner_rows}
     for row, cfg in rows.items():
@@ -103,7 +103,7 @@ def options(arguments):
 
 
 def test_partners_differ_in_their_list_alone_and_a_control_follows_the_row_that_makes_it():
-    rows = [entry.mini for entry in ov_coco.PARTNER_ROWS]
+    rows = [entry.mini for entry in (*ov_coco.PARTNERS, *ov_coco.PARTNER_CONTROLS)]
     configs = all_rows(ov_coco.TABLES)
     lists = ["random", "mini/metadata/neighbours_text.npy", "mini/metadata/neighbours_image.npy"]
     assert [configs[row].INPUT.MOSAIC.PARTNERS for row in rows] == lists * 2
