@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
+from clim.data.captions import read_captions
 from clim.engine import load_config
 from clim.files import read_json, write_json
 from clim_commands.outputs import read_note
@@ -38,6 +39,7 @@ DIFFERENCES = (
     ("more texts: single images", "21 captions, stacked", "4 captions"),
     ("more and smaller tiles", "CLIM", "CLIM, 4 captions"),
 )
+AGAIN = "remove mini_factor, and it is drawn again"
 NOVEL, TEST = "AP50_novel", "test scenes"
 STEPS, REPEATS = 40, 20  # batches whose objects are measured; steps behind a mean of seconds
 
@@ -87,7 +89,8 @@ def side_table(output: Path, seed: int) -> list[str]:
         if name == TEST:
             sides = sides_at_test("mini_ov_val")
         else:
-            sides = shown_sides(config_of(name, factor, seed), read_pairs(root, "captions", factor), steps=STEPS)
+            pairs = read_json(pairs_file(root, "captions", factor), remedy=AGAIN)
+            sides = shown_sides(config_of(name, factor, seed), pairs, steps=STEPS)
         low, median, high = np.quantile(sides, (0.1, 0.5, 0.9))
         return f"{median:.0f} ({low:.0f}–{high:.0f})"
 
@@ -138,9 +141,8 @@ def explained(output: Path, name: str, factor: float, seed: int) -> dict | None:
         with data_of(output, seed) as root:
             found = {"by_size": ap50_by_size(folder, "mini_ov_val"), "company": {}}
             if name == "CLIM":
-                pairs, images = read_pairs(root, "held_out", factor), root / "mini_factor" / set_name(factor)
                 cfg = config_of(name, factor, seed, "MODEL.WEIGHTS", folder / "model_final.pth")
-                found["company"] = company(cfg, pairs, images)
+                found["company"] = company(cfg, held_out(root, factor))
         write_json(path, found)
     return found
 
@@ -172,9 +174,14 @@ def data_of(output: Path, seed: int) -> Iterator[Path]:
         yield root
 
 
-def read_pairs(root: Path, part: str, factor: float) -> Mapping:
-    path = root / f"mini_factor/annotations/{part}_{set_name(factor)}.json"
-    return read_json(path, remedy=f"remove {path.parents[1]}, and it is drawn again")
+def pairs_file(root: Path, part: str, factor: float) -> Path:
+    return root / f"mini_factor/annotations/{part}_{set_name(factor)}.json"
+
+
+def held_out(root: Path, factor: float) -> Sequence[Mapping]:
+    """Records of the held-out pairs of a factor."""
+    images = root / "mini_factor" / set_name(factor)
+    return read_captions(str(pairs_file(root, "held_out", factor)), str(images), remedy=AGAIN)
 
 
 def percent(part: int, whole: int) -> str:

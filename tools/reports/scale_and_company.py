@@ -5,7 +5,7 @@ held-out pairs, with a trained model.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -63,36 +63,26 @@ def ap50_by_size(run: Path, dataset: str) -> dict[str, float | None]:
     return {name: None if mean is None else float(mean.mean()) for name, mean in zip(areas, means, strict=True)}
 
 
-def company(cfg, pairs: Mapping, images: Path, *, grids=(2, 3, 4)) -> dict[str, dict[str, int]]:
+def company(cfg, records: Sequence[Mapping], *, grids=(2, 3, 4)) -> dict[str, dict[str, int]]:
     """{grid: counts} of tiles of held-out mosaics that the model names right, among neighbours and alone.
 
-    ``pairs``: a COCO dict with one object in each image of the folder ``images``. A grid has as many tiles as there are
-    pairs, or a few less. "alone" is the same tile at the same place, and the canvas is grey. "neighbour" counts wrong
-    answers that are the concept of a neighbour; alone, this one is not to be seen.
+    ``records``: pairs whose first tag is the concept of their object. A grid has as many tiles as there are pairs, or a
+    few less. "alone" is the same tile at the same place, and the canvas is grey. "neighbour" counts wrong answers that
+    are the concept of a neighbour; alone, this one is not to be seen.
     """
-    model = load_model(cfg).eval()
-    concepts = {o["image_id"]: o["category_id"] - 1 for o in pairs["annotations"]}
-    records = [
-        {"file_name": str(images / image["file_name"]), "image_id": image["id"], "captions": image["captions"]}
-        | {side: image[side] for side in ("height", "width")}
-        for image in pairs["images"]
-    ]
-    found = {}
+    model, key, found = load_model(cfg), cfg.INPUT.MOSAIC, {}
+    options = {"short": key.SIZE, "long": key.SIZE, "flip": key.FLIP, "stream": 0, "image_format": cfg.INPUT.FORMAT}
     for n in grids:
-        side, flip = cfg.INPUT.MOSAIC.SIZE, cfg.INPUT.MOSAIC.FLIP
-        mapper = CanvasMapper(
-            records, grids=[n], short=side, long=side, flip=flip, seed=n, stream=0, image_format=cfg.INPUT.FORMAT
-        )
+        mapper = CanvasMapper(records, grids=[n], seed=n, **options)
         counts = Counter(dict.fromkeys(("tiles", "right", "right alone", "neighbour", "neighbour alone"), 0))
         for i in range(len(records) // n**2):
             sample = mapper(index=i, epoch=0)
-            shown = [concepts[image_id] for image_id in sample["tiles"].image_ids.tolist()]
+            shown = [tags[0] for tags in sample["tiles"].tags]
             counts["tiles"] += len(shown)
             for answers, where in zip(tile_answers(model, sample, grey=mapper.pad_value), ("", " alone"), strict=True):
-                counts["right" + where] += sum(a == own for a, own in zip(answers, shown, strict=True))
-                counts["neighbour" + where] += sum(
-                    a != own and a in shown for a, own in zip(answers, shown, strict=True)
-                )
+                for answer, own in zip(answers, shown, strict=True):
+                    counts["right" + where] += answer == own
+                    counts["neighbour" + where] += answer != own and answer in shown
         found[f"{n} x {n}"] = dict(counts)
     return found
 
@@ -108,8 +98,7 @@ def tile_answers(model, sample: Mapping, *, grey: float) -> Iterator[list[int]]:
     number = len(boxes)
     canvas = torch.cat([torch.zeros(number, dtype=torch.int64), torch.arange(1, number + 1)])
     regions = Regions(boxes.repeat(2, 1), canvas, torch.eye(number, dtype=torch.bool).repeat(2, 1))
-    regions = {"caption": regions}
-    *_, (_, embeddings) = embed_regions(model.roi_heads, model.backbone(images.tensor), regions)
+    *_, (_, embeddings) = embed_regions(model.roi_heads, model.backbone(images.tensor), {"caption": regions})
     cosines = embeddings["caption"] @ model.classifier.class_embeddings[:-1].T
     yield from (part.argmax(dim=1).tolist() for part in cosines.split(number))
 

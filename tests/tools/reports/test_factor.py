@@ -52,7 +52,7 @@ def test_a_row_is_measured_once_on_the_data_of_its_seed(output, monkeypatch):
     counts = {"tiles": 8, "right": 6, "right alone": 8, "neighbour": 1, "neighbour alone": 0}
     monkeypatch.setattr(factor, "ap50_by_size", measured({"smallest": 1.0, "middle": None, "largest": 9.0}))
     monkeypatch.setattr(factor, "company", measured({"2 x 2": counts}))
-    monkeypatch.setattr(factor, "read_pairs", lambda root, part, value: (part, value))
+    monkeypatch.setattr(factor, "held_out", lambda root, value: ("held out", value))
     for _ in range(2):
         thirds = cells(factor.third_table(output, [0, 1, 2]))
         company = cells(factor.company_table(output, [0, 1, 2]))
@@ -60,8 +60,7 @@ def test_a_row_is_measured_once_on_the_data_of_its_seed(output, monkeypatch):
     assert company["4, 2 x 2"] == ["16", "75.0", "100.0", "50.0", "–"]
     roots = [str(datasets_of(output, seed)) for seed in (0, 1)]
     assert sorted(root for root, _ in calls) == [roots[0]] * 3 + [roots[1]] * 5
-    held_out = {arguments[1] for _, arguments in calls if len(arguments) == 3}
-    assert held_out == {("held_out", 1.0), ("held_out", 4.0)}
+    assert {a[1] for _, a in calls if a[1] != "mini_ov_val"} == {("held out", 1.0), ("held out", 4.0)}
 
 
 def test_the_figure_and_the_page_need_no_whole_run(output, monkeypatch):
@@ -69,7 +68,8 @@ def test_the_figure_and_the_page_need_no_whole_run(output, monkeypatch):
     monkeypatch.setattr(factor, "step_seconds", lambda configs, **_: {name: seconds[name] for name in configs})
     monkeypatch.setattr(factor, "ap50_by_size", lambda *_: dict.fromkeys(factor.THIRDS))
     monkeypatch.setattr(factor, "company", lambda *_: {})
-    monkeypatch.setattr(factor, "read_pairs", lambda *_: {})
+    monkeypatch.setattr(factor, "held_out", lambda *_: [])
+    monkeypatch.setattr(factor, "read_json", lambda *_, **__: {})
     monkeypatch.setattr(factor, "shown_sides", lambda cfg, pairs, steps: [10.0 * len(cfg.INPUT.CAPTION.SCALES)] * 3)
     monkeypatch.setattr(factor, "sides_at_test", lambda name: [1.0, 2.0, 3.0])
     *_, table = TABLES

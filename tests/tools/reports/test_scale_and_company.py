@@ -13,7 +13,7 @@ from clim.methods import Regions
 from clim.modeling.region_pooling import embed_regions
 from mini.factor import build_factor
 from reports import scale_and_company
-from reports.factor import config_of, read_pairs
+from reports.factor import config_of, held_out, pairs_file
 from reports.scale_and_company import ap50_by_size, company, shown_sides, sides_at_test, tile_answers
 
 SQUARES = {"small": [0, 0, 10, 10], "middle": [20, 20, 30, 30], "large": [100, 100, 80, 80]}  # XYWH
@@ -49,7 +49,7 @@ def test_ap50_of_each_third_counts_the_novel_objects_of_that_size(tmp_path):
 
 
 def test_sides_are_those_of_the_images_times_what_a_canvas_makes_of_them(root):
-    pairs = read_pairs(root, "captions", 2.5)
+    pairs = json.loads(pairs_file(root, "captions", 2.5).read_text())
     of_file = {max(o["bbox"][2:]) for o in pairs["annotations"]}
     for name, count, widths in (
         ("4 captions", 4, {128}),
@@ -93,7 +93,7 @@ def test_answers_are_those_of_single_canvases(root):
 
 
 def test_counts_of_answers(root, monkeypatch):
-    pairs, seen = read_pairs(root, "held_out", 4.0), []
+    pairs, seen = json.loads(pairs_file(root, "held_out", 4.0).read_text()), []
     concepts = {o["image_id"]: o["category_id"] - 1 for o in pairs["annotations"]}
 
     def answers(model, sample, *, grey):
@@ -102,7 +102,7 @@ def test_counts_of_answers(root, monkeypatch):
         return [[shown[0], *shown[:-1]], [*shown[:-1], -1]]  # the first is right, the others name a neighbour
 
     monkeypatch.setattr(scale_and_company, "tile_answers", answers)
-    found = company(config_of("CLIM", 4.0, 7, "MODEL.WEIGHTS", ""), pairs, root / "mini_factor/x4", grids=(2,))
+    found = company(config_of("CLIM", 4.0, 7, "MODEL.WEIGHTS", ""), held_out(root, 4.0), grids=(2,))
     ((first, *others),) = seen  # 5 pairs are one canvas of 2 x 2
     right = 1 + sum(a == b for a, b in zip([first, *others[:-1]], others, strict=True))
     assert found == {
