@@ -50,15 +50,10 @@ class Analysis:
         metadata = MetadataCatalog.get(dataset)
         self.records, self.names = DatasetCatalog.get(dataset), list(metadata.thing_classes)
         self.novel = frozenset(k for k, name in enumerate(self.names) if name in metadata.novel_classes)
-        self.truth = [_truth(record) for record in self.records]
+        self.truth = [truth_of(record) for record in self.records]
         self.shown, self.precision = {}, {}
         for run in runs:
-            path = folder / run / "inference" / dataset / "coco_instances_results.json"
-            results = read_json(path, kind=list[Detection], remedy=AGAIN)
-            try:
-                found = _detections(results, self.records, metadata)
-            except KeyError as error:
-                raise UserError(f"{path} has the id {error}, which {dataset} has not: {AGAIN}.") from error
+            found = read_detections(folder / run, dataset, self.records)
             self.precision[run] = precision(self.truth, found, num_classes=len(self.names))
             bias = _bias(folder / run / "model_final.pth")
             self.shown[run] = [_shown(one, bias=bias, threshold=threshold, overlap=overlap, top=top) for one in found]
@@ -85,19 +80,34 @@ class Analysis:
         return sv.ConfusionMatrix.from_detections(self.shown[run], self.truth, **options).matrix
 
 
-def precision(truth: Sequence[sv.Detections], found: Sequence[sv.Detections], *, num_classes: int) -> np.ndarray:
-    """(R, K, A) precision at IoU .5 of COCO's evaluation; -1 for a class without objects of that size."""
+def read_detections(run: Path, dataset: str, records: Sequence[Mapping]) -> list[sv.Detections]:
+    """What the evaluation of the folder ``run`` has written: an sv.Detections for each record of ``dataset``."""
+    path = run / "inference" / dataset / "coco_instances_results.json"
+    try:
+        results = read_json(path, kind=list[Detection], remedy=AGAIN)
+        return _detections(results, records, MetadataCatalog.get(dataset))
+    except KeyError as error:
+        raise UserError(f"{path} has the id {error}, which {dataset} has not: {AGAIN}.") from error
+
+
+def precision(
+    truth: Sequence[sv.Detections], found: Sequence[sv.Detections], *, num_classes: int, areas=AREAS
+) -> np.ndarray:
+    """(R, K, A) precision at IoU .5 of COCO's evaluation; -1 for a class without objects of that size.
+
+    ``areas``: {name: (lowest, highest)} in square pixels.
+    """
     evaluation = COCOeval_faster(iouType="bbox", print_function=lambda *_: None)
     params = evaluation.params
     params.imgIds, params.catIds, params.iouThrs = list(range(1, len(truth) + 1)), list(range(num_classes)), [IOU]
-    params.areaRng, params.areaRngLbl = list(map(list, AREAS.values())), list(AREAS)
+    params.areaRng, params.areaRngLbl = list(map(list, areas.values())), list(areas)
     params.maxDets = [max([1, *map(len, found)])]
     images, categories = [{"id": i} for i in params.imgIds], [{"id": k} for k in params.catIds]
     evaluation.cocoGt = indexed(images, categories, _annotations(truth))
     evaluation.cocoDt = indexed(images, categories, _annotations(found))
     evaluation.evaluate()
     evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"]).reshape(-1, num_classes, len(AREAS))
+    return np.asarray(evaluation.eval["precision"]).reshape(-1, num_classes, len(areas))
 
 
 def class_mean(precision: np.ndarray, classes: Sequence[int]) -> np.ndarray | None:
@@ -115,7 +125,8 @@ def _annotations(images: Sequence[sv.Detections]):
             yield {"image_id": i, "category_id": k, "score": score, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
 
 
-def _truth(record: Mapping) -> sv.Detections:
+def truth_of(record: Mapping) -> sv.Detections:
+    """The boxes of a record of a data set, without crowds."""
     boxes = [(a["bbox"], a["category_id"]) for a in record["annotations"] if not a.get("iscrowd", 0)]
     return _boxes([box for box, _ in boxes], [k for _, k in boxes])
 
