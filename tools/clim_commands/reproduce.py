@@ -4,13 +4,14 @@ import argparse
 
 from .inputs import count, output_file, output_folder, quiet_logging, whole
 
-NAMES = ("1a", "1b", "2a", "2b", "3", "4", "5", "cluttered", "vldet", "own")
+DRAWN = ("1a", "1b", "2a", "2b", "3", "4", "5", "cluttered", "vldet", "own")
+NAMES = (*DRAWN, "photos3", "photos1a")  # photos need data of the user's, so they are trained only if named
 
 
 def add_reproduce_options(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clim reproduce``."""
     add = parser.add_argument
-    add("--table", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=f"one or more of {', '.join(NAMES)}")
+    add("--table", nargs="+", choices=NAMES, default=DRAWN, metavar="NAME", help=f"one or more of {', '.join(NAMES)}")
     add("--scale", choices=("mini",), default="mini", help="mini: the mini benchmark, on a CPU")
     add("--output", type=output_folder, default="output/reproduce", help="folder of all runs (%(default)s)")
     add("--seeds", type=whole, nargs="+", help="(default: those of each table)")

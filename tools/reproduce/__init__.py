@@ -5,6 +5,6 @@ A module declares the tables of one subject. :data:`TABLES` lists them all, in t
 
 from experiments.tables import Table
 
-from . import clip, ov_coco, ov_lvis, own_boxes
+from . import clip, ov_coco, ov_lvis, own_boxes, photos
 
-TABLES: tuple[Table, ...] = (*ov_coco.TABLES, *clip.TABLES, *ov_lvis.TABLES, *own_boxes.TABLES)
+TABLES: tuple[Table, ...] = (*ov_coco.TABLES, *clip.TABLES, *ov_lvis.TABLES, *own_boxes.TABLES, *photos.TABLES)
