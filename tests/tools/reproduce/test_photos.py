@@ -107,6 +107,21 @@ def test_embeddings_have_the_names_of_the_classes_and_those_that_are_there_stay(
         assert np.load(tmp_path / f"{file}.npy").shape == (len(names), 2)
 
 
+def test_novel_classes_count_as_named_from_ten_photos_on(tmp_path):
+    path = tmp_path / photos.CAPTIONS
+    path.parent.mkdir(parents=True)
+    tags = [[17], [17, 18, 5, 1]] + [[18, 5, 1]] * 9
+    categories = [{"id": key, "name": name} for key, name in ((1, "person"), (5, "airplane"), (17, "cat"), (18, "dog"))]
+    images = [{"id": i, "pos_category_ids": ids} for i, ids in enumerate(tags)]
+    path.write_text(json.dumps({"images": images, "categories": categories}))
+    rows = [("person", "base", 50), ("airplane", "novel", 4), ("cat", "novel", 30), ("dog", "novel", 7)]
+    rows = [dict(zip(("class", "split", "AP50"), row, strict=True)) for row in rows]
+    assert photos.named_figures({"per_class": rows}, tmp_path) == {"AP50_named": 5.5}
+    rows[1]["AP50"] = None  # a class without objects
+    assert photos.named_figures({"per_class": rows}, tmp_path) == {"AP50_named": 7}
+    assert photos.named_figures({"per_class": rows[:3]}, tmp_path) == {"AP50_named": None}
+
+
 def test_classes_are_spoken_as_people_say_them_and_stay_different():
     spoken = dict(zip(PANOPTIC_NAMES, map(photos.spoken_class, PANOPTIC_NAMES), strict=True))
     assert len(set(spoken.values())) == len(spoken) == 133
