@@ -253,14 +253,25 @@ def report(files: dict[str, dict], *, below: str) -> str:
 
 def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]:
     """{path below coco/: function that builds its content}, after checking the published counts."""
+    annotations = source / "annotations"
+    train, val = (read_instances(annotations / f"instances_{part}2017.json") for part in ("train", "val"))
+    made = split_files(train, val)
+    captions = partial(
+        read_whole, annotations / "captions_train2017.json", kind=NumberedPairFile[Text], remedy=DOWNLOAD
+    )
+    made["annotations/captions_train2017_tags_allcaps.json"] = lambda: tag_captions(
+        captions(), val["categories"], rule=rule
+    )
+    return made
+
+
+def split_files(train: dict, val: dict) -> dict[str, Callable[[], dict | list]]:
+    """As :func:`contents`, of instances alone."""
     from clim.data.categories import BASE_IDS, NOVEL_IDS
 
-    annotations = source / "annotations"
     both = BASE_IDS + NOVEL_IDS
-    train = read_instances(annotations / "instances_train2017.json")
     train_seen = keep_classes(train, BASE_IDS, drop_empty_images=True)
     check_full_set("train", train, train_seen)
-    val = read_instances(annotations / "instances_val2017.json")
     val_parts = {
         name: (ids, keep_classes(val, ids, drop_empty_images=True))
         for name, ids in {"all": both, "seen": BASE_IDS, "unseen": NOVEL_IDS}.items()
@@ -278,12 +289,6 @@ def contents(source: Path, *, rule: str) -> dict[str, Callable[[], dict | list]]
     clims = {"train2017_base": (train, BASE_IDS), "val2017_base": (val, BASE_IDS), "val2017_novel": (val, NOVEL_IDS)}
     for name, (instances, ids) in clims.items():
         made[f"wusize/instances_{name}.json"] = partial(keep_classes, instances, ids, drop_empty_images=False)
-    captions = partial(
-        read_whole, annotations / "captions_train2017.json", kind=NumberedPairFile[Text], remedy=DOWNLOAD
-    )
-    made["annotations/captions_train2017_tags_allcaps.json"] = lambda: tag_captions(
-        captions(), val["categories"], rule=rule
-    )
     return made
 
 

@@ -125,7 +125,7 @@ def run_training(
                 now = _where(output, log, cfg.SOLVER.MAX_ITER) or now
                 progress(now)
         _require_success(process, log)
-        record["results"] = _evaluation(output, cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else {}
+        record["results"] = _evaluation(output, cfg.DATASETS.TEST) if cfg.DATASETS.TEST else {}
         record["commit"], record["machine"] = commit_of_code(), describe_machine(launch)
         write_json(output / RECORD, record)
     progress(Progress("finished"))
@@ -243,8 +243,17 @@ def _end_of(path: Path, size: int = 8192) -> str:
         return file.read().decode(errors="replace")
 
 
-def _evaluation(output: Path, dataset: str) -> dict:
-    folder = output / "inference" / dataset
+def _evaluation(output: Path, datasets: Sequence[str]) -> dict:
+    """The figures of the first data set, its rows as "per_class", and figures of the others as "DATASET/…"."""
+    first, *others = datasets
+    found = _report(output / "inference" / first)
+    for name in others:
+        figures = _report(output / "inference" / name)
+        found |= {f"{name}/{key}": figure for key, figure in figures.items() if key != "per_class"}
+    return found
+
+
+def _report(folder: Path) -> dict:
     remedy = "remove it and call this again: the evaluation writes it anew"
     reports = (read_note(folder / name, kind=Report, remedy=remedy) for name in REPORTS)
     report = next(filter(None, reports), None)

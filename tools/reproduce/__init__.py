@@ -5,6 +5,8 @@ A module declares the tables of one subject. :data:`TABLES` lists them all, in t
 
 from experiments.tables import Table
 
-from . import clip, factor, ov_coco, ov_lvis, own_boxes
+from . import clip, factor, ov_coco, ov_lvis, own_boxes, photos
 
-TABLES: tuple[Table, ...] = (*ov_coco.TABLES, *clip.TABLES, *ov_lvis.TABLES, *own_boxes.TABLES, *factor.TABLES)
+TABLES: tuple[Table, ...] = tuple(
+    table for module in (ov_coco, clip, ov_lvis, own_boxes, factor, photos) for table in module.TABLES
+)

@@ -79,13 +79,16 @@ def test_a_finished_run_is_kept(tmp_path, stand_in):
     assert environment == {"DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "3"}
 
 
-def test_figures_of_masks_and_boxes_have_their_task_in_front(tmp_path):
-    folder = tmp_path / "inference/set"
-    folder.mkdir(parents=True)
-    summary = {"segm": {"AP": 3.0, "APr": None}, "bbox": {"AP": 4.0}}
-    (folder / "lvis_results.json").write_text(json.dumps({"dataset": "set", "summary": summary, "per_class": []}))
-    expected = {"segm/AP": 3.0, "segm/APr": None, "bbox/AP": 4.0, "per_class": []}
-    assert training._evaluation(tmp_path, "set") == expected
+def test_figures_of_tasks_and_of_further_sets_have_their_names_in_front(tmp_path):
+    for name, figure in (("set", 4.0), ("other", 5.0)):
+        (tmp_path / "inference" / name).mkdir(parents=True)
+        summary = {"segm": {"AP": 3.0, "APr": None}, "bbox": {"AP": figure}}
+        report = {"dataset": name, "summary": summary, "per_class": [{"class": name}]}
+        (tmp_path / "inference" / name / "lvis_results.json").write_text(json.dumps(report))
+    expected = {"segm/AP": 3.0, "segm/APr": None, "bbox/AP": 4.0, "per_class": [{"class": "set"}]}
+    assert training._evaluation(tmp_path, ["set"]) == expected
+    others = {"other/segm/AP": 3.0, "other/segm/APr": None, "other/bbox/AP": 5.0}
+    assert training._evaluation(tmp_path, ["set", "other"]) == expected | others
 
 
 def test_other_settings_start_over(tmp_path, stand_in):
