@@ -83,25 +83,24 @@ def run_rows(rows: Iterable[tuple[Row, Sequence[int], SetUp]], *, output: Path, 
         set_up(datasets_of(output, seed), seed=seed)
     started: dict[Path, Future] = {}
     stopped = threading.Event()
-    with ThreadPoolExecutor(jobs) as pool:
+    errors = {}  # a run that fails ends those that start from it with the same error, and no other
+    pool = ThreadPoolExecutor(jobs)
+    try:
         for row, seeds in sorted(with_origins((row, seeds) for row, seeds, _ in rows), key=lambda r: r[0].depth):
             for seed in seeds:
                 if (folder := row.folder(output, seed)) not in started:
                     needed = [started[origin.folder(output, seed)] for origin in row.origins]
                     options = {"needed": needed, "progress": partial(raise_if_set, stopped)}
                     started[folder] = pool.submit(run_row, row, seed, output=output, **options)
-        errors = {}  # a run that fails ends those that start from it with the same error, and no other
-        try:
-            for done, job in enumerate(started.values(), 1):
-                if isinstance(error := job.exception(), UserError):
-                    errors[id(error)] = error
-                else:
-                    job.result()
-                print(f"{done} of {len(started)} trainings over, {time.strftime('%H:%M:%S')}", flush=True)
-        except BaseException:  # Ctrl-C: trainings end with this process
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for done, job in enumerate(started.values(), 1):
+            if isinstance(error := job.exception(), UserError):
+                errors[id(error)] = error
+            else:
+                job.result()
+            print(f"{done} of {len(started)} trainings over, {time.strftime('%H:%M:%S')}", flush=True)
+    finally:  # after Ctrl-C, trainings end with this process
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
     if errors:
         raise UserError("\n".join(map(str, errors.values())))
 
