@@ -3,6 +3,8 @@
 import argparse
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from clim.errors import UserError
@@ -17,7 +19,8 @@ NAMES = (*DRAWN, "photos3", "photos1a")  # photos need data of the user's, so th
 def add_reproduce_options(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``clim reproduce``."""
     add = parser.add_argument
-    add("--table", nargs="+", choices=NAMES, default=DRAWN, metavar="NAME", help=f"one or more of {', '.join(NAMES)}")
+    table_help = f"one or more of {', '.join(NAMES)} (default: all but those whose name begins with photos)"
+    add("--table", nargs="+", choices=NAMES, default=DRAWN, metavar="NAME", help=table_help)
     add("--scale", choices=("full", "mini"), default="full", help="mini: the mini benchmark, on a CPU (%(default)s)")
     add("--output", type=output_folder, default="output/reproduce", help="folder of all runs (%(default)s)")
     add("--seeds", type=whole, nargs="+", help="(default: 0; those of each table on the mini benchmark)")
@@ -46,28 +49,30 @@ def reproduce(args: argparse.Namespace) -> None:
     of submitit (timeout_min, mem_gb, cpus_per_task, slurm_…) and options of sbatch (partition, account, …).
     """
     sys.path.append(str(Path(__file__).resolve().parents[1]))  # the next three packages are not installed
+    from experiments.launch import ONE_PROCESS, Launch
     from experiments.rows import finished, run_rows
     from experiments.tables import markdown, report
     from reproduce import TABLES
 
     quiet_logging()
-    if args.scale == "mini" and (args.dry_run or args.slurm is not None or args.num_gpus * args.num_machines != 1):
-        raise UserError("--dry-run, --slurm, --num-gpus and --num-machines are for --scale full.")
-    scale, output = args.scale, args.output / args.scale
+    launch = Launch(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
+    if args.scale == "mini" and (args.dry_run or args.slurm is not None or launch != ONE_PROCESS):
+        raise UserError("--dry-run, --slurm and the options of GPUs and machines are for --scale full.")
+    scale, output, seeds = args.scale, args.output / args.scale, tuple(dict.fromkeys(args.seeds or ()))
     tables = [
-        (table, args.seeds or (table.seeds if scale == "mini" else (0,)))
+        (table, seeds or (table.seeds if scale == "mini" else (0,)))
         for table in TABLES
         if table.name in args.table and table.rows(scale)
     ]
     if not tables:
         raise UserError(f"--table {' '.join(args.table)}: no rows with --scale {scale}.")
-    if args.report is None and scale == "full":
-        if run_full(args, tables, output):
-            return
-    elif args.report is None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that trainings end with this process
-        rows = [(row, seeds, table.set_up) for table, seeds in tables for row in table.rows(scale)]
-        run_rows(rows, output=output, jobs=args.jobs)
+    if args.report is None:
+        with sigterm_like_ctrl_c():
+            if scale == "mini":
+                rows = [(row, seeds, table.set_up) for table, seeds in tables for row in table.rows(scale)]
+                run_rows(rows, output=output, jobs=args.jobs)
+            elif run_full(args, tables, launch, output):
+                return
     path = args.report or output / "tables.md"
     done = [
         (table, seeds)
@@ -81,13 +86,21 @@ def reproduce(args: argparse.Namespace) -> None:
             draw(output, seeds, path.with_name(name))
 
 
-def run_full(args: argparse.Namespace, tables: list, output: Path) -> bool:
+@contextmanager
+def sigterm_like_ctrl_c() -> Iterator[None]:
+    """In this block SIGTERM raises KeyboardInterrupt, so that trainings end with this process."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_full(args: argparse.Namespace, tables: list, launch, output: Path) -> bool:
     """Run, submit or only show the rows of ``tables`` at full size. True: there is nothing to report."""
     from experiments.full import assumptions, dry_run, plan, run_tasks
-    from experiments.launch import Launch
     from reproduce.full import STEPS
 
-    launch = Launch(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     everything = {}
     for table, seeds in tables:
         tasks = plan(table.rows("full"), seeds, output=output, steps=STEPS)

@@ -92,14 +92,18 @@ def submit(tasks: Mapping[Task, Sequence[Task]], launch: Launch, words: Sequence
 
 
 def _submit(task: Task, launch: Launch, common: Mapping, *, after: Sequence[str], folder: Path) -> str:
-    executor = submitit.AutoExecutor(folder=str(folder / "%j"), cluster="slurm", slurm_max_num_timeout=REQUEUES)
+    """The number of a new job. UserError if there is no Slurm here, or if it refuses the job."""
     machines, gpus = (1, 1) if isinstance(task, Preparation) else (launch.num_machines, launch.num_gpus)
     own = common["slurm_additional_parameters"]
     if after:
         own = own | {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
-    executor.update_parameters(
-        **common | {"slurm_additional_parameters": own},
-        name=task.name, nodes=machines, tasks_per_node=1, gpus_per_node=gpus,
-        slurm_srun_args=["--kill-on-bad-exit=1"],  # else machines wait for one that has failed
-    )  # fmt: skip
-    return executor.submit(Job(task, launch)).job_id
+    try:
+        executor = submitit.AutoExecutor(folder=str(folder / "%j"), cluster="slurm", slurm_max_num_timeout=REQUEUES)
+        executor.update_parameters(
+            **common | {"slurm_additional_parameters": own},
+            name=task.name, nodes=machines, tasks_per_node=1, gpus_per_node=gpus,
+            slurm_srun_args=["--kill-on-bad-exit=1"],  # else machines wait for one that has failed
+        )  # fmt: skip
+        return executor.submit(Job(task, launch)).job_id
+    except (RuntimeError, NameError) as error:  # submitit's: no srun, sbatch's refusal; an unknown parameter
+        raise UserError(f"--slurm: {error}") from error

@@ -49,7 +49,7 @@ class Settings(TypedDict):
 class Record(TypedDict):
     """Settings of a run, seconds over all sessions, and the evaluator's figures with its rows as "per_class".
 
-    commit: of this code when the run was finished, with a "+" if files were changed since.
+    commit: of this code when the last session began, with a "+" if files were changed since that commit.
     machine: its GPUs or cores, and torch's version.
     """
 
@@ -114,7 +114,7 @@ def run_training(
             return {**record["results"], "seconds": record["seconds"]}
         progress(now := Progress("resuming" if (output / "last_checkpoint").is_file() else "starting"))
         log = output / "train.log"
-        before, start = record["seconds"], time.monotonic()
+        before, start, commit = record["seconds"], time.monotonic(), commit_of_code()
         with _process(command, log=log, environment=environment, locks=[lock]) as process:
             while process.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
@@ -126,7 +126,7 @@ def run_training(
                 progress(now)
         _require_success(process, log)
         record["results"] = _evaluation(output, cfg.DATASETS.TEST) if cfg.DATASETS.TEST else {}
-        record["commit"], record["machine"] = commit_of_code(), describe_machine(launch)
+        record["commit"], record["machine"] = commit, describe_machine(launch)
         write_json(output / RECORD, record)
     progress(Progress("finished"))
     return {**record["results"], "seconds": record["seconds"]}

@@ -204,7 +204,7 @@ def _add_input(cfg, node) -> None:
     cfg.INPUT.CAPTION = caption = node()
     caption.SHORT_SIDE = 400  # px
     caption.LONG_SIDE = 667  # px, at most
-    caption.SCALES = [1.0]  # factors of both sides, of which each single image takes one, drawn uniformly
+    caption.SCALES = [1.0]  # factors of both sides; each image takes one at random (not with CROP or JITTER_SIZE)
     caption.FLIP = 0.5  # probability of a horizontal flip
     caption.CROP = 0  # px; above 0: a random crop, resized to a square of this side (CLIP); 0: the whole image
     caption.CROP_SCALE = [0.9, 1.0]  # part of the image's area

@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -114,11 +115,22 @@ def test_a_missing_file_stops_before_the_first_training(tmp_path, calls, capsys)
     assert "instances_val_all.json is missing: make it with: python tools/make_mini.py" in error and not calls()
 
 
-@pytest.mark.parametrize("words", [["--scale", "mini", "--num-gpus", "8"], ["--scale", "mini", "--table", "2b"]])
+@pytest.mark.parametrize("words", ["--num-gpus 8", "--machine-rank 1", "--slurm", "--dry-run", "--table 2b"])
 def test_options_that_do_not_go_with_a_scale_are_told(calls, words, capsys):
     with pytest.raises(SystemExit):
-        reproduce(*words)
+        reproduce("--scale", "mini", *words.split())
     assert "--scale" in capsys.readouterr().err and not calls()
+
+
+@pytest.mark.parametrize("scale", ["full", "mini"])
+def test_sigterm_is_like_ctrl_c_until_the_trainings_are_over(calls, scale, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("reproduce.TABLES", [TABLES[0]._replace(entries=[Entry("both", TUNED, TUNED)])])
+    for function in ("full.run_tasks", "rows.run_rows"):
+        monkeypatch.setattr(f"experiments.{function}", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as ended:
+        reproduce("--scale", scale, "--table", "2a")
+    assert ended.value.code == 130 and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_other_machines_train_what_the_first_one_begins(tmp_path, calls):
@@ -259,6 +271,14 @@ def test_a_job_trains_with_its_machine_and_is_queued_again_when_training_has_sto
     monkeypatch.setattr(module, "stop_running", lambda: ran.append("stopped"))
     again, function = job.__submitit_checkpoint__()
     assert ran[2:] == ["stopped"] and (again, function) == ("again", job)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no srun"), NameError("Unknown argument slurm_x")])
+def test_what_slurm_refuses_is_one_line(calls, slurm, error, monkeypatch, capsys):
+    monkeypatch.setattr(slurm.AutoExecutor, "update_parameters", Mock(side_effect=error))
+    with pytest.raises(SystemExit):
+        reproduce("--table", "2b", "--slurm")
+    assert capsys.readouterr().err == f"error: --slurm: {error}\n"
 
 
 def test_without_submitit_the_command_says_how_to_get_it(calls, monkeypatch, capsys):

@@ -79,6 +79,14 @@ def test_a_finished_run_is_kept(tmp_path, stand_in):
     assert environment == {"DETECTRON2_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "3"}
 
 
+def test_a_record_names_the_commit_that_a_training_began_with(tmp_path, stand_in, monkeypatch):
+    stand_in(0.3)
+    commits = ["first"]
+    monkeypatch.setattr(training, "commit_of_code", lambda: commits[-1])
+    run(tmp_path, progress=lambda now: commits.append("next") if now.phase != "starting" else None)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["commit"] == "first"
+
+
 def test_figures_of_tasks_and_of_further_sets_have_their_names_in_front(tmp_path):
     for name, figure in (("set", 4.0), ("other", 5.0)):
         (tmp_path / "inference" / name).mkdir(parents=True)
