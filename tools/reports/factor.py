@@ -23,7 +23,7 @@ from clim.engine import load_config
 from clim.files import read_json, write_json
 from clim_commands.outputs import read_note
 from experiments.rows import CONFIGS, datasets_of, finished
-from experiments.tables import report, spread
+from experiments.tables import differences, paired_spread, report, spread
 from mini.factor import FACTORS, set_name
 from reproduce.factor import CONTROLLED, ROWS, entry
 
@@ -56,10 +56,9 @@ def explain(output: Path, seeds: Sequence[int], path: Path) -> None:
     report(path, tables)
 
 
-def novel(output: Path, name: str, factor: float, seed: int) -> float | None:
-    """AP50 novel of a row, or None if it is not finished."""
-    results = finished(entry(name, factor).mini.folder(output, seed))
-    return results and results[NOVEL]
+def results_of(output: Path, name: str, factor: float, seeds: Sequence[int]) -> list[dict | None]:
+    """Figures of a row by seed, None where it is not finished."""
+    return [finished(entry(name, factor).mini.folder(output, seed)) for seed in seeds]
 
 
 def by_factor(rows: Mapping[str, object], cell: Callable[[object, float], str], *, what: str) -> list[str]:
@@ -72,11 +71,11 @@ def by_factor(rows: Mapping[str, object], cell: Callable[[object, float], str], 
 
 def curve_table(output: Path, seeds: Sequence[int]) -> list[str]:
     def mean(name: str, factor: float) -> str:
-        return spread([{NOVEL: novel(output, name, factor, seed)} for seed in seeds], NOVEL)
+        return spread(results_of(output, name, factor, seeds), NOVEL)
 
     def gain(names: tuple[str, str], factor: float) -> str:
-        both = ([novel(output, name, factor, seed) for seed in seeds] for name in names)
-        return spread([{NOVEL: a - b} for a, b in zip(*both, strict=True) if None not in (a, b)], NOVEL)
+        one, other = (results_of(output, name, factor, seeds) for name in names)
+        return paired_spread(differences(other, one, NOVEL))
 
     gains = {f"{what}: {one} − {other}": (one, other) for what, one, other in DIFFERENCES}
     return by_factor({name: name for name in ROWS}, mean, what="means") + by_factor(gains, gain, what="gains")[2:]
@@ -193,7 +192,7 @@ def draw(output: Path, seeds: Sequence[int], path: Path) -> None:
     figure = Figure(figsize=(8.6, 3.6), dpi=150, layout="constrained")
     curves, bars = figure.subplots(1, 2, width_ratios=(1.7, 1))
     for name, colour in COLOURS.items():
-        found = {f: [v for seed in seeds if (v := novel(output, name, f, seed)) is not None] for f in FACTORS}
+        found = {f: [r[NOVEL] for r in results_of(output, name, f, seeds) if r] for f in FACTORS}
         found = {factor: values for factor, values in found.items() if values}
         curves.plot(list(found), list(map(statistics.mean, found.values())), color=colour, label=name)
         for factor, values in found.items():

@@ -32,10 +32,12 @@ def cells(lines):
 
 def test_differences_are_those_of_the_same_seed(output):
     found = cells(factor.curve_table(output, [0, 1, 2]))
-    assert found["CLIM"] == ["7.0", "not run", "not run", "35.0 ± 7.1"]
+    assert found["CLIM"] == ["7.0", "not run", "not run", "35.0 ± 7.1 (2)"]
     gains = {name: row for name, row in found.items() if ": " in name}
     assert len(gains) == len(factor.DIFFERENCES)
-    assert found[f"mosaics in place of as many single images: CLIM − {STACKED}"] == ["not run"] * 3 + ["4.0 ± 4.2"]
+    # 1 and 7 have mean 4 and deviation √18; t of one degree of freedom is 12.706.
+    gain = "+4.0 ± 4.2 (95 %: -34.1 to +42.1)"
+    assert found[f"mosaics in place of as many single images: CLIM − {STACKED}"] == ["not run"] * 3 + [gain]
     assert all(one in ROWS and other in ROWS for _, one, other in factor.DIFFERENCES)
 
 
