@@ -9,7 +9,7 @@ photos are linked one by one, and the splits are those of prepare_ovcoco.py. A s
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,13 +27,19 @@ PARTS = ("train2017", "val2017")
 REMEDY = "give a folder with COCO's annotations"
 
 
+def owners(contents: Sequence[dict]) -> dict[int, int]:
+    """{image id: index of the first of COCO's jsons that lists it}."""
+    owner: dict[int, int] = {}
+    for number, content in enumerate(contents):
+        owner = {image["id"]: number for image in content["images"]} | owner
+    return owner
+
+
 def merged(contents: Sequence[dict]) -> dict:
     """COCO's jsons as one, images by ascending id. Of an image in several, the first counts. Boxes get new ids."""
-    owner, images, annotations = {}, [], []
+    owner, images, annotations = owners(contents), [], []
     for number, content in enumerate(contents):
-        fresh = [image for image in content["images"] if image["id"] not in owner]
-        owner |= {image["id"]: number for image in fresh}
-        images += fresh
+        images += [image for image in content["images"] if owner[image["id"]] == number]
         annotations += [a for a in content["annotations"] if owner.get(a["image_id"]) == number]
     if annotations and "id" in annotations[0]:  # of boxes: sources may number theirs alike
         annotations = [a | {"id": i} for i, a in enumerate(annotations, start=1)]
@@ -60,13 +66,12 @@ def panoptic_folder(source: Path, part: str) -> Path | None:
     raise UserError(f"{source}/annotations/panoptic_{part}.json needs its PNGs in {' or '.join(map(str, folders))}.")
 
 
-def link_all(names: Sequence[str], folders: Sequence[Path], target: Path) -> None:
-    """Link each of ``names`` in ``target`` to the first of ``folders`` that holds it. UserError if none does."""
-    for name in tqdm(names, desc=target.name, unit="link"):
-        original = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        if original is None:
-            raise UserError(f"{name} is in none of {', '.join(map(str, folders))}, but their annotations name it.")
-        ovcoco.place(original, target / name, copy=False)
+def link_all(files: Mapping[str, Path], target: Path) -> None:
+    """Link each file, {name: its folder}, in ``target``. UserError if one is missing."""
+    for name, folder in tqdm(files.items(), desc=target.name, unit="link"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing, but annotations of this source name it.")
+        ovcoco.place(folder / name, target / name, copy=False)
 
 
 def prepare(sources: Sequence[Path], output: Path) -> dict[str, dict]:
@@ -78,16 +83,24 @@ def prepare(sources: Sequence[Path], output: Path) -> dict[str, dict]:
     made: dict[str, Callable[[], dict | list]] = {}
     for part in PARTS:
         read = [ovcoco.read_instances(source / f"annotations/instances_{part}.json") for source in sources]
-        instances[part] = merged(read)
+        instances[part], owner = merged(read), owners(read)
         made[f"annotations/instances_{part}.json"] = partial(dict, instances[part])
-        names = [image["file_name"] for image in instances[part]["images"]]
-        link_all(names, [source / part for source in sources], target / part)
+        link_all(
+            {image["file_name"]: sources[owner[image["id"]]] / part for image in instances[part]["images"]},
+            target / part,
+        )
         if pngs := {source: folder for source in sources if (folder := panoptic_folder(source, part))}:
             files = [source / f"annotations/panoptic_{part}.json" for source in pngs]
-            segments = merged([ovcoco.read_whole(file, kind=PanopticFile, remedy=REMEDY) for file in files])
+            read = [ovcoco.read_whole(file, kind=PanopticFile, remedy=REMEDY) for file in files]
+            segments, owner, folders = merged(read), owners(read), list(pngs.values())
             made[f"annotations/panoptic_{part}.json"] = partial(dict, segments)
-            names = [a["file_name"] for a in segments["annotations"]]
-            link_all(names, list(pngs.values()), target / f"annotations/panoptic_{part}")
+            link_all(
+                {a["file_name"]: folders[owner[a["image_id"]]] for a in segments["annotations"]},
+                target / f"annotations/panoptic_{part}",
+            )
+    train, val = ({image["id"] for image in content["images"]} for content in instances.values())
+    if both := train & val:
+        raise UserError(f"Image {min(both)} is in train2017 and in val2017 of the sources: give sources without it.")
     made |= ovcoco.split_files(instances["train2017"], instances["val2017"])
     return ovcoco.write_all(made, target, stamp=target / STAMP)
 

@@ -54,6 +54,7 @@ def boxes(folder, name):
 
 
 def test_a_photo_of_two_parts_counts_once_and_boxes_are_numbered_anew(sources, tmp_path):
+    (sources[0] / "train2017/2.jpg").write_text("not named by the annotations beside it")
     prepare(sources, tmp_path / "out")
     folder = tmp_path / "out/coco_parts"
     train = [(1, 3, PERSON), (2, 3, DOG), (3, 2, DOG), (4, 1, PERSON)]
@@ -93,10 +94,18 @@ def test_a_second_run_changes_nothing(sources, tmp_path):
     assert after == before
 
 
+def test_a_photo_to_train_and_to_test_on_is_refused(tmp_path):
+    make(tmp_path / "a", FIRST)
+    make(tmp_path / "b", {"train2017": [(1, 5, DOG)], "val2017": [(1, 4, DOG)]})
+    with pytest.raises(UserError, match="Image 5 is in train2017 and in val2017"):
+        prepare([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
 def test_incomplete_sources_are_refused(sources, tmp_path):
     first, second = sources
     (second / "train2017/2.jpg").unlink()
-    with pytest.raises(UserError, match=r"2.jpg is in none of .*a/train2017, .*b/train2017, but their annotations"):
+    with pytest.raises(UserError, match=r"b/train2017/2.jpg is missing, but annotations of this source name it"):
         prepare(sources, tmp_path / "out")
     for png in (folder := second / "annotations/panoptic_train2017").iterdir():
         png.unlink()
