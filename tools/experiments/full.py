@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from clim.files import data_root
 from .launch import ROOT, Launch
 from .needs import README, gpu_hours, needed_files
 from .progress import Board
-from .rows import CONFIGS, Row, finished, run_row
+from .rows import CONFIGS, Row, config_of, finished, run_row
 from .training import POLL_SECONDS, train_command
 
 
@@ -112,13 +111,6 @@ class Preparation(NamedTuple):
 
 
 Task = Training | Preparation
-
-
-@cache
-def config_of(row: Row):
-    from clim.engine import load_config
-
-    return load_config(str(CONFIGS / row.config), list(map(str, row.overrides)))
 
 
 def plan(rows: Iterable[Row], seeds: Sequence[int], *, output: Path, steps: Sequence[Step]) -> dict[Task, list[Task]]:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict
 
@@ -55,6 +55,14 @@ class Row(NamedTuple):
         """KEY, VALUE, … on top of the config."""
         origins = [word for key, row, file in self.starts_from for word in (key, str(row.folder(output, seed) / file))]
         return ["SEED", seed, *origins, *self.overrides]
+
+
+@cache
+def config_of(row: Row, *more):
+    """The row's config after its overrides and ``more`` KEY, VALUE, …"""
+    from clim.engine import load_config
+
+    return load_config(str(CONFIGS / row.config), list(map(str, (*row.overrides, *more))))
 
 
 def tuned(

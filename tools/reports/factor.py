@@ -19,10 +19,10 @@ from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
 from clim.data.captions import read_captions
-from clim.engine import load_config
 from clim.files import read_json, write_json
 from clim_commands.outputs import read_note
-from experiments.rows import CONFIGS, datasets_of, finished
+from experiments import rows
+from experiments.rows import datasets_of, finished
 from experiments.tables import differences, paired_spread, report, spread
 from mini.factor import FACTORS, set_name
 from reproduce.factor import CONTROLLED, ROWS, entry
@@ -61,10 +61,10 @@ def results_of(output: Path, name: str, factor: float, seeds: Sequence[int]) -> 
     return [finished(entry(name, factor).mini.folder(output, seed)) for seed in seeds]
 
 
-def by_factor(rows: Mapping[str, object], cell: Callable[[object, float], str], *, what: str) -> list[str]:
+def by_factor(named: Mapping[str, object], cell: Callable[[object, float], str], *, what: str) -> list[str]:
     """Lines of a table of {name: argument of ``cell``}, with a column for each factor."""
     lines = [f"| | {' | '.join(f'factor {f:g}' for f in FACTORS)} |", "|---" * (len(FACTORS) + 1) + "|"]
-    for name, row in tqdm(rows.items(), desc=what, unit="row"):
+    for name, row in tqdm(named.items(), desc=what, unit="row"):
         lines.append(f"| {name} | {' | '.join(cell(row, factor) for factor in FACTORS)} |")
     return lines
 
@@ -161,8 +161,7 @@ def seconds(output: Path, seeds: Sequence[int]) -> dict[str, float]:
 
 
 def config_of(name: str, factor: float, seed: int, *more):
-    row = entry(name, factor).mini
-    return load_config(str(CONFIGS / row.config), list(map(str, ("SEED", seed, *row.overrides, *more))))
+    return rows.config_of(entry(name, factor).mini, "SEED", seed, *more)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from clim_commands.main import main
 from experiments import full, training
 from experiments.full import Step, Training, needed_files, plan, run_tasks
 from experiments.launch import Launch
-from experiments.rows import Row
+from experiments.rows import Row, config_of
 from experiments.tables import Entry, Table
 from experiments.training import run_training, settings_of
 
@@ -65,7 +65,7 @@ def calls(tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     for row in (BASE, TUNED, LAST):
-        for file in needed_files(full.config_of(row)):
+        for file in needed_files(config_of(row)):
             if file != "mini/made.npy":
                 path = tmp_path / "data" / file
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def test_other_machines_train_what_the_first_one_begins(tmp_path, calls):
 def test_another_machine_trains_beside_an_unfinished_record(tmp_path, calls):
     """Its own log, no record of its own; it returns when the first machine's record has figures."""
     output, config = tmp_path / "run", full.CONFIGS / "mini/base_stage.yaml"
-    settings = settings_of(full.config_of(Row("mini/base_stage.yaml")), tmp_path / "data")
+    settings = settings_of(config_of(Row("mini/base_stage.yaml")), tmp_path / "data")
     record = {"settings": settings, "seconds": 5.0, "results": None}
     output.mkdir()
     (output / "results.json").write_text(json.dumps(record))
@@ -173,7 +173,7 @@ def test_another_machine_trains_beside_an_unfinished_record(tmp_path, calls):
 
 def test_a_run_that_was_begun_by_hand_is_adopted(tmp_path, calls):
     config = full.CONFIGS / "mini/base_stage.yaml"
-    cfg = full.config_of(Row("mini/base_stage.yaml")).clone()
+    cfg = config_of(Row("mini/base_stage.yaml")).clone()
     cfg.defrost()
     for lr, adopted in ((0.5, False), (cfg.SOLVER.BASE_LR, True)):
         output = tmp_path / f"run{adopted}"

@@ -4,17 +4,16 @@ import os
 
 from detectron2.data import MetadataCatalog
 
-from clim.engine import load_config
 from clim.files import data_root
 from clim_commands.reproduce import NAMES
-from experiments.rows import CONFIGS, datasets_of, with_origins
+from experiments.rows import config_of, datasets_of, with_origins
 from reproduce import TABLES, clip, ov_coco, ov_lvis, own_boxes
 
 
 def all_rows(tables):
     """{row: its config after the overrides} of the rows of ``tables``, and of what they start from."""
     rows = [(row, ()) for table in tables for row in table.rows("mini")]
-    return {row: load_config(str(CONFIGS / row.config), list(map(str, row.overrides))) for row, _ in with_origins(rows)}
+    return {row: config_of(row) for row, _ in with_origins(rows)}
 
 
 def test_the_command_names_all_tables():

@@ -4,36 +4,21 @@ from collections import Counter
 
 import pytest
 
-from clim.engine import load_config
-from experiments.rows import CONFIGS
+from experiments.rows import Row, config_of
 from mini.factor import FACTORS, set_name
 from reproduce import factor, ov_coco
 
 CANVASES = {
     "DATALOADER.CAPTIONS_PER_GPU", "DATALOADER.MOSAICS_PER_GPU", "INPUT.MOSAIC.GRIDS", "INPUT.MOSAIC.PERMUTE_TEXTS",
-    "INPUT.CAPTION.SCALES", "OUTPUT_DIR",
+    "INPUT.CAPTION.SCALES",
 }  # fmt: skip
 
 
-def differing(one, other, *section):
-    """Keys of the values in which two configs differ."""
-    keys = set()
-    for key, value in one.items():
-        if isinstance(value, dict):
-            keys |= differing(value, other[key], *section, key)
-        elif value != other[key]:
-            keys.add(".".join((*section, key)))
-    return keys
-
-
 def configs(table):
-    return {
-        entry.name: load_config(str(CONFIGS / entry.mini.config), list(map(str, entry.mini.overrides)))
-        for entry in table.entries
-    }
+    return {entry.name: config_of(entry.mini) for entry in table.entries}
 
 
-def test_rows_of_a_factor_differ_in_their_canvases_alone():
+def test_rows_of_a_factor_differ_in_their_canvases_alone(differences):
     assert [len(table.entries) for table in factor.TABLES] == [5, 5, 5, 6]
     rows = [entry.mini for table in factor.TABLES for entry in table.entries]
     assert {row.starts_from for row in rows} == {(("MODEL.WEIGHTS", ov_coco.BASE, "model_final.pth"),)}
@@ -48,10 +33,10 @@ def test_rows_of_a_factor_differ_in_their_canvases_alone():
             json_file = f"mini_factor/annotations/captions_{set_name(value)}.json"
             assert own[cfg.DATASETS.CAPTIONS[0]] == [json_file, folder]
             assert cfg.INPUT.MOSAIC.GRIDS == ([2] if name == "CLIM, 4 captions" else [2, 3, 4])
-            assert differing(cfg, found["4 captions"]) <= CANVASES and cfg.MODEL.METHOD.DETIC.TAG_WEIGHT == 0
-        detic = load_config(str(CONFIGS / "mini/detic.yaml"), [])  # whose other settings the rows share
-        others = {"DATASETS.CAPTIONS", "DATASETS.OWN", "MODEL.METHOD.DETIC.TAG_WEIGHT", "OUTPUT_DIR"}
-        assert differing(found["4 captions"], detic) == others
+            assert differences(cfg, found["4 captions"]).keys() <= CANVASES and cfg.MODEL.METHOD.DETIC.TAG_WEIGHT == 0
+        detic = config_of(Row("mini/detic.yaml"))  # whose other settings the rows share
+        others = {"DATASETS.CAPTIONS", "DATASETS.OWN", "MODEL.METHOD.DETIC.TAG_WEIGHT"}
+        assert differences(found["4 captions"], detic).keys() == others
 
 
 def test_scaled_images_are_as_small_as_those_of_clim():

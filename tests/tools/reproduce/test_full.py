@@ -2,11 +2,10 @@
 
 import pytest
 
-from clim.engine import load_config
 from clim_commands.main import main
-from experiments.full import Preparation, Training, config_of, plan
+from experiments.full import Preparation, Training, plan
 from experiments.needs import gpu_hours, needed_files
-from experiments.rows import CONFIGS, Row, with_origins
+from experiments.rows import CONFIGS, Row, config_of, with_origins
 from reproduce import TABLES, full
 
 # Configs of no row: what others share, those of other projects, and the parents of configs/lvis/CLIP_CLIM_*.
@@ -94,7 +93,7 @@ def test_epochs_count_the_images_of_the_data_set():
     flops = {side: 2 * 86e6 * n + 12 * 4 * n**2 * 768 for side, n in ((224, 14**2), (1024, 64**2))}
     expected = (crops * 2 * flops[224] + canvases * 2 * flops[1024]) / 40e12 / 3600
     assert gpu_hours(cfg)[0] == pytest.approx(expected)
-    shorter = load_config(str(CONFIGS / "CLIP_CLIM_ViTB16_COCO.yaml"), ["SOLVER.EPOCHS", "50"])
+    shorter = config_of(full.CLIP_CLIM, "SOLVER.EPOCHS", 50)
     assert gpu_hours(shorter)[0] == pytest.approx(expected / 2)
 
 

@@ -8,48 +8,35 @@ import pytest
 import torch
 
 from clim.data.categories import COCO_NAMES, PANOPTIC_NAMES
-from clim.engine import load_config
 from clim.errors import UserError
 from clim_commands.reproduce import add_reproduce_options
-from experiments.rows import CONFIGS
+from experiments.rows import config_of
 from reproduce import photos
 
 CAPTIONS, MOSAICS = "DATALOADER.CAPTIONS_PER_GPU", "DATALOADER.MOSAICS_PER_GPU"
 
 
-def flat(node, prefix=""):
-    found = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}{key}.") if hasattr(value, "items") else {prefix + key: value}
-    return found
-
-
 def configs_of(entries):
-    rows = [entry.mini for entry in entries]
-    return [flat(load_config(str(CONFIGS / row.config), list(map(str, row.overrides)))) for row in rows]
+    return [config_of(entry.mini) for entry in entries]
 
 
-def differences(config, other):
-    assert config.keys() == other.keys()
-    return {key: value for key, value in config.items() if value != other[key] and key != "OUTPUT_DIR"}
-
-
-def test_encoders_start_from_one_and_differ_in_their_canvases_alone():
+def test_encoders_start_from_one_and_differ_in_their_canvases_alone(differences):
     start, *rows = photos.CANVASES
     assert {row.mini.starts_from for row in rows} == {(("MODEL.WEIGHTS", start.mini, "model_final.pth"),)}
     whole, small, medium, large, control = configs_of(rows)
-    assert whole["INPUT.MOSAIC.COMPOSE"] == "loader" and whole[MOSAICS] == 0  # no canvases
+    assert whole.INPUT.MOSAIC.COMPOSE == "loader" and whole.DATALOADER.MOSAICS_PER_GPU == 0  # no canvases
     assert differences(medium, whole) == {"INPUT.MOSAIC.COMPOSE": "device"}
     assert differences(small, medium) == {"INPUT.MOSAIC.SIZE": 192}
-    assert differences(large, medium) == {"INPUT.MOSAIC.SIZE": 384} and medium["INPUT.MOSAIC.SIZE"] == 256
+    assert differences(large, medium) == {"INPUT.MOSAIC.SIZE": 384} and medium.INPUT.MOSAIC.SIZE == 256
     assert differences(control, medium) == {"INPUT.MOSAIC.PERMUTE_TEXTS": True}
 
 
-def test_detectors_start_from_the_base_stage_and_differ_in_their_pairs_alone():
+def test_detectors_start_from_the_base_stage_and_differ_in_their_pairs_alone(differences):
     base, *rows = photos.DETECTORS
     assert {row.mini.starts_from for row in rows} == {(("MODEL.WEIGHTS", base.mini, "model_final.pth"),)}
     detic, stacked, clim, control = configs_of(rows)
-    assert (detic[CAPTIONS], detic[MOSAICS]) == (4, 0) and differences(stacked, detic) == {CAPTIONS: 21}
+    assert (detic.DATALOADER.CAPTIONS_PER_GPU, detic.DATALOADER.MOSAICS_PER_GPU) == (4, 0)
+    assert differences(stacked, detic) == {CAPTIONS: 21}
     assert differences(clim, detic) == {CAPTIONS: 2, MOSAICS: 2}
     assert differences(control, clim) == {"INPUT.MOSAIC.PERMUTE_TEXTS": True}
 
@@ -60,7 +47,7 @@ def test_all_rows_learn_from_flickr8k_and_train_photos_and_are_tested_on_val_pho
         (photos.DETECTORS, ("coco_zeroshot_train_oriorder",), ("coco_generalized_zeroshot_val",)),
     ):
         for config in configs_of(entries):
-            sets = [config[f"DATASETS.{key}"] for key in ("TRAIN", "CAPTIONS", "REGIONS", "TEST")]
+            sets = [config.DATASETS[key] for key in ("TRAIN", "CAPTIONS", "REGIONS", "TEST")]
             assert sets == [train, ("flickr8k",), (), test]
 
 
