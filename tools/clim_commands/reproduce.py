@@ -79,6 +79,8 @@ def reproduce(args: argparse.Namespace) -> None:
         for table, seeds in tables
         if any(finished(row.folder(output, seed)) for row in table.rows(scale) for seed in seeds)
     ]
+    if not done:
+        raise UserError(f"{output} holds no finished run of --table {' '.join(args.table)}.")
     lines = {table.heading(scale): markdown(table, output=output, seeds=seeds, scale=scale) for table, seeds in done}
     print(report(path, lines))
     for table, seeds in done if scale == "mini" else ():

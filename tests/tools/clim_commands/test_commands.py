@@ -61,4 +61,5 @@ def test_reproduce_finds_the_packages_that_are_not_installed(tmp_path):
     words = ["reproduce", "--scale", "mini", "--table", "2b", "--report", "tables.md"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run([sys.executable, "-c", program, *words], cwd=tmp_path, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (2, b"error: output/reproduce/mini holds no finished run of --table 2b.\n")
+    assert not (tmp_path / "tables.md").exists()
