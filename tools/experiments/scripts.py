@@ -1,5 +1,6 @@
 """Run a script of tools/ before a training, in its own process."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,12 +12,15 @@ from clim.errors import UserError
 TOOLS = Path(__file__).resolve().parents[1]
 
 
-def run_script(name: str, arguments: Sequence, *, root: Path, log: Path) -> None:
-    """``python tools/NAME ARGUMENTS`` with the data root ``root``, on one thread. Its output is appended to ``log``.
+def run_script(name: str, arguments: Sequence, *, makes: Path, root: Path, log: Path) -> None:
+    """``python tools/NAME ARGUMENTS`` with the data root ``root``, on one thread, unless the file ``makes`` is there.
 
-    Raises UserError if it fails.
+    Its output is appended to ``log``. Raises UserError if it fails.
     """
     with open(log, "ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # until the script ends, too, if it outlives a killed command
+        if makes.is_file():
+            return
         code = subprocess.run(
             [sys.executable, str(TOOLS / name), *map(str, arguments)], stdout=stream, stderr=stream,
             env=os.environ | {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"},

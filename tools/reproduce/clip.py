@@ -34,8 +34,6 @@ def label_boxes(output: Path, seed: int, *, file: str = LABELS, min_objectness: 
     """Name boxes by nouns of the captions with ``tools/pseudo_label.py``. A finished ``file`` stays."""
     root = datasets_of(output, seed)
     labels = root / file
-    if labels.is_file():
-        return
     nouns, embeddings = (root / "mini/metadata" / name for name in NOUNS)
     arguments = [
         "--dataset", "mini_ov_captions", "--config-file", CONFIGS / BASE.config,
@@ -43,7 +41,7 @@ def label_boxes(output: Path, seed: int, *, file: str = LABELS, min_objectness: 
         "--encoder-weights", START.folder(output, seed) / "model_final.pth", "--nouns", nouns,
         "--embeddings", embeddings, "--output", labels, "--boxes", 5, "--min-objectness", min_objectness,
     ]  # fmt: skip
-    run_script("pseudo_label.py", arguments, root=root, log=root / f"{labels.stem}.log")
+    run_script("pseudo_label.py", arguments, makes=labels, root=root, log=root / f"{labels.stem}.log")
 
 
 WHOLE, CLIM = tuned("mini/clip_whole.yaml"), tuned("mini/clip_clim.yaml")

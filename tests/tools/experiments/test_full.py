@@ -144,7 +144,6 @@ def test_other_machines_train_what_the_first_one_begins(tmp_path, calls):
     other.join(60)
     ranks = [words[words.index("--machine-rank") + 1] for words in calls()]
     assert [name for rank, name in zip(ranks, folders(calls()), strict=True) if rank == "0"] == NAMES[:2]
-    assert set(ranks) <= {"0", "1"}
     words = next(words for words in calls() if "0" == words[words.index("--machine-rank") + 1])
     assert words[3:11] == [
         "--num-gpus", "8", "--num-machines", "2", "--machine-rank", "0", "--dist-url", "tcp://first:1234",
