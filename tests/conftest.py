@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import signal
 import string
 import tarfile
 from pathlib import Path
@@ -84,15 +83,6 @@ class HashTower:
         seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") for text in texts]
         rows = [torch.randn(self.dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return F.normalize(torch.stack(rows), dim=1) if rows else torch.zeros(0, self.dim)
-
-
-@pytest.fixture(autouse=True)
-def signal_handlers():
-    """Commands that a test calls in this process change them: the next Ctrl-C would end pytest at once."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

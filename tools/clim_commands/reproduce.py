@@ -45,8 +45,8 @@ def reproduce(args: argparse.Namespace) -> None:
         clim reproduce --scale mini --report docs/mini_results.md  # only write the tables of what has been run
 
     The command may be interrupted: called again, it keeps finished runs and continues the others. With
-    --num-machines, call it on each machine with its --machine-rank; all must see --output. --slurm takes parameters
-    of submitit (timeout_min, mem_gb, cpus_per_task, slurm_…) and options of sbatch (partition, account, …).
+    --num-machines, call it on each machine with its --machine-rank; all must see --output and the data root. --slurm
+    takes parameters of submitit (timeout_min, mem_gb, cpus_per_task, slurm_…) and options of sbatch (partition, …).
     """
     sys.path.append(str(Path(__file__).resolve().parents[1]))  # the next three packages are not installed
     from experiments.launch import ONE_PROCESS, Launch
