@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 
-from .training import Progress
+from .run_files import Progress
 
 PLAIN_PERIOD = 30.0  # seconds between two lines of a run in a file
 

@@ -8,31 +8,29 @@ Other settings start over, and the files of the run before move to a folder NAME
 import fcntl
 import hashlib
 import os
-import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import yaml
 
 from clim.errors import UserError
-from clim.files import data_root, decode_json, write_json
-from clim_commands.outputs import Report, read_note, tasks_of
+from clim.files import data_root, write_json
+from clim_commands.outputs import read_note
 
 from .launch import ONE_PROCESS, Launch, commit_of_code, describe_machine
+from .run_files import Progress, evaluation, log_tail, where
 
 TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
-REPORTS = ("ov_coco_results.json", "lvis_results.json", "region_results.json")  # written by the evaluators
 RECORD, LOCK = "results.json", ".lock"
 POLL_SECONDS = 1.0
-TAIL_LINES = 15
 
 
 class Busy(UserError):
@@ -58,16 +56,6 @@ class Record(TypedDict):
     commit: NotRequired[str]
     machine: NotRequired[str]
     results: dict[str, float | list[dict[str, object]] | None] | None
-
-
-class Progress(NamedTuple):
-    """Where a run is. ``phase``: "waiting", "kept", "starting", "resuming", "training", "evaluating" or "finished"."""
-
-    phase: str
-    done: int = 0  # iterations, or images while evaluating
-    total: int = 0
-    eta: float | None = None  # seconds of training that are left
-    loss: float | None = None
 
 
 def run_training(
@@ -122,10 +110,10 @@ def run_training(
                     break
                 record["seconds"] = round(before + time.monotonic() - start, 1)
                 write_json(output / RECORD, record)
-                now = _where(output, log, cfg.SOLVER.MAX_ITER) or now
+                now = where(output, log, cfg.SOLVER.MAX_ITER) or now
                 progress(now)
         _require_success(process, log)
-        record["results"] = _evaluation(output, cfg.DATASETS.TEST) if cfg.DATASETS.TEST else {}
+        record["results"] = evaluation(output, cfg.DATASETS.TEST) if cfg.DATASETS.TEST else {}
         record["commit"], record["machine"] = commit, describe_machine(launch)
         write_json(output / RECORD, record)
     progress(Progress("finished"))
@@ -186,14 +174,6 @@ def run_together(trainings: Mapping[str, dict], *, at_once: int) -> dict[str, di
         return {name: future.result() for name, future in futures.items()}
 
 
-def log_tail(log: str | os.PathLike, lines: int = TAIL_LINES) -> str:
-    """The last lines of a log, without colours, indented. If an "error: " line is among them, from there on."""
-    text = Path(log).read_text(errors="replace") if Path(log).is_file() else ""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[-lines:]
-    named = next((i for i, line in enumerate(plain) if line.startswith("error: ")), 0)
-    return "\n".join(f"    {line}" for line in plain[named:])
-
-
 _running: set[subprocess.Popen] = set()
 
 
@@ -222,45 +202,6 @@ def _process(command: Sequence, *, log: Path, environment: Mapping[str, str], lo
         if process.poll() is None:
             process.terminate()
             process.wait()
-
-
-def _where(output: Path, log: Path, max_iter: int) -> Progress | None:
-    """The progress, from the ends of metrics.json and the log; None before the first line of metrics."""
-    lines = [entry for entry in _metrics(_end_of(output / "metrics.json")) if entry.get("total_loss") is not None]
-    for last in lines[-1:]:  # the evaluation's lines have no loss
-        if (done := last["iteration"] + 1) < max_iter:
-            return Progress("training", done, max_iter, last.get("eta_seconds"), last["total_loss"])
-        counts = re.findall(r"Inference done (\d+)/(\d+)", _end_of(log)) or [(0, 0)]
-        return Progress("evaluating", *map(int, counts[-1]))
-    return None
-
-
-def _end_of(path: Path, size: int = 8192) -> str:
-    if not path.is_file():
-        return ""
-    with open(path, "rb") as file:
-        file.seek(max(path.stat().st_size - size, 0))
-        return file.read().decode(errors="replace")
-
-
-def _evaluation(output: Path, datasets: Sequence[str]) -> dict:
-    """The figures of the first data set, its rows as "per_class", and figures of the others as "DATASET/…"."""
-    first, *others = datasets
-    found = _report(output / "inference" / first)
-    for name in others:
-        figures = _report(output / "inference" / name)
-        found |= {f"{name}/{key}": figure for key, figure in figures.items() if key != "per_class"}
-    return found
-
-
-def _report(folder: Path) -> dict:
-    remedy = "remove it and call this again: the evaluation writes it anew"
-    reports = (read_note(folder / name, kind=Report, remedy=remedy) for name in REPORTS)
-    report = next(filter(None, reports), None)
-    if report is None:
-        raise UserError(f"{folder} holds none of {', '.join(REPORTS)}: the training ended without an evaluation.")
-    figures = {f"{t}/{name}": figure for t, found in tasks_of(report).items() for name, figure in found.items()}
-    return {name.removeprefix("/"): figure for name, figure in figures.items()} | {"per_class": report["per_class"]}
 
 
 def settings_of(cfg, root: Path) -> Settings:
@@ -317,24 +258,6 @@ def _begun_by_hand(output: Path, settings: Settings) -> bool:
 def _read_record(output: Path) -> Record | None:
     remedy = f"if you want to keep the files of this run, rename {output}; else remove it, and it is trained anew"
     return read_note(output / RECORD, kind=Record, remedy=remedy)
-
-
-def read_metrics(output: str | os.PathLike) -> list[dict]:
-    """Lines of a run's metrics.json by ascending iteration. Of lines that a resumed run repeats, the last counts."""
-    path = Path(output) / "metrics.json"
-    by_iteration: dict[int, dict] = {}
-    for entry in _metrics(path.read_text(errors="replace") if path.is_file() else ""):
-        by_iteration[entry["iteration"]] = by_iteration.get(entry["iteration"], {}) | entry
-    return [by_iteration[iteration] for iteration in sorted(by_iteration)]
-
-
-def _metrics(text: str) -> Iterator[dict[str, int | float | None]]:
-    """The whole lines of a metrics.json: a kill cuts off the last one, and a resumed run goes on in the same line."""
-    for line in text.splitlines():
-        with suppress(UserError):
-            entry = decode_json(line.encode(), source="", remedy="", kind=dict[str, int | float | None])
-            if isinstance(entry.get("iteration"), int):
-                yield entry
 
 
 def _input_digests(cfg, root: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from clim.data.images import read_image
 from clim.results import draw
 from clim_commands.canvases import mosaic_of_each_grid
 from clim_commands.page import Example, write_page
-from experiments.training import read_metrics
+from experiments.run_files import read_metrics
 
 from . import COMPARED, TITLES
 from .analysis import AREAS, Analysis, class_mean

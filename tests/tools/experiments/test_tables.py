@@ -11,8 +11,9 @@ from clim.errors import UserError
 from clim_commands.main import main
 from experiments import rows
 from experiments.rows import Row, datasets_of, run_rows
+from experiments.run_files import Progress
 from experiments.tables import Entry, Table, markdown, report
-from experiments.training import Busy, Progress
+from experiments.training import Busy
 
 START = Row("start.yaml")
 FIRST = Row("tuned.yaml", ("A.B", 1), starts_from=(("MODEL.WEIGHTS", START, "model_final.pth"),))

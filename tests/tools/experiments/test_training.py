@@ -10,7 +10,8 @@ import pytest
 from clim.errors import UserError
 from experiments import training
 from experiments.progress import Board, clock
-from experiments.training import Progress, holding, log_tail, read_metrics, run_together, run_training
+from experiments.run_files import Progress, evaluation, log_tail, read_metrics
+from experiments.training import holding, run_together, run_training
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "mini" / "base_stage.yaml"
 STAND_IN = """
@@ -94,9 +95,9 @@ def test_figures_of_tasks_and_of_further_sets_have_their_names_in_front(tmp_path
         report = {"dataset": name, "summary": summary, "per_class": [{"class": name}]}
         (tmp_path / "inference" / name / "lvis_results.json").write_text(json.dumps(report))
     expected = {"segm/AP": 3.0, "segm/APr": None, "bbox/AP": 4.0, "per_class": [{"class": "set"}]}
-    assert training._evaluation(tmp_path, ["set"]) == expected
+    assert evaluation(tmp_path, ["set"]) == expected
     others = {"other/segm/AP": 3.0, "other/segm/APr": None, "other/bbox/AP": 5.0}
-    assert training._evaluation(tmp_path, ["set", "other"]) == expected | others
+    assert evaluation(tmp_path, ["set", "other"]) == expected | others
 
 
 def test_other_settings_start_over(tmp_path, stand_in):
