@@ -12,7 +12,7 @@ from train_net import check_processes
 
 from .inputs import count, output_file, output_folder, quiet_logging, whole
 
-DRAWN = ("1a", "1b", "2a", "2b", "2c", "3", "4", "5", "baron", "cluttered", "vldet", "own", "factor")
+DRAWN = ("1a", "1b", "2a", "2b", "2c", "2d", "3", "4", "5", "baron", "cluttered", "vldet", "own", "factor")
 NAMES = (*DRAWN, "photos3", "photos1a")  # photos need data of the user's, so they are trained only if named
 
 

@@ -104,7 +104,7 @@ def markdown(table: Table, *, output: Path, seeds: Sequence[int], scale: str = "
         name = f"{entry.name} ({known})" if entry.quoted else entry.name
         by_seed = "" if entry.quoted else each(result and result.get(first) for result in found)
         lines.append(f"| {name} | {' | '.join([*cells, by_seed])} |")
-    for before, after in table.pairs:
+    for before, after in (pair for pair in table.pairs if all_found.keys() >= set(pair)):  # not of the other scale
         gains = {key: differences(all_found[before], all_found[after], key) for key in headings}
         cells = []
         for key, heading in headings.items():

@@ -191,6 +191,7 @@ def test_a_paired_line_shows_differences_within_seeds(tmp_path):
     assert line == f"| last − first | {cells} |"
     assert markdown(table, output=tmp_path, seeds=[2])[-3] == "| last − first | -2.0 | +0.5 | -2.0 |"
     assert markdown(table, output=tmp_path, seeds=[3])[-3] == "| last − first | not run | not run | – |"
+    assert not [line for line in markdown(table, output=tmp_path, seeds=[2], scale="full") if "−" in line]
 
 
 def test_a_report_replaces_tables_by_title_and_no_word_around_them(tmp_path):
