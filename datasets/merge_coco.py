@@ -85,10 +85,7 @@ def prepare(sources: Sequence[Path], output: Path) -> dict[str, dict]:
         read = [ovcoco.read_instances(source / f"annotations/instances_{part}.json") for source in sources]
         instances[part], owner = merged(read), owners(read)
         made[f"annotations/instances_{part}.json"] = partial(dict, instances[part])
-        link_all(
-            {image["file_name"]: sources[owner[image["id"]]] / part for image in instances[part]["images"]},
-            target / part,
-        )
+        photos = {image["file_name"]: sources[owner[image["id"]]] / part for image in instances[part]["images"]}
         if pngs := {source: folder for source in sources if (folder := panoptic_folder(source, part))}:
             files = [source / f"annotations/panoptic_{part}.json" for source in pngs]
             read = [ovcoco.read_whole(file, kind=PanopticFile, remedy=REMEDY) for file in files]
@@ -98,6 +95,9 @@ def prepare(sources: Sequence[Path], output: Path) -> dict[str, dict]:
                 {a["file_name"]: folders[owner[a["image_id"]]] for a in segments["annotations"]},
                 target / f"annotations/panoptic_{part}",
             )
+            # Photos without a box may have segments.
+            photos = {i["file_name"]: list(pngs)[owner[i["id"]]] / part for i in segments["images"]} | photos
+        link_all(photos, target / part)
     train, val = ({image["id"] for image in content["images"]} for content in instances.values())
     if both := train & val:
         raise UserError(f"Image {min(both)} is in train2017 and in val2017 of the sources: give sources without it.")

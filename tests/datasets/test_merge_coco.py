@@ -71,6 +71,17 @@ def test_a_photo_of_two_parts_counts_once_and_boxes_are_numbered_anew(sources, t
     assert all(path.is_symlink() for path in photos.values())
 
 
+def test_a_photo_of_segments_without_a_box_is_linked_too(sources, tmp_path):
+    file = sources[1] / "annotations/instances_val2017.json"
+    content = json.loads(file.read_text())
+    for name, key in (("images", "id"), ("annotations", "image_id")):
+        content[name] = [row for row in content[name] if row[key] != 4]
+    file.write_text(json.dumps(content))
+    prepare(sources, tmp_path / "out")
+    assert boxes(tmp_path / "out/coco_parts", "annotations/instances_val2017.json")[0] == [5]
+    assert (tmp_path / "out/coco_parts/val2017/4.jpg").read_text() == "b"
+
+
 @pytest.mark.parametrize("place", ["annotations", "."])
 def test_the_catalogue_reads_boxes_and_panoptic_segments(tmp_path, monkeypatch, place):
     make(tmp_path / "a", FIRST)
