@@ -47,7 +47,7 @@ DETIC = (
     Entry("OC-OVD", published=rare(21.1)),  # its README
     Entry("OADP"),
     Entry("F-VLM RN50"),
-    Entry("BARON-KD", published=rare(22.6)),  # baron §1
+    Entry("BARON-KD", published=rare(22.6)),  # BARON's paper
 )
 VLDET = (
     Entry("base stage only", BASE, full.LVIS_VLDET_BOXSUP),
