@@ -15,18 +15,11 @@ from clim.config import add_clim_config
 from clim.engine import load_config
 from clim.methods import METHOD_REGISTRY
 from clim.modeling.box_predictors import BOX_PREDICTOR_REGISTRY
+from tests.configs import leaves
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.yaml"))
 ROWS = [file for file in FILES if "Base" not in file]
-
-
-def leaves(node, prefix=""):
-    for key, value in node.items():
-        if hasattr(value, "items"):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def changed(cfg, base):

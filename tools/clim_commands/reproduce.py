@@ -42,7 +42,7 @@ def reproduce(args: argparse.Namespace) -> None:
         clim reproduce --table 1a --num-gpus 8
         clim reproduce --table 1a --num-gpus 8 --num-machines 2 --slurm partition=gpu timeout_min=1440
         clim reproduce --scale mini --table 1a 3                   # on a CPU; data are drawn
-        clim reproduce --scale mini --report docs/mini_results.md  # only write the tables of what has been run
+        clim reproduce --scale mini --table 1a --report tables.md  # only write the table of what has been run
 
     The command may be interrupted: called again, it keeps finished runs and continues the others. With
     --num-machines, call it on each machine with its --machine-rank; all must see --output and the data root. --slurm

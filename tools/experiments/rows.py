@@ -15,10 +15,11 @@ from typing import NamedTuple, NotRequired, TypedDict
 from clim.errors import UserError
 from clim_commands.outputs import read_note
 
+from .launch import ROOT
 from .run_files import Progress
 from .training import POLL_SECONDS, RECORD, Busy, run_training
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 
 
 class Row(NamedTuple):

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from clim.errors import UserError
 
-TOOLS = Path(__file__).resolve().parents[1]
+from .launch import ROOT
+
+TOOLS = ROOT / "tools"
 
 
 def run_script(name: str, arguments: Sequence, *, makes: Path, root: Path, log: Path) -> None:

@@ -10,7 +10,7 @@ from clim.files import write_json
 from clim_commands.outputs import read_note
 
 from .full import Preparation, Task, require_files
-from .launch import Launch
+from .launch import ROOT, Launch
 from .training import stop_running
 
 try:
@@ -72,7 +72,7 @@ def submit(tasks: Mapping[Task, Sequence[Task]], launch: Launch, words: Sequence
     notes = folder / "jobs.json"
     jobs = read_note(notes, kind=dict[str, str], remedy="remove it if none of its jobs waits or runs") or {}
     # Jobs read this package, which is not installed, from the folder above.
-    paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(ROOT / "tools"), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     lines, waiting = [], {}
     for task, needs in tasks.items():

@@ -25,10 +25,10 @@ from clim.errors import UserError
 from clim.files import data_root, write_json
 from clim_commands.outputs import read_note
 
-from .launch import ONE_PROCESS, Launch, commit_of_code, describe_machine
+from .launch import ONE_PROCESS, ROOT, Launch, commit_of_code, describe_machine
 from .run_files import Progress, evaluation, log_tail, where
 
-TRAIN_NET = Path(__file__).resolve().parents[2] / "train_net.py"
+TRAIN_NET = ROOT / "train_net.py"
 RECORD, LOCK = "results.json", ".lock"
 POLL_SECONDS = 1.0
 

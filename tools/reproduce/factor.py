@@ -11,7 +11,7 @@ from experiments import rows
 from experiments.tables import AP50, Entry, Table
 from mini.factor import FACTORS, set_name, set_up_factor
 
-from .ov_coco import BASE, PERMUTED_TEXTS, STACKED
+from .ov_coco import BASE, CONTROL, PERMUTED_TEXTS, STACKED
 
 CLIM = ("DATALOADER.CAPTIONS_PER_GPU", 2, "DATALOADER.MOSAICS_PER_GPU", 2)
 ONE_MOSAIC = ("DATALOADER.CAPTIONS_PER_GPU", 0, "DATALOADER.MOSAICS_PER_GPU", 1, "INPUT.MOSAIC.GRIDS", "[2]")
@@ -39,7 +39,7 @@ def entries(factor: float) -> tuple[Entry, ...]:
     if factor != CONTROLLED:
         return rows
     control = entry("CLIM", factor, *PERMUTED_TEXTS)
-    return *rows, control._replace(name="control: CLIM, texts permuted within each canvas")
+    return *rows, control._replace(name=CONTROL)
 
 
 def report(function: str):

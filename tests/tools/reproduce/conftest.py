@@ -2,13 +2,7 @@
 
 import pytest
 
-
-def leaves(node, prefix=""):
-    for key, value in node.items():
-        if hasattr(value, "items"):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+from tests.configs import leaves
 
 
 @pytest.fixture(scope="session")
