@@ -88,9 +88,10 @@ def find_source(source: Path) -> tuple[Path, dict[str, list[str]]]:
 
 
 def pairs(photos: Path, captions: dict[str, list[str]]) -> dict:
-    """Detic's caption file: the photos that exist by name, with captions and ``pos_category_ids``, tagged or not.
+    """The content of Detic's caption file: photos sorted by name, with captions and ``pos_category_ids``.
 
-    Prints which photos are missing. Raises UserError if all are, and for a file that is no image.
+    A photo without a tag stays. Prints which photos are missing. Raises UserError if all are missing, and for a file
+    that is no image.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -102,7 +103,7 @@ def pairs(photos: Path, captions: dict[str, list[str]]) -> dict:
             missing.append(name)
             continue
         try:
-            with Image.open(photos / name) as photo:  # the header alone
+            with Image.open(photos / name) as photo:  # this reads no pixels
                 width, height = photo.size
         except UnidentifiedImageError as error:
             raise UserError(f"{photos / name} is no image: {DOWNLOAD}") from error
