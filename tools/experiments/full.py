@@ -133,11 +133,24 @@ def plan(rows: Iterable[Row], seeds: Sequence[int], *, output: Path, steps: Sequ
 
 
 def run_tasks(tasks: dict[Task, list[Task]], launch: Launch) -> None:
-    """Run what is missing, in order. UserError before the first if files are missing that no task makes."""
+    """Run what is missing, in order. What waits for a task that failed is left out; UserError at the end.
+
+    UserError before the first if files are missing that no task makes.
+    """
     require_files(tasks)
-    for number, task in enumerate(tasks, 1):
+    failed: dict[Task, str] = {}
+    for number, (task, needed) in enumerate(tasks.items(), 1):
         print(f"{number} of {len(tasks)}: {task.name}{' (finished)' if task.done() else ''}", flush=True)
-        task.run(launch)
+        if origins := [origin.name for origin in needed if origin in failed]:
+            failed[task] = f"{task.name} was left out: {origins[0]} failed."
+            continue
+        try:
+            task.run(launch)
+        except UserError as error:
+            failed[task] = str(error)
+            print(f"error: {error}", flush=True)
+    if failed:
+        raise UserError("\n".join(failed.values()))
 
 
 def require_files(tasks: Iterable[Task]) -> None:

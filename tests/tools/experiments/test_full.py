@@ -107,6 +107,16 @@ def test_what_is_missing_runs_in_order_and_a_killed_call_goes_on(tmp_path, calls
     assert len(calls()) == 4
 
 
+@pytest.mark.parametrize("fails, trained", [(0, NAMES[:1]), (1, NAMES)])
+def test_a_row_that_fails_ends_only_those_that_start_from_it(tmp_path, calls, capsys, fails, trained):
+    (tmp_path / "fail").write_text(NAMES[fails])
+    with pytest.raises(SystemExit):
+        reproduce("--table", "2a", "2b")
+    error = capsys.readouterr().err
+    assert folders(calls()) == trained and error.count("loss_cls = nan") == 1
+    assert error.count(f"was left out: {NAMES[0]}, seed 0 failed") == (2 if fails == 0 else 0)
+
+
 def test_a_missing_file_stops_before_the_first_training(tmp_path, calls, capsys):
     (tmp_path / "data/mini/annotations/instances_val_all.json").unlink()
     with pytest.raises(SystemExit):
