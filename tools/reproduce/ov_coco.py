@@ -78,7 +78,7 @@ METHODS = (
     Entry("RegionCLIP on CC3M", published=novel(31.4)),  # its MODEL_ZOO.md
     Entry("PB-OVD", published=novel(30.8)),  # its abstract: 8 above OVR-CNN's 22.8
     Entry("OC-OVD", published=novel(36.6)),  # its abstract
-    Entry("OADP"),
+    Entry("OADP", published=novel(35.6)),  # its abstract
     Entry("F-VLM RN50", published=novel(28.0)),  # a list of its results
     Entry("BARON-KD", published=novel(34.0)),  # its README
     Entry("VLDet", published=novel(32.0)),  # its README
