@@ -180,7 +180,8 @@ def slow_losses(rows, texts, variant):
 
 
 def close(actual, expected):
-    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-7)
+    """Equal up to a few float32 roundings of the largest entry, which a sum leaves in its small entries, too."""
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-6 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("variant", ["contrastive", "bce", "sinkhorn"])
