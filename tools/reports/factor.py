@@ -107,8 +107,8 @@ def third_table(output: Path, seeds: Sequence[int]) -> list[str]:
 
 
 def company_table(output: Path, seeds: Sequence[int]) -> list[str]:
-    """Sums over the seeds. Wrong answers that are a neighbour's concept, in percent of the wrong ones."""
-    columns = ("tiles", "right in company", "right alone", "wrong: a neighbour", "wrong alone: would-be neighbour")
+    """Sums over the seeds. Wrong answers that are another tile's concept, in percent of the wrong ones."""
+    columns = ("tiles", "right in company", "right alone", "wrong: another tile", "wrong alone: another tile")
     lines = [f"| factor, grid | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for factor in FACTORS:
         total: dict[str, Counter] = {}
@@ -119,7 +119,7 @@ def company_table(output: Path, seeds: Sequence[int]) -> list[str]:
             cells = [str(counts["tiles"])]
             cells += [percent(counts[f"right{where}"], counts["tiles"]) for where in ("", " alone")]
             for where in ("", " alone"):
-                cells.append(percent(counts[f"neighbour{where}"], counts["tiles"] - counts[f"right{where}"]))
+                cells.append(percent(counts[f"another{where}"], counts["tiles"] - counts[f"right{where}"]))
             lines.append(f"| {factor:g}, {grid} | {' | '.join(cells)} |")
     return lines
 

@@ -64,17 +64,17 @@ def ap50_by_size(run: Path, dataset: str) -> dict[str, float | None]:
 
 
 def company(cfg, records: Sequence[Mapping], *, grids=(2, 3, 4)) -> dict[str, dict[str, int]]:
-    """{grid: counts} of tiles of held-out mosaics that the model names right, among neighbours and alone.
+    """{grid: counts} of tiles of held-out mosaics that the model names right, among other tiles and alone.
 
     ``records``: pairs whose first tag is the concept of their object. A grid has as many tiles as there are pairs, or a
-    few less. "alone" is the same tile at the same place, and the canvas is grey. "neighbour" counts wrong answers that
-    are the concept of a neighbour; alone, this one is not to be seen.
+    few less. "alone" is the same tile at the same place, and the canvas is grey. "another" counts wrong answers that
+    are the concept of another tile; alone, this one is not to be seen.
     """
     model, key, found = load_model(cfg), cfg.INPUT.MOSAIC, {}
     options = {"short": key.SIZE, "long": key.SIZE, "flip": key.FLIP, "stream": 0, "image_format": cfg.INPUT.FORMAT}
     for n in grids:
         mapper = CanvasMapper(records, grids=[n], seed=n, **options)
-        counts = Counter(dict.fromkeys(("tiles", "right", "right alone", "neighbour", "neighbour alone"), 0))
+        counts = Counter(dict.fromkeys(("tiles", "right", "right alone", "another", "another alone"), 0))
         for i in range(len(records) // n**2):
             sample = mapper(index=i, epoch=0)
             shown = [tags[0] for tags in sample["tiles"].tags]
@@ -82,14 +82,14 @@ def company(cfg, records: Sequence[Mapping], *, grids=(2, 3, 4)) -> dict[str, di
             for answers, where in zip(tile_answers(model, sample, grey=mapper.pad_value), ("", " alone"), strict=True):
                 for answer, own in zip(answers, shown, strict=True):
                     counts["right" + where] += answer == own
-                    counts["neighbour" + where] += answer != own and answer in shown
+                    counts["another" + where] += answer != own and answer in shown
         found[f"{n} x {n}"] = dict(counts)
     return found
 
 
 @torch.no_grad()
 def tile_answers(model, sample: Mapping, *, grey: float) -> Iterator[list[int]]:
-    """The class (T,) that the model gives to each tile of a canvas, among its neighbours and then alone."""
+    """The class (T,) that the model gives to each tile of a canvas, among the other tiles and then alone."""
     boxes, image = sample["tiles"].boxes, sample["image"]
     alone = [torch.full_like(image, grey) for _ in boxes]
     for canvas, (x0, y0, x1, y1) in zip(alone, boxes.int().tolist(), strict=True):

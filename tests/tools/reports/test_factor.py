@@ -51,7 +51,7 @@ def test_a_row_is_measured_once_on_the_data_of_its_seed(output, monkeypatch):
 
         return measure
 
-    counts = {"tiles": 8, "right": 6, "right alone": 8, "neighbour": 1, "neighbour alone": 0}
+    counts = {"tiles": 8, "right": 6, "right alone": 8, "another": 1, "another alone": 0}
     monkeypatch.setattr(factor, "ap50_by_size", measured({"smallest": 1.0, "middle": None, "largest": 9.0}))
     monkeypatch.setattr(factor, "company", measured({"2 x 2": counts}))
     monkeypatch.setattr(factor, "held_out", lambda root, value: ("held out", value))

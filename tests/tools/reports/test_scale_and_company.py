@@ -99,13 +99,13 @@ def test_counts_of_answers(root, monkeypatch):
     def answers(model, sample, *, grey):
         shown = [concepts[i] for i in sample["tiles"].image_ids.tolist()]
         seen.append(shown)
-        return [[shown[0], *shown[:-1]], [*shown[:-1], -1]]  # the first is right, the others name a neighbour
+        return [[shown[0], *shown[:-1]], [*shown[:-1], -1]]  # the first is right, the others name another tile
 
     monkeypatch.setattr(scale_and_company, "tile_answers", answers)
     found = company(config_of("CLIM", 4.0, 7, "MODEL.WEIGHTS", ""), held_out(root, 4.0), grids=(2,))
     ((first, *others),) = seen  # 5 pairs are one canvas of 2 x 2
     right = 1 + sum(a == b for a, b in zip([first, *others[:-1]], others, strict=True))
     assert found == {
-        "2 x 2": {"tiles": 4, "right": right, "right alone": 3, "neighbour": 4 - right, "neighbour alone": 0}
+        "2 x 2": {"tiles": 4, "right": right, "right alone": 3, "another": 4 - right, "another alone": 0}
     }
     assert len(np.unique(seen)) > 2
