@@ -1,6 +1,7 @@
 """``clim reproduce``: train the rows of tables, and write the tables."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ def add_reproduce_options(parser: argparse.ArgumentParser) -> None:
     add("--scale", choices=("full", "mini"), default="full", help="mini: the mini benchmark, on a CPU (%(default)s)")
     add("--output", type=output_folder, default="output/reproduce", help="folder of all runs (%(default)s)")
     add("--seeds", type=whole, nargs="+", help="(default: 0; those of each table on the mini benchmark)")
-    add("--report", type=output_file, help="only write the tables of what has been run")
+    add("--report", type=output_file, help="only write the tables of what has been run with these configs")
     add("--jobs", type=count, default=2, help="mini: trainings side by side, one thread each (%(default)s)")
     full = parser.add_argument_group("full size")
     full.add_argument("--dry-run", action="store_true", help="only print commands, files and GPU hours")
@@ -58,7 +59,8 @@ def reproduce(args: argparse.Namespace) -> None:
     launch = Launch(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     if args.scale == "mini" and (args.dry_run or args.slurm is not None or launch != ONE_PROCESS):
         raise UserError("--dry-run, --slurm and the options of GPUs and machines are for --scale full.")
-    scale, output, seeds = args.scale, args.output / args.scale, tuple(dict.fromkeys(args.seeds or ()))
+    output = Path(os.path.relpath(args.output)) / args.scale  # records hold paths below it: one spelling for a folder
+    scale, seeds = args.scale, tuple(dict.fromkeys(args.seeds or ()))
     tables = [
         (table, seeds or (table.seeds if scale == "mini" else (0,)))
         for table in TABLES
@@ -77,7 +79,7 @@ def reproduce(args: argparse.Namespace) -> None:
     done = [
         (table, seeds)
         for table, seeds in tables
-        if any(finished(row.folder(output, seed)) for row in table.rows(scale) for seed in seeds)
+        if any(finished(row, output, seed) for row in table.rows(scale) for seed in seeds)
     ]
     if not done:
         raise UserError(f"{output} holds no finished run of --table {' '.join(args.table)}.")

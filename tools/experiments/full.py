@@ -62,7 +62,7 @@ class Training(NamedTuple):
         return gpu_hours(config_of(self.row))[0]
 
     def done(self) -> bool:
-        return finished(self.folder) is not None
+        return finished(self.row, self.output, self.seed) is not None
 
     def command(self, launch: Launch) -> list[str]:
         overrides = self.row.settings(self.output, self.seed)
@@ -70,9 +70,10 @@ class Training(NamedTuple):
 
     def run(self, launch: Launch) -> None:
         """Train. A finished run of the same settings is kept, and an interrupted one goes on."""
-        progress = Board().of(self.name)
-        options = {"datasets_root": data_root(), "threads": None, "launch": launch, "progress": progress}
+        board = Board()
+        options = {"datasets_root": data_root(), "threads": None, "launch": launch, "progress": board.of(self.name)}
         run_row(self.row, self.seed, output=self.output, **options)
+        board.done(self.name, "over")
 
 
 class Preparation(NamedTuple):
@@ -91,12 +92,19 @@ class Preparation(NamedTuple):
     def files(self) -> dict[str, str]:
         return dict.fromkeys(self.step.reads, README)
 
+    @property
+    def start(self) -> Path | None:
+        """The checkpoint that the command reads."""
+        return self.step.start and self.step.start.folder(self.output, self.seed) / "model_final.pth"
+
     def done(self) -> bool:
-        return (data_root() / self.step.makes).exists()
+        """Whether the file is there, and no older than the checkpoint that it is made from."""
+        made = data_root() / self.step.makes
+        inputs = [path for path in (self.start,) if path and path.exists()]
+        return made.exists() and all(made.stat().st_mtime >= path.stat().st_mtime for path in inputs)
 
     def command(self, launch: Launch) -> list[str]:
-        start = self.step.start and self.step.start.folder(self.output, self.seed) / "model_final.pth"
-        words = [word.format(root=data_root(), start=start) for word in shlex.split(self.step.command)]
+        words = [word.format(root=data_root(), start=self.start) for word in shlex.split(self.step.command)]
         words = [str(ROOT / word) if word.startswith(("tools/", "configs/")) else word for word in words]
         return [*words, "--output", str(data_root() / self.step.makes)]
 
@@ -135,7 +143,8 @@ def plan(rows: Iterable[Row], seeds: Sequence[int], *, output: Path, steps: Sequ
 def run_tasks(tasks: dict[Task, list[Task]], launch: Launch) -> None:
     """Run what is missing, in order. What waits for a task that failed is left out; UserError at the end.
 
-    UserError before the first if files are missing that no task makes.
+    Several machines stop at the first failure, as each must know which row the others train. UserError before the
+    first task if files are missing that no task makes.
     """
     require_files(tasks)
     failed: dict[Task, str] = {}
@@ -147,6 +156,8 @@ def run_tasks(tasks: dict[Task, list[Task]], launch: Launch) -> None:
         try:
             task.run(launch)
         except UserError as error:
+            if launch.num_machines > 1:
+                raise
             failed[task] = str(error)
             print(f"error: {error}", flush=True)
     if failed:

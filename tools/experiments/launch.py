@@ -23,7 +23,9 @@ class Launch(NamedTuple):
         words = ["--num-gpus", str(self.num_gpus)] if self.num_gpus != 1 or self.num_machines > 1 else []
         if self.num_machines > 1:
             words += ["--num-machines", str(self.num_machines), "--machine-rank", str(self.machine_rank)]
-        return words + (["--dist-url", self.dist_url] if self.dist_url else [])
+        alone = self.num_machines == 1 and self.num_gpus > 1  # another training may run on the same machine
+        address = self.dist_url or ("auto" if alone else "")
+        return words + (["--dist-url", address] if address else [])
 
 
 ONE_PROCESS = Launch()
@@ -37,11 +39,11 @@ def commit_of_code() -> str:
     return ""
 
 
-def describe_machine(launch: Launch) -> str:
-    """ "8 x NVIDIA A100, torch 2.14.1", or the number and model of the CPU's cores."""
+def describe_machine(launch: Launch, *, device: str) -> str:
+    """ "8 x NVIDIA A100, torch 2.14.1", or where ``device`` is "cpu" the number and model of its cores."""
     import torch
 
-    if torch.cuda.is_available():
+    if device != "cpu" and torch.cuda.is_available():
         device = f"{launch.num_gpus * launch.num_machines} x {torch.cuda.get_device_name()}"
     else:
         info = Path("/proc/cpuinfo")

@@ -17,7 +17,7 @@ from clim_commands.outputs import read_note
 
 from .launch import ROOT
 from .run_files import Progress
-from .training import POLL_SECONDS, RECORD, Busy, run_training
+from .training import POLL_SECONDS, RECORD, Busy, Settings, recorded_config, run_training
 
 CONFIGS = ROOT / "configs"
 
@@ -147,23 +147,31 @@ def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future] = (),
             options["progress"](Progress("waiting"))
             time.sleep(POLL_SECONDS)
     for checkpoint in folder.glob("model_[0-9]*.pth"):  # from which a killed run goes on; hundreds of runs fill a disk
-        checkpoint.unlink()
+        checkpoint.unlink(missing_ok=True)  # by another machine
     return result
 
 
 class Finished(TypedDict):
     """The part of a run's record that tables show."""
 
+    settings: Settings
     results: dict[str, object] | None
     commit: NotRequired[str]
     machine: NotRequired[str]
 
 
-def read_record(folder: Path) -> Finished | None:
-    return read_note(folder / RECORD, kind=Finished, remedy=f"remove {folder} to train this row anew")
+def finished(row: Row, output: Path, seed: int) -> Finished | None:
+    """The record of the finished run; None without one. A run of another config does not count: it is trained anew."""
+    folder = row.folder(output, seed)
+    record = read_note(folder / RECORD, kind=Finished, remedy=f"remove {folder} to train this row anew")
+    if record and record["results"] and record["settings"]["config"] == config_of_run(row, output, seed):
+        return record
+    return None
 
 
-def finished(folder: Path) -> dict | None:
-    """Figures of the run in ``folder``, or None."""
-    record = read_record(folder)
-    return record and record["results"]
+@cache
+def config_of_run(row: Row, output: Path, seed: int) -> str:
+    """The config that a record of this run holds."""
+    from clim.engine import load_config
+
+    return recorded_config(load_config(str(CONFIGS / row.config), list(map(str, row.settings(output, seed)))))

@@ -25,6 +25,17 @@ class Progress(NamedTuple):
     loss: float | None = None
 
 
+def last_iteration(log: Path, *, start: int) -> int | None:
+    """The iteration at which a training ends, from its ``log`` after ``start`` bytes; None before its first step.
+
+    The config's MAX_ITER is another number where a run has more GPUs or counts epochs.
+    """
+    with open(log, "rb") as file:
+        file.seek(start)
+        found = re.search(r"Training from iteration \d+ to (\d+)", file.read(1 << 20).decode(errors="replace"))
+    return found and int(found[1])
+
+
 def where(output: Path, log: Path, max_iter: int) -> Progress | None:
     """The progress, from the ends of metrics.json and the log; None before the first line of metrics."""
     lines = [entry for entry in _metrics(_end_of(output / "metrics.json")) if entry.get("total_loss") is not None]

@@ -77,12 +77,12 @@ def submit(tasks: Mapping[Task, Sequence[Task]], launch: Launch, words: Sequence
     lines, waiting = [], {}
     for task, needs in tasks.items():
         known = jobs.get(task.name)
-        if task.done():
+        if task.done() and not any(need in waiting for need in needs):
             lines.append(f"{task.name}: finished")
             continue
         if known and not submitit.SlurmJob(str(folder / "%j"), known).done():
             waiting[task] = known
-            lines.append(f"{task.name}: job {known} waits or runs")
+            lines.append(f"{task.name}: job {known} waits or runs; if it is lost, remove its line from {notes}")
             continue
         after = [waiting[need] for need in needs if need in waiting]
         waiting[task] = jobs[task.name] = _submit(task, launch, common, after=after, folder=folder)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from clim.errors import UserError
 from clim.files import data_root, read_text, replacing
 
-from .rows import Row, SetUp, datasets_of, finished, read_record
+from .rows import Row, SetUp, datasets_of, finished
 from .training import RECORD
 
 AP50 = {"AP50_novel": "AP50 novel", "AP50_base": "AP50 base", "AP50_all": "AP50 all"}  # metrics of a table
@@ -58,7 +58,7 @@ class Table(NamedTuple):
     def heading(self, scale: str) -> str:
         if self.name[0].isdigit():
             return f"{'Mini ' if scale == 'mini' else ''}Table {self.name}: {self.title}"
-        return self.title[0].upper() + self.title[1:]
+        return self.title[0].upper() + self.title[1:] + (", full size" if scale == "full" else "")
 
     def headings(self, scale: str) -> Mapping[str, str]:
         """{key of a run's results: heading}."""
@@ -69,12 +69,14 @@ class Table(NamedTuple):
 
     def found(self, entry: Entry, output: Path, seed: int, *, scale: str = "mini") -> dict | None:
         """All figures of an entry, or None if it is not finished."""
-        folder = getattr(entry, scale).folder(output, seed)
-        if not (results := finished(folder)):
+        row = getattr(entry, scale)
+        if not (record := finished(row, output, seed)):
             return None
+        results = record["results"]
         results = results | self.figures(results, datasets_of(output, seed) if scale == "mini" else data_root())
         keys = self.headings(scale)
         if missing := [key for key in keys if not isinstance(results.get(key), float | int | None)]:
+            folder = row.folder(output, seed)
             raise UserError(f"{folder / RECORD}: {missing[0]} is no number: remove {folder} to train this row anew.")
         return results
 
@@ -120,8 +122,8 @@ def each(figures: Iterable[float | None], *, sign: str = "") -> str:
 
 def provenance(table: Table, *, output: Path, seeds: Sequence[int], scale: str) -> str:
     """A sentence: the command, and commits, seeds and machines of the table's finished runs."""
-    runs = ((seed, read_record(row.folder(output, seed))) for row in table.rows(scale) for seed in seeds)
-    done = [(seed, record) for seed, record in runs if record and record["results"]]
+    runs = ((seed, finished(row, output, seed)) for row in table.rows(scale) for seed in seeds)
+    done = [(seed, record) for seed, record in runs if record]
     parts = [f"`clim reproduce --scale {scale} --table {table.name}`"]
     for name, values in (
         ("commit", {record.get("commit") for _, record in done}),
@@ -157,9 +159,11 @@ def report(path: Path, tables: Mapping[str, Sequence[str]]) -> str:
 
 def spread(found: Sequence[dict | None], metric: str) -> str:
     """A cell: mean ± standard deviation (number of seeds) over the finished seeds."""
+    if not any(found):
+        return "not run"
     values = [result[metric] for result in found if result and result.get(metric) is not None]
     if not values:
-        return "not run"
+        return "–"
     deviation = f" ± {statistics.stdev(values):.1f} ({len(values)})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{deviation}"
 

@@ -26,7 +26,7 @@ from clim.files import data_root, write_json
 from clim_commands.outputs import read_note
 
 from .launch import ONE_PROCESS, ROOT, Launch, commit_of_code, describe_machine
-from .run_files import Progress, evaluation, log_tail, where
+from .run_files import Progress, evaluation, last_iteration, log_tail, where
 
 TRAIN_NET = ROOT / "train_net.py"
 RECORD, LOCK = "results.json", ".lock"
@@ -103,6 +103,7 @@ def run_training(
         progress(now := Progress("resuming" if (output / "last_checkpoint").is_file() else "starting"))
         log = output / "train.log"
         before, start, commit = record["seconds"], time.monotonic(), commit_of_code()
+        end, begun = None, log.stat().st_size if log.is_file() else 0
         with _process(command, log=log, environment=environment, locks=[lock]) as process:
             while process.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
@@ -110,11 +111,12 @@ def run_training(
                     break
                 record["seconds"] = round(before + time.monotonic() - start, 1)
                 write_json(output / RECORD, record)
-                now = where(output, log, cfg.SOLVER.MAX_ITER) or now
+                end = end or last_iteration(log, start=begun)
+                now = (where(output, log, end) if end else None) or now
                 progress(now)
         _require_success(process, log)
         record["results"] = evaluation(output, cfg.DATASETS.TEST) if cfg.DATASETS.TEST else {}
-        record["commit"], record["machine"] = commit, describe_machine(launch)
+        record["commit"], record["machine"] = commit, describe_machine(launch, device=cfg.MODEL.DEVICE)
         write_json(output / RECORD, record)
     progress(Progress("finished"))
     return {**record["results"], "seconds": record["seconds"]}
@@ -205,11 +207,16 @@ def _process(command: Sequence, *, log: Path, environment: Mapping[str, str], lo
 
 
 def settings_of(cfg, root: Path) -> Settings:
-    """The config without folder and log period, and the hashes of its input files."""
+    """What makes a run of ``cfg`` on the data root ``root`` the same as another one."""
+    return {"config": recorded_config(cfg), "inputs": _input_digests(cfg, root)}
+
+
+def recorded_config(cfg) -> str:
+    """The config of a record: folder and log period do not count, nor the device, which is the CPU without a GPU."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD = "", 0
-    return {"config": cfg.dump(), "inputs": _input_digests(cfg, root)}
+    cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD, cfg.MODEL.DEVICE = "", 0, "cpu"
+    return cfg.dump()
 
 
 @contextmanager
@@ -236,7 +243,7 @@ def open_record(output: Path, settings: Settings) -> Record:
     if record:
         aside = next(free for n in count(1) if not os.path.lexists(free := output.with_name(f"{output.name}.{n}")))
         aside.mkdir()
-        for entry in others:
+        for entry in sorted(others, key=lambda entry: entry.name == RECORD):  # last, so that a killed move goes on
             entry.rename(aside / entry.name)
         print(f"{output} holds a run of other settings, whose files are now in {aside}.", file=sys.stderr)
     record = Record(settings=settings, seconds=0.0, results=None)
@@ -250,8 +257,8 @@ def _begun_by_hand(output: Path, settings: Settings) -> bool:
         return False
     config = yaml.safe_load(file.read_text(errors="replace"))
     ours = yaml.safe_load(settings["config"])
-    if isinstance(config, dict) and isinstance(config.get("SOLVER"), dict):
-        config["OUTPUT_DIR"], config["SOLVER"]["LOG_PERIOD"] = "", 0
+    if isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in ("SOLVER", "MODEL")):
+        config["OUTPUT_DIR"], config["SOLVER"]["LOG_PERIOD"], config["MODEL"]["DEVICE"] = "", 0, "cpu"
     return config == ours
 
 
@@ -274,6 +281,7 @@ def _input_digests(cfg, root: Path) -> dict[str, str]:
     found = {}
     for file in filter(None, files):
         path = Path(file) if Path(file).is_file() else root / file
+        path = path / "facts.json" if path.is_dir() else path  # an index of tar shards
         if path.is_file():
             found[file] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

@@ -58,7 +58,8 @@ def explain(output: Path, seeds: Sequence[int], path: Path) -> None:
 
 def results_of(output: Path, name: str, factor: float, seeds: Sequence[int]) -> list[dict | None]:
     """Figures of a row by seed, None where it is not finished."""
-    return [finished(entry(name, factor).mini.folder(output, seed)) for seed in seeds]
+    records = [finished(entry(name, factor).mini, output, seed) for seed in seeds]
+    return [record and record["results"] for record in records]
 
 
 def by_factor(named: Mapping[str, object], cell: Callable[[object, float], str], *, what: str) -> list[str]:
@@ -132,9 +133,10 @@ def step_table(output: Path, seeds: Sequence[int]) -> list[str]:
 
 def explained(output: Path, name: str, factor: float, seed: int) -> dict | None:
     """AP50 by size of the row, and for CLIM the answers in company; None if the row is not finished."""
-    folder = entry(name, factor).mini.folder(output, seed)
-    if not finished(folder):
+    row = entry(name, factor).mini
+    if not finished(row, output, seed):
         return None
+    folder = row.folder(output, seed)
     path = folder / "explained.json"
     if (found := read_note(path, kind=dict, remedy=f"remove {path}, and it is measured anew")) is None:
         with data_of(output, seed) as root:

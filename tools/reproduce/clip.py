@@ -39,9 +39,9 @@ def label_boxes(output: Path, seed: int, *, file: str = LABELS, min_objectness: 
         "--dataset", "mini_ov_captions", "--config-file", CONFIGS / BASE.config,
         "--weights", BASE.folder(output, seed) / "model_final.pth", "--encoder", CONFIGS / START.config,
         "--encoder-weights", START.folder(output, seed) / "model_final.pth", "--nouns", nouns,
-        "--embeddings", embeddings, "--output", labels, "--boxes", 5, "--min-objectness", min_objectness,
+        "--embeddings", embeddings, "--boxes", 5, "--min-objectness", min_objectness,
     ]  # fmt: skip
-    run_script("pseudo_label.py", arguments, makes=labels, root=root, log=root / f"{labels.stem}.log")
+    run_script("pseudo_label.py", arguments, output=labels, root=root, log=root / f"{labels.stem}.log")
 
 
 WHOLE, CLIM = tuned("mini/clip_whole.yaml"), tuned("mini/clip_clim.yaml")

@@ -40,13 +40,13 @@ def find_neighbours(output: Path, seed: int, *, by: str) -> None:
     """List the nearest neighbours of the pairs with ``tools/build_neighbours.py``. A finished list stays."""
     root = datasets_of(output, seed)
     path = root / NEIGHBOURS_OF[by]
-    arguments = ["--dataset", "mini_ov_captions", "--by", by, "--output", path, "--k", NEIGHBOURS, "--device", "cpu"]
+    arguments = ["--dataset", "mini_ov_captions", "--by", by, "--k", NEIGHBOURS, "--device", "cpu"]
     arguments += {
         "text": ["--name", "minilm", "--pretrained", "", "--cache", root / CAPTION_CACHE],
         "image": ["--name", "lite0"],
     }[by]
-    written_last = path.with_suffix(".json")
-    run_script("build_neighbours.py", arguments, makes=written_last, root=root, log=root / f"{path.stem}.log")
+    log, written_last = root / f"{path.stem}.log", path.with_suffix(".json")
+    run_script("build_neighbours.py", arguments, output=path, written_last=written_last, root=root, log=log)
 
 
 def novel(figure: float) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pickle
 import signal
 import sys
@@ -94,17 +95,48 @@ def test_what_is_missing_runs_in_order_and_a_killed_call_goes_on(tmp_path, calls
     assert calls()[1][:4] == ["--config-file", calls()[1][1], "--resume", "--num-gpus"]
     weights = f"out/full/seed0/{NAMES[0]}/model_final.pth"
     folder = f"out/full/seed0/{NAMES[1]}"
-    assert calls()[1][4:] == ["8", "OUTPUT_DIR", folder, "SEED", "0", "MODEL.WEIGHTS", weights]
+    words = ["8", "--dist-url", "auto", "OUTPUT_DIR", folder, "SEED", "0", "MODEL.WEIGHTS", weights]
+    assert calls()[1][4:] == words  # another training may run on this machine
     (tmp_path / "fail").unlink()
     reproduce("--table", "2a", "2b", "--num-gpus", "8")  # trains the one that failed
     assert folders(calls()) == [*NAMES, NAMES[2]]
     text = (tmp_path / "out/full/tables.md").read_text()
     assert "| first | 12.3 | 30.0 | 12.3 |" in text and "theirs (quoted; figure not verified here)" in text
     assert f"seed 0; on {json.loads((tmp_path / folder / 'results.json').read_text())['machine']}" in text
-    reproduce("--dry-run", "--table", "2a")
+    reproduce("--dry-run", "--table", "2a", "--output", str(tmp_path / "out"))  # the same folder
     out = capsys.readouterr().out
     assert f"2. {NAMES[0]}, seed 0: finished" in out and "1. mini/made.npy: there" in out
     assert len(calls()) == 4
+    record = tmp_path / folder / "results.json"
+    record.write_text(record.read_text().replace("BASE_LR: 0.00", "BASE_LR: 0.01"))  # of an earlier config
+    reproduce("--dry-run", "--table", "2a")
+    assert f"3. {NAMES[1]}, seed 0: not finished" in capsys.readouterr().out
+
+
+def test_a_file_that_is_older_than_its_checkpoint_is_made_anew(tmp_path, calls, monkeypatch):
+    """Labels of a detector that has been trained anew are another detector's."""
+    step = Step("mini/made.npy", f"{training.TRAIN_NET} make {{start}}", start=BASE._replace(overrides=()))
+    (preparation,) = [t for t in plan([TUNED], [0], output=tmp_path, steps=(step,)) if not isinstance(t, Training)]
+    made, start = tmp_path / "data/mini/made.npy", preparation.start
+    assert start == BASE._replace(overrides=()).folder(tmp_path, 0) / "model_final.pth" and not preparation.done()
+    made.touch()
+    assert preparation.done()  # there is no checkpoint that would say otherwise
+    start.parent.mkdir(parents=True)
+    for seconds, done in ((-10, True), (10, False)):
+        start.touch()
+        os.utime(start, times=(made.stat().st_mtime + seconds,) * 2)
+        assert preparation.done() is done
+    preparation.run(Launch())
+    os.utime(start, times=(made.stat().st_mtime,) * 2)
+    assert made.read_text() == "made" and preparation.done()
+
+
+def test_several_machines_stop_at_the_first_failure(tmp_path, calls):
+    (tmp_path / "fail").write_text(NAMES[1])
+    tasks = plan([TUNED, LAST], [0], output=tmp_path / "out", steps=(Step("mini/made.npy", f"{training.TRAIN_NET} x"),))
+    with pytest.raises(UserError, match="loss_cls = nan"):
+        run_tasks(tasks, Launch(8, 2, 0, "tcp://first:1234"))
+    assert folders(calls()) == NAMES[:2]
 
 
 @pytest.mark.parametrize("fails, trained", [(0, NAMES[:1]), (1, NAMES)])
@@ -125,11 +157,17 @@ def test_a_missing_file_stops_before_the_first_training(tmp_path, calls, capsys)
     assert "instances_val_all.json is missing: make it with: python tools/make_mini.py" in error and not calls()
 
 
-@pytest.mark.parametrize("words", ["--num-gpus 8", "--machine-rank 1", "--slurm", "--dry-run", "--table 2b"])
-def test_options_that_do_not_go_with_a_scale_are_told(calls, words, capsys):
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        *((words, "are for --scale full") for words in ("--num-gpus 8", "--machine-rank 1", "--slurm", "--dry-run")),
+        ("--table 2b", "no rows with --scale mini"),
+    ],
+)
+def test_options_that_do_not_go_with_a_scale_are_told(calls, words, told, capsys):
     with pytest.raises(SystemExit):
         reproduce("--scale", "mini", *words.split())
-    assert "--scale" in capsys.readouterr().err and not calls()
+    assert told in capsys.readouterr().err and not calls()
 
 
 @pytest.mark.parametrize("scale", ["full", "mini"])
@@ -230,7 +268,7 @@ def slurm(monkeypatch):
     sys.modules.pop("experiments.slurm", None)
 
 
-def test_slurm_gets_a_job_for_each_task_which_waits_for_what_it_needs(tmp_path, calls, slurm, capsys):
+def test_slurm_gets_a_job_for_each_task_which_waits_for_what_it_needs(tmp_path, calls, slurm, capsys, monkeypatch):
     words = ["--table", "2b", "--num-gpus", "8", "--num-machines", "2", "--slurm"]
     words += ["partition=gpu", "timeout_min=600", "slurm_mem=0"]
     reproduce(*words)
@@ -248,12 +286,16 @@ def test_slurm_gets_a_job_for_each_task_which_waits_for_what_it_needs(tmp_path, 
     assert chosen.items() <= parameters.items()
     assert slurm.submitted[0][1]["nodes"] == 1
     reproduce(*words)  # all of them wait or run
-    assert len(slurm.submitted) == 4
+    assert len(slurm.submitted) == 4 and "job 104 waits or runs" in capsys.readouterr().out
     slurm.ended.update({"103"})  # failed: it is submitted again, after those that still run
     reproduce(*words)
     assert [(p["name"], p["slurm_additional_parameters"]["dependency"]) for _, p, _ in slurm.submitted[4:]] == [
         (names[2], "afterok:102")
     ]
+    monkeypatch.setattr(full, "finished", lambda row, *_: row != BASE)  # the base stage was removed: all start from it
+    slurm.ended.update(map(str, range(100, 110)))
+    reproduce(*words)
+    assert [p["name"] for _, p, _ in slurm.submitted[5:]] == names
     with pytest.raises(SystemExit):
         reproduce("--slurm", "gpu")
     assert "--slurm gpu: give KEY=VALUE" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,12 @@ def ran(monkeypatch):
     return trained
 
 
+@pytest.fixture(autouse=True)
+def configs(monkeypatch):
+    """Rows of this file have no config; a record holds the row's name and seed in its place."""
+    monkeypatch.setattr(rows, "config_of_run", lambda row, output, seed: f"{row.config}, seed {seed}")
+
+
 def no_set_up(root, *, seed):
     pass
 
@@ -45,7 +52,8 @@ def table_of(*entries, **more):
 def finish(output, row, seed, **figures):
     folder = row.folder(output, seed)
     folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps({"results": figures}))
+    settings = {"config": f"{row.config}, seed {seed}", "inputs": {}}
+    (folder / "results.json").write_text(json.dumps({"settings": settings, "results": figures}))
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
@@ -135,6 +143,10 @@ def test_a_table_shows_what_has_been_run(tmp_path):
     ]
     row = markdown(table_of(("first", FIRST), metrics=metrics), output=tmp_path, seeds=[0])[2]
     assert row == "| first | 1.0 | 5.0 | 1.0 |"
+    record = FIRST.folder(tmp_path, 2) / "results.json"
+    record.write_text(record.read_text().replace("tuned.yaml", "earlier.yaml"))  # it would be trained anew
+    lines = markdown(table_of(("first", FIRST)), output=tmp_path, seeds=[0, 2])
+    assert lines[2] == "| first | 1.0 | 1.0, – |" and lines[-1].endswith("seed 0.")
 
     def figures(found, root):
         return {"x": found["AP"] + len(root.name)}
@@ -174,7 +186,9 @@ def test_figures_stand_beside_the_papers(tmp_path):
         "| both | 10.0 | 21.0 | 10.0 |",
         "| mini alone | not run |  | – |",
     ]
-    assert (table.heading("mini"), table.heading("full")) == ("Mini Table 1b: rows", "Table 1b: rows")
+    own = table._replace(name="own")
+    headings = [one.heading(scale) for one in (table, own) for scale in ("mini", "full")]
+    assert headings == ["Mini Table 1b: rows", "Table 1b: rows", "Rows", "Rows, full size"]
 
 
 def test_a_paired_line_shows_differences_within_seeds(tmp_path):
@@ -220,7 +234,8 @@ def test_the_command_runs_what_is_chosen_and_reports_what_has_been_run(tmp_path,
         ),
     )
     monkeypatch.setattr("reproduce.TABLES", tables)
-    output = tmp_path / "mini"
+    monkeypatch.chdir(tmp_path)
+    output = Path("mini")  # however the folder was given: records hold it in paths
     finish(output, FIRST, 4, AP=12.34)
     call("--table", "own")
     assert [name for name, *_ in ran] == ["start.yaml", "tuned.yaml"]
@@ -242,8 +257,9 @@ def test_a_table_without_its_end_and_records_without_figures_are_told(tmp_path):
     assert "By hand" in path.read_text()
     table = table_of(("start", START))
     finish(tmp_path, START, 0, AP=None)
-    assert markdown(table, output=tmp_path, seeds=[0])[2] == "| start | not run | – |"
-    for content in ("", "[]", '{"results": 3}', '{"results": {"AP": "high"}}'):
+    assert markdown(table, output=tmp_path, seeds=[0])[2] == "| start | – | – |"  # trained, without this figure
+    start = '"settings": {"config": "start.yaml, seed 0", "inputs": {}}'
+    for content in ("", "[]", f'{{{start}, "results": 3}}', f'{{{start}, "results": {{"AP": "high"}}}}'):
         (START.folder(tmp_path, 0) / "results.json").write_text(content)
         with pytest.raises(UserError, match=f"{START.folder(tmp_path, 0)}.*: remove .* to train this row anew"):
             markdown(table, output=tmp_path, seeds=[0])

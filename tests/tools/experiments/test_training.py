@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import time
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 
 from clim.errors import UserError
 from experiments import training
+from experiments.launch import Launch, describe_machine
 from experiments.progress import Board, clock
-from experiments.run_files import Progress, evaluation, log_tail, read_metrics
-from experiments.training import holding, run_together, run_training
+from experiments.rows import Row, config_of
+from experiments.run_files import Progress, evaluation, last_iteration, log_tail, read_metrics
+from experiments.training import holding, run_together, run_training, settings_of
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "mini" / "base_stage.yaml"
 STAND_IN = """
@@ -27,6 +30,8 @@ with open(calls, "a") as file:
 plan = json.loads((output.parent / "plan.json").read_text())
 plan = plan.get(output.name, plan) if isinstance(plan, dict) else plan
 step = plan[min(number, len(plan) - 1)]
+end = arguments[arguments.index("SOLVER.MAX_ITER") + 1] if "SOLVER.MAX_ITER" in arguments else 300
+print("Training from iteration 0 to", end, flush=True)
 with open(output / "metrics.json", "a") as file:
     file.write(json.dumps({"iteration": 19, "total_loss": 2.5, "eta_seconds": 60.0}) + "\\n")
 (output / "last_checkpoint").write_text("model_0000019.pth")
@@ -180,6 +185,44 @@ def test_progress_comes_from_the_metrics(tmp_path, stand_in):
     seen.clear()
     run(tmp_path, "SOLVER.MAX_ITER", 20, "SOLVER.STEPS", "()", progress=seen.append)
     assert Progress("evaluating", 0, 0) in seen
+
+
+def test_the_last_session_in_a_log_says_where_it_ends(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_text("Training from iteration 0 to 90000\n")
+    size = log.stat().st_size
+    log.write_text(log.read_text() + "begins\n")
+    assert (last_iteration(log, start=0), last_iteration(log, start=size)) == (90000, None)
+    log.write_text(log.read_text() + "[12:00 trainer]: Training from iteration 500 to 720000\n")
+    assert last_iteration(log, start=size) == 720000
+
+
+def test_a_run_is_the_same_on_a_machine_without_gpu(tmp_path):
+    found = []
+    for device in ("cuda", "cpu"):
+        cfg = config_of(Row("mini/base_stage.yaml")).clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = device
+        found.append(settings_of(cfg, tmp_path))
+    assert found[0] == found[1]
+
+
+def test_a_machine_is_named_by_what_a_training_runs_on(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Big GPU")
+    assert describe_machine(Launch(8, 2), device="cuda").startswith("16 x Big GPU, torch ")
+    assert f"{os.cpu_count()} cores of " in describe_machine(Launch(), device="cpu")
+
+
+def test_the_facts_of_an_index_of_shards_are_inputs(tmp_path):
+    index = tmp_path / "shards"
+    index.mkdir()
+    cfg = config_of(Row("mini/base_stage.yaml", ("INPUT.MOSAIC.PARTNERS", str(index))))
+    found = []
+    for facts in ("{}", "{ }"):
+        (index / "facts.json").write_text(facts)
+        found.append(settings_of(cfg, tmp_path)["inputs"][str(index)])
+    assert found[0] != found[1]
 
 
 def test_folders_of_others_are_left_alone(tmp_path, stand_in):

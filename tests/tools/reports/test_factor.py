@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.rows import datasets_of
+from experiments.rows import config_of_run, datasets_of
 from mini.factor import FACTORS
 from reports import factor
 from reproduce.factor import ROWS, TABLES, entry
@@ -19,10 +19,11 @@ def output(tmp_path):
         ("CLIM", 4.0, 0, 30.0), ("CLIM", 4.0, 1, 40.0), (STACKED, 4.0, 0, 29.0), (STACKED, 4.0, 1, 33.0),
         ("CLIM", 1.0, 1, 7.0),
     ):  # fmt: skip
-        folder = entry(name, value).mini.folder(tmp_path, seed)
-        folder.mkdir(parents=True)
+        row = entry(name, value).mini
+        row.folder(tmp_path, seed).mkdir(parents=True)
         figures = {"AP50_novel": figure, "AP50_base": 1.0, "AP50_all": 2.0}
-        (folder / "results.json").write_text(json.dumps({"results": figures}))
+        settings = {"config": config_of_run(row, tmp_path, seed), "inputs": {}}
+        (row.folder(tmp_path, seed) / "results.json").write_text(json.dumps({"settings": settings, "results": figures}))
     return tmp_path
 
 

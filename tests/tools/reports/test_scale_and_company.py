@@ -105,7 +105,5 @@ def test_counts_of_answers(root, monkeypatch):
     found = company(config_of("CLIM", 4.0, 7, "MODEL.WEIGHTS", ""), held_out(root, 4.0), grids=(2,))
     ((first, *others),) = seen  # 5 pairs are one canvas of 2 x 2
     right = 1 + sum(a == b for a, b in zip([first, *others[:-1]], others, strict=True))
-    assert found == {
-        "2 x 2": {"tiles": 4, "right": right, "right alone": 3, "another": 4 - right, "another alone": 0}
-    }
+    assert found == {"2 x 2": {"tiles": 4, "right": right, "right alone": 3, "another": 4 - right, "another alone": 0}}
     assert len(np.unique(seen)) > 2

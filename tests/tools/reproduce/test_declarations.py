@@ -75,8 +75,8 @@ def test_rows_prepare_the_files_that_they_read(tmp_path, monkeypatch):
     """Labels with and without a cut, and neighbours by text and by image."""
     calls, root = [], datasets_of(tmp_path, 3)
 
-    def run_script(name, arguments, *, makes, **_):
-        calls.append(options(arguments) | {"makes": makes})
+    def run_script(name, arguments, *, output, written_last=None, **_):
+        calls.append(options(arguments) | {"output": output, "last": written_last or output})
 
     for module in (clip, ov_coco):
         monkeypatch.setattr(module, "run_script", run_script)
@@ -91,8 +91,8 @@ def test_rows_prepare_the_files_that_they_read(tmp_path, monkeypatch):
             (name,) = cfg.DATASETS.REGIONS
             made = note = root / os.path.relpath(MetadataCatalog.get(name).json_file, data_root())
         row.prepare(tmp_path, 3)
-        assert (calls[-1]["--output"], calls[-1]["makes"]) == (made, note)
-    cuts = {call["--output"].name: call["--min-objectness"] for call in calls if "--min-objectness" in call}
+        assert (calls[-1]["output"], calls[-1]["last"]) == (made, note)
+    cuts = {call["output"].name: call["--min-objectness"] for call in calls if "--min-objectness" in call}
     assert cuts == {"pseudo_regions.json": 0, "pseudo_regions_cut.json": clip.MIN_OBJECTNESS}
     assert {call["--by"]: call["--name"] for call in calls if "--by" in call} == {"text": "minilm", "image": "lite0"}
 

@@ -101,7 +101,8 @@ def test_the_dry_run_prints_commands_in_order_and_starts_nothing(no_data, capsys
     main(["reproduce", "--table", "2b", "--dry-run", "--num-gpus", "8", "--output", "out"])
     lines = capsys.readouterr().out.splitlines()
     commands = [line.strip() for line in lines if line.startswith("   python ")]
-    train = f"python {CONFIGS.parent}/train_net.py --config-file {CONFIGS}/{{}}.yaml --resume --num-gpus 8 OUTPUT_DIR"
+    options = "--resume --num-gpus 8 --dist-url auto OUTPUT_DIR"
+    train = f"python {CONFIGS.parent}/train_net.py --config-file {CONFIGS}/{{}}.yaml {options}"
     folder = "out/full/seed0/"
     start = f"{folder}BoxSup_C4/model_final.pth"
     tool = f"python {CONFIGS.parent}/tools/build_text_embeddings.py classes --dataset coco --output"
