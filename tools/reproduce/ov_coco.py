@@ -149,5 +149,5 @@ TABLES = (
     ),
     table("2d", "captions and tags", TAGS),
     table("cluttered", "cluttered pairs, captions + tags (one seed)", CLUTTERED_ROWS, seeds=(0,)),
-    table("vldet", "VLDet on OV-COCO, with and without CLIM", VLDET),
+    table("vldet", "VLDet on OV-COCO, with and without CLIM", VLDET, pairs=[("VLDet", "VLDet + CLIM")]),
 )  # fmt: skip

@@ -69,8 +69,8 @@ FULL_FVLM = (
 MASKS = {key: name for key, name in METRICS.items() if key.startswith("segm")}  # which F-VLM alone is scored by
 table = partial(Table, metrics=METRICS, set_up=set_up_mini_lvis)
 TABLES = (
-    table("1b", "Detic on OV-LVIS, mask AP", DETIC),
-    table("1b", "VLDet on OV-LVIS, mask AP", VLDET),
-    table("1b", "F-VLM on OV-LVIS, mask AP", FVLM),
+    table("1b", "Detic on OV-LVIS, mask AP", DETIC, pairs=[("Detic", "Detic + CLIM")]),
+    table("1b", "VLDet on OV-LVIS, mask AP", VLDET, pairs=[("VLDet", "VLDet + CLIM")]),
+    table("1b", "F-VLM on OV-LVIS, mask AP", FVLM, pairs=[("F-VLM, encoder of whole images", "F-VLM, encoder + CLIM")]),
     table("4", "F-VLM on OV-LVIS, mask AP", FULL_FVLM, set_up=None, full_metrics=MASKS),
 )

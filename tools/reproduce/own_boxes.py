@@ -82,5 +82,6 @@ def draw(output: Path, seeds: Sequence[int], path: Path) -> None:
 TABLE = Table(
     "own", "fine-tuning on own boxes of 20 classes", ROWS, metrics=METRICS, set_up=set_up_own, figures=group_figures,
     drawings={"finetune_mini.png": draw},
+    pairs=[("before", "boxes alone"), ("before", "boxes + CLIM"), ("boxes + captions", "boxes + CLIM")],
 )  # fmt: skip
 TABLES = (TABLE,)
