@@ -110,9 +110,12 @@ class Preparation(NamedTuple):
 
     def run(self, launch: Launch) -> None:
         """Make the file, on the first machine; the others wait for it."""
-        while launch.machine_rank and not self.done():
-            time.sleep(POLL_SECONDS)
         if self.done():
+            return
+        if launch.machine_rank:
+            print(f"waiting for the first machine to make {self.step.makes}", flush=True)
+            while not self.done():
+                time.sleep(POLL_SECONDS)
             return
         if code := subprocess.run([sys.executable, *self.command(launch)]).returncode:
             raise UserError(f"{pasted(self, launch)} stopped with exit code {code}.")
