@@ -106,6 +106,7 @@ def test_a_failure_ends_what_starts_from_it_alone_and_an_interrupt_ends_all(tmp_
                 time.sleep(0.01)
 
     monkeypatch.setattr(rows, "run_training", run_training)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with pytest.raises(UserError, match="^start.yaml failed$"):
         run_rows([(LAST, [0], no_set_up), (Row("other.yaml"), [0], no_set_up)], output=tmp_path, jobs=1)
     assert begun == ["start.yaml", "other.yaml"]
