@@ -164,9 +164,9 @@ def finished(row: Row, output: Path, seed: int) -> Finished | None:
     """The record of the finished run; None without one. A run of another config does not count: it is trained anew."""
     folder = row.folder(output, seed)
     record = read_note(folder / RECORD, kind=Finished, remedy=f"remove {folder} to train this row anew")
-    if record and record["results"] and record["settings"]["config"] == config_of_run(row, output, seed):
-        return record
-    return None
+    if not record or record["results"] is None:  # {}: a row without an evaluation
+        return None
+    return record if record["settings"]["config"] == config_of_run(row, output, seed) else None
 
 
 @cache

@@ -156,6 +156,14 @@ def test_a_table_shows_what_has_been_run(tmp_path):
     assert markdown(more, output=tmp_path, seeds=[0, 1])[2] == "| first | 9.0 | 9.0, – |"  # 1 + len("datasets")
 
 
+def test_a_row_without_an_evaluation_is_finished_when_its_record_says_so(tmp_path):
+    finish(tmp_path, START, 0)
+    assert rows.finished(START, tmp_path, 0)["results"] == {} and rows.finished(START, tmp_path, 1) is None
+    record = START.folder(tmp_path, 0) / "results.json"
+    record.write_text(record.read_text().replace('"results": {}', '"results": null'))
+    assert rows.finished(START, tmp_path, 0) is None
+
+
 def test_figures_stand_beside_the_papers(tmp_path):
     """Each scale shows its own rows; quoted ones stand at full size, and a line says what has been run, and on what."""
     for row, seed, machine in ((START, 0, "8 x A100"), (FIRST, 1, "8 x H100")):
