@@ -141,16 +141,18 @@ def read_nouns(names: str, embeddings: str) -> tuple[list[str], np.ndarray]:
 
 
 def settings_of(args, detector, encoder, nouns: list[str], embeddings: np.ndarray) -> dict:
-    """{option: value} of all that changes labels: names of files, hashes of tables."""
+    """{option: value} of all that changes labels: names of files, hashes of tables and checkpoints."""
     same = (
         "dataset", "config_file", "encoder", "opts", "encoder_opts", "boxes", "overlap", "min_area", "min_objectness",
         "min_score",
     )  # fmt: skip
-    tables = {"--nouns": "\n".join(nouns).encode(), "--embeddings": embeddings.tobytes()}
+    weights = {"--weights": detector.MODEL.WEIGHTS, "--encoder-weights": encoder.MODEL.WEIGHTS}
+    contents = {"--nouns": "\n".join(nouns).encode(), "--embeddings": embeddings.tobytes()}
+    contents |= {f"file of {o}": Path(path).read_bytes() for o, path in weights.items() if Path(path).is_file()}
     return (
         {f"--{name.replace('_', '-')}": getattr(args, name) for name in same}
-        | {"--weights": detector.MODEL.WEIGHTS, "--encoder-weights": encoder.MODEL.WEIGHTS}
-        | {option: hashlib.sha256(data).hexdigest()[:16] for option, data in tables.items()}
+        | weights
+        | {option: hashlib.sha256(data).hexdigest()[:16] for option, data in contents.items()}
     )
 
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -271,6 +272,18 @@ def test_the_set_reads_what_was_written(records, tmp_path, capsys):
         assert record["boxes"].dtype == np.float32 and record["nouns"].dtype == np.int64
         np.testing.assert_allclose(record["boxes"], propose(image).numpy(), atol=0.01)
         np.testing.assert_array_equal(record["nouns"], labeller()(image).nouns)
+
+
+def test_another_checkpoint_of_the_same_name_is_another_setting(tmp_path):
+    path, config = tmp_path / "model_final.pth", SimpleNamespace(MODEL=SimpleNamespace(WEIGHTS=""))
+    detector = SimpleNamespace(MODEL=SimpleNamespace(WEIGHTS=str(path)))
+    words = "--dataset a --config-file a --encoder a --nouns a --embeddings a".split()
+    args = pseudo_label.parse([*words, "--output", str(tmp_path / "labels.json")])
+    found = []
+    for content in ("one", "one", "other"):
+        path.write_text(content)
+        found.append(pseudo_label.settings_of(args, detector, config, ["dog"], np.ones((1, 2))))
+    assert found[0] == found[1] != found[2] and found[0]["--encoder-weights"] == ""
 
 
 MINI_ENCODER = ["MODEL.IMAGE_ENCODER.NAME", "EfficientNetLite0", "MODEL.IMAGE_ENCODER.PRETRAINED", ""]

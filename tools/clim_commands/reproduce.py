@@ -1,7 +1,6 @@
 """``clim reproduce``: train the rows of tables, and write the tables."""
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -59,8 +58,7 @@ def reproduce(args: argparse.Namespace) -> None:
     launch = Launch(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     if args.scale == "mini" and (args.dry_run or args.slurm is not None or launch != ONE_PROCESS):
         raise UserError("--dry-run, --slurm and the options of GPUs and machines are for --scale full.")
-    output = Path(os.path.relpath(args.output)) / args.scale  # records hold paths below it: one spelling for a folder
-    scale, seeds = args.scale, tuple(dict.fromkeys(args.seeds or ()))
+    scale, output, seeds = args.scale, args.output / args.scale, tuple(dict.fromkeys(args.seeds or ()))
     tables = [
         (table, seeds or (table.seeds if scale == "mini" else (0,)))
         for table in TABLES

@@ -1,7 +1,7 @@
 """Rows at full size, on the user's data: what must run, in which order, and the commands.
 
 A :class:`Step` makes a file below the data root, such as class embeddings. It comes before the rows whose configs name
-this file, and runs where the file is missing.
+this file, and runs where the file is missing, or older than the checkpoint that it is made from.
 """
 
 import os
@@ -117,6 +117,10 @@ class Preparation(NamedTuple):
             while not self.done():
                 time.sleep(POLL_SECONDS)
             return
+        if (made := data_root() / self.step.makes).exists():
+            print(f"{made} is older than {self.start}: it is made anew", flush=True)
+            made.replace(old := made.with_name(f"{made.name}.old"))
+            print(f"the old file is {old}", flush=True)
         if code := subprocess.run([sys.executable, *self.command(launch)]).returncode:
             raise UserError(f"{pasted(self, launch)} stopped with exit code {code}.")
 

@@ -17,7 +17,7 @@ from clim_commands.outputs import read_note
 
 from .launch import ROOT
 from .run_files import Progress
-from .training import POLL_SECONDS, RECORD, Busy, Settings, recorded_config, run_training
+from .training import POLL_SECONDS, RECORD, Busy, Settings, below, digest, recorded_config, run_training
 
 CONFIGS = ROOT / "configs"
 
@@ -161,12 +161,25 @@ class Finished(TypedDict):
 
 
 def finished(row: Row, output: Path, seed: int) -> Finished | None:
-    """The record of the finished run; None without one. A run of another config does not count: it is trained anew."""
+    """The record of the finished run; None without one.
+
+    A run of another config does not count, nor one from another checkpoint than is there now: it is trained anew.
+    """
     folder = row.folder(output, seed)
     record = read_note(folder / RECORD, kind=Finished, remedy=f"remove {folder} to train this row anew")
     if not record or record["results"] is None:  # {}: a row without an evaluation
         return None
-    return record if record["settings"]["config"] == config_of_run(row, output, seed) else None
+    starts = [origin.folder(output, seed) / file for _, origin, file in row.starts_from]
+    now = {below(str(path), folder.parent): _digest(path, path.stat().st_mtime_ns) for path in starts if path.is_file()}
+    settings = record["settings"]
+    same = settings["config"] == config_of_run(row, output, seed) and now.items() <= settings["inputs"].items()
+    return record if same else None
+
+
+@cache
+def _digest(path: Path, changed: int) -> str:
+    """The SHA-256 of a checkpoint that was last ``changed`` then."""
+    return digest(path)
 
 
 @cache
@@ -174,4 +187,5 @@ def config_of_run(row: Row, output: Path, seed: int) -> str:
     """The config that a record of this run holds."""
     from clim.engine import load_config
 
-    return recorded_config(load_config(str(CONFIGS / row.config), list(map(str, row.settings(output, seed)))))
+    cfg = load_config(str(CONFIGS / row.config), list(map(str, row.settings(output, seed))))
+    return recorded_config(cfg, beside=row.folder(output, seed).parent)

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -31,10 +32,12 @@ def run_script(
     with open(log, "ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)  # until the script ends, too, if it outlives a killed command
         inputs = list(map(_text_or_digest, arguments))
-        if written_last.is_file() and read_note(note, kind=list[str], remedy="remove it") == inputs:
+        if read_note(note, kind=list[str], remedy="remove it") != inputs:
+            written_last.unlink(missing_ok=True)
+            shutil.rmtree(f"{output}.parts", ignore_errors=True)  # finished images of tools/pseudo_label.py
+            write_json(note, inputs)
+        if written_last.is_file():
             return
-        written_last.unlink(missing_ok=True)
-        write_json(note, inputs)
         environment = os.environ | {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
         code = subprocess.run(command, stdout=stream, stderr=stream, env=environment).returncode
     if code != 0:

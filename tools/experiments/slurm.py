@@ -82,7 +82,7 @@ def submit(tasks: Mapping[Task, Sequence[Task]], launch: Launch, words: Sequence
             continue
         if known and not submitit.SlurmJob(str(folder / "%j"), known).done():
             waiting[task] = known
-            lines.append(f"{task.name}: job {known} waits or runs; if it is lost, remove its line from {notes}")
+            lines.append(f'{task.name}: job {known} waits or runs; if it is lost, set it to "" in {notes}')
             continue
         after = [waiting[need] for need in needs if need in waiting]
         waiting[task] = jobs[task.name] = _submit(task, launch, common, after=after, folder=folder)

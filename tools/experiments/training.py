@@ -90,7 +90,7 @@ def run_training(
     output, root = Path(output), Path(data_root() if datasets_root is None else datasets_root)
     overrides = [str(value) for value in overrides]
     cfg = load_config(str(config), overrides)
-    settings = settings_of(cfg, root)
+    settings = settings_of(cfg, root, beside=output.parent)
     command = [sys.executable, *train_command(config, output, overrides, launch)]
     environment = {"DETECTRON2_DATASETS": str(root)} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     if launch.machine_rank:
@@ -206,17 +206,32 @@ def _process(command: Sequence, *, log: Path, environment: Mapping[str, str], lo
             process.wait()
 
 
-def settings_of(cfg, root: Path) -> Settings:
-    """What makes a run of ``cfg`` on the data root ``root`` the same as another one."""
-    return {"config": recorded_config(cfg), "inputs": _input_digests(cfg, root)}
+def settings_of(cfg, root: Path, *, beside: Path) -> Settings:
+    """What makes a run of ``cfg`` on the data root ``root`` the same as another one. Other runs lie in ``beside``."""
+    inputs = {below(file, beside): found for file, found in _input_digests(cfg, root).items()}
+    return {"config": recorded_config(cfg, beside=beside), "inputs": inputs}
 
 
-def recorded_config(cfg) -> str:
-    """The config of a record: folder and log period do not count, nor the device, which is the CPU without a GPU."""
+def recorded_config(cfg, *, beside: Path) -> str:
+    """The config as text, without what does not count (:func:`_clear_place`)."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.OUTPUT_DIR, cfg.SOLVER.LOG_PERIOD, cfg.MODEL.DEVICE = "", 0, "cpu"
+    _clear_place(cfg, beside)
     return cfg.dump()
+
+
+def _clear_place(config: dict, beside: Path) -> None:
+    """Folder and log period do not count, nor the device, which is the CPU without a GPU, nor where ``beside`` lies."""
+    model = config["MODEL"]
+    config["OUTPUT_DIR"], config["SOLVER"]["LOG_PERIOD"], model["DEVICE"] = "", 0, "cpu"
+    for node, key in ((model, "WEIGHTS"), (model["IMAGE_ENCODER"], "PRETRAINED")):
+        node[key] = below(node[key], beside)
+
+
+def below(path: str, folder: Path) -> str:
+    """A path in ``folder`` as it is called there; any other one unchanged."""
+    whole, folder = (Path(os.path.abspath(place)) for place in (path, folder))
+    return str(whole.relative_to(folder)) if path and whole.is_relative_to(folder) else path
 
 
 @contextmanager
@@ -256,10 +271,9 @@ def _begun_by_hand(output: Path, settings: Settings) -> bool:
     if not (file := output / "config.yaml").is_file():
         return False
     config = yaml.safe_load(file.read_text(errors="replace"))
-    ours = yaml.safe_load(settings["config"])
-    if isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in ("SOLVER", "MODEL")):
-        config["OUTPUT_DIR"], config["SOLVER"]["LOG_PERIOD"], config["MODEL"]["DEVICE"] = "", 0, "cpu"
-    return config == ours
+    with suppress(TypeError, KeyError):  # no config
+        _clear_place(config, output.parent)
+    return config == yaml.safe_load(settings["config"])
 
 
 def _read_record(output: Path) -> Record | None:
@@ -283,5 +297,10 @@ def _input_digests(cfg, root: Path) -> dict[str, str]:
         path = Path(file) if Path(file).is_file() else root / file
         path = path / "facts.json" if path.is_dir() else path  # an index of tar shards
         if path.is_file():
-            found[file] = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[file] = digest(path)
     return found
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -126,9 +126,12 @@ def test_a_file_that_is_older_than_its_checkpoint_is_made_anew(tmp_path, calls, 
         start.touch()
         os.utime(start, times=(made.stat().st_mtime + seconds,) * 2)
         assert preparation.done() is done
+    made.write_text("mine")
+    os.utime(made, times=(start.stat().st_mtime - 1,) * 2)
     preparation.run(Launch())
     os.utime(start, times=(made.stat().st_mtime,) * 2)
     assert made.read_text() == "made" and preparation.done()
+    assert made.with_name("made.npy.old").read_text() == "mine"
 
 
 def test_several_machines_stop_at_the_first_failure(tmp_path, calls):
@@ -202,7 +205,7 @@ def test_other_machines_train_what_the_first_one_begins(tmp_path, calls):
 def test_another_machine_trains_beside_an_unfinished_record(tmp_path, calls):
     """Its own log, no record of its own; it returns when the first machine's record has figures."""
     output, config = tmp_path / "run", full.CONFIGS / "mini/base_stage.yaml"
-    settings = settings_of(config_of(Row("mini/base_stage.yaml")), tmp_path / "data")
+    settings = settings_of(config_of(Row("mini/base_stage.yaml")), tmp_path / "data", beside=tmp_path)
     record = {"settings": settings, "seconds": 5.0, "results": None}
     output.mkdir()
     (output / "results.json").write_text(json.dumps(record))
@@ -292,10 +295,13 @@ def test_slurm_gets_a_job_for_each_task_which_waits_for_what_it_needs(tmp_path, 
     assert [(p["name"], p["slurm_additional_parameters"]["dependency"]) for _, p, _ in slurm.submitted[4:]] == [
         (names[2], "afterok:102")
     ]
-    monkeypatch.setattr(full, "finished", lambda row, *_: row != BASE)  # the base stage was removed: all start from it
+    monkeypatch.setattr(
+        full, "finished", lambda row, *_: None if row == BASE else {}
+    )  # it was removed: all start from it
+    (tmp_path / "data/mini/made.npy").touch()
     slurm.ended.update(map(str, range(100, 110)))
     reproduce(*words)
-    assert [p["name"] for _, p, _ in slurm.submitted[5:]] == names
+    assert [p["name"] for _, p, _ in slurm.submitted[5:]] == names[1:]
     with pytest.raises(SystemExit):
         reproduce("--slurm", "gpu")
     assert "--slurm gpu: give KEY=VALUE" in capsys.readouterr().err

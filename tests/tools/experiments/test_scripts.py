@@ -31,14 +31,18 @@ def test_a_finished_file_stays_until_its_arguments_or_inputs_change(tmp_path, mo
     lines = ["import sys", "from pathlib import Path", "file = Path(sys.argv[-1])", "file.write_text('made')"]
     (tmp_path / "make.py").write_text("\n".join([*lines, "file.with_suffix('.json').touch()", "print('ran')"]))
     weights, file, log = (tmp_path / name for name in ("weights", "made.npy", "log"))
+    parts = tmp_path / "made.npy.parts"  # of other inputs: it goes with the file
     more = {"written_last": tmp_path / last} if last else {}
     for boxes, content, runs in ((5, "a", 1), (5, "a", 1), (6, "a", 2), (6, "b", 3), (6, "b", 3)):
         weights.write_text(content)
+        parts.mkdir(exist_ok=True)
+        before = log.read_text().count("ran") if log.exists() else 0
         scripts.run_script("make.py", [weights, "--boxes", boxes], output=file, root=tmp_path, log=log, **more)
-        assert log.read_text().count("ran") == runs
+        assert log.read_text().count("ran") == runs and parts.exists() == (before == runs)
     (tmp_path / last if last else file).unlink()
+    parts.mkdir(exist_ok=True)
     scripts.run_script("make.py", [weights, "--boxes", 6], output=file, root=tmp_path, log=log, **more)
-    assert log.read_text().count("ran") == 4 and file.is_file()
+    assert log.read_text().count("ran") == 4 and file.is_file() and parts.exists()  # from which a killed script goes on
 
 
 def test_a_script_that_outlived_its_command_is_awaited(tmp_path):

@@ -1,10 +1,10 @@
 """Rows wait for what they start from, share runs of the same settings, and become lines of a table."""
 
+import hashlib
 import json
 import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -164,6 +164,19 @@ def test_a_row_without_an_evaluation_is_finished_when_its_record_says_so(tmp_pat
     assert rows.finished(START, tmp_path, 0) is None
 
 
+def test_a_row_from_a_checkpoint_that_has_changed_is_not_finished(tmp_path):
+    finish(tmp_path, FIRST, 0, AP=1.0)
+    record = FIRST.folder(tmp_path, 0) / "results.json"
+    start = START.folder(tmp_path, 0) / "model_final.pth"
+    digest = hashlib.sha256(b"weights").hexdigest()
+    record.write_text(record.read_text().replace('"inputs": {}', f'"inputs": {{"start/model_final.pth": "{digest}"}}'))
+    assert rows.finished(FIRST, tmp_path, 0)  # the checkpoint may have been removed
+    start.parent.mkdir()
+    for content, same in ((b"weights", True), (b"others", False)):
+        start.write_bytes(content)
+        assert (rows.finished(FIRST, tmp_path, 0) is not None) == same
+
+
 def test_figures_stand_beside_the_papers(tmp_path):
     """Each scale shows its own rows; quoted ones stand at full size, and a line says what has been run, and on what."""
     for row, seed, machine in ((START, 0, "8 x A100"), (FIRST, 1, "8 x H100")):
@@ -243,8 +256,7 @@ def test_the_command_runs_what_is_chosen_and_reports_what_has_been_run(tmp_path,
         ),
     )
     monkeypatch.setattr("reproduce.TABLES", tables)
-    monkeypatch.chdir(tmp_path)
-    output = Path("mini")  # however the folder was given: records hold it in paths
+    output = tmp_path / "mini"
     finish(output, FIRST, 4, AP=12.34)
     call("--table", "own")
     assert [name for name, *_ in ran] == ["start.yaml", "tuned.yaml"]

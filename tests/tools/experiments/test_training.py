@@ -14,7 +14,7 @@ from experiments.launch import Launch, describe_machine
 from experiments.progress import Board, clock
 from experiments.rows import Row, config_of
 from experiments.run_files import Progress, evaluation, last_iteration, log_tail, read_metrics
-from experiments.training import holding, run_together, run_training, settings_of
+from experiments.training import below, holding, run_together, run_training, settings_of
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "mini" / "base_stage.yaml"
 STAND_IN = """
@@ -203,8 +203,22 @@ def test_a_run_is_the_same_on_a_machine_without_gpu(tmp_path):
         cfg = config_of(Row("mini/base_stage.yaml")).clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = device
-        found.append(settings_of(cfg, tmp_path))
+        found.append(settings_of(cfg, tmp_path, beside=tmp_path))
     assert found[0] == found[1]
+
+
+def test_a_run_is_the_same_wherever_it_and_its_start_lie(tmp_path, monkeypatch):
+    """One folder has several spellings, and may move."""
+    found = []
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path("out"), tmp_path / "out", Path("..", tmp_path.name, "out"), tmp_path / "moved"):
+        (folder / "base").mkdir(parents=True, exist_ok=True)
+        (folder / "base/model_final.pth").write_text("weights")
+        row = Row("mini/detic.yaml", ("MODEL.WEIGHTS", folder / "base/model_final.pth"))
+        found.append(settings_of(config_of(row), tmp_path, beside=folder))
+    assert found[1:] == found[:1] * 3 and "base/model_final.pth" in found[0]["inputs"]
+    assert "WEIGHTS: base/model_final.pth" in found[0]["config"]
+    assert below("else/where.pth", Path("out")) == "else/where.pth" and below("", Path()) == ""
 
 
 def test_a_machine_is_named_by_what_a_training_runs_on(monkeypatch):
@@ -221,7 +235,7 @@ def test_the_facts_of_an_index_of_shards_are_inputs(tmp_path):
     found = []
     for facts in ("{}", "{ }"):
         (index / "facts.json").write_text(facts)
-        found.append(settings_of(cfg, tmp_path)["inputs"][str(index)])
+        found.append(settings_of(cfg, tmp_path, beside=tmp_path / "runs")["inputs"][str(index)])
     assert found[0] != found[1]
 
 
