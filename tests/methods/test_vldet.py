@@ -19,7 +19,8 @@ from clim.methods.vldet import VLDet, match_nouns, match_softly, sinkhorn_plan
 from clim.modeling import embed_regions
 
 DIM, NOUNS = 6, 9
-TABLE = F.normalize(torch.randn(NOUNS, DIM, generator=torch.Generator().manual_seed(5)))
+# With this seed no two plans of Sinkhorn are nearly equal, where float32 and float64 may choose different nouns.
+TABLE = F.normalize(torch.randn(NOUNS, DIM, generator=torch.Generator().manual_seed(9)))
 PRESET = {
     "nouns": TABLE, "temperature": 50.0, "caption_weight": 0.1, "noun_weight": 0.01, "noun_loss": "contrastive",
     "proposals": 4, "tile_proposals": 2, "tile_min_iof": 0.3, "exact_box": True,
