@@ -90,8 +90,8 @@ def find_source(source: Path) -> tuple[Path, dict[str, list[str]]]:
 def pairs(photos: Path, captions: dict[str, list[str]]) -> dict:
     """The content of Detic's caption file: photos sorted by name, with captions and ``pos_category_ids``.
 
-    A photo without a tag stays. Prints which photos are missing. Raises UserError if all are missing, and for a file
-    that is no image.
+    A photo whose captions name no class is kept. Missing photos are left out and printed. Raises UserError if all are
+    missing, or if a file is not an image.
     """
     from PIL import Image, UnidentifiedImageError
 

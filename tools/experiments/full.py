@@ -99,9 +99,9 @@ class Preparation(NamedTuple):
 
     def done(self) -> bool:
         """Whether the file is there, and no older than the checkpoint that it is made from."""
-        made = data_root() / self.step.makes
-        inputs = [path for path in (self.start,) if path and path.exists()]
-        return made.exists() and all(made.stat().st_mtime >= path.stat().st_mtime for path in inputs)
+        made, start = data_root() / self.step.makes, self.start
+        stale = start and start.exists() and made.exists() and made.stat().st_mtime < start.stat().st_mtime
+        return made.exists() and not stale
 
     def command(self, launch: Launch) -> list[str]:
         words = [word.format(root=data_root(), start=self.start) for word in shlex.split(self.step.command)]
@@ -118,9 +118,8 @@ class Preparation(NamedTuple):
                 time.sleep(POLL_SECONDS)
             return
         if (made := data_root() / self.step.makes).exists():
-            print(f"{made} is older than {self.start}: it is made anew", flush=True)
             made.replace(old := made.with_name(f"{made.name}.old"))
-            print(f"the old file is {old}", flush=True)
+            print(f"{made} is older than {self.start}: it is made anew; the old file is {old}", flush=True)
         if code := subprocess.run([sys.executable, *self.command(launch)]).returncode:
             raise UserError(f"{pasted(self, launch)} stopped with exit code {code}.")
 
@@ -150,7 +149,7 @@ def plan(rows: Iterable[Row], seeds: Sequence[int], *, output: Path, steps: Sequ
 def run_tasks(tasks: dict[Task, list[Task]], launch: Launch) -> None:
     """Run what is missing, in order. What waits for a task that failed is left out; UserError at the end.
 
-    Several machines stop at the first failure, as each must know which row the others train. UserError before the
+    One of several machines ends at its first failure: it cannot know which row the others train. UserError before the
     first task if files are missing that no task makes.
     """
     require_files(tasks)

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple
 
 from clim.errors import UserError
 from clim_commands.outputs import read_note
 
 from .launch import ROOT
 from .run_files import Progress
-from .training import POLL_SECONDS, RECORD, Busy, Settings, below, digest, recorded_config, run_training
+from .training import POLL_SECONDS, RECORD, Busy, Record, below, digest, recorded_config, run_training
 
 CONFIGS = ROOT / "configs"
 
@@ -151,35 +151,20 @@ def run_row(row: Row, seed: int, *, output: Path, needed: Sequence[Future] = (),
     return result
 
 
-class Finished(TypedDict):
-    """The part of a run's record that tables show."""
-
-    settings: Settings
-    results: dict[str, object] | None
-    commit: NotRequired[str]
-    machine: NotRequired[str]
-
-
-def finished(row: Row, output: Path, seed: int) -> Finished | None:
+def finished(row: Row, output: Path, seed: int) -> Record | None:
     """The record of the finished run; None without one.
 
     A run of another config does not count, nor one from another checkpoint than is there now: it is trained anew.
     """
     folder = row.folder(output, seed)
-    record = read_note(folder / RECORD, kind=Finished, remedy=f"remove {folder} to train this row anew")
+    record = read_note(folder / RECORD, kind=Record, remedy=f"remove {folder} to train this row anew")
     if not record or record["results"] is None:  # {}: a row without an evaluation
         return None
     starts = [origin.folder(output, seed) / file for _, origin, file in row.starts_from]
-    now = {below(str(path), folder.parent): _digest(path, path.stat().st_mtime_ns) for path in starts if path.is_file()}
+    now = {below(str(path), folder.parent): digest(path) for path in starts if path.is_file()}
     settings = record["settings"]
     same = settings["config"] == config_of_run(row, output, seed) and now.items() <= settings["inputs"].items()
     return record if same else None
-
-
-@cache
-def _digest(path: Path, changed: int) -> str:
-    """The SHA-256 of a checkpoint that was last ``changed`` then."""
-    return digest(path)
 
 
 @cache

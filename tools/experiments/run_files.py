@@ -28,7 +28,7 @@ class Progress(NamedTuple):
 def last_iteration(log: Path, *, start: int) -> int | None:
     """The iteration at which a training ends, from its ``log`` after ``start`` bytes; None before its first step.
 
-    The config's MAX_ITER is another number where a run has more GPUs or counts epochs.
+    The config's MAX_ITER is another number unless the run has the reference number of GPUs and counts no epochs.
     """
     with open(log, "rb") as file:
         file.seek(start)
@@ -36,12 +36,14 @@ def last_iteration(log: Path, *, start: int) -> int | None:
     return found and int(found[1])
 
 
-def where(output: Path, log: Path, max_iter: int) -> Progress | None:
-    """The progress, from the ends of metrics.json and the log; None before the first line of metrics."""
+def where(output: Path, log: Path, *, start: int) -> Progress | None:
+    """The progress, from the end of metrics.json and the log after ``start`` bytes; None before the first step."""
+    if (end := last_iteration(log, start=start)) is None:
+        return None
     lines = [entry for entry in _metrics(_end_of(output / "metrics.json")) if entry.get("total_loss") is not None]
     for last in lines[-1:]:  # the evaluation's lines have no loss
-        if (done := last["iteration"] + 1) < max_iter:
-            return Progress("training", done, max_iter, last.get("eta_seconds"), last["total_loss"])
+        if (done := last["iteration"] + 1) < end:
+            return Progress("training", done, end, last.get("eta_seconds"), last["total_loss"])
         counts = re.findall(r"Inference done (\d+)/(\d+)", _end_of(log)) or [(0, 0)]
         return Progress("evaluating", *map(int, counts[-1]))
     return None

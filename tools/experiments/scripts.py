@@ -1,7 +1,6 @@
 """Run a script of tools/ before a training, in its own process."""
 
 import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from clim.files import write_json
 from clim_commands.outputs import read_note
 
 from .launch import ROOT
+from .training import digest
 
 TOOLS = ROOT / "tools"
 
@@ -47,4 +47,4 @@ def run_script(
 def _text_or_digest(argument: object) -> str:
     """The SHA-256 of a file, else the argument's text."""
     path = Path(str(argument))
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else str(argument)
+    return digest(path) if path.is_file() else str(argument)

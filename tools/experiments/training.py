@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -26,7 +27,7 @@ from clim.files import data_root, write_json
 from clim_commands.outputs import read_note
 
 from .launch import ONE_PROCESS, ROOT, Launch, commit_of_code, describe_machine
-from .run_files import Progress, evaluation, last_iteration, log_tail, where
+from .run_files import Progress, evaluation, log_tail, where
 
 TRAIN_NET = ROOT / "train_net.py"
 RECORD, LOCK = "results.json", ".lock"
@@ -103,7 +104,7 @@ def run_training(
         progress(now := Progress("resuming" if (output / "last_checkpoint").is_file() else "starting"))
         log = output / "train.log"
         before, start, commit = record["seconds"], time.monotonic(), commit_of_code()
-        end, begun = None, log.stat().st_size if log.is_file() else 0
+        begun = log.stat().st_size if log.is_file() else 0
         with _process(command, log=log, environment=environment, locks=[lock]) as process:
             while process.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
@@ -111,8 +112,7 @@ def run_training(
                     break
                 record["seconds"] = round(before + time.monotonic() - start, 1)
                 write_json(output / RECORD, record)
-                end = end or last_iteration(log, start=begun)
-                now = (where(output, log, end) if end else None) or now
+                now = where(output, log, start=begun) or now
                 progress(now)
         _require_success(process, log)
         record["results"] = evaluation(output, cfg.DATASETS.TEST) if cfg.DATASETS.TEST else {}
@@ -302,5 +302,12 @@ def _input_digests(cfg, root: Path) -> dict[str, str]:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """The SHA-256 of a file. Rows share checkpoints and annotations, so a process computes it once for each state."""
+    facts = path.stat()
+    return _digest(path, facts.st_mtime_ns, facts.st_size)
+
+
+@cache
+def _digest(path: Path, changed: int, size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

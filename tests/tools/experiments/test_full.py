@@ -113,7 +113,7 @@ def test_what_is_missing_runs_in_order_and_a_killed_call_goes_on(tmp_path, calls
     assert f"3. {NAMES[1]}, seed 0: not finished" in capsys.readouterr().out
 
 
-def test_a_file_that_is_older_than_its_checkpoint_is_made_anew(tmp_path, calls, monkeypatch):
+def test_a_file_that_is_older_than_its_checkpoint_is_made_anew(tmp_path, calls):
     """Labels of a detector that has been trained anew are another detector's."""
     step = Step("mini/made.npy", f"{training.TRAIN_NET} make {{start}}", start=BASE._replace(overrides=()))
     (preparation,) = [t for t in plan([TUNED], [0], output=tmp_path, steps=(step,)) if not isinstance(t, Training)]
@@ -134,7 +134,7 @@ def test_a_file_that_is_older_than_its_checkpoint_is_made_anew(tmp_path, calls, 
     assert made.with_name("made.npy.old").read_text() == "mine"
 
 
-def test_several_machines_stop_at_the_first_failure(tmp_path, calls):
+def test_one_of_several_machines_ends_at_its_first_failure(tmp_path, calls):
     (tmp_path / "fail").write_text(NAMES[1])
     tasks = plan([TUNED, LAST], [0], output=tmp_path / "out", steps=(Step("mini/made.npy", f"{training.TRAIN_NET} x"),))
     with pytest.raises(UserError, match="loss_cls = nan"):
@@ -295,9 +295,8 @@ def test_slurm_gets_a_job_for_each_task_which_waits_for_what_it_needs(tmp_path, 
     assert [(p["name"], p["slurm_additional_parameters"]["dependency"]) for _, p, _ in slurm.submitted[4:]] == [
         (names[2], "afterok:102")
     ]
-    monkeypatch.setattr(
-        full, "finished", lambda row, *_: None if row == BASE else {}
-    )  # it was removed: all start from it
+    # The base stage was removed, from which all start.
+    monkeypatch.setattr(full, "finished", lambda row, *_: None if row == BASE else {})
     (tmp_path / "data/mini/made.npy").touch()
     slurm.ended.update(map(str, range(100, 110)))
     reproduce(*words)

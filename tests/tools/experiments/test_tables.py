@@ -53,7 +53,7 @@ def finish(output, row, seed, **figures):
     folder = row.folder(output, seed)
     folder.mkdir(parents=True)
     settings = {"config": f"{row.config}, seed {seed}", "inputs": {}}
-    (folder / "results.json").write_text(json.dumps({"settings": settings, "results": figures}))
+    (folder / "results.json").write_text(json.dumps({"settings": settings, "seconds": 1.0, "results": figures}))
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
@@ -279,7 +279,7 @@ def test_a_table_without_its_end_and_records_without_figures_are_told(tmp_path):
     table = table_of(("start", START))
     finish(tmp_path, START, 0, AP=None)
     assert markdown(table, output=tmp_path, seeds=[0])[2] == "| start | – | – |"  # trained, without this figure
-    start = '"settings": {"config": "start.yaml, seed 0", "inputs": {}}'
+    start = '"seconds": 1, "settings": {"config": "start.yaml, seed 0", "inputs": {}}'
     for content in ("", "[]", f'{{{start}, "results": 3}}', f'{{{start}, "results": {{"AP": "high"}}}}'):
         (START.folder(tmp_path, 0) / "results.json").write_text(content)
         with pytest.raises(UserError, match=f"{START.folder(tmp_path, 0)}.*: remove .* to train this row anew"):

@@ -23,7 +23,9 @@ def output(tmp_path):
         row.folder(tmp_path, seed).mkdir(parents=True)
         figures = {"AP50_novel": figure, "AP50_base": 1.0, "AP50_all": 2.0}
         settings = {"config": config_of_run(row, tmp_path, seed), "inputs": {}}
-        (row.folder(tmp_path, seed) / "results.json").write_text(json.dumps({"settings": settings, "results": figures}))
+        (row.folder(tmp_path, seed) / "results.json").write_text(
+            json.dumps({"settings": settings, "seconds": 1.0, "results": figures})
+        )
     return tmp_path
 
 
